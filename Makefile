@@ -1,0 +1,70 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both need Python 3.11 or later, a C++20 compiler and make; everything else
+# comes from the package index into .venv.
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
+CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
+
+.PHONY: help setup demo test lint bench accuracy format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
+	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
+	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
+	@echo 'make lint      the checks without the tests'
+	@echo 'make format    rewrite the sources as the formatters want them'
+	@echo 'make bench     time against other libraries, rewrite docs/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
+	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/accuracy.md and its plot'
+	@echo 'make clean     remove everything that the other targets made'
+
+setup: $(VENV)/package.stamp
+
+# The tools, pinned; made anew when their list changes.
+$(VENV)/tools.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "crfrefine needs Python 3.11 or later: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt --upgrade pip
+	$(PIP) install --quiet -c constraints.txt --group dev
+	touch $@
+
+# The package, built as users get it. The build folder is kept, so only changed C++ is compiled again.
+$(VENV)/package.stamp: $(VENV)/tools.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
+	rm -rf dist
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=ON --wheel-dir dist .
+	$(PIP) install --quiet --no-deps --force-reinstall dist/*.whl
+	$(PIP) install --quiet -c constraints.txt dist/*.whl
+	touch $@
+
+demo: setup
+	$(BIN)/crfrefine demo -o demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+
+test: setup lint
+	CRFREFINE_TEST_INSTALLED=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+format: setup
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+bench: setup
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+accuracy: setup
+	$(BIN)/python benchmarks/accuracy.py
+
+clean:
+	rm -rf $(VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

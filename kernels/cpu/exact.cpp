@@ -1,0 +1,81 @@
+// The bilateral kernel summed over all pairs of voxels: O(N^2), exact to single precision.
+#include <algorithm>
+
+#include "cpu/features.h"
+#include "cpu/simd.h"
+
+namespace crf {
+
+namespace {
+
+constexpr float kSqrtHalfLog2e = 0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
+constexpr int kGroup = 4;                       // channels whose sums share one evaluation of the weights
+constexpr int64_t kPartial = 1024;              // senders whose sum is kept in a register before it joins the total: limits rounding
+
+class ExactFilter final : public Filter {
+   public:
+    ExactFilter(const BilateralInput& input, ThreadPool& pool)
+        : pool_(pool), num_voxels_(input.voxels->num_voxels), num_features_(num_features(input)) {
+        padded_ = (num_voxels_ + kLanes - 1) / kLanes * kLanes;
+        features_ = Buffer<float>(padded_ * num_features_);
+        std::fill(features_.get(), features_.get() + features_.size, 0.0f);
+        gather_features(input, 0, num_voxels_, features_.get(), padded_);
+        for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kSqrtHalfLog2e;
+    }
+
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                    float* sum) override {
+        for (int c = 0; c < num_channels; c += kGroup)
+            accumulate_group(values + c * num_voxels_, std::min(kGroup, num_channels - c), pre, post, channel_weight + c,
+                             sum + c * num_voxels_);
+    }
+
+    std::string description() const override { return "exact (all " + std::to_string(num_voxels_) + " x N pairs)"; }
+
+   private:
+    void accumulate_group(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                          float* sum) {
+        Buffer<float> sent(num_voxels_ * kGroup);  // (voxel, channel)
+        for (int64_t n = 0; n < num_voxels_; ++n)
+            for (int c = 0; c < kGroup; ++c)
+                sent[n * kGroup + c] = c < num_channels ? values[c * num_voxels_ + n] * (pre ? pre[n] : 1.0f) : 0.0f;
+        pool_.run(padded_ / kLanes, [&](int64_t item, int) {
+            const int64_t first = item * kLanes;
+            vfloat total[kGroup]{};
+            for (int64_t begin = 0; begin < num_voxels_; begin += kPartial) {
+                vfloat partial[kGroup]{};
+                for (int64_t m = begin; m < std::min(begin + kPartial, num_voxels_); ++m) {
+                    vfloat squared{};
+                    for (int d = 0; d < num_features_; ++d) {
+                        const float* feature = features_.get() + d * padded_;
+                        const vfloat difference = load(feature + first) - feature[m];
+                        squared += difference * difference;
+                    }
+                    const vfloat weight = exp2_nonpositive(-squared);
+                    for (int c = 0; c < kGroup; ++c) partial[c] += weight * sent[m * kGroup + c];
+                }
+                for (int c = 0; c < kGroup; ++c) total[c] += partial[c];
+            }
+            const int64_t count = std::min<int64_t>(kLanes, num_voxels_ - first);
+            for (int c = 0; c < num_channels; ++c) {
+                float received[kLanes];
+                store(received, total[c]);
+                for (int64_t i = 0; i < count; ++i)
+                    sum[c * num_voxels_ + first + i] += channel_weight[c] * (post ? post[first + i] : 1.0f) * received[i];
+            }
+        });
+    }
+
+    ThreadPool& pool_;
+    int64_t num_voxels_, padded_;
+    int num_features_;
+    Buffer<float> features_;  // (feature, padded voxel), scaled by kSqrtHalfLog2e
+};
+
+}  // namespace
+
+std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool) {
+    return std::make_unique<ExactFilter>(input, pool);
+}
+
+}  // namespace crf

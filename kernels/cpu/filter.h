@@ -1,0 +1,55 @@
+// What every way of computing messages has in common: a symmetric kernel applied to values at the compact voxels.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/buffer.h"
+#include "cpu/thread_pool.h"
+#include "cpu/voxels.h"
+
+namespace crf {
+
+class Filter {
+   public:
+    virtual ~Filter() = default;
+
+    // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
+    //
+    // values, sum: num_channels arrays of num_voxels floats. pre, post: num_voxels floats, or nullptr for all ones.
+    virtual void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                            float* sum) = 0;
+
+    // One line for people: which algorithm, with its size.
+    virtual std::string description() const = 0;
+};
+
+// The bilateral kernel's inputs, divided by nothing yet.
+struct BilateralInput {
+    const Voxels* voxels;
+    std::vector<double> theta_alpha;      // mm, one a box axis
+    std::vector<double> theta_beta;       // one a modality
+    std::vector<const float*> intensity;  // whole grid, one array a modality
+};
+
+// "12x14x9", for descriptions.
+template <class Sizes>
+std::string join_sizes(const Sizes& sizes) {
+    std::ostringstream text;
+    bool first = true;
+    for (const auto size : sizes) {
+        text << (first ? "" : "x") << size;
+        first = false;
+    }
+    return text.str();
+}
+
+std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
+std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);
+std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool);
+std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool);
+
+}  // namespace crf

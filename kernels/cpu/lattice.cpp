@@ -1,0 +1,217 @@
+// Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every direction, slice.
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/lattice_build.h"
+#include "cpu/simd.h"
+
+namespace crf {
+
+namespace {
+
+// One row of channels at a vertex or voxel.
+template <int C>
+struct RowOf {
+    typedef float type __attribute__((vector_size(4 * C)));
+};
+template <>
+struct RowOf<1> {
+    typedef float type;
+};
+
+class LatticeFilter final : public Filter {
+   public:
+    LatticeFilter(const BilateralInput& input, ThreadPool& pool)
+        : num_voxels_(input.voxels->num_voxels), pool_(pool), lattice_(build_lattice(input, pool)) {
+        scratch_.resize(pool.num_threads());
+        // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
+        // in a volume of (D + 1)^(D - 1/2). The blur below is [1 2 1] / 2, and weights are in 1 / 65535.
+        const int d = lattice_.num_features;
+        constexpr double pi = 3.14159265358979323846;
+        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / 65535.0);
+    }
+
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                    float* sum) override {
+        for (int c = 0; c < num_channels;) {
+            const int left = num_channels - c;
+            const int group = left >= 4 ? 4 : left;
+            const float* from = values + c * num_voxels_;
+            float* to = sum + c * num_voxels_;
+            if (group == 1) {
+                filter<1>(from, group, pre, post, channel_weight + c, to);
+            } else if (group == 2) {
+                filter<2>(from, group, pre, post, channel_weight + c, to);
+            } else {
+                filter<4>(from, group, pre, post, channel_weight + c, to);
+            }
+            c += group;
+        }
+    }
+
+    std::string description() const override {
+        std::ostringstream text;
+        text << "lattice (" << lattice_.num_vertices << " vertices, ";
+        text.precision(2);
+        text << static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_) << " a voxel)";
+        return text.str();
+    }
+
+   private:
+    static constexpr int64_t kVertexBlock = 4096;
+
+    int64_t num_vertex_blocks() const { return (lattice_.num_vertices + kVertexBlock - 1) / kVertexBlock; }
+
+    template <int C>
+    void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum) {
+        using Row = typename RowOf<C>::type;
+        const int64_t num_rows = lattice_.num_vertices + 1;  // the last row is zero: the neighbor that is not there
+        if (shares_.size < (lattice_.num_slots - lattice_.num_vertices) * C) {
+            shares_ = Buffer<float>();
+            shares_ = Buffer<float>((lattice_.num_slots - lattice_.num_vertices) * C);
+        }
+        if (from_.size < num_rows * C) {
+            from_ = Buffer<float>();
+            from_ = Buffer<float>(num_rows * C);
+            to_ = Buffer<float>();
+            to_ = Buffer<float>(num_rows * C);
+        }
+        for (auto& s : scratch_)
+            if (s.size < (lattice_.largest_tile + Lattice::kTileVoxels) * C) s = Buffer<float>((lattice_.largest_tile + Lattice::kTileVoxels) * C);
+        auto* shares = reinterpret_cast<Row*>(shares_.get());
+        auto* rows = reinterpret_cast<Row*>(from_.get());
+        auto* blurred = reinterpret_cast<Row*>(to_.get());
+        pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
+            splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows, shares);
+        });
+        const int64_t num_shared = static_cast<int64_t>(lattice_.shared.size());
+        pool_.run((num_shared + kVertexBlock - 1) / kVertexBlock, [&](int64_t block, int) {
+            for (int64_t s = block * kVertexBlock; s < std::min((block + 1) * kVertexBlock, num_shared); ++s) {
+                const Lattice::Shared& shared = lattice_.shared[s];
+                const Row* share = shares + (shared.first_slot - lattice_.num_vertices);
+                Row total = share[0];
+                for (uint32_t i = 1; i < shared.num_slots; ++i) total += share[i];
+                rows[shared.vertex] = total;
+            }
+        });
+        rows[lattice_.num_vertices] = Row{};
+        blurred[lattice_.num_vertices] = Row{};
+        for (int j = 0; j <= lattice_.num_features; ++j) {
+            const uint32_t* before = lattice_.before.get() + j * lattice_.num_vertices;
+            const uint32_t* after = lattice_.after.get() + j * lattice_.num_vertices;
+            pool_.run(num_vertex_blocks(), [&](int64_t block, int) {
+                for (int64_t v = block * kVertexBlock; v < std::min((block + 1) * kVertexBlock, lattice_.num_vertices); ++v)
+                    blurred[v] = rows[v] + (rows[before[v]] + rows[after[v]]) * 0.5f;
+            });
+            std::swap(rows, blurred);
+        }
+        pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
+            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
+        });
+    }
+
+    template <class Row>
+    static float& channel(Row& row, int c) {
+        return reinterpret_cast<float*>(&row)[c];
+    }
+
+    // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
+    template <class Body>
+    void for_corners(const Lattice::Tile& tile, Body&& body) const {
+        switch (lattice_.num_features + 1) {
+            case 4: return for_corners<4>(tile, body);
+            case 5: return for_corners<5>(tile, body);
+            case 6: return for_corners<6>(tile, body);
+            case 7: return for_corners<7>(tile, body);
+            case 8: return for_corners<8>(tile, body);
+            case 9: return for_corners<9>(tile, body);
+            default: return for_corners<0>(tile, body);
+        }
+    }
+
+    // kCorners: D + 1, or 0 for a number known at run time only.
+    template <int kCorners, class Body>
+    void for_corners(const Lattice::Tile& tile, Body&& body) const {
+        constexpr int kBatch = 16;  // voxels whose weights are converted at once
+        const int num_corners = kCorners > 0 ? kCorners : lattice_.num_features + 1;
+        const uint16_t* local = lattice_.local.get() + tile.first_entry * num_corners;
+        const uint16_t* weight = lattice_.weight.get() + tile.first_entry * num_corners;
+        float converted[kBatch * (kCorners > 0 ? kCorners : kMaxLatticeFeatures + 1)];
+        for (int64_t first = 0; first < tile.num_voxels; first += kBatch) {
+            const int64_t count = std::min<int64_t>(kBatch, tile.num_voxels - first);
+            const uint16_t* packed = weight + first * num_corners;
+            for (int64_t j = 0; j < count * num_corners; ++j) converted[j] = static_cast<float>(packed[j]);
+            for (int64_t i = 0; i < count; ++i)
+                body(first + i, num_corners, local + (first + i) * num_corners, converted + i * num_corners);
+        }
+    }
+
+    // The tile's voxels, into a buffer of its own vertices, and from there to the vertices or, where other tiles share one, to its slot.
+    template <int C, class Row>
+    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
+        Row* sent = scratch;
+        Row* buffer = scratch + Lattice::kTileVoxels;
+        int64_t i = 0;
+        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
+            const Lattice::Piece& piece = lattice_.pieces[p];
+            for (int64_t n = piece.voxel; n < piece.voxel + piece.length; ++n, ++i) {
+                Row row{};
+                for (int c = 0; c < group; ++c) channel(row, c) = values[c * num_voxels_ + n];
+                sent[i] = row * ((pre ? pre[n] : 1.0f) * (1.0f / 65535.0f));
+            }
+        }
+        std::fill(buffer, buffer + tile.num_vertices, Row{});
+        for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
+            const Row row = sent[voxel];
+            for (int k = 0; k < num_corners; ++k) buffer[local[k]] += row * weight[k];
+        });
+        const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
+        for (i = 0; i < tile.num_vertices; ++i) {
+            if (slot[i] < lattice_.num_vertices) {
+                rows[slot[i]] = buffer[i];
+            } else {
+                shares[slot[i] - lattice_.num_vertices] = buffer[i];
+            }
+        }
+    }
+
+    template <int C, class Row>
+    void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
+                float* sum) const {
+        Row* received = scratch;
+        Row* buffer = scratch + Lattice::kTileVoxels;
+        const uint32_t* vertex = lattice_.vertex.get() + tile.first_vertex;
+        for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[vertex[i]];
+        for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
+            Row total{};
+            for (int k = 0; k < num_corners; ++k) total += buffer[local[k]] * weight[k];
+            received[voxel] = total;
+        });
+        int64_t i = 0;
+        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
+            const Lattice::Piece& piece = lattice_.pieces[p];
+            for (int c = 0; c < group; ++c) {
+                const float factor = channel_weight[c] * amplitude_;
+                float* to = sum + c * num_voxels_ + piece.voxel;
+                const float* scale = post ? post + piece.voxel : nullptr;
+                for (int32_t x = 0; x < piece.length; ++x) to[x] += factor * (scale ? scale[x] : 1.0f) * channel(received[i + x], c);
+            }
+            i += piece.length;
+        }
+    }
+
+    const int64_t num_voxels_;
+    ThreadPool& pool_;
+    const Lattice lattice_;
+    float amplitude_ = 0;
+    Buffer<float> shares_, from_, to_;
+    std::vector<Buffer<float>> scratch_;
+};
+
+}  // namespace
+
+std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {
+    return std::make_unique<LatticeFilter>(input, pool);
+}
+
+}  // namespace crf

@@ -1,0 +1,52 @@
+// The permutohedral lattice of one image: which vertices there are, how voxels hang on them, and who neighbors whom.
+#pragma once
+
+#include "cpu/filter.h"
+
+namespace crf {
+
+constexpr int kMaxLatticeFeatures = 28;  // 2048 voxels a tile have at most 2048 * 29 vertices, which 16 bits can number
+
+struct Lattice {
+    // Up to this many voxels, a brick of the box, are splatted into one small buffer.
+    static constexpr int64_t kTileVoxels = 2048;
+
+    // Consecutive compact voxels of a tile.
+    struct Piece {
+        int64_t voxel;
+        int32_t length;
+    };
+    struct Tile {
+        int64_t first_piece, num_pieces;
+        int64_t first_entry;   // its first voxel in `local` and `weight`, in units of D + 1
+        int64_t num_voxels;
+        int64_t first_vertex;  // its first entry of `vertex` and `slot`
+        int64_t num_vertices;
+    };
+
+    int num_features = 0;  // D of the lattice: at least that of the image
+    int64_t num_vertices = 0;
+    int64_t num_slots = 0;
+    int64_t largest_tile = 0;  // vertices of the largest tile
+    std::vector<Piece> pieces;
+    std::vector<Tile> tiles;
+    // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their barycentric weights in 1 / 65535.
+    Buffer<uint16_t> local, weight;
+    // For each tile's vertices: the vertex's number, and where the tile's share of it is put. A vertex of one tile alone has one share,
+    // at its own number; those of several tiles have consecutive slots above num_vertices, to be summed.
+    Buffer<uint32_t> vertex, slot;
+    struct Shared {
+        uint32_t vertex, first_slot, num_slots;
+    };
+    std::vector<Shared> shared;
+    // Neighbors of each vertex along direction j: before[j * num_vertices + v], after[...]; num_vertices where there is none.
+    Buffer<uint32_t> before, after;
+};
+
+// Throws std::invalid_argument ("capacity: ...") when the features span more cells than a 128-bit key can number.
+Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
+
+// Vertices per voxel, estimated from a few tiles: what a lattice's cost depends on.
+double estimate_vertices_per_voxel(const BilateralInput& input);
+
+}  // namespace crf

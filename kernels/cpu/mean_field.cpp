@@ -1,0 +1,354 @@
+#include "cpu/mean_field.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/simd.h"
+
+namespace crf {
+
+namespace {
+
+constexpr float kTiny = 1.17549435e-38f;      // smallest normal number: keeps logarithms of vanished marginals finite
+constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
+constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
+
+// Sums over one block of voxels.
+struct BlockSums {
+    double negative_entropy = 0;  // sum Q log Q of the new marginals
+    double linear = 0;            // <a / T, Q> of the old ones
+    double quadratic = 0;         // <Q, pairwise> of the old ones
+    double divergence = 0;        // sum of KL(new || old)
+    int64_t flips = 0;
+};
+
+bool same_for_all(const std::vector<float>& weight) {
+    return std::all_of(weight.begin(), weight.end(), [&](float w) { return w == weight.front(); });
+}
+
+class MeanField {
+   public:
+    MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const float* logits, ThreadPool& pool)
+        : voxels_(voxels),
+          kernels_(kernels),
+          options_(options),
+          logits_(logits),
+          pool_(pool),
+          num_labels_(options.num_labels),
+          num_voxels_(voxels.num_voxels),
+          num_blocks_(num_voxel_blocks(voxels.num_voxels)) {
+        // With one weight for all labels the last label's message follows from the others': marginals sum to 1.
+        implied_ = std::all_of(kernels.begin(), kernels.end(), [](const Kernel& k) { return same_for_all(k.weight); });
+        num_channels_ = implied_ ? num_labels_ - 1 : num_labels_;
+        marginals_ = Buffer<float>(num_channels_ * num_voxels_);
+        messages_ = Buffer<float>(num_channels_ * num_voxels_);
+        if (implied_) sum_ones();
+        block_sums_.resize(num_blocks_);
+        scratch_.resize(pool.num_threads());
+        for (auto& s : scratch_) s = Buffer<float>(3 * num_labels_ * kVoxelBlock);
+    }
+
+    MeanFieldOutcome run(float* out, const StepCallback& callback) {
+        MeanFieldOutcome outcome;
+        step_ = 1.0f - options_.damping;
+        for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
+        double negative_entropy = total().negative_entropy;
+        // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
+        const bool may_stop = options_.tolerance > 0;
+        const bool keep = may_stop || options_.damping > 0 || !options_.is_potts;
+        if (keep || options_.num_iterations == 0) write_start(out);
+        kept_ = keep ? out : nullptr;
+        for (int t = 0; t < options_.num_iterations; ++t) {
+            if (callback) callback(t, options_.num_iterations);
+            send_messages();
+            float* target = keep || t + 1 == options_.num_iterations ? out : nullptr;
+            for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
+            const BlockSums sums = total();
+            const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
+            negative_entropy = sums.negative_entropy;
+            if (!outcome.energy.empty() && energy > outcome.energy.back() + kEnergyRounding * std::abs(energy)) step_ *= 0.5f;
+            outcome.energy.push_back(energy);
+            outcome.num_iterations = t + 1;
+            if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips <= kFlipsAtConvergence * num_voxels_) {
+                outcome.converged = true;
+                break;
+            }
+        }
+        return outcome;
+    }
+
+   private:
+    void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+
+    BlockSums total() const {
+        BlockSums sums;
+        for (const BlockSums& b : block_sums_) {
+            sums.negative_entropy += b.negative_entropy;
+            sums.linear += b.linear;
+            sums.quadratic += b.quadratic;
+            sums.divergence += b.divergence;
+            sums.flips += b.flips;
+        }
+        return sums;
+    }
+
+    void sum_ones() {
+        weighted_ones_ = Buffer<float>(num_voxels_);
+        for_blocks([&](int64_t block, int) {
+            for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
+                float total = 0;
+                for (const Kernel& k : kernels_) total += k.weight.front() * (k.ones ? k.ones[n] : 1.0f);
+                weighted_ones_[n] = total;
+            }
+        });
+    }
+
+    void send_messages() {
+        for_blocks([&](int64_t block, int) {
+            for (int c = 0; c < num_channels_; ++c) {
+                float* row = messages_.get() + c * num_voxels_;
+                std::fill(row + block * kVoxelBlock, row + std::min((block + 1) * kVoxelBlock, num_voxels_), 0.0f);
+            }
+        });
+        for (const Kernel& k : kernels_)
+            k.filter->accumulate(marginals_.get(), num_channels_, k.scales_sent ? k.scale.get() : nullptr, k.scale.get(), k.weight.data(),
+                                 messages_.get());
+    }
+
+    // Logits over temperature of a block, one row of kVoxelBlock a label; rows are padded with zeros to whole vectors.
+    void load_logits(int64_t block, float* rows) const { load_from_grid(logits_, 1.0f / options_.temperature, block, rows); }
+
+    void load_from_grid(const float* array, float scale, int64_t block, float* rows) const {
+        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
+        voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
+            for (int l = 0; l < num_labels_; ++l) {
+                const float* from = array + l * voxels_.grid_size + grid;
+                float* to = rows + l * kVoxelBlock + (voxel - begin);
+                for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
+            }
+        });
+        for (int l = 0; l < num_labels_; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, 0.0f);
+    }
+
+    void store_to_grid(const float* rows, int64_t block, float* array) const {
+        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
+        voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
+            for (int l = 0; l < num_labels_; ++l) {
+                const float* from = rows + l * kVoxelBlock + (voxel - begin);
+                std::copy(from, from + length, array + l * voxels_.grid_size + grid);
+            }
+        });
+    }
+
+    // Rows of a block of an array over voxels, padded with zeros.
+    void load_rows(const float* array, int num_rows, int64_t block, float* rows) const {
+        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
+        for (int c = 0; c < num_rows; ++c) {
+            float* to = rows + c * kVoxelBlock;
+            std::copy(array + c * num_voxels_ + begin, array + c * num_voxels_ + end, to);
+            std::fill(to + (end - begin), to + kVoxelBlock, 0.0f);
+        }
+    }
+
+    void store_marginals(int64_t block, const float* rows) {
+        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
+        for (int c = 0; c < num_channels_; ++c)
+            std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + (end - begin), marginals_.get() + c * num_voxels_ + begin);
+    }
+
+    // x, in place, becomes the softmax over rows; returns sum Q log Q, and the first largest row.
+    struct Softmax {
+        vfloat negative_entropy;
+        vint label;
+    };
+    Softmax softmax(float* x) const {
+        vfloat largest = load(x);
+        vint label{};
+        for (int l = 1; l < num_labels_; ++l) {
+            const vfloat v = load(x + l * kVoxelBlock);
+            const vint more = v > largest;
+            largest = more ? v : largest;
+            label = more ? splat_lanes(l) : label;
+        }
+        vfloat total{}, weighted{};
+        for (int l = 0; l < num_labels_; ++l) {
+            const vfloat shifted = load(x + l * kVoxelBlock) - largest;
+            const vfloat e = exp_nonpositive(shifted);
+            total += e;
+            weighted += e * shifted;
+            store(x + l * kVoxelBlock, e);
+        }
+        const vfloat inverse = 1.0f / total;
+        for (int l = 0; l < num_labels_; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
+        return {weighted * inverse - log_positive(total), label};
+    }
+
+    void initialize(int64_t block, float* x) {
+        load_logits(block, x);
+        const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
+        BlockSums sums;
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            sums.negative_entropy += sum_lanes(valid ? softmax(x + i).negative_entropy : vfloat{});
+        }
+        store_marginals(block, x);
+        block_sums_[block] = sums;
+    }
+
+    // One step for a block: from the messages and old marginals to the new marginals (and logits, where `out` is given).
+    void update(int64_t block, float* scratch, float* out) {
+        const int64_t begin = block * kVoxelBlock;
+        const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
+        float* x = scratch;                                      // logits, then the new logits, then the new marginals
+        float* s = scratch + num_labels_ * kVoxelBlock;          // weighted messages of all labels
+        float* q = scratch + 2 * num_labels_ * kVoxelBlock;      // old marginals of all labels
+        load_logits(block, x);
+        load_rows(messages_.get(), num_channels_, block, s);
+        load_rows(marginals_.get(), num_channels_, block, q);
+        const int last = num_labels_ - 1;
+        if (implied_) load_rows(weighted_ones_.get(), 1, block, s + last * kVoxelBlock);
+
+        vfloat linear{}, quadratic{};
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            if (implied_) {
+                vfloat rest = splat_lanes(1.0f), message = load(s + last * kVoxelBlock + i);
+                for (int l = 0; l < last; ++l) {
+                    rest -= load(q + l * kVoxelBlock + i);
+                    message -= load(s + l * kVoxelBlock + i);
+                }
+                store(q + last * kVoxelBlock + i, vmax(rest, vfloat{}));
+                store(s + last * kVoxelBlock + i, message);
+            }
+            vfloat all{};
+            if (options_.is_potts)
+                for (int l = 0; l < num_labels_; ++l) all += load(s + l * kVoxelBlock + i);
+            for (int l = 0; l < num_labels_; ++l) {
+                vfloat pairwise{};
+                if (options_.is_potts) {
+                    pairwise = all - load(s + l * kVoxelBlock + i);
+                } else {
+                    for (int k = 0; k < num_labels_; ++k)
+                        pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels_ + l];
+                }
+                const vfloat a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
+                linear += valid ? a * old : vfloat{};
+                quadratic += valid ? pairwise * old : vfloat{};
+                store(x + l * kVoxelBlock + i, a - pairwise);
+            }
+        }
+        if (step_ < 1.0f) shorten_step(block, q, s, x);
+        if (out) store_to_grid(x, block, out);
+        BlockSums sums;
+        vfloat divergence{};
+        vint flips{};
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            vint old_label{};
+            vfloat largest = load(q + i);
+            for (int l = 1; l < num_labels_; ++l) {
+                const vfloat v = load(q + l * kVoxelBlock + i);
+                const vint more = v > largest;
+                largest = more ? v : largest;
+                old_label = more ? splat_lanes(l) : old_label;
+            }
+            const Softmax now = softmax(x + i);
+            sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : vfloat{});
+            if (options_.tolerance > 0) {
+                vfloat cross{};
+                for (int l = 0; l < num_labels_; ++l)
+                    cross += load(x + l * kVoxelBlock + i) * log_positive(vmax(load(q + l * kVoxelBlock + i), splat_lanes(kTiny)));
+                divergence += valid ? vmax(now.negative_entropy - cross, vfloat{}) : vfloat{};
+                flips += valid ? (now.label != old_label) : vint{};  // -1 where true
+            }
+        }
+        store_marginals(block, x);
+        sums.linear = sum_lanes(linear);
+        sums.quadratic = sum_lanes(quadratic);
+        sums.divergence = sum_lanes(divergence);
+        for (int i = 0; i < kLanes; ++i) sums.flips -= flips[i];
+        block_sums_[block] = sums;
+    }
+
+    // x becomes a point between the old logits and x. Where no logits were kept, the logarithms of the old marginals `q` stand for them:
+    // the same but for labels that have all but vanished. `old` is scratch.
+    void shorten_step(int64_t block, const float* q, float* old, float* x) const {
+        if (kept_) load_from_grid(kept_, 1.0f, block, old);
+        for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
+            const vfloat from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny)));
+            store(x + i, from + (load(x + i) - from) * step_);
+        }
+    }
+
+    void write_start(float* out) {
+        for_blocks([&](int64_t block, int thread) {
+            float* x = scratch_[thread].get();
+            load_logits(block, x);
+            store_to_grid(x, block, out);
+        });
+    }
+
+    const Voxels& voxels_;
+    std::vector<Kernel>& kernels_;
+    const MeanFieldOptions& options_;
+    const float* logits_;
+    ThreadPool& pool_;
+    const int num_labels_;
+    const int64_t num_voxels_, num_blocks_;
+    int num_channels_ = 0;
+    bool implied_ = false;  // the last label's channel is not filtered
+    float step_ = 1.0f;
+    const float* kept_ = nullptr;  // (label, *grid) logits of the step before, or nullptr
+    Buffer<float> marginals_, messages_;  // (channel, voxel)
+    Buffer<float> weighted_ones_;         // (voxel), only when implied
+    std::vector<BlockSums> block_sums_;
+    std::vector<Buffer<float>> scratch_;
+};
+
+}  // namespace
+
+void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool) {
+    const int64_t num_voxels = voxels.num_voxels;
+    const float unit = 1.0f;
+    auto fill = [&](Buffer<float>& b, float value) {
+        b = Buffer<float>(num_voxels);
+        pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+            std::fill(b.get() + block * kVoxelBlock, b.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
+        });
+    };
+    Buffer<float> ones, degree;
+    fill(ones, 1.0f);
+    fill(degree, 0.0f);
+    kernel.filter->accumulate(ones.get(), 1, nullptr, nullptr, &unit, degree.get());
+    if (normalization == Normalization::kNone) {
+        kernel.ones = std::move(degree);
+        return;
+    }
+    const bool symmetric = normalization == Normalization::kSymmetric;
+    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+        for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels); ++n) {
+            const float d = std::max(degree[n], kTiny);
+            degree[n] = symmetric ? 1.0f / std::sqrt(d) : 1.0f / d;
+        }
+    });
+    kernel.scale = std::move(degree);
+    kernel.scales_sent = symmetric;
+    if (!symmetric) return;  // D^-1 K 1 = 1
+    fill(kernel.ones, 0.0f);
+    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get());
+}
+
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const float* logits,
+                                float* out, ThreadPool& pool, const StepCallback& callback) {
+    if (voxels.num_voxels < voxels.grid_size) {
+        const float scale = 1.0f / options.temperature;
+        const int64_t size = options.num_labels * voxels.grid_size;
+        constexpr int64_t kPiece = 1 << 16;
+        pool.run((size + kPiece - 1) / kPiece, [&](int64_t piece, int) {
+            for (int64_t i = piece * kPiece; i < std::min((piece + 1) * kPiece, size); ++i) out[i] = logits[i] * scale;
+        });
+    }
+    return MeanField(voxels, kernels, options, logits, pool).run(out, callback);
+}
+
+}  // namespace crf

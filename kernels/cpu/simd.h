@@ -1,0 +1,100 @@
+// Sixteen lanes of float or int32 in the compiler's vector extension, so that one source serves SSE, AVX2, AVX-512 and NEON.
+// Only what the extension cannot express well is written with intrinsics.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace crf {
+
+constexpr int kLanes = 16;
+
+typedef float vfloat __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef float vfloat4 __attribute__((vector_size(16)));
+
+inline vfloat load(const float* p) {
+    vfloat v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
+inline vfloat4 load4(const float* p) {
+    vfloat4 v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store4(float* p, vfloat4 v) { std::memcpy(p, &v, sizeof v); }
+
+inline vfloat splat_lanes(float x) { return vfloat{} + x; }
+inline vint splat_lanes(int32_t x) { return vint{} + x; }
+
+inline vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
+inline vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+inline vint vmax(vint a, vint b) { return a > b ? a : b; }
+inline vint vmin(vint a, vint b) { return a < b ? a : b; }
+
+// Lane forms of the operations in portable.h.
+inline vfloat to_float(vint x) { return __builtin_convertvector(x, vfloat); }
+inline vint truncate_to_int(vfloat x) { return __builtin_convertvector(x, vint); }
+inline vint floor_to_int(vfloat x) {
+    const vint i = truncate_to_int(x);
+    return i + (to_float(i) > x);  // a true comparison is -1
+}
+inline vint select(vint condition, vint a, vint b) { return condition ? a : b; }
+
+inline float sum_lanes(vfloat v) {
+    float s[kLanes];
+    std::memcpy(s, &v, sizeof v);
+    for (int w = kLanes / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; ++i) s[i] += s[i + w];
+    return s[0];
+}
+
+// The first `count` lanes are ones, the rest zeros.
+inline vint first_lanes(int count) {
+    const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return index < count;
+}
+
+// 2^t for t <= 0, relative error below 3e-7; t below -126 gives 0 or the smallest normal number.
+// Round-to-nearest split and a polynomial fitted to 2^f on [-1/2, 1/2] (least maximum relative error).
+inline vfloat exp2_nonpositive(vfloat t) {
+    constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f, c5 = 0.00133952777f;
+#if defined(__AVX512F__)
+    constexpr __mmask16 kAll = 0xffff;  // the masked forms, because GCC 12 warns of the others' undefined pass-through operand
+    const __m512 x = (__m512)t;
+    const __m512 whole = _mm512_maskz_roundscale_ps(kAll, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vfloat f = t - (vfloat)whole;
+    const vfloat p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
+    return (vfloat)_mm512_maskz_scalef_ps(kAll, (__m512)p, whole);
+#else
+    t = vmax(t, splat_lanes(-126.0f));
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    const vfloat shifted = t + magic;
+    const vfloat f = t - (shifted - magic);
+    const vfloat p = 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
+    return (vfloat)((vint)p + ((vint)shifted << 23));
+#endif
+}
+
+// e^t for t <= 0.
+inline vfloat exp_nonpositive(vfloat t) { return exp2_nonpositive(t * 1.44269504f); }
+
+// Natural logarithm of a positive normal number, absolute error about 1e-7 of the mantissa's part.
+// Splits off the exponent so that the mantissa is in [sqrt(1/2), sqrt(2)); atanh series in (m - 1) / (m + 1).
+inline vfloat log_positive(vfloat x) {
+    const vint bits = (vint)x;
+    const vint exponent = (bits - 0x3f3504f3) >> 23;
+    const vfloat m = (vfloat)(bits - (exponent << 23));
+    const vfloat s = (m - 1.0f) / (m + 1.0f);
+    const vfloat z = s * s;
+    const vfloat tail = z * (0.666666667f + z * (0.4f + z * (0.285714286f + z * 0.222222222f)));
+    return to_float(exponent) * 0.693147181f + s * (2.0f + tail);
+}
+
+}  // namespace crf

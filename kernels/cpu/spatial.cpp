@@ -1,0 +1,179 @@
+// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2): a product of one-dimensional Gaussians, so it is applied axis by axis on
+// the mask's bounding box, exactly up to the cut at kRadius standard deviations.
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/filter.h"
+#include "cpu/simd.h"
+
+namespace crf {
+
+namespace {
+
+constexpr double kRadius = 4.0;           // standard deviations; the kernel is 3e-4 there
+constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
+
+class SpatialFilter final : public Filter {
+   public:
+    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) : voxels_(voxels), pool_(pool) {
+        taps_.resize(voxels.num_axes);
+        for (int a = 0; a < voxels.num_axes; ++a) {
+            const double sigma = theta_gamma[a] / voxels.spacing[a];
+            const int64_t radius = std::min<int64_t>(static_cast<int64_t>(std::ceil(kRadius * sigma)), voxels.box_shape[a] - 1);
+            for (int64_t k = 0; k <= radius; ++k) taps_[a].push_back(static_cast<float>(std::exp(-0.5 * k * k / (sigma * sigma))));
+        }
+        box_ = Buffer<float>(voxels.box_size);
+        scratch_.resize(pool.num_threads());
+    }
+
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                    float* sum) override {
+        for (int c = 0; c < num_channels; ++c) {
+            if (channel_weight[c] == 0.0f) continue;
+            scatter(values + c * voxels_.num_voxels, pre);
+            for (int a = voxels_.num_axes - 1; a >= 0; --a) filter_axis(a);
+            gather(post, channel_weight[c], sum + c * voxels_.num_voxels);
+        }
+    }
+
+    std::string description() const override {
+        std::vector<size_t> radii;
+        for (const auto& taps : taps_) radii.push_back(taps.size() - 1);
+        return "separable (radius " + join_sizes(radii) + " voxels)";
+    }
+
+   private:
+    static constexpr int64_t kRunBlock = 256;
+
+    int64_t num_run_blocks() const { return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock; }
+
+    void scatter(const float* values, const float* pre) {
+        const auto& runs = voxels_.runs;
+        const int64_t num_runs = static_cast<int64_t>(runs.size());
+        // Each block of runs also clears the box from its first run up to the next block's first.
+        pool_.run(num_run_blocks(), [&](int64_t block, int) {
+            const int64_t first = block * kRunBlock, last = std::min(first + kRunBlock, num_runs);
+            int64_t cleared = block == 0 ? 0 : runs[first].box;
+            for (int64_t r = first; r < last; ++r) {
+                const Run& run = runs[r];
+                std::fill(box_.get() + cleared, box_.get() + run.box, 0.0f);
+                float* to = box_.get() + run.box;
+                const float* from = values + run.voxel;
+                if (pre) {
+                    const float* scale = pre + run.voxel;
+                    for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * scale[i];
+                } else {
+                    std::copy(from, from + run.length, to);
+                }
+                cleared = run.box + run.length;
+            }
+            std::fill(box_.get() + cleared, box_.get() + (last < num_runs ? runs[last].box : voxels_.box_size), 0.0f);
+        });
+    }
+
+    void gather(const float* post, float weight, float* sum) {
+        const auto& runs = voxels_.runs;
+        const int64_t num_runs = static_cast<int64_t>(runs.size());
+        pool_.run(num_run_blocks(), [&](int64_t block, int) {
+            for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
+                const Run& run = runs[r];
+                const float* from = box_.get() + run.box;
+                float* to = sum + run.voxel;
+                if (post) {
+                    const float* scale = post + run.voxel;
+                    for (int32_t i = 0; i < run.length; ++i) to[i] += weight * scale[i] * from[i];
+                } else {
+                    for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
+                }
+            }
+        });
+    }
+
+    void filter_axis(int axis) {
+        const std::vector<float>& taps = taps_[axis];
+        if (taps.size() == 1) return;
+        const int64_t length = voxels_.box_shape[axis];
+        int64_t inner = 1;
+        for (int a = axis + 1; a < voxels_.num_axes; ++a) inner *= voxels_.box_shape[a];
+        const int64_t outer = voxels_.box_size / (length * inner);
+        if (inner == 1) {
+            constexpr int64_t kRows = 64;
+            pool_.run((outer + kRows - 1) / kRows, [&](int64_t block, int thread) {
+                for (int64_t row = block * kRows; row < std::min((block + 1) * kRows, outer); ++row)
+                    filter_row(box_.get() + row * length, length, taps, scratch_[thread]);
+            });
+        } else {
+            const int64_t num_panels = (inner + kColumns - 1) / kColumns;
+            pool_.run(outer * num_panels, [&](int64_t item, int thread) {
+                const int64_t column = item % num_panels * kColumns;
+                filter_panel(box_.get() + item / num_panels * length * inner + column, length, inner, std::min(kColumns, inner - column),
+                             taps, scratch_[thread]);
+            });
+        }
+    }
+
+    // One contiguous row, in place; beyond its ends there is nothing.
+    static void filter_row(float* row, int64_t length, const std::vector<float>& taps, std::vector<float>& scratch) {
+        const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+        const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
+        scratch.assign(padded + 2 * radius + kLanes, 0.0f);
+        float* center = scratch.data() + radius;
+        std::copy(row, row + length, center);
+        for (int64_t i = 0; i < length; i += kLanes) {
+            vfloat total = load(center + i) * taps[0];
+            for (int64_t k = 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
+            if (i + kLanes <= length) {
+                store(row + i, total);
+            } else {
+                float tail[kLanes];
+                store(tail, total);
+                std::copy(tail, tail + (length - i), row + i);
+            }
+        }
+    }
+
+    // `width` neighboring columns of stride `stride`, in place.
+    static void filter_panel(float* panel, int64_t length, int64_t stride, int64_t width, const std::vector<float>& taps,
+                             std::vector<float>& scratch) {
+        const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+        scratch.resize((length + 2 * radius) * kColumns);
+        std::fill(scratch.begin(), scratch.begin() + radius * kColumns, 0.0f);
+        std::fill(scratch.begin() + (length + radius) * kColumns, scratch.begin() + (length + 2 * radius) * kColumns, 0.0f);
+        float* center = scratch.data() + radius * kColumns;
+        for (int64_t i = 0; i < length; ++i) {
+            std::copy(panel + i * stride, panel + i * stride + width, center + i * kColumns);
+            std::fill(center + i * kColumns + width, center + (i + 1) * kColumns, 0.0f);
+        }
+        for (int64_t i = 0; i < length; ++i) {
+            const float* row = center + i * kColumns;
+            vfloat total[4];
+            for (int v = 0; v < 4; ++v) total[v] = load(row + v * kLanes) * taps[0];
+            for (int64_t k = 1; k <= radius; ++k) {
+                const float* before = row - k * kColumns;
+                const float* after = row + k * kColumns;
+                for (int v = 0; v < 4; ++v) total[v] += (load(before + v * kLanes) + load(after + v * kLanes)) * taps[k];
+            }
+            if (width == kColumns) {
+                for (int v = 0; v < 4; ++v) store(panel + i * stride + v * kLanes, total[v]);
+            } else {
+                float wide[kColumns];
+                for (int v = 0; v < 4; ++v) store(wide + v * kLanes, total[v]);
+                std::copy(wide, wide + width, panel + i * stride);
+            }
+        }
+    }
+
+    const Voxels& voxels_;
+    ThreadPool& pool_;
+    std::vector<std::vector<float>> taps_;  // one list an axis: weight at distance 0, 1, ... voxels
+    Buffer<float> box_;
+    std::vector<std::vector<float>> scratch_;  // one a thread
+};
+
+}  // namespace
+
+std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {
+    return std::make_unique<SpatialFilter>(voxels, theta_gamma, pool);
+}
+
+}  // namespace crf

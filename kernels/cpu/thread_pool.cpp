@@ -1,0 +1,68 @@
+#include "cpu/thread_pool.h"
+
+namespace crf {
+
+ThreadPool::ThreadPool(int num_threads) {
+    for (int t = 1; t < num_threads; ++t) workers_.emplace_back([this, t] { work(t); });
+}
+
+ThreadPool::~ThreadPool() {
+    {
+        std::lock_guard lock(mutex_);
+        stopping_ = true;
+    }
+    start_.notify_all();
+    for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::take_items(int thread) {
+    try {
+        for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < num_items_;) (*body_)(item, thread);
+    } catch (...) {
+        std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+        next_.store(num_items_, std::memory_order_relaxed);
+    }
+}
+
+void ThreadPool::work(int thread) {
+    uint64_t seen = 0;
+    for (;;) {
+        {
+            std::unique_lock lock(mutex_);
+            start_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+            if (stopping_) return;
+            seen = generation_;
+        }
+        take_items(thread);
+        {
+            std::lock_guard lock(mutex_);
+            --active_;
+        }
+        done_.notify_one();
+    }
+}
+
+void ThreadPool::run(int64_t num_items, const std::function<void(int64_t, int)>& body) {
+    if (num_items <= 0) return;
+    if (workers_.empty() || num_items == 1) {
+        for (int64_t item = 0; item < num_items; ++item) body(item, 0);
+        return;
+    }
+    {
+        std::lock_guard lock(mutex_);
+        body_ = &body;
+        num_items_ = num_items;
+        next_.store(0, std::memory_order_relaxed);
+        active_ = static_cast<int>(workers_.size());
+        error_ = nullptr;
+        ++generation_;
+    }
+    start_.notify_all();
+    take_items(0);
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return active_ == 0; });
+    if (error_) std::rethrow_exception(error_);
+}
+
+}  // namespace crf

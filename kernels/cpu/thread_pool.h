@@ -1,0 +1,45 @@
+// A pool of threads that share out numbered items. What an item computes never depends on which thread takes it, so results
+// are the same for any number of threads.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace crf {
+
+class ThreadPool {
+   public:
+    explicit ThreadPool(int num_threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0).
+    // The first exception of a body is rethrown here once all threads are done.
+    void run(int64_t num_items, const std::function<void(int64_t item, int thread)>& body);
+
+   private:
+    void work(int thread);
+    void take_items(int thread);
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable start_, done_;
+    const std::function<void(int64_t, int)>* body_ = nullptr;
+    std::atomic<int64_t> next_{0};
+    int64_t num_items_ = 0;
+    uint64_t generation_ = 0;
+    int active_ = 0;
+    bool stopping_ = false;
+    std::exception_ptr error_;
+};
+
+}  // namespace crf

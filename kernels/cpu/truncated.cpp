@@ -1,0 +1,286 @@
+// The bilateral kernel as a direct sum over a window: pairs farther apart than kRadius standard deviations in space are left out,
+// everything else is exact. No lattice, no build; the fastest way while theta_alpha is a few voxels.
+//
+// The box is padded so that every neighbor of a voxel is at one fixed linear distance. Each unordered pair is visited once
+// (half of the window) and its weight used in both directions.
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/filter.h"
+#include "cpu/simd.h"
+
+namespace crf {
+
+namespace {
+
+constexpr double kRadius = 3.0;                 // standard deviations
+constexpr double kLog2e = 1.4426950408889634;   // exp(x) = 2^(x kLog2e)
+constexpr int64_t kRowsInterleaved = 8;         // see order_offsets
+
+struct Offset {
+    int64_t linear;  // distance in the padded box, positive
+    float exponent;  // log2 of the spatial part of the weight
+};
+
+class TruncatedFilter final : public Filter {
+   public:
+    TruncatedFilter(const BilateralInput& input, ThreadPool& pool)
+        : voxels_(*input.voxels), pool_(pool), num_modalities_(static_cast<int>(input.intensity.size())) {
+        layout_padding(input);
+        list_offsets(input);
+        pad_runs();
+        list_chunks();
+        load_intensity(input);
+    }
+
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                    float* sum) override {
+        for (int c = 0; c < num_channels;) {
+            const int group = num_channels - c >= 3 ? std::min(4, num_channels - c) : num_channels - c;
+            const int width = group == 3 ? 4 : group;
+            scatter(values + c * voxels_.num_voxels, group, width, pre);
+            filter(width);
+            gather(group, post, channel_weight + c, sum + c * voxels_.num_voxels);
+            c += group;
+        }
+    }
+
+    std::string description() const override {
+        const std::vector<int64_t> radii(radius_, radius_ + voxels_.num_axes);
+        return "truncated (radius " + join_sizes(radii) + " voxels, " + std::to_string(offsets_.size()) + " pairs a voxel)";
+    }
+
+   private:
+    void layout_padding(const BilateralInput& input) {
+        const int last = voxels_.num_axes - 1;
+        padded_size_ = 1;
+        for (int a = last; a >= 0; --a) {
+            const double sigma = input.theta_alpha[a] / voxels_.spacing[a];
+            radius_[a] = std::min<int64_t>(static_cast<int64_t>(kRadius * sigma + 1e-6), voxels_.box_shape[a] - 1);
+            int64_t extent = voxels_.box_shape[a] + radius_[a];
+            // Whole vectors: the lanes beyond a row's end must be padding, never the next row's voxels.
+            if (a == last) extent = (extent + kLanes - 1) / kLanes * kLanes;
+            stride_[a] = padded_size_;
+            padded_size_ *= extent;
+        }
+        // Distances are positive (half of the window), so only the end needs room for what the last voxels reach.
+        total_size_ = padded_size_ + 2 * kLanes;
+        for (int a = 1; a <= last; ++a) total_size_ += radius_[a] * stride_[a];
+    }
+
+    void list_offsets(const BilateralInput& input) {
+        struct Entry {
+            int64_t row;  // linear distance without the last axis
+            int64_t x;
+            double squared;
+        };
+        std::vector<Entry> entries;
+        const int axes = voxels_.num_axes;
+        int64_t d[kMaxAxes];
+        for (int a = 0; a < axes; ++a) d[a] = -radius_[a];
+        for (bool more = true; more;) {
+            double squared = 0;
+            int64_t row = 0;
+            int sign = 0;
+            for (int a = 0; a < axes; ++a) {
+                const double scaled = d[a] * voxels_.spacing[a] / input.theta_alpha[a];
+                squared += scaled * scaled;
+                if (a < axes - 1) row += d[a] * stride_[a];
+                if (sign == 0) sign = d[a] > 0 ? 1 : d[a] < 0 ? -1 : 0;
+            }
+            if (sign > 0 && squared <= kRadius * kRadius * (1 + 1e-9)) entries.push_back({row, d[axes - 1], squared});
+            more = false;
+            for (int a = axes - 1; a >= 0 && !more; --a) {
+                more = ++d[a] <= radius_[a];
+                if (!more) d[a] = -radius_[a];
+            }
+        }
+        // Neighboring distances along a row touch the same cache lines, but a load that overlaps a store just made must wait for it.
+        // So a few rows take turns, distance by distance.
+        std::vector<int64_t> rows;
+        for (const Entry& e : entries) rows.push_back(e.row);
+        std::sort(rows.begin(), rows.end());
+        rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+        auto group_of = [&](int64_t row) { return (std::lower_bound(rows.begin(), rows.end(), row) - rows.begin()) / kRowsInterleaved; };
+        std::sort(entries.begin(), entries.end(), [&](const Entry& p, const Entry& q) {
+            const int64_t group_p = group_of(p.row), group_q = group_of(q.row);
+            if (group_p != group_q) return group_p < group_q;
+            return p.x != q.x ? p.x < q.x : p.row < q.row;
+        });
+        for (const Entry& e : entries) offsets_.push_back({e.row + e.x, static_cast<float>(-0.5 * kLog2e * e.squared)});
+    }
+
+    void pad_runs() {
+        padded_run_.reserve(voxels_.runs.size());
+        for (const Run& run : voxels_.runs) {
+            int64_t c[kMaxAxes];
+            voxels_.coordinates(run.box, c);
+            int64_t linear = 0;
+            for (int a = 0; a < voxels_.num_axes; ++a) linear += c[a] * stride_[a];
+            padded_run_.push_back(linear);
+        }
+    }
+
+    // Vectors that hold at least one voxel, cut into slabs along the first axis. A slab writes into itself and into the next one, so
+    // first all even slabs are done at the same time, then all odd ones: no two threads meet, and the order of additions is fixed.
+    void list_chunks() {
+        const int64_t reach = voxels_.num_axes > 1 ? radius_[0] * stride_[0] : radius_[0] + kLanes;
+        const int64_t unit = voxels_.num_axes > 1 ? stride_[0] : kLanes;
+        const int64_t planes = std::max<int64_t>((reach + unit - 1) / unit + (voxels_.num_axes > 1 ? 1 : 2), 1);
+        slab_size_ = planes * unit;
+        const int64_t num_slabs = (padded_size_ + slab_size_ - 1) / slab_size_;
+        slabs_.resize(num_slabs);
+        for (size_t r = 0; r < voxels_.runs.size(); ++r) {
+            const int64_t begin = padded_run_[r] / kLanes * kLanes, end = padded_run_[r] + voxels_.runs[r].length;
+            for (int64_t chunk = begin; chunk < end; chunk += kLanes) {
+                auto& slab = slabs_[chunk / slab_size_];
+                if (slab.empty() || slab.back() != chunk) slab.push_back(chunk);
+            }
+        }
+    }
+
+    void load_intensity(const BilateralInput& input) {
+        intensity_ = Buffer<float>(num_modalities_ * total_size_);
+        const int64_t origin = voxels_.runs.front().grid;
+        pool_.run(num_modalities_, [&](int64_t m, int) {
+            float* to = intensity_.get() + m * total_size_;
+            std::fill(to, to + total_size_, 0.0f);
+            const float* from = input.intensity[m];
+            const float zero = from[origin];
+            const float scale = static_cast<float>(std::sqrt(0.5 * kLog2e) / input.theta_beta[m]);
+            for (size_t r = 0; r < voxels_.runs.size(); ++r) {
+                const Run& run = voxels_.runs[r];
+                float* row = to + padded_run_[r];
+                for (int32_t i = 0; i < run.length; ++i) row[i] = (from[run.grid + i] - zero) * scale;
+            }
+        });
+    }
+
+    void scatter(const float* values, int group, int width, const float* pre) {
+        if (sent_.size < width * total_size_) {
+            sent_ = Buffer<float>();
+            received_ = Buffer<float>();
+            sent_ = Buffer<float>(width * total_size_);
+            received_ = Buffer<float>(width * total_size_);
+        }
+        pool_.run(width, [&](int64_t c, int) {
+            float* to = sent_.get() + c * total_size_;
+            std::fill(to, to + total_size_, 0.0f);
+            if (c < group) {
+                const float* from = values + c * voxels_.num_voxels;
+                for (size_t r = 0; r < voxels_.runs.size(); ++r) {
+                    const Run& run = voxels_.runs[r];
+                    float* row = to + padded_run_[r];
+                    for (int32_t i = 0; i < run.length; ++i)
+                        row[i] = from[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
+                }
+            }
+            // The voxel itself has weight 1.
+            std::copy(to, to + total_size_, received_.get() + c * total_size_);
+        });
+    }
+
+    void gather(int group, const float* post, const float* channel_weight, float* sum) {
+        constexpr int64_t kRunBlock = 256;
+        const int64_t num_runs = static_cast<int64_t>(voxels_.runs.size());
+        pool_.run((num_runs + kRunBlock - 1) / kRunBlock, [&](int64_t block, int) {
+            for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
+                const Run& run = voxels_.runs[r];
+                for (int c = 0; c < group; ++c) {
+                    const float* row = received_.get() + c * total_size_ + padded_run_[r];
+                    float* to = sum + c * voxels_.num_voxels + run.voxel;
+                    for (int32_t i = 0; i < run.length; ++i)
+                        to[i] += channel_weight[c] * (post ? post[run.voxel + i] : 1.0f) * row[i];
+                }
+            }
+        });
+    }
+
+    void filter(int width) {
+        const int64_t num_slabs = static_cast<int64_t>(slabs_.size());
+        for (int parity = 0; parity < 2; ++parity) {
+            pool_.run((num_slabs - parity + 1) / 2, [&](int64_t item, int) {
+                const auto& slab = slabs_[2 * item + parity];
+                switch (width) {
+                    case 1: filter_slab<1>(slab); break;
+                    case 2: filter_slab<2>(slab); break;
+                    default: filter_slab<4>(slab); break;
+                }
+            });
+        }
+    }
+
+    template <int C>
+    void filter_slab(const std::vector<int64_t>& slab) {
+        switch (num_modalities_) {
+            case 1: return filter_chunks<C, 1>(slab);
+            case 2: return filter_chunks<C, 2>(slab);
+            case 3: return filter_chunks<C, 3>(slab);
+            case 4: return filter_chunks<C, 4>(slab);
+            default: return filter_chunks<C, 0>(slab);
+        }
+    }
+
+    // M: number of modalities, 0 = any.
+    template <int C, int M>
+    void filter_chunks(const std::vector<int64_t>& slab) {
+        constexpr int kHeld = M > 0 ? M : 1;
+        const int64_t num_offsets = static_cast<int64_t>(offsets_.size());
+        for (const int64_t chunk : slab) {
+            const float* intensity = intensity_.get() + chunk;
+            const float* sent = sent_.get() + chunk;
+            float* received = received_.get() + chunk;
+            vfloat own_intensity[kHeld], own_sent[C], own_received[C];
+            if constexpr (M > 0)
+                for (int m = 0; m < M; ++m) own_intensity[m] = load(intensity + m * total_size_);
+            for (int c = 0; c < C; ++c) {
+                own_sent[c] = load(sent + c * total_size_);
+                own_received[c] = vfloat{};
+            }
+            for (int64_t o = 0; o < num_offsets; ++o) {
+                const int64_t linear = offsets_[o].linear;
+                vfloat exponent = splat_lanes(offsets_[o].exponent);
+                if constexpr (M > 0) {
+                    for (int m = 0; m < M; ++m) {
+                        const vfloat difference = own_intensity[m] - load(intensity + m * total_size_ + linear);
+                        exponent -= difference * difference;
+                    }
+                } else {
+                    for (int m = 0; m < num_modalities_; ++m) {
+                        const vfloat difference = load(intensity + m * total_size_) - load(intensity + m * total_size_ + linear);
+                        exponent -= difference * difference;
+                    }
+                }
+                const vfloat weight = exp2_nonpositive(exponent);
+                for (int c = 0; c < C; ++c) {
+                    own_received[c] += weight * load(sent + c * total_size_ + linear);
+                    float* other = received + c * total_size_ + linear;
+                    store(other, load(other) + weight * own_sent[c]);
+                }
+            }
+            for (int c = 0; c < C; ++c) {
+                float* own = received + c * total_size_;
+                store(own, load(own) + own_received[c]);
+            }
+        }
+    }
+
+    const Voxels& voxels_;
+    ThreadPool& pool_;
+    int num_modalities_;
+    int64_t radius_[kMaxAxes]{}, stride_[kMaxAxes]{};
+    int64_t padded_size_ = 0, total_size_ = 0, slab_size_ = 0;
+    std::vector<Offset> offsets_;
+    std::vector<int64_t> padded_run_;          // each run's place in the padded box
+    std::vector<std::vector<int64_t>> slabs_;  // first voxels of the vectors to visit, slab by slab
+    Buffer<float> intensity_;                  // (modality, padded voxel), scaled so that squared differences are exponents of 2
+    Buffer<float> sent_, received_;            // (channel, padded voxel)
+};
+
+}  // namespace
+
+std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool) {
+    return std::make_unique<TruncatedFilter>(input, pool);
+}
+
+}  // namespace crf

@@ -1,0 +1,107 @@
+#include "cpu/voxels.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace crf {
+
+namespace {
+
+// Length of the piece of one grid row, from `x`, whose mask values are all `inside`.
+int64_t piece_length(const uint8_t* row, int64_t x, int64_t length, bool inside) {
+    int64_t end = x;
+    while (end < length && (row[end] != 0) == inside) ++end;
+    return end - x;
+}
+
+}  // namespace
+
+Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask) {
+    const int grid_axes = static_cast<int>(grid_shape.size());
+    grid_size = 1;
+    for (int64_t extent : grid_shape) grid_size *= extent;
+    if (grid_size == 0) throw std::invalid_argument("the grid has no voxels");
+    const int64_t row_length = grid_shape.back();
+    const int64_t num_rows = grid_size / row_length;
+
+    std::vector<int64_t> low(grid_axes, 0), high = grid_shape;
+    auto row_coordinates = [&](int64_t row, int64_t* c) {
+        for (int a = grid_axes - 2; a >= 0; --a) {
+            c[a] = row % grid_shape[a];
+            row /= grid_shape[a];
+        }
+    };
+    std::vector<int64_t> c(grid_axes, 0);
+    if (mask) {
+        low = grid_shape;
+        std::fill(high.begin(), high.end(), 0);
+        for (int64_t row = 0; row < num_rows; ++row) {
+            const uint8_t* values = mask + row * row_length;
+            const int64_t first = piece_length(values, 0, row_length, false);
+            if (first == row_length) continue;
+            int64_t last = row_length - 1;
+            while (values[last] == 0) --last;
+            row_coordinates(row, c.data());
+            for (int a = 0; a < grid_axes - 1; ++a) {
+                low[a] = std::min(low[a], c[a]);
+                high[a] = std::max(high[a], c[a] + 1);
+            }
+            low[grid_axes - 1] = std::min(low[grid_axes - 1], first);
+            high[grid_axes - 1] = std::max(high[grid_axes - 1], last + 1);
+        }
+        if (high[grid_axes - 1] == 0) throw std::invalid_argument("the mask is empty");
+    }
+
+    // Axes one voxel long say nothing; the row axis is always kept, as rows are what everything is cut into.
+    std::vector<int64_t> stride(grid_axes, 0);
+    box_size = 1;
+    for (int a = grid_axes - 1; a >= 0; --a) {
+        stride[a] = box_size;
+        box_size *= high[a] - low[a];
+    }
+    for (int a = 0; a < grid_axes; ++a) {
+        if (high[a] - low[a] == 1 && a != grid_axes - 1) continue;
+        if (num_axes == kMaxAxes) throw std::invalid_argument("at most " + std::to_string(kMaxAxes) + " axes longer than one voxel");
+        box_shape[num_axes] = high[a] - low[a];
+        spacing[num_axes] = spacing_mm[a];
+        source_axis[num_axes] = a;
+        ++num_axes;
+    }
+
+    num_voxels = 0;
+    const int64_t x_low = low[grid_axes - 1], x_high = high[grid_axes - 1];
+    for (int64_t row = 0; row < num_rows; ++row) {
+        row_coordinates(row, c.data());
+        int64_t box = 0;
+        bool outside = false;
+        for (int a = 0; a < grid_axes - 1; ++a) {
+            outside |= c[a] < low[a] || c[a] >= high[a];
+            box += (c[a] - low[a]) * stride[a];
+        }
+        if (outside) continue;
+        const uint8_t* values = mask ? mask + row * row_length : nullptr;
+        for (int64_t x = x_low; x < x_high;) {
+            if (values) x += piece_length(values, x, x_high, false);
+            if (x >= x_high) break;
+            const int64_t length = values ? piece_length(values, x, x_high, true) : x_high - x;
+            runs.push_back({num_voxels, row * row_length + x, box + x - x_low, static_cast<int32_t>(length)});
+            num_voxels += length;
+            x += length;
+        }
+    }
+}
+
+int64_t Voxels::find_run(int64_t voxel) const {
+    auto after = std::upper_bound(runs.begin(), runs.end(), voxel, [](int64_t v, const Run& run) { return v < run.voxel; });
+    return (after - runs.begin()) - 1;
+}
+
+void Voxels::coordinates(int64_t box_index, int64_t* coordinate) const {
+    for (int a = num_axes - 1; a >= 0; --a) {
+        coordinate[a] = box_index % box_shape[a];
+        box_index /= box_shape[a];
+    }
+}
+
+}  // namespace crf

@@ -1,0 +1,57 @@
+// Which voxels take part: those inside the mask, numbered in raster order ("compact" index n), inside the mask's bounding box.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+
+namespace crf {
+
+constexpr int kMaxAxes = 8;
+
+// Consecutive voxels along the last axis, all inside the mask.
+struct Run {
+    int64_t voxel;  // compact index of the first
+    int64_t grid;   // its linear index in the whole grid
+    int64_t box;    // its linear index in the bounding box
+    int32_t length;
+};
+
+struct Voxels {
+    int num_axes = 0;                // axes of the box that are longer than one voxel (at least one axis is kept)
+    int64_t box_shape[kMaxAxes]{};   // C order, last axis fastest
+    double spacing[kMaxAxes]{};      // mm
+    int source_axis[kMaxAxes]{};     // the grid's axis that each box axis came from
+    int64_t grid_size = 0;
+    int64_t box_size = 0;
+    int64_t num_voxels = 0;
+    std::vector<Run> runs;
+
+    // mask: nullptr, or grid_size bytes, nonzero = inside. Throws std::invalid_argument when no voxel is inside.
+    Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask);
+
+    // The run that holds compact voxel n.
+    int64_t find_run(int64_t voxel) const;
+
+    // Coordinates in the box of a linear box index.
+    void coordinates(int64_t box_index, int64_t* coordinate) const;
+
+    // Calls body(voxel, grid, box, length) for the pieces of runs within compact voxels [begin, end).
+    template <class Body>
+    void for_pieces(int64_t begin, int64_t end, Body&& body) const {
+        for (int64_t r = find_run(begin); begin < end; ++r) {
+            const Run& run = runs[r];
+            const int64_t skip = begin - run.voxel;
+            const int64_t length = std::min<int64_t>(run.length - skip, end - begin);
+            body(begin, run.grid + skip, run.box + skip, length);
+            begin += length;
+        }
+    }
+};
+
+// Blocks of compact voxels for loops over voxels: fixed size, so that sums over blocks do not depend on the number of threads.
+constexpr int64_t kVoxelBlock = 1024;
+inline int64_t num_voxel_blocks(int64_t num_voxels) { return (num_voxels + kVoxelBlock - 1) / kVoxelBlock; }
+
+}  // namespace crf

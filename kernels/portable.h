@@ -1,0 +1,22 @@
+// What lets one header serve g++, clang and NVRTC: function qualifiers and scalar forms of the lane operations in cpu/simd.h.
+// No standard headers here: NVRTC has none.
+#pragma once
+
+#if defined(__CUDACC__)
+#define CRF_HD __host__ __device__ __forceinline__
+#else
+#define CRF_HD inline
+#endif
+
+namespace crf {
+
+// Largest integer not above x; floor and not truncation, as coordinates are negative too.
+CRF_HD int floor_to_int(float x) {
+    const int i = static_cast<int>(x);
+    return i - (static_cast<float>(i) > x ? 1 : 0);
+}
+CRF_HD int truncate_to_int(float x) { return static_cast<int>(x); }
+CRF_HD float to_float(int x) { return static_cast<float>(x); }
+CRF_HD int select(bool condition, int a, int b) { return condition ? a : b; }
+
+}  // namespace crf
