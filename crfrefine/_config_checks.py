@@ -1,0 +1,152 @@
+"""Checks of single configuration values: each takes a value and its dotted key, returns the value in its final type, or raises ConfigError.
+
+Not for what depends on the case (numbers of labels, modalities, axes): `CrfParameters.resolve` compares lengths.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from crfrefine.errors import ConfigError
+
+Check = Callable[[Any, str], Any]
+
+
+def describe(value: object) -> str:
+    """Short text for a value in an error message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy scalars and arrays into Python numbers and lists, without importing numpy."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Say which known name is meant, or list them all."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
+
+
+def check_known(table: Mapping[str, object], known: Collection[str], prefix: str) -> None:
+    """Refuse keys that are not known: a misspelled key must not be ignored."""
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"{prefix}{name}: unknown key; {suggestion(str(name), known)}")
+
+
+def number(value: Any, key: str) -> float:
+    """A finite number, as float."""
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{key}: expected a number, got {describe(value)}")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ConfigError(f"{key}: expected a finite number, got {describe(value)}")
+    return result
+
+
+def in_range(low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = False) -> Check:
+    """A finite number between two bounds."""
+
+    def check(value: Any, key: str) -> float:
+        result = number(value, key)
+        if result < low or result > high or (low_open and result == low) or (high_open and result == high):
+            left = f"greater than {low:g}" if low_open else f"at least {low:g}"
+            right = "" if high == math.inf else f" and less than {high:g}" if high_open else f" and at most {high:g}"
+            raise ConfigError(f"{key}: must be {left}{right}, got {describe(value)}")
+        return result
+
+    return check
+
+
+def whole(low: int) -> Check:
+    """A whole number of at least `low`."""
+
+    def check(value: Any, key: str) -> int:
+        value = plain(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{key}: expected a whole number, got {describe(value)}")
+        if value < low:
+            raise ConfigError(f"{key}: must be at least {low}, got {value}")
+        return value
+
+    return check
+
+
+def choice(*names: str) -> Check:
+    """One of a few words."""
+
+    def check(value: Any, key: str) -> str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{key}: expected one of {', '.join(names)}; got {describe(value)}")
+        if value not in names:
+            raise ConfigError(f"{key}: expected one of {', '.join(names)}; got {describe(value)}; {suggestion(value, names)}")
+        return value
+
+    return check
+
+
+def one_or_many(item: Check) -> Check:
+    """One value, or a list with one for each label, modality or axis."""
+
+    def check(value: Any, key: str) -> Any:
+        value = plain(value)
+        if not isinstance(value, list | tuple):
+            return item(value, key)
+        if not value:
+            raise ConfigError(f"{key}: the list is empty")
+        return tuple(item(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+
+    return check
+
+
+def interval(low: float = -math.inf, high: float = math.inf) -> Check:
+    """Two increasing numbers [a, b], or a list of such pairs, one for each modality."""
+
+    def pair(value: Any, key: str) -> tuple[float, float]:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ConfigError(f"{key}: expected two numbers [low, high], got {describe(value)}")
+        first, second = (in_range(low, high)(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+        if first >= second:
+            raise ConfigError(f"{key}: the first number must be smaller than the second, got {describe(value)}")
+        return first, second
+
+    def check(value: Any, key: str) -> Any:
+        value = plain(value)
+        if isinstance(value, list | tuple) and value and all(isinstance(entry, list | tuple) for entry in value):
+            return tuple(pair(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+        return pair(value, key)
+
+    return check
+
+
+def penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
+    """A square matrix of finite numbers with a zero diagonal; it need not be symmetric."""
+    value = plain(value)
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(row, list | tuple) for row in value):
+        raise ConfigError(f"{key}: expected a square matrix [[...], ...], got {describe(value)}")
+    size = len(value)
+    for index, row in enumerate(value):
+        if len(row) != size:
+            raise ConfigError(f"{key}: expected a square matrix: it has {size} rows, but row {index} has {len(row)} numbers")
+    matrix = tuple(tuple(number(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row)) for i, row in enumerate(value))
+    for index in range(size):
+        if matrix[index][index] != 0.0:
+            raise ConfigError(
+                f"{key}[{index}][{index}]: the diagonal must be zero, got {matrix[index][index]:g}; "
+                "subtracting a row's diagonal entry from the whole row leaves the model as it is"
+            )
+    return matrix
+
+
+def optional(check: Check) -> Check:
+    """None, or what `check` accepts."""
+    return lambda value, key: None if value is None else check(value, key)

@@ -1,0 +1,38 @@
+"""Text of a parameter file: TOML with a comment for each key.
+
+Writing only; reading is the standard library's `tomllib`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+
+def toml_value(value: object) -> str:
+    """TOML text of a string, number, or nested sequence of these; a matrix takes a line for each row."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Sequence):
+        entries = [toml_value(entry) for entry in value]
+        if value and isinstance(value[0], Sequence) and not isinstance(value[0], str):
+            return "[\n" + "".join(f"  {entry},\n" for entry in entries) + "]"
+        return "[" + ", ".join(entries) + "]"
+    raise TypeError(f"no TOML text for {type(value).__name__}")
+
+
+def toml_entry(name: str, value: object, comment: str) -> str:
+    """One `name = value  # comment` line; a key without a value is shown commented out, with its meaning."""
+    text = f"# {name}: not set" if value is None else f"{name} = {toml_value(value)}"
+    if "\n" in text:
+        return f"# {comment}\n{text}\n"
+    return f"{text:<32}# {comment}\n"
+
+
+def toml_comment(text: str) -> str:
+    """Each line of a text as a TOML comment."""
+    return "".join(f"# {line}".rstrip() + "\n" for line in text.splitlines())

@@ -1,0 +1,202 @@
+"""The C++ engine, as a backend.
+
+The engine comes compiled for several instruction sets; the best one that this processor runs is imported. The environment variable
+`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) asks for a lower one, for tests and comparisons.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.backends.base import MeanFieldResult, Progress
+from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
+
+if TYPE_CHECKING:
+    from crfrefine.config import ResolvedParameters
+
+LEVELS = ("baseline", "avx2", "avx512")
+"""The instruction sets that the engine is compiled for, lowest first."""
+
+# Features are differences over bandwidths; single precision squares them without overflow up to about 1e19, and resolves a difference of
+# one bandwidth up to about 1e6. Beyond that the bandwidth is a mistake.
+_LARGEST_FEATURE = 1e6
+
+
+def _load_engine() -> Any:
+    asked = os.environ.get("CRFREFINE_CPU_LEVEL")
+    if asked is not None and asked not in LEVELS:
+        raise ConfigError(f"CRFREFINE_CPU_LEVEL is {asked!r}; expected one of {', '.join(LEVELS)}")
+    try:
+        baseline = importlib.import_module("crfrefine._engine_baseline")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "the compiled CPU engine is missing from this installation; reinstall crfrefine (a C++20 compiler is needed to build it from source)"
+        ) from error
+    best = LEVELS.index(baseline.cpu_level())
+    wanted = best if asked is None else LEVELS.index(asked)
+    if wanted > best:
+        raise BackendUnavailableError(f"CRFREFINE_CPU_LEVEL asks for {asked}, but this processor runs only {LEVELS[best]}")
+    return baseline if wanted == 0 else importlib.import_module(f"crfrefine._engine_{LEVELS[wanted]}")
+
+
+def available_threads() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class CpuBackend:
+    """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._engine = _load_engine()
+
+    @property
+    def level(self) -> str:
+        """The instruction set of the loaded engine."""
+        return str(self._engine.__name__).rpartition("_")[2]
+
+    def mean_field(
+        self,
+        logits: NDArray[np.float32],
+        image: NDArray[np.float32],
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        parameters: ResolvedParameters,
+        *,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> MeanFieldResult:
+        """Run the mean field on one case; see `Backend.mean_field`."""
+        logits = np.ascontiguousarray(logits, dtype=np.float32)
+        image = np.ascontiguousarray(image, dtype=np.float32)
+        step = _floats(parameters.position_spacing(spacing))
+        for kernel in parameters.bilateral:
+            _check_features(image, step, kernel.theta_alpha, kernel.theta_beta)
+        spatial = parameters.spatial
+        out = np.empty_like(logits)
+        try:
+            outcome = self._engine.mean_field(
+                logits,
+                image,
+                _mask(mask),
+                step,
+                [(_floats(kernel.weight), _floats(kernel.theta_alpha), _floats(kernel.theta_beta)) for kernel in parameters.bilateral],
+                None if spatial is None else (_floats(spatial.weight), _floats(spatial.theta_gamma)),
+                _floats(parameters.compatibility),
+                bool(parameters.is_potts),
+                int(parameters.num_iterations),
+                float(parameters.tolerance),
+                float(parameters.temperature),
+                str(parameters.normalization),
+                float(parameters.damping),
+                str(parameters.filter),
+                threads or available_threads(),
+                progress,
+                out,
+            )
+        except (ValueError, MemoryError) as error:
+            raise _translate(error, logits.shape) from error
+        return MeanFieldResult(
+            logits=out,
+            num_iterations=outcome["num_iterations"],
+            converged=outcome["converged"],
+            energy=tuple(outcome["energy"]),
+            filters=tuple(outcome["filters"]),
+            timings={"build": outcome["build_seconds"], "steps": outcome["steps_seconds"]},
+        )
+
+    def message(
+        self,
+        values: NDArray[np.float32],
+        image: NDArray[np.float32] | None,
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        *,
+        theta_alpha: Sequence[float],
+        theta_beta: Sequence[float] | None,
+        normalization: str = "none",
+        filter: str = "exact",  # noqa: A002 - the parameter's name in the configuration
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Filter values once; see `Backend.message`."""
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
+        step = _floats(spacing)
+        if theta_beta is not None:
+            _check_features(guide, step, theta_alpha, theta_beta)
+        out = np.zeros_like(values)
+        try:
+            self._engine.message(
+                values,
+                guide,
+                _mask(mask),
+                step,
+                _floats(theta_alpha),
+                [] if theta_beta is None else _floats(theta_beta),
+                normalization,
+                filter,
+                threads or available_threads(),
+                out,
+            )
+        except (ValueError, MemoryError) as error:
+            raise _translate(error, values.shape) from error
+        return out
+
+    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label of the largest logit at each voxel, the lowest of equals, in the smallest unsigned type."""
+        out: NDArray[np.unsignedinteger[Any]] = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
+        self._engine.label_map(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
+        return out
+
+    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+        """Return the softmax over labels of (L, *grid) logits."""
+        out = np.empty(logits.shape, dtype=np.float32)
+        self._engine.softmax(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
+        return out
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(value) for value in np.asarray(values).ravel()]
+
+
+def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
+
+
+def _check_features(image: NDArray[np.float32], step: Sequence[float], theta_alpha: Any, theta_beta: Any) -> None:
+    for axis, (extent, distance, theta) in enumerate(zip(image.shape[1:], step, theta_alpha, strict=True)):
+        if extent * distance / float(theta) > _LARGEST_FEATURE:
+            raise CapacityError(
+                f"theta_alpha {float(theta):g} of axis {axis} is less than a millionth of the volume's extent ({extent * distance:g}); "
+                "use a larger bandwidth"
+            )
+    for modality, theta in enumerate(theta_beta):
+        channel = image[modality]
+        spread = float(channel.max()) - float(channel.min()) if channel.size else 0.0
+        if not np.isfinite(spread):
+            raise InputError(f"modality {modality} of the image holds values that are not finite (NaN or infinity)")
+        if spread / float(theta) > _LARGEST_FEATURE:
+            raise CapacityError(
+                f"theta_beta {float(theta):g} of modality {modality} is less than a millionth of its range of intensities ({spread:g}); "
+                "use a larger bandwidth, or normalize the intensities"
+            )
+
+
+def _translate(error: Exception, shape: tuple[int, ...]) -> Exception:
+    """Return the error that a user can act on."""
+    if isinstance(error, MemoryError):
+        grid = "x".join(str(extent) for extent in shape[1:])
+        return CapacityError(f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region")
+    if "capacity" in str(error):
+        return CapacityError(str(error))
+    return InputError(str(error))

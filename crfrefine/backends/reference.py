@@ -1,0 +1,139 @@
+"""The `reference` backend: the model in float64 Python, for checks and small grids.
+
+Slow on purpose; see crfrefine/reference for the parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.backends.base import MeanFieldResult, Progress
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.features import kernel_features
+from crfrefine.reference.dense import TRUNCATION_RADIUS, DenseKernel
+from crfrefine.reference.lattice import Lattice
+from crfrefine.reference.mean_field import Filter, NormalizedKernel, Term, mean_field
+
+if TYPE_CHECKING:
+    from crfrefine.config import ResolvedParameters
+
+Float32 = NDArray[np.float32]
+
+
+class ReferenceBackend:
+    """Exact sums over all pairs, or the plain lattice; `auto` takes the exact sums."""
+
+    name = "reference"
+
+    def mean_field(
+        self,
+        logits: Float32,
+        image: Float32,
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        parameters: ResolvedParameters,
+        *,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> MeanFieldResult:
+        """Run the mean field on one case; see `Backend.mean_field`. One thread, whatever `threads` says.
+
+        Raises:
+            ConfigError: the filter is `grid`, which this backend does not have.
+            InputError: the mask is empty.
+            CapacityError: too many voxels in the mask.
+        """
+        grid_shape = logits.shape[1:]
+        inside = _inside(mask, grid_shape)
+        start = time.perf_counter()
+        if progress is not None:
+            progress("build", 0, 1)
+        steps = parameters.position_spacing(spacing)
+        num_points = int(inside.sum())
+        terms: list[Term] = []
+        filters: list[str] = []
+        for index, kernel in enumerate(parameters.bilateral):
+            features = kernel_features(image, inside, steps, kernel.theta_alpha.tolist(), kernel.theta_beta.tolist(), grid_shape)
+            filtering, text = _filter(features, len(grid_shape), parameters.filter)
+            terms.append(Term(NormalizedKernel(filtering, num_points, parameters.normalization), kernel.weight))
+            filters.append(f"bilateral.{index}: {text}")
+        if parameters.spatial is not None:
+            features = kernel_features(None, inside, steps, parameters.spatial.theta_gamma.tolist(), None, grid_shape)
+            terms.append(Term(NormalizedKernel(DenseKernel(features), num_points, parameters.normalization), parameters.spatial.weight))
+            filters.append("spatial: exact")
+        built = time.perf_counter()
+        result = np.ascontiguousarray(logits, dtype=np.float64) / parameters.temperature
+        trace = mean_field(
+            logits[:, inside].T.astype(np.float64),
+            terms,
+            parameters.compatibility,
+            num_iterations=parameters.num_iterations,
+            tolerance=parameters.tolerance,
+            temperature=parameters.temperature,
+            damping=parameters.damping,
+            progress=None if progress is None else lambda step: progress("mean field", step, parameters.num_iterations),
+        )
+        result[:, inside] = trace.logits.T
+        return MeanFieldResult(
+            logits=result.astype(np.float32),
+            num_iterations=trace.num_iterations,
+            converged=trace.converged,
+            energy=trace.energy,
+            filters=tuple(filters),
+            timings={"build": built - start, "steps": time.perf_counter() - built},
+        )
+
+    def message(
+        self,
+        values: Float32,
+        image: Float32 | None,
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        *,
+        theta_alpha: Sequence[float],
+        theta_beta: Sequence[float] | None,
+        normalization: str = "none",
+        filter: str = "exact",  # noqa: A002 - the parameter's name in the configuration
+        threads: int | None = None,
+    ) -> Float32:
+        """Filter values once; see `Backend.message`. A spatial kernel is always summed exactly.
+
+        Raises:
+            ConfigError: the filter is `grid`, which this backend does not have.
+            InputError: the mask is empty.
+            CapacityError: too many voxels in the mask.
+        """
+        grid_shape = values.shape[1:]
+        inside = _inside(mask, grid_shape)
+        features = kernel_features(image, inside, spacing, theta_alpha, theta_beta, grid_shape)
+        filtering, _ = _filter(features, len(grid_shape), "exact" if theta_beta is None else filter)
+        kernel = NormalizedKernel(filtering, features.shape[0], normalization)
+        result = np.zeros(values.shape, dtype=np.float32)
+        result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
+        return result
+
+
+def _inside(mask: NDArray[np.bool_] | None, grid_shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The mask, or all voxels; never empty."""
+    inside = np.ones(grid_shape, dtype=bool) if mask is None else mask
+    if not inside.any():
+        raise InputError("the mask is empty")
+    return inside
+
+
+def _filter(features: NDArray[np.float64], num_positions: int, name: str) -> tuple[Filter, str]:
+    """The filter of that name for these features, and a line that says what it is."""
+    if name in ("exact", "auto"):
+        return DenseKernel(features), "exact"
+    if name == "truncated":
+        text = f"truncated (radius {TRUNCATION_RADIUS:g} theta_alpha)"
+        return DenseKernel(features, num_positions=num_positions, radius=TRUNCATION_RADIUS), text
+    if name == "lattice":
+        lattice = Lattice(features)
+        return lattice, f"lattice ({lattice.num_vertices} vertices)"
+    raise ConfigError(f"mean_field.filter: the reference backend has exact, truncated and lattice, not '{name}'; use --device cpu")

@@ -1,0 +1,79 @@
+"""Gaussian kernels by summing over all pairs of voxels, in float64: the yardstick for every other filter.
+
+O(N^2) time: for checks on small grids, refused on large ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.errors import CapacityError
+
+Float = NDArray[np.float64]
+
+TRUNCATION_RADIUS = 3.0
+"""Radius of the `truncated` filter in theta_alpha."""
+
+MAX_POINTS = 20_000
+"""More points would take minutes a filtering."""
+
+_MAX_STORED = 4096
+_ROWS = 256
+# Positions come as multiples of spacing / theta: a pair at exactly the radius must not depend on how that was rounded.
+_BALL_MARGIN = 1e-6
+
+
+class DenseKernel:
+    """The kernel exp(-|f_i - f_j|^2 / 2) of a set of points, the points themselves included (its diagonal is 1)."""
+
+    def __init__(self, features: Float, *, num_positions: int = 0, radius: float = np.inf) -> None:
+        """Keep the features; small kernels are computed once and stored.
+
+        Args:
+            features: (N, D), already divided by theta.
+            num_positions: how many of the last columns are positions.
+            radius: pairs whose positions are farther apart than this (in theta) are left out; a pair at the radius is kept.
+
+        Raises:
+            CapacityError: more than `MAX_POINTS` points.
+        """
+        num_points = features.shape[0]
+        if num_points > MAX_POINTS:
+            raise CapacityError(
+                f"the reference sums over all pairs and takes at most {MAX_POINTS} voxels, got {num_points}; "
+                "use --device cpu, or a smaller mask"
+            )
+        self._columns = np.ascontiguousarray(features.T, dtype=np.float64)
+        self._num_positions = num_positions
+        self._radius = radius
+        self._stored = self._rows(slice(None)) if num_points <= _MAX_STORED else None
+
+    @property
+    def num_points(self) -> int:
+        """N, the number of points."""
+        return int(self._columns.shape[1])
+
+    def filter(self, values: Float) -> Float:
+        """Sum over all points j of K_ij values_j, for (N, V) values; K is symmetric, so this is its own transpose."""
+        if self._stored is not None:
+            return np.asarray(self._stored @ values)
+        blocks = [self._rows(slice(start, start + _ROWS)) @ values for start in range(0, self.num_points, _ROWS)]
+        return np.concatenate(blocks)
+
+    def to_dense(self) -> Float:
+        """The (N, N) matrix K."""
+        return self._rows(slice(None)) if self._stored is None else self._stored
+
+    def _rows(self, rows: slice) -> Float:
+        first_position = self._columns.shape[0] - self._num_positions
+        position = np.zeros((self._columns[0, rows].size, self.num_points))
+        intensity = np.zeros_like(position)
+        for index, column in enumerate(self._columns):
+            # Differences, not the expanded square: |a|^2 + |b|^2 - 2ab loses its digits for close points far from the origin.
+            part = position if index >= first_position else intensity
+            part += (column[rows, None] - column[None, :]) ** 2
+        kernel = np.exp(-0.5 * (position + intensity))
+        if np.isfinite(self._radius):
+            kernel[position > self._radius**2 * (1.0 + _BALL_MARGIN)] = 0.0
+        return kernel

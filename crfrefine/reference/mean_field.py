@@ -1,0 +1,134 @@
+"""The mean-field iteration, its energy and its stopping rule, in float64 over the masked voxels.
+
+Not for grids, files or choosing filters: voxels are rows, kernels come as objects that filter. docs/math.md has the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+ENERGY_RISE = 1e-6
+"""Relative rise of the energy that halves the step; less is rounding."""
+
+FLIPPED_SHARE = 1e-4
+"""Share of voxels whose label may still change in a step that counts as converged."""
+
+
+class Filter(Protocol):
+    """A kernel matrix K of N points that can be applied to values."""
+
+    def filter(self, values: Float) -> Float:
+        """K values, for (N, V) values."""
+        ...
+
+
+class NormalizedKernel:
+    """A kernel with its normalization: D^-1/2 K D^-1/2 (symmetric), D^-1 K (after) or K (none), with D = diag(K 1)."""
+
+    def __init__(self, kernel: Filter, num_points: int, normalization: str) -> None:
+        """Compute the normalizer.
+
+        Args:
+            kernel: the plain kernel.
+            num_points: N.
+            normalization: "symmetric", "after" or "none".
+        """
+        self._kernel = kernel
+        row_sum = np.ones((num_points, 1)) if normalization == "none" else kernel.filter(np.ones((num_points, 1)))
+        self._before = 1.0 / np.sqrt(row_sum) if normalization == "symmetric" else np.ones_like(row_sum)
+        self._after = self._before if normalization == "symmetric" else 1.0 / row_sum
+
+    def message(self, values: Float) -> Float:
+        """Filter (N, V) values."""
+        return self._after * self._kernel.filter(self._before * values)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A pairwise term: its kernel and its weight for each label (L,)."""
+
+    kernel: NormalizedKernel
+    weight: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class MeanFieldTrace:
+    """The outcome of a run.
+
+    Attributes:
+        logits: x of the last step, (N, L).
+        num_iterations: steps taken.
+        converged: whether the stopping rule was met.
+        energy: free energy of the marginals that each step started from.
+    """
+
+    logits: Float
+    num_iterations: int
+    converged: bool
+    energy: tuple[float, ...]
+
+
+def log_softmax(logits: Float) -> Float:
+    """Logarithm of the softmax over the last axis; finite for any finite logits."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def mean_field(
+    logits: Float,
+    terms: Sequence[Term],
+    compatibility: NDArray[np.floating],
+    *,
+    num_iterations: int,
+    tolerance: float = 0.0,
+    temperature: float = 1.0,
+    damping: float = 0.0,
+    progress: Callable[[int], None] | None = None,
+) -> MeanFieldTrace:
+    """Run parallel mean-field updates x = a / temperature - pairwise, Q = softmax(x).
+
+    A step moves the log-marginals by 1 - damping of the way. When the energy rises, all later steps go half as far as before.
+
+    Args:
+        logits: a, (N, L), higher is better.
+        terms: the pairwise terms.
+        compatibility: (L, L) penalty; row: label of the neighbor, column: own label.
+        num_iterations: steps, at most.
+        tolerance: mean KL from the old to the new marginals below which, with almost no label flipped, the iteration stops; 0: never.
+        temperature: divides the logits.
+        damping: share of the old log-marginals in a step.
+        progress: called with the number of steps done.
+    """
+    scores = logits / temperature
+    x = scores
+    log_marginals = log_softmax(x)
+    step = 1.0 - damping
+    energies: list[float] = []
+    converged = False
+    while len(energies) < num_iterations and not converged:
+        marginals = np.exp(log_marginals)
+        pairwise = np.zeros_like(x)
+        for term in terms:
+            pairwise += (term.kernel.message(marginals) * term.weight) @ compatibility
+        energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
+        x = (1.0 - step) * x + step * (scores - pairwise)
+        # From the next step on: a fast implementation knows the energy of the marginals only once it has made the step.
+        if energies and energy > energies[-1] + ENERGY_RISE * abs(energy):
+            step *= 0.5
+        energies.append(energy)
+        new_log_marginals = log_softmax(x)
+        if tolerance > 0.0:
+            divergence = (np.exp(new_log_marginals) * (new_log_marginals - log_marginals)).sum(axis=1).mean()
+            flipped = (new_log_marginals.argmax(axis=1) != log_marginals.argmax(axis=1)).mean()
+            converged = bool(divergence < tolerance and flipped < FLIPPED_SHARE)
+        log_marginals = new_log_marginals
+        if progress is not None:
+            progress(len(energies))
+    return MeanFieldTrace(x, len(energies), converged, tuple(energies))
