@@ -1,0 +1,184 @@
+"""Reading and writing volumes, logits and label maps; nibabel and SimpleITK are imported here alone, and only when a file needs them.
+
+Arrays keep the order of the files, x fastest: what is handed out are transposed views, ([channel,] x, y, z).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
+from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.volumes import allocate, read_header, read_into
+from crfrefine.volume import Volume, VolumeHeader, same_shape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "LOGITS_SUFFIXES",
+    "VOLUME_SUFFIXES",
+    "LogitsFile",
+    "LogitsHeader",
+    "VolumeHeader",
+    "allocate",
+    "is_whole",
+    "read_header",
+    "read_into",
+    "read_labels",
+    "read_logits",
+    "read_logits_header",
+    "read_mask",
+    "read_volume",
+    "smallest_label_type",
+    "stem_of",
+    "suffix_of",
+    "write_channels",
+    "write_label_map",
+]
+
+LARGEST_LABEL = 65535
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read a scalar or multi-channel volume as float32, scaled.
+
+    Returns:
+        data (x, y, z), (x, y), or (channels, ...) where there are several.
+
+    Raises:
+        UnsupportedFormatError: the file is of an unknown type, damaged or cut off, or its layout would have to be guessed.
+        InputError: no such file, or values that are NaN or infinite.
+    """
+    header = read_header(path, VOLUME_SUFFIXES)
+    values = allocate(header)
+    read_into(header, values)
+    channels = values.transpose(0, *range(values.ndim - 1, 0, -1))
+    return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
+
+
+def read_labels(path: str | Path) -> Volume:
+    """Read a label map as the smallest unsigned integer type, also where it is stored as float or with a scaling.
+
+    Raises:
+        InputError: values that are no whole numbers, negative ones, or ones above 65535; more than one channel.
+        UnsupportedFormatError: as for `read_volume`.
+    """
+    volume = _read_scalar(path, "a label map")
+    rounded = np.rint(volume.data)
+    # A scaling that some tools write makes 1 come back as 0.988.
+    off = float(np.abs(volume.data - rounded).max())
+    if off > 0.1:
+        raise InputError(f"{path}: not a label map: expected whole numbers, found values up to {off:.2g} away from one")
+    low, high = float(rounded.min()), float(rounded.max())
+    if low < 0 or high > LARGEST_LABEL:
+        raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {low:.0f} to {high:.0f}")
+    return Volume(rounded.astype(smallest_label_type(int(high))), volume.affine, volume.spacing, volume.path, volume.header)
+
+
+def read_mask(path: str | Path) -> Volume:
+    """Read a mask: True where the file is not zero."""
+    volume = _read_scalar(path, "a mask")
+    return Volume(volume.data != 0, volume.affine, volume.spacing, volume.path, volume.header)
+
+
+def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
+    """Return uint8 or uint16, whichever is the smallest to hold the label.
+
+    Raises:
+        CapacityError: a label above 65535.
+    """
+    if largest_label > LARGEST_LABEL:
+        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {LARGEST_LABEL}")
+    return np.uint8 if largest_label <= 255 else np.uint16
+
+
+def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1) -> None:
+    """Write a label map as small unsigned integers without scaling, whole or not at all.
+
+    Args:
+        path: its suffix names the format.
+        labels: (*grid), from 0 to 65535.
+        like: a volume on the same grid; its geometry is kept, bit for bit where the file is of the same format.
+        threads: for compression; the bytes written do not depend on it.
+
+    Raises:
+        CrfRefineError: the file cannot be written; its kinds: InputError, GridMismatchError, UnsupportedFormatError, CapacityError.
+    """
+    path = Path(path)
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise InputError(f"{path}: a label map holds integers, not {labels.dtype}")
+    _require_grid(path, labels.shape, like)
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+        raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
+    dtype = smallest_label_type(int(labels.max(initial=0)))
+    _write(path, labels.astype(dtype, order="K", copy=False).transpose(), like, "labels", threads)
+
+
+def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
+    """Write logits or probabilities as float32, whole or not at all.
+
+    Args:
+        path: its suffix names the format: NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x).
+        channels: (labels, *grid).
+        like: a volume on the same grid; its geometry is kept.
+        kind: "logits" or "probabilities", the name of the array in an .npz.
+        threads: for compression; the bytes written do not depend on it.
+
+    Raises:
+        CrfRefineError: the file cannot be written; its kinds: GridMismatchError, UnsupportedFormatError.
+    """
+    path = Path(path)
+    channels = np.asarray(channels)
+    _require_grid(path, channels.shape[1:], like)
+    values = channels.astype(np.float32, order="K", copy=False)
+    _write(path, values.transpose(0, *range(values.ndim - 1, 0, -1)), like, kind, threads)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Return whether a file is there and can be read to its end: its voxels are as many as its header promises, its checksum is right."""
+    try:
+        header = read_header(path)
+        read_into(header, allocate(header))
+    except CrfRefineError:
+        return False
+    return True
+
+
+def _read_scalar(path: str | Path, what: str) -> Volume:
+    volume = read_volume(path)
+    if volume.channels.shape[0] > 1:
+        raise InputError(f"{path}: expected {what} with one value a voxel, this file has {volume.channels.shape[0]}")
+    return volume
+
+
+def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
+    if shape != like.grid_shape and not same_shape(shape, like.grid_shape):
+        raise GridMismatchError(
+            f"{path}: cannot write an array of shape {shape} on the grid {like.grid_shape} of {like.path or 'the volume'}"
+        )
+
+
+def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: int) -> None:
+    """Write ([z,] y, x) labels or (channels, [z,] y, x) logits or probabilities."""
+    suffix = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
+    values = values.reshape(values.shape[: int(kind != "labels")] + like.grid_shape[::-1])
+    if suffix in NPZ:
+        from crfrefine.io import npz
+
+        npz.write(path, values, kind)
+    elif suffix in NIFTI:
+        from crfrefine.io import nifti
+
+        nifti.write(path, values, like, threads=threads)
+    elif len(like.spacing) not in (2, 3):
+        raise UnsupportedFormatError(f"{path}: {len(like.spacing)}-D grids are written to NIfTI alone")
+    else:
+        from crfrefine.io import itk
+
+        itk.write(path, values, like, threads=threads)

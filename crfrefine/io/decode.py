@@ -1,0 +1,111 @@
+"""Stored numbers to float32, block by block while they are in the processor's cache, looking for NaN and infinity on the way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.streams import BLOCK_BYTES, ByteReader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def decode_into(
+    values: NDArray[np.float32],
+    reader: ByteReader,
+    dtype: np.dtype[Any],
+    path: Path,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    interleaved: bool = False,
+) -> None:
+    """Fill an array with what a stream holds, scaled.
+
+    Args:
+        values: (channels, [z,] y, x) C-contiguous; written to.
+        reader: stands at the first value.
+        dtype: as stored, with its byte order.
+        path: for errors.
+        slope: value = stored * slope + intercept.
+        intercept: see `slope`.
+        interleaved: the channels of a voxel lie side by side in the stream; else it holds one channel after the other.
+
+    Raises:
+        UnsupportedFormatError: the stream ends too early.
+        InputError: a value is NaN or infinite.
+    """
+    # Rows of the stream: single values, or the channels of a voxel.
+    width = values.shape[0] if interleaved else 1
+    rows = values.reshape(values.shape[0], -1).T if interleaved else values.reshape(-1, 1)
+    num_rows = max(BLOCK_BYTES // (width * max(dtype.itemsize, 4)), 1)
+    suspicious = False
+    for start in range(0, len(rows), num_rows):
+        target = rows[start : start + num_rows]
+        data = reader.read(target.size * dtype.itemsize)
+        if len(data) < target.size * dtype.itemsize:
+            found, expected = start * width * dtype.itemsize + len(data), values.size * dtype.itemsize
+            raise UnsupportedFormatError(
+                f"{path}: the file is cut off: its header promises {expected} bytes of voxels, it holds {found}; copy or export it again"
+            )
+        stored = np.frombuffer(data, dtype).reshape(-1, width)
+        with np.errstate(over="ignore", invalid="ignore"):
+            target[...] = stored if slope == 1.0 and intercept == 0.0 else _scaled(stored, slope, intercept)
+        suspicious = suspicious or not _is_finite(target)
+    if suspicious:
+        require_finite(values, path)
+
+
+def _scaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+    # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
+    precise = np.float32 if stored.dtype.itemsize <= 2 else np.float64
+    scaled: NDArray[Any] = np.multiply(stored, precise(slope), dtype=precise)
+    if intercept != 0.0:
+        scaled += precise(intercept)
+    return scaled
+
+
+def require_finite(values: NDArray[np.float32], path: Path | str) -> None:
+    """Raise InputError where an array has NaN or infinite values, with how many and where the first one is.
+
+    Args:
+        values: (channels, [z,] y, x) C-contiguous.
+        path: the file it came from, for the error.
+    """
+    flat = values.reshape(-1)
+    block_size = BLOCK_BYTES // 4
+    if all(_is_finite(flat[start : start + block_size]) for start in range(0, flat.size, block_size)):
+        return
+    bad = ~np.isfinite(values)
+    num_bad = int(np.count_nonzero(bad))
+    if not num_bad:
+        return
+    index = np.unravel_index(int(bad.argmax()), values.shape)
+    kind = "NaN" if np.isnan(values[index]) else "infinite"
+    raise InputError(
+        f"{path}: {num_bad} of {flat.size} values are NaN or infinite; the first one ({kind}) is at {voxel_name(index, values.shape[0])}\n"
+        "  Export finite values, or replace them before refining."
+    )
+
+
+def voxel_name(index: tuple[np.intp, ...], num_channels: int) -> str:
+    """Describe a place in a (channels, [z,] y, x) array for people: the voxel as (x, y, z), with the channel if there are several."""
+    voxel = ", ".join(str(int(i)) for i in index[:0:-1])
+    return f"voxel ({voxel})" + (f" of channel {int(index[0])}" if num_channels > 1 else "")
+
+
+def _is_finite(block: NDArray[np.float32]) -> bool:
+    # A sum is finite only if all its terms are; of finite terms it may overflow, hence the second look of the caller.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(block.sum()))
+
+
+def as_bytes(values: NDArray[Any]) -> memoryview:
+    """Return the memory of a C-contiguous array as bytes, little-endian as all that is written here."""
+    little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
+    return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

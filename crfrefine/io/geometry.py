@@ -1,0 +1,28 @@
+"""Checks of the geometry that a header gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.errors import InputError
+from crfrefine.volume import spacing_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
+    """Raise InputError where an affine does not give each voxel a place of its own."""
+    if np.isfinite(affine).all() and min(spacing_of(affine, num_axes)) > 0 and _flatness(affine, num_axes) > 1e-6:
+        return
+    rows = "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
+    raise InputError(f"{path}: the geometry in the header is not usable: its affine is [{rows}]; repair the header")
+
+
+def _flatness(affine: NDArray[np.float64], num_axes: int) -> float:
+    """Return the smallest singular value of the axes' directions: 1 at right angles, 0 where one lies in the plane of the others."""
+    directions = affine[:3, :num_axes] / np.array(spacing_of(affine, num_axes))
+    return float(np.linalg.svd(directions, compute_uv=False).min())

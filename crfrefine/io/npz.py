@@ -1,0 +1,174 @@
+"""nnU-Net's .npz: one array of (channel, z, y, x) without geometry; never unpickled."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.atomic import atomic_file
+from crfrefine.io.decode import decode_into
+from crfrefine.io.paths import cannot_read
+from crfrefine.io.streams import ByteReader, finish, open_bytes
+from crfrefine.volume import VolumeHeader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KINDS = ("probabilities", "logits")
+
+
+@dataclass(frozen=True)
+class NpzTemplate:
+    """Which array of the file it is, and how it is stored."""
+
+    key: str
+    dtype: np.dtype[Any]
+    fortran_order: bool
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """Read the header of the array named probabilities or logits.
+
+    Raises:
+        UnsupportedFormatError: not an .npz, no such array, an array of objects (a pickle), or nnU-Net version 1.
+    """
+    with _open(path) as archive:
+        key = _choose(path, [name.removesuffix(".npy") for name in archive.namelist()])
+        with _member(archive, key, path) as member:
+            shape, fortran_order, dtype = _array_header(member, path, key)
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise UnsupportedFormatError(f"{path}: the array {key!r} has shape {shape}; expected (channel, z, y, x) or (channel, y, x)")
+    if dtype.kind not in "iuf":
+        raise UnsupportedFormatError(f"{path}: the array {key!r} holds {dtype}; expected real numbers")
+    return VolumeHeader(
+        path=path,
+        format="nnU-Net npz",
+        grid_shape=shape[:0:-1],
+        num_channels=shape[0],
+        dtype=dtype.name,
+        spacing=None,
+        affine=None,
+        template=NpzTemplate(key, dtype, fortran_order),
+    )
+
+
+def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
+    """Read the array into one of shape (channels, [z,] y, x).
+
+    Raises:
+        UnsupportedFormatError: the file is damaged or cut off.
+        InputError: a value is NaN or infinite.
+    """
+    template: NpzTemplate = header.template
+    with _open(header.path) as archive, _member(archive, template.key, header.path) as member:
+        _array_header(member, header.path, template.key)
+        if template.fortran_order:
+            transposed = np.empty(values.shape[::-1], np.float32)
+            decode_into(transposed, member, template.dtype, header.path)
+            values[...] = transposed.T
+        else:
+            decode_into(values, member, template.dtype, header.path)
+        member.check()
+
+
+def write(path: Path, values: NDArray[np.float32], kind: str) -> None:
+    """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"."""
+    with (
+        atomic_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        # A ZipInfo made by hand has a fixed time: the same data give the same bytes.
+        archive.open(_entry(f"{kind}.npy"), "w", force_zip64=values.nbytes > 1 << 30) as member,
+    ):
+        np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry
+
+
+class _MemberReader:
+    """The bytes of one member of a zip archive, inflated several times faster than by the zipfile module."""
+
+    def __init__(self, reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> None:
+        from isal import isal_zlib
+
+        self._reader, self._info, self._path = reader, info, path
+        self._remaining = info.file_size
+        self._crc, self._crc32 = 0, isal_zlib.crc32
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next `size` bytes, fewer only at the end; all that are left without a size."""
+        data = self._reader.read(self._remaining if size < 0 else min(size, self._remaining))
+        self._remaining -= len(data)
+        self._crc = self._crc32(data, self._crc)
+        return data
+
+    def check(self) -> None:
+        """Read to the end and compare the checksum."""
+        finish(self)
+        if self._crc != self._info.CRC:
+            raise UnsupportedFormatError(f"{self._path}: damaged: the checksum is wrong; copy or export it again")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        if path.stat().st_size == 0:
+            raise UnsupportedFormatError(f"{path}: the file is empty")
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except zipfile.BadZipFile as error:
+        raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberReader]:
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
+        raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not use")
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(30)
+    if len(local) < 30:
+        raise UnsupportedFormatError(f"{path}: cut off; copy or export it again")
+    # The lengths of name and extra field here may differ from those in the directory at the end.
+    offset = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+    container = "deflate" if info.compress_type == zipfile.ZIP_DEFLATED else "raw"
+    with open_bytes(path, container, offset) as reader:
+        yield _MemberReader(reader, info, path)
+
+
+def _choose(path: Path, keys: list[str]) -> str:
+    found = [kind for kind in KINDS if kind in keys]
+    if len(found) == 1:
+        return found[0]
+    if "softmax" in keys:
+        raise UnsupportedFormatError(
+            f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
+            "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI (docs/formats.md#grids)."
+        )
+    raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {', '.join(keys) or 'none'}")
+
+
+def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(member)
+    except ValueError as error:
+        raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged: {error}") from None
+    if dtype.hasobject:
+        raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
+    return shape, fortran_order, dtype
