@@ -1,0 +1,37 @@
+"""`crfrefine convert`: logits and label maps between formats."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Kind(StrEnum):
+    """What the values are to be."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    LABELS = "labels"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Logits, probabilities or a label map.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; its suffix names the format.", show_default=False)],
+    to: Annotated[Kind | None, typer.Option("--to", help="What the values are to be. Default: what they are.", show_default=False)] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like", metavar="IMAGE", help="Image whose geometry OUT gets: needed when IN has none, as .npz.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Convert logits and label maps between formats, and logits to probabilities or labels."""
+    from crfrefine.conversion import convert_file
+
+    note = convert_file(source, target, to=to.value if to is not None else None, like=like)
+    print(note, file=sys.stderr)
+    print(target)

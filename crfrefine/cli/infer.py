@@ -1,0 +1,118 @@
+"""`crfrefine infer`: refine one case or a folder."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class InputType(StrEnum):
+    """How the network's output is to be taken."""
+
+    AUTO = "auto"
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
+def infer(
+    images: Annotated[
+        list[Path],
+        typer.Option("-i", "--images", help="Folder, or file; repeat the option for the modalities of one case.", show_default=False),
+    ],
+    logits: Annotated[
+        list[Path],
+        typer.Option(
+            "-p",
+            "--logits",
+            help="Folder, or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file a label, in label order.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder, or (one case) a file. Written in the image's format, grid and orientation.", show_default=False
+        ),
+    ],
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--masks",
+            metavar="PATH|nonzero",
+            help="Folder or file; 'nonzero': where any modality is not 0. Default: the config's choice. Outside, the plain argmax.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str, typer.Option("-c", "--config", metavar="NAME|FILE", help="A preset's name, or a TOML file such as train-crf wrote.")
+    ] = "default",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False
+        ),
+    ] = None,
+    input_type: Annotated[InputType, typer.Option("--input-type", help="What the network's output is.")] = InputType.AUTO,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads. Default: the cores this process may use.", show_default=False)
+    ] = None,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
+    ] = False,
+    save_logits: Annotated[bool, typer.Option("--save-logits", help="Also write the refined logits: CASE_logits.nii.gz.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output is there and whole.")] = False,
+    num_parts: Annotated[int, typer.Option("--num-parts", min=1, help="Number of processes that share the cases.")] = 1,
+    part_id: Annotated[
+        int | None,
+        typer.Option("--part-id", min=0, help="This process among them: takes every N-th case from this one, from 0.", show_default=False),
+    ] = None,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise go on, list the failures at the end.")
+    ] = False,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE.json", help="Write a record of each case.", show_default=False)
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors alone.")] = False,
+) -> None:
+    """Refine one case or a folder of cases."""
+    if part_id is None and num_parts > 1:
+        raise typer.BadParameter("--num-parts needs --part-id: which of the parts this process does", param_hint="--part-id")
+    if part_id is not None and part_id >= num_parts:
+        raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    from crfrefine.cli.reporting import Reporter, print_results
+    from crfrefine.config import CrfParameters, parse_override
+    from crfrefine.inference import InferenceOptions, run_inference
+
+    options = InferenceOptions(
+        images=tuple(images),
+        logits=tuple(logits),
+        output=output,
+        masks=masks if masks in (None, "nonzero") else Path(masks),
+        parameters=CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ())),
+        input_type=input_type.value,
+        device=device,
+        threads=threads,
+        save_probabilities=save_probabilities,
+        save_logits=save_logits,
+        preview=preview,
+        resume=resume,
+        num_parts=num_parts,
+        part_id=part_id or 0,
+        fail_fast=fail_fast,
+        summary=summary,
+    )
+    with Reporter(verbosity=1 + verbose - quiet) as reporter:
+        result = run_inference(options, reporter)
+    if not quiet:
+        print_results(result)
+    if result.count("failed"):
+        raise typer.Exit(1)

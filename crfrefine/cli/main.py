@@ -1,0 +1,110 @@
+"""The application and its entry point: which commands there are, and how the errors of users become one line and an exit status.
+
+Start-up time is felt in shell loops, so that each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from crfrefine.cli.convert import convert
+from crfrefine.cli.demo import demo
+from crfrefine.cli.infer import infer
+from crfrefine.cli.info import info
+from crfrefine.cli.options import HelpOption
+from crfrefine.errors import CrfRefineError
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a job scheduler sends it before it kills: handled like Ctrl-C."""
+
+
+class _Stopped(BaseException):
+    """Carries an interrupt past Typer, which would end the process in its own way."""
+
+    def __init__(self, cause: KeyboardInterrupt) -> None:
+        self.status = EXIT_TERMINATED if isinstance(cause, Terminated) else EXIT_INTERRUPTED
+        super().__init__(": ".join(["terminated" if isinstance(cause, Terminated) else "interrupted", *getattr(cause, "__notes__", ())]))
+
+
+class Group(TyperGroup):
+    """The commands, with errors of users turned into one message on standard error; any other exception keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except CrfRefineError as error:
+            print(f"crfrefine: error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_FAILURE) from error
+        except KeyboardInterrupt as interrupt:
+            raise _Stopped(interrupt) from interrupt
+
+
+app = typer.Typer(
+    cls=Group,
+    name="crfrefine",
+    help="Refine 3-D medical segmentations with a dense CRF.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Plain help text: Rich alone would double the time that --help takes.
+    rich_markup_mode=None,
+    add_help_option=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+app.command("infer")(infer)
+app.command("convert")(convert)
+app.command("info", options_metavar="[OPTIONS] FILE...", add_help_option=False, context_settings={"allow_extra_args": True})(info)
+app.command("demo")(demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import crfrefine
+
+        print(f"crfrefine {crfrefine.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)] = False,
+    wants_help: HelpOption = False,
+) -> None:
+    """Refine 3-D medical segmentations with a dense CRF."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 all well, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        app(prog_name="crfrefine")
+    except _Stopped as stopped:
+        _leave(stopped)
+    except KeyboardInterrupt as interrupt:
+        _leave(_Stopped(interrupt))
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _leave(stopped: _Stopped) -> None:
+    """End the process at once: a thread that still reads the next case would hold up an ordinary exit."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
+    os._exit(stopped.status)

@@ -1,0 +1,189 @@
+"""What a run shows while it goes on (standard error) and when it has ended (standard output)."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from crfrefine.inference import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.progress import Progress, TaskID
+
+    from crfrefine.summary import CaseRecord, RunSummary
+
+QUIET, NORMAL, VERBOSE = range(3)
+
+
+class Reporter(Observer):
+    """Shows a run: a live bar with case, stage and remaining time on a terminal, else a plain line a case.
+
+    Args:
+        verbosity: QUIET: errors alone; NORMAL; VERBOSE: also filters and times.
+    """
+
+    def __init__(self, verbosity: int = NORMAL) -> None:
+        self._verbosity = verbosity
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._live = verbosity > QUIET and sys.stderr.isatty()
+        self._summary: RunSummary | None = None
+        self._ended = 0
+        self._notes: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if isinstance(error, KeyboardInterrupt) and self._summary is not None:
+            done = self._summary.count("done") + self._summary.count("skipped")
+            error.add_note(f"{done} of {self._summary.num_cases} cases are written and whole, run again with --continue for the rest")
+
+    def run_started(self, summary: RunSummary) -> None:
+        """Say what is going to be done, and where."""
+        self._summary = summary
+        part = f", part {summary.part_id} of {summary.num_parts}" if summary.num_parts > 1 else ""
+        count = f"{summary.num_cases} case{'' if summary.num_cases == 1 else 's'}"
+        threads = f"{summary.threads} thread{'' if summary.threads == 1 else 's'}"
+        device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
+        self._say(f"{count}{part}; device {device}, {threads}")
+        if self._live and summary.num_cases:
+            self._start_bar(summary.num_cases)
+
+    def case_started(self, case_id: str, number: int) -> None:
+        """Name the case."""
+        self._show(case_id, "")
+
+    def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
+        """Name the stage."""
+        self._show(case_id, f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
+
+    def note(self, case_id: str, text: str) -> None:
+        """Say what was assumed; what holds for many cases is said of the first one, or of each when verbose."""
+        # A note begins with the name of a file, and what follows a colon may have its numbers.
+        gist = text.partition(" ")[2].partition(":")[0] if case_id else text
+        if self._verbosity >= VERBOSE or gist not in self._notes:
+            self._say(f"{case_id}: {text}" if case_id else text)
+        self._notes.add(gist)
+
+    def case_ended(self, record: CaseRecord) -> None:
+        """Say what became of a case."""
+        self._ended += 1
+        total = self._summary.num_cases if self._summary is not None else 0
+        head = f"[{self._ended}/{total}] {record.case_id}"
+        if record.status == "failed":
+            self._say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
+        elif record.status == "skipped":
+            self._say(f"{head}: there already, skipped")
+        elif not self._live or self._verbosity >= VERBOSE:
+            numbers = f"{describe_steps(record)}, {record.voxels_changed:,} voxels changed, {total_seconds(record):.2f} s"
+            self._say(f"{head}: {numbers} -> {record.output}")
+        if self._verbosity >= VERBOSE and record.status == "done":
+            for line in record.filters:
+                self._say(f"    {line}")
+            self._say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task)
+
+    def run_ended(self, summary: RunSummary) -> None:
+        """Take the bar away and list the failures of a long run again, together."""
+        if self._bar is not None:
+            self._bar.stop()
+        counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
+        if not summary.interrupted:
+            self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
+        failed = [record.case_id for record in summary.cases if record.status == "failed"]
+        if failed and summary.num_cases > 1:
+            self._say(f"failed: {', '.join(failed)}")
+
+    def _start_bar(self, num_cases: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[case]}", markup=False),
+            TextColumn("{task.fields[stage]}", style="dim", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=num_cases, case="", stage="reading")
+        self._bar.start()
+
+    def _show(self, case_id: str, stage: str) -> None:
+        if self._bar is not None and self._task is not None:
+            fields: dict[str, Any] = {"stage": stage}
+            if case_id:
+                fields["case"] = case_id
+            self._bar.update(self._task, **fields)
+
+    def _say(self, text: str, at_least: int = NORMAL) -> None:
+        if self._verbosity < at_least:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def print_results(summary: RunSummary) -> None:
+    """Print a row a case on standard output: a table on a terminal, else values separated by tabs under a line of names."""
+    names = ("case", "status", "steps", "changed", "seconds", "output")
+    rows = [
+        (
+            record.case_id,
+            record.status,
+            "" if record.num_iterations is None else str(record.num_iterations),
+            "" if record.voxels_changed is None else str(record.voxels_changed),
+            f"{total_seconds(record):.2f}" if record.times else "",
+            "" if record.output is None else str(record.output),
+        )
+        for record in summary.cases
+    ]
+    if rows:
+        print_table(names, rows, numbers=("steps", "changed", "seconds"))
+
+
+def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...] = ()) -> None:
+    """Print a table on standard output, for people on a terminal, for programs elsewhere; the columns in `numbers` are right-aligned."""
+    if not sys.stdout.isatty():
+        for row in (names, *rows):
+            print("\t".join(row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def describe_steps(record: CaseRecord) -> str:
+    """Return how many steps were taken, and whether that was enough."""
+    count = record.num_iterations or 0
+    return f"{count} step{'' if count == 1 else 's'}{' (converged)' if record.converged else ''}"
+
+
+def total_seconds(record: CaseRecord) -> float:
+    """Return the seconds spent on a case; its stages may have overlapped those of others."""
+    return sum(record.times.get(stage, 0.0) for stage in ("read", "refine", "write"))
+
+
+def _with_case(record: CaseRecord) -> str:
+    """Return the error of a case with the case's name in front, unless the message names it already."""
+    error = record.error or ""
+    return error if f"'{record.case_id}'" in error.splitlines()[0] else f"case '{record.case_id}': {error}"

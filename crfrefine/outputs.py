@@ -1,0 +1,175 @@
+"""What `infer` writes for a case, where, and whether it is there already.
+
+The label map comes last, so that its presence means that the rest is there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.errors import InputError
+from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.case import CaseFiles
+    from crfrefine.volume import Volume
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Where the results of a case go; None: not asked for."""
+
+    label_map: Path
+    probabilities: Path | None = None
+    logits: Path | None = None
+    preview: Path | None = None
+
+    def all(self) -> tuple[Path, ...]:
+        """Return the paths that are asked for, the label map last."""
+        return tuple(path for path in (self.probabilities, self.logits, self.preview, self.label_map) if path is not None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The arrays of a refined case that are still to be written; None: not asked for.
+
+    Attributes:
+        like: the case's first image: grid, format and header of what is written.
+        label_map: (*grid) integer.
+        probabilities: (L, *grid) float32 marginals.
+        logits: (L, *grid) float32 refined logits.
+        image: (M, *grid) the image of the preview.
+        before: (*grid) integer, the network's labels, for the preview.
+        title: first line of the preview.
+        subtitle: second line of the preview.
+    """
+
+    like: Volume
+    label_map: NDArray[Any]
+    probabilities: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+    image: NDArray[np.float32] | None = None
+    before: NDArray[Any] | None = None
+    title: str = ""
+    subtitle: str = ""
+
+
+def plan_outputs(
+    cases: Sequence[CaseFiles], output: Path, *, folder_run: bool, probabilities: bool = False, logits: bool = False, preview: bool = False
+) -> list[OutputFiles]:
+    """Name the files that each case will be written to.
+
+    Args:
+        cases: the cases of the run.
+        output: a folder; or, when `folder_run` is not set, a file.
+        folder_run: whether the images were given as a folder.
+        probabilities: whether the marginals are asked for.
+        logits: whether the refined logits are asked for.
+        preview: whether a picture is asked for.
+
+    Raises:
+        InputError: the output names a file though there may be several cases, or something written would replace an input.
+    """
+    suffix = suffix_of(output)
+    as_file = bool(suffix) and not output.is_dir()
+    if as_file and folder_run:
+        raise InputError(f"{output}: the images are a folder, so the output must be a folder too, not a file name")
+    if not as_file and not output.is_dir() and not folder_run and output.suffix:
+        raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
+    plans = []
+    for files in cases:
+        label_map = output if as_file else output / f"{files.case_id}{suffix_of(files.images[0])}"
+        stem = stem_of(label_map)
+        plans.append(
+            OutputFiles(
+                label_map=label_map,
+                probabilities=label_map.with_name(f"{stem}_probabilities.nii.gz") if probabilities else None,
+                logits=label_map.with_name(f"{stem}_logits.nii.gz") if logits else None,
+                preview=label_map.with_name(f"{stem}_preview.png") if preview else None,
+            )
+        )
+    _check_no_input_is_replaced(cases, plans)
+    return plans
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder` and a file in it, so that a run does not find out at the end of its first case.
+
+    Raises:
+        InputError: the folder cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
+
+
+def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
+    """Return whether every output of a case is there, can be read to its end, and is on the grid of the case."""
+    from crfrefine.io import is_whole, read_header
+    from crfrefine.volume import same_shape
+
+    if not all(path.is_file() for path in outputs.all()):
+        return False
+    volumes = [path for path in (outputs.label_map, outputs.probabilities, outputs.logits) if path is not None]
+    if not all(is_whole(path) for path in volumes):
+        return False
+    grid_shape = read_header(files.images[0]).grid_shape
+    return all(same_shape(read_header(path).grid_shape, grid_shape) for path in volumes)
+
+
+def write_outcome(outcome: Outcome, outputs: OutputFiles) -> None:
+    """Write the results of a case, each file at once or not at all, the label map last.
+
+    Raises:
+        CrfRefineError: the disk is full or the folder has become unwritable; the file in question is not there or is as before.
+    """
+    from crfrefine.io import write_channels, write_label_map
+
+    if outputs.probabilities is not None and outcome.probabilities is not None:
+        write_channels(outputs.probabilities, outcome.probabilities, outcome.like)
+    if outputs.logits is not None and outcome.logits is not None:
+        write_channels(outputs.logits, outcome.logits, outcome.like)
+    if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
+        _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like)
+
+
+def write_small_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full, or as it was before.
+
+    Raises:
+        CrfRefineError: it cannot be written.
+    """
+    from crfrefine.io.atomic import atomic_file
+
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def _write_preview(path: Path, outcome: Outcome, image: NDArray[np.float32], before: NDArray[Any]) -> None:
+    from crfrefine.preview import draw_preview
+
+    like = outcome.like
+    picture = draw_preview(
+        image, before, outcome.label_map, like.spacing, affine=like.affine, title=outcome.title, subtitle=outcome.subtitle
+    )
+    write_small_file(path, picture)
+
+
+def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
+    inputs = {path.resolve() for files in cases for path in (*files.images, *files.logits, *([files.mask] if files.mask else []))}
+    for files, outputs in zip(cases, plans, strict=True):
+        for path in outputs.all():
+            if path.resolve() in inputs:
+                raise InputError(f"case '{files.case_id}': the output {path} would replace an input file; choose another output folder")

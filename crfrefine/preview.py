@@ -1,0 +1,289 @@
+"""The picture of one case: image, network's contour, refined contour and what changed, in the planes through the largest change.
+
+Matplotlib is imported when a picture is drawn, never before.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from crfrefine.volume import orientation_codes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+LineStyle = Literal["solid", "dashed", "dotted"]
+
+# Okabe & Ito 2008: told apart with every common color vision deficiency, and on gray.
+_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+_LINE_STYLES: tuple[LineStyle, ...] = ("solid", "dashed", "dotted")  # the next seven labels repeat the colors with another line
+_NOW_BACKGROUND = "#FFFFFF"
+_PAPER, _INK, _FAINT_INK = "#101114", "#F2F2F2", "#9AA0A6"
+_MAX_LEGEND_ENTRIES = 12
+_FINER = 5  # how much finer than voxels contours are drawn
+_PANEL_WIDTH = 2.9  # inches
+_TOP, _LEGEND, _MARGIN, _GAP, _CORNER = 1.0, 0.5, 0.12, 0.08, 0.28  # inches; the corner holds the names of the planes
+_COLUMNS = ("image", "network", "refined", "changed voxels")
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the bottom."""
+
+    name: str
+    edges: tuple[str, str, str, str]  # letters at the left, right, bottom and top: where the patient's sides are
+    size_mm: tuple[float, float]  # width, height
+    image: NDArray[np.float32]
+    before: NDArray[Any]
+    after: NDArray[Any]
+
+
+def draw_preview(
+    image: NDArray[np.float32],
+    before: NDArray[Any],
+    after: NDArray[Any],
+    spacing: Sequence[float],
+    *,
+    affine: NDArray[np.float64] | None = None,
+    title: str = "",
+    subtitle: str = "",
+) -> bytes:
+    """Draw what the refinement did to one case and return the picture as PNG.
+
+    Args:
+        image: (M, *grid) any intensity; the first modality is shown.
+        before: (*grid) integer labels of the network's argmax; 0 is background.
+        after: (*grid) integer labels after refinement.
+        spacing: mm, one a grid axis.
+        affine: (4, 4) voxel to world RAS+; with it the planes are upright and the patient's sides are named.
+        title: first line, such as the case's name.
+        subtitle: second line, such as its numbers.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    planes = _cut_planes(image, before, after, spacing, affine)
+    heights = [
+        float(np.clip(_PANEL_WIDTH * plane.size_mm[1] / plane.size_mm[0], 0.5 * _PANEL_WIDTH, 1.6 * _PANEL_WIDTH)) for plane in planes
+    ]
+    width = _CORNER + len(_COLUMNS) * (_PANEL_WIDTH + _GAP) + _MARGIN
+    height = _TOP + sum(heights) + len(planes) * _GAP + _LEGEND
+    figure = Figure(figsize=(width, height), dpi=110, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    top = height - _TOP
+    for row, (plane, panel_height) in enumerate(zip(planes, heights, strict=True)):
+        for column, heading in enumerate(_COLUMNS):
+            left = _CORNER + column * (_PANEL_WIDTH + _GAP)
+            axes = figure.add_axes((left / width, (top - panel_height) / height, _PANEL_WIDTH / width, panel_height / height))
+            _draw_panel(axes, plane, column)
+            if row == 0:
+                axes.set_title(heading, color=_INK, fontsize=11, pad=6)
+        figure.text(
+            _CORNER / 2 / width,
+            (top - panel_height / 2) / height,
+            plane.name,
+            color=_FAINT_INK,
+            fontsize=10,
+            rotation=90,
+            ha="center",
+            va="center",
+        )
+        top -= panel_height + _GAP
+    figure.text(_CORNER / width, 1 - 0.18 / height, title, color=_INK, fontsize=14, fontweight="bold", ha="left", va="top")
+    figure.text(_CORNER / width, 1 - 0.46 / height, subtitle, color=_FAINT_INK, fontsize=10, ha="left", va="top")
+    _draw_legend(figure, planes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=_PAPER, metadata={"Software": None})  # no version: equal input, equal bytes
+    return buffer.getvalue()
+
+
+def find_largest_change(before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], window_mm: float = 12.0) -> tuple[int, ...]:
+    """Return the voxel with the most changed voxels around it; without a change the middle of the foreground, or of the grid.
+
+    Args:
+        before: (*grid) labels.
+        after: (*grid) labels.
+        spacing: mm, one a grid axis.
+        window_mm: edge of the box in which changed voxels are counted.
+    """
+    from scipy.ndimage import uniform_filter
+
+    changed = before != after
+    if changed.any():
+        box = [2 * round(window_mm / 2 / step) + 1 for step in spacing]  # odd, so that it has a middle
+        # Only voxels that changed themselves: a plane next to the change would show nothing.
+        density = np.where(changed, uniform_filter(changed.astype(np.float32), box, mode="constant"), -1)
+        return tuple(int(i) for i in np.unravel_index(int(density.argmax()), density.shape))
+    foreground = np.argwhere(after > 0)
+    if len(foreground):
+        return tuple(int(i) for i in foreground.mean(axis=0).round())
+    return tuple(n // 2 for n in after.shape)
+
+
+def _cut_planes(
+    image: NDArray[np.float32], before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], affine: NDArray[np.float64] | None
+) -> list[_Plane]:
+    """Cut the volume through its largest change, upright where the affine says what is up, and cropped around the labels."""
+    keep = min(3, before.ndim)
+    axis_order, flips, sides = _orientation(affine, keep)
+
+    def upright(array: NDArray[Any]) -> NDArray[Any]:
+        array = array.transpose(*axis_order, *range(keep, array.ndim))
+        return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
+
+    shown, network, refined = upright(image[0]), upright(before), upright(after)
+    steps = [float(spacing[axis]) for axis in axis_order]
+    # Looked for in the upright volume: of two equal changes, a patient stored in another orientation must show the same one.
+    point = find_largest_change(network, refined, [*steps, *(float(step) for step in spacing[keep:])])
+    for index in reversed(point[keep:]):  # further axes (time) are held where the change is
+        shown, network, refined = shown[..., index], network[..., index], refined[..., index]
+    crop = _crop(network, refined, steps)
+    window = _display_range(shown)
+    planes = []
+    for name, across, up in (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))[: 1 if keep == 2 else 3]:
+        index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(keep))
+        cut = shown[index].T.astype(np.float32)
+        planes.append(
+            _Plane(
+                name=name if sides else f"axes {across}, {up}",
+                edges=(sides[across][0], sides[across][1], sides[up][0], sides[up][1]) if sides else ("", "", "", ""),
+                size_mm=(cut.shape[1] * steps[across], cut.shape[0] * steps[up]),
+                image=(np.clip(cut, *window) - window[0]) / (window[1] - window[0]),
+                before=network[index].T,
+                after=refined[index].T,
+            )
+        )
+    return planes
+
+
+def _orientation(affine: NDArray[np.float64] | None, num_dims: int) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[str, ...]]:
+    """Return the axis order and flips that bring the array closest to (right-left, posterior-anterior, inferior-superior), and the sides.
+
+    The patient's right is shown at the left, as radiologists look at it.
+    """
+    if affine is None or num_dims != 3:
+        return tuple(range(num_dims)), (False,) * num_dims, ()
+    codes = orientation_codes(affine)
+    axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
+    flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
+    return axis_order, flips, ("RL", "PA", "IS")
+
+
+def _crop(before: NDArray[Any], after: NDArray[Any], steps: Sequence[float]) -> list[slice]:
+    """Return slices around all labels with a margin, so that small structures are not lost in a large field of view."""
+    foreground = (before > 0) | (after > 0)
+    if not foreground.any():
+        return [slice(None)] * foreground.ndim
+    extent = max(n * step for n, step in zip(foreground.shape, steps, strict=True))
+    slices = []
+    for axis, step in enumerate(steps):
+        occupied = np.flatnonzero(foreground.any(axis=tuple(other for other in range(foreground.ndim) if other != axis)))
+        margin = int(np.ceil(0.12 * extent / step))
+        slices.append(slice(max(0, int(occupied[0]) - margin), int(occupied[-1]) + 1 + margin))
+    return slices
+
+
+def _display_range(image: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the intensities shown black and white."""
+    sample = image[image != 0]
+    if sample.size < 2:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(sample[:: max(1, sample.size // 200_000)], (0.5, 99.5)))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _draw_panel(axes: Axes, plane: _Plane, column: int) -> None:
+    width, height = plane.size_mm
+    extent = (0.0, width, 0.0, height)
+    dimmed = 0.55 if _COLUMNS[column] == "changed voxels" else 1.0
+    axes.imshow(plane.image * dimmed, cmap="gray", vmin=0, vmax=1, origin="lower", extent=extent, interpolation="nearest", aspect="equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_facecolor(_PAPER)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if _COLUMNS[column] == "network":
+        _draw_contours(axes, plane.before, plane.size_mm)
+    elif _COLUMNS[column] == "refined":
+        _draw_contours(axes, plane.after, plane.size_mm)
+    elif _COLUMNS[column] == "changed voxels":
+        axes.imshow(_paint_changes(plane.before, plane.after), origin="lower", extent=extent, interpolation="nearest", aspect="equal")
+    else:
+        for letter, x, y, ha, va in zip(
+            plane.edges,
+            (0.01, 0.99, 0.5, 0.5),
+            (0.5, 0.5, 0.01, 0.99),
+            ("left", "right", "center", "center"),
+            ("center", "center", "bottom", "top"),
+            strict=True,
+        ):
+            axes.text(x, y, letter, transform=axes.transAxes, color=_INK, fontsize=8, ha=ha, va=va, alpha=0.8)
+
+
+def _draw_contours(axes: Axes, labels: NDArray[Any], size_mm: tuple[float, float]) -> None:
+    """Draw the border of each label along the edges of its voxels."""
+    steps = size_mm[0] / labels.shape[1], size_mm[1] / labels.shape[0]
+    for label in _labels_in(labels):
+        inside = labels == label
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        first_row, first_column = int(rows[0]), int(columns[0])
+        inside = inside[first_row : rows[-1] + 1, first_column : columns[-1] + 1]
+        # A contour cuts corners: of finer pixels it cuts off so little that the voxels show.
+        fine = np.pad(inside.repeat(_FINER, axis=0).repeat(_FINER, axis=1).astype(np.float32), 1)
+        x = ((np.arange(fine.shape[1]) - 0.5) / _FINER + first_column) * steps[0]
+        y = ((np.arange(fine.shape[0]) - 0.5) / _FINER + first_row) * steps[1]
+        axes.contour(x, y, fine, levels=[0.5], colors=[_color(label)], linewidths=1.3, linestyles=[_line_style(label)])
+    axes.set_xlim(0, size_mm[0])
+    axes.set_ylim(0, size_mm[1])
+
+
+def _paint_changes(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float32]:
+    """Return (rows, columns, 4) RGBA: each changed voxel in the color of its new label, the others transparent."""
+    from matplotlib.colors import to_rgba
+
+    painted = np.zeros((*after.shape, 4), np.float32)
+    changed = before != after
+    for label in np.unique(after[changed]):
+        painted[changed & (after == label)] = to_rgba(_NOW_BACKGROUND if label == 0 else _color(int(label)), 0.95)
+    return painted
+
+
+def _draw_legend(figure: Figure, planes: Sequence[_Plane]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in _labels_in(labels)})
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=_color(label), linewidth=2.5, linestyle=_line_style(label), label=f"label {label}")
+        for label in seen[:_MAX_LEGEND_ENTRIES]
+    ]
+    if len(seen) > _MAX_LEGEND_ENTRIES:
+        handles.append(Line2D([], [], linestyle="none", label=f"and {len(seen) - _MAX_LEGEND_ENTRIES} more"))
+    if any((plane.before != plane.after).any() for plane in planes):
+        handles.append(Patch(facecolor=_NOW_BACKGROUND, label="changed to background"))
+    if handles:
+        legend = figure.legend(
+            handles=handles, loc="lower center", ncols=min(len(handles), 7), frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.0)
+        )
+        for text in legend.get_texts():
+            text.set_color(_INK)
+
+
+def _labels_in(labels: NDArray[Any]) -> list[int]:
+    return [int(label) for label in np.unique(labels) if label > 0]
+
+
+def _color(label: int) -> str:
+    return _COLORS[(label - 1) % len(_COLORS)]
+
+
+def _line_style(label: int) -> LineStyle:
+    return _LINE_STYLES[(label - 1) // len(_COLORS) % len(_LINE_STYLES)]

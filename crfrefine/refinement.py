@@ -1,0 +1,173 @@
+"""Refine one case: the library's main function, from raw intensities and logits to a label map.
+
+Files are `crfrefine.case`'s and folders `crfrefine.inference`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.backends import get_backend
+from crfrefine.backends.base import Progress
+from crfrefine.config import CrfParameters
+from crfrefine.errors import InputError
+from crfrefine.features import normalize_intensity
+from crfrefine.label_maps import argmax_labels
+from crfrefine.postprocess import postprocess
+
+
+@dataclass(frozen=True)
+class RefinementResult:
+    """A refined case.
+
+    Attributes:
+        label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
+        logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input over the temperature.
+        num_iterations: mean-field steps taken.
+        converged: whether the stopping rule was met.
+        energy: the variational free energy of the marginals that each step started from, one value a step.
+        filters: how each kernel's messages were computed, a line a kernel.
+        timings: seconds of each stage: normalize, build, steps, labels.
+        device: where it was computed.
+    """
+
+    label_map: NDArray[np.unsignedinteger[Any]]
+    logits: NDArray[np.float32]
+    num_iterations: int
+    converged: bool
+    energy: tuple[float, ...]
+    filters: tuple[str, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @cached_property
+    def marginals(self) -> NDArray[np.float32]:
+        """(L, *grid) float32, the softmax of the logits; computed when first asked for."""
+        marginals = self.logits - self.logits.max(axis=0)
+        np.exp(marginals, out=marginals)
+        marginals /= marginals.sum(axis=0)
+        return marginals
+
+
+def refine(
+    logits: NDArray[np.floating[Any]],
+    image: NDArray[Any],
+    *,
+    spacing: Sequence[float] | float = 1.0,
+    parameters: CrfParameters | None = None,
+    mask: NDArray[Any] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RefinementResult:
+    """Refine a network's logits with the dense CRF.
+
+    Args:
+        logits: (L, *grid), higher is better, finite; L >= 2.
+        image: (M, *grid) or (*grid), raw intensities: they are normalized as the parameters say.
+        spacing: distance of neighboring voxels in mm, one a grid axis or one for all.
+        parameters: the model; None: the `default` preset.
+        mask: (*grid), nonzero where the model applies; None: everywhere.
+        device: "auto", "cpu", "cuda", "cuda:N" or "reference".
+        threads: CPU threads; None: the cores this process may use.
+        progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
+
+    Returns:
+        The refined case. Arrays have the axes in the same memory order as `logits`.
+
+    Raises:
+        InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask.
+        ConfigError: a list in the parameters has the wrong length for this case.
+        BackendUnavailableError: the device is not there.
+        CapacityError: not enough memory, or bandwidths too small for the lattice.
+
+    Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/math.md.
+    """
+    parameters = CrfParameters() if parameters is None else parameters
+    logits = np.asarray(logits, dtype=np.float32)
+    image = np.asarray(image)
+    if image.ndim == logits.ndim - 1:
+        image = image[None]
+    _check_shapes(logits, image, mask)
+    _check_finite(logits, "logits")
+    _check_finite(image, "image")
+    num_dims = logits.ndim - 1
+    steps = (float(spacing),) * num_dims if np.isscalar(spacing) else tuple(float(step) for step in spacing)  # type: ignore[arg-type,union-attr]
+    if len(steps) != num_dims or not all(math.isfinite(step) and step > 0 for step in steps):
+        raise InputError(f"spacing is {spacing}; expected {num_dims} positive distances in mm, one a grid axis")
+    resolved = parameters.resolve(len(logits), len(image), num_dims)
+    backend = get_backend(device)
+    inside = None if mask is None else np.asarray(mask) != 0
+
+    started = time.perf_counter()
+    normalized = normalize_intensity(image, parameters.intensity, inside, threads=threads)
+    normalize_seconds = time.perf_counter() - started
+
+    # The model knows no order of axes, so the engine gets them in the order of memory: nothing is copied for a volume read from a file.
+    order = _memory_order(logits[0])
+    back = tuple(np.argsort(order))
+    outcome = backend.mean_field(
+        _permuted(logits, order),
+        _permuted(normalized, order),
+        None if inside is None else inside.transpose(order),
+        [steps[axis] for axis in order],
+        resolved.permuted(order),
+        threads=threads,
+        progress=progress,
+    )
+    started = time.perf_counter()
+    refined = _permuted(outcome.logits, back)
+    label_map = postprocess(argmax_labels(refined), parameters.postprocess, math.prod(steps) / 1000.0)
+    timings = {"normalize": normalize_seconds, **outcome.timings, "labels": time.perf_counter() - started}
+    return RefinementResult(
+        label_map=label_map,
+        logits=refined,
+        num_iterations=outcome.num_iterations,
+        converged=outcome.converged,
+        energy=outcome.energy,
+        filters=outcome.filters,
+        timings=timings,
+        device=backend.name,
+    )
+
+
+def _memory_order(array: NDArray[Any]) -> tuple[int, ...]:
+    """Return the axes from the slowest to the fastest in memory."""
+    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
+
+
+def _permuted(channels: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    return channels.transpose(0, *(axis + 1 for axis in order))
+
+
+def _check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+    if logits.ndim < 2:
+        raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
+    grid = logits.shape[1:]
+    if len(logits) < 2:
+        raise InputError(f"logits have {len(logits)} label; at least two are needed, the background among them")
+    if math.prod(grid) == 0:
+        raise InputError(f"the grid {grid} has no voxels")
+    if image.shape[1:] != grid or image.ndim != logits.ndim or len(image) == 0:
+        raise InputError(f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}")
+    if mask is not None and np.shape(mask) != grid:
+        raise InputError(f"mask has shape {np.shape(mask)}; expected the logits' grid {grid}")
+    if mask is not None and not np.any(mask):
+        raise InputError("the mask is empty: there is no voxel to refine")
+
+
+def _check_finite(channels: NDArray[Any], name: str) -> None:
+    # The extremes carry NaN and infinity: two passes without a temporary array.
+    for number, channel in enumerate(channels):
+        if channel.dtype.kind == "f" and not (math.isfinite(channel.min()) and math.isfinite(channel.max())):
+            bad = ~np.isfinite(channel)
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise InputError(f"{name}: channel {number} has {int(bad.sum())} values that are not finite (NaN or infinity), the first at {where}")

@@ -1,0 +1,77 @@
+"""`crfrefine demo`: writes a phantom in nnU-Net's naming, refines it, and tells what that did."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_helpers import Result, files_in, load_nifti, run_here, run_process
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, run_process("demo", "-o", folder)
+
+
+def test_files_are_named_as_nnunet_names_them(made):
+    folder, result = made
+    assert result.status == 0, result.stderr
+    assert files_in(folder) == ["images", "labels", "logits", "refined"]
+    assert files_in(folder / "images") == ["phantom_0000.nii.gz", "phantom_0001.nii.gz"]
+    assert files_in(folder / "labels") == files_in(folder / "logits") == ["phantom.nii.gz"]
+    assert files_in(folder / "refined") == ["phantom.nii.gz", "phantom_preview.png"]
+    shapes = {nib.load(folder / kind / "phantom.nii.gz").shape[:3] for kind in ("labels", "logits", "refined")}
+    assert shapes == {nib.load(folder / "images" / "phantom_0000.nii.gz").shape}
+
+
+def test_table_has_the_dice_of_what_was_written(made):
+    folder, result = made
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert rows[0][:3] == ["label", "Dice before", "Dice after"]
+    truth = load_nifti(folder / "labels" / "phantom.nii.gz")
+    before = load_nifti(folder / "logits" / "phantom.nii.gz").argmax(axis=-1)
+    after = load_nifti(folder / "refined" / "phantom.nii.gz")
+    for label in (1, 2, 3):
+        for labels, shown in ((before, rows[label][1]), (after, rows[label][2])):
+            found, wanted = labels == label, truth == label
+            assert shown == f"{2 * (found & wanted).sum() / (found.sum() + wanted.sum()):.3f}"
+
+
+def test_refinement_helps_on_the_phantom(made):
+    _, result = made
+    for row in (line.split("\t") for line in result.stdout.splitlines()[1:4]):
+        assert float(row[2]) > float(row[1])
+        assert int(row[5]) < int(row[4])
+
+
+def test_says_where_things_are_and_that_it_is_no_evidence(made):
+    folder, result = made
+    assert str(folder / "refined" / "phantom.nii.gz") in result.stdout
+    assert str(folder / "refined" / "phantom_preview.png") in result.stdout
+    assert "no evidence" in result.stdout
+
+
+def test_another_seed_is_another_phantom(made, tmp_path):
+    folder, _ = made
+    assert run_here("demo", "-o", tmp_path, "--seed", "1").status == 0
+    assert (load_nifti(tmp_path / "labels" / "phantom.nii.gz") != load_nifti(folder / "labels" / "phantom.nii.gz")).any()
+
+
+def test_same_seed_gives_the_same_bytes(made, tmp_path):
+    folder, _ = made
+    assert run_here("demo", "-o", tmp_path).status == 0
+    for path in sorted(folder.rglob("*.*")):
+        assert (tmp_path / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run_here("demo", "-o", tmp_path / "file" / "demo")
+    assert result.status == 1
+    assert result.stderr.startswith("crfrefine: error: ")
+
+
+def test_refined_labels_are_small_integers(made):
+    folder, _ = made
+    assert nib.load(folder / "refined" / "phantom.nii.gz").get_data_dtype() == np.uint8

@@ -1,0 +1,324 @@
+"""`crfrefine infer`: every option does what the interface says, on small cases written by nibabel."""
+
+import itertools
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, Folders, files_in, load_nifti, run_here, run_process, save_nifti, write_folders
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return write_folders(tmp_path, "a", "b", "c")
+
+
+def infer(folders: Folders, *options: object):
+    return run_here("infer", *folders.arguments, *options)
+
+
+def summary_of(folders: Folders, *options: object) -> dict:
+    path = folders.output.with_name("summary.json")
+    result = infer(folders, "--summary", path, *options)
+    assert result.status == 0, result.stderr
+    return json.loads(path.read_text())
+
+
+def expected_labels(folders: Folders, case_id: str, **changes: object) -> np.ndarray:
+    """What the public function gives for the arrays of a case."""
+    import crfrefine
+
+    logits = np.moveaxis(load_nifti(folders.logits / f"{case_id}.nii.gz"), -1, 0).astype(np.float32)
+    image = np.stack([load_nifti(path) for path in sorted(folders.images.glob(f"{case_id}_*"))]).astype(np.float32)
+    spacing = np.linalg.norm(AFFINE[:3, :3], axis=0)
+    parameters = crfrefine.CrfParameters().replace(**changes)
+    return crfrefine.refine(logits, image, spacing=tuple(spacing), parameters=parameters).label_map
+
+
+def test_folder_run_writes_each_case_on_its_grid(folders):
+    result = infer(folders)
+    assert result.status == 0
+    assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    for case_id in "abc":
+        written = nib.load(folders.output / f"{case_id}.nii.gz")
+        assert written.shape == GRID_SHAPE
+        assert written.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(written.affine, nib.load(folders.images / f"{case_id}_0000.nii.gz").affine)
+        np.testing.assert_array_equal(np.asanyarray(written.dataobj), expected_labels(folders, case_id))
+
+
+def test_process_and_function_call_agree(folders):
+    assert run_process("infer", *folders.arguments).status == 0
+    np.testing.assert_array_equal(load_nifti(folders.output / "b.nii.gz"), expected_labels(folders, "b"))
+
+
+def test_single_files_to_a_file(folders, tmp_path):
+    target = tmp_path / "new" / "refined.nii"
+    images = [argument for modality in (0, 1) for argument in ("-i", folders.images / f"a_{modality:04d}.nii.gz")]
+    result = run_here("infer", *images, "-p", folders.logits / "a.nii.gz", "-o", target, "--save-probabilities", "--preview")
+    assert result.status == 0, result.stderr
+    assert files_in(target.parent) == ["refined.nii", "refined_preview.png", "refined_probabilities.nii.gz"]
+    np.testing.assert_array_equal(load_nifti(target), expected_labels(folders, "a"))
+
+
+def test_single_files_to_a_folder_take_the_name_of_the_case(folders, tmp_path):
+    result = run_here("infer", "-i", folders.images / "a_0000.nii.gz", "-p", folders.logits / "a.nii.gz", "-o", tmp_path / "one")
+    assert result.status == 0, result.stderr
+    assert files_in(tmp_path / "one") == ["a.nii.gz"]
+
+
+def test_one_file_a_label_gives_the_same_as_one_with_all(folders, tmp_path):
+    logits = load_nifti(folders.logits / "a.nii.gz")
+    options = [o for label in range(NUM_LABELS) for o in ("-p", save_nifti(tmp_path / f"l{label}.nii.gz", logits[..., label]))]
+    images = ["-i", folders.images / "a_0000.nii.gz", "-i", folders.images / "a_0001.nii.gz"]
+    assert run_here("infer", *images, *options, "-o", tmp_path / "a.nii.gz").status == 0
+    np.testing.assert_array_equal(load_nifti(tmp_path / "a.nii.gz"), expected_labels(folders, "a"))
+
+
+def test_outputs_have_the_format_of_the_images(folders, tmp_path):
+    images, logits = tmp_path / "mhd", tmp_path / "mha"
+    images.mkdir()
+    logits.mkdir()
+    sitk.WriteImage(sitk.ReadImage(str(folders.images / "a_0000.nii.gz")), str(images / "Case01.mhd"))
+    vectors = sitk.GetImageFromArray(np.ascontiguousarray(load_nifti(folders.logits / "a.nii.gz").transpose(2, 1, 0, 3)), isVector=True)
+    vectors.CopyInformation(sitk.ReadImage(str(images / "Case01.mhd")))
+    sitk.WriteImage(vectors, str(logits / "Case01.mha"))
+    result = run_here("infer", "-i", images, "-p", logits, "-o", tmp_path / "out", "--save-logits")
+    assert result.status == 0, result.stderr
+    assert files_in(tmp_path / "out") == ["Case01.mhd", "Case01.zraw", "Case01_logits.nii.gz"]
+    image, labels = sitk.ReadImage(str(images / "Case01.mhd")), sitk.ReadImage(str(tmp_path / "out" / "Case01.mhd"))
+    assert (labels.GetSize(), labels.GetSpacing(), labels.GetOrigin(), labels.GetDirection()) == (
+        image.GetSize(),
+        image.GetSpacing(),
+        image.GetOrigin(),
+        image.GetDirection(),
+    )
+
+
+@pytest.mark.parametrize("option", ["--save-probabilities", "--save-logits"])
+def test_channels_are_saved_as_float32_that_give_the_label_map(folders, option):
+    kind = option.removeprefix("--save-")
+    assert infer(folders, option).status == 0
+    saved = nib.load(folders.output / f"a_{kind}.nii.gz")
+    assert saved.shape == (*GRID_SHAPE, NUM_LABELS)
+    assert saved.get_data_dtype() == np.float32
+    values = np.asanyarray(saved.dataobj)
+    np.testing.assert_array_equal(values.argmax(axis=-1), load_nifti(folders.output / "a.nii.gz"))
+    if kind == "probabilities":
+        # Four float32 numbers, each rounded once or twice at 2^-24.
+        np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_preview_is_a_picture(folders):
+    assert infer(folders, "--preview").status == 0
+    assert files_in(folders.output) == sorted(f"{case_id}{end}" for case_id in "abc" for end in (".nii.gz", "_preview.png"))
+    assert (folders.output / "a_preview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_mask_file_leaves_the_plain_argmax_outside(folders, tmp_path):
+    mask = np.zeros(GRID_SHAPE, np.uint8)
+    mask[4:12, 3:11, 2:9] = 1
+    for case_id in "abc":
+        save_nifti(tmp_path / "masks" / f"{case_id}.nii.gz", mask)
+    assert summary_of(folders, "-m", tmp_path / "masks")["cases"][0]["num_voxels_in_mask"] == mask.sum()
+    argmax = load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1)
+    refined = load_nifti(folders.output / "a.nii.gz")
+    np.testing.assert_array_equal(refined[mask == 0], argmax[mask == 0])
+    assert (refined[mask == 1] != argmax[mask == 1]).any()
+
+
+def test_nonzero_mask_is_where_any_modality_is_not_zero(folders):
+    nonzero = (load_nifti(folders.images / "a_0000.nii.gz") != 0) | (load_nifti(folders.images / "a_0001.nii.gz") != 0)
+    assert 0 < nonzero.sum() < nonzero.size
+    by_option = summary_of(folders, "-m", "nonzero")["cases"][0]
+    by_config = summary_of(folders, "--set", "intensity.mask=nonzero")["cases"][0]
+    assert by_option["num_voxels_in_mask"] == by_config["num_voxels_in_mask"] == nonzero.sum()
+    assert summary_of(folders)["cases"][0]["num_voxels_in_mask"] == nonzero.size
+
+
+def test_config_is_a_preset_or_a_file_and_set_overrides_it(folders, tmp_path):
+    assert summary_of(folders, "-c", "krahenbuhl")["parameters"]["bilateral"] != summary_of(folders)["parameters"]["bilateral"]
+    file = tmp_path / "own.toml"
+    file.write_text("[bilateral]\ntheta_alpha = 3.0\n[mean_field]\nnum_iterations = 2\ntolerance = 0.0\n")
+    summary = summary_of(folders, "-c", file, "--set", "bilateral.weight=[1, 2, 1, 1]", "--set", "mean_field.filter=exact")
+    assert summary["parameters"]["bilateral"][0]["theta_alpha"] == 3.0
+    assert summary["parameters"]["bilateral"][0]["weight"] == [1.0, 2.0, 1.0, 1.0]
+    assert summary["parameters"]["mean_field"]["filter"] == "exact"
+    assert summary["cases"][0]["num_iterations"] == 2
+
+
+def test_input_type_is_told_or_found_out(folders):
+    for path in sorted(folders.logits.iterdir()):
+        logits = load_nifti(path).astype(np.float64)
+        probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        save_nifti(path, (probabilities / probabilities.sum(axis=-1, keepdims=True)).astype(np.float32))
+    found = infer(folders)
+    assert "taken as probabilities: all values lie in [0, 1] and sum to 1" in found.stderr
+    assert summary_of(folders, "--input-type", "probabilities")["cases"][0]["input_type"] == "probabilities"
+    told = summary_of(folders, "--input-type", "logits")["cases"][0]
+    assert told["input_type"] == "logits"
+    assert told["energy"] != summary_of(folders)["cases"][0]["energy"]
+
+
+def test_devices(folders):
+    assert "device cpu (auto)" in infer(folders).stderr
+    assert "device cpu," in infer(folders, "--device", "cpu").stderr
+    for device in ("cuda", "cuda:1"):
+        result = infer(folders, "--device", device)
+        assert result.status == 1
+        assert "no GPU engine" in result.stderr
+    assert infer(folders, "--device", "tpu").status in (1, 2)
+
+
+def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
+    contents = []
+    for threads in (1, 2, 2):
+        assert infer(folders, "--threads", threads, "--save-probabilities", "--save-logits").status == 0
+        contents.append({path.name: path.read_bytes() for path in folders.output.iterdir()})
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_continue_does_what_is_missing_or_broken(folders):
+    assert infer(folders).status == 0
+    kept, broken, missing = (folders.output / f"{case_id}.nii.gz" for case_id in "abc")
+    content = broken.read_bytes()
+    before = kept.stat().st_mtime_ns
+    broken.write_bytes(content[: len(content) // 2])
+    missing.unlink()
+    result = infer(folders, "--continue")
+    assert result.status == 0
+    assert [line.split("\t")[:2] for line in result.stdout.splitlines()[1:]] == [["a", "skipped"], ["b", "done"], ["c", "done"]]
+    assert kept.stat().st_mtime_ns == before
+    assert broken.read_bytes() == content
+    assert missing.is_file()
+
+
+def test_continue_makes_what_was_not_asked_for_before(folders):
+    assert infer(folders).status == 0
+    assert [case["status"] for case in summary_of(folders, "--continue", "--save-logits")["cases"]] == ["done"] * 3
+    assert [case["status"] for case in summary_of(folders, "--continue", "--save-logits")["cases"]] == ["skipped"] * 3
+
+
+def test_continue_does_not_take_an_output_on_another_grid(folders):
+    assert infer(folders).status == 0
+    save_nifti(folders.output / "a.nii.gz", np.zeros((4, 5, 6), np.uint8))
+    assert [case["status"] for case in summary_of(folders, "--continue")["cases"]] == ["done", "skipped", "skipped"]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 5])
+def test_parts_share_no_case_and_miss_none(tmp_path, num_parts):
+    folders = write_folders(tmp_path, "a", "b", "c", "d")
+    seen = []
+    for part_id in range(num_parts):
+        summary = summary_of(folders, "--num-parts", num_parts, "--part-id", part_id)
+        seen.append([case["case_id"] for case in summary["cases"]])
+        assert seen[-1] == list("abcd")[part_id::num_parts]
+        assert (summary["num_parts"], summary["part_id"]) == (num_parts, part_id)
+    assert sorted(itertools.chain(*seen)) == list("abcd")
+    assert files_in(folders.output) == [f"{case_id}.nii.gz" for case_id in "abcd"]
+
+
+def test_fail_fast_stops_at_the_first_bad_case(folders):
+    (folders.logits / "a.nii.gz").write_bytes(b"no gzip")
+    going_on = infer(folders)
+    assert going_on.status == 1
+    assert files_in(folders.output) == ["b.nii.gz", "c.nii.gz"]
+    assert going_on.stderr.splitlines()[-1] == "failed: a"
+    for path in folders.output.iterdir():
+        path.unlink()
+    assert infer(folders, "--fail-fast").status == 1
+    assert files_in(folders.output) == []
+
+
+def test_summary_has_a_record_of_each_case(folders):
+    (folders.logits / "b.nii.gz").write_bytes(b"")
+    path = folders.output.with_name("summary.json")
+    assert infer(folders, "--summary", path, "--save-probabilities", "--preview").status == 1
+    summary = json.loads(path.read_text())
+    assert set(summary) == {
+        *("schema", "version", "device", "requested_device", "threads", "parameters", "num_parts", "part_id", "num_cases"),
+        *("started", "seconds", "interrupted", "num_done", "num_skipped", "num_failed", "cases"),
+    }
+    assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)
+    assert not summary["interrupted"]
+    done, failed, _ = summary["cases"]
+    assert set(done) == set(failed)
+    assert done["status"] == "done"
+    assert done["error"] is None
+    assert done["output"] == str(folders.output / "a.nii.gz")
+    assert done["probabilities"] == str(folders.output / "a_probabilities.nii.gz")
+    assert done["logits"] is None
+    assert done["grid_shape"] == list(GRID_SHAPE)
+    # Column norms of an affine that NIfTI keeps as float32.
+    np.testing.assert_allclose(done["spacing"], np.linalg.norm(AFFINE[:3, :3], axis=0), rtol=1e-6)
+    assert (done["num_labels"], done["num_modalities"]) == (NUM_LABELS, 2)
+    assert len(done["energy"]) == done["num_iterations"]
+    argmax = load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1)
+    refined = load_nifti(folders.output / "a.nii.gz")
+    assert done["voxels_changed"] == (argmax != refined).sum()
+    assert done["voxels_before"] == np.bincount(argmax.ravel(), minlength=NUM_LABELS).tolist()
+    assert done["voxels_after"] == np.bincount(refined.ravel(), minlength=NUM_LABELS).tolist()
+    assert {"read", "refine", "write"} <= set(done["times"])
+    assert all(seconds >= 0 for seconds in done["times"].values())
+    assert failed["status"] == "failed"
+    assert failed["output"] is None
+    assert failed["error_kind"] == "UnsupportedFormatError"
+    assert "b.nii.gz" in failed["error"]
+
+
+def test_standard_output_has_results_alone_and_quiet_has_nothing(folders):
+    plain = run_process("infer", *folders.arguments)
+    lines = plain.stdout.splitlines()
+    assert lines[0].split("\t") == ["case", "status", "steps", "changed", "seconds", "output"]
+    assert [line.split("\t")[-1] for line in lines[1:]] == [str(folders.output / f"{case_id}.nii.gz") for case_id in "abc"]
+    assert [line.startswith(f"[{n}/3] ") for n, line in enumerate(plain.stderr.splitlines()[-4:-1], start=1)] == [True] * 3
+    assert "\x1b" not in plain.stdout + plain.stderr
+    quiet = run_process("infer", *folders.arguments, "-q")
+    assert (quiet.status, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_quiet_still_tells_errors(folders):
+    (folders.logits / "a.nii.gz").unlink()
+    result = infer(folders, "-q")
+    assert (result.status, result.stdout) == (1, "")
+    assert result.stderr.startswith("crfrefine: error: case 'a': no logits")
+
+
+def test_verbose_tells_the_filter_and_the_times(folders):
+    result = infer(folders, "-v")
+    assert "bilateral" in result.stderr
+    assert "read " in result.stderr
+    assert "bilateral" not in infer(folders).stderr
+
+
+def test_output_beside_the_inputs_does_not_replace_them(folders, tmp_path):
+    before = {path: path.read_bytes() for path in folders.logits.iterdir()}
+    result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", folders.logits)
+    assert result.status == 1
+    assert "would replace an input" in result.stderr
+    assert {path: path.read_bytes() for path in folders.logits.iterdir()} == before
+
+
+def test_constant_image_and_huge_logits_are_valid(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    for path in folders.images.iterdir():
+        save_nifti(path, np.full(GRID_SHAPE, 7, np.int16))
+    labels = np.indices(GRID_SHAPE).sum(axis=0) // 12 % NUM_LABELS
+    save_nifti(folders.logits / "a.nii.gz", np.where(labels[..., None] == np.arange(NUM_LABELS), 1e4, -1e4).astype(np.float32))
+    assert infer(folders, "--save-probabilities").status == 0
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), labels)
+    assert np.isfinite(load_nifti(folders.output / "a_probabilities.nii.gz")).all()
+
+
+def test_more_than_255_labels_are_written_as_uint16(tmp_path):
+    grid_shape, num_labels = (9, 8, 7), 300
+    labels = np.indices(grid_shape)[0] * 37 % num_labels
+    save_nifti(tmp_path / "images" / "a_0000.nii.gz", np.indices(grid_shape)[0].astype(np.int16))
+    save_nifti(tmp_path / "logits" / "a.nii.gz", 50 * (labels[..., None] == np.arange(num_labels)).astype(np.float32))
+    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out")
+    assert result.status == 0, result.stderr
+    assert nib.load(tmp_path / "out" / "a.nii.gz").get_data_dtype() == np.uint16
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "a.nii.gz"), labels)

@@ -1,0 +1,122 @@
+"""`crfrefine info`: what a file is, which cases a folder holds, and what is wrong with them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, run_process, save_nifti, write_folders
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_folders(tmp_path, "a", "b", "c")
+    return tmp_path
+
+
+def fields(text: str) -> dict[str, str]:
+    return {line[2:14].strip(): line[16:] for line in text.splitlines()[1:]}
+
+
+def test_a_nifti_file(root):
+    path = root / "images" / "a_0000.nii.gz"
+    result = run_process("info", path)
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == str(path)
+    shown = fields(result.stdout)
+    assert shown["format"] == "NIfTI-1, gzip"
+    assert shown["shape"] == "18×15×11"
+    assert shown["type"] == "int16"
+    assert shown["spacing"] == "1×1.25×2.5 mm"
+    assert shown["orientation"] == "ALI"  # x of the array goes to anterior, y to the left, z to inferior
+    assert shown["first voxel"].startswith("(10, -20, 30)")
+    assert shown["sform, qform"] == "codes 2, 0"  # nibabel's for an affine given by hand
+    assert "values" not in shown
+
+
+def test_verbose_reads_the_voxels(root):
+    path = root / "images" / "a_0000.nii.gz"
+    values = load_nifti(path)
+    assert fields(run_here("info", "-v", path).stdout)["values"].startswith(f"{values.min()} to {values.max()}, mean ")
+    labels = save_nifti(root / "labels.nii.gz", np.indices(GRID_SHAPE)[0].astype(np.uint8) // 9)
+    assert fields(run_here("info", "-v", labels).stdout)["voxels"] == "0: 1485, 1: 1485"
+    logits = run_here("info", "-v", root / "logits" / "a.nii.gz").stdout
+    assert logits.count("values, channel") == NUM_LABELS
+
+
+def test_other_formats(root, tmp_path):
+    image = sitk.ReadImage(str(root / "images" / "a_0000.nii.gz"))
+    for suffix, name in ((".mhd", "MetaImage"), (".mha", "MetaImage"), (".nrrd", "NRRD")):
+        path = tmp_path / f"x{suffix}"
+        sitk.WriteImage(image, str(path))
+        shown = fields(run_here("info", path).stdout)
+        assert (shown["format"], shown["shape"], shown["orientation"]) == (name, "18×15×11", "ALI")
+    np.savez(tmp_path / "x.npz", probabilities=np.zeros((3, 4, 5, 6), np.float32))
+    shown = fields(run_here("info", tmp_path / "x.npz").stdout)
+    assert (shown["shape"], shown["channels"], shown["spacing"]) == ("6×5×4", "3", "none in this format")
+
+
+def test_several_files_and_one_that_is_broken(root):
+    broken = root / "broken.nii"
+    broken.write_text("no")
+    paths = (root / "images" / "a_0000.nii.gz", broken, root / "images" / "a_0001.nii.gz", root / "nowhere.nii")
+    result = run_here("info", *paths)
+    assert result.status == 1
+    assert result.stdout.count("  format") == 2
+    assert [line.split(":")[2].strip() for line in result.stderr.splitlines()] == [str(broken), str(root / "nowhere.nii")]
+
+
+def test_a_folder_of_images(root):
+    result = run_here("info", root / "images")
+    assert result.status == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"{root / 'images'}: 3 cases in order, 0 problems"
+    assert lines[1].split(maxsplit=1) == ["a", "2 modalities, 18×15×11, 1.00×1.25×2.50 mm"]
+
+
+def test_a_data_set_with_logits_masks_and_labels(root):
+    for case_id in "abc":
+        for kind in ("masks", "labels"):
+            save_nifti(root / kind / f"{case_id}.nii.gz", np.ones(GRID_SHAPE, np.uint8))
+    result = run_here("info", root)
+    assert result.status == 0
+    assert result.stdout.splitlines()[1].endswith("4 labels, mask, reference")
+
+
+def test_what_is_wrong_with_cases(root):
+    (root / "images" / "a_0001.nii.gz").unlink()
+    affine = AFFINE.copy()
+    affine[1, 3] += 5
+    save_nifti(root / "logits" / "b.nii.gz", load_nifti(root / "logits" / "b.nii.gz"), affine)
+    result = run_here("info", root)
+    assert result.status == 1
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith(": 1 case in order, 2 problems")
+    assert lines[1].split()[0] == "c"
+    wrong = [line for line in lines if line.startswith("  wrong:")]
+    assert len(wrong) == 2
+    assert "'a'" in wrong[0]
+    assert "'b': logits and image are on different grids" in wrong[1]
+
+
+def test_logits_with_another_number_of_labels(root):
+    save_nifti(root / "logits" / "b.nii.gz", load_nifti(root / "logits" / "b.nii.gz")[..., :3])
+    result = run_here("info", root)
+    assert result.status == 1
+    assert "case 'b': logits of 3 labels, those of most cases have 4" in result.stdout
+
+
+def test_a_folder_of_archives(tmp_path):
+    for case_id in "ab":
+        np.savez(tmp_path / f"{case_id}.npz", probabilities=np.zeros((3, 4, 5, 6), np.float32))
+    result = run_here("info", tmp_path)
+    assert result.status == 0
+    assert result.stdout.splitlines()[1] == "  a  3 labels, 6×5×4"
+    (tmp_path / "a.npz").write_bytes(b"no zip")
+    assert run_here("info", tmp_path).status == 1
+
+
+def test_an_empty_folder(tmp_path):
+    result = run_here("info", tmp_path)
+    assert result.status == 1
+    assert "no case found" in result.stdout

@@ -1,0 +1,119 @@
+"""Ctrl-C, a scheduler's SIGTERM and kill -9 in the middle of writing: no partial file, and --continue does the rest."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import Folders, command, files_in, load_nifti, run_here, save_nifti
+
+GRID_SHAPE = (72, 64, 48)
+NUM_LABELS = 12
+NUM_CASES = 3
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """Cases whose probabilities take a good fraction of a second to write: noise does not compress."""
+    folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
+    rng = np.random.default_rng(5)
+    for number in range(NUM_CASES):
+        save_nifti(folders.images / f"case{number}_0000.nii.gz", rng.integers(0, 500, GRID_SHAPE, dtype=np.int16))
+        save_nifti(folders.logits / f"case{number}.nii.gz", rng.normal(0, 3, (*GRID_SHAPE, NUM_LABELS)).astype(np.float32))
+    return folders
+
+
+OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", "--set", "bilateral.theta_alpha=1")
+
+
+def start(folders: Folders, *options: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        command("infer", *folders.arguments, *OPTIONS, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def is_writing(folders: Folders) -> bool:
+    return any(name.startswith(".") and ".tmp" in name for name in files_in(folders.output))
+
+
+def assert_all_there_are_whole(folders: Folders) -> None:
+    for name in files_in(folders.output):
+        if not name.startswith("."):
+            values = load_nifti(folders.output / name)
+            assert values.shape[:3] == GRID_SHAPE
+            assert np.isfinite(values).all()
+
+
+def assert_continue_does_the_rest(folders: Folders) -> None:
+    there = {path.name: path.stat().st_mtime_ns for path in folders.output.glob("case?.nii.gz")}
+    result = run_here("infer", *folders.arguments, *OPTIONS, "--continue")
+    assert result.status == 0, result.stderr
+    statuses = [line.split("\t")[1] for line in result.stdout.splitlines()[1:]]
+    assert statuses == ["skipped"] * len(there) + ["done"] * (NUM_CASES - len(there))
+    assert all((folders.output / name).stat().st_mtime_ns == written for name, written in there.items())
+    names = {f"case{number}{end}.nii.gz" for number in range(NUM_CASES) for end in ("", "_probabilities", "_logits")}
+    assert names <= set(files_in(folders.output))
+    assert_all_there_are_whole(folders)
+
+
+@pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_a_polite_signal_ends_the_run_in_one_line(folders, number, status, word):
+    summary = folders.output.with_name("summary.json")
+    with start(folders, "-q", "--summary", summary) as process:
+        wait_for(lambda: is_writing(folders), process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert out == ""
+    assert err.startswith(f"crfrefine: {word}: ")
+    assert err.count("\n") == 1
+    assert "--continue" in err
+    assert not is_writing(folders)
+    assert_all_there_are_whole(folders)
+    record = json.loads(summary.read_text())
+    assert record["interrupted"]
+    assert record["num_done"] == len(list(folders.output.glob("case?.nii.gz"))) < NUM_CASES
+    assert_continue_does_the_rest(folders)
+
+
+def test_an_interrupt_before_the_first_case(folders):
+    with start(folders) as process:
+        time.sleep(0.05)  # in the middle of the imports, as likely as not
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    # So early in the interpreter's own start, a process dies of the signal itself.
+    assert process.returncode in (130, -signal.SIGINT)
+    if process.returncode == 130:
+        assert "Traceback" not in err
+        assert err.splitlines()[-1].startswith("crfrefine: interrupted")
+
+
+def test_kill_9_in_the_middle_of_writing_leaves_no_partial_file(folders):
+    with start(folders) as process:
+        wait_for(lambda: is_writing(folders), process)
+        process.kill()
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert is_writing(folders), "the kill came too late to show anything"
+    assert_all_there_are_whole(folders)
+    assert_continue_does_the_rest(folders)
+
+
+def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
+    """--continue takes the label map as the sign that a case is done, so it must be written last."""
+    with start(folders) as process:
+        wait_for(lambda: "case0.nii.gz" in files_in(folders.output), process)
+        process.kill()
+        process.communicate(timeout=60)
+    assert {"case0_probabilities.nii.gz", "case0_logits.nii.gz"} <= set(files_in(folders.output))
