@@ -1,0 +1,125 @@
+"""How far each filter's messages are from exact ones, over dimensions and bandwidths: the table and the plot of `docs/accuracy.md`.
+
+Usage: accuracy.py [--no-docs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import environment
+import numpy as np
+from exact import bilateral_rows, sample_voxels, softmax
+from numpy.typing import NDArray
+from peers import BENCH, ROOT
+from report import markdown_table, write_between_markers
+from workers.measure import Workload
+from workloads import accuracy_spec, store
+
+from crfrefine.backends import get_backend
+from crfrefine.errors import CapacityError, ConfigError
+
+DIMENSIONS = range(2, 10)
+SETTINGS = ((1.5, 0.05), (3.0, 0.05), (8.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1
+FILTERS = ("lattice", "grid", "truncated")
+LARGEST_TRUNCATED_MM = 3.0  # beyond it nobody waits for the direct sum
+NUM_ROWS = 400
+
+
+def _message_errors(workload: Workload, filter_name: str, exact: NDArray[np.float64], voxels: NDArray[np.int64]) -> dict[str, float] | None:
+    """RMS and largest error of messages, None where the filter does not serve the case."""
+    meta = workload.meta
+    values = softmax(workload.logits).astype(np.float32)
+    try:
+        message = get_backend("cpu").message(
+            values,
+            workload.image.astype(np.float32) / np.float32(255.0),
+            None,
+            meta["spacing"],
+            theta_alpha=[meta["theta_alpha"]] * len(workload.grid_shape),
+            theta_beta=[meta["theta_beta"]] * len(workload.image),
+            normalization="after",
+            filter=filter_name,
+        )
+    except (CapacityError, ConfigError) as refusal:
+        sys.stderr.write(f"  {filter_name}: {refusal}\n")
+        return None
+    difference = message.reshape(len(message), -1)[:, voxels] - exact
+    return {"rms": float(np.sqrt(np.mean(difference**2))), "max": float(np.abs(difference).max())}
+
+
+def measure() -> list[dict[str, Any]]:
+    """One record for each dimension, setting and filter."""
+    records = []
+    for num_features in DIMENSIONS:
+        for theta_alpha, theta_beta in SETTINGS:
+            spec = accuracy_spec(num_features, theta_alpha, theta_beta)
+            workload = Workload(store(spec, BENCH / "data"))
+            voxels = sample_voxels(workload, NUM_ROWS)
+            exact = bilateral_rows(workload, softmax(workload.logits).astype(np.float32), voxels)
+            for name in FILTERS:
+                if name == "truncated" and theta_alpha > LARGEST_TRUNCATED_MM:
+                    continue
+                errors = _message_errors(workload, name, exact, voxels)
+                if errors is not None:
+                    records.append({"filter": name, "num_features": num_features, **asdict(spec), **errors})
+            sys.stderr.write(f"D = {num_features}, theta_alpha {theta_alpha:g}, theta_beta {theta_beta:g}\n")
+    return records
+
+
+def _select(records: list[dict[str, Any]], filter_name: str, setting: tuple[float, float]) -> list[dict[str, Any]]:
+    return [r for r in records if r["filter"] == filter_name and (r["theta_alpha"], r["theta_beta"]) == setting]
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """RMS error (largest) by dimension, a column for each filter and setting."""
+    columns = [(name, setting) for name in FILTERS for setting in SETTINGS if _select(records, name, setting)]
+    rows = []
+    for num_features in DIMENSIONS:
+        cells = []
+        for name, setting in columns:
+            found = [r for r in _select(records, name, setting) if r["num_features"] == num_features]
+            cells.append(f"{found[0]['rms']:.2g} ({found[0]['max']:.2g})" if found else "–")
+        rows.append([str(num_features), *cells])
+    return markdown_table(["D", *(f"{name}, {alpha:g} mm, {beta:g}" for name, (alpha, beta) in columns)], rows)
+
+
+def plot(records: list[dict[str, Any]]) -> None:
+    """RMS error over dimension, a panel for each setting."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(SETTINGS), figsize=(13, 3.6), sharey=True, layout="constrained")
+    for panel, setting in zip(panels, SETTINGS, strict=True):
+        for name, marker in zip(FILTERS, "os^", strict=True):
+            found = _select(records, name, setting)
+            if found:
+                panel.semilogy([r["num_features"] for r in found], [r["rms"] for r in found], marker=marker, label=name)
+        panel.set_title(f"theta_alpha {setting[0]:g} mm, theta_beta {setting[1]:g}", fontsize=10)
+        panel.set_xlabel("feature dimensions D")
+        panel.grid(visible=True, which="major", alpha=0.3)
+    panels[0].set_ylabel("RMS error of a message (values 0 to 1)")
+    panels[0].legend(loc="lower right")
+    figure.savefig(ROOT / "docs" / "accuracy.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the filters against exact sums.")
+    parser.add_argument("--no-docs", action="store_true", help="leave the documents as they are")
+    no_docs = parser.parse_args().no_docs
+    records = measure()
+    head = environment.describe()
+    text = f"{table(records)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels a cell.*\n"
+    sys.stdout.write(text)
+    if not no_docs:
+        write_between_markers(ROOT / "docs" / "accuracy.md", "accuracy", text)
+        plot(records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What a figure belongs to: versions, machine, and a hash of the sources it was measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from peers import ROOT
+
+_DEPENDENCIES = ("numpy", "scipy", "nibabel", "SimpleITK", "isal")
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def source_hash() -> str:
+    """The first 12 digits of a hash over everything the engine and the command are built from."""
+    digest = hashlib.sha256()
+    files = [path for folder in ("crfrefine", "kernels", "configs") for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
+    for path in [*files, ROOT / "CMakeLists.txt"]:
+        if path.suffix in {".py", ".cpp", ".h", ".toml", ".txt"}:
+            digest.update(path.relative_to(ROOT).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def describe() -> dict[str, Any]:
+    """The record's head."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "source": source_hash(),
+        "crfrefine": version("crfrefine"),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _DEPENDENCIES},
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+    }

@@ -1,0 +1,68 @@
+"""Suite `speed`: seconds and peak memory against the peers, one thread each, runs alternating, results checked before times count."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from check import check_against_exact_rows, check_labels, check_marginals
+from peers import BENCH
+from processes import run_worker
+from workers.measure import Workload
+from workloads import WORKLOADS, WorkloadSpec, store
+
+
+def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
+    folder = store(spec, BENCH / "data")
+    systems = ("crfrefine", *spec.peers)
+    saved = {system: BENCH / "results" / f"{spec.name}-{system}.npy" for system in systems}
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    for repeat in range(repeats):
+        for system in systems:
+            run = run_worker(system, folder, save=saved[system] if repeat == 0 else None)
+            runs[system].append(run)
+            sys.stderr.write(f"  {spec.name} {system}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB\n")
+        if repeat == 0:
+            checks = _check(spec, folder, saved)
+    return {"runs": runs, "checks": checks, "workload": Workload(folder).meta, **_summarize(spec, runs)}
+
+
+def _check(spec: WorkloadSpec, folder: Path, saved: dict[str, Path]) -> dict[str, float]:
+    workload = Workload(folder)
+    ours = np.load(saved["crfrefine"])
+    checks = check_against_exact_rows(workload)
+    if "pydensecrf2" in spec.peers:
+        checks |= check_marginals(ours, np.load(saved["pydensecrf2"]))
+    if "simplecrf" in spec.peers:
+        checks |= check_labels(ours, np.load(saved["simplecrf"]).ravel())
+    return checks
+
+
+def _summarize(spec: WorkloadSpec, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    seconds = {system: min(run["seconds"] for run in of_system) for system, of_system in runs.items()}
+    peak_mib = {system: min(run["peak_mib"] for run in of_system) for system, of_system in runs.items()}
+    return {
+        "seconds": seconds,
+        "peak_mib": peak_mib,
+        "speedup": min(seconds[peer] for peer in spec.peers) / seconds["crfrefine"],
+        "memory_fraction": peak_mib["crfrefine"] / peak_mib["pydensecrf2"],
+        "filters": runs["crfrefine"][0]["filters"],
+    }
+
+
+def run(*, quick: bool, workloads: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure the named workloads, all of them by default, S and M when quick."""
+    names = list(workloads or (("S", "M") if quick else WORKLOADS))
+    measured = {name: _measure(WORKLOADS[name], repeats=1 if quick else 3) for name in names}
+    speedups = [record["speedup"] for record in measured.values()]
+    return {
+        "workloads": measured,
+        "speedup_geometric_mean": math.exp(statistics.fmean(map(math.log, speedups))),
+        "speedup_worst": min(speedups),
+        "memory_fraction_worst": max(record["memory_fraction"] for record in measured.values()),
+    }

@@ -1,0 +1,90 @@
+"""Seconds and peak memory of a stretch of code, measured from inside its own process.
+
+Shared by all workers, so it needs nothing but the standard library and numpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+
+def _status_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return float(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+class Meter:
+    """Context manager: `seconds` of its body, and `peak_mib`, the resident memory's peak above what was resident at its start."""
+
+    def __enter__(self) -> Meter:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else the call would reuse, uncounted, what the preparation freed
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current VmRSS
+        self._resident_mib = _status_mib("VmRSS")
+        self._laps: list[tuple[str, float]] = []
+        self._start = time.perf_counter()
+        return self
+
+    def lap(self, name: str) -> None:
+        """End a stage: its seconds are reported under `name`."""
+        self._laps.append((name, time.perf_counter()))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.seconds = time.perf_counter() - self._start
+        self.peak_mib = _status_mib("VmHWM") - self._resident_mib
+        self.stages: dict[str, float] = {}
+        previous = self._start
+        for name, moment in self._laps:
+            self.stages[name] = moment - previous
+            previous = moment
+
+
+class Workload:
+    """A stored workload, resident in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.meta = json.loads((folder / "workload.json").read_text())
+        self.image = np.load(folder / "image.npy")
+        self.logits = np.load(folder / "logits.npy")
+        mask_file = folder / "mask.npy"
+        self.mask = np.load(mask_file) if mask_file.exists() else None
+        self.grid_shape = self.image.shape[1:]
+
+    def masked_rows(self, channels: np.ndarray, dtype: type, *, scale: float = 1.0) -> np.ndarray:
+        """(C, *grid) to a new C-ordered (C, N) over the masked voxels, times `scale`."""
+        flat = channels.reshape(channels.shape[0], -1)
+        if self.mask is not None:
+            flat = flat[:, self.mask.ravel()]
+        return np.multiply(flat, scale, dtype=dtype, order="C")
+
+
+def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object) -> None:
+    """Print the one line of JSON that the parent reads; save the result where asked."""
+    if save_to:
+        np.save(save_to, result)
+    record = {
+        "seconds": meter.seconds,
+        "peak_mib": meter.peak_mib,
+        "stages": meter.stages,
+        "sha256": hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest(),
+        **more,
+    }
+    sys.stdout.write(json.dumps(record) + "\n")
+
+
+def arguments() -> tuple[Workload, str | None, dict[str, str]]:
+    """WORKLOAD_FOLDER [--save FILE] [--NAME VALUE]... of the command line."""
+    folder, *rest = sys.argv[1:]
+    options = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
+    return Workload(Path(folder)), options.pop("save", None), options

@@ -1,0 +1,34 @@
+"""One timed run of crfrefine, through its public function: checks, the build, the steps, marginals and label map."""
+
+import numpy as np
+from measure import Meter, arguments, report
+from parameters import crf_parameters
+
+import crfrefine
+
+workload, save_to, options = arguments()
+meta = workload.meta
+image = workload.image.astype(np.float32) / np.float32(255.0)
+del workload.image
+parameters = crf_parameters(meta, filter_name=options.get("filter", "auto"))
+
+with Meter() as meter:
+    result = crfrefine.refine(
+        workload.logits,
+        image,
+        spacing=meta["spacing"],
+        parameters=parameters,
+        mask=workload.mask,
+        device="cpu",
+        threads=int(options.get("threads", "1")),
+    )
+    marginals = result.marginals
+
+report(
+    meter,
+    workload.masked_rows(marginals, np.float32) if save_to else marginals,
+    save_to,
+    version=crfrefine.__version__,
+    filters=list(result.filters),
+    engine_seconds=dict(result.timings),
+)
