@@ -5,8 +5,8 @@ Made by `CrfParameters.resolve`; nothing is checked here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 

@@ -177,6 +177,9 @@ class _Run:
             self._tell(self._observer.note, "", note)
         reader = ThreadPoolExecutor(1, "read")
         writer = ThreadPoolExecutor(1, "write")
+        # The thread must be known to the pool before there is anything to interrupt: an exception while it starts would lose it, and
+        # nobody would wait for the file that it writes.
+        writer.submit(int).result()
         try:
             self._pipeline(reader, writer)
         except KeyboardInterrupt:

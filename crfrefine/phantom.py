@@ -25,7 +25,7 @@ _SHELL = ((0.40, 0.57, 0.52), (0.20, 0.17, 0.24))
 _CORE = ((0.41, 0.56, 0.53), (0.10, 0.09, 0.13))
 _CYST = ((0.66, 0.36, 0.45), (0.10, 0.14, 0.20))
 # mean intensity of: air, tissue, other tissue, label 1, label 2, label 3
-_INTENSITIES = ((0.0, 0.42, 0.56, 0.86, 0.70, 0.20), (0.0, 0.52, 0.40, 0.34, 0.88, 0.24))
+_INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.78, 0.30))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _draw_anatomy(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return the labels and the tissue classes (an index into the intensities)."""
     labels = np.zeros(grid_shape, np.uint8)
-    wobble = 0.16 * _smooth_noise(rng, grid_shape, spacing, 7 * scale)
+    wobble = 0.2 * _smooth_noise(rng, grid_shape, spacing, 6 * scale)
     head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
     labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
     labels[(_ellipsoid(grid_shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
@@ -145,9 +145,9 @@ def _draw_image(rng: np.random.Generator, tissue: NDArray[np.uint8], spacing: Se
     image = np.empty((len(_INTENSITIES), *tissue.shape), np.float32)
     for modality, means in enumerate(_INTENSITIES):
         values = gaussian_filter(np.asarray(means, np.float32)[tissue], sigma=[0.5 / step for step in spacing])
-        values += 0.03 * _smooth_noise(rng, tissue.shape, spacing, 1.5 * scale)
+        values += 0.045 * _smooth_noise(rng, tissue.shape, spacing, 1.5 * scale)
         values *= 1 + 0.06 * _smooth_noise(rng, tissue.shape, spacing, 25 * scale)
-        values += 0.035 * rng.standard_normal(tissue.shape, np.float32)
+        values += 0.05 * rng.standard_normal(tissue.shape, np.float32)
         image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
     return image
 

@@ -5,15 +5,17 @@ Components are connected over faces, edges and corners (26 neighbors in 3-D). No
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.config import PostprocessParameters
 
-LabelMap = NDArray[np.integer]
+Label = TypeVar("Label", bound=np.integer[Any])
 
 
-def postprocess(label_map: LabelMap, parameters: PostprocessParameters, voxel_volume_ml: float) -> LabelMap:
+def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
     """Turn components that are not wanted into background (0).
 
     Components are those of all labels together, or those of each label by itself with `keep_largest = "each"`. The largest is the one with
@@ -38,7 +40,7 @@ def postprocess(label_map: LabelMap, parameters: PostprocessParameters, voxel_vo
     return result
 
 
-def _remove(result: LabelMap, group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
+def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
     """Set the components of `group` that are not wanted to 0 in `result`, in place."""
     from scipy import ndimage
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.backends import get_backend
-from crfrefine.backends.base import Progress
+from crfrefine.backends.base import Backend, Progress
 from crfrefine.config import CrfParameters
 from crfrefine.errors import InputError
 from crfrefine.features import normalize_intensity
-from crfrefine.label_maps import argmax_labels
 from crfrefine.postprocess import postprocess
 
 
@@ -37,6 +36,7 @@ class RefinementResult:
         filters: how each kernel's messages were computed, a line a kernel.
         timings: seconds of each stage: normalize, build, steps, labels.
         device: where it was computed.
+        threads: CPU threads that it was computed with; None: the cores this process may use.
     """
 
     label_map: NDArray[np.unsignedinteger[Any]]
@@ -47,14 +47,14 @@ class RefinementResult:
     filters: tuple[str, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
     device: str = "cpu"
+    threads: int | None = None
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
         """(L, *grid) float32, the softmax of the logits; computed when first asked for."""
-        marginals = self.logits - self.logits.max(axis=0)
-        np.exp(marginals, out=marginals)
-        marginals /= marginals.sum(axis=0)
-        return marginals
+        order = _memory_order(self.logits[0])
+        marginals = get_backend(self.device).softmax(_permuted(self.logits, order), threads=self.threads)
+        return _permuted(marginals, _inverse(order))
 
 
 def refine(
@@ -97,51 +97,57 @@ def refine(
     if image.ndim == logits.ndim - 1:
         image = image[None]
     _check_shapes(logits, image, mask)
-    _check_finite(logits, "logits")
-    _check_finite(image, "image")
     num_dims = logits.ndim - 1
-    steps = (float(spacing),) * num_dims if np.isscalar(spacing) else tuple(float(step) for step in spacing)  # type: ignore[arg-type,union-attr]
+    steps = (float(spacing),) * num_dims if isinstance(spacing, (int, float)) else tuple(float(step) for step in spacing)
     if len(steps) != num_dims or not all(math.isfinite(step) and step > 0 for step in steps):
         raise InputError(f"spacing is {spacing}; expected {num_dims} positive distances in mm, one a grid axis")
     resolved = parameters.resolve(len(logits), len(image), num_dims)
     backend = get_backend(device)
     inside = None if mask is None else np.asarray(mask) != 0
 
-    started = time.perf_counter()
-    normalized = normalize_intensity(image, parameters.intensity, inside, threads=threads)
-    normalize_seconds = time.perf_counter() - started
-
     # The model knows no order of axes, so the engine gets them in the order of memory: nothing is copied for a volume read from a file.
     order = _memory_order(logits[0])
-    back = tuple(np.argsort(order))
+    ordered_logits, ordered_image = _permuted(logits, order), _permuted(image, order)
+    _check_finite(backend, ordered_logits, "logits", threads)
+    _check_finite(backend, ordered_image, "image", threads)
+    started = time.perf_counter()
+    ordered_mask = None if inside is None else inside.transpose(order)
+    normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
+    normalize_seconds = time.perf_counter() - started
     outcome = backend.mean_field(
-        _permuted(logits, order),
-        _permuted(normalized, order),
-        None if inside is None else inside.transpose(order),
+        ordered_logits,
+        normalized,
+        ordered_mask,
         [steps[axis] for axis in order],
         resolved.permuted(order),
         threads=threads,
         progress=progress,
     )
     started = time.perf_counter()
-    refined = _permuted(outcome.logits, back)
-    label_map = postprocess(argmax_labels(refined), parameters.postprocess, math.prod(steps) / 1000.0)
+    back = _inverse(order)
+    labels = backend.label_map(outcome.logits, threads=threads).transpose(back)
+    label_map = postprocess(labels, parameters.postprocess, math.prod(steps) / 1000.0)
     timings = {"normalize": normalize_seconds, **outcome.timings, "labels": time.perf_counter() - started}
     return RefinementResult(
         label_map=label_map,
-        logits=refined,
+        logits=_permuted(outcome.logits, back),
         num_iterations=outcome.num_iterations,
         converged=outcome.converged,
         energy=outcome.energy,
         filters=outcome.filters,
         timings=timings,
         device=backend.name,
+        threads=threads,
     )
 
 
 def _memory_order(array: NDArray[Any]) -> tuple[int, ...]:
     """Return the axes from the slowest to the fastest in memory."""
     return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
+
+
+def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=lambda axis: order[axis]))
 
 
 def _permuted(channels: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
@@ -164,10 +170,10 @@ def _check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] 
         raise InputError("the mask is empty: there is no voxel to refine")
 
 
-def _check_finite(channels: NDArray[Any], name: str) -> None:
-    # The extremes carry NaN and infinity: two passes without a temporary array.
-    for number, channel in enumerate(channels):
-        if channel.dtype.kind == "f" and not (math.isfinite(channel.min()) and math.isfinite(channel.max())):
-            bad = ~np.isfinite(channel)
-            where = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise InputError(f"{name}: channel {number} has {int(bad.sum())} values that are not finite (NaN or infinity), the first at {where}")
+def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> None:
+    if channels.dtype.kind != "f":
+        return
+    for number, (lowest, highest) in enumerate(backend.channel_ranges(channels, threads=threads)):
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            bad = np.count_nonzero(~np.isfinite(channels[number]))
+            raise InputError(f"{name}: channel {number} has {bad} values that are not finite (NaN or infinity)")

@@ -12,7 +12,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, Folders, command, files_in, load_nifti, run_here, run_process, save_nifti, write_folders
+from cli_helpers import (
+    AFFINE,
+    GRID_SHAPE,
+    NUM_LABELS,
+    Folders,
+    command,
+    files_in,
+    load_nifti,
+    run_here,
+    run_process,
+    save_nifti,
+    write_folders,
+)
 
 
 @pytest.fixture
@@ -111,7 +123,9 @@ BAD_FILES = [
     pytest.param("logits", sigmoid_channels, ["bad.nii.gz", "do not sum to 1"], id="sigmoid channels"),
     pytest.param("logits", npz_instead(softmax=np.zeros((4, *ZYX), np.float32)), ["bad.npz", "nnU-Net version 1"], id="nnU-Net v1"),
     pytest.param("logits", npz_instead(scores=np.zeros((4, *ZYX), np.float32)), ["bad.npz", "scores"], id="unknown array"),
-    pytest.param("logits", npz_instead(probabilities=np.full((4, *GRID_SHAPE), 0.25, np.float32)), ["bad.npz", "(label, z, y, x)"], id="npz x first"),
+    pytest.param(
+        "logits", npz_instead(probabilities=np.full((4, *GRID_SHAPE), 0.25, np.float32)), ["bad.npz", "(label, z, y, x)"], id="npz x first"
+    ),
     pytest.param("logits", pickled_npz, ["bad.npz", "pickle"], id="pickled npz"),
     pytest.param("logits", bare_pickle, ["bad.npz", "pickle"], id="a pickle named npz"),
 ]

@@ -74,9 +74,7 @@ def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     folders = write_folders(tmp_path, "a")
     fill = {"{case}": folders.arguments, "{image}": [folders.images / "a_0000.nii.gz"]}
     filled = [part for argument in arguments for part in fill.get(argument, [argument])]
-    line = (
-        "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
-    )
+    line = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
     line += "import runpy; runpy.run_module('crfrefine', run_name='__main__', alter_sys=True)"
     done = subprocess.run([sys.executable, "-c", line, *map(str, filled)], capture_output=True, text=True, timeout=120, check=True)
     assert not unwanted & set(done.stderr.splitlines()[-1].split())

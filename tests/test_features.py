@@ -103,6 +103,13 @@ def test_an_image_constant_inside_the_mask_becomes_zero() -> None:
         assert not normalize_intensity(image, IntensityParameters(normalization=kind), mask)[:, mask].any()
 
 
+def test_a_spread_too_small_for_float32_counts_as_none() -> None:
+    """The inverse of 1e-40 is infinite in float32; infinity times zero would be NaN."""
+    image = np.linspace(0.0, 1e-40, 60, dtype=np.float32).reshape(1, 3, 4, 5)
+    for kind in ("percentile", "zscore"):
+        assert not normalize_intensity(image, IntensityParameters(normalization=kind)).any()
+
+
 def test_an_image_with_few_values_that_differ_keeps_them() -> None:
     """Both percentiles are 0, but there is something to see: the range takes their place."""
     image = np.zeros((1, 20, 30), dtype=np.float32)

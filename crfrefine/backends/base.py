@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it."""
+
+Range = tuple[float, float]
+"""Smallest and largest value."""
 
 
 @dataclass(frozen=True)
@@ -86,4 +89,16 @@ class Backend(Protocol):
 
         Voxels outside the mask neither send nor receive: the result there is 0.
         """
+        ...
+
+    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label of the largest of (L, *grid) logits at each voxel, the lowest of equals, in the smallest unsigned type."""
+        ...
+
+    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+        """Return the softmax over labels of (L, *grid) logits."""
+        ...
+
+    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+        """Return the smallest and largest value of each channel; both NaN for a channel that holds a value that is not finite."""
         ...

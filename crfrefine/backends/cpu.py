@@ -7,6 +7,7 @@ The engine comes compiled for several instruction sets; the best one that this p
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.base import MeanFieldResult, Progress
+from crfrefine.backends.base import MeanFieldResult, Progress, Range
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ class CpuBackend:
         logits = np.ascontiguousarray(logits, dtype=np.float32)
         image = np.ascontiguousarray(image, dtype=np.float32)
         step = _floats(parameters.position_spacing(spacing))
+        ranges = self.channel_ranges(image, threads=threads)
         for kernel in parameters.bilateral:
-            _check_features(image, step, kernel.theta_alpha, kernel.theta_beta)
+            _check_features(ranges, image.shape[1:], step, kernel.theta_alpha, kernel.theta_beta)
         spatial = parameters.spatial
         out = np.empty_like(logits)
         try:
@@ -133,7 +135,7 @@ class CpuBackend:
         guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
         step = _floats(spacing)
         if theta_beta is not None:
-            _check_features(guide, step, theta_alpha, theta_beta)
+            _check_features(self.channel_ranges(guide, threads=threads), guide.shape[1:], step, theta_alpha, theta_beta)
         out = np.zeros_like(values)
         try:
             self._engine.message(
@@ -153,16 +155,21 @@ class CpuBackend:
         return out
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest logit at each voxel, the lowest of equals, in the smallest unsigned type."""
+        """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
         out: NDArray[np.unsignedinteger[Any]] = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
         self._engine.label_map(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
 
     def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
-        """Return the softmax over labels of (L, *grid) logits."""
+        """Return the softmax over labels; see `Backend.softmax`."""
         out = np.empty(logits.shape, dtype=np.float32)
         self._engine.softmax(np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out)
         return out
+
+    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+        """Return each channel's extremes; see `Backend.channel_ranges`."""
+        ends = self._engine.channel_ranges(np.ascontiguousarray(channels, dtype=np.float32), threads or available_threads())
+        return list(zip(ends[::2], ends[1::2], strict=True))
 
 
 def _floats(values: Any) -> list[float]:
@@ -173,22 +180,20 @@ def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 
-def _check_features(image: NDArray[np.float32], step: Sequence[float], theta_alpha: Any, theta_beta: Any) -> None:
-    for axis, (extent, distance, theta) in enumerate(zip(image.shape[1:], step, theta_alpha, strict=True)):
+def _check_features(ranges: Sequence[Range], grid: Sequence[int], step: Sequence[float], theta_alpha: Any, theta_beta: Any) -> None:
+    for axis, (extent, distance, theta) in enumerate(zip(grid, step, theta_alpha, strict=True)):
         if extent * distance / float(theta) > _LARGEST_FEATURE:
             raise CapacityError(
                 f"theta_alpha {float(theta):g} of axis {axis} is less than a millionth of the volume's extent ({extent * distance:g}); "
                 "use a larger bandwidth"
             )
-    for modality, theta in enumerate(theta_beta):
-        channel = image[modality]
-        spread = float(channel.max()) - float(channel.min()) if channel.size else 0.0
-        if not np.isfinite(spread):
+    for modality, (theta, (lowest, highest)) in enumerate(zip(theta_beta, ranges, strict=True)):
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise InputError(f"modality {modality} of the image holds values that are not finite (NaN or infinity)")
-        if spread / float(theta) > _LARGEST_FEATURE:
+        if (highest - lowest) / float(theta) > _LARGEST_FEATURE:
             raise CapacityError(
-                f"theta_beta {float(theta):g} of modality {modality} is less than a millionth of its range of intensities ({spread:g}); "
-                "use a larger bandwidth, or normalize the intensities"
+                f"theta_beta {float(theta):g} of modality {modality} is less than a millionth of its range of intensities "
+                f"({highest - lowest:g}); use a larger bandwidth, or normalize the intensities"
             )
 
 

@@ -5,14 +5,15 @@ Slow on purpose; see crfrefine/reference for the parts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.base import MeanFieldResult, Progress
+from crfrefine.backends.base import MeanFieldResult, Progress, Range
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.features import kernel_features
 from crfrefine.reference.dense import TRUNCATION_RADIUS, DenseKernel
@@ -116,6 +117,25 @@ class ReferenceBackend:
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
         return result
+
+    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
+        labels: NDArray[np.unsignedinteger[Any]] = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
+        return labels
+
+    def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
+        """Return the softmax over labels; see `Backend.softmax`."""
+        exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+        marginals: NDArray[np.float32] = (exponentials / exponentials.sum(axis=0)).astype(np.float32)
+        return marginals
+
+    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
+        """Return each channel's extremes; see `Backend.channel_ranges`."""
+        finite = [bool(np.isfinite(channel).all()) for channel in channels]
+        return [
+            (float(channel.min()), float(channel.max())) if usable else (math.nan, math.nan)
+            for channel, usable in zip(channels, finite, strict=True)
+        ]
 
 
 def _inside(mask: NDArray[np.bool_] | None, grid_shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -21,6 +23,12 @@ from crfrefine.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+LONGEST_ARRAY_HEADER = 1 << 16
+
+_ARRAY_HEADER = re.compile(
+    r"\{'descr': '(?P<type>[<>|=]?(?:[biufc]\d+|O))', 'fortran_order': (?P<order>True|False), 'shape': \((?P<shape>[\d, ]*)\),? *\}\s*"
+)
 
 KINDS = ("probabilities", "logits")
 
@@ -46,6 +54,8 @@ def read_header(path: Path) -> VolumeHeader:
             shape, fortran_order, dtype = _array_header(member, path, key)
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UnsupportedFormatError(f"{path}: the array {key!r} has shape {shape}; expected (channel, z, y, x) or (channel, y, x)")
+    if math.prod(shape) * dtype.itemsize > archive.getinfo(f"{key}.npy").file_size:
+        raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: the array {key!r} holds {dtype}; expected real numbers")
     return VolumeHeader(
@@ -125,12 +135,13 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         if path.stat().st_size == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty")
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except zipfile.BadZipFile as error:
-        raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
+        archive = zipfile.ZipFile(path)
     except OSError as error:
         raise cannot_read(path, error) from error
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: versions and names that make no sense.
+        raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
+    with archive:
+        yield archive
 
 
 @contextmanager
@@ -138,13 +149,12 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberR
     info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
         raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not use")
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(30)
-    if len(local) < 30:
-        raise UnsupportedFormatError(f"{path}: cut off; copy or export it again")
+    if not 0 <= info.header_offset <= path.stat().st_size:
+        raise UnsupportedFormatError(f"{path}: damaged zip directory; copy or export it again")
+    with open_bytes(path, "raw", info.header_offset) as reader:
+        local = reader.read(30)
     # The lengths of name and extra field here may differ from those in the directory at the end.
-    offset = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
+    offset = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30].ljust(4, b"\0")))
     container = "deflate" if info.compress_type == zipfile.ZIP_DEFLATED else "raw"
     with open_bytes(path, container, offset) as reader:
         yield _MemberReader(reader, info, path)
@@ -163,12 +173,17 @@ def _choose(path: Path, keys: list[str]) -> str:
 
 
 def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    try:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(member)
-    except ValueError as error:
-        raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged: {error}") from None
-    if dtype.hasobject:
+    """Return shape, whether the first axis is the fastest, and type, as the .npy format has them at its beginning."""
+    magic = member.read(8)
+    size = int.from_bytes(member.read(2 if magic[6:7] == b"\1" else 4), "little")
+    text = member.read(min(size, LONGEST_ARRAY_HEADER)).decode("latin-1")
+    match = _ARRAY_HEADER.fullmatch(text)
+    if not magic.startswith(b"\x93NUMPY") or match is None:
+        raise UnsupportedFormatError(f"{path}: the array {key!r} is damaged or not of plain numbers")
+    if match["type"].endswith("O"):
         raise UnsupportedFormatError(f"{path}: the array {key!r} is a pickle, which may run code and is never read; save it as float32")
-    return shape, fortran_order, dtype
+    try:
+        dtype: np.dtype[Any] = np.dtype(match["type"])
+    except TypeError:
+        raise UnsupportedFormatError(f"{path}: the array {key!r} has an unknown type, {match['type']}") from None
+    return tuple(int(axis) for axis in re.findall(r"\d+", match["shape"])), match["order"] == "True", dtype

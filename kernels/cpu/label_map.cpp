@@ -1,6 +1,7 @@
 #include "cpu/label_map.h"
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 #include "cpu/simd.h"
@@ -91,6 +92,52 @@ void softmax(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& logi
     for_pieces_of_grid(grid_size, threads, [&](int64_t first, int64_t count) {
         softmax_piece(logits.data(), num_labels, grid_size, first, count, out.data());
     });
+}
+
+std::vector<float> channel_ranges(const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& channels, int threads) {
+    const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
+    const int64_t grid_size = num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0;
+    const int64_t num_pieces = (grid_size + kPiece - 1) / kPiece;
+    const float* from = channels.data();
+    std::vector<float> lowest(num_channels * num_pieces), highest(num_channels * num_pieces);
+    for_pieces_of_grid(grid_size, threads, [&](int64_t first, int64_t count) {
+        for (int64_t c = 0; c < num_channels; ++c) {
+            const float* values = from + c * grid_size + first;
+            vfloat low = splat_lanes(values[0]), high = low, poison{};
+            int64_t i = 0;
+            for (; i + kLanes <= count; i += kLanes) {
+                const vfloat v = load(values + i);
+                low = vmin(v, low);
+                high = vmax(v, high);
+                poison += v * 0.0f;  // NaN from now on once a value is NaN or infinite
+            }
+            float least = values[0], most = values[0], bad = sum_lanes(poison);
+            for (int lane = 0; lane < kLanes; ++lane) {
+                least = std::min(least, low[lane]);
+                most = std::max(most, high[lane]);
+            }
+            for (; i < count; ++i) {
+                least = std::min(least, values[i]);
+                most = std::max(most, values[i]);
+                bad += values[i] * 0.0f;
+            }
+            const bool finite = bad == 0.0f;
+            lowest[c * num_pieces + first / kPiece] = finite ? least : std::numeric_limits<float>::quiet_NaN();
+            highest[c * num_pieces + first / kPiece] = finite ? most : std::numeric_limits<float>::quiet_NaN();
+        }
+    });
+    std::vector<float> ranges;
+    for (int64_t c = 0; c < num_channels; ++c) {
+        float least = std::numeric_limits<float>::infinity(), most = -least;
+        for (int64_t p = c * num_pieces; p < (c + 1) * num_pieces; ++p) {
+            least = lowest[p] >= least ? least : lowest[p];  // NaN stays
+            most = highest[p] <= most ? most : highest[p];
+            if (lowest[p] != lowest[p]) break;
+        }
+        ranges.push_back(least);
+        ranges.push_back(most);
+    }
+    return ranges;
 }
 
 }  // namespace crf

@@ -1,7 +1,9 @@
-// Per-voxel functions of a whole grid of logits: the largest label, and the softmax.
+// Per-voxel functions of a whole grid: the largest label, the softmax, and the range of an array.
 #pragma once
 
 #include <nanobind/ndarray.h>
+
+#include <vector>
 
 namespace crf {
 
@@ -12,5 +14,8 @@ void label_map(const nanobind::ndarray<const float, nanobind::c_contig, nanobind
 // out: (label, *grid) float32, sums to 1 over labels.
 void softmax(const nanobind::ndarray<const float, nanobind::c_contig, nanobind::device::cpu>& logits, int threads,
              const nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>& out);
+
+// Smallest and largest value of each channel of (channel, *grid), one after the other; both NaN for a channel that holds a value that is not finite.
+std::vector<float> channel_ranges(const nanobind::ndarray<const float, nanobind::c_contig, nanobind::device::cpu>& channels, int threads);
 
 }  // namespace crf

@@ -25,10 +25,10 @@ class LatticeFilter final : public Filter {
         : num_voxels_(input.voxels->num_voxels), pool_(pool), lattice_(build_lattice(input, pool)) {
         scratch_.resize(pool.num_threads());
         // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
-        // in a volume of (D + 1)^(D - 1/2). The blur below is [1 2 1] / 2, and weights are in 1 / 65535.
+        // in a volume of (D + 1)^(D - 1/2). The blur below is [1 2 1] / 2, and the weights of splatting and slicing are in 1 / 65535.
         const int d = lattice_.num_features;
         constexpr double pi = 3.14159265358979323846;
-        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / 65535.0);
+        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0));
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
@@ -151,13 +151,20 @@ class LatticeFilter final : public Filter {
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
         Row* sent = scratch;
         Row* buffer = scratch + Lattice::kTileVoxels;
-        int64_t i = 0;
-        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
-            const Lattice::Piece& piece = lattice_.pieces[p];
-            for (int64_t n = piece.voxel; n < piece.voxel + piece.length; ++n, ++i) {
-                Row row{};
-                for (int c = 0; c < group; ++c) channel(row, c) = values[c * num_voxels_ + n];
-                sent[i] = row * ((pre ? pre[n] : 1.0f) * (1.0f / 65535.0f));
+        for (int c = 0; c < C; ++c) {
+            float* to = reinterpret_cast<float*>(sent) + c;
+            for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
+                const Lattice::Piece& piece = lattice_.pieces[p];
+                const float* from = values + c * num_voxels_ + piece.voxel;
+                const float* scale = pre ? pre + piece.voxel : nullptr;
+                if (c >= group) {
+                    for (int32_t x = 0; x < piece.length; ++x) to[x * C] = 0.0f;
+                } else if (scale) {
+                    for (int32_t x = 0; x < piece.length; ++x) to[x * C] = from[x] * scale[x];
+                } else {
+                    for (int32_t x = 0; x < piece.length; ++x) to[x * C] = from[x];
+                }
+                to += piece.length * C;
             }
         }
         std::fill(buffer, buffer + tile.num_vertices, Row{});
@@ -166,7 +173,7 @@ class LatticeFilter final : public Filter {
             for (int k = 0; k < num_corners; ++k) buffer[local[k]] += row * weight[k];
         });
         const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
-        for (i = 0; i < tile.num_vertices; ++i) {
+        for (int64_t i = 0; i < tile.num_vertices; ++i) {
             if (slot[i] < lattice_.num_vertices) {
                 rows[slot[i]] = buffer[i];
             } else {

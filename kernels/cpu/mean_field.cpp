@@ -326,10 +326,12 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
     }
     const bool symmetric = normalization == Normalization::kSymmetric;
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels); ++n) {
-            const float d = std::max(degree[n], kTiny);
-            degree[n] = symmetric ? 1.0f / std::sqrt(d) : 1.0f / d;
-        }
+        float* d = degree.get() + block * kVoxelBlock;
+        const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);
+        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny ? d[i] : kTiny;
+        if (symmetric)
+            for (int64_t i = 0; i < count; ++i) d[i] = std::sqrt(d[i]);
+        for (int64_t i = 0; i < count; ++i) d[i] = 1.0f / d[i];
     });
     kernel.scale = std::move(degree);
     kernel.scales_sent = symmetric;

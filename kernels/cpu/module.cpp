@@ -133,7 +133,7 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         if (!theta_gamma.empty()) add(make_spatial_filter(voxels, box_axes(voxels, theta_gamma), pool), spatial_weight, "spatial");
         build_seconds = watch.lap();
         outcome = run_mean_field(voxels, kernels, options, logits.data(), out.data(), pool,
-                                 [&](int step, int num_steps) { report("steps", step, num_steps); });
+                                 [&](int step, int num_steps) { report("mean field", step, num_steps); });
         steps_seconds = watch.lap();
     }
     nb::dict result;
@@ -189,6 +189,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
           "normalization"_a, "filter"_a, "threads"_a, "out"_a);
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
     m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
+    m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);
 #if defined(__x86_64__)
     // The highest level of instructions that this processor and operating system run: what the modules beside this one need.
     m.def("cpu_level", [] {
