@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 # Picked on phantoms of other seeds than the demo's; they say nothing about real images.
 _PARAMETERS = {
-    "bilateral.weight": 4.0,
-    "bilateral.theta_alpha": 4.0,
-    "bilateral.theta_beta": 0.12,
+    "bilateral.weight": 5.0,
+    "bilateral.theta_alpha": 2.5,
+    "bilateral.theta_beta": 0.1,
 }
 
 

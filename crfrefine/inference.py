@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +142,7 @@ class _Run:
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        backend = get_backend(options.device)
+        self._backend = get_backend(options.device)
         cases = discover_cases(options.images, options.logits, _mask_path(options))
         self._notes = cases.notes
         self._cases = select_part(cases, options.num_parts, options.part_id)
@@ -159,7 +159,7 @@ class _Run:
         if options.summary is not None:
             check_writable(options.summary.parent)
         self._summary = RunSummary(
-            device=backend.name,
+            device=self._backend.name,
             threads=options.threads or available_threads(),
             parameters=options.parameters.to_dict(),
             requested_device=options.device,
@@ -203,13 +203,18 @@ class _Run:
             ahead = reader.submit(self._load_next)
             outcome = self._refine(loaded)
             if writing is not None:
-                writing.result()
+                self._wait_for_writing(writing)
                 writing = None
             if outcome is not None:
                 writing = writer.submit(self._write, outcome, loaded.outputs, loaded.record)
-            del loaded, outcome  # else one more case would stay in memory while the next is waited for
+            del loaded, outcome  # not to be held while the next case is waited for
         if writing is not None:
-            writing.result()
+            self._wait_for_writing(writing)
+
+    def _wait_for_writing(self, writing: Future[None]) -> None:
+        if not writing.done():
+            self._tell(self._observer.stage_changed, "", "writing", 0, 0)
+        writing.result()
 
     def _wait_for_reading(self, ahead: Future[_Loaded | None]) -> _Loaded | None:
         if not ahead.done():
@@ -263,7 +268,7 @@ class _Run:
             return None
 
     def _refine_or_raise(self, loaded: _Loaded) -> Outcome:
-        from crfrefine.label_maps import argmax_labels, count_labels
+        from crfrefine.label_maps import count_changes, count_labels
         from crfrefine.outputs import Outcome
         from crfrefine.refinement import refine
 
@@ -285,16 +290,18 @@ class _Run:
         )
         record.times["refine"] = time.perf_counter() - started
         record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-        before = argmax_labels(case.logits)
+        # Channel first and x fastest, as files are read: the engine takes the reversed axes without a copy.
+        stored = case.logits.transpose(0, *range(case.logits.ndim - 1, 0, -1))
+        before = self._backend.label_map(stored, threads=options.threads).transpose()
         record.num_iterations, record.converged = result.num_iterations, result.converged
         record.energy = tuple(float(value) for value in result.energy)
         record.filters = tuple(result.filters)
-        record.num_voxels_in_mask = int(before.size if case.mask is None else case.mask.sum())
+        record.num_voxels_in_mask = before.size if case.mask is None else count_labels(case.mask, 2)[1]
         record.voxels_before = count_labels(before, len(case.logits))
         record.voxels_after = count_labels(result.label_map, len(case.logits))
-        record.voxels_changed = int((before != result.label_map).sum())
+        record.voxels_changed = count_changes(before, result.label_map)
         return Outcome(
-            like=case.like,
+            like=replace(case.like, data=result.label_map),  # the image itself need not stay in memory
             label_map=result.label_map,
             probabilities=result.marginals if options.save_probabilities else None,
             logits=result.logits if options.save_logits else None,
@@ -310,7 +317,7 @@ class _Run:
 
         started = time.perf_counter()
         try:
-            write_outcome(outcome, outputs)
+            write_outcome(outcome, outputs, threads=self._summary.threads)
         except _CASE_ERRORS as error:
             self._fail(record, error)
             return

@@ -9,6 +9,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel to 64 bits.
+_MOST_PASSES = 16
+
 
 def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
     """Return the label with the highest score at each voxel, the lowest label of equal ones, in the smallest unsigned type.
@@ -31,5 +34,12 @@ def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
 
 def count_labels(labels: NDArray[Any], num_labels: int) -> tuple[int, ...]:
     """Return the number of voxels of each label 0 … num_labels - 1."""
-    counts = np.bincount(labels.ravel(order="K"), minlength=num_labels)
-    return tuple(int(count) for count in counts[:num_labels])
+    if num_labels > _MOST_PASSES:
+        counts = np.bincount(labels.ravel(order="K"), minlength=num_labels)
+        return tuple(int(count) for count in counts[:num_labels])
+    return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
+
+
+def count_changes(before: NDArray[Any], after: NDArray[Any]) -> int:
+    """Return the number of voxels whose label differs."""
+    return int(np.count_nonzero(before != after))

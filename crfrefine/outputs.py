@@ -97,6 +97,8 @@ def plan_outputs(
             )
         )
     _check_no_input_is_replaced(cases, plans)
+    if folder_run:
+        _check_folder_of_its_own(cases, output)
     return plans
 
 
@@ -128,8 +130,13 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     return all(same_shape(read_header(path).grid_shape, grid_shape) for path in volumes)
 
 
-def write_outcome(outcome: Outcome, outputs: OutputFiles) -> None:
+def write_outcome(outcome: Outcome, outputs: OutputFiles, *, threads: int = 1) -> None:
     """Write the results of a case, each file at once or not at all, the label map last.
+
+    Args:
+        outcome: the arrays.
+        outputs: the files.
+        threads: for compression.
 
     Raises:
         CrfRefineError: the disk is full or the folder has become unwritable; the file in question is not there or is as before.
@@ -137,9 +144,9 @@ def write_outcome(outcome: Outcome, outputs: OutputFiles) -> None:
     from crfrefine.io import write_channels, write_label_map
 
     if outputs.probabilities is not None and outcome.probabilities is not None:
-        write_channels(outputs.probabilities, outcome.probabilities, outcome.like)
+        write_channels(outputs.probabilities, outcome.probabilities, outcome.like, kind="probabilities", threads=threads)
     if outputs.logits is not None and outcome.logits is not None:
-        write_channels(outputs.logits, outcome.logits, outcome.like)
+        write_channels(outputs.logits, outcome.logits, outcome.like, threads=threads)
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
     write_label_map(outputs.label_map, outcome.label_map, outcome.like)
@@ -173,3 +180,10 @@ def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[Outp
         for path in outputs.all():
             if path.resolve() in inputs:
                 raise InputError(f"case '{files.case_id}': the output {path} would replace an input file; choose another output folder")
+
+
+def _check_folder_of_its_own(cases: Sequence[CaseFiles], output: Path) -> None:
+    """Raise where results would lie among the inputs, and the next run would take them for images or logits."""
+    inputs = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
+    if output.resolve() in inputs:
+        raise InputError(f"{output}: holds the images or logits of this run; choose another folder for the results")

@@ -97,8 +97,11 @@ def draw_preview(
             va="center",
         )
         top -= panel_height + _GAP
-    figure.text(_CORNER / width, 1 - 0.18 / height, title, color=_INK, fontsize=14, fontweight="bold", ha="left", va="top")
-    figure.text(_CORNER / width, 1 - 0.46 / height, subtitle, color=_FAINT_INK, fontsize=10, ha="left", va="top")
+    for text, below, color, size, weight in ((title, 0.18, _INK, 14, "bold"), (subtitle, 0.46, _FAINT_INK, 10, "normal")):
+        # A $ in a case's name does not begin a formula.
+        figure.text(
+            _CORNER / width, 1 - below / height, _drawable(text), color=color, fontsize=size, fontweight=weight, va="top", parse_math=False
+        )
     _draw_legend(figure, planes)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=_PAPER, metadata={"Software": None})  # no version: equal input, equal bytes
@@ -143,8 +146,8 @@ def _cut_planes(
     steps = [float(spacing[axis]) for axis in axis_order]
     # Looked for in the upright volume: of two equal changes, a patient stored in another orientation must show the same one.
     point = find_largest_change(network, refined, [*steps, *(float(step) for step in spacing[keep:])])
-    for index in reversed(point[keep:]):  # further axes (time) are held where the change is
-        shown, network, refined = shown[..., index], network[..., index], refined[..., index]
+    for moment in reversed(point[keep:]):  # further axes (time) are held where the change is
+        shown, network, refined = shown[..., moment], network[..., moment], refined[..., moment]
     crop = _crop(network, refined, steps)
     window = _display_range(shown)
     planes = []
@@ -201,6 +204,8 @@ def _display_range(image: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _draw_panel(axes: Axes, plane: _Plane, column: int) -> None:
+    from matplotlib.patheffects import withStroke
+
     width, height = plane.size_mm
     extent = (0.0, width, 0.0, height)
     dimmed = 0.55 if _COLUMNS[column] == "changed voxels" else 1.0
@@ -225,7 +230,8 @@ def _draw_panel(axes: Axes, plane: _Plane, column: int) -> None:
             ("center", "center", "bottom", "top"),
             strict=True,
         ):
-            axes.text(x, y, letter, transform=axes.transAxes, color=_INK, fontsize=8, ha=ha, va=va, alpha=0.8)
+            outline = [withStroke(linewidth=2, foreground=_PAPER)]
+            axes.text(x, y, letter, transform=axes.transAxes, color=_INK, fontsize=8, ha=ha, va=va, path_effects=outline)
 
 
 def _draw_contours(axes: Axes, labels: NDArray[Any], size_mm: tuple[float, float]) -> None:
@@ -275,6 +281,14 @@ def _draw_legend(figure: Figure, planes: Sequence[_Plane]) -> None:
         )
         for text in legend.get_texts():
             text.set_color(_INK)
+
+
+def _drawable(text: str) -> str:
+    """Return the text with a question mark for what the font has no glyph of, which would be drawn as a box under a warning."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in text)
 
 
 def _labels_in(labels: NDArray[Any]) -> list[int]:

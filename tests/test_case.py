@@ -83,6 +83,8 @@ def test_probabilities_of_nnunet(tmp_path):
     assert cases[0].input_kind == "probabilities"
     assert cases[0].notes == ["a.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
     assert load_case(with_(files, logits=(tmp_path / "a.npz",)), input_type="logits").input_kind == "logits"
+    np.savez_compressed(tmp_path / "b.npz", logits=probabilities.transpose(0, 3, 2, 1))
+    assert load_case(with_(files, logits=(tmp_path / "b.npz",))).input_kind == "logits", "its array is named so"
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nii.gz"])

@@ -280,6 +280,14 @@ def test_full_disk_leaves_no_partial_file(folders, small_disk):
     assert run_here("infer", *options, "--continue").status == 0
 
 
+def test_read_only_disk(folders, small_disk):
+    """It stops the superuser too, and is found out before anything is computed."""
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", small_disk)
+    assert result.status == 1
+    assert result.stderr == f"crfrefine: error: {small_disk}: cannot write to this folder: Read-only file system\n"
+
+
 def test_file_size_limit_leaves_no_partial_file(folders):
     """Where no small disk can be mounted: a limit on the size of a file makes writing fail in the same place."""
 

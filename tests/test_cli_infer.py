@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -229,7 +230,9 @@ def test_fail_fast_stops_at_the_first_bad_case(folders):
     assert going_on.stderr.splitlines()[-1] == "failed: a"
     for path in folders.output.iterdir():
         path.unlink()
-    assert infer(folders, "--fail-fast").status == 1
+    stopped = infer(folders, "--fail-fast")
+    assert stopped.status == 1
+    assert "not looked at" in stopped.stderr
     assert files_in(folders.output) == []
 
 
@@ -294,12 +297,35 @@ def test_verbose_tells_the_filter_and_the_times(folders):
     assert "bilateral" not in infer(folders).stderr
 
 
-def test_output_beside_the_inputs_does_not_replace_them(folders, tmp_path):
-    before = {path: path.read_bytes() for path in folders.logits.iterdir()}
-    result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", folders.logits)
+@pytest.mark.parametrize("which", ["images", "logits"])
+def test_results_do_not_go_among_the_inputs_of_a_folder_run(folders, which):
+    """Nothing is replaced, and the next run does not find results where it looks for images."""
+    folder = getattr(folders, which)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    result = run_here("infer", "-i", folders.images, "-p", folders.logits, "-o", folder)
     assert result.status == 1
-    assert "would replace an input" in result.stderr
-    assert {path: path.read_bytes() for path in folders.logits.iterdir()} == before
+    assert "would replace an input" in result.stderr or "choose another folder" in result.stderr
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_single_result_does_not_replace_an_input(folders):
+    image, logits = folders.images / "a_0000.nii.gz", folders.logits / "a.nii.gz"
+    for target in (image, logits):
+        before = target.read_bytes()
+        result = run_here("infer", "-i", image, "-p", logits, "-o", target)
+        assert result.status == 1
+        assert "would replace an input" in result.stderr
+        assert target.read_bytes() == before
+
+
+def test_names_that_are_no_text_and_look_like_formulas(tmp_path):
+    case_id = os.fsdecode(b"caf\xe9 $x_$ \xe6\x97\xa5")  # not UTF-8, a formula, and a letter that few fonts have
+    folders = write_folders(tmp_path, case_id)
+    result = run_process("infer", *folders.arguments, "--preview", "--summary", tmp_path / "s.json")
+    assert result.status == 0, result.stderr
+    assert files_in(folders.output) == sorted([f"{case_id}.nii.gz", f"{case_id}_preview.png"])
+    assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == case_id
+    assert "Warning" not in result.stderr
 
 
 def test_constant_image_and_huge_logits_are_valid(tmp_path):

@@ -55,23 +55,52 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(error, tmp_path):
     assert names(tmp_path) == {"a.nii.gz"}
 
 
+RENAMES = """
+import sys
+from pathlib import Path
+from crfrefine.io.atomic import atomic_files
+
+voxels, header = Path(sys.argv[1], "a.zraw"), Path(sys.argv[1], "a.mhd")
+
+def see(event, arguments):
+    if event == "os.rename":
+        print(Path(arguments[1]).name, "old header there" if header.exists() else "no header there")
+
+sys.addaudithook(see)
+with atomic_files(voxels, header) as files:
+    for file in files:
+        file.write(b"new")
+"""
+
+
 def test_a_header_comes_after_its_voxels(tmp_path):
-    """Nor is the old header there while the voxels change."""
-    voxels, header = tmp_path / "a.zraw", tmp_path / "a.mhd"
-    with atomic_files(voxels, header) as files:
+    """Nor is the old header there while the voxels change: a reader would take new voxels for old ones."""
+    for name in ("a.zraw", "a.mhd"):
+        (tmp_path / name).write_bytes(b"old")
+    done = subprocess.run([sys.executable, "-c", RENAMES, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["a.zraw no header there", "a.mhd no header there"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
+
+
+def write_pair(folder: Path) -> None:
+    with atomic_files(folder / "a.zraw", folder / "a.mhd") as files:
         for file in files:
             file.write(b"new")
-        assert all(name.startswith(".") for name in names(tmp_path))
-    assert names(tmp_path) == {"a.zraw", "a.mhd"}
+
+
+def test_a_pair_is_not_begun_where_it_cannot_be_finished(tmp_path):
+    """A folder has the name of the header."""
+    (tmp_path / "a.mhd").mkdir()
+    with pytest.raises(CrfRefineError, match=r"a\.mhd: cannot be written"):
+        write_pair(tmp_path)
+    assert names(tmp_path) == {"a.mhd"}
 
 
 def test_a_pair_is_not_left_half_done(tmp_path):
-    """Renaming the second fails, as a folder has its name."""
-    (tmp_path / "a.mhd").mkdir()
-    (tmp_path / "a.mhd" / "full").touch()
+    """Somebody tidies up and takes the unfinished header away: no voxels stay behind without one."""
     with pytest.raises(CrfRefineError, match=r"a\.mhd: cannot be written"), atomic_files(tmp_path / "a.zraw", tmp_path / "a.mhd"):
-        pass
-    assert names(tmp_path) == {"a.mhd"}
+        temporary_name(tmp_path / "a.mhd").unlink()
+    assert names(tmp_path) == set()
 
 
 def test_the_temporary_name_is_hidden_and_of_no_format(tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ installed_only = pytest.mark.skipif(
 @installed_only
 def test_the_tests_meet_the_installed_package():
     assert "site-packages" in Path(crfrefine.__file__).parts
+
+
+@installed_only
+def test_processes_that_tests_start_meet_it_too():
+    """`python -m` and `python -c` would put the working folder, here the source tree, first; PYTHONSAFEPATH keeps it out."""
+    code = "import crfrefine; print(crfrefine.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(found) == Path(crfrefine.__file__)
 
 
 @installed_only

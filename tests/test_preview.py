@@ -106,10 +106,18 @@ def test_anisotropic_voxels_keep_their_proportions(case):
 
 def test_right_of_the_patient_is_shown_at_the_left(case):
     image, before, after = case
-    axial = preview._cut_planes(image, before, after, SPACING, AFFINE)[0]
-    assert axial.edges == ("R", "L", "P", "A")
-    # The island lies at high x, which is right in RAS+.
-    assert np.flatnonzero((axial.before == 1).any(axis=0)).mean() > axial.before.shape[1] / 2
+    before[...] = 0
+    after[...] = 0
+    after[:34, :24, :9] = 1
+    after[33, 23, 8] = 2  # right, anterior, superior in RAS+
+    before[33, 23, 8] = 1
+    axial, coronal, sagittal = preview._cut_planes(image, before, after, SPACING, AFFINE)
+    assert (axial.edges, coronal.edges, sagittal.edges) == (("R", "L", "P", "A"), ("R", "L", "I", "S"), ("P", "A", "I", "S"))
+    for plane, is_left in ((axial, True), (coronal, True), (sagittal, False)):
+        (row,), (column,) = np.nonzero(plane.after == 2)
+        rows, columns = np.nonzero(plane.after == 1)
+        assert row == rows.max(), "the first row is at the bottom"
+        assert column == (columns.min() if is_left else columns.max())
 
 
 @pytest.mark.parametrize("shape", [(25, 18), (12, 11, 10, 4)])

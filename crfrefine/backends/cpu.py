@@ -7,7 +7,6 @@ The engine comes compiled for several instruction sets; the best one that this p
 from __future__ import annotations
 
 import importlib
-import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
 
 LEVELS = ("baseline", "avx2", "avx512")
 """The instruction sets that the engine is compiled for, lowest first."""
-
-# Features are differences over bandwidths; single precision squares them without overflow up to about 1e19, and resolves a difference of
-# one bandwidth up to about 1e6. Beyond that the bandwidth is a mistake.
-_LARGEST_FEATURE = 1e6
-
 
 def _load_engine() -> Any:
     asked = os.environ.get("CRFREFINE_CPU_LEVEL")
@@ -81,9 +75,6 @@ class CpuBackend:
         logits = np.ascontiguousarray(logits, dtype=np.float32)
         image = np.ascontiguousarray(image, dtype=np.float32)
         step = _floats(parameters.position_spacing(spacing))
-        ranges = self.channel_ranges(image, threads=threads)
-        for kernel in parameters.bilateral:
-            _check_features(ranges, image.shape[1:], step, kernel.theta_alpha, kernel.theta_beta)
         spatial = parameters.spatial
         out = np.empty_like(logits)
         try:
@@ -134,8 +125,6 @@ class CpuBackend:
         values = np.ascontiguousarray(values, dtype=np.float32)
         guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
         step = _floats(spacing)
-        if theta_beta is not None:
-            _check_features(self.channel_ranges(guide, threads=threads), guide.shape[1:], step, theta_alpha, theta_beta)
         out = np.zeros_like(values)
         try:
             self._engine.message(
@@ -180,28 +169,11 @@ def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 
-def _check_features(ranges: Sequence[Range], grid: Sequence[int], step: Sequence[float], theta_alpha: Any, theta_beta: Any) -> None:
-    for axis, (extent, distance, theta) in enumerate(zip(grid, step, theta_alpha, strict=True)):
-        if extent * distance / float(theta) > _LARGEST_FEATURE:
-            raise CapacityError(
-                f"theta_alpha {float(theta):g} of axis {axis} is less than a millionth of the volume's extent ({extent * distance:g}); "
-                "use a larger bandwidth"
-            )
-    for modality, (theta, (lowest, highest)) in enumerate(zip(theta_beta, ranges, strict=True)):
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            raise InputError(f"modality {modality} of the image holds values that are not finite (NaN or infinity)")
-        if (highest - lowest) / float(theta) > _LARGEST_FEATURE:
-            raise CapacityError(
-                f"theta_beta {float(theta):g} of modality {modality} is less than a millionth of its range of intensities "
-                f"({highest - lowest:g}); use a larger bandwidth, or normalize the intensities"
-            )
-
-
 def _translate(error: Exception, shape: tuple[int, ...]) -> Exception:
     """Return the error that a user can act on."""
     if isinstance(error, MemoryError):
         grid = "x".join(str(extent) for extent in shape[1:])
         return CapacityError(f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region")
-    if "capacity" in str(error):
-        return CapacityError(str(error))
+    if str(error).startswith("capacity: "):
+        return CapacityError(str(error).removeprefix("capacity: "))
     return InputError(str(error))

@@ -6,6 +6,7 @@ Start-up time is felt in shell loops, so that each command imports what it needs
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -62,12 +63,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # Plain help text: Rich alone would double the time that --help takes.
     rich_markup_mode=None,
-    add_help_option=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.command("infer")(infer)
 app.command("convert")(convert)
-app.command("info", options_metavar="[OPTIONS] FILE...", add_help_option=False, context_settings={"allow_extra_args": True})(info)
+app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("demo")(demo)
 
 
@@ -90,6 +90,9 @@ def _options(
 def main() -> None:
     """Run the command line and exit: 0 all well, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _raise_terminated)
+    # Names of files need not be text, and terminals need not have every letter: neither may end in a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="crfrefine")
     except _Stopped as stopped:

@@ -60,8 +60,10 @@ class Reporter(Observer):
         self._show(case_id, "")
 
     def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
-        """Name the stage."""
+        """Name the stage, and count the steps of a case as parts of it, so that the time that is left shows in the first case too."""
         self._show(case_id, f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
+        if self._bar is not None and self._task is not None and num_steps > 1:
+            self._bar.update(self._task, completed=self._ended + 0.9 * step / num_steps)
 
     def note(self, case_id: str, text: str) -> None:
         """Say what was assumed; what holds for many cases is said of the first one, or of each when verbose."""
@@ -88,7 +90,7 @@ class Reporter(Observer):
                 self._say(f"    {line}")
             self._say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
         if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task)
+            self._bar.update(self._task, completed=self._ended)
 
     def run_ended(self, summary: RunSummary) -> None:
         """Take the bar away and list the failures of a long run again, together."""
@@ -96,6 +98,9 @@ class Reporter(Observer):
             self._bar.stop()
         counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
         if not summary.interrupted:
+            left = summary.num_cases - len(summary.cases)
+            if left:
+                counts.append(f"{left} not looked at")
             self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:

@@ -40,7 +40,14 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not a NIfTI file, damaged, or a kind of voxel or layout that has no meaning here.
     """
     with open_bytes(path) as reader:
-        header = _parse(reader.read(540), path)
+        block = reader.read(540)
+    # Numbers out of range in a damaged header are found by the checks, not by warnings.
+    with np.errstate(all="ignore"):
+        return _interpret(block, path)
+
+
+def _interpret(block: bytes, path: Path) -> VolumeHeader:
+    header = _parse(block, path)
     grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
     dtype = _voxel_type(header, path)
     affine, notes = _geometry(header, path)
@@ -134,7 +141,9 @@ def _parse(block: bytes, path: Path) -> Any:
         header.check_fix(logger=_quiet, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
-    except nibabel.spatialimages.HeaderDataError as error:
+        if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
+            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
+    except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
     return header
 

@@ -1,20 +1,98 @@
 #include "cpu/cost_model.h"
 
-#include "cpu/grid.h"
-
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
+
+#include "cpu/features.h"
+#include "cpu/grid.h"
+#include "cpu/lattice_build.h"
+#include "cpu/truncated.h"
 
 namespace crf {
 
+namespace {
+
+// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), measured by benchmarks/filters.py. Only their ratios decide, and those
+// move little from one processor to the next.
+constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
+constexpr double kTruncatedPair = 0.09, kTruncatedPairModality = 0.05, kTruncatedPairChannel = 0.055;
+constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;
+constexpr double kLatticeBuildCorner = 9.0, kLatticeBuildNeighbor = 16.0;
+constexpr double kLatticeCorner = 1.5, kLatticeCornerChannel = 0.25, kLatticeStep = 1.2, kLatticeStepChannel = 0.5;
+
+// The lattice's messages are a few percent off, the others' far less: it has to be clearly faster to be taken.
+constexpr double kLatticeHandicap = 1.25;
+
+// Channels are filtered in groups of up to four.
+constexpr int kGroup = 4;
+
+struct Work {
+    double voxels;
+    int num_features, num_modalities;
+    int num_channels, num_filterings;
+
+    // Sum of cost(channels of a group) over the groups of all filterings, two of which are of a single channel (the normalization).
+    template <class Cost>
+    double filterings(Cost&& cost) const {
+        double once = 0;
+        for (int c = 0; c < num_channels; c += kGroup) once += cost(std::min(kGroup, num_channels - c));
+        return num_filterings * once + 2 * cost(1);
+    }
+};
+
+double exact_cost(const Work& work) {
+    return work.filterings([&](int) { return work.voxels * work.voxels * (kExactPair + kExactPairFeature * work.num_features); });
+}
+
+double truncated_cost(const Work& work, double pairs) {
+    return work.filterings([&](int channels) {
+        return work.voxels * pairs * (kTruncatedPair + kTruncatedPairModality * work.num_modalities + kTruncatedPairChannel * channels);
+    });
+}
+
+double grid_cost(const Work& work, const GridSize& size) {
+    if (work.num_modalities > 2 || size.num_cells > kLargestGrid) return std::numeric_limits<double>::infinity();
+    return work.filterings(
+        [&](int channels) { return channels * (work.voxels * kGridVoxel[work.num_modalities - 1] + size.num_cells * kGridCell); });
+}
+
+double lattice_cost(const Work& work, double vertices) {
+    const double corners = work.voxels * (work.num_features + 1), steps = vertices * (work.num_features + 1);
+    const double build = corners * kLatticeBuildCorner + steps * kLatticeBuildNeighbor;
+    return kLatticeHandicap * (build + work.filterings([&](int channels) {
+               return corners * (kLatticeCorner + kLatticeCornerChannel * channels) + steps * (kLatticeStep + kLatticeStepChannel * channels);
+           }));
+}
+
+std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, ThreadPool& pool) {
+    const double exact = exact_cost(work);
+    const double truncated = truncated_cost(work, num_truncated_pairs(input));
+    const GridSize size = grid_size(input);
+    const double grid = grid_cost(work, size);
+    const double direct = std::min({exact, truncated, grid});
+    // A look at the lattice costs time itself, so not before it can win: a voxel has at least some vertices' worth of work.
+    if (lattice_cost(work, 0.1 * work.voxels) < direct && num_features(input) <= kMaxLatticeFeatures) {
+        if (lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels) < direct) return make_lattice_filter(input, pool);
+    }
+    if (exact <= direct) return make_exact_filter(input, pool);
+    if (truncated <= direct) return make_truncated_filter(input, pool);
+    return make_grid_filter(input, size, pool);
+}
+
+}  // namespace
+
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
                                               int num_filterings, ThreadPool& pool) {
-    (void)num_channels;
-    (void)num_filterings;
     if (requested == "exact") return make_exact_filter(input, pool);
+    if (requested == "truncated") return make_truncated_filter(input, pool);
     if (requested == "grid") return make_grid_filter(input, grid_size(input), pool);
     if (requested == "lattice") return make_lattice_filter(input, pool);
-    if (requested == "truncated" || requested == "auto") return make_truncated_filter(input, pool);
-    throw std::invalid_argument("unknown filter '" + requested + "'");
+    if (requested != "auto") throw std::invalid_argument("unknown filter '" + requested + "'");
+    const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()),
+                    num_channels, num_filterings};
+    return cheapest(input, work, pool);
 }
 
 }  // namespace crf

@@ -1,8 +1,62 @@
 #include "cpu/features.h"
 
 #include <algorithm>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+
+#include "cpu/simd.h"
 
 namespace crf {
+
+BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alpha, std::vector<double> beta,
+                               std::vector<const float*> intensity_in, ThreadPool& pool)
+    : voxels(&voxels_in),
+      theta_alpha(std::move(alpha)),
+      theta_beta(std::move(beta)),
+      intensity(std::move(intensity_in)),
+      lowest(intensity.size()),
+      highest(intensity.size()) {
+    for (int a = 0; a < voxels->num_axes; ++a)
+        if (voxels->box_shape[a] * voxels->spacing[a] / theta_alpha[a] > kLargestFeature)
+            throw std::invalid_argument("capacity: theta_alpha " + std::to_string(theta_alpha[a]) +
+                                        " is less than a millionth of the volume's extent; use a larger bandwidth");
+    const int64_t num_blocks = num_voxel_blocks(voxels->num_voxels);
+    std::vector<float> low(num_blocks), high(num_blocks);
+    for (size_t m = 0; m < intensity.size(); ++m) {
+        pool.run(num_blocks, [&](int64_t block, int) {
+            const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels->num_voxels);
+            vfloat least = splat_lanes(std::numeric_limits<float>::infinity()), most = -least, poison{};
+            voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) {
+                const float* values = intensity[m] + grid;
+                for (int64_t i = 0; i < length; i += kLanes) {
+                    const int64_t count = std::min<int64_t>(kLanes, length - i);
+                    const vint valid = first_lanes(static_cast<int>(count));
+                    const vfloat v = load_some(values + i, count);
+                    poison += v * 0.0f;  // NaN from now on once a value is NaN or infinite
+                    least = (valid & (v < least)) ? v : least;
+                    most = (valid & (v > most)) ? v : most;
+                }
+            });
+            low[block] = least[0];
+            high[block] = most[0];
+            for (int lane = 1; lane < kLanes; ++lane) {
+                low[block] = std::min(low[block], least[lane]);
+                high[block] = std::max(high[block], most[lane]);
+            }
+            if (!(sum_lanes(poison) == 0.0f)) low[block] = std::numeric_limits<float>::quiet_NaN();
+        });
+        lowest[m] = *std::min_element(low.begin(), low.end());
+        highest[m] = *std::max_element(high.begin(), high.end());
+        for (float value : low)
+            if (value != value)
+                throw std::invalid_argument("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
+        if ((static_cast<double>(highest[m]) - lowest[m]) / theta_beta[m] > kLargestFeature)
+            throw std::invalid_argument("capacity: theta_beta " + std::to_string(theta_beta[m]) + " of modality " + std::to_string(m) +
+                                        " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
+                                        "intensities");
+    }
+}
 
 void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate, int64_t length, float* features, int64_t stride) {
     const Voxels& voxels = *input.voxels;

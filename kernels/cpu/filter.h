@@ -29,10 +29,18 @@ class Filter {
 
 // The bilateral kernel's inputs, divided by nothing yet.
 struct BilateralInput {
-    const Voxels* voxels;
-    std::vector<double> theta_alpha;      // mm, one a box axis
-    std::vector<double> theta_beta;       // one a modality
-    std::vector<const float*> intensity;  // whole grid, one array a modality
+    const Voxels* voxels = nullptr;
+    std::vector<double> theta_alpha;        // mm, one a box axis
+    std::vector<double> theta_beta;         // one a modality
+    std::vector<const float*> intensity;    // whole grid, one array a modality
+    std::vector<float> lowest, highest;     // of each modality, inside the mask
+
+    // Single precision resolves a difference of one bandwidth up to about this many of them.
+    static constexpr double kLargestFeature = 1e6;
+
+    // Takes the ranges of the intensities. Throws std::invalid_argument when one is not finite or spans too many bandwidths.
+    BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
+                   std::vector<const float*> intensity, ThreadPool& pool);
 };
 
 // "12x14x9", for descriptions.

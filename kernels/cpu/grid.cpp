@@ -201,14 +201,6 @@ class GridFilter final : public Filter {
         }
     }
 
-    // `count` floats, the other lanes zero; the array is not read beyond them.
-    static vfloat load_some(const float* from, int count) {
-        if (count == kLanes) return load(from);
-        float some[kLanes]{};
-        std::copy(from, from + count, some);
-        return load(some);
-    }
-
     // `copies`: room for kCopies - 1 rows.
     void splat_row(int64_t row, const float* values, const float* pre, float* to, float* copies) const {
         const int64_t size = level_[last()];
@@ -418,15 +410,8 @@ GridSize grid_size(const BilateralInput& input) {
         cells *= extent + kSpan;
     }
     for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
-        float lowest = input.intensity[m][voxels.runs.front().grid], highest = lowest;
-        for (const Run& run : voxels.runs)
-            for (int32_t i = 0; i < run.length; ++i) {
-                const float value = input.intensity[m][run.grid + i];
-                lowest = std::min(lowest, value);
-                highest = std::max(highest, value);
-            }
-        const double extent = (static_cast<double>(highest) - lowest) / input.theta_beta[m];
-        size.lowest[m] = lowest;
+        size.lowest[m] = input.lowest[m];
+        const double extent = (static_cast<double>(input.highest[m]) - input.lowest[m]) / input.theta_beta[m];
         // One more than the span: rounding in single precision may put the highest intensity into the next cell.
         size.bins[m] = static_cast<int64_t>(extent) + kSpan + 1;
         cells *= extent + kSpan + 1;

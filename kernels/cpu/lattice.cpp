@@ -59,6 +59,7 @@ class LatticeFilter final : public Filter {
 
    private:
     static constexpr int64_t kVertexBlock = 4096;
+    static constexpr int64_t kSent = Lattice::kTileVoxels + kLanes;  // rows of a tile's voxels, with room for a whole vector at the end
 
     int64_t num_vertex_blocks() const { return (lattice_.num_vertices + kVertexBlock - 1) / kVertexBlock; }
 
@@ -77,7 +78,7 @@ class LatticeFilter final : public Filter {
             to_ = Buffer<float>(num_rows * C);
         }
         for (auto& s : scratch_)
-            if (s.size < (lattice_.largest_tile + Lattice::kTileVoxels) * C) s = Buffer<float>((lattice_.largest_tile + Lattice::kTileVoxels) * C);
+            if (s.size < (lattice_.largest_tile + kSent) * C) s = Buffer<float>((lattice_.largest_tile + kSent) * C);
         auto* shares = reinterpret_cast<Row*>(shares_.get());
         auto* rows = reinterpret_cast<Row*>(from_.get());
         auto* blurred = reinterpret_cast<Row*>(to_.get());
@@ -110,9 +111,13 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    template <class Row>
-    static float& channel(Row& row, int c) {
-        return reinterpret_cast<float*>(&row)[c];
+    // Asks for the memory of a later piece: pieces are short and far apart, which no hardware foresees.
+    void fetch_ahead(int64_t p, const float* channels, int num_channels, const float* scale) const {
+        constexpr int64_t kAhead = 12;
+        if (p + kAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
+        const int64_t voxel = lattice_.pieces[p + kAhead].voxel;
+        for (int c = 0; c < num_channels; ++c) __builtin_prefetch(channels + c * num_voxels_ + voxel);
+        if (scale) __builtin_prefetch(scale + voxel);
     }
 
     // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
@@ -150,21 +155,20 @@ class LatticeFilter final : public Filter {
     template <int C, class Row>
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
         Row* sent = scratch;
-        Row* buffer = scratch + Lattice::kTileVoxels;
-        for (int c = 0; c < C; ++c) {
-            float* to = reinterpret_cast<float*>(sent) + c;
-            for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
-                const Lattice::Piece& piece = lattice_.pieces[p];
-                const float* from = values + c * num_voxels_ + piece.voxel;
-                const float* scale = pre ? pre + piece.voxel : nullptr;
-                if (c >= group) {
-                    for (int32_t x = 0; x < piece.length; ++x) to[x * C] = 0.0f;
-                } else if (scale) {
-                    for (int32_t x = 0; x < piece.length; ++x) to[x * C] = from[x] * scale[x];
-                } else {
-                    for (int32_t x = 0; x < piece.length; ++x) to[x * C] = from[x];
+        Row* buffer = scratch + kSent;
+        float* to = reinterpret_cast<float*>(sent);
+        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
+            const Lattice::Piece& piece = lattice_.pieces[p];
+            fetch_ahead(p, values, group, pre);
+            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
+                const int64_t count = std::min<int64_t>(kLanes, end - n);
+                vfloat channel[C]{};
+                for (int c = 0; c < group; ++c) {
+                    channel[c] = load_some(values + c * num_voxels_ + n, count);
+                    if (pre) channel[c] *= load_some(pre + n, count);
                 }
-                to += piece.length * C;
+                interleave<C>(channel, to);  // whole vectors: the next voxels overwrite what is too many
+                to += count * C;
             }
         }
         std::fill(buffer, buffer + tile.num_vertices, Row{});
@@ -186,7 +190,7 @@ class LatticeFilter final : public Filter {
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
                 float* sum) const {
         Row* received = scratch;
-        Row* buffer = scratch + Lattice::kTileVoxels;
+        Row* buffer = scratch + kSent;
         const uint32_t* vertex = lattice_.vertex.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[vertex[i]];
         for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
@@ -194,16 +198,21 @@ class LatticeFilter final : public Filter {
             for (int k = 0; k < num_corners; ++k) total += buffer[local[k]] * weight[k];
             received[voxel] = total;
         });
-        int64_t i = 0;
+        const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
-            for (int c = 0; c < group; ++c) {
-                const float factor = channel_weight[c] * amplitude_;
-                float* to = sum + c * num_voxels_ + piece.voxel;
-                const float* scale = post ? post + piece.voxel : nullptr;
-                for (int32_t x = 0; x < piece.length; ++x) to[x] += factor * (scale ? scale[x] : 1.0f) * channel(received[i + x], c);
+            fetch_ahead(p, sum, group, post);
+            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
+                const int64_t count = std::min<int64_t>(kLanes, end - n);
+                const vfloat scale = (post ? load_some(post + n, count) : splat_lanes(1.0f)) * amplitude_;
+                vfloat channel[C];
+                deinterleave<C>(from, channel);
+                for (int c = 0; c < group; ++c) {
+                    float* to = sum + c * num_voxels_ + n;
+                    store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);
+                }
+                from += count * C;
             }
-            i += piece.length;
         }
     }
 

@@ -104,14 +104,8 @@ KeyLayout layout_keys(const BilateralInput& input, const Geometry& geometry, con
     std::vector<double> low(d, 0.0), high(d, 0.0);
     for (int m = 0; m < num_modalities; ++m) {
         const float zero = input.intensity[m][voxels.runs.front().grid];
-        float lowest = zero, highest = zero;
-        for (const Run& run : voxels.runs)
-            for (int32_t i = 0; i < run.length; ++i) {
-                lowest = std::min(lowest, input.intensity[m][run.grid + i]);
-                highest = std::max(highest, input.intensity[m][run.grid + i]);
-            }
-        low[padding + m] = (lowest - zero) / input.theta_beta[m] * scale[padding + m];
-        high[padding + m] = (highest - zero) / input.theta_beta[m] * scale[padding + m];
+        low[padding + m] = (input.lowest[m] - zero) / input.theta_beta[m] * scale[padding + m];
+        high[padding + m] = (input.highest[m] - zero) / input.theta_beta[m] * scale[padding + m];
     }
     for (int a = 0; a < voxels.num_axes; ++a) {
         const int i = padding + num_modalities + a;
@@ -328,6 +322,9 @@ class Builder {
         int64_t count = 0;
         for (int64_t p = tiles.first_piece[t]; p < tiles.first_piece[t + 1]; ++p) {
             const TilePiece& piece = tiles.pieces[p];
+            constexpr int64_t kAhead = 12;  // pieces are short and far apart, which no hardware foresees
+            if (p + kAhead < static_cast<int64_t>(tiles.pieces.size()))
+                for (const float* intensity : input_.intensity) __builtin_prefetch(intensity + tiles.pieces[p + kAhead].grid);
             piece_features(input_, piece.grid, piece.coordinate, piece.length, image + count, Lattice::kTileVoxels);
             count += piece.length;
         }

@@ -55,7 +55,7 @@ class MeanField {
         double negative_entropy = total().negative_entropy;
         // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
         const bool may_stop = options_.tolerance > 0;
-        const bool keep = may_stop || options_.damping > 0 || !options_.is_potts;
+        const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !options_.is_potts);
         if (keep || options_.num_iterations == 0) write_start(out);
         kept_ = keep ? out : nullptr;
         for (int t = 0; t < options_.num_iterations; ++t) {
@@ -66,10 +66,10 @@ class MeanField {
             const BlockSums sums = total();
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             negative_entropy = sums.negative_entropy;
-            if (!outcome.energy.empty() && energy > outcome.energy.back() + kEnergyRounding * std::abs(energy)) step_ *= 0.5f;
+            if (options_.watch_energy && !outcome.energy.empty() && energy > outcome.energy.back() + kEnergyRounding * std::abs(energy)) step_ *= 0.5f;
             outcome.energy.push_back(energy);
             outcome.num_iterations = t + 1;
-            if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips <= kFlipsAtConvergence * num_voxels_) {
+            if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips < kFlipsAtConvergence * num_voxels_) {
                 outcome.converged = true;
                 break;
             }

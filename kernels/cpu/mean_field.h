@@ -28,6 +28,7 @@ struct MeanFieldOptions {
     double tolerance = 0;
     float temperature = 1;
     float damping = 0;
+    bool watch_energy = true;  // halve the step when the energy rises
 };
 
 struct MeanFieldOutcome {

@@ -31,20 +31,17 @@ const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
     return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr;
 }
 
-BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, const std::vector<double>& theta_alpha,
-                               const std::vector<double>& theta_beta) {
-    BilateralInput input;
-    input.voxels = &voxels;
-    for (int a = 0; a < voxels.num_axes; ++a) input.theta_alpha.push_back(theta_alpha[voxels.source_axis[a]]);
-    input.theta_beta = theta_beta;
-    for (size_t m = 0; m < image.shape(0); ++m) input.intensity.push_back(image.data() + m * voxels.grid_size);
-    return input;
-}
-
 std::vector<double> box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis) {
     std::vector<double> values;
     for (int a = 0; a < voxels.num_axes; ++a) values.push_back(per_grid_axis[voxels.source_axis[a]]);
     return values;
+}
+
+BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, const std::vector<double>& theta_alpha,
+                               const std::vector<double>& theta_beta, ThreadPool& pool) {
+    std::vector<const float*> intensity;
+    for (size_t m = 0; m < image.shape(0); ++m) intensity.push_back(image.data() + m * voxels.grid_size);
+    return BilateralInput(voxels, box_axes(voxels, theta_alpha), theta_beta, intensity, pool);
 }
 
 Normalization parse_normalization(const std::string& name) {
@@ -99,6 +96,8 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
     options.temperature = temperature;
     options.damping = damping;
     const Normalization normalization = parse_normalization(normalization_name);
+    // With D^-1 K the kernel is not symmetric, and the iteration does not lower this energy: it may rise without anything being wrong.
+    options.watch_energy = normalization != Normalization::kAfter;
     const bool has_progress = !progress.is_none();
     auto report = [&](const char* stage, int step, int num_steps) {
         nb::gil_scoped_acquire gil;
@@ -126,7 +125,7 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         };
         for (size_t k = 0; k < appearance.size(); ++k) {
             report("build", static_cast<int>(k), static_cast<int>(appearance.size()));
-            const BilateralInput input = bilateral_input(voxels, image, appearance[k].theta_alpha, appearance[k].theta_beta);
+            const BilateralInput input = bilateral_input(voxels, image, appearance[k].theta_alpha, appearance[k].theta_beta, pool);
             add(make_bilateral_filter(filter, input, options.num_labels - 1, num_filterings, pool), appearance[k].weight,
                 "bilateral." + std::to_string(k));
         }
@@ -156,7 +155,7 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     const int num_channels = static_cast<int>(values.shape(0));
     Kernel kernel;
     kernel.filter = theta_beta.empty() ? make_spatial_filter(voxels, box_axes(voxels, theta_alpha), pool)
-                                       : make_bilateral_filter(filter, bilateral_input(voxels, image, theta_alpha, theta_beta),
+                                       : make_bilateral_filter(filter, bilateral_input(voxels, image, theta_alpha, theta_beta, pool),
                                                                num_channels, 3, pool);
     normalize_kernel(kernel, voxels, parse_normalization(normalization_name), pool);
     Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);

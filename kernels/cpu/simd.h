@@ -97,4 +97,65 @@ inline vfloat log_positive(vfloat x) {
     return to_float(exponent) * 0.693147181f + s * (2.0f + tail);
 }
 
+// `count` floats, the other lanes zero; the array is not read beyond them.
+inline vfloat load_some(const float* from, int64_t count) {
+    if (count >= kLanes) return load(from);
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+    float some[kLanes]{};
+    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+    return load(some);
+#endif
+}
+
+// The first `count` lanes; the array is not written beyond them.
+inline void store_some(float* to, vfloat v, int64_t count) {
+    if (count >= kLanes) return store(to, v);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+    float some[kLanes];
+    store(some, v);
+    for (int64_t i = 0; i < count; ++i) to[i] = some[i];
+#endif
+}
+
+// Sixteen rows of C floats from C channels of sixteen, and back. C is 1, 2 or 4.
+template <int C>
+inline void interleave(const vfloat (&channel)[C], float* rows) {
+    if constexpr (C == 1) {
+        store(rows, channel[0]);
+    } else if constexpr (C == 2) {
+        const vint low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+        store(rows, __builtin_shuffle(channel[0], channel[1], low));
+        store(rows + kLanes, __builtin_shuffle(channel[0], channel[1], low + 8));
+    } else {
+        const vint low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+        const vint pairs = {0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23};
+        for (int half = 0; half < 2; ++half) {
+            const vfloat first = __builtin_shuffle(channel[0], channel[1], low + 8 * half);
+            const vfloat second = __builtin_shuffle(channel[2], channel[3], low + 8 * half);
+            store(rows + 2 * half * kLanes, __builtin_shuffle(first, second, pairs));
+            store(rows + (2 * half + 1) * kLanes, __builtin_shuffle(first, second, pairs + 8));
+        }
+    }
+}
+
+template <int C>
+inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
+    if constexpr (C == 1) {
+        channel[0] = load(rows);
+    } else if constexpr (C == 2) {
+        const vint even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+        for (int c = 0; c < 2; ++c) channel[c] = __builtin_shuffle(load(rows), load(rows + kLanes), even + c);
+    } else {
+        const vint fourth = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
+        const vint halves = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
+        for (int c = 0; c < 4; ++c)
+            channel[c] = __builtin_shuffle(__builtin_shuffle(load(rows), load(rows + kLanes), fourth + c),
+                                           __builtin_shuffle(load(rows + 2 * kLanes), load(rows + 3 * kLanes), fourth + c), halves);
+    }
+}
+
 }  // namespace crf

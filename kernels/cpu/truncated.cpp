@@ -1,25 +1,32 @@
-// The bilateral kernel as a direct sum over a window: pairs farther apart than kRadius standard deviations in space are left out,
+// The bilateral kernel as a direct sum over a window: pairs farther apart than kTruncationRadius standard deviations in space are left out,
 // everything else is exact. No lattice, no build; the fastest way while theta_alpha is a few voxels.
 //
 // The box is padded so that every neighbor of a voxel is at one fixed linear distance. Each unordered pair is visited once
-// (half of the window) and its weight used in both directions.
+// (half of the window) and its weight used in both directions; two rows of voxels share what is loaded of their neighbors.
+#include "cpu/truncated.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/filter.h"
 #include "cpu/simd.h"
 
 namespace crf {
 
 namespace {
 
-constexpr double kRadius = 3.0;                 // standard deviations
+constexpr double kRounding = 1e-6;              // relative: voxels on the window's surface belong to it
 constexpr double kLog2e = 1.4426950408889634;   // exp(x) = 2^(x kLog2e)
 constexpr int64_t kRowsInterleaved = 8;         // see order_offsets
 
+// Rows of voxels that are handled together: what is loaded of a neighbor serves them all.
+constexpr int kRows = 2;
+
+// Far below the smallest exponent: a weight of 0.
+constexpr float kNoPair = -1e4f;
+
 struct Offset {
-    int64_t linear;  // distance in the padded box, positive
-    float exponent;  // log2 of the spatial part of the weight
+    int64_t linear;          // distance in the padded box from the voxel of the first row, positive
+    float exponent[kRows];   // log2 of the spatial part of the weight, from the voxel of each row
 };
 
 class TruncatedFilter final : public Filter {
@@ -47,7 +54,7 @@ class TruncatedFilter final : public Filter {
 
     std::string description() const override {
         const std::vector<int64_t> radii(radius_, radius_ + voxels_.num_axes);
-        return "truncated (radius " + join_sizes(radii) + " voxels, " + std::to_string(offsets_.size()) + " pairs a voxel)";
+        return "truncated (radius " + join_sizes(radii) + " voxels, " + std::to_string(num_pairs_) + " pairs a voxel)";
     }
 
    private:
@@ -56,15 +63,17 @@ class TruncatedFilter final : public Filter {
         padded_size_ = 1;
         for (int a = last; a >= 0; --a) {
             const double sigma = input.theta_alpha[a] / voxels_.spacing[a];
-            radius_[a] = std::min<int64_t>(static_cast<int64_t>(kRadius * sigma + 1e-6), voxels_.box_shape[a] - 1);
+            radius_[a] = std::min<int64_t>(static_cast<int64_t>(kTruncationRadius * sigma * (1 + kRounding)), voxels_.box_shape[a] - 1);
             int64_t extent = voxels_.box_shape[a] + radius_[a];
             // Whole vectors: the lanes beyond a row's end must be padding, never the next row's voxels.
             if (a == last) extent = (extent + kLanes - 1) / kLanes * kLanes;
             stride_[a] = padded_size_;
             padded_size_ *= extent;
         }
+        // The row after the first; a box of one axis has none, and gets an empty one behind all others.
+        row_stride_ = last > 0 ? stride_[last - 1] : padded_size_;
         // Distances are positive (half of the window), so only the end needs room for what the last voxels reach.
-        total_size_ = padded_size_ + 2 * kLanes;
+        total_size_ = padded_size_ + 2 * kLanes + (kRows - 1) * row_stride_;
         for (int a = 1; a <= last; ++a) total_size_ += radius_[a] * stride_[a];
     }
 
@@ -72,6 +81,7 @@ class TruncatedFilter final : public Filter {
         struct Entry {
             int64_t row;  // linear distance without the last axis
             int64_t x;
+            int first;  // the row that the distance counts from
             double squared;
         };
         std::vector<Entry> entries;
@@ -88,7 +98,10 @@ class TruncatedFilter final : public Filter {
                 if (a < axes - 1) row += d[a] * stride_[a];
                 if (sign == 0) sign = d[a] > 0 ? 1 : d[a] < 0 ? -1 : 0;
             }
-            if (sign > 0 && squared <= kRadius * kRadius * (1 + 1e-9)) entries.push_back({row, d[axes - 1], squared});
+            if (sign > 0 && squared <= kTruncationRadius * kTruncationRadius * (1 + kRounding)) {
+                ++num_pairs_;
+                for (int first = 0; first < kRows; ++first) entries.push_back({row + first * row_stride_, d[axes - 1], first, squared});
+            }
             more = false;
             for (int a = axes - 1; a >= 0 && !more; --a) {
                 more = ++d[a] <= radius_[a];
@@ -107,7 +120,13 @@ class TruncatedFilter final : public Filter {
             if (group_p != group_q) return group_p < group_q;
             return p.x != q.x ? p.x < q.x : p.row < q.row;
         });
-        for (const Entry& e : entries) offsets_.push_back({e.row + e.x, static_cast<float>(-0.5 * kLog2e * e.squared)});
+        for (const Entry& e : entries) {
+            if (offsets_.empty() || offsets_.back().linear != e.row + e.x) {
+                offsets_.push_back({e.row + e.x, {}});
+                std::fill(offsets_.back().exponent, offsets_.back().exponent + kRows, kNoPair);
+            }
+            offsets_.back().exponent[e.first] = static_cast<float>(-0.5 * kLog2e * e.squared);
+        }
     }
 
     void pad_runs() {
@@ -121,21 +140,31 @@ class TruncatedFilter final : public Filter {
         }
     }
 
-    // Vectors that hold at least one voxel, cut into slabs along the first axis. A slab writes into itself and into the next one, so
-    // first all even slabs are done at the same time, then all odd ones: no two threads meet, and the order of additions is fixed.
+    // Vectors of the first of kRows rows where one of the rows holds a voxel, cut into slabs along the first axis. A slab writes into
+    // itself and into the next one, so first all even slabs are done at the same time, then all odd ones: no two threads meet, and the
+    // order of additions is fixed.
     void list_chunks() {
-        const int64_t reach = voxels_.num_axes > 1 ? radius_[0] * stride_[0] : radius_[0] + kLanes;
-        const int64_t unit = voxels_.num_axes > 1 ? stride_[0] : kLanes;
-        const int64_t planes = std::max<int64_t>((reach + unit - 1) / unit + (voxels_.num_axes > 1 ? 1 : 2), 1);
+        const int last = voxels_.num_axes - 1;
+        int64_t unit = stride_[0], planes = radius_[0] + 1;
+        if (last == 0) {
+            unit = kLanes;
+            planes = (radius_[0] + kLanes - 1) / kLanes + 2;
+        } else if (last == 1) {
+            planes = (radius_[0] + kRows + kRows - 1) / kRows * kRows;  // whole groups of rows
+        }
         slab_size_ = planes * unit;
-        const int64_t num_slabs = (padded_size_ + slab_size_ - 1) / slab_size_;
-        slabs_.resize(num_slabs);
+        slabs_.resize((padded_size_ + slab_size_ - 1) / slab_size_);
         for (size_t r = 0; r < voxels_.runs.size(); ++r) {
-            const int64_t begin = padded_run_[r] / kLanes * kLanes, end = padded_run_[r] + voxels_.runs[r].length;
-            for (int64_t chunk = begin; chunk < end; chunk += kLanes) {
-                auto& slab = slabs_[chunk / slab_size_];
-                if (slab.empty() || slab.back() != chunk) slab.push_back(chunk);
-            }
+            // Row groups begin at even coordinates of the axis before the last.
+            int64_t c[kMaxAxes];
+            voxels_.coordinates(voxels_.runs[r].box, c);
+            const int64_t up = last > 0 ? c[last - 1] % kRows * row_stride_ : 0;
+            const int64_t begin = padded_run_[r] / kLanes * kLanes - up, end = padded_run_[r] - up + voxels_.runs[r].length;
+            for (int64_t chunk = begin; chunk < end; chunk += kLanes) slabs_[chunk / slab_size_].push_back(chunk);
+        }
+        for (auto& slab : slabs_) {
+            std::sort(slab.begin(), slab.end());
+            slab.erase(std::unique(slab.begin(), slab.end()), slab.end());
         }
     }
 
@@ -225,43 +254,49 @@ class TruncatedFilter final : public Filter {
     template <int C, int M>
     void filter_chunks(const std::vector<int64_t>& slab) {
         constexpr int kHeld = M > 0 ? M : 1;
-        const int64_t num_offsets = static_cast<int64_t>(offsets_.size());
+        const int64_t channel_stride = total_size_, row_stride = row_stride_;
+        const Offset* const end = offsets_.data() + offsets_.size();
         for (const int64_t chunk : slab) {
             const float* intensity = intensity_.get() + chunk;
             const float* sent = sent_.get() + chunk;
             float* received = received_.get() + chunk;
-            vfloat own_intensity[kHeld], own_sent[C], own_received[C];
-            if constexpr (M > 0)
-                for (int m = 0; m < M; ++m) own_intensity[m] = load(intensity + m * total_size_);
-            for (int c = 0; c < C; ++c) {
-                own_sent[c] = load(sent + c * total_size_);
-                own_received[c] = vfloat{};
-            }
-            for (int64_t o = 0; o < num_offsets; ++o) {
-                const int64_t linear = offsets_[o].linear;
-                vfloat exponent = splat_lanes(offsets_[o].exponent);
-                if constexpr (M > 0) {
-                    for (int m = 0; m < M; ++m) {
-                        const vfloat difference = own_intensity[m] - load(intensity + m * total_size_ + linear);
-                        exponent -= difference * difference;
-                    }
-                } else {
-                    for (int m = 0; m < num_modalities_; ++m) {
-                        const vfloat difference = load(intensity + m * total_size_) - load(intensity + m * total_size_ + linear);
-                        exponent -= difference * difference;
-                    }
-                }
-                const vfloat weight = exp2_nonpositive(exponent);
+            vfloat own_intensity[kRows][kHeld], own_sent[kRows][C], own_received[kRows][C];
+            for (int r = 0; r < kRows; ++r) {
+                if constexpr (M > 0)
+                    for (int m = 0; m < M; ++m) own_intensity[r][m] = load(intensity + m * channel_stride + r * row_stride);
                 for (int c = 0; c < C; ++c) {
-                    own_received[c] += weight * load(sent + c * total_size_ + linear);
-                    float* other = received + c * total_size_ + linear;
-                    store(other, load(other) + weight * own_sent[c]);
+                    own_sent[r][c] = load(sent + c * channel_stride + r * row_stride);
+                    own_received[r][c] = vfloat{};
                 }
             }
-            for (int c = 0; c < C; ++c) {
-                float* own = received + c * total_size_;
-                store(own, load(own) + own_received[c]);
+            for (const Offset* offset = offsets_.data(); offset < end; ++offset) {
+                const int64_t linear = offset->linear;
+                vfloat weight[kRows];
+                for (int r = 0; r < kRows; ++r) weight[r] = splat_lanes(offset->exponent[r]);
+                for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
+                    const vfloat other = load(intensity + m * channel_stride + linear);
+                    for (int r = 0; r < kRows; ++r) {
+                        const vfloat own = M > 0 ? own_intensity[r][M > 0 ? m : 0] : load(intensity + m * channel_stride + r * row_stride);
+                        const vfloat difference = own - other;
+                        weight[r] -= difference * difference;
+                    }
+                }
+                for (int r = 0; r < kRows; ++r) weight[r] = exp2_nonpositive(weight[r]);
+                for (int c = 0; c < C; ++c) {
+                    const vfloat other_sent = load(sent + c * channel_stride + linear);
+                    vfloat other_received = load(received + c * channel_stride + linear);
+                    for (int r = 0; r < kRows; ++r) {
+                        own_received[r][c] += weight[r] * other_sent;
+                        other_received += weight[r] * own_sent[r][c];
+                    }
+                    store(received + c * channel_stride + linear, other_received);
+                }
             }
+            for (int r = 0; r < kRows; ++r)
+                for (int c = 0; c < C; ++c) {
+                    float* own = received + c * channel_stride + r * row_stride;
+                    store(own, load(own) + own_received[r][c]);
+                }
         }
     }
 
@@ -269,7 +304,7 @@ class TruncatedFilter final : public Filter {
     ThreadPool& pool_;
     int num_modalities_;
     int64_t radius_[kMaxAxes]{}, stride_[kMaxAxes]{};
-    int64_t padded_size_ = 0, total_size_ = 0, slab_size_ = 0;
+    int64_t padded_size_ = 0, total_size_ = 0, slab_size_ = 0, row_stride_ = 0, num_pairs_ = 0;
     std::vector<Offset> offsets_;
     std::vector<int64_t> padded_run_;          // each run's place in the padded box
     std::vector<std::vector<int64_t>> slabs_;  // first voxels of the vectors to visit, slab by slab
@@ -278,6 +313,34 @@ class TruncatedFilter final : public Filter {
 };
 
 }  // namespace
+
+double num_truncated_pairs(const BilateralInput& input) {
+    // Rows of the window, counted whole: the sum over the last axis has a closed form.
+    const Voxels& voxels = *input.voxels;
+    const int last = voxels.num_axes - 1;
+    double step[kMaxAxes];
+    int64_t radius[kMaxAxes], d[kMaxAxes];
+    double rows = 1;
+    for (int a = 0; a <= last; ++a) {
+        step[a] = voxels.spacing[a] / input.theta_alpha[a];
+        radius[a] = std::min<int64_t>(static_cast<int64_t>(kTruncationRadius / step[a] * (1 + kRounding)), voxels.box_shape[a] - 1);
+        d[a] = -radius[a];
+        if (a < last) rows *= static_cast<double>(2 * radius[a] + 1);
+    }
+    if (rows > 1e6) return rows;  // far too many to be worth counting
+    double count = 0;
+    for (bool more = true; more;) {
+        double left = kTruncationRadius * kTruncationRadius * (1 + kRounding);
+        for (int a = 0; a < last; ++a) left -= d[a] * step[a] * d[a] * step[a];
+        if (left >= 0) count += 1 + 2 * std::min<double>(std::floor(std::sqrt(left) / step[last]), static_cast<double>(radius[last]));
+        more = false;
+        for (int a = last - 1; a >= 0 && !more; --a) {
+            more = ++d[a] <= radius[a];
+            if (!more) d[a] = -radius[a];
+        }
+    }
+    return (count - 1) / 2;
+}
 
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<TruncatedFilter>(input, pool);
