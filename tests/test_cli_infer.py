@@ -1,15 +1,29 @@
 """`crfrefine infer`: every option does what the interface says, on small cases written by nibabel."""
 
+import contextlib
 import itertools
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, Folders, files_in, load_nifti, run_here, run_process, save_nifti, write_folders
+from cli_helpers import (
+    AFFINE,
+    GRID_SHAPE,
+    NUM_LABELS,
+    Folders,
+    command,
+    files_in,
+    load_nifti,
+    run_here,
+    run_process,
+    save_nifti,
+    write_folders,
+)
 
 
 @pytest.fixture
@@ -281,6 +295,30 @@ def test_standard_output_has_results_alone_and_quiet_has_nothing(folders):
     assert "\x1b" not in plain.stdout + plain.stderr
     quiet = run_process("infer", *folders.arguments, "-q")
     assert (quiet.status, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):
+    """Standard error is a terminal, standard output a pipe: the one is for people, the other for programs."""
+    pty = pytest.importorskip("pty")
+    master, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command("infer", *folders.arguments), stdout=subprocess.PIPE, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # what reading gives when the other end is closed
+            while part := os.read(master, 4096):
+                shown += part
+        assert process.stdout is not None
+        results = process.stdout.read()
+    os.close(master)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "0/3" in text
+    assert "3/3" in text
+    assert "left" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor stays hidden"
+    assert b"\x1b" not in results
+    assert results.count(b"\n") == 4
 
 
 def test_quiet_still_tells_errors(folders):

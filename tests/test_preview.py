@@ -106,11 +106,10 @@ def test_anisotropic_voxels_keep_their_proportions(case):
 
 def test_right_of_the_patient_is_shown_at_the_left(case):
     image, before, after = case
-    before[...] = 0
-    after[...] = 0
-    after[:34, :24, :9] = 1
+    for labels in (before, after):
+        labels[...] = 0
+        labels[:34, :24, :9] = 1
     after[33, 23, 8] = 2  # right, anterior, superior in RAS+
-    before[33, 23, 8] = 1
     axial, coronal, sagittal = preview._cut_planes(image, before, after, SPACING, AFFINE)
     assert (axial.edges, coronal.edges, sagittal.edges) == (("R", "L", "P", "A"), ("R", "L", "I", "S"), ("P", "A", "I", "S"))
     for plane, is_left in ((axial, True), (coronal, True), (sagittal, False)):

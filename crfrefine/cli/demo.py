@@ -10,10 +10,11 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("demo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another phantom.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")] = Path("demo"),
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed, another phantom.")] = 0,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads. Default: the cores this process may use.", show_default=False)
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: the cores this process may use.", show_default=False),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
 ) -> None:

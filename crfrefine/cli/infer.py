@@ -20,13 +20,16 @@ class InputType(StrEnum):
 def infer(
     images: Annotated[
         list[Path],
-        typer.Option("-i", "--images", help="Folder, or file; repeat the option for the modalities of one case.", show_default=False),
+        typer.Option(
+            "-i", "--images", metavar="PATH", help="Folder, or file; repeat the option for the modalities of one case.", show_default=False
+        ),
     ],
     logits: Annotated[
         list[Path],
         typer.Option(
             "-p",
             "--logits",
+            metavar="PATH",
             help="Folder, or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file a label, in label order.",
             show_default=False,
         ),
@@ -34,7 +37,11 @@ def infer(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help="Folder, or (one case) a file. Written in the image's format, grid and orientation.", show_default=False
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="Folder, or (one case) a file. Written in the image's format, grid and orientation.",
+            show_default=False,
         ),
     ],
     masks: Annotated[
@@ -47,9 +54,7 @@ def infer(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[
-        str, typer.Option("-c", "--config", metavar="NAME|FILE", help="A preset's name, or a TOML file such as train-crf wrote.")
-    ] = "default",
+    config: Annotated[str, typer.Option("-c", "--config", metavar="NAME|FILE", help="A preset's name, or a TOML file.")] = "default",
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,7 +64,8 @@ def infer(
     input_type: Annotated[InputType, typer.Option("--input-type", help="What the network's output is.")] = InputType.AUTO,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads. Default: the cores this process may use.", show_default=False)
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: the cores this process may use.", show_default=False),
     ] = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
@@ -67,10 +73,16 @@ def infer(
     save_logits: Annotated[bool, typer.Option("--save-logits", help="Also write the refined logits: CASE_logits.nii.gz.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
     resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output is there and whole.")] = False,
-    num_parts: Annotated[int, typer.Option("--num-parts", min=1, help="Number of processes that share the cases.")] = 1,
+    num_parts: Annotated[int, typer.Option("--num-parts", metavar="N", min=1, help="Number of processes that share the cases.")] = 1,
     part_id: Annotated[
         int | None,
-        typer.Option("--part-id", min=0, help="This process among them: takes every N-th case from this one, from 0.", show_default=False),
+        typer.Option(
+            "--part-id",
+            metavar="K",
+            min=0,
+            help="This process among them: takes every N-th case from this one, from 0.",
+            show_default=False,
+        ),
     ] = None,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise go on, list the failures at the end.")

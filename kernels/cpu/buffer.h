@@ -42,4 +42,19 @@ struct Buffer {
     explicit operator bool() const { return static_cast<bool>(data); }
 };
 
+// Memory that filters take turns in: what one leaves there is lost when the next one works.
+class Workspace {
+   public:
+    float* floats(int64_t count) {
+        if (memory_.size < count) {
+            memory_ = Buffer<float>();  // freed before more is taken
+            memory_ = Buffer<float>(count);
+        }
+        return memory_.get();
+    }
+
+   private:
+    Buffer<float> memory_;
+};
+
 }  // namespace crf

@@ -17,13 +17,16 @@ namespace {
 // Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), measured by benchmarks/filters.py. Only their ratios decide, and those
 // move little from one processor to the next.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
-constexpr double kTruncatedPair = 0.09, kTruncatedPairModality = 0.05, kTruncatedPairChannel = 0.055;
+constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;
 constexpr double kLatticeBuildCorner = 9.0, kLatticeBuildNeighbor = 16.0;
 constexpr double kLatticeCorner = 1.5, kLatticeCornerChannel = 0.25, kLatticeStep = 1.2, kLatticeStepChannel = 0.5;
 
 // The lattice's messages are a few percent off, the others' far less: it has to be clearly faster to be taken.
-constexpr double kLatticeHandicap = 1.25;
+constexpr double kLatticeHandicap = 1.5;
+
+// Below this nobody waits, and the more accurate filter is taken: exact, truncated, grid, lattice in this order.
+constexpr double kUnnoticed = 50e6;
 
 // Channels are filtered in groups of up to four.
 constexpr int kGroup = 4;
@@ -67,14 +70,16 @@ double lattice_cost(const Work& work, double vertices) {
 }
 
 std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, ThreadPool& pool) {
-    const double exact = exact_cost(work);
-    const double truncated = truncated_cost(work, num_truncated_pairs(input));
+    const auto noticed = [](double cost) { return std::max(cost, kUnnoticed); };
+    const double exact = noticed(exact_cost(work));
+    const double truncated = noticed(truncated_cost(work, num_truncated_pairs(input)));
     const GridSize size = grid_size(input);
-    const double grid = grid_cost(work, size);
+    const double grid = noticed(grid_cost(work, size));
     const double direct = std::min({exact, truncated, grid});
     // A look at the lattice costs time itself, so not before it can win: a voxel has at least some vertices' worth of work.
-    if (lattice_cost(work, 0.1 * work.voxels) < direct && num_features(input) <= kMaxLatticeFeatures) {
-        if (lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels) < direct) return make_lattice_filter(input, pool);
+    if (noticed(lattice_cost(work, 0.1 * work.voxels)) < direct && num_features(input) <= kMaxLatticeFeatures) {
+        const double lattice = lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels);
+        if (noticed(lattice) < direct) return make_lattice_filter(input, pool);
     }
     if (exact <= direct) return make_exact_filter(input, pool);
     if (truncated <= direct) return make_truncated_filter(input, pool);

@@ -24,7 +24,7 @@ class ExactFilter final : public Filter {
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum) override {
+                    float* sum, Workspace&) override {
         for (int c = 0; c < num_channels; c += kGroup)
             accumulate_group(values + c * num_voxels_, std::min(kGroup, num_channels - c), pre, post, channel_weight + c,
                              sum + c * num_voxels_);

@@ -21,7 +21,7 @@ class Filter {
     //
     // values, sum: num_channels arrays of num_voxels floats. pre, post: num_voxels floats, or nullptr for all ones.
     virtual void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                            float* sum) = 0;
+                            float* sum, Workspace& workspace) = 0;
 
     // One line for people: which algorithm, with its size.
     virtual std::string description() const = 0;

@@ -70,7 +70,6 @@ class GridFilter final : public Filter {
         bins_ = size.bins[0] * (num_modalities_ == 2 ? size.bins[1] : 1);
         level_[axes - 1] = whole_vectors(size.cells[axes - 1] * bins_);
         for (int a = axes - 2; a >= 0; --a) level_[a] = size.cells[a] * level_[a + 1];
-        grid_ = Buffer<float>(level_[0]);
 
         const int64_t num_rows = voxels_.box_size / voxels_.box_shape[axes - 1];
         first_run_.assign(num_rows + 1, 0);
@@ -80,6 +79,7 @@ class GridFilter final : public Filter {
         num_planes_ = axes > 1 ? voxels_.box_shape[0] : 1;
         plane_size_ = axes > 1 ? level_[1] : level_[0];
         batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
+        filled_.resize(batch_);
         int64_t inner = 0;  // what the levels below a plane need
         for (int a = 2; a < axes; ++a) inner += level_[a];
         scratch_.resize(pool.num_threads());
@@ -87,7 +87,9 @@ class GridFilter final : public Filter {
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum) override {
+                    float* sum, Workspace& workspace) override {
+        grid_ = workspace.floats(level_[0] + batch_floats());
+        planes_ = grid_ + level_[0];
         for (int c = 0; c < num_channels; ++c) {
             splat(values + c * voxels_.num_voxels, pre);
             blur();
@@ -107,24 +109,21 @@ class GridFilter final : public Filter {
         vfloat4 weight;
     };
 
+    int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
 
     // Planes are splatted in parallel into a batch of their own, then the batch is added to the grid, in parallel over cells and in the
     // order of the planes: the same sums for any number of threads.
     void splat(const float* values, const float* pre) {
-        clear_in_parallel(grid_.get(), level_[0]);
+        clear_in_parallel(grid_, level_[0]);
         if (voxels_.num_axes == 1) {
-            splat_row(0, values, pre, grid_.get(), scratch_[0].get());
+            splat_row(0, values, pre, grid_, scratch_[0].get());
             return;
-        }
-        if (!planes_) {
-            planes_ = Buffer<float>(std::min(batch_, num_planes_) * plane_size_);
-            filled_.resize(batch_);
         }
         for (int64_t begin = 0; begin < num_planes_; begin += batch_) {
             const int64_t count = std::min(batch_, num_planes_ - begin);
             pool_.run(count, [&](int64_t p, int thread) {
-                float* plane = planes_.get() + p * plane_size_;
+                float* plane = planes_ + p * plane_size_;
                 filled_[p] = splat_below(1, begin + p, values, pre, plane, scratch_[thread].get() + plane_size_);
             });
             constexpr int64_t kPiece = 4096;
@@ -134,7 +133,7 @@ class GridFilter final : public Filter {
                     if (!filled_[p]) continue;
                     const Place& place = axis_[0][begin + p];
                     for (int j = 0; j < kSpan; ++j)
-                        add_scaled(grid_.get() + (place.cell + j) * plane_size_ + first, planes_.get() + p * plane_size_ + first,
+                        add_scaled(grid_ + (place.cell + j) * plane_size_ + first, planes_ + p * plane_size_ + first,
                                    place.weight[j], length);
                 }
             });
@@ -282,7 +281,7 @@ class GridFilter final : public Filter {
 
     void slice(const float* post, float channel_weight, float* sum) {
         if (voxels_.num_axes == 1) {
-            slice_row(0, grid_.get(), post, channel_weight, sum);
+            slice_row(0, grid_, post, channel_weight, sum);
             return;
         }
         pool_.run(num_planes_, [&](int64_t p, int thread) {
@@ -290,7 +289,7 @@ class GridFilter final : public Filter {
             if (first_run_[p * rows_below] == first_run_[(p + 1) * rows_below]) return;
             float* plane = scratch_[thread].get();
             const Place& place = axis_[0][p];
-            blend(plane, grid_.get() + place.cell * plane_size_, plane_size_, place.weight, plane_size_);
+            blend(plane, grid_ + place.cell * plane_size_, plane_size_, place.weight, plane_size_);
             slice_below(1, p, plane, plane + plane_size_, post, channel_weight, sum);
         });
     }
@@ -321,7 +320,7 @@ class GridFilter final : public Filter {
     void blur() {
         const int axes = voxels_.num_axes;
         pool_.run(axes > 1 ? size_.cells[0] : 1, [&](int64_t p, int thread) {
-            float* plane = grid_.get() + p * plane_size_;
+            float* plane = grid_ + p * plane_size_;
             float* scratch = scratch_[thread].get();
             const int64_t row_size = level_[last()], x_cells = size_.cells[last()];
             for (float* row = plane; row < plane + plane_size_; row += row_size) {
@@ -343,7 +342,7 @@ class GridFilter final : public Filter {
         constexpr int64_t kPiece = 2048;
         pool_.run((plane_size_ + kPiece - 1) / kPiece, [&](int64_t piece, int thread) {
             const int64_t first = piece * kPiece;
-            blur_columns(grid_.get() + first, size_.cells[0], plane_size_, std::min(kPiece, plane_size_ - first), scratch_[thread].get());
+            blur_columns(grid_ + first, size_.cells[0], plane_size_, std::min(kPiece, plane_size_ - first), scratch_[thread].get());
         });
     }
 
@@ -393,7 +392,7 @@ class GridFilter final : public Filter {
     int64_t level_[kMaxAxes]{};
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
     std::vector<int32_t> first_run_;  // of each row of the box
-    Buffer<float> grid_, planes_;
+    float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
     std::vector<uint8_t> filled_;
     std::vector<Buffer<float>> scratch_;
 };

@@ -32,18 +32,18 @@ class LatticeFilter final : public Filter {
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum) override {
+                    float* sum, Workspace& workspace) override {
         for (int c = 0; c < num_channels;) {
             const int left = num_channels - c;
             const int group = left >= 4 ? 4 : left;
             const float* from = values + c * num_voxels_;
             float* to = sum + c * num_voxels_;
             if (group == 1) {
-                filter<1>(from, group, pre, post, channel_weight + c, to);
+                filter<1>(from, group, pre, post, channel_weight + c, to, workspace);
             } else if (group == 2) {
-                filter<2>(from, group, pre, post, channel_weight + c, to);
+                filter<2>(from, group, pre, post, channel_weight + c, to, workspace);
             } else {
-                filter<4>(from, group, pre, post, channel_weight + c, to);
+                filter<4>(from, group, pre, post, channel_weight + c, to, workspace);
             }
             c += group;
         }
@@ -64,24 +64,17 @@ class LatticeFilter final : public Filter {
     int64_t num_vertex_blocks() const { return (lattice_.num_vertices + kVertexBlock - 1) / kVertexBlock; }
 
     template <int C>
-    void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum) {
+    void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
+                Workspace& workspace) {
         using Row = typename RowOf<C>::type;
         const int64_t num_rows = lattice_.num_vertices + 1;  // the last row is zero: the neighbor that is not there
-        if (shares_.size < (lattice_.num_slots - lattice_.num_vertices) * C) {
-            shares_ = Buffer<float>();
-            shares_ = Buffer<float>((lattice_.num_slots - lattice_.num_vertices) * C);
-        }
-        if (from_.size < num_rows * C) {
-            from_ = Buffer<float>();
-            from_ = Buffer<float>(num_rows * C);
-            to_ = Buffer<float>();
-            to_ = Buffer<float>(num_rows * C);
-        }
+        // The shares are summed before blurring begins, so they lie where the first blurred rows will.
+        const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
+        auto* rows = reinterpret_cast<Row*>(workspace.floats((num_rows + std::max(num_rows, num_shares)) * C));
+        auto* blurred = rows + num_rows;
+        Row* const shares = blurred;
         for (auto& s : scratch_)
             if (s.size < (lattice_.largest_tile + kSent) * C) s = Buffer<float>((lattice_.largest_tile + kSent) * C);
-        auto* shares = reinterpret_cast<Row*>(shares_.get());
-        auto* rows = reinterpret_cast<Row*>(from_.get());
-        auto* blurred = reinterpret_cast<Row*>(to_.get());
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows, shares);
         });
@@ -220,7 +213,6 @@ class LatticeFilter final : public Filter {
     ThreadPool& pool_;
     const Lattice lattice_;
     float amplitude_ = 0;
-    Buffer<float> shares_, from_, to_;
     std::vector<Buffer<float>> scratch_;
 };
 

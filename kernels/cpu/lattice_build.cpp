@@ -209,34 +209,37 @@ class TileTable {
     // Number of the key within the tile, given out in order of first touch.
     uint32_t find_or_add(Key key) {
         uint64_t bucket = hash_key(key) >> down_;
-        while (keys_[bucket] != key) {
-            if (keys_[bucket] == kEmpty) {
+        while (buckets_[bucket].key != key) {
+            if (buckets_[bucket].key == kEmpty) {
                 const uint32_t number = static_cast<uint32_t>(found_.size());
-                keys_[bucket] = key;
-                numbers_[bucket] = number;
+                buckets_[bucket] = {key, number};
                 found_.push_back(key);
-                buckets_.push_back(static_cast<uint32_t>(bucket));
-                if (2 * found_.size() > keys_.size()) grow();
+                places_.push_back(static_cast<uint32_t>(bucket));
+                if (2 * found_.size() > buckets_.size()) grow();
                 return number;
             }
             bucket = (bucket + 1) & mask_;
         }
-        return numbers_[bucket];
+        return buckets_[bucket].number;
     }
 
     // Hands the tile's keys over, and empties the table for the next tile.
     std::vector<Key> take() {
-        for (uint32_t bucket : buckets_) keys_[bucket] = kEmpty;
-        buckets_.clear();
+        for (uint32_t bucket : places_) buckets_[bucket].key = kEmpty;
+        places_.clear();
         std::vector<Key> keys(found_);
         found_.clear();
         return keys;
     }
 
    private:
+    struct Bucket {
+        Key key = kEmpty;
+        uint32_t number = 0;
+    };
+
     void resize(int bits) {
-        keys_.assign(size_t{1} << bits, kEmpty);
-        numbers_.resize(size_t{1} << bits);
+        buckets_.assign(size_t{1} << bits, Bucket{});
         mask_ = (uint64_t{1} << bits) - 1;
         down_ = 64 - bits;
         bits_ = bits;
@@ -246,17 +249,15 @@ class TileTable {
         resize(bits_ + 1);
         for (size_t n = 0; n < found_.size(); ++n) {
             uint64_t bucket = hash_key(found_[n]) >> down_;
-            while (keys_[bucket] != kEmpty) bucket = (bucket + 1) & mask_;
-            keys_[bucket] = found_[n];
-            numbers_[bucket] = static_cast<uint32_t>(n);
-            buckets_[n] = static_cast<uint32_t>(bucket);
+            while (buckets_[bucket].key != kEmpty) bucket = (bucket + 1) & mask_;
+            buckets_[bucket] = {found_[n], static_cast<uint32_t>(n)};
+            places_[n] = static_cast<uint32_t>(bucket);
         }
     }
 
-    std::vector<Key> keys_;
-    std::vector<uint32_t> numbers_;
+    std::vector<Bucket> buckets_;
     std::vector<Key> found_;
-    std::vector<uint32_t> buckets_;
+    std::vector<uint32_t> places_;
     uint64_t mask_ = 0;
     int down_ = 0, bits_ = 0;
 };

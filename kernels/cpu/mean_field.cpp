@@ -28,9 +28,11 @@ bool same_for_all(const std::vector<float>& weight) {
 
 class MeanField {
    public:
-    MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const float* logits, ThreadPool& pool)
+    MeanField(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits, ThreadPool& pool,
+              Workspace workspace)
         : voxels_(voxels),
-          kernels_(kernels),
+          kernels_(std::move(kernels)),
+          workspace_(std::move(workspace)),
           options_(options),
           logits_(logits),
           pool_(pool),
@@ -38,7 +40,7 @@ class MeanField {
           num_voxels_(voxels.num_voxels),
           num_blocks_(num_voxel_blocks(voxels.num_voxels)) {
         // With one weight for all labels the last label's message follows from the others': marginals sum to 1.
-        implied_ = std::all_of(kernels.begin(), kernels.end(), [](const Kernel& k) { return same_for_all(k.weight); });
+        implied_ = std::all_of(kernels_.begin(), kernels_.end(), [](const Kernel& k) { return same_for_all(k.weight); });
         num_channels_ = implied_ ? num_labels_ - 1 : num_labels_;
         marginals_ = Buffer<float>(num_channels_ * num_voxels_);
         messages_ = Buffer<float>(num_channels_ * num_voxels_);
@@ -61,6 +63,10 @@ class MeanField {
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
+            if (t + 1 == options_.num_iterations) {
+                kernels_.clear();
+                workspace_ = Workspace();
+            }
             float* target = keep || t + 1 == options_.num_iterations ? out : nullptr;
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             const BlockSums sums = total();
@@ -101,6 +107,7 @@ class MeanField {
                 weighted_ones_[n] = total;
             }
         });
+        for (Kernel& k : kernels_) k.ones = Buffer<float>();
     }
 
     void send_messages() {
@@ -112,7 +119,7 @@ class MeanField {
         });
         for (const Kernel& k : kernels_)
             k.filter->accumulate(marginals_.get(), num_channels_, k.scales_sent ? k.scale.get() : nullptr, k.scale.get(), k.weight.data(),
-                                 messages_.get());
+                                 messages_.get(), workspace_);
     }
 
     // Logits over temperature of a block, one row of kVoxelBlock a label; rows are padded with zeros to whole vectors.
@@ -289,7 +296,8 @@ class MeanField {
     }
 
     const Voxels& voxels_;
-    std::vector<Kernel>& kernels_;
+    std::vector<Kernel> kernels_;
+    Workspace workspace_;
     const MeanFieldOptions& options_;
     const float* logits_;
     ThreadPool& pool_;
@@ -307,7 +315,7 @@ class MeanField {
 
 }  // namespace
 
-void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool) {
+void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
     const float unit = 1.0f;
     auto fill = [&](Buffer<float>& b, float value) {
@@ -319,7 +327,7 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
     Buffer<float> ones, degree;
     fill(ones, 1.0f);
     fill(degree, 0.0f);
-    kernel.filter->accumulate(ones.get(), 1, nullptr, nullptr, &unit, degree.get());
+    kernel.filter->accumulate(ones.get(), 1, nullptr, nullptr, &unit, degree.get(), workspace);
     if (normalization == Normalization::kNone) {
         kernel.ones = std::move(degree);
         return;
@@ -337,11 +345,12 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
     kernel.scales_sent = symmetric;
     if (!symmetric) return;  // D^-1 K 1 = 1
     fill(kernel.ones, 0.0f);
-    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get());
+    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(),
+                              workspace);
 }
 
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const float* logits,
-                                float* out, ThreadPool& pool, const StepCallback& callback) {
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits,
+                                float* out, ThreadPool& pool, Workspace workspace, const StepCallback& callback) {
     if (voxels.num_voxels < voxels.grid_size) {
         const float scale = 1.0f / options.temperature;
         const int64_t size = options.num_labels * voxels.grid_size;
@@ -350,7 +359,7 @@ MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kerne
             for (int64_t i = piece * kPiece; i < std::min((piece + 1) * kPiece, size); ++i) out[i] = logits[i] * scale;
         });
     }
-    return MeanField(voxels, kernels, options, logits, pool).run(out, callback);
+    return MeanField(voxels, std::move(kernels), options, logits, pool, std::move(workspace)).run(out, callback);
 }
 
 }  // namespace crf

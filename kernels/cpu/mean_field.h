@@ -40,10 +40,11 @@ struct MeanFieldOutcome {
 // Called before each step; may throw to stop.
 using StepCallback = std::function<void(int step, int num_steps)>;
 
-void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool);
+void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
 
-// logits, out: (label, *grid) float32. Outside the mask `out` is the logits over the temperature.
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const float* logits,
-                                float* out, ThreadPool& pool, const StepCallback& callback);
+// The kernels and the workspace are given up before the last step's logits are written, so that they and the logits need not fit into
+// memory together. logits, out: (label, *grid) float32. Outside the mask `out` is the logits over the temperature.
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits,
+                                float* out, ThreadPool& pool, Workspace workspace, const StepCallback& callback);
 
 }  // namespace crf

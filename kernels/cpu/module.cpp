@@ -114,12 +114,13 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         ThreadPool pool(threads);
         const Voxels voxels(grid_shape(logits), spacing, mask_data(mask));
         std::vector<Kernel> kernels;
+        Workspace workspace;
         const int num_filterings = num_iterations + 2;
         auto add = [&](std::unique_ptr<Filter> built, const std::vector<float>& weight, const std::string& name) {
             Kernel kernel;
             kernel.filter = std::move(built);
             kernel.weight = weight;
-            normalize_kernel(kernel, voxels, normalization, pool);
+            normalize_kernel(kernel, voxels, normalization, pool, workspace);
             descriptions.push_back(name + ": " + kernel.filter->description());
             kernels.push_back(std::move(kernel));
         };
@@ -131,7 +132,7 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         }
         if (!theta_gamma.empty()) add(make_spatial_filter(voxels, box_axes(voxels, theta_gamma), pool), spatial_weight, "spatial");
         build_seconds = watch.lap();
-        outcome = run_mean_field(voxels, kernels, options, logits.data(), out.data(), pool,
+        outcome = run_mean_field(voxels, std::move(kernels), options, logits.data(), out.data(), pool, std::move(workspace),
                                  [&](int step, int num_steps) { report("mean field", step, num_steps); });
         steps_seconds = watch.lap();
     }
@@ -157,7 +158,8 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     kernel.filter = theta_beta.empty() ? make_spatial_filter(voxels, box_axes(voxels, theta_alpha), pool)
                                        : make_bilateral_filter(filter, bilateral_input(voxels, image, theta_alpha, theta_beta, pool),
                                                                num_channels, 3, pool);
-    normalize_kernel(kernel, voxels, parse_normalization(normalization_name), pool);
+    Workspace workspace;
+    normalize_kernel(kernel, voxels, parse_normalization(normalization_name), pool, workspace);
     Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);
     std::fill(received.get(), received.get() + received.size, 0.0f);
     for (const Run& run : voxels.runs)
@@ -167,7 +169,7 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
         }
     const std::vector<float> weight(num_channels, 1.0f);
     kernel.filter->accumulate(sent.get(), num_channels, kernel.scales_sent ? kernel.scale.get() : nullptr, kernel.scale.get(),
-                              weight.data(), received.get());
+                              weight.data(), received.get(), workspace);
     for (const Run& run : voxels.runs)
         for (int c = 0; c < num_channels; ++c) {
             const float* from = received.get() + c * voxels.num_voxels + run.voxel;

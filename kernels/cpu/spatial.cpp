@@ -22,12 +22,12 @@ class SpatialFilter final : public Filter {
             const int64_t radius = std::min<int64_t>(static_cast<int64_t>(std::ceil(kRadius * sigma)), voxels.box_shape[a] - 1);
             for (int64_t k = 0; k <= radius; ++k) taps_[a].push_back(static_cast<float>(std::exp(-0.5 * k * k / (sigma * sigma))));
         }
-        box_ = Buffer<float>(voxels.box_size);
         scratch_.resize(pool.num_threads());
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum) override {
+                    float* sum, Workspace& workspace) override {
+        box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
             scatter(values + c * voxels_.num_voxels, pre);
@@ -56,8 +56,8 @@ class SpatialFilter final : public Filter {
             int64_t cleared = block == 0 ? 0 : runs[first].box;
             for (int64_t r = first; r < last; ++r) {
                 const Run& run = runs[r];
-                std::fill(box_.get() + cleared, box_.get() + run.box, 0.0f);
-                float* to = box_.get() + run.box;
+                std::fill(box_ + cleared, box_ + run.box, 0.0f);
+                float* to = box_ + run.box;
                 const float* from = values + run.voxel;
                 if (pre) {
                     const float* scale = pre + run.voxel;
@@ -67,7 +67,7 @@ class SpatialFilter final : public Filter {
                 }
                 cleared = run.box + run.length;
             }
-            std::fill(box_.get() + cleared, box_.get() + (last < num_runs ? runs[last].box : voxels_.box_size), 0.0f);
+            std::fill(box_ + cleared, box_ + (last < num_runs ? runs[last].box : voxels_.box_size), 0.0f);
         });
     }
 
@@ -77,7 +77,7 @@ class SpatialFilter final : public Filter {
         pool_.run(num_run_blocks(), [&](int64_t block, int) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = runs[r];
-                const float* from = box_.get() + run.box;
+                const float* from = box_ + run.box;
                 float* to = sum + run.voxel;
                 if (post) {
                     const float* scale = post + run.voxel;
@@ -100,13 +100,13 @@ class SpatialFilter final : public Filter {
             constexpr int64_t kRows = 64;
             pool_.run((outer + kRows - 1) / kRows, [&](int64_t block, int thread) {
                 for (int64_t row = block * kRows; row < std::min((block + 1) * kRows, outer); ++row)
-                    filter_row(box_.get() + row * length, length, taps, scratch_[thread]);
+                    filter_row(box_ + row * length, length, taps, scratch_[thread]);
             });
         } else {
             const int64_t num_panels = (inner + kColumns - 1) / kColumns;
             pool_.run(outer * num_panels, [&](int64_t item, int thread) {
                 const int64_t column = item % num_panels * kColumns;
-                filter_panel(box_.get() + item / num_panels * length * inner + column, length, inner, std::min(kColumns, inner - column),
+                filter_panel(box_ + item / num_panels * length * inner + column, length, inner, std::min(kColumns, inner - column),
                              taps, scratch_[thread]);
             });
         }
@@ -116,19 +116,25 @@ class SpatialFilter final : public Filter {
     static void filter_row(float* row, int64_t length, const std::vector<float>& taps, std::vector<float>& scratch) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
         const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
-        scratch.assign(padded + 2 * radius + kLanes, 0.0f);
-        float* center = scratch.data() + radius;
+        const int64_t margin = std::max<int64_t>(radius, kLanes);
+        scratch.assign(padded + 2 * margin + kLanes, 0.0f);
+        float* center = scratch.data() + margin;
         std::copy(row, row + length, center);
+        const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        // Up to one vector away the neighbors are cut out of three loaded vectors, as most loads at odd places cross a cache line.
+        const int64_t near = std::min<int64_t>(radius, kLanes);
+        vfloat before = load(center - kLanes), own = load(center);
         for (int64_t i = 0; i < length; i += kLanes) {
-            vfloat total = load(center + i) * taps[0];
-            for (int64_t k = 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
-            if (i + kLanes <= length) {
-                store(row + i, total);
-            } else {
-                float tail[kLanes];
-                store(tail, total);
-                std::copy(tail, tail + (length - i), row + i);
+            const vfloat after = load(center + i + kLanes);
+            vfloat total = own * taps[0];
+            for (int64_t k = 1; k <= near; ++k) {
+                const int32_t shift = static_cast<int32_t>(k);
+                total += (__builtin_shuffle(before, own, lane + (kLanes - shift)) + __builtin_shuffle(own, after, lane + shift)) * taps[k];
             }
+            for (int64_t k = near + 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
+            store_some(row + i, total, length - i);
+            before = own;
+            own = after;
         }
     }
 
@@ -166,7 +172,7 @@ class SpatialFilter final : public Filter {
     const Voxels& voxels_;
     ThreadPool& pool_;
     std::vector<std::vector<float>> taps_;  // one list an axis: weight at distance 0, 1, ... voxels
-    Buffer<float> box_;
+    float* box_ = nullptr;  // in the workspace
     std::vector<std::vector<float>> scratch_;  // one a thread
 };
 

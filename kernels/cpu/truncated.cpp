@@ -41,10 +41,12 @@ class TruncatedFilter final : public Filter {
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum) override {
+                    float* sum, Workspace& workspace) override {
         for (int c = 0; c < num_channels;) {
             const int group = num_channels - c >= 3 ? std::min(4, num_channels - c) : num_channels - c;
             const int width = group == 3 ? 4 : group;
+            sent_ = workspace.floats(2 * width * total_size_);
+            received_ = sent_ + width * total_size_;
             scatter(values + c * voxels_.num_voxels, group, width, pre);
             filter(width);
             gather(group, post, channel_weight + c, sum + c * voxels_.num_voxels);
@@ -186,14 +188,8 @@ class TruncatedFilter final : public Filter {
     }
 
     void scatter(const float* values, int group, int width, const float* pre) {
-        if (sent_.size < width * total_size_) {
-            sent_ = Buffer<float>();
-            received_ = Buffer<float>();
-            sent_ = Buffer<float>(width * total_size_);
-            received_ = Buffer<float>(width * total_size_);
-        }
         pool_.run(width, [&](int64_t c, int) {
-            float* to = sent_.get() + c * total_size_;
+            float* to = sent_ + c * total_size_;
             std::fill(to, to + total_size_, 0.0f);
             if (c < group) {
                 const float* from = values + c * voxels_.num_voxels;
@@ -205,7 +201,7 @@ class TruncatedFilter final : public Filter {
                 }
             }
             // The voxel itself has weight 1.
-            std::copy(to, to + total_size_, received_.get() + c * total_size_);
+            std::copy(to, to + total_size_, received_ + c * total_size_);
         });
     }
 
@@ -216,7 +212,7 @@ class TruncatedFilter final : public Filter {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = voxels_.runs[r];
                 for (int c = 0; c < group; ++c) {
-                    const float* row = received_.get() + c * total_size_ + padded_run_[r];
+                    const float* row = received_ + c * total_size_ + padded_run_[r];
                     float* to = sum + c * voxels_.num_voxels + run.voxel;
                     for (int32_t i = 0; i < run.length; ++i)
                         to[i] += channel_weight[c] * (post ? post[run.voxel + i] : 1.0f) * row[i];
@@ -258,8 +254,8 @@ class TruncatedFilter final : public Filter {
         const Offset* const end = offsets_.data() + offsets_.size();
         for (const int64_t chunk : slab) {
             const float* intensity = intensity_.get() + chunk;
-            const float* sent = sent_.get() + chunk;
-            float* received = received_.get() + chunk;
+            const float* sent = sent_ + chunk;
+            float* received = received_ + chunk;
             vfloat own_intensity[kRows][kHeld], own_sent[kRows][C], own_received[kRows][C];
             for (int r = 0; r < kRows; ++r) {
                 if constexpr (M > 0)
@@ -309,7 +305,7 @@ class TruncatedFilter final : public Filter {
     std::vector<int64_t> padded_run_;          // each run's place in the padded box
     std::vector<std::vector<int64_t>> slabs_;  // first voxels of the vectors to visit, slab by slab
     Buffer<float> intensity_;                  // (modality, padded voxel), scaled so that squared differences are exponents of 2
-    Buffer<float> sent_, received_;            // (channel, padded voxel)
+    float *sent_ = nullptr, *received_ = nullptr;  // (channel, padded voxel), in the workspace
 };
 
 }  // namespace
