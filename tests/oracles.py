@@ -100,7 +100,7 @@ def kernels_of(case: Case, parameters: ResolvedParameters) -> list[tuple[NDArray
 def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
     """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
 
-    With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its size.
+    With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its size; never for `after`.
     """
     scores = case.logits[:, case.inside].astype(np.float64) / parameters.temperature
     terms = kernels_of(case, parameters)
@@ -116,7 +116,8 @@ def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halvin
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
         energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
         x = (1.0 - step) * x + step * (scores - pairwise)
-        if halving and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * abs(energies[-1]):
+        watched = halving and parameters.normalization != "after"
+        if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * abs(energies[-1]):
             step /= 2.0
     return softmax(x), energies
 

@@ -77,6 +77,7 @@ class ReferenceBackend:
             tolerance=parameters.tolerance,
             temperature=parameters.temperature,
             damping=parameters.damping,
+            watch_energy=parameters.normalization != "after",
             progress=None if progress is None else lambda step: progress("mean field", step, parameters.num_iterations),
         )
         result[:, inside] = trace.logits.T

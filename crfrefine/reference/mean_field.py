@@ -90,11 +90,12 @@ def mean_field(
     tolerance: float = 0.0,
     temperature: float = 1.0,
     damping: float = 0.0,
+    watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
     """Run parallel mean-field updates x = a / temperature - pairwise, Q = softmax(x).
 
-    A step moves the log-marginals by 1 - damping of the way. When the energy rises, all later steps go half as far as before.
+    A step moves the log-marginals by 1 - damping of the way. When the energy is watched and rises, all later steps go half as far.
 
     Args:
         logits: a, (N, L), higher is better.
@@ -104,6 +105,8 @@ def mean_field(
         tolerance: mean KL from the old to the new marginals below which, with almost no label flipped, the iteration stops; 0: never.
         temperature: divides the logits.
         damping: share of the old log-marginals in a step.
+        watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so that the iteration does not
+            lower this energy, and a rise says nothing.
         progress: called with the number of steps done.
     """
     scores = logits / temperature
@@ -120,7 +123,7 @@ def mean_field(
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         x = (1.0 - step) * x + step * (scores - pairwise)
         # From the next step on: a fast implementation knows the energy of the marginals only once it has made the step.
-        if energies and energy > energies[-1] + ENERGY_RISE * abs(energy):
+        if watch_energy and energies and energy > energies[-1] + ENERGY_RISE * abs(energy):
             step *= 0.5
         energies.append(energy)
         new_log_marginals = log_softmax(x)

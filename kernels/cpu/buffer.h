@@ -2,11 +2,13 @@
 // most time in first touching and in gathering from small pages goes into page faults and misses of the address cache.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -14,28 +16,96 @@
 
 namespace crf {
 
+// Large blocks that were given back and wait for their next use: memory fresh from the system costs as much to touch for the first time
+// as many passes over it. Blocks are kept while a cache is in force on this thread, and never beside a new one that they do not fit.
+class BlockCache {
+   public:
+    static constexpr size_t kHugePage = size_t{1} << 21;
+    static constexpr size_t kSmallest = 2 * kHugePage;
+
+    BlockCache() : outer_(current()) { current() = this; }
+    ~BlockCache() {
+        release();
+        current() = outer_;
+    }
+    BlockCache(const BlockCache&) = delete;
+    BlockCache& operator=(const BlockCache&) = delete;
+
+    // `bytes` is what is wanted, and becomes what the block has.
+    static void* take(size_t& bytes) {
+        constexpr size_t kLine = 64;
+        bytes = (bytes + kLine) / kLine * kLine;
+        if (bytes >= kSmallest) {
+            bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+            if (current()) {
+                if (void* block = current()->find(bytes)) return block;
+                current()->release();
+            }
+        }
+        void* memory = std::aligned_alloc(bytes >= kSmallest ? kHugePage : kLine, bytes);
+        if (!memory) throw std::bad_alloc();
+#if defined(__linux__)
+        if (bytes >= kSmallest) madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+        return memory;
+    }
+
+    static void give(void* block, size_t bytes) {
+        if (bytes >= kSmallest && current()) {
+            current()->idle_.push_back({block, bytes});
+        } else {
+            std::free(block);
+        }
+    }
+
+   private:
+    struct Block {
+        void* memory;
+        size_t bytes;
+    };
+
+    static BlockCache*& current() {
+        thread_local BlockCache* cache = nullptr;
+        return cache;
+    }
+
+    // The smallest block that fits and is not much too large.
+    void* find(size_t& bytes) {
+        size_t best = idle_.size();
+        for (size_t i = 0; i < idle_.size(); ++i)
+            if (idle_[i].bytes >= bytes && idle_[i].bytes <= 2 * bytes && (best == idle_.size() || idle_[i].bytes < idle_[best].bytes)) best = i;
+        if (best == idle_.size()) return nullptr;
+        void* memory = idle_[best].memory;
+        bytes = idle_[best].bytes;
+        idle_.erase(idle_.begin() + static_cast<std::ptrdiff_t>(best));
+        return memory;
+    }
+
+    void release() {
+        for (const Block& block : idle_) std::free(block.memory);
+        idle_.clear();
+    }
+
+    std::vector<Block> idle_;
+    BlockCache* outer_;
+};
+
 // An array of trivial elements, aligned to a cache line (the widest vector) or, where it is large, to a huge page.
 template <class T>
 struct Buffer {
     static_assert(std::is_trivially_destructible_v<T>);
     struct Free {
-        void operator()(T* p) const { std::free(p); }
+        size_t bytes = 0;
+        void operator()(T* p) const { BlockCache::give(p, bytes); }
     };
     std::unique_ptr<T[], Free> data;
     int64_t size = 0;
 
     Buffer() = default;
     explicit Buffer(int64_t n) : size(n) {
-        constexpr size_t kLine = 64, kHugePage = size_t{1} << 21;
-        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-        const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kLine;
-        const size_t rounded = (bytes + kLine) / kLine * kLine;
-        void* memory = std::aligned_alloc(alignment, (rounded + alignment - 1) / alignment * alignment);
-        if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-        if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
-#endif
-        data.reset(static_cast<T*>(memory));
+        size_t bytes = static_cast<size_t>(n) * sizeof(T);
+        T* memory = static_cast<T*>(BlockCache::take(bytes));
+        data = std::unique_ptr<T[], Free>(memory, Free{bytes});
     }
     T* get() const { return data.get(); }
     T& operator[](int64_t i) const { return data[i]; }

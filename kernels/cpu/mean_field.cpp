@@ -111,12 +111,6 @@ class MeanField {
     }
 
     void send_messages() {
-        for_blocks([&](int64_t block, int) {
-            for (int c = 0; c < num_channels_; ++c) {
-                float* row = messages_.get() + c * num_voxels_;
-                std::fill(row + block * kVoxelBlock, row + std::min((block + 1) * kVoxelBlock, num_voxels_), 0.0f);
-            }
-        });
         for (const Kernel& k : kernels_)
             k.filter->accumulate(marginals_.get(), num_channels_, k.scales_sent ? k.scale.get() : nullptr, k.scale.get(), k.weight.data(),
                                  messages_.get(), workspace_);
@@ -145,16 +139,6 @@ class MeanField {
                 std::copy(from, from + length, array + l * voxels_.grid_size + grid);
             }
         });
-    }
-
-    // Rows of a block of an array over voxels, padded with zeros.
-    void load_rows(const float* array, int num_rows, int64_t block, float* rows) const {
-        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
-        for (int c = 0; c < num_rows; ++c) {
-            float* to = rows + c * kVoxelBlock;
-            std::copy(array + c * num_voxels_ + begin, array + c * num_voxels_ + end, to);
-            std::fill(to + (end - begin), to + kVoxelBlock, 0.0f);
-        }
     }
 
     void store_marginals(int64_t block, const float* rows) {
@@ -199,37 +183,46 @@ class MeanField {
             sums.negative_entropy += sum_lanes(valid ? softmax(x + i).negative_entropy : vfloat{});
         }
         store_marginals(block, x);
+        for (int c = 0; c < num_channels_; ++c) {
+            float* row = messages_.get() + c * num_voxels_ + block * kVoxelBlock;
+            std::fill(row, row + count, 0.0f);
+        }
         block_sums_[block] = sums;
     }
 
-    // One step for a block: from the messages and old marginals to the new marginals (and logits, where `out` is given).
+    // One step for a block: from the messages and old marginals to the new marginals (and logits, where `out` is given). Leaves the
+    // messages at zero, for the next step to add to.
     void update(int64_t block, float* scratch, float* out) {
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
-        float* x = scratch;                                      // logits, then the new logits, then the new marginals
-        float* s = scratch + num_labels_ * kVoxelBlock;          // weighted messages of all labels
-        float* q = scratch + 2 * num_labels_ * kVoxelBlock;      // old marginals of all labels
-        load_logits(block, x);
-        load_rows(messages_.get(), num_channels_, block, s);
-        load_rows(marginals_.get(), num_channels_, block, q);
         const int last = num_labels_ - 1;
-        if (implied_) load_rows(weighted_ones_.get(), 1, block, s + last * kVoxelBlock);
+        float* x = scratch;                                     // logits, then the new logits, then the new marginals
+        float* q = scratch + num_labels_ * kVoxelBlock;         // old marginals of all labels
+        float* s = scratch + 2 * num_labels_ * kVoxelBlock;     // weighted messages of all labels
+        float* marginals = marginals_.get() + begin;
+        float* messages = messages_.get() + begin;
+        load_logits(block, x);
 
         vfloat linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            if (implied_) {
-                vfloat rest = splat_lanes(1.0f), message = load(s + last * kVoxelBlock + i);
-                for (int l = 0; l < last; ++l) {
-                    rest -= load(q + l * kVoxelBlock + i);
-                    message -= load(s + l * kVoxelBlock + i);
-                }
-                store(q + last * kVoxelBlock + i, vmax(rest, vfloat{}));
-                store(s + last * kVoxelBlock + i, message);
+            const int64_t left = count - i;
+            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
+            vfloat rest = splat_lanes(1.0f), all{};
+            for (int c = 0; c < num_channels_; ++c) {
+                const vfloat marginal = load_some(marginals + c * num_voxels_ + i, left);
+                const vfloat message = load_some(messages + c * num_voxels_ + i, left);
+                store_some(messages + c * num_voxels_ + i, vfloat{}, left);
+                store(q + c * kVoxelBlock + i, marginal);
+                store(s + c * kVoxelBlock + i, message);
+                rest -= marginal;
+                all += message;
             }
-            vfloat all{};
-            if (options_.is_potts)
-                for (int l = 0; l < num_labels_; ++l) all += load(s + l * kVoxelBlock + i);
+            if (implied_) {
+                const vfloat ones = load_some(weighted_ones_.get() + begin + i, left);
+                store(q + last * kVoxelBlock + i, vmax(rest, vfloat{}));
+                store(s + last * kVoxelBlock + i, ones - all);
+                all = ones;
+            }
             for (int l = 0; l < num_labels_; ++l) {
                 vfloat pairwise{};
                 if (options_.is_potts) {

@@ -110,6 +110,7 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
     double build_seconds = 0, steps_seconds = 0;
     {
         nb::gil_scoped_release release;
+        const BlockCache cache;
         Stopwatch watch;
         ThreadPool pool(threads);
         const Voxels voxels(grid_shape(logits), spacing, mask_data(mask));
