@@ -4,6 +4,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+# ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
+STRICT ?= OFF
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +39,7 @@ $(VENV)/tools.stamp: pyproject.toml constraints.txt
 # The package, built as users get it. The build folder is kept, so only changed C++ is compiled again.
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
 	rm -rf dist
-	$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=ON --wheel-dir dist .
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=$(STRICT) --wheel-dir dist .
 	$(PIP) install --quiet --no-deps --force-reinstall dist/*.whl
 	$(PIP) install --quiet -c constraints.txt dist/*.whl
 	touch $@

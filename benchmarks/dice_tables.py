@@ -87,7 +87,9 @@ def table(records: list[dict[str, Any]]) -> str:
             mean_before, mean_after = pairs.mean(axis=0) if len(pairs) else (math.nan, math.nan)
             counts = [str(int((change > EQUAL).sum())), str(int((change < -EQUAL).sum())), str(len(change))]
             difference = f"{100 * (mean_after - mean_before):+.2f}"
-            rows.append([record["logits"], record["parameters"], name, f"{mean_before:.4f}", f"{mean_after:.4f}", difference, *counts])
+            rows.append(
+                [record["logits"], Path(record["parameters"]).name, name, f"{mean_before:.4f}", f"{mean_after:.4f}", difference, *counts]
+            )
     header = ["logits", "parameters", "label", "Dice before", "after", "change, points", "better", "worse", "cases"]
     return markdown_table(header, rows)
 

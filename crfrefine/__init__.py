@@ -37,7 +37,7 @@ _MODULE_OF = {
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604 - all of them are strings
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str) -> Any:

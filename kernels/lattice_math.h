@@ -128,8 +128,7 @@ template <int D, class Real, class Int>
 CRF_HD void barycentric_weights(const Int (&sorted)[D + 1], Real (&weight)[D + 1]) {
     using R = Residual<D>;
     constexpr float scale = 1.0f / (static_cast<float>(R::kOne) * static_cast<float>(D + 1));
-    for (int k = 1; k <= D; ++k)
-        weight[k] = to_float((sorted[D - k] >> R::kIndexBits) - (sorted[D - k + 1] >> R::kIndexBits)) * scale;
+    for (int k = 1; k <= D; ++k) weight[k] = to_float((sorted[D - k] >> R::kIndexBits) - (sorted[D - k + 1] >> R::kIndexBits)) * scale;
     weight[0] = 1.0f + to_float((sorted[D] >> R::kIndexBits) - (sorted[0] >> R::kIndexBits)) * scale;
 }
 

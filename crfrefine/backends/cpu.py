@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LEVELS = ("baseline", "avx2", "avx512")
 """The instruction sets that the engine is compiled for, lowest first."""
 
+
 def _load_engine() -> Any:
     asked = os.environ.get("CRFREFINE_CPU_LEVEL")
     if asked is not None and asked not in LEVELS:

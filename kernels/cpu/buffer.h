@@ -73,7 +73,8 @@ class BlockCache {
     void* find(size_t& bytes) {
         size_t best = idle_.size();
         for (size_t i = 0; i < idle_.size(); ++i)
-            if (idle_[i].bytes >= bytes && idle_[i].bytes <= 2 * bytes && (best == idle_.size() || idle_[i].bytes < idle_[best].bytes)) best = i;
+            if (idle_[i].bytes >= bytes && idle_[i].bytes <= 2 * bytes && (best == idle_.size() || idle_[i].bytes < idle_[best].bytes))
+                best = i;
         if (best == idle_.size()) return nullptr;
         void* memory = idle_[best].memory;
         bytes = idle_[best].bytes;

@@ -65,7 +65,8 @@ double lattice_cost(const Work& work, double vertices) {
     const double corners = work.voxels * (work.num_features + 1), steps = vertices * (work.num_features + 1);
     const double build = corners * kLatticeBuildCorner + steps * kLatticeBuildNeighbor;
     return kLatticeHandicap * (build + work.filterings([&](int channels) {
-               return corners * (kLatticeCorner + kLatticeCornerChannel * channels) + steps * (kLatticeStep + kLatticeStepChannel * channels);
+               return corners * (kLatticeCorner + kLatticeCornerChannel * channels) +
+                      steps * (kLatticeStep + kLatticeStepChannel * channels);
            }));
 }
 

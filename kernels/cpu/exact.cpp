@@ -23,8 +23,8 @@ class ExactFilter final : public Filter {
         for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kSqrtHalfLog2e;
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum, Workspace&) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                    Workspace&) override {
         for (int c = 0; c < num_channels; c += kGroup)
             accumulate_group(values + c * num_voxels_, std::min(kGroup, num_channels - c), pre, post, channel_weight + c,
                              sum + c * num_voxels_);

@@ -50,7 +50,8 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
         highest[m] = *std::max_element(high.begin(), high.end());
         for (float value : low)
             if (value != value)
-                throw std::invalid_argument("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
+                throw std::invalid_argument("modality " + std::to_string(m) +
+                                            " of the image holds values that are not finite (NaN or infinity)");
         if ((static_cast<double>(highest[m]) - lowest[m]) / theta_beta[m] > kLargestFeature)
             throw std::invalid_argument("capacity: theta_beta " + std::to_string(theta_beta[m]) + " of modality " + std::to_string(m) +
                                         " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "

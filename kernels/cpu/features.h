@@ -12,8 +12,6 @@ void gather_features(const BilateralInput& input, int64_t first, int64_t count, 
 // The same for `length` voxels that follow one another in a row, from a place in the whole grid and coordinates in the box.
 void piece_features(const BilateralInput& input, int64_t grid, const int32_t* coordinate, int64_t length, float* features, int64_t stride);
 
-inline int num_features(const BilateralInput& input) {
-    return static_cast<int>(input.intensity.size()) + input.voxels->num_axes;
-}
+inline int num_features(const BilateralInput& input) { return static_cast<int>(input.intensity.size()) + input.voxels->num_axes; }
 
 }  // namespace crf

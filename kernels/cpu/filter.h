@@ -30,10 +30,10 @@ class Filter {
 // The bilateral kernel's inputs, divided by nothing yet.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    std::vector<double> theta_alpha;        // mm, one a box axis
-    std::vector<double> theta_beta;         // one a modality
-    std::vector<const float*> intensity;    // whole grid, one array a modality
-    std::vector<float> lowest, highest;     // of each modality, inside the mask
+    std::vector<double> theta_alpha;      // mm, one a box axis
+    std::vector<double> theta_beta;       // one a modality
+    std::vector<const float*> intensity;  // whole grid, one array a modality
+    std::vector<float> lowest, highest;   // of each modality, inside the mask
 
     // Single precision resolves a difference of one bandwidth up to about this many of them.
     static constexpr double kLargestFeature = 1e6;

@@ -18,11 +18,11 @@ namespace {
 // Cells are one bandwidth wide. B-spline * filter * B-spline is then closest, in the least-squares sense over all phases, to
 // exp(-d^2 / 2) with this three-tap filter: RMS 0.0057, at most 0.023 off in one dimension.
 constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
-constexpr int kSpan = 4;                             // cells under one cubic B-spline
+constexpr int kSpan = 4;  // cells under one cubic B-spline
 // A row is splatted into this many copies in turn, which are then added: neighboring voxels hit overlapping cells, and a load that partly
 // overlaps a store just made would wait for it.
 constexpr int kCopies = 4;
-constexpr int64_t kBatchFloats = int64_t{1} << 22;   // 16 MiB of planes are splatted before they are added to the grid
+constexpr int64_t kBatchFloats = int64_t{1} << 22;  // 16 MiB of planes are splatted before they are added to the grid
 
 // Weights of the four cells around a point at fraction f of its cell.
 inline vfloat4 spline_weights(float f) {
@@ -86,8 +86,8 @@ class GridFilter final : public Filter {
         for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + (kCopies - 1) * level_[axes - 1] + kLanes);
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum, Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                    Workspace& workspace) override {
         grid_ = workspace.floats(level_[0] + batch_floats());
         planes_ = grid_ + level_[0];
         for (int c = 0; c < num_channels; ++c) {
@@ -133,8 +133,8 @@ class GridFilter final : public Filter {
                     if (!filled_[p]) continue;
                     const Place& place = axis_[0][begin + p];
                     for (int j = 0; j < kSpan; ++j)
-                        add_scaled(grid_ + (place.cell + j) * plane_size_ + first, planes_ + p * plane_size_ + first,
-                                   place.weight[j], length);
+                        add_scaled(grid_ + (place.cell + j) * plane_size_ + first, planes_ + p * plane_size_ + first, place.weight[j],
+                                   length);
                 }
             });
         }
@@ -167,9 +167,9 @@ class GridFilter final : public Filter {
 
     // Sixteen voxels of a row, or fewer at the end of a run.
     struct Batch {
-        int64_t voxel, x;        // of the first
+        int64_t voxel, x;  // of the first
         int count;
-        int32_t cell[kLanes];    // first of the cells that a voxel touches, from the beginning of the row's cells
+        int32_t cell[kLanes];  // first of the cells that a voxel touches, from the beginning of the row's cells
         float fraction[2][kLanes];
     };
 
@@ -388,10 +388,10 @@ class GridFilter final : public Filter {
     std::vector<vfloat4> x_weight_;
     const float* intensity_[2]{};
     float scale_[2]{};
-    int64_t bins_ = 0;              // intensity cells of one spatial cell
+    int64_t bins_ = 0;  // intensity cells of one spatial cell
     int64_t level_[kMaxAxes]{};
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
-    std::vector<int32_t> first_run_;  // of each row of the box
+    std::vector<int32_t> first_run_;             // of each row of the box
     float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
     std::vector<uint8_t> filled_;
     std::vector<Buffer<float>> scratch_;

@@ -31,8 +31,8 @@ class LatticeFilter final : public Filter {
         amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0));
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum, Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                    Workspace& workspace) override {
         for (int c = 0; c < num_channels;) {
             const int left = num_channels - c;
             const int group = left >= 4 ? 4 : left;
@@ -117,13 +117,20 @@ class LatticeFilter final : public Filter {
     template <class Body>
     void for_corners(const Lattice::Tile& tile, Body&& body) const {
         switch (lattice_.num_features + 1) {
-            case 4: return for_corners<4>(tile, body);
-            case 5: return for_corners<5>(tile, body);
-            case 6: return for_corners<6>(tile, body);
-            case 7: return for_corners<7>(tile, body);
-            case 8: return for_corners<8>(tile, body);
-            case 9: return for_corners<9>(tile, body);
-            default: return for_corners<0>(tile, body);
+            case 4:
+                return for_corners<4>(tile, body);
+            case 5:
+                return for_corners<5>(tile, body);
+            case 6:
+                return for_corners<6>(tile, body);
+            case 7:
+                return for_corners<7>(tile, body);
+            case 8:
+                return for_corners<8>(tile, body);
+            case 9:
+                return for_corners<9>(tile, body);
+            default:
+                return for_corners<0>(tile, body);
         }
     }
 

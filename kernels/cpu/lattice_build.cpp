@@ -32,7 +32,7 @@ struct TilePiece {
 // What the geometry gives for sixteen voxels, lane by lane.
 struct SimplexBatch {
     int32_t quotient[kMaxLatticeFeatures + 1][kLanes];
-    int32_t order[kMaxLatticeFeatures + 1][kLanes];  // coordinate index at each rank
+    int32_t order[kMaxLatticeFeatures + 1][kLanes];   // coordinate index at each rank
     int32_t weight[kMaxLatticeFeatures + 1][kLanes];  // in 1 / 65535
     int32_t wrapped[kLanes];
 };
@@ -265,7 +265,8 @@ class TileTable {
 template <class Key>
 class Builder {
    public:
-    Builder(const BilateralInput& input, const Geometry& geometry, const KeyLayout& layout, const std::vector<float>& scale, ThreadPool& pool)
+    Builder(const BilateralInput& input, const Geometry& geometry, const KeyLayout& layout, const std::vector<float>& scale,
+            ThreadPool& pool)
         : input_(input), geometry_(geometry), layout_(layout), scale_(scale), pool_(pool), d_(geometry.num_features) {
         for (int i = 0; i <= d_; ++i) {
             unit_[i] = key_unit<Key>(layout, i);
@@ -412,7 +413,8 @@ class Builder {
     int64_t block_of(Key key) const {
         int64_t block = 0;
         for (int a = 0; a < num_axes_; ++a)
-            block = (block << field_bits_[a]) + static_cast<int64_t>(static_cast<uint64_t>(key >> field_shift_[a]) & ((uint64_t{1} << field_bits_[a]) - 1));
+            block = (block << field_bits_[a]) +
+                    static_cast<int64_t>(static_cast<uint64_t>(key >> field_shift_[a]) & ((uint64_t{1} << field_bits_[a]) - 1));
         return block;
     }
 
@@ -653,8 +655,8 @@ class Builder {
     Key unit_[kMaxLatticeFeatures + 1]{}, bias_ = 0, all_units_ = 0;
     Lattice lattice_;
     std::vector<std::vector<Key>> tile_keys_;
-    int64_t num_records_ = 0;  // vertices of all tiles, counted in each
-    int coarser_ = 0;          // bits of the coordinates that blocks leave out
+    int64_t num_records_ = 0;                                              // vertices of all tiles, counted in each
+    int coarser_ = 0;                                                      // bits of the coordinates that blocks leave out
     int num_axes_ = 0, field_bits_[kMaxAxes]{}, field_shift_[kMaxAxes]{};  // the coordinates' bits that number the blocks
     int64_t num_blocks_ = 0;
     std::vector<uint32_t> block_begin_;  // records of each block

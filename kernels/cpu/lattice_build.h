@@ -18,7 +18,7 @@ struct Lattice {
     };
     struct Tile {
         int64_t first_piece, num_pieces;
-        int64_t first_entry;   // its first voxel in `local` and `weight`, in units of D + 1
+        int64_t first_entry;  // its first voxel in `local` and `weight`, in units of D + 1
         int64_t num_voxels;
         int64_t first_vertex;  // its first entry of `vertex` and `slot`
         int64_t num_vertices;

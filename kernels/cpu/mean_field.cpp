@@ -72,7 +72,8 @@ class MeanField {
             const BlockSums sums = total();
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && !outcome.energy.empty() && energy > outcome.energy.back() + kEnergyRounding * std::abs(energy)) step_ *= 0.5f;
+            if (options_.watch_energy && !outcome.energy.empty() && energy > outcome.energy.back() + kEnergyRounding * std::abs(energy))
+                step_ *= 0.5f;
             outcome.energy.push_back(energy);
             outcome.num_iterations = t + 1;
             if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips < kFlipsAtConvergence * num_voxels_) {
@@ -196,9 +197,9 @@ class MeanField {
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
         const int last = num_labels_ - 1;
-        float* x = scratch;                                     // logits, then the new logits, then the new marginals
-        float* q = scratch + num_labels_ * kVoxelBlock;         // old marginals of all labels
-        float* s = scratch + 2 * num_labels_ * kVoxelBlock;     // weighted messages of all labels
+        float* x = scratch;                                  // logits, then the new logits, then the new marginals
+        float* q = scratch + num_labels_ * kVoxelBlock;      // old marginals of all labels
+        float* s = scratch + 2 * num_labels_ * kVoxelBlock;  // weighted messages of all labels
         float* marginals = marginals_.get() + begin;
         float* messages = messages_.get() + begin;
         load_logits(block, x);
@@ -299,7 +300,7 @@ class MeanField {
     int num_channels_ = 0;
     bool implied_ = false;  // the last label's channel is not filtered
     float step_ = 1.0f;
-    const float* kept_ = nullptr;  // (label, *grid) logits of the step before, or nullptr
+    const float* kept_ = nullptr;         // (label, *grid) logits of the step before, or nullptr
     Buffer<float> marginals_, messages_;  // (channel, voxel)
     Buffer<float> weighted_ones_;         // (voxel), only when implied
     std::vector<BlockSums> block_sums_;
@@ -338,8 +339,7 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
     kernel.scales_sent = symmetric;
     if (!symmetric) return;  // D^-1 K 1 = 1
     fill(kernel.ones, 0.0f);
-    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(),
-                              workspace);
+    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(), workspace);
 }
 
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits,

@@ -27,9 +27,7 @@ std::vector<int64_t> grid_shape(const FloatArray& channels) {
     return shape;
 }
 
-const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
-    return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr;
-}
+const uint8_t* mask_data(const std::optional<MaskArray>& mask) { return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr; }
 
 std::vector<double> box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis) {
     std::vector<double> values;
@@ -77,8 +75,8 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
     std::vector<Bilateral> appearance;
     for (nb::handle item : bilateral) {
         const auto kernel = nb::cast<nb::tuple>(item);
-        appearance.push_back({nb::cast<std::vector<float>>(kernel[0]), nb::cast<std::vector<double>>(kernel[1]),
-                              nb::cast<std::vector<double>>(kernel[2])});
+        appearance.push_back(
+            {nb::cast<std::vector<float>>(kernel[0]), nb::cast<std::vector<double>>(kernel[1]), nb::cast<std::vector<double>>(kernel[2])});
     }
     std::vector<float> spatial_weight;
     std::vector<double> theta_gamma;
@@ -187,8 +185,8 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "spatial"_a.none(),
           "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
           "threads"_a, "progress"_a.none(), "out"_a);
-    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
-          "normalization"_a, "filter"_a, "threads"_a, "out"_a);
+    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "normalization"_a,
+          "filter"_a, "threads"_a, "out"_a);
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
     m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
     m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);

@@ -25,8 +25,8 @@ class SpatialFilter final : public Filter {
         scratch_.resize(pool.num_threads());
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum, Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                    Workspace& workspace) override {
         box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
@@ -106,8 +106,8 @@ class SpatialFilter final : public Filter {
             const int64_t num_panels = (inner + kColumns - 1) / kColumns;
             pool_.run(outer * num_panels, [&](int64_t item, int thread) {
                 const int64_t column = item % num_panels * kColumns;
-                filter_panel(box_ + item / num_panels * length * inner + column, length, inner, std::min(kColumns, inner - column),
-                             taps, scratch_[thread]);
+                filter_panel(box_ + item / num_panels * length * inner + column, length, inner, std::min(kColumns, inner - column), taps,
+                             scratch_[thread]);
             });
         }
     }
@@ -171,8 +171,8 @@ class SpatialFilter final : public Filter {
 
     const Voxels& voxels_;
     ThreadPool& pool_;
-    std::vector<std::vector<float>> taps_;  // one list an axis: weight at distance 0, 1, ... voxels
-    float* box_ = nullptr;  // in the workspace
+    std::vector<std::vector<float>> taps_;     // one list an axis: weight at distance 0, 1, ... voxels
+    float* box_ = nullptr;                     // in the workspace
     std::vector<std::vector<float>> scratch_;  // one a thread
 };
 

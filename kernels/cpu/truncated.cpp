@@ -14,9 +14,9 @@ namespace crf {
 
 namespace {
 
-constexpr double kRounding = 1e-6;              // relative: voxels on the window's surface belong to it
-constexpr double kLog2e = 1.4426950408889634;   // exp(x) = 2^(x kLog2e)
-constexpr int64_t kRowsInterleaved = 8;         // see order_offsets
+constexpr double kRounding = 1e-6;             // relative: voxels on the window's surface belong to it
+constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
+constexpr int64_t kRowsInterleaved = 8;        // see order_offsets
 
 // Rows of voxels that are handled together: what is loaded of a neighbor serves them all.
 constexpr int kRows = 2;
@@ -25,8 +25,8 @@ constexpr int kRows = 2;
 constexpr float kNoPair = -1e4f;
 
 struct Offset {
-    int64_t linear;          // distance in the padded box from the voxel of the first row, positive
-    float exponent[kRows];   // log2 of the spatial part of the weight, from the voxel of each row
+    int64_t linear;         // distance in the padded box from the voxel of the first row, positive
+    float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
 class TruncatedFilter final : public Filter {
@@ -40,8 +40,8 @@ class TruncatedFilter final : public Filter {
         load_intensity(input);
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                    float* sum, Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                    Workspace& workspace) override {
         for (int c = 0; c < num_channels;) {
             const int group = num_channels - c >= 3 ? std::min(4, num_channels - c) : num_channels - c;
             const int width = group == 3 ? 4 : group;
@@ -196,8 +196,7 @@ class TruncatedFilter final : public Filter {
                 for (size_t r = 0; r < voxels_.runs.size(); ++r) {
                     const Run& run = voxels_.runs[r];
                     float* row = to + padded_run_[r];
-                    for (int32_t i = 0; i < run.length; ++i)
-                        row[i] = from[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
+                    for (int32_t i = 0; i < run.length; ++i) row[i] = from[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
                 }
             }
             // The voxel itself has weight 1.
@@ -214,8 +213,7 @@ class TruncatedFilter final : public Filter {
                 for (int c = 0; c < group; ++c) {
                     const float* row = received_ + c * total_size_ + padded_run_[r];
                     float* to = sum + c * voxels_.num_voxels + run.voxel;
-                    for (int32_t i = 0; i < run.length; ++i)
-                        to[i] += channel_weight[c] * (post ? post[run.voxel + i] : 1.0f) * row[i];
+                    for (int32_t i = 0; i < run.length; ++i) to[i] += channel_weight[c] * (post ? post[run.voxel + i] : 1.0f) * row[i];
                 }
             }
         });
@@ -227,9 +225,15 @@ class TruncatedFilter final : public Filter {
             pool_.run((num_slabs - parity + 1) / 2, [&](int64_t item, int) {
                 const auto& slab = slabs_[2 * item + parity];
                 switch (width) {
-                    case 1: filter_slab<1>(slab); break;
-                    case 2: filter_slab<2>(slab); break;
-                    default: filter_slab<4>(slab); break;
+                    case 1:
+                        filter_slab<1>(slab);
+                        break;
+                    case 2:
+                        filter_slab<2>(slab);
+                        break;
+                    default:
+                        filter_slab<4>(slab);
+                        break;
                 }
             });
         }
@@ -238,11 +242,16 @@ class TruncatedFilter final : public Filter {
     template <int C>
     void filter_slab(const std::vector<int64_t>& slab) {
         switch (num_modalities_) {
-            case 1: return filter_chunks<C, 1>(slab);
-            case 2: return filter_chunks<C, 2>(slab);
-            case 3: return filter_chunks<C, 3>(slab);
-            case 4: return filter_chunks<C, 4>(slab);
-            default: return filter_chunks<C, 0>(slab);
+            case 1:
+                return filter_chunks<C, 1>(slab);
+            case 2:
+                return filter_chunks<C, 2>(slab);
+            case 3:
+                return filter_chunks<C, 3>(slab);
+            case 4:
+                return filter_chunks<C, 4>(slab);
+            default:
+                return filter_chunks<C, 0>(slab);
         }
     }
 
@@ -302,9 +311,9 @@ class TruncatedFilter final : public Filter {
     int64_t radius_[kMaxAxes]{}, stride_[kMaxAxes]{};
     int64_t padded_size_ = 0, total_size_ = 0, slab_size_ = 0, row_stride_ = 0, num_pairs_ = 0;
     std::vector<Offset> offsets_;
-    std::vector<int64_t> padded_run_;          // each run's place in the padded box
-    std::vector<std::vector<int64_t>> slabs_;  // first voxels of the vectors to visit, slab by slab
-    Buffer<float> intensity_;                  // (modality, padded voxel), scaled so that squared differences are exponents of 2
+    std::vector<int64_t> padded_run_;              // each run's place in the padded box
+    std::vector<std::vector<int64_t>> slabs_;      // first voxels of the vectors to visit, slab by slab
+    Buffer<float> intensity_;                      // (modality, padded voxel), scaled so that squared differences are exponents of 2
     float *sent_ = nullptr, *received_ = nullptr;  // (channel, padded voxel), in the workspace
 };
 

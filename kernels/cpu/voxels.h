@@ -19,10 +19,10 @@ struct Run {
 };
 
 struct Voxels {
-    int num_axes = 0;                // axes of the box that are longer than one voxel (at least one axis is kept)
-    int64_t box_shape[kMaxAxes]{};   // C order, last axis fastest
-    double spacing[kMaxAxes]{};      // mm
-    int source_axis[kMaxAxes]{};     // the grid's axis that each box axis came from
+    int num_axes = 0;               // axes of the box that are longer than one voxel (at least one axis is kept)
+    int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest
+    double spacing[kMaxAxes]{};     // mm
+    int source_axis[kMaxAxes]{};    // the grid's axis that each box axis came from
     int64_t grid_size = 0;
     int64_t box_size = 0;
     int64_t num_voxels = 0;
