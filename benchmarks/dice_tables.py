@@ -41,7 +41,20 @@ def dice(found: NDArray[Any], truth: NDArray[Any], labels: tuple[int, ...]) -> f
 def refine_folder(data: Path, logits: str, parameters: str, output: Path, threads: int) -> dict[str, Any]:
     """Run the command on all cases; its summary."""
     summary = output / "summary.json"
-    command = [sys.executable, "-m", "crfrefine", "infer", "--quiet", "-i", data / "images", "-p", data / logits, "-o", output / "refined"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "crfrefine",
+        "infer",
+        "--quiet",
+        "-i",
+        data / "images",
+        "-p",
+        data / logits,
+        "-o",
+        output / "refined",
+    ]
     command += ["-c", parameters, "--threads", str(threads), "--summary", summary]
     if (data / "masks").is_dir():
         command += ["-m", data / "masks"]

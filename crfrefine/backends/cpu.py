@@ -32,7 +32,7 @@ def _load_engine() -> Any:
         baseline = importlib.import_module("crfrefine._engine_baseline")
     except ImportError as error:
         raise BackendUnavailableError(
-            "the compiled CPU engine is missing from this installation; reinstall crfrefine (a C++20 compiler is needed to build it from source)"
+            "the compiled CPU engine is missing from this installation; reinstall crfrefine (building it needs a C++20 compiler)"
         ) from error
     best = LEVELS.index(baseline.cpu_level())
     wanted = best if asked is None else LEVELS.index(asked)

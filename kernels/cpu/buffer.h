@@ -11,6 +11,7 @@
 #include <vector>
 
 #if defined(__linux__)
+#include <malloc.h>
 #include <sys/mman.h>
 #endif
 
@@ -56,6 +57,14 @@ class BlockCache {
         } else {
             std::free(block);
         }
+    }
+
+    // Hands all waiting blocks of the cache in force back to the system.
+    static void release_idle() {
+        if (current()) current()->release();
+#if defined(__GLIBC__)
+        malloc_trim(0);  // small blocks freed in between keep the heap long otherwise
+#endif
     }
 
    private:

@@ -14,8 +14,8 @@ namespace crf {
 
 namespace {
 
-// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), measured by benchmarks/filters.py. Only their ratios decide, and those
-// move little from one processor to the next.
+// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/benchmarks.md. Only their
+// ratios decide, and those move little from one processor to the next.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
 constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;
@@ -79,8 +79,8 @@ std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, 
     const double direct = std::min({exact, truncated, grid});
     // A look at the lattice costs time itself, so not before it can win: a voxel has at least some vertices' worth of work.
     if (noticed(lattice_cost(work, 0.1 * work.voxels)) < direct && num_features(input) <= kMaxLatticeFeatures) {
-        const double lattice = lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels);
-        if (noticed(lattice) < direct) return make_lattice_filter(input, pool);
+        const double vertices = estimate_vertices_per_voxel(input) * work.voxels;
+        if (noticed(lattice_cost(work, vertices)) < direct) return make_lattice_filter(input, pool);
     }
     if (exact <= direct) return make_exact_filter(input, pool);
     if (truncated <= direct) return make_truncated_filter(input, pool);

@@ -22,7 +22,10 @@ struct RowOf<1> {
 class LatticeFilter final : public Filter {
    public:
     LatticeFilter(const BilateralInput& input, ThreadPool& pool)
-        : num_voxels_(input.voxels->num_voxels), pool_(pool), lattice_(build_lattice(input, pool)) {
+        : num_voxels_(input.voxels->num_voxels),
+          pool_(pool),
+          lattice_(build_lattice(input, pool)),
+          sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
         // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
         // in a volume of (D + 1)^(D - 1/2). The blur below is [1 2 1] / 2, and the weights of splatting and slicing are in 1 / 65535.
@@ -35,7 +38,7 @@ class LatticeFilter final : public Filter {
                     Workspace& workspace) override {
         for (int c = 0; c < num_channels;) {
             const int left = num_channels - c;
-            const int group = left >= 4 ? 4 : left;
+            const int group = std::min(left, 4);
             const float* from = values + c * num_voxels_;
             float* to = sum + c * num_voxels_;
             if (group == 1) {
@@ -58,29 +61,23 @@ class LatticeFilter final : public Filter {
     }
 
    private:
-    static constexpr int64_t kVertexBlock = 4096;
-    static constexpr int64_t kSent = Lattice::kTileVoxels + kLanes;  // rows of a tile's voxels, with room for a whole vector at the end
-
-    int64_t num_vertex_blocks() const { return (lattice_.num_vertices + kVertexBlock - 1) / kVertexBlock; }
+    static constexpr int64_t kSharedBlock = 4096;
 
     template <int C>
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
                 Workspace& workspace) {
         using Row = typename RowOf<C>::type;
-        const int64_t num_rows = lattice_.num_vertices + 1;  // the last row is zero: the neighbor that is not there
-        // The shares are summed before blurring begins, so they lie where the first blurred rows will.
         const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
-        auto* rows = reinterpret_cast<Row*>(workspace.floats((num_rows + std::max(num_rows, num_shares)) * C));
-        auto* blurred = rows + num_rows;
-        Row* const shares = blurred;
+        auto* const rows = reinterpret_cast<Row*>(workspace.floats((lattice_.num_vertices + num_shares) * C));
+        Row* const shares = rows + lattice_.num_vertices;
         for (auto& s : scratch_)
-            if (s.size < (lattice_.largest_tile + kSent) * C) s = Buffer<float>((lattice_.largest_tile + kSent) * C);
+            if (s.size < (lattice_.largest_tile + sent_rows_) * C) s = Buffer<float>((lattice_.largest_tile + sent_rows_) * C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows, shares);
         });
         const int64_t num_shared = static_cast<int64_t>(lattice_.shared.size());
-        pool_.run((num_shared + kVertexBlock - 1) / kVertexBlock, [&](int64_t block, int) {
-            for (int64_t s = block * kVertexBlock; s < std::min((block + 1) * kVertexBlock, num_shared); ++s) {
+        pool_.run((num_shared + kSharedBlock - 1) / kSharedBlock, [&](int64_t block, int) {
+            for (int64_t s = block * kSharedBlock; s < std::min((block + 1) * kSharedBlock, num_shared); ++s) {
                 const Lattice::Shared& shared = lattice_.shared[s];
                 const Row* share = shares + (shared.first_slot - lattice_.num_vertices);
                 Row total = share[0];
@@ -88,17 +85,8 @@ class LatticeFilter final : public Filter {
                 rows[shared.vertex] = total;
             }
         });
-        rows[lattice_.num_vertices] = Row{};
-        blurred[lattice_.num_vertices] = Row{};
-        for (int j = 0; j <= lattice_.num_features; ++j) {
-            const uint32_t* before = lattice_.before.get() + j * lattice_.num_vertices;
-            const uint32_t* after = lattice_.after.get() + j * lattice_.num_vertices;
-            pool_.run(num_vertex_blocks(), [&](int64_t block, int) {
-                for (int64_t v = block * kVertexBlock; v < std::min((block + 1) * kVertexBlock, lattice_.num_vertices); ++v)
-                    blurred[v] = rows[v] + (rows[before[v]] + rows[after[v]]) * 0.5f;
-            });
-            std::swap(rows, blurred);
-        }
+        for (const Lattice::Chains& chains : lattice_.directions)
+            pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int) { blur_chains(chains, piece, rows); });
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
         });
@@ -111,6 +99,24 @@ class LatticeFilter final : public Filter {
         const int64_t voxel = lattice_.pieces[p + kAhead].voxel;
         for (int c = 0; c < num_channels; ++c) __builtin_prefetch(channels + c * num_voxels_ + voxel);
         if (scale) __builtin_prefetch(scale + voxel);
+    }
+
+    // Blurs the chains of one piece in place: each row gains half of the rows before and after it. Walking along a chain, every row is
+    // read and written once; the values before blurring of the last two are at hand.
+    template <class Row>
+    static void blur_chains(const Lattice::Chains& chains, int64_t piece, Row* rows) {
+        const uint32_t* entry = chains.entries.get() + chains.pieces[piece];
+        const uint32_t* const end = chains.entries.get() + chains.pieces[piece + 1];
+        if (entry == end) return;
+        Row before{}, own = rows[*entry >> 1];
+        for (; entry + 1 < end; ++entry) {
+            const Row next = rows[entry[1] >> 1];
+            const float inside = 1.0f - static_cast<float>(*entry & 1);  // 0 at the end of a chain, where no neighbor follows
+            rows[*entry >> 1] = own + (before + next * inside) * 0.5f;
+            before = own * inside;
+            own = next;
+        }
+        rows[*entry >> 1] = own + before * 0.5f;
     }
 
     // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
@@ -155,7 +161,7 @@ class LatticeFilter final : public Filter {
     template <int C, class Row>
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
         Row* sent = scratch;
-        Row* buffer = scratch + kSent;
+        Row* buffer = scratch + sent_rows_;
         float* to = reinterpret_cast<float*>(sent);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
@@ -190,7 +196,7 @@ class LatticeFilter final : public Filter {
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
                 float* sum) const {
         Row* received = scratch;
-        Row* buffer = scratch + kSent;
+        Row* buffer = scratch + sent_rows_;
         const uint32_t* vertex = lattice_.vertex.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[vertex[i]];
         for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
@@ -219,6 +225,7 @@ class LatticeFilter final : public Filter {
     const int64_t num_voxels_;
     ThreadPool& pool_;
     const Lattice lattice_;
+    const int64_t sent_rows_;  // room for a tile's voxels, and for a whole vector at the end
     float amplitude_ = 0;
     std::vector<Buffer<float>> scratch_;
 };

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "cpu/features.h"
@@ -146,21 +147,15 @@ struct TileVoxels {
 };
 
 // Cuts the box into bricks and deals the runs out to them; bricks without voxels vanish.
-TileVoxels cut_into_tiles(const Voxels& voxels) {
+TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels) {
     const int axes = voxels.num_axes;
     int64_t extent[kMaxAxes], count[kMaxAxes];
-    if (axes == 1) {
-        extent[0] = Lattice::kTileVoxels;
-    } else {
-        int64_t left = Lattice::kTileVoxels / kLanes;
-        extent[axes - 1] = kLanes;
-        for (int a = axes - 2, remaining = axes - 1; a >= 0; --a, --remaining) {
-            int64_t side = 1;
-            while (std::pow(static_cast<double>(side * 2), remaining) <= static_cast<double>(left) * 1.01) side *= 2;
-            if (a == axes - 2 && axes == 3) side = kLanes;  // 8 x 16 x 16
-            extent[a] = side;
-            left /= side;
-        }
+    // As near to a cube as powers of two allow, but for the last axis, which is cut into whole vectors.
+    extent[axes - 1] = axes == 1 ? most_voxels : kLanes;
+    for (int64_t a = axes - 2, left = most_voxels / kLanes; a >= 0; --a) {
+        const double side = std::pow(static_cast<double>(left), 1.0 / static_cast<double>(a + 1));
+        extent[a] = int64_t{1} << static_cast<int>(std::log2(side) + 1e-9);
+        left /= extent[a];
     }
     int64_t num_bricks = 1;
     for (int a = 0; a < axes; ++a) {
@@ -267,7 +262,13 @@ class Builder {
    public:
     Builder(const BilateralInput& input, const Geometry& geometry, const KeyLayout& layout, const std::vector<float>& scale,
             ThreadPool& pool)
-        : input_(input), geometry_(geometry), layout_(layout), scale_(scale), pool_(pool), d_(geometry.num_features) {
+        : input_(input),
+          geometry_(geometry),
+          layout_(layout),
+          scale_(scale),
+          pool_(pool),
+          d_(geometry.num_features),
+          tile_voxels_(Lattice::tile_voxels(geometry.num_features)) {
         for (int i = 0; i <= d_; ++i) {
             unit_[i] = key_unit<Key>(layout, i);
             bias_ -= unit_[i] * static_cast<Key>(static_cast<int64_t>(layout.lowest[i]));
@@ -288,12 +289,12 @@ class Builder {
 
     // Distinct vertices per voxel in some of the tiles, spread over the volume.
     double sample(int64_t num_samples) {
-        const TileVoxels tiles = cut_into_tiles(*input_.voxels);
+        const TileVoxels tiles = cut_into_tiles(*input_.voxels, tile_voxels_);
         const int64_t num_tiles = static_cast<int64_t>(tiles.first_piece.size()) - 1;
         const int64_t step = std::max<int64_t>(1, num_tiles / num_samples);
         TileTable<Key> table;
-        Scratch scratch(d_);
-        std::vector<uint16_t> local(Lattice::kTileVoxels * (d_ + 1)), weight(local.size());
+        Scratch scratch(d_ * tile_voxels_);
+        std::vector<uint16_t> local(tile_voxels_ * (d_ + 1)), weight(local.size());
         int64_t num_vertices = 0, num_voxels = 0;
         for (int64_t t = step / 2; t < num_tiles; t += step) {
             num_voxels += embed_tile(tiles, t, scratch, table, local.data(), weight.data());
@@ -304,7 +305,7 @@ class Builder {
 
    private:
     struct Scratch {
-        explicit Scratch(int d) : features(d * Lattice::kTileVoxels) { std::fill(features.get(), features.get() + features.size, 0.0f); }
+        explicit Scratch(int64_t count) : features(count) { std::fill(features.get(), features.get() + features.size, 0.0f); }
         Buffer<float> features;
         SimplexBatch batch;
     };
@@ -320,19 +321,19 @@ class Builder {
     // Pass 1 for one tile; returns its number of voxels.
     int64_t embed_tile(const TileVoxels& tiles, int64_t t, Scratch& scratch, TileTable<Key>& table, uint16_t* local, uint16_t* weight) {
         const int image_features = num_features(input_);
-        float* image = scratch.features.get() + (d_ - image_features) * Lattice::kTileVoxels;
+        float* image = scratch.features.get() + (d_ - image_features) * tile_voxels_;
         int64_t count = 0;
         for (int64_t p = tiles.first_piece[t]; p < tiles.first_piece[t + 1]; ++p) {
             const TilePiece& piece = tiles.pieces[p];
             constexpr int64_t kAhead = 12;  // pieces are short and far apart, which no hardware foresees
             if (p + kAhead < static_cast<int64_t>(tiles.pieces.size()))
                 for (const float* intensity : input_.intensity) __builtin_prefetch(intensity + tiles.pieces[p + kAhead].grid);
-            piece_features(input_, piece.grid, piece.coordinate, piece.length, image + count, Lattice::kTileVoxels);
+            piece_features(input_, piece.grid, piece.coordinate, piece.length, image + count, tile_voxels_);
             count += piece.length;
         }
         SimplexBatch& batch = scratch.batch;
         for (int64_t first = 0; first < count; first += kLanes) {
-            geometry_.find(scratch.features.get() + first, Lattice::kTileVoxels, scale_.data(), batch);
+            geometry_.find(scratch.features.get() + first, tile_voxels_, scale_.data(), batch);
             const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - first));
             for (int lane = 0; lane < lanes; ++lane, local += d_ + 1, weight += d_ + 1) {
                 Key key = bias_;
@@ -352,7 +353,7 @@ class Builder {
     }
 
     void find_tiles() {
-        const TileVoxels tiles = cut_into_tiles(*input_.voxels);
+        const TileVoxels tiles = cut_into_tiles(*input_.voxels, tile_voxels_);
         const int64_t num_tiles = static_cast<int64_t>(tiles.first_piece.size()) - 1;
         lattice_.tiles.resize(num_tiles);
         lattice_.pieces.reserve(tiles.pieces.size());
@@ -373,7 +374,7 @@ class Builder {
         tile_keys_.resize(num_tiles);
         std::vector<TileTable<Key>> tables(pool_.num_threads());
         std::vector<Scratch> scratch;
-        for (int i = 0; i < pool_.num_threads(); ++i) scratch.emplace_back(d_);
+        for (int i = 0; i < pool_.num_threads(); ++i) scratch.emplace_back(d_ * tile_voxels_);
         pool_.run(num_tiles, [&](int64_t t, int thread) {
             const int64_t first = lattice_.tiles[t].first_entry * (d_ + 1);
             embed_tile(tiles, t, scratch[thread], tables[thread], lattice_.local.get() + first, lattice_.weight.get() + first);
@@ -403,18 +404,29 @@ class Builder {
         } while (blocks > most);
         num_blocks_ = static_cast<int64_t>(blocks);
         num_axes_ = axes;
+        int bits[kMaxAxes], most_bits = 0;
         for (int a = 0; a < axes; ++a) {
             const int i = d_ - a;
-            field_bits_[a] = std::max(0, layout_.width[i] - coarser_);
+            bits[a] = std::max(0, layout_.width[i] - coarser_);
+            most_bits = std::max(most_bits, bits[a]);
             field_shift_[a] = layout_.shift[i] + std::min(coarser_, layout_.width[i]);
+            field_mask_[a] = (uint64_t{1} << bits[a]) - 1;
+            place_[a].assign(field_mask_[a] + 1, 0);
         }
+        // Blocks are numbered along a Morton curve: blocks that are near in space, and with them their vertices, are near in memory.
+        int target = 0;
+        for (int bit = 0; bit < most_bits; ++bit)
+            for (int a = 0; a < axes; ++a) {
+                if (bit >= bits[a]) continue;
+                for (uint64_t value = 0; value <= field_mask_[a]; ++value)
+                    place_[a][value] |= static_cast<uint32_t>(value >> bit & 1) << target;
+                ++target;
+            }
     }
 
     int64_t block_of(Key key) const {
         int64_t block = 0;
-        for (int a = 0; a < num_axes_; ++a)
-            block = (block << field_bits_[a]) +
-                    static_cast<int64_t>(static_cast<uint64_t>(key >> field_shift_[a]) & ((uint64_t{1} << field_bits_[a]) - 1));
+        for (int a = 0; a < num_axes_; ++a) block += place_[a][static_cast<uint64_t>(key >> field_shift_[a]) & field_mask_[a]];
         return block;
     }
 
@@ -486,6 +498,8 @@ class Builder {
             num_buckets_ += int64_t{1} << bits;
         }
         lattice_.num_vertices = vertices;
+        if (lattice_.num_vertices > int64_t{0x7ffffff0})
+            throw std::invalid_argument("capacity: the lattice would have more than 2^31 vertices");
     }
 
     static constexpr int64_t kBlockGroup = 16;
@@ -534,62 +548,87 @@ class Builder {
         search.number = buckets[bucket].number;
     }
 
-    // Pass 3b: one look-up a vertex and direction; the other direction is its inverse. Look-ups go in batches, stage by stage, so that
+    // Pass 3b, direction by direction: one look-up a vertex. Look-ups go in batches, stage by stage, so that
     // the memory they will need is on its way.
     void find_neighbors() {
-        constexpr int kBatch = 16;  // vertices
         const int64_t num_vertices = lattice_.num_vertices;
-        const uint32_t none = static_cast<uint32_t>(num_vertices);
         Buffer<Bucket> table(num_buckets_);
         fill_tables(table.get());
-        lattice_.before = Buffer<uint32_t>((d_ + 1) * num_vertices);
-        lattice_.after = Buffer<uint32_t>((d_ + 1) * num_vertices);
-        for_blocks([&](const Block& block) {
-            for (int j = 0; j <= d_; ++j) {
-                uint32_t* before = lattice_.before.get() + j * num_vertices + block.first_vertex;
-                std::fill(before, before + block.num_vertices, none);
-            }
-        });
+        Buffer<uint32_t> after(num_vertices);
+        Buffer<uint8_t> has_before(num_vertices);
+        for (int j = 0; j <= d_; ++j) {
+            std::fill(has_before.get(), has_before.get() + num_vertices, uint8_t{0});
+            for_blocks([&](const Block& block) { look_up_after(block, j, table.get(), after.get(), has_before.get()); });
+            lattice_.directions.push_back(list_chains(has_before.get(), after.get()));
+        }
+    }
+
+    void look_up_after(const Block& block, int direction, Bucket* table, uint32_t* after, uint8_t* has_before) const {
+        constexpr uint32_t kBatch = 128;
+        const uint32_t none = static_cast<uint32_t>(lattice_.num_vertices);
         const Key remainder_mask = (Key(1) << layout_.width[0]) - 1;
-        for_blocks([&](const Block& block) {
-            Search searches[kBatch * (kMaxLatticeFeatures + 1)];
-            for (uint32_t first = 0; first < block.num_vertices; first += kBatch) {
-                const uint32_t count = std::min<uint32_t>(kBatch, block.num_vertices - first);
-                Search* search = searches;
-                for (uint32_t n = first; n < first + count; ++n) {
-                    const Key key = keys_[block.first_record + n];
-                    // Along direction j every coordinate grows by 1 but j's, which falls by D.
-                    const Key step = key + ((key & remainder_mask) < static_cast<Key>(d_) ? Key(1) : all_units_ - static_cast<Key>(d_));
-                    for (int j = 0; j <= d_; ++j, ++search) {
-                        search->key = step - unit_[j];
-                        search->block = &blocks_[block_of(search->key)];
-                        const uint64_t hash = hash_key(search->key);
-                        search->tag = static_cast<uint32_t>(hash);
-                        search->bucket = table.get() + search->block->first_bucket + (hash >> search->block->hash_down);
-                        __builtin_prefetch(search->bucket);
-                    }
+        // Along a direction every coordinate grows by 1 but the direction's own, which falls by D.
+        const Key up = Key(1) - unit_[direction], wrap = all_units_ - static_cast<Key>(d_) - unit_[direction];
+        Search searches[kBatch];
+        for (uint32_t first = 0; first < block.num_vertices; first += kBatch) {
+            const uint32_t count = std::min(kBatch, block.num_vertices - first);
+            for (uint32_t i = 0; i < count; ++i) {
+                const Key key = keys_[block.first_record + first + i];
+                Search& s = searches[i];
+                s.key = key + ((key & remainder_mask) < static_cast<Key>(d_) ? up : wrap);
+                s.block = &blocks_[block_of(s.key)];
+                const uint64_t hash = hash_key(s.key);
+                s.tag = static_cast<uint32_t>(hash);
+                s.bucket = table + s.block->first_bucket + (hash >> s.block->hash_down);
+                __builtin_prefetch(s.bucket);
+            }
+            for (uint32_t i = 0; i < count; ++i) {
+                Search& s = searches[i];
+                s.number = kNone;
+                if (s.block->num_vertices == 0) continue;
+                Bucket* buckets = table + s.block->first_bucket;
+                advance(s, buckets, static_cast<uint64_t>(s.bucket - buckets));
+                __builtin_prefetch(&keys_[s.block->first_record + (s.number == kNone ? 0 : s.number)]);
+            }
+            for (uint32_t i = 0; i < count; ++i) {
+                Search& s = searches[i];
+                while (s.number != kNone && keys_[s.block->first_record + s.number] != s.key) {
+                    Bucket* buckets = table + s.block->first_bucket;
+                    advance(s, buckets, static_cast<uint64_t>(s.bucket - buckets + 1) & s.block->bucket_mask());
                 }
-                for (Search* s = searches; s < search; ++s) {
-                    s->number = kNone;
-                    if (s->block->num_vertices == 0) continue;
-                    Bucket* buckets = table.get() + s->block->first_bucket;
-                    advance(*s, buckets, static_cast<uint64_t>(s->bucket - buckets));
-                    __builtin_prefetch(&keys_[s->block->first_record + (s->number == kNone ? 0 : s->number)]);
-                }
-                Search* s = searches;
-                for (uint32_t v = block.first_vertex + first; v < block.first_vertex + first + count; ++v) {
-                    for (int j = 0; j <= d_; ++j, ++s) {
-                        while (s->number != kNone && keys_[s->block->first_record + s->number] != s->key) {
-                            Bucket* buckets = table.get() + s->block->first_bucket;
-                            advance(*s, buckets, static_cast<uint64_t>(s->bucket - buckets + 1) & s->block->bucket_mask());
-                        }
-                        const uint32_t other = s->number == kNone ? none : s->block->first_vertex + s->number;
-                        lattice_.after[j * num_vertices + v] = other;
-                        if (other != none) lattice_.before[j * num_vertices + other] = v;
-                    }
+                const uint32_t v = block.first_vertex + first + i;
+                after[v] = s.number == kNone ? none : s.block->first_vertex + s.number;
+                if (s.number != kNone) has_before[after[v]] = 1;
+            }
+        }
+    }
+
+    // Blocks of vertices list the chains that begin in them.
+    Lattice::Chains list_chains(const uint8_t* has_before, const uint32_t* after) {
+        constexpr int64_t kBlock = 4096;
+        const int64_t num_vertices = lattice_.num_vertices, num_blocks = (num_vertices + kBlock - 1) / kBlock;
+        const uint32_t none = static_cast<uint32_t>(num_vertices);
+        std::vector<std::vector<uint32_t>> found(num_blocks);
+        pool_.run(num_blocks, [&](int64_t block, int) {
+            const int64_t begin = block * kBlock, end = std::min(begin + kBlock, num_vertices);
+            found[block].reserve(2 * kBlock);
+            for (int64_t v = begin; v < end; ++v) {
+                if (has_before[v] || after[v] == none) continue;
+                for (uint32_t u = static_cast<uint32_t>(v), next; u != none; u = next) {
+                    next = after[u];
+                    found[block].push_back(2 * u + (next == none ? 1 : 0));
                 }
             }
         });
+        Lattice::Chains chains;
+        chains.pieces.assign(num_blocks + 1, 0);
+        for (int64_t block = 0; block < num_blocks; ++block)
+            chains.pieces[block + 1] = chains.pieces[block] + static_cast<int64_t>(found[block].size());
+        chains.entries = Buffer<uint32_t>(chains.pieces[num_blocks]);
+        pool_.run(num_blocks, [&](int64_t block, int) {
+            std::copy(found[block].begin(), found[block].end(), chains.entries.get() + chains.pieces[block]);
+        });
+        return chains;
     }
 
     // Pass 4. Within a block the records are in tile order, so the order in which shares are summed is fixed.
@@ -652,12 +691,16 @@ class Builder {
     const std::vector<float>& scale_;
     ThreadPool& pool_;
     const int d_;
+    const int64_t tile_voxels_;
     Key unit_[kMaxLatticeFeatures + 1]{}, bias_ = 0, all_units_ = 0;
     Lattice lattice_;
     std::vector<std::vector<Key>> tile_keys_;
-    int64_t num_records_ = 0;                                              // vertices of all tiles, counted in each
-    int coarser_ = 0;                                                      // bits of the coordinates that blocks leave out
-    int num_axes_ = 0, field_bits_[kMaxAxes]{}, field_shift_[kMaxAxes]{};  // the coordinates' bits that number the blocks
+    int64_t num_records_ = 0;  // vertices of all tiles, counted in each
+    int coarser_ = 0;          // bits of the coordinates that blocks leave out
+    // The coordinates' bits that number the blocks, and what each value adds to the number.
+    int num_axes_ = 0, field_shift_[kMaxAxes]{};
+    uint64_t field_mask_[kMaxAxes]{};
+    std::vector<uint32_t> place_[kMaxAxes];
     int64_t num_blocks_ = 0;
     std::vector<uint32_t> block_begin_;  // records of each block
     std::vector<Block> blocks_;
@@ -694,7 +737,11 @@ Lattice build_lattice(const BilateralInput& input, ThreadPool& pool) {
 
 double estimate_vertices_per_voxel(const BilateralInput& input) {
     ThreadPool pool(1);
-    return with_builder(input, pool, [](auto& builder) { return builder.sample(8); });
+    try {
+        return with_builder(input, pool, [](auto& builder) { return builder.sample(8); });
+    } catch (const std::invalid_argument&) {  // the features do not fit into a key
+        return std::numeric_limits<double>::infinity();
+    }
 }
 
 }  // namespace crf

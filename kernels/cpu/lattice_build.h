@@ -5,11 +5,11 @@
 
 namespace crf {
 
-constexpr int kMaxLatticeFeatures = 28;  // 2048 voxels a tile have at most 2048 * 29 vertices, which 16 bits can number
+constexpr int kMaxLatticeFeatures = 28;
 
 struct Lattice {
-    // Up to this many voxels, a brick of the box, are splatted into one small buffer.
-    static constexpr int64_t kTileVoxels = 2048;
+    // Up to this many voxels, a brick of the box, are splatted into one small buffer whose vertices 16 bits can number.
+    static int64_t tile_voxels(int num_features) { return num_features < 16 ? 4096 : 2048; }
 
     // Consecutive compact voxels of a tile.
     struct Piece {
@@ -39,14 +39,19 @@ struct Lattice {
         uint32_t vertex, first_slot, num_slots;
     };
     std::vector<Shared> shared;
-    // Neighbors of each vertex along direction j: before[j * num_vertices + v], after[...]; num_vertices where there is none.
-    Buffer<uint32_t> before, after;
+    // Along one direction the vertices form chains of neighbors. They are listed chain after chain, each entry a vertex's number times two,
+    // plus one at the end of its chain; vertices without a neighbor on either side are left out.
+    struct Chains {
+        Buffer<uint32_t> entries;
+        std::vector<int64_t> pieces;  // where entries may be cut for parallel work: beginnings of chains, and the end
+    };
+    std::vector<Chains> directions;  // D + 1 of them
 };
 
 // Throws std::invalid_argument ("capacity: ...") when the features span more cells than a 128-bit key can number.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 
-// Vertices per voxel, estimated from a few tiles: what a lattice's cost depends on.
+// Vertices per voxel, estimated from a few tiles: what a lattice's cost depends on. Infinite where no lattice can be built.
 double estimate_vertices_per_voxel(const BilateralInput& input);
 
 }  // namespace crf

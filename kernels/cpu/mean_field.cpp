@@ -48,6 +48,7 @@ class MeanField {
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
         for (auto& s : scratch_) s = Buffer<float>(3 * num_labels_ * kVoxelBlock);
+        BlockCache::release_idle();
     }
 
     MeanFieldOutcome run(float* out, const StepCallback& callback) {
@@ -66,6 +67,7 @@ class MeanField {
             if (t + 1 == options_.num_iterations) {
                 kernels_.clear();
                 workspace_ = Workspace();
+                BlockCache::release_idle();
             }
             float* target = keep || t + 1 == options_.num_iterations ? out : nullptr;
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
@@ -307,6 +309,25 @@ class MeanField {
     std::vector<Buffer<float>> scratch_;
 };
 
+// Outside the mask the result is the logits over the temperature. Written last: memory touched early would lie beside the lattice.
+void write_outside(const Voxels& voxels, const MeanFieldOptions& options, const float* logits, float* out, ThreadPool& pool) {
+    if (voxels.num_voxels == voxels.grid_size) return;
+    const float scale = 1.0f / options.temperature;
+    pool.run(options.num_labels, [&](int64_t label, int) {
+        const float* from = logits + label * voxels.grid_size;
+        float* to = out + label * voxels.grid_size;
+        int64_t done = 0;
+        const auto copy_up_to = [&](int64_t end) {
+            for (int64_t i = done; i < end; ++i) to[i] = from[i] * scale;
+        };
+        for (const Run& run : voxels.runs) {
+            copy_up_to(run.grid);
+            done = run.grid + run.length;
+        }
+        copy_up_to(voxels.grid_size);
+    });
+}
+
 }  // namespace
 
 void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
@@ -344,15 +365,9 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
 
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits,
                                 float* out, ThreadPool& pool, Workspace workspace, const StepCallback& callback) {
-    if (voxels.num_voxels < voxels.grid_size) {
-        const float scale = 1.0f / options.temperature;
-        const int64_t size = options.num_labels * voxels.grid_size;
-        constexpr int64_t kPiece = 1 << 16;
-        pool.run((size + kPiece - 1) / kPiece, [&](int64_t piece, int) {
-            for (int64_t i = piece * kPiece; i < std::min((piece + 1) * kPiece, size); ++i) out[i] = logits[i] * scale;
-        });
-    }
-    return MeanField(voxels, std::move(kernels), options, logits, pool, std::move(workspace)).run(out, callback);
+    const MeanFieldOutcome outcome = MeanField(voxels, std::move(kernels), options, logits, pool, std::move(workspace)).run(out, callback);
+    write_outside(voxels, options, logits, out, pool);
+    return outcome;
 }
 
 }  // namespace crf
