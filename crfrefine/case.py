@@ -11,9 +11,10 @@ import numpy as np
 from crfrefine import io
 from crfrefine.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
-from crfrefine.io.parallel import available_threads, run_all
+from crfrefine.io.parallel import run_all
 from crfrefine.io.volumes import allocate_shape
 from crfrefine.probabilities import identify, take_logarithms
+from crfrefine.threads import available_threads
 from crfrefine.volume import Volume, VolumeHeader, describe_difference, same_shape
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ Not for file formats or masks' origin: arrays come in as `case.py` made them.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.config import IntensityParameters, intensity_by_modality
 from crfrefine.errors import InputError
+from crfrefine.threads import available_threads
 
 Float32 = NDArray[np.float32]
 
@@ -77,8 +77,7 @@ def normalize_intensity(
             shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
             _map(source, target, shift, 1.0 / width if width > _CONSTANT else 0.0)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(image.shape[0], threads or cores)
+    workers = min(image.shape[0], threads or available_threads())
     if workers <= 1:
         for modality in range(image.shape[0]):
             run(modality)

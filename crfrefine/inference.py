@@ -135,8 +135,8 @@ class _Run:
     def __init__(self, options: InferenceOptions, observer: Observer) -> None:
         from crfrefine.backends import get_backend
         from crfrefine.case import discover_cases
-        from crfrefine.io.parallel import available_threads
         from crfrefine.outputs import check_writable, plan_outputs
+        from crfrefine.threads import available_threads
 
         self.options = options
         self._observer = observer

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from crfrefine.backends.base import MeanFieldResult, Progress, Range
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
+from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     from crfrefine.config import ResolvedParameters
@@ -39,13 +40,6 @@ def _load_engine() -> Any:
     if wanted > best:
         raise BackendUnavailableError(f"CRFREFINE_CPU_LEVEL asks for {asked}, but this processor runs only {LEVELS[best]}")
     return baseline if wanted == 0 else importlib.import_module(f"crfrefine._engine_{LEVELS[wanted]}")
-
-
-def available_threads() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class CpuBackend:

@@ -77,10 +77,13 @@ std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, 
     const GridSize size = grid_size(input);
     const double grid = noticed(grid_cost(work, size));
     const double direct = std::min({exact, truncated, grid});
-    // A look at the lattice costs time itself, so not before it can win: a voxel has at least some vertices' worth of work.
-    if (noticed(lattice_cost(work, 0.1 * work.voxels)) < direct && num_features(input) <= kMaxLatticeFeatures) {
-        const double vertices = estimate_vertices_per_voxel(input) * work.voxels;
-        if (noticed(lattice_cost(work, vertices)) < direct) return make_lattice_filter(input, pool);
+    // How many vertices a lattice would have takes time to estimate, so only where it decides: between next to none and all its simplices'
+    // own.
+    const auto with_vertices = [&](double a_voxel) { return noticed(lattice_cost(work, a_voxel * work.voxels)); };
+    const int most = work.num_features + 1;
+    if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {
+        const double vertices = with_vertices(most) < direct && fits_lattice(input) ? most : estimate_vertices_per_voxel(input);
+        if (with_vertices(vertices) < direct) return make_lattice_filter(input, pool);
     }
     if (exact <= direct) return make_exact_filter(input, pool);
     if (truncated <= direct) return make_truncated_filter(input, pool);

@@ -735,13 +735,19 @@ Lattice build_lattice(const BilateralInput& input, ThreadPool& pool) {
     return with_builder(input, pool, [](auto& builder) { return builder.build(); });
 }
 
-double estimate_vertices_per_voxel(const BilateralInput& input) {
+bool fits_lattice(const BilateralInput& input) {
     ThreadPool pool(1);
     try {
-        return with_builder(input, pool, [](auto& builder) { return builder.sample(8); });
-    } catch (const std::invalid_argument&) {  // the features do not fit into a key
-        return std::numeric_limits<double>::infinity();
+        return with_builder(input, pool, [](auto&) { return true; });
+    } catch (const std::invalid_argument&) {
+        return false;
     }
+}
+
+double estimate_vertices_per_voxel(const BilateralInput& input) {
+    ThreadPool pool(1);
+    if (!fits_lattice(input)) return std::numeric_limits<double>::infinity();
+    return with_builder(input, pool, [](auto& builder) { return builder.sample(8); });
 }
 
 }  // namespace crf

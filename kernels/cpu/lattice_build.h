@@ -51,6 +51,9 @@ struct Lattice {
 // Throws std::invalid_argument ("capacity: ...") when the features span more cells than a 128-bit key can number.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 
+// Whether the features fit into the keys of a lattice.
+bool fits_lattice(const BilateralInput& input);
+
 // Vertices per voxel, estimated from a few tiles: what a lattice's cost depends on. Infinite where no lattice can be built.
 double estimate_vertices_per_voxel(const BilateralInput& input);
 
