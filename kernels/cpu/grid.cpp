@@ -98,9 +98,9 @@ class GridFilter final : public Filter {
     }
 
     std::string description() const override {
-        std::vector<int64_t> sizes(size_.cells, size_.cells + voxels_.num_axes);
-        for (int m = 0; m < num_modalities_; ++m) sizes.push_back(size_.bins[m]);
-        return "grid (" + join_sizes(sizes) + " cells)";
+        int64_t cells = bins_;
+        for (int a = 0; a < voxels_.num_axes; ++a) cells *= size_.cells[a];
+        return "grid (" + std::to_string(cells) + " cells)";
     }
 
    private:

@@ -1,6 +1,7 @@
 // Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every direction, slice.
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "cpu/lattice_build.h"
 #include "cpu/simd.h"

@@ -36,11 +36,7 @@ class SpatialFilter final : public Filter {
         }
     }
 
-    std::string description() const override {
-        std::vector<size_t> radii;
-        for (const auto& taps : taps_) radii.push_back(taps.size() - 1);
-        return "separable (radius " + join_sizes(radii) + " voxels)";
-    }
+    std::string description() const override { return "separable"; }
 
    private:
     static constexpr int64_t kRunBlock = 256;

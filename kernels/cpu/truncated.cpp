@@ -54,10 +54,7 @@ class TruncatedFilter final : public Filter {
         }
     }
 
-    std::string description() const override {
-        const std::vector<int64_t> radii(radius_, radius_ + voxels_.num_axes);
-        return "truncated (radius " + join_sizes(radii) + " voxels, " + std::to_string(num_pairs_) + " pairs a voxel)";
-    }
+    std::string description() const override { return "truncated (" + std::to_string(num_pairs_) + " pairs a voxel)"; }
 
    private:
     void layout_padding(const BilateralInput& input) {
