@@ -1,9 +1,22 @@
 #include "cpu/thread_pool.h"
 
+#include <algorithm>
+#include <system_error>
+
 namespace crf {
 
+namespace {
+
+constexpr int kMostThreads = 512;  // more than the parallel loops have items for; asking for more is a slip
+
+}  // namespace
+
 ThreadPool::ThreadPool(int num_threads) {
-    for (int t = 1; t < num_threads; ++t) workers_.emplace_back([this, t] { work(t); });
+    try {
+        for (int t = 1; t < std::min(num_threads, kMostThreads); ++t) workers_.emplace_back([this, t] { work(t); });
+    } catch (const std::system_error&) {
+        // The system gives no more threads: those that there are do the work, with the same result.
+    }
 }
 
 ThreadPool::~ThreadPool() {
