@@ -65,6 +65,10 @@ def normalize_intensity(
     def run(modality: int) -> None:
         source, target = _memory_order(image[modality]), _memory_order(result[modality], like=image[modality])
         kind, percentiles, window = plans[modality]
+        if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
+            # Types with more digits than float32 keep their texture on a large offset only if that is taken off first; the map does not
+            # care about it.
+            source = (source.astype(np.float64) - float(source.flat[0])).astype(np.float32)
         if kind == "none":
             target[...] = source
         elif kind == "window" and window is not None:

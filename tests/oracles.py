@@ -100,7 +100,7 @@ def kernels_of(case: Case, parameters: ResolvedParameters) -> list[tuple[NDArray
 def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
     """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
 
-    With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its size; never for `after`.
+    With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
     """
     scores = case.logits[:, case.inside].astype(np.float64) / parameters.temperature
     terms = kernels_of(case, parameters)
@@ -117,7 +117,9 @@ def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halvin
         energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
         x = (1.0 - step) * x + step * (scores - pairwise)
         watched = halving and parameters.normalization != "after"
-        if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * abs(energies[-1]):
+        linear = np.sum(marginals * (scores - scores.max(axis=0)))
+        size = abs(entropy) + abs(linear) + 0.5 * abs(np.sum(marginals * pairwise))
+        if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * size:
             step /= 2.0
     return softmax(x), energies
 

@@ -7,6 +7,11 @@ simplex, where float32 and float64 may choose different sides.
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ from oracles import Case, brute_force_kernel, normalize_kernel, random_case, res
 
 from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend
-from crfrefine.errors import BackendUnavailableError
+from crfrefine.errors import BackendUnavailableError, CapacityError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
 
@@ -109,3 +114,52 @@ def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_
     lines = [backend.mean_field(case.logits, case.image, case.mask, case.spacing, parameters).filters[0] for backend in (engine, reference)]
     counts = {int(re.search(r"(\d+) vertices", line)[1]) for line in lines}  # type: ignore[index]
     assert len(counts) == 1
+
+
+@pytest.mark.parametrize("theta_alpha", [(2.0, 0.2, 2.0), (2.0, 0.2, 0.2), (0.2, 0.2, 2.0)])
+def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend, theta_alpha: tuple[float, float, float]) -> None:
+    """Two rows are handled together: beyond an odd one out there must be padding, not the next plane. Sums of a few hundred terms below 1."""
+    rng = np.random.default_rng(4)
+    image, values = rng.random((1, 6, 5, 7), np.float32), rng.random((3, 6, 5, 7), np.float32)
+    fast, plain = (
+        backend.message(values, image, None, (1.0, 1.0, 1.0), theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated")
+        for backend in (engine, get_backend("reference"))
+    )
+    np.testing.assert_allclose(fast, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("theta", [1e19, 1e30])
+def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta: float) -> None:
+    """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
+    rng = np.random.default_rng(5)
+    image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
+    truncated = engine.message(values, image, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
+    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=None)
+    for result in (truncated, spatial):
+        np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
+
+
+def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:
+    image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
+    with pytest.raises(CapacityError, match="grid"):
+        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid")
+
+
+def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
+    """The exact sum of this volume takes the better part of a minute and is one step; waiting for it would run into the time limit."""
+    script = tmp_path / "long.py"
+    script.write_text(
+        "import numpy as np, crfrefine\n"
+        "rng = np.random.default_rng(0)\n"
+        "logits, image = rng.random((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
+        "parameters = crfrefine.CrfParameters().replace(**{'mean_field.filter': 'exact'})\n"
+        "print('ready', flush=True)\n"
+        "crfrefine.refine(logits, image, parameters=parameters, threads=1)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors

@@ -208,3 +208,14 @@ def test_masks_that_cannot_be_used_are_refused() -> None:
         normalize_intensity(_image(), IntensityParameters(), np.zeros(SHAPE, dtype=bool))
     with pytest.raises(InputError, match=r"shape \(5, 7, 9\).*\(7, 5, 9\)"):
         normalize_intensity(_image(), IntensityParameters(), np.zeros((5, 7, 9), dtype=bool))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint32])
+def test_texture_on_a_large_offset_survives(dtype: type) -> None:
+    """Types with more digits than float32 are not cut before the offset is off; float32's rounding of a range of 1, hence 1e-6."""
+    rng = np.random.default_rng(2)
+    texture = rng.integers(0, 3000, (1, 6, 9, 7))
+    offset = 4_000_000_000
+    parameters = IntensityParameters(normalization="percentile")
+    shifted = normalize_intensity((texture + offset).astype(dtype), parameters)
+    np.testing.assert_allclose(shifted, normalize_intensity(texture.astype(np.float32), parameters), atol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_kernel, random_case, resolve, rms, softmax
 
+import crfrefine
 from crfrefine.backends.base import Backend, MeanFieldResult
 from crfrefine.config import CrfParameters, ResolvedParameters
 from crfrefine.errors import InputError
@@ -507,3 +508,37 @@ def test_the_crfrnn_preset_is_its_formula(backend: Backend) -> None:
     result = _run(backend, case, parameters).logits.reshape(3, -1).astype(np.float64)
     # As for the preset before.
     assert rms((result - result.mean(axis=0)) - (x - x.mean(axis=0))) < 1e-3
+
+
+@pytest.mark.parametrize(("num_labels", "tolerance"), [(70, 1e-6), (5, 1e-7), (2, 1e-7)])
+def test_rare_labels_do_not_keep_the_engine_from_stopping(num_labels: int, tolerance: float) -> None:
+    """The change between two steps is measured without cancellation; single precision may cost a step or two, no more."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(num_labels, 12, 9, 7)).astype(np.float32)
+    logits[-1] -= 12.0
+    image = rng.random((12, 9, 7))
+    changes = {"filter": "exact", "num_iterations": 100, "tolerance": tolerance}
+    parameters = CrfParameters().replace(
+        **{f"mean_field.{key}": value for key, value in changes.items()}, **{"bilateral.theta_beta": 0.2, "bilateral.weight": 2.0}
+    )
+    fast, plain = (
+        crfrefine.refine(logits, image, spacing=(1, 2, 1.5), parameters=parameters, device=name) for name in ("cpu", "reference")
+    )
+    assert fast.converged
+    assert fast.num_iterations <= plain.num_iterations + 2
+
+
+def test_a_constant_added_to_all_logits_changes_no_decision(backend: Backend) -> None:
+    """Neither the marginals nor when the step is halved depend on it, though the energy's value does. Repulsive weights make it rise."""
+    rng = np.random.default_rng(1)
+    logits, image = rng.normal(size=(3, 9, 7, 5)).astype(np.float32), rng.random((9, 7, 5))
+    parameters = CrfParameters().replace(
+        **{"bilateral.weight": -4.0, "bilateral.theta_alpha": 3.0, "bilateral.theta_beta": 0.5, "mean_field.num_iterations": 40}
+    )
+    plain, shifted = (
+        crfrefine.refine(scores, image, spacing=(1, 2, 1.5), parameters=parameters, device=backend.name)
+        for scores in (logits, logits + 1000)
+    )
+    assert shifted.converged == plain.converged
+    # float32 holds logits of 1000 to 6e-5, which may decide about one step.
+    assert abs(shifted.num_iterations - plain.num_iterations) <= 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 ENERGY_RISE = 1e-6
-"""Relative rise of the energy that halves the step; less is rounding."""
+"""Rise of the energy, relative to the size of its terms, that halves the step; less is rounding."""
 
 FLIPPED_SHARE = 1e-4
 """Share of voxels whose label may still change in a step that counts as converged."""
@@ -123,7 +123,10 @@ def mean_field(
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         x = (1.0 - step) * x + step * (scores - pairwise)
         # From the next step on: a fast implementation knows the energy of the marginals only once it has made the step.
-        if watch_energy and energies and energy > energies[-1] + ENERGY_RISE * abs(energy):
+        # The terms' size, not the sum's: they may cancel, and a constant added to a voxel's scores must not matter.
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        size = sum(abs(float((marginals * term).sum())) for term in (log_marginals, shifted, 0.5 * pairwise))
+        if watch_energy and energies and energy > energies[-1] + ENERGY_RISE * size:
             step *= 0.5
         energies.append(energy)
         new_log_marginals = log_softmax(x)

@@ -423,7 +423,9 @@ std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const Grid
     if (input.intensity.empty() || input.intensity.size() > 2)
         throw std::invalid_argument("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
                                     "; use filter = \"lattice\" or \"auto\"");
-    if (size.num_cells > kLargestGrid)
+    const double most =
+        std::min(kLargestGrid, std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels)));
+    if (size.num_cells > most)
         throw std::invalid_argument("capacity: the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
     return std::make_unique<GridFilter>(input, size, pool);
 }

@@ -7,6 +7,9 @@ namespace crf {
 
 constexpr double kLargestGrid = 2e9;  // cells: 8 GB
 
+// A grid with far more cells than voxels is a mistake that would take minutes: this many, or this many a voxel, are allowed.
+constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200;
+
 struct GridSize {
     int64_t cells[kMaxAxes]{};  // along each axis of the box
     int64_t bins[2]{1, 1};      // along each modality

@@ -16,7 +16,8 @@ constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 // Sums over one block of voxels.
 struct BlockSums {
     double negative_entropy = 0;  // sum Q log Q of the new marginals
-    double linear = 0;            // <a / T, Q> of the old ones
+    double largest = 0;           // sum of the largest a / T of each voxel
+    double linear = 0;            // <a / T, Q> of the old ones, a taken relative to its largest label
     double quadratic = 0;         // <Q, pairwise> of the old ones
     double divergence = 0;        // sum of KL(new || old)
     int64_t flips = 0;
@@ -55,7 +56,8 @@ class MeanField {
         MeanFieldOutcome outcome;
         step_ = 1.0f - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
-        double negative_entropy = total().negative_entropy;
+        double negative_entropy = total().negative_entropy, last_energy = 0;
+        const double largest = total().largest;
         // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
         const bool may_stop = options_.tolerance > 0;
         const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !options_.is_potts);
@@ -72,11 +74,13 @@ class MeanField {
             float* target = keep || t + 1 == options_.num_iterations ? out : nullptr;
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             const BlockSums sums = total();
+            // Each voxel's largest logit is left out until the end: it shifts the energy, and is no measure of its rounding.
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
+            const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && !outcome.energy.empty() && energy > outcome.energy.back() + kEnergyRounding * std::abs(energy))
-                step_ *= 0.5f;
-            outcome.energy.push_back(energy);
+            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_ *= 0.5f;
+            last_energy = energy;
+            outcome.energy.push_back(energy - largest);
             outcome.num_iterations = t + 1;
             if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips < kFlipsAtConvergence * num_voxels_) {
                 outcome.converged = true;
@@ -93,6 +97,7 @@ class MeanField {
         BlockSums sums;
         for (const BlockSums& b : block_sums_) {
             sums.negative_entropy += b.negative_entropy;
+            sums.largest += b.largest;
             sums.linear += b.linear;
             sums.quadratic += b.quadratic;
             sums.divergence += b.divergence;
@@ -177,13 +182,35 @@ class MeanField {
         return {weighted * inverse - log_positive(total), label};
     }
 
+    vfloat largest_row(const float* x) const {
+        vfloat largest = load(x);
+        for (int l = 1; l < num_labels_; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
+        return largest;
+    }
+
+    // KL(new || old) of sixteen voxels, as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing
+    // cancels. An implied marginal is 1 minus the others: what is below their rounding counts as equal.
+    vfloat kl_divergence(const float* now, const float* old) const {
+        const vfloat tiny = splat_lanes(kTiny), rounding = splat_lanes(static_cast<float>(num_labels_) * 1.2e-7f);
+        vfloat total{};
+        for (int l = 0; l < num_labels_; ++l) {
+            const vfloat least = implied_ && l == num_labels_ - 1 ? rounding : tiny;
+            const vfloat p = vmax(load(now + l * kVoxelBlock), least);
+            const vfloat ratio = vmax(load(old + l * kVoxelBlock), least) / p;
+            total += vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, tiny))), vfloat{});
+        }
+        return total;
+    }
+
     void initialize(int64_t block, float* x) {
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
         BlockSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            sums.negative_entropy += sum_lanes(valid ? softmax(x + i).negative_entropy : vfloat{});
+            const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
+            const vfloat largest = largest_row(x + i);
+            for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
+            sums.negative_entropy += sum_lanes(first_lanes(lanes) ? softmax(x + i).negative_entropy : vfloat{});
         }
         store_marginals(block, x);
         for (int c = 0; c < num_channels_; ++c) {
@@ -208,6 +235,7 @@ class MeanField {
 
         vfloat linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
+            const vfloat largest = largest_row(x + i);
             const int64_t left = count - i;
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
             vfloat rest = splat_lanes(1.0f), all{};
@@ -235,7 +263,7 @@ class MeanField {
                         pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels_ + l];
                 }
                 const vfloat a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
-                linear += valid ? a * old : vfloat{};
+                linear += valid ? (a - largest) * old : vfloat{};
                 quadratic += valid ? pairwise * old : vfloat{};
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
@@ -258,10 +286,7 @@ class MeanField {
             const Softmax now = softmax(x + i);
             sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : vfloat{});
             if (options_.tolerance > 0) {
-                vfloat cross{};
-                for (int l = 0; l < num_labels_; ++l)
-                    cross += load(x + l * kVoxelBlock + i) * log_positive(vmax(load(q + l * kVoxelBlock + i), splat_lanes(kTiny)));
-                divergence += valid ? vmax(now.negative_entropy - cross, vfloat{}) : vfloat{};
+                divergence += valid ? kl_divergence(x + i, q + i) : vfloat{};
                 flips += valid ? (now.label != old_label) : vint{};  // -1 where true
             }
         }

@@ -49,6 +49,12 @@ Normalization parse_normalization(const std::string& name) {
     throw std::invalid_argument("unknown normalization '" + name + "'");
 }
 
+// Ctrl-C is noticed while the engine works, not only when it returns.
+void check_signals() {
+    nb::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
 class Stopwatch {
    public:
     double lap() {
@@ -111,6 +117,7 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         const BlockCache cache;
         Stopwatch watch;
         ThreadPool pool(threads);
+        pool.poll = check_signals;
         const Voxels voxels(grid_shape(logits), spacing, mask_data(mask));
         std::vector<Kernel> kernels;
         Workspace workspace;
@@ -151,6 +158,7 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
                     const std::string& normalization_name, const std::string& filter, int threads, const FloatOut& out) {
     nb::gil_scoped_release release;
     ThreadPool pool(threads);
+    pool.poll = check_signals;
     const Voxels voxels(grid_shape(values), spacing, mask_data(mask));
     const int num_channels = static_cast<int>(values.shape(0));
     Kernel kernel;

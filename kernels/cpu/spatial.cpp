@@ -19,8 +19,9 @@ class SpatialFilter final : public Filter {
         taps_.resize(voxels.num_axes);
         for (int a = 0; a < voxels.num_axes; ++a) {
             const double sigma = theta_gamma[a] / voxels.spacing[a];
-            const int64_t radius = std::min<int64_t>(static_cast<int64_t>(std::ceil(kRadius * sigma)), voxels.box_shape[a] - 1);
-            for (int64_t k = 0; k <= radius; ++k) taps_[a].push_back(static_cast<float>(std::exp(-0.5 * k * k / (sigma * sigma))));
+            const int64_t radius = static_cast<int64_t>(std::min(std::ceil(kRadius * sigma), static_cast<double>(voxels.box_shape[a] - 1)));
+            for (int64_t k = 0; k <= radius; ++k)
+                taps_[a].push_back(static_cast<float>(k == 0 ? 1.0 : std::exp(-0.5 * (k / sigma) * (k / sigma))));
         }
         scratch_.resize(pool.num_threads());
     }

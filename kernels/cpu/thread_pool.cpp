@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kMostThreads = 512;  // more than the parallel loops have items for; asking for more is a slip
 
+constexpr std::chrono::milliseconds kPollInterval{50};
+
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) {
@@ -30,12 +32,23 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::take_items(int thread) {
     try {
-        for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < num_items_;) (*body_)(item, thread);
+        for (int64_t item; (item = next_.fetch_add(1, std::memory_order_relaxed)) < num_items_;) {
+            (*body_)(item, thread);
+            if (thread == 0) poll_if_due();
+        }
     } catch (...) {
         std::lock_guard lock(mutex_);
         if (!error_) error_ = std::current_exception();
         next_.store(num_items_, std::memory_order_relaxed);
     }
+}
+
+void ThreadPool::poll_if_due() {
+    if (!poll) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - polled_ < kPollInterval) return;
+    polled_ = now;
+    poll();
 }
 
 void ThreadPool::work(int thread) {
@@ -59,7 +72,10 @@ void ThreadPool::work(int thread) {
 void ThreadPool::run(int64_t num_items, const std::function<void(int64_t, int)>& body) {
     if (num_items <= 0) return;
     if (workers_.empty() || num_items == 1) {
-        for (int64_t item = 0; item < num_items; ++item) body(item, 0);
+        for (int64_t item = 0; item < num_items; ++item) {
+            body(item, 0);
+            poll_if_due();
+        }
         return;
     }
     {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -24,11 +25,15 @@ class ThreadPool {
 
     // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0).
     // The first exception of a body is rethrown here once all threads are done.
+    // The caller's thread also calls `poll` now and then, where one is set; what it throws ends the run.
     void run(int64_t num_items, const std::function<void(int64_t item, int thread)>& body);
+
+    std::function<void()> poll;
 
    private:
     void work(int thread);
     void take_items(int thread);
+    void poll_if_due();
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
@@ -37,6 +42,7 @@ class ThreadPool {
     std::atomic<int64_t> next_{0};
     int64_t num_items_ = 0;
     uint64_t generation_ = 0;
+    std::chrono::steady_clock::time_point polled_{};
     int active_ = 0;
     bool stopping_ = false;
     std::exception_ptr error_;

@@ -29,6 +29,11 @@ struct Offset {
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
+// Voxels on either side along an axis; compared as floating point, since a huge bandwidth fits into no integer.
+int64_t window_radius(double sigma, int64_t extent) {
+    return static_cast<int64_t>(std::min(kTruncationRadius * sigma * (1 + kRounding), static_cast<double>(extent - 1)));
+}
+
 class TruncatedFilter final : public Filter {
    public:
     TruncatedFilter(const BilateralInput& input, ThreadPool& pool)
@@ -62,10 +67,12 @@ class TruncatedFilter final : public Filter {
         padded_size_ = 1;
         for (int a = last; a >= 0; --a) {
             const double sigma = input.theta_alpha[a] / voxels_.spacing[a];
-            radius_[a] = std::min<int64_t>(static_cast<int64_t>(kTruncationRadius * sigma * (1 + kRounding)), voxels_.box_shape[a] - 1);
+            radius_[a] = window_radius(sigma, voxels_.box_shape[a]);
             int64_t extent = voxels_.box_shape[a] + radius_[a];
             // Whole vectors: the lanes beyond a row's end must be padding, never the next row's voxels.
             if (a == last) extent = (extent + kLanes - 1) / kLanes * kLanes;
+            // Whole groups of rows: the row beyond an odd one out must be padding, never the next plane's first.
+            if (a == last - 1) extent = std::max(extent, (voxels_.box_shape[a] + kRows - 1) / kRows * kRows);
             stride_[a] = padded_size_;
             padded_size_ *= extent;
         }
@@ -325,7 +332,7 @@ double num_truncated_pairs(const BilateralInput& input) {
     double rows = 1;
     for (int a = 0; a <= last; ++a) {
         step[a] = voxels.spacing[a] / input.theta_alpha[a];
-        radius[a] = std::min<int64_t>(static_cast<int64_t>(kTruncationRadius / step[a] * (1 + kRounding)), voxels.box_shape[a] - 1);
+        radius[a] = window_radius(1 / step[a], voxels.box_shape[a]);
         d[a] = -radius[a];
         if (a < last) rows *= static_cast<double>(2 * radius[a] + 1);
     }
