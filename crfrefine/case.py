@@ -113,6 +113,8 @@ def read_case_headers(files: CaseFiles) -> CaseHeaders:
     labels = io.read_header(files.labels, io.VOLUME_SUFFIXES) if files.labels else None
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
+            if header.num_channels > 1:
+                raise InputError(f"{header.path}: expected {what} with one value a voxel, this file has {header.num_channels}")
             _require_same_grid(files, f"image and {what}", images[0], header, f"Resample the {what} to the image's grid.")
     return CaseHeaders(files, images, logits, mask, labels)
 

@@ -99,9 +99,9 @@ class CrfParameters:
         Raises:
             ConfigError: there is no such preset or file, it is not TOML, or a key or value in it is wrong.
         """
-        path = _find_config(name_or_path)
+        path = find_config(name_or_path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read as a parameter file: {error}") from error
         try:
@@ -372,7 +372,8 @@ def list_presets() -> list[str]:
     return sorted((path.stem for path in configs_dir().glob("*.toml")), key=lambda name: (name != "default", name))
 
 
-def _find_config(name_or_path: str | Path) -> Path:
+def find_config(name_or_path: str | Path) -> Path:
+    """Return the file of a preset's name or of a path; raises ConfigError where there is none."""
     presets = list_presets()
     if isinstance(name_or_path, str) and name_or_path in presets:
         return configs_dir() / f"{name_or_path}.toml"

@@ -9,6 +9,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
 from crfrefine.label_maps import argmax_labels
 from crfrefine.probabilities import to_logits
@@ -37,8 +38,9 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
     """
     source, target = Path(source), Path(target)
     require_suffix(target)
-    if target.exists() and source.exists() and target.samefile(source):
-        raise InputError(f"{target}: is the input too; write to another file")
+    if to == "labels":
+        require_suffix(target, io.VOLUME_SUFFIXES)
+    _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
     header = io.read_header(source)
     geometry = _geometry(header, io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None, target)
     if header.num_channels == 1:
@@ -54,11 +56,19 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return probabilities
 
 
+def _check_no_input_is_replaced(target: Path, given: list[Path]) -> None:
+    inputs = set().union(*(identities(path) for name in given for path in files_read(name)))
+    for path in files_written(target):
+        if identities(path) & inputs:
+            raise InputError(f"{path}: is the input too; write to another file")
+
+
 def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
     if to not in (None, "labels"):
         raise InputError(
             f"{header.path}: holds one value a voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
+    require_suffix(target, io.VOLUME_SUFFIXES)
     labels = io.read_labels(header.path)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like)
     return f"{header.path}: label map, {_size(header)} -> {target}: label map"

@@ -145,6 +145,12 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     references = [path for path in paths if any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)]
     if references:
         notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
+    # This tool's own outputs, or logits that lie beside the images (-i FOLDER -p FOLDER), are no cases of their own.
+    names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
+    scores = [path for path in paths if any(stem_of(path).removesuffix(suffix) in names - {stem_of(path)} for suffix in LOGITS_NAMES)]
+    if scores:
+        notes.append(f"{folder}: {len(scores)} files of logits beside the images, such as {scores[0].name}, are not taken for images")
+        references += scores
     groups: dict[str, dict[int, list[Path]]] = {}
     lone: dict[str, list[Path]] = {}
     is_numbered = any(stem.endswith("_0000") for stem in stems)

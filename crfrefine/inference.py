@@ -48,6 +48,7 @@ class InferenceOptions:
         part_id: which of them this is, from 0.
         fail_fast: stop at the first bad case.
         summary: JSON file to write.
+        config: the file that the parameters came from, so that nothing is written over it.
     """
 
     images: tuple[Path, ...]
@@ -66,6 +67,7 @@ class InferenceOptions:
     part_id: int = 0
     fail_fast: bool = False
     summary: Path | None = None
+    config: Path | None = None
 
 
 class Observer:
@@ -135,7 +137,7 @@ class _Run:
     def __init__(self, options: InferenceOptions, observer: Observer) -> None:
         from crfrefine.backends import get_backend
         from crfrefine.case import discover_cases
-        from crfrefine.outputs import check_writable, plan_outputs
+        from crfrefine.outputs import check_summary_path, check_writable, plan_outputs
         from crfrefine.threads import available_threads
 
         self.options = options
@@ -153,8 +155,12 @@ class _Run:
             probabilities=options.save_probabilities,
             logits=options.save_logits,
             preview=options.preview,
+            config=options.config,
         )
-        for folder in {outputs.label_map.parent for outputs in self._outputs}:
+        if options.summary is not None:
+            check_summary_path(options.summary, self._cases, self._outputs, options.config)
+        # Cases that cannot even be read need no folder.
+        for folder in {outputs.label_map.parent for files, outputs in zip(self._cases, self._outputs, strict=True) if not files.problem}:
             check_writable(folder)
         if options.summary is not None:
             check_writable(options.summary.parent)

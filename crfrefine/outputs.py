@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import InputError
+from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from crfrefine.case import CaseFiles
     from crfrefine.volume import Volume
+
+# Every PNG begins and ends with these bytes: its signature, and an empty chunk IEND with its checksum.
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,14 @@ class Outcome:
 
 
 def plan_outputs(
-    cases: Sequence[CaseFiles], output: Path, *, folder_run: bool, probabilities: bool = False, logits: bool = False, preview: bool = False
+    cases: Sequence[CaseFiles],
+    output: Path,
+    *,
+    folder_run: bool,
+    probabilities: bool = False,
+    logits: bool = False,
+    preview: bool = False,
+    config: Path | None = None,
 ) -> list[OutputFiles]:
     """Name the files that each case will be written to.
 
@@ -74,9 +86,11 @@ def plan_outputs(
         probabilities: whether the marginals are asked for.
         logits: whether the refined logits are asked for.
         preview: whether a picture is asked for.
+        config: the file of the parameters, an input too.
 
     Raises:
-        InputError: the output names a file though there may be several cases, or something written would replace an input.
+        InputError: the output names a file though there may be several cases, or its format holds no label maps,
+            or something written would replace an input.
     """
     suffix = suffix_of(output)
     as_file = bool(suffix) and not output.is_dir()
@@ -96,7 +110,9 @@ def plan_outputs(
                 preview=label_map.with_name(f"{stem}_preview.png") if preview else None,
             )
         )
-    _check_no_input_is_replaced(cases, plans)
+    if as_file and suffix not in VOLUME_SUFFIXES:
+        raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(VOLUME_SUFFIXES)}")
+    _check_no_input_is_replaced(cases, plans, config)
     if folder_run:
         _check_folder_of_its_own(cases, output)
     return plans
@@ -116,18 +132,35 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
 
 
+def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None = None) -> None:
+    """Raise InputError where the summary is a folder, would replace an input or an output, or would pass for a volume.
+
+    Args:
+        path: the summary.
+        cases: the cases of the run.
+        plans: what is written for them.
+        config: the file of the parameters.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file for the summary")
+    written = [written for plan in plans for name in plan.all() for written in files_written(name)]
+    if suffix_of(path) or identities(path) & _inputs(cases, config).union(*map(identities, written)):
+        raise InputError(f"{path}: the summary would replace a file of this run, or pass for a volume; give it a name of its own in .json")
+
+
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     """Return whether every output of a case is there, can be read to its end, and is on the grid of the case."""
     from crfrefine.io import is_whole, read_header
-    from crfrefine.volume import same_shape
 
     if not all(path.is_file() for path in outputs.all()):
+        return False
+    if outputs.preview is not None and not _is_whole_picture(outputs.preview):
         return False
     volumes = [path for path in (outputs.label_map, outputs.probabilities, outputs.logits) if path is not None]
     if not all(is_whole(path) for path in volumes):
         return False
-    grid_shape = read_header(files.images[0]).grid_shape
-    return all(same_shape(read_header(path).grid_shape, grid_shape) for path in volumes)
+    image = read_header(files.images[0])
+    return all(image.on_same_grid(read_header(path)) for path in volumes)
 
 
 def write_outcome(outcome: Outcome, outputs: OutputFiles, *, threads: int = 1) -> None:
@@ -164,6 +197,14 @@ def write_small_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def _is_whole_picture(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return content.startswith(_PNG_START) and content.endswith(_PNG_END)
+
+
 def _write_preview(path: Path, outcome: Outcome, image: NDArray[np.float32], before: NDArray[Any]) -> None:
     from crfrefine.preview import draw_preview
 
@@ -174,11 +215,18 @@ def _write_preview(path: Path, outcome: Outcome, image: NDArray[np.float32], bef
     write_small_file(path, picture)
 
 
-def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
-    inputs = {path.resolve() for files in cases for path in (*files.images, *files.logits, *([files.mask] if files.mask else []))}
+def _inputs(cases: Sequence[CaseFiles], config: Path | None) -> set[Path | tuple[int, int]]:
+    """Return the identities of all files that a run reads."""
+    named = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
+    read = [path for name in named for path in files_read(name)]
+    return set().union(*map(identities, read if config is None else [*read, config]))
+
+
+def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None) -> None:
+    inputs = _inputs(cases, config)
     for files, outputs in zip(cases, plans, strict=True):
-        for path in outputs.all():
-            if path.resolve() in inputs:
+        for path in (path for name in outputs.all() for path in files_written(name)):
+            if identities(path) & inputs:
                 raise InputError(f"case '{files.case_id}': the output {path} would replace an input file; choose another output folder")
 
 

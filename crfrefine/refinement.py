@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend, Progress
 from crfrefine.config import CrfParameters
-from crfrefine.errors import InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.features import normalize_intensity
 from crfrefine.postprocess import postprocess
+
+LARGEST_LOGIT = 1e34
+"""Well below float32's 3.4e38: differences and sums over labels must fit too."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def refine(
         image = image[None]
     _check_shapes(logits, image, mask)
     num_dims = logits.ndim - 1
-    steps = (float(spacing),) * num_dims if isinstance(spacing, (int, float)) else tuple(float(step) for step in spacing)
+    steps = (float(np.asarray(spacing)),) * num_dims if np.ndim(spacing) == 0 else tuple(float(step) for step in np.asarray(spacing))
     if len(steps) != num_dims or not all(math.isfinite(step) and step > 0 for step in steps):
         raise InputError(f"spacing is {spacing}; expected {num_dims} positive distances in mm, one a grid axis")
     resolved = parameters.resolve(len(logits), len(image), num_dims)
@@ -108,7 +111,13 @@ def refine(
     # The model knows no order of axes, so the engine gets them in the order of memory: nothing is copied for a volume read from a file.
     order = _memory_order(logits[0])
     ordered_logits, ordered_image = _permuted(logits, order), _permuted(image, order)
-    _check_finite(backend, ordered_logits, "logits", threads)
+    largest = _check_finite(backend, ordered_logits, "logits", threads)
+    # Energies and marginals are sums of a few of these in float32; a temperature near zero would make them infinite, and then NaN.
+    if largest / resolved.temperature > LARGEST_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {resolved.temperature:g} turns logits up to {largest:g} into {largest / resolved.temperature:.1g}, "
+            "too large for float32; use a larger temperature"
+        )
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
     ordered_mask = None if inside is None else inside.transpose(order)
@@ -166,14 +175,25 @@ def _check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] 
         raise InputError(f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}")
     if mask is not None and np.shape(mask) != grid:
         raise InputError(f"mask has shape {np.shape(mask)}; expected the logits' grid {grid}")
+    if image.dtype.kind not in "biuf":
+        raise InputError(f"image has type {image.dtype}; expected real numbers")
+    if mask is not None and np.asarray(mask).dtype.kind == "f" and not np.isfinite(mask).all():
+        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
     if mask is not None and not np.any(mask):
         raise InputError("the mask is empty: there is no voxel to refine")
 
 
-def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> None:
+def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
+    """Raise InputError where a value is NaN or infinite; return the largest magnitude."""
     if channels.dtype.kind != "f":
-        return
-    for number, (lowest, highest) in enumerate(backend.channel_ranges(channels, threads=threads)):
+        return 0.0
+    largest = 0.0
+    with np.errstate(over="ignore"):
+        ranges = backend.channel_ranges(channels, threads=threads)
+    for number, (lowest, highest) in enumerate(ranges):
         if not (math.isfinite(lowest) and math.isfinite(highest)):
-            bad = np.count_nonzero(~np.isfinite(channels[number]))
-            raise InputError(f"{name}: channel {number} has {bad} values that are not finite (NaN or infinity)")
+            with np.errstate(over="ignore"):
+                bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
+            raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
+        largest = max(largest, abs(lowest), abs(highest))
+    return largest

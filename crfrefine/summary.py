@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,17 +110,29 @@ class RunSummary:
         return sum(record.status == status for record in self.cases)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values as they stand in the JSON file."""
+        """Return plain values as they stand in the JSON file; None for numbers that JSON does not have."""
         import crfrefine
 
         head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
         cases = [dataclasses.asdict(record) for record in self.cases]
-        return {"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases}
+        summary: dict[str, Any] = _without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
+        return summary
 
     def to_json(self) -> str:
         """Return the text of the JSON file."""
-        return json.dumps(self.to_dict(), indent=2, default=_plain) + "\n"
+        return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """Return the value with None for each NaN and infinity in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_nonfinite(entry) for entry in value)
+    return value
 
 
 def _plain(value: object) -> str:

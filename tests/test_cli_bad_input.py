@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import resource
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import (
     AFFINE,
     GRID_SHAPE,
@@ -331,3 +333,102 @@ def test_the_process_says_it_in_one_line_too(folders):
     assert len(errors) == 1
     assert errors[0].startswith(f"crfrefine: error: case 'bad': {folders.logits / 'bad.nii.gz'}: the file is not compressed with gzip")
     assert nib.load(folders.output / "good.nii.gz").shape == GRID_SHAPE
+
+
+def test_a_summary_never_replaces_an_input(folders):
+    victim = folders.images / "bad_0000.nii.gz"
+    before = victim.read_bytes()
+    result = run_here("infer", *folders.arguments, "--summary", victim)
+    assert result.status == 1
+    assert "the summary would replace a file of this run" in result.stderr
+    assert victim.read_bytes() == before
+    assert not folders.output.exists()
+
+
+def test_a_file_of_parameters_is_never_replaced(folders, tmp_path):
+    """Neither by the summary, nor by an output, whatever its name."""
+    text = "[mean_field]\nnum_iterations = 2\n"
+    own = tmp_path / "own.toml"
+    own.write_text(text)
+    result = run_here("infer", *folders.arguments, "-c", own, "--summary", own)
+    assert result.status == 1
+    assert "the summary would replace a file of this run" in result.stderr
+    assert own.read_text() == text
+    folders.output.mkdir()
+    odd = folders.output / "good.nii.gz"
+    odd.write_text(text)
+    result = run_here("infer", *folders.arguments, "-c", odd)
+    assert result.status == 1
+    assert "would replace an input" in result.stderr
+    assert odd.read_text() == text
+
+
+@pytest.mark.parametrize("end", [".mhd", ".nhdr"])
+@pytest.mark.parametrize("target", ["other{end}", "A{end}"], ids=["other name", "capitals"])
+def test_an_output_never_replaces_the_voxels_of_an_input(folders, tmp_path, end, target):
+    """The header's name may differ from that of the voxels, also in upper and lower case."""
+    voxels = tmp_path / ((target.format(end=end)).removesuffix(end) + {".mhd": ".zraw", ".nhdr": ".raw.gz"}[end])
+    image = sitk.ReadImage(str(folders.images / "good_0000.nii.gz"))
+    sitk.WriteImage(image, str(tmp_path / f"a{end}"), useCompression=True)
+    written = tmp_path / {".mhd": "a.zraw", ".nhdr": "a.raw.gz"}[end]
+    if written != voxels:
+        written.rename(voxels)
+        header = tmp_path / f"a{end}"
+        header.write_text(header.read_text().replace(written.name, voxels.name))
+    before = voxels.read_bytes()
+    result = run_here("infer", "-i", tmp_path / f"a{end}", "-p", folders.logits / "good.nii.gz", "-o", tmp_path / target.format(end=end))
+    assert result.status == 1
+    assert "would replace an input" in result.stderr
+    assert voxels.read_bytes() == before
+
+
+def test_a_mask_of_several_channels_fails_its_case_alone(folders, tmp_path):
+    save_nifti(tmp_path / "masks" / "good.nii.gz", np.ones(GRID_SHAPE, np.uint8))
+    save_nifti(tmp_path / "masks" / "bad.nii.gz", np.ones((*GRID_SHAPE, 2), np.uint8))
+    result = run_here("infer", *folders.arguments, "-m", tmp_path / "masks")
+    assert result.status == 1
+    assert "one value a voxel" in result.stderr
+    assert files_in(folders.output) == ["good.nii.gz"]
+
+
+def test_a_temperature_that_overflows_is_refused(folders):
+    result = run_here("infer", *folders.arguments, "--set", "mean_field.temperature=1e-38")
+    assert result.status == 1
+    assert "mean_field.temperature" in result.stderr
+    assert files_in(folders.output) == []
+
+
+def test_names_that_are_too_long_are_one_line(folders, tmp_path):
+    name = "n" * 300  # file systems take 255
+    for arguments in (("infer", "-i", folders.images, "-p", folders.logits, "-o", tmp_path / name), ("info", f"{name}.nii")):
+        result = run_process(*arguments)
+        assert result.status == 1
+        assert "crfrefine: error: " in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 0), ("2>&-", 0), (">/dev/full", 1)])
+def test_streams_that_are_closed_or_full_leave_no_traceback(folders, closed, status):
+    line = f"{shlex.join(command('infer', *folders.arguments))} {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_a_label_map_is_no_archive_and_nothing_is_read_to_say_so(folders, tmp_path):
+    logits = folders.logits / "good.nii.gz"
+    logits.write_bytes(b"not to be looked at")
+    result = run_here("infer", "-i", folders.images / "good_0000.nii.gz", "-p", logits, "-o", tmp_path / "new" / "x.npz")
+    assert result.status == 1
+    assert "a label map cannot be written as .npz" in result.stderr
+    assert "gzip" not in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_cases_without_logits_leave_no_empty_folder(folders):
+    for path in folders.logits.iterdir():
+        path.unlink()
+    result = run_here("infer", *folders.arguments)
+    assert result.status == 1
+    assert "no logits" in result.stderr
+    assert not folders.output.exists()

@@ -122,3 +122,35 @@ def test_bad_input(files, tmp_path, arguments, expected):
     assert result.stderr.startswith("crfrefine: error: ")
     assert expected in result.stderr
     assert files_in(tmp_path) == before
+
+
+def test_the_image_named_by_like_is_never_replaced(files):
+    before = files["image"].read_bytes()
+    result = run_here("convert", files["logits"], files["image"], "--like", files["image"])
+    assert result.status == 1
+    assert "is the input too" in result.stderr
+    assert files["image"].read_bytes() == before
+
+
+@pytest.mark.parametrize(("end", "voxels"), [(".mhd", ".zraw"), (".nhdr", ".raw.gz")])
+@pytest.mark.parametrize("as_like", [False, True], ids=["input", "like"])
+def test_the_voxels_of_an_input_are_never_replaced(files, tmp_path, end, voxels, as_like):
+    """A header in capitals is another file, but its voxels have the name that the target's would get."""
+    sitk.WriteImage(sitk.ReadImage(str(files["labels"])), str(tmp_path / f"a{end}"), useCompression=True)
+    source = (tmp_path / f"a{end}").rename(tmp_path / f"a{end.upper()}")
+    before = (tmp_path / f"a{voxels}").read_bytes()
+    arguments = (files["labels"], tmp_path / f"a{end}", "--like", source) if as_like else (source, tmp_path / f"a{end}")
+    result = run_here("convert", *arguments)
+    assert result.status == 1
+    assert "is the input too" in result.stderr
+    assert (tmp_path / f"a{voxels}").read_bytes() == before
+    assert not (tmp_path / f"a{end}").exists()
+
+
+def test_labels_in_an_archive_are_refused_before_voxels_are_read(files, tmp_path):
+    content = files["logits"].read_bytes()
+    files["logits"].write_bytes(content[: len(content) // 2])
+    result = run_here("convert", files["logits"], tmp_path / "out.npz", "--to", "labels")
+    assert result.status == 1
+    assert "unknown file type" in result.stderr
+    assert "cut off" not in result.stderr

@@ -386,3 +386,23 @@ def test_more_than_255_labels_are_written_as_uint16(tmp_path):
     assert result.status == 0, result.stderr
     assert nib.load(tmp_path / "out" / "a.nii.gz").get_data_dtype() == np.uint16
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "a.nii.gz"), labels)
+
+
+def test_continue_does_not_take_an_output_that_lies_elsewhere(folders):
+    """As many voxels, but the images and logits have been moved since."""
+    assert infer(folders).status == 0
+    moved = AFFINE.copy()
+    moved[0, 3] += 99
+    for path in (*folders.images.iterdir(), *folders.logits.iterdir()):
+        save_nifti(path, load_nifti(path), moved)
+    assert [case["status"] for case in summary_of(folders, "--continue")["cases"]] == ["done"] * 3
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1], ids=["empty", "beginning", "all but the last byte"])
+def test_continue_draws_a_broken_preview_again(folders, kept):
+    assert infer(folders, "--preview").status == 0
+    picture = folders.output / "a_preview.png"
+    content = picture.read_bytes()
+    picture.write_bytes(content[:kept])
+    assert [case["status"] for case in summary_of(folders, "--continue", "--preview")["cases"]] == ["done", "skipped", "skipped"]
+    assert picture.read_bytes() == content

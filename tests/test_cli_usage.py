@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from cli_helpers import command, run_here, run_process, write_folders
+from cli_helpers import command, files_in, run_here, run_process, write_folders
 
 import crfrefine
 
@@ -38,6 +38,9 @@ def test_version():
         pytest.param(["infer", "--frobnicate"], id="unknown option"),
         pytest.param(["infer", "{case}", "--input-type", "votes"], id="unknown input type"),
         pytest.param(["infer", "{case}", "--threads", "0"], id="no threads"),
+        pytest.param(["infer", "{case}", "--threads", "-2"], id="negative threads"),
+        pytest.param(["infer", "{case}", "--threads", "1025"], id="too many threads"),
+        pytest.param(["demo", "--threads", "1025"], id="too many threads for the demo"),
         pytest.param(["infer", "{case}", "--threads", "many"], id="threads not a number"),
         pytest.param(["infer", "{case}", "--num-parts", "0", "--part-id", "0"], id="no parts"),
         pytest.param(["infer", "{case}", "--num-parts", "2"], id="part not named"),
@@ -93,3 +96,23 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
         assert process.stderr.read() == ""
         process.stderr.close()
         process.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["infer", "{case}", option, ""] for option in ("-i", "-p", "-o", "-m", "-c", "--summary")),
+        *(["info", ""], ["info", "{image}", ""], ["convert", "", "b.nii.gz"], ["convert", "a.nii.gz", ""], ["demo", "-o", ""]),
+        ["convert", "a.nii.gz", "b.nii.gz", "--like", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_wrong_usage_and_not_the_current_folder(arguments, tmp_path, monkeypatch):
+    folders = write_folders(tmp_path, "a")
+    monkeypatch.chdir(tmp_path)
+    before = files_in(tmp_path)
+    fill = {"{case}": folders.arguments, "{image}": [folders.images / "a_0000.nii.gz"]}
+    result = run_here(*(part for argument in arguments for part in fill.get(argument, [argument])))
+    assert result.status == 2
+    assert "the path is empty" in result.stderr
+    assert files_in(tmp_path) == before

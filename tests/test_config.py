@@ -455,3 +455,9 @@ def test_positions_decide_the_distance_between_voxels() -> None:
     assert parameters.resolve(2, 1, 3).position_spacing((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
     voxels = parameters.replace(**{"mean_field.positions": "voxels"})
     assert voxels.resolve(2, 1, 3).position_spacing((0.5, 1.0, 3)) == (1.0, 1.0, 1.0)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"\xef\xbb\xbf[mean_field]\nnum_iterations = 3\n")
+    assert CrfParameters.load(path).mean_field.num_iterations == 3

@@ -225,3 +225,10 @@ def test_a_description_that_is_none(content, tmp_path):
     cases = discover_cases(images, None)
     assert [case.case_id for case in cases] == ["a"]
     assert "going on without it" in cases.notes[0]
+
+
+def test_logits_beside_the_images_are_no_cases(tmp_path):
+    images = folder(tmp_path, "images", "c_0000.nii.gz", "c_logits.nii.gz")
+    cases = discover_cases(images, images)
+    assert [case.case_id for case in cases] == ["c"]
+    assert any("c_logits.nii.gz" in note for note in cases.notes)

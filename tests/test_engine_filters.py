@@ -118,7 +118,7 @@ def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_
 
 @pytest.mark.parametrize("theta_alpha", [(2.0, 0.2, 2.0), (2.0, 0.2, 0.2), (0.2, 0.2, 2.0)])
 def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend, theta_alpha: tuple[float, float, float]) -> None:
-    """Two rows are handled together: beyond an odd one out there must be padding, not the next plane. Sums of a few hundred terms below 1."""
+    """Two rows are handled together: beyond an odd one out there must be padding, not the next plane. Sums of some hundred terms."""
     rng = np.random.default_rng(4)
     image, values = rng.random((1, 6, 5, 7), np.float32), rng.random((3, 6, 5, 7), np.float32)
     fast, plain = (

@@ -1,5 +1,6 @@
 """The folder run: order, overlap, memory and the account of each case; the command's view of it is in test_cli_infer.py."""
 
+import json
 import threading
 import time
 import weakref
@@ -173,3 +174,11 @@ def test_scores_of_drawn_maps():
     # Corners connect.
     found[3, 3, 2] = 1
     assert count_components(found, 1) == 2
+
+
+def test_a_summary_has_null_for_what_json_has_no_number_for():
+    record = CaseRecord("a", status="done", energy=(1.5, float("nan"), float("-inf")))
+    summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
+    content = json.loads(summary.to_json(), parse_constant=pytest.fail)
+    assert content["cases"][0]["energy"] == [1.5, None, None]
+    assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]

@@ -328,3 +328,34 @@ def test_complex_voxels_are_refused(tmp_path):
     sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
     with pytest.raises(UnsupportedFormatError, match=r"a\.nrrd: complex voxels"):
         io.read_volume(tmp_path / "a.nrrd")
+
+
+def write_slices(folder: Path, num_slices: int, word: str = "LIST") -> Path:
+    """Four slices are promised."""
+    names = [f"s{number}.raw" for number in range(num_slices)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(np.full((4, 5), number, "<f4").tobytes())
+    path = folder / "list.mhd"
+    header = ["ObjectType = Image", "BinaryData = True", "NDims = 3", "DimSize = 5 4 4", "ElementType = MET_FLOAT"]
+    path.write_text("\n".join([*header, f"ElementDataFile = {word}", *names, ""]))
+    return path
+
+
+@pytest.mark.parametrize("num_slices", [0, 1, 3])
+def test_a_list_of_too_few_slices_is_refused(num_slices, tmp_path):
+    with pytest.raises(UnsupportedFormatError, match=f"promises 4 files of voxels, it lists {num_slices}"):
+        io.read_volume(write_slices(tmp_path, num_slices))
+
+
+@pytest.mark.parametrize("word", ["LIST", "LIST 2"])
+def test_a_list_of_all_slices_is_read(word, tmp_path):
+    assert io.read_volume(write_slices(tmp_path, 4, word)).data[0, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("size", ["4 -5 6", "4 5 0"])
+def test_sizes_below_one_are_refused(size, tmp_path):
+    path = tmp_path / "a.mhd"
+    path.write_text(f"NDims = 3\nDimSize = {size}\nElementType = MET_SHORT\nElementDataFile = a.raw\n")
+    (tmp_path / "a.raw").write_bytes(bytes(240))
+    with pytest.raises(UnsupportedFormatError, match=f"DimSize = {size}; expected sizes of at least 1"):
+        io.read_header(path)

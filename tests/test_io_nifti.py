@@ -454,3 +454,33 @@ def test_one_file_a_label(tmp_path):
 def test_logits_of_one_label_are_refused(shape, tmp_path):
     with pytest.raises(InputError, match=r"one\.nii\.gz: logits of one label only"):
         io.read_logits([save_nifti(tmp_path / "one.nii.gz", numbers(shape))])
+
+
+def test_a_wrong_checksum_is_damage_even_where_values_are_not_finite(tmp_path):
+    """Flipped bits make NaN; to say that the network wrote them would mislead. Bytes after the voxels keep the checksum away from them."""
+    path = save_nifti(tmp_path / "a.nii.gz", np.full((5, 4, 3), np.nan, np.float32))
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(4096)))
+    content[-8] ^= 1  # the first byte of the CRC-32
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedFormatError, match="damaged"):
+        io.read_volume(path)
+
+
+@pytest.mark.parametrize("slope", [np.nan, 0.0])
+def test_a_slope_that_is_nan_or_zero_means_no_scaling(slope, tmp_path):
+    data = numbers((5, 4, 3), dtype=np.int16)
+    np.testing.assert_array_equal(io.read_volume(with_slope(tmp_path / "a.nii", data, slope)).data, data)
+
+
+@pytest.mark.parametrize("slope", [np.inf, -np.inf])
+def test_an_infinite_slope_is_named(slope, tmp_path):
+    with pytest.raises(UnsupportedFormatError, match="scl_slope is infinite"):
+        io.read_volume(with_slope(tmp_path / "a.nii", numbers((5, 4, 3), dtype=np.int16), slope))
+
+
+def with_slope(path: Path, data: np.ndarray, slope: float) -> Path:
+    """Write the slope into the bytes of the header: nibabel refuses to."""
+    content = bytearray(save_nifti(path, data).read_bytes())
+    content[112:116] = struct.pack("<f", slope)
+    path.write_bytes(content)
+    return path

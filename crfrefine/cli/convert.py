@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from crfrefine.cli.options import parse_path
+
 
 class Kind(StrEnum):
     """What the values are to be."""
@@ -19,13 +21,21 @@ class Kind(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Logits, probabilities or a label map.", show_default=False)],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; its suffix names the format.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", parser=parse_path, help="Logits, probabilities or a label map.", show_default=False)
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", parser=parse_path, help="File to write; its suffix names the format.", show_default=False)
+    ],
     to: Annotated[Kind | None, typer.Option("--to", help="What the values are to be. Default: what they are.", show_default=False)] = None,
     like: Annotated[
         Path | None,
         typer.Option(
-            "--like", metavar="IMAGE", help="Image whose geometry OUT gets: needed when IN has none, as .npz.", show_default=False
+            "--like",
+            metavar="IMAGE",
+            parser=parse_path,
+            help="Image whose geometry OUT gets: needed when IN has none, as .npz.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

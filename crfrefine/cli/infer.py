@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from crfrefine.cli.options import MAX_THREADS, parse_path, path_text
+
 
 class InputType(StrEnum):
     """How the network's output is to be taken."""
@@ -21,7 +23,12 @@ def infer(
     images: Annotated[
         list[Path],
         typer.Option(
-            "-i", "--images", metavar="PATH", help="Folder, or file; repeat the option for the modalities of one case.", show_default=False
+            "-i",
+            "--images",
+            metavar="PATH",
+            parser=parse_path,
+            help="Folder, or file; repeat the option for the modalities of one case.",
+            show_default=False,
         ),
     ],
     logits: Annotated[
@@ -30,6 +37,7 @@ def infer(
             "-p",
             "--logits",
             metavar="PATH",
+            parser=parse_path,
             help="Folder, or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file a label, in label order.",
             show_default=False,
         ),
@@ -40,6 +48,7 @@ def infer(
             "-o",
             "--output",
             metavar="PATH",
+            parser=parse_path,
             help="Folder, or (one case) a file. Written in the image's format, grid and orientation.",
             show_default=False,
         ),
@@ -50,11 +59,14 @@ def infer(
             "-m",
             "--masks",
             metavar="PATH|nonzero",
+            parser=path_text,
             help="Folder or file; 'nonzero': where any modality is not 0. Default: the config's choice. Outside, the plain argmax.",
             show_default=False,
         ),
     ] = None,
-    config: Annotated[str, typer.Option("-c", "--config", metavar="NAME|FILE", help="A preset's name, or a TOML file.")] = "default",
+    config: Annotated[
+        str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
+    ] = "default",
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,7 +77,14 @@ def infer(
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", metavar="N", min=1, help="CPU threads. Default: the cores this process may use.", show_default=False),
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            max=MAX_THREADS,
+            help="CPU threads. Default: the cores this process may use.",
+            show_default=False,
+        ),
     ] = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
@@ -88,7 +107,8 @@ def infer(
         bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise go on, list the failures at the end.")
     ] = False,
     summary: Annotated[
-        Path | None, typer.Option("--summary", metavar="FILE.json", help="Write a record of each case.", show_default=False)
+        Path | None,
+        typer.Option("--summary", metavar="FILE.json", parser=parse_path, help="Write a record of each case.", show_default=False),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors alone.")] = False,
@@ -101,7 +121,7 @@ def infer(
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.config import CrfParameters, parse_override
+    from crfrefine.config import CrfParameters, find_config, parse_override
     from crfrefine.inference import InferenceOptions, run_inference
 
     options = InferenceOptions(
@@ -121,6 +141,7 @@ def infer(
         part_id=part_id or 0,
         fail_fast=fail_fast,
         summary=summary,
+        config=find_config(config),
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)

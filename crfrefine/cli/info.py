@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import HelpOption
+from crfrefine.cli.options import HelpOption, parse_path
 
 
 def info(
@@ -17,7 +17,7 @@ def info(
     wants_help: HelpOption = False,
 ) -> None:
     """Show what a file is, its geometry, which cases a folder holds and what is wrong with them."""
-    paths = [Path(text) for text in ctx.args]
+    paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
     from crfrefine.errors import CrfRefineError

@@ -6,6 +6,7 @@ Start-up time is felt in shell loops, so that each command imports what it needs
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -41,7 +42,7 @@ class _Stopped(BaseException):
 
 
 class Group(TyperGroup):
-    """The commands, with errors of users turned into one message on standard error; any other exception keeps its traceback."""
+    """The commands, with errors of users and of the system turned into one message on standard error; others keep their traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
@@ -49,6 +50,12 @@ class Group(TyperGroup):
             return super().invoke(ctx)
         except CrfRefineError as error:
             print(f"crfrefine: error: {error}", file=sys.stderr)
+            raise typer.Exit(EXIT_FAILURE) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # Typer ends quietly where nobody reads on.
+            with contextlib.suppress(OSError):
+                print(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
             raise typer.Exit(EXIT_FAILURE) from error
         except KeyboardInterrupt as interrupt:
             raise _Stopped(interrupt) from interrupt
@@ -90,6 +97,10 @@ def _options(
 def main() -> None:
     """Run the command line and exit: 0 all well, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _raise_terminated)
+    # A closed stream (`>&-`, a service without a terminal) is one that nobody reads, not a reason to fail.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     # Names of files need not be text, and terminals need not have every letter: neither may end in a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import BLOCK_BYTES, ByteReader
+from crfrefine.io.streams import BLOCK_BYTES, ByteReader, finish
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +58,8 @@ def decode_into(
             target[...] = stored if slope == 1.0 and intercept == 0.0 else _scaled(stored, slope, intercept)
         suspicious = suspicious or not _is_finite(target)
     if suspicious:
+        # Damage is the likelier reason for such values, and the checksum at the end of compressed data tells.
+        finish(reader)
         require_finite(values, path)
 
 

@@ -53,6 +53,8 @@ def read_header(path: Path) -> VolumeHeader:
     module = metaimage if is_meta else nrrd
     try:
         fields = module.parse(path)
+        if is_meta:
+            metaimage.check_slices(path, fields)
     except OSError as error:
         raise cannot_read(path, error) from error
     # Before SimpleITK looks for voxels that are not there: it would say so in C++, on standard error.
@@ -80,6 +82,16 @@ def read_header(path: Path) -> VolumeHeader:
         affine=affine,
         template=ItkTemplate("metaimage" if is_meta else "nrrd", module.geometry(fields, num_axes), source),
     )
+
+
+def detached_voxels(path: Path) -> Path | None:
+    """Return the file of their own that the voxels of a header are in; None where they have none, or the header does not tell."""
+    module = metaimage if suffix_of(path) in METAIMAGE else nrrd
+    try:
+        source = module.voxel_source(path, module.parse(path))
+    except (OSError, UnsupportedFormatError):
+        return None  # Reading the file says what is wrong with it.
+    return None if source is None or source.path == path else source.path
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import numpy as np
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
+from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.source import HEADER_BYTES, VoxelSource
 from crfrefine.io.streams import COMPRESSION_LEVEL
 
@@ -48,6 +51,7 @@ def parse(path: Path) -> dict[str, str]:
             missing = [name for name in REQUIRED_KEYS if name not in fields]
             if missing:
                 raise UnsupportedFormatError(f"{path}: damaged MetaImage header: no line `{missing[0]} = ...`")
+            _check_sizes(path, fields["DimSize"])
             fields[""] = str(offset)
             return fields
     raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
@@ -82,6 +86,27 @@ def voxel_source(path: Path, fields: Mapping[str, str]) -> VoxelSource | None:
     )
 
 
+def check_slices(path: Path, fields: Mapping[str, str]) -> None:
+    """Raise UnsupportedFormatError where a header does not list as many files as it has slices.
+
+    SimpleITK leaves the memory of slices that are missing as it was.
+    """
+    words = fields["ElementDataFile"].split()
+    if not words or words[0].upper() != "LIST":
+        return
+    try:
+        sizes = [int(size) for size in fields["DimSize"].split()]
+        file_dims = int(words[1].rstrip("Dd")) if len(words) > 1 else len(sizes) - 1
+    except ValueError:
+        raise UnsupportedFormatError(f"{path}: damaged MetaImage header: ElementDataFile = {fields['ElementDataFile']}") from None
+    expected = math.prod(sizes[file_dims:])
+    with path.open("rb") as file:
+        file.seek(int(fields[""]))
+        found = sum(1 for line in file if line.strip())
+    if found != expected:
+        raise UnsupportedFormatError(f"{path}: its header promises {expected} files of voxels, it lists {found}; copy or export it again")
+
+
 def geometry(fields: Mapping[str, str], num_axes: int) -> tuple[str, ...]:
     """Return the lines that place the grid; none for a file with more dimensions than the grid, whose lines fit no other file."""
     if fields["NDims"] != str(num_axes):
@@ -111,8 +136,7 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
     from isal import isal_zlib
 
     compressed = isal_zlib.compress(as_bytes(np.ascontiguousarray(values)), COMPRESSION_LEVEL, 15)
-    is_local = path.name.lower().endswith(".mha")
-    data_path = path.with_name(path.name[:-4] + ".zraw")
+    data_path = written_voxel_file(path)
     has_channels = values.ndim > num_axes
     text = "\n".join(
         [
@@ -126,11 +150,11 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
             "DimSize = " + " ".join(str(size) for size in values.shape[:num_axes][::-1]),
             *([f"ElementNumberOfChannels = {values.shape[-1]}"] if has_channels else []),
             f"ElementType = {WRITTEN_TYPES[values.dtype.name]}",
-            f"ElementDataFile = {'LOCAL' if is_local else data_path.name}",
+            f"ElementDataFile = {'LOCAL' if data_path is None else data_path.name}",
             "",
         ]
     ).encode()
-    if is_local:
+    if data_path is None:
         with atomic_file(path) as file:
             file.write(text)
             file.write(compressed)
@@ -138,6 +162,12 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
         with atomic_files(data_path, path) as (data_file, header_file):
             data_file.write(compressed)
             header_file.write(text)
+
+
+def _check_sizes(path: Path, text: str) -> None:
+    # SimpleITK takes a negative size for a huge one, and fails for want of memory.
+    if any(re.fullmatch(r"-\d+|0+", size) for size in text.split()):
+        raise UnsupportedFormatError(f"{path}: damaged MetaImage header: DimSize = {text}; expected sizes of at least 1")
 
 
 def _is_true(text: str) -> bool:

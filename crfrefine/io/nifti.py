@@ -141,6 +141,8 @@ def _parse(block: bytes, path: Path) -> Any:
         header.check_fix(logger=_quiet, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
+        if np.isinf(header["scl_slope"]):  # nibabel would leave the voxels unscaled, as it does for 0 and NaN, which mean just that.
+            raise UnsupportedFormatError(f"{path}: damaged NIfTI header: its scl_slope is infinite; expected a number, or 0 for no scaling")
         if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
             raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
     except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:

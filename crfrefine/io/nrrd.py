@@ -12,6 +12,7 @@ import numpy as np
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
+from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.source import HEADER_BYTES, VoxelSource
 from crfrefine.io.streams import write_gzip
 
@@ -104,8 +105,7 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
     """
     values = np.ascontiguousarray(values)
     has_channels = values.ndim > num_axes
-    is_local = path.name.lower().endswith(".nrrd")
-    data_path = path.with_name(path.name[:-5] + ".raw.gz")
+    data_path = written_voxel_file(path)
     if has_channels:
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
     text = "\n".join(
@@ -119,12 +119,12 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
             *(["endian: little"] if values.dtype.itemsize > 1 else []),
             "encoding: gzip",
-            *([] if is_local else [f"data file: {data_path.name}"]),
-            "\n" if is_local else "",
+            *([] if data_path is None else [f"data file: {data_path.name}"]),
+            "\n" if data_path is None else "",
         ]
     ).encode()
     voxels = as_bytes(values)
-    if is_local:
+    if data_path is None:
         with atomic_file(path) as file:
             file.write(text)
             write_gzip(file, (voxels,), threads)

@@ -25,6 +25,12 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
+def written_voxel_file(path: Path) -> Path | None:
+    """Return the file beside a text header that its voxels are written to; None for the formats of one file."""
+    ending = {".mhd": ".zraw", ".nhdr": ".raw.gz"}.get(suffix_of(path))
+    return None if ending is None else path.with_name(stem_of(path) + ending)
+
+
 def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> str:
     """Return the suffix of the format, or raise UnsupportedFormatError where it is not one of `suffixes`."""
     suffix = suffix_of(path)

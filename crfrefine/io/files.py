@@ -1,0 +1,34 @@
+"""Which files a name stands for: a text header may have its voxels in a file of their own, which is read and written with it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from crfrefine.io.paths import METAIMAGE, NRRD, suffix_of, written_voxel_file
+
+
+def files_read(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the one with its voxels where its header names such a one."""
+    voxels = None
+    if suffix_of(path) in METAIMAGE + NRRD:
+        from crfrefine.io import itk
+
+        voxels = itk.detached_voxels(path)
+    return (path,) if voxels is None else (path, voxels)
+
+
+def files_written(path: Path) -> tuple[Path, ...]:
+    """Return the file, and the one with its voxels where the format keeps them apart."""
+    voxels = written_voxel_file(path)
+    return (path,) if voxels is None else (path, voxels)
+
+
+def identities(path: Path) -> set[Path | tuple[int, int]]:
+    """Return what tells whether two names mean one file, as far as both have an element in common."""
+    found: set[Path | tuple[int, int]] = {path.resolve()}
+    # Where upper and lower case are one, as on many disks of other systems, names differ and the file is the same.
+    with suppress(OSError):
+        status = path.stat()
+        found.add((status.st_dev, status.st_ino))
+    return found
