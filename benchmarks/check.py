@@ -22,9 +22,14 @@ def _require(passed: bool, message: str) -> None:
         raise SystemExit(f"benchmark: wrong result, so its time does not count: {message}")
 
 
+def marginals_rms(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Root mean square difference of (L, N) marginals."""
+    return float(np.sqrt(np.mean((ours.astype(np.float64) - theirs) ** 2)))
+
+
 def check_marginals(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:
     """Compare (L, N) marginals over the masked voxels."""
-    rms = float(np.sqrt(np.mean((ours.astype(np.float64) - theirs) ** 2)))
+    rms = marginals_rms(ours, theirs)
     agreement = float(np.mean(ours.argmax(axis=0) == theirs.argmax(axis=0)))
     _require(rms <= MAX_MARGINAL_RMS, f"marginals differ from pydensecrf2's by {rms:.4f} RMS")
     _require(agreement >= MIN_AGREEMENT, f"only {agreement:.2%} of the labels agree with pydensecrf2's")

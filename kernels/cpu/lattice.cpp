@@ -28,6 +28,8 @@ class LatticeFilter final : public Filter {
           lattice_(build_lattice(input, pool)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
+        // With far more vertices than voxels their rows are most of the memory, so fewer channels go at a time.
+        widest_ = lattice_.num_vertices > 2 * num_voxels_ ? 2 : 4;
         // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
         // in a volume of (D + 1)^(D - 1/2). The blur below is [1 2 1] / 2, and the weights of splatting and slicing are in 1 / 65535.
         const int d = lattice_.num_features;
@@ -39,7 +41,7 @@ class LatticeFilter final : public Filter {
                     Workspace& workspace) override {
         for (int c = 0; c < num_channels;) {
             const int left = num_channels - c;
-            const int group = std::min(left, 4);
+            const int group = std::min(left, widest_);
             const float* from = values + c * num_voxels_;
             float* to = sum + c * num_voxels_;
             if (group == 1) {
@@ -227,6 +229,7 @@ class LatticeFilter final : public Filter {
     ThreadPool& pool_;
     const Lattice lattice_;
     const int64_t sent_rows_;  // room for a tile's voxels, and for a whole vector at the end
+    int widest_ = 4;           // channels of a group
     float amplitude_ = 0;
     std::vector<Buffer<float>> scratch_;
 };

@@ -314,8 +314,11 @@ class Builder {
     struct Block {
         int64_t first_bucket = 0;
         uint32_t first_record = 0, first_vertex = 0, num_vertices = 0;
-        int hash_down = 63;  // a hash shifted down by this is a bucket
-        uint64_t bucket_mask() const { return (uint64_t{1} << (64 - hash_down)) - 1; }
+        uint32_t num_buckets = 0;
+
+        // The first bucket to look for a hash in, and the one after a bucket.
+        uint32_t home(uint64_t hash) const { return static_cast<uint32_t>((hash >> 32) * num_buckets >> 32); }
+        uint32_t next(uint32_t bucket) const { return bucket + 1 == num_buckets ? 0 : bucket + 1; }
     };
 
     // Pass 1 for one tile; returns its number of voxels.
@@ -493,9 +496,8 @@ class Builder {
             vertices += block.num_vertices;
             if (block.num_vertices == 0) continue;
             block.first_bucket = num_buckets_;
-            const int bits = bit_width(block.num_vertices) + 1;
-            block.hash_down = 64 - bits;
-            num_buckets_ += int64_t{1} << bits;
+            block.num_buckets = block.num_vertices + block.num_vertices / 2 + 1;
+            num_buckets_ += block.num_buckets;
         }
         lattice_.num_vertices = vertices;
         if (lattice_.num_vertices > int64_t{0x7ffffff0})
@@ -529,21 +531,19 @@ class Builder {
     void fill_tables(Bucket* table) {
         for_blocks([&](const Block& block) {
             Bucket* buckets = table + block.first_bucket;
-            const uint64_t mask = block.bucket_mask();
-            std::fill(buckets, buckets + mask + 1, Bucket{0, kNone});
+            std::fill(buckets, buckets + block.num_buckets, Bucket{0, kNone});
             for (uint32_t n = 0; n < block.num_vertices; ++n) {
                 const uint64_t hash = hash_key(keys_[block.first_record + n]);
-                uint64_t bucket = hash >> block.hash_down;
-                while (buckets[bucket].number != kNone) bucket = (bucket + 1) & mask;
+                uint32_t bucket = block.home(hash);
+                while (buckets[bucket].number != kNone) bucket = block.next(bucket);
                 buckets[bucket] = {static_cast<uint32_t>(hash), n};
             }
         });
     }
 
     // Moves a search on to the next bucket that may hold its key: the key itself is not looked at.
-    static void advance(Search& search, Bucket* buckets, uint64_t bucket) {
-        const uint64_t mask = search.block->bucket_mask();
-        while (buckets[bucket].number != kNone && buckets[bucket].tag != search.tag) bucket = (bucket + 1) & mask;
+    static void advance(Search& search, Bucket* buckets, uint32_t bucket) {
+        while (buckets[bucket].number != kNone && buckets[bucket].tag != search.tag) bucket = search.block->next(bucket);
         search.bucket = buckets + bucket;
         search.number = buckets[bucket].number;
     }
@@ -579,7 +579,7 @@ class Builder {
                 s.block = &blocks_[block_of(s.key)];
                 const uint64_t hash = hash_key(s.key);
                 s.tag = static_cast<uint32_t>(hash);
-                s.bucket = table + s.block->first_bucket + (hash >> s.block->hash_down);
+                s.bucket = table + s.block->first_bucket + s.block->home(hash);
                 __builtin_prefetch(s.bucket);
             }
             for (uint32_t i = 0; i < count; ++i) {
@@ -587,14 +587,14 @@ class Builder {
                 s.number = kNone;
                 if (s.block->num_vertices == 0) continue;
                 Bucket* buckets = table + s.block->first_bucket;
-                advance(s, buckets, static_cast<uint64_t>(s.bucket - buckets));
+                advance(s, buckets, static_cast<uint32_t>(s.bucket - buckets));
                 __builtin_prefetch(&keys_[s.block->first_record + (s.number == kNone ? 0 : s.number)]);
             }
             for (uint32_t i = 0; i < count; ++i) {
                 Search& s = searches[i];
                 while (s.number != kNone && keys_[s.block->first_record + s.number] != s.key) {
                     Bucket* buckets = table + s.block->first_bucket;
-                    advance(s, buckets, static_cast<uint64_t>(s.bucket - buckets + 1) & s.block->bucket_mask());
+                    advance(s, buckets, s.block->next(static_cast<uint32_t>(s.bucket - buckets)));
                 }
                 const uint32_t v = block.first_vertex + first + i;
                 after[v] = s.number == kNone ? none : s.block->first_vertex + s.number;
