@@ -20,6 +20,7 @@ from workers.measure import Workload
 from workloads import WorkloadSpec, accuracy_spec, store
 
 from crfrefine.backends import get_backend
+from crfrefine.errors import CapacityError
 
 DIMENSIONS = range(2, 10)
 SETTINGS = ((1.5, 0.05), (3.0, 0.05), (8.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1
@@ -63,9 +64,14 @@ def measure() -> list[dict[str, Any]]:
             voxels = sample_voxels(workload, NUM_ROWS)
             exact = bilateral_rows(workload, softmax(workload.logits).astype(np.float32), voxels)
             for name in FILTERS:
-                if _serves(name, spec):
+                if not _serves(name, spec):
+                    continue
+                try:
                     errors = _message_errors(workload, name, exact, voxels)
-                    records.append({"filter": name, "num_features": num_features, **asdict(spec), **errors})
+                except CapacityError as error:  # a grid of far more cells than voxels is refused: no figure
+                    sys.stderr.write(f"{name}: {error}\n")
+                    continue
+                records.append({"filter": name, "num_features": num_features, **asdict(spec), **errors})
             sys.stderr.write(f"D = {num_features}, theta_alpha {theta_alpha:g}, theta_beta {theta_beta:g}\n")
     return records
 

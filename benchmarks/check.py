@@ -14,6 +14,9 @@ NUM_ROWS = 100
 MAX_ROW_ERROR = 0.06
 # Errors of messages of that size move marginals near 1/2, of which these noisy workloads have many, by about as much.
 MAX_MARGINAL_RMS = 0.03
+# With several vertices a voxel a lattice's result depends on where its cells happen to lie: flipping the volume alone moves marginals by up
+# to 0.067 RMS at 6 to 9 vertices a voxel. So that much between two lattices says nothing against either.
+MAX_LATTICE_RMS = 0.067
 MIN_AGREEMENT = 0.98
 
 
@@ -27,11 +30,11 @@ def marginals_rms(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> flo
     return float(np.sqrt(np.mean((ours.astype(np.float64) - theirs) ** 2)))
 
 
-def check_marginals(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> dict[str, float]:
-    """Compare (L, N) marginals over the masked voxels."""
+def check_marginals(ours: NDArray[np.float32], theirs: NDArray[np.float32], most: float = MAX_MARGINAL_RMS) -> dict[str, float]:
+    """Compare (L, N) marginals over the masked voxels; `most` RMS difference passes."""
     rms = marginals_rms(ours, theirs)
     agreement = float(np.mean(ours.argmax(axis=0) == theirs.argmax(axis=0)))
-    _require(rms <= MAX_MARGINAL_RMS, f"marginals differ from pydensecrf2's by {rms:.4f} RMS")
+    _require(rms <= most, f"marginals differ from pydensecrf2's by {rms:.4f} RMS")
     _require(agreement >= MIN_AGREEMENT, f"only {agreement:.2%} of the labels agree with pydensecrf2's")
     return {"pydensecrf2_marginals_rms": rms, "pydensecrf2_label_agreement": agreement}
 
