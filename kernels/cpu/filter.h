@@ -22,6 +22,10 @@ class Filter {
     virtual void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                             float* sum, Workspace& workspace) = 0;
 
+    // Fills in the normalization without filtering, where a filter can: scale[n] = (K 1)^-1/2 and ones[n] = the message of all ones if
+    // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
+    virtual bool normalize(bool /*symmetric*/, float* /*scale*/, float* /*ones*/) { return false; }
+
     // One line for people: which algorithm, with its size.
     virtual std::string description() const = 0;
 };

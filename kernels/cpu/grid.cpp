@@ -20,8 +20,9 @@ namespace {
 constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
 constexpr int kSpan = 4;  // cells under one cubic B-spline
 // A row is splatted into this many copies in turn, which are then added: neighboring voxels hit overlapping cells, and a load that partly
-// overlaps a store just made would wait for it.
-constexpr int kCopies = 4;
+// overlaps a store just made would wait for it. Long rows get fewer, as clearing and adding them costs more than it saves.
+constexpr int kMostCopies = 4;
+constexpr int64_t kLongRow = 1024;                  // floats
 constexpr int64_t kBatchFloats = int64_t{1} << 22;  // 16 MiB of planes are splatted before they are added to the grid
 
 // Weights of the four cells around a point at fraction f of its cell.
@@ -83,7 +84,7 @@ class GridFilter final : public Filter {
         int64_t inner = 0;  // what the levels below a plane need
         for (int a = 2; a < axes; ++a) inner += level_[a];
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + (kCopies - 1) * level_[axes - 1] + kLanes);
+        for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + (kMostCopies - 1) * level_[axes - 1] + kLanes);
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
@@ -200,11 +201,12 @@ class GridFilter final : public Filter {
         }
     }
 
-    // `copies`: room for kCopies - 1 rows.
+    // `copies`: room for kMostCopies - 1 rows.
     void splat_row(int64_t row, const float* values, const float* pre, float* to, float* copies) const {
         const int64_t size = level_[last()];
-        std::fill(copies, copies + (kCopies - 1) * size, 0.0f);
-        float* const target[kCopies] = {to, copies, copies + size, copies + 2 * size};
+        const int num_copies = size > kLongRow ? 2 : kMostCopies;
+        std::fill(copies, copies + (num_copies - 1) * size, 0.0f);
+        float* const target[kMostCopies] = {to, copies, num_copies == 2 ? to : copies + size, num_copies == 2 ? copies : copies + 2 * size};
         const int64_t bins = bins_, inner_bins = size_.bins[1];
         const vfloat4* x_weight = x_weight_.data();
         auto sent = [&](const Batch& batch, float* value) {
@@ -216,7 +218,7 @@ class GridFilter final : public Filter {
                 float value[kLanes];
                 sent(batch, value);
                 for (int i = 0; i < batch.count; ++i) {
-                    float* cell = target[i % kCopies] + batch.cell[i];
+                    float* cell = target[i % kMostCopies] + batch.cell[i];
                     const vfloat4 across = x_weight[batch.x + i] * value[i], weight = spline_weights(batch.fraction[0][i]);
                     for (int j = 0; j < kSpan; ++j, cell += bins) store4(cell, load4(cell) + weight * across[j]);
                 }
@@ -229,15 +231,14 @@ class GridFilter final : public Filter {
                     const vfloat4 across = x_weight[batch.x + i] * value[i];
                     const vfloat4 outer = spline_weights(batch.fraction[0][i]), inner = spline_weights(batch.fraction[1][i]);
                     for (int j = 0; j < kSpan; ++j) {
-                        float* cell = target[i % kCopies] + batch.cell[i] + j * bins;
+                        float* cell = target[i % kMostCopies] + batch.cell[i] + j * bins;
                         const vfloat4 scaled = inner * across[j];
                         for (int k = 0; k < kSpan; ++k, cell += inner_bins) store4(cell, load4(cell) + scaled * outer[k]);
                     }
                 }
             });
         }
-        for (int64_t i = 0; i < size; i += kLanes)
-            store(to + i, load(to + i) + load(copies + i) + load(copies + size + i) + load(copies + 2 * size + i));
+        for (int c = 0; c < num_copies - 1; ++c) add_scaled(to, copies + c * size, 1.0f, size);
     }
 
     void slice_row(int64_t row, const float* from, const float* post, float channel_weight, float* sum) const {

@@ -281,6 +281,7 @@ class Builder {
         find_tiles();
         lay_out_blocks();
         deal_out();
+        BlockCache::release_idle();  // the tiles' own lists, before more is taken
         number_vertices();
         find_neighbors();
         assign_slots();

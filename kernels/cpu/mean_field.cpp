@@ -160,17 +160,19 @@ class MeanField {
         vfloat negative_entropy;
         vint label;
     };
+    template <int L>
     Softmax softmax(float* x) const {
+        const int num_labels = L > 0 ? L : num_labels_;
         vfloat largest = load(x);
         vint label{};
-        for (int l = 1; l < num_labels_; ++l) {
+        for (int l = 1; l < num_labels; ++l) {
             const vfloat v = load(x + l * kVoxelBlock);
             const vint more = v > largest;
             largest = more ? v : largest;
             label = more ? splat_lanes(l) : label;
         }
         vfloat total{}, weighted{};
-        for (int l = 0; l < num_labels_; ++l) {
+        for (int l = 0; l < num_labels; ++l) {
             const vfloat shifted = load(x + l * kVoxelBlock) - largest;
             const vfloat e = exp_nonpositive(shifted);
             total += e;
@@ -178,23 +180,27 @@ class MeanField {
             store(x + l * kVoxelBlock, e);
         }
         const vfloat inverse = 1.0f / total;
-        for (int l = 0; l < num_labels_; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
+        for (int l = 0; l < num_labels; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
         return {weighted * inverse - log_positive(total), label};
     }
 
+    template <int L>
     vfloat largest_row(const float* x) const {
+        const int num_labels = L > 0 ? L : num_labels_;
         vfloat largest = load(x);
-        for (int l = 1; l < num_labels_; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
+        for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
         return largest;
     }
 
     // KL(new || old) of sixteen voxels, as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing
     // cancels. An implied marginal is 1 minus the others: what is below their rounding counts as equal.
+    template <int L>
     vfloat kl_divergence(const float* now, const float* old) const {
+        const int num_labels = L > 0 ? L : num_labels_;
         const vfloat tiny = splat_lanes(kTiny), rounding = splat_lanes(static_cast<float>(num_labels_) * 1.2e-7f);
         vfloat total{};
-        for (int l = 0; l < num_labels_; ++l) {
-            const vfloat least = implied_ && l == num_labels_ - 1 ? rounding : tiny;
+        for (int l = 0; l < num_labels; ++l) {
+            const vfloat least = implied_ && l == num_labels - 1 ? rounding : tiny;
             const vfloat p = vmax(load(now + l * kVoxelBlock), least);
             const vfloat ratio = vmax(load(old + l * kVoxelBlock), least) / p;
             total += vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, tiny))), vfloat{});
@@ -208,9 +214,9 @@ class MeanField {
         BlockSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
-            const vfloat largest = largest_row(x + i);
+            const vfloat largest = largest_row<0>(x + i);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
-            sums.negative_entropy += sum_lanes(first_lanes(lanes) ? softmax(x + i).negative_entropy : vfloat{});
+            sums.negative_entropy += sum_lanes(first_lanes(lanes) ? softmax<0>(x + i).negative_entropy : vfloat{});
         }
         store_marginals(block, x);
         for (int c = 0; c < num_channels_; ++c) {
@@ -223,19 +229,37 @@ class MeanField {
     // One step for a block: from the messages and old marginals to the new marginals (and logits, where `out` is given). Leaves the
     // messages at zero, for the next step to add to.
     void update(int64_t block, float* scratch, float* out) {
+        switch (num_labels_) {
+            case 2:
+                return update_labels<2>(block, scratch, out);
+            case 3:
+                return update_labels<3>(block, scratch, out);
+            case 4:
+                return update_labels<4>(block, scratch, out);
+            case 5:
+                return update_labels<5>(block, scratch, out);
+            default:
+                return update_labels<0>(block, scratch, out);
+        }
+    }
+
+    // L: number of labels, 0 = any; loops of known length stay in registers.
+    template <int L>
+    void update_labels(int64_t block, float* scratch, float* out) {
+        const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
-        const int last = num_labels_ - 1;
-        float* x = scratch;                                  // logits, then the new logits, then the new marginals
-        float* q = scratch + num_labels_ * kVoxelBlock;      // old marginals of all labels
-        float* s = scratch + 2 * num_labels_ * kVoxelBlock;  // weighted messages of all labels
+        const int last = num_labels - 1;
+        float* x = scratch;                                 // logits, then the new logits, then the new marginals
+        float* q = scratch + num_labels * kVoxelBlock;      // old marginals of all labels
+        float* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
         float* marginals = marginals_.get() + begin;
         float* messages = messages_.get() + begin;
         load_logits(block, x);
 
         vfloat linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vfloat largest = largest_row(x + i);
+            const vfloat largest = largest_row<L>(x + i);
             const int64_t left = count - i;
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
             vfloat rest = splat_lanes(1.0f), all{};
@@ -254,13 +278,13 @@ class MeanField {
                 store(s + last * kVoxelBlock + i, ones - all);
                 all = ones;
             }
-            for (int l = 0; l < num_labels_; ++l) {
+            for (int l = 0; l < num_labels; ++l) {
                 vfloat pairwise{};
                 if (options_.is_potts) {
                     pairwise = all - load(s + l * kVoxelBlock + i);
                 } else {
-                    for (int k = 0; k < num_labels_; ++k)
-                        pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels_ + l];
+                    for (int k = 0; k < num_labels; ++k)
+                        pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels + l];
                 }
                 const vfloat a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
                 linear += valid ? (a - largest) * old : vfloat{};
@@ -277,16 +301,16 @@ class MeanField {
             const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
             vint old_label{};
             vfloat largest = load(q + i);
-            for (int l = 1; l < num_labels_; ++l) {
+            for (int l = 1; l < num_labels; ++l) {
                 const vfloat v = load(q + l * kVoxelBlock + i);
                 const vint more = v > largest;
                 largest = more ? v : largest;
                 old_label = more ? splat_lanes(l) : old_label;
             }
-            const Softmax now = softmax(x + i);
+            const Softmax now = softmax<L>(x + i);
             sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : vfloat{});
             if (options_.tolerance > 0) {
-                divergence += valid ? kl_divergence(x + i, q + i) : vfloat{};
+                divergence += valid ? kl_divergence<L>(x + i, q + i) : vfloat{};
                 flips += valid ? (now.label != old_label) : vint{};  // -1 where true
             }
         }
@@ -364,6 +388,17 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
             std::fill(b.get() + block * kVoxelBlock, b.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
         });
     };
+    const bool symmetric = normalization == Normalization::kSymmetric;
+    if (normalization != Normalization::kNone) {
+        kernel.scale = Buffer<float>(num_voxels);
+        if (symmetric) kernel.ones = Buffer<float>(num_voxels);
+        if (kernel.filter->normalize(symmetric, kernel.scale.get(), kernel.ones.get())) {
+            kernel.scales_sent = symmetric;
+            return;
+        }
+        kernel.scale = Buffer<float>();
+        kernel.ones = Buffer<float>();
+    }
     Buffer<float> ones, degree;
     fill(ones, 1.0f);
     fill(degree, 0.0f);
@@ -372,7 +407,6 @@ void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normal
         kernel.ones = std::move(degree);
         return;
     }
-    const bool symmetric = normalization == Normalization::kSymmetric;
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
         float* d = degree.get() + block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);

@@ -37,12 +37,51 @@ class SpatialFilter final : public Filter {
         }
     }
 
+    // Without a mask K 1 is a product over the axes, and so is everything made of it.
+    bool normalize(bool symmetric, float* scale, float* ones) override {
+        if (voxels_.num_voxels != voxels_.box_size) return false;
+        std::vector<std::vector<float>> scales, messages;
+        for (int a = 0; a < voxels_.num_axes; ++a) {
+            scales.push_back(filter_profile(a, std::vector<float>(voxels_.box_shape[a], 1.0f)));
+            for (float& s : scales.back()) s = symmetric ? 1.0f / std::sqrt(s) : 1.0f / s;
+            messages.push_back(filter_profile(a, scales.back()));
+            for (size_t i = 0; i < messages.back().size(); ++i) messages.back()[i] *= scales.back()[i];
+        }
+        fill_product(scales, scale);
+        if (ones) fill_product(messages, ones);
+        return true;
+    }
+
     std::string description() const override { return "separable"; }
 
    private:
     static constexpr int64_t kRunBlock = 256;
 
     int64_t num_run_blocks() const { return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock; }
+
+    // The one-dimensional filter of an axis, applied to a profile along it.
+    std::vector<float> filter_profile(int axis, const std::vector<float>& profile) const {
+        const int64_t length = static_cast<int64_t>(profile.size()), radius = static_cast<int64_t>(taps_[axis].size()) - 1;
+        std::vector<float> filtered(length);
+        for (int64_t i = 0; i < length; ++i) {
+            double total = 0;
+            for (int64_t j = std::max<int64_t>(0, i - radius); j <= std::min(length - 1, i + radius); ++j)
+                total += static_cast<double>(taps_[axis][std::abs(i - j)]) * profile[j];
+            filtered[i] = static_cast<float>(total);
+        }
+        return filtered;
+    }
+
+    void fill_product(const std::vector<std::vector<float>>& profiles, float* out) {
+        const int last = voxels_.num_axes - 1;
+        const int64_t length = voxels_.box_shape[last];
+        pool_.run(voxels_.box_size / length, [&](int64_t row, int) {
+            float factor = 1.0f;
+            for (int64_t a = last - 1, rest = row; a >= 0; rest /= voxels_.box_shape[a], --a)
+                factor *= profiles[a][rest % voxels_.box_shape[a]];
+            for (int64_t i = 0; i < length; ++i) out[row * length + i] = factor * profiles[last][i];
+        });
+    }
 
     void scatter(const float* values, const float* pre) {
         const auto& runs = voxels_.runs;
