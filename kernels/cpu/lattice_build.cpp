@@ -501,6 +501,11 @@ class Builder {
             num_buckets_ += block.num_buckets;
         }
         lattice_.num_vertices = vertices;
+        // From here on one key a vertex is enough.
+        Buffer<Key> keys(vertices);
+        for (const Block& block : blocks_)
+            std::copy_n(keys_.get() + block.first_record, block.num_vertices, keys.get() + block.first_vertex);
+        keys_ = std::move(keys);
         if (lattice_.num_vertices > int64_t{0x7ffffff0})
             throw std::invalid_argument("capacity: the lattice would have more than 2^31 vertices");
     }
@@ -534,7 +539,7 @@ class Builder {
             Bucket* buckets = table + block.first_bucket;
             std::fill(buckets, buckets + block.num_buckets, Bucket{0, kNone});
             for (uint32_t n = 0; n < block.num_vertices; ++n) {
-                const uint64_t hash = hash_key(keys_[block.first_record + n]);
+                const uint64_t hash = hash_key(keys_[block.first_vertex + n]);
                 uint32_t bucket = block.home(hash);
                 while (buckets[bucket].number != kNone) bucket = block.next(bucket);
                 buckets[bucket] = {static_cast<uint32_t>(hash), n};
@@ -574,7 +579,7 @@ class Builder {
         for (uint32_t first = 0; first < block.num_vertices; first += kBatch) {
             const uint32_t count = std::min(kBatch, block.num_vertices - first);
             for (uint32_t i = 0; i < count; ++i) {
-                const Key key = keys_[block.first_record + first + i];
+                const Key key = keys_[block.first_vertex + first + i];
                 Search& s = searches[i];
                 s.key = key + ((key & remainder_mask) < static_cast<Key>(d_) ? up : wrap);
                 s.block = &blocks_[block_of(s.key)];
@@ -589,11 +594,11 @@ class Builder {
                 if (s.block->num_vertices == 0) continue;
                 Bucket* buckets = table + s.block->first_bucket;
                 advance(s, buckets, static_cast<uint32_t>(s.bucket - buckets));
-                __builtin_prefetch(&keys_[s.block->first_record + (s.number == kNone ? 0 : s.number)]);
+                __builtin_prefetch(&keys_[s.block->first_vertex + (s.number == kNone ? 0 : s.number)]);
             }
             for (uint32_t i = 0; i < count; ++i) {
                 Search& s = searches[i];
-                while (s.number != kNone && keys_[s.block->first_record + s.number] != s.key) {
+                while (s.number != kNone && keys_[s.block->first_vertex + s.number] != s.key) {
                     Bucket* buckets = table + s.block->first_bucket;
                     advance(s, buckets, s.block->next(static_cast<uint32_t>(s.bucket - buckets)));
                 }
