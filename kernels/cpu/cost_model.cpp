@@ -56,7 +56,6 @@ double truncated_cost(const Work& work, double pairs) {
 }
 
 double grid_cost(const Work& work, const GridSize& size) {
-    if (work.num_modalities > 2 || size.num_cells > kLargestGrid) return std::numeric_limits<double>::infinity();
     return work.filterings(
         [&](int channels) { return channels * (work.voxels * kGridVoxel[work.num_modalities - 1] + size.num_cells * kGridCell); });
 }
@@ -75,7 +74,7 @@ std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, 
     const double exact = noticed(exact_cost(work));
     const double truncated = noticed(truncated_cost(work, num_truncated_pairs(input)));
     const GridSize size = grid_size(input);
-    const double grid = noticed(grid_cost(work, size));
+    const double grid = fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
     // How many vertices a lattice would have takes time to estimate, so only where it decides: between next to none and all its simplices'
     // own.

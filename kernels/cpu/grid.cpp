@@ -19,6 +19,10 @@ namespace {
 // exp(-d^2 / 2) with this three-tap filter: RMS 0.0057, at most 0.023 off in one dimension.
 constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
 constexpr int kSpan = 4;  // cells under one cubic B-spline
+
+// A grid with far more cells than voxels is a mistake that would take minutes: this many, or this many a voxel, are allowed, and 8 GB.
+constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
+
 // A row is splatted into this many copies in turn, which are then added: neighboring voxels hit overlapping cells, and a load that partly
 // overlaps a store just made would wait for it. Long rows get fewer, as clearing and adding them costs more than it saves.
 constexpr int kMostCopies = 4;
@@ -420,13 +424,16 @@ GridSize grid_size(const BilateralInput& input) {
     return size;
 }
 
+bool fits_grid(const BilateralInput& input, const GridSize& size) {
+    const double most = std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
+    return !input.intensity.empty() && input.intensity.size() <= 2 && size.num_cells <= std::min(kLargestGrid, most);
+}
+
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool) {
     if (input.intensity.empty() || input.intensity.size() > 2)
         throw std::invalid_argument("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
                                     "; use filter = \"lattice\" or \"auto\"");
-    const double most =
-        std::min(kLargestGrid, std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels)));
-    if (size.num_cells > most)
+    if (!fits_grid(input, size))
         throw std::invalid_argument("capacity: the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
     return std::make_unique<GridFilter>(input, size, pool);
 }

@@ -5,11 +5,6 @@
 
 namespace crf {
 
-constexpr double kLargestGrid = 2e9;  // cells: 8 GB
-
-// A grid with far more cells than voxels is a mistake that would take minutes: this many, or this many a voxel, are allowed.
-constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200;
-
 struct GridSize {
     int64_t cells[kMaxAxes]{};  // along each axis of the box
     int64_t bins[2]{1, 1};      // along each modality
@@ -18,6 +13,11 @@ struct GridSize {
 };
 
 GridSize grid_size(const BilateralInput& input);
+
+// Whether the grid filter takes this input: one or two modalities, and not far more cells than voxels.
+bool fits_grid(const BilateralInput& input, const GridSize& size);
+
+// Throws std::invalid_argument where it does not fit.
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool);
 
 }  // namespace crf

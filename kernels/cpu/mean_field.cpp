@@ -56,8 +56,9 @@ class MeanField {
         MeanFieldOutcome outcome;
         step_ = 1.0f - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
-        double negative_entropy = total().negative_entropy, last_energy = 0;
-        const double largest = total().largest;
+        const BlockSums start = total();
+        const double largest = start.largest;
+        double negative_entropy = start.negative_entropy, last_energy = 0;
         // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
         const bool may_stop = options_.tolerance > 0;
         const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !options_.is_potts);
