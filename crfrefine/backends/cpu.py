@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.base import MeanFieldResult, Progress, Range
+from crfrefine.backends.base import MeanFieldGradients, MeanFieldResult, Progress, Range, Tape
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.threads import available_threads
 
@@ -71,6 +71,9 @@ class CpuBackend:
         image = np.ascontiguousarray(image, dtype=np.float32)
         step = _floats(parameters.position_spacing(spacing))
         spatial = parameters.spatial
+        weights = [_floats(kernel.weight) for kernel in parameters.bilateral]
+        if spatial is not None:
+            weights.append(_floats(spatial.weight))
         out = np.empty_like(logits)
         try:
             outcome = self._engine.mean_field(
@@ -78,8 +81,9 @@ class CpuBackend:
                 image,
                 _mask(mask),
                 step,
-                [(_floats(kernel.weight), _floats(kernel.theta_alpha), _floats(kernel.theta_beta)) for kernel in parameters.bilateral],
-                None if spatial is None else (_floats(spatial.weight), _floats(spatial.theta_gamma)),
+                [(_floats(kernel.theta_alpha), _floats(kernel.theta_beta)) for kernel in parameters.bilateral],
+                [] if spatial is None else _floats(spatial.theta_gamma),
+                weights,
                 _floats(parameters.compatibility),
                 bool(parameters.is_potts),
                 int(parameters.num_iterations),
@@ -138,6 +142,40 @@ class CpuBackend:
             raise _translate(error, values.shape) from error
         return out
 
+    def kernels(
+        self,
+        image: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        *,
+        bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
+        theta_gamma: Sequence[float] | None,
+        normalization: str,
+        filter: str,  # noqa: A002 - the parameter's name in the configuration
+        num_labels: int,
+        num_iterations: int,
+        threads: int | None = None,
+    ) -> CpuKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`."""
+        image = np.ascontiguousarray(image, dtype=np.float64 if image.dtype == np.float64 else np.float32)
+        build = self._engine.Kernels64 if image.dtype == np.float64 else self._engine.Kernels32
+        try:
+            built = build(
+                image,
+                _mask(mask),
+                _floats(spacing),
+                [(_floats(theta_alpha), _floats(theta_beta)) for theta_alpha, theta_beta in bilateral],
+                [] if theta_gamma is None else _floats(theta_gamma),
+                normalization,
+                filter,
+                num_labels,
+                num_iterations,
+                threads or available_threads(),
+            )
+        except (ValueError, MemoryError) as error:
+            raise _translate(error, image.shape) from error
+        return CpuKernels(built, image, num_labels, len(bilateral), theta_gamma is not None)
+
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
         out: NDArray[np.unsignedinteger[Any]] = np.empty(logits.shape[1:], dtype=np.uint8 if len(logits) <= 256 else np.uint16)
@@ -154,6 +192,106 @@ class CpuBackend:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
         ends = self._engine.channel_ranges(np.ascontiguousarray(channels, dtype=np.float32), threads or available_threads())
         return list(zip(ends[::2], ends[1::2], strict=True))
+
+
+class CpuKernels:
+    """Kernels built by the C++ engine; see `Kernels`."""
+
+    def __init__(self, built: Any, image: NDArray[Any], num_labels: int, num_bilateral: int, has_spatial: bool) -> None:
+        self._built = built
+        self._image = image
+        self._num_labels = num_labels
+        self._num_bilateral = num_bilateral
+        self.num_kernels = num_bilateral + has_spatial
+        self.num_voxels = int(built.num_voxels())
+        self.filters = tuple(built.descriptions())
+
+    def forward(
+        self,
+        logits: NDArray[Any],
+        *,
+        weights: NDArray[Any],
+        compatibility: NDArray[Any],
+        temperature: float,
+        num_iterations: int,
+        damping: float = 0.0,
+    ) -> Tape:
+        """Run the mean field and keep what the way back needs; see `Kernels.forward`."""
+        logits = self._array(logits)
+        weights = np.asarray(weights, dtype=logits.dtype)
+        # With one weight for all labels in each kernel the last label's marginal need not be kept: they sum to 1.
+        num_channels = self._num_labels - 1 if (weights == weights[:, :1]).all() else self._num_labels
+        out = np.empty_like(logits)
+        try:
+            record = np.empty((num_iterations, num_channels, self.num_voxels), logits.dtype)
+            steps = self._built.forward(
+                logits, weights.tolist(), _floats(compatibility), _is_potts(compatibility), temperature, damping, out, record
+            )
+        except (ValueError, MemoryError) as error:
+            raise _translate(error, logits.shape) from error
+        return Tape(out, record, tuple(steps))
+
+    def backward(
+        self,
+        tape: Tape,
+        logits: NDArray[Any],
+        gradient: NDArray[Any],
+        *,
+        weights: NDArray[Any],
+        compatibility: NDArray[Any],
+        temperature: float,
+        damping: float = 0.0,
+        wants_theta: bool = True,
+        wants_image: bool = False,
+    ) -> MeanFieldGradients:
+        """Return the derivatives of a loss; see `Kernels.backward`."""
+        logits, gradient = self._array(logits), self._array(gradient)
+        by_logits = np.empty_like(logits)
+        by_image = np.empty_like(self._image) if wants_image else None
+        try:
+            sums = self._built.backward(
+                logits,
+                tape.record,
+                list(tape.steps),
+                gradient,
+                np.asarray(weights, dtype=logits.dtype).tolist(),
+                _floats(compatibility),
+                _is_potts(compatibility),
+                temperature,
+                damping,
+                wants_theta,
+                by_logits,
+                by_image,
+            )
+        except (ValueError, MemoryError) as error:
+            raise _translate(error, logits.shape) from error
+        num_modalities, num_axes = len(self._image), self._image.ndim - 1
+        bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
+        if not wants_theta:
+            bilateral = np.zeros_like(bilateral)
+        spatial = np.array(sums["theta"][-1]) if self.num_kernels > self._num_bilateral else None
+        return MeanFieldGradients(
+            logits=by_logits,
+            weights=np.array(sums["weights"]).reshape(self.num_kernels, self._num_labels),
+            compatibility=np.array(sums["compatibility"]).reshape(self._num_labels, self._num_labels),
+            temperature=float(sums["temperature"]),
+            theta_alpha=bilateral[:, num_modalities:],
+            theta_beta=bilateral[:, :num_modalities],
+            theta_gamma=spatial,
+            image=by_image,
+        )
+
+    def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
+        """Labels on the image's grid, in its precision."""
+        if channels.shape != (self._num_labels, *self._image.shape[1:]):
+            raise InputError(
+                f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self._image.shape[1:])}"
+            )
+        return np.ascontiguousarray(channels, dtype=self._image.dtype)
+
+
+def _is_potts(compatibility: NDArray[Any]) -> bool:
+    return bool(np.array_equal(compatibility, 1.0 - np.eye(len(compatibility))))
 
 
 def _floats(values: Any) -> list[float]:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.base import MeanFieldResult, Progress, Range
+from crfrefine.backends.base import MeanFieldGradients, MeanFieldResult, Progress, Range, Tape
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.features import kernel_features
+from crfrefine.reference.backward import mean_field_backward
 from crfrefine.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.reference.lattice import Lattice
-from crfrefine.reference.mean_field import Filter, NormalizedKernel, Term, mean_field
+from crfrefine.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, Term, mean_field
 
 if TYPE_CHECKING:
     from crfrefine.config import ResolvedParameters
@@ -119,6 +120,27 @@ class ReferenceBackend:
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
         return result
 
+    def kernels(
+        self,
+        image: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        *,
+        bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
+        theta_gamma: Sequence[float] | None,
+        normalization: str,
+        filter: str,  # noqa: A002 - the parameter's name in the configuration
+        num_labels: int,
+        num_iterations: int,
+        threads: int | None = None,
+    ) -> ReferenceKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`. All work is done in float64."""
+        inside = _inside(mask, image.shape[1:])
+        thetas = [(list(theta_alpha), list(theta_beta)) for theta_alpha, theta_beta in bilateral]
+        return ReferenceKernels(
+            image, inside, list(spacing), thetas, None if theta_gamma is None else list(theta_gamma), normalization, filter
+        )
+
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
         labels: NDArray[np.unsignedinteger[Any]] = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
@@ -137,6 +159,130 @@ class ReferenceBackend:
             (float(channel.min()), float(channel.max())) if usable else (math.nan, math.nan)
             for channel, usable in zip(channels, finite, strict=True)
         ]
+
+
+class ReferenceKernels:
+    """Kernels as dense matrices; see `Kernels`."""
+
+    def __init__(
+        self,
+        image: NDArray[Any],
+        inside: NDArray[np.bool_],
+        spacing: list[float],
+        bilateral: list[tuple[list[float], list[float]]],
+        theta_gamma: list[float] | None,
+        normalization: str,
+        filter_name: str,
+    ) -> None:
+        self._inside = inside
+        self._dtype = np.float64 if image.dtype == np.float64 else np.float32
+        self._image_shape = image.shape
+        self._normalization = normalization
+        # Intensities first, positions last, as in kernel_features.
+        self._thetas = [np.array([*theta_beta, *theta_alpha], dtype=np.float64) for theta_alpha, theta_beta in bilateral]
+        self._num_bilateral = len(bilateral)
+        self._features: list[NDArray[np.float64]] = []
+        self._kernels: list[Filter] = []
+        filters: list[str] = []
+        for index, (theta_alpha, theta_beta) in enumerate(bilateral):
+            self._features.append(kernel_features(image, inside, spacing, theta_alpha, theta_beta, inside.shape))
+            filtering, text = _filter(self._features[-1], inside.ndim, filter_name)
+            self._kernels.append(filtering)
+            filters.append(f"bilateral.{index}: {text}")
+        if theta_gamma is not None:
+            self._thetas.append(np.array(theta_gamma, dtype=np.float64))
+            self._features.append(kernel_features(None, inside, spacing, theta_gamma, None, inside.shape))
+            self._kernels.append(DenseKernel(self._features[-1]))
+            filters.append("spatial: exact")
+        self.filters = tuple(filters)
+        self.num_kernels = len(self._kernels)
+        self.num_voxels = int(inside.sum())
+
+    def forward(
+        self,
+        logits: NDArray[Any],
+        *,
+        weights: NDArray[Any],
+        compatibility: NDArray[Any],
+        temperature: float,
+        num_iterations: int,
+        damping: float = 0.0,
+    ) -> Tape:
+        """Run the mean field and keep what the way back needs; see `Kernels.forward`."""
+        terms = [
+            Term(NormalizedKernel(kernel, self.num_voxels, self._normalization), np.asarray(weight, dtype=np.float64))
+            for kernel, weight in zip(self._kernels, weights, strict=True)
+        ]
+        trace = mean_field(
+            self._compact(logits),
+            terms,
+            np.asarray(compatibility, dtype=np.float64),
+            num_iterations=num_iterations,
+            temperature=temperature,
+            damping=damping,
+            watch_energy=self._normalization != "after",
+        )
+        refined = np.asarray(logits, dtype=np.float64) / temperature
+        refined[:, self._inside] = trace.logits.T
+        record = np.stack([marginals.T for marginals in trace.marginals])
+        return Tape(refined.astype(self._dtype), record, trace.steps)
+
+    def backward(
+        self,
+        tape: Tape,
+        logits: NDArray[Any],
+        gradient: NDArray[Any],
+        *,
+        weights: NDArray[Any],
+        compatibility: NDArray[Any],
+        temperature: float,
+        damping: float = 0.0,
+        wants_theta: bool = True,
+        wants_image: bool = False,
+    ) -> MeanFieldGradients:
+        """Return the derivatives of a loss; see `Kernels.backward`."""
+        trace = MeanFieldTrace(
+            self._compact(tape.logits), len(tape.steps), False, (), tuple(marginals.T for marginals in tape.record), tape.steps
+        )
+        found = mean_field_backward(
+            trace,
+            self._compact(gradient),
+            self._compact(logits),
+            self._kernels,
+            self._features,
+            np.asarray(weights, dtype=np.float64),
+            np.asarray(compatibility, dtype=np.float64),
+            temperature=temperature,
+            normalization=self._normalization,
+        )
+        by_logits = np.asarray(gradient, dtype=np.float64) / temperature
+        outside = ~self._inside
+        by_temperature = found.temperature - float((by_logits * logits)[:, outside].sum()) / temperature
+        by_logits[:, self._inside] = found.logits.T
+        num_modalities = self._image_shape[0]
+        by_image = np.zeros(self._image_shape)
+        for columns, theta in zip(found.features[: self._num_bilateral], self._thetas, strict=False):
+            by_image[:, self._inside] += (columns / theta)[:, :num_modalities].T
+        # A feature is a coordinate over its bandwidth.
+        by_theta = [
+            -(columns * own).sum(axis=0) / theta * wants_theta
+            for columns, own, theta in zip(found.features, self._features, self._thetas, strict=True)
+        ]
+        bilateral = np.array(by_theta[: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + self._inside.ndim)
+        return MeanFieldGradients(
+            logits=by_logits.astype(self._dtype),
+            weights=found.weights,
+            compatibility=found.compatibility,
+            temperature=by_temperature,
+            theta_alpha=bilateral[:, num_modalities:],
+            theta_beta=bilateral[:, :num_modalities],
+            theta_gamma=by_theta[-1] if self.num_kernels > self._num_bilateral else None,
+            image=by_image.astype(self._dtype) if wants_image else None,
+        )
+
+    def _compact(self, channels: NDArray[Any]) -> NDArray[np.float64]:
+        """(N, channels) of the voxels inside the mask."""
+        return np.asarray(channels, dtype=np.float64)[:, self._inside].T
 
 
 def _inside(mask: NDArray[np.bool_] | None, grid_shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -67,12 +67,16 @@ class MeanFieldTrace:
         num_iterations: steps taken.
         converged: whether the stopping rule was met.
         energy: free energy of the marginals that each step started from.
+        marginals: those marginals, (N, L) each.
+        steps: the length of each step.
     """
 
     logits: Float
     num_iterations: int
     converged: bool
     energy: tuple[float, ...]
+    marginals: tuple[Float, ...]
+    steps: tuple[float, ...]
 
 
 def log_softmax(logits: Float) -> Float:
@@ -114,6 +118,8 @@ def mean_field(
     log_marginals = log_softmax(x)
     step = 1.0 - damping
     energies: list[float] = []
+    steps: list[float] = []
+    record: list[Float] = []
     converged = False
     while len(energies) < num_iterations and not converged:
         marginals = np.exp(log_marginals)
@@ -121,6 +127,7 @@ def mean_field(
         for term in terms:
             pairwise += (term.kernel.message(marginals) * term.weight) @ compatibility
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
+        steps.append(step)
         x = (1.0 - step) * x + step * (scores - pairwise)
         # From the next step on: a fast implementation knows the energy of the marginals only once it has made the step.
         # The terms' size, not the sum's: they may cancel, and a constant added to a voxel's scores must not matter.
@@ -129,6 +136,7 @@ def mean_field(
         if watch_energy and energies and energy > energies[-1] + ENERGY_RISE * size:
             step *= 0.5
         energies.append(energy)
+        record.append(marginals)
         new_log_marginals = log_softmax(x)
         if tolerance > 0.0:
             divergence = (np.exp(new_log_marginals) * (new_log_marginals - log_marginals)).sum(axis=1).mean()
@@ -137,4 +145,4 @@ def mean_field(
         log_marginals = new_log_marginals
         if progress is not None:
             progress(len(energies))
-    return MeanFieldTrace(x, len(energies), converged, tuple(energies))
+    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(steps))

@@ -125,16 +125,20 @@ struct Buffer {
 // Memory that filters take turns in: what one leaves there is lost when the next one works.
 class Workspace {
    public:
-    float* floats(int64_t count) {
-        if (memory_.size < count) {
-            memory_ = Buffer<float>();  // freed before more is taken
-            memory_ = Buffer<float>(count);
+    float* floats(int64_t count) { return values<float>(count); }
+
+    template <class T>
+    T* values(int64_t count) {
+        const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+        if (memory_.size < bytes) {
+            memory_ = Buffer<std::byte>();  // freed before more is taken
+            memory_ = Buffer<std::byte>(bytes);
         }
-        return memory_.get();
+        return reinterpret_cast<T*>(memory_.get());
     }
 
    private:
-    Buffer<float> memory_;
+    Buffer<std::byte> memory_;
 };
 
 }  // namespace crf

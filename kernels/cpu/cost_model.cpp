@@ -69,12 +69,12 @@ double lattice_cost(const Work& work, double vertices) {
            }));
 }
 
-std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, ThreadPool& pool) {
+std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_grid) {
     const auto noticed = [](double cost) { return std::max(cost, kUnnoticed); };
     const double exact = noticed(exact_cost(work));
     const double truncated = noticed(truncated_cost(work, num_truncated_pairs(input)));
     const GridSize size = grid_size(input);
-    const double grid = fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
+    const double grid = may_be_grid && fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
     // How many vertices a lattice would have takes time to estimate, so only where it decides: between next to none and all its simplices'
     // own.
@@ -82,25 +82,30 @@ std::unique_ptr<Filter> cheapest(const BilateralInput& input, const Work& work, 
     const int most = work.num_features + 1;
     if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {
         const double vertices = with_vertices(most) < direct && fits_lattice(input) ? most : estimate_vertices_per_voxel(input);
-        if (with_vertices(vertices) < direct) return make_lattice_filter(input, pool);
+        if (with_vertices(vertices) < direct) return "lattice";
     }
-    if (exact <= direct) return make_exact_filter(input, pool);
-    if (truncated <= direct) return make_truncated_filter(input, pool);
-    return make_grid_filter(input, size, pool);
+    if (exact <= direct) return "exact";
+    return truncated <= direct ? "truncated" : "grid";
 }
 
 }  // namespace
 
-std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
-                                              int num_filterings, ThreadPool& pool) {
-    if (requested == "exact") return make_exact_filter(input, pool);
-    if (requested == "truncated") return make_truncated_filter(input, pool);
-    if (requested == "grid") return make_grid_filter(input, grid_size(input), pool);
-    if (requested == "lattice") return make_lattice_filter(input, pool);
-    if (requested != "auto") throw std::invalid_argument("unknown filter '" + requested + "'");
+std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings,
+                          bool may_be_grid) {
+    if (requested != "auto") return requested;
     const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()),
                     num_channels, num_filterings};
-    return cheapest(input, work, pool);
+    return cheapest(input, work, may_be_grid);
+}
+
+std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
+                                              int num_filterings, ThreadPool& pool) {
+    const std::string chosen = choose_filter(requested, input, num_channels, num_filterings, true);
+    if (chosen == "exact") return make_exact_filter(input, pool);
+    if (chosen == "truncated") return make_truncated_filter(input, pool);
+    if (chosen == "grid") return make_grid_filter(input, grid_size(input), pool);
+    if (chosen == "lattice") return make_lattice_filter(input, pool);
+    throw std::invalid_argument("unknown filter '" + requested + "'");
 }
 
 }  // namespace crf

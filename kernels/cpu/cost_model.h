@@ -7,8 +7,12 @@
 
 namespace crf {
 
-// requested: "auto", "exact", "truncated", "grid" or "lattice". For "auto" the cheapest by estimated time for `num_filterings`
-// filterings of `num_channels` channels, the build included.
+// What "auto" stands for: the cheapest by estimated time for `num_filterings` filterings of `num_channels` channels, the build included.
+// Any other name is returned as it is.
+std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings,
+                          bool may_be_grid);
+
+// requested: "auto", "exact", "truncated", "grid" or "lattice".
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
                                               int num_filterings, ThreadPool& pool);
 

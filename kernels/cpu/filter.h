@@ -12,23 +12,38 @@
 
 namespace crf {
 
-class Filter {
+// T: float, or double for gradient checks and layers in float64.
+template <class T>
+class BasicFilter {
    public:
-    virtual ~Filter() = default;
+    virtual ~BasicFilter() = default;
 
     // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
     //
-    // values, sum: num_channels arrays of num_voxels floats. pre, post: num_voxels floats, or nullptr for all ones.
-    virtual void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                            float* sum, Workspace& workspace) = 0;
+    // values, sum: num_channels arrays of num_voxels numbers. pre, post: num_voxels numbers, or nullptr for all ones.
+    virtual void accumulate(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
+                            Workspace& workspace) = 0;
+
+    // The same with K transposed: another operator only for the lattice, whose kernel is not quite symmetric.
+    virtual void accumulate_transposed(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
+                                       Workspace& workspace) {
+        accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
+    }
 
     // Fills in the normalization without filtering, where a filter can: scale[n] = (K 1)^-1/2 and ones[n] = the message of all ones if
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
-    virtual bool normalize(bool /*symmetric*/, float* /*scale*/, float* /*ones*/) { return false; }
+    virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
+
+    // Second moments of the kernel between u and v, where a filter has a faster way than filtering products with the features (moments.h):
+    // squared[f] += sum_c sum_nm u[c][n] K(n, m) v[c][m] (feature_f(n) - feature_f(m))^2, intensities first, box axes last. False: it has
+    // not.
+    virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, Workspace&) { return false; }
 
     // One line for people: which algorithm, with its size.
     virtual std::string description() const = 0;
 };
+
+using Filter = BasicFilter<float>;
 
 // The bilateral kernel's inputs, divided by nothing yet.
 struct BilateralInput {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <sstream>
 
-#include "cpu/lattice_build.h"
+#include "cpu/lattice_rows.h"
 #include "cpu/simd.h"
 
 namespace crf {
@@ -30,45 +30,47 @@ class LatticeFilter final : public Filter {
         scratch_.resize(pool.num_threads());
         // With far more vertices than voxels their rows are most of the memory, so fewer channels go at a time.
         widest_ = lattice_.num_vertices > 2 * num_voxels_ ? 2 : 4;
-        // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
-        // in a volume of (D + 1)^(D - 1/2). The blur below is [1 2 1] / 2, and the weights of splatting and slicing are in 1 / 65535.
-        const int d = lattice_.num_features;
-        constexpr double pi = 3.14159265358979323846;
-        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0));
+        amplitude_ = static_cast<float>(lattice_.amplitude());
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+    }
+
+    // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing, so their
+    // order is reversed.
+    void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
+                               float* sum, Workspace& workspace) override {
+        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
+    }
+
+    std::string description() const override { return describe(lattice_, num_voxels_); }
+
+   private:
+    static constexpr int64_t kSharedBlock = 4096;
+
+    void filter_groups(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                       Workspace& workspace, bool transposed) {
         for (int c = 0; c < num_channels;) {
             const int left = num_channels - c;
             const int group = std::min(left, widest_);
             const float* from = values + c * num_voxels_;
             float* to = sum + c * num_voxels_;
             if (group == 1) {
-                filter<1>(from, group, pre, post, channel_weight + c, to, workspace);
+                filter<1>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
             } else if (group == 2) {
-                filter<2>(from, group, pre, post, channel_weight + c, to, workspace);
+                filter<2>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
             } else {
-                filter<4>(from, group, pre, post, channel_weight + c, to, workspace);
+                filter<4>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
             }
             c += group;
         }
     }
 
-    std::string description() const override {
-        std::ostringstream text;
-        text << "lattice (" << lattice_.num_vertices << " vertices, ";
-        text.precision(2);
-        text << static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_) << " a voxel)";
-        return text.str();
-    }
-
-   private:
-    static constexpr int64_t kSharedBlock = 4096;
-
     template <int C>
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
-                Workspace& workspace) {
+                Workspace& workspace, bool transposed) {
         using Row = typename RowOf<C>::type;
         const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats((lattice_.num_vertices + num_shares) * C));
@@ -88,8 +90,10 @@ class LatticeFilter final : public Filter {
                 rows[shared.vertex] = total;
             }
         });
-        for (const Lattice::Chains& chains : lattice_.directions)
+        for (size_t i = 0; i < lattice_.directions.size(); ++i) {
+            const Lattice::Chains& chains = lattice_.directions[transposed ? lattice_.directions.size() - 1 - i : i];
             pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int) { blur_chains(chains, piece, rows); });
+        }
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
         });
@@ -102,24 +106,6 @@ class LatticeFilter final : public Filter {
         const int64_t voxel = lattice_.pieces[p + kAhead].voxel;
         for (int c = 0; c < num_channels; ++c) __builtin_prefetch(channels + c * num_voxels_ + voxel);
         if (scale) __builtin_prefetch(scale + voxel);
-    }
-
-    // Blurs the chains of one piece in place: each row gains half of the rows before and after it. Walking along a chain, every row is
-    // read and written once; the values before blurring of the last two are at hand.
-    template <class Row>
-    static void blur_chains(const Lattice::Chains& chains, int64_t piece, Row* rows) {
-        const uint32_t* entry = chains.entries.get() + chains.pieces[piece];
-        const uint32_t* const end = chains.entries.get() + chains.pieces[piece + 1];
-        if (entry == end) return;
-        Row before{}, own = rows[*entry >> 1];
-        for (; entry + 1 < end; ++entry) {
-            const Row next = rows[entry[1] >> 1];
-            const float inside = 1.0f - static_cast<float>(*entry & 1);  // 0 at the end of a chain, where no neighbor follows
-            rows[*entry >> 1] = own + (before + next * inside) * 0.5f;
-            before = own * inside;
-            own = next;
-        }
-        rows[*entry >> 1] = own + before * 0.5f;
     }
 
     // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
@@ -235,6 +221,20 @@ class LatticeFilter final : public Filter {
 };
 
 }  // namespace
+
+double Lattice::amplitude() const {
+    constexpr double pi = 3.14159265358979323846;
+    const int d = num_features;
+    return std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0);
+}
+
+std::string describe(const Lattice& lattice, int64_t num_voxels) {
+    std::ostringstream text;
+    text << "lattice (" << lattice.num_vertices << " vertices, ";
+    text.precision(2);
+    text << static_cast<double>(lattice.num_vertices) / static_cast<double>(num_voxels) << " a voxel)";
+    return text.str();
+}
 
 std::unique_ptr<Filter> make_lattice_filter(const BilateralInput& input, ThreadPool& pool) {
     return std::make_unique<LatticeFilter>(input, pool);

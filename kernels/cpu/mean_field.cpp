@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/simd.h"
 
@@ -9,9 +10,10 @@ namespace crf {
 
 namespace {
 
-constexpr float kTiny = 1.17549435e-38f;      // smallest normal number: keeps logarithms of vanished marginals finite
-constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
-constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
+template <class T>
+constexpr T kTiny = std::numeric_limits<T>::min();  // smallest normal number: keeps logarithms of vanished marginals finite
+constexpr double kEnergyRounding = 1e-6;            // relative rise of the energy that counts as rounding
+constexpr double kFlipsAtConvergence = 1e-4;        // of the voxels, in the last step
 
 // Sums over one block of voxels.
 struct BlockSums {
@@ -23,63 +25,69 @@ struct BlockSums {
     int64_t flips = 0;
 };
 
-bool same_for_all(const std::vector<float>& weight) {
-    return std::all_of(weight.begin(), weight.end(), [&](float w) { return w == weight.front(); });
-}
-
+template <class T>
 class MeanField {
+    using Lanes = typename LanesOf<T>::type;
+    using Integers = typename LanesOf<T>::integer;
+
    public:
-    MeanField(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits, ThreadPool& pool,
-              Workspace workspace)
+    MeanField(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits, T* record,
+              ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
-          kernels_(std::move(kernels)),
-          workspace_(std::move(workspace)),
+          kernels_(kernels),
+          workspace_(workspace),
           options_(options),
           logits_(logits),
+          record_(record),
           pool_(pool),
           num_labels_(options.num_labels),
           num_voxels_(voxels.num_voxels),
           num_blocks_(num_voxel_blocks(voxels.num_voxels)) {
-        // With one weight for all labels the last label's message follows from the others': marginals sum to 1.
-        implied_ = std::all_of(kernels_.begin(), kernels_.end(), [](const Kernel& k) { return same_for_all(k.weight); });
-        num_channels_ = implied_ ? num_labels_ - 1 : num_labels_;
-        marginals_ = Buffer<float>(num_channels_ * num_voxels_);
-        messages_ = Buffer<float>(num_channels_ * num_voxels_);
+        implied_ = options.last_is_implied();
+        num_channels_ = options.num_channels();
+        if (!record_) own_marginals_ = Buffer<T>(num_channels_ * num_voxels_);
+        old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
+        messages_ = Buffer<T>(num_channels_ * num_voxels_);
         if (implied_) sum_ones();
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<float>(3 * num_labels_ * kVoxelBlock);
+        for (auto& s : scratch_) s = Buffer<T>(3 * num_labels_ * kVoxelBlock);
         BlockCache::release_idle();
     }
 
-    MeanFieldOutcome run(float* out, const StepCallback& callback) {
+    MeanFieldOutcome run(T* out, const StepCallback& callback) {
         MeanFieldOutcome outcome;
-        step_ = 1.0f - options_.damping;
+        step_ = T{1} - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
         const BlockSums start = total();
         const double largest = start.largest;
         double negative_entropy = start.negative_entropy, last_energy = 0;
         // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
         const bool may_stop = options_.tolerance > 0;
-        const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !options_.is_potts);
+        const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && (record_ || !options_.is_potts));
         if (keep || options_.num_iterations == 0) write_start(out);
         kept_ = keep ? out : nullptr;
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
-            if (t + 1 == options_.num_iterations) {
+            const bool is_last = t + 1 == options_.num_iterations;
+            if (is_last && !record_) {
                 kernels_.clear();
                 workspace_ = Workspace();
                 BlockCache::release_idle();
             }
-            float* target = keep || t + 1 == options_.num_iterations ? out : nullptr;
+            T* target = keep || is_last ? out : nullptr;
+            if (record_ && !is_last) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
+            skip_marginals_ = record_ && is_last;  // the record has no room for them
+            outcome.step.push_back(static_cast<double>(step_));
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
+            old_marginals_ = new_marginals_;
             const BlockSums sums = total();
             // Each voxel's largest logit is left out until the end: it shifts the energy, and is no measure of its rounding.
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_ *= 0.5f;
+            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_ *= static_cast<T>(0.5);
             last_energy = energy;
             outcome.energy.push_back(energy - largest);
             outcome.num_iterations = t + 1;
@@ -108,87 +116,91 @@ class MeanField {
     }
 
     void sum_ones() {
-        weighted_ones_ = Buffer<float>(num_voxels_);
+        weighted_ones_ = Buffer<T>(num_voxels_);
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
-                float total = 0;
-                for (const Kernel& k : kernels_) total += k.weight.front() * (k.ones ? k.ones[n] : 1.0f);
+                T total = 0;
+                for (size_t k = 0; k < kernels_.size(); ++k)
+                    total += options_.weight[k].front() * (kernels_[k].ones ? kernels_[k].ones[n] : T{1});
                 weighted_ones_[n] = total;
             }
         });
-        for (Kernel& k : kernels_) k.ones = Buffer<float>();
+        if (record_) return;
+        for (Kernel<T>& k : kernels_) k.ones = Buffer<T>();
     }
 
     void send_messages() {
-        for (const Kernel& k : kernels_)
-            k.filter->accumulate(marginals_.get(), num_channels_, k.scales_sent ? k.scale.get() : nullptr, k.scale.get(), k.weight.data(),
-                                 messages_.get(), workspace_);
+        for (size_t k = 0; k < kernels_.size(); ++k) {
+            const T* scale = kernels_[k].scale.get();
+            kernels_[k].filter->accumulate(old_marginals_, num_channels_, kernels_[k].scales_sent ? scale : nullptr, scale,
+                                           options_.weight[k].data(), messages_.get(), workspace_);
+        }
     }
 
     // Logits over temperature of a block, one row of kVoxelBlock a label; rows are padded with zeros to whole vectors.
-    void load_logits(int64_t block, float* rows) const { load_from_grid(logits_, 1.0f / options_.temperature, block, rows); }
+    void load_logits(int64_t block, T* rows) const { load_from_grid(logits_, T{1} / options_.temperature, block, rows); }
 
-    void load_from_grid(const float* array, float scale, int64_t block, float* rows) const {
+    void load_from_grid(const T* array, T scale, int64_t block, T* rows) const {
         const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
         voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
             for (int l = 0; l < num_labels_; ++l) {
-                const float* from = array + l * voxels_.grid_size + grid;
-                float* to = rows + l * kVoxelBlock + (voxel - begin);
+                const T* from = array + l * voxels_.grid_size + grid;
+                T* to = rows + l * kVoxelBlock + (voxel - begin);
                 for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
             }
         });
-        for (int l = 0; l < num_labels_; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, 0.0f);
+        for (int l = 0; l < num_labels_; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
     }
 
-    void store_to_grid(const float* rows, int64_t block, float* array) const {
+    void store_to_grid(const T* rows, int64_t block, T* array) const {
         const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
         voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
             for (int l = 0; l < num_labels_; ++l) {
-                const float* from = rows + l * kVoxelBlock + (voxel - begin);
+                const T* from = rows + l * kVoxelBlock + (voxel - begin);
                 std::copy(from, from + length, array + l * voxels_.grid_size + grid);
             }
         });
     }
 
-    void store_marginals(int64_t block, const float* rows) {
+    void store_marginals(int64_t block, const T* rows) {
         const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
         for (int c = 0; c < num_channels_; ++c)
-            std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + (end - begin), marginals_.get() + c * num_voxels_ + begin);
+            std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + (end - begin), new_marginals_ + c * num_voxels_ + begin);
     }
 
     // x, in place, becomes the softmax over rows; returns sum Q log Q, and the first largest row.
     struct Softmax {
-        vfloat negative_entropy;
-        vint label;
+        Lanes negative_entropy;
+        Integers label;
     };
     template <int L>
-    Softmax softmax(float* x) const {
+    Softmax softmax(T* x) const {
         const int num_labels = L > 0 ? L : num_labels_;
-        vfloat largest = load(x);
-        vint label{};
+        Lanes largest = load(x);
+        Integers label{};
         for (int l = 1; l < num_labels; ++l) {
-            const vfloat v = load(x + l * kVoxelBlock);
-            const vint more = v > largest;
+            const Lanes v = load(x + l * kVoxelBlock);
+            const Integers more = v > largest;
             largest = more ? v : largest;
-            label = more ? splat_lanes(l) : label;
+            label = more ? Integers{} + l : label;
         }
-        vfloat total{}, weighted{};
+        Lanes total{}, weighted{};
         for (int l = 0; l < num_labels; ++l) {
-            const vfloat shifted = load(x + l * kVoxelBlock) - largest;
-            const vfloat e = exp_nonpositive(shifted);
+            const Lanes shifted = load(x + l * kVoxelBlock) - largest;
+            const Lanes e = exp_nonpositive(shifted);
             total += e;
             weighted += e * shifted;
             store(x + l * kVoxelBlock, e);
         }
-        const vfloat inverse = 1.0f / total;
+        const Lanes inverse = T{1} / total;
         for (int l = 0; l < num_labels; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
         return {weighted * inverse - log_positive(total), label};
     }
 
     template <int L>
-    vfloat largest_row(const float* x) const {
+    Lanes largest_row(const T* x) const {
         const int num_labels = L > 0 ? L : num_labels_;
-        vfloat largest = load(x);
+        Lanes largest = load(x);
         for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
         return largest;
     }
@@ -196,40 +208,40 @@ class MeanField {
     // KL(new || old) of sixteen voxels, as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing
     // cancels. An implied marginal is 1 minus the others: what is below their rounding counts as equal.
     template <int L>
-    vfloat kl_divergence(const float* now, const float* old) const {
+    Lanes kl_divergence(const T* now, const T* old) const {
         const int num_labels = L > 0 ? L : num_labels_;
-        const vfloat tiny = splat_lanes(kTiny), rounding = splat_lanes(static_cast<float>(num_labels_) * 1.2e-7f);
-        vfloat total{};
+        const Lanes tiny = splat_lanes(kTiny<T>), rounding = splat_lanes(static_cast<T>(num_labels_) * std::numeric_limits<T>::epsilon());
+        Lanes total{};
         for (int l = 0; l < num_labels; ++l) {
-            const vfloat least = implied_ && l == num_labels - 1 ? rounding : tiny;
-            const vfloat p = vmax(load(now + l * kVoxelBlock), least);
-            const vfloat ratio = vmax(load(old + l * kVoxelBlock), least) / p;
-            total += vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, tiny))), vfloat{});
+            const Lanes least = implied_ && l == num_labels - 1 ? rounding : tiny;
+            const Lanes p = vmax(load(now + l * kVoxelBlock), least);
+            const Lanes ratio = vmax(load(old + l * kVoxelBlock), least) / p;
+            total += vmax(p * (ratio - T{1} - log_positive(vmax(ratio, tiny))), Lanes{});
         }
         return total;
     }
 
-    void initialize(int64_t block, float* x) {
+    void initialize(int64_t block, T* x) {
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
         BlockSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
-            const vfloat largest = largest_row<0>(x + i);
+            const Lanes largest = largest_row<0>(x + i);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
-            sums.negative_entropy += sum_lanes(first_lanes(lanes) ? softmax<0>(x + i).negative_entropy : vfloat{});
+            sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? softmax<0>(x + i).negative_entropy : Lanes{});
         }
         store_marginals(block, x);
         for (int c = 0; c < num_channels_; ++c) {
-            float* row = messages_.get() + c * num_voxels_ + block * kVoxelBlock;
-            std::fill(row, row + count, 0.0f);
+            T* row = messages_.get() + c * num_voxels_ + block * kVoxelBlock;
+            std::fill(row, row + count, T{0});
         }
         block_sums_[block] = sums;
     }
 
     // One step for a block: from the messages and old marginals to the new marginals (and logits, where `out` is given). Leaves the
     // messages at zero, for the next step to add to.
-    void update(int64_t block, float* scratch, float* out) {
+    void update(int64_t block, T* scratch, T* out) {
         switch (num_labels_) {
             case 2:
                 return update_labels<2>(block, scratch, out);
@@ -246,76 +258,76 @@ class MeanField {
 
     // L: number of labels, 0 = any; loops of known length stay in registers.
     template <int L>
-    void update_labels(int64_t block, float* scratch, float* out) {
+    void update_labels(int64_t block, T* scratch, T* out) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
         const int last = num_labels - 1;
-        float* x = scratch;                                 // logits, then the new logits, then the new marginals
-        float* q = scratch + num_labels * kVoxelBlock;      // old marginals of all labels
-        float* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
-        float* marginals = marginals_.get() + begin;
-        float* messages = messages_.get() + begin;
+        T* x = scratch;                                 // logits, then the new logits, then the new marginals
+        T* q = scratch + num_labels * kVoxelBlock;      // old marginals of all labels
+        T* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
+        const T* marginals = old_marginals_ + begin;
+        T* messages = messages_.get() + begin;
         load_logits(block, x);
 
-        vfloat linear{}, quadratic{};
+        Lanes linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vfloat largest = largest_row<L>(x + i);
+            const Lanes largest = largest_row<L>(x + i);
             const int64_t left = count - i;
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(left, kLanes)));
-            vfloat rest = splat_lanes(1.0f), all{};
+            const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
+            Lanes rest = splat_lanes(T{1}), all{};
             for (int c = 0; c < num_channels_; ++c) {
-                const vfloat marginal = load_some(marginals + c * num_voxels_ + i, left);
-                const vfloat message = load_some(messages + c * num_voxels_ + i, left);
-                store_some(messages + c * num_voxels_ + i, vfloat{}, left);
+                const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
+                const Lanes message = load_some(messages + c * num_voxels_ + i, left);
+                store_some(messages + c * num_voxels_ + i, Lanes{}, left);
                 store(q + c * kVoxelBlock + i, marginal);
                 store(s + c * kVoxelBlock + i, message);
                 rest -= marginal;
                 all += message;
             }
             if (implied_) {
-                const vfloat ones = load_some(weighted_ones_.get() + begin + i, left);
-                store(q + last * kVoxelBlock + i, vmax(rest, vfloat{}));
+                const Lanes ones = load_some(weighted_ones_.get() + begin + i, left);
+                store(q + last * kVoxelBlock + i, vmax(rest, Lanes{}));
                 store(s + last * kVoxelBlock + i, ones - all);
                 all = ones;
             }
             for (int l = 0; l < num_labels; ++l) {
-                vfloat pairwise{};
+                Lanes pairwise{};
                 if (options_.is_potts) {
                     pairwise = all - load(s + l * kVoxelBlock + i);
                 } else {
                     for (int k = 0; k < num_labels; ++k)
                         pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels + l];
                 }
-                const vfloat a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
-                linear += valid ? (a - largest) * old : vfloat{};
-                quadratic += valid ? pairwise * old : vfloat{};
+                const Lanes a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
+                linear += valid ? (a - largest) * old : Lanes{};
+                quadratic += valid ? pairwise * old : Lanes{};
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
         }
-        if (step_ < 1.0f) shorten_step(block, q, s, x);
+        if (step_ < T{1}) shorten_step(block, q, s, x);
         if (out) store_to_grid(x, block, out);
         BlockSums sums;
-        vfloat divergence{};
-        vint flips{};
+        Lanes divergence{};
+        Integers flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const vint valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-            vint old_label{};
-            vfloat largest = load(q + i);
+            const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+            Integers old_label{};
+            Lanes largest = load(q + i);
             for (int l = 1; l < num_labels; ++l) {
-                const vfloat v = load(q + l * kVoxelBlock + i);
-                const vint more = v > largest;
+                const Lanes v = load(q + l * kVoxelBlock + i);
+                const Integers more = v > largest;
                 largest = more ? v : largest;
-                old_label = more ? splat_lanes(l) : old_label;
+                old_label = more ? Integers{} + l : old_label;
             }
             const Softmax now = softmax<L>(x + i);
-            sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : vfloat{});
+            sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : Lanes{});
             if (options_.tolerance > 0) {
-                divergence += valid ? kl_divergence<L>(x + i, q + i) : vfloat{};
-                flips += valid ? (now.label != old_label) : vint{};  // -1 where true
+                divergence += valid ? kl_divergence<L>(x + i, q + i) : Lanes{};
+                flips += valid ? (now.label != old_label) : Integers{};  // -1 where true
             }
         }
-        store_marginals(block, x);
+        if (!skip_marginals_) store_marginals(block, x);
         sums.linear = sum_lanes(linear);
         sums.quadratic = sum_lanes(quadratic);
         sums.divergence = sum_lanes(divergence);
@@ -325,47 +337,51 @@ class MeanField {
 
     // x becomes a point between the old logits and x. Where no logits were kept, the logarithms of the old marginals `q` stand for them:
     // the same but for labels that have all but vanished. `old` is scratch.
-    void shorten_step(int64_t block, const float* q, float* old, float* x) const {
-        if (kept_) load_from_grid(kept_, 1.0f, block, old);
+    void shorten_step(int64_t block, const T* q, T* old, T* x) const {
+        if (kept_) load_from_grid(kept_, T{1}, block, old);
         for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
-            const vfloat from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny)));
+            const Lanes from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
             store(x + i, from + (load(x + i) - from) * step_);
         }
     }
 
-    void write_start(float* out) {
+    void write_start(T* out) {
         for_blocks([&](int64_t block, int thread) {
-            float* x = scratch_[thread].get();
+            T* x = scratch_[thread].get();
             load_logits(block, x);
             store_to_grid(x, block, out);
         });
     }
 
     const Voxels& voxels_;
-    std::vector<Kernel> kernels_;
-    Workspace workspace_;
-    const MeanFieldOptions& options_;
-    const float* logits_;
+    std::vector<Kernel<T>>& kernels_;
+    Workspace& workspace_;
+    const MeanFieldOptions<T>& options_;
+    const T* logits_;
+    T* record_;
     ThreadPool& pool_;
     const int num_labels_;
     const int64_t num_voxels_, num_blocks_;
     int num_channels_ = 0;
     bool implied_ = false;  // the last label's channel is not filtered
-    float step_ = 1.0f;
-    const float* kept_ = nullptr;         // (label, *grid) logits of the step before, or nullptr
-    Buffer<float> marginals_, messages_;  // (channel, voxel)
-    Buffer<float> weighted_ones_;         // (voxel), only when implied
+    T step_ = T{1};
+    const T* kept_ = nullptr;             // (label, *grid) logits of the step before, or nullptr
+    Buffer<T> own_marginals_, messages_;  // (channel, voxel)
+    T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
+    bool skip_marginals_ = false;
+    Buffer<T> weighted_ones_;  // (voxel), only when implied
     std::vector<BlockSums> block_sums_;
-    std::vector<Buffer<float>> scratch_;
+    std::vector<Buffer<T>> scratch_;
 };
 
 // Outside the mask the result is the logits over the temperature. Written last: memory touched early would lie beside the lattice.
-void write_outside(const Voxels& voxels, const MeanFieldOptions& options, const float* logits, float* out, ThreadPool& pool) {
+template <class T>
+void write_outside(const Voxels& voxels, const MeanFieldOptions<T>& options, const T* logits, T* out, ThreadPool& pool) {
     if (voxels.num_voxels == voxels.grid_size) return;
-    const float scale = 1.0f / options.temperature;
+    const T scale = 1 / options.temperature;
     pool.run(options.num_labels, [&](int64_t label, int) {
-        const float* from = logits + label * voxels.grid_size;
-        float* to = out + label * voxels.grid_size;
+        const T* from = logits + label * voxels.grid_size;
+        T* to = out + label * voxels.grid_size;
         int64_t done = 0;
         const auto copy_up_to = [&](int64_t end) {
             for (int64_t i = done; i < end; ++i) to[i] = from[i] * scale;
@@ -380,54 +396,72 @@ void write_outside(const Voxels& voxels, const MeanFieldOptions& options, const 
 
 }  // namespace
 
-void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
+template <class T>
+bool MeanFieldOptions<T>::last_is_implied() const {
+    return std::all_of(weight.begin(), weight.end(), [](const std::vector<T>& of_kernel) {
+        return std::all_of(of_kernel.begin(), of_kernel.end(), [&](T w) { return w == of_kernel.front(); });
+    });
+}
+
+template <class T>
+void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
-    const float unit = 1.0f;
-    auto fill = [&](Buffer<float>& b, float value) {
-        b = Buffer<float>(num_voxels);
+    const T unit = 1;
+    auto fill = [&](Buffer<T>& b, T value) {
+        b = Buffer<T>(num_voxels);
         pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
             std::fill(b.get() + block * kVoxelBlock, b.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
         });
     };
     const bool symmetric = normalization == Normalization::kSymmetric;
     if (normalization != Normalization::kNone) {
-        kernel.scale = Buffer<float>(num_voxels);
-        if (symmetric) kernel.ones = Buffer<float>(num_voxels);
+        kernel.scale = Buffer<T>(num_voxels);
+        if (symmetric) kernel.ones = Buffer<T>(num_voxels);
         if (kernel.filter->normalize(symmetric, kernel.scale.get(), kernel.ones.get())) {
             kernel.scales_sent = symmetric;
             return;
         }
-        kernel.scale = Buffer<float>();
-        kernel.ones = Buffer<float>();
+        kernel.scale = Buffer<T>();
+        kernel.ones = Buffer<T>();
     }
-    Buffer<float> ones, degree;
-    fill(ones, 1.0f);
-    fill(degree, 0.0f);
+    Buffer<T> ones, degree;
+    fill(ones, 1);
+    fill(degree, 0);
     kernel.filter->accumulate(ones.get(), 1, nullptr, nullptr, &unit, degree.get(), workspace);
     if (normalization == Normalization::kNone) {
         kernel.ones = std::move(degree);
         return;
     }
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        float* d = degree.get() + block * kVoxelBlock;
+        T* d = degree.get() + block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);
-        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny ? d[i] : kTiny;
+        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny<T> ? d[i] : kTiny<T>;
         if (symmetric)
             for (int64_t i = 0; i < count; ++i) d[i] = std::sqrt(d[i]);
-        for (int64_t i = 0; i < count; ++i) d[i] = 1.0f / d[i];
+        for (int64_t i = 0; i < count; ++i) d[i] = 1 / d[i];
     });
     kernel.scale = std::move(degree);
     kernel.scales_sent = symmetric;
     if (!symmetric) return;  // D^-1 K 1 = 1
-    fill(kernel.ones, 0.0f);
+    fill(kernel.ones, 0);
     kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(), workspace);
 }
 
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits,
-                                float* out, ThreadPool& pool, Workspace workspace, const StepCallback& callback) {
-    const MeanFieldOutcome outcome = MeanField(voxels, std::move(kernels), options, logits, pool, std::move(workspace)).run(out, callback);
+template <class T>
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,
+                                T* out, T* record, ThreadPool& pool, Workspace& workspace, const StepCallback& callback) {
+    const MeanFieldOutcome outcome = MeanField<T>(voxels, kernels, options, logits, record, pool, workspace).run(out, callback);
     write_outside(voxels, options, logits, out, pool);
     return outcome;
 }
+
+template struct MeanFieldOptions<float>;
+template struct MeanFieldOptions<double>;
+template void normalize_kernel(Kernel<float>&, const Voxels&, Normalization, ThreadPool&, Workspace&);
+template void normalize_kernel(Kernel<double>&, const Voxels&, Normalization, ThreadPool&, Workspace&);
+template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<float>>&, const MeanFieldOptions<float>&, const float*, float*,
+                                         float*, ThreadPool&, Workspace&, const StepCallback&);
+template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<double>>&, const MeanFieldOptions<double>&, const double*,
+                                         double*, double*, ThreadPool&, Workspace&, const StepCallback&);
 
 }  // namespace crf

@@ -12,39 +12,56 @@ namespace crf {
 
 enum class Normalization { kSymmetric, kAfter, kNone };
 
+// With D^-1 K the kernel is not symmetric, and the iteration does not lower the energy: it may rise without anything being wrong.
+inline bool energy_is_lowered(Normalization normalization) { return normalization != Normalization::kAfter; }
+
+// A filter with its normalization. T: float or double.
+template <class T>
 struct Kernel {
-    std::unique_ptr<Filter> filter;
-    std::vector<float> weight;  // one a label
-    Buffer<float> scale;        // (voxel) factor of the normalization, empty = ones
-    bool scales_sent = false;   // whether it is applied to what is sent too, not only to what is received
-    Buffer<float> ones;         // (voxel) the normalized message of all ones, empty = ones
+    std::unique_ptr<BasicFilter<T>> filter;
+    Buffer<T> scale;           // (voxel) factor of the normalization, empty = ones
+    bool scales_sent = false;  // whether it is applied to what is sent too, not only to what is received
+    Buffer<T> ones;            // (voxel) the normalized message of all ones, empty = ones
 };
 
+template <class T>
 struct MeanFieldOptions {
     int num_labels = 0;
-    std::vector<float> compatibility;  // (label, label), penalty, zero diagonal
+    std::vector<std::vector<T>> weight;  // (kernel, label)
+    std::vector<T> compatibility;        // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own
     bool is_potts = true;
     int num_iterations = 5;
     double tolerance = 0;
-    float temperature = 1;
-    float damping = 0;
+    T temperature = 1;
+    T damping = 0;
     bool watch_energy = true;  // halve the step when the energy rises
+
+    // Whether the last label's channel need not be filtered: with one weight for all labels its message follows from the others', as
+    // marginals sum to 1.
+    bool last_is_implied() const;
+    int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
 };
 
 struct MeanFieldOutcome {
     int num_iterations = 0;
     bool converged = false;
     std::vector<double> energy;
+    std::vector<double> step;  // length of each step, 1 - damping unless it was halved
 };
 
 // Called before each step; may throw to stop.
 using StepCallback = std::function<void(int step, int num_steps)>;
 
-void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
+template <class T>
+void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
 
-// The kernels and the workspace are given up before the last step's logits are written, so that they and the logits need not fit into
-// memory together. logits, out: (label, *grid) float32. Outside the mask `out` is the logits over the temperature.
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel> kernels, const MeanFieldOptions& options, const float* logits,
-                                float* out, ThreadPool& pool, Workspace workspace, const StepCallback& callback);
+// logits, out: (label, *grid). Outside the mask `out` is the logits over the temperature.
+//
+// record: nullptr, or (step, channel, voxel) with room for the marginals that each step starts from: what the way back needs. Without it
+// the kernels and the workspace are given up before the last step's logits are written, so that they and the logits need not fit into
+// memory together.
+template <class T>
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,
+                                T* out, T* record, ThreadPool& pool, Workspace& workspace, const StepCallback& callback);
 
 }  // namespace crf

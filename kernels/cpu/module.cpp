@@ -6,10 +6,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <mutex>
 
-#include "cpu/cost_model.h"
+#include "cpu/kernel_set.h"
 #include "cpu/label_map.h"
-#include "cpu/mean_field.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -28,26 +28,6 @@ std::vector<int64_t> grid_shape(const FloatArray& channels) {
 }
 
 const uint8_t* mask_data(const std::optional<MaskArray>& mask) { return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr; }
-
-std::vector<double> box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis) {
-    std::vector<double> values;
-    for (int a = 0; a < voxels.num_axes; ++a) values.push_back(per_grid_axis[voxels.source_axis[a]]);
-    return values;
-}
-
-BilateralInput bilateral_input(const Voxels& voxels, const FloatArray& image, const std::vector<double>& theta_alpha,
-                               const std::vector<double>& theta_beta, ThreadPool& pool) {
-    std::vector<const float*> intensity;
-    for (size_t m = 0; m < image.shape(0); ++m) intensity.push_back(image.data() + m * voxels.grid_size);
-    return BilateralInput(voxels, box_axes(voxels, theta_alpha), theta_beta, intensity, pool);
-}
-
-Normalization parse_normalization(const std::string& name) {
-    if (name == "symmetric") return Normalization::kSymmetric;
-    if (name == "after") return Normalization::kAfter;
-    if (name == "none") return Normalization::kNone;
-    throw std::invalid_argument("unknown normalization '" + name + "'");
-}
 
 // Ctrl-C is noticed while the engine works, not only when it returns.
 void check_signals() {
@@ -68,40 +48,49 @@ class Stopwatch {
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-// bilateral: list of (weight, theta_alpha, theta_beta); spatial: None or (weight, theta_gamma). progress(stage, step, num_steps).
-nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const nb::list& bilateral, const nb::object& spatial,
-                    const std::vector<float>& compatibility, bool is_potts, int num_iterations, double tolerance, float temperature,
-                    const std::string& normalization_name, float damping, const std::string& filter, int threads,
-                    const nb::object& progress, const FloatOut& out) {
-    struct Bilateral {
-        std::vector<float> weight;
-        std::vector<double> theta_alpha, theta_beta;
-    };
-    std::vector<Bilateral> appearance;
+// A list of (theta_alpha, theta_beta), one a bilateral kernel.
+std::vector<KernelSpecs::Bilateral> bilateral_specs(const nb::list& bilateral) {
+    std::vector<KernelSpecs::Bilateral> specs;
     for (nb::handle item : bilateral) {
-        const auto kernel = nb::cast<nb::tuple>(item);
-        appearance.push_back(
-            {nb::cast<std::vector<float>>(kernel[0]), nb::cast<std::vector<double>>(kernel[1]), nb::cast<std::vector<double>>(kernel[2])});
+        const auto thetas = nb::cast<nb::tuple>(item);
+        specs.push_back({nb::cast<std::vector<double>>(thetas[0]), nb::cast<std::vector<double>>(thetas[1])});
     }
-    std::vector<float> spatial_weight;
-    std::vector<double> theta_gamma;
-    if (!spatial.is_none()) {
-        const auto kernel = nb::cast<nb::tuple>(spatial);
-        spatial_weight = nb::cast<std::vector<float>>(kernel[0]);
-        theta_gamma = nb::cast<std::vector<double>>(kernel[1]);
-    }
-    MeanFieldOptions options;
+    return specs;
+}
+
+template <class T>
+std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64_t grid_size) {
+    std::vector<const T*> pointers;
+    for (size_t m = 0; m < num_channels; ++m) pointers.push_back(data + static_cast<int64_t>(m) * grid_size);
+    return pointers;
+}
+
+// One filtering for each step, and two for the normalization.
+int expected_filterings(int num_iterations) { return num_iterations + 2; }
+
+// weights: (kernel, label), the spatial kernel last. theta_gamma: empty where there is none. progress(stage, step, num_steps).
+nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std::optional<MaskArray>& mask,
+                    const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
+                    const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility, bool is_potts,
+                    int num_iterations, double tolerance, float temperature, const std::string& normalization, float damping,
+                    const std::string& filter, int threads, const nb::object& progress, const FloatOut& out) {
+    KernelSpecs specs;
+    specs.bilateral = bilateral_specs(bilateral);
+    specs.theta_gamma = theta_gamma;
+    specs.normalization = parse_normalization(normalization);
+    specs.filter = filter;
+    specs.num_channels = static_cast<int>(logits.shape(0)) - 1;
+    specs.num_filterings = expected_filterings(num_iterations);
+    MeanFieldOptions<float> options;
     options.num_labels = static_cast<int>(logits.shape(0));
+    options.weight = weights;
     options.compatibility = compatibility;
     options.is_potts = is_potts;
     options.num_iterations = num_iterations;
     options.tolerance = tolerance;
     options.temperature = temperature;
     options.damping = damping;
-    const Normalization normalization = parse_normalization(normalization_name);
-    // With D^-1 K the kernel is not symmetric, and the iteration does not lower this energy: it may rise without anything being wrong.
-    options.watch_energy = normalization != Normalization::kAfter;
+    options.watch_energy = energy_is_lowered(specs.normalization);
     const bool has_progress = !progress.is_none();
     auto report = [&](const char* stage, int step, int num_steps) {
         nb::gil_scoped_acquire gil;
@@ -119,26 +108,13 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         ThreadPool pool(threads);
         pool.poll = check_signals;
         const Voxels voxels(grid_shape(logits), spacing, mask_data(mask));
-        std::vector<Kernel> kernels;
         Workspace workspace;
-        const int num_filterings = num_iterations + 2;
-        auto add = [&](std::unique_ptr<Filter> built, const std::vector<float>& weight, const std::string& name) {
-            Kernel kernel;
-            kernel.filter = std::move(built);
-            kernel.weight = weight;
-            normalize_kernel(kernel, voxels, normalization, pool, workspace);
-            descriptions.push_back(name + ": " + kernel.filter->description());
-            kernels.push_back(std::move(kernel));
-        };
-        for (size_t k = 0; k < appearance.size(); ++k) {
-            report("build", static_cast<int>(k), static_cast<int>(appearance.size()));
-            const BilateralInput input = bilateral_input(voxels, image, appearance[k].theta_alpha, appearance[k].theta_beta, pool);
-            add(make_bilateral_filter(filter, input, options.num_labels - 1, num_filterings, pool), appearance[k].weight,
-                "bilateral." + std::to_string(k));
-        }
-        if (!theta_gamma.empty()) add(make_spatial_filter(voxels, box_axes(voxels, theta_gamma), pool), spatial_weight, "spatial");
+        KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
+                             [&](int kernel, int num_kernels) { report("build", kernel, num_kernels); });
+        descriptions = set.descriptions;
         build_seconds = watch.lap();
-        outcome = run_mean_field(voxels, std::move(kernels), options, logits.data(), out.data(), pool, std::move(workspace),
+        float* const no_record = nullptr;
+        outcome = run_mean_field(voxels, set.kernels, options, logits.data(), out.data(), no_record, pool, workspace,
                                  [&](int step, int num_steps) { report("mean field", step, num_steps); });
         steps_seconds = watch.lap();
     }
@@ -152,6 +128,136 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
     return result;
 }
 
+// The kernels of one model on one image, kept between calls; a call at a time. T: float or double.
+template <class T>
+class Kernels {
+   public:
+    using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+    using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+    Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
+            const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
+            int num_iterations, int threads)
+        : image_(image), num_labels_(num_labels) {
+        specs_.bilateral = bilateral_specs(bilateral);
+        specs_.theta_gamma = theta_gamma;
+        specs_.normalization = parse_normalization(normalization);
+        specs_.filter = filter;
+        specs_.num_channels = num_labels - 1;
+        specs_.num_filterings = expected_filterings(num_iterations);
+        std::vector<int64_t> shape;
+        for (size_t a = 1; a < image.ndim(); ++a) shape.push_back(static_cast<int64_t>(image.shape(a)));
+        nb::gil_scoped_release release;
+        const BlockCache cache;
+        pool_ = std::make_unique<ThreadPool>(threads);
+        pool_->poll = check_signals;
+        voxels_ = std::make_unique<Voxels>(shape, spacing, mask_data(mask));
+        Workspace workspace;
+        set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
+                                              workspace, BuildCallback());
+    }
+
+    int64_t num_voxels() const { return voxels_->num_voxels; }
+    std::vector<std::string> descriptions() const { return set_->descriptions; }
+
+    // record: (step, channel, voxel), filled in; one channel less than labels where each kernel has one weight for all labels. Returns the
+    // length of each step.
+    std::vector<double> forward(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
+                                bool is_potts, double temperature, double damping, const Out& out, const Out& record) {
+        const MeanFieldOptions<T> options =
+            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(record.shape(0)));
+        require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
+                "the record has another shape than (steps, channels, voxels)");
+        nb::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const BlockCache cache;
+        Workspace workspace;
+        return run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), record.data(), *pool_, workspace, StepCallback())
+            .step;
+    }
+
+    nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step, const Array& gradient,
+                      const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts, double temperature,
+                      double damping, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
+        const MeanFieldOptions<T> options =
+            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(step.size()));
+        require(record.shape(0) == step.size() && static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
+                    static_cast<int64_t>(record.shape(2)) == num_voxels(),
+                "the record is not the one that the way forth left with these weights");
+        MeanFieldGradients gradients;
+        {
+            nb::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            const BlockCache cache;
+            Workspace workspace;
+            const BackwardInput<T> input{logits.data(), record.data(), step, gradient.data(), wants_theta};
+            gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
+                                                grad_image ? grad_image->data() : nullptr, *pool_, workspace, StepCallback());
+        }
+        nb::dict result;
+        result["weights"] = gradients.weight;
+        result["compatibility"] = gradients.compatibility;
+        result["temperature"] = gradients.temperature;
+        nb::list theta;
+        for (const std::vector<double>& of_kernel : gradients.theta) theta.append(on_grid_axes(of_kernel));
+        result["theta"] = theta;
+        return result;
+    }
+
+   private:
+    static void require(bool condition, const char* otherwise) {
+        if (!condition) throw std::invalid_argument(otherwise);
+    }
+
+    MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+                                     double temperature, double damping, int num_iterations) const {
+        require(weights.size() == set_->kernels.size(), "expected one list of weights a kernel");
+        MeanFieldOptions<T> options;
+        options.num_labels = num_labels_;
+        options.weight = weights;
+        options.compatibility = compatibility;
+        options.is_potts = is_potts;
+        options.num_iterations = num_iterations;
+        options.temperature = static_cast<T>(temperature);
+        options.damping = static_cast<T>(damping);
+        options.watch_energy = energy_is_lowered(specs_.normalization);
+        return options;
+    }
+
+    // Intensities first, then all axes of the grid: nothing depends on the bandwidths of those that are one voxel long.
+    std::vector<double> on_grid_axes(const std::vector<double>& theta) const {
+        const size_t num_modalities = theta.size() - voxels_->num_axes;
+        std::vector<double> values(theta.begin(), theta.begin() + static_cast<std::ptrdiff_t>(num_modalities));
+        values.resize(num_modalities + image_.ndim() - 1, 0.0);
+        for (int a = 0; a < voxels_->num_axes; ++a) values[num_modalities + voxels_->source_axis[a]] = theta[num_modalities + a];
+        return values;
+    }
+
+    const Array image_;  // the features are read from it
+    const int num_labels_;
+    KernelSpecs specs_;
+    std::unique_ptr<ThreadPool> pool_;
+    std::unique_ptr<Voxels> voxels_;
+    std::unique_ptr<KernelSet<T>> set_;
+    std::mutex mutex_;
+};
+
+template <class T>
+void define_kernels(nb::module_& m, const char* name) {
+    using K = Kernels<T>;
+    nb::class_<K>(m, name)
+        .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const nb::list&,
+                      const std::vector<double>&, const std::string&, const std::string&, int, int, int>(),
+             "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
+             "num_iterations"_a, "threads"_a)
+        .def("num_voxels", &K::num_voxels)
+        .def("descriptions", &K::descriptions)
+        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "out"_a,
+             "record"_a)
+        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,
+             "temperature"_a, "damping"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
+}
+
 // theta_beta empty: the spatial kernel of theta_alpha. `out` comes in as zeros.
 std::string message(const FloatArray& values, const FloatArray& image, const std::optional<MaskArray>& mask,
                     const std::vector<double>& spacing, const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta,
@@ -161,12 +267,20 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     pool.poll = check_signals;
     const Voxels voxels(grid_shape(values), spacing, mask_data(mask));
     const int num_channels = static_cast<int>(values.shape(0));
-    Kernel kernel;
-    kernel.filter = theta_beta.empty() ? make_spatial_filter(voxels, box_axes(voxels, theta_alpha), pool)
-                                       : make_bilateral_filter(filter, bilateral_input(voxels, image, theta_alpha, theta_beta, pool),
-                                                               num_channels, 3, pool);
+    KernelSpecs specs;
+    if (theta_beta.empty()) {
+        specs.theta_gamma = theta_alpha;
+    } else {
+        specs.bilateral.push_back({theta_alpha, theta_beta});
+    }
+    specs.normalization = parse_normalization(normalization_name);
+    specs.filter = filter;
+    specs.num_channels = num_channels;
+    specs.num_filterings = expected_filterings(1);
     Workspace workspace;
-    normalize_kernel(kernel, voxels, parse_normalization(normalization_name), pool, workspace);
+    const KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
+                               BuildCallback());
+    const Kernel<float>& kernel = set.kernels.front();
     Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);
     std::fill(received.get(), received.get() + received.size, 0.0f);
     for (const Run& run : voxels.runs)
@@ -190,11 +304,13 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
 
 NB_MODULE(CRFREFINE_MODULE, m) {
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.backends.cpu.";
-    m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "spatial"_a.none(),
+    m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "weights"_a,
           "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
           "threads"_a, "progress"_a.none(), "out"_a);
     m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a);
+    crf::define_kernels<float>(m, "Kernels32");
+    crf::define_kernels<double>(m, "Kernels64");
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
     m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
     m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);

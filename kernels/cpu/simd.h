@@ -1,7 +1,9 @@
 // Sixteen lanes of float or int32 in the compiler's vector extension, so that one source serves SSE, AVX2, AVX-512 and NEON.
-// Only what the extension cannot express well is written with intrinsics.
+// Only what the extension cannot express well is written with intrinsics. Lanes of double serve the few routines that come in both
+// precisions; there clarity goes before speed.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -16,6 +18,22 @@ constexpr int kLanes = 16;
 typedef float vfloat __attribute__((vector_size(4 * kLanes)));
 typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
 typedef float vfloat4 __attribute__((vector_size(16)));
+typedef double vdouble __attribute__((vector_size(8 * kLanes)));
+typedef int64_t vlong __attribute__((vector_size(8 * kLanes)));
+
+// The lanes of a scalar type, and the integers that comparing them gives.
+template <class T>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+    typedef vfloat type;
+    typedef vint integer;
+};
+template <>
+struct LanesOf<double> {
+    typedef vdouble type;
+    typedef vlong integer;
+};
 
 inline vfloat load(const float* p) {
     vfloat v;
@@ -23,6 +41,12 @@ inline vfloat load(const float* p) {
     return v;
 }
 inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
+inline vdouble load(const double* p) {
+    vdouble v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(double* p, vdouble v) { std::memcpy(p, &v, sizeof v); }
 inline vfloat4 load4(const float* p) {
     vfloat4 v;
     std::memcpy(&v, p, sizeof v);
@@ -32,9 +56,12 @@ inline void store4(float* p, vfloat4 v) { std::memcpy(p, &v, sizeof v); }
 
 inline vfloat splat_lanes(float x) { return vfloat{} + x; }
 inline vint splat_lanes(int32_t x) { return vint{} + x; }
+inline vdouble splat_lanes(double x) { return vdouble{} + x; }
+inline vlong splat_lanes(int64_t x) { return vlong{} + x; }
 
 inline vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
 inline vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+inline vdouble vmax(vdouble a, vdouble b) { return a > b ? a : b; }
 inline vint vmax(vint a, vint b) { return a > b ? a : b; }
 inline vint vmin(vint a, vint b) { return a < b ? a : b; }
 
@@ -47,17 +74,25 @@ inline vint floor_to_int(vfloat x) {
 }
 inline vint select(vint condition, vint a, vint b) { return condition ? a : b; }
 
-inline float sum_lanes(vfloat v) {
-    float s[kLanes];
+template <class T, class V>
+inline T sum_of_lanes(V v) {
+    T s[kLanes];
     std::memcpy(s, &v, sizeof v);
     for (int w = kLanes / 2; w > 0; w /= 2)
         for (int i = 0; i < w; ++i) s[i] += s[i + w];
     return s[0];
 }
+inline float sum_lanes(vfloat v) { return sum_of_lanes<float>(v); }
+inline double sum_lanes(vdouble v) { return sum_of_lanes<double>(v); }
 
 // The first `count` lanes are ones, the rest zeros.
 inline vint first_lanes(int count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return index < count;
+}
+template <class T>
+inline typename LanesOf<T>::integer first_lanes_of(int count) {
+    const typename LanesOf<T>::integer index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return index < count;
 }
 
@@ -97,6 +132,17 @@ inline vfloat log_positive(vfloat x) {
     return to_float(exponent) * 0.693147181f + s * (2.0f + tail);
 }
 
+inline vdouble exp_nonpositive(vdouble t) {
+    vdouble e;
+    for (int i = 0; i < kLanes; ++i) e[i] = std::exp(t[i]);
+    return e;
+}
+inline vdouble log_positive(vdouble x) {
+    vdouble l;
+    for (int i = 0; i < kLanes; ++i) l[i] = std::log(x[i]);
+    return l;
+}
+
 // `count` floats, the other lanes zero; the array is not read beyond them.
 inline vfloat load_some(const float* from, int64_t count) {
     if (count >= kLanes) return load(from);
@@ -119,6 +165,18 @@ inline void store_some(float* to, vfloat v, int64_t count) {
     store(some, v);
     for (int64_t i = 0; i < count; ++i) to[i] = some[i];
 #endif
+}
+
+inline vdouble load_some(const double* from, int64_t count) {
+    if (count >= kLanes) return load(from);
+    double some[kLanes]{};
+    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+    return load(some);
+}
+inline void store_some(double* to, vdouble v, int64_t count) {
+    double some[kLanes];
+    store(some, v);
+    for (int64_t i = 0; i < (count < kLanes ? count : kLanes); ++i) to[i] = some[i];
 }
 
 // Sixteen rows of C floats from C channels of sixteen, and back. C is 1, 2 or 4.

@@ -5,6 +5,7 @@
 
 #include "cpu/filter.h"
 #include "cpu/simd.h"
+#include "cpu/spatial_taps.h"
 
 namespace crf {
 
@@ -16,13 +17,7 @@ constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, s
 class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) : voxels_(voxels), pool_(pool) {
-        taps_.resize(voxels.num_axes);
-        for (int a = 0; a < voxels.num_axes; ++a) {
-            const double sigma = theta_gamma[a] / voxels.spacing[a];
-            const int64_t radius = static_cast<int64_t>(std::min(std::ceil(kRadius * sigma), static_cast<double>(voxels.box_shape[a] - 1)));
-            for (int64_t k = 0; k <= radius; ++k)
-                taps_[a].push_back(static_cast<float>(k == 0 ? 1.0 : std::exp(-0.5 * (k / sigma) * (k / sigma))));
-        }
+        for (const std::vector<double>& taps : spatial_taps(voxels, theta_gamma)) taps_.emplace_back(taps.begin(), taps.end());
         scratch_.resize(pool.num_threads());
     }
 
@@ -213,6 +208,16 @@ class SpatialFilter final : public Filter {
 };
 
 }  // namespace
+
+std::vector<std::vector<double>> spatial_taps(const Voxels& voxels, const std::vector<double>& theta_gamma) {
+    std::vector<std::vector<double>> taps(voxels.num_axes);
+    for (int a = 0; a < voxels.num_axes; ++a) {
+        const double sigma = theta_gamma[a] / voxels.spacing[a];
+        const int64_t radius = static_cast<int64_t>(std::min(std::ceil(kRadius * sigma), static_cast<double>(voxels.box_shape[a] - 1)));
+        for (int64_t k = 0; k <= radius; ++k) taps[a].push_back(k == 0 ? 1.0 : std::exp(-0.5 * (k / sigma) * (k / sigma)));
+    }
+    return taps;
+}
 
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {
     return std::make_unique<SpatialFilter>(voxels, theta_gamma, pool);

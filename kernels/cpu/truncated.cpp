@@ -91,28 +91,13 @@ class TruncatedFilter final : public Filter {
             double squared;
         };
         std::vector<Entry> entries;
-        const int axes = voxels_.num_axes;
-        int64_t d[kMaxAxes];
-        for (int a = 0; a < axes; ++a) d[a] = -radius_[a];
-        for (bool more = true; more;) {
-            double squared = 0;
+        const int last = voxels_.num_axes - 1;
+        for (const WindowOffset& offset : truncated_window(input)) {
             int64_t row = 0;
-            int sign = 0;
-            for (int a = 0; a < axes; ++a) {
-                const double scaled = d[a] * voxels_.spacing[a] / input.theta_alpha[a];
-                squared += scaled * scaled;
-                if (a < axes - 1) row += d[a] * stride_[a];
-                if (sign == 0) sign = d[a] > 0 ? 1 : d[a] < 0 ? -1 : 0;
-            }
-            if (sign > 0 && squared <= kTruncationRadius * kTruncationRadius * (1 + kRounding)) {
-                ++num_pairs_;
-                for (int first = 0; first < kRows; ++first) entries.push_back({row + first * row_stride_, d[axes - 1], first, squared});
-            }
-            more = false;
-            for (int a = axes - 1; a >= 0 && !more; --a) {
-                more = ++d[a] <= radius_[a];
-                if (!more) d[a] = -radius_[a];
-            }
+            for (int a = 0; a < last; ++a) row += offset.distance[a] * stride_[a];
+            ++num_pairs_;
+            for (int first = 0; first < kRows; ++first)
+                entries.push_back({row + first * row_stride_, offset.distance[last], first, offset.squared});
         }
         // Neighboring distances along a row touch the same cache lines, but a load that overlaps a store just made must wait for it.
         // So a few rows take turns, distance by distance.
@@ -322,6 +307,34 @@ class TruncatedFilter final : public Filter {
 };
 
 }  // namespace
+
+std::vector<WindowOffset> truncated_window(const BilateralInput& input) {
+    const Voxels& voxels = *input.voxels;
+    const int axes = voxels.num_axes;
+    std::vector<WindowOffset> window;
+    int64_t radius[kMaxAxes];
+    WindowOffset offset{};
+    for (int a = 0; a < axes; ++a) {
+        radius[a] = window_radius(input.theta_alpha[a] / voxels.spacing[a], voxels.box_shape[a]);
+        offset.distance[a] = -radius[a];
+    }
+    for (bool more = true; more;) {
+        offset.squared = 0;
+        int sign = 0;
+        for (int a = 0; a < axes; ++a) {
+            const double scaled = offset.distance[a] * voxels.spacing[a] / input.theta_alpha[a];
+            offset.squared += scaled * scaled;
+            if (sign == 0) sign = offset.distance[a] > 0 ? 1 : offset.distance[a] < 0 ? -1 : 0;
+        }
+        if (sign > 0 && offset.squared <= kTruncationRadius * kTruncationRadius * (1 + kRounding)) window.push_back(offset);
+        more = false;
+        for (int a = axes - 1; a >= 0 && !more; --a) {
+            more = ++offset.distance[a] <= radius[a];
+            if (!more) offset.distance[a] = -radius[a];
+        }
+    }
+    return window;
+}
 
 double num_truncated_pairs(const BilateralInput& input) {
     // Rows of the window, counted whole: the sum over the last axis has a closed form.

@@ -1,0 +1,19 @@
+// The filters in double precision, for gradient checks and layers in float64: the same kernels, windows and lattice, plainly written.
+#pragma once
+
+#include <string>
+
+#include "cpu/filter.h"
+
+namespace crf {
+
+using DoubleFilter = BasicFilter<double>;
+
+// As make_bilateral_filter, but for the dense grid, which is in single precision only: "grid" throws std::invalid_argument, "auto" never
+// takes it. input: with the intensities rounded to float, for the lattice's geometry; intensity: as they are, one array a modality.
+std::unique_ptr<DoubleFilter> make_double_bilateral_filter(const std::string& requested, const BilateralInput& input,
+                                                           const std::vector<const double*>& intensity, int num_channels,
+                                                           int num_filterings, ThreadPool& pool);
+std::unique_ptr<DoubleFilter> make_double_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool);
+
+}  // namespace crf

@@ -1,0 +1,41 @@
+// The kernels of one model on one image, normalized and ready to filter: built once, used by every step, forth and back.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/mean_field_backward.h"
+
+namespace crf {
+
+Normalization parse_normalization(const std::string& name);
+
+// A whole case's model but for weights and compatibility. Bandwidths and spacing have one value a grid axis.
+struct KernelSpecs {
+    struct Bilateral {
+        std::vector<double> theta_alpha, theta_beta;
+    };
+    std::vector<Bilateral> bilateral;
+    std::vector<double> theta_gamma;  // empty: no spatial kernel
+    Normalization normalization = Normalization::kSymmetric;
+    std::string filter;    // of the bilateral kernels
+    int num_channels = 0;  // what "auto" expects to be filtered, and how often
+    int num_filterings = 0;
+};
+
+// Called before each kernel is built; may throw to stop.
+using BuildCallback = std::function<void(int kernel, int num_kernels)>;
+
+// T: float, or double for layers in float64. image: one array of the whole grid a modality, which outlives the set.
+template <class T>
+struct KernelSet {
+    const Voxels& voxels;
+    std::vector<Kernel<T>> kernels;           // the bilateral ones first
+    std::vector<FeatureColumns<T>> features;  // one a kernel
+    std::vector<std::string> descriptions;
+
+    KernelSet(const Voxels& voxels, const std::vector<const T*>& image, const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
+              const BuildCallback& callback);
+};
+
+}  // namespace crf

@@ -1,0 +1,117 @@
+#include "cpu/moments.h"
+
+#include <algorithm>
+
+#include "cpu/simd.h"
+
+namespace crf {
+
+template <class T>
+FeatureColumns<T>::FeatureColumns(const Voxels& voxels, std::vector<double> theta_position, std::vector<double> theta_beta,
+                                  std::vector<const T*> intensity)
+    : voxels_(voxels), theta_position_(std::move(theta_position)), theta_beta_(std::move(theta_beta)), intensity_(std::move(intensity)) {
+    for (const T* values : intensity_) {
+        double total = 0;
+        for (const Run& run : voxels.runs)
+            for (int32_t i = 0; i < run.length; ++i) total += static_cast<double>(values[run.grid + i]);
+        center_.push_back(total / static_cast<double>(voxels.num_voxels));
+    }
+    for (int a = 0; a < voxels.num_axes; ++a) center_.push_back(0.5 * static_cast<double>(voxels.box_shape[a] - 1) * voxels.spacing[a]);
+}
+
+template <class T>
+void FeatureColumns<T>::fill(int feature, T* column, ThreadPool& pool) const {
+    const double center = center_[feature], scale = 1 / theta(feature);
+    pool.run(num_voxel_blocks(voxels_.num_voxels), [&](int64_t block, int) {
+        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels_.num_voxels);
+        voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
+            if (feature < num_modalities()) {
+                const T* values = intensity_[feature] + grid;
+                for (int64_t i = 0; i < length; ++i) column[voxel + i] = static_cast<T>((static_cast<double>(values[i]) - center) * scale);
+                return;
+            }
+            const int axis = feature - num_modalities();
+            const double step = voxels_.spacing[axis];
+            int64_t place[kMaxAxes];
+            voxels_.coordinates(box, place);
+            const int64_t stride = axis == voxels_.num_axes - 1 ? 1 : 0;
+            for (int64_t i = 0; i < length; ++i)
+                column[voxel + i] = static_cast<T>((static_cast<double>(place[axis] + i * stride) * step - center) * scale);
+        });
+    });
+}
+
+namespace {
+
+template <class T>
+void resize(Buffer<T>& buffer, int64_t size) {
+    if (buffer.size < size) {
+        buffer = Buffer<T>();  // freed before more is taken
+        buffer = Buffer<T>(size);
+    }
+}
+
+template <class T>
+void clear(T* values, int num_channels, int64_t num_voxels, ThreadPool& pool) {
+    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels);
+        for (int c = 0; c < num_channels; ++c) std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, T{0});
+    });
+}
+
+}  // namespace
+
+template <class T>
+void add_moments(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
+                 int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,
+                 Workspace& workspace) {
+    using Lanes = typename LanesOf<T>::type;
+    if (!image && filter.second_moments(u, v, num_channels, squared, workspace)) return;
+    resize(buffers.column, num_voxels);
+    resize(buffers.filtered, num_channels * num_voxels);
+    if (image) resize(buffers.filtered_back, num_channels * num_voxels);
+    const std::vector<T> unit(num_channels, T{1});
+    std::vector<double> block_sums(num_voxel_blocks(num_voxels));
+    T *const column = buffers.column.get(), *const filtered = buffers.filtered.get(), *const back = buffers.filtered_back.get();
+    for (int f = 0; f < features.size(); ++f) {
+        T* const gradient = image && f < features.num_modalities() ? image + f * num_voxels : nullptr;
+        features.fill(f, column, pool);
+        clear(filtered, num_channels, num_voxels, pool);
+        filter.accumulate(v, num_channels, column, nullptr, unit.data(), filtered, workspace);
+        if (gradient) {
+            clear(back, num_channels, num_voxels, pool);
+            filter.accumulate_transposed(u, num_channels, column, nullptr, unit.data(), back, workspace);
+        }
+        const T inverse = static_cast<T>(1 / features.theta(f));
+        pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+            const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels);
+            double total = 0;
+            for (int64_t n = begin; n < end; n += kLanes) {
+                const int64_t left = end - n;
+                const Lanes x = load_some(column + n, left);
+                Lanes sum{}, change{};
+                for (int c = 0; c < num_channels; ++c) {
+                    const int64_t at = c * num_voxels + n;
+                    const Lanes own_u = load_some(u + at, left), own_v = load_some(v + at, left);
+                    const Lanes sent = load_some(kv + at, left), sent_back = load_some(ktu + at, left);
+                    const Lanes moment = load_some(filtered + at, left);
+                    sum += x * (x * (own_v * sent_back + own_u * sent) - own_u * moment * T{2});
+                    if (gradient) change += own_u * (x * sent - moment) + own_v * (x * sent_back - load_some(back + at, left));
+                }
+                total += static_cast<double>(sum_lanes(sum));
+                if (gradient) store_some(gradient + n, load_some(gradient + n, left) - change * inverse, left);
+            }
+            block_sums[block] = total;
+        });
+        for (double total : block_sums) squared[f] += total;
+    }
+}
+
+template class FeatureColumns<float>;
+template class FeatureColumns<double>;
+template void add_moments(BasicFilter<float>&, const FeatureColumns<float>&, const float*, const float*, const float*, const float*, int,
+                          double*, float*, MomentBuffers<float>&, int64_t, ThreadPool&, Workspace&);
+template void add_moments(BasicFilter<double>&, const FeatureColumns<double>&, const double*, const double*, const double*, const double*,
+                          int, double*, double*, MomentBuffers<double>&, int64_t, ThreadPool&, Workspace&);
+
+}  // namespace crf
