@@ -29,6 +29,12 @@ struct Offset {
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
+// Squared distances along each axis over theta_alpha, for derivatives only: an offset's share of them, kept apart from what filtering
+// reads.
+struct OffsetDistances {
+    float squared[kRows][kMaxAxes]{};
+};
+
 // Voxels on either side along an axis; compared as floating point, since a huge bandwidth fits into no integer.
 int64_t window_radius(double sigma, int64_t extent) {
     return static_cast<int64_t>(std::min(kTruncationRadius * sigma * (1 + kRounding), static_cast<double>(extent - 1)));
@@ -59,9 +65,35 @@ class TruncatedFilter final : public Filter {
         }
     }
 
+    // Pair by pair, as the kernel's weights are: nothing is written but the sums.
+    bool second_moments(const float* u, const float* v, int num_channels, double* squared, Workspace& workspace) override {
+        if (num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
+        const int num_features = num_modalities_ + voxels_.num_axes;
+        std::vector<double> sums(slabs_.size() * num_features);
+        for (int c = 0; c < num_channels; c += kMomentChannels) {
+            const int group = std::min(kMomentChannels, num_channels - c);
+            sent_ = workspace.floats(2 * group * total_size_);
+            received_ = sent_ + group * total_size_;
+            pad(u + c * voxels_.num_voxels, group, group, nullptr, sent_);
+            pad(v + c * voxels_.num_voxels, group, group, nullptr, received_);
+            pool_.run(static_cast<int64_t>(slabs_.size()), [&](int64_t item, int) {
+                double* const of_slab = sums.data() + item * num_features;
+                if (group == 1) return add_moments_of<1>(slabs_[item], group, of_slab);
+                if (group == 2) return add_moments_of<2>(slabs_[item], group, of_slab);
+                add_moments_of<kMomentChannels>(slabs_[item], group, of_slab);
+            });
+        }
+        // Intensities were scaled to be exponents of 2.
+        for (size_t slab = 0; slab < slabs_.size(); ++slab)
+            for (int f = 0; f < num_features; ++f) squared[f] += sums[slab * num_features + f] * (f < num_modalities_ ? 2 / kLog2e : 1.0);
+        return true;
+    }
+
     std::string description() const override { return "truncated (" + std::to_string(num_pairs_) + " pairs a voxel)"; }
 
    private:
+    static constexpr int kMomentChannels = 4, kMomentModalities = 4, kMomentAxes = 3;
+
     void layout_padding(const BilateralInput& input) {
         const int last = voxels_.num_axes - 1;
         padded_size_ = 1;
@@ -89,15 +121,17 @@ class TruncatedFilter final : public Filter {
             int64_t x;
             int first;  // the row that the distance counts from
             double squared;
+            const int64_t* distance;
         };
         std::vector<Entry> entries;
         const int last = voxels_.num_axes - 1;
-        for (const WindowOffset& offset : truncated_window(input)) {
+        const std::vector<WindowOffset> window = truncated_window(input);
+        for (const WindowOffset& offset : window) {
             int64_t row = 0;
             for (int a = 0; a < last; ++a) row += offset.distance[a] * stride_[a];
             ++num_pairs_;
             for (int first = 0; first < kRows; ++first)
-                entries.push_back({row + first * row_stride_, offset.distance[last], first, offset.squared});
+                entries.push_back({row + first * row_stride_, offset.distance[last], first, offset.squared, offset.distance});
         }
         // Neighboring distances along a row touch the same cache lines, but a load that overlaps a store just made must wait for it.
         // So a few rows take turns, distance by distance.
@@ -115,8 +149,13 @@ class TruncatedFilter final : public Filter {
             if (offsets_.empty() || offsets_.back().linear != e.row + e.x) {
                 offsets_.push_back({e.row + e.x, {}});
                 std::fill(offsets_.back().exponent, offsets_.back().exponent + kRows, kNoPair);
+                distances_.emplace_back();
             }
             offsets_.back().exponent[e.first] = static_cast<float>(-0.5 * kLog2e * e.squared);
+            for (int a = 0; a < voxels_.num_axes; ++a) {
+                const double scaled = static_cast<double>(e.distance[a]) * voxels_.spacing[a] / input.theta_alpha[a];
+                distances_.back().squared[e.first][a] = static_cast<float>(scaled * scaled);
+            }
         }
     }
 
@@ -177,8 +216,16 @@ class TruncatedFilter final : public Filter {
     }
 
     void scatter(const float* values, int group, int width, const float* pre) {
+        pad(values, group, width, pre, sent_);
+        // The voxel itself has weight 1.
+        pool_.run(width,
+                  [&](int64_t c, int) { std::copy(sent_ + c * total_size_, sent_ + (c + 1) * total_size_, received_ + c * total_size_); });
+    }
+
+    // Compact channels into the padded box, zero around the voxels.
+    void pad(const float* values, int group, int width, const float* pre, float* padded) {
         pool_.run(width, [&](int64_t c, int) {
-            float* to = sent_ + c * total_size_;
+            float* to = padded + c * total_size_;
             std::fill(to, to + total_size_, 0.0f);
             if (c < group) {
                 const float* from = values + c * voxels_.num_voxels;
@@ -188,8 +235,6 @@ class TruncatedFilter final : public Filter {
                     for (int32_t i = 0; i < run.length; ++i) row[i] = from[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
                 }
             }
-            // The voxel itself has weight 1.
-            std::copy(to, to + total_size_, received_ + c * total_size_);
         });
     }
 
@@ -294,12 +339,64 @@ class TruncatedFilter final : public Filter {
         }
     }
 
+    // Sums of u_n K(n, m) v_m times squared differences of features, u in `sent_`, v in `received_`, over the pairs of a slab's voxels.
+    template <int C>
+    void add_moments_of(const std::vector<int64_t>& slab, int num_channels, double* sums) const {
+        if (num_modalities_ == 1) return add_moments<C, 1>(slab, num_channels, sums);
+        if (num_modalities_ == 2) return add_moments<C, 2>(slab, num_channels, sums);
+        add_moments<C, kMomentModalities>(slab, num_channels, sums);
+    }
+
+    // C, M: room for channels and modalities; loops of known length stay in registers.
+    template <int C, int M>
+    void add_moments(const std::vector<int64_t>& slab, int group, double* sums) const {
+        constexpr int A = kMomentAxes;  // distances along axes that the box lacks are zero
+        const int64_t channel_stride = total_size_, row_stride = row_stride_;
+        const int num_channels = C < kMomentChannels ? C : group, num_modalities = M < kMomentModalities ? M : num_modalities_;
+        for (const int64_t chunk : slab) {
+            const float *intensity = intensity_.get() + chunk, *u = sent_ + chunk, *v = received_ + chunk;
+            vfloat own_u[kRows][C]{}, own_v[kRows][C]{}, own_intensity[kRows][M]{}, by_modality[M]{}, by_axis[A]{};
+            for (int r = 0; r < kRows; ++r) {
+                for (int m = 0; m < num_modalities; ++m) own_intensity[r][m] = load(intensity + m * channel_stride + r * row_stride);
+                for (int c = 0; c < num_channels; ++c) {
+                    own_u[r][c] = load(u + c * channel_stride + r * row_stride);
+                    own_v[r][c] = load(v + c * channel_stride + r * row_stride);
+                }
+            }
+            for (size_t o = 0; o < offsets_.size(); ++o) {
+                const int64_t linear = offsets_[o].linear;
+                vfloat product[kRows]{};
+                for (int c = 0; c < num_channels; ++c) {
+                    const vfloat other_u = load(u + c * channel_stride + linear), other_v = load(v + c * channel_stride + linear);
+                    for (int r = 0; r < kRows; ++r) product[r] += own_u[r][c] * other_v + own_v[r][c] * other_u;
+                }
+                vfloat weight[kRows], difference[kRows][M];
+                for (int r = 0; r < kRows; ++r) weight[r] = splat_lanes(offsets_[o].exponent[r]);
+                for (int m = 0; m < num_modalities; ++m) {
+                    const vfloat other = load(intensity + m * channel_stride + linear);
+                    for (int r = 0; r < kRows; ++r) {
+                        difference[r][m] = own_intensity[r][m] - other;
+                        weight[r] -= difference[r][m] * difference[r][m];
+                    }
+                }
+                for (int r = 0; r < kRows; ++r) {
+                    product[r] *= exp2_nonpositive(weight[r]);
+                    for (int m = 0; m < num_modalities; ++m) by_modality[m] += product[r] * (difference[r][m] * difference[r][m]);
+                    for (int a = 0; a < A; ++a) by_axis[a] += product[r] * distances_[o].squared[r][a];
+                }
+            }
+            for (int m = 0; m < num_modalities; ++m) sums[m] += static_cast<double>(sum_lanes(by_modality[m]));
+            for (int a = 0; a < voxels_.num_axes; ++a) sums[num_modalities_ + a] += static_cast<double>(sum_lanes(by_axis[a]));
+        }
+    }
+
     const Voxels& voxels_;
     ThreadPool& pool_;
     int num_modalities_;
     int64_t radius_[kMaxAxes]{}, stride_[kMaxAxes]{};
     int64_t padded_size_ = 0, total_size_ = 0, slab_size_ = 0, row_stride_ = 0, num_pairs_ = 0;
     std::vector<Offset> offsets_;
+    std::vector<OffsetDistances> distances_;       // of each offset
     std::vector<int64_t> padded_run_;              // each run's place in the padded box
     std::vector<std::vector<int64_t>> slabs_;      // first voxels of the vectors to visit, slab by slab
     Buffer<float> intensity_;                      // (modality, padded voxel), scaled so that squared differences are exponents of 2
