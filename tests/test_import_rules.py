@@ -20,6 +20,7 @@ LAYERS = (
     ("config",),
     ("features", "io", "postprocess", "reference", "summary"),
     ("backends", "discovery"),
+    ("evaluation",),
     ("case",),
     ("refinement",),
     ("phantom", "preview"),
