@@ -39,6 +39,13 @@ class BasicFilter {
     // not.
     virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, Workspace&) { return false; }
 
+    // Whether the filter does several columns of features at once faster than one after the other, and how:
+    // cross[f] += sum_c <x_f u_c, K (x_f v_c)> for up to kMostColumns columns x_f.
+    static constexpr int kMostColumns = 4;
+    virtual bool has_cross_moments() const { return false; }
+    virtual void cross_moments(const T* const* /*columns*/, int /*num_columns*/, const T* /*u*/, const T* /*v*/, int /*num_channels*/,
+                               double* /*cross*/, Workspace&) {}
+
     // One line for people: which algorithm, with its size.
     virtual std::string description() const = 0;
 };

@@ -45,6 +45,43 @@ class LatticeFilter final : public Filter {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
     }
 
+    // Rows of sixteen, four columns times four channels, are a cache line: they cost little more than rows of four. With more vertices than
+    // voxels they would be most of the memory.
+    bool has_cross_moments() const override { return lattice_.num_vertices <= num_voxels_; }
+
+    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
+                       Workspace& workspace) override {
+        using Wide = vfloat;
+        const int64_t num_tiles = static_cast<int64_t>(lattice_.tiles.size());
+        const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
+        auto* const rows = reinterpret_cast<Wide*>(workspace.floats((lattice_.num_vertices + num_shares) * kLanes));
+        std::vector<vfloat> of_tile(num_tiles);
+        grow_scratch(kLanes);
+        for (int c = 0; c < num_channels; c += 4) {
+            const int group = std::min(4, num_channels - c);
+            pool_.run(num_tiles, [&](int64_t t, int thread) {
+                Wide* const sent = reinterpret_cast<Wide*>(scratch_[thread].get());
+                load_products(lattice_.tiles[t], columns, num_columns, v + c * num_voxels_, group, sent);
+                splat_rows(lattice_.tiles[t], sent, sent + sent_rows_, rows, rows + lattice_.num_vertices);
+            });
+            sum_shares(rows, rows + lattice_.num_vertices);
+            blur(rows, false);
+            pool_.run(num_tiles, [&](int64_t t, int thread) {
+                Wide* const received = reinterpret_cast<Wide*>(scratch_[thread].get());
+                Wide* const buffer = received + sent_rows_;
+                slice_rows(lattice_.tiles[t], rows, buffer, received);
+                // The tile's vertices are done with: their place serves the products with u.
+                load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group, buffer);
+                vfloat total{};
+                for (int64_t i = 0; i < lattice_.tiles[t].num_voxels; ++i) total += received[i] * buffer[i];
+                of_tile[t] = total;
+            });
+            for (const vfloat& total : of_tile)
+                for (int lane = 0; lane < 4 * num_columns; ++lane)
+                    cross[lane / 4] += static_cast<double>(total[lane]) * static_cast<double>(amplitude_);
+        }
+    }
+
     std::string description() const override { return describe(lattice_, num_voxels_); }
 
    private:
@@ -75,11 +112,26 @@ class LatticeFilter final : public Filter {
         const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats((lattice_.num_vertices + num_shares) * C));
         Row* const shares = rows + lattice_.num_vertices;
-        for (auto& s : scratch_)
-            if (s.size < (lattice_.largest_tile + sent_rows_) * C) s = Buffer<float>((lattice_.largest_tile + sent_rows_) * C);
+        grow_scratch(C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows, shares);
         });
+        sum_shares(rows, shares);
+        blur(rows, transposed);
+        pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
+            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
+        });
+    }
+
+    // Room for a tile's voxels and for its vertices, in rows of `width`; the latter serve for a tile's voxels once more in cross_moments.
+    void grow_scratch(int64_t width) {
+        const int64_t size = (std::max(lattice_.largest_tile, sent_rows_) + sent_rows_) * width;
+        for (auto& s : scratch_)
+            if (s.size < size) s = Buffer<float>(size);
+    }
+
+    template <class Row>
+    void sum_shares(Row* rows, const Row* shares) {
         const int64_t num_shared = static_cast<int64_t>(lattice_.shared.size());
         pool_.run((num_shared + kSharedBlock - 1) / kSharedBlock, [&](int64_t block, int) {
             for (int64_t s = block * kSharedBlock; s < std::min((block + 1) * kSharedBlock, num_shared); ++s) {
@@ -90,13 +142,37 @@ class LatticeFilter final : public Filter {
                 rows[shared.vertex] = total;
             }
         });
+    }
+
+    template <class Row>
+    void blur(Row* rows, bool transposed) {
         for (size_t i = 0; i < lattice_.directions.size(); ++i) {
             const Lattice::Chains& chains = lattice_.directions[transposed ? lattice_.directions.size() - 1 - i : i];
             pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int) { blur_chains(chains, piece, rows); });
         }
-        pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
-        });
+    }
+
+    // For the voxels of a tile, rows of all products of up to four columns and up to four channels: column after column.
+    void load_products(const Lattice::Tile& tile, const float* const* columns, int num_columns, const float* values, int group,
+                       vfloat* rows) const {
+        float* to = reinterpret_cast<float*>(rows);
+        for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
+            const Lattice::Piece& piece = lattice_.pieces[p];
+            fetch_ahead(p, values, group, columns[0]);
+            for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
+                const int64_t count = std::min<int64_t>(kLanes, end - n);
+                vfloat channel[4]{}, column[4]{};
+                float channels[4 * kLanes], features[4 * kLanes];
+                for (int c = 0; c < group; ++c) channel[c] = load_some(values + c * num_voxels_ + n, count);
+                for (int f = 0; f < num_columns; ++f) column[f] = load_some(columns[f] + n, count);
+                interleave<4>(channel, channels);
+                interleave<4>(column, features);
+                for (int64_t i = 0; i < count; ++i, to += kLanes) {
+                    const vfloat4 own = load4(channels + 4 * i);
+                    for (int f = 0; f < 4; ++f) store4(to + 4 * f, own * features[4 * i + f]);
+                }
+            }
+        }
     }
 
     // Asks for the memory of a later piece: pieces are short and far apart, which no hardware foresees.
@@ -166,6 +242,12 @@ class LatticeFilter final : public Filter {
                 to += count * C;
             }
         }
+        splat_rows(tile, sent, buffer, rows, shares);
+    }
+
+    // From a tile's rows to its vertices in `buffer`, and from there to where the vertices are.
+    template <class Row>
+    void splat_rows(const Lattice::Tile& tile, const Row* sent, Row* buffer, Row* rows, Row* shares) const {
         std::fill(buffer, buffer + tile.num_vertices, Row{});
         for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             const Row row = sent[voxel];
@@ -181,11 +263,8 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    template <int C, class Row>
-    void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
-                float* sum) const {
-        Row* received = scratch;
-        Row* buffer = scratch + sent_rows_;
+    template <class Row>
+    void slice_rows(const Lattice::Tile& tile, const Row* rows, Row* buffer, Row* received) const {
         const uint32_t* vertex = lattice_.vertex.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[vertex[i]];
         for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
@@ -193,6 +272,13 @@ class LatticeFilter final : public Filter {
             for (int k = 0; k < num_corners; ++k) total += buffer[local[k]] * weight[k];
             received[voxel] = total;
         });
+    }
+
+    template <int C, class Row>
+    void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
+                float* sum) const {
+        Row* received = scratch;
+        slice_rows(tile, rows, scratch + sent_rows_, received);
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];

@@ -59,20 +59,58 @@ void clear(T* values, int num_channels, int64_t num_voxels, ThreadPool& pool) {
     });
 }
 
-}  // namespace
-
+// Several features at a time: squared[f] += <x_f^2, sum_c (v ktu + u kv)> - 2 cross_f.
 template <class T>
-void add_moments(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
-                 int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,
-                 Workspace& workspace) {
+void add_moments_together(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
+                          int num_channels, double* squared, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,
+                          Workspace& workspace) {
     using Lanes = typename LanesOf<T>::type;
-    if (!image && filter.second_moments(u, v, num_channels, squared, workspace)) return;
-    resize(buffers.column, num_voxels);
+    constexpr int kColumns = BasicFilter<T>::kMostColumns;
+    resize(buffers.columns, kColumns * num_voxels);
+    const T* columns[kColumns];
+    for (int i = 0; i < kColumns; ++i) columns[i] = buffers.columns.get() + i * num_voxels;
+    std::vector<double> block_sums(num_voxel_blocks(num_voxels) * kColumns);
+    for (int first = 0; first < features.size(); first += kColumns) {
+        const int count = std::min(kColumns, features.size() - first);
+        for (int i = 0; i < count; ++i) features.fill(first + i, buffers.columns.get() + i * num_voxels, pool);
+        std::vector<double> cross(count);
+        filter.cross_moments(columns, count, u, v, num_channels, cross.data(), workspace);
+        pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+            const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels);
+            Lanes sums[kColumns]{};
+            for (int64_t n = begin; n < end; n += kLanes) {
+                const int64_t left = end - n;
+                Lanes both{};
+                for (int c = 0; c < num_channels; ++c) {
+                    const int64_t at = c * num_voxels + n;
+                    both += load_some(v + at, left) * load_some(ktu + at, left) + load_some(u + at, left) * load_some(kv + at, left);
+                }
+                for (int i = 0; i < count; ++i) {
+                    const Lanes x = load_some(columns[i] + n, left);
+                    sums[i] += x * x * both;
+                }
+            }
+            for (int i = 0; i < count; ++i) block_sums[block * kColumns + i] = static_cast<double>(sum_lanes(sums[i]));
+        });
+        for (int i = 0; i < count; ++i) {
+            squared[first + i] -= 2 * cross[i];
+            for (int64_t block = 0; block < num_voxel_blocks(num_voxels); ++block) squared[first + i] += block_sums[block * kColumns + i];
+        }
+    }
+}
+
+// One feature after the other, and the image's derivative where asked for.
+template <class T>
+void add_moments_singly(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
+                        int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,
+                        Workspace& workspace) {
+    using Lanes = typename LanesOf<T>::type;
+    resize(buffers.columns, num_voxels);
     resize(buffers.filtered, num_channels * num_voxels);
     if (image) resize(buffers.filtered_back, num_channels * num_voxels);
     const std::vector<T> unit(num_channels, T{1});
     std::vector<double> block_sums(num_voxel_blocks(num_voxels));
-    T *const column = buffers.column.get(), *const filtered = buffers.filtered.get(), *const back = buffers.filtered_back.get();
+    T *const column = buffers.columns.get(), *const filtered = buffers.filtered.get(), *const back = buffers.filtered_back.get();
     for (int f = 0; f < features.size(); ++f) {
         T* const gradient = image && f < features.num_modalities() ? image + f * num_voxels : nullptr;
         features.fill(f, column, pool);
@@ -105,6 +143,18 @@ void add_moments(BasicFilter<T>& filter, const FeatureColumns<T>& features, cons
         });
         for (double total : block_sums) squared[f] += total;
     }
+}
+
+}  // namespace
+
+template <class T>
+void add_moments(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
+                 int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,
+                 Workspace& workspace) {
+    if (!image && filter.second_moments(u, v, num_channels, squared, workspace)) return;
+    if (!image && filter.has_cross_moments())
+        return add_moments_together(filter, features, u, v, kv, ktu, num_channels, squared, buffers, num_voxels, pool, workspace);
+    add_moments_singly(filter, features, u, v, kv, ktu, num_channels, squared, image, buffers, num_voxels, pool, workspace);
 }
 
 template class FeatureColumns<float>;

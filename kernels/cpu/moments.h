@@ -33,10 +33,10 @@ class FeatureColumns {
     std::vector<double> center_;
 };
 
-// Room for one column of features and for the channels that filtering it gives.
+// Room for columns of features and for the channels that filtering one of them gives.
 template <class T>
 struct MomentBuffers {
-    Buffer<T> column, filtered, filtered_back;
+    Buffer<T> columns, filtered, filtered_back;
 };
 
 // Adds theta_f dS/dtheta_f to squared[f]; and dS/dimage to image, (modality, voxel), unless that is nullptr.
