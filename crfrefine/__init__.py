@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crfrefine.errors import GridMismatchError as GridMismatchError
     from crfrefine.errors import InputError as InputError
     from crfrefine.errors import UnsupportedFormatError as UnsupportedFormatError
+    from crfrefine.layer import CrfRnn as CrfRnn
     from crfrefine.refinement import RefinementResult as RefinementResult
     from crfrefine.refinement import refine as refine
 
@@ -32,6 +33,7 @@ _ERRORS = (
 )
 _MODULE_OF = {
     "CrfParameters": "crfrefine.config",
+    "CrfRnn": "crfrefine.layer",
     "RefinementResult": "crfrefine.refinement",
     "refine": "crfrefine.refinement",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),

@@ -30,7 +30,7 @@ def toml_entry(name: str, value: object, comment: str) -> str:
     text = f"# {name}: not set" if value is None else f"{name} = {toml_value(value)}"
     if "\n" in text:
         return f"# {comment}\n{text}\n"
-    return f"{text:<32}# {comment}\n"
+    return f"{text:<31} # {comment}\n"
 
 
 def toml_comment(text: str) -> str:

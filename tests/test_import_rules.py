@@ -15,18 +15,20 @@ PACKAGE = Path(crfrefine.__file__).parent
 # From the bottom up. A module or folder imports from itself and from lines above its own, nothing else. A new one needs a line here.
 LAYERS = (
     ("errors",),
-    ("_config_checks", "_config_resolved", "_config_toml", "label_maps", "probabilities", "scores", "threads", "volume"),
+    ("_config_checks", "_config_resolved", "_config_toml", "_layer_parameters", "label_maps", "probabilities", "scores", "threads", "volume"),
     ("_config_sections",),
     ("config",),
     ("features", "io", "postprocess", "reference", "summary"),
-    ("backends", "discovery"),
-    ("evaluation",),
+    ("_layer_intensity", "_layer_values", "backends", "discovery"),
+    ("_layer_function", "_layer_inputs", "evaluation"),
+    ("functional",),
+    ("layer",),
     ("case",),
     ("refinement",),
     ("phantom", "preview"),
     ("conversion", "inspection", "outputs"),
     ("inference",),
-    ("demonstration",),
+    ("demonstration", "training"),
     ("cli",),
     ("__main__",),
 )
@@ -39,7 +41,16 @@ HOMES = {
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"backends.cuda"},
-    "torch": {"layer", "training"},
+    "torch": {
+        "_layer_function",
+        "_layer_inputs",
+        "_layer_intensity",
+        "_layer_parameters",
+        "_layer_values",
+        "functional",
+        "layer",
+        "training",
+    },
 }
 
 

@@ -1,0 +1,164 @@
+"""How the layer's tensors hold weights, bandwidths and penalties: unconstrained numbers in, values in a stated range out, and back.
+
+A value at the end of its range is kept there, and leaves it as soon as the gradient points inward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crfrefine.errors import ConfigError
+
+WEIGHT_RANGE = (0.0, 1e3)
+"""Weights of kernels; 0 is reached."""
+
+POSITION_RANGE = (0.1, 1e3)
+"""theta_alpha and theta_gamma, in mm, or in voxels where `positions` says so."""
+
+INTENSITY_RANGE = (1e-3, 1e5)
+"""theta_beta, normalized intensity."""
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and 0 itself is at raw = 0, where
+# the slope is still 0.12. A plain softplus comes near 0 only where its slope vanishes too, and would be stuck there.
+_BEND = -2.0
+WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
+"""Weights are differences from this, which sets the digits that small ones have."""
+
+
+def weight_from_raw(raw: Tensor) -> Tensor:
+    """Weights from their raw values."""
+    inside = _clamped(raw, 0.0, _raw_of_weight(WEIGHT_RANGE[1]))
+    return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
+
+
+def raw_from_weight(values: Sequence[float], key: str) -> list[float]:
+    """Raw values of weights; raises ConfigError, naming the key, where one is out of range."""
+    _check_range(values, WEIGHT_RANGE, key)
+    return [_raw_of_weight(value) for value in values]
+
+
+def _raw_of_weight(value: float) -> float:
+    shifted = value + WEIGHT_FLOOR
+    return 0.0 if value == 0.0 else shifted + math.log(-math.expm1(-shifted)) - _BEND
+
+
+def value_from_log(raw: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Positive values within limits, from their logarithms."""
+    return torch.exp(_clamped(raw, math.log(limits[0]), math.log(limits[1])))
+
+
+def log_from_value(values: Sequence[float], limits: tuple[float, float], key: str) -> list[float]:
+    """Logarithms of values; raises ConfigError, naming the key, where one is out of range."""
+    _check_range(values, limits, key)
+    return [math.log(value) for value in values]
+
+
+def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
+    """The (L, L) matrix with a zero diagonal from its other entries: row by row, of the upper triangle only where it is symmetric."""
+    rows, cols = _entry_indices(num_labels, symmetric=symmetric, device=entries.device)
+    matrix = entries.new_zeros(num_labels, num_labels).index_put((rows, cols), entries)
+    return matrix + matrix.T if symmetric else matrix
+
+
+def penalty_entries(matrix: Tensor, *, symmetric: bool) -> Tensor:
+    """The entries that `penalty_matrix` makes the (L, L) matrix of."""
+    rows, cols = _entry_indices(len(matrix), symmetric=symmetric, device=matrix.device)
+    return matrix[rows, cols]
+
+
+def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    others = torch.ones(num_labels, num_labels, device=device).fill_diagonal_(0.0)
+    rows, cols = (torch.triu(others) if symmetric else others).nonzero(as_tuple=True)
+    return rows, cols
+
+
+def plain_numbers(tensor: Tensor, *, floor: float = 0.0) -> list[float]:
+    """The numbers of a 1-D tensor as a person would write them: each the shortest decimal that float32 does not tell from it.
+
+    So that a weight of 4 does not come back as 4.000000476837158. The engine that reads them computes in float32.
+
+    Args:
+        tensor: (n,).
+        floor: smaller numbers are as exact as this one; 0: each has its own digits.
+    """
+    return [_shortest(value, _ROUNDING * max(abs(value), floor)) for value in tensor.detach().double().tolist()]
+
+
+def as_written(tensor: Tensor) -> Tensor:
+    """The values as `plain_numbers` gives them, in float64; their gradient passes as if nothing were done.
+
+    A file holds these, and the lattice that `infer` makes of them must have the vertices of the one that was trained with.
+    """
+    exact = tensor.double()
+    written = torch.tensor(plain_numbers(tensor.flatten()), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
+    return exact + (written - exact).detach()
+
+
+# Half a unit in the last place of the largest logarithm (11.5) that is held, and a few more roundings on the way.
+_ROUNDING = 8.0 * torch.finfo(torch.float32).eps
+
+
+def _shortest(value: float, tolerance: float) -> float:
+    candidates = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+    return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
+
+
+def _check_range(values: Sequence[float], limits: tuple[float, float], key: str) -> None:
+    for value in values:
+        if not limits[0] <= value <= limits[1]:
+            raise ConfigError(f"{key}: {value:g} is outside the range of the trainable layer, {limits[0]:g} to {limits[1]:g}")
+
+
+def is_nonzero(weight: float | Sequence[float]) -> bool:
+    """Whether a weight, or one of a list, is not 0."""
+    return any(weight) if isinstance(weight, Sequence) else weight != 0.0
+
+
+def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
+    """Whether values are lists: as asked, else as they are; raises ConfigError where a list would have to become one number."""
+    lists = any(isinstance(value, tuple) for value in values)
+    if asked is False and lists:
+        raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
+    return lists if asked is None else asked
+
+
+def listed(value: float | tuple[float, ...], size: int) -> list[float]:
+    """The list of a value that may be one number for all."""
+    return list(value) if isinstance(value, tuple) else [value] * size
+
+
+def number_or_list(values: Sequence[float], *, is_list: bool) -> float | tuple[float, ...]:
+    """The inverse of `listed`."""
+    return tuple(values) if is_list else values[0]
+
+
+class _ClampInward(torch.autograd.Function):
+    """Clamp to a range; at and beyond its ends, keep the gradient whose descent leads back inside and drop the other."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
+        """Return raw within [low, high]."""
+        ctx.save_for_backward(raw)
+        ctx.limits = low, high
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient without its outward part."""
+        (raw,) = ctx.saved_tensors
+        low, high = ctx.limits
+        outward = ((raw <= low) & (grad > 0)) | ((raw >= high) & (grad < 0))
+        return grad.masked_fill(outward, 0.0), None, None
+
+
+def _clamped(raw: Tensor, low: float, high: float) -> Tensor:
+    clamped: Tensor = _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
+    return clamped
