@@ -101,8 +101,8 @@ def kernel_features(
 ) -> NDArray[np.float64]:
     """Feature vectors of the masked voxels: intensities over their bandwidths first, positions over theirs last.
 
-    Kernels see differences alone, but where the zero is decides how a lattice's cells lie: intensities count from the first masked voxel
-    (in C order), positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters.
+    Kernels see differences alone, but where the zero is decides how a lattice's cells lie: intensities count from the lowest inside the
+    mask, positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters.
 
     Args:
         image: (M, *grid) normalized intensity; unused for a spatial kernel.
@@ -122,7 +122,7 @@ def kernel_features(
             raise InputError("an appearance kernel needs an image")
         for channel, theta in zip(image, theta_intensity, strict=True):
             values = channel[inside].astype(np.float64)
-            columns.append((values - values[:1]) / theta)
+            columns.append((values - values.min()) / theta)
     for index, step, theta in zip(np.nonzero(inside), spacing, theta_position, strict=True):
         columns.append((index - index.min()) * (step / theta))
     return np.stack(columns, axis=1)

@@ -129,6 +129,7 @@ def refine(
         ordered_mask,
         [steps[axis] for axis in order],
         resolved.permuted(order),
+        axes=order,
         threads=threads,
         progress=progress,
     )

@@ -177,7 +177,7 @@ def test_the_lattice_is_no_larger_than_its_points_need() -> None:
 
 
 def test_features_are_intensities_first_and_positions_last() -> None:
-    """Over their bandwidths, counted from the first masked voxel and from the mask's lowest indices."""
+    """Over their bandwidths, counted from the lowest inside the mask and from the mask's lowest indices."""
     image = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
     mask = np.zeros((2, 3, 4), dtype=bool)
     mask[1, 1, 2] = mask[1, 2, 0] = True

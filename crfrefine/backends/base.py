@@ -161,6 +161,7 @@ class Backend(Protocol):
         spacing: Sequence[float],
         parameters: ResolvedParameters,
         *,
+        axes: Sequence[int] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
@@ -172,6 +173,8 @@ class Backend(Protocol):
             mask: (*grid), True where the model applies; None: everywhere.
             spacing: mm, one a grid axis.
             parameters: broadcast to the case's labels, modalities and axes.
+            axes: the number that each grid axis has for the user, where the arrays are transposed views of the user's: a lattice's cells
+                depend on the order of its features, and must not depend on the order of memory. None: as they are.
             threads: number of threads; None: the cores this process may use.
             progress: called between stages.
         """

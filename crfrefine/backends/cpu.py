@@ -63,6 +63,7 @@ class CpuBackend:
         spacing: Sequence[float],
         parameters: ResolvedParameters,
         *,
+        axes: Sequence[int] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
@@ -92,6 +93,7 @@ class CpuBackend:
                 str(parameters.normalization),
                 float(parameters.damping),
                 str(parameters.filter),
+                [] if axes is None else list(axes),
                 threads or available_threads(),
                 progress,
                 out,

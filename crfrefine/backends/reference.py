@@ -40,6 +40,7 @@ class ReferenceBackend:
         spacing: Sequence[float],
         parameters: ResolvedParameters,
         *,
+        axes: Sequence[int] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
@@ -61,6 +62,8 @@ class ReferenceBackend:
         filters: list[str] = []
         for index, kernel in enumerate(parameters.bilateral):
             features = kernel_features(image, inside, steps, kernel.theta_alpha.tolist(), kernel.theta_beta.tolist(), grid_shape)
+            if axes is not None:
+                features[:, len(image) :] = features[:, len(image) + np.argsort(axes)]
             filtering, text = _filter(features, len(grid_shape), parameters.filter)
             terms.append(Term(NormalizedKernel(filtering, num_points, parameters.normalization), kernel.weight))
             filters.append(f"bilateral.{index}: {text}")

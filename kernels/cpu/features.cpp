@@ -63,16 +63,15 @@ void piece_features(const BilateralInput& input, int64_t grid, const int32_t* co
     const Voxels& voxels = *input.voxels;
     const int num_modalities = static_cast<int>(input.intensity.size());
     const int num_axes = voxels.num_axes;
-    const int64_t origin = voxels.runs.front().grid;
     for (int m = 0; m < num_modalities; ++m) {
         const float* intensity = input.intensity[m];
-        const float zero = intensity[origin];
+        const float zero = input.lowest[m];
         const float scale = static_cast<float>(1.0 / input.theta_beta[m]);
         for (int64_t i = 0; i < length; ++i) features[m * stride + i] = (intensity[grid + i] - zero) * scale;
     }
     for (int a = 0; a < num_axes; ++a) {
         const double scale = voxels.spacing[a] / input.theta_alpha[a];
-        float* row = features + (num_modalities + a) * stride;
+        float* row = features + (num_modalities + voxels.feature[a]) * stride;
         if (a < num_axes - 1) {
             std::fill(row, row + length, static_cast<float>(coordinate[a] * scale));
         } else {

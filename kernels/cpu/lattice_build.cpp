@@ -104,12 +104,10 @@ KeyLayout layout_keys(const BilateralInput& input, const Geometry& geometry, con
     const int padding = d - num_modalities - voxels.num_axes;
     std::vector<double> low(d, 0.0), high(d, 0.0);
     for (int m = 0; m < num_modalities; ++m) {
-        const float zero = input.intensity[m][voxels.runs.front().grid];
-        low[padding + m] = (input.lowest[m] - zero) / input.theta_beta[m] * scale[padding + m];
-        high[padding + m] = (input.highest[m] - zero) / input.theta_beta[m] * scale[padding + m];
+        high[padding + m] = (input.highest[m] - input.lowest[m]) / input.theta_beta[m] * scale[padding + m];
     }
     for (int a = 0; a < voxels.num_axes; ++a) {
-        const int i = padding + num_modalities + a;
+        const int i = padding + num_modalities + voxels.feature[a];
         high[i] = (voxels.box_shape[a] - 1) * voxels.spacing[a] / input.theta_alpha[a] * scale[i];
     }
     KeyLayout layout;

@@ -73,7 +73,8 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
                     const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
                     const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility, bool is_potts,
                     int num_iterations, double tolerance, float temperature, const std::string& normalization, float damping,
-                    const std::string& filter, int threads, const nb::object& progress, const FloatOut& out) {
+                    const std::string& filter, const std::vector<int>& user_axis, int threads, const nb::object& progress,
+                    const FloatOut& out) {
     KernelSpecs specs;
     specs.bilateral = bilateral_specs(bilateral);
     specs.theta_gamma = theta_gamma;
@@ -107,7 +108,7 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
         Stopwatch watch;
         ThreadPool pool(threads);
         pool.poll = check_signals;
-        const Voxels voxels(grid_shape(logits), spacing, mask_data(mask));
+        const Voxels voxels(grid_shape(logits), spacing, mask_data(mask), user_axis);
         Workspace workspace;
         KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
                              [&](int kernel, int num_kernels) { report("build", kernel, num_kernels); });
@@ -303,10 +304,12 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
 }  // namespace crf
 
 NB_MODULE(CRFREFINE_MODULE, m) {
+    // Objects may outlive the interpreter, as when a script ends with a graph in a global: nothing to warn of.
+    nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.backends.cpu.";
     m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "weights"_a,
           "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
-          "threads"_a, "progress"_a.none(), "out"_a);
+          "user_axis"_a, "threads"_a, "progress"_a.none(), "out"_a);
     m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a);
     crf::define_kernels<float>(m, "Kernels32");

@@ -17,7 +17,8 @@ int64_t piece_length(const uint8_t* row, int64_t x, int64_t length, bool inside)
 
 }  // namespace
 
-Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask) {
+Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
+               const std::vector<int>& user_axis) {
     const int grid_axes = static_cast<int>(grid_shape.size());
     grid_size = 1;
     for (int64_t extent : grid_shape) grid_size *= extent;
@@ -68,6 +69,9 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
         source_axis[num_axes] = a;
         ++num_axes;
     }
+    const auto number = [&](int a) { return user_axis.empty() ? source_axis[a] : user_axis[source_axis[a]]; };
+    for (int a = 0; a < num_axes; ++a)
+        for (int b = 0; b < num_axes; ++b) feature[a] += number(b) < number(a) ? 1 : 0;
 
     num_voxels = 0;
     const int64_t x_low = low[grid_axes - 1], x_high = high[grid_axes - 1];

@@ -23,13 +23,16 @@ struct Voxels {
     int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest
     double spacing[kMaxAxes]{};     // mm
     int source_axis[kMaxAxes]{};    // the grid's axis that each box axis came from
+    int feature[kMaxAxes]{};        // which of the positions among the features the axis is: not its place in memory decides
     int64_t grid_size = 0;
     int64_t box_size = 0;
     int64_t num_voxels = 0;
     std::vector<Run> runs;
 
     // mask: nullptr, or grid_size bytes, nonzero = inside. Throws std::invalid_argument when no voxel is inside.
-    Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask);
+    // user_axis: the number that each axis has for the user, where the grid is a transposed view of the user's; empty: as they are.
+    Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
+           const std::vector<int>& user_axis = {});
 
     // The run that holds compact voxel n.
     int64_t find_run(int64_t voxel) const;
