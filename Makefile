@@ -44,10 +44,15 @@ $(VENV)/package.stamp: $(VENV)/tools.stamp $(SOURCES) CMakeLists.txt README.md L
 	$(PIP) install --quiet -c constraints.txt dist/*.whl
 	touch $@
 
+# torch, which training and its tests need and the demo does not.
+$(VENV)/train.stamp: $(VENV)/package.stamp
+	$(PIP) install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]"
+	touch $@
+
 demo: setup
 	$(BIN)/crfrefine demo -o demo
 
-lint: setup
+lint: setup $(VENV)/train.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -22,6 +22,7 @@ from crfrefine.cli.demo import demo
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.options import HelpOption
+from crfrefine.cli.train_crf import train_crf
 from crfrefine.errors import CrfRefineError
 
 EXIT_FAILURE = 1
@@ -73,6 +74,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 app.command("infer")(infer)
+app.command("train-crf")(train_crf)
 app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("demo")(demo)

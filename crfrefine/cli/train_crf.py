@@ -1,0 +1,166 @@
+"""`crfrefine train-crf`: fit the CRF to labeled cases, and say whether it helps."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crfrefine.cli.options import MAX_THREADS, parse_path, path_text
+
+
+class LossName(StrEnum):
+    """What training makes small."""
+
+    CE_DICE = "ce+dice"
+    CE = "ce"
+    DICE = "dice"
+
+
+class LogitsType(StrEnum):
+    """How the network's output is to be taken."""
+
+    AUTO = "auto"
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+
+
+def train_crf(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE.toml", parser=parse_path, help="Parameters to write, for infer -c.", show_default=False
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA_DIR", parser=parse_path, help="Holds images/ labels/ logits/ [masks/].", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("-i", "--images", metavar="FOLDER", parser=parse_path, help="Images.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("-l", "--labels", metavar="FOLDER", parser=parse_path, help="Reference.", show_default=False)
+    ] = None,
+    logits: Annotated[
+        Path | None,
+        typer.Option(
+            "-p",
+            "--logits",
+            metavar="FOLDER",
+            parser=parse_path,
+            help="Logits or probabilities, of cases that the network was not trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("-m", "--masks", metavar="FOLDER", parser=parse_path, help="Masks.", show_default=False)
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            metavar="NAME|FILE",
+            parser=path_text,
+            help="Start from a preset or a TOML file. Default: several built-in starts.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one entry of the start; repeatable.", show_default=False),
+    ] = None,
+    learn: Annotated[
+        str, typer.Option("--learn", metavar="GROUP,...", help="What is learned; the rest stays as it starts.")
+    ] = "weights,compatibility,theta,temperature",
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            "--folds",
+            metavar="K",
+            min=2,
+            help="Parts of the cross-validation by case. Default: 5, or the number of cases.",
+            show_default=False,
+        ),
+    ] = None,
+    loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
+    num_iterations: Annotated[
+        int | None,
+        typer.Option("--num-iterations", metavar="N", min=1, help="Of the optimizer, at most. Default: built-in.", show_default=False),
+    ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--regions",
+            metavar="NAME=1+3+4",
+            help="Labels that count together; repeatable. Default: each foreground label.",
+            show_default=False,
+        ),
+    ] = None,
+    input_type: Annotated[LogitsType, typer.Option("--input-type", help="What the network's output is.")] = LogitsType.AUTO,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same result.")] = 0,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu", help="Where to compute.")] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            max=MAX_THREADS,
+            help="CPU threads. Default: the cores this process may use.",
+            show_default=False,
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option("--max-minutes", metavar="M", help="Come to a regular end within about this time.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run with the same options was stopped.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors, and the verdict alone.")] = False,
+) -> None:
+    """Fit the CRF to labeled cases, and say whether it helps."""
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    if folder is None and images is None and labels is None and logits is None:
+        raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits", param_hint="DATA_DIR")
+    from crfrefine.cli.training_reporting import TrainingReporter, print_training
+    from crfrefine.config import CrfParameters, find_config, parse_override
+    from crfrefine.errors import BackendUnavailableError
+
+    try:
+        from crfrefine.training.dataset import locate_folders
+        from crfrefine.training.options import TrainingOptions
+        from crfrefine.training.run import run_training
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        raise BackendUnavailableError("train-crf needs PyTorch, which is not installed: pip install 'crfrefine[train]'") from error
+
+    parameters = None
+    if config is not None or overrides:
+        changes = dict(parse_override(text) for text in overrides or ())
+        parameters = CrfParameters.load(config or "default").replace(**changes)
+    options = TrainingOptions(
+        data=locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks),
+        output=output,
+        parameters=parameters,
+        config=None if config is None else find_config(config),
+        learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
+        num_folds=folds,
+        loss=loss.value,
+        num_iterations=num_iterations,
+        regions=tuple(regions or ()),
+        seed=seed,
+        device=device,
+        threads=threads,
+        max_minutes=max_minutes,
+        resume=resume,
+        input_type=input_type.value,
+    )
+    with TrainingReporter(verbosity=1 + verbose - quiet) as reporter:
+        result = run_training(options, reporter)
+    print_training(result, verbosity=1 + verbose - quiet)

@@ -1,0 +1,75 @@
+"""Which cases are trained on, which decide when to stop and what to keep, and which are only measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crfrefine.errors import ConfigError
+
+DEFAULT_NUM_FOLDS = 5
+DECIDING_SHARE = 0.2
+FEWEST_DECIDING = 12
+"""With fewer, all training cases take their turns: a half is trained on and the other half decides, then the other way round."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cases of one training, by their numbers.
+
+    Attributes:
+        training: whose gradients are followed.
+        deciding: on which early stopping, and the choice between starts and no CRF, rest. Equal to `training` where there are too few cases
+            to set some aside: then `halves` decide.
+        held_out: looked at only when all is decided.
+    """
+
+    training: tuple[int, ...]
+    deciding: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+    @property
+    def decides_in_turns(self) -> bool:
+        """Whether there are too few cases to set some aside."""
+        return self.training == self.deciding and len(self.training) > 1
+
+    def halves(self) -> list[Split]:
+        """Return two splits in which one half of the cases is trained on and the other half decides."""
+        first, second = self.training[::2], self.training[1::2]
+        return [Split(first, second, ()), Split(second, first, ())]
+
+
+def choose_num_folds(asked: int | None, num_cases: int) -> int:
+    """Return the number of folds.
+
+    Raises:
+        ConfigError: fewer than two, or more than cases.
+    """
+    if asked is None:
+        return min(DEFAULT_NUM_FOLDS, num_cases)
+    if not 2 <= asked <= num_cases:
+        raise ConfigError(f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {asked}")
+    return asked
+
+
+def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
+    """Share out the cases at random, each held out once; with as many folds as cases, in their order."""
+    order = np.arange(num_cases) if num_folds == num_cases else np.random.default_rng([seed, num_cases]).permutation(num_cases)
+    splits = []
+    for fold in range(num_folds):
+        held_out = sorted(int(case) for case in order[fold::num_folds])
+        rest = [int(case) for case in order if int(case) not in held_out]
+        splits.append(split_training(rest, seed + fold, held_out))
+    return splits
+
+
+def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
+    """Set aside the cases that decide, of those that may be trained on."""
+    num_deciding = round(DECIDING_SHARE * len(cases))
+    if num_deciding < FEWEST_DECIDING:
+        return Split(tuple(sorted(cases)), tuple(sorted(cases)), tuple(held_out))
+    chosen = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(sorted(cases)))
+    deciding = sorted(int(case) for case in chosen[:num_deciding])
+    return Split(tuple(case for case in sorted(cases) if case not in deciding), tuple(deciding), tuple(held_out))

@@ -1,0 +1,174 @@
+"""The trainable layer on a crop: losses and gradients of one case, its Dice, and the layer made from parameters and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crfrefine.config import CrfParameters
+from crfrefine.functional import build_kernels, mean_field
+from crfrefine.layer import CrfRnn
+from crfrefine.training.crops import Crop, count_confusion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.backends.base import Kernels
+    from crfrefine.training.losses import Loss
+
+MOST_CACHED_VOXELS = 4_000_000
+"""Voxels whose kernels are kept while theta does not move: about 2 GiB at worst."""
+
+
+@dataclass(frozen=True)
+class CaseGradient:
+    """Loss of one case, and its derivatives with respect to the layer's learned parameters, in their order."""
+
+    loss: float
+    gradients: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Loss of one case, and the voxels of the whole case by reference and refined label."""
+
+    loss: float
+    confusion: NDArray[np.int64]
+
+
+class Model:
+    """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
+
+    Args:
+        parameters: where it begins, and everything that is not learned.
+        learn: groups of parameters that may move.
+        sizes: labels, modalities, axes.
+    """
+
+    def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int]) -> None:
+        self._base = parameters
+        self._settings = parameters.mean_field
+        has_matrix = parameters.compatibility.matrix is not None
+        self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", learn=tuple(learn))
+        groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
+        self.groups = {name: parameters for name, parameters in groups.items() if parameters}
+        self._has_fixed_kernels = "theta" not in self.groups
+        self._kernels: dict[int, list[Kernels]] = {}
+        self._cached_voxels = 0
+
+    @property
+    def learned(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The parameters that may move, by name."""
+        return [(name, parameter) for name, parameter in self.layer.named_parameters() if parameter.requires_grad]
+
+    def to_parameters(self) -> CrfParameters:
+        """Return the present parameters."""
+        return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
+
+    def gradient(self, crop: Crop, loss: Loss, threads: int) -> CaseGradient:
+        """Return the loss of a crop and its gradient; safe to call from several threads at a time, as nothing is stored in the layer."""
+        refined, labels = self._refine(crop, threads)
+        value = loss(refined, labels)
+        gradients = torch.autograd.grad(value, [parameter for _, parameter in self.learned])
+        return CaseGradient(float(value.detach()), gradients)
+
+    def score(self, crop: Crop, loss: Loss, threads: int) -> CaseScore:
+        """Return the loss of a crop and how its voxels are labeled, without a gradient."""
+        with torch.no_grad():
+            refined, labels = self._refine(crop, threads)
+            return _score(refined, labels, crop, loss)
+
+    def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
+        """Return refined logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
+        layer, settings = self.layer, self._settings
+        logits = torch.from_numpy(crop.logits.astype(np.float32))[None]
+        image = torch.from_numpy(np.array(crop.image, dtype=np.float32))[None]
+        mask = np.array(crop.mask)
+        spatial = None
+        if layer.spatial_weight is not None and layer.theta_gamma is not None:
+            spatial = layer.spatial_weight, layer.theta_gamma
+        refined = mean_field(
+            logits,
+            image,
+            bilateral=list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)),
+            spatial=spatial,
+            compatibility=layer.compatibility,
+            temperature=layer.temperature,
+            spacing=crop.spacing,
+            mask=torch.from_numpy(mask),
+            num_iterations=settings.num_iterations,
+            damping=settings.damping,
+            normalization=settings.normalization,
+            filter=settings.filter,
+            positions=settings.positions,
+            threads=threads,
+            kernels=self._fixed_kernels(crop, image, mask, threads) if self._has_fixed_kernels else None,
+        )[0]
+        counted = mask & (crop.labels < crop.num_labels)
+        index = torch.from_numpy(np.flatnonzero(counted))
+        return refined.reshape(len(refined), -1).index_select(1, index), torch.from_numpy(crop.labels[counted].astype(np.int64))
+
+    def _fixed_kernels(self, crop: Crop, image: Tensor, mask: NDArray[np.bool_], threads: int) -> list[Kernels] | None:
+        """Return the kernels of a crop, kept from the last time where memory allows it: without theta they stay the same."""
+        key = crop.image.__array_interface__["data"][0]
+        if key not in self._kernels:
+            if self._cached_voxels > MOST_CACHED_VOXELS:
+                return None
+            layer, settings = self.layer, self._settings
+            with torch.no_grad():
+                gamma = layer.theta_gamma
+                self._kernels[key] = build_kernels(
+                    image,
+                    bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
+                    theta_gamma=gamma,
+                    spacing=crop.spacing,
+                    mask=torch.from_numpy(mask),
+                    normalization=settings.normalization,
+                    filter=settings.filter,
+                    positions=settings.positions,
+                    num_labels=crop.num_labels,
+                    num_iterations=settings.num_iterations,
+                    threads=threads,
+                )
+            self._cached_voxels += int(mask.sum()) * (len(layer.theta_alpha) + 1)
+        return self._kernels[key]
+
+
+def network_score(crop: Crop, loss: Loss) -> CaseScore:
+    """Return the same for the network's logits as they are."""
+    with torch.no_grad():
+        return _score(*flat_logits(crop), crop, loss)
+
+
+def flat_logits(crop: Crop) -> tuple[Tensor, Tensor]:
+    """Return the logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
+    counted = crop.mask & (crop.labels < crop.num_labels)
+    logits = torch.from_numpy(np.ascontiguousarray(crop.logits[:, counted]).astype(np.float32))
+    return logits, torch.from_numpy(crop.labels[counted].astype(np.int64))
+
+
+def _score(refined: Tensor, labels: Tensor, crop: Crop, loss: Loss) -> CaseScore:
+    found = refined.argmax(0).numpy()
+    return CaseScore(float(loss(refined, labels)), count_confusion(labels.numpy(), found, crop.num_labels) + crop.outside)
+
+
+def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Return the Dice of each region from counts (L, L) by reference and found label; NaN where neither has the region."""
+    values = np.full(len(regions), np.nan)
+    for number, region in enumerate(regions):
+        members = list(region)
+        size = confusion[members].sum() + confusion[:, members].sum()
+        if size:
+            values[number] = 2.0 * confusion[np.ix_(members, members)].sum() / size
+    return values
+
+
+def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:
+    """Return the mean over the regions that the case has; NaN where it has none."""
+    values = dice_of(confusion, regions)
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

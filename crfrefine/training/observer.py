@@ -1,0 +1,50 @@
+"""Who is told what happens in a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the optimizer stands.
+
+    Attributes:
+        stage: such as "fold 2 of 5" or "all cases".
+        start: name of the start.
+        iteration: of this start, from 1.
+        num_iterations: how many it may have.
+        loss: of the cases of this iteration.
+        score: mean Dice of the cases that decide, where they were just measured.
+        thetas: current bandwidths as text.
+    """
+
+    stage: str
+    start: str
+    iteration: int
+    num_iterations: int
+    loss: float
+    score: float | None
+    thetas: str
+
+
+class TrainingObserver:
+    """Told what happens; called from one thread at a time."""
+
+    def run_started(self, text: str) -> None:
+        """The cases are found; `text` says how many, and what is going to be done."""
+
+    def note(self, text: str) -> None:
+        """Something was assumed about the data."""
+
+    def stage_started(self, stage: str) -> None:
+        """A part of the run begins."""
+
+    def stepped(self, step: Step) -> None:
+        """The optimizer made a step."""
+
+    def progressed(self, fraction: float, seconds_left: float | None) -> None:
+        """About so much of the whole run is done."""
+
+    def stage_ended(self, text: str) -> None:
+        """A part of the run is over; `text` is its outcome in a line."""

@@ -1,0 +1,41 @@
+"""Cases side by side: in threads where there are enough of them, else one after the other with all threads inside the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """Runs a function on several items; the engine and torch release the interpreter's lock while they compute.
+
+    Args:
+        threads: how many may run at a time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, "train")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """Return `function(item, threads)` of each item, in order; the second argument is how many threads that call may use."""
+        if len(items) < self.threads or self.threads == 1:
+            return [function(item, self.threads) for item in items]
+        futures = [self._pool.submit(function, item, 1) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
