@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup demo test lint bench accuracy format clean
+.PHONY: help setup demo test lint bench bench-layer accuracy format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,7 +23,8 @@ help:
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make bench     time against other libraries, rewrite docs/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
-	@echo 'make accuracy  measure the filters against exact sums, rewrite docs/accuracy.md and its plot'
+	@echo 'make bench-layer  time the trainable layer, rewrite its section of docs/benchmarks.md (BENCH_ARGS as above)'
+	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/accuracy.md and its plot'
 	@echo 'make clean     remove everything that the other targets made'
 
 setup: $(VENV)/package.stamp
@@ -70,8 +71,12 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
-accuracy: setup
+bench-layer: $(VENV)/train.stamp
+	$(BIN)/python benchmarks/layer.py $(BENCH_ARGS)
+
+accuracy: $(VENV)/train.stamp
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/gradient_accuracy.py
 
 clean:
 	rm -rf $(VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
