@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from cuda_shim import shim_backend
 
+import crfrefine.backends
 from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend
 from crfrefine.errors import BackendUnavailableError
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    """Every backend in turn: a test that takes this fixture is written once and must hold for all of them."""
+@pytest.fixture(params=["reference", "cpu", "cuda-shim", "cuda"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Every backend in turn: a test that takes this fixture is written once and must hold for all of them.
+
+    `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU.
+    """
+    table = (*crfrefine.backends._TABLE, ("cuda-shim", lambda _: shim_backend()))
+    monkeypatch.setattr(crfrefine.backends, "_TABLE", table)
     try:
         return get_backend(request.param)
     except BackendUnavailableError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
-from crfrefine.errors import BackendUnavailableError, ConfigError
+from crfrefine.errors import ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.backends.base import Backend
@@ -18,7 +19,8 @@ def get_backend(device: str) -> Backend:
     """Return the engine for a device; nothing is loaded before it is asked for.
 
     Args:
-        device: "auto" (takes the CPU engine), "cpu", "cuda", "cuda:N", or "reference" for the slow float64 model.
+        device: "auto" (a GPU where there is one and CuPy is installed, else the CPU), "cpu", "cuda", "cuda:N", or "reference" for the
+            slow float64 model.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
@@ -26,28 +28,40 @@ def get_backend(device: str) -> Backend:
     """
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device):
-            return load()
+            return load(device)
     raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got '{device}'")
 
 
-def _cpu() -> Backend:
+def _auto(_: str) -> Backend:
+    from crfrefine.backends.cuda.cupy_device import is_available
+
+    return _cuda("cuda") if is_available() else _cpu("cpu")
+
+
+def _cpu(_: str) -> Backend:
     from crfrefine.backends.cpu import CpuBackend
 
     return CpuBackend()
 
 
-def _cuda() -> Backend:
-    raise BackendUnavailableError("this build of crfrefine has no GPU engine yet; use --device cpu")
+@cache
+def _cuda(device: str) -> Backend:
+    from crfrefine.backends.cuda import CudaBackend
+    from crfrefine.backends.cuda.cupy_device import CupyDevice
+
+    _, _, number = device.partition(":")
+    return CudaBackend(CupyDevice(int(number) if number else None))
 
 
-def _reference() -> Backend:
+def _reference(_: str) -> Backend:
     from crfrefine.backends.reference import ReferenceBackend
 
     return ReferenceBackend()
 
 
-_TABLE: tuple[tuple[str, Callable[[], Backend]], ...] = (
-    (r"auto|cpu", _cpu),
+_TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
+    (r"auto", _auto),
+    (r"cpu", _cpu),
     (r"cuda(:\d+)?", _cuda),
     (r"reference", _reference),
 )

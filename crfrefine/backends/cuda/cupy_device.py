@@ -1,0 +1,103 @@
+"""The real device: CuPy allocates, sorts, and compiles the kernels with NVRTC for the GPU at hand."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.backends.cuda.sources import kernel_source, pack_arguments
+from crfrefine.errors import BackendUnavailableError
+
+BLOCK = 256
+"""Threads of a block; no kernel depends on it."""
+
+_INSTALL = "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version)"
+
+
+def num_driver_devices() -> int:
+    """Return how many GPUs the driver shows; 0 without a driver. Loads the driver's library alone, nothing else."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def is_available() -> bool:
+    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for the answer."""
+    return num_driver_devices() > 0 and importlib.util.find_spec("cupy") is not None
+
+
+class CupyDevice:
+    """A CUDA device; see `Device`. Everything goes to CuPy's current stream."""
+
+    def __init__(self, index: int | None = None) -> None:
+        """Take a GPU.
+
+        Args:
+            index: its number; None: the first one.
+
+        Raises:
+            BackendUnavailableError: no driver, no GPU, no such GPU, or no CuPy that fits; says what to install.
+        """
+        self.name = "cuda" if index is None else f"cuda:{index}"
+        count = num_driver_devices()
+        if count == 0:
+            raise BackendUnavailableError(f"--device {self.name}: no NVIDIA driver with a GPU was found on this machine; use --device cpu")
+        if index is not None and index >= count:
+            raise BackendUnavailableError(f"--device {self.name}: this machine has {count} GPU(s), numbered from 0")
+        try:
+            self.xp: Any = importlib.import_module("cupy")
+        except ImportError as error:
+            raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
+        self._number = index or 0
+        try:
+            with self.xp.cuda.Device(self._number):
+                self.xp.zeros(1).sum()
+        except self.xp.cuda.runtime.CUDARuntimeError as error:
+            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_INSTALL}") from error
+        self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
+        self._modules: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        """Run a kernel; see `Device.launch`."""
+        if num_threads == 0:
+            return
+        fixed = tuple(sorted(constants.items()))
+        text = kernel_source(source, constants)
+        function = self._functions.get((source, kernel, fixed))
+        if function is None:
+            module = self._modules.get((source, fixed))
+            if module is None:
+                wide = ("--device-int128",) if constants.get("CRF_WIDE_KEYS") else ()
+                module = self.xp.RawModule(code=text.text, options=(*text.options, *wide), backend="nvrtc")
+                self._modules[source, fixed] = module
+            function = self._functions[source, kernel, fixed] = module.get_function(kernel)
+        function((-(-num_threads // BLOCK),), (BLOCK,), tuple(pack_arguments(text, kernel, constants, arguments)))
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        """Return a copy on the device; see `Device.upload`."""
+        return self.xp.asarray(np.ascontiguousarray(array))
+
+    def download(self, array: Any) -> NDArray[Any]:
+        """Return a copy on the host; see `Device.download`."""
+        host: NDArray[Any] = self.xp.asnumpy(array)
+        return host
+
+    def synchronize(self) -> None:
+        """Wait; see `Device.synchronize`."""
+        self.xp.cuda.get_current_stream().synchronize()
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated, what the pool holds unused included; see `Device.free_bytes`."""
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        return int(free) + int(self.xp.get_default_memory_pool().free_bytes())

@@ -1,0 +1,66 @@
+"""What the GPU engine needs of a device: arrays with numpy's functions, and kernels to launch on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.errors import CapacityError
+
+
+class Device(Protocol):
+    """A place where arrays live and kernels run, in the order in which they are launched."""
+
+    name: str
+    xp: Any
+    """The array module, numpy or one like it: cumsum, flatnonzero, searchsorted, sort, stable argsort and elementwise arithmetic."""
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None stands for a null pointer."""
+        ...
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        """Return a C-ordered copy on the device."""
+        ...
+
+    def download(self, array: Any) -> NDArray[Any]:
+        """Return a copy on the host, when all launches so far are done."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all launches so far are done."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated; None: not limited by a device."""
+        ...
+
+
+def check_memory(device: Device, num_bytes: float, what: str) -> None:
+    """Refuse what will not fit, before anything is allocated for it.
+
+    Raises:
+        CapacityError: with the estimate and what is free.
+    """
+    free = device.free_bytes()
+    if free is not None and num_bytes > free:
+        raise CapacityError(
+            f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
+            "use a mask or a smaller region, fewer labels at a time, or --device cpu"
+        )
+
+
+def row_width(num_channels: int) -> int:
+    """Channels that lie side by side and are filtered together: 1, 2, 4 or 8."""
+    return next((width for width in (1, 2, 4) if num_channels <= width), 8)
+
+
+def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.float32]:
+    """(channel) numbers as (group, width), padded with zeros."""
+    num_groups = -(-len(per_channel) // width)
+    padded = np.zeros(num_groups * width, dtype=np.float32)
+    padded[: len(per_channel)] = per_channel
+    return padded.reshape(num_groups, width)

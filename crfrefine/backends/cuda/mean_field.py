@@ -1,0 +1,214 @@
+"""The mean-field iteration on the device (docs/math.md, section 3): the host only decides what is launched next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.backends.cuda.device import grouped, row_width
+from crfrefine.backends.cuda.kernel_set import Kernel
+from crfrefine.backends.cuda.voxels import Voxels
+
+_MOST_THREADS = 1 << 17
+"""Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are soon added up."""
+
+# As in kernels/cuda/mean_field.cu.
+_NUM_SUMS, _FOLD = 6, 32
+_NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
+
+
+@dataclass(frozen=True)
+class MeanFieldOptions:
+    """What a run is, but for its kernels.
+
+    Attributes:
+        weights: (kernel, label).
+        compatibility: (label, label) penalty; row: the neighbor's.
+        is_potts: whether it is 1 off the diagonal.
+        num_iterations: steps, at most.
+        tolerance: mean divergence a voxel that counts as converged; 0: never stop early.
+        temperature: divides the logits.
+        damping: share of the old log-marginals in a step.
+        watches_energy: whether a rise of the energy halves the steps.
+    """
+
+    weights: NDArray[np.float32]
+    compatibility: NDArray[np.float32]
+    is_potts: bool
+    num_iterations: int
+    tolerance: float
+    temperature: float
+    damping: float
+    watches_energy: bool
+
+    @property
+    def num_channels(self) -> int:
+        """Of the marginals that are filtered.
+
+        With one weight for all labels the last label's message follows from the others', as marginals sum to 1.
+        """
+        num_labels = len(self.compatibility)
+        return num_labels - 1 if bool((self.weights == self.weights[:, :1]).all()) else num_labels
+
+
+@dataclass(frozen=True)
+class MeanFieldOutcome:
+    """What a run leaves.
+
+    Attributes:
+        logits: (label, *grid) on the device.
+        num_iterations: steps taken.
+        converged: whether the stopping rule was met.
+        energy: of the marginals that each step started from.
+        steps: the length of each step.
+    """
+
+    logits: Any
+    num_iterations: int
+    converged: bool
+    energy: tuple[float, ...]
+    steps: tuple[float, ...]
+
+
+def run_mean_field(
+    voxels: Voxels,
+    kernels: Sequence[Kernel],
+    options: MeanFieldOptions,
+    logits: Any,
+    progress: Callable[[int, int], None] | None = None,
+) -> MeanFieldOutcome:
+    """Run the iteration.
+
+    Args:
+        voxels: the masked voxels.
+        kernels: normalized.
+        options: the rest of the model.
+        logits: (label, *grid) float32, on the device.
+        progress: called before each step with its number and that of all.
+    """
+    run = _Run(voxels, kernels, options, logits)
+    may_stop = options.tolerance > 0.0
+    # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
+    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and not options.is_potts)
+    for t in range(options.num_iterations):
+        if progress is not None:
+            progress(t, options.num_iterations)
+        run.step(keeps=keeps, is_last=t + 1 == options.num_iterations)
+        if may_stop and run.converged():
+            break
+    return run.outcome()
+
+
+class _Run:
+    """The arrays of a run, and its launches."""
+
+    def __init__(self, voxels: Voxels, kernels: Sequence[Kernel], options: MeanFieldOptions, logits: Any) -> None:
+        self._voxels, self._kernels, self._options, self._logits = voxels, kernels, options, logits
+        self._device, xp = voxels.device, voxels.device.xp
+        num_labels, num_channels, num_voxels = len(logits), options.num_channels, voxels.num_voxels
+        width = row_width(num_channels)
+        num_groups = -(-num_channels // width)
+        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width}
+        self._weights = [self._device.upload(grouped(weight[:num_channels], width)) for weight in options.weights]
+        self._weighted_ones = None
+        if num_channels < num_labels:
+            self._weighted_ones = xp.zeros(num_voxels, dtype=np.float32)
+            for kernel, weight in zip(kernels, options.weights, strict=True):
+                self._weighted_ones += np.float32(weight[0]) * kernel.ones
+        self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=np.float32))
+        self._marginals = xp.empty((num_groups, num_voxels, width), dtype=np.float32)
+        self._messages = xp.empty_like(self._marginals)
+        self._num_threads = min(num_voxels, _MOST_THREADS)
+        self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
+        self._folded = self._fold_buffers()
+        self._state = xp.zeros(_NUM_STATES + 2 * max(options.num_iterations, 1), dtype=np.float64)
+        self._inverse_temperature = np.float32(1.0) / np.float32(options.temperature)
+        self._out = xp.empty_like(logits)
+        self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
+        self._launch(
+            "start",
+            self._num_threads,
+            logits,
+            voxels.grid_size,
+            voxels.grid_index,
+            num_voxels,
+            self._inverse_temperature,
+            self._marginals,
+            self._messages,
+            self._num_threads,
+            self._partial,
+        )
+        sums = self._fold()
+        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - np.float64(np.float32(options.damping)), self._state)
+
+    def step(self, *, keeps: bool, is_last: bool) -> None:
+        """Launch one step."""
+        for kernel, weight in zip(self._kernels, self._weights, strict=True):
+            kernel.accumulate(self._marginals, weight, self._messages)
+        voxels, options = self._voxels, self._options
+        self._launch(
+            "update",
+            self._num_threads,
+            self._logits,
+            voxels.grid_size,
+            voxels.grid_index,
+            voxels.num_voxels,
+            self._inverse_temperature,
+            self._marginals,
+            self._messages,
+            self._weighted_ones,
+            self._compatibility,
+            int(options.is_potts),
+            int(options.tolerance > 0.0),
+            self._state,
+            self._out if keeps else None,
+            self._out if keeps or is_last else None,
+            self._num_threads,
+            self._partial,
+        )
+        sums = self._fold()
+        self._launch(
+            "end_step",
+            1,
+            sums,
+            sums.shape[1],
+            voxels.num_voxels,
+            int(options.watches_energy),
+            options.tolerance,
+            max(options.num_iterations, 1),
+            self._state,
+        )
+
+    def converged(self) -> bool:
+        """Whether the last step was the last one needed: waits for it."""
+        return bool(self._device.download(self._state)[_CONVERGED])
+
+    def outcome(self) -> MeanFieldOutcome:
+        """What is there now."""
+        state = self._device.download(self._state)
+        done, most = int(state[_NUM_STEPS]), max(self._options.num_iterations, 1)
+        energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
+        return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()))
+
+    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
+        self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)
+
+    def _fold_buffers(self) -> list[Any]:
+        buffers, count = [], self._num_threads
+        while count > _FOLD:
+            count = -(-count // _FOLD)
+            buffers.append(self._device.xp.empty((_NUM_SUMS, count), dtype=np.float64))
+        return buffers
+
+    def _fold(self) -> Any:
+        """Add up the threads' sums until few are left."""
+        sums = self._partial
+        for folded in self._folded:
+            count = folded.shape[1]
+            self._launch("fold_sums", _NUM_SUMS * count, sums, sums.shape[1], count, folded)
+            sums = folded
+        return sums

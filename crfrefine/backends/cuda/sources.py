@@ -1,0 +1,139 @@
+"""The kernels' source text: headers inlined, constants defined, and what arguments each kernel takes.
+
+Inlined, because compiled modules are cached by their text: a header behind an include path could change unseen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
+_KERNEL = re.compile(r"^CRF_KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
+
+_TYPES: dict[str, type[np.generic]] = {
+    "int": np.int32,
+    "int64": np.int64,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "float": np.float32,
+    "double": np.float64,
+    "Channels": np.float32,
+}
+
+UNCONTRACTED = frozenset({"features", "lattice_build"})
+"""Sources whose multiplications and additions must not be fused: integers that all backends share follow from them."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a kernel: its name, the number type, and whether it is an array of them (rows of channels: the last axis)."""
+
+    name: str
+    dtype: np.dtype[Any]
+    is_array: bool
+    is_row: bool
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """A source file ready for a compiler.
+
+    Attributes:
+        name: the file's, without suffix.
+        text: with headers and constants.
+        kernels: the parameters of each kernel.
+        options: what any compiler for GPUs must be told.
+    """
+
+    name: str
+    text: str
+    kernels: dict[str, tuple[Parameter, ...]]
+    options: tuple[str, ...]
+
+
+def kernels_dir() -> Path:
+    """The folder of the engine's sources: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    inside = package / "kernels"
+    return inside if inside.is_dir() else package.parent / "kernels"
+
+
+def source_names() -> list[str]:
+    """Every source file of the GPU engine."""
+    return sorted(path.stem for path in (kernels_dir() / "cuda").glob("*.cu"))
+
+
+@cache
+def _inlined(name: str) -> str:
+    done: set[Path] = set()
+
+    def read(path: Path) -> str:
+        def include(match: re.Match[str]) -> str:
+            beside = path.parent / match[1]
+            header = beside if beside.is_file() else kernels_dir() / match[1]
+            if header in done:
+                return ""
+            done.add(header)
+            return read(header)
+
+        return _INCLUDE.sub(include, path.read_text(encoding="utf-8").replace("#pragma once\n", ""))
+
+    return read(kernels_dir() / "cuda" / f"{name}.cu")
+
+
+@cache
+def _signatures(name: str) -> dict[str, tuple[Parameter, ...]]:
+    kernels = {}
+    for match in _KERNEL.finditer(_inlined(name)):
+        parameters = []
+        for declaration in match[2].split(","):
+            kind, _, label = declaration.replace("const ", "").strip().rpartition(" ")
+            base = kind.rstrip("*")
+            parameters.append(Parameter(label, np.dtype(_TYPES[base]), kind.endswith("*"), base == "Channels"))
+        kernels[match[1]] = tuple(parameters)
+    return kernels
+
+
+def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
+    """Return the text of kernels/cuda/<name>.cu for the given constants.
+
+    Args:
+        name: the file's, without suffix.
+        constants: values of the CRF_* constants that the file's first lines ask for.
+    """
+    defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
+    options = ("--std=c++17", *(("--fmad=false",) if name in UNCONTRACTED else ()))
+    return KernelSource(name, defines + _inlined(name), _signatures(name), options)
+
+
+def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
+    """Return a launch's arguments as a driver wants them: arrays checked against the parameters' types, numbers converted, None as null.
+
+    Raises:
+        TypeError: an argument does not fit; on a device it would be garbage.
+    """
+    parameters = source.kernels[kernel]
+    if len(arguments) != len(parameters):
+        raise TypeError(f"{source.name}.{kernel}: {len(arguments)} arguments for {len(parameters)} parameters")
+    packed = []
+    for parameter, value in zip(parameters, arguments, strict=True):
+        where = f"{source.name}.{kernel}: {parameter.name}"
+        if not parameter.is_array:
+            packed.append(parameter.dtype.type(value))
+        elif value is None:
+            packed.append(np.uint64(0))
+        else:
+            if value.dtype != parameter.dtype or not value.flags.c_contiguous:
+                raise TypeError(f"{where} is a {value.dtype} array (contiguous: {value.flags.c_contiguous}); expected {parameter.dtype}")
+            if parameter.is_row and value.shape[-1] != constants["CRF_WIDTH"]:
+                raise TypeError(f"{where} has rows of {value.shape[-1]}; expected {constants['CRF_WIDTH']}")
+            packed.append(value)
+    return packed

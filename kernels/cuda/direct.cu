@@ -1,0 +1,100 @@
+// The bilateral kernel summed directly: over all pairs of voxels (`exact`) or over those of a window (`truncated`). Weights are computed
+// where they are used; every voxel gathers its own sum, in a fixed order.
+//
+// CRF_WIDTH: channels that are filtered together. CRF_FEATURES: features of all pairs, or modalities inside a window.
+#include "cuda/launch.h"
+
+namespace crf {
+
+using Channels = Row<CRF_WIDTH>;
+constexpr int kFeatures = CRF_FEATURES;
+constexpr int kPartial = 512;  // senders whose sum is kept apart before it joins the total: limits rounding
+
+// One thread a voxel n: sum += channel_weight * scale[n] * sum over m of 2^-|f_n - f_m|^2 * scale[m] * values[m].
+//
+// features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale: (voxel) or nullptr.
+CRF_KERNEL(filter_all_pairs, const float* features, int64 num_voxels, const Channels* values, const float* sent_scale,
+           const float* received_scale, const float* channel_weight, Channels* sum) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    float own[kFeatures];
+    CRF_UNROLL
+    for (int f = 0; f < kFeatures; ++f) own[f] = features[f * num_voxels + n];
+    Channels total = zero_row<CRF_WIDTH>();
+    for (int64 begin = 0; begin < num_voxels; begin += kPartial) {
+        const int64 end = begin + kPartial < num_voxels ? begin + kPartial : num_voxels;
+        Channels partial = zero_row<CRF_WIDTH>();
+        for (int64 m = begin; m < end; ++m) {
+            float squared = 0.0f;
+            CRF_UNROLL
+            for (int f = 0; f < kFeatures; ++f) {
+                const float difference = own[f] - features[f * num_voxels + m];
+                squared += difference * difference;
+            }
+            const float weight = exp2(-squared);
+            add_scaled(partial, values[m], sent_scale ? weight * sent_scale[m] : weight);
+        }
+        add_scaled(total, partial, 1.0f);
+    }
+    const float factor = received_scale ? received_scale[n] : 1.0f;
+    Channels out = sum[n];
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];
+    sum[n] = out;
+}
+
+// One thread a voxel: its intensities to its place in the padded box.
+CRF_KERNEL(pad_intensities, const float* features, int64 num_voxels, const int64* padded_index, int64 padded_size, float factor,
+           float* padded) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    CRF_UNROLL
+    for (int f = 0; f < kFeatures; ++f) padded[f * padded_size + padded_index[n]] = features[f * num_voxels + n] * factor;
+}
+
+// One thread a voxel: its values to its place in the padded box, whose other places stay zero.
+CRF_KERNEL(pad_values, const Channels* values, const float* scale, int64 num_voxels, const int64* padded_index, Channels* padded) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    Channels row = zero_row<CRF_WIDTH>();
+    add_scaled(row, values[n], scale ? scale[n] : 1.0f);
+    padded[padded_index[n]] = row;
+}
+
+// One thread a voxel: as filter_all_pairs, over the voxels at the given linear distances in the padded box. Whatever is not a voxel sends
+// zeros.
+//
+// offset, exponent: (offset) distance, and log2 of the spatial part of the weight. intensity: (modality, padded box).
+CRF_KERNEL(filter_window, const float* intensity, int64 padded_size, const int64* padded_index, int64 num_voxels, const int64* offset,
+           const float* exponent, int64 num_offsets, const Channels* padded, const float* received_scale, const float* channel_weight,
+           Channels* sum) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    const int64 place = padded_index[n];
+    float own[kFeatures];
+    CRF_UNROLL
+    for (int f = 0; f < kFeatures; ++f) own[f] = intensity[f * padded_size + place];
+    Channels total = zero_row<CRF_WIDTH>();
+    for (int64 begin = 0; begin < num_offsets; begin += kPartial) {
+        const int64 end = begin + kPartial < num_offsets ? begin + kPartial : num_offsets;
+        Channels partial = zero_row<CRF_WIDTH>();
+        for (int64 i = begin; i < end; ++i) {
+            const int64 other = place + offset[i];
+            float power = exponent[i];
+            CRF_UNROLL
+            for (int f = 0; f < kFeatures; ++f) {
+                const float difference = own[f] - intensity[f * padded_size + other];
+                power -= difference * difference;
+            }
+            add_scaled(partial, padded[other], exp2(power));
+        }
+        add_scaled(total, partial, 1.0f);
+    }
+    const float factor = received_scale ? received_scale[n] : 1.0f;
+    Channels out = sum[n];
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];
+    sum[n] = out;
+}
+
+}  // namespace crf

@@ -1,0 +1,186 @@
+// Builds the permutohedral lattice: the simplex of every voxel, a hash table of vertices, their numbers, who neighbors whom, and the lists
+// that splatting reads. Compiled without fused multiply-adds: keys and weights are those of cpu/lattice_build.cpp, bit for bit.
+//
+// CRF_FEATURES: dimensions D of the lattice. CRF_WIDE_KEYS: 1 where a vertex needs up to 128 bits instead of 64.
+#include "cuda/launch.h"
+#include "lattice_math.h"
+
+namespace crf {
+
+constexpr int kFeatures = CRF_FEATURES;
+constexpr uint64 kEmpty = ~0ull;
+constexpr int kMostProbes = 512;  // a table at most half full has chains of a few dozen; more than this: it is full
+
+#if CRF_WIDE_KEYS
+using Key = unsigned __int128;
+CRF_D uint64 hash_of(Key key) {
+    return (static_cast<uint64>(key) ^ static_cast<uint64>(key >> 64) * 0xC2B2AE3D27D4EB4Full) * 0x9E3779B97F4A7C15ull;
+}
+CRF_D Key key_from(const uint64* low, const uint64* high, int64 i) { return static_cast<Key>(high[i]) << 64 | low[i]; }
+#else
+using Key = uint64;
+CRF_D uint64 hash_of(Key key) { return key * 0x9E3779B97F4A7C15ull; }
+CRF_D Key key_from(const uint64* low, const uint64*, int64 i) { return low[i]; }
+#endif
+
+// One unit of q_i in a packed key; q_0 has no field.
+CRF_D Key unit_of(const int* shift, int i) { return i == 0 ? Key(0) : Key(1) << shift[i]; }
+
+// One thread a voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its weights there in 1 / 65535.
+//
+// features: (feature, voxel); the lattice's first `num_padding` features are zero and not stored. scale: (D). shift: (D + 1) of the key's
+// fields. bias_*: what brings the fields' smallest values to zero.
+CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padding, const float* scale, const int* shift, uint64 bias_low,
+           uint64 bias_high, uint64* key_low, uint64* key_high, uint16* corner_weight) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    float scaled[kFeatures], elevated[kFeatures + 1], weight[kFeatures + 1];
+    int quotient[kFeatures + 1], sorted[kFeatures + 1], wrapped;
+    CRF_UNROLL
+    for (int i = 0; i < kFeatures; ++i) scaled[i] = i < num_padding ? 0.0f : features[(i - num_padding) * num_voxels + n] * scale[i];
+    elevate<kFeatures>(scaled, elevated);
+    enclosing_simplex<kFeatures>(elevated, quotient, sorted, wrapped);
+    barycentric_weights<kFeatures>(sorted, weight);
+    int rest = 65535;
+    CRF_UNROLL
+    for (int k = 1; k <= kFeatures; ++k) {
+        const int rounded = truncate_to_int(weight[k] * 65535.0f + 0.5f);
+        rest -= rounded;
+        corner_weight[k * num_voxels + n] = static_cast<uint16>(rounded);
+    }
+    corner_weight[n] = static_cast<uint16>(rest > 0 ? rest : 0);
+
+    Key key = static_cast<Key>(bias_low);
+#if CRF_WIDE_KEYS
+    key |= static_cast<Key>(bias_high) << 64;
+#endif
+    CRF_UNROLL
+    for (int i = 1; i <= kFeatures; ++i) key += unit_of(shift, i) * static_cast<Key>(static_cast<int64>(quotient[i]));
+    Key unit[kFeatures + 1];  // of the coordinate at each rank
+    CRF_UNROLL
+    for (int p = 0; p <= kFeatures; ++p) {
+        unit[p] = unit_of(shift, coordinate_index<kFeatures>(sorted[p]));
+        if (p < wrapped) key -= unit[p];
+        if (p >= kFeatures + 1 + wrapped) key += unit[p];
+    }
+    // From the vertex of remainder k to that of k + 1: one more in every coordinate, but for the k-th smallest residual's.
+    CRF_UNROLL
+    for (int k = 0; k <= kFeatures; ++k) {
+        key_low[k * num_voxels + n] = static_cast<uint64>(key);
+#if CRF_WIDE_KEYS
+        key_high[k * num_voxels + n] = static_cast<uint64>(key >> 64);
+#endif
+        key += Key(1) - unit[kFeatures - k];
+    }
+}
+
+// One thread a corner (a voxel's vertex): the slot of its key in the table, where the key is put if it is not there yet. A slot holds the
+// key itself, or with wide keys the number of a corner that has it. `overflow` is set when the table is too full: the slots mean nothing
+// then, and a larger table must be tried.
+CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64 num_corners, uint64* table, int table_bits,
+           uint32* corner_slot, int* overflow) {
+    const int64 i = thread_number();
+    if (i >= num_corners) return;
+    const Key key = key_from(key_low, key_high, i);
+    const uint64 mask = (1ull << table_bits) - 1;
+    uint64 slot = hash_of(key) >> (64 - table_bits);
+    for (int probe = 0; probe < kMostProbes; ++probe) {
+#if CRF_WIDE_KEYS
+        uint64 owner = table[slot];
+        if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, static_cast<uint64>(i));
+        const bool found = owner == kEmpty || key_from(key_low, key_high, static_cast<int64>(owner)) == key;
+#else
+        uint64 owner = table[slot];
+        if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, key);
+        const bool found = owner == kEmpty || owner == key;
+#endif
+        if (found) {
+            corner_slot[i] = static_cast<uint32>(slot);
+            return;
+        }
+        slot = (slot + 1) & mask;
+    }
+    *overflow = 1;
+}
+
+// One thread a vertex: its key, from the slot that holds it.
+CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const uint64* table, const int64* slots, int64 num_vertices,
+           uint64* vertex_low, uint64* vertex_high) {
+    const int64 v = thread_number();
+    if (v >= num_vertices) return;
+#if CRF_WIDE_KEYS
+    const int64 owner = static_cast<int64>(table[slots[v]]);
+    vertex_low[v] = key_low[owner];
+    vertex_high[v] = key_high[owner];
+#else
+    vertex_low[v] = table[slots[v]];
+#endif
+}
+
+// One thread a vertex: order[v] is the place of the vertex's key among those read, and its slot learns the vertex's number.
+CRF_KERNEL(number_slots, const int64* order, const int64* slots, int64 num_vertices, uint32* slot_vertex) {
+    const int64 v = thread_number();
+    if (v < num_vertices) slot_vertex[slots[order[v]]] = static_cast<uint32>(v);
+}
+
+// One thread a corner: its vertex, and the pair (vertex, corner) as one number, by which splatting's lists are sorted.
+CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners, uint32* corner_vertex, uint64* pair) {
+    const int64 i = thread_number();
+    if (i >= num_corners) return;
+    const uint32 vertex = slot_vertex[corner_slot[i]];
+    corner_vertex[i] = vertex;
+    pair[i] = static_cast<uint64>(vertex) << 32 | static_cast<uint64>(i);
+}
+
+// One thread a sorted pair: the voxel and weight that it stands for, and at each vertex's first pair, where its list begins.
+CRF_KERNEL(list_entries, const uint64* pair, int64 num_corners, int64 num_voxels, const uint16* corner_weight, uint32* entry_voxel,
+           uint16* entry_weight, int64* vertex_begin) {
+    const int64 i = thread_number();
+    if (i >= num_corners) return;
+    const int64 corner = static_cast<int64>(pair[i] & 0xffffffffull);
+    const uint64 vertex = pair[i] >> 32;
+    entry_voxel[i] = static_cast<uint32>(corner % num_voxels);
+    entry_weight[i] = corner_weight[corner];
+    if (i == 0 || pair[i - 1] >> 32 != vertex) vertex_begin[vertex] = i;
+    if (i + 1 == num_corners) vertex_begin[vertex + 1] = num_corners;
+}
+
+// One thread a vertex: its neighbor one step up along every direction, and that neighbor's one step down; -1 = absent.
+//
+// vertex_*: (vertex) sorted keys. after, before: (direction, vertex), `before` filled with -1. remainder_bits: width of the lowest field.
+CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices, const uint64* key_low,
+           const uint64* key_high, const uint64* table, int table_bits, const uint32* slot_vertex, const int* shift, int remainder_bits,
+           int* after, int* before) {
+    const int64 v = thread_number();
+    if (v >= num_vertices) return;
+    const Key own = key_from(vertex_low, vertex_high, v);
+    const uint64 mask = (1ull << table_bits) - 1;
+    const bool wraps = (static_cast<uint64>(own) & ((1ull << remainder_bits) - 1)) >= static_cast<uint64>(kFeatures);
+    Key all_units = 0;
+    for (int i = 1; i <= kFeatures; ++i) all_units += unit_of(shift, i);
+    // Along a direction every coordinate grows by 1 but the direction's own, which falls by D.
+    const Key step = wraps ? all_units - static_cast<Key>(kFeatures) : Key(1);
+    for (int j = 0; j <= kFeatures; ++j) {
+        const Key key = own + step - unit_of(shift, j);
+        uint64 slot = hash_of(key) >> (64 - table_bits);
+        int found = -1;
+        for (int probe = 0; probe < kMostProbes; ++probe) {
+            const uint64 owner = table[slot];
+            if (owner == kEmpty) break;
+#if CRF_WIDE_KEYS
+            const bool same = key_from(key_low, key_high, static_cast<int64>(owner)) == key;
+#else
+            const bool same = owner == key;
+#endif
+            if (same) {
+                found = static_cast<int>(slot_vertex[slot]);
+                break;
+            }
+            slot = (slot + 1) & mask;
+        }
+        after[j * num_vertices + v] = found;
+        if (found >= 0) before[j * num_vertices + found] = static_cast<int>(v);
+    }
+}
+
+}  // namespace crf

@@ -1,0 +1,105 @@
+// What lets the kernels in cuda/*.cu be compiled by NVRTC and nvcc for a GPU, and by any C++ compiler for tests without one.
+//
+// A kernel is written as CRF_KERNEL(name, parameters...) { body of one thread }. No kernel has a barrier or uses shared memory: what needs
+// one is cut into several kernels. Compiled as C++ a kernel becomes a function `launch_<name>` that runs its threads one after the other,
+// forth or back, so that a result that depends on their order is found out.
+#pragma once
+
+#include "portable.h"
+
+#if !defined(__CUDACC__)
+#include <atomic>
+#include <cmath>
+#include <utility>
+#endif
+
+namespace crf {
+
+using int64 = long long;
+using uint64 = unsigned long long;
+using uint32 = unsigned int;
+using uint16 = unsigned short;
+
+#if defined(__CUDACC__)
+
+#define CRF_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
+#define CRF_D __device__ __forceinline__
+#define CRF_UNROLL _Pragma("unroll")
+
+// Number of this thread in the whole launch.
+CRF_D int64 thread_number() { return static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// Writes `desired` where `expected` stands; returns what stood there.
+CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) { return atomicCAS(place, expected, desired); }
+
+#else
+
+#define CRF_KERNEL(name, ...)                                                                                          \
+    static void name(__VA_ARGS__);                                                                                     \
+    extern "C" void launch_##name(long long num_threads, int backward, void** arguments);                              \
+    void launch_##name(long long num_threads, int backward, void** arguments) {                                        \
+        crf::emulation::run(&name, num_threads, backward != 0, arguments);                                             \
+    }                                                                                                                  \
+    static void name(__VA_ARGS__)
+#define CRF_D inline
+#define CRF_UNROLL
+
+namespace emulation {
+
+inline thread_local int64 current_thread = 0;
+
+// As a driver's launch: `arguments` points at one value a parameter.
+template <class... Parameters, std::size_t... Index>
+void run_each(void (*kernel)(Parameters...), int64 num_threads, bool backward, void** arguments, std::index_sequence<Index...>) {
+    for (int64 i = 0; i < num_threads; ++i) {
+        current_thread = backward ? num_threads - 1 - i : i;
+        kernel(*static_cast<Parameters*>(arguments[Index])...);
+    }
+}
+template <class... Parameters>
+void run(void (*kernel)(Parameters...), int64 num_threads, bool backward, void** arguments) {
+    run_each(kernel, num_threads, backward, arguments, std::index_sequence_for<Parameters...>{});
+}
+
+}  // namespace emulation
+
+CRF_D int64 thread_number() { return emulation::current_thread; }
+
+CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) {
+    std::atomic_ref<uint64>(*place).compare_exchange_strong(expected, desired);
+    return expected;
+}
+
+using std::exp;
+using std::exp2;
+using std::log;
+using std::sqrt;
+
+#endif
+
+// ---- Rows ------------------------------------------------------------------------------------------------------------------------
+
+// The channels of a voxel or vertex that are filtered together, side by side: one or two wide loads.
+template <int Width>
+struct alignas(Width >= 4 ? 16 : 4 * Width) Row {
+    float value[Width];
+};
+
+template <int Width>
+CRF_D Row<Width> zero_row() {
+    Row<Width> row;
+    CRF_UNROLL
+    for (int c = 0; c < Width; ++c) row.value[c] = 0.0f;
+    return row;
+}
+
+// to += factor * from.
+template <int Width>
+CRF_D void add_scaled(Row<Width>& to, const Row<Width>& from, float factor) {
+    CRF_UNROLL
+    for (int c = 0; c < Width; ++c) to.value[c] += factor * from.value[c];
+}
+
+CRF_D float larger(float a, float b) { return a > b ? a : b; }
+
+}  // namespace crf

@@ -1,0 +1,247 @@
+// The mean-field iteration but for its filters (docs/math.md, section 3): compatibility, softmax, energy, divergence, and the step's
+// length. The sums of a step stay on the device: each thread adds up its own voxels, and folding adds those up in a fixed order.
+//
+// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less where the last label's follow from the others'.
+// CRF_WIDTH: channels side by side; those of a label l are in group l / CRF_WIDTH.
+#include "cuda/launch.h"
+
+namespace crf {
+
+using Channels = Row<CRF_WIDTH>;
+constexpr int kLabels = CRF_LABELS;
+constexpr int kChannels = CRF_CHANNELS;
+constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
+constexpr bool kImplied = kChannels < kLabels;
+constexpr float kTiny = 1.17549435e-38f;          // smallest normal number: keeps logarithms of vanished marginals finite
+constexpr float kEpsilon = 1.1920929e-7f;         // spacing of numbers at 1
+constexpr double kEnergyRounding = 1e-6;          // relative rise of the energy that counts as rounding
+constexpr double kFlipsAtConvergence = 1e-4;      // of the voxels, in the last step
+constexpr int kFold = 32;
+
+// What is summed over the voxels.
+enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };
+
+// The run's state; the energies of the steps follow, then their lengths.
+enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
+
+CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, float (&channel)[kLabels]) {
+    CRF_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+        const Channels row = rows[g * num_voxels + n];
+        CRF_UNROLL
+        for (int c = 0; c < CRF_WIDTH; ++c)
+            if (g * CRF_WIDTH + c < kChannels) channel[g * CRF_WIDTH + c] = row.value[c];
+    }
+}
+
+CRF_D void store_channels(const float (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
+    CRF_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+        Channels row = zero_row<CRF_WIDTH>();
+        CRF_UNROLL
+        for (int c = 0; c < CRF_WIDTH; ++c)
+            if (g * CRF_WIDTH + c < kChannels) row.value[c] = channel[g * CRF_WIDTH + c];
+        rows[g * num_voxels + n] = row;
+    }
+}
+
+CRF_D int largest_label(const float (&x)[kLabels]) {
+    int label = 0;
+    float largest = x[0];
+    CRF_UNROLL
+    for (int l = 1; l < kLabels; ++l) {
+        if (x[l] > largest) label = l;
+        largest = larger(x[l], largest);
+    }
+    return label;
+}
+
+CRF_D float largest_of(const float (&x)[kLabels]) {
+    float largest = x[0];
+    CRF_UNROLL
+    for (int l = 1; l < kLabels; ++l) largest = larger(x[l], largest);
+    return largest;
+}
+
+// x becomes its softmax; returns sum Q log Q.
+CRF_D float softmax(float (&x)[kLabels]) {
+    const float largest = largest_of(x);
+    float total = 0.0f, weighted = 0.0f;
+    CRF_UNROLL
+    for (int l = 0; l < kLabels; ++l) {
+        const float shifted = x[l] - largest;
+        const float e = exp(shifted);
+        total += e;
+        weighted += e * shifted;
+        x[l] = e;
+    }
+    const float inverse = 1.0f / total;
+    CRF_UNROLL
+    for (int l = 0; l < kLabels; ++l) x[l] *= inverse;
+    return weighted * inverse - log(total);
+}
+
+// KL(now || old) as a sum of p (r - 1 - log r) with r = old / now: no term is negative, and near r = 1 nothing cancels. An implied
+// marginal is 1 minus the others: what is below their rounding counts as equal.
+CRF_D float divergence_of(const float (&now)[kLabels], const float (&old)[kLabels]) {
+    float total = 0.0f;
+    CRF_UNROLL
+    for (int l = 0; l < kLabels; ++l) {
+        const float least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
+        const float p = larger(now[l], least);
+        const float ratio = larger(old[l], least) / p;
+        total += larger(p * (ratio - 1.0f - log(larger(ratio, kTiny))), 0.0f);
+    }
+    return total;
+}
+
+CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_threads, double* partial) {
+    CRF_UNROLL
+    for (int i = 0; i < kNumSums; ++i) partial[i * num_threads + thread] = sums[i];
+}
+
+// One thread a number of (label, *grid): the logits over the temperature, which is what they stay outside the mask.
+CRF_KERNEL(scale_logits, const float* logits, int64 size, float inverse_temperature, float* out) {
+    const int64 i = thread_number();
+    if (i < size) out[i] = logits[i] * inverse_temperature;
+}
+
+// Each thread takes every num_threads-th voxel: the softmax of its logits over the temperature, and no messages yet.
+//
+// logits: (label, *grid). grid_index: (voxel). marginals, messages: (group, voxel). partial: (sum, thread).
+CRF_KERNEL(start, const float* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, float inverse_temperature,
+           Channels* marginals, Channels* messages, int64 num_threads, double* partial) {
+    const int64 thread = thread_number();
+    if (thread >= num_threads) return;
+    double sums[kNumSums] = {};
+    for (int64 n = thread; n < num_voxels; n += num_threads) {
+        float x[kLabels];
+        CRF_UNROLL
+        for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + grid_index[n]] * inverse_temperature;
+        sums[kLargest] += static_cast<double>(largest_of(x));
+        sums[kNegativeEntropy] += static_cast<double>(softmax(x));
+        store_channels(x, num_voxels, n, marginals);
+        CRF_UNROLL
+        for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
+    }
+    store_sums(sums, thread, num_threads, partial);
+}
+
+// One step for every num_threads-th voxel: from the messages and old marginals to the new marginals. Leaves the messages at zero, for the
+// next step to add to.
+//
+// weighted_ones: (voxel) the weighted message of all ones, only where the last label is implied. compatibility: (label, label), row: the
+// neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms stand for them.
+// out: (label, *grid) or nullptr; may be `kept`. record: (group, voxel) or nullptr, a copy of the new marginals.
+CRF_KERNEL(update, const float* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, float inverse_temperature,
+           Channels* marginals, Channels* messages, const float* weighted_ones, const float* compatibility, int is_potts,
+           int wants_divergence, const double* state, const float* kept, float* out, int64 num_threads, double* partial) {
+    const int64 thread = thread_number();
+    if (thread >= num_threads) return;
+    const float step = static_cast<float>(state[kStep]);
+    double sums[kNumSums] = {};
+    for (int64 n = thread; n < num_voxels; n += num_threads) {
+        const int64 place = grid_index[n];
+        float x[kLabels], old[kLabels], message[kLabels];
+        load_channels(marginals, num_voxels, n, old);
+        load_channels(messages, num_voxels, n, message);
+        CRF_UNROLL
+        for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
+        float rest = 1.0f, all = 0.0f;
+        CRF_UNROLL
+        for (int c = 0; c < kChannels; ++c) {
+            rest -= old[c];
+            all += message[c];
+        }
+        if (kImplied) {
+            const float ones = weighted_ones[n];
+            old[kLabels - 1] = larger(rest, 0.0f);
+            message[kLabels - 1] = ones - all;
+            all = ones;
+        }
+        CRF_UNROLL
+        for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + place] * inverse_temperature;
+        const float largest = largest_of(x);
+        float linear = 0.0f, quadratic = 0.0f;
+        CRF_UNROLL
+        for (int l = 0; l < kLabels; ++l) {
+            float pairwise = 0.0f;
+            if (is_potts) {
+                pairwise = all - message[l];
+            } else {
+                CRF_UNROLL
+                for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
+            }
+            linear += (x[l] - largest) * old[l];
+            quadratic += pairwise * old[l];
+            x[l] -= pairwise;
+        }
+        if (step < 1.0f) {
+            CRF_UNROLL
+            for (int l = 0; l < kLabels; ++l) {
+                const float from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
+                x[l] = from + (x[l] - from) * step;
+            }
+        }
+        if (out) {
+            CRF_UNROLL
+            for (int l = 0; l < kLabels; ++l) out[l * grid_size + place] = x[l];
+        }
+        sums[kLinear] += static_cast<double>(linear);
+        sums[kQuadratic] += static_cast<double>(quadratic);
+        if (wants_divergence && largest_label(x) != largest_label(old)) sums[kFlips] += 1.0;
+        sums[kNegativeEntropy] += static_cast<double>(softmax(x));
+        if (wants_divergence) sums[kDivergence] += static_cast<double>(divergence_of(x, old));
+        store_channels(x, num_voxels, n, marginals);
+    }
+    store_sums(sums, thread, num_threads, partial);
+}
+
+// One thread a sum and remainder modulo num_folded: adds up what has that remainder.
+CRF_KERNEL(fold_sums, const double* partial, int64 count, int64 num_folded, double* folded) {
+    const int64 i = thread_number();
+    if (i >= kNumSums * num_folded) return;
+    const int64 sum = i / num_folded;
+    double total = 0.0;
+    for (int64 j = i % num_folded; j < count; j += num_folded) total += partial[sum * count + j];
+    folded[i] = total;
+}
+
+// A single thread. partial: (sum, count), count at most kFold.
+CRF_KERNEL(begin_run, const double* partial, int64 count, double step, double* state) {
+    if (thread_number() != 0) return;
+    double total[kNumSums] = {};
+    for (int i = 0; i < kNumSums; ++i)
+        for (int64 j = 0; j < count; ++j) total[i] += partial[i * count + j];
+    state[kStep] = step;
+    state[kStartEntropy] = total[kNegativeEntropy];
+    state[kShift] = total[kLargest];
+    state[kLastEnergy] = state[kNumSteps] = state[kConverged] = 0.0;
+}
+
+// A single thread: the energy that the step started from, the length of the next one, and whether the run has converged.
+//
+// tolerance: mean divergence a voxel that counts as converged; 0: never.
+CRF_KERNEL(end_step, const double* partial, int64 count, int64 num_voxels, int watches_energy, double tolerance, int most_steps,
+           double* state) {
+    if (thread_number() != 0) return;
+    double total[kNumSums] = {};
+    for (int i = 0; i < kNumSums; ++i)
+        for (int64 j = 0; j < count; ++j) total[i] += partial[i * count + j];
+    // Each voxel's largest logit is left out until the end: it shifts the energy, and is no measure of its rounding.
+    const double linear = total[kLinear], quadratic = 0.5 * total[kQuadratic], negative_entropy = state[kStartEntropy];
+    const double energy = negative_entropy - linear + quadratic;
+    const double size = (negative_entropy < 0 ? -negative_entropy : negative_entropy) + (linear < 0 ? -linear : linear) +
+                        (quadratic < 0 ? -quadratic : quadratic);
+    const int t = static_cast<int>(state[kNumSteps]);
+    state[kNumStates + t] = energy - state[kShift];
+    state[kNumStates + most_steps + t] = state[kStep];
+    if (watches_energy && t > 0 && energy > state[kLastEnergy] + kEnergyRounding * size) state[kStep] *= 0.5;
+    state[kLastEnergy] = energy;
+    state[kStartEntropy] = total[kNegativeEntropy];
+    state[kNumSteps] = t + 1;
+    const double voxels = static_cast<double>(num_voxels);
+    if (tolerance > 0.0 && total[kDivergence] / voxels < tolerance && total[kFlips] < kFlipsAtConvergence * voxels) state[kConverged] = 1.0;
+}
+
+}  // namespace crf

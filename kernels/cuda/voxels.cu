@@ -1,0 +1,42 @@
+// Between arrays of channels on the whole grid and rows of channels at the compact voxels; what normalization does to each voxel.
+//
+// CRF_WIDTH: channels that are filtered together.
+#include "cuda/launch.h"
+
+namespace crf {
+
+using Channels = Row<CRF_WIDTH>;
+constexpr float kTiny = 1.17549435e-38f;  // smallest normal number
+
+// One thread a voxel: rows of the first `num_channels` channels, the others zero.
+CRF_KERNEL(gather_rows, const float* channels, int64 grid_size, int num_channels, const int64* grid_index, int64 num_voxels,
+           Channels* rows) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    Channels row = zero_row<CRF_WIDTH>();
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c)
+        if (c < num_channels) row.value[c] = channels[c * grid_size + grid_index[n]];
+    rows[n] = row;
+}
+
+// One thread a voxel: the other way.
+CRF_KERNEL(scatter_rows, const Channels* rows, int64 num_voxels, const int64* grid_index, int num_channels, int64 grid_size,
+           float* channels) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    const Channels row = rows[n];
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c)
+        if (c < num_channels) channels[c * grid_size + grid_index[n]] = row.value[c];
+}
+
+// One thread a voxel: the factor of the normalization, from the sum of the kernel's row.
+CRF_KERNEL(normalizer, const float* row_sum, int64 num_voxels, int is_symmetric, float* scale) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    const float sum = larger(row_sum[n], kTiny);
+    scale[n] = 1.0f / (is_symmetric ? sqrt(sum) : sum);
+}
+
+}  // namespace crf

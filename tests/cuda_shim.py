@@ -1,0 +1,103 @@
+"""The GPU engine without a GPU: its kernels compiled as C++, its arrays numpy's.
+
+The same orchestration and the same kernel sources run as on a device, one thread after the other. `backward` launches run the threads in
+reverse order: whatever depended on who comes first would show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import getpass
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.backends.cuda.backend import CudaBackend
+from crfrefine.backends.cuda.sources import KernelSource, kernel_source, pack_arguments
+from crfrefine.errors import BackendUnavailableError
+
+# No contraction into fused multiply-adds, as on the device where it matters; warnings are errors but for the constants that one of two
+# compilations does not use.
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unused", "-Wno-unused-parameter", "-Werror")
+
+
+def compiler() -> str | None:
+    """The C++ compiler, if there is one."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+
+
+@cache
+def _library(source: KernelText) -> ctypes.CDLL:
+    folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{source.name}-{hashlib.sha256((source.text + repr(FLAGS)).encode()).hexdigest()[:24]}.so"
+    if not path.exists():
+        found = compiler()
+        assert found is not None
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            text, built = Path(work) / "source.cpp", Path(work) / "built.so"
+            text.write_text(source.text, encoding="utf-8")
+            done = subprocess.run([found, *FLAGS, "-o", built, text], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            built.replace(path)
+    return ctypes.CDLL(str(path))
+
+
+class KernelText:
+    """A source that can be a key: two of the same text are the same."""
+
+    def __init__(self, source: KernelSource) -> None:
+        self.name, self.text = source.name, source.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KernelText) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+class ShimDevice:
+    """A device made of numpy and a C++ compiler."""
+
+    xp: Any = np
+
+    def __init__(self, *, backward: bool = False, free_bytes: int | None = None) -> None:
+        if compiler() is None:
+            raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
+        self.name = "cuda-shim"
+        self._backward = backward
+        self._free_bytes = free_bytes
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        text = kernel_source(source, constants)
+        packed = pack_arguments(text, kernel, constants, arguments)
+        cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
+        held = [np.array(cell) for cell in cells]
+        pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
+        getattr(_library(KernelText(text)), f"launch_{kernel}")(ctypes.c_longlong(num_threads), ctypes.c_int(self._backward), pointers)
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        return np.array(array, order="C")
+
+    def download(self, array: Any) -> NDArray[Any]:
+        return np.array(array, order="C")
+
+    def synchronize(self) -> None:
+        pass
+
+    def free_bytes(self) -> int | None:
+        return self._free_bytes
+
+
+def shim_backend(**options: Any) -> CudaBackend:
+    """The GPU engine on a shim device."""
+    return CudaBackend(ShimDevice(**options))
