@@ -16,7 +16,6 @@ constexpr float kTiny = 1.17549435e-38f;          // smallest normal number: kee
 constexpr float kEpsilon = 1.1920929e-7f;         // spacing of numbers at 1
 constexpr double kEnergyRounding = 1e-6;          // relative rise of the energy that counts as rounding
 constexpr double kFlipsAtConvergence = 1e-4;      // of the voxels, in the last step
-constexpr int kFold = 32;
 
 // What is summed over the voxels.
 enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };
@@ -132,7 +131,7 @@ CRF_KERNEL(start, const float* logits, int64 grid_size, const int64* grid_index,
 //
 // weighted_ones: (voxel) the weighted message of all ones, only where the last label is implied. compatibility: (label, label), row: the
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms stand for them.
-// out: (label, *grid) or nullptr; may be `kept`. record: (group, voxel) or nullptr, a copy of the new marginals.
+// out: (label, *grid) or nullptr; may be `kept`.
 CRF_KERNEL(update, const float* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, float inverse_temperature,
            Channels* marginals, Channels* messages, const float* weighted_ones, const float* compatibility, int is_potts,
            int wants_divergence, const double* state, const float* kept, float* out, int64 num_threads, double* partial) {
@@ -207,7 +206,7 @@ CRF_KERNEL(fold_sums, const double* partial, int64 count, int64 num_folded, doub
     folded[i] = total;
 }
 
-// A single thread. partial: (sum, count), count at most kFold.
+// A single thread. partial: (sum, count), a few of them.
 CRF_KERNEL(begin_run, const double* partial, int64 count, double step, double* state) {
     if (thread_number() != 0) return;
     double total[kNumSums] = {};

@@ -78,8 +78,7 @@ class CupyDevice:
         if function is None:
             module = self._modules.get((source, fixed))
             if module is None:
-                wide = ("--device-int128",) if constants.get("CRF_WIDE_KEYS") else ()
-                module = self.xp.RawModule(code=text.text, options=(*text.options, *wide), backend="nvrtc")
+                module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
                 self._modules[source, fixed] = module
             function = self._functions[source, kernel, fixed] = module.get_function(kernel)
         function((-(-num_threads // BLOCK),), (BLOCK,), tuple(pack_arguments(text, kernel, constants, arguments)))

@@ -28,12 +28,14 @@ class KeyLayout:
     """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest).
 
     Attributes:
+        lowest: (D + 1) smallest value of each q, which its field counts from; q_0 has no field.
         shift: (D + 1) lowest bit of each field.
         remainder_bits: width of the lowest field.
         total_bits: of all fields.
         bias: minus the smallest values, in their fields: what brings them to zero, modulo 2^128.
     """
 
+    lowest: tuple[int, ...]
     shift: tuple[int, ...]
     remainder_bits: int
     total_bits: int
@@ -77,7 +79,7 @@ def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLay
     if total_bits > 128:
         raise CapacityError(f"the lattice's cells need {total_bits}-bit numbers, and 128 is the most; use larger bandwidths")
     bias = -sum(value << bits for value, bits in zip(lowest[1:], shift[1:], strict=True))
-    return KeyLayout(tuple(shift), width[0], total_bits, bias % 2**128)
+    return KeyLayout(tuple(lowest), tuple(shift), width[0], total_bits, bias % 2**128)
 
 
 class Lattice:

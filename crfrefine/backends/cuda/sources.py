@@ -50,7 +50,7 @@ class KernelSource:
         name: the file's, without suffix.
         text: with headers and constants.
         kernels: the parameters of each kernel.
-        options: what any compiler for GPUs must be told.
+        options: what NVRTC must be told.
     """
 
     name: str
@@ -110,8 +110,12 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
         constants: values of the CRF_* constants that the file's first lines ask for.
     """
     defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
-    options = ("--std=c++17", *(("--fmad=false",) if name in UNCONTRACTED else ()))
-    return KernelSource(name, defines + _inlined(name), _signatures(name), options)
+    options = [
+        "--std=c++17",
+        *(["--fmad=false"] if name in UNCONTRACTED else []),
+        *(["--device-int128"] if constants.get("CRF_WIDE_KEYS") else []),
+    ]
+    return KernelSource(name, defines + _inlined(name), _signatures(name), tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:

@@ -1,0 +1,83 @@
+"""The GPU's kernels compiled to machine code for the architectures that are supported; no GPU is needed.
+
+A kernel of the inner loop must keep its voxel's numbers in registers: what spills goes to memory and back in each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nvrtc
+import pytest
+
+from crfrefine.backends.cuda.sources import kernel_source, kernels_dir, source_names
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+# Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities, five labels), many organs.
+HOT = {
+    "features": [{}],
+    "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
+    "lattice": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
+    "spatial": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "mean_field": [
+        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
+        for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
+    ],
+}
+
+# What must compile, if with memory of a thread's own.
+LARGE = {
+    "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
+    "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8},
+    "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
+}
+
+needs_compiler = pytest.mark.skipif(nvrtc.compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc-cu12) nor nvcc is installed")
+
+
+def test_every_source_is_listed() -> None:
+    """A new file must not go uncompiled."""
+    assert sorted(HOT) == source_names()
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(HOT))
+def test_hot_kernels_spill_nothing(name: str, architecture: str) -> None:
+    """Neither spills nor a stack frame, and at most 128 registers: half of a multiprocessor's threads or more are resident."""
+    for constants in HOT[name]:
+        source = kernel_source(name, constants)
+        usage = nvrtc.compile_for(architecture, source)
+        assert set(usage) == set(source.kernels)
+        for kernel, used in usage.items():
+            assert (used.spill_bytes, used.stack_bytes) == (0, 0), f"{kernel} {constants}: {used}"
+            assert used.registers <= 128, f"{kernel} {constants}: {used}"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_large_problems_compile(name: str) -> None:
+    """Dimensions and labels have no limit of their own."""
+    source = kernel_source(name, LARGE[name])
+    assert set(nvrtc.compile_for(ARCHITECTURES[0], source)) == set(source.kernels)
+
+
+@needs_compiler
+def test_spills_and_errors_would_be_seen() -> None:
+    """Sixty-four labels cannot stay in registers; and an error of the compiler is one of the test."""
+    source = kernel_source("mean_field", LARGE["mean_field"])
+    assert nvrtc.compile_for(ARCHITECTURES[0], source)["update"].stack_bytes > 0
+    with pytest.raises(nvrtc.CompilationError, match="undefined"):
+        nvrtc.compile_for(ARCHITECTURES[0], dataclasses.replace(source, text=source.text + "\nundefined_type x;\n"))
+
+
+def test_every_kernel_is_understood() -> None:
+    """The list of parameters that arguments are checked against is read from the sources: none may be overlooked."""
+    for name in source_names():
+        text = (kernels_dir() / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
+        kernels = kernel_source(name, {}).kernels
+        assert len(kernels) == text.count("CRF_KERNEL(") > 0
+        assert all(kernels.values())
