@@ -13,7 +13,7 @@ namespace crf {
 
 // ---- Sizes ---------------------------------------------------------------------------------------------------------------------
 
-constexpr int bits_for(int count) { return count <= 1 ? 0 : 1 + bits_for((count + 1) / 2); }  // to number 0 .. count - 1
+CRF_HD constexpr int bits_for(int count) { return count <= 1 ? 0 : 1 + bits_for((count + 1) / 2); }  // to number 0 .. count - 1
 
 // A residual is sorted as one integer: a fixed-point number with the coordinate's index in its lowest bits. Residuals stay below
 // 1.5 (D + 1) in magnitude.
@@ -32,7 +32,7 @@ template <int N>
 struct SortingNetwork {
     int count = 0;
     unsigned char low[N * 8]{}, high[N * 8]{};
-    constexpr SortingNetwork() {
+    CRF_HD constexpr SortingNetwork() {
         for (int p = 1; p < N; p *= 2)
             for (int k = p; k >= 1; k /= 2)
                 for (int j = k % p; j + k < N; j += 2 * k)
@@ -73,7 +73,7 @@ CRF_HD void rotate_right(Int (&values)[N], const Int& shift) {
 
 // Factor of feature i before elevation: (D + 1) sqrt(2 / 3) spreads the features so that splatting, the [1 2 1] / 4 blur and slicing
 // together have the variance of exp(-d^2 / 2); 1 / sqrt((i + 1)(i + 2)) makes the columns of the elevation unit vectors.
-inline double feature_scale(int num_features, int i, double (*square_root)(double)) {
+CRF_HD double feature_scale(int num_features, int i, double (*square_root)(double)) {
     return (num_features + 1) * square_root(2.0 / 3.0) / square_root((i + 1.0) * (i + 2.0));
 }
 
