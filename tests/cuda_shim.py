@@ -27,7 +27,18 @@ from crfrefine.errors import BackendUnavailableError
 
 # No contraction into fused multiply-adds, as on the device where it matters; warnings are errors but for the constants that one of two
 # compilations does not use.
-FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unused", "-Wno-unused-parameter", "-Werror")
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused",
+    "-Wno-unused-parameter",
+    "-Werror",
+)
 
 
 def compiler() -> str | None:

@@ -221,7 +221,7 @@ def test_folders_can_be_named(data, tmp_path):
         (("--folds", 5), "--folds: expected 2 to 4"),
         (("--regions", "core=1+9"), "--regions core: label 9 is not among the logits' 0 to 3"),
         (("--regions", "core"), "expected NAME=LABEL"),
-        (("--device", "cuda"), "no GPU engine"),
+        (("--device", "cuda:99"), "NVIDIA GPU"),
         (("--max-minutes", 0), "--max-minutes: expected a positive number"),
         (("-c", "nowhere.toml"), "there is no such file and no such preset"),
         (("--set", "bilateral.weight=[1,2]"), "bilateral.weight: it has 2 values, but the case has 4 labels"),

@@ -1,4 +1,5 @@
-// Filtering on the permutohedral lattice: splat, blur, slice. Sums are gathered in a fixed order, never scattered: the same bits on every run.
+// Filtering on the permutohedral lattice: splat, blur, slice. Sums are gathered in a fixed order, never scattered: the same bits on every
+// run.
 //
 // CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"

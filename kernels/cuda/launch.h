@@ -34,12 +34,12 @@ CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) { 
 
 #else
 
-#define CRF_KERNEL(name, ...)                                                                                          \
-    static void name(__VA_ARGS__);                                                                                     \
-    extern "C" void launch_##name(long long num_threads, int backward, void** arguments);                              \
-    void launch_##name(long long num_threads, int backward, void** arguments) {                                        \
-        crf::emulation::run(&name, num_threads, backward != 0, arguments);                                             \
-    }                                                                                                                  \
+#define CRF_KERNEL(name, ...)                                                             \
+    static void name(__VA_ARGS__);                                                        \
+    extern "C" void launch_##name(long long num_threads, int backward, void** arguments); \
+    void launch_##name(long long num_threads, int backward, void** arguments) {           \
+        crf::emulation::run(&name, num_threads, backward != 0, arguments);                \
+    }                                                                                     \
     static void name(__VA_ARGS__)
 #define CRF_D inline
 #define CRF_UNROLL

@@ -12,10 +12,10 @@ constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
 constexpr bool kImplied = kChannels < kLabels;
-constexpr float kTiny = 1.17549435e-38f;          // smallest normal number: keeps logarithms of vanished marginals finite
-constexpr float kEpsilon = 1.1920929e-7f;         // spacing of numbers at 1
-constexpr double kEnergyRounding = 1e-6;          // relative rise of the energy that counts as rounding
-constexpr double kFlipsAtConvergence = 1e-4;      // of the voxels, in the last step
+constexpr float kTiny = 1.17549435e-38f;      // smallest normal number: keeps logarithms of vanished marginals finite
+constexpr float kEpsilon = 1.1920929e-7f;     // spacing of numbers at 1
+constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
+constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
 // What is summed over the voxels.
 enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.backends.base import Kernels, MeanFieldResult, Progress, Range
+from crfrefine.backends.cpu import CpuBackend
 from crfrefine.backends.cuda.device import Device, check_memory, grouped, row_width
 from crfrefine.backends.cuda.filters import Filter, SpatialFilter
 from crfrefine.backends.cuda.kernel_set import bilateral_filter, build_kernels, normalized
 from crfrefine.backends.cuda.mean_field import MeanFieldOptions, run_mean_field
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
-from crfrefine.backends.cpu import CpuBackend
 from crfrefine.errors import BackendUnavailableError, CapacityError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class CudaBackend:
             damping=float(parameters.damping),
             watches_energy=parameters.normalization != "after",
         )
-        inside = logits[0].size if mask is None else int(np.count_nonzero(mask))
+        inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         check_memory(device, _estimate(logits, image, inside, options.num_channels), f"a case of {inside} voxels and {num_labels} labels")
         with _capacity(logits.shape):
             voxels = Voxels(device, logits.shape[1:], parameters.position_spacing(spacing), mask, axes)
@@ -200,7 +201,8 @@ def _estimate(logits: NDArray[Any], image: NDArray[Any], num_voxels: int, num_ch
     width = row_width(num_channels)
     padded = -(-num_channels // width) * width
     axes = logits.ndim - 1
-    return 8.0 * logits.size + 4.0 * image.size + logits[0].size + num_voxels * (8.0 * (2 + 2 * axes) + 8.0 * padded + 12.0)
+    grid_size = math.prod(logits.shape[1:])
+    return 8.0 * logits.size + 4.0 * image.size + grid_size + num_voxels * (8.0 * (2 + 2 * axes) + 8.0 * padded + 12.0)
 
 
 def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
@@ -215,5 +217,6 @@ def _capacity(shape: tuple[int, ...]) -> Iterator[None]:
     except MemoryError as error:  # CuPy's is one of these too
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
-            f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); use a mask or a smaller region"
+            f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
+            "use a mask or a smaller region, or --device cpu"
         ) from error

@@ -52,9 +52,11 @@ class CupyDevice:
         self.name = "cuda" if index is None else f"cuda:{index}"
         count = num_driver_devices()
         if count == 0:
-            raise BackendUnavailableError(f"--device {self.name}: no NVIDIA driver with a GPU was found on this machine; use --device cpu")
+            raise BackendUnavailableError(
+                f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it, or use --device cpu"
+            )
         if index is not None and index >= count:
-            raise BackendUnavailableError(f"--device {self.name}: this machine has {count} GPU(s), numbered from 0")
+            raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
         try:
             self.xp: Any = importlib.import_module("cupy")
         except ImportError as error:

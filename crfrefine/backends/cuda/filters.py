@@ -25,7 +25,7 @@ class Filter(Protocol):
     description: str
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
-        """total += channel_weight * received * K (sent * values).
+        """Total += channel_weight * received * K (sent * values).
 
         Args:
             values: (group, voxel, width) float32, on the device, as all arrays.

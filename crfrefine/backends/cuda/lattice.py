@@ -44,9 +44,7 @@ class KeyLayout:
 
 def feature_scales(num_features: int) -> list[float]:
     """Factors of the features before elevation (docs/math.md, section 6.1), rounded to single precision."""
-    return [
-        float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)
-    ]
+    return [float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)]
 
 
 def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLayout:
@@ -143,7 +141,7 @@ class Lattice:
         table, slots, corner_slot = self._fill_table(key_low, key_high, num_voxels, first_table_bits)
         self.num_vertices = int(slots.size)
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
-        self.vertex_high = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
+        self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
         self._launch(
             "read_vertices", self.num_vertices, key_low, key_high, table, slots, self.num_vertices, self.vertex_low, self.vertex_high
         )
