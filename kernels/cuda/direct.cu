@@ -13,11 +13,11 @@ constexpr int kPartial = 512;  // senders whose sum is kept apart before it join
 // One thread a voxel n: sum += channel_weight * scale[n] * sum over m of 2^-|f_n - f_m|^2 * scale[m] * values[m].
 //
 // features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale: (voxel) or nullptr.
-CRF_KERNEL(filter_all_pairs, const float* features, int64 num_voxels, const Channels* values, const float* sent_scale,
-           const float* received_scale, const float* channel_weight, Channels* sum) {
+CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Channels* values, const Real* sent_scale,
+           const Real* received_scale, const Real* channel_weight, Channels* sum) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    float own[kFeatures];
+    Real own[kFeatures];
     CRF_UNROLL
     for (int f = 0; f < kFeatures; ++f) own[f] = features[f * num_voxels + n];
     Channels total = zero_row<CRF_WIDTH>();
@@ -25,18 +25,18 @@ CRF_KERNEL(filter_all_pairs, const float* features, int64 num_voxels, const Chan
         const int64 end = begin + kPartial < num_voxels ? begin + kPartial : num_voxels;
         Channels partial = zero_row<CRF_WIDTH>();
         for (int64 m = begin; m < end; ++m) {
-            float squared = 0.0f;
+            Real squared = Real(0.0);
             CRF_UNROLL
             for (int f = 0; f < kFeatures; ++f) {
-                const float difference = own[f] - features[f * num_voxels + m];
+                const Real difference = own[f] - features[f * num_voxels + m];
                 squared += difference * difference;
             }
-            const float weight = exp2(-squared);
+            const Real weight = exp2(-squared);
             add_scaled(partial, values[m], sent_scale ? weight * sent_scale[m] : weight);
         }
-        add_scaled(total, partial, 1.0f);
+        add_scaled(total, partial, Real(1.0));
     }
-    const float factor = received_scale ? received_scale[n] : 1.0f;
+    const Real factor = received_scale ? received_scale[n] : Real(1.0);
     Channels out = sum[n];
     CRF_UNROLL
     for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];
@@ -44,8 +44,8 @@ CRF_KERNEL(filter_all_pairs, const float* features, int64 num_voxels, const Chan
 }
 
 // One thread a voxel: its intensities to its place in the padded box.
-CRF_KERNEL(pad_intensities, const float* features, int64 num_voxels, const int64* padded_index, int64 padded_size, float factor,
-           float* padded) {
+CRF_KERNEL(pad_intensities, const Real* features, int64 num_voxels, const int64* padded_index, int64 padded_size, Real factor,
+           Real* padded) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     CRF_UNROLL
@@ -53,11 +53,11 @@ CRF_KERNEL(pad_intensities, const float* features, int64 num_voxels, const int64
 }
 
 // One thread a voxel: its values to its place in the padded box, whose other places stay zero.
-CRF_KERNEL(pad_values, const Channels* values, const float* scale, int64 num_voxels, const int64* padded_index, Channels* padded) {
+CRF_KERNEL(pad_values, const Channels* values, const Real* scale, int64 num_voxels, const int64* padded_index, Channels* padded) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     Channels row = zero_row<CRF_WIDTH>();
-    add_scaled(row, values[n], scale ? scale[n] : 1.0f);
+    add_scaled(row, values[n], scale ? scale[n] : Real(1.0));
     padded[padded_index[n]] = row;
 }
 
@@ -65,13 +65,13 @@ CRF_KERNEL(pad_values, const Channels* values, const float* scale, int64 num_vox
 // zeros.
 //
 // offset, exponent: (offset) distance, and log2 of the spatial part of the weight. intensity: (modality, padded box).
-CRF_KERNEL(filter_window, const float* intensity, int64 padded_size, const int64* padded_index, int64 num_voxels, const int64* offset,
-           const float* exponent, int64 num_offsets, const Channels* padded, const float* received_scale, const float* channel_weight,
+CRF_KERNEL(filter_window, const Real* intensity, int64 padded_size, const int64* padded_index, int64 num_voxels, const int64* offset,
+           const Real* exponent, int64 num_offsets, const Channels* padded, const Real* received_scale, const Real* channel_weight,
            Channels* sum) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const int64 place = padded_index[n];
-    float own[kFeatures];
+    Real own[kFeatures];
     CRF_UNROLL
     for (int f = 0; f < kFeatures; ++f) own[f] = intensity[f * padded_size + place];
     Channels total = zero_row<CRF_WIDTH>();
@@ -80,17 +80,17 @@ CRF_KERNEL(filter_window, const float* intensity, int64 padded_size, const int64
         Channels partial = zero_row<CRF_WIDTH>();
         for (int64 i = begin; i < end; ++i) {
             const int64 other = place + offset[i];
-            float power = exponent[i];
+            Real power = exponent[i];
             CRF_UNROLL
             for (int f = 0; f < kFeatures; ++f) {
-                const float difference = own[f] - intensity[f * padded_size + other];
+                const Real difference = own[f] - intensity[f * padded_size + other];
                 power -= difference * difference;
             }
             add_scaled(partial, padded[other], exp2(power));
         }
-        add_scaled(total, partial, 1.0f);
+        add_scaled(total, partial, Real(1.0));
     }
-    const float factor = received_scale ? received_scale[n] : 1.0f;
+    const Real factor = received_scale ? received_scale[n] : Real(1.0);
     Channels out = sum[n];
     CRF_UNROLL
     for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];

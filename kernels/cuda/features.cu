@@ -9,9 +9,9 @@ namespace crf {
 // image: (modality, *grid). grid_index, box_index: (voxel) linear indices in the whole grid and in the mask's bounding box.
 // lowest, intensity_scale: (modality). box_shape, position_scale, position_row: (axis); which row of positions an axis goes to.
 // features: (modality + axis, voxel).
-CRF_KERNEL(gather_features, const float* image, int64 grid_size, const int64* grid_index, const int64* box_index, int64 num_voxels,
-           int num_modalities, const float* lowest, const float* intensity_scale, int num_axes, const int64* box_shape,
-           const double* position_scale, const int64* position_row, float* features) {
+CRF_KERNEL(gather_features, const Real* image, int64 grid_size, const int64* grid_index, const int64* box_index, int64 num_voxels,
+           int num_modalities, const Real* lowest, const Real* intensity_scale, int num_axes, const int64* box_shape,
+           const double* position_scale, const int64* position_row, Real* features) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     for (int m = 0; m < num_modalities; ++m)
@@ -21,7 +21,7 @@ CRF_KERNEL(gather_features, const float* image, int64 grid_size, const int64* gr
         const int64 coordinate = rest % box_shape[a];
         rest /= box_shape[a];
         features[(num_modalities + position_row[a]) * num_voxels + n] =
-            static_cast<float>(static_cast<double>(coordinate) * position_scale[a]);
+            static_cast<Real>(static_cast<double>(coordinate) * position_scale[a]);
     }
 }
 

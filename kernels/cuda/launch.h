@@ -20,6 +20,17 @@ using uint64 = unsigned long long;
 using uint32 = unsigned int;
 using uint16 = unsigned short;
 
+// Of all values. Double for layers in float64; the lattice is built from single precision either way.
+#if CRF_DOUBLE
+using Real = double;
+constexpr Real kTiny = 2.2250738585072014e-308;   // smallest normal number: keeps divisors and logarithms' arguments off zero
+constexpr Real kEpsilon = 2.220446049250313e-16;  // spacing of numbers at 1
+#else
+using Real = float;
+constexpr Real kTiny = 1.17549435e-38f;
+constexpr Real kEpsilon = 1.1920929e-7f;
+#endif
+
 #if defined(__CUDACC__)
 
 #define CRF_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
@@ -81,25 +92,25 @@ using std::sqrt;
 
 // The channels of a voxel or vertex that are filtered together, side by side: one or two wide loads.
 template <int Width>
-struct alignas(Width >= 4 ? 16 : 4 * Width) Row {
-    float value[Width];
+struct alignas(Width * sizeof(Real) >= 16 ? 16 : Width * sizeof(Real)) Row {
+    Real value[Width];
 };
 
 template <int Width>
 CRF_D Row<Width> zero_row() {
     Row<Width> row;
     CRF_UNROLL
-    for (int c = 0; c < Width; ++c) row.value[c] = 0.0f;
+    for (int c = 0; c < Width; ++c) row.value[c] = Real(0);
     return row;
 }
 
 // to += factor * from.
 template <int Width>
-CRF_D void add_scaled(Row<Width>& to, const Row<Width>& from, float factor) {
+CRF_D void add_scaled(Row<Width>& to, const Row<Width>& from, Real factor) {
     CRF_UNROLL
     for (int c = 0; c < Width; ++c) to.value[c] += factor * from.value[c];
 }
 
-CRF_D float larger(float a, float b) { return a > b ? a : b; }
+CRF_D Real larger(Real a, Real b) { return a > b ? a : b; }
 
 }  // namespace crf

@@ -12,8 +12,6 @@ constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
 constexpr bool kImplied = kChannels < kLabels;
-constexpr float kTiny = 1.17549435e-38f;      // smallest normal number: keeps logarithms of vanished marginals finite
-constexpr float kEpsilon = 1.1920929e-7f;     // spacing of numbers at 1
 constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
@@ -23,7 +21,7 @@ enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNu
 // The run's state; the energies of the steps follow, then their lengths.
 enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
 
-CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, float (&channel)[kLabels]) {
+CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (&channel)[kLabels]) {
     CRF_UNROLL
     for (int g = 0; g < kGroups; ++g) {
         const Channels row = rows[g * num_voxels + n];
@@ -33,7 +31,7 @@ CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, float 
     }
 }
 
-CRF_D void store_channels(const float (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
+CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
     CRF_UNROLL
     for (int g = 0; g < kGroups; ++g) {
         Channels row = zero_row<CRF_WIDTH>();
@@ -44,9 +42,9 @@ CRF_D void store_channels(const float (&channel)[kLabels], int64 num_voxels, int
     }
 }
 
-CRF_D int largest_label(const float (&x)[kLabels]) {
+CRF_D int largest_label(const Real (&x)[kLabels]) {
     int label = 0;
-    float largest = x[0];
+    Real largest = x[0];
     CRF_UNROLL
     for (int l = 1; l < kLabels; ++l) {
         if (x[l] > largest) label = l;
@@ -55,26 +53,26 @@ CRF_D int largest_label(const float (&x)[kLabels]) {
     return label;
 }
 
-CRF_D float largest_of(const float (&x)[kLabels]) {
-    float largest = x[0];
+CRF_D Real largest_of(const Real (&x)[kLabels]) {
+    Real largest = x[0];
     CRF_UNROLL
     for (int l = 1; l < kLabels; ++l) largest = larger(x[l], largest);
     return largest;
 }
 
 // x becomes its softmax; returns sum Q log Q.
-CRF_D float softmax(float (&x)[kLabels]) {
-    const float largest = largest_of(x);
-    float total = 0.0f, weighted = 0.0f;
+CRF_D Real softmax(Real (&x)[kLabels]) {
+    const Real largest = largest_of(x);
+    Real total = Real(0.0), weighted = Real(0.0);
     CRF_UNROLL
     for (int l = 0; l < kLabels; ++l) {
-        const float shifted = x[l] - largest;
-        const float e = exp(shifted);
+        const Real shifted = x[l] - largest;
+        const Real e = exp(shifted);
         total += e;
         weighted += e * shifted;
         x[l] = e;
     }
-    const float inverse = 1.0f / total;
+    const Real inverse = Real(1.0) / total;
     CRF_UNROLL
     for (int l = 0; l < kLabels; ++l) x[l] *= inverse;
     return weighted * inverse - log(total);
@@ -82,14 +80,14 @@ CRF_D float softmax(float (&x)[kLabels]) {
 
 // KL(now || old) as a sum of p (r - 1 - log r) with r = old / now: no term is negative, and near r = 1 nothing cancels. An implied
 // marginal is 1 minus the others: what is below their rounding counts as equal.
-CRF_D float divergence_of(const float (&now)[kLabels], const float (&old)[kLabels]) {
-    float total = 0.0f;
+CRF_D Real divergence_of(const Real (&now)[kLabels], const Real (&old)[kLabels]) {
+    Real total = Real(0.0);
     CRF_UNROLL
     for (int l = 0; l < kLabels; ++l) {
-        const float least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
-        const float p = larger(now[l], least);
-        const float ratio = larger(old[l], least) / p;
-        total += larger(p * (ratio - 1.0f - log(larger(ratio, kTiny))), 0.0f);
+        const Real least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
+        const Real p = larger(now[l], least);
+        const Real ratio = larger(old[l], least) / p;
+        total += larger(p * (ratio - Real(1.0) - log(larger(ratio, kTiny))), Real(0.0));
     }
     return total;
 }
@@ -100,7 +98,7 @@ CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_th
 }
 
 // One thread a number of (label, *grid): the logits over the temperature, which is what they stay outside the mask.
-CRF_KERNEL(scale_logits, const float* logits, int64 size, float inverse_temperature, float* out) {
+CRF_KERNEL(scale_logits, const Real* logits, int64 size, Real inverse_temperature, Real* out) {
     const int64 i = thread_number();
     if (i < size) out[i] = logits[i] * inverse_temperature;
 }
@@ -108,13 +106,13 @@ CRF_KERNEL(scale_logits, const float* logits, int64 size, float inverse_temperat
 // Each thread takes every num_threads-th voxel: the softmax of its logits over the temperature, and no messages yet.
 //
 // logits: (label, *grid). grid_index: (voxel). marginals, messages: (group, voxel). partial: (sum, thread).
-CRF_KERNEL(start, const float* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, float inverse_temperature,
+CRF_KERNEL(start, const Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, Real inverse_temperature,
            Channels* marginals, Channels* messages, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sums[kNumSums] = {};
     for (int64 n = thread; n < num_voxels; n += num_threads) {
-        float x[kLabels];
+        Real x[kLabels];
         CRF_UNROLL
         for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + grid_index[n]] * inverse_temperature;
         sums[kLargest] += static_cast<double>(largest_of(x));
@@ -132,39 +130,39 @@ CRF_KERNEL(start, const float* logits, int64 grid_size, const int64* grid_index,
 // weighted_ones: (voxel) the weighted message of all ones, only where the last label is implied. compatibility: (label, label), row: the
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms stand for them.
 // out: (label, *grid) or nullptr; may be `kept`.
-CRF_KERNEL(update, const float* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, float inverse_temperature,
-           Channels* marginals, Channels* messages, const float* weighted_ones, const float* compatibility, int is_potts,
-           int wants_divergence, const double* state, const float* kept, float* out, int64 num_threads, double* partial) {
+CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, Real inverse_temperature,
+           Channels* marginals, Channels* messages, const Real* weighted_ones, const Real* compatibility, int is_potts,
+           int wants_divergence, const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
-    const float step = static_cast<float>(state[kStep]);
+    const Real step = static_cast<Real>(state[kStep]);
     double sums[kNumSums] = {};
     for (int64 n = thread; n < num_voxels; n += num_threads) {
         const int64 place = grid_index[n];
-        float x[kLabels], old[kLabels], message[kLabels];
+        Real x[kLabels], old[kLabels], message[kLabels];
         load_channels(marginals, num_voxels, n, old);
         load_channels(messages, num_voxels, n, message);
         CRF_UNROLL
         for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
-        float rest = 1.0f, all = 0.0f;
+        Real rest = Real(1.0), all = Real(0.0);
         CRF_UNROLL
         for (int c = 0; c < kChannels; ++c) {
             rest -= old[c];
             all += message[c];
         }
         if (kImplied) {
-            const float ones = weighted_ones[n];
-            old[kLabels - 1] = larger(rest, 0.0f);
+            const Real ones = weighted_ones[n];
+            old[kLabels - 1] = larger(rest, Real(0.0));
             message[kLabels - 1] = ones - all;
             all = ones;
         }
         CRF_UNROLL
         for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + place] * inverse_temperature;
-        const float largest = largest_of(x);
-        float linear = 0.0f, quadratic = 0.0f;
+        const Real largest = largest_of(x);
+        Real linear = Real(0.0), quadratic = Real(0.0);
         CRF_UNROLL
         for (int l = 0; l < kLabels; ++l) {
-            float pairwise = 0.0f;
+            Real pairwise = Real(0.0);
             if (is_potts) {
                 pairwise = all - message[l];
             } else {
@@ -175,10 +173,10 @@ CRF_KERNEL(update, const float* logits, int64 grid_size, const int64* grid_index
             quadratic += pairwise * old[l];
             x[l] -= pairwise;
         }
-        if (step < 1.0f) {
+        if (step < Real(1.0)) {
             CRF_UNROLL
             for (int l = 0; l < kLabels; ++l) {
-                const float from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
+                const Real from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
                 x[l] = from + (x[l] - from) * step;
             }
         }

@@ -8,18 +8,18 @@ namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
 // One thread a voxel: its values to its place in the box, whose other places are zero.
-CRF_KERNEL(scatter_to_box, const Channels* values, const float* scale, int64 num_voxels, const int64* box_index, Channels* box) {
+CRF_KERNEL(scatter_to_box, const Channels* values, const Real* scale, int64 num_voxels, const int64* box_index, Channels* box) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     Channels row = zero_row<CRF_WIDTH>();
-    add_scaled(row, values[n], scale ? scale[n] : 1.0f);
+    add_scaled(row, values[n], scale ? scale[n] : Real(1.0));
     box[box_index[n]] = row;
 }
 
 // One thread a place of the box: the Gaussian along one axis.
 //
 // stride, extent: of the axis in the box. taps: (radius + 1) weights at distance 0, 1, ...
-CRF_KERNEL(filter_axis, const Channels* from, int64 box_size, int64 stride, int64 extent, const float* taps, int64 radius, Channels* to) {
+CRF_KERNEL(filter_axis, const Channels* from, int64 box_size, int64 stride, int64 extent, const Real* taps, int64 radius, Channels* to) {
     const int64 i = thread_number();
     if (i >= box_size) return;
     const int64 x = i / stride % extent;
@@ -30,12 +30,12 @@ CRF_KERNEL(filter_axis, const Channels* from, int64 box_size, int64 stride, int6
 }
 
 // One thread a voxel: sum += channel_weight * scale * what the box holds at its place.
-CRF_KERNEL(gather_from_box, const Channels* box, const int64* box_index, int64 num_voxels, const float* scale, const float* channel_weight,
+CRF_KERNEL(gather_from_box, const Channels* box, const int64* box_index, int64 num_voxels, const Real* scale, const Real* channel_weight,
            Channels* sum) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const Channels row = box[box_index[n]];
-    const float factor = scale ? scale[n] : 1.0f;
+    const Real factor = scale ? scale[n] : Real(1.0);
     Channels out = sum[n];
     CRF_UNROLL
     for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * row.value[c];

@@ -6,10 +6,9 @@
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
-constexpr float kTiny = 1.17549435e-38f;  // smallest normal number
 
 // One thread a voxel: rows of the first `num_channels` channels, the others zero.
-CRF_KERNEL(gather_rows, const float* channels, int64 grid_size, int num_channels, const int64* grid_index, int64 num_voxels,
+CRF_KERNEL(gather_rows, const Real* channels, int64 grid_size, int num_channels, const int64* grid_index, int64 num_voxels,
            Channels* rows) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
@@ -22,7 +21,7 @@ CRF_KERNEL(gather_rows, const float* channels, int64 grid_size, int num_channels
 
 // One thread a voxel: the other way.
 CRF_KERNEL(scatter_rows, const Channels* rows, int64 num_voxels, const int64* grid_index, int num_channels, int64 grid_size,
-           float* channels) {
+           Real* channels) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const Channels row = rows[n];
@@ -32,11 +31,11 @@ CRF_KERNEL(scatter_rows, const Channels* rows, int64 num_voxels, const int64* gr
 }
 
 // One thread a voxel: the factor of the normalization, from the sum of the kernel's row.
-CRF_KERNEL(normalizer, const float* row_sum, int64 num_voxels, int is_symmetric, float* scale) {
+CRF_KERNEL(normalizer, const Real* row_sum, int64 num_voxels, int is_symmetric, Real* scale) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    const float sum = larger(row_sum[n], kTiny);
-    scale[n] = 1.0f / (is_symmetric ? sqrt(sum) : sum);
+    const Real sum = larger(row_sum[n], kTiny);
+    scale[n] = Real(1.0) / (is_symmetric ? sqrt(sum) : sum);
 }
 
 }  // namespace crf

@@ -140,7 +140,7 @@ class CudaBackend:
                     group,
                 )
             total = device.xp.zeros_like(rows)
-            kernel.accumulate(rows, device.upload(grouped(np.ones(num_channels), width)), total)
+            kernel.accumulate(rows, device.upload(grouped(np.ones(num_channels, dtype=np.float32), width)), total)
             out = device.xp.zeros_like(channels)
             for g, group in enumerate(total):
                 part = out[g * width : (g + 1) * width]

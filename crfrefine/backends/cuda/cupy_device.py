@@ -86,8 +86,8 @@ class CupyDevice:
         function((-(-num_threads // BLOCK),), (BLOCK,), tuple(pack_arguments(text, kernel, constants, arguments)))
 
     def upload(self, array: NDArray[Any]) -> Any:
-        """Return a copy on the device; see `Device.upload`."""
-        return self.xp.asarray(np.ascontiguousarray(array))
+        """Return it on the device; see `Device.upload`."""
+        return self.xp.ascontiguousarray(self.xp.asarray(array))
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""

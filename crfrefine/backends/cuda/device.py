@@ -23,7 +23,7 @@ class Device(Protocol):
         ...
 
     def upload(self, array: NDArray[Any]) -> Any:
-        """Return a C-ordered copy on the device."""
+        """Return the array on the device, in C order; it may be the same one where it is there already."""
         ...
 
     def download(self, array: Any) -> NDArray[Any]:
@@ -58,9 +58,37 @@ def row_width(num_channels: int) -> int:
     return next((width for width in (1, 2, 4) if num_channels <= width), 8)
 
 
-def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.float32]:
+def precision(dtype: Any) -> dict[str, int]:
+    """The constants of kernels whose values have that type, float32 or float64."""
+    return {"CRF_DOUBLE": 1} if dtype == np.float64 else {}
+
+
+def row_constants(rows: Any) -> dict[str, int]:
+    """The constants of kernels for (group, voxel, width) values."""
+    return {"CRF_WIDTH": rows.shape[-1], **precision(rows.dtype)}
+
+
+def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.floating[Any]]:
     """(channel) numbers as (group, width), padded with zeros."""
     num_groups = -(-len(per_channel) // width)
-    padded = np.zeros(num_groups * width, dtype=np.float32)
+    padded = np.zeros(num_groups * width, dtype=per_channel.dtype)
     padded[: len(per_channel)] = per_channel
     return padded.reshape(num_groups, width)
+
+
+def to_rows(xp: Any, channels: Any) -> Any:
+    """(channel, voxel) values as (group, voxel, width), padded with zeros."""
+    num_channels, num_voxels = channels.shape
+    width = row_width(num_channels)
+    num_groups = -(-num_channels // width)
+    if num_channels < num_groups * width:
+        padded = xp.zeros((num_groups * width, num_voxels), dtype=channels.dtype)
+        padded[:num_channels] = channels
+        channels = padded
+    return xp.ascontiguousarray(channels.reshape(num_groups, width, num_voxels).transpose(0, 2, 1))
+
+
+def to_channels(rows: Any, num_channels: int) -> Any:
+    """The other way; a view where it can be one."""
+    num_groups, num_voxels, width = rows.shape
+    return rows.transpose(0, 2, 1).reshape(num_groups * width, num_voxels)[:num_channels]

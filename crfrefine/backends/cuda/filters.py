@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from crfrefine.backends.cuda.device import Device, check_memory
+from crfrefine.backends.cuda.device import Device, check_memory, precision, row_constants
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
@@ -28,7 +28,7 @@ class Filter(Protocol):
         """Total += channel_weight * received * K (sent * values).
 
         Args:
-            values: (group, voxel, width) float32, on the device, as all arrays.
+            values: (group, voxel, width), on the device, as all arrays, and all of one type: float32 or float64.
             sent: (voxel) factors, or None for ones.
             received: the same.
             channel_weight: (group, width).
@@ -44,18 +44,18 @@ class ExactFilter:
     def __init__(self, bilateral: BilateralInput) -> None:
         """Take the features."""
         self._device = bilateral.voxels.device
-        self._features = bilateral.features * np.float32(_HALF_EXPONENT)
+        self._features = bilateral.features * bilateral.features.dtype.type(_HALF_EXPONENT)
         self._constants = {"CRF_FEATURES": bilateral.num_features}
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        _, num_voxels, width = values.shape
+        num_voxels = values.shape[1]
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             self._device.launch(
                 "direct",
                 "filter_all_pairs",
-                {**self._constants, "CRF_WIDTH": width},
+                {**self._constants, **row_constants(values)},
                 num_voxels,
                 self._features,
                 num_voxels,
@@ -100,17 +100,18 @@ class TruncatedFilter:
         lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))
         self._size = math.prod(padded) + 2 * lead
         num_modalities = len(bilateral.theta_beta)
-        check_memory(self._device, 4.0 * self._size * (num_modalities + 8), "the padded box of a truncated sum")
+        dtype = bilateral.features.dtype
+        check_memory(self._device, float(dtype.itemsize) * self._size * (num_modalities + 8), "the padded box of a truncated sum")
         offsets, exponents = _window(bilateral, radius, strides)
         self._num_offsets = len(offsets)
         self._offsets, self._exponents = self._device.upload(offsets), self._device.upload(exponents)
         self._index = voxels.linear_index(padded) + lead
-        self._intensity = self._device.xp.zeros((num_modalities, self._size), dtype=np.float32)
+        self._intensity = self._device.xp.zeros((num_modalities, self._size), dtype=dtype)
         self._constants = {"CRF_FEATURES": num_modalities}
         self._device.launch(
             "direct",
             "pad_intensities",
-            {**self._constants, "CRF_WIDTH": 1},
+            {**self._constants, "CRF_WIDTH": 1, **precision(dtype)},
             voxels.num_voxels,
             bilateral.features,
             voxels.num_voxels,
@@ -125,9 +126,9 @@ class TruncatedFilter:
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
         """Add a filtering; see `Filter.accumulate`."""
         _, num_voxels, width = values.shape
-        constants = {**self._constants, "CRF_WIDTH": width}
+        constants = {**self._constants, **row_constants(values)}
         if width not in self._padded:
-            self._padded[width] = self._device.xp.zeros((self._size, width), dtype=np.float32)
+            self._padded[width] = self._device.xp.zeros((self._size, width), dtype=values.dtype)
         padded = self._padded[width]
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             self._device.launch("direct", "pad_values", constants, num_voxels, group, sent, num_voxels, self._index, padded)
@@ -160,7 +161,7 @@ def _window(bilateral: BilateralInput, radius: list[int], strides: list[int]) ->
         squared = squared[..., None] + (distance * step) ** 2
         linear = linear[..., None] + distance * stride
     inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + _ROUNDING)
-    return linear[inside], (-0.5 * _LOG2E * squared[inside]).astype(np.float32)
+    return linear[inside], (-0.5 * _LOG2E * squared[inside]).astype(bilateral.features.dtype)
 
 
 class SpatialFilter:
@@ -169,14 +170,14 @@ class SpatialFilter:
     RADIUS = 4.0
     """Standard deviations; the kernel is 3e-4 there."""
 
-    def __init__(self, voxels: Voxels, theta_gamma: list[float]) -> None:
-        """Compute the taps."""
+    def __init__(self, voxels: Voxels, theta_gamma: list[float], dtype: Any = np.float32) -> None:
+        """Compute the taps, in the precision of the values."""
         self._voxels, self._device = voxels, voxels.device
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
             sigma = theta / step
             radius = int(min(math.ceil(min(self.RADIUS * sigma, 1e18)), extent - 1))
-            taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2).astype(np.float32)
+            taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2).astype(dtype)
             self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, self._device.upload(taps), radius))
         self._boxes: dict[int, Any] = {}
         self.description = "separable"
@@ -185,9 +186,9 @@ class SpatialFilter:
         """Add a filtering; see `Filter.accumulate`."""
         voxels, launch = self._voxels, self._device.launch
         _, num_voxels, width = values.shape
-        constants = {"CRF_WIDTH": width}
+        constants = row_constants(values)
         if width not in self._boxes:
-            self._boxes[width] = self._device.xp.zeros((2, voxels.box_size, width), dtype=np.float32)
+            self._boxes[width] = self._device.xp.zeros((2, voxels.box_size, width), dtype=values.dtype)
         box, other = self._boxes[width]
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             if num_voxels < voxels.box_size:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.backends.cuda.device import row_width
+from crfrefine.backends.cuda.device import precision, row_width
 from crfrefine.backends.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
 from crfrefine.backends.cuda.lattice import COMPILED_FEATURES, LatticeFilter
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
@@ -44,26 +44,27 @@ class Kernel:
         self.filter.accumulate(values, self.scale if self.scales_sent else None, self.scale, channel_weight, total, transposed=transposed)
 
 
-def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
+def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
     """Compute the normalization of a kernel.
 
     Args:
         plain: the kernel.
         voxels: where it filters.
         normalization: "symmetric", "after" or "none".
+        dtype: of the values to be filtered.
     """
     device, xp = voxels.device, voxels.device.xp
-    unit = xp.ones((1, 1), dtype=np.float32)
-    ones = xp.ones((1, voxels.num_voxels, 1), dtype=np.float32)
+    unit = xp.ones((1, 1), dtype=dtype)
+    ones = xp.ones((1, voxels.num_voxels, 1), dtype=dtype)
     row_sum = xp.zeros_like(ones)
     plain.accumulate(ones, None, None, unit, row_sum)
     if normalization == "none":
         return Kernel(plain, None, False, row_sum.reshape(-1))
     is_symmetric = normalization == "symmetric"
-    scale = xp.empty(voxels.num_voxels, dtype=np.float32)
-    device.launch(
-        "voxels", "normalizer", {"CRF_WIDTH": 1}, voxels.num_voxels, row_sum.reshape(-1), voxels.num_voxels, int(is_symmetric), scale
-    )
+    scale = xp.empty(voxels.num_voxels, dtype=dtype)
+    constants = {"CRF_WIDTH": 1, **precision(dtype)}
+    num_voxels = voxels.num_voxels
+    device.launch("voxels", "normalizer", constants, num_voxels, row_sum.reshape(-1), num_voxels, int(is_symmetric), scale)
     if not is_symmetric:
         return Kernel(plain, scale, False, ones.reshape(-1))  # D^-1 K 1 = 1
     message = xp.zeros_like(ones)
@@ -130,7 +131,7 @@ def build_kernels(
 
     Args:
         voxels: where.
-        image: (M, *grid) on the device.
+        image: (M, *grid) on the device; its type is that of all values.
         bilateral: (theta_alpha, theta_beta) of each appearance kernel: one value a grid axis, one a modality.
         theta_gamma: of the spatial kernel, one value a grid axis; None: no such kernel.
         normalization: "symmetric", "after" or "none".
@@ -146,10 +147,10 @@ def build_kernels(
             progress(number, num_kernels)
         features = BilateralInput(voxels, image, voxels.of_box_axes(theta_alpha), theta_beta)
         plain = bilateral_filter(filter_name, features, num_channels, num_filterings)
-        kernels.append(normalized(plain, voxels, normalization))
+        kernels.append(normalized(plain, voxels, normalization, image.dtype))
         descriptions.append(f"bilateral.{number}: {plain.description}")
     if theta_gamma is not None:
-        spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma))
-        kernels.append(normalized(spatial, voxels, normalization))
+        spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma), image.dtype)
+        kernels.append(normalized(spatial, voxels, normalization, image.dtype))
         descriptions.append(f"spatial: {spatial.description}")
     return kernels, descriptions

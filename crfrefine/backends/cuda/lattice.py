@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.backends.cuda.device import Device, check_memory
+from crfrefine.backends.cuda.device import Device, check_memory, row_constants
 from crfrefine.backends.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
@@ -97,7 +97,7 @@ class Lattice:
         """Build the lattice.
 
         Args:
-            bilateral: the features.
+            bilateral: the features, float32.
             first_table_bits: capacity to start from; None: for half as many vertices as voxels.
 
         Raises:
@@ -246,7 +246,7 @@ class LatticeFilter:
 
     def __init__(self, bilateral: BilateralInput) -> None:
         """Build the lattice."""
-        self.lattice = Lattice(bilateral)
+        self.lattice = Lattice(bilateral.single())
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} a voxel)"
         self._rows: dict[int, tuple[Any, Any]] = {}
@@ -256,12 +256,12 @@ class LatticeFilter:
         lattice = self.lattice
         device, num_vertices = lattice.device, lattice.num_vertices
         _, num_voxels, width = values.shape
-        constants = {"CRF_WIDTH": width}
+        constants = row_constants(values)
         if width not in self._rows:
-            check_memory(device, 4.0 * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices")
+            check_memory(device, float(values.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices")
             self._rows[width] = (
-                device.xp.empty((lattice.num_rows, width), dtype=np.float32),
-                device.xp.empty((num_vertices, width), dtype=np.float32),
+                device.xp.empty((lattice.num_rows, width), dtype=values.dtype),
+                device.xp.empty((num_vertices, width), dtype=values.dtype),
             )
         num_segments, num_shared = int(lattice.segment_row.size), int(lattice.shared_vertex.size)
         directions = range(lattice.num_features + 1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.cuda.device import grouped, row_width
+from crfrefine.backends.cuda.device import grouped, precision, row_width, to_channels
 from crfrefine.backends.cuda.kernel_set import Kernel
 from crfrefine.backends.cuda.voxels import Voxels
 
@@ -26,7 +26,7 @@ class MeanFieldOptions:
     """What a run is, but for its kernels.
 
     Attributes:
-        weights: (kernel, label).
+        weights: (kernel, label), in the precision of the run.
         compatibility: (label, label) penalty; row: the neighbor's.
         is_potts: whether it is 1 off the diagonal.
         num_iterations: steps, at most.
@@ -36,8 +36,8 @@ class MeanFieldOptions:
         watches_energy: whether a rise of the energy halves the steps.
     """
 
-    weights: NDArray[np.float32]
-    compatibility: NDArray[np.float32]
+    weights: NDArray[np.floating[Any]]
+    compatibility: NDArray[np.floating[Any]]
     is_potts: bool
     num_iterations: int
     tolerance: float
@@ -65,6 +65,7 @@ class MeanFieldOutcome:
         converged: whether the stopping rule was met.
         energy: of the marginals that each step started from.
         steps: the length of each step.
+        record: (step, channel, voxel) marginals that each step started from, on the device; None unless asked for.
     """
 
     logits: Any
@@ -72,6 +73,7 @@ class MeanFieldOutcome:
     converged: bool
     energy: tuple[float, ...]
     steps: tuple[float, ...]
+    record: Any = None
 
 
 def run_mean_field(
@@ -80,6 +82,8 @@ def run_mean_field(
     options: MeanFieldOptions,
     logits: Any,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    records: bool = False,
 ) -> MeanFieldOutcome:
     """Run the iteration.
 
@@ -87,13 +91,14 @@ def run_mean_field(
         voxels: the masked voxels.
         kernels: normalized.
         options: the rest of the model.
-        logits: (label, *grid) float32, on the device.
+        logits: (label, *grid) float32 or float64, on the device.
         progress: called before each step with its number and that of all.
+        records: whether to keep what the way back needs.
     """
-    run = _Run(voxels, kernels, options, logits)
+    run = _Run(voxels, kernels, options, logits, records=records)
     may_stop = options.tolerance > 0.0
     # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
-    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and not options.is_potts)
+    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and (records or not options.is_potts))
     for t in range(options.num_iterations):
         if progress is not None:
             progress(t, options.num_iterations)
@@ -106,28 +111,31 @@ def run_mean_field(
 class _Run:
     """The arrays of a run, and its launches."""
 
-    def __init__(self, voxels: Voxels, kernels: Sequence[Kernel], options: MeanFieldOptions, logits: Any) -> None:
+    def __init__(self, voxels: Voxels, kernels: Sequence[Kernel], options: MeanFieldOptions, logits: Any, *, records: bool) -> None:
         self._voxels, self._kernels, self._options, self._logits = voxels, kernels, options, logits
         self._device, xp = voxels.device, voxels.device.xp
+        dtype = logits.dtype
         num_labels, num_channels, num_voxels = len(logits), options.num_channels, voxels.num_voxels
         width = row_width(num_channels)
         num_groups = -(-num_channels // width)
-        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width}
-        self._weights = [self._device.upload(grouped(weight[:num_channels], width)) for weight in options.weights]
+        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
+        self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in options.weights]
         self._weighted_ones = None
         if num_channels < num_labels:
-            self._weighted_ones = xp.zeros(num_voxels, dtype=np.float32)
+            self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
             for kernel, weight in zip(kernels, options.weights, strict=True):
-                self._weighted_ones += np.float32(weight[0]) * kernel.ones
-        self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=np.float32))
-        self._marginals = xp.empty((num_groups, num_voxels, width), dtype=np.float32)
+                self._weighted_ones += dtype.type(weight[0]) * kernel.ones
+        self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=dtype))
+        self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
         self._messages = xp.empty_like(self._marginals)
         self._num_threads = min(num_voxels, _MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._folded = self._fold_buffers()
         self._state = xp.zeros(_NUM_STATES + 2 * max(options.num_iterations, 1), dtype=np.float64)
-        self._inverse_temperature = np.float32(1.0) / np.float32(options.temperature)
+        self._inverse_temperature = dtype.type(1.0) / dtype.type(options.temperature)
         self._out = xp.empty_like(logits)
+        self._num_done = 0
+        self._record = xp.empty((options.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
         self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
         self._launch(
             "start",
@@ -143,10 +151,13 @@ class _Run:
             self._partial,
         )
         sums = self._fold()
-        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - np.float64(np.float32(options.damping)), self._state)
+        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - float(dtype.type(options.damping)), self._state)
 
     def step(self, *, keeps: bool, is_last: bool) -> None:
         """Launch one step."""
+        if self._record is not None:
+            self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
+        self._num_done += 1
         for kernel, weight in zip(self._kernels, self._weights, strict=True):
             kernel.accumulate(self._marginals, weight, self._messages)
         voxels, options = self._voxels, self._options
@@ -192,7 +203,7 @@ class _Run:
         state = self._device.download(self._state)
         done, most = int(state[_NUM_STEPS]), max(self._options.num_iterations, 1)
         energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
-        return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()))
+        return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()), self._record)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)

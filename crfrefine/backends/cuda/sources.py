@@ -25,7 +25,6 @@ _TYPES: dict[str, type[np.generic]] = {
     "uint64": np.uint64,
     "float": np.float32,
     "double": np.float64,
-    "Channels": np.float32,
 }
 
 UNCONTRACTED = frozenset({"features", "lattice_build"})
@@ -90,14 +89,15 @@ def _inlined(name: str) -> str:
 
 
 @cache
-def _signatures(name: str) -> dict[str, tuple[Parameter, ...]]:
+def _signatures(name: str, real: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
+    types = {**_TYPES, "Real": real, "Channels": real}
     kernels = {}
     for match in _KERNEL.finditer(_inlined(name)):
         parameters = []
         for declaration in match[2].split(","):
             kind, _, label = declaration.replace("const ", "").strip().rpartition(" ")
             base = kind.rstrip("*")
-            parameters.append(Parameter(label, np.dtype(_TYPES[base]), kind.endswith("*"), base == "Channels"))
+            parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), base == "Channels"))
         kernels[match[1]] = tuple(parameters)
     return kernels
 
@@ -110,12 +110,13 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
         constants: values of the CRF_* constants that the file's first lines ask for.
     """
     defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
+    real = np.float64 if constants.get("CRF_DOUBLE") else np.float32
     options = [
-        "--std=c++17",
+        "-std=c++17",
         *(["--fmad=false"] if name in UNCONTRACTED else []),
         *(["--device-int128"] if constants.get("CRF_WIDE_KEYS") else []),
     ]
-    return KernelSource(name, defines + _inlined(name), _signatures(name), tuple(options))
+    return KernelSource(name, defines + _inlined(name), _signatures(name, real), tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.cuda.device import Device
+from crfrefine.backends.cuda.device import Device, precision
 from crfrefine.errors import CapacityError, InputError
 
 LARGEST_FEATURE = 1e6
@@ -95,7 +95,7 @@ class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
     Attributes:
-        features: (modality + axis, voxel) float32, on the device.
+        features: (modality + axis, voxel) in the image's precision, on the device.
         ranges: (smallest, largest) of each feature.
     """
 
@@ -104,7 +104,7 @@ class BilateralInput:
 
         Args:
             voxels: where.
-            image: (M, *grid) float32, on the device.
+            image: (M, *grid) float32 or float64, on the device.
             theta_alpha: one a box axis.
             theta_beta: one a modality.
 
@@ -113,15 +113,16 @@ class BilateralInput:
             CapacityError: a feature spans too many bandwidths.
         """
         device, xp = voxels.device, voxels.device.xp
-        self.voxels, self.theta_alpha, self.theta_beta = voxels, list(theta_alpha), list(theta_beta)
+        dtype = image.dtype
+        self.voxels, self._image, self.theta_alpha, self.theta_beta = voxels, image, list(theta_alpha), list(theta_beta)
         for theta, extent, step in zip(theta_alpha, voxels.box_shape, voxels.spacing, strict=True):
             if extent * step / theta > LARGEST_FEATURE:
                 raise CapacityError(f"theta_alpha {theta:f} is less than a millionth of the volume's extent; use a larger bandwidth")
         lowest, highest = [], []
         for m, theta in enumerate(theta_beta):
             inside = image[m].reshape(-1)[voxels.grid_index]
-            lowest.append(np.float32(inside.min()))
-            highest.append(np.float32(inside.max()))
+            lowest.append(dtype.type(inside.min()))
+            highest.append(dtype.type(inside.max()))
             if not bool(xp.isfinite(inside).all()):
                 raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
             if (float(highest[m]) - float(lowest[m])) / theta > LARGEST_FEATURE:
@@ -131,11 +132,11 @@ class BilateralInput:
                 )
         num_features = len(self.theta_beta) + voxels.num_axes
         position_scale = [step / theta for step, theta in zip(voxels.spacing, theta_alpha, strict=True)]
-        self.features = xp.empty((num_features, voxels.num_voxels), dtype=np.float32)
+        self.features = xp.empty((num_features, voxels.num_voxels), dtype=dtype)
         device.launch(
             "features",
             "gather_features",
-            {},
+            precision(dtype),
             voxels.num_voxels,
             image,
             voxels.grid_size,
@@ -143,8 +144,8 @@ class BilateralInput:
             voxels.box_index,
             voxels.num_voxels,
             len(self.theta_beta),
-            device.upload(np.array(lowest, dtype=np.float32)),
-            device.upload(np.array([1.0 / theta for theta in theta_beta], dtype=np.float32)),
+            device.upload(np.array(lowest, dtype=dtype)),
+            device.upload(np.array([1.0 / theta for theta in theta_beta], dtype=dtype)),
             voxels.num_axes,
             device.upload(np.array(voxels.box_shape, dtype=np.int64)),
             device.upload(np.array(position_scale, dtype=np.float64)),
@@ -156,6 +157,12 @@ class BilateralInput:
             positions[voxels.feature[a]] = (voxels.box_shape[a] - 1) * scale
         spans = [(float(top) - float(bottom)) / theta for bottom, top, theta in zip(lowest, highest, theta_beta, strict=True)]
         self.ranges = [(0.0, span) for span in (*spans, *positions)]
+
+    def single(self) -> BilateralInput:
+        """The same from the image in float32: what a lattice is built from."""
+        if self._image.dtype == np.float32:
+            return self
+        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_alpha, self.theta_beta)
 
     @property
     def num_features(self) -> int:
