@@ -11,15 +11,25 @@ from crfrefine.backends.base import Backend
 from crfrefine.errors import BackendUnavailableError
 
 
+def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    table = (*crfrefine.backends._TABLE, ("cuda-shim", lambda _: shim_backend()))
+    monkeypatch.setattr(crfrefine.backends, "_TABLE", table)
+    try:
+        return get_backend(name)
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(params=["reference", "cpu", "cuda-shim", "cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Every backend in turn: a test that takes this fixture is written once and must hold for all of them.
 
     `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU.
     """
-    table = (*crfrefine.backends._TABLE, ("cuda-shim", lambda _: shim_backend()))
-    monkeypatch.setattr(crfrefine.backends, "_TABLE", table)
-    try:
-        return get_backend(request.param)
-    except BackendUnavailableError as error:
-        pytest.skip(str(error))
+    return _load(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["cpu", "cuda-shim", "cuda"])
+def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Those to be compared with the reference."""
+    return _load(request.param, monkeypatch)

@@ -94,11 +94,13 @@ def test_gradients_are_the_slopes_of_the_loss(backend, name, normalization, damp
 @pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
 @pytest.mark.parametrize(("masked", "per_label", "damping"), [(True, False, 0.3), (False, True, 0.0)])
-def test_float64_gradients_agree_with_dense_matrices(num_dims, normalization, filter_name, masked, per_label, damping):
+def test_float64_gradients_agree_with_dense_matrices(
+    compiled_backend, num_dims, normalization, filter_name, masked, per_label, damping
+):
     """Sums over pairs agree to rounding; the lattice keeps its weights in 16 bits, half a 65535th off each."""
     problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label, damping=damping)
     tolerance = 5e-4 if filter_name == "lattice" else 1e-10
-    found, expected = problem.gradients(get_backend("cpu")), problem.gradients(get_backend("reference"))
+    found, expected = problem.gradients(compiled_backend), problem.gradients(get_backend("reference"))
     for name in NAMES:
         value = np.asarray(getattr(expected, name))
         np.testing.assert_allclose(getattr(found, name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
@@ -107,12 +109,12 @@ def test_float64_gradients_agree_with_dense_matrices(num_dims, normalization, fi
 @pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
 @pytest.mark.parametrize("with_image", [True, False], ids=["image", "no image"])
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
-def test_float32_gradients_agree_with_float64(num_dims, filter_name, with_image):
+def test_float32_gradients_agree_with_float64(compiled_backend, num_dims, filter_name, with_image):
     """Bandwidths lose digits to the squares of features, up to 30 here, that all but cancel: some thousand roundings of 6e-8."""
     single = Problem(num_dims, filter_name=filter_name, dtype=np.float32).gradients(
-        get_backend("cpu"), wants_theta=True, wants_image=with_image
+        compiled_backend, wants_theta=True, wants_image=with_image
     )
-    double = Problem(num_dims, filter_name=filter_name).gradients(get_backend("cpu"))
+    double = Problem(num_dims, filter_name=filter_name).gradients(compiled_backend)
     for name in NAMES if with_image else NAMES[:-1]:
         value = np.asarray(getattr(double, name))
         tolerance = 2e-3 if name.startswith("theta") else 1e-4
@@ -174,11 +176,11 @@ def test_logits_outside_the_mask_pass_their_gradient_on(backend):
     assert not gradients.image[:, outside].any()
 
 
-def test_an_axis_one_voxel_long_has_no_bandwidth_to_learn():
+def test_an_axis_one_voxel_long_has_no_bandwidth_to_learn(compiled_backend):
     problem = Problem(3)
     problem.values["logits"], problem.loss_by_logits = problem.values["logits"][:, :, :1], problem.loss_by_logits[:, :, :1]
     problem.values["image"], problem.mask = problem.values["image"][:, :, :1], problem.mask[:, :1]
-    gradients = problem.gradients(get_backend("cpu"))
+    gradients = problem.gradients(compiled_backend)
     assert not gradients.theta_alpha[:, 1].any()
     assert gradients.theta_gamma[1] == 0.0
     np.testing.assert_allclose(gradients.theta_alpha, problem.gradients(get_backend("reference")).theta_alpha, atol=1e-10)
@@ -190,9 +192,9 @@ def test_a_zero_weight_still_has_a_slope(backend):
     assert (problem.gradients(backend).weights != 0.0).all()
 
 
-def test_arrays_of_another_shape_are_refused():
+def test_arrays_of_another_shape_are_refused(compiled_backend):
     problem = Problem(2)
-    kernels = problem.kernels(get_backend("cpu"), problem.values)
+    kernels = problem.kernels(compiled_backend, problem.values)
     with pytest.raises(InputError, match="built for"):
         kernels.forward(problem.values["logits"][:, :3], num_iterations=3, **problem.settings(problem.values))
 

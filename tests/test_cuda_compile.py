@@ -28,10 +28,14 @@ HOT = {
     ],
 }
 
-# What must compile, if with memory of a thread's own.
+# What must compile, if with memory of a thread's own: many features, many labels, float64.
 LARGE = {
+    "features": {"CRF_DOUBLE": 1},
+    "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
-    "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8},
+    "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
 }
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.base import Kernels, MeanFieldResult, Progress, Range
+from crfrefine.backends.base import MeanFieldResult, Progress, Range
 from crfrefine.backends.cpu import CpuBackend
 from crfrefine.backends.cuda.device import Device, check_memory, grouped, row_width
 from crfrefine.backends.cuda.filters import Filter, SpatialFilter
 from crfrefine.backends.cuda.kernel_set import bilateral_filter, build_kernels, normalized
+from crfrefine.backends.cuda.kernels import CudaKernels
 from crfrefine.backends.cuda.mean_field import MeanFieldOptions, run_mean_field
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import BackendUnavailableError, CapacityError
+from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
     from crfrefine.config import ResolvedParameters
@@ -171,13 +172,24 @@ class CudaBackend:
         num_labels: int,
         num_iterations: int,
         threads: int | None = None,
-    ) -> Kernels:
-        """Refuse: the way back is the CPU engine's alone.
+    ) -> CudaKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`.
 
-        Raises:
-            BackendUnavailableError: always.
+        The image may be an array of the device: nothing is copied then.
         """
-        raise BackendUnavailableError(f"the GPU engine ({self.name}) does not train; use --device cpu, or move the layer to the CPU")
+        with _capacity(image.shape):
+            return CudaKernels(
+                self._device,
+                image.astype(np.float64 if image.dtype == np.float64 else np.float32, copy=False),
+                mask,
+                spacing,
+                bilateral=bilateral,
+                theta_gamma=theta_gamma,
+                normalization=normalization,
+                filter_name=filter,
+                num_labels=num_labels,
+                num_iterations=num_iterations,
+            )
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`. The logits are the host's, and so is the work."""

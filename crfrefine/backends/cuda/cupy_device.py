@@ -8,7 +8,6 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.backends.cuda.sources import kernel_source, pack_arguments

@@ -258,7 +258,9 @@ class LatticeFilter:
         _, num_voxels, width = values.shape
         constants = row_constants(values)
         if width not in self._rows:
-            check_memory(device, float(values.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices")
+            check_memory(
+                device, float(values.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices"
+            )
             self._rows[width] = (
                 device.xp.empty((lattice.num_rows, width), dtype=values.dtype),
                 device.xp.empty((num_vertices, width), dtype=values.dtype),
