@@ -27,7 +27,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     files = [path for folder in ("crfrefine", "kernels", "configs") for path in sorted((ROOT / folder).rglob("*")) if path.is_file()]
     for path in [*files, ROOT / "CMakeLists.txt"]:
-        if path.suffix in {".py", ".cpp", ".h", ".toml", ".txt"}:
+        if path.suffix in {".py", ".cpp", ".cu", ".h", ".toml", ".txt"}:
             digest.update(path.relative_to(ROOT).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -6,6 +6,7 @@ reverse order: whatever depended on who comes first would show.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import getpass
 import hashlib
@@ -13,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,12 @@ class ShimDevice:
         self.name = "cuda-shim"
         self._backward = backward
         self._free_bytes = free_bytes
+        self._captured: list[tuple[Any, ...]] | None = None
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        if self._captured is not None:
+            self._captured.append((source, kernel, constants, num_threads, *arguments))
+            return
         text = kernel_source(source, constants)
         packed = pack_arguments(text, kernel, constants, arguments)
         cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
@@ -104,6 +109,20 @@ class ShimDevice:
 
     def synchronize(self) -> None:
         pass
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        self._captured = captured = []
+        launches()
+        self._captured = None
+
+        def repeat() -> None:
+            for launch in captured:
+                self.launch(*launch)
+
+        return repeat
 
     def free_bytes(self) -> int | None:
         return self._free_bytes

@@ -94,9 +94,7 @@ def test_gradients_are_the_slopes_of_the_loss(backend, name, normalization, damp
 @pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
 @pytest.mark.parametrize(("masked", "per_label", "damping"), [(True, False, 0.3), (False, True, 0.0)])
-def test_float64_gradients_agree_with_dense_matrices(
-    compiled_backend, num_dims, normalization, filter_name, masked, per_label, damping
-):
+def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims, normalization, filter_name, masked, per_label, damping):
     """Sums over pairs agree to rounding; the lattice keeps its weights in 16 bits, half a 65535th off each."""
     problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label, damping=damping)
     tolerance = 5e-4 if filter_name == "lattice" else 1e-10

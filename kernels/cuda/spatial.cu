@@ -7,6 +7,12 @@ namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
 
+// One thread a place of the box.
+CRF_KERNEL(clear_box, Channels* box, int64 box_size) {
+    const int64 i = thread_number();
+    if (i < box_size) box[i] = zero_row<CRF_WIDTH>();
+}
+
 // One thread a voxel: its values to its place in the box, whose other places are zero.
 CRF_KERNEL(scatter_to_box, const Channels* values, const Real* scale, int64 num_voxels, const int64* box_index, Channels* box) {
     const int64 n = thread_number();

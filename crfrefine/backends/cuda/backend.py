@@ -31,7 +31,7 @@ class CudaBackend:
 
     def __init__(self, device: Device) -> None:
         """Take a device."""
-        self._device = device
+        self.device = device
         self.name = device.name
 
     def mean_field(
@@ -54,7 +54,7 @@ class CudaBackend:
             CapacityError: not enough memory, or bandwidths too small for the lattice.
         """
         started = time.perf_counter()
-        spatial, device = parameters.spatial, self._device
+        spatial, device = parameters.spatial, self.device
         weights = [kernel.weight for kernel in parameters.bilateral] + ([] if spatial is None else [spatial.weight])
         num_labels = len(logits)
         options = MeanFieldOptions(
@@ -68,8 +68,9 @@ class CudaBackend:
             watches_energy=parameters.normalization != "after",
         )
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        check_memory(device, _estimate(logits, image, inside, options.num_channels), f"a case of {inside} voxels and {num_labels} labels")
-        with _capacity(logits.shape):
+        with device.active(), _capacity(logits.shape):
+            needed = _estimate(logits, image, inside, options.num_channels)
+            check_memory(device, needed, f"a case of {inside} voxels and {num_labels} labels")
             voxels = Voxels(device, logits.shape[1:], parameters.position_spacing(spacing), mask, axes)
             on_device = device.upload(np.asarray(logits, dtype=np.float32))
             kernels, filters = build_kernels(
@@ -110,8 +111,8 @@ class CudaBackend:
         threads: int | None = None,
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
-        device, num_channels = self._device, len(values)
-        with _capacity(values.shape):
+        device, num_channels = self.device, len(values)
+        with self.device.active(), _capacity(values.shape):
             voxels = Voxels(device, values.shape[1:], spacing, mask)
             plain: Filter
             if theta_beta is None or image is None:
@@ -177,9 +178,9 @@ class CudaBackend:
 
         The image may be an array of the device: nothing is copied then.
         """
-        with _capacity(image.shape):
+        with self.device.active(), _capacity(image.shape):
             return CudaKernels(
-                self._device,
+                self.device,
                 image.astype(np.float64 if image.dtype == np.float64 else np.float32, copy=False),
                 mask,
                 spacing,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from numpy.typing import NDArray
@@ -62,26 +63,25 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index or 0
         try:
-            with self.xp.cuda.Device(self._number):
+            with self.active():
                 self.xp.zeros(1).sum()
         except self.xp.cuda.runtime.CUDARuntimeError as error:
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_INSTALL}") from error
-        self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
-        self._modules: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+        # By the sources' identity: there is one object a text, and it is kept.
+        self._functions: dict[tuple[int, str], Any] = {}
+        self._modules: dict[int, Any] = {}
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         """Run a kernel; see `Device.launch`."""
         if num_threads == 0:
             return
-        fixed = tuple(sorted(constants.items()))
         text = kernel_source(source, constants)
-        function = self._functions.get((source, kernel, fixed))
+        function = self._functions.get((id(text), kernel))
         if function is None:
-            module = self._modules.get((source, fixed))
+            module = self._modules.get(id(text))
             if module is None:
-                module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
-                self._modules[source, fixed] = module
-            function = self._functions[source, kernel, fixed] = module.get_function(kernel)
+                module = self._modules[id(text)] = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
+            function = self._functions[id(text), kernel] = module.get_function(kernel)
         function((-(-num_threads // BLOCK),), (BLOCK,), tuple(pack_arguments(text, kernel, constants, arguments)))
 
     def upload(self, array: NDArray[Any]) -> Any:
@@ -96,6 +96,21 @@ class CupyDevice:
     def synchronize(self) -> None:
         """Wait; see `Device.synchronize`."""
         self.xp.cuda.get_current_stream().synchronize()
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make the GPU the current one; see `Device.active`."""
+        context: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
+        return context
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Record a CUDA graph; see `Device.capture`."""
+        stream = self.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            launches()
+            graph = stream.end_capture()
+        repeat: Callable[[], None] = graph.launch
+        return repeat
 
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated, what the pool holds unused included; see `Device.free_bytes`."""

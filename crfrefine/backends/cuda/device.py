@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,18 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until all launches so far are done."""
+        ...
+
+    def active(self) -> AbstractContextManager[Any]:
+        """What all calls, and all arithmetic on the device's arrays, must happen in."""
+        ...
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Return what repeats the launches of a function at little cost.
+
+        Args:
+            launches: launches kernels that have run before, and does nothing else to the device. It is called once, when nothing is run.
+        """
         ...
 
     def free_bytes(self) -> int | None:

@@ -192,7 +192,7 @@ class SpatialFilter:
         box, other = self._boxes[width]
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             if num_voxels < voxels.box_size:
-                box[...] = 0.0
+                launch("spatial", "clear_box", constants, voxels.box_size, box, voxels.box_size)
             launch("spatial", "scatter_to_box", constants, num_voxels, group, sent, num_voxels, voxels.box_index, box)
             for stride, extent, taps, radius in reversed(self._axes):
                 launch("spatial", "filter_axis", constants, voxels.box_size, box, voxels.box_size, stride, extent, taps, radius, other)

@@ -75,7 +75,7 @@ class CudaKernels:
     ) -> Tape:
         """Run the mean field and keep what the way back needs; see `Kernels.forward`."""
         options = self._options(weights, compatibility, temperature, num_iterations, damping)
-        with self._lock:
+        with self._lock, self._device.active():
             outcome = run_mean_field(self._voxels, self._kernels, options, self._array(logits), records=True)
             return Tape(self._give(outcome.logits, logits), self._give(outcome.record, logits), outcome.steps)
 
@@ -95,7 +95,7 @@ class CudaKernels:
         """Return the derivatives of a loss; see `Kernels.backward`."""
         options = self._options(weights, compatibility, temperature, len(tape.steps), damping)
         index = self._voxels.grid_index
-        with self._lock:
+        with self._lock, self._device.active():
             given, by_out = self._array(logits), self._array(gradient)
             found = Backward(self._voxels, self._kernels, self._features, options, wants_theta=wants_theta, wants_image=wants_image).run(
                 self._device.upload(tape.record), tape.steps, by_out.reshape(self._num_labels, -1)[:, index]

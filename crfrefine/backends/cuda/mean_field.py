@@ -16,6 +16,9 @@ from crfrefine.backends.cuda.voxels import Voxels
 _MOST_THREADS = 1 << 17
 """Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are soon added up."""
 
+_FEWEST_REPEATED = 4
+"""Steps of a run from which recording them is worth it."""
+
 # As in kernels/cuda/mean_field.cu.
 _NUM_SUMS, _FOLD = 6, 32
 _NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
@@ -99,10 +102,17 @@ def run_mean_field(
     may_stop = options.tolerance > 0.0
     # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
     keeps = may_stop or options.damping > 0.0 or (options.watches_energy and (records or not options.is_potts))
+    repeat: Callable[[], None] | None = None
     for t in range(options.num_iterations):
         if progress is not None:
             progress(t, options.num_iterations)
-        run.step(keeps=keeps, is_last=t + 1 == options.num_iterations)
+        is_last = t + 1 == options.num_iterations
+        # All steps but the last launch the same: recorded once they have run, as launching one by one takes longer than running.
+        if records or is_last or t == 0 or options.num_iterations < _FEWEST_REPEATED:
+            run.step(keeps=keeps, is_last=is_last)
+        else:
+            repeat = repeat or voxels.device.capture(lambda: run.step(keeps=keeps, is_last=False))
+            repeat()
         if may_stop and run.converged():
             break
     return run.outcome()
@@ -157,7 +167,7 @@ class _Run:
         """Launch one step."""
         if self._record is not None:
             self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
-        self._num_done += 1
+            self._num_done += 1
         for kernel, weight in zip(self._kernels, self._weights, strict=True):
             kernel.accumulate(self._marginals, weight, self._messages)
         voxels, options = self._voxels, self._options

@@ -109,7 +109,13 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
         name: the file's, without suffix.
         constants: values of the CRF_* constants that the file's first lines ask for.
     """
-    defines = "".join(f"#define {key} {value}\n" for key, value in sorted(constants.items()))
+    return _with_constants(name, tuple(sorted(constants.items())))
+
+
+@cache
+def _with_constants(name: str, fixed: tuple[tuple[str, int], ...]) -> KernelSource:
+    constants = dict(fixed)
+    defines = "".join(f"#define {key} {value}\n" for key, value in fixed)
     real = np.float64 if constants.get("CRF_DOUBLE") else np.float32
     options = [
         "-std=c++17",

@@ -1,0 +1,213 @@
+"""The GPU engine: checked against the CPU's first, then timed, against the bytes it has to move and against the CPU engine.
+
+`python benchmarks/gpu.py -o gpu.json` on a machine with a GPU and CuPy. No time is taken of a result that is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import environment
+import numpy as np
+from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
+
+from crfrefine import CrfParameters
+from crfrefine.backends import get_backend
+from crfrefine.backends.base import Backend, MeanFieldResult
+from crfrefine.backends.cuda import CudaBackend
+from crfrefine.backends.cuda.device import row_width
+from crfrefine.errors import BackendUnavailableError
+
+CT = WorkloadSpec("CT", (512, 512, 400), 2, 1, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0, spacing=(0.8, 0.8, 1.0))
+SPECS = (WORKLOADS["Lm"], WORKLOADS["L"], CT)
+SMALL = {"Lm": (31, 40, 27), "L": (36, 30, 25), "CT": (40, 36, 31)}
+CPU_THREADS = 2
+# float32 logits of size 10 after five steps whose messages are summed in another order.
+MOST_DIFFERENCE = 1e-3
+
+
+def parameters_of(spec: WorkloadSpec, *, num_iterations: int, filter_name: str = "lattice") -> CrfParameters:
+    """The workload's model, all steps taken."""
+    return CrfParameters().replace(
+        **{
+            "bilateral.weight": spec.bilateral_weight,
+            "bilateral.theta_alpha": spec.theta_alpha,
+            "bilateral.theta_beta": spec.theta_beta,
+            "spatial.weight": spec.spatial_weight,
+            "spatial.theta_gamma": spec.theta_gamma,
+            "mean_field.num_iterations": num_iterations,
+            "mean_field.tolerance": 0.0,
+            "mean_field.filter": filter_name,
+        }
+    )
+
+
+def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, parameters: CrfParameters) -> MeanFieldResult:
+    """One mean field from the host's arrays to the host's logits."""
+    image = arrays.image.astype(np.float32) / np.float32(255.0)
+    resolved = parameters.resolve(spec.num_labels, spec.num_modalities, len(spec.grid_shape))
+    return backend.mean_field(arrays.logits, image, arrays.mask, spec.spacing, resolved, threads=CPU_THREADS)
+
+
+def num_vertices(result: MeanFieldResult) -> int:
+    """Of the lattice that the run has built."""
+    found = re.search(r"(\d+) vertices", result.filters[0])
+    assert found is not None
+    return int(found[1])
+
+
+def require(passed: bool, message: str) -> None:
+    """Stop where a result is wrong."""
+    if not passed:
+        raise SystemExit(f"benchmark: wrong result, so its time does not count: {message}")
+
+
+def compare(found: MeanFieldResult, expected: MeanFieldResult, what: str) -> float:
+    """The largest difference of logits, each voxel's largest taken as zero."""
+    difference = float(np.abs((found.logits - found.logits.max(axis=0)) - (expected.logits - expected.logits.max(axis=0))).max())
+    require(difference <= MOST_DIFFERENCE, f"{what}: logits differ from the CPU's by {difference:.2g}")
+    return difference
+
+
+def check(gpu: Backend, cpu: Backend) -> dict[str, float]:
+    """Every filter on small cases of each kind: the CPU's vertices and logits, and the same bits twice."""
+    found = {}
+    for spec in SPECS:
+        small = replace(spec, name=f"{spec.name}-small", grid_shape=SMALL[spec.name], theta_alpha=3.0)
+        arrays = make(replace(small, brain="no"))
+        mask = np.random.default_rng(0).random(small.grid_shape) < 0.8 if spec.brain == "mask" else None
+        arrays = WorkloadArrays(arrays.image, arrays.logits, mask)
+        for filter_name in ("exact", "truncated", "lattice"):
+            parameters = parameters_of(small, num_iterations=5, filter_name=filter_name)
+            once, twice, expected = (run(backend, small, arrays, parameters) for backend in (gpu, gpu, cpu))
+            name = f"{small.name}.{filter_name}"
+            require(np.array_equal(once.logits, twice.logits) and once.energy == twice.energy, f"{name}: two runs differ")
+            if filter_name == "lattice":
+                require(num_vertices(once) == num_vertices(expected), f"{name}: other vertices than the CPU's")
+            found[name] = compare(once, expected, name)
+    return found
+
+
+def bytes_a_step(spec: WorkloadSpec, num_voxels: int, vertices: int) -> float:
+    """Memory traffic of a step that cannot be avoided, each array read or written once a kernel (docs/gpu.md)."""
+    corners = spec.num_modalities + len(spec.grid_shape) + 1
+    width = row_width(spec.num_labels - 1)
+    row = 4.0 * width
+    splat = num_voxels * (6.0 * corners + row + 4.0) + vertices * row
+    blur = corners * vertices * (8.0 + 2.0 * row)
+    slicing = num_voxels * (6.0 * corners + 2.0 * row + 4.0) + vertices * row
+    box = float(np.prod(spec.grid_shape)) if spec.brain != "mask" else num_voxels * 6.0 / np.pi
+    spatial = 2.0 * len(spec.grid_shape) * box * row + num_voxels * (5.0 * row + 24.0)
+    update = num_voxels * (4.0 * spec.num_labels + 4.0 * row + 12.0)
+    return splat + blur + slicing + spatial + update
+
+
+def copy_bandwidth(xp: Any) -> float:
+    """Bytes a second that copying 1 GB on the device moves."""
+    source = xp.zeros(1 << 27, dtype=np.float64)
+    target = xp.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        xp.cuda.get_current_stream().synchronize()
+        started = time.perf_counter()
+        target[...] = source
+        xp.cuda.get_current_stream().synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * source.nbytes / best
+
+
+def measure(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, *, repeats: int) -> dict[str, Any]:
+    """Seconds end to end with 5 steps, of building, and of a step: the difference that ten more steps make."""
+    run(backend, spec, arrays, parameters_of(spec, num_iterations=1))  # compilation and first allocations are not counted
+    ends: dict[int, float] = {}
+    result = None
+    for num_iterations in (5, 15):
+        for _ in range(repeats):
+            started = time.perf_counter()
+            result = run(backend, spec, arrays, parameters_of(spec, num_iterations=num_iterations))
+            ends[num_iterations] = min(ends.get(num_iterations, float("inf")), time.perf_counter() - started)
+    assert result is not None
+    return {
+        "seconds": ends[5],
+        "seconds_a_step": (ends[15] - ends[5]) / 10.0,
+        "build_seconds": result.timings["build"],
+        "vertices": num_vertices(result),
+    }
+
+
+def describe_gpu(xp: Any) -> dict[str, Any]:
+    """What the figures belong to."""
+    properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)
+    return {
+        "gpu": properties["name"].decode(),
+        "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
+        "driver": xp.cuda.runtime.driverGetVersion(),
+        "runtime": xp.cuda.runtime.runtimeGetVersion(),
+        "cupy": xp.__version__,
+        "copy_bytes_a_second": copy_bandwidth(xp),
+    }
+
+
+def peers() -> dict[str, str]:
+    """Other GPU implementations that could be measured beside this one, and why they are not."""
+    found = {}
+    for name in ("monai", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def main() -> None:
+    """Check, time, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, help="JSON file to write; without it, the record goes to the standard output")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--check-only", action="store_true", help="no times")
+    parser.add_argument("--no-cpu", action="store_true", help="do not time the CPU engine")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    try:
+        gpu, cpu = get_backend(options.device), get_backend("cpu")
+    except BackendUnavailableError as error:
+        raise SystemExit(f"benchmark: nothing to measure: {error}") from error
+    assert isinstance(gpu, CudaBackend)
+    record: dict[str, Any] = {**environment.describe(), "check": check(gpu, cpu)}
+    sys.stderr.write(f"  {len(record['check'])} results agree with the CPU's\n")
+    if not options.check_only:
+        xp = gpu.device.xp
+        record["device"], record["peers"], record["workloads"] = describe_gpu(xp), peers(), {}
+        for spec in SPECS:
+            arrays = make(spec)
+            xp.get_default_memory_pool().free_all_blocks()
+            found = measure(gpu, spec, arrays, repeats=options.repeats)
+            num_voxels = int(arrays.mask.sum()) if arrays.mask is not None else arrays.logits[0].size
+            floor = bytes_a_step(spec, num_voxels, found["vertices"]) / record["device"]["copy_bytes_a_second"]
+            found |= {
+                "voxels": num_voxels,
+                "floor_seconds_a_step": floor,
+                "times_the_floor": found["seconds_a_step"] / floor,
+                "peak_bytes": int(xp.get_default_memory_pool().total_bytes()),
+            }
+            if not options.no_cpu:
+                found["cpu"] = measure(cpu, spec, arrays, repeats=1)
+            record["workloads"][spec.name] = found
+            sys.stderr.write(f"  {spec.name}: {json.dumps(found)}\n")
+    text = json.dumps(record, indent=1)
+    if options.output is None:
+        sys.stdout.write(text + "\n")
+    else:
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
