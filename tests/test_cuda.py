@@ -170,6 +170,19 @@ def test_a_table_that_is_too_small_grows() -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(("table_bits", "is_full"), [(4, True), (7, False)])
+def test_a_full_table_is_noticed(table_bits: int, is_full: bool) -> None:
+    """A hundred keys do not go into sixteen slots, and nothing goes round in circles; into 128 they do, each into one of its own."""
+    keys = np.random.default_rng(8).permutation(10_000)[:100].astype(np.uint64)
+    table = np.full(2**table_bits, 2**64 - 1, dtype=np.uint64)
+    slots, overflow = np.zeros(100, dtype=np.uint32), np.zeros(1, dtype=np.int32)
+    constants = {"CRF_FEATURES": 3, "CRF_WIDE_KEYS": 0}
+    cuda_shim.ShimDevice().launch("lattice_build", "insert_vertices", constants, 100, keys, None, 100, table, table_bits, slots, overflow)
+    assert bool(overflow[0]) == is_full
+    if not is_full:
+        np.testing.assert_array_equal(table[slots], keys)
+
+
 @pytest.mark.parametrize("spread", [(1.37, 0.19), (0.4, 0.05)], ids=["64 bits", "more slots than vertices"])
 def test_the_lattice_does_not_depend_on_who_comes_first(spread: tuple[float, float]) -> None:
     """Threads in reverse order put the keys into other slots; numbers, neighbors and lists stay as they are."""
