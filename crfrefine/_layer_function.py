@@ -52,7 +52,7 @@ class MeanField(torch.autograd.Function):
             temperature: one number.
         """
         tape = kernels.forward(
-            to_numpy(logits),
+            to_array(logits),
             weights=_double(weights),
             compatibility=_double(compatibility),
             temperature=float(temperature),
@@ -64,9 +64,10 @@ class MeanField(torch.autograd.Function):
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and a change in place is
         # noticed; that of the image too, whose memory the kernels read again.
-        ctx.save_for_backward(logits, weights, compatibility, temperature, torch.from_numpy(tape.record), image)
+        ctx.save_for_backward(logits, weights, compatibility, temperature, to_tensor(tape.record), image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
-        return torch.from_numpy(tape.logits)
+        refined: Tensor = to_tensor(tape.logits)
+        return refined
 
     @staticmethod
     @once_differentiable
@@ -76,9 +77,9 @@ class MeanField(torch.autograd.Function):
         wants = ctx.needs_input_grad[3:]
         _, wants_image, _, wants_alpha, wants_beta, wants_gamma, _, _ = wants
         grads = ctx.kernels.backward(
-            dataclasses.replace(ctx.tape, record=record.numpy()),
-            to_numpy(logits),
-            to_numpy(grad),
+            dataclasses.replace(ctx.tape, record=to_array(record)),
+            to_array(logits),
+            to_array(grad),
             weights=_double(weights),
             compatibility=_double(compatibility),
             temperature=float(temperature),
@@ -97,18 +98,25 @@ class MeanField(torch.autograd.Function):
             grads.temperature,
         )
         tensors = (
-            torch.as_tensor(value, dtype=dtype, device=logits.device) if wanted else None
+            torch.as_tensor(to_tensor(value), dtype=dtype, device=logits.device) if wanted else None
             for value, dtype, wanted in zip(found, ctx.dtypes, wants, strict=True)
         )
         return None, None, None, *tensors
 
 
-def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """The tensor's values in C order, without a copy where they are."""
-    array: NDArray[Any] = tensor.detach().contiguous().numpy()
-    return array
+def to_array(tensor: Tensor) -> Any:
+    """What an engine takes: the tensor's values in C order as numpy's, or on a GPU the tensor itself; without a copy where they are."""
+    values = tensor.detach().contiguous()
+    return values.numpy() if values.device.type == "cpu" else values
+
+
+def to_tensor(array: Any) -> Any:
+    """What an engine has given: numpy's arrays, or on a GPU such as share their memory by DLPack; numbers stay numbers."""
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(array)
+    return torch.utils.dlpack.from_dlpack(array) if hasattr(array, "__dlpack__") else array
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tensor.detach().double().numpy()
+    array: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
     return array

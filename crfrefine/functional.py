@@ -19,7 +19,7 @@ except ImportError as error:
     raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine import _layer_inputs as inputs
-from crfrefine._layer_function import MeanField, to_numpy
+from crfrefine._layer_function import MeanField, to_array
 from crfrefine.config import MeanFieldParameters
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def build_kernels(
         inside = masks[index]
         result.append(
             engine.kernels(
-                to_numpy(item.to(inputs.compute_dtype(item))),
+                to_array(item.to(inputs.compute_dtype(item))),
                 None if inside is None else inside.cpu().numpy(),
                 steps[index] if positions == "mm" else (1.0,) * num_axes,
                 bilateral=thetas,

@@ -101,8 +101,8 @@ class ShimDevice:
         pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
         getattr(_library(KernelText(text)), f"launch_{kernel}")(ctypes.c_longlong(num_threads), ctypes.c_int(self._backward), pointers)
 
-    def upload(self, array: NDArray[Any]) -> Any:
-        return np.array(array, order="C")
+    def upload(self, array: Any) -> Any:
+        return np.array(array, order="C") if isinstance(array, np.ndarray) else np.ascontiguousarray(np.from_dlpack(array))
 
     def download(self, array: Any) -> NDArray[Any]:
         return np.array(array, order="C")

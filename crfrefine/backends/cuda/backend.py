@@ -176,12 +176,12 @@ class CudaBackend:
     ) -> CudaKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`.
 
-        The image may be an array of the device: nothing is copied then.
+        The image may be on the device already, as anything that shares its memory by DLPack: nothing is copied then.
         """
         with self.device.active(), _capacity(image.shape):
             return CudaKernels(
                 self.device,
-                image.astype(np.float64 if image.dtype == np.float64 else np.float32, copy=False),
+                image,
                 mask,
                 spacing,
                 bilateral=bilateral,

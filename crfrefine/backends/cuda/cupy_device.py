@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.backends.cuda.sources import kernel_source, pack_arguments
@@ -84,9 +85,10 @@ class CupyDevice:
             function = self._functions[id(text), kernel] = module.get_function(kernel)
         function((-(-num_threads // BLOCK),), (BLOCK,), tuple(pack_arguments(text, kernel, constants, arguments)))
 
-    def upload(self, array: NDArray[Any]) -> Any:
+    def upload(self, array: Any) -> Any:
         """Return it on the device; see `Device.upload`."""
-        return self.xp.ascontiguousarray(self.xp.asarray(array))
+        foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
+        return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if foreign else self.xp.asarray(array))
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""

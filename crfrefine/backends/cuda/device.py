@@ -23,8 +23,8 @@ class Device(Protocol):
         """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None stands for a null pointer."""
         ...
 
-    def upload(self, array: NDArray[Any]) -> Any:
-        """Return the array on the device, in C order; it may be the same one where it is there already."""
+    def upload(self, array: Any) -> Any:
+        """Return the array on the device, in C order: numpy's copied; one there already, sharing its memory by DLPack, as it is."""
         ...
 
     def download(self, array: Any) -> NDArray[Any]:

@@ -20,7 +20,11 @@ from crfrefine.errors import InputError
 
 
 class CudaKernels:
-    """Kernels on a device; see `Kernels`. Given arrays of the device, results are arrays of the device too."""
+    """Kernels on a device; see `Kernels`.
+
+    Logits and gradients may be on the device already, as anything that shares its memory by DLPack (such as tensors): results stay there
+    then.
+    """
 
     def __init__(
         self,
@@ -38,7 +42,8 @@ class CudaKernels:
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
         self._device = device
-        self._image = device.upload(image)
+        given = device.upload(image)
+        self._image = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
         self._grid_shape = tuple(self._image.shape[1:])
         self._normalization, self._num_labels, self._num_bilateral = normalization, num_labels, len(bilateral)
         self._voxels = Voxels(device, self._grid_shape, spacing, mask)
@@ -147,7 +152,7 @@ class CudaKernels:
         expected = (self._num_labels, *self._grid_shape)
         if tuple(channels.shape) != expected:
             raise InputError(f"an array has shape {tuple(channels.shape)}; the kernels were built for {expected}")
-        return self._device.upload(channels.astype(self._image.dtype, copy=False))
+        return self._device.upload(channels).astype(self._image.dtype, copy=False)
 
     def _give(self, array: Any, like: Any) -> Any:
         """The array where `like` is: on the host or on the device."""
