@@ -1,7 +1,7 @@
 """The GPU engine without a GPU: its kernels compiled as C++, its arrays numpy's.
 
-The same orchestration and the same kernel sources run as on a device, one thread after the other. `backward` launches run the threads in
-reverse order: whatever depended on who comes first would show.
+The same orchestration and the same kernel sources run as on a device. Its threads run one after the other (`num_workers` 1), in reverse
+order (0), or on several of the processor's at once: whatever depended on who comes first would show.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FLAGS = (
     "-O1",
     "-ffp-contract=off",
     "-fPIC",
+    "-pthread",
     "-shared",
     "-Wall",
     "-Wextra",
@@ -82,11 +83,11 @@ class ShimDevice:
 
     xp: Any = np
 
-    def __init__(self, *, backward: bool = False, free_bytes: int | None = None) -> None:
+    def __init__(self, *, num_workers: int = 1, free_bytes: int | None = None) -> None:
         if compiler() is None:
             raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
         self.name = "cuda-shim"
-        self._backward = backward
+        self._num_workers = num_workers
         self._free_bytes = free_bytes
         self._captured: list[tuple[Any, ...]] | None = None
 
@@ -99,7 +100,7 @@ class ShimDevice:
         cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
         held = [np.array(cell) for cell in cells]
         pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-        getattr(_library(KernelText(text)), f"launch_{kernel}")(ctypes.c_longlong(num_threads), ctypes.c_int(self._backward), pointers)
+        getattr(_library(KernelText(text)), f"launch_{kernel}")(ctypes.c_longlong(num_threads), ctypes.c_int(self._num_workers), pointers)
 
     def upload(self, array: Any) -> Any:
         return np.array(array, order="C") if isinstance(array, np.ndarray) else np.ascontiguousarray(np.from_dlpack(array))

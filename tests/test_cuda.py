@@ -175,7 +175,7 @@ def test_a_full_table_is_noticed(table_bits: int, is_full: bool) -> None:
     """A hundred keys do not go into sixteen slots, and nothing goes round in circles; into 128 they do, each into one of its own."""
     keys = np.random.default_rng(8).permutation(10_000)[:100].astype(np.uint64)
     table = np.full(2**table_bits, 2**64 - 1, dtype=np.uint64)
-    slots, overflow = np.zeros(100, dtype=np.uint32), np.zeros(1, dtype=np.int32)
+    slots, overflow = np.zeros(100, dtype=np.uint32), np.zeros(1, dtype=np.uint64)
     constants = {"CRF_FEATURES": 3, "CRF_WIDE_KEYS": 0}
     cuda_shim.ShimDevice().launch("lattice_build", "insert_vertices", constants, 100, keys, None, 100, table, table_bits, slots, overflow)
     assert bool(overflow[0]) == is_full
@@ -183,26 +183,29 @@ def test_a_full_table_is_noticed(table_bits: int, is_full: bool) -> None:
         np.testing.assert_array_equal(table[slots], keys)
 
 
-@pytest.mark.parametrize("spread", [(1.37, 0.19), (0.4, 0.05)], ids=["64 bits", "more slots than vertices"])
-def test_the_lattice_does_not_depend_on_who_comes_first(spread: tuple[float, float]) -> None:
-    """Threads in reverse order put the keys into other slots; numbers, neighbors and lists stay as they are."""
+@pytest.mark.parametrize("num_workers", [0, 4], ids=["in reverse", "at once"])
+@pytest.mark.parametrize("spread", [(1.37, 0.19), (0.02, 0.001)], ids=["64 bits", "wider keys"])
+def test_the_lattice_does_not_depend_on_who_comes_first(spread: tuple[float, float], num_workers: int) -> None:
+    """Threads in reverse order, or four at once, put the keys into other slots; numbers, neighbors and lists stay as they are."""
     case = random_case(3, num_modalities=4, masked=True, grid_shape=(11, 8, 14))
-    forth, back = (Lattice(_input(case, *spread, cuda_shim.ShimDevice(backward=backward))) for backward in (False, True))
-    for found, expected in zip(_arrays(back), _arrays(forth), strict=True):
+    plain, other = (Lattice(_input(case, *spread, cuda_shim.ShimDevice(num_workers=workers))) for workers in (1, num_workers))
+    assert (plain.layout.total_bits > 64) == (spread == (0.02, 0.001))
+    for found, expected in zip(_arrays(other), _arrays(plain), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
-def test_results_are_the_same_bits_whatever_the_order_of_threads(filter_name: str) -> None:
-    """Logits and energies: no sum is taken in the order in which threads arrive."""
+def test_results_are_the_same_bits_whatever_the_order_of_threads(filter_name: str, num_workers: int) -> None:
+    """Logits and energies: no sum is taken in the order in which threads arrive, nothing is read while another thread writes it."""
     case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(11, 8, 14))
     parameters = resolve(case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__tolerance=1e-7)
-    forth, back = (
-        cuda_shim.shim_backend(backward=backward).mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
-        for backward in (False, True)
+    plain, other = (
+        cuda_shim.shim_backend(num_workers=workers).mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
+        for workers in (1, num_workers)
     )
-    np.testing.assert_array_equal(back.logits, forth.logits)
-    assert back.energy == forth.energy
+    np.testing.assert_array_equal(other.logits, plain.logits)
+    assert other.energy == plain.energy
 
 
 def test_long_lists_are_added_up_in_segments() -> None:

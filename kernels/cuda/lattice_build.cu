@@ -78,7 +78,7 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
 // key itself, or with wide keys the number of a corner that has it. `overflow` is set when the table is too full: the slots mean nothing
 // then, and a larger table must be tried.
 CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64 num_corners, uint64* table, int table_bits,
-           uint32* corner_slot, int* overflow) {
+           uint32* corner_slot, uint64* overflow) {
     const int64 i = thread_number();
     if (i >= num_corners) return;
     const Key key = key_from(key_low, key_high, i);
@@ -86,11 +86,11 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
     uint64 slot = hash_of(key) >> (64 - table_bits);
     for (int probe = 0; probe < kMostProbes; ++probe) {
 #if CRF_WIDE_KEYS
-        uint64 owner = table[slot];
+        uint64 owner = read_shared(table + slot);
         if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, static_cast<uint64>(i));
         const bool found = owner == kEmpty || key_from(key_low, key_high, static_cast<int64>(owner)) == key;
 #else
-        uint64 owner = table[slot];
+        uint64 owner = read_shared(table + slot);
         if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, key);
         const bool found = owner == kEmpty || owner == key;
 #endif
@@ -100,7 +100,7 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
         }
         slot = (slot + 1) & mask;
     }
-    *overflow = 1;
+    compare_and_swap(overflow, 0, 1);
 }
 
 // One thread a vertex: its key, from the slot that holds it.

@@ -2,7 +2,7 @@
 //
 // A kernel is written as CRF_KERNEL(name, parameters...) { body of one thread }. No kernel has a barrier or uses shared memory: what needs
 // one is cut into several kernels. Compiled as C++ a kernel becomes a function `launch_<name>` that runs its threads one after the other,
-// forth or back, so that a result that depends on their order is found out.
+// forth or back, or on several of the processor's at once, so that a result that depends on their order is found out.
 #pragma once
 
 #include "portable.h"
@@ -10,7 +10,9 @@
 #if !defined(__CUDACC__)
 #include <atomic>
 #include <cmath>
+#include <thread>
 #include <utility>
+#include <vector>
 #endif
 
 namespace crf {
@@ -43,14 +45,17 @@ CRF_D int64 thread_number() { return static_cast<int64>(blockIdx.x) * blockDim.x
 // Writes `desired` where `expected` stands; returns what stood there.
 CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) { return atomicCAS(place, expected, desired); }
 
+// What stands where other threads of the same launch may write: never a value kept from before.
+CRF_D uint64 read_shared(uint64* place) { return *static_cast<const volatile uint64*>(place); }
+
 #else
 
-#define CRF_KERNEL(name, ...)                                                             \
-    static void name(__VA_ARGS__);                                                        \
-    extern "C" void launch_##name(long long num_threads, int backward, void** arguments); \
-    void launch_##name(long long num_threads, int backward, void** arguments) {           \
-        crf::emulation::run(&name, num_threads, backward != 0, arguments);                \
-    }                                                                                     \
+#define CRF_KERNEL(name, ...)                                                                \
+    static void name(__VA_ARGS__);                                                           \
+    extern "C" void launch_##name(long long num_threads, int num_workers, void** arguments); \
+    void launch_##name(long long num_threads, int num_workers, void** arguments) {           \
+        crf::emulation::run(&name, num_threads, num_workers, arguments);                     \
+    }                                                                                        \
     static void name(__VA_ARGS__)
 #define CRF_D inline
 #define CRF_UNROLL
@@ -59,17 +64,29 @@ namespace emulation {
 
 inline thread_local int64 current_thread = 0;
 
-// As a driver's launch: `arguments` points at one value a parameter.
+// As a driver's launch: `arguments` points at one value a parameter. num_workers: 1 runs the threads in order, 0 in reverse, more share
+// them out.
 template <class... Parameters, std::size_t... Index>
-void run_each(void (*kernel)(Parameters...), int64 num_threads, bool backward, void** arguments, std::index_sequence<Index...>) {
-    for (int64 i = 0; i < num_threads; ++i) {
-        current_thread = backward ? num_threads - 1 - i : i;
+void run_each(void (*kernel)(Parameters...), int64 num_threads, int num_workers, void** arguments, std::index_sequence<Index...>) {
+    const auto run_thread = [&](int64 number) {
+        current_thread = number;
         kernel(*static_cast<Parameters*>(arguments[Index])...);
+    };
+    if (num_workers == 0) {
+        for (int64 i = num_threads - 1; i >= 0; --i) run_thread(i);
+        return;
     }
+    const auto work = [&](int worker) {
+        for (int64 i = worker; i < num_threads; i += num_workers) run_thread(i);
+    };
+    std::vector<std::thread> others;
+    for (int worker = 1; worker < num_workers; ++worker) others.emplace_back(work, worker);
+    work(0);
+    for (std::thread& other : others) other.join();
 }
 template <class... Parameters>
-void run(void (*kernel)(Parameters...), int64 num_threads, bool backward, void** arguments) {
-    run_each(kernel, num_threads, backward, arguments, std::index_sequence_for<Parameters...>{});
+void run(void (*kernel)(Parameters...), int64 num_threads, int num_workers, void** arguments) {
+    run_each(kernel, num_threads, num_workers, arguments, std::index_sequence_for<Parameters...>{});
 }
 
 }  // namespace emulation
@@ -80,6 +97,7 @@ CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) {
     std::atomic_ref<uint64>(*place).compare_exchange_strong(expected, desired);
     return expected;
 }
+CRF_D uint64 read_shared(uint64* place) { return std::atomic_ref<uint64>(*place).load(std::memory_order_relaxed); }
 
 using std::exp;
 using std::exp2;

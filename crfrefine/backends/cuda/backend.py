@@ -215,7 +215,7 @@ def _estimate(logits: NDArray[Any], image: NDArray[Any], num_voxels: int, num_ch
     padded = -(-num_channels // width) * width
     axes = logits.ndim - 1
     grid_size = math.prod(logits.shape[1:])
-    return 8.0 * logits.size + 4.0 * image.size + grid_size + num_voxels * (8.0 * (2 + 2 * axes) + 8.0 * padded + 12.0)
+    return 8.0 * logits.size + 4.0 * image.size + grid_size + num_voxels * (16.0 + 12.0 * axes + 8.0 * padded + 12.0)
 
 
 def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

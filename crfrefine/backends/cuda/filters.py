@@ -188,6 +188,8 @@ class SpatialFilter:
         _, num_voxels, width = values.shape
         constants = row_constants(values)
         if width not in self._boxes:
+            num_bytes = 2.0 * values.dtype.itemsize * width * voxels.box_size
+            check_memory(self._device, num_bytes, "the mask's bounding box of a spatial kernel")
             self._boxes[width] = self._device.xp.zeros((2, voxels.box_size, width), dtype=values.dtype)
         box, other = self._boxes[width]
         for group, weight, out in zip(values, channel_weight, total, strict=True):

@@ -184,7 +184,7 @@ class Lattice:
                 raise CapacityError("the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask")
             check_memory(self.device, 12.0 * 2**bits, "the lattice's hash table")
             table = xp.full(2**bits, _EMPTY, dtype=np.uint64)
-            overflow = xp.zeros(1, dtype=np.int32)
+            overflow = xp.zeros(1, dtype=np.uint64)
             self._launch("insert_vertices", num_corners, key_low, key_high, num_corners, table, bits, corner_slot, overflow)
             if bool(overflow[0]):
                 bits += 2

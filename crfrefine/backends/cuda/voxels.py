@@ -71,7 +71,7 @@ class Voxels:
         self.spacing = [float(spacing[a]) for a in self.source_axis]
         number = self.source_axis if axes is None else [axes[a] for a in self.source_axis]
         self.feature = [sum(other < own for other in number) for own in number]
-        self.coordinates = [coordinates[a] - low[a] for a in self.source_axis]
+        self.coordinates = [(coordinates[a] - low[a]).astype(np.int32) for a in self.source_axis]
         self.box_index = self.linear_index(self.box_shape)
 
     @property
@@ -81,10 +81,10 @@ class Voxels:
 
     def linear_index(self, shape: Sequence[int]) -> Any:
         """Each voxel's linear index in a box of that shape with the voxels' box at its corner."""
-        index = self.coordinates[0]
+        index = self.coordinates[0].astype(np.int64)
         for coordinate, extent in zip(self.coordinates[1:], shape[1:], strict=True):
             index = index * extent + coordinate
-        return index.astype(np.int64)
+        return index
 
     def of_box_axes(self, per_grid_axis: Sequence[float]) -> list[float]:
         """Pick the values of the box's axes."""
