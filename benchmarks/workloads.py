@@ -105,6 +105,8 @@ class WorkloadArrays:
 
 def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
+    # On a grid no larger than the filter all that is left is nearly one constant: it must not drown the rest once the rest is scaled up.
+    noise -= noise.mean()
     noise /= noise.std()
     return noise
 

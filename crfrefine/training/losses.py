@@ -13,9 +13,6 @@ CROSS_ENTROPY_SHARE = 0.1
 CLASS_BALANCE = 0.0
 """Cross-entropy weighs a label by its frequency to the power of minus this: 0 counts voxels alike, 1 labels."""
 
-DICE_SHARPNESS = 1.0
-"""Factor on the logits in soft Dice: above 1 it comes nearer to the Dice of labels without the marginals having to be sharp."""
-
 DICE_SMOOTHING = 1.0
 """Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient."""
 
@@ -41,7 +38,7 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
         return summed / labels.numel()
 
     def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
-        marginals = (logits * DICE_SHARPNESS).softmax(0)
+        marginals = logits.softmax(0)
         losses = []
         for region in regions:
             members = torch.tensor(region)
