@@ -33,14 +33,14 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def describe() -> dict[str, Any]:
-    """The record's head."""
+def describe(*packages: str) -> dict[str, Any]:
+    """The record's head; `packages` are named in it besides the usual ones."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "source": source_hash(),
         "crfrefine": version("crfrefine"),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _DEPENDENCIES},
+        "versions": {name: version(name) for name in (*_DEPENDENCIES, *packages)},
         "machine": {
             "cpu": _cpu_model(),
             "cores": len(os.sched_getaffinity(0)),

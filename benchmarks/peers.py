@@ -17,8 +17,8 @@ INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def interpreter(system: str) -> Path:
-    """The Python that runs a system's worker; installs a peer that is not there yet."""
-    if system == "crfrefine":
+    """The Python that runs a system's worker, this one but for the peers; installs a peer that is not there yet."""
+    if system not in INSTALLS:
         return Path(sys.executable)
     home = BENCH / "env" / system
     python = home / "bin" / "python"

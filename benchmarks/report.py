@@ -137,19 +137,20 @@ def _startup(figures: dict[str, Any]) -> str:
 _SECTIONS = {"speed": _speed, "precision": _precision, "threads": _threads, "growth": _growth, "case": _case, "startup": _startup}
 
 
-def _provenance(record: dict[str, Any]) -> str:
+def provenance(record: dict[str, Any]) -> str:
     environment = record["environment"]
-    machine = environment["machine"]
+    machine, versions = environment["machine"], environment["versions"]
+    torch = f", torch {versions['torch']}" if "torch" in versions else ""
     return (
         f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, {machine['cores']} cores, "
-        f"Python {environment['python']}, numpy {environment['versions']['numpy']}.*\n"
+        f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*\n"
     )
 
 
 def tables(records: dict[str, Any]) -> str:
     """All sections that have a record, as Markdown."""
     return "\n".join(
-        f"{section(records[name]['figures'])}\n{_provenance(records[name])}" for name, section in _SECTIONS.items() if name in records
+        f"{section(records[name]['figures'])}\n{provenance(records[name])}" for name, section in _SECTIONS.items() if name in records
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,18 @@ def precision_spec(*, fine: bool) -> WorkloadSpec:
 
 @dataclass(frozen=True)
 class WorkloadArrays:
-    """The arrays of one workload: image (M, *grid) uint8, logits (L, *grid) float32, mask (*grid) or None."""
+    """The arrays of one workload: image (M, *grid) uint8, logits (L, *grid) float32, mask (*grid) or None, true labels (*grid)."""
 
     image: NDArray[np.uint8]
     logits: NDArray[np.float32]
     mask: NDArray[np.bool_] | None
+    labels: NDArray[np.uint8]
 
 
 def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
+    # On a grid no larger than the filter all that is left is nearly one constant: it must not drown the rest once the rest is scaled up.
+    noise -= noise.mean()
     noise /= noise.std()
     return noise
 
@@ -148,10 +152,10 @@ def make(spec: WorkloadSpec) -> WorkloadArrays:
     logits = rng.standard_normal((spec.num_labels, *spec.grid_shape), dtype=np.float32)
     for label in range(spec.num_labels):
         logits[label][labels == label] += 2.0
-    return WorkloadArrays(image, logits, mask if spec.brain == "mask" else None)
+    return WorkloadArrays(image, logits, mask if spec.brain == "mask" else None, labels)
 
 
-def store(spec: WorkloadSpec, root: Path) -> Path:
+def store(spec: WorkloadSpec, root: Path, *, make: Callable[[WorkloadSpec], WorkloadArrays] = make) -> Path:
     """The folder of a workload's arrays, made when it is not there."""
     folder = root / spec.name
     description: dict[str, Any] = json.loads(json.dumps(asdict(spec)))

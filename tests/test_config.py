@@ -50,7 +50,7 @@ def test_a_preset_says_what_it_is_for(name: str) -> None:
     table = tomllib.loads(text)
     assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "mean_field", "postprocess"}
     assert CrfParameters.from_dict(table) == parameters
-    assert re.search("[Nn]ot trained|values are those of|default values", text)
+    assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
 
 
 def test_the_default_preset_is_the_default() -> None:

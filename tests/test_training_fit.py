@@ -168,3 +168,32 @@ def test_smoothing_is_chosen_where_it_helps():
         assert choose_best(smoothing_scores(right, REGIONS, sigmas, workers), sigmas, [0, 1]) == 0.0
     crop = rough[0]
     assert smoothed(crop.logits, 0.0, crop.spacing) is crop.logits
+
+
+def test_the_prior_pulls_values_back_to_where_they_began():
+    """Its gradient is that of squared logarithms: zero at the start, and along a value's logarithm twice the distance."""
+    model = Model(start(8.0).parameters, LEARNABLE, SIZES)
+    origin = model.positions()
+    assert all(not gradient.any() for gradient in model.pull(origin))
+    (raw,) = model.layer.group("temperature")
+    with torch.no_grad():
+        raw += 0.3
+    names = [name for name, _ in model.learned]
+    gradients = dict(zip(names, model.pull(origin), strict=True))
+    name = next(name for name, parameter in model.learned if parameter is raw)
+    # The small number added before the logarithm takes off a hundredth of it.
+    assert float(gradients.pop(name)) == pytest.approx(0.6, rel=0.05)
+    assert all(not gradient.any() for gradient in gradients.values())
+
+
+def test_a_strong_prior_keeps_a_training_where_it_began(useful):
+    shared = material(useful)
+    moved = []
+    for prior in (0.0, 10.0):
+        trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, 6, prior=prior)
+        for _ in range(6):
+            gradients = trajectory.model.gradient(useful[0], shared.loss, 1).gradients
+            trajectory.step(gradients, 0.0)
+        before, after = Model(start(8.0).parameters, LEARNABLE, SIZES).positions(), trajectory.model.positions()
+        moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(after, before, strict=True)))
+    assert moved[1] < 0.5 * moved[0]

@@ -8,23 +8,13 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, parse_path
+from crfrefine.cli.options import ThreadsOption, parse_path
 
 
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=parse_path, help="Folder to write to.")] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed, another phantom.")] = 0,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            metavar="N",
-            min=1,
-            max=MAX_THREADS,
-            help="CPU threads. Default: the cores this process may use.",
-            show_default=False,
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
 ) -> None:
     """Make a phantom and its logits, refine them, and draw a picture: needs no data."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, parse_path, path_text
+from crfrefine.cli.options import OverridesOption, ThreadsOption, parse_path, path_text
 
 
 class InputType(StrEnum):
@@ -67,25 +67,10 @@ def infer(
     config: Annotated[
         str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
     ] = "default",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False
-        ),
-    ] = None,
+    overrides: OverridesOption = None,
     input_type: Annotated[InputType, typer.Option("--input-type", help="What the network's output is.")] = InputType.AUTO,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            metavar="N",
-            min=1,
-            max=MAX_THREADS,
-            help="CPU threads. Default: the cores this process may use.",
-            show_default=False,
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
     ] = False,

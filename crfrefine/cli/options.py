@@ -19,6 +19,13 @@ HelpOption = Annotated[bool, typer.Option("-h", "--help", help="Show this messag
 
 MAX_THREADS = 1024  # More than any machine in use has cores; typing errors beyond it would exhaust the system's threads.
 
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", min=1, max=MAX_THREADS, help="CPU threads. Default: the cores this process may use.", show_default=False
+    ),
+]
+
 
 def path_text(text: str | Path) -> str:
     """Return the text of a path; raise BadParameter where it is empty: Python would take the current folder."""
@@ -30,3 +37,9 @@ def path_text(text: str | Path) -> str:
 def parse_path(text: str | Path) -> Path:
     """Return the path that a text names; raises like `path_text`."""
     return Path(path_text(text))
+
+
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False),
+]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, parse_path, path_text
+from crfrefine.cli.options import OverridesOption, ThreadsOption, parse_path, path_text
 
 
 class LossName(StrEnum):
@@ -69,10 +69,7 @@ def train_crf(
             show_default=False,
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one entry of the start; repeatable.", show_default=False),
-    ] = None,
+    overrides: OverridesOption = None,
     learn: Annotated[
         str, typer.Option("--learn", metavar="GROUP,...", help="What is learned; the rest stays as it starts.")
     ] = "weights,compatibility,theta,temperature",
@@ -103,17 +100,7 @@ def train_crf(
     input_type: Annotated[LogitsType, typer.Option("--input-type", help="What the network's output is.")] = LogitsType.AUTO,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same result.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu", help="Where to compute.")] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            metavar="N",
-            min=1,
-            max=MAX_THREADS,
-            help="CPU threads. Default: the cores this process may use.",
-            show_default=False,
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     max_minutes: Annotated[
         float | None,
         typer.Option("--max-minutes", metavar="M", help="Come to a regular end within about this time.", show_default=False),

@@ -131,7 +131,8 @@ class Fit:
         self._split = split
         self._workers = workers
         self._targets = [(min(iterations, num_iterations), keep) for iterations, keep in rungs] + [(num_iterations, 1)]
-        self._trajectories = [Trajectory(start, material.learn, material.sizes, num_iterations, rate) for start in starts]
+        prior = setup.PRIOR / len(split.training)
+        self._trajectories = [Trajectory(start, material.learn, material.sizes, num_iterations, rate, prior) for start in starts]
         self._active = list(range(len(starts)))
         self._rung = 0
         self._position = 0

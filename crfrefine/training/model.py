@@ -25,6 +25,10 @@ MOST_CACHED_VOXELS = 4_000_000
 """Voxels whose kernels are kept while theta does not move: about 2 GiB at worst."""
 
 
+_SMALLEST = 0.01
+"""Added to values before their logarithm: to the prior, smaller weights are like none."""
+
+
 @dataclass(frozen=True)
 class CaseGradient:
     """Loss of one case, and its derivatives with respect to the layer's learned parameters, in their order."""
@@ -69,6 +73,23 @@ class Model:
     def to_parameters(self) -> CrfParameters:
         """Return the present parameters."""
         return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
+
+    def positions(self) -> list[Tensor]:
+        """Return where the learned values are: logarithms, but for penalties, which have either sign."""
+        layer = self.layer
+        values: dict[str, list[Tensor | None]] = {
+            "weights": [layer.bilateral_weight, layer.spatial_weight],
+            "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
+            "temperature": [layer.temperature],
+        }
+        logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
+        return [*logs, layer.compatibility] if "compatibility" in self.groups else logs
+
+    def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the gradient of the sum of squared distances from where the learned values were, one a learned parameter."""
+        distances = [((now - then.detach()) ** 2).sum() for now, then in zip(self.positions(), origin, strict=True)]
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(torch.stack(distances).sum(), [parameter for _, parameter in self.learned])
+        return gradients
 
     def gradient(self, crop: Crop, loss: Loss, threads: int) -> CaseGradient:
         """Return the loss of a crop and its gradient; safe to call from several threads at a time, as nothing is stored in the layer."""

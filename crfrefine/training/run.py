@@ -6,9 +6,8 @@ Each part that is finished goes into the checkpoint, and so does the one that is
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +15,13 @@ import numpy as np
 import torch
 
 import crfrefine
-from crfrefine.backends import get_backend
 from crfrefine.config import CrfParameters
-from crfrefine.errors import ConfigError, CrfRefineError, InputError
-from crfrefine.evaluation import Region, parse_region
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.threads import available_threads
 from crfrefine.training import starts as setup
 from crfrefine.training.baselines import (
     LARGEST_KINDS,
     SIGMAS_VOXELS,
-    VectorScaling,
     choose_best,
     fit_vector_scaling,
     largest_scores,
@@ -34,14 +30,16 @@ from crfrefine.training.baselines import (
 )
 from crfrefine.training.budget import Budget
 from crfrefine.training.checkpoint import Checkpoint, fingerprint
-from crfrefine.training.comparison import NETWORK, TRAINED, Contestants, Values, measure_methods, plain_values, restored_values
+from crfrefine.training.checks import check_options, choose_regions
+from crfrefine.training.comparison import NETWORK, TRAINED, Contestants, Values, measure_methods
 from crfrefine.training.crops import Crop, CropStore, make_crop
-from crfrefine.training.dataset import LabeledCases, find_cases, read_labeled
+from crfrefine.training.dataset import find_cases, read_labeled
 from crfrefine.training.fitting import Fit, FitResult, Hooks, Material, is_gain, no_crf
 from crfrefine.training.folds import Split, choose_num_folds, make_folds
 from crfrefine.training.losses import make_loss
 from crfrefine.training.observer import Step, TrainingObserver
-from crfrefine.training.options import LEARNABLE, LOSSES, TrainingOptions
+from crfrefine.training.options import LEARNABLE, TrainingOptions
+from crfrefine.training.parts import Part
 from crfrefine.training.results import FoldResult, TrainingResult, write_results
 from crfrefine.training.screening import choose_starts, screen, screened_cases
 from crfrefine.training.starts import Start, make_starts
@@ -90,54 +88,6 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         torch.set_num_threads(threads_before)
 
 
-def check_options(options: TrainingOptions) -> None:
-    """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
-    from crfrefine.outputs import check_writable
-
-    unknown = [name for name in options.learn if name not in LEARNABLE]
-    if unknown or not options.learn:
-        given = ", ".join(options.learn) or "nothing"
-        raise ConfigError(f"--learn: expected some of {', '.join(LEARNABLE)}, separated by commas; got {given}")
-    if options.loss not in LOSSES:
-        raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
-    if options.num_iterations is not None and options.num_iterations < 1:
-        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_iterations}")
-    if options.max_minutes is not None and not options.max_minutes > 0:
-        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
-    if options.output.suffix != ".toml" or options.output.is_dir():
-        raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
-    if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
-        raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
-    get_backend(options.device)
-    check_writable(options.output.parent)
-
-
-@dataclass
-class _Part:
-    """What is known of one part of the run: a fold, or the training on all cases (the last)."""
-
-    name: str
-    halves: list[FitResult] = field(default_factory=list)
-    fit: FitResult | None = None
-    scaling: VectorScaling | None = None
-    measured: dict[str, Values] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "halves": [half.to_dict() for half in self.halves],
-            "fit": None if self.fit is None else self.fit.to_dict(),
-            "scaling": None if self.scaling is None else asdict(self.scaling),
-            "measured": None if self.measured is None else plain_values(self.measured.items()),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.halves = [FitResult.from_dict(half) for half in state["halves"]]
-        self.fit = None if state["fit"] is None else FitResult.from_dict(state["fit"])
-        scaling = state["scaling"]
-        self.scaling = None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"]))
-        self.measured = None if state["measured"] is None else restored_values(state["measured"])
-
-
 class _Run:
     """One call of `run_training`."""
 
@@ -147,7 +97,7 @@ class _Run:
         self._workers = workers
         self._store = store
         self._cases = find_cases(options.data)
-        self._regions = _regions(options.regions, self._cases)
+        self._regions = choose_regions(options.regions, self._cases)
         self._num_folds = choose_num_folds(options.num_folds, len(self._cases.files))
         self._folds = make_folds(len(self._cases.files), self._num_folds, options.seed)
         self._num_iterations = options.num_iterations or setup.TRAINING_ITERATIONS
@@ -159,7 +109,7 @@ class _Run:
         self._checkpoint = Checkpoint(options.checkpoint, digest)
         state = self._checkpoint.load() if options.resume else None
         self._budget = Budget(options.max_minutes, 0.0 if state is None else float(state["seconds"]))
-        self._parts = [_Part(f"fold {fold + 1} of {self._num_folds}") for fold in range(self._num_folds)] + [_Part("all cases")]
+        self._parts = [Part(f"fold {fold + 1} of {self._num_folds}") for fold in range(self._num_folds)] + [Part("all cases")]
         self._current: dict[str, Any] | None = None
         if state is not None:
             for part, own in zip(self._parts, state["parts"], strict=True):
@@ -343,7 +293,7 @@ class _Run:
         regions = {region.name: region.labels for region in self._regions}
         return measure_methods(self._read(number, threads), regions, contestants, self.options.device, threads)
 
-    def _contestants(self, part: _Part, split: Split) -> Contestants:
+    def _contestants(self, part: Part, split: Split) -> Contestants:
         if part.fit is None or part.scaling is None:
             raise ValueError("the part is not trained yet")
         default = replace(CrfParameters(), intensity=self._base.intensity)
@@ -459,24 +409,6 @@ class _Run:
             seconds=self._budget.spent_seconds,
             threads=self._workers.threads,
         )
-
-
-def _regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
-    """Return the regions asked for, or each foreground label.
-
-    Raises:
-        ConfigError: a region is not written as expected, is there twice, or has labels that the logits do not have.
-    """
-    if not texts:
-        return tuple(Region(name, (label,)) for label, name in enumerate(cases.label_names) if label > 0)
-    regions = tuple(parse_region(text) for text in texts)
-    for region in regions:
-        if max(region.labels) >= cases.num_labels:
-            raise ConfigError(f"--regions {region.name}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}")
-    twice = [name for name, count in Counter(region.name for region in regions).items() if count > 1]
-    if twice:
-        raise ConfigError(f"--regions: {twice[0]} is there twice")
-    return regions
 
 
 def _frequencies(crops: Sequence[Crop], num_labels: int) -> tuple[float, ...]:

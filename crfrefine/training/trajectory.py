@@ -29,10 +29,20 @@ class Trajectory:
         sizes: labels, modalities, axes.
         num_iterations: over which the learning rate falls.
         rate: factor on all learning rates.
+        prior: weight of what pulls the parameters back to where they began.
     """
 
-    def __init__(self, start: Start, learn: Sequence[str], sizes: tuple[int, int, int], num_iterations: int, rate: float = 1.0) -> None:
+    def __init__(
+        self,
+        start: Start,
+        learn: Sequence[str],
+        sizes: tuple[int, int, int],
+        num_iterations: int,
+        rate: float = 1.0,
+        prior: float = 0.0,
+    ) -> None:
         self.start = start
+        self._prior = prior
         self.num_iterations = num_iterations
         self.iteration = 0
         self.history: list[dict[str, Any]] = []
@@ -40,6 +50,7 @@ class Trajectory:
         self.best_iteration = 0
         self.model = Model(start.parameters, learn, sizes)
         self._best = self._values()
+        self._origin = self.model.positions()
         groups = self.model.groups
         self._rates = [rate * LEARNING_RATES[group] for group in groups]
         self._optimizer = torch.optim.Adam([{"params": parameters} for parameters in groups.values()], betas=(0.8, 0.95))
@@ -50,10 +61,11 @@ class Trajectory:
         return self.start.name
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
-        """Move along the gradients, one a learned parameter."""
+        """Move along the gradients, one a learned parameter, and that of the prior."""
         parameters = [parameter for _, parameter in self.model.learned]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        pulls = self.model.pull(self._origin)
+        for parameter, gradient, pull in zip(parameters, gradients, pulls, strict=True):
+            parameter.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) + self._prior * pull
         torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         share = min(1.0, self.iteration / self.num_iterations)
         factor = FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * share))

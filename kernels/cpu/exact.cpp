@@ -15,7 +15,11 @@ constexpr int64_t kPartial = 1024;              // senders whose sum is kept in 
 class ExactFilter final : public Filter {
    public:
     ExactFilter(const BilateralInput& input, ThreadPool& pool)
-        : pool_(pool), num_voxels_(input.voxels->num_voxels), num_features_(num_features(input)) {
+        : pool_(pool),
+          num_voxels_(input.voxels->num_voxels),
+          num_features_(num_features(input)),
+          num_modalities_(static_cast<int>(input.intensity.size())),
+          axis_feature_(input.voxels->feature, input.voxels->feature + input.voxels->num_axes) {
         padded_ = (num_voxels_ + kLanes - 1) / kLanes * kLanes;
         features_ = Buffer<float>(padded_ * num_features_);
         std::fill(features_.get(), features_.get() + features_.size, 0.0f);
@@ -30,9 +34,71 @@ class ExactFilter final : public Filter {
                              sum + c * num_voxels_);
     }
 
+    // Pair by pair, as the weights are.
+    bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace&) override {
+        if (num_features_ > kMostFeatures) return false;
+        // Features were scaled to give exponents of 2.
+        constexpr float kUnscale = 1.0f / kSqrtHalfLog2e;
+        const int64_t num_items = padded_ / kLanes;
+        std::vector<double> sums(num_items * num_features_);
+        Buffer<float> sent(2 * num_voxels_ * num_channels);  // (voxel; channels of u, channels of v)
+        for (int64_t n = 0; n < num_voxels_; ++n)
+            for (int c = 0; c < num_channels; ++c) {
+                sent[2 * n * num_channels + c] = u[c * num_voxels_ + n];
+                sent[(2 * n + 1) * num_channels + c] = v[c * num_voxels_ + n];
+            }
+        pool_.run(num_items, [&](int64_t item, int) {
+            const int64_t first = item * kLanes, count = std::min<int64_t>(kLanes, num_voxels_ - first);
+            vfloat total[kMostFeatures]{}, pulled[kMostFeatures]{};
+            std::vector<vfloat> own(2 * num_channels);
+            for (int c = 0; c < num_channels; ++c) {
+                own[c] = load_some(u + c * num_voxels_ + first, count);
+                own[num_channels + c] = load_some(v + c * num_voxels_ + first, count);
+            }
+            for (int64_t begin = 0; begin < num_voxels_; begin += kPartial) {
+                vfloat partial[kMostFeatures]{};
+                for (int64_t m = begin; m < std::min(begin + kPartial, num_voxels_); ++m) {
+                    vfloat exponent{}, difference[kMostFeatures];
+                    for (int d = 0; d < num_features_; ++d) {
+                        const float* feature = features_.get() + d * padded_;
+                        difference[d] = load(feature + first) - feature[m];
+                        exponent -= difference[d] * difference[d];
+                    }
+                    const vfloat weight = exp2_nonpositive(exponent);
+                    const float *other_u = sent.get() + 2 * m * num_channels, *other_v = other_u + num_channels;
+                    vfloat forth{}, back{};
+                    for (int c = 0; c < num_channels; ++c) {
+                        forth += own[c] * other_v[c];
+                        back += own[num_channels + c] * other_u[c];
+                    }
+                    const vfloat product = weight * forth, both = weight * (forth + back);
+                    for (int d = 0; d < num_features_; ++d) {
+                        partial[d] += product * (difference[d] * difference[d]);
+                        pulled[d] += both * difference[d];
+                    }
+                }
+                for (int d = 0; d < num_features_; ++d) total[d] += partial[d];
+            }
+            for (int d = 0; d < num_features_; ++d) {
+                sums[item * num_features_ + d] = static_cast<double>(sum_lanes(total[d])) * static_cast<double>(kUnscale * kUnscale);
+                if (!pull || d >= num_modalities_) continue;
+                float* to = pull + d * num_voxels_ + first;
+                store_some(to, load_some(to, count) + pulled[d] * kUnscale, count);
+            }
+        });
+        for (int64_t item = 0; item < num_items; ++item) {
+            const double* of_item = sums.data() + item * num_features_;
+            for (int m = 0; m < num_modalities_; ++m) squared[m] += of_item[m];
+            for (size_t a = 0; a < axis_feature_.size(); ++a) squared[num_modalities_ + a] += of_item[num_modalities_ + axis_feature_[a]];
+        }
+        return true;
+    }
+
     std::string description() const override { return "exact (all " + std::to_string(num_voxels_) + " x N pairs)"; }
 
    private:
+    static constexpr int kMostFeatures = 12;
+
     void accumulate_group(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                           float* sum) {
         Buffer<float> sent(num_voxels_ * kGroup);  // (voxel, channel)
@@ -68,8 +134,9 @@ class ExactFilter final : public Filter {
 
     ThreadPool& pool_;
     int64_t num_voxels_, padded_;
-    int num_features_;
-    Buffer<float> features_;  // (feature, padded voxel), scaled by kSqrtHalfLog2e
+    int num_features_, num_modalities_;
+    std::vector<int> axis_feature_;  // which of the position features belongs to each box axis
+    Buffer<float> features_;         // (feature, padded voxel), scaled by kSqrtHalfLog2e
 };
 
 }  // namespace

@@ -34,10 +34,12 @@ class BasicFilter {
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
     virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
 
-    // Second moments of the kernel between u and v, where a filter has a faster way than filtering products with the features (moments.h):
-    // squared[f] += sum_c sum_nm u[c][n] K(n, m) v[c][m] (feature_f(n) - feature_f(m))^2, intensities first, box axes last. False: it has
-    // not.
-    virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, Workspace&) { return false; }
+    // Moments of the kernel between u and v, where a filter has a faster way than filtering products with the features x (moments.h):
+    // squared[f] += sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and where `pull` is given
+    // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has not.
+    virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, T* /*pull*/, Workspace&) {
+        return false;
+    }
 
     // Whether the filter does several columns of features at once faster than one after the other, and how:
     // cross[f] += sum_c <x_f u_c, K (x_f v_c)> for up to kMostColumns columns x_f.

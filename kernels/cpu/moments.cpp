@@ -59,6 +59,24 @@ void clear(T* values, int num_channels, int64_t num_voxels, ThreadPool& pool) {
     });
 }
 
+template <class T>
+T* clear_pull(const FeatureColumns<T>& features, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool) {
+    resize(buffers.pull, features.num_modalities() * num_voxels);
+    clear(buffers.pull.get(), features.num_modalities(), num_voxels, pool);
+    return buffers.pull.get();
+}
+
+template <class T>
+void add_pull(const FeatureColumns<T>& features, const T* pull, T* image, int64_t num_voxels, ThreadPool& pool) {
+    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+        for (int f = 0; f < features.num_modalities(); ++f) {
+            const T inverse = static_cast<T>(1 / features.theta(f));
+            for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels); ++n)
+                image[f * num_voxels + n] -= pull[f * num_voxels + n] * inverse;
+        }
+    });
+}
+
 // Several features at a time: squared[f] += <x_f^2, sum_c (v ktu + u kv)> - 2 cross_f.
 template <class T>
 void add_moments_together(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
@@ -151,7 +169,11 @@ template <class T>
 void add_moments(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
                  int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,
                  Workspace& workspace) {
-    if (!image && filter.second_moments(u, v, num_channels, squared, workspace)) return;
+    if (!image) {
+        if (filter.second_moments(u, v, num_channels, squared, nullptr, workspace)) return;
+    } else if (filter.second_moments(u, v, num_channels, squared, clear_pull(features, buffers, num_voxels, pool), workspace)) {
+        return add_pull(features, buffers.pull.get(), image, num_voxels, pool);
+    }
     if (!image && filter.has_cross_moments())
         return add_moments_together(filter, features, u, v, kv, ktu, num_channels, squared, buffers, num_voxels, pool, workspace);
     add_moments_singly(filter, features, u, v, kv, ktu, num_channels, squared, image, buffers, num_voxels, pool, workspace);

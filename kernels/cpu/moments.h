@@ -37,6 +37,7 @@ class FeatureColumns {
 template <class T>
 struct MomentBuffers {
     Buffer<T> columns, filtered, filtered_back;
+    Buffer<T> pull;  // (modality, voxel)
 };
 
 // Adds theta_f dS/dtheta_f to squared[f]; and dS/dimage to image, (modality, voxel), unless that is nullptr.

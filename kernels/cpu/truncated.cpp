@@ -66,8 +66,8 @@ class TruncatedFilter final : public Filter {
     }
 
     // Pair by pair, as the kernel's weights are: nothing is written but the sums.
-    bool second_moments(const float* u, const float* v, int num_channels, double* squared, Workspace& workspace) override {
-        if (num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
+    bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace& workspace) override {
+        if (pull || num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
         const int num_features = num_modalities_ + voxels_.num_axes;
         std::vector<double> sums(slabs_.size() * num_features);
         for (int c = 0; c < num_channels; c += kMomentChannels) {

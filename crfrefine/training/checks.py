@@ -1,0 +1,52 @@
+"""What is asked for, checked before anything is read: options that can be followed, regions that the labels have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from crfrefine.backends import get_backend
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.evaluation import Region, parse_region
+from crfrefine.training.dataset import LabeledCases
+from crfrefine.training.options import LEARNABLE, LOSSES, TrainingOptions
+
+
+def check_options(options: TrainingOptions) -> None:
+    """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    from crfrefine.outputs import check_writable
+
+    unknown = [name for name in options.learn if name not in LEARNABLE]
+    if unknown or not options.learn:
+        given = ", ".join(options.learn) or "nothing"
+        raise ConfigError(f"--learn: expected some of {', '.join(LEARNABLE)}, separated by commas; got {given}")
+    if options.loss not in LOSSES:
+        raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
+    if options.num_iterations is not None and options.num_iterations < 1:
+        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_iterations}")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
+    if options.output.suffix != ".toml" or options.output.is_dir():
+        raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
+    if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
+        raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
+    get_backend(options.device)
+    check_writable(options.output.parent)
+
+
+def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
+    """Return the regions asked for, or each foreground label.
+
+    Raises:
+        ConfigError: a region is not written as expected, is there twice, or has labels that the logits do not have.
+    """
+    if not texts:
+        return tuple(Region(name, (label,)) for label, name in enumerate(cases.label_names) if label > 0)
+    regions = tuple(parse_region(text) for text in texts)
+    for region in regions:
+        if max(region.labels) >= cases.num_labels:
+            raise ConfigError(f"--regions {region.name}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}")
+    twice = [name for name, count in Counter(region.name for region in regions).items() if count > 1]
+    if twice:
+        raise ConfigError(f"--regions: {twice[0]} is there twice")
+    return regions
