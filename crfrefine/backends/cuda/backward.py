@@ -87,7 +87,7 @@ class Backward:
         self._by_ones = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
         by_x = by_logits
         for t in reversed(range(len(steps))):
-            by_x = self._step_back(self._marginals(record[t], num_labels), dtype.type(steps[t]), by_x)
+            by_x = self._step_back(self._marginals(record[t], num_labels), float(steps[t]), by_x)
         self._found.scores += by_x
         if self._wants_moments:
             for m in range(len(self._kernels)):
@@ -101,10 +101,10 @@ class Backward:
         xp = self._voxels.device.xp
         if len(channels) == num_labels:
             return channels
-        rest = xp.maximum(channels.dtype.type(1.0) - channels.sum(axis=0), channels.dtype.type(0.0))
+        rest = xp.maximum(1.0 - channels.sum(axis=0), 0.0)
         return xp.concatenate([channels, rest[None]])
 
-    def _step_back(self, marginals: Any, step: Any, by_x: Any) -> Any:
+    def _step_back(self, marginals: Any, step: float, by_x: Any) -> Any:
         """From the derivative by the logits after a step to that by the logits before it."""
         y = step * by_x
         self._found.scores += y
@@ -113,7 +113,7 @@ class Backward:
         # Known up to one number a voxel, which the softmax does not see: the last label's is 0.
         own = self._voxels.device.xp.zeros_like(y)
         own[:-1] += by_marginals
-        return (step.dtype.type(1.0) - step) * by_x + marginals * (own - (marginals * own).sum(axis=0))
+        return (1.0 - step) * by_x + marginals * (own - (marginals * own).sum(axis=0))
 
     def _kernel_back(self, m: int, marginals: Any, y: Any, z: Any) -> Any:
         """One kernel's part of a step: (label but the last, voxel) derivatives by the marginals it was sent."""
@@ -170,7 +170,7 @@ class Backward:
         # By D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the side of what is received.
         total = self._by_scale[m] + self._by_ones[m] * kv
         if kernel.scales_sent:
-            u = scale.dtype.type(-0.5) * scale**3 * (total + ktu)
+            u = -0.5 * scale**3 * (total + ktu)
             row_sum = 1 / scale**2
         else:
             u = -(scale**2) * total

@@ -44,7 +44,7 @@ class ExactFilter:
     def __init__(self, bilateral: BilateralInput) -> None:
         """Take the features."""
         self._device = bilateral.voxels.device
-        self._features = bilateral.features * bilateral.features.dtype.type(_HALF_EXPONENT)
+        self._features = bilateral.features * _HALF_EXPONENT
         self._constants = {"CRF_FEATURES": bilateral.num_features}
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 

@@ -105,7 +105,7 @@ class CudaKernels:
             found = Backward(self._voxels, self._kernels, self._features, options, wants_theta=wants_theta, wants_image=wants_image).run(
                 self._device.upload(tape.record), tape.steps, by_out.reshape(self._num_labels, -1)[:, index]
             )
-            inverse = by_out.dtype.type(1.0) / by_out.dtype.type(temperature)
+            inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
             by_logits = by_out * inverse
             by_logits.reshape(self._num_labels, -1)[:, index] = found.scores * inverse
             by_temperature = -float((by_logits * given).sum(dtype=np.float64)) / temperature

@@ -134,7 +134,7 @@ class _Run:
         if num_channels < num_labels:
             self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
             for kernel, weight in zip(kernels, options.weights, strict=True):
-                self._weighted_ones += dtype.type(weight[0]) * kernel.ones
+                self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
         self._messages = xp.empty_like(self._marginals)

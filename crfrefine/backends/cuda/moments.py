@@ -84,4 +84,4 @@ def add_moments(
             squared[feature] += float((x * x * both - 2.0 * x * (u * kxv).sum(axis=0)).sum(dtype=np.float64))
         if wants_image:
             ktxu = filtered(plain, voxels, x * u, transposed=True)
-            by_image[feature] += ((u * kxv + v * ktxu).sum(axis=0) - x * both) / x.dtype.type(theta)
+            by_image[feature] += ((u * kxv + v * ktxu).sum(axis=0) - x * both) / theta

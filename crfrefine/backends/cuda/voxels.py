@@ -121,11 +121,11 @@ class BilateralInput:
         lowest, highest = [], []
         for m, theta in enumerate(theta_beta):
             inside = image[m].reshape(-1)[voxels.grid_index]
-            lowest.append(dtype.type(inside.min()))
-            highest.append(dtype.type(inside.max()))
+            lowest.append(float(inside.min()))
+            highest.append(float(inside.max()))
             if not bool(xp.isfinite(inside).all()):
                 raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
-            if (float(highest[m]) - float(lowest[m])) / theta > LARGEST_FEATURE:
+            if (highest[m] - lowest[m]) / theta > LARGEST_FEATURE:
                 raise CapacityError(
                     f"theta_beta {theta:f} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"
@@ -155,7 +155,7 @@ class BilateralInput:
         positions = [0.0] * voxels.num_axes
         for a, scale in enumerate(position_scale):
             positions[voxels.feature[a]] = (voxels.box_shape[a] - 1) * scale
-        spans = [(float(top) - float(bottom)) / theta for bottom, top, theta in zip(lowest, highest, theta_beta, strict=True)]
+        spans = [(top - bottom) / theta for bottom, top, theta in zip(lowest, highest, theta_beta, strict=True)]
         self.ranges = [(0.0, span) for span in (*spans, *positions)]
 
     def single(self) -> BilateralInput:
