@@ -6,23 +6,24 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import environment
 import numpy as np
+from numpy.typing import NDArray
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 from crfrefine import CrfParameters
 from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend, MeanFieldResult
-from crfrefine.backends.cuda import CudaBackend
+from crfrefine.backends.cuda.backend import CudaBackend
 from crfrefine.backends.cuda.device import row_width
 from crfrefine.errors import BackendUnavailableError
 
@@ -84,7 +85,7 @@ def check(gpu: Backend, cpu: Backend) -> dict[str, float]:
         small = replace(spec, name=f"{spec.name}-small", grid_shape=SMALL[spec.name], theta_alpha=3.0)
         arrays = make(replace(small, brain="no"))
         mask = np.random.default_rng(0).random(small.grid_shape) < 0.8 if spec.brain == "mask" else None
-        arrays = WorkloadArrays(arrays.image, arrays.logits, mask)
+        arrays = replace(arrays, mask=mask)
         for filter_name in ("exact", "truncated", "lattice"):
             parameters = parameters_of(small, num_iterations=5, filter_name=filter_name)
             once, twice, expected = (run(backend, small, arrays, parameters) for backend in (gpu, gpu, cpu))
@@ -156,15 +157,43 @@ def describe_gpu(xp: Any) -> dict[str, Any]:
     }
 
 
-def peers() -> dict[str, str]:
-    """Other GPU implementations that could be measured beside this one, and why they are not."""
-    found = {}
-    for name in ("monai", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def plain_torch(gpu: Backend) -> dict[str, Any]:
+    """One exact bilateral filtering in plain PyTorch on the same GPU, beside ours; or why there is none."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        return {"skipped": "torch is not installed"}
+    if not torch.cuda.is_available():
+        return {"skipped": "torch has no GPU"}
+    spec = replace(WORKLOADS["S"], name="torch", grid_shape=(40, 36, 31))
+    arrays = make(spec)
+    values = arrays.logits - arrays.logits.mean()
+    image = arrays.image.astype(np.float32) / np.float32(255.0)
+    axes = np.indices(spec.grid_shape).reshape(3, -1) * (np.array(spec.spacing)[:, None] / spec.theta_alpha)
+    features = torch.tensor(np.concatenate([image.reshape(1, -1) / spec.theta_beta, axes]).T, dtype=torch.float32, device="cuda")
+    sent = torch.tensor(values.reshape(len(values), -1).T, dtype=torch.float32, device="cuda")
+
+    def run_torch() -> NDArray[np.float32]:
+        parts = [torch.exp(-0.5 * torch.cdist(part, features).square()) @ sent for part in features.split(4096)]
+        return torch.cat(parts).T.cpu().numpy()
+
+    def run_ours() -> NDArray[np.float32]:
+        thetas = {"theta_alpha": (spec.theta_alpha,) * 3, "theta_beta": (spec.theta_beta,)}
+        return gpu.message(values, image, None, spec.spacing, **thetas, filter="exact").reshape(len(values), -1)
+
+    theirs, ours = run_torch(), run_ours()
+    difference = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
+    # cdist takes differences of large squares: 1e-3 of a sum is what float32 leaves of them.
+    require(difference < 1e-3, f"plain PyTorch's exact filter differs by {difference:.2g}")
+    seconds = {}
+    for name, function in (("torch", run_torch), ("ours", run_ours)):
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - started)
+        seconds[name] = min(times)
+    return {"torch": torch.__version__, "voxels": features.shape[0], "seconds": seconds, "relative_difference": difference}
 
 
 def main() -> None:
@@ -185,7 +214,7 @@ def main() -> None:
     sys.stderr.write(f"  {len(record['check'])} results agree with the CPU's\n")
     if not options.check_only:
         xp = gpu.device.xp
-        record["device"], record["peers"], record["workloads"] = describe_gpu(xp), peers(), {}
+        record["device"], record["plain_torch"], record["workloads"] = describe_gpu(xp), plain_torch(gpu), {}
         for spec in SPECS:
             arrays = make(spec)
             xp.get_default_memory_pool().free_all_blocks()

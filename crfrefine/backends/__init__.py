@@ -46,7 +46,7 @@ def _cpu(_: str) -> Backend:
 
 @cache
 def _cuda(device: str) -> Backend:
-    from crfrefine.backends.cuda import CudaBackend
+    from crfrefine.backends.cuda.backend import CudaBackend
     from crfrefine.backends.cuda.cupy_device import CupyDevice
 
     _, _, number = device.partition(":")

@@ -1,8 +1,5 @@
 """The GPU engine: kernels/cuda/*.cu, compiled for the device at hand when first needed.
 
-The orchestration (`backend`, `mean_field` and the filters) is written against `device.Device`, of which `cupy_device` is the real one.
+`backend` is the engine; it, `mean_field` and the filters are written against `device.Device`, of which `cupy_device` is the real one.
+Nothing is imported here: whether there is a GPU is asked at every start.
 """
-
-from crfrefine.backends.cuda.backend import CudaBackend
-
-__all__ = ["CudaBackend"]
