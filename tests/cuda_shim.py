@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import getpass
 import hashlib
 import os
 import shutil
@@ -50,7 +49,7 @@ def compiler() -> str | None:
 
 @cache
 def _library(source: KernelText) -> ctypes.CDLL:
-    folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{source.name}-{hashlib.sha256((source.text + repr(FLAGS)).encode()).hexdigest()[:24]}.so"
     if not path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class CudaBackend:
         """Take a device."""
         self.device = device
         self.name = device.name
+        self._lock = threading.Lock()  # one case at a time: each may need all the memory
 
     def mean_field(
         self,
@@ -68,7 +70,7 @@ class CudaBackend:
             watches_energy=parameters.normalization != "after",
         )
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with device.active(), _capacity(logits.shape):
+        with self._lock, device.active(), _capacity(logits.shape):
             needed = _estimate(logits, image, inside, options.num_channels)
             check_memory(device, needed, f"a case of {inside} voxels and {num_labels} labels")
             voxels = Voxels(device, logits.shape[1:], parameters.position_spacing(spacing), mask, axes)
@@ -112,7 +114,7 @@ class CudaBackend:
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
         device, num_channels = self.device, len(values)
-        with self.device.active(), _capacity(values.shape):
+        with self._lock, self.device.active(), _capacity(values.shape):
             voxels = Voxels(device, values.shape[1:], spacing, mask)
             plain: Filter
             if theta_beta is None or image is None:
