@@ -78,8 +78,8 @@ class CrfValues(nn.Module):
         self.num_modalities = num_modalities
         self.spatial_dims = spatial_dims
         self.num_iterations = parameters.mean_field.num_iterations if num_iterations is None else num_iterations
-        if self.num_iterations < 1:
-            raise ConfigError(f"num_iterations: expected at least 1, got {num_iterations}")
+        if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
+            raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
         self.threads = threads
         bilateral, smoothness = parameters.bilateral, parameters.spatial
         self._has_spatial = forms.is_nonzero(smoothness.weight) if spatial is None else spatial
@@ -115,7 +115,7 @@ class CrfValues(nn.Module):
         self.log_temperature = _parameter(forms.log_from_value(temperature, forms.TEMPERATURE_RANGE, "mean_field.temperature")[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
         self.freeze()
-        for group in learn:
+        for group in (learn,) if isinstance(learn, str) else learn:
             self.unfreeze(group)
 
     def _make_compatibility(self, start: CompatibilityParameters, kind: str, symmetric: bool | None) -> None:

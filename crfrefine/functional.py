@@ -119,7 +119,7 @@ def mean_field(
     # Kernels at hand have looked at the image before: it matters only if its gradient is wanted.
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
     if kernels is None:
-        kernels = build_kernels(
+        kernels = _build_kernels(
             image,
             bilateral=list(zip(alphas, betas, strict=True)),
             theta_gamma=theta_gamma,
@@ -132,15 +132,19 @@ def mean_field(
             num_iterations=num_iterations,
             threads=threads,
         )
-    _check_kernels(kernels, len(logits), len(weights))
+    _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
     divisor = spread(temperature, 1, "temperature")
     _positive(divisor, "temperature")
+    matrix = _matrix(compatibility, num_labels, dtype, logits.device)
+    for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix)):
+        if not torch.isfinite(values.detach()).all():
+            raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
     parameters = (
         torch.stack(weights) if weights else logits.new_zeros(0, num_labels, dtype=dtype),
         torch.stack(alphas) if alphas else logits.new_zeros(0, num_axes),
         torch.stack(betas) if betas else logits.new_zeros(0, num_modalities),
         theta_gamma,
-        _matrix(compatibility, num_labels, dtype, logits.device),
+        matrix,
         divisor[0],
     )
     items = [
@@ -186,6 +190,36 @@ def build_kernels(
     Raises:
         InputError, ConfigError, BackendUnavailableError, CapacityError: as `mean_field`.
     """
+    return _build_kernels(
+        image.detach().clone(),  # the way back reads it again, and the caller may have written over it by then
+        bilateral=bilateral,
+        theta_gamma=theta_gamma,
+        spacing=spacing,
+        mask=mask,
+        normalization=normalization,
+        filter=filter,
+        positions=positions,
+        num_labels=num_labels,
+        num_iterations=num_iterations,
+        threads=threads,
+    )
+
+
+def _build_kernels(
+    image: Tensor,
+    *,
+    bilateral: Sequence[tuple[Values, Values]],
+    theta_gamma: Values | None,
+    spacing: inputs.Spacing,
+    mask: Tensor | None,
+    normalization: str,
+    filter: str,  # noqa: A002 - the parameter's name in the configuration
+    positions: str,
+    num_labels: int,
+    num_iterations: int,
+    threads: int | None,
+) -> list[Kernels]:
+    """`build_kernels` on an image that stays as it is for as long as the kernels are used."""
     inputs.check_image(image)
     engine = inputs.engine_for(image.device)
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
@@ -246,9 +280,14 @@ def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, d
     return compatibility.to(dtype)
 
 
-def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int) -> None:
+def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
     if len(kernels) != num_items:
         raise InputError(f"kernels are {len(kernels)}, one a batch item; the batch has {num_items}")
     for item in kernels:
         if item.num_kernels != num_kernels:
             raise InputError(f"kernels were built for {item.num_kernels} terms, the model has {num_kernels}; build them anew")
+        if item.image_shape != image_shape or item.dtype != dtype:
+            raise InputError(
+                f"kernels were built for an image of shape {item.image_shape} in {item.dtype}, the call has {image_shape} in {dtype}; "
+                "build them anew (`dtype=torch.float64` for float64 logits)"
+            )

@@ -592,8 +592,78 @@ def test_kernels_for_another_model_are_refused() -> None:
     with pytest.raises(InputError, match="built for 1 terms, the model has 3"):
         small_layer()(logits, image, kernels=other)
     smaller = small_layer().build_kernels(image[..., :5])
-    with pytest.raises(InputError, match="the kernels were built for"):
+    with pytest.raises(InputError, match="kernels were built for an image of shape"):
         small_layer()(logits, image, kernels=smaller)
+    with pytest.raises(InputError, match=r"in float32, the call has .* in float64"):
+        small_layer()(logits.double(), image, kernels=small_layer().build_kernels(image))
+
+
+def test_prebuilt_kernels_do_not_see_what_is_written_over_their_image_later() -> None:
+    """The way back reads the intensities again: a loader that fills one buffer time after time must not change gradients."""
+    logits, image = batch(1)
+    layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
+    buffer = image / image.std()
+    kernels = layer.build_kernels(buffer)
+    wanted = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
+    buffer.copy_(torch.rand_like(buffer) * 100)
+    found = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(damping: float, masked: bool) -> None:
+    """As good as a logit 200 below (a marginal of 1e-87), for the output and for every gradient, that by the temperature too.
+
+    What rounding leaves of the gradient there, 1e-9 of 200 voxels, is all that may differ.
+    """
+    case = random_case(3, 2, 3, masked=masked, grid_shape=GRID)
+    logits, image = tensors(case)
+    mask = None if case.mask is None else torch.tensor(case.mask)
+    labels = logits[:, :2].argmax(1)
+    results = []
+    for lowest in (-torch.inf, -200.0):
+        forbidden = logits.clone()
+        forbidden[:, 2, :3] = lowest
+        forbidden.requires_grad_()
+        layer = small_layer(mean_field__damping=damping)
+        refined = layer(forbidden, image, case.spacing, mask)
+        nn.functional.cross_entropy(refined, labels).backward()
+        results.append([refined.softmax(1).detach(), forbidden.grad, *(parameter.grad for parameter in layer.parameters())])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_no_appearance_kernel_means_no_gradient_to_the_image() -> None:
+    logits, image = batch(1)
+    image.requires_grad_()
+    mean_field(logits, image, bilateral=[], spatial=(1.0, 2.0)).square().sum().backward()
+    assert not image.grad.any()
+
+
+@pytest.mark.parametrize("name", ["raw_bilateral_weight", "raw_compatibility"])
+def test_weights_that_became_nan_are_refused(name: str) -> None:
+    layer = CrfRnn(3, 2, 3, parameters_with(), compatibility="full")
+    with torch.no_grad():
+        getattr(layer, name).fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite"):
+        layer(*batch(1))
+
+
+def test_kernels_at_rest_hold_no_threads() -> None:
+    """Kernels are kept for many cases at a time; workers that only wait would fill the system's table of threads."""
+    from pathlib import Path
+
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("counts the threads of the process in /proc")
+    logits, image = batch(1)
+    layer = CrfRnn(3, 2, 3, parameters_with(), threads=4)
+    before = len(list(tasks.iterdir()))
+    kept = [layer.build_kernels(image) for _ in range(20)]
+    refined = [layer(logits, image, kernels=kernels) for kernels in kept]
+    assert len(refined) == 20
+    assert len(list(tasks.iterdir())) < before + 20
 
 
 def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:

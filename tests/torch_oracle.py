@@ -135,7 +135,8 @@ class OracleKernels:
         normalization: str = "symmetric",
         filter: str = "exact",  # noqa: A002 - the parameter's name in the configuration
     ) -> None:
-        self.dtype = image.dtype
+        self.dtype = image.dtype.name
+        self.image_shape = image.shape
         self.image = torch.tensor(image, dtype=torch.float64)
         self.mask = None if mask is None else torch.tensor(mask)
         self.num_bilateral = len(bilateral)

@@ -96,6 +96,10 @@ class Kernels(Protocol):
     """The bilateral ones, then the spatial one."""
     num_voxels: int
     """Inside the mask."""
+    image_shape: tuple[int, ...]
+    """(M, *grid) of the image they were built for."""
+    dtype: str
+    """"float32" or "float64": of that image, and of all arrays."""
 
     def forward(
         self,

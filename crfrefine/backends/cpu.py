@@ -206,6 +206,8 @@ class CpuKernels:
         self._num_bilateral = num_bilateral
         self.num_kernels = num_bilateral + has_spatial
         self.num_voxels = int(built.num_voxels())
+        self.image_shape = image.shape
+        self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
 
     def forward(
@@ -249,7 +251,7 @@ class CpuKernels:
         """Return the derivatives of a loss; see `Kernels.backward`."""
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
-        by_image = np.empty_like(self._image) if wants_image else None
+        by_image = np.zeros_like(self._image) if wants_image else None
         try:
             sums = self._built.backward(
                 logits,

@@ -179,7 +179,8 @@ class ReferenceKernels:
     ) -> None:
         self._inside = inside
         self._dtype = np.float64 if image.dtype == np.float64 else np.float32
-        self._image_shape = image.shape
+        self.image_shape = image.shape
+        self.dtype = np.dtype(self._dtype).name
         self._normalization = normalization
         # Intensities first, positions last, as in kernel_features.
         self._thetas = [np.array([*theta_beta, *theta_alpha], dtype=np.float64) for theta_alpha, theta_beta in bilateral]
@@ -262,8 +263,8 @@ class ReferenceKernels:
         outside = ~self._inside
         by_temperature = found.temperature - float((by_logits * logits)[:, outside].sum()) / temperature
         by_logits[:, self._inside] = found.logits.T
-        num_modalities = self._image_shape[0]
-        by_image = np.zeros(self._image_shape)
+        num_modalities = self.image_shape[0]
+        by_image = np.zeros(self.image_shape)
         for columns, theta in zip(found.features[: self._num_bilateral], self._thetas, strict=False):
             by_image[:, self._inside] += (columns / theta)[:, :num_modalities].T
         # A feature is a coordinate over its bandwidth.

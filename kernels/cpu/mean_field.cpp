@@ -64,7 +64,8 @@ class MeanField {
         double negative_entropy = start.negative_entropy, last_energy = 0;
         // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
         const bool may_stop = options_.tolerance > 0;
-        const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && (record_ || !options_.is_potts));
+        // The energy of a Potts model with one weight for all labels does not rise.
+        const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
         if (keep || options_.num_iterations == 0) write_start(out);
         kept_ = keep ? out : nullptr;
         for (int t = 0; t < options_.num_iterations; ++t) {
@@ -270,6 +271,7 @@ class MeanField {
         T* messages = messages_.get() + begin;
         load_logits(block, x);
 
+        const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
         Lanes linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const Lanes largest = largest_row<L>(x + i);
@@ -300,7 +302,8 @@ class MeanField {
                         pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels + l];
                 }
                 const Lanes a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
-                linear += valid ? (a - largest) * old : Lanes{};
+                // A label that a logit of minus infinity forbids has no part in the sum.
+                linear += (valid & (a >= lowest)) ? (a - largest) * old : Lanes{};
                 quadratic += valid ? pairwise * old : Lanes{};
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
@@ -341,7 +344,8 @@ class MeanField {
         if (kept_) load_from_grid(kept_, T{1}, block, old);
         for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
             const Lanes from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
-            store(x + i, from + (load(x + i) - from) * step_);
+            const Lanes to = load(x + i);
+            store(x + i, from == to ? to : from + (to - from) * step_);  // not only faster: both may be minus infinity
         }
     }
 

@@ -1,6 +1,7 @@
 #include "cpu/mean_field_backward.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/simd.h"
 
@@ -369,8 +370,9 @@ class Backward {
             for (int l = 0; l < num_labels_; ++l) {
                 const T* gradient = grad_logits + l * voxels_.grid_size;
                 const T* logits = input_.logits + l * voxels_.grid_size;
+                // A logit of minus infinity has no gradient but for rounding, and no part in the sum.
                 for (int64_t i = block * kVoxelBlock; i < std::min((block + 1) * kVoxelBlock, voxels_.grid_size); ++i)
-                    total += static_cast<double>(gradient[i]) * static_cast<double>(logits[i]);
+                    if (std::isfinite(logits[i])) total += static_cast<double>(gradient[i]) * static_cast<double>(logits[i]);
             }
             sums[block] = total;
         });

@@ -152,6 +152,7 @@ class Kernels {
         const BlockCache cache;
         pool_ = std::make_unique<ThreadPool>(threads);
         pool_->poll = check_signals;
+        const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(shape, spacing, mask_data(mask));
         Workspace workspace;
         set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
@@ -160,6 +161,12 @@ class Kernels {
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
     std::vector<std::string> descriptions() const { return set_->descriptions; }
+
+    // Between calls the pool's workers do not exist.
+    struct Rest {
+        ThreadPool& pool;
+        ~Rest() { pool.rest(); }
+    };
 
     // record: (step, channel, voxel), filled in; one channel less than labels where each kernel has one weight for all labels. Returns the
     // length of each step.
@@ -171,6 +178,7 @@ class Kernels {
                 "the record has another shape than (steps, channels, voxels)");
         nb::gil_scoped_release release;
         const std::lock_guard<std::mutex> lock(mutex_);
+        const Rest rest{*pool_};
         const BlockCache cache;
         Workspace workspace;
         return run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), record.data(), *pool_, workspace, StepCallback())
@@ -189,6 +197,7 @@ class Kernels {
         {
             nb::gil_scoped_release release;
             const std::lock_guard<std::mutex> lock(mutex_);
+            const Rest rest{*pool_};
             const BlockCache cache;
             Workspace workspace;
             const BackwardInput<T> input{logits.data(), record.data(), step, gradient.data(), wants_theta};

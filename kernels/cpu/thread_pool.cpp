@@ -13,21 +13,29 @@ constexpr std::chrono::milliseconds kPollInterval{50};
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads) : num_threads_(std::max(1, std::min(num_threads, kMostThreads))) {}
+
+void ThreadPool::start_workers() {
+    if (!workers_.empty()) return;
     try {
-        for (int t = 1; t < std::min(num_threads, kMostThreads); ++t) workers_.emplace_back([this, t] { work(t); });
+        const uint64_t seen = generation_;
+        for (int t = 1; t < num_threads_; ++t) workers_.emplace_back([this, t, seen] { work(t, seen); });
     } catch (const std::system_error&) {
         // The system gives no more threads: those that there are do the work, with the same result.
     }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { rest(); }
+
+void ThreadPool::rest() {
     {
         std::lock_guard lock(mutex_);
         stopping_ = true;
     }
     start_.notify_all();
     for (auto& worker : workers_) worker.join();
+    workers_.clear();
+    stopping_ = false;
 }
 
 void ThreadPool::take_items(int thread) {
@@ -51,8 +59,7 @@ void ThreadPool::poll_if_due() {
     poll();
 }
 
-void ThreadPool::work(int thread) {
-    uint64_t seen = 0;
+void ThreadPool::work(int thread, uint64_t seen) {
     for (;;) {
         {
             std::unique_lock lock(mutex_);
@@ -71,6 +78,7 @@ void ThreadPool::work(int thread) {
 
 void ThreadPool::run(int64_t num_items, const std::function<void(int64_t, int)>& body) {
     if (num_items <= 0) return;
+    if (num_threads_ > 1 && num_items > 1) start_workers();
     if (workers_.empty() || num_items == 1) {
         for (int64_t item = 0; item < num_items; ++item) {
             body(item, 0);

@@ -21,7 +21,11 @@ class ThreadPool {
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+    // The caller and its workers; there may be fewer once the system gives no more.
+    int num_threads() const { return num_threads_; }
+
+    // Ends the workers until the next run: a pool that is kept for later holds no threads, which a fork would lose.
+    void rest();
 
     // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0).
     // The first exception of a body is rethrown here once all threads are done.
@@ -31,10 +35,12 @@ class ThreadPool {
     std::function<void()> poll;
 
    private:
-    void work(int thread);
+    void start_workers();
+    void work(int thread, uint64_t seen);
     void take_items(int thread);
     void poll_if_due();
 
+    const int num_threads_;
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable start_, done_;
