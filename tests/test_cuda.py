@@ -379,3 +379,20 @@ def test_recorded_steps_do_what_launched_ones_do(monkeypatch: pytest.MonkeyPatch
                 results.append(cuda_shim.shim_backend().mean_field(case.logits, case.image, case.mask, case.spacing, parameters))
             np.testing.assert_array_equal(results[0].logits, results[1].logits)
             assert results[0].energy == results[1].energy
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_minus_infinity_forbids_a_label(damping: float) -> None:
+    """As a logit of -200 does, whose marginal is 0 in float32 too: the same energies, and nothing that is not a number."""
+    case = random_case(3, masked=True)
+    results = []
+    for lowest in (-np.inf, -200.0):
+        logits = case.logits.copy()
+        logits[1][:, :2] = lowest
+        parameters = resolve(case, mean_field__damping=damping)
+        results.append(cuda_shim.shim_backend().mean_field(logits, case.image, case.mask, case.spacing, parameters))
+    forbidden, unlikely = results
+    assert np.isneginf(forbidden.logits[1][:, :2]).all()
+    assert not np.isnan(forbidden.logits).any()
+    np.testing.assert_allclose(forbidden.energy, unlikely.energy, rtol=1e-6)
+    np.testing.assert_allclose(forbidden.logits[::2], unlikely.logits[::2], atol=1e-4)

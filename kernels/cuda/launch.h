@@ -25,11 +25,13 @@ using uint16 = unsigned short;
 // Of all values. Double for layers in float64; the lattice is built from single precision either way.
 #if CRF_DOUBLE
 using Real = double;
-constexpr Real kTiny = 2.2250738585072014e-308;   // smallest normal number: keeps divisors and logarithms' arguments off zero
-constexpr Real kEpsilon = 2.220446049250313e-16;  // spacing of numbers at 1
+constexpr Real kTiny = 2.2250738585072014e-308;    // smallest normal number: keeps divisors and logarithms' arguments off zero
+constexpr Real kLowest = -1.7976931348623157e308;  // least finite number
+constexpr Real kEpsilon = 2.220446049250313e-16;   // spacing of numbers at 1
 #else
 using Real = float;
 constexpr Real kTiny = 1.17549435e-38f;
+constexpr Real kLowest = -3.40282347e38f;
 constexpr Real kEpsilon = 1.1920929e-7f;
 #endif
 

@@ -11,6 +11,7 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
+constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so is what it is multiplied with, also where a logit is minus infinity
 constexpr bool kImplied = kChannels < kLabels;
 constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
@@ -66,7 +67,7 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
     Real total = Real(0.0), weighted = Real(0.0);
     CRF_UNROLL
     for (int l = 0; l < kLabels; ++l) {
-        const Real shifted = x[l] - largest;
+        const Real shifted = larger(x[l] - largest, kVanished);
         const Real e = exp(shifted);
         total += e;
         weighted += e * shifted;
@@ -169,7 +170,8 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
                 CRF_UNROLL
                 for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
             }
-            linear += (x[l] - largest) * old[l];
+            // A label that a logit of minus infinity forbids has no part in the sum.
+            if (x[l] >= kLowest) linear += (x[l] - largest) * old[l];
             quadratic += pairwise * old[l];
             x[l] -= pairwise;
         }
@@ -177,7 +179,7 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
             CRF_UNROLL
             for (int l = 0; l < kLabels; ++l) {
                 const Real from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
-                x[l] = from + (x[l] - from) * step;
+                if (x[l] != from) x[l] = from + (x[l] - from) * step;  // both may be minus infinity
             }
         }
         if (out) {

@@ -44,7 +44,9 @@ class CudaKernels:
         self._device = device
         given = device.upload(image)
         self._image = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
-        self._grid_shape = tuple(self._image.shape[1:])
+        self.image_shape = tuple(self._image.shape)
+        self.dtype = str(self._image.dtype)
+        self._grid_shape = self.image_shape[1:]
         self._normalization, self._num_labels, self._num_bilateral = normalization, num_labels, len(bilateral)
         self._voxels = Voxels(device, self._grid_shape, spacing, mask)
         thetas = [(_floats(theta_alpha), _floats(theta_beta)) for theta_alpha, theta_beta in bilateral]
@@ -108,10 +110,13 @@ class CudaKernels:
             inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
             by_logits = by_out * inverse
             by_logits.reshape(self._num_labels, -1)[:, index] = found.scores * inverse
-            by_temperature = -float((by_logits * given).sum(dtype=np.float64)) / temperature
+            # A logit of minus infinity has no gradient but for rounding, and no part in the sum.
+            xp = self._device.xp
+            finite = xp.where(xp.isfinite(given), given, xp.zeros_like(given))
+            by_temperature = -float((by_logits * finite).sum(dtype=np.float64)) / temperature
             by_image = None
             if wants_image:
-                by_image = self._device.xp.zeros_like(self._image)
+                by_image = xp.zeros_like(self._image)
                 if found.image is not None and len(found.image) > 0:
                     by_image.reshape(len(by_image), -1)[:, index] = found.image
             num_modalities = len(self._image)

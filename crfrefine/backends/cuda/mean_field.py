@@ -101,7 +101,9 @@ def run_mean_field(
     run = _Run(voxels, kernels, options, logits, records=records)
     may_stop = options.tolerance > 0.0
     # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
-    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and (records or not options.is_potts))
+    # The energy of a Potts model with one weight for all labels does not rise.
+    may_rise = not (options.is_potts and options.num_channels < len(options.compatibility))
+    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and may_rise)
     repeat: Callable[[], None] | None = None
     for t in range(options.num_iterations):
         if progress is not None:
