@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.evaluation.comparison import MEAN, ResultTable, format_p, plain
-from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, holm
+from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, detectable_difference, holm
 from crfrefine.evaluation.wilcoxon import smallest_p_value
 
 ENDPOINT = "dice"
@@ -153,7 +153,9 @@ def _decide(subject: str, primary: PairedComparison, p_holm: float, rivals: Sequ
     if direction is None:
         return Outcome.MIXED, _mixed(primary, figures)
     if direction == 0:
-        power = f"; a mean difference below {100 * primary.detectable_difference:.2f} points could hardly have been seen"
+        # Holm's strictest level: how far it is relaxed depends on the other comparisons.
+        seen = detectable_difference(primary.standard_deviation, count, alpha=alpha / family)
+        power = f"; a mean difference below {100 * seen:.2f} points could hardly have been seen"
         return Outcome.NO_DIFFERENCE, f"no significant difference ({figures}{power}): do not use it"
     if direction < 0:
         return Outcome.HURTS, f"it hurts ({figures}): do not use it"

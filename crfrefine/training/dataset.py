@@ -126,7 +126,7 @@ def find_cases(data: DataFolders) -> LabeledCases:
                 raise InputError(f"case {case.case_id!r}: {size} {what}, but case {files[0].case_id!r} has {expected}; all must be alike")
     if first is None:
         raise InputError(f"{data.images}: no case found")
-    description = read_dataset_description(data.images)
+    description = _read_description(data.images)
     return LabeledCases(tuple(files), *first, _label_names(description, first[0]), description, tuple(files.notes))
 
 
@@ -159,12 +159,25 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask
     return case
 
 
+def _read_description(folder: Path) -> DatasetDescription | None:
+    """Read `dataset.json`, and say what is expected where its entries are of another kind."""
+    try:
+        return read_dataset_description(folder)
+    except InputError as error:
+        if not isinstance(error.__context__, AttributeError | TypeError):
+            raise
+        path = str(error).partition(": not a dataset.json")[0]
+        expected = 'expected a mapping with "labels", such as {"labels": {"background": 0, "tumor": 1}}'
+        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {expected}") from None
+
+
 def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:
     names = {0: "background"}
     if description is not None:
         names.update({value: name for name, value in description.labels.items() if isinstance(value, int)})
         names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
-    return tuple(names.get(label, f"label {label}") for label in range(num_labels))
+    # No tabs or line breaks in tables.
+    return tuple(" ".join(names.get(label, "").split()) or f"label {label}" for label in range(num_labels))
 
 
 def _and(parts: Iterable[str]) -> str:
