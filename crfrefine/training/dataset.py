@@ -126,7 +126,7 @@ def find_cases(data: DataFolders) -> LabeledCases:
                 raise InputError(f"case {case.case_id!r}: {size} {what}, but case {files[0].case_id!r} has {expected}; all must be alike")
     if first is None:
         raise InputError(f"{data.images}: no case found")
-    description = _read_description(data.images)
+    description = read_dataset_description(data.images)
     return LabeledCases(tuple(files), *first, _label_names(description, first[0]), description, tuple(files.notes))
 
 
@@ -157,18 +157,6 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask
             raise InputError(f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored")
         case = replace(case, labels=np.where(ignored, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels)))
     return case
-
-
-def _read_description(folder: Path) -> DatasetDescription | None:
-    """Read `dataset.json`, and say what is expected where its entries are of another kind."""
-    try:
-        return read_dataset_description(folder)
-    except InputError as error:
-        if not isinstance(error.__context__, AttributeError | TypeError):
-            raise
-        path = str(error).partition(": not a dataset.json")[0]
-        expected = 'expected a mapping with "labels", such as {"labels": {"background": 0, "tumor": 1}}'
-        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {expected}") from None
 
 
 def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from typing import Any
 import crfrefine
 from crfrefine.config import CrfParameters
 from crfrefine.evaluation import Region, ResultTable, SummaryRow, Verdict, summarize, summary_dicts
-from crfrefine.evaluation.comparison import plain
 from crfrefine.io.atomic import atomic_file
+from crfrefine.summary import without_nonfinite
 from crfrefine.training.baselines import VectorScaling
 from crfrefine.training.comparison import LARGEST, NETWORK, TRAINED_LARGEST, Values, judge, make_table
 from crfrefine.training.dataset import LabeledCases
@@ -201,7 +201,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
     options, cases = result.options, result.cases
     read, alone = result.verdicts
-    report: dict[str, Any] = plain(
+    report: dict[str, Any] = without_nonfinite(
         {
             "schema": SCHEMA,
             "version": crfrefine.__version__,
