@@ -88,6 +88,8 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, Mapping) or not isinstance(content.get("labels", {}), Mapping):
+            raise ValueError('expected a mapping with "labels", such as {"labels": {"background": 0, "tumor": 1}}')
         channels = content.get("channel_names", content.get("modality", {}))
         if isinstance(channels, Mapping):
             channels = [channels[key] for key in sorted(channels, key=int)]

@@ -119,7 +119,7 @@ def mean_field(
     # Kernels at hand have looked at the image before: it matters only if its gradient is wanted.
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
     if kernels is None:
-        kernels = _build_kernels(
+        kernels = build_kernels(
             image,
             bilateral=list(zip(alphas, betas, strict=True)),
             theta_gamma=theta_gamma,
@@ -131,6 +131,7 @@ def mean_field(
             num_labels=num_labels,
             num_iterations=num_iterations,
             threads=threads,
+            copy=False,
         )
     _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
     divisor = spread(temperature, 1, "temperature")
@@ -168,6 +169,7 @@ def build_kernels(
     num_labels: int,
     num_iterations: int = 5,
     threads: int | None = None,
+    copy: bool = True,
 ) -> list[Kernels]:
     """Build what depends on images and bandwidths alone, to be used in many calls of `mean_field` while these stay the same.
 
@@ -183,6 +185,7 @@ def build_kernels(
         num_labels: L.
         num_iterations: steps.
         threads: None: as many as `torch.get_num_threads()`.
+        copy: whether the kernels keep an image of their own; the way back reads it again, so False is for one that nobody writes over.
 
     Returns:
         One object for each batch item. It may be used in one call at a time.
@@ -190,36 +193,6 @@ def build_kernels(
     Raises:
         InputError, ConfigError, BackendUnavailableError, CapacityError: as `mean_field`.
     """
-    return _build_kernels(
-        image.detach().clone(),  # the way back reads it again, and the caller may have written over it by then
-        bilateral=bilateral,
-        theta_gamma=theta_gamma,
-        spacing=spacing,
-        mask=mask,
-        normalization=normalization,
-        filter=filter,
-        positions=positions,
-        num_labels=num_labels,
-        num_iterations=num_iterations,
-        threads=threads,
-    )
-
-
-def _build_kernels(
-    image: Tensor,
-    *,
-    bilateral: Sequence[tuple[Values, Values]],
-    theta_gamma: Values | None,
-    spacing: inputs.Spacing,
-    mask: Tensor | None,
-    normalization: str,
-    filter: str,  # noqa: A002 - the parameter's name in the configuration
-    positions: str,
-    num_labels: int,
-    num_iterations: int,
-    threads: int | None,
-) -> list[Kernels]:
-    """`build_kernels` on an image that stays as it is for as long as the kernels are used."""
     inputs.check_image(image)
     engine = inputs.engine_for(image.device)
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
@@ -241,7 +214,7 @@ def _build_kernels(
         inside = masks[index]
         result.append(
             engine.kernels(
-                to_array(item.to(inputs.compute_dtype(item))),
+                to_array(item.to(inputs.compute_dtype(item), copy=copy)),
                 None if inside is None else inside.cpu().numpy(),
                 steps[index] if positions == "mm" else (1.0,) * num_axes,
                 bilateral=thetas,

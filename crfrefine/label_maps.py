@@ -43,3 +43,14 @@ def count_labels(labels: NDArray[Any], num_labels: int) -> tuple[int, ...]:
 def count_changes(before: NDArray[Any], after: NDArray[Any]) -> int:
     """Return the number of voxels whose label differs."""
     return int(np.count_nonzero(before != after))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """Slices that hold all True voxels; None when there are none."""
+    box = []
+    for axis in range(mask.ndim):
+        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        if occupied.size == 0:
+            return None
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(box)

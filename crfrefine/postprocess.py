@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.config import PostprocessParameters
+from crfrefine.label_maps import bounding_box
 
 Label = TypeVar("Label", bound=np.integer[Any])
 
@@ -44,7 +45,7 @@ def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool
     """Set the components of `group` that are not wanted to 0 in `result`, in place."""
     from scipy import ndimage
 
-    box = _bounding_box(group)
+    box = bounding_box(group)
     if box is None:
         return
     components, count = ndimage.label(group[box], structure=np.ones((3,) * group.ndim, dtype=bool))
@@ -59,14 +60,3 @@ def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool
     keep[0] = True
     if not keep.all():
         result[box][~keep[components]] = 0
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Slices that hold all True voxels; None when there are none."""
-    box = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if occupied.size == 0:
-            return None
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return tuple(box)

@@ -116,7 +116,7 @@ class RunSummary:
         head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
         cases = [dataclasses.asdict(record) for record in self.cases]
-        summary: dict[str, Any] = _without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
+        summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
         return summary
 
     def to_json(self) -> str:
@@ -124,14 +124,14 @@ class RunSummary:
         return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
 
 
-def _without_nonfinite(value: Any) -> Any:
+def without_nonfinite(value: Any) -> Any:
     """Return the value with None for each NaN and infinity in it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _without_nonfinite(entry) for key, entry in value.items()}
+        return {key: without_nonfinite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_without_nonfinite(entry) for entry in value)
+        return type(value)(without_nonfinite(entry) for entry in value)
     return value
 
 

@@ -200,3 +200,18 @@ def test_arrays_of_another_shape_are_refused(compiled_backend):
 def test_the_grid_filter_refuses_float64():
     with pytest.raises(InputError, match="single precision"):
         Problem(2, filter_name="grid").gradients(get_backend("cpu"))
+
+
+def test_a_forbidden_label_leaves_step_control_in_force():
+    """One logit of minus infinity is in no energy: steps are halved as they are for a very low one."""
+    problem = Problem(3)
+    problem.values["compatibility"] = np.array([[0.0, -3.0, 1.0], [2.0, 0.0, -2.0], [-1.0, 3.0, 0.0]])
+    problem.values["weights"][:] = 20.0
+    steps = []
+    for lowest in (-np.inf, -200.0):
+        logits = problem.values["logits"].copy()
+        logits[2, 0] = lowest
+        kernels = problem.kernels(get_backend("cpu"), problem.values)
+        steps.append(kernels.forward(logits, num_iterations=8, **problem.settings(problem.values)).steps)
+    assert steps[0] == steps[1]
+    assert min(steps[0]) < 1.0

@@ -11,8 +11,9 @@ from cli_helpers import command, files_in, load_nifti, run_here, run_process
 from training_helpers import write_cases
 
 from crfrefine.config import CrfParameters
-from crfrefine.evaluation import Outcome
-from crfrefine.training.comparison import METHODS
+from crfrefine.evaluation import Outcome, verdict
+from crfrefine.training import results
+from crfrefine.training.comparison import LARGEST, MEASURED, METHODS, TRAINED_LARGEST
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -79,7 +80,8 @@ def test_the_report_holds_what_was_found(trained, data):
         assert fold["vector_scaling"]["temperature"] > 0
     assert CrfParameters.from_dict(report["parameters"]) == values_of(output)
     measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
-    assert len(measured) == 4 * len(METHODS) * 2 * 3
+    assert len(measured) == 4 * len(MEASURED) * 2 * 3
+    assert not any(part["stopped_by_time"] for part in (report["final"], *(fold["fit"] for fold in report["folds"])))
     truth, network = load_nifti(data / "labels" / "case2.nii.gz") == 3, load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
     assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
@@ -191,8 +193,34 @@ def test_a_run_ends_regularly_when_its_time_is_up(data, tmp_path):
     result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 3000, "--max-minutes", 0.03)
     assert result.status == 0, result.stderr
     assert time.monotonic() - started < 60
-    assert result.stdout.splitlines()[-1].startswith("verdict: ")
+    assert result.stdout.splitlines()[-1].startswith("verdict: the time ran out before the training was finished: ")
     CrfParameters.load(tmp_path / "p.toml")
+    head = " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
+    assert "ran out in 2 of 2 folds before their training was finished" in head
+    assert all(fold["fit"]["stopped_by_time"] for fold in json.loads((tmp_path / "p.report.json").read_text())["folds"])
+
+
+def test_without_any_time_the_starts_are_still_candidates(data, tmp_path):
+    """Here an untrained CRF gains many points, so that its weights must not become 0."""
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--max-minutes", 0.0001)
+    assert result.status == 0, result.stderr
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-1])}
+    assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
+    assert np.max(CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight) > 0
+    assert "training on all cases brought nothing better" in " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
+
+
+def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(data, tmp_path, monkeypatch):
+    def combined(table):
+        return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
+
+    monkeypatch.setattr(results, "judge", combined)
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, "-q")
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "p.report.json").read_text())
+    assert report["keep_largest"] in ("foreground", "each")
+    assert CrfParameters.load(tmp_path / "p.toml").postprocess.keep_largest == report["keep_largest"]
+    assert f'postprocess.keep_largest: "{report["keep_largest"]}", best on all cases' in (tmp_path / "p.toml").read_text()
 
 
 def test_what_is_not_learned_stays_as_given(data, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.evaluation import Measurement, Outcome, ResultTable, holm, verdict
+from crfrefine.evaluation import Measurement, Outcome, ResultTable, detectable_difference, holm, verdict
 
 SUBJECT = "the trained CRF"
 
@@ -81,6 +81,14 @@ def test_no_significant_difference():
         f"no significant difference (mean Dice +0.05 points, 95 % CI {low} to {high}, p {judged.p_holm:.2g}, 16 of 30 cases better; "
         f"a mean difference below {power:.2f} points could hardly have been seen): do not use it"
     )
+
+
+def test_with_rivals_the_difference_that_could_be_seen_is_larger():
+    gains = {"crf": _spread(30, 0.05, 1.0), "scaling": _spread(30, 0.0, 1.0)[::-1], "smoothing": _spread(30, 0.0, 0.5)[::-1]}
+    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "smoothing"))
+    seen = 100 * detectable_difference(judged.comparison.standard_deviation, 30, alpha=0.05 / 3)
+    assert seen > 100 * judged.comparison.detectable_difference + 0.01
+    assert f"a mean difference below {seen:.2f} points could hardly have been seen" in judged.sentence
 
 
 def test_no_difference_at_all():

@@ -15,7 +15,17 @@ PACKAGE = Path(crfrefine.__file__).parent
 # From the bottom up. A module or folder imports from itself and from lines above its own, nothing else. A new one needs a line here.
 LAYERS = (
     ("errors",),
-    ("_config_checks", "_config_resolved", "_config_toml", "_layer_parameters", "label_maps", "probabilities", "scores", "threads", "volume"),
+    (
+        "_config_checks",
+        "_config_resolved",
+        "_config_toml",
+        "_layer_parameters",
+        "label_maps",
+        "probabilities",
+        "scores",
+        "threads",
+        "volume",
+    ),
     ("_config_sections",),
     ("config",),
     ("features", "io", "postprocess", "reference", "summary"),

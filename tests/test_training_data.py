@@ -7,12 +7,15 @@ import pytest
 from cli_helpers import save_nifti
 from training_helpers import GRID_SHAPE, as_case, crops, phantom, write_cases
 
+from crfrefine.case import CaseFiles
 from crfrefine.config import IntensityParameters
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.features import normalize_intensity
 from crfrefine.label_maps import argmax_labels
 from crfrefine.phantom import NUM_LABELS
 from crfrefine.training import crops as cropping
+from crfrefine.training.checkpoint import fingerprint
+from crfrefine.training.checks import choose_regions
 from crfrefine.training.crops import CropStore, count_confusion, make_crop
 from crfrefine.training.dataset import find_cases, locate_folders, read_labeled
 from crfrefine.training.folds import choose_num_folds, make_folds
@@ -107,6 +110,43 @@ def test_ignored_voxels_count_nowhere(tmp_path):
     crop = make_crop(case, IntensityParameters())
     confusion = count_confusion(crop.labels[crop.mask], argmax_labels(crop.logits)[crop.mask], NUM_LABELS) + crop.outside
     assert confusion.sum() == np.prod(GRID_SHAPE) // 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"mean": 1, "a\tb\n c": 2, " ": 3}, ["label 1", "a b c", "label 3"]),
+        ({"a": 1, " a": 2, "b": 3}, ["label 1", "label 2", "b"]),
+        ({"label 2": 1, "mean": 2, "b": 3}, ["label 1", "label 2", "label 3"]),
+        ({"a": 1, "b": 2, "ignore": 3}, ["a", "b"]),
+    ],
+)
+def test_default_regions_have_names_that_tables_can_hold(tmp_path, labels, names):
+    write_cases(tmp_path, 2)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}}))
+    regions = choose_regions((), find_cases(locate_folders(tmp_path)))
+    assert [region.name for region in regions] == names
+    assert [region.labels for region in regions] == [(number + 1,) for number in range(len(names))]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"labels": [1, 2]}', '{"labels": 3}'])
+def test_a_malformed_dataset_json_is_refused_in_plain_words(tmp_path, content):
+    write_cases(tmp_path, 2)
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it") as caught:
+        find_cases(locate_folders(tmp_path))
+    assert "object" not in str(caught.value)
+
+
+def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
+    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header.write_text("ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n")
+    voxels.write_bytes(bytes(4))
+    case = CaseFiles("a", (header,), (), None, None)
+    before = fingerprint({}, (case,))
+    assert fingerprint({}, (case,)) == before
+    voxels.write_bytes(bytes(5))
+    assert fingerprint({}, (case,)) != before
 
 
 def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):

@@ -1,6 +1,7 @@
 """A single training: it learns where the image helps, leaves the network alone where it does not, and is the same every time."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 from training_helpers import REGIONS, SIZES, SPACING, crops, fit, material, start
 
 from crfrefine.config import CrfParameters
+from crfrefine.evaluation import Measurement, Outcome, ResultTable
 from crfrefine.training.baselines import choose_best, fit_vector_scaling, smoothed, smoothing_scores
+from crfrefine.training.comparison import LARGEST, MEASURED, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST, judge
 from crfrefine.training.fitting import Fit, Hooks
 from crfrefine.training.folds import Split, split_training
 from crfrefine.training.model import Model, mean_dice, network_score
@@ -99,6 +102,27 @@ def test_time_that_is_up_ends_a_training_with_what_it_has(useful):
     assert max(len(history) for history in result.histories.values()) < 6
 
 
+def test_without_any_time_the_first_start_is_judged_as_it_is(useful):
+    result = fit(useful[:3], num_iterations=50, hooks=Hooks(lambda *_: None, lambda state: None, lambda: True))
+    assert (result.start, result.best_iteration, result.stopped_by_time) == ("theta_alpha 4", 0, True)
+    assert result.score > result.network_score
+    assert not fit(useful[:2], num_iterations=2).stopped_by_time
+
+
+def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
+    cases = crops(3, "right")
+    for crop in cases:
+        crop.labels[:] = 0
+        crop.logits[0] += 100.0
+        crop.outside[:] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = fit(cases, num_iterations=2)
+    assert result.is_network
+    assert np.isnan(result.network_score)
+    assert choose_best(np.full((2, 3), np.nan), (0.0, 1.0, 2.0), [0, 1]) == 0.0
+
+
 def test_frozen_groups_stay_as_they_start(useful):
     result = fit(useful[:2], num_iterations=3, learn=("weights",))
     (kernel,) = result.parameters.bilateral
@@ -120,6 +144,33 @@ def test_starts_span_the_scales_of_the_data():
     assert alphas[0] == pytest.approx(voxel)
     assert alphas[-1] >= 8 * voxel
     assert len({one.name for one in starts}) == len(starts)
+
+
+def test_starts_are_in_voxels_where_positions_are():
+    given = CrfParameters().replace(**{"mean_field.positions": "voxels"})
+    starts = make_starts(given, LEARNABLE, 4, 2, SPACING)[1:]
+    assert sorted({one.parameters.bilateral[0].theta_alpha for one in starts}) == [1.0, 3.0, 6.0, 12.0]
+    assert all(" voxels, " in one.name for one in starts)
+
+
+def test_no_crf_has_no_postprocessing():
+    given = CrfParameters().replace(**{"postprocess.keep_largest": "each", "postprocess.min_component_ml": 2.0})
+    assert without_crf(given).postprocess == CrfParameters().postprocess
+
+
+def test_the_crf_with_the_largest_component_has_rivals_with_it():
+    """The CRF is no better than the largest component: they are combined, and so are the recalibration and the smoothing."""
+    random = np.random.default_rng(0)
+    gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06}
+    lines = [
+        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
+        for name, gain in gains.items()
+        for case in range(20)
+    ]
+    read, alone = judge(ResultTable(lines))
+    assert (read.method, read.baseline, alone.method) == (TRAINED_LARGEST, LARGEST, TRAINED)
+    assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), (SMOOTHING_LARGEST, True)]
 
 
 def test_a_given_model_keeps_its_structure_and_is_the_only_start_without_theta():

@@ -132,12 +132,13 @@ def describe_duration(seconds: float) -> str:
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return a row a region and method, the mean over regions last."""
     from crfrefine.evaluation.comparison import format_p
+    from crfrefine.training.comparison import METHODS
 
     found = {(row.metric, row.region, row.method): row for row in result.summary}
     regions = list(dict.fromkeys(row.region for row in result.summary))
     rows: list[tuple[str, ...]] = []
     for region in regions:
-        for method in result.table.methods:
+        for method in METHODS:
             row = found["dice", region, method]
             rows.append(
                 (

@@ -13,6 +13,7 @@ from crfrefine.errors import InputError
 from crfrefine.evaluation.metrics import RATIOS, better_direction
 from crfrefine.evaluation.regions import RESERVED
 from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
+from crfrefine.summary import without_nonfinite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -223,7 +224,7 @@ def summarize(
 
 def summary_dicts(rows: Iterable[SummaryRow]) -> list[dict[str, Any]]:
     """Return the summary for a JSON file: plain types, None where a number is undefined or infinite."""
-    return [plain(asdict(row)) for row in rows]
+    return [without_nonfinite(asdict(row)) for row in rows]
 
 
 def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
@@ -254,17 +255,6 @@ def format_p(p_value: float) -> str:
         return f"{p_value:.2g}"
     mantissa, exponent = f"{p_value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: numbers that it has no word for become None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
 
 
 def _summary_row(

@@ -10,10 +10,15 @@ import numpy as np
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluation.distances import boundary_distances
+from crfrefine.label_maps import bounding_box
+from crfrefine.scores import count_components
 from crfrefine.volume import TIMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_ONE_VOXEL = (slice(0, 1), ...)
+"""What is measured where there is nothing."""
 
 Better = Literal["higher", "lower", "nearer_zero"]
 
@@ -86,7 +91,7 @@ def measure_case(
     _check(prediction, reference, spacing, tolerance_mm, metrics)
     spacing = tuple(float(size) for size in spacing)
     occupied = (prediction != 0) | (reference != 0)
-    box = _bounding_box(occupied)
+    box = bounding_box(occupied) or _ONE_VOXEL
     # On the full grid, whose axes of a single voxel are known here and not after the crop.
     kept = tuple(axis for axis, size in enumerate(occupied.shape) if size > 1)
     found, wanted = _without_flat_axes(prediction[box], kept), _without_flat_axes(reference[box], kept)
@@ -126,7 +131,7 @@ def _measure(
     metrics: Sequence[str],
 ) -> dict[str, float]:
     """Measure two masks on a grid around which there is nothing of either; the volume of a voxel is in cubic mm."""
-    box = _bounding_box(prediction | reference)
+    box = bounding_box(prediction | reference) or _ONE_VOXEL
     prediction, reference = prediction[box], reference[box]
     num_found, num_wanted = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     num_both = int(np.count_nonzero(prediction & reference))
@@ -141,7 +146,7 @@ def _measure(
     if any(metric in _BOUNDARY for metric in metrics):
         values |= _measure_boundaries(prediction, reference, num_found, num_wanted, spacing, tolerance_mm)
     if "num_components" in metrics:
-        values["num_components"] = float(_count_components(prediction)) if num_found else 0.0
+        values["num_components"] = float(count_components(prediction, 1)) if num_found else 0.0
     return {metric: values[metric] for metric in metrics}
 
 
@@ -172,28 +177,12 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def _count_components(mask: NDArray[np.bool_]) -> int:
-    """Count the pieces; voxels that share a face, an edge or a corner belong together, as in `crfrefine.postprocess`."""
-    from scipy import ndimage
-
-    return int(ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))[1])
-
-
 def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
     """Return where a label map has one of the wanted labels."""
     mask = np.zeros_like(labels, dtype=bool)
     for label in wanted:
         mask |= labels == label
     return mask
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """Return slices that hold all True voxels; when there are none, those of a single voxel."""
-    box = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else slice(0, 1))
-    return tuple(box)
 
 
 def _without_flat_axes(labels: NDArray[Any], kept: Sequence[int]) -> NDArray[Any]:

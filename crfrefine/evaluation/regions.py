@@ -114,7 +114,7 @@ def _unique(regions: Sequence[Region]) -> tuple[Region, ...]:
 
 
 def _region(name: str, labels: Any) -> Region:
-    name = name.strip()
+    name = " ".join(name.split())  # no tabs or line breaks in tables
     if not name:
         raise ValueError(f"it has no name; expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
     if name == RESERVED:

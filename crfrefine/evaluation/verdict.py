@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from crfrefine.errors import InputError
-from crfrefine.evaluation.comparison import MEAN, ResultTable, format_p, plain
-from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, holm
+from crfrefine.evaluation.comparison import MEAN, ResultTable, format_p
+from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, detectable_difference, holm
 from crfrefine.evaluation.wilcoxon import smallest_p_value
+from crfrefine.summary import without_nonfinite
 
 ENDPOINT = "dice"
 """What decides: in each case the mean of this metric over the regions."""
@@ -77,7 +78,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None where a number is undefined or infinite."""
-        content: dict[str, Any] = plain(asdict(self))
+        content: dict[str, Any] = without_nonfinite(asdict(self))
         return content | {"outcome": self.outcome.value}
 
 
@@ -153,7 +154,9 @@ def _decide(subject: str, primary: PairedComparison, p_holm: float, rivals: Sequ
     if direction is None:
         return Outcome.MIXED, _mixed(primary, figures)
     if direction == 0:
-        power = f"; a mean difference below {100 * primary.detectable_difference:.2f} points could hardly have been seen"
+        # Holm's strictest level: how far it is relaxed depends on the other comparisons.
+        seen = detectable_difference(primary.standard_deviation, count, alpha=alpha / family)
+        power = f"; a mean difference below {100 * seen:.2f} points could hardly have been seen"
         return Outcome.NO_DIFFERENCE, f"no significant difference ({figures}{power}): do not use it"
     if direction < 0:
         return Outcome.HURTS, f"it hurts ({figures}): do not use it"

@@ -15,7 +15,7 @@ from crfrefine.postprocess import postprocess
 from crfrefine.training.crops import Crop, count_confusion
 from crfrefine.training.fitting import Material, draw
 from crfrefine.training.folds import Split
-from crfrefine.training.model import dice_of, flat_logits, mean_dice
+from crfrefine.training.model import dice_of, flat_logits, mean_defined, mean_dice
 from crfrefine.training.starts import BATCH_SIZE
 from crfrefine.training.workers import Workers
 
@@ -100,7 +100,8 @@ def smoothing_scores(
 
 def choose_best(scores: NDArray[np.float64], choices: Sequence[Choice], cases: Sequence[int]) -> Choice:
     """Return the choice (a column of the scores) with the best mean Dice on the cases (rows)."""
-    return choices[int(np.nanmean(scores[list(cases)], axis=0).argmax())]
+    means = np.nan_to_num([mean_defined(column) for column in scores[list(cases)].T], nan=0.0)
+    return choices[int(means.argmax())]
 
 
 def largest_scores(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:

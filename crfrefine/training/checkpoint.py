@@ -11,6 +11,7 @@ from typing import Any
 from crfrefine.case import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_file
+from crfrefine.io.files import files_read
 
 SCHEMA = 1
 SAVE_SECONDS = 10.0
@@ -21,9 +22,10 @@ def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
     entries = []
     for case in cases:
         for path in (*case.images, *case.logits, case.mask, case.labels):
-            if path is not None:
-                status = path.stat()
-                entries.append([case.case_id, path.name, status.st_size, status.st_mtime_ns])
+            for file in () if path is None else files_read(path):
+                # Where voxels in a file of their own are not there, reading says so.
+                status = file.stat() if file == path or file.exists() else None
+                entries.append([case.case_id, file.name, *((status.st_size, status.st_mtime_ns) if status else ())])
     return hashlib.sha256(json.dumps([settings, entries], sort_keys=True).encode()).hexdigest()
 
 

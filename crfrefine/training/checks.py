@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from crfrefine.backends import get_backend
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.evaluation import Region, parse_region
+from crfrefine.evaluation.regions import RESERVED
 from crfrefine.training.dataset import LabeledCases
 from crfrefine.training.options import LEARNABLE, LOSSES, TrainingOptions
 
@@ -41,7 +42,7 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
         ConfigError: a region is not written as expected, is there twice, or has labels that the logits do not have.
     """
     if not texts:
-        return tuple(Region(name, (label,)) for label, name in enumerate(cases.label_names) if label > 0)
+        return _default_regions(cases)
     regions = tuple(parse_region(text) for text in texts)
     for region in regions:
         if max(region.labels) >= cases.num_labels:
@@ -50,3 +51,14 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     if twice:
         raise ConfigError(f"--regions: {twice[0]} is there twice")
     return regions
+
+
+def _default_regions(cases: LabeledCases) -> tuple[Region, ...]:
+    """Return each foreground label, by its name where that can be used, but not the one that marks voxels without a reference."""
+    labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
+    counts = Counter(cases.label_names[label] for label in labels)
+    names = [cases.label_names[label] for label in labels]
+    names = [f"label {label}" if name == RESERVED or counts[name] > 1 else name for label, name in zip(labels, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"label {label}" for label in labels]
+    return tuple(Region(name, (label,)) for label, name in zip(labels, names, strict=True))

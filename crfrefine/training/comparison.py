@@ -28,9 +28,17 @@ DEFAULT = "default CRF"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = "trained CRF + largest component"
 METHODS = (NETWORK, SCALING, SMOOTHING, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
+"""What is shown, in this order."""
+
+SCALING_LARGEST = "vector scaling + largest component"
+SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
+MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
+"""What is measured: those that are shown, and what the CRF with the largest component must beat."""
+
 METRICS = ("dice", "hd95_mm", "assd_mm")
 
 _RECALIBRATIONS = (SCALING, SMOOTHING)
+_RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
 
 Values = dict[str, dict[str, dict[str, float]]]
 """Of one case: method, region, metric."""
@@ -84,14 +92,18 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestant
 
     network = argmax_labels(case.logits)
     trained = crf(contestants.trained)
+    scaled = within_mask(contestants.scaling.apply(case.logits))
+    smooth = within_mask(smoothed(case.logits, contestants.sigma_mm, case.spacing))
     maps = {
         NETWORK: network,
-        SCALING: within_mask(contestants.scaling.apply(case.logits)),
-        SMOOTHING: within_mask(smoothed(case.logits, contestants.sigma_mm, case.spacing)),
+        SCALING: scaled,
+        SMOOTHING: smooth,
         LARGEST: largest(network),
         DEFAULT: crf(contestants.default),
         TRAINED: trained,
         TRAINED_LARGEST: largest(trained),
+        SCALING_LARGEST: largest(scaled),
+        SMOOTHING_LARGEST: largest(smooth),
     }
     known: dict[bytes, dict[str, dict[str, float]]] = {}
     values: Values = {}
@@ -108,7 +120,7 @@ def make_table(measured: Mapping[str, Values]) -> ResultTable:
     """Return the measurements of all cases, by the case's name, as a table."""
     lines: list[Measurement] = []
     for case_id, values in measured.items():
-        for method in METHODS:
+        for method in MEASURED:
             lines += measurements_of(case_id, method, values[method])
     return ResultTable(lines)
 
@@ -117,7 +129,7 @@ def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
     """Return the verdict to read, and the one on the trained CRF without any postprocessing.
 
     They are the same unless the CRF alone is held up by the largest component alone. The two can be combined: then it counts what the CRF
-    adds to the largest component.
+    adds to the largest component, and the rivals keep the largest component too.
     """
     rivals = (*_RECALIBRATIONS, LARGEST)
     alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF")
@@ -125,7 +137,7 @@ def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
     if helps and unbeaten == [LARGEST]:
         subject = "with the largest component kept, the trained CRF"
-        return verdict(table, TRAINED_LARGEST, LARGEST, rivals=_RECALIBRATIONS, subject=subject), alone
+        return verdict(table, TRAINED_LARGEST, LARGEST, rivals=_RECALIBRATIONS_LARGEST, subject=subject), alone
     return alone, alone
 
 

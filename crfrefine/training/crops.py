@@ -16,7 +16,7 @@ import numpy as np
 
 from crfrefine.config import IntensityParameters
 from crfrefine.features import normalize_intensity
-from crfrefine.label_maps import argmax_labels
+from crfrefine.label_maps import argmax_labels, bounding_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         near &= case.mask
     if not near.any():
         near = np.ones_like(near) if case.mask is None else case.mask.copy()
-    box = _bounding_box(near, [MARGIN_MM / step for step in case.spacing])
+    box = _box_around(near, [MARGIN_MM / step for step in case.spacing])
     mask = _dilated(near[box], case.spacing)
     if case.mask is not None:
         mask &= case.mask[box]
@@ -171,13 +171,13 @@ def _whole(shape: Sequence[int]) -> Box:
     return tuple(slice(0, extent) for extent in shape)
 
 
-def _bounding_box(near: NDArray[np.bool_], margin: Sequence[float]) -> Box:
-    box = []
-    for axis, around in enumerate(margin):
-        occupied = np.flatnonzero(near.any(axis=tuple(other for other in range(near.ndim) if other != axis)))
-        reach = math.ceil(around)
-        box.append(slice(max(0, int(occupied[0]) - reach), min(near.shape[axis], int(occupied[-1]) + 1 + reach)))
-    return tuple(box)
+def _box_around(near: NDArray[np.bool_], margin: Sequence[float]) -> Box:
+    """Return the box of the True voxels, wider by so many voxels along each axis."""
+    box = bounding_box(near) or _whole(near.shape)
+    return tuple(
+        slice(max(0, part.start - math.ceil(around)), min(extent, part.stop + math.ceil(around)))
+        for part, around, extent in zip(box, margin, near.shape, strict=True)
+    )
 
 
 def _dilated(near: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:

@@ -9,6 +9,8 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.training.starts import length_unit
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -49,7 +51,7 @@ def draw_curves(result: TrainingResult) -> bytes:
     titles = (
         (grid[0, 0], "training loss", result.options.loss + f", mean of {_LOSS_WINDOW} iterations", False),
         (grid[0, 1], "Dice of the cases that decide", "points above the network alone", False),
-        (grid[1, 0], "theta_alpha", "mm", True),
+        (grid[1, 0], "theta_alpha", length_unit(result.base), True),
         (grid[1, 1], "theta_beta", "normalized intensity", True),
     )
     for axes, title, unit, is_logarithmic in titles:

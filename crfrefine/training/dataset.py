@@ -164,7 +164,8 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
     if description is not None:
         names.update({value: name for name, value in description.labels.items() if isinstance(value, int)})
         names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
-    return tuple(names.get(label, f"label {label}") for label in range(num_labels))
+    # No tabs or line breaks in tables.
+    return tuple(" ".join(names.get(label, "").split()) or f"label {label}" for label in range(num_labels))
 
 
 def _and(parts: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from crfrefine.training import starts as setup
 from crfrefine.training.crops import Crop
 from crfrefine.training.folds import Split
 from crfrefine.training.losses import Loss
-from crfrefine.training.model import CaseScore, Model, mean_dice, network_score
+from crfrefine.training.model import CaseScore, Model, mean_defined, mean_dice, network_score
 from crfrefine.training.starts import Start, without_crf
 from crfrefine.training.trajectory import Trajectory
 from crfrefine.training.workers import Workers
@@ -62,6 +62,7 @@ class FitResult:
         network_score: mean Dice of the deciding cases without a CRF.
         gains: Dice with the best CRF above that without, of each deciding case; empty where nothing could be measured.
         best_iteration: of the start that won.
+        stopped_by_time: whether the time ran out before the training was finished.
         histories: loss, Dice and bandwidths of each start over its iterations.
     """
 
@@ -72,6 +73,7 @@ class FitResult:
     gains: tuple[float, ...]
     best_iteration: int
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stopped_by_time: bool = False
 
     @property
     def is_network(self) -> bool:
@@ -136,17 +138,25 @@ class Fit:
         self._active = list(range(len(starts)))
         self._rung = 0
         self._position = 0
+        self._is_stopped = False
         step = max(1, math.ceil(len(split.deciding) / MOST_DECIDING))
         self._deciding = split.deciding[::step]
 
     def state(self) -> dict[str, Any]:
         """Return all that is needed to go on, as JSON has it."""
         trajectories = [trajectory.state() for trajectory in self._trajectories]
-        return {"rung": self._rung, "position": self._position, "active": list(self._active), "trajectories": trajectories}
+        return {
+            "rung": self._rung,
+            "position": self._position,
+            "active": list(self._active),
+            "trajectories": trajectories,
+            "is_stopped": self._is_stopped,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken."""
         self._rung, self._position, self._active = state["rung"], state["position"], list(state["active"])
+        self._is_stopped = state["is_stopped"]
         for trajectory, own in zip(self._trajectories, state["trajectories"], strict=True):
             trajectory.restore(own)
 
@@ -154,7 +164,7 @@ class Fit:
         """Train, and return what came of it."""
         crops, loss = self._material.crops, self._material.loss
         network = self._workers.run(lambda case, threads: network_score(crops[case], loss), self._deciding)
-        while self._rung < len(self._targets) and not hooks.is_over():
+        while self._rung < len(self._targets) and not self._must_stop(hooks):
             target, keep = self._targets[self._rung]
             is_last = self._rung == len(self._targets) - 1
             while self._position < len(self._active):
@@ -163,20 +173,28 @@ class Fit:
             ranked = sorted(self._active, key=lambda number: -self._trajectories[number].best_score)
             self._active, self._rung, self._position = ranked[:keep], self._rung + 1, 0
             hooks.saved(self.state())
+        if self._is_stopped and not any(math.isfinite(trajectory.best_score) for trajectory in self._trajectories):
+            # The best of the starts that were tried has been seen to be worth something, however little it was trained.
+            self._trajectories[0].scored(*self._evaluate(self._trajectories[0]))
         return self._result(network)
+
+    def _must_stop(self, hooks: Hooks) -> bool:
+        """Return whether the time is up, and remember that it was while there was something left to do."""
+        self._is_stopped = self._is_stopped or hooks.is_over()
+        return self._is_stopped
 
     def _train(self, trajectory: Trajectory, target: int, is_last: bool, hooks: Hooks) -> None:
         """Bring a start to an iteration, or to where it gets no better."""
         if target == 0 and not trajectory.history:
             trajectory.scored(*self._evaluate(trajectory))
-        while trajectory.iteration < target and not hooks.is_over():
-            if is_last and trajectory.evaluations_since_best() >= setup.PATIENCE:
+        while trajectory.iteration < target:
+            if (is_last and trajectory.evaluations_since_best() >= setup.PATIENCE) or self._must_stop(hooks):
                 return
             loss = self._step(trajectory)
             score = None
             if trajectory.iteration % setup.EVALUATE_EVERY == 0 or trajectory.iteration == target:
                 trajectory.scored(*self._evaluate(trajectory))
-                score = trajectory.last_score
+                score = None if math.isnan(trajectory.last_score) else trajectory.last_score
             hooks.saved(self.state())
             hooks.stepped(trajectory, loss, score)
 
@@ -201,7 +219,7 @@ class Fit:
         return self._workers.run(lambda case, threads: model.score(crops[case], loss, threads), self._deciding)
 
     def _mean(self, scores: Sequence[CaseScore]) -> float:
-        return float(np.nanmean(self._dice(scores)))
+        return mean_defined(self._dice(scores))
 
     def _dice(self, scores: Sequence[CaseScore]) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array([mean_dice(score.confusion, self._material.regions) for score in scores])
@@ -217,8 +235,9 @@ class Fit:
             gains = gains[~np.isnan(gains)]
             if is_gain(gains):
                 score = network_mean + float(gains.mean())
-                return FitResult(best.name, parameters, score, network_mean, tuple(gains.tolist()), best.best_iteration, histories)
-        return no_crf(best.start.parameters, network_mean, tuple(gains.tolist()), histories)
+                found = best.best_iteration, histories, self._is_stopped
+                return FitResult(best.name, parameters, score, network_mean, tuple(gains.tolist()), *found)
+        return no_crf(best.start.parameters, network_mean, tuple(gains.tolist()), histories, self._is_stopped)
 
 
 def is_gain(gains: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]]) -> bool:
@@ -236,9 +255,10 @@ def no_crf(
     network_score: float,
     gains: tuple[float, ...] = (),
     histories: dict[str, list[dict[str, Any]]] | None = None,
+    stopped_by_time: bool = False,
 ) -> FitResult:
     """Return the outcome of a training in which no CRF was better than the network alone."""
-    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, gains, 0, histories or {})
+    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, gains, 0, histories or {}, stopped_by_time)
 
 
 def draw(random: np.random.Generator, crops: Sequence[Crop], cases: Sequence[int], count: int) -> list[Crop]:

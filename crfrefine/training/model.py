@@ -189,7 +189,13 @@ def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> N
     return values
 
 
+def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
+    """Return the mean of the values that are defined; NaN where none is."""
+    array = np.asarray(values, dtype=np.float64)
+    defined = array[~np.isnan(array)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
 def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:
     """Return the mean over the regions that the case has; NaN where it has none."""
-    values = dice_of(confusion, regions)
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+    return mean_defined(dice_of(confusion, regions))

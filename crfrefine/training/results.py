@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import crfrefine
 from crfrefine.config import CrfParameters
 from crfrefine.evaluation import Region, ResultTable, SummaryRow, Verdict, summarize, summary_dicts
-from crfrefine.evaluation.comparison import plain
 from crfrefine.io.atomic import atomic_file
+from crfrefine.summary import without_nonfinite
 from crfrefine.training.baselines import VectorScaling
 from crfrefine.training.comparison import LARGEST, NETWORK, TRAINED_LARGEST, Values, judge, make_table
 from crfrefine.training.dataset import LabeledCases
@@ -104,7 +104,21 @@ class TrainingResult:
     @cached_property
     def verdicts(self) -> tuple[Verdict, Verdict]:
         """The one to read, and the one on the CRF without postprocessing."""
-        return judge(self.table)
+        verdicts = judge(self.table)
+        if not self.num_cut_short:
+            return verdicts
+        read, alone = (replace(one, sentence=f"the time ran out before the training was finished: {one.sentence}") for one in verdicts)
+        return read, alone
+
+    @property
+    def num_cut_short(self) -> int:
+        """Folds whose training the time limit ended."""
+        return sum(fold.fit.stopped_by_time for fold in self.folds)
+
+    @property
+    def keeps_largest(self) -> bool:
+        """Whether the verdict is on the CRF with the largest component, so that `infer` is to keep it."""
+        return self.verdict.method == TRAINED_LARGEST and not self.final.is_network
 
     @property
     def verdict(self) -> Verdict:
@@ -113,8 +127,9 @@ class TrainingResult:
 
     @cached_property
     def parameters(self) -> CrfParameters:
-        """What is written: trained on all cases, with as many digits as mean something."""
-        return rounded(self.final.parameters)
+        """What is written: trained on all cases, with as many digits as mean something, and the postprocessing that the verdict is on."""
+        parameters = rounded(self.final.parameters)
+        return parameters.replace(**{"postprocess.keep_largest": self.keep_largest}) if self.keeps_largest else parameters
 
 
 def write_results(result: TrainingResult, options: TrainingOptions) -> None:
@@ -155,10 +170,21 @@ def describe_origin(result: TrainingResult) -> str:
         f"{len(result.folds)} folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.verdict.sentence}.",
     ]
+    if result.num_cut_short:
+        lines.append(
+            f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."
+        )
     if final.is_network:
         lines.append("No CRF was better than the network alone: all weights are 0, and `infer` returns the network's labels.")
         return _wrapped(lines)
-    lines.append(f"Trained on all cases, beginning with {final.start}.")
+    if final.stopped_by_time:
+        lines.append("The time (--max-minutes) ran out before the training on all cases was finished.")
+    if final.best_iteration == 0:
+        lines.append(f"The values are those of {final.start}; training on all cases brought nothing better.")
+    else:
+        lines.append(f"Trained on all cases, beginning with {final.start}.")
+    if result.keeps_largest:
+        lines.append(f'postprocess.keep_largest: "{result.keep_largest}", best on all cases; the verdict is on the CRF together with it.')
     started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
     fold_tables = [dict(_entries(fold.fit.parameters)) for fold in result.folds if not fold.fit.is_network]
@@ -175,7 +201,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
     options, cases = result.options, result.cases
     read, alone = result.verdicts
-    report: dict[str, Any] = plain(
+    report: dict[str, Any] = without_nonfinite(
         {
             "schema": SCHEMA,
             "version": crfrefine.__version__,

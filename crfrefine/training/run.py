@@ -37,6 +37,7 @@ from crfrefine.training.dataset import find_cases, read_labeled
 from crfrefine.training.fitting import Fit, FitResult, Hooks, Material, is_gain, no_crf
 from crfrefine.training.folds import Split, choose_num_folds, make_folds
 from crfrefine.training.losses import make_loss
+from crfrefine.training.model import mean_defined
 from crfrefine.training.observer import Step, TrainingObserver
 from crfrefine.training.options import LEARNABLE, TrainingOptions
 from crfrefine.training.parts import Part
@@ -222,13 +223,16 @@ class _Run:
             part.halves.append(self._train(number, half, starts, self._num_iterations))
         gains = [gain for half in part.halves for gain in half.gains]
         found = [half for half in part.halves if not half.is_network]
+        is_stopped = any(half.stopped_by_time for half in part.halves)
         if not is_gain(gains) or not found:
-            return no_crf(starts[0].parameters, float(np.mean([half.network_score for half in part.halves])), tuple(gains))
+            network_mean = mean_defined([half.network_score for half in part.halves])
+            return no_crf(starts[0].parameters, network_mean, tuple(gains), stopped_by_time=is_stopped)
         best = max(found, key=lambda half: half.score - half.network_score)
         iterations = max(1, round(float(np.mean([half.best_iteration for half in found]))))
         chosen = [start for start in starts if start.name == best.start]
         fit = self._train(number, split, chosen, iterations, rungs=())
-        return replace(fit, histories={**{f"half: {name}": history for name, history in best.histories.items()}, **fit.histories})
+        histories = {**{f"half: {name}": history for name, history in best.histories.items()}, **fit.histories}
+        return replace(fit, histories=histories, stopped_by_time=fit.stopped_by_time or is_stopped)
 
     def _run_final(self) -> None:
         """Train on all cases, from the best of what the folds found; no CRF where the folds found none that helps the cases held out."""
@@ -238,7 +242,7 @@ class _Run:
         found = [fit for fit in fits if not fit.is_network]
         gains = self._gains_held_out()
         if part.fit is None and (not found or not is_gain(gains)):
-            part.fit = no_crf(fits[0].parameters, float(np.mean([fit.network_score for fit in fits])), gains)
+            part.fit = no_crf(fits[0].parameters, mean_defined([fit.network_score for fit in fits]), gains)
         elif part.fit is None:
             self._observer.stage_started(part.name)
             starts = [Start(f"{self._parts[number].name}: {fit.start}", fit.parameters) for number, fit in enumerate(fits) if fit in found]
@@ -267,7 +271,7 @@ class _Run:
         result = fit.run(Hooks(partial(self._stepped, self._parts[number].name), self._keep, self._budget.is_part_over))
         self._current = None
         self._steps_done = self._steps_before + self._planned(len(starts), rungs, num_iterations)
-        if self._budget.is_part_over() and result.is_network:
+        if result.stopped_by_time and result.is_network:
             self._observer.note(f"{self._parts[number].name}: the time ran out before a CRF was better than the network alone")
         return result
 
@@ -364,6 +368,8 @@ class _Run:
             "loss": options.loss,
             "num_iterations": options.num_iterations,
             "regions": [[region.name, list(region.labels)] for region in self._regions],
+            "label_names": list(self._cases.label_names),
+            "ignore_label": self._cases.ignore_label,
             "seed": options.seed,
             "input_type": options.input_type,
         }
@@ -420,6 +426,8 @@ def _frequencies(crops: Sequence[Crop], num_labels: int) -> tuple[float, ...]:
 
 
 def _describe(fit: FitResult) -> str:
+    if math.isnan(fit.network_score):
+        return "no CRF is better than the network alone: none of the cases that decide has any foreground"
     if fit.is_network:
         return f"no CRF is better than the network alone (Dice {fit.network_score:.4f} on the cases that decide)"
     return f"{fit.start}: Dice {fit.network_score:.4f} -> {fit.score:.4f} on the cases that decide, at iteration {fit.best_iteration}"

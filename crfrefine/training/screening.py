@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.training.fitting import Material
-from crfrefine.training.model import Model, mean_dice
+from crfrefine.training.model import Model, mean_defined, mean_dice
 from crfrefine.training.starts import Start
 from crfrefine.training.workers import Workers
 
@@ -63,7 +63,7 @@ def choose_starts(
         count: how many to choose.
     """
     rows = [row for row, case in enumerate(cases) if case in set(allowed)]
-    means = np.nanmean(table[rows], axis=0) if rows else np.zeros(len(starts))
+    means = np.nan_to_num([mean_defined(column) for column in table[rows].T], nan=0.0) if rows else np.zeros(len(starts))
     chosen: list[Start] = []
     for number in sorted(range(len(starts)), key=lambda number: -means[number]):
         if len(chosen) < count and all(_thetas(starts[number]) != _thetas(other) for other in chosen):

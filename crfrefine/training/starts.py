@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from crfrefine.config import BilateralParameters, CompatibilityParameters, CrfParameters
+from crfrefine.config import BilateralParameters, CompatibilityParameters, CrfParameters, PostprocessParameters
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
@@ -70,8 +70,9 @@ def make_starts(
         num_modalities: channels of the image.
         spacing: typical distance of voxels in mm, one a grid axis.
     """
-    voxel = math.prod(spacing) ** (1.0 / len(spacing))
     base = prepare(built_in() if given is None else given, learn, num_labels, num_modalities)
+    voxel = 1.0 if base.mean_field.positions == "voxels" else math.prod(spacing) ** (1.0 / len(spacing))
+    unit = length_unit(base)
     starts = [Start("given", base)] if given is not None else []
     if given is not None and "theta" not in learn:
         return starts
@@ -84,9 +85,14 @@ def make_starts(
             theta_alpha=_like(first.theta_alpha, alpha * voxel),
             theta_beta=_like(first.theta_beta, beta),
         )
-        name = f"theta_alpha {alpha * voxel:.3g} mm, theta_beta {beta:g}" + (f", weight {weight:g}" if "weights" in learn else "")
+        name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}" + (f", weight {weight:g}" if "weights" in learn else "")
         starts.append(Start(name, replace(base, bilateral=(kernel, *base.bilateral[1:]))))
     return starts
+
+
+def length_unit(parameters: CrfParameters) -> str:
+    """Return the unit of bandwidths along the axes."""
+    return "voxels" if parameters.mean_field.positions == "voxels" else "mm"
 
 
 def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
@@ -120,7 +126,7 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
 
 
 def without_crf(parameters: CrfParameters) -> CrfParameters:
-    """Return the model that leaves the network's labels as they are: all weights 0."""
+    """Return the model that leaves the network's labels as they are: all weights 0, and no postprocessing."""
     kernels = tuple(replace(kernel, weight=0.0) for kernel in parameters.bilateral[:1])
     return replace(
         parameters,
@@ -128,4 +134,5 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
         spatial=replace(parameters.spatial, weight=0.0),
         compatibility=CompatibilityParameters(),
         mean_field=replace(parameters.mean_field, temperature=1.0),
+        postprocess=PostprocessParameters(),
     )

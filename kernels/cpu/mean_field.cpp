@@ -185,12 +185,13 @@ class MeanField {
             largest = more ? v : largest;
             label = more ? Integers{} + l : label;
         }
+        const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
         Lanes total{}, weighted{};
         for (int l = 0; l < num_labels; ++l) {
             const Lanes shifted = load(x + l * kVoxelBlock) - largest;
             const Lanes e = exp_nonpositive(shifted);
             total += e;
-            weighted += e * shifted;
+            weighted += shifted >= lowest ? e * shifted : Lanes{};  // nothing times minus infinity is nothing
             store(x + l * kVoxelBlock, e);
         }
         const Lanes inverse = T{1} / total;

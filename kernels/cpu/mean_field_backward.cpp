@@ -61,7 +61,7 @@ class Backward {
         for (const FeatureColumns<T>& f : features) gradients_.theta.emplace_back(f.size());
     }
 
-    MeanFieldGradients run(T* grad_logits, T* grad_image, const StepCallback& callback) {
+    MeanFieldGradients run(T* grad_logits, T* grad_image) {
         for_blocks([&](int64_t block, int thread) {
             load_from_grid(input_.gradient, block, scratch_[thread].get());
             save(scratch_[thread].get(), block, grad_x_, num_labels_);
@@ -69,7 +69,6 @@ class Backward {
         clear(grad_start_, num_labels_);
         const int num_steps = static_cast<int>(input_.step.size());
         for (int t = num_steps - 1; t >= 0; --t) {
-            if (callback) callback(num_steps - 1 - t, num_steps);
             step_back(input_.record + static_cast<int64_t>(t) * num_channels_ * num_voxels_, static_cast<T>(input_.step[t]));
         }
         if (moments_wanted_)
@@ -382,7 +381,6 @@ class Backward {
     void store_image(T* grad_image) {
         for (int m = 0; m < largest_num_modalities(); ++m) {
             T* to = grad_image + m * voxels_.grid_size;
-            std::fill(to, to + voxels_.grid_size, T{0});
             for (const Run& run : voxels_.runs)
                 std::copy(image_.get() + m * num_voxels_ + run.voxel, image_.get() + m * num_voxels_ + run.voxel + run.length,
                           to + run.grid);
@@ -420,18 +418,16 @@ template <class T>
 MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels,
                                            const std::vector<FeatureColumns<T>>& features, const MeanFieldOptions<T>& options,
                                            const BackwardInput<T>& input, T* grad_logits, T* grad_image, ThreadPool& pool,
-                                           Workspace& workspace, const StepCallback& callback) {
+                                           Workspace& workspace) {
     Backward<T> backward(voxels, kernels, features, options, input, grad_image != nullptr, pool, workspace);
-    return backward.run(grad_logits, grad_image, callback);
+    return backward.run(grad_logits, grad_image);
 }
 
 template MeanFieldGradients run_mean_field_backward(const Voxels&, const std::vector<Kernel<float>>&,
                                                     const std::vector<FeatureColumns<float>>&, const MeanFieldOptions<float>&,
-                                                    const BackwardInput<float>&, float*, float*, ThreadPool&, Workspace&,
-                                                    const StepCallback&);
+                                                    const BackwardInput<float>&, float*, float*, ThreadPool&, Workspace&);
 template MeanFieldGradients run_mean_field_backward(const Voxels&, const std::vector<Kernel<double>>&,
                                                     const std::vector<FeatureColumns<double>>&, const MeanFieldOptions<double>&,
-                                                    const BackwardInput<double>&, double*, double*, ThreadPool&, Workspace&,
-                                                    const StepCallback&);
+                                                    const BackwardInput<double>&, double*, double*, ThreadPool&, Workspace&);
 
 }  // namespace crf

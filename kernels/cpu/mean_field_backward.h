@@ -24,12 +24,12 @@ struct BackwardInput {
     bool wants_theta = false;
 };
 
-// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zero outside the mask, or nullptr. features: one a
-// kernel.
+// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), comes in as zeros and is written inside the mask, or
+// nullptr. features: one a kernel.
 template <class T>
 MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels,
                                            const std::vector<FeatureColumns<T>>& features, const MeanFieldOptions<T>& options,
                                            const BackwardInput<T>& input, T* grad_logits, T* grad_image, ThreadPool& pool,
-                                           Workspace& workspace, const StepCallback& callback);
+                                           Workspace& workspace);
 
 }  // namespace crf

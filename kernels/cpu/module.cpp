@@ -65,8 +65,17 @@ std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64
     return pointers;
 }
 
-// One filtering for each step, and two for the normalization.
-int expected_filterings(int num_iterations) { return num_iterations + 2; }
+KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std::vector<double>& theta_gamma,
+                       const std::string& normalization, const std::string& filter, int num_channels, int num_iterations) {
+    KernelSpecs specs;
+    specs.bilateral = std::move(bilateral);
+    specs.theta_gamma = theta_gamma;
+    specs.normalization = parse_normalization(normalization);
+    specs.filter = filter;
+    specs.num_channels = num_channels;
+    specs.num_filterings = num_iterations + 2;  // one for each step, and two for the normalization
+    return specs;
+}
 
 // weights: (kernel, label), the spatial kernel last. theta_gamma: empty where there is none. progress(stage, step, num_steps).
 nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std::optional<MaskArray>& mask,
@@ -75,13 +84,8 @@ nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std
                     int num_iterations, double tolerance, float temperature, const std::string& normalization, float damping,
                     const std::string& filter, const std::vector<int>& user_axis, int threads, const nb::object& progress,
                     const FloatOut& out) {
-    KernelSpecs specs;
-    specs.bilateral = bilateral_specs(bilateral);
-    specs.theta_gamma = theta_gamma;
-    specs.normalization = parse_normalization(normalization);
-    specs.filter = filter;
-    specs.num_channels = static_cast<int>(logits.shape(0)) - 1;
-    specs.num_filterings = expected_filterings(num_iterations);
+    const KernelSpecs specs =
+        make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, static_cast<int>(logits.shape(0)) - 1, num_iterations);
     MeanFieldOptions<float> options;
     options.num_labels = static_cast<int>(logits.shape(0));
     options.weight = weights;
@@ -139,13 +143,9 @@ class Kernels {
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
             int num_iterations, int threads)
-        : image_(image), num_labels_(num_labels) {
-        specs_.bilateral = bilateral_specs(bilateral);
-        specs_.theta_gamma = theta_gamma;
-        specs_.normalization = parse_normalization(normalization);
-        specs_.filter = filter;
-        specs_.num_channels = num_labels - 1;
-        specs_.num_filterings = expected_filterings(num_iterations);
+        : image_(image),
+          num_labels_(num_labels),
+          specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations)) {
         std::vector<int64_t> shape;
         for (size_t a = 1; a < image.ndim(); ++a) shape.push_back(static_cast<int64_t>(image.shape(a)));
         nb::gil_scoped_release release;
@@ -202,7 +202,7 @@ class Kernels {
             Workspace workspace;
             const BackwardInput<T> input{logits.data(), record.data(), step, gradient.data(), wants_theta};
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
-                                                grad_image ? grad_image->data() : nullptr, *pool_, workspace, StepCallback());
+                                                grad_image ? grad_image->data() : nullptr, *pool_, workspace);
         }
         nb::dict result;
         result["weights"] = gradients.weight;
@@ -245,7 +245,7 @@ class Kernels {
 
     const Array image_;  // the features are read from it
     const int num_labels_;
-    KernelSpecs specs_;
+    const KernelSpecs specs_;
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<KernelSet<T>> set_;
@@ -277,16 +277,10 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     pool.poll = check_signals;
     const Voxels voxels(grid_shape(values), spacing, mask_data(mask));
     const int num_channels = static_cast<int>(values.shape(0));
-    KernelSpecs specs;
-    if (theta_beta.empty()) {
-        specs.theta_gamma = theta_alpha;
-    } else {
-        specs.bilateral.push_back({theta_alpha, theta_beta});
-    }
-    specs.normalization = parse_normalization(normalization_name);
-    specs.filter = filter;
-    specs.num_channels = num_channels;
-    specs.num_filterings = expected_filterings(1);
+    const bool is_spatial = theta_beta.empty();
+    const KernelSpecs specs =
+        make_specs(is_spatial ? std::vector<KernelSpecs::Bilateral>() : std::vector<KernelSpecs::Bilateral>{{theta_alpha, theta_beta}},
+                   is_spatial ? theta_alpha : std::vector<double>(), normalization_name, filter, num_channels, 1);
     Workspace workspace;
     const KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
                                BuildCallback());
