@@ -1,14 +1,15 @@
-"""The GPU engine: checked against the CPU's first, then timed, against the bytes it has to move and against the CPU engine.
+"""The GPU engine: checked against the CPU's first, then timed: against the bytes it has to move, the CPU engine, and others on the GPU.
 
-`python benchmarks/gpu.py -o gpu.json` on a machine with a GPU and CuPy. No time is taken of a result that is wrong.
+`python benchmarks/gpu.py --tests --write` on a machine with a GPU and CuPy does everything, and needs nothing but this repository.
+No time is taken of a result that is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,7 +18,10 @@ from typing import Any
 
 import environment
 import numpy as np
-from numpy.typing import NDArray
+from gpu_peers import monai_crf, plain_torch
+from gpu_tables import tables
+from peers import ROOT
+from report import write_between_markers
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 from crfrefine import CrfParameters
@@ -31,6 +35,14 @@ CT = WorkloadSpec("CT", (512, 512, 400), 2, 1, theta_alpha=8.0, theta_beta=0.1, 
 SPECS = (WORKLOADS["Lm"], WORKLOADS["L"], CT)
 SMALL = {"Lm": (31, 40, 27), "L": (36, 30, 25), "CT": (40, 36, 31)}
 CPU_THREADS = 2
+GPU_TESTS = (
+    "test_filters.py",
+    "test_mean_field.py",
+    "test_backward.py",
+    "test_cuda_layer.py",
+    "test_cuda_gpu.py",
+    "test_training_device.py",
+)
 # float32 logits of size 10 after five steps whose messages are summed in another order.
 MOST_DIFFERENCE = 1e-3
 
@@ -125,23 +137,48 @@ def copy_bandwidth(xp: Any) -> float:
     return 2.0 * source.nbytes / best
 
 
-def measure(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, *, repeats: int) -> dict[str, Any]:
-    """Seconds end to end with 5 steps, of building, and of a step: the difference that ten more steps make."""
-    run(backend, spec, arrays, parameters_of(spec, num_iterations=1))  # compilation and first allocations are not counted
-    ends: dict[int, float] = {}
-    result = None
-    for num_iterations in (5, 15):
+def measure(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, *, repeats: int, num_more: int) -> dict[str, Any]:
+    """Seconds end to end with 5 steps, of building, and of a step: the difference that `num_more` more steps make."""
+    run(backend, spec, arrays, parameters_of(spec, num_iterations=5))  # compilation and first allocations are not counted
+    ends, steps, builds = [], {}, []
+    for num_iterations in (5, 5 + num_more):
+        results = []
         for _ in range(repeats):
             started = time.perf_counter()
-            result = run(backend, spec, arrays, parameters_of(spec, num_iterations=num_iterations))
-            ends[num_iterations] = min(ends.get(num_iterations, float("inf")), time.perf_counter() - started)
-    assert result is not None
+            results.append(run(backend, spec, arrays, parameters_of(spec, num_iterations=num_iterations)))
+            if num_iterations == 5:
+                ends.append(time.perf_counter() - started)
+        steps[num_iterations] = min(result.timings["steps"] for result in results)
+        builds += [result.timings["build"] for result in results]
     return {
-        "seconds": ends[5],
-        "seconds_a_step": (ends[15] - ends[5]) / 10.0,
-        "build_seconds": result.timings["build"],
-        "vertices": num_vertices(result),
+        "seconds": min(ends),
+        "seconds_a_step": (steps[5 + num_more] - steps[5]) / num_more,
+        "build_seconds": min(builds),
+        "vertices": num_vertices(results[-1]),
     }
+
+
+def time_workload(gpu: CudaBackend, cpu: Backend | None, spec: WorkloadSpec, device: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """All figures of a workload."""
+    arrays, xp = make(spec), gpu.device.xp
+    pool = xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    found = measure(gpu, spec, arrays, repeats=repeats, num_more=50)
+    num_voxels = int(arrays.mask.sum()) if arrays.mask is not None else arrays.logits[0].size
+    floor = bytes_a_step(spec, num_voxels, found["vertices"]) / device["copy_bytes_a_second"]
+    found |= {
+        "grid_shape": list(spec.grid_shape),
+        "voxels": num_voxels,
+        "floor_seconds_a_step": floor,
+        "times_the_floor": found["seconds_a_step"] / floor,
+        "peak_bytes": int(pool.total_bytes()),
+    }
+    ours = run(gpu, spec, arrays, parameters_of(spec, num_iterations=5)).logits.argmax(axis=0)
+    pool.free_all_blocks()  # for those who have a pool of their own
+    found["monai"] = monai_crf(spec, arrays, ours)
+    if cpu is not None:
+        found["cpu"] = measure(cpu, spec, arrays, repeats=1, num_more=5)
+    return found
 
 
 def describe_gpu(xp: Any) -> dict[str, Any]:
@@ -157,43 +194,12 @@ def describe_gpu(xp: Any) -> dict[str, Any]:
     }
 
 
-def plain_torch(gpu: Backend) -> dict[str, Any]:
-    """One exact bilateral filtering in plain PyTorch on the same GPU, beside ours; or why there is none."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        return {"skipped": "torch is not installed"}
-    if not torch.cuda.is_available():
-        return {"skipped": "torch has no GPU"}
-    spec = replace(WORKLOADS["S"], name="torch", grid_shape=(40, 36, 31))
-    arrays = make(spec)
-    values = arrays.logits - arrays.logits.mean()
-    image = arrays.image.astype(np.float32) / np.float32(255.0)
-    axes = np.indices(spec.grid_shape).reshape(3, -1) * (np.array(spec.spacing)[:, None] / spec.theta_alpha)
-    features = torch.tensor(np.concatenate([image.reshape(1, -1) / spec.theta_beta, axes]).T, dtype=torch.float32, device="cuda")
-    sent = torch.tensor(values.reshape(len(values), -1).T, dtype=torch.float32, device="cuda")
-
-    def run_torch() -> NDArray[np.float32]:
-        parts = [torch.exp(-0.5 * torch.cdist(part, features).square()) @ sent for part in features.split(4096)]
-        return torch.cat(parts).T.cpu().numpy()
-
-    def run_ours() -> NDArray[np.float32]:
-        thetas = {"theta_alpha": (spec.theta_alpha,) * 3, "theta_beta": (spec.theta_beta,)}
-        return gpu.message(values, image, None, spec.spacing, **thetas, filter="exact").reshape(len(values), -1)
-
-    theirs, ours = run_torch(), run_ours()
-    difference = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
-    # cdist takes differences of large squares: 1e-3 of a sum is what float32 leaves of them.
-    require(difference < 1e-3, f"plain PyTorch's exact filter differs by {difference:.2g}")
-    seconds = {}
-    for name, function in (("torch", run_torch), ("ours", run_ours)):
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - started)
-        seconds[name] = min(times)
-    return {"torch": torch.__version__, "voxels": features.shape[0], "seconds": seconds, "relative_difference": difference}
+def run_tests() -> None:
+    """The tests that need a GPU; stop where one fails or has not run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-k", "cuda and not shim", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *(f"tests/{name}" for name in GPU_TESTS)], cwd=ROOT, capture_output=True, text=True, check=False)
+    sys.stderr.write(done.stdout[-4000:] + done.stderr[-2000:])
+    require(done.returncode == 0 and "no NVIDIA GPU" not in done.stdout, "a test fails")
 
 
 def main() -> None:
@@ -201,6 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write; without it, the record goes to the standard output")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tests", action="store_true", help="run the tests that need a GPU first")
+    parser.add_argument("--write", action="store_true", help="write docs/gpu_benchmarks.json and its section of docs/benchmarks.md")
     parser.add_argument("--check-only", action="store_true", help="no times")
     parser.add_argument("--no-cpu", action="store_true", help="do not time the CPU engine")
     parser.add_argument("--repeats", type=int, default=3)
@@ -210,32 +218,26 @@ def main() -> None:
     except BackendUnavailableError as error:
         raise SystemExit(f"benchmark: nothing to measure: {error}") from error
     assert isinstance(gpu, CudaBackend)
-    record: dict[str, Any] = {**environment.describe(), "check": check(gpu, cpu)}
+    if options.tests:
+        run_tests()
+    record: dict[str, Any] = {"environment": environment.describe(), "cpu_threads": CPU_THREADS, "check": check(gpu, cpu)}
     sys.stderr.write(f"  {len(record['check'])} results agree with the CPU's\n")
     if not options.check_only:
         xp = gpu.device.xp
         record["device"], record["plain_torch"], record["workloads"] = describe_gpu(xp), plain_torch(gpu), {}
         for spec in SPECS:
-            arrays = make(spec)
-            xp.get_default_memory_pool().free_all_blocks()
-            found = measure(gpu, spec, arrays, repeats=options.repeats)
-            num_voxels = int(arrays.mask.sum()) if arrays.mask is not None else arrays.logits[0].size
-            floor = bytes_a_step(spec, num_voxels, found["vertices"]) / record["device"]["copy_bytes_a_second"]
-            found |= {
-                "voxels": num_voxels,
-                "floor_seconds_a_step": floor,
-                "times_the_floor": found["seconds_a_step"] / floor,
-                "peak_bytes": int(xp.get_default_memory_pool().total_bytes()),
-            }
-            if not options.no_cpu:
-                found["cpu"] = measure(cpu, spec, arrays, repeats=1)
-            record["workloads"][spec.name] = found
+            record["workloads"][spec.name] = found = time_workload(
+                gpu, None if options.no_cpu else cpu, spec, record["device"], options.repeats
+            )
             sys.stderr.write(f"  {spec.name}: {json.dumps(found)}\n")
-    text = json.dumps(record, indent=1)
-    if options.output is None:
-        sys.stdout.write(text + "\n")
-    else:
-        options.output.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=1) + "\n"
+    if options.output is not None:
+        options.output.write_text(text, encoding="utf-8")
+    elif not options.write:
+        sys.stdout.write(text)
+    if options.write and "workloads" in record:
+        (ROOT / "docs" / "gpu_benchmarks.json").write_text(text, encoding="utf-8")
+        write_between_markers(ROOT / "docs" / "benchmarks.md", "gpu", tables(record))
 
 
 if __name__ == "__main__":

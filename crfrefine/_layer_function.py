@@ -66,7 +66,7 @@ class MeanField(torch.autograd.Function):
         # noticed; that of the image too, whose memory the kernels read again.
         ctx.save_for_backward(logits, weights, compatibility, temperature, to_tensor(tape.record), image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
-        refined: Tensor = to_tensor(tape.logits)
+        refined: Tensor = _own(to_tensor(tape.logits))
         return refined
 
     @staticmethod
@@ -98,7 +98,7 @@ class MeanField(torch.autograd.Function):
             grads.temperature,
         )
         tensors = (
-            torch.as_tensor(to_tensor(value), dtype=dtype, device=logits.device) if wanted else None
+            torch.as_tensor(_own(to_tensor(value)), dtype=dtype, device=logits.device) if wanted else None
             for value, dtype, wanted in zip(found, ctx.dtypes, wants, strict=True)
         )
         return None, None, None, *tensors
@@ -115,6 +115,11 @@ def to_tensor(array: Any) -> Any:
     if isinstance(array, np.ndarray):
         return torch.from_numpy(array)
     return torch.utils.dlpack.from_dlpack(array) if hasattr(array, "__dlpack__") else array
+
+
+def _own(value: Any) -> Any:
+    """A copy in PyTorch's own memory of what it shares on a GPU: only there PyTorch minds who else, on other streams, still reads it."""
+    return value.clone() if isinstance(value, Tensor) and value.device.type != "cpu" else value
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

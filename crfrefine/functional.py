@@ -250,7 +250,7 @@ def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, d
         return 1.0 - torch.eye(num_labels, dtype=dtype, device=device)
     if compatibility.shape != (num_labels, num_labels):
         raise InputError(f"compatibility has shape {tuple(compatibility.shape)}; the logits have {num_labels} labels")
-    return compatibility.to(dtype)
+    return compatibility.to(device=device, dtype=dtype)
 
 
 def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:

@@ -1,7 +1,8 @@
 """The GPU engine without a GPU: its kernels compiled as C++, its arrays numpy's.
 
 The same orchestration and the same kernel sources run as on a device. Its threads run one after the other (`num_workers` 1), in reverse
-order (0), or on several of the processor's at once: whatever depended on who comes first would show.
+order (0), or on several of the processor's at once: whatever depended on who comes first would show. In kernels with barriers that is
+so of blocks, and of threads inside each phase; what a block shares is watched (kernels/cuda/emulation.h).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.backends.cuda.backend import CudaBackend
-from crfrefine.backends.cuda.sources import KernelSource, kernel_source, pack_arguments
+from crfrefine.backends.cuda.sources import KernelSource, kernel_source, kernels_dir, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
 # No contraction into fused multiply-adds, as on the device where it matters; warnings are errors but for the constants that one of two
@@ -33,7 +34,6 @@ FLAGS = (
     "-ffp-contract=off",
     "-fPIC",
     "-pthread",
-    "-shared",
     "-Wall",
     "-Wextra",
     "-Wno-unused",
@@ -47,21 +47,50 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
 
 
-@cache
-def _library(source: KernelText) -> ctypes.CDLL:
+class KernelFaultError(AssertionError):
+    """Threads of a block that get in each other's way, or take what nobody wrote."""
+
+
+def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"crfrefine-shim-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{source.name}-{hashlib.sha256((source.text + repr(FLAGS)).encode()).hexdigest()[:24]}.so"
+    return folder
+
+
+def _build(path: Path, text: str, *options: str) -> Path:
+    """Compile a text unless that is done already; several processes may try at once."""
     if not path.exists():
         found = compiler()
         assert found is not None
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            text, built = Path(work) / "source.cpp", Path(work) / "built.so"
-            text.write_text(source.text, encoding="utf-8")
-            done = subprocess.run([found, *FLAGS, "-o", built, text], capture_output=True, text=True, check=False)
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            source, built = Path(work) / "source.cpp", Path(work) / "built"
+            source.write_text(text, encoding="utf-8")
+            done = subprocess.run([found, *FLAGS, *options, "-o", built, source], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             built.replace(path)
-    return ctypes.CDLL(str(path))
+    return path
+
+
+@cache
+def _standard_headers() -> Path:
+    """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
+    lines = (kernels_dir() / "cuda" / "emulation.h").read_text(encoding="utf-8").splitlines(keepends=True)
+    text = "".join(line for line in lines if line.startswith("#include <"))
+    header = _folder() / f"standard-{_hash(text)}.hpp"
+    _build(header.with_suffix(".hpp.gch"), text, "-x", "c++-header")
+    if not header.exists():
+        header.write_text(text, encoding="utf-8")
+    return header
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256((text + repr(FLAGS)).encode()).hexdigest()[:24]
+
+
+@cache
+def _library(source: KernelText) -> ctypes.CDLL:
+    path = _folder() / f"{source.name}-{_hash(source.text)}.so"
+    return ctypes.CDLL(str(path if path.exists() else _build(path, source.text, "-shared", "-include", str(_standard_headers()))))
 
 
 class KernelText:
@@ -75,6 +104,25 @@ class KernelText:
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+
+def run_kernel(
+    source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any], *, num_workers: int = 1
+) -> None:
+    """Run a kernel's threads, or its blocks where they share memory.
+
+    Raises:
+        KernelFaultError: one that the emulation notices.
+    """
+    packed = pack_arguments(source, kernel, constants, arguments)
+    cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
+    held = [np.array(cell) for cell in cells]
+    pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
+    run = getattr(_library(KernelText(source)), f"launch_{kernel}")
+    run.restype = ctypes.c_char_p
+    fault = run(ctypes.c_longlong(num_items), ctypes.c_int(num_workers), pointers)
+    if fault is not None:
+        raise KernelFaultError(f"{source.name}.{kernel}: {fault.decode()}")
 
 
 class ShimDevice:
@@ -94,12 +142,10 @@ class ShimDevice:
         if self._captured is not None:
             self._captured.append((source, kernel, constants, num_threads, *arguments))
             return
-        text = kernel_source(source, constants)
-        packed = pack_arguments(text, kernel, constants, arguments)
-        cells = [np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value for value in packed]
-        held = [np.array(cell) for cell in cells]
-        pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-        getattr(_library(KernelText(text)), f"launch_{kernel}")(ctypes.c_longlong(num_threads), ctypes.c_int(self._num_workers), pointers)
+        run_kernel(kernel_source(source, constants), kernel, constants, num_threads, arguments, num_workers=self._num_workers)
+
+    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+        self.launch(source, kernel, constants, num_blocks, *arguments)  # an item of a launch is a block here
 
     def upload(self, array: Any) -> Any:
         return np.array(array, order="C") if isinstance(array, np.ndarray) else np.ascontiguousarray(np.from_dlpack(array))

@@ -18,11 +18,12 @@ from crfrefine.backends.cuda.sources import KernelSource
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes of a thread."""
+    """What a compiled kernel takes: of a thread, and of a block's shared memory."""
 
     registers: int
     stack_bytes: int
     spill_bytes: int
+    shared_bytes: int = 0
 
 
 class CompilationError(Exception):
@@ -56,44 +57,67 @@ def compile_for(architecture: str, source: KernelSource) -> dict[str, Usage]:
         CompilationError: with the compiler's log.
     """
     library = nvrtc_library()
-    log = _with_nvcc(architecture, source) if library is None else _with_nvrtc(library, architecture, source)
+    log, _ = _with_nvcc(architecture, source) if library is None else _with_nvrtc(library, architecture, source)
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
         frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
         assert frame is not None, log
         assert registers is not None, log
-        usage[part.partition("'")[0]] = Usage(int(registers[1]), int(frame[1]), int(frame[2]) + int(frame[3]))
+        shared = re.search(r"(\d+) bytes smem", part)
+        usage[part.partition("'")[0]] = Usage(
+            int(registers[1]), int(frame[1]), int(frame[2]) + int(frame[3]), int(shared[1]) if shared is not None else 0
+        )
     return usage
 
 
-def _with_nvrtc(library: ctypes.CDLL, architecture: str, source: KernelSource) -> str:
+def intermediate_code(source: KernelSource) -> dict[str, str]:
+    """Compile to PTX, the assembler's input; each kernel's text.
+
+    Raises:
+        CompilationError: with the compiler's log.
+    """
+    library = nvrtc_library()
+    text = _with_nvcc("compute_80", source)[1] if library is None else _with_nvrtc(library, "compute_80", source)[1]
+    return {part.partition("(")[0].strip(): part for part in text.split(".visible .entry ")[1:]}
+
+
+def _with_nvrtc(library: ctypes.CDLL, architecture: str, source: KernelSource) -> tuple[str, str]:
+    """The compiler's log; and PTX for a virtual architecture."""
     program = ctypes.c_void_p()
     created = library.nvrtcCreateProgram(ctypes.byref(program), source.text.encode(), f"{source.name}.cu".encode(), 0, None, None)
     assert created == 0
-    options = [f"--gpu-architecture={architecture}", "--ptxas-options=-v", *source.options]
+    is_virtual = architecture.startswith("compute")
+    options = [f"--gpu-architecture={architecture}", *([] if is_virtual else ["--ptxas-options=-v"]), *source.options]
     failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options)))
     size = ctypes.c_size_t()
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    text = log.value.decode()
+
+    def read(what: str) -> str:
+        getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(library, f"nvrtcGet{what}")(program, text)
+        return text.value.decode()
+
+    log = read("ProgramLog")
+    code = read("PTX") if is_virtual and not failed else ""
     library.nvrtcGetCUBINSize(program, ctypes.byref(size))
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    if failed or size.value == 0:
-        raise CompilationError(text)
-    return text
+    if failed or (not is_virtual and size.value == 0):
+        raise CompilationError(log)
+    return log, code
 
 
-def _with_nvcc(architecture: str, source: KernelSource) -> str:
+def _with_nvcc(architecture: str, source: KernelSource) -> tuple[str, str]:
     nvcc = shutil.which("nvcc")
     assert nvcc is not None
+    is_virtual = architecture.startswith("compute")
     options = [option for option in source.options if option != "--device-int128"]  # nvcc always has them
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "source.cu"
+        text, built = Path(folder) / "source.cu", Path(folder) / "built"
         text.write_text(source.text, encoding="utf-8")
-        command = [nvcc, "--cubin", f"--gpu-architecture={architecture}", "-Xptxas=-v", *options, "-o", f"{folder}/built.cubin", str(text)]
+        target = ["--ptx"] if is_virtual else ["--cubin", "-Xptxas=-v"]
+        command = [nvcc, *target, f"--gpu-architecture={architecture}", *options, "-o", str(built), str(text)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CompilationError(done.stderr)
-    return done.stderr
+        if done.returncode != 0:
+            raise CompilationError(done.stderr)
+        return done.stderr, built.read_text(encoding="utf-8") if is_virtual else ""

@@ -6,13 +6,24 @@ A kernel of the inner loop must keep its voxel's numbers in registers: what spil
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import nvrtc
 import pytest
 
 from crfrefine.backends.cuda.sources import kernel_source, kernels_dir, source_names
+from crfrefine.backends.cuda.window import SHARED_BYTES, choose_tiling, sender_bytes
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+
+def _window(num_modalities: int, width: int, radius: int, itemsize: int = 4, num_axes: int = 3) -> dict[str, int]:
+    """The constants of a window's tiles in a large box."""
+    tiling = choose_tiling(200, radius, radius, sender_bytes(num_modalities, width, itemsize))
+    assert tiling is not None
+    outer = {"CRF_OUTER": num_axes - 2}
+    return {"CRF_FEATURES": num_modalities, "CRF_WIDTH": width, "CRF_DOUBLE": int(itemsize == 8), **outer, **tiling.constants()}
+
 
 # Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities, five labels), many organs.
 HOT = {
@@ -20,7 +31,16 @@ HOT = {
     "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
     "lattice": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
-    "spatial": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "exact_tiles": [
+        {"CRF_FEATURES": features, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_SENDERS": 512}
+        for features, width in ((4, 1), (7, 4), (7, 8))
+    ],
+    "window_tiles": [
+        _window(modalities, width, radius)
+        for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
+    ],
+    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256} for width in (1, 4, 8)],
+    "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "mean_field": [
         {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
@@ -32,10 +52,13 @@ HOT = {
 LARGE = {
     "features": {"CRF_DOUBLE": 1},
     "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_OUTPUTS": 4},
     "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
     "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256},
+    "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
+    "window_tiles": _window(28, 8, 1, 8, 4),
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
 }
 
@@ -59,6 +82,8 @@ def test_hot_kernels_spill_nothing(name: str, architecture: str) -> None:
         for kernel, used in usage.items():
             assert (used.spill_bytes, used.stack_bytes) == (0, 0), f"{kernel} {constants}: {used}"
             assert used.registers <= 128, f"{kernel} {constants}: {used}"
+            assert used.shared_bytes <= SHARED_BYTES, f"{kernel} {constants}: {used}"
+            assert (used.shared_bytes > 0) == ("CRF_THREADS" in constants)
 
 
 @needs_compiler
@@ -78,10 +103,36 @@ def test_spills_and_errors_would_be_seen() -> None:
         nvrtc.compile_for(ARCHITECTURES[0], dataclasses.replace(source, text=source.text + "\nundefined_type x;\n"))
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "kernel", "memory"),
+    [
+        ("lattice", "blur", "global"),
+        ("lattice", "sum_segments", "global"),
+        ("exact_tiles", "filter_all_tiles", "shared"),
+        ("window_tiles", "filter_window_tiles", "shared"),
+    ],
+)
+def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
+    """Four channels are one load of 16 bytes, not four: here nothing else is loaded from that memory as a single number."""
+    constants = next(constants for constants in HOT[name] if constants["CRF_WIDTH"] == 4 and constants.get("CRF_FEATURES", 4) >= 4)
+    code = nvrtc.intermediate_code(kernel_source(name, constants))[kernel]
+    assert re.search(rf"ld\.{memory}(\.nc)?\.v4\.f32", code) is not None
+    assert re.search(rf"ld\.{memory}(\.nc)?\.f32", code) is None
+
+
+@needs_compiler
+def test_weights_are_one_instruction() -> None:
+    """Powers of two of single precision without the detour for numbers below the normal ones, which would cost as much again."""
+    code = nvrtc.intermediate_code(kernel_source("window_tiles", HOT["window_tiles"][0]))["filter_window_tiles"]
+    assert code.count("ex2.approx.ftz.f32") > 0
+    assert re.search(r"ex2\.approx\.f32|call", code) is None
+
+
 def test_every_kernel_is_understood() -> None:
     """The list of parameters that arguments are checked against is read from the sources: none may be overlooked."""
     for name in source_names():
         text = (kernels_dir() / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
         kernels = kernel_source(name, {}).kernels
-        assert len(kernels) == text.count("CRF_KERNEL(") > 0
+        assert len(kernels) == text.count("CRF_KERNEL(") + text.count("CRF_BLOCK_KERNEL(") > 0
         assert all(kernels.values())

@@ -57,6 +57,7 @@ HOMES = {
         "_layer_intensity",
         "_layer_parameters",
         "_layer_values",
+        "backends.cuda.torch_memory",  # only for tensors, whose stream and memory it takes: they bring PyTorch with them
         "functional",
         "layer",
         "training",

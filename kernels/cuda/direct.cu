@@ -1,5 +1,7 @@
 // The bilateral kernel summed directly: over all pairs of voxels (`exact`) or over those of a window (`truncated`). Weights are computed
-// where they are used; every voxel gathers its own sum, in a fixed order.
+// where they are used; every voxel gathers its own sum, in a fixed order. Here each thread reads what it needs for itself, which serves
+// any window and any mask; exact_tiles.cu and window_tiles.cu have
+// the same sums in tiles.
 //
 // CRF_WIDTH: channels that are filtered together. CRF_FEATURES: features of all pairs, or modalities inside a window.
 #include "cuda/launch.h"
@@ -7,6 +9,7 @@
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
+using Intensities = Features<CRF_FEATURES>;
 constexpr int kFeatures = CRF_FEATURES;
 constexpr int kPartial = 512;  // senders whose sum is kept apart before it joins the total: limits rounding
 
@@ -31,69 +34,60 @@ CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Chann
                 const Real difference = own[f] - features[f * num_voxels + m];
                 squared += difference * difference;
             }
-            const Real weight = exp2(-squared);
+            const Real weight = power_of_two(-squared);
             add_scaled(partial, values[m], sent_scale ? weight * sent_scale[m] : weight);
         }
         add_scaled(total, partial, Real(1.0));
     }
     const Real factor = received_scale ? received_scale[n] : Real(1.0);
     Channels out = sum[n];
-    CRF_UNROLL
-    for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];
+    add_weighted(out, total, factor, channel_weight);
     sum[n] = out;
 }
 
-// One thread a voxel: its intensities to its place in the padded box.
-CRF_KERNEL(pad_intensities, const Real* features, int64 num_voxels, const int64* padded_index, int64 padded_size, Real factor,
-           Real* padded) {
+// One thread a voxel: its intensities to its place in a box.
+CRF_KERNEL(place_intensities, const Real* features, int64 num_voxels, const int64* index, Real factor, Intensities* box) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
+    Intensities row{};
     CRF_UNROLL
-    for (int f = 0; f < kFeatures; ++f) padded[f * padded_size + padded_index[n]] = features[f * num_voxels + n] * factor;
+    for (int f = 0; f < kFeatures; ++f) row.value[f] = features[f * num_voxels + n] * factor;
+    box[index[n]] = row;
 }
 
-// One thread a voxel: its values to its place in the padded box, whose other places stay zero.
-CRF_KERNEL(pad_values, const Channels* values, const Real* scale, int64 num_voxels, const int64* padded_index, Channels* padded) {
+// One thread a voxel: its values to its place in a box, whose other places stay zero.
+CRF_KERNEL(place_values, const Channels* values, const Real* scale, int64 num_voxels, const int64* index, Channels* box) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     Channels row = zero_row<CRF_WIDTH>();
     add_scaled(row, values[n], scale ? scale[n] : Real(1.0));
-    padded[padded_index[n]] = row;
+    box[index[n]] = row;
 }
 
 // One thread a voxel: as filter_all_pairs, over the voxels at the given linear distances in the padded box. Whatever is not a voxel sends
 // zeros.
 //
-// offset, exponent: (offset) distance, and log2 of the spatial part of the weight. intensity: (modality, padded box).
-CRF_KERNEL(filter_window, const Real* intensity, int64 padded_size, const int64* padded_index, int64 num_voxels, const int64* offset,
-           const Real* exponent, int64 num_offsets, const Channels* padded, const Real* received_scale, const Real* channel_weight,
+// offset, distance: (offset) in the box; minus log2 of the spatial part of the weight. intensity, padded: (padded box).
+CRF_KERNEL(filter_window, const Intensities* intensity, const int64* padded_index, int64 num_voxels, const int64* offset,
+           const Real* distance, int64 num_offsets, const Channels* padded, const Real* received_scale, const Real* channel_weight,
            Channels* sum) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const int64 place = padded_index[n];
-    Real own[kFeatures];
-    CRF_UNROLL
-    for (int f = 0; f < kFeatures; ++f) own[f] = intensity[f * padded_size + place];
+    const Intensities own = intensity[place];
     Channels total = zero_row<CRF_WIDTH>();
     for (int64 begin = 0; begin < num_offsets; begin += kPartial) {
         const int64 end = begin + kPartial < num_offsets ? begin + kPartial : num_offsets;
         Channels partial = zero_row<CRF_WIDTH>();
         for (int64 i = begin; i < end; ++i) {
             const int64 other = place + offset[i];
-            Real power = exponent[i];
-            CRF_UNROLL
-            for (int f = 0; f < kFeatures; ++f) {
-                const Real difference = own[f] - intensity[f * padded_size + other];
-                power -= difference * difference;
-            }
-            add_scaled(partial, padded[other], exp2(power));
+            add_scaled(partial, padded[other], weight_of<kFeatures>(distance[i], own, intensity[other]));
         }
         add_scaled(total, partial, Real(1.0));
     }
     const Real factor = received_scale ? received_scale[n] : Real(1.0);
     Channels out = sum[n];
-    CRF_UNROLL
-    for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];
+    add_weighted(out, total, factor, channel_weight);
     sum[n] = out;
 }
 

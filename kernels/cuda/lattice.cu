@@ -1,5 +1,5 @@
-// Filtering on the permutohedral lattice: splat, blur, slice. Sums are gathered in a fixed order, never scattered: the same bits on every
-// run.
+// Filtering on the permutohedral lattice: blur and slice, and what is left of the splat (splat.cu). Sums are gathered in a fixed order,
+// never scattered: the same bits on every run.
 //
 // CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
@@ -7,22 +7,6 @@
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
-
-// One thread a segment of a vertex's list: the weighted sum of its voxels' values, in units of the 16-bit weights.
-//
-// segment_begin: (segment + 1) places in the entries. segment_row: where the sum goes. scale: (voxel) or nullptr for ones.
-CRF_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel, const uint16* entry_weight,
-           const int64* segment_begin, const int64* segment_row, int64 num_segments, Channels* rows) {
-    const int64 s = thread_number();
-    if (s >= num_segments) return;
-    Channels total = zero_row<CRF_WIDTH>();
-    for (int64 i = segment_begin[s]; i < segment_begin[s + 1]; ++i) {
-        const uint32 n = entry_voxel[i];
-        const Real weight = static_cast<Real>(entry_weight[i]);
-        add_scaled(total, values[n], scale ? weight * scale[n] : weight);
-    }
-    rows[segment_row[s]] = total;
-}
 
 // One thread a vertex whose list has several segments: the sum of theirs.
 CRF_KERNEL(sum_segments, const int64* shared_vertex, const int64* first_row, const int64* num_rows, int64 num_shared, Channels* rows) {
@@ -56,8 +40,7 @@ CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, cons
         add_scaled(total, rows[corner_vertex[k * num_voxels + n]], static_cast<Real>(corner_weight[k * num_voxels + n]));
     const Real factor = scale ? amplitude * scale[n] : amplitude;
     Channels out = sum[n];
-    CRF_UNROLL
-    for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * total.value[c];
+    add_weighted(out, total, factor, channel_weight);
     sum[n] = out;
 }
 

@@ -1,18 +1,23 @@
 // What lets the kernels in cuda/*.cu be compiled by NVRTC and nvcc for a GPU, and by any C++ compiler for tests without one.
 //
-// A kernel is written as CRF_KERNEL(name, parameters...) { body of one thread }. No kernel has a barrier or uses shared memory: what needs
-// one is cut into several kernels. Compiled as C++ a kernel becomes a function `launch_<name>` that runs its threads one after the other,
-// forth or back, or on several of the processor's at once, so that a result that depends on their order is found out.
+// CRF_KERNEL(name, parameters...) { body of one thread } has no barrier and shares nothing between threads.
+//
+// CRF_BLOCK_KERNEL(name, parameters...) { body of a block of CRF_THREADS threads } is written in phases:
+//
+//     CRF_SHARED(float, tile, 256);                        // what the threads of the block share
+//     CRF_PER_THREAD(float, total);                        // what each keeps to itself from phase to phase
+//     CRF_PHASE(thread) { tile[thread] = from[thread]; }   // all threads; a barrier follows
+//     CRF_PHASE(thread) { total[thread] = tile[255 - thread]; }
+//
+// Inside a phase `continue` ends it for the thread, and nothing may `return`. What stands outside of phases (loops around them, variables)
+// must be the same for all threads of the block. A shared element is taken out and put back as a whole. Compiled as C++ a phase is a loop
+// over the block's threads (emulation.h), which finds out a missing barrier and what was never loaded.
 #pragma once
 
 #include "portable.h"
 
 #if !defined(__CUDACC__)
-#include <atomic>
-#include <cmath>
-#include <thread>
-#include <utility>
-#include <vector>
+#include "cuda/emulation.h"
 #endif
 
 namespace crf {
@@ -40,6 +45,8 @@ constexpr Real kEpsilon = 1.1920929e-7f;
 #define CRF_KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 #define CRF_D __device__ __forceinline__
 #define CRF_UNROLL _Pragma("unroll")
+#define CRF_UNROLL_BY_4 _Pragma("unroll 4")
+#define CRF_ROLLED _Pragma("unroll 1")
 
 // Number of this thread in the whole launch.
 CRF_D int64 thread_number() { return static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x; }
@@ -50,50 +57,50 @@ CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) { 
 // What stands where other threads of the same launch may write: never a value kept from before.
 CRF_D uint64 read_shared(uint64* place) { return *static_cast<const volatile uint64*>(place); }
 
+// 2^x, within two units in the last place; what is below the normal numbers is 0. The hardware's instruction, without the detour by which
+// exp2 gets those too.
+CRF_D float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+CRF_D double power_of_two(double x) { return exp2(x); }
+
+// So many threads are resident on a multiprocessor that 128 registers are left for each, 255 in double precision; left to itself the
+// compiler spills to have more of them.
+#if CRF_DOUBLE
+#define CRF_RESIDENT 256
+#else
+#define CRF_RESIDENT 512
+#endif
+#define CRF_BLOCK_KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(CRF_THREADS, CRF_RESIDENT / CRF_THREADS) name(__VA_ARGS__)
+#define CRF_SHARED(type, name, count) __shared__ type name[count]
+#define CRF_PER_THREAD(type, name) crf::PerThread<type> name
+#define CRF_PHASE(thread) for (int thread = threadIdx.x, crf_turn = 0; crf_turn < 1; ++crf_turn, __syncthreads())
+
+CRF_D int64 block_number() { return blockIdx.x; }
+
+template <class T>
+struct PerThread {
+    T own;
+    CRF_D T& operator[](int) { return own; }
+};
+
 #else
 
-#define CRF_KERNEL(name, ...)                                                                \
-    static void name(__VA_ARGS__);                                                           \
-    extern "C" void launch_##name(long long num_threads, int num_workers, void** arguments); \
-    void launch_##name(long long num_threads, int num_workers, void** arguments) {           \
-        crf::emulation::run(&name, num_threads, num_workers, arguments);                     \
-    }                                                                                        \
+#define CRF_KERNEL(name, ...)                                                                     \
+    static void name(__VA_ARGS__);                                                                \
+    extern "C" const char* launch_##name(long long num_items, int num_workers, void** arguments); \
+    const char* launch_##name(long long num_items, int num_workers, void** arguments) {           \
+        return crf::emulation::run(&name, num_items, num_workers, arguments);                     \
+    }                                                                                             \
     static void name(__VA_ARGS__)
 #define CRF_D inline
 #define CRF_UNROLL
+#define CRF_UNROLL_BY_4
+#define CRF_ROLLED
 
-namespace emulation {
-
-inline thread_local int64 current_thread = 0;
-
-// As a driver's launch: `arguments` points at one value a parameter. num_workers: 1 runs the threads in order, 0 in reverse, more share
-// them out.
-template <class... Parameters, std::size_t... Index>
-void run_each(void (*kernel)(Parameters...), int64 num_threads, int num_workers, void** arguments, std::index_sequence<Index...>) {
-    const auto run_thread = [&](int64 number) {
-        current_thread = number;
-        kernel(*static_cast<Parameters*>(arguments[Index])...);
-    };
-    if (num_workers == 0) {
-        for (int64 i = num_threads - 1; i >= 0; --i) run_thread(i);
-        return;
-    }
-    const auto work = [&](int worker) {
-        for (int64 i = worker; i < num_threads; i += num_workers) run_thread(i);
-    };
-    std::vector<std::thread> others;
-    for (int worker = 1; worker < num_workers; ++worker) others.emplace_back(work, worker);
-    work(0);
-    for (std::thread& other : others) other.join();
-}
-template <class... Parameters>
-void run(void (*kernel)(Parameters...), int64 num_threads, int num_workers, void** arguments) {
-    run_each(kernel, num_threads, num_workers, arguments, std::index_sequence_for<Parameters...>{});
-}
-
-}  // namespace emulation
-
-CRF_D int64 thread_number() { return emulation::current_thread; }
+CRF_D int64 thread_number() { return emulation::current_item; }
 
 CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) {
     std::atomic_ref<uint64>(*place).compare_exchange_strong(expected, desired);
@@ -101,10 +108,16 @@ CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) {
 }
 CRF_D uint64 read_shared(uint64* place) { return std::atomic_ref<uint64>(*place).load(std::memory_order_relaxed); }
 
-using std::exp;
-using std::exp2;
-using std::log;
-using std::sqrt;
+CRF_D Real power_of_two(Real x) { return exp2(x); }
+
+#define CRF_BLOCK_KERNEL CRF_KERNEL
+#define CRF_SHARED(type, name, count) crf::emulation::Shared<type, count> name
+#define CRF_PER_THREAD(type, name) crf::emulation::PerThread<type, CRF_THREADS> name
+#define CRF_PHASE(thread)                                                                               \
+    for (int crf_turn = 0, thread = crf::emulation::begin_turn(0, CRF_THREADS); crf_turn < CRF_THREADS; \
+         ++crf_turn, thread = crf::emulation::begin_turn(crf_turn, CRF_THREADS))
+
+CRF_D int64 block_number() { return emulation::current_item; }
 
 #endif
 
@@ -116,6 +129,12 @@ struct alignas(Width * sizeof(Real) >= 16 ? 16 : Width * sizeof(Real)) Row {
     Real value[Width];
 };
 
+// Features of a voxel side by side. From three on there are as many as fill whole loads of 16 bytes (of 32 in double precision); the
+// additional ones are zero.
+CRF_HD constexpr int padded_count(int count) { return count <= 2 ? count : (count + 3) / 4 * 4; }
+template <int Count>
+using Features = Row<padded_count(Count)>;
+
 template <int Width>
 CRF_D Row<Width> zero_row() {
     Row<Width> row;
@@ -124,11 +143,29 @@ CRF_D Row<Width> zero_row() {
     return row;
 }
 
-// to += factor * from.
+// to += factor * from. Rows go by value: behind a reference the compiler loads each number for itself.
 template <int Width>
-CRF_D void add_scaled(Row<Width>& to, const Row<Width>& from, Real factor) {
+CRF_D void add_scaled(Row<Width>& to, Row<Width> from, Real factor) {
     CRF_UNROLL
     for (int c = 0; c < Width; ++c) to.value[c] += factor * from.value[c];
+}
+
+// 2^-(distance + |a - b|^2): both parts of a distance squared, in units in which the weight is a power of two.
+template <int Count>
+CRF_D Real weight_of(Real distance, Features<Count> a, Features<Count> b) {
+    CRF_UNROLL
+    for (int f = 0; f < Count; ++f) {
+        const Real difference = a.value[f] - b.value[f];
+        distance += difference * difference;
+    }
+    return power_of_two(-distance);
+}
+
+// to += channel_weight * factor * from.
+template <int Width>
+CRF_D void add_weighted(Row<Width>& to, Row<Width> from, Real factor, const Real* channel_weight) {
+    CRF_UNROLL
+    for (int c = 0; c < Width; ++c) to.value[c] += channel_weight[c] * factor * from.value[c];
 }
 
 CRF_D Real larger(Real a, Real b) { return a > b ? a : b; }

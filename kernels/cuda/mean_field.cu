@@ -7,6 +7,13 @@
 
 namespace crf {
 
+// Arrays of many labels lie in memory of the thread's own either way; loops over them written out would take a compiler minutes.
+#if CRF_LABELS <= 32
+#define CRF_OVER_LABELS CRF_UNROLL
+#else
+#define CRF_OVER_LABELS CRF_ROLLED
+#endif
+
 using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
@@ -23,7 +30,7 @@ enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNu
 enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
 
 CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (&channel)[kLabels]) {
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int g = 0; g < kGroups; ++g) {
         const Channels row = rows[g * num_voxels + n];
         CRF_UNROLL
@@ -33,7 +40,7 @@ CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (
 }
 
 CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int g = 0; g < kGroups; ++g) {
         Channels row = zero_row<CRF_WIDTH>();
         CRF_UNROLL
@@ -46,7 +53,7 @@ CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int6
 CRF_D int largest_label(const Real (&x)[kLabels]) {
     int label = 0;
     Real largest = x[0];
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int l = 1; l < kLabels; ++l) {
         if (x[l] > largest) label = l;
         largest = larger(x[l], largest);
@@ -56,7 +63,7 @@ CRF_D int largest_label(const Real (&x)[kLabels]) {
 
 CRF_D Real largest_of(const Real (&x)[kLabels]) {
     Real largest = x[0];
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int l = 1; l < kLabels; ++l) largest = larger(x[l], largest);
     return largest;
 }
@@ -65,7 +72,7 @@ CRF_D Real largest_of(const Real (&x)[kLabels]) {
 CRF_D Real softmax(Real (&x)[kLabels]) {
     const Real largest = largest_of(x);
     Real total = Real(0.0), weighted = Real(0.0);
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int l = 0; l < kLabels; ++l) {
         const Real shifted = larger(x[l] - largest, kVanished);
         const Real e = exp(shifted);
@@ -74,7 +81,7 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
         x[l] = e;
     }
     const Real inverse = Real(1.0) / total;
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int l = 0; l < kLabels; ++l) x[l] *= inverse;
     return weighted * inverse - log(total);
 }
@@ -83,7 +90,7 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 // marginal is 1 minus the others: what is below their rounding counts as equal.
 CRF_D Real divergence_of(const Real (&now)[kLabels], const Real (&old)[kLabels]) {
     Real total = Real(0.0);
-    CRF_UNROLL
+    CRF_OVER_LABELS
     for (int l = 0; l < kLabels; ++l) {
         const Real least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
         const Real p = larger(now[l], least);
@@ -114,12 +121,12 @@ CRF_KERNEL(start, const Real* logits, int64 grid_size, const int64* grid_index, 
     double sums[kNumSums] = {};
     for (int64 n = thread; n < num_voxels; n += num_threads) {
         Real x[kLabels];
-        CRF_UNROLL
+        CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + grid_index[n]] * inverse_temperature;
         sums[kLargest] += static_cast<double>(largest_of(x));
         sums[kNegativeEntropy] += static_cast<double>(softmax(x));
         store_channels(x, num_voxels, n, marginals);
-        CRF_UNROLL
+        CRF_OVER_LABELS
         for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
     }
     store_sums(sums, thread, num_threads, partial);
@@ -143,10 +150,12 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
         Real x[kLabels], old[kLabels], message[kLabels];
         load_channels(marginals, num_voxels, n, old);
         load_channels(messages, num_voxels, n, message);
-        CRF_UNROLL
+        CRF_OVER_LABELS
+        for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + place] * inverse_temperature;  // before anything is stored
+        CRF_OVER_LABELS
         for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
         Real rest = Real(1.0), all = Real(0.0);
-        CRF_UNROLL
+        CRF_OVER_LABELS
         for (int c = 0; c < kChannels; ++c) {
             rest -= old[c];
             all += message[c];
@@ -157,17 +166,15 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
             message[kLabels - 1] = ones - all;
             all = ones;
         }
-        CRF_UNROLL
-        for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + place] * inverse_temperature;
         const Real largest = largest_of(x);
         Real linear = Real(0.0), quadratic = Real(0.0);
-        CRF_UNROLL
+        CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) {
             Real pairwise = Real(0.0);
             if (is_potts) {
                 pairwise = all - message[l];
             } else {
-                CRF_UNROLL
+                CRF_OVER_LABELS
                 for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
             }
             // A label that a logit of minus infinity forbids has no part in the sum.
@@ -176,14 +183,14 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
             x[l] -= pairwise;
         }
         if (step < Real(1.0)) {
-            CRF_UNROLL
+            CRF_OVER_LABELS
             for (int l = 0; l < kLabels; ++l) {
                 const Real from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
                 if (x[l] != from) x[l] = from + (x[l] - from) * step;  // both may be minus infinity
             }
         }
         if (out) {
-            CRF_UNROLL
+            CRF_OVER_LABELS
             for (int l = 0; l < kLabels; ++l) out[l * grid_size + place] = x[l];
         }
         sums[kLinear] += static_cast<double>(linear);

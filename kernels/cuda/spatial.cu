@@ -1,11 +1,12 @@
 // The spatial kernel, axis by axis on the mask's bounding box: a product of one-dimensional Gaussians.
 //
-// CRF_WIDTH: channels that are filtered together.
+// CRF_WIDTH: channels that are filtered together. CRF_OUTPUTS: places of a thread of filter_far_axis.
 #include "cuda/launch.h"
 
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
+constexpr int kPadding = 7;  // zeros on either side of an axis's taps
 
 // One thread a place of the box.
 CRF_KERNEL(clear_box, Channels* box, int64 box_size) {
@@ -22,10 +23,11 @@ CRF_KERNEL(scatter_to_box, const Channels* values, const Real* scale, int64 num_
     box[box_index[n]] = row;
 }
 
-// One thread a place of the box: the Gaussian along one axis.
+// One thread a place of the box: the Gaussian along one axis, whose neighbors lie side by side or nearly so.
 //
 // stride, extent: of the axis in the box. taps: (radius + 1) weights at distance 0, 1, ...
-CRF_KERNEL(filter_axis, const Channels* from, int64 box_size, int64 stride, int64 extent, const Real* taps, int64 radius, Channels* to) {
+CRF_KERNEL(filter_near_axis, const Channels* from, int64 box_size, int64 stride, int64 extent, const Real* taps, int64 radius,
+           Channels* to) {
     const int64 i = thread_number();
     if (i >= box_size) return;
     const int64 x = i / stride % extent;
@@ -33,6 +35,47 @@ CRF_KERNEL(filter_axis, const Channels* from, int64 box_size, int64 stride, int6
     const int64 first = x < radius ? -x : -radius, last = extent - 1 - x < radius ? extent - 1 - x : radius;
     for (int64 k = first; k <= last; ++k) add_scaled(total, from[i + k * stride], taps[k < 0 ? -k : k]);
     to[i] = total;
+}
+
+// One thread CRF_OUTPUTS neighbors along an axis that is not the box's last, so that the threads of a warp have theirs side by side: what
+// a thread reads serves all of its places. The same sums as those of filter_near_axis.
+//
+// taps: (2 radius + 1 + 2 kPadding), the weights of distances -(radius + kPadding) and up, zero beyond the radius.
+CRF_KERNEL(filter_far_axis, const Channels* from, int64 num_threads, int64 stride, int64 extent, const Real* taps, int64 radius,
+           Channels* to) {
+    const int64 i = thread_number();
+    if (i >= num_threads) return;
+    constexpr int kOutputs = CRF_OUTPUTS;
+    static_assert(kOutputs <= kPadding + 1);
+    const int64 pieces = (extent + kOutputs - 1) / kOutputs;
+    const int64 line = i / stride;
+    const int64 first = line % pieces * kOutputs;
+    const int64 begin = line / pieces * extent * stride + i % stride;  // of the line along the axis
+    Channels total[kOutputs];
+    Real weight[kOutputs];  // of the sender at hand for each of the places
+    CRF_UNROLL
+    for (int k = 0; k < kOutputs; ++k) total[k] = zero_row<CRF_WIDTH>();
+    const int64 low = first < radius ? 0 : first - radius;
+    const int64 high = extent - first < radius + kOutputs ? extent : first + radius + kOutputs;
+    const Real* tap = taps + (low - first + radius + kPadding);
+    CRF_UNROLL
+    for (int k = 1; k < kOutputs; ++k) weight[k] = tap[-k];
+    const Channels* sender = from + begin + low * stride;
+    for (int64 left = high - low; left > 0; left -= kOutputs) {
+        CRF_UNROLL
+        for (int turn = 0; turn < kOutputs; ++turn) {
+            if (turn >= left) break;
+            // A place's weight is what the place before it had for the sender before.
+            weight[(kOutputs - turn) % kOutputs] = *tap++;
+            const Channels row = *sender;
+            sender += stride;
+            CRF_UNROLL
+            for (int k = 0; k < kOutputs; ++k) add_scaled(total[k], row, weight[(k + kOutputs - turn) % kOutputs]);
+        }
+    }
+    CRF_UNROLL
+    for (int k = 0; k < kOutputs; ++k)
+        if (first + k < extent) to[begin + (first + k) * stride] = total[k];
 }
 
 // One thread a voxel: sum += channel_weight * scale * what the box holds at its place.
@@ -43,8 +86,7 @@ CRF_KERNEL(gather_from_box, const Channels* box, const int64* box_index, int64 n
     const Channels row = box[box_index[n]];
     const Real factor = scale ? scale[n] : Real(1.0);
     Channels out = sum[n];
-    CRF_UNROLL
-    for (int c = 0; c < CRF_WIDTH; ++c) out.value[c] += channel_weight[c] * factor * row.value[c];
+    add_weighted(out, row, factor, channel_weight);
     sum[n] = out;
 }
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 
 from crfrefine.backends.base import MeanFieldResult, Progress, Range
 from crfrefine.backends.cpu import CpuBackend
-from crfrefine.backends.cuda.device import Device, check_memory, grouped, row_width
+from crfrefine.backends.cuda.device import Device, active_for, capacity, check_memory, grouped, row_width
 from crfrefine.backends.cuda.filters import Filter, SpatialFilter
 from crfrefine.backends.cuda.kernel_set import bilateral_filter, build_kernels, normalized
 from crfrefine.backends.cuda.kernels import CudaKernels
 from crfrefine.backends.cuda.mean_field import MeanFieldOptions, run_mean_field
+from crfrefine.backends.cuda.memory import case_bytes, message_bytes
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
     from crfrefine.config import ResolvedParameters
@@ -70,8 +69,15 @@ class CudaBackend:
             watches_energy=parameters.normalization != "after",
         )
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, device.active(), _capacity(logits.shape):
-            needed = _estimate(logits, image, inside, options.num_channels)
+        with self._lock, device.active(), capacity(logits.shape):
+            needed = case_bytes(
+                logits.shape,
+                len(image),
+                inside,
+                options.num_channels,
+                num_bilateral=len(parameters.bilateral),
+                filter_name=parameters.filter,
+            )
             check_memory(device, needed, f"a case of {inside} voxels and {num_labels} labels")
             voxels = Voxels(device, logits.shape[1:], parameters.position_spacing(spacing), mask, axes)
             on_device = device.upload(np.asarray(logits, dtype=np.float32))
@@ -114,7 +120,11 @@ class CudaBackend:
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
         device, num_channels = self.device, len(values)
-        with self._lock, self.device.active(), _capacity(values.shape):
+        inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
+        with self._lock, self.device.active(), capacity(values.shape):
+            num_modalities = 0 if image is None else len(image)
+            needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if num_modalities == 0 else filter)
+            check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
             voxels = Voxels(device, values.shape[1:], spacing, mask)
             plain: Filter
             if theta_beta is None or image is None:
@@ -180,7 +190,7 @@ class CudaBackend:
 
         The image may be on the device already, as anything that shares its memory by DLPack: nothing is copied then.
         """
-        with self.device.active(), _capacity(image.shape):
+        with self._lock, active_for(self.device, image), capacity(image.shape):
             return CudaKernels(
                 self.device,
                 image,
@@ -211,27 +221,5 @@ class CudaBackend:
         return CpuBackend()
 
 
-def _estimate(logits: NDArray[Any], image: NDArray[Any], num_voxels: int, num_channels: int) -> float:
-    """Bytes of a run but for its filters: logits in and out, the image, the voxels' indices, marginals and messages."""
-    width = row_width(num_channels)
-    padded = -(-num_channels // width) * width
-    axes = logits.ndim - 1
-    grid_size = math.prod(logits.shape[1:])
-    return 8.0 * logits.size + 4.0 * image.size + grid_size + num_voxels * (16.0 + 12.0 * axes + 8.0 * padded + 12.0)
-
-
 def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda step, num_steps: progress(stage, step, num_steps)
-
-
-@contextmanager
-def _capacity(shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn a failed allocation into an error that a user can act on."""
-    try:
-        yield
-    except MemoryError as error:  # CuPy's is one of these too
-        grid = "x".join(str(extent) for extent in shape[1:])
-        raise CapacityError(
-            f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
-            "use a mask or a smaller region, or --device cpu"
-        ) from error

@@ -108,12 +108,19 @@ class Backward:
         """From the derivative by the logits after a step to that by the logits before it."""
         y = step * by_x
         self._found.scores += y
-        z = y.sum(axis=0) - y if self._options.is_potts else self._compatibility @ y
+        z = y.sum(axis=0) - y if self._options.is_potts else self._by_neighbors(y)
         by_marginals = sum(self._kernel_back(m, marginals, y, z) for m in range(len(self._kernels)))
         # Known up to one number a voxel, which the softmax does not see: the last label's is 0.
         own = self._voxels.device.xp.zeros_like(y)
         own[:-1] += by_marginals
         return (1.0 - step) * by_x + marginals * (own - (marginals * own).sum(axis=0))
+
+    def _by_neighbors(self, y: Any) -> Any:
+        """Compatibility times y; row by row, as a product of matrices would need a library more and might round to fewer digits."""
+        z = self._voxels.device.xp.empty_like(y)
+        for row, out in zip(self._compatibility, z, strict=True):
+            out[...] = (row[:, None] * y).sum(axis=0)
+        return z
 
     def _kernel_back(self, m: int, marginals: Any, y: Any, z: Any) -> Any:
         """One kernel's part of a step: (label but the last, voxel) derivatives by the marginals it was sent."""

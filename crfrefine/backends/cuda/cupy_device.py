@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.backends.cuda import torch_memory
 from crfrefine.backends.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
 BLOCK = 256
 """Threads of a block; no kernel depends on it."""
 
-_INSTALL = "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version)"
+_INSTALL = (
+    "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version), or use --device cpu"
+)
+_TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 
 
 def num_driver_devices() -> int:
@@ -39,7 +44,7 @@ def is_available() -> bool:
 
 
 class CupyDevice:
-    """A CUDA device; see `Device`. Everything goes to CuPy's current stream."""
+    """A CUDA device; see `Device`. Everything goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
     def __init__(self, index: int | None = None) -> None:
         """Take a GPU.
@@ -60,30 +65,41 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
         try:
             self.xp: Any = importlib.import_module("cupy")
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the latter where CuPy can make no folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index or 0
         try:
             with self.active():
-                self.xp.zeros(1).sum()
-        except self.xp.cuda.runtime.CUDARuntimeError as error:
-            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_INSTALL}") from error
-        # By the sources' identity: there is one object a text, and it is kept.
-        self._functions: dict[tuple[int, str], Any] = {}
-        self._modules: dict[int, Any] = {}
+                int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so that a part of the CUDA toolkit that is missing is missed now
+        except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError) as error:
+            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
+        self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         """Run a kernel; see `Device.launch`."""
         if num_threads == 0:
             return
-        text = kernel_source(source, constants)
-        function = self._functions.get((id(text), kernel))
+        function = self._function(source, kernel, constants)
+        packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
+        function((-(-num_threads // BLOCK),), (BLOCK,), tuple(packed))
+
+    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+        """Run a kernel of blocks; see `Device.launch_blocks`."""
+        if num_blocks == 0:
+            return
+        function = self._function(source, kernel, constants)
+        packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
+        function((num_blocks,), (constants["CRF_THREADS"],), tuple(packed))
+
+    def _function(self, source: str, kernel: str, constants: Mapping[str, int]) -> Any:
+        """The compiled kernel; CuPy keeps what it compiled on disk, by the text."""
+        key = source, kernel, tuple(sorted(constants.items()))
+        function = self._functions.get(key)
         if function is None:
-            module = self._modules.get(id(text))
-            if module is None:
-                module = self._modules[id(text)] = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
-            function = self._functions[id(text), kernel] = module.get_function(kernel)
-        function((-(-num_threads // BLOCK),), (BLOCK,), tuple(pack_arguments(text, kernel, constants, arguments)))
+            text = kernel_source(source, constants)
+            module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
+            function = self._functions[key] = module.get_function(kernel)
+        return function
 
     def upload(self, array: Any) -> Any:
         """Return it on the device; see `Device.upload`."""
@@ -105,16 +121,47 @@ class CupyDevice:
         return context
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Record a CUDA graph; see `Device.capture`."""
+        """Record a CUDA graph; see `Device.capture`. Where a driver will not have it, launch one by one, and say so."""
+        try:
+            replay = self._record(launches)
+        except RuntimeError as error:
+            _warn_of_plain_launches(error)
+            return launches
+
+        def repeat() -> None:
+            nonlocal replay
+            try:
+                replay()
+            except RuntimeError as error:
+                if replay is launches:
+                    raise
+                _warn_of_plain_launches(error)
+                replay = launches
+                launches()
+
+        return repeat
+
+    def _record(self, launches: Callable[[], None]) -> Callable[[], None]:
+        # On a stream of its own that does not wait for the default one, as nothing may be recorded there. Nothing runs here: the graph is
+        # launched on the stream that is current then, after all that was launched there before.
         stream = self.xp.cuda.Stream(non_blocking=True)
         with stream:
             stream.begin_capture()
-            launches()
-            graph = stream.end_capture()
-        repeat: Callable[[], None] = graph.launch
-        return repeat
+            try:
+                launches()
+            finally:
+                graph = stream.end_capture()  # whatever happened: a stream left recording would fail all that follows
+        replay: Callable[[], None] = graph.launch
+        return replay
 
     def free_bytes(self) -> int | None:
-        """Memory that can still be allocated, what the pool holds unused included; see `Device.free_bytes`."""
+        """Memory that can still be allocated, with what CuPy's pool, or PyTorch's, holds unused; see `Device.free_bytes`."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
-        return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
+        cached = torch_memory.cached_bytes()
+        return int(free) + (int(self.xp.get_default_memory_pool().free_bytes()) if cached is None else cached)
+
+
+def _warn_of_plain_launches(error: Exception) -> None:
+    warnings.warn(
+        f"the GPU's steps could not be recorded and are launched one by one, which takes longer: {error}", RuntimeWarning, stacklevel=3
+    )

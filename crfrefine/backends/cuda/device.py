@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.backends.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
 
 
@@ -21,6 +22,10 @@ class Device(Protocol):
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None stands for a null pointer."""
+        ...
+
+    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+        """Run a kernel of blocks that share memory: `num_blocks` of them, of constants["CRF_THREADS"] threads each."""
         ...
 
     def upload(self, array: Any) -> Any:
@@ -43,13 +48,22 @@ class Device(Protocol):
         """Return what repeats the launches of a function at little cost.
 
         Args:
-            launches: launches kernels that have run before, and does nothing else to the device. It is called once, when nothing is run.
+            launches: launches kernels that have run before, and does nothing else to the device: it allocates nothing, and waits for
+                nothing. It is called once, when nothing is run; all that it uses must outlive the last repetition. Where a device
+                cannot record, it is what is repeated.
         """
         ...
 
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated; None: not limited by a device."""
         ...
+
+
+@contextmanager
+def active_for(device: Device, array: Any) -> Iterator[None]:
+    """Be active on behalf of an array: for a tensor on a GPU on PyTorch's stream, and in PyTorch's memory."""
+    with device.active(), following(device.xp, array):
+        yield
 
 
 def check_memory(device: Device, num_bytes: float, what: str) -> None:
@@ -64,6 +78,19 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
             "use a mask or a smaller region, fewer labels at a time, or --device cpu"
         )
+
+
+@contextmanager
+def capacity(shape: Sequence[int]) -> Iterator[None]:
+    """Turn a failed allocation into an error that a user can act on."""
+    try:
+        yield
+    except MemoryError as error:  # CuPy's is one of these too
+        grid = "x".join(str(extent) for extent in shape[1:])
+        raise CapacityError(
+            f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
+            "use a mask or a smaller region, or --device cpu"
+        ) from error
 
 
 def row_width(num_channels: int) -> int:

@@ -7,16 +7,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from crfrefine.backends.cuda.device import Device, check_memory, precision, row_constants
+from crfrefine.backends.cuda.device import check_memory, row_constants
+from crfrefine.backends.cuda.sources import padded_count
+from crfrefine.backends.cuda.truncated import HALF_EXPONENT, PlainWindow, TiledWindow
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
+from crfrefine.backends.cuda.window import LANES, ROUNDING, SHARED_BYTES, TRUNCATION_RADIUS, cut_into_planes, is_worth_tiling, sender_bytes
 from crfrefine.errors import CapacityError
 
-TRUNCATION_RADIUS = 3.0
-"""Standard deviations of the spatial part of the kernel."""
-_ROUNDING = 1e-6  # relative: voxels on the window's surface belong to it
 _MOST_OFFSETS = 1 << 27
-_LOG2E = 1.4426950408889634  # exp(x) = 2^(x log2 e)
-_HALF_EXPONENT = math.sqrt(0.5 * _LOG2E)  # exp(-d^2 / 2) = 2^-(d * this)^2
+_EXACT_THREADS = 128
+_TAPS_PADDING = 7  # kPadding of spatial.cu
+_MOST_SENDERS = 512  # whose sum is kept apart before it joins the total: limits rounding
 
 
 class Filter(Protocol):
@@ -41,37 +42,37 @@ class Filter(Protocol):
 class ExactFilter:
     """All pairs of voxels; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput) -> None:
-        """Take the features."""
+    def __init__(self, bilateral: BilateralInput, *, tiled: bool = True) -> None:
+        """Take the features.
+
+        Args:
+            bilateral: the features.
+            tiled: share what is read among the threads of a block, where a row fits into shared memory at all.
+        """
         self._device = bilateral.voxels.device
-        self._features = bilateral.features * _HALF_EXPONENT
-        self._constants = {"CRF_FEATURES": bilateral.num_features}
+        self._features = bilateral.features * HALF_EXPONENT
+        self._num_features, self._tiled = bilateral.num_features, tiled
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        num_voxels = values.shape[1]
+        _, num_voxels, width = values.shape
+        constants = {"CRF_FEATURES": self._num_features, **row_constants(values)}
+        senders = min(_MOST_SENDERS, SHARED_BYTES // sender_bytes(self._num_features, width, values.dtype.itemsize))
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            self._device.launch(
-                "direct",
-                "filter_all_pairs",
-                {**self._constants, **row_constants(values)},
-                num_voxels,
-                self._features,
-                num_voxels,
-                group,
-                sent,
-                received,
-                weight,
-                out,
-            )
+            arguments = (self._features, num_voxels, group, sent, received, weight, out)
+            if self._tiled and senders > 0:
+                tile = {**constants, "CRF_THREADS": _EXACT_THREADS, "CRF_SENDERS": senders}
+                self._device.launch_blocks("exact_tiles", "filter_all_tiles", tile, -(-num_voxels // _EXACT_THREADS), *arguments)
+            else:
+                self._device.launch("direct", "filter_all_pairs", constants, num_voxels, *arguments)
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
     """Voxels on either side along each box axis; compared as floating point, since a huge bandwidth fits into no integer."""
     voxels = bilateral.voxels
     return [
-        int(min(TRUNCATION_RADIUS * theta / step * (1.0 + _ROUNDING), extent - 1))
+        int(min(TRUNCATION_RADIUS * theta / step * (1.0 + ROUNDING), extent - 1))
         for theta, step, extent in zip(bilateral.theta_alpha, voxels.spacing, voxels.box_shape, strict=True)
     ]
 
@@ -79,14 +80,17 @@ def window_radius(bilateral: BilateralInput) -> list[int]:
 class TruncatedFilter:
     """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput) -> None:
-        """List the window and pad the intensities.
+    def __init__(self, bilateral: BilateralInput, *, tiled: bool | None = None) -> None:
+        """Describe the window and put the intensities into a box.
+
+        Args:
+            bilateral: the features.
+            tiled: share what is read among the threads of a block; None: where that is worth it.
 
         Raises:
-            CapacityError: the window or the padded box is too large.
+            CapacityError: the window or the box is too large.
         """
         voxels = bilateral.voxels
-        self._device: Device = voxels.device
         radius = window_radius(bilateral)
         num_offsets = math.prod(2 * r + 1 for r in radius)
         if num_offsets > _MOST_OFFSETS:
@@ -94,74 +98,22 @@ class TruncatedFilter:
                 f"a truncated sum with theta_alpha {bilateral.theta_alpha} visits up to {num_offsets:.2g} neighbors of each voxel; "
                 "use smaller bandwidths, or mean_field.filter = lattice"
             )
-        # Behind each row, plane, ... lies padding as wide as the window's radius: it is in front of the next one too.
-        padded = [extent + r for extent, r in zip(voxels.box_shape, radius, strict=True)]
-        strides = [math.prod(padded[a + 1 :]) for a in range(len(padded))]
-        lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))
-        self._size = math.prod(padded) + 2 * lead
         num_modalities = len(bilateral.theta_beta)
-        dtype = bilateral.features.dtype
-        check_memory(self._device, float(dtype.itemsize) * self._size * (num_modalities + 8), "the padded box of a truncated sum")
-        offsets, exponents = _window(bilateral, radius, strides)
-        self._num_offsets = len(offsets)
-        self._offsets, self._exponents = self._device.upload(offsets), self._device.upload(exponents)
-        self._index = voxels.linear_index(padded) + lead
-        self._intensity = self._device.xp.zeros((num_modalities, self._size), dtype=dtype)
-        self._constants = {"CRF_FEATURES": num_modalities}
-        self._device.launch(
-            "direct",
-            "pad_intensities",
-            {**self._constants, "CRF_WIDTH": 1, **precision(dtype)},
-            voxels.num_voxels,
-            bilateral.features,
-            voxels.num_voxels,
-            self._index,
-            self._size,
-            _HALF_EXPONENT,
-            self._intensity,
-        )
-        self._padded: dict[int, Any] = {}
-        self.description = f"truncated ({self._num_offsets // 2} pairs a voxel)"
+        num_bytes = float(bilateral.features.dtype.itemsize) * voxels.box_size * (padded_count(num_modalities) + 9)
+        check_memory(voxels.device, num_bytes, "the box of a truncated sum")
+        planes = cut_into_planes(bilateral, radius)
+        if is_worth_tiling(bilateral, planes) if tiled is None else tiled:
+            self._sum: TiledWindow | PlainWindow = TiledWindow(bilateral, planes)
+        else:
+            self._sum = PlainWindow(bilateral, radius)
+        num_pairs = int((2 * planes.half_height.astype(np.int64) + 1).clip(min=0).sum())
+        self.description = f"truncated ({num_pairs // 2} pairs a voxel)"
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
         """Add a filtering; see `Filter.accumulate`."""
-        _, num_voxels, width = values.shape
-        constants = {**self._constants, **row_constants(values)}
-        if width not in self._padded:
-            self._padded[width] = self._device.xp.zeros((self._size, width), dtype=values.dtype)
-        padded = self._padded[width]
+        window = self._sum
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            self._device.launch("direct", "pad_values", constants, num_voxels, group, sent, num_voxels, self._index, padded)
-            self._device.launch(
-                "direct",
-                "filter_window",
-                constants,
-                num_voxels,
-                self._intensity,
-                self._size,
-                self._index,
-                num_voxels,
-                self._offsets,
-                self._exponents,
-                self._num_offsets,
-                padded,
-                received,
-                weight,
-                out,
-            )
-
-
-def _window(bilateral: BilateralInput, radius: list[int], strides: list[int]) -> tuple[Any, Any]:
-    """Linear distances of the window's voxels in ascending order, the voxel itself among them, and the logarithms of their weights."""
-    squared: Any = np.zeros(())
-    linear: Any = np.zeros((), dtype=np.int64)
-    steps = [step / theta for step, theta in zip(bilateral.voxels.spacing, bilateral.theta_alpha, strict=True)]
-    for r, stride, step in zip(radius, strides, steps, strict=True):
-        distance = np.arange(-r, r + 1)
-        squared = squared[..., None] + (distance * step) ** 2
-        linear = linear[..., None] + distance * stride
-    inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + _ROUNDING)
-    return linear[inside], (-0.5 * _LOG2E * squared[inside]).astype(bilateral.features.dtype)
+            window.add(window.box.place(group, sent), received, weight, out)
 
 
 class SpatialFilter:
@@ -177,8 +129,9 @@ class SpatialFilter:
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
             sigma = theta / step
             radius = int(min(math.ceil(min(self.RADIUS * sigma, 1e18)), extent - 1))
-            taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2).astype(dtype)
-            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, self._device.upload(taps), radius))
+            taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(dtype)
+            padded = self._device.upload(np.pad(taps, _TAPS_PADDING))
+            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, padded, radius))
         self._boxes: dict[int, Any] = {}
         self.description = "separable"
 
@@ -186,7 +139,8 @@ class SpatialFilter:
         """Add a filtering; see `Filter.accumulate`."""
         voxels, launch = self._voxels, self._device.launch
         _, num_voxels, width = values.shape
-        constants = row_constants(values)
+        outputs = 8 if width * values.dtype.itemsize <= 16 else 4  # as many as registers hold
+        constants = {**row_constants(values), "CRF_OUTPUTS": outputs}
         if width not in self._boxes:
             num_bytes = 2.0 * values.dtype.itemsize * width * voxels.box_size
             check_memory(self._device, num_bytes, "the mask's bounding box of a spatial kernel")
@@ -197,6 +151,12 @@ class SpatialFilter:
                 launch("spatial", "clear_box", constants, voxels.box_size, box, voxels.box_size)
             launch("spatial", "scatter_to_box", constants, num_voxels, group, sent, num_voxels, voxels.box_index, box)
             for stride, extent, taps, radius in reversed(self._axes):
-                launch("spatial", "filter_axis", constants, voxels.box_size, box, voxels.box_size, stride, extent, taps, radius, other)
+                if stride < LANES:
+                    centered = taps[radius + _TAPS_PADDING :]
+                    arguments = (box, voxels.box_size, stride, extent, centered, radius, other)
+                    launch("spatial", "filter_near_axis", constants, voxels.box_size, *arguments)
+                else:
+                    num_threads = voxels.box_size // extent * -(-extent // outputs)
+                    launch("spatial", "filter_far_axis", constants, num_threads, box, num_threads, stride, extent, taps, radius, other)
                 box, other = other, box
             launch("spatial", "gather_from_box", constants, num_voxels, box, voxels.box_index, num_voxels, received, weight, out)

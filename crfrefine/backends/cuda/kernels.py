@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from crfrefine.backends.base import MeanFieldGradients, Tape
 from crfrefine.backends.cuda.backward import Backward
-from crfrefine.backends.cuda.device import Device
+from crfrefine.backends.cuda.device import Device, active_for, capacity, check_memory
 from crfrefine.backends.cuda.kernel_set import build_kernels
 from crfrefine.backends.cuda.mean_field import MeanFieldOptions, run_mean_field
+from crfrefine.backends.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.backends.cuda.moments import FeatureColumns
 from crfrefine.backends.cuda.voxels import Voxels
 from crfrefine.errors import InputError
@@ -42,6 +44,9 @@ class CudaKernels:
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
         self._device = device
+        inside = math.prod(image.shape[1:]) if mask is None else int(np.count_nonzero(mask))
+        needed = build_bytes(image.shape, inside, num_bilateral=len(bilateral), filter_name=filter_name, dtype=image.dtype)
+        check_memory(device, needed, f"building the kernels of {inside} voxels")
         given = device.upload(image)
         self._image = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
         self.image_shape = tuple(self._image.shape)
@@ -69,6 +74,8 @@ class CudaKernels:
         self.num_kernels = len(self._kernels)
         self.num_voxels = self._voxels.num_voxels
         self._lock = threading.Lock()
+        # They may be used on another stream than the one they were built on.
+        device.synchronize()
 
     def forward(
         self,
@@ -82,7 +89,8 @@ class CudaKernels:
     ) -> Tape:
         """Run the mean field and keep what the way back needs; see `Kernels.forward`."""
         options = self._options(weights, compatibility, temperature, num_iterations, damping)
-        with self._lock, self._device.active():
+        with self._lock, active_for(self._device, logits), capacity(self._shape()):
+            self._check(run_bytes(self._shape(), self.num_voxels, options.num_channels, self.dtype, num_recorded=num_iterations), "a run")
             outcome = run_mean_field(self._voxels, self._kernels, options, self._array(logits), records=True)
             return Tape(self._give(outcome.logits, logits), self._give(outcome.record, logits), outcome.steps)
 
@@ -102,7 +110,9 @@ class CudaKernels:
         """Return the derivatives of a loss; see `Kernels.backward`."""
         options = self._options(weights, compatibility, temperature, len(tape.steps), damping)
         index = self._voxels.grid_index
-        with self._lock, self._device.active():
+        with self._lock, active_for(self._device, logits), capacity(self._shape()):
+            needed = backward_bytes(self._shape(), self.num_voxels, self.dtype, num_wanted=len(self._image) * wants_image)
+            self._check(needed, "the way back")
             given, by_out = self._array(logits), self._array(gradient)
             found = Backward(self._voxels, self._kernels, self._features, options, wants_theta=wants_theta, wants_image=wants_image).run(
                 self._device.upload(tape.record), tape.steps, by_out.reshape(self._num_labels, -1)[:, index]
@@ -126,6 +136,9 @@ class CudaKernels:
                 row[:num_modalities] = theta[:num_modalities]
                 row[num_modalities:] = self._of_grid_axes(theta[num_modalities:])
             spatial = self._of_grid_axes(found.theta[-1]) if self.num_kernels > self._num_bilateral else None
+            # All is done when this returns, as it is after `forward`, which has waited for its energies: the next call may be on another
+            # stream, and has the same buffers.
+            self._device.synchronize()
             return MeanFieldGradients(
                 logits=self._give(by_logits, logits),
                 weights=found.weights,
@@ -152,9 +165,16 @@ class CudaKernels:
             watches_energy=self._normalization != "after",
         )
 
+    def _shape(self) -> tuple[int, ...]:
+        """Of the logits."""
+        return (self._num_labels, *self._grid_shape)
+
+    def _check(self, num_bytes: float, what: str) -> None:
+        check_memory(self._device, num_bytes, f"{what} of {self.num_voxels} voxels and {self._num_labels} labels")
+
     def _array(self, channels: Any) -> Any:
         """Labels on the image's grid, on the device, in the image's precision."""
-        expected = (self._num_labels, *self._grid_shape)
+        expected = self._shape()
         if tuple(channels.shape) != expected:
             raise InputError(f"an array has shape {tuple(channels.shape)}; the kernels were built for {expected}")
         return self._device.upload(channels).astype(self._image.dtype, copy=False)

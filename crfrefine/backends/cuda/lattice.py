@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.backends.cuda.device import Device, check_memory, row_constants
+from crfrefine.backends.cuda.memory import first_table_bits, lattice_bytes, table_bytes, vertex_bytes
 from crfrefine.backends.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
@@ -16,11 +17,13 @@ COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
 """Dimensions that the CPU's lattice is compiled for: a case takes the next one, with features of zero, and so does this engine."""
 
 SEGMENT = 64
-"""Entries of a vertex's list that one thread adds up."""
+"""Entries of a vertex's list that are added up together, by SPLAT_GROUP threads."""
+SPLAT_GROUP = 8
+"""kGroup of splat.cu."""
+SPLAT_THREADS = 256
 
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
-_BYTES_A_CORNER = 60.0  # keys, slots, weights, pairs and the room to sort them
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class Lattice:
         num_corners = num_voxels * (dimension + 1)
         if num_corners >= 2**32:
             raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
-        check_memory(self.device, num_corners * (_BYTES_A_CORNER + 8.0 * self._is_wide), "the lattice")
+        check_memory(self.device, lattice_bytes(num_voxels, dimension, np.float32, is_wide=self._is_wide), "the lattice")
         xp = self.device.xp
         key_low = xp.empty(num_corners, dtype=np.uint64)
         key_high = xp.empty(num_corners, dtype=np.uint64) if self._is_wide else None
@@ -140,6 +143,8 @@ class Lattice:
         )
         table, slots, corner_slot = self._fill_table(key_low, key_high, num_voxels, first_table_bits)
         self.num_vertices = int(slots.size)
+        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, SEGMENT)
+        check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
         self._launch(
@@ -167,7 +172,8 @@ class Lattice:
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
         pairs = key_low  # the keys are done with
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex, pairs)
-        del table, corner_slot, slot_vertex, key_low, key_high
+        del table, slots, corner_slot, slot_vertex, key_low, key_high
+        pairs = xp.sort(pairs)
         self._list_entries(pairs, num_voxels)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
@@ -177,16 +183,17 @@ class Lattice:
         """Put every key into a table that ends up at most half full; the table, its slots in use, and each corner's slot."""
         xp = self.device.xp
         num_corners = int(key_low.size)
-        bits = max(4, num_voxels.bit_length()) if first_bits is None else first_bits
+        bits = first_table_bits(num_voxels) if first_bits is None else first_bits
         corner_slot = xp.empty(num_corners, dtype=np.uint32)
         while True:
             if bits > _MOST_TABLE_BITS:
                 raise CapacityError("the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask")
-            check_memory(self.device, 12.0 * 2**bits, "the lattice's hash table")
+            check_memory(self.device, table_bytes(bits), "the lattice's hash table")
             table = xp.full(2**bits, _EMPTY, dtype=np.uint64)
             overflow = xp.zeros(1, dtype=np.uint64)
             self._launch("insert_vertices", num_corners, key_low, key_high, num_corners, table, bits, corner_slot, overflow)
             if bool(overflow[0]):
+                del table  # before a larger one is made
                 bits += 2
                 continue
             slots = xp.flatnonzero(table != _EMPTY).astype(np.int64)
@@ -194,6 +201,7 @@ class Lattice:
                 self.table_bits = bits
                 return table, slots, corner_slot
             bits = (2 * int(slots.size) - 1).bit_length()
+            del table, slots
 
     def _number(self, table: Any, slots: Any) -> Any:
         """Number the vertices in the order of their keys, whatever slots they came to lie in."""
@@ -208,17 +216,15 @@ class Lattice:
         return slot_vertex
 
     def _list_entries(self, pairs: Any, num_voxels: int) -> None:
-        """Sort the corners by vertex, and cut each vertex's list into segments; those of a vertex with several get rows of their own."""
+        """Cut each vertex's list of sorted corners into segments; those of a vertex with several get rows of their own."""
         xp = self.device.xp
         num_corners, num_vertices = int(pairs.size), self.num_vertices
-        pairs = xp.sort(pairs)
         self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
         self.entry_weight = xp.empty(num_corners, dtype=np.uint16)
         begin = xp.empty(num_vertices + 1, dtype=np.int64)
         self._launch(
             "list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, self.entry_voxel, self.entry_weight, begin
         )
-        del pairs
         num_segments = (begin[1:] - begin[:-1] + (SEGMENT - 1)) // SEGMENT
         first_segment = xp.cumsum(num_segments) - num_segments
         total = int(num_segments.sum())
@@ -269,11 +275,11 @@ class LatticeFilter:
         directions = range(lattice.num_features + 1)
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             rows, other = self._rows[width]
-            device.launch(
-                "lattice",
+            device.launch_blocks(
                 "splat",
-                constants,
-                num_segments,
+                "splat",
+                {**constants, "CRF_THREADS": SPLAT_THREADS},
+                -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
                 group,
                 sent,
                 lattice.entry_voxel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,8 @@ from numpy.typing import NDArray
 
 from crfrefine.backends.cuda.device import grouped, precision, row_width, to_channels
 from crfrefine.backends.cuda.kernel_set import Kernel
+from crfrefine.backends.cuda.memory import MOST_THREADS
 from crfrefine.backends.cuda.voxels import Voxels
-
-_MOST_THREADS = 1 << 17
-"""Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are soon added up."""
 
 _FEWEST_REPEATED = 4
 """Steps of a run from which recording them is worth it."""
@@ -98,6 +97,28 @@ def run_mean_field(
         progress: called before each step with its number and that of all.
         records: whether to keep what the way back needs.
     """
+    outcome, num_launched = _iterate(voxels, kernels, options, logits, progress, records=records, repeats=True)
+    if outcome.num_iterations != num_launched:
+        warnings.warn(
+            f"a GPU took {outcome.num_iterations} of {num_launched} steps that were recorded; they are launched one by one now",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        outcome, _ = _iterate(voxels, kernels, options, logits, progress, records=records, repeats=False)
+    return outcome
+
+
+def _iterate(
+    voxels: Voxels,
+    kernels: Sequence[Kernel],
+    options: MeanFieldOptions,
+    logits: Any,
+    progress: Callable[[int, int], None] | None,
+    *,
+    records: bool,
+    repeats: bool,
+) -> tuple[MeanFieldOutcome, int]:
+    """All steps: what they leave, and how many were launched. `repeats`: steps that launch the same may be recorded."""
     run = _Run(voxels, kernels, options, logits, records=records)
     may_stop = options.tolerance > 0.0
     # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
@@ -105,19 +126,22 @@ def run_mean_field(
     may_rise = not (options.is_potts and options.num_channels < len(options.compatibility))
     keeps = may_stop or options.damping > 0.0 or (options.watches_energy and may_rise)
     repeat: Callable[[], None] | None = None
+    num_launched = 0
     for t in range(options.num_iterations):
         if progress is not None:
             progress(t, options.num_iterations)
         is_last = t + 1 == options.num_iterations
-        # All steps but the last launch the same: recorded once they have run, as launching one by one takes longer than running.
-        if records or is_last or t == 0 or options.num_iterations < _FEWEST_REPEATED:
+        # All steps but the last launch the same: recorded once they have run, as launching one by one takes longer than running. The
+        # record writes to the run's buffers, which stay until its outcome has been waited for.
+        if records or not repeats or is_last or t == 0 or options.num_iterations < _FEWEST_REPEATED:
             run.step(keeps=keeps, is_last=is_last)
         else:
             repeat = repeat or voxels.device.capture(lambda: run.step(keeps=keeps, is_last=False))
             repeat()
+        num_launched += 1
         if may_stop and run.converged():
             break
-    return run.outcome()
+    return run.outcome(), num_launched
 
 
 class _Run:
@@ -140,7 +164,7 @@ class _Run:
         self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
         self._messages = xp.empty_like(self._marginals)
-        self._num_threads = min(num_voxels, _MOST_THREADS)
+        self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._folded = self._fold_buffers()
         self._state = xp.zeros(_NUM_STATES + 2 * max(options.num_iterations, 1), dtype=np.float64)

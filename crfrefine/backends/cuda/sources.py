@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
-_KERNEL = re.compile(r"^CRF_KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
+_KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
 
 _TYPES: dict[str, type[np.generic]] = {
     "int": np.int32,
@@ -27,18 +27,20 @@ _TYPES: dict[str, type[np.generic]] = {
     "double": np.float64,
 }
 
+_ROWS = {"Channels": "CRF_WIDTH", "Intensities": "CRF_FEATURES"}
+
 UNCONTRACTED = frozenset({"features", "lattice_build"})
 """Sources whose multiplications and additions must not be fused: integers that all backends share follow from them."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a kernel: its name, the number type, and whether it is an array of them (rows of channels: the last axis)."""
+    """A parameter of a kernel: its name, the number type, whether it is an array of them, and the constant that its last axis goes by."""
 
     name: str
     dtype: np.dtype[Any]
     is_array: bool
-    is_row: bool
+    row: str | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class KernelSource:
     text: str
     kernels: dict[str, tuple[Parameter, ...]]
     options: tuple[str, ...]
+
+
+def padded_count(count: int) -> int:
+    """Features, or channels, that lie side by side: the numbers of `padded_count` in launch.h."""
+    return count if count <= 2 else -(-count // 4) * 4
 
 
 def kernels_dir() -> Path:
@@ -90,14 +97,14 @@ def _inlined(name: str) -> str:
 
 @cache
 def _signatures(name: str, real: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
-    types = {**_TYPES, "Real": real, "Channels": real}
+    types = {**_TYPES, "Real": real, **dict.fromkeys(_ROWS, real)}
     kernels = {}
     for match in _KERNEL.finditer(_inlined(name)):
         parameters = []
         for declaration in match[2].split(","):
             kind, _, label = declaration.replace("const ", "").strip().rpartition(" ")
             base = kind.rstrip("*")
-            parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), base == "Channels"))
+            parameters.append(Parameter(label, np.dtype(types[base]), kind.endswith("*"), _ROWS.get(base)))
         kernels[match[1]] = tuple(parameters)
     return kernels
 
@@ -144,7 +151,8 @@ def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, in
         else:
             if value.dtype != parameter.dtype or not value.flags.c_contiguous:
                 raise TypeError(f"{where} is a {value.dtype} array (contiguous: {value.flags.c_contiguous}); expected {parameter.dtype}")
-            if parameter.is_row and value.shape[-1] != constants["CRF_WIDTH"]:
-                raise TypeError(f"{where} has rows of {value.shape[-1]}; expected {constants['CRF_WIDTH']}")
+            width = None if parameter.row is None else padded_count(constants[parameter.row])
+            if width not in (None, value.shape[-1]):
+                raise TypeError(f"{where} has rows of {value.shape[-1]}; expected {width}")
             packed.append(value)
     return packed
