@@ -14,6 +14,7 @@ from crfrefine.config import CrfParameters
 from crfrefine.evaluation import Outcome, verdict
 from crfrefine.training import results
 from crfrefine.training.comparison import LARGEST, MEASURED, METHODS, TRAINED_LARGEST
+from crfrefine.training.device import choose_device
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -44,6 +45,13 @@ def test_the_files_are_there_and_no_others(trained):
     output, _ = trained
     assert files_in(output.parent) == ["params.curves.png", "params.report.json", "params.toml"]
     assert (output.parent / "params.curves.png").read_bytes().startswith(PNG)
+
+
+def test_the_report_says_where_it_was_computed(trained):
+    output, result = trained
+    device = choose_device("auto").name
+    assert json.loads(output.with_name("params.report.json").read_text())["device"] == device
+    assert f"; {device}, 1 thread\n" in result.stderr
 
 
 def test_infer_runs_what_was_trained(trained, data, tmp_path):

@@ -99,7 +99,7 @@ def train_crf(
     ] = None,
     input_type: Annotated[LogitsType, typer.Option("--input-type", help="What the network's output is.")] = LogitsType.AUTO,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same result.")] = 0,
-    device: Annotated[str, typer.Option("--device", metavar="auto|cpu", help="Where to compute.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     max_minutes: Annotated[
         float | None,

@@ -61,14 +61,14 @@ def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> Ve
     optimizer = torch.optim.Adam([log_temperature, bias], lr=SCALING_RATE)
 
     def gradient(crop: Crop, threads: int) -> tuple[torch.Tensor, ...]:
-        logits, labels = flat_logits(crop)
-        value = material.loss(logits / log_temperature.exp() + bias[:, None], labels)
+        logits, labels = flat_logits(crop, material.device)
+        value = material.loss(logits / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
         return torch.autograd.grad(value, [log_temperature, bias])
 
     cases = sorted({*split.training, *split.deciding})
     for iteration in range(SCALING_ITERATIONS):
         batch = draw(np.random.default_rng([material.seed, iteration]), material.crops, cases, BATCH_SIZE)
-        parts = workers.run(gradient, batch)
+        parts = workers.run_on_device(gradient, batch)
         for parameter, own in zip((log_temperature, bias), zip(*parts, strict=True), strict=True):
             parameter.grad = sum(own[1:], own[0]) / len(batch)
         optimizer.param_groups[0]["lr"] = SCALING_RATE * 0.5 * (1.0 + math.cos(math.pi * iteration / SCALING_ITERATIONS))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from crfrefine.backends import get_backend
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.evaluation import Region, parse_region
 from crfrefine.evaluation.regions import RESERVED
 from crfrefine.training.dataset import LabeledCases
+from crfrefine.training.device import TrainingDevice, choose_device
 from crfrefine.training.options import LEARNABLE, LOSSES, TrainingOptions
 
 
-def check_options(options: TrainingOptions) -> None:
-    """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+def check_options(options: TrainingOptions) -> TrainingDevice:
+    """Return the device; raise ConfigError or InputError for options that cannot be followed, before anything is read."""
     from crfrefine.outputs import check_writable
 
     unknown = [name for name in options.learn if name not in LEARNABLE]
@@ -31,8 +31,8 @@ def check_options(options: TrainingOptions) -> None:
         raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
     if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
         raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
-    get_backend(options.device)
     check_writable(options.output.parent)
+    return choose_device(options.device)
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:

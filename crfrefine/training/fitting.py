@@ -16,6 +16,7 @@ from torch import Tensor
 from crfrefine.config import CrfParameters
 from crfrefine.training import starts as setup
 from crfrefine.training.crops import Crop
+from crfrefine.training.device import CPU, TrainingDevice
 from crfrefine.training.folds import Split
 from crfrefine.training.losses import Loss
 from crfrefine.training.model import CaseScore, Model, mean_defined, mean_dice, network_score
@@ -41,6 +42,7 @@ class Material:
         learn: groups of parameters that move.
         sizes: labels, modalities, axes.
         seed: of the batches.
+        device: where the models compute.
     """
 
     crops: Sequence[Crop]
@@ -49,6 +51,7 @@ class Material:
     learn: tuple[str, ...]
     sizes: tuple[int, int, int]
     seed: int
+    device: TrainingDevice = CPU
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,9 @@ class Fit:
         self._workers = workers
         self._targets = [(min(iterations, num_iterations), keep) for iterations, keep in rungs] + [(num_iterations, 1)]
         prior = setup.PRIOR / len(split.training)
-        self._trajectories = [Trajectory(start, material.learn, material.sizes, num_iterations, rate, prior) for start in starts]
+        self._trajectories = [
+            Trajectory(start, material.learn, material.sizes, num_iterations, rate, prior, material.device) for start in starts
+        ]
         self._active = list(range(len(starts)))
         self._rung = 0
         self._position = 0
@@ -162,8 +167,8 @@ class Fit:
 
     def run(self, hooks: Hooks) -> FitResult:
         """Train, and return what came of it."""
-        crops, loss = self._material.crops, self._material.loss
-        network = self._workers.run(lambda case, threads: network_score(crops[case], loss), self._deciding)
+        crops, loss, device = self._material.crops, self._material.loss, self._material.device
+        network = self._workers.run_on_device(lambda case, threads: network_score(crops[case], loss, device), self._deciding)
         while self._rung < len(self._targets) and not self._must_stop(hooks):
             target, keep = self._targets[self._rung]
             is_last = self._rung == len(self._targets) - 1
@@ -203,7 +208,7 @@ class Fit:
         # The same cases for every start at the same iteration, so that chance does not decide between them.
         random = np.random.default_rng([material.seed, trajectory.iteration])
         batch = draw(random, material.crops, self._split.training, setup.BATCH_SIZE)
-        results = self._workers.run(lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch)
+        results = self._workers.run_on_device(lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch)
         gradients: list[Tensor] = [sum(parts[1:], parts[0]) / len(batch) for parts in zip(*(r.gradients for r in results), strict=True)]
         loss = sum(result.loss for result in results) / len(batch)
         trajectory.step(gradients, loss)
@@ -216,7 +221,7 @@ class Fit:
 
     def _scores(self, model: Model) -> list[CaseScore]:
         crops, loss = self._material.crops, self._material.loss
-        return self._workers.run(lambda case, threads: model.score(crops[case], loss, threads), self._deciding)
+        return self._workers.run_on_device(lambda case, threads: model.score(crops[case], loss, threads), self._deciding)
 
     def _mean(self, scores: Sequence[CaseScore]) -> float:
         return mean_defined(self._dice(scores))
@@ -231,7 +236,7 @@ class Fit:
         gains = np.empty(0)
         if math.isfinite(best.best_score):
             parameters = best.best_parameters()
-            gains = self._dice(self._scores(Model(parameters, (), self._material.sizes))) - self._dice(network)
+            gains = self._dice(self._scores(Model(parameters, (), self._material.sizes, self._material.device))) - self._dice(network)
             gains = gains[~np.isnan(gains)]
             if is_gain(gains):
                 score = network_mean + float(gains.mean())

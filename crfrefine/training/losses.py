@@ -34,14 +34,14 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
 
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         # Divided by the number of voxels, not by the sum of their weights: a case without foreground is then no worse than its mistakes.
-        summed = torch.nn.functional.cross_entropy(logits.t(), labels, weight=weights.to(logits.dtype), reduction="sum")
+        summed = torch.nn.functional.cross_entropy(logits.t(), labels, weight=weights.to(logits), reduction="sum")
         return summed / labels.numel()
 
     def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
         marginals = logits.softmax(0)
         losses = []
         for region in regions:
-            members = torch.tensor(region)
+            members = torch.tensor(region, device=labels.device)
             found = marginals[members].sum(0)
             wanted = torch.isin(labels, members)
             if not bool(wanted.any()):

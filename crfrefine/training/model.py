@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from crfrefine.config import CrfParameters
 from crfrefine.functional import build_kernels, mean_field
 from crfrefine.layer import CrfRnn
-from crfrefine.training.crops import Crop, count_confusion
+from crfrefine.training.crops import Crop
+from crfrefine.training.device import CPU, CropTensors, TrainingDevice, identity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,9 +53,11 @@ class Model:
         parameters: where it begins, and everything that is not learned.
         learn: groups of parameters that may move.
         sizes: labels, modalities, axes.
+        device: where to compute.
     """
 
-    def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int]) -> None:
+    def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
+        self._device = device
         self._base = parameters
         self._settings = parameters.mean_field
         has_matrix = parameters.compatibility.matrix is not None
@@ -62,7 +65,7 @@ class Model:
         groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
         self.groups = {name: parameters for name, parameters in groups.items() if parameters}
         self._has_fixed_kernels = "theta" not in self.groups
-        self._kernels: dict[int, list[Kernels]] = {}
+        self._kernels: dict[tuple[Any, ...], list[Kernels]] = {}
         self._cached_voxels = 0
 
     @property
@@ -107,21 +110,20 @@ class Model:
     def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Return refined logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
         layer, settings = self.layer, self._settings
-        logits = torch.from_numpy(crop.logits.astype(np.float32))[None]
-        image = torch.from_numpy(np.array(crop.image, dtype=np.float32))[None]
-        mask = np.array(crop.mask)
+        values = self._device.crop(crop)
+        image, mask = values.image[None], values.mask
         spatial = None
         if layer.spatial_weight is not None and layer.theta_gamma is not None:
             spatial = layer.spatial_weight, layer.theta_gamma
         refined = mean_field(
-            logits,
+            values.logits.float()[None],
             image,
             bilateral=list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)),
             spatial=spatial,
             compatibility=layer.compatibility,
             temperature=layer.temperature,
             spacing=crop.spacing,
-            mask=torch.from_numpy(mask),
+            mask=mask,
             num_iterations=settings.num_iterations,
             damping=settings.damping,
             normalization=settings.normalization,
@@ -130,13 +132,11 @@ class Model:
             threads=threads,
             kernels=self._fixed_kernels(crop, image, mask, threads) if self._has_fixed_kernels else None,
         )[0]
-        counted = mask & (crop.labels < crop.num_labels)
-        index = torch.from_numpy(np.flatnonzero(counted))
-        return refined.reshape(len(refined), -1).index_select(1, index), torch.from_numpy(crop.labels[counted].astype(np.int64))
+        return _counted(refined, values), values.labels
 
-    def _fixed_kernels(self, crop: Crop, image: Tensor, mask: NDArray[np.bool_], threads: int) -> list[Kernels] | None:
+    def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[Kernels] | None:
         """Return the kernels of a crop, kept from the last time where memory allows it: without theta they stay the same."""
-        key = crop.image.__array_interface__["data"][0]
+        key = identity(crop)
         if key not in self._kernels:
             if self._cached_voxels > MOST_CACHED_VOXELS:
                 return None
@@ -148,7 +148,7 @@ class Model:
                     bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
                     theta_gamma=gamma,
                     spacing=crop.spacing,
-                    mask=torch.from_numpy(mask),
+                    mask=mask,
                     normalization=settings.normalization,
                     filter=settings.filter,
                     positions=settings.positions,
@@ -160,22 +160,27 @@ class Model:
         return self._kernels[key]
 
 
-def network_score(crop: Crop, loss: Loss) -> CaseScore:
+def network_score(crop: Crop, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
     """Return the same for the network's logits as they are."""
     with torch.no_grad():
-        return _score(*flat_logits(crop), crop, loss)
+        return _score(*flat_logits(crop, device), crop, loss)
 
 
-def flat_logits(crop: Crop) -> tuple[Tensor, Tensor]:
+def flat_logits(crop: Crop, device: TrainingDevice = CPU) -> tuple[Tensor, Tensor]:
     """Return the logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
-    counted = crop.mask & (crop.labels < crop.num_labels)
-    logits = torch.from_numpy(np.ascontiguousarray(crop.logits[:, counted]).astype(np.float32))
-    return logits, torch.from_numpy(crop.labels[counted].astype(np.int64))
+    values = device.crop(crop)
+    return _counted(values.logits, values).float(), values.labels
+
+
+def _counted(channels: Tensor, values: CropTensors) -> Tensor:
+    """(L, N) of (L, *box)."""
+    return channels.reshape(len(channels), -1).index_select(1, values.index)
 
 
 def _score(refined: Tensor, labels: Tensor, crop: Crop, loss: Loss) -> CaseScore:
-    found = refined.argmax(0).numpy()
-    return CaseScore(float(loss(refined, labels)), count_confusion(labels.numpy(), found, crop.num_labels) + crop.outside)
+    pairs = torch.bincount(labels * crop.num_labels + refined.argmax(0), minlength=crop.num_labels**2)
+    confusion = pairs.cpu().numpy().reshape(crop.num_labels, crop.num_labels)
+    return CaseScore(float(loss(refined, labels)), confusion + crop.outside)
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ class TrainingOptions:
         num_iterations: of the optimizer, for the start that is trained to its end; None: the built-in number.
         regions: `NAME=1+3+4`, what the comparison reports and the Dice loss weighs; empty: each foreground label.
         seed: order of the cases and their folds; the same seed gives the same result.
-        device: "auto" or "cpu".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; None: the cores this process may use. The result does not depend on it.
         max_minutes: the run is brought to a regular end within about this time; None: it takes what it takes.
         resume: go on from the checkpoint of a run that was stopped.

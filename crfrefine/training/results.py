@@ -69,6 +69,7 @@ class TrainingResult:
         sigma_mm: width of the smoothing Gaussian, of all cases.
         keep_largest: which largest component is kept, of all cases.
         seconds: of the run.
+        device: where the CRF was computed.
         threads: CPU threads.
     """
 
@@ -82,6 +83,7 @@ class TrainingResult:
     sigma_mm: float
     keep_largest: str
     seconds: float
+    device: str
     threads: int
 
     @cached_property
@@ -207,6 +209,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "version": crfrefine.__version__,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": result.seconds,
+            "device": result.device,
             "threads": result.threads,
             "options": {
                 "images": str(options.data.images),

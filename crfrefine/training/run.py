@@ -34,6 +34,7 @@ from crfrefine.training.checks import check_options, choose_regions
 from crfrefine.training.comparison import NETWORK, TRAINED, Contestants, Values, measure_methods
 from crfrefine.training.crops import Crop, CropStore, make_crop
 from crfrefine.training.dataset import find_cases, read_labeled
+from crfrefine.training.device import TrainingDevice
 from crfrefine.training.fitting import Fit, FitResult, Hooks, Material, is_gain, no_crf
 from crfrefine.training.folds import Split, choose_num_folds, make_folds
 from crfrefine.training.losses import make_loss
@@ -76,14 +77,14 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         CrfRefineError: nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
         KeyboardInterrupt: passed on, after the checkpoint is saved.
     """
-    check_options(options)
+    device = check_options(options)
     threads_before = torch.get_num_threads()
     # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
     torch.set_num_threads(1)
     store = CropStore()
     try:
-        with Workers(options.threads or available_threads()) as workers:
-            return _Run(options, observer or TrainingObserver(), workers, store).execute()
+        with Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers:
+            return _Run(options, observer or TrainingObserver(), workers, store, device).execute()
     finally:
         store.close()
         torch.set_num_threads(threads_before)
@@ -92,8 +93,11 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
 class _Run:
     """One call of `run_training`."""
 
-    def __init__(self, options: TrainingOptions, observer: TrainingObserver, workers: Workers, store: CropStore) -> None:
+    def __init__(
+        self, options: TrainingOptions, observer: TrainingObserver, workers: Workers, store: CropStore, device: TrainingDevice
+    ) -> None:
         self.options = options
+        self._device = device
         self._observer = observer
         self._workers = workers
         self._store = store
@@ -127,8 +131,10 @@ class _Run:
             f"{len(cases.files)} cases, {cases.num_labels} labels, {cases.num_modalities} "
             f"modalit{'y' if cases.num_modalities == 1 else 'ies'}; {self._num_folds} folds"
             + (", one case each" if self._num_folds == len(cases.files) else "")
-            + f"; {self._workers.threads} thread{'' if self._workers.threads == 1 else 's'}"
+            + f"; {self._device.name}, {self._workers.threads} thread{'' if self._workers.threads == 1 else 's'}"
         )
+        if self._device.note:
+            self._observer.note(self._device.note)
         for note in cases.notes:
             self._observer.note(note)
         try:
@@ -168,7 +174,7 @@ class _Run:
         sizes = self._cases.num_labels, self._cases.num_modalities, self._cases.num_dims
         learn = tuple(group for group in LEARNABLE if group in self.options.learn)
         loss = make_loss(self.options.loss, groups, frequencies)
-        self._material = Material(crops, loss, groups, learn, sizes, self.options.seed)
+        self._material = Material(crops, loss, groups, learn, sizes, self.options.seed, self._device)
         self._say_what_looks_wrong(crops, groups)
         self._starts = make_starts(self.options.parameters, learn, sizes[0], sizes[1], self._spacing)
         self._screen()
@@ -208,6 +214,7 @@ class _Run:
             part.scaling = fit_vector_scaling(self._material, split, self._workers)
         self._observer.stage_started(f"{part.name}: measuring the cases held out")
         contestants = self._contestants(part, split)
+        self._device.release()
         values = self._each(partial(self._measure, contestants), split.held_out)
         part.measured = {self._cases.case_ids[case]: own for case, own in zip(split.held_out, values, strict=True)}
         self._checkpoint.save(self._state())
@@ -295,7 +302,7 @@ class _Run:
 
     def _measure(self, contestants: Contestants, number: int, threads: int) -> Values:
         regions = {region.name: region.labels for region in self._regions}
-        return measure_methods(self._read(number, threads), regions, contestants, self.options.device, threads)
+        return measure_methods(self._read(number, threads), regions, contestants, self._device.name, threads)
 
     def _contestants(self, part: Part, split: Split) -> Contestants:
         if part.fit is None or part.scaling is None:
@@ -352,6 +359,7 @@ class _Run:
     def _state(self) -> dict[str, Any]:
         return {
             "seconds": self._budget.spent_seconds,
+            "device": self._device.name,
             "screening": self._screening,
             "parts": [part.to_dict() for part in self._parts],
             "current": self._current,
@@ -371,6 +379,7 @@ class _Run:
             "label_names": list(self._cases.label_names),
             "ignore_label": self._cases.ignore_label,
             "seed": options.seed,
+            "device": self._device.kind,
             "input_type": options.input_type,
         }
 
@@ -413,6 +422,7 @@ class _Run:
             sigma_mm=self._sigma(everything),
             keep_largest=self._kind_of_largest(everything),
             seconds=self._budget.spent_seconds,
+            device=self._device.name,
             threads=self._workers.threads,
         )
 

@@ -41,9 +41,9 @@ def screen(
     """
     columns = []
     for number, start in enumerate(starts):
-        model = Model(start.parameters, (), material.sizes)
+        model = Model(start.parameters, (), material.sizes, material.device)
         crops = [material.crops[case] for case in cases]
-        scores = workers.run(lambda crop, threads, model=model: model.score(crop, material.loss, threads), crops)  # type: ignore[misc]
+        scores = workers.run_on_device(lambda crop, threads, model=model: model.score(crop, material.loss, threads), crops)  # type: ignore[misc]
         columns.append([mean_dice(score.confusion, material.regions) for score in scores])
         tell(number + 1)
     table: list[list[float]] = np.array(columns).T.tolist()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crfrefine.config import CrfParameters
+from crfrefine.training.device import CPU, TrainingDevice
 from crfrefine.training.model import Model
 from crfrefine.training.starts import LEARNING_RATES, Start
 
@@ -30,6 +31,7 @@ class Trajectory:
         num_iterations: over which the learning rate falls.
         rate: factor on all learning rates.
         prior: weight of what pulls the parameters back to where they began.
+        device: where the model computes; its parameters, and all that is kept of them, stay on the CPU.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Trajectory:
         num_iterations: int,
         rate: float = 1.0,
         prior: float = 0.0,
+        device: TrainingDevice = CPU,
     ) -> None:
         self.start = start
         self._prior = prior
@@ -48,7 +51,7 @@ class Trajectory:
         self.history: list[dict[str, Any]] = []
         self.best_score = -math.inf
         self.best_iteration = 0
-        self.model = Model(start.parameters, learn, sizes)
+        self.model = Model(start.parameters, learn, sizes, device)
         self._best = self._values()
         self._origin = self.model.positions()
         groups = self.model.groups

@@ -1,4 +1,7 @@
-"""Cases side by side: in threads where there are enough of them, else one after the other with all threads inside the engine."""
+"""Cases side by side: in threads where there are enough of them, else one after the other with all threads inside the engine.
+
+On a GPU one case at a time: it keeps the GPU busy by itself, and several would share its memory.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ class Workers:
 
     Args:
         threads: how many may run at a time.
+        one_by_one: whether what runs on the device runs one at a time.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
         self.threads = threads
+        self._one_by_one = one_by_one
         self._pool = ThreadPoolExecutor(threads, "train")
 
     def __enter__(self) -> Self:
@@ -27,6 +32,10 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+        """As `run`, for what the model computes."""
+        return [function(item, self.threads) for item in items] if self._one_by_one else self.run(function, items)
 
     def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """Return `function(item, threads)` of each item, in order; the second argument is how many threads that call may use."""
