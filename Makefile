@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+STUDY_ARGS ?=
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
 STRICT ?= OFF
 
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup demo test lint bench bench-layer accuracy format clean
+.PHONY: help setup demo browser test lint bench bench-layer accuracy study format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,9 +26,11 @@ help:
 	@echo 'make bench     time against other libraries, rewrite docs/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
 	@echo 'make bench-layer  time the trainable layer, rewrite its section of docs/benchmarks.md (BENCH_ARGS as above)'
 	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/accuracy.md and its plot'
+	@echo 'make study     train, infer and evaluate on the labeled cases of CRFREFINE_DATA, rewrite the tables of docs/results.md (STUDY_ARGS="--quick"'
+	@echo '               for a taste, or another folder)'
 	@echo 'make clean     remove everything that the other targets made'
 
-setup: $(VENV)/package.stamp
+setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
 
 # The tools, pinned; made anew when their list changes.
 $(VENV)/tools.stamp: pyproject.toml constraints.txt
@@ -50,6 +53,15 @@ $(VENV)/train.stamp: $(VENV)/package.stamp
 	$(PIP) install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]"
 	touch $@
 
+# The slice viewer of reports: one file of nilearn is read, so none of what nilearn runs on is needed.
+$(VENV)/viewer.stamp: $(VENV)/package.stamp
+	$(PIP) install --quiet --no-deps -c constraints.txt nilearn
+	touch $@
+
+# A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
+browser:
+	@sh tests/find_browser.sh
+
 demo: setup
 	$(BIN)/crfrefine demo -o demo
 
@@ -60,7 +72,7 @@ lint: setup $(VENV)/train.stamp
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
-test: setup lint
+test: setup lint browser
 	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 format: setup
@@ -77,6 +89,9 @@ bench-layer: $(VENV)/train.stamp
 accuracy: $(VENV)/train.stamp
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/gradient_accuracy.py
+
+study: setup $(VENV)/train.stamp
+	$(BIN)/python benchmarks/study.py $(STUDY_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,8 @@ from typing import Any
 
 from peers import ROOT
 
+import crfrefine
+
 _DEPENDENCIES = ("numpy", "scipy", "nibabel", "SimpleITK", "isal")
 
 
@@ -38,7 +40,7 @@ def describe(*packages: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "source": source_hash(),
-        "crfrefine": version("crfrefine"),
+        "crfrefine": crfrefine.__version__,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in (*_DEPENDENCIES, *packages)},
         "machine": {

@@ -135,7 +135,7 @@ def discover_cases(
     if len(folders) > 1 or (folders and len(image_paths) > 1):
         raise InputError(f"{folders[0]}: give one folder of images, or the files of one case")
     cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
-    cases = _with_logits(cases, logits_paths) if logits is not None else cases
+    cases = with_logits(cases, logits_paths) if logits is not None else cases
     cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES, lambda case, path: replace(case, mask=path))
     return _with_companions(cases, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
 
@@ -223,7 +223,17 @@ def _case_of_files(paths: Sequence[Path]) -> CaseList:
     return CaseList([CaseFiles(case_id, tuple(paths))])
 
 
-def _with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
+def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
+    """Add the logits of each case, or its `problem`.
+
+    Args:
+        cases: what is there already.
+        logits: a folder; or for one case a file with all labels, or one file a label in order.
+
+    Raises:
+        InputError: a file that does not exist, or a file for several cases.
+        UnsupportedFormatError: a single file of an unknown type.
+    """
     if not logits:
         raise InputError("no logits given")
     if not logits[0].is_dir() or len(logits) > 1:

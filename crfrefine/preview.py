@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from crfrefine.volume import orientation_codes
+from crfrefine.display import LABEL_COLORS, PLANES, Upright, crop_around, display_range, find_largest_change, label_color
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 LineStyle = Literal["solid", "dashed", "dotted"]
 
-# Okabe & Ito 2008: told apart with every common color vision deficiency, and on gray.
-_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 _LINE_STYLES: tuple[LineStyle, ...] = ("solid", "dashed", "dotted")  # the next seven labels repeat the colors with another line
 _NOW_BACKGROUND = "#FFFFFF"
 _PAPER, _INK, _FAINT_INK = "#101114", "#F2F2F2", "#9AA0A6"
@@ -108,50 +106,23 @@ def draw_preview(
     return buffer.getvalue()
 
 
-def find_largest_change(before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], window_mm: float = 12.0) -> tuple[int, ...]:
-    """Return the voxel with the most changed voxels around it; without a change the middle of the foreground, or of the grid.
-
-    Args:
-        before: (*grid) labels.
-        after: (*grid) labels.
-        spacing: mm, one a grid axis.
-        window_mm: edge of the box in which changed voxels are counted.
-    """
-    from scipy.ndimage import uniform_filter
-
-    changed = before != after
-    if changed.any():
-        box = [2 * round(window_mm / 2 / step) + 1 for step in spacing]  # odd, so that it has a middle
-        # Only voxels that changed themselves: a plane next to the change would show nothing.
-        density = np.where(changed, uniform_filter(changed.astype(np.float32), box, mode="constant"), -1)
-        return tuple(int(i) for i in np.unravel_index(int(density.argmax()), density.shape))
-    foreground = np.argwhere(after > 0)
-    if len(foreground):
-        return tuple(int(i) for i in foreground.mean(axis=0).round())
-    return tuple(n // 2 for n in after.shape)
-
-
 def _cut_planes(
     image: NDArray[np.float32], before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], affine: NDArray[np.float64] | None
 ) -> list[_Plane]:
     """Cut the volume through its largest change, upright where the affine says what is up, and cropped around the labels."""
     keep = min(3, before.ndim)
-    axis_order, flips, sides = _orientation(affine, keep)
-
-    def upright(array: NDArray[Any]) -> NDArray[Any]:
-        array = array.transpose(*axis_order, *range(keep, array.ndim))
-        return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)]
-
-    shown, network, refined = upright(image[0]), upright(before), upright(after)
-    steps = [float(spacing[axis]) for axis in axis_order]
+    pose = Upright.of(affine, keep)
+    sides = pose.sides
+    shown, network, refined = pose.turn(image[0]), pose.turn(before), pose.turn(after)
+    steps = [float(spacing[axis]) for axis in pose.axis_order]
     # Looked for in the upright volume: of two equal changes, a patient stored in another orientation must show the same one.
     point = find_largest_change(network, refined, [*steps, *(float(step) for step in spacing[keep:])])
     for moment in reversed(point[keep:]):  # further axes (time) are held where the change is
         shown, network, refined = shown[..., moment], network[..., moment], refined[..., moment]
-    crop = _crop(network, refined, steps)
-    window = _display_range(shown)
+    crop = crop_around((network > 0) | (refined > 0), steps)
+    window = display_range(shown)
     planes = []
-    for name, across, up in (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))[: 1 if keep == 2 else 3]:
+    for name, across, up in PLANES[: 1 if keep == 2 else 3]:
         index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(keep))
         cut = shown[index].T.astype(np.float32)
         planes.append(
@@ -165,42 +136,6 @@ def _cut_planes(
             )
         )
     return planes
-
-
-def _orientation(affine: NDArray[np.float64] | None, num_dims: int) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[str, ...]]:
-    """Return the axis order and flips that bring the array closest to (right-left, posterior-anterior, inferior-superior), and the sides.
-
-    The patient's right is shown at the left, as radiologists look at it.
-    """
-    if affine is None or num_dims != 3:
-        return tuple(range(num_dims)), (False,) * num_dims, ()
-    codes = orientation_codes(affine)
-    axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
-    flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
-    return axis_order, flips, ("RL", "PA", "IS")
-
-
-def _crop(before: NDArray[Any], after: NDArray[Any], steps: Sequence[float]) -> list[slice]:
-    """Return slices around all labels with a margin, so that small structures are not lost in a large field of view."""
-    foreground = (before > 0) | (after > 0)
-    if not foreground.any():
-        return [slice(None)] * foreground.ndim
-    extent = max(n * step for n, step in zip(foreground.shape, steps, strict=True))
-    slices = []
-    for axis, step in enumerate(steps):
-        occupied = np.flatnonzero(foreground.any(axis=tuple(other for other in range(foreground.ndim) if other != axis)))
-        margin = int(np.ceil(0.12 * extent / step))
-        slices.append(slice(max(0, int(occupied[0]) - margin), int(occupied[-1]) + 1 + margin))
-    return slices
-
-
-def _display_range(image: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the intensities shown black and white."""
-    sample = image[image != 0]
-    if sample.size < 2:
-        return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(sample[:: max(1, sample.size // 200_000)], (0.5, 99.5)))
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
 def _draw_panel(axes: Axes, plane: _Plane, column: int) -> None:
@@ -246,7 +181,7 @@ def _draw_contours(axes: Axes, labels: NDArray[Any], size_mm: tuple[float, float
         fine = np.pad(inside.repeat(_FINER, axis=0).repeat(_FINER, axis=1).astype(np.float32), 1)
         x = ((np.arange(fine.shape[1]) - 0.5) / _FINER + first_column) * steps[0]
         y = ((np.arange(fine.shape[0]) - 0.5) / _FINER + first_row) * steps[1]
-        axes.contour(x, y, fine, levels=[0.5], colors=[_color(label)], linewidths=1.3, linestyles=[_line_style(label)])
+        axes.contour(x, y, fine, levels=[0.5], colors=[label_color(label)], linewidths=1.3, linestyles=[_line_style(label)])
     axes.set_xlim(0, size_mm[0])
     axes.set_ylim(0, size_mm[1])
 
@@ -258,7 +193,7 @@ def _paint_changes(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.floa
     painted = np.zeros((*after.shape, 4), np.float32)
     changed = before != after
     for label in np.unique(after[changed]):
-        painted[changed & (after == label)] = to_rgba(_NOW_BACKGROUND if label == 0 else _color(int(label)), 0.95)
+        painted[changed & (after == label)] = to_rgba(_NOW_BACKGROUND if label == 0 else label_color(int(label)), 0.95)
     return painted
 
 
@@ -268,7 +203,7 @@ def _draw_legend(figure: Figure, planes: Sequence[_Plane]) -> None:
 
     seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in _labels_in(labels)})
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=_color(label), linewidth=2.5, linestyle=_line_style(label), label=f"label {label}")
+        Line2D([], [], color=label_color(label), linewidth=2.5, linestyle=_line_style(label), label=f"label {label}")
         for label in seen[:_MAX_LEGEND_ENTRIES]
     ]
     if len(seen) > _MAX_LEGEND_ENTRIES:
@@ -295,9 +230,5 @@ def _labels_in(labels: NDArray[Any]) -> list[int]:
     return [int(label) for label in np.unique(labels) if label > 0]
 
 
-def _color(label: int) -> str:
-    return _COLORS[(label - 1) % len(_COLORS)]
-
-
 def _line_style(label: int) -> LineStyle:
-    return _LINE_STYLES[(label - 1) // len(_COLORS) % len(_LINE_STYLES)]
+    return _LINE_STYLES[(label - 1) // len(LABEL_COLORS) % len(_LINE_STYLES)]

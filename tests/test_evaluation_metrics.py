@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import SimpleITK
+from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluation import METRICS, measure_case, measure_masks
@@ -144,6 +146,82 @@ def test_smooth_regions_equal_the_brute_force():
     spacing = (0.7, 0.9, 3.0)
     expected = _brute_force(prediction, reference, spacing, 1.5)
     assert measure_masks(prediction, reference, spacing, tolerance_mm=1.5) == pytest.approx(expected, rel=ROUNDING)
+
+
+def _blob(grid_shape, share, rng):
+    """A smooth random shape that fills a share of the grid and is cut off by its border: noise after a filter, above a threshold."""
+    noise = ndimage.gaussian_filter(rng.normal(size=grid_shape), 1.5, mode="wrap")
+    return noise > np.quantile(noise, 1 - share)
+
+
+BLOBS = [((37, 23), (0.6, 1.7)), ((21, 26, 13), (0.9, 0.7, 3.1)), ((30, 9, 17), (2.0, 0.5, 1.1))]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize(("grid_shape", "spacing"), BLOBS)
+def test_distances_equal_those_of_all_pairs_of_boundary_voxels(grid_shape, spacing, share):
+    """A full matrix of distances, and boundaries by erosion: neither the search tree nor the transform takes part."""
+    rng = np.random.default_rng(15)
+    prediction, reference = _blob(grid_shape, share, rng), _blob(grid_shape, 0.2, rng)
+    points = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (prediction, reference)]
+    distances = cdist(*points)
+    directed = distances.min(axis=1), distances.min(axis=0)
+    everything = np.concatenate(directed)
+    measured = measure_masks(prediction, reference, spacing, tolerance_mm=1.25)
+    expected = {
+        "surface_dice": np.mean(everything <= 1.25),
+        "hd_mm": everything.max(),
+        "hd95_mm": max(np.percentile(one_way, 95) for one_way in directed),
+        "assd_mm": everything.mean(),
+    }
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize(("grid_shape", "spacing"), BLOBS)
+def test_boundaries_distances_and_pieces_equal_those_of_simpleitk(grid_shape, spacing, share):
+    """Contours, distance maps and connected components of SimpleITK, on images with a rim of background around them."""
+    rng = np.random.default_rng(16)
+    masks = [_blob(grid_shape, share, rng), _blob(grid_shape, 0.2, rng)]
+    images = [_image(np.pad(mask, 1), spacing) for mask in masks]
+    contours = [SimpleITK.BinaryContour(image, fullyConnected=False) for image in images]
+    maps = [SimpleITK.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True) for contour in contours]
+    edges = [SimpleITK.GetArrayFromImage(contour) > 0 for contour in contours]
+    directed = [np.abs(SimpleITK.GetArrayFromImage(maps[1 - number]))[edges[number]] for number in (0, 1)]
+    everything = np.concatenate(directed).astype(np.float64)
+    expected = {
+        "surface_dice": np.mean(everything <= 1.25),
+        "hd_mm": everything.max(),
+        "hd95_mm": max(np.percentile(one_way, 95) for one_way in directed),
+        "assd_mm": everything.mean(),
+        "num_components": SimpleITK.GetArrayFromImage(SimpleITK.ConnectedComponent(images[0], True)).max(),
+    }
+    measured = measure_masks(*masks, spacing, tolerance_mm=1.25)
+    # SimpleITK keeps its distance maps in single precision.
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("one", "other"), [("sparse", "dense"), ("corner", "border"), ("empty", "voxel"), ("full", "inside")])
+def test_what_must_not_matter_does_not(one, other):
+    """Roles exchanged, axes mirrored and in another order, millimeters called tenths of them."""
+    rng = np.random.default_rng(17)
+    prediction, reference = (_masks(kind, GRIDS[3], rng) for kind in (one, other))
+    measured = measure_masks(prediction, reference, SPACINGS[3], tolerance_mm=1.25)
+
+    def same(expected, *arguments, tolerance_mm=1.25):
+        assert measure_masks(*arguments, tolerance_mm=tolerance_mm) == pytest.approx(expected, rel=ROUNDING, nan_ok=True)
+
+    same(measured, prediction[::-1, :, ::-1], reference[::-1, :, ::-1], SPACINGS[3])
+    turned = tuple(SPACINGS[3][axis] for axis in (2, 0, 1))
+    same(measured, prediction.transpose(2, 0, 1), reference.transpose(2, 0, 1), turned)
+    swapped = measure_masks(reference, prediction, SPACINGS[3], tolerance_mm=1.25)
+    for name in ("dice", "iou", "surface_dice", "hd_mm", "hd95_mm", "assd_mm"):
+        assert swapped[name] == pytest.approx(measured[name], rel=ROUNDING, nan_ok=True)
+    assert swapped["sensitivity"] == pytest.approx(measured["precision"], rel=ROUNDING, nan_ok=True)
+    assert swapped["volume_difference_ml"] == -measured["volume_difference_ml"]
+    powers = {"hd_mm": 1, "hd95_mm": 1, "assd_mm": 1, "volume_ml": 3, "volume_difference_ml": 3}
+    scaled = {name: value * 10 ** powers.get(name, 0) for name, value in measured.items()}
+    same(scaled, prediction, reference, tuple(10 * size for size in SPACINGS[3]), tolerance_mm=12.5)
 
 
 def test_known_distances_of_two_voxels():

@@ -69,6 +69,7 @@ def test_depression_scale_of_hollander_and_wolfe():
     """R: V = 40, one-sided p = 0.01953 = 10 / 512."""
     test = signed_rank(BEFORE - AFTER)
     assert test.rank_sum_positive == 40
+    assert test.effect_size == pytest.approx((40 - 5) / 45, rel=ROUNDING)
     assert test.p_value == pytest.approx(2 * 10 / 512, rel=ROUNDING)
 
 
@@ -267,6 +268,24 @@ def test_detectable_difference_of_the_t_test():
     assert detectable_difference(1.0, 34, efficiency=1.0) < 0.5 < detectable_difference(1.0, 33, efficiency=1.0)
     assert detectable_difference(1.0, 34, efficiency=1.0, power=0.8077775) == pytest.approx(0.5, abs=1e-5)
     assert detectable_difference(3.0, 34, efficiency=1.0) == pytest.approx(3 * detectable_difference(1.0, 34, efficiency=1.0))
+
+
+@pytest.mark.parametrize(("effect", "num_pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_detectable_difference_asks_for_the_usual_numbers_of_cases(effect, num_pairs):
+    """Small, medium and large effects after Cohen, two-sided at 0.05 with a power of 80 %: what G*Power and pwr.t.test (paired) say."""
+    assert detectable_difference(1.0, num_pairs, efficiency=1.0) <= effect
+    assert detectable_difference(1.0, num_pairs - 1, efficiency=1.0) > effect
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "alpha", "power"), [(2, 0.05, 0.5), (7, 0.05, 0.8), (34, 0.01, 0.9), (120, 0.0125, 0.8), (900, 0.05, 0.95)]
+)
+def test_the_detectable_difference_has_the_power_by_another_noncentral_t(num_pairs, alpha, power):
+    """Another implementation of the distribution, the other way round: from the difference to the chance to find it."""
+    freedom = num_pairs - 1
+    noncentrality = detectable_difference(2.0, num_pairs, alpha=alpha, power=power, efficiency=1.0) / 2.0 * math.sqrt(num_pairs)
+    # Both implementations promise about eight digits far out.
+    assert stats.nct.sf(stats.t.isf(alpha / 2, freedom), freedom, noncentrality) == pytest.approx(power, abs=1e-6)
 
 
 def test_the_signed_rank_test_finds_the_detectable_difference_as_often_as_stated():

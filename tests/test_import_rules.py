@@ -28,7 +28,7 @@ LAYERS = (
     ),
     ("_config_sections",),
     ("config",),
-    ("features", "io", "postprocess", "reference", "summary"),
+    ("display", "features", "io", "postprocess", "reference", "summary"),
     ("_layer_intensity", "_layer_values", "backends", "discovery"),
     ("_layer_function", "_layer_inputs", "evaluation"),
     ("functional",),
@@ -38,7 +38,8 @@ LAYERS = (
     ("phantom", "preview"),
     ("conversion", "inspection", "outputs"),
     ("inference",),
-    ("demonstration", "training"),
+    ("demonstration", "report", "training"),
+    ("assessment",),
     ("cli",),
     ("__main__",),
 )
@@ -51,6 +52,8 @@ HOMES = {
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"backends.cuda"},
+    "jinja2": {"report"},
+    "PIL": {"report"},
     "torch": {
         "_layer_function",
         "_layer_inputs",

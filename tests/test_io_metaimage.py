@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, read_or_complain, save_itk, save_nifti
 
 from crfrefine import io
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.volume import Volume, spacing_of
 
 SUFFIXES = [".mhd", ".mha", ".nrrd", ".nhdr"]
@@ -266,6 +266,14 @@ def test_a_damaged_header_gives_an_error_of_ours_or_a_volume(data, suffix):
     else:
         assert np.isfinite(read.data).all()
         assert min(read.spacing) > 0
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+def test_a_header_without_axes(tmp_path, suffix):
+    path = save_itk(tmp_path / f"a{suffix}", numbers((4, 5, 6), dtype=np.int16))
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = 0"))
+    with pytest.raises(CrfRefineError, match=r"a\.mh"):
+        io.read_volume(path)
 
 
 def test_compressed_voxels_that_are_too_few(tmp_path):

@@ -50,13 +50,27 @@ def test_the_wheel_carries_its_data(folder):
 
 
 @installed_only
+def test_the_wheel_carries_the_pages_assets():
+    wanted = sorted(path.name for path in (ROOT / "crfrefine" / "report" / "assets").iterdir())
+    assert {"page.html", "report.css", "report.js", "viewer.js"} <= set(wanted)
+    assert sorted(item.name for item in (importlib.resources.files("crfrefine") / "report" / "assets").iterdir()) == wanted
+
+
+def test_no_script_of_others_is_committed():
+    """The viewer is read from an installed package; the page's own scripts are short."""
+    scripts = [path for path in repository_texts() if path.suffix == ".js"]
+    assert {path.name for path in scripts} == {"report.js", "viewer.js"}
+    assert all(len(line) < 200 for path in scripts for line in path.read_text(encoding="utf-8").splitlines()), "nothing minified"
+
+
+@installed_only
 def test_the_wheel_carries_nothing_else():
     files = importlib.metadata.files("crfrefine")
     assert files is not None
     outside = {f.parts[0] for f in files if f.parts[0] != "crfrefine" and not f.parts[0].endswith(".dist-info") and f.parts[0] != ".."}
     assert outside == set()
     suffixes = {f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts}
-    assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md"}
+    assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
 
 
 @installed_only

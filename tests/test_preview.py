@@ -9,7 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from crfrefine import preview
-from crfrefine.preview import draw_preview, find_largest_change
+from crfrefine.display import LABEL_COLORS, find_largest_change
+from crfrefine.preview import draw_preview
+from crfrefine.report.cutting import CHANGE_COLORS
 
 GRID_SHAPE = (40, 30, 12)
 SPACING = (1.0, 1.5, 4.0)
@@ -135,12 +137,13 @@ def test_constant_image_no_labels_and_many_labels():
         assert draw_preview(image, before, after, SPACING).startswith(b"\x89PNG")
 
 
-def test_colors_can_be_told_apart_by_people_who_see_two_primaries():
+@pytest.mark.parametrize("palette", [LABEL_COLORS, tuple(CHANGE_COLORS.values())], ids=["labels", "changes"])
+def test_colors_can_be_told_apart_by_people_who_see_two_primaries(palette):
     """Simulated by the matrices of Viénot, Brettel and Mollon 1999; 0.1 of linear light is well above what can be told apart."""
     to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     protanope = np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]])
     deuteranope = np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]])
-    colors = [np.array(to_rgb(color)) ** 2.2 for color in preview._COLORS]
+    colors = [np.array(to_rgb(color)) ** 2.2 for color in palette]
     for matrix in (np.eye(3), protanope, deuteranope):
         seen = [np.linalg.inv(to_lms) @ matrix @ to_lms @ color for color in colors]
         assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.1

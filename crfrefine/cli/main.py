@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
+from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.options import HelpOption
@@ -75,6 +76,7 @@ app = typer.Typer(
 )
 app.command("infer")(infer)
 app.command("train-crf")(train_crf)
+app.command("evaluate")(evaluate)
 app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("demo")(demo)

@@ -3,6 +3,7 @@
 `docs/metrics.md` defines every number. Reading files, printing and drawing are done elsewhere.
 """
 
+from crfrefine.evaluation.calibration import CALIBRATION_METRICS, measure_calibration
 from crfrefine.evaluation.comparison import (
     MEAN,
     Measurement,
@@ -14,12 +15,14 @@ from crfrefine.evaluation.comparison import (
     summary_text,
 )
 from crfrefine.evaluation.metrics import METRICS, Better, better_direction, measure_case, measure_masks
-from crfrefine.evaluation.regions import Region, parse_region, read_regions, regions_from_labels
+from crfrefine.evaluation.regions import ALL_LABELS, Region, parse_region, read_regions, regions_from_labels
 from crfrefine.evaluation.statistics import PairedComparison, bootstrap_interval, compare_pairs, detectable_difference, holm
 from crfrefine.evaluation.verdict import Outcome, Rival, Verdict, verdict
 from crfrefine.evaluation.wilcoxon import SignedRank, signed_rank, smallest_p_value
 
 __all__ = [
+    "ALL_LABELS",
+    "CALIBRATION_METRICS",
     "MEAN",
     "METRICS",
     "Better",
@@ -37,6 +40,7 @@ __all__ = [
     "compare_pairs",
     "detectable_difference",
     "holm",
+    "measure_calibration",
     "measure_case",
     "measure_masks",
     "measurements_of",

@@ -184,6 +184,7 @@ def summarize(
     *,
     metrics: Sequence[str] | None = None,
     regions: Sequence[str] | None = None,
+    mean_regions: Sequence[str] | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> list[SummaryRow]:
@@ -193,7 +194,8 @@ def summarize(
         table: the measurements.
         baseline: the method that the others are compared with.
         metrics: default: all.
-        regions: default: all. With several, a row MEAN follows for metrics that have better values.
+        regions: default: all.
+        mean_regions: over which a row MEAN is taken; default: `regions`. It follows if there are several and the metric has better values.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
 
@@ -204,20 +206,22 @@ def summarize(
         InputError: a name that the table does not have.
     """
     chosen = table.regions if regions is None else tuple(regions)
+    averaged = chosen if mean_regions is None else tuple(mean_regions)
     rows = []
     for metric in table.metrics if metrics is None else metrics:
         is_tested = better_direction(metric) is not None
-        names = (*chosen, MEAN) if is_tested and len(chosen) > 1 else chosen
+        names = (*chosen, MEAN) if is_tested and len(averaged) > 1 else chosen
         for method in table.methods:
             comparisons: list[PairedComparison | None] = [None] * len(names)
             if is_tested and method != baseline:
                 comparisons = [
-                    table.compare(method, baseline, name, metric, regions=chosen, seed=seed, num_resamples=num_resamples) for name in names
+                    table.compare(method, baseline, name, metric, regions=averaged, seed=seed, num_resamples=num_resamples)
+                    for name in names
                 ]
             p_values = [math.nan if comparison is None else comparison.p_value for comparison in comparisons]
             adjusted = holm(p_values[: len(chosen)]) + tuple(p_values[len(chosen) :])
             for name, comparison, p_holm in zip(names, comparisons, adjusted, strict=True):
-                values = table.means(metric, [method], chosen)[0] if name == MEAN else table.values(method, name, metric)
+                values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
                 rows.append(_summary_row(method, name, metric, values, comparison, p_holm))
     return rows
 

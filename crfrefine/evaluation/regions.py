@@ -13,6 +13,9 @@ from crfrefine.errors import ConfigError, InputError
 RESERVED = "mean"
 """No region may be called so: it is what reports call the mean over regions."""
 
+ALL_LABELS = "all"
+"""What tables call the calibration of all labels together; where there is such a row, no region may have this name."""
+
 _EXAMPLE = 'such as "core=1+3+4"'
 
 

@@ -43,6 +43,8 @@ __all__ = [
 
 LARGEST_LABEL = 65535
 
+_BLOCK_VOXELS = 1 << 16
+
 
 def read_volume(path: str | Path) -> Volume:
     """Read a scalar or multi-channel volume as float32, scaled.
@@ -69,15 +71,16 @@ def read_labels(path: str | Path) -> Volume:
         UnsupportedFormatError: as for `read_volume`.
     """
     volume = _read_scalar(path, "a label map")
-    rounded = np.rint(volume.data)
+    off, low, high = _round_in_place(volume.data.transpose().reshape(-1))
     # A scaling that some tools write makes 1 come back as 0.988.
-    off = float(np.abs(volume.data - rounded).max())
     if off > 0.1:
-        raise InputError(f"{path}: not a label map: expected whole numbers, found values up to {off:.2g} away from one")
-    low, high = float(rounded.min()), float(rounded.max())
+        raise InputError(
+            f"{path}: not a label map: expected whole numbers, found values up to {off:.2g} away from one; "
+            "it may be a probability map or an image"
+        )
     if low < 0 or high > LARGEST_LABEL:
         raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {low:.0f} to {high:.0f}")
-    return Volume(rounded.astype(smallest_label_type(int(high))), volume.affine, volume.spacing, volume.path, volume.header)
+    return Volume(volume.data.astype(smallest_label_type(int(high))), volume.affine, volume.spacing, volume.path, volume.header)
 
 
 def read_mask(path: str | Path) -> Volume:
@@ -148,6 +151,18 @@ def is_whole(path: str | Path) -> bool:
     except CrfRefineError:
         return False
     return True
+
+
+def _round_in_place(values: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Round to whole numbers, block by block; return how far the farthest one was from one, and the smallest and the largest."""
+    off, low, high = 0.0, np.inf, -np.inf
+    for start in range(0, values.size, _BLOCK_VOXELS):
+        block = values[start : start + _BLOCK_VOXELS]
+        rounded = np.rint(block)
+        off = max(off, float(np.abs(block - rounded).max()))
+        low, high = min(low, float(rounded.min())), max(high, float(rounded.max()))
+        block[...] = rounded
+    return off, low, high
 
 
 def _read_scalar(path: str | Path, what: str) -> Volume:

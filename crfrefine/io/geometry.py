@@ -20,7 +20,7 @@ SMALLEST_MM = 1e-9
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
     """Raise InputError where an affine does not give each voxel a place of its own, or one out of this world."""
     is_sane = bool((np.abs(affine) < LARGEST_MM).all())  # Also False for NaN.
-    if is_sane and min(spacing_of(affine, num_axes)) > SMALLEST_MM and _flatness(affine, num_axes) > 1e-6:
+    if is_sane and min(spacing_of(affine, num_axes), default=0.0) > SMALLEST_MM and _flatness(affine, num_axes) > 1e-6:
         return
     rows = "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
     raise InputError(f"{path}: the geometry in the header is not usable: its affine is [{rows}]; repair the header")

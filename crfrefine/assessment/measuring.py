@@ -1,0 +1,142 @@
+"""One case: read its label maps and measure every method. Runs in a process of its own, so that what goes in and out can be pickled."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.assessment.pairing import CasePair, MethodFiles
+from crfrefine.assessment.reading import Scores, holds_scores, read_label_map, read_reference, read_scores
+from crfrefine.assessment.records import CaseResult, Settings, Values
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.evaluation import CALIBRATION_METRICS, measure_calibration, measure_case
+from crfrefine.label_maps import bounding_box
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.volume import Volume
+
+# What a case may fail with; anything else is a bug, stops the run and keeps its traceback.
+CASE_ERRORS = (CrfRefineError, OSError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to be measured."""
+
+    pair: CasePair
+    settings: Settings
+
+
+def measure_pair(job: Job) -> CaseResult:
+    """Measure every method in a case; what cannot be measured is recorded, and the rest goes on."""
+    started = time.perf_counter()
+    result = CaseResult(job.pair.case_id)
+    try:
+        if job.pair.problem:
+            raise InputError(job.pair.problem)
+        reference = _without_ignored(read_reference(job.pair.reference), job)
+        if reference.volume.header is not None:
+            result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
+        for name, files in job.pair.methods.items():
+            try:
+                _measure_method(name, files, reference, job.settings, result)
+            except CASE_ERRORS as error:
+                result.fail(error, name)
+    except CASE_ERRORS as error:
+        result.fail(error)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The reference of a case.
+
+    Attributes:
+        volume: as read.
+        labels: (*grid) as read.
+        ignored: (*grid) True where voxels do not count; None: all count.
+    """
+
+    volume: Volume
+    labels: NDArray[Any]
+    ignored: NDArray[np.bool_] | None
+
+
+def _without_ignored(volume: Volume, job: Job) -> _Reference:
+    ignore_label = job.settings.plan.ignore_label
+    if ignore_label is None:
+        return _Reference(volume, volume.data, None)
+    ignored = volume.data == ignore_label
+    if ignored.all():
+        raise InputError(f"{job.pair.reference}: every voxel has the label {ignore_label}, to be ignored")
+    return _Reference(volume, volume.data, ignored if ignored.any() else None)
+
+
+def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
+    if files.problem:
+        raise InputError(files.problem)
+    scores: Scores | None = None
+    paths = files.scores
+    if files.label_map is None or holds_scores(files.label_map):
+        paths = files.scores if files.label_map is None else (files.label_map,)
+        scores = read_scores(paths, reference.volume)
+        label_map = scores.label_map
+    else:
+        label_map = read_label_map(files.label_map, reference.volume)
+    values = _measure_masks(label_map, reference, settings)
+    result.values[name] = values
+    del label_map
+    try:
+        if files.scores_problem:
+            raise InputError(files.scores_problem)
+        if scores is None and paths:
+            scores = read_scores(paths, reference.volume)
+        if scores is not None:
+            _add_calibration(values, scores, reference, settings)
+            result.notes.append(f"{name}: {scores.note}")
+    except CASE_ERRORS as error:
+        if files.asked_for_scores or scores is not None:
+            result.fail(error, name)
+        else:
+            result.warnings.append(f"{name}: no calibration: {error}")
+
+
+def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> Values:
+    if reference.ignored is not None:
+        label_map = np.where(reference.ignored, 0, label_map)
+    labels = {*_labels_in(label_map), *_labels_in(reference.labels)}
+    regions = settings.plan.all_regions(sorted(labels))
+    return measure_case(
+        label_map,
+        reference.labels,
+        regions,
+        reference.volume.spacing,
+        tolerance_mm=settings.tolerance_mm,
+        ignore_label=settings.plan.ignore_label,
+    )
+
+
+def _add_calibration(values: Values, scores: Scores, reference: _Reference, settings: Settings) -> None:
+    num_channels = len(scores.probabilities)
+    regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_channels)])
+    measured = measure_calibration(scores.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
+    for region, row in measured.items():
+        values.setdefault(region, {}).update({metric: row[metric] for metric in CALIBRATION_METRICS})
+
+
+def _labels_in(label_map: NDArray[Any]) -> list[int]:
+    """Return the foreground labels that occur."""
+    box = bounding_box(label_map != 0)
+    if box is None:
+        return []
+    part = np.moveaxis(label_map[box], -1, 0)
+    occurs = np.zeros(int(part.max()) + 1, bool)
+    for plane in part:  # Counting widens each voxel to 64 bits.
+        occurs |= np.bincount(plane.ravel(order="K"), minlength=occurs.size) > 0
+    return [int(label) for label in np.flatnonzero(occurs) if label]

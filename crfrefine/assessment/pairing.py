@@ -1,0 +1,216 @@
+"""Which label map of each method belongs to which case; the cases are those of the reference. No voxels and no headers are read here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crfrefine.assessment.options import AssessmentOptions
+from crfrefine.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files, with_logits
+from crfrefine.errors import InputError
+from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+
+_MODALITY = re.compile(r"(?P<case>.+)_\d{4}")
+
+# Beside one label map there may be several files of scores, which say the same: what `infer` and nnU-Net write, likeliest first.
+_SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
+
+
+@dataclass(frozen=True)
+class MethodFiles:
+    """What a method has for a case.
+
+    Attributes:
+        label_map: one value a voxel; or scores of all labels, which only its header tells.
+        scores: logits or probabilities of all labels: one file, or one a label; empty where there are none.
+        asked_for_scores: whether the user named them, rather than that they lie beside the label map.
+        problem: why the method cannot be measured in this case, as far as names tell.
+        scores_problem: why there is no calibration, although scores were asked for.
+    """
+
+    label_map: Path | None = None
+    scores: tuple[Path, ...] = ()
+    asked_for_scores: bool = False
+    problem: str | None = None
+    scores_problem: str | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return self.scores if self.label_map is None else (self.label_map, *self.scores)
+
+
+@dataclass(frozen=True)
+class CasePair:
+    """A case: its reference, and what each method has for it.
+
+    Attributes:
+        case_id: its name.
+        reference: label map.
+        methods: by name.
+        image: the first modality, where images were given.
+        problem: why the case cannot be measured at all.
+    """
+
+    case_id: str
+    reference: Path
+    methods: Mapping[str, MethodFiles] = field(default_factory=dict)
+    image: Path | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All cases, sorted by name.
+
+    Attributes:
+        cases: those of the reference.
+        notes: what was left aside, a sentence each.
+    """
+
+    cases: tuple[CasePair, ...]
+    notes: tuple[str, ...]
+
+
+def pair_cases(options: AssessmentOptions) -> Pairing:
+    """Find what each method has for each case of the reference.
+
+    Returns:
+        The cases; where something is missing or there twice, with a `problem` of the case or of the method in it.
+
+    Raises:
+        InputError: no reference at all, or files where folders are needed.
+        UnsupportedFormatError: a single file of an unknown type.
+    """
+    notes: list[str] = []
+    references = _references(options.labels, notes)
+    by_method = {name: _of_method(path, list(references), notes) for name, path in options.methods.items()}
+    for name, path in options.probabilities:
+        by_method[name] = _with_scores(by_method[name], path, notes)
+    images = _images(options.images, list(references), notes)
+    cases = [
+        CasePair(
+            case_id,
+            paths[0],
+            {name: files[case_id] for name, files in by_method.items()},
+            images.get(case_id),
+            None if len(paths) == 1 else f"expected one label map, found {_names(paths)} in {options.labels}",
+        )
+        for case_id, paths in references.items()
+    ]
+    return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes))
+
+
+def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
+    """Return the label maps of each case: one, unless there are several candidates."""
+    if not source.is_dir():
+        require_file(source)
+        require_suffix(source, VOLUME_SUFFIXES)
+        return {_case_of(source): [source]}
+    paths = _without_scores(list_files(source, VOLUME_SUFFIXES))
+    stems = {stem_of(path) for path in paths}
+    numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
+    paths = [path for path in paths if path not in numbered]
+    if not paths:
+        found = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
+        raise InputError(f"{source}: no label map found: {found}")
+    telling: dict[str, list[Path]] = {}
+    plain: dict[str, list[Path]] = {}
+    for path in paths:
+        group = plain if _case_of(path) == stem_of(path) else telling
+        group.setdefault(_case_of(path), []).append(path)
+    images = numbered + [path for case_id in telling for path in plain.pop(case_id, [])]
+    if images:
+        notes.append(
+            f"{source}: {len(images)} files beside label maps, such as {images[0].name}, are taken for images and not for references"
+        )
+    return {**telling, **plain}
+
+
+def _of_method(source: Path, case_ids: Sequence[str], notes: list[str]) -> dict[str, MethodFiles]:
+    if not source.is_dir():
+        require_file(source)
+        suffix = require_suffix(source, LOGITS_SUFFIXES)
+        if len(case_ids) != 1:
+            raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
+        return {case_ids[0]: MethodFiles(scores=(source,)) if suffix in NPZ else MethodFiles(source)}
+    by_stem: dict[str, list[Path]] = {}
+    for path in list_files(source, LOGITS_SUFFIXES):
+        by_stem.setdefault(stem_of(path), []).append(path)
+    found: dict[str, MethodFiles] = {}
+    taken: set[str] = set()
+    for case_id in case_ids:
+        found[case_id] = _choose(case_id, by_stem, source)
+        taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
+    stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
+    extra = _without_scores(stray)
+    if extra:
+        notes.append(f"{source}: {len(extra)} files without a reference, such as {extra[0].name}, are not measured")
+    return found
+
+
+def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
+    """Return what a folder has for a case."""
+    own = by_stem.get(case_id, [])
+    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in NPZ]
+    label_maps = telling or [path for path in own if suffix_of(path) not in NPZ]
+    if len(label_maps) > 1:
+        return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
+    archives = [path for path in own if suffix_of(path) in NPZ]
+    beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
+    # The probabilities of `infer` are those of its label map; an .npz of the same name may be what it was made from.
+    candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
+    scores = next((paths for paths in candidates if paths), [])
+    if len(scores) > 1:
+        return MethodFiles(problem=f"expected one file of probabilities, found {_names(scores)} in {folder}")
+    if not label_maps and not scores:
+        return MethodFiles(problem=f"no prediction in {folder}; expected {case_id} with one of {', '.join(LOGITS_SUFFIXES)}")
+    return MethodFiles(label_maps[0] if label_maps else None, tuple(scores))
+
+
+def _with_scores(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
+    """Replace the scores of a method by those of another folder."""
+    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in found]), [source])
+    notes += cases.notes
+    replaced = {}
+    for case in cases:
+        own = found[case.case_id]
+        problem = None if case.problem is None else case.problem.removeprefix(f"case {case.case_id!r}: ")
+        replaced[case.case_id] = MethodFiles(own.label_map, case.logits, True, own.problem, problem)
+    return replaced
+
+
+def _images(source: Path | None, case_ids: Sequence[str], notes: list[str]) -> dict[str, Path]:
+    if source is None:
+        return {}
+    if not source.is_dir():
+        require_file(source)
+        require_suffix(source, VOLUME_SUFFIXES)
+        if len(case_ids) != 1:
+            raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
+        return {case_ids[0]: source}
+    found = {case.case_id: case.images[0] for case in discover_cases(source, None)}
+    missing = [case_id for case_id in case_ids if case_id not in found]
+    if missing:
+        notes.append(f"{source}: no image of {len(missing)} of {len(case_ids)} cases, such as {missing[0]}; the report shows them without")
+    return found
+
+
+def _case_of(path: Path) -> str:
+    stem = stem_of(path)
+    for ending in LABEL_SUFFIXES:
+        if stem.endswith(ending) and stem != ending:
+            return stem.removesuffix(ending)
+    return stem
+
+
+def _without_scores(paths: Sequence[Path]) -> list[Path]:
+    """Leave out `CASE_probabilities` and the like beside `CASE`: they are no cases of their own."""
+    stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
+    return [path for path in paths if not any(stem_of(path).removesuffix(ending) in stems - {stem_of(path)} for ending in LOGITS_NAMES)]
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in sorted(paths))

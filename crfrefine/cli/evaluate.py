@@ -1,0 +1,147 @@
+"""`crfrefine evaluate`: measure label maps against a reference, compare methods, and say whether one helps."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crfrefine.cli.options import MAX_THREADS, parse_path, path_text
+
+
+def parse_named(text: str) -> str:
+    """Return "NAME=FOLDER" as it is; raise BadParameter for anything else."""
+    name, equals, path = str(text).partition("=")
+    if not equals or not name.strip() or not path:
+        raise typer.BadParameter(f"{text!r}: expected NAME=FOLDER, such as network=predictions")
+    return str(text)
+
+
+def evaluate(
+    predictions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PREDICTIONS",
+            parser=parse_path,
+            help="Folder or file: label maps, or logits or probabilities of all labels. This method is judged.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", parser=parse_path, help="Folder or file: the reference.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FOLDER",
+            parser=parse_path,
+            help="Gets metrics.csv, summary.json and report.html.",
+            show_default=False,
+        ),
+    ],
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-b",
+            "--baseline",
+            metavar="NAME=FOLDER",
+            parser=parse_named,
+            help="What PREDICTIONS are compared with; repeatable: the verdict asks whether they beat the others too.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call PREDICTIONS.")] = "prediction",
+    images: Annotated[
+        Path | None,
+        typer.Option("-i", "--images", metavar="PATH", parser=parse_path, help="Folder or file, shown in the report.", show_default=False),
+    ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-r",
+            "--regions",
+            metavar="FILE|NAME=1+3+4",
+            parser=path_text,
+            help="Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then on these.",
+            show_default=False,
+        ),
+    ] = None,
+    probabilities: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probabilities",
+            metavar="NAME=FOLDER",
+            parser=parse_named,
+            help="Logits or probabilities of a method, for its calibration, where they are not beside its label maps; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", metavar="MM", help="Of the surface Dice.")] = 1.0,
+    ignore_label: Annotated[
+        int | None,
+        typer.Option(
+            "--ignore-label",
+            metavar="N",
+            help="Voxels where the reference has this label do not count. Default: as dataset.json says.",
+            show_default=False,
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            max=MAX_THREADS,
+            help="Cases at a time. Default: the cores this process may use.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--continue", help="Reuse cases whose files and options are as in an earlier run.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise go on, list the failures at the end.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors, and the verdict alone.")] = False,
+) -> None:
+    """Measure label maps against a reference: Dice, distances, calibration; is one method better than another?
+
+    The cases are those of LABELS. With --baseline, the verdict says whether PREDICTIONS have a higher mean Dice.
+    """
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    from crfrefine.assessment import AssessmentOptions, run_assessment
+    from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_assessment
+
+    options = AssessmentOptions(
+        predictions=predictions,
+        labels=labels,
+        output=output,
+        name=name.strip(),
+        baselines=tuple(_named(text) for text in baselines or ()),
+        probabilities=tuple(_named(text) for text in probabilities or ()),
+        images=images,
+        regions=tuple(regions or ()),
+        tolerance_mm=tolerance,
+        ignore_label=ignore_label,
+        processes=processes,
+        resume=resume,
+        report=not no_report,
+        fail_fast=fail_fast,
+        command_line=shlex.join(["crfrefine", *sys.argv[1:]]),
+    )
+    verbosity = 1 + verbose - quiet
+    with EvaluationReporter(verbosity) as reporter:
+        assessment = run_assessment(options, reporter)
+    print_assessment(assessment, verbosity)
+    if assessment.num_failed:
+        raise typer.Exit(1)
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    return name.strip(), Path(path)

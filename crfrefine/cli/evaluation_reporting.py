@@ -1,0 +1,201 @@
+"""What `evaluate` shows: progress on standard error; the comparison, what was counted apart and the verdict on standard output."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from crfrefine.assessment import AssessmentObserver
+from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, print_table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from crfrefine.assessment import Assessment
+    from crfrefine.assessment.records import CaseResult
+    from crfrefine.evaluation import SummaryRow
+
+_SHOWN = ("dice", "surface_dice", "hd95_mm", "assd_mm", "ece")
+_MOST_LISTED = 20
+
+
+class EvaluationReporter(AssessmentObserver):
+    """Shows a run: a live bar on a terminal, else a plain line a case.
+
+    Args:
+        verbosity: QUIET: errors alone; NORMAL; VERBOSE: also what was assumed about each case.
+    """
+
+    def __init__(self, verbosity: int = NORMAL) -> None:
+        self._verbosity = verbosity
+        self._live = verbosity > QUIET and sys.stderr.isatty()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._ended = self._kept = self._num_cases = 0
+        self._warned: set[str] = set()  # What holds for one case of a method probably holds for all.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if isinstance(error, KeyboardInterrupt) and self._num_cases:
+            error.add_note(f"{self._kept} of {self._num_cases} cases are measured, run again with --continue for the rest")
+
+    def run_started(self, num_cases: int, num_processes: int, num_reused: int) -> None:
+        """Say how much is to be done."""
+        self._num_cases = num_cases
+        reused = f", {num_reused} measured before" if num_reused else ""
+        self._say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
+        if self._live:
+            self._start_bar(num_cases)
+
+    def note(self, text: str) -> None:
+        """Say what was assumed or left aside."""
+        self._say(f"note: {text}")
+
+    def case_ended(self, result: CaseResult) -> None:
+        """Say what became of a case."""
+        self._ended += 1
+        self._kept += not result.problems
+        for problem in result.problems:
+            who = "" if problem.method is None else f"{problem.method}: "
+            self._say(f"crfrefine: error: case {result.case_id!r}: {who}{problem.message}", at_least=QUIET)
+        if self._bar is None and not result.problems and not (result.is_reused and self._verbosity < VERBOSE):
+            how = "measured before" if result.is_reused else f"{result.seconds:.2f} s"
+            self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
+        for warning in result.warnings:
+            method = warning.partition(":")[0]
+            if self._verbosity >= VERBOSE or method not in self._warned:
+                self._say(f"note: case {result.case_id!r}: {warning}")
+            self._warned.add(method)
+        if self._verbosity >= VERBOSE:
+            for note in result.notes:
+                self._say(f"    {note}")
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._ended, stage=result.case_id)
+
+    def stage_started(self, text: str) -> None:
+        """Name what is done after the cases."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, stage=text)
+
+    def stage_progressed(self, text: str, number: int, total: int) -> None:
+        """Name the part of the report that is drawn."""
+        self.stage_started(f"report: {text} {number}/{total}")
+
+    def _start_bar(self, num_cases: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[stage]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=num_cases, stage="")
+        self._bar.start()
+
+    def _say(self, text: str, at_least: int = NORMAL) -> None:
+        if self._verbosity < at_least:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def print_assessment(assessment: Assessment, verbosity: int = NORMAL) -> None:
+    """Print the comparison, what was counted apart, and the verdict as the last line."""
+    if verbosity > QUIET:
+        _print_means(assessment)
+        for line in _empty_lines(assessment):
+            print(f"empty masks: {line}")
+        judged = assessment.verdict
+        for note in judged.notes if judged is not None else ():
+            print(f"note: {note}")
+        if assessment.power_note:
+            print(f"power: {assessment.power_note}")
+        _print_files(assessment)
+    if assessment.verdict is not None:
+        print(f"verdict: {assessment.verdict.sentence}")
+    elif assessment.no_verdict:
+        print(f"verdict: {assessment.no_verdict}")
+
+
+def _print_files(assessment: Assessment) -> None:
+    from crfrefine.assessment.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+
+    names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if assessment.has_report else [])]
+    for name in names:
+        print(f"written: {assessment.options.output / name}", file=sys.stderr)
+    failures = assessment.failures
+    if failures:
+        cases = list(dict.fromkeys(case for case, _ in failures))
+        more = f" and {len(cases) - _MOST_LISTED} more" if len(cases) > _MOST_LISTED else ""
+        print(f"failed: {', '.join(cases[:_MOST_LISTED])}{more} ({len(cases)} of {len(assessment.pairs)} cases)", file=sys.stderr)
+
+
+def _print_means(assessment: Assessment) -> None:
+    """Print means and differences; ratios are in points, which is hundredths."""
+    rows = [row for row in assessment.summary if row.metric in _SHOWN]
+    if any(row.comparison for row in rows):
+        rows = [row for row in rows if row.comparison is not None]
+        names: tuple[str, ...] = (
+            *("metric", "region", "method", "pairs", "baseline", "mean"),
+            *("difference", "95 % CI", "p (Holm)", "better/equal/worse"),
+        )
+    else:
+        names = ("metric", "region", "method", "cases", "mean", "median")
+    cells = [(row.metric, assessment.titles.get(row.region, row.region), row.method, *_numbers(row)) for row in rows]
+    if cells:
+        print_table(names, cells, numbers=("cases", "pairs", "baseline", "mean", "median", "difference"))
+
+
+def _numbers(row: SummaryRow) -> tuple[str, ...]:
+    from crfrefine.evaluation.comparison import format_p
+    from crfrefine.evaluation.metrics import RATIOS
+
+    factor, digits = (100.0, 2) if row.metric in RATIOS else (1.0, 3 if row.metric.endswith("_mm") else 5)
+    comparison = row.comparison
+    if comparison is None:
+        return str(row.num_values), _number(factor * row.mean, digits), _number(factor * row.median, digits)
+    if not comparison.num_pairs:  # Such as the calibration of a method whose baseline has no probabilities.
+        return "0", "", _number(factor * row.mean, digits), "", "", "", ""
+    low, high = (factor * end for end in comparison.interval)
+    return (
+        str(comparison.num_pairs),
+        _number(factor * comparison.mean_baseline, digits),
+        _number(factor * comparison.mean, digits),
+        _number(factor * comparison.mean_difference, digits, "+"),
+        "" if math.isnan(low) else f"{_number(low, digits, '+')} to {_number(high, digits, '+')}",
+        format_p(row.p_holm),
+        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
+    )
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+
+
+def _empty_lines(assessment: Assessment) -> list[str]:
+    """Return a line a region that is empty in any case, in the reference or in a prediction."""
+    lines = []
+    for region, by_method in assessment.empty_masks.items():
+        if not any(counts.reference or counts.prediction for counts in by_method.values()):
+            continue
+        parts = [
+            f"{method} of {counts.num_cases} cases: {counts.both} without it in both maps, "
+            f"{counts.prediction - counts.both} missed, {counts.reference - counts.both} false alarms"
+            for method, counts in by_method.items()
+        ]
+        lines.append(f"{assessment.titles.get(region, region)}: " + "; ".join(parts))
+    return lines

@@ -1,0 +1,200 @@
+// A case's viewer: brainsprite cuts the planes out of the sprites and paints what is filled; this puts them on the page, with sliders, the
+// patient's sides and outlines that stay sharp.
+(function () {
+  "use strict";
+  const specs = JSON.parse(document.getElementById("viewer-specs").textContent);
+  // Axis through the plane, across it and up it; brainsprite calls the axes X, Y and Z.
+  const PLANES = [["axial", 2, 0, 1], ["coronal", 1, 0, 2], ["sagittal", 0, 1, 2]];
+  const AXES = ["X", "Y", "Z"], SIDES = ["RL", "PA", "IS"];
+  const SVG = document.createElementNS.bind(document, document.querySelector("svg.cut").namespaceURI);
+
+  function make(tag, attributes, ...children) {
+    const node = Object.assign(document.createElement(tag), attributes);
+    node.append(...children);
+    return node;
+  }
+
+  // The colors of a sprite's voxels as numbers, zero where there is none, looked up by the place in the volume.
+  function readSprite(picture, [, numY, numZ]) {
+    const canvas = make("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(picture, 0, 0);
+    const codes = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    const columns = canvas.width / numY;
+    return ([x, y, z]) => codes[(Math.floor(x / columns) * numZ + numZ - 1 - z) * canvas.width + (x % columns) * numY + y];
+  }
+
+  // The outline of each color in a plane, along the edges of its voxels: colors and paths. Edges are gathered with the color at their right.
+  function outlines(codeAt, shape, place, [, through, across, up]) {
+    const columns = shape[across], rows = shape[up], width = columns + 1, edges = new Map(), index = [0, 0, 0];
+    index[through] = place;
+    const at = (row, column) => {
+      if (row < 0 || column < 0 || row >= rows || column >= columns) return 0;
+      index[across] = column;
+      index[up] = rows - 1 - row;
+      return codeAt(index);
+    };
+    const add = (code, from, to) => {
+      if (!code) return;
+      if (!edges.has(code)) edges.set(code, new Map());
+      const ends = edges.get(code);
+      if (ends.has(from)) ends.get(from).push(to);
+      else ends.set(from, [to]);
+    };
+    for (let row = 0; row <= rows; row++) {
+      for (let column = 0; column <= columns; column++) {
+        const here = at(row, column), above = at(row - 1, column), left = at(row, column - 1), corner = row * width + column;
+        if (here !== above) { add(here, corner, corner + 1); add(above, corner + 1, corner); }
+        if (here !== left) { add(here, corner + width, corner); add(left, corner, corner + width); }
+      }
+    }
+    return [...edges].map(([code, ends]) => [`rgb(${code & 255},${(code >> 8) & 255},${(code >> 16) & 255})`, loops(ends, width)]);
+  }
+
+  // Edges, from corner to corner, as closed lines: dashes would begin anew with each edge.
+  function loops(edges, width) {
+    let path = "";
+    for (const [start, ends] of edges) {
+      while (ends.length) {
+        let from = start;
+        path += `M${start % width} ${Math.floor(start / width)}`;
+        do {
+          const to = edges.get(from).pop(), step = to - from;
+          path += step === 1 ? "h1" : step === -1 ? "h-1" : step > 0 ? "v1" : "v-1";
+          from = to;
+        } while (from !== start);
+      }
+    }
+    return path;
+  }
+
+  async function open(box) {
+    const number = box.dataset.case, spec = specs[number];
+    const backstage = make("div", { className: "backstage" });
+    backstage.append(box.querySelector("template").content.cloneNode(true));
+    const image = backstage.querySelector(".sprite-image");
+    image.id = `viewer-${number}-image`;
+    const stage = make("canvas", { id: `viewer-${number}-stage` });
+    const overlay = make("canvas", { id: `viewer-${number}-overlay` });
+    backstage.append(make("div", {}, stage), overlay);
+    box.append(backstage);
+    await Promise.all(Array.from(backstage.querySelectorAll("img"), (picture) => picture.decode()));
+    overlay.width = image.naturalWidth;
+    overlay.height = image.naturalHeight;
+    const nbSlice = { X: spec.shape[0], Y: spec.shape[1], Z: spec.shape[2] };
+    const numSlice = { X: spec.point[0], Y: spec.point[1], Z: spec.point[2] };
+    const brain = brainsprite({
+      canvas: stage.id, sprite: image.id, nbSlice, numSlice, colorCrosshair: "#FFFFFF", sizeCrosshair: 1, showLR: false,
+      nanValue: true, // no value is read back from the overlay at each step
+      overlay: { sprite: overlay.id, nbSlice, opacity: 0.6 },
+    });
+    const isOn = (name) => box.querySelector(`input[name="${name}"]`).checked;
+    const overlays = Array.from(backstage.querySelectorAll("img[data-overlay]"), (picture) => {
+      const name = picture.dataset.overlay;
+      return { name, picture, codeAt: name === "changes" ? null : readSprite(picture, spec.shape) };
+    });
+    const planes = PLANES.map(([name, through, across, up]) => {
+      const picture = make("div", { className: "picture" });
+      const width = spec.shape[across] * spec.steps[across], height = spec.shape[up] * spec.steps[up];
+      picture.style.aspectRatio = `${width} / ${height}`;
+      picture.style.maxWidth = `${26 * Math.min(1, width / height)}rem`;
+      const drawing = SVG("svg");
+      drawing.setAttribute("viewBox", `0 0 ${spec.shape[across]} ${spec.shape[up]}`);
+      drawing.setAttribute("preserveAspectRatio", "none");
+      drawing.setAttribute("aria-hidden", "true");
+      picture.append(drawing);
+      const places = [["left:3px;top:45%", SIDES[across][0]], ["right:3px;top:45%", SIDES[across][1]],
+        ["bottom:3px;left:48%", SIDES[up][0]], ["top:3px;left:48%", SIDES[up][1]]];
+      picture.append(...places.map(([style, letter]) => {
+        const node = make("span", { className: "letter", textContent: letter, ariaHidden: "true" });
+        node.style.cssText = style;
+        return node;
+      }));
+      const slider = make("input", { type: "range", min: 1, max: spec.shape[through], value: spec.point[through] + 1 });
+      slider.setAttribute("aria-label", `${name} slice, from ${SIDES[through][0]} to ${SIDES[through][1]}`);
+      const output = make("output", {});
+      const move = (place) => {
+        brain.numSlice[AXES[through]] = Math.max(0, Math.min(spec.shape[through] - 1, place));
+        draw();
+      };
+      slider.addEventListener("input", () => move(Number(slider.value) - 1));
+      picture.addEventListener("wheel", (event) => {
+        event.preventDefault();
+        move(brain.numSlice[AXES[through]] + (event.deltaY > 0 ? -1 : 1));
+      }, { passive: false });
+      const point = (event) => {
+        if (event.type !== "pointerdown" && !(event.buttons & 1)) return;
+        const area = picture.getBoundingClientRect();
+        const place = (axis, share) => Math.max(0, Math.min(spec.shape[axis] - 1, Math.floor(share * spec.shape[axis])));
+        brain.numSlice[AXES[across]] = place(across, (event.clientX - area.left) / area.width);
+        brain.numSlice[AXES[up]] = place(up, 1 - (event.clientY - area.top) / area.height);
+        draw();
+      };
+      picture.addEventListener("pointerdown", point);
+      picture.addEventListener("pointermove", point);
+      const figure = make("figure", { className: "plane" }, picture, make("label", {}, name, slider, output));
+      figure.dataset.plane = name;
+      box.querySelector(".planes").append(figure);
+      return { picture, slider, output, through, drawing };
+    });
+
+    function draw() {
+      brain.drawAll();
+      planes.forEach((plane, number) => {
+        const place = brain.numSlice[AXES[plane.through]];
+        plane.slider.value = place + 1;
+        plane.output.textContent = `${place + 1} of ${spec.shape[plane.through]}`;
+        plane.drawing.replaceChildren();
+        for (const { name, codeAt } of overlays) {
+          if (!codeAt || !isOn(name) || isOn("filled")) continue;
+          for (const [color, path] of outlines(codeAt, spec.shape, place, PLANES[number])) {
+            const node = SVG("path");
+            node.setAttribute("d", path);
+            node.setAttribute("stroke", color);
+            node.setAttribute("class", `contour ${name}`);
+            plane.drawing.append(node);
+          }
+        }
+      });
+    }
+
+    function compose() {
+      const context = overlay.getContext("2d");
+      context.clearRect(0, 0, overlay.width, overlay.height);
+      for (const { name, picture, codeAt } of overlays) if (isOn(name) && (!codeAt || isOn("filled"))) context.drawImage(picture, 0, 0);
+      brain.overlay.opacity = Number(box.querySelector('input[name="opacity"]').value) / 100;
+      brain.crosshair = isOn("crosshair");
+      brain.init(); // paints image and overlay into one, and makes the canvases of the planes anew
+      const canvases = { axial: brain.planes.canvasZ, coronal: brain.planes.canvasY, sagittal: brain.planes.canvasX };
+      planes.forEach((plane, index) => {
+        const name = PLANES[index][0], canvas = canvases[name];
+        canvas.setAttribute("role", "img");
+        canvas.setAttribute("aria-label", `${name} plane`);
+        plane.picture.querySelector("canvas")?.remove();
+        plane.picture.prepend(canvas);
+      });
+      draw();
+    }
+
+    const controls = box.querySelector("fieldset");
+    controls.addEventListener("input", compose);
+    compose();
+    box.dataset.ready = "true";
+    box.addEventListener("toggle", () => { // closed: give the memory back, which phones have little of
+      controls.removeEventListener("input", compose);
+      for (const canvas of [stage, overlay, brain.planes.canvasMaster]) canvas.width = canvas.height = 0;
+      box.querySelector(".planes").replaceChildren();
+      backstage.remove();
+      delete box.dataset.ready;
+      delete box.dataset.opening;
+    }, { once: true });
+  }
+
+  for (const box of document.querySelectorAll("details.viewer")) {
+    box.addEventListener("toggle", () => {
+      if (!box.open || box.dataset.opening) return;
+      box.dataset.opening = "true";
+      open(box);
+    });
+  }
+})();

@@ -1,0 +1,126 @@
+"""One case made ready to be shown: upright, cropped around its labels, gray values in 8 bits, and what changed where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.display import Upright, crop_around, display_range, find_largest_change
+from crfrefine.report.model import CaseImages
+from crfrefine.volume import spacing_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GAINED, LOST, RELABELED = 1, 2, 3
+"""What happened to a changed voxel: it got a label, lost it, or has another one."""
+
+CHANGE_COLORS = {GAINED: "#00FFFF", LOST: "#FF40E0", RELABELED: "#FFE100"}
+"""Cyan, magenta and yellow: no colors of labels, and told apart with every common color vision deficiency, and on gray."""
+
+
+@dataclass(frozen=True)
+class UprightCase:
+    """A case whose axes run from right to left, posterior to anterior and inferior to superior, as nearly as they do.
+
+    Attributes:
+        case: its name.
+        gray: (x, y, z) 0 to 255; None without an image.
+        reference: (x, y, z) labels.
+        before: (x, y, z) labels; None without a baseline.
+        after: (x, y, z) labels.
+        changes: (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference where there is no baseline.
+        steps: mm, one an axis.
+        point: the voxel with the most changes around it.
+        reduced: by how much the voxels were made larger, an integer an axis.
+    """
+
+    case: str
+    gray: NDArray[np.uint8] | None
+    reference: NDArray[Any]
+    before: NDArray[Any] | None
+    after: NDArray[Any]
+    changes: NDArray[np.uint8]
+    steps: tuple[float, float, float]
+    point: tuple[int, int, int]
+    reduced: tuple[int, int, int] = (1, 1, 1)
+
+
+def upright_case(images: CaseImages) -> UprightCase:
+    """Turn, crop and window the volumes of a case."""
+    pose = Upright.of(images.affine, 3)
+    spacing = spacing_of(images.affine)
+    steps = tuple(spacing[axis] for axis in pose.axis_order)
+    reference, after = pose.turn(images.reference), pose.turn(images.after)
+    before = None if images.before is None else pose.turn(images.before)
+    changes = changes_between(reference if before is None else before, after)
+    foreground = (reference > 0) | (after > 0) | (changes > 0)
+    box = tuple(crop_around(foreground, steps))
+    gray = None
+    if images.image is not None:
+        image = pose.turn(images.image)
+        low, high = display_range(image)
+        gray = np.clip((image[box].astype(np.float32) - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
+    after, changes = after[box], changes[box]
+    point = find_largest_change(np.zeros_like(changes), changes, steps) if changes.any() else find_largest_change(after, after, steps)
+    return UprightCase(
+        case=images.case,
+        gray=gray,
+        reference=reference[box],
+        before=None if before is None else before[box],
+        after=after,
+        changes=changes,
+        steps=(steps[0], steps[1], steps[2]),
+        point=(point[0], point[1], point[2]),
+    )
+
+
+def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return what happened to each voxel."""
+    changes = np.zeros(after.shape, np.uint8)
+    changed = before != after
+    changes[changed] = RELABELED
+    changes[changed & (before == 0)] = GAINED
+    changes[changed & (after == 0)] = LOST
+    return changes
+
+
+def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
+    """Return the case with voxels so large that there are no more than allowed; the finest axes are made coarser first.
+
+    Gray values are means over the new voxels; labels are those of the middle voxel, so a map never holds what was in none.
+    """
+    factors = [1, 1, 1]
+    shape = case.after.shape
+    while np.prod([-(-size // factor) for size, factor in zip(shape, factors, strict=True)]) > most_voxels:
+        growing = [axis for axis in range(3) if shape[axis] > factors[axis]]
+        finest = min(growing, key=lambda axis: (case.steps[axis] * factors[axis], -shape[axis]))
+        factors[finest] += 1
+    if factors == [1, 1, 1]:
+        return case
+    middles = tuple(slice(min(factor // 2, size - 1), None, factor) for factor, size in zip(factors, shape, strict=True))
+    counts = tuple(len(range(size)[middle]) for size, middle in zip(shape, middles, strict=True))
+    before = case.before
+    return replace(
+        case,
+        gray=None if case.gray is None else _block_means(case.gray, factors, counts),
+        reference=case.reference[middles],
+        before=None if before is None else before[middles],
+        after=case.after[middles],
+        changes=changes_between(case.reference[middles] if before is None else before[middles], case.after[middles]),
+        steps=tuple(step * factor for step, factor in zip(case.steps, factors, strict=True)),  # type: ignore[arg-type]
+        point=tuple(min(place // factor, count - 1) for place, factor, count in zip(case.point, factors, counts, strict=True)),  # type: ignore[arg-type]
+        reduced=(factors[0], factors[1], factors[2]),
+    )
+
+
+def _block_means(gray: NDArray[np.uint8], factors: list[int], counts: tuple[int, ...]) -> NDArray[np.uint8]:
+    values: NDArray[Any] = gray.astype(np.float64)
+    for axis, (factor, count) in enumerate(zip(factors, counts, strict=True)):
+        starts = np.arange(count) * factor
+        sums = np.add.reduceat(values, starts, axis=axis)
+        sizes = np.diff(np.append(starts, values.shape[axis]))
+        values = sums / sizes.reshape([-1 if other == axis else 1 for other in range(3)])
+    return values.round().astype(np.uint8)

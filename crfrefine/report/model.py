@@ -1,0 +1,69 @@
+"""What a report is made of: numbers that were computed elsewhere, and the volumes of the few cases that it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.evaluation.comparison import ResultTable, SummaryRow
+from crfrefine.evaluation.verdict import Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class CaseImages:
+    """The volumes of one case, all on one grid, as stored: the report turns them upright itself.
+
+    Attributes:
+        case: its name.
+        image: (x, y, z) any intensity, the first modality; None if there are no images.
+        reference: (x, y, z) labels of the reference, 0 is background.
+        before: (x, y, z) labels of the baseline; None without a baseline.
+        after: (x, y, z) labels of the judged method.
+        affine: (4, 4) voxel to world RAS+ mm.
+    """
+
+    case: str
+    image: NDArray[np.float32] | None
+    reference: NDArray[np.integer[Any]]
+    before: NDArray[np.integer[Any]] | None
+    after: NDArray[np.integer[Any]]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """All that a report says.
+
+    Attributes:
+        title: its heading.
+        table: the measurements: cases, regions, metrics and methods.
+        method: the method that is judged.
+        baseline: what it is compared with; None: the report shows the method alone.
+        summary: a row a method, region and metric.
+        verdict: what comes first; None without a baseline.
+        region_labels: the labels of each region.
+        region_titles: what people call each region; default: its name.
+        failures: the cases that could not be evaluated, with the reason.
+        settings: shown at the end, such as folders, tolerance, version, date and command line.
+        load_case: reads the volumes of one case; called only for the cases that are shown.
+        mean_regions: the regions that the mean over regions is taken of; default: those of the verdict, else all whose labels are known.
+    """
+
+    title: str
+    table: ResultTable
+    method: str
+    baseline: str | None
+    summary: Sequence[SummaryRow]
+    verdict: Verdict | None
+    region_labels: Mapping[str, tuple[int, ...]]
+    region_titles: Mapping[str, str]
+    failures: Sequence[tuple[str, str]]
+    settings: Mapping[str, str]
+    load_case: Callable[[str], CaseImages]
+    mean_regions: Sequence[str] | None = None

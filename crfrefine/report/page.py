@@ -1,0 +1,331 @@
+"""The page: what stands where, filled into the template, which escapes all that comes from users."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from crfrefine.display import label_color
+from crfrefine.evaluation.comparison import MEAN, SummaryRow, format_p
+from crfrefine.evaluation.metrics import better_direction
+from crfrefine.evaluation.statistics import PairedComparison
+from crfrefine.evaluation.verdict import ENDPOINT, Outcome
+from crfrefine.report import charts
+from crfrefine.report.cutting import CHANGE_COLORS
+from crfrefine.report.model import ReportInput
+from crfrefine.report.montage import CHANGE_KINDS, Cut
+from crfrefine.report.pairs import ShownCase, pairs_of, region_choices, shown_values, undefined_counts
+from crfrefine.report.viewer import ViewerCase
+from crfrefine.report.wording import UNDEFINED, Wording, wording_of
+
+MOST_VALUES = 300_000
+"""Values that the case table brings along; with more, only the cases that changed most are in it."""
+
+_ASSETS = files("crfrefine.report") / "assets"
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """Pictures of one case.
+
+    Attributes:
+        shown: which case, and why it is shown.
+        cuts: through its largest change.
+        viewer: None where there is no viewer.
+        problem: why it cannot be shown; empty if it can.
+        labels: the labels in it.
+    """
+
+    shown: ShownCase
+    cuts: Sequence[Cut]
+    viewer: ViewerCase | None
+    problem: str = ""
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of the summary table, as text."""
+
+    metric: str
+    region: str
+    is_first: bool
+    is_lead: bool
+    method: str
+    before: str
+    after: str
+    difference: str
+    interval: str
+    p_value: str
+    effect: str
+    counts: tuple[int, int, int] | None
+    num_pairs: int
+    num_left_out: int
+
+
+def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, viewer_problem: str) -> str:
+    """Return the page.
+
+    Args:
+        report: what it says.
+        views: the pictures.
+        viewer_source: the viewer's script; empty without one.
+        viewer_problem: why there is none; empty if there is.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_asset)
+    )
+    environment.globals |= {"asset": _asset, "words": wording_of}
+    metrics = [metric for metric in report.table.metrics if region_choices(report, metric)]
+    tested = sorted((metric for metric in metrics if better_direction(metric) is not None), key=lambda metric: metric != ENDPOINT)
+    rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
+    cases = _table_cases(report, metrics)
+    content = environment.get_template("page.html").render(
+        report=report,
+        before=report.baseline,
+        after=report.method,
+        tone=_tone(report),
+        verdict_regions=[region_title(report, region) for region in report.verdict.regions] if report.verdict is not None else [],
+        figures=_figures(report),
+        undefined=[
+            (region_title(report, region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
+        ]
+        if ENDPOINT in report.table.metrics
+        else [],
+        lines=list(_summary_lines(report, report.method)),
+        rivals=[(rival, list(_summary_lines(report, rival))) for rival in rivals],
+        judged_rivals=_judged_rivals(report),
+        metrics=[wording_of(metric) for metric in tested],
+        charts=list(_charts(report, tested)),
+        is_aggregated=len(report.table.cases) > charts.MOST_MARKS,
+        num_drawn=charts.MOST_DRAWN,
+        table_metrics=[wording_of(metric) for metric in metrics],
+        num_cases=len(report.table.cases),
+        num_in_table=len(cases),
+        data=_json(_table_data(report, metrics, cases, views)),
+        views=views,
+        groups=[(reason, [view for view in views if view.shown.reason == reason]) for reason in ("worst", "median", "best")],
+        labels=_label_legend(report, views),
+        dice=wording_of(ENDPOINT),
+        lead_region=region_title(report, (*region_choices(report, ENDPOINT), MEAN)[0]) if ENDPOINT in metrics else "",
+        change_colors={CHANGE_KINDS[kind]: color for kind, color in CHANGE_COLORS.items()},
+        viewer_source=viewer_source,
+        viewer_problem=viewer_problem,
+        viewer_specs=_json({str(number): view.viewer.spec() for number, view in enumerate(views) if view.viewer is not None}),
+        minus="\u2212",
+    )
+    return content
+
+
+def region_title(report: ReportInput, region: str) -> str:
+    """Return what people call a region."""
+    if region == MEAN:
+        return "mean over regions"
+    return report.region_titles.get(region, region)
+
+
+def _tone(report: ReportInput) -> str:
+    """Return how the verdict is marked: good, bad or neither."""
+    if report.verdict is None:
+        return "open"
+    good, bad = {Outcome.HELPS}, {Outcome.HURTS}
+    return "good" if report.verdict.outcome in good else "bad" if report.verdict.outcome in bad else "open"
+
+
+def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
+    """Return the few numbers beside the verdict: name, number, remark."""
+    dice = wording_of(ENDPOINT)
+    if report.verdict is None:
+        rows = (row for row in report.summary if row.method == report.method and row.metric == ENDPOINT)
+        row = next((row for row in rows if _is_lead(report, row)), None)
+        if row is None:
+            return []
+        return [("Mean Dice", dice.number(row.mean), f"points, n = {row.num_values}"), ("Median Dice", dice.number(row.median), "points")]
+    comparison, p_holm = report.verdict.comparison, report.verdict.p_holm
+    means = f"{dice.number(comparison.mean_baseline)} → {dice.number(comparison.mean)}"
+    return [
+        ("Mean Dice", means, f"points, {report.baseline} → {report.method}"),
+        ("Difference", dice.number(comparison.mean_difference, signed=True), f"95 % CI {_interval(comparison, dice)}"),
+        ("p (Wilcoxon)", _p(p_holm), "after Holm" if report.verdict.rivals else "two-sided, paired"),
+        ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
+    ]
+
+
+def _is_lead(report: ReportInput, row: SummaryRow) -> bool:
+    """Return whether the row stands for its metric where the regions are not shown."""
+    return row.region == (region_choices(report, row.metric) or ("",))[0]
+
+
+def _summary_lines(report: ReportInput, method: str) -> Iterator[_Line]:
+    previous = ""
+    rows = [row for row in report.summary if row.method == method and (row.num_values or row.comparison is not None)]
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    rows.sort(key=lambda row: (metrics.index(row.metric), not _is_lead(report, row)))
+    baselines = {(row.metric, row.region): row for row in report.summary if row.method == report.baseline}
+    for row in rows:
+        wording, comparison = wording_of(row.metric), row.comparison
+        baseline = baselines.get((row.metric, row.region))
+        yield _Line(
+            metric=row.metric,
+            region=region_title(report, row.region),
+            is_first=row.metric != previous,
+            is_lead=_is_lead(report, row),
+            method=method,
+            before=wording.number(comparison.mean_baseline if comparison else baseline.mean if baseline else float("nan")),
+            after=wording.number(comparison.mean if comparison else row.mean),
+            difference=wording.number(comparison.mean_difference, signed=True) if comparison else UNDEFINED,
+            interval=_interval(comparison, wording) if comparison else UNDEFINED,
+            p_value=_p(row.p_holm) if comparison else UNDEFINED,
+            effect=_effect(comparison) if comparison else UNDEFINED,
+            counts=(comparison.wins, comparison.ties, comparison.losses) if comparison else None,
+            num_pairs=comparison.num_pairs if comparison else row.num_values,
+            num_left_out=len(report.table.cases) - comparison.num_pairs if comparison else row.num_undefined,
+        )
+        previous = row.metric
+
+
+def _judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
+    if report.verdict is None:
+        return []
+    dice = wording_of(ENDPOINT)
+    return [
+        {
+            "name": rival.name,
+            "theirs": dice.number(rival.comparison.mean_baseline),
+            "ours": dice.number(rival.comparison.mean),
+            "difference": dice.number(rival.comparison.mean_difference, signed=True),
+            "interval": _interval(rival.comparison, dice),
+            "p_value": _p(rival.p_holm),
+            "counts": f"{rival.comparison.wins} / {rival.comparison.ties} / {rival.comparison.losses}",
+            "is_beaten": rival.is_beaten,
+        }
+        for rival in report.verdict.rivals
+    ]
+
+
+def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
+    rows = {(row.metric, row.region): row for row in report.summary if row.method == report.method}
+    number = 0
+    for metric in metrics:
+        wording = wording_of(metric)
+        for region in region_choices(report, metric):
+            pairs = pairs_of(report, region, metric)
+            number += 1
+            drawn = []
+            if pairs.cases:
+                name = f"chart-{number}"
+                row = rows.get((metric, region))
+                comparison = row.comparison if row is not None else None
+                if report.baseline is not None:
+                    drawn.append(("Before and after", charts.paired_plot(f"{name}-paired", pairs, wording, report.baseline, report.method)))
+                    drawn.append(("Agreement (Bland-Altman)", charts.bland_altman_plot(f"{name}-agreement", pairs, wording)))
+                mean, interval = (None, None) if comparison is None else (comparison.mean_difference, comparison.interval)
+                heading = "Values" if report.baseline is None else "Differences"
+                drawn.append((heading, charts.difference_plot(f"{name}-differences", pairs, wording, mean, interval)))
+            yield {
+                "metric": metric,
+                "region": region,
+                "title": f"{wording.title}, {region_title(report, region)}",
+                "advice": wording.advice,
+                "is_magnitude": better_direction(metric) == "nearer_zero",
+                "num_pairs": len(pairs.cases),
+                "num_left_out": len(report.table.cases) - len(pairs.cases),
+                "drawings": drawn,
+            }
+
+
+def _table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
+    """Return which cases the case table has: all, or those that changed most in mean Dice."""
+    num_cases = len(report.table.cases)
+    each = sum(len(region_choices(report, metric)) for metric in metrics) * len(report.table.methods)
+    most = max(100, MOST_VALUES // max(each, 1))
+    if num_cases <= most:
+        return list(range(num_cases))
+    choices = region_choices(report, ENDPOINT) if ENDPOINT in metrics else ()
+    if not choices:
+        return list(range(most))
+    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
+    values = shown_values(report, methods, choices[0], ENDPOINT)
+    size = np.abs(values[-1] - (values[0] if report.baseline is not None else np.nanmean(values[-1])))
+    # Cases that cannot be compared are looked at, too: they come first.
+    return sorted(int(index) for index in np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:most])
+
+
+def _table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Sequence[CaseView]) -> dict[str, Any]:
+    """Return the values behind the case table: one list a metric, region and method, null where undefined."""
+    table = report.table
+    first = [report.method] if report.baseline is None else [report.baseline, report.method]
+    rivals = [method for method in table.methods if method not in first]
+    values: dict[str, dict[str, list[list[float | None]]]] = {}
+    for metric in metrics:
+        values[metric] = {}
+        for region in region_choices(report, metric):
+            together = shown_values(report, first, region, metric)
+            alone = [shown_values(report, [rival], region, metric)[0] for rival in rivals]
+            values[metric][region] = [[_plain(float(row[case])) for case in cases] for row in (*together, *alone)]
+    return {
+        "cases": [table.cases[case] for case in cases],
+        "methods": [*first, *rivals],
+        "compared": report.baseline is not None,
+        "metrics": {metric: _metric_data(wording_of(metric)) for metric in metrics},
+        # In order: the keys of an object that look like numbers come first in JavaScript.
+        "choices": {metric: [(region, region_title(report, region)) for region in region_choices(report, metric)] for metric in metrics},
+        "values": values,
+        "views": {view.shown.case: f"case-{number}" for number, view in enumerate(views)},
+    }
+
+
+def _metric_data(wording: Wording) -> dict[str, Any]:
+    return {
+        "title": wording.title,
+        "unit": wording.unit,
+        "factor": wording.factor,
+        "decimals": wording.decimals,
+        "better": better_direction(wording.metric),
+    }
+
+
+def _label_legend(report: ReportInput, views: Sequence[CaseView]) -> list[tuple[str, str]]:
+    """Return color and name of each label that the pictures show: the name of the region that is this label alone."""
+    names = {labels[0]: region_title(report, region) for region, labels in report.region_labels.items() if len(labels) == 1}
+    labels = sorted({label for view in views for label in view.labels})
+    return [(label_color(label), names.get(label, f"label {label}")) for label in labels]
+
+
+def _interval(comparison: PairedComparison, wording: Wording) -> str:
+    low, high = comparison.interval
+    if np.isnan(low):
+        return UNDEFINED
+    return f"{wording.number(low, signed=True)} to {wording.number(high, signed=True)}"
+
+
+def _effect(comparison: PairedComparison) -> str:
+    return UNDEFINED if np.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}".replace("-", "\u2212")
+
+
+def _p(p_value: float) -> str:
+    return format_p(p_value) or UNDEFINED
+
+
+def _plain(value: float) -> float | None:
+    """Return a value with seven digits, which is more than is shown; None where it is undefined."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    """Return JSON for a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

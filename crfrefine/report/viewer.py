@@ -1,0 +1,104 @@
+"""The slice viewer: brainsprite, read at run time from the installed nilearn, which keeps it up; nilearn itself is never imported.
+
+`docs/report.md` says why this one. A case goes into the page as sprites: pictures of all its slices.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.display import label_color
+from crfrefine.errors import BackendUnavailableError
+from crfrefine.report.cutting import CHANGE_COLORS, UprightCase, reduce_case
+from crfrefine.report.encoding import gray_png, label_png, sprite
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_VOXELS = 4_000_000
+"""Of a case in the viewer: decoded, four bytes each, a phone can hold one case several times."""
+
+_GRAY_STEP = 4
+"""Gray values go into the viewer in 64 levels, which compress to two thirds and look the same."""
+
+# Where nilearn keeps it since 0.14, and kept it before.
+_PLACES = ("_assets/js/brainsprite.min.js", "plotting/data/js/brainsprite.min.js")
+_REMEDY = "pip install 'crfrefine[report]' brings it (pip install --no-deps nilearn is enough: a single file of it is read)"
+
+
+def read_viewer() -> str:
+    """Return the source of brainsprite.
+
+    Raises:
+        BackendUnavailableError: nilearn is not installed, or does not ship it.
+    """
+    spec = importlib.util.find_spec("nilearn")  # finds the package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise BackendUnavailableError(f"the slice viewer of the report is part of nilearn, which is not installed; {_REMEDY}")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    for place in _PLACES:
+        if (folder / place).is_file():
+            source = (folder / place).read_text(encoding="utf-8")
+            return source.replace("</", "<\\/")  # nothing in it may end the script element
+    raise BackendUnavailableError(
+        f"{folder}: expected {' or '.join(_PLACES)}, the slice viewer, found neither; install nilearn 0.12 to 0.14"
+    )
+
+
+@dataclass(frozen=True)
+class ViewerCase:
+    """A case in the viewer.
+
+    Attributes:
+        shape: voxels along each upright axis.
+        steps: mm, one an axis.
+        point: where the planes begin.
+        image: the sprite of gray values.
+        overlays: the sprites of colors by name: reference, before, after and changes, those there are.
+        reduced: by how much voxels were made larger, an integer an axis.
+    """
+
+    shape: tuple[int, ...]
+    steps: tuple[float, float, float]
+    point: tuple[int, int, int]
+    image: str
+    overlays: Mapping[str, str]
+    reduced: tuple[int, int, int]
+
+    @property
+    def num_bytes(self) -> int:
+        """What it adds to the page."""
+        return len(self.image) + sum(len(picture) for picture in self.overlays.values())
+
+    def spec(self) -> dict[str, Any]:
+        """Return what the page's script needs beside the sprites."""
+        return {"shape": self.shape, "steps": self.steps, "point": self.point}
+
+
+def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXELS) -> ViewerCase:
+    """Encode a case in no more bytes than allowed: its voxels are made larger until it fits."""
+    while True:
+        encoded = _encode(reduce_case(case, most_voxels))
+        if encoded.num_bytes <= most_bytes or most_voxels < 1000:
+            return encoded
+        # A little less than in proportion, so that one more round is nearly always enough.
+        most_voxels = int(0.95 * min(case.after.size, most_voxels) * most_bytes / encoded.num_bytes)
+
+
+def _encode(case: UprightCase) -> ViewerCase:
+    def colored(labels: NDArray[Any]) -> str:
+        return label_png(sprite(labels), {int(label): label_color(int(label)) for label in np.unique(labels) if label > 0})
+
+    overlays = {"reference": colored(case.reference)}
+    if case.before is not None:
+        overlays["before"] = colored(case.before)
+    overlays["after"] = colored(case.after)
+    overlays["changes"] = label_png(sprite(case.changes), CHANGE_COLORS)
+    gray = np.full_like(case.changes, 40) if case.gray is None else case.gray // _GRAY_STEP * _GRAY_STEP
+    return ViewerCase(case.after.shape, case.steps, case.point, gray_png(sprite(gray)), overlays, case.reduced)

@@ -1,0 +1,232 @@
+"""Small cases for the tests of `evaluate`, written without the code under test, and what must come out, by brute force."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from io_helpers import OBLIQUE, itk_affine, save_itk, save_nifti
+
+SHAPE = (13, 11, 7)  # no two axes alike
+SPACING = (0.8, 1.25, 3.0)  # mm, nor two spacings
+ORIGIN = (12.5, -40.0, 7.25)
+
+
+def label_map(seed: int, labels: tuple[int, ...] = (1, 2)) -> np.ndarray:
+    """Ellipsoids with ragged borders and some stray voxels."""
+    rng = np.random.default_rng(seed)
+    index = np.indices(SHAPE)
+    found = np.zeros(SHAPE, np.uint8)
+    for label in labels:
+        center = [rng.uniform(0.3, 0.7) * size for size in SHAPE]
+        distance = sum(((axis - middle) / (0.25 * size)) ** 2 for axis, middle, size in zip(index, center, SHAPE, strict=True))
+        found[distance + rng.normal(0, 0.25, SHAPE) < 1] = label
+        found[rng.random(SHAPE) < 0.004] = label
+    return found
+
+
+def disturbed(reference: np.ndarray, seed: int, share: float) -> np.ndarray:
+    """The map with a share of its voxels taken from their neighbors in x."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(SHAPE) < share, np.roll(reference, 1, axis=0), reference).astype(np.uint8)
+
+
+def logits_of(labels: np.ndarray, seed: int, num_labels: int = 3) -> np.ndarray:
+    """Scores (L, x, y, z) that mostly say what the map says."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(0, 1, (num_labels, *SHAPE))
+    for label in range(num_labels):
+        scores[label][labels == label] += 2.0
+    return scores.astype(np.float32)
+
+
+def affine() -> np.ndarray:
+    """The oblique geometry that `save_map` gives to every format."""
+    image = sitk.GetImageFromArray(np.zeros(SHAPE[::-1], np.uint8))
+    image.SetSpacing(SPACING)
+    image.SetOrigin(ORIGIN)
+    image.SetDirection(OBLIQUE.ravel())
+    return itk_affine(image)
+
+
+def save_map(path: Path, values: np.ndarray, *, compress: bool = True) -> Path:
+    """Write a label map or an image on the one grid of all cases; the suffix names the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ".nii" in path.name:
+        return save_nifti(path, values, affine())
+    return save_itk(path, values, spacing=SPACING, origin=ORIGIN, direction=OBLIQUE, compress=compress)
+
+
+def save_npz(path: Path, logits: np.ndarray, name: str = "logits") -> Path:
+    """Write (L, x, y, z) as nnU-Net does, (label, z, y, x)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **{name: logits.transpose(0, 3, 2, 1)})
+    return path
+
+
+@dataclass(frozen=True)
+class Study:
+    """Folders of a reference, a prediction and a baseline, with the maps that are in them."""
+
+    root: Path
+    maps: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels"
+
+    @property
+    def after(self) -> Path:
+        return self.root / "after"
+
+    @property
+    def before(self) -> Path:
+        return self.root / "before"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """Without a report, in one process; what follows may say otherwise."""
+        return ("evaluate", self.after, self.labels, "-b", f"before={self.before}", "--no-report", "--processes", "1", "-o", self.output)
+
+
+def write_study(root: Path, num_cases: int = 3, suffix: str = ".nii.gz") -> Study:
+    maps: dict[str, dict[str, np.ndarray]] = {"labels": {}, "after": {}, "before": {}}
+    for number in range(num_cases):
+        case = f"case{number}"
+        reference = label_map(number)
+        found = {"labels": reference, "after": disturbed(reference, number, 0.1), "before": disturbed(reference, number + 50, 0.3)}
+        for folder, values in found.items():
+            maps[folder][case] = values
+            save_map(root / folder / f"{case}{suffix}", values)
+    return Study(root, maps)
+
+
+def read_metrics(folder: Path) -> dict[tuple[str, str, str, str], float]:
+    """The values of `metrics.csv` by case, label, metric and method; NaN where the field is empty."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        lines = list(csv.reader(file))
+    assert lines[0] == ["case", "label", "metric", "value", "method"]
+    found = {(case, label, metric, method): float(value or "nan") for case, label, metric, value, method in lines[1:]}
+    assert len(found) == len(lines) - 1, "a value is there twice"
+    return found
+
+
+def expected_overlap(found: np.ndarray, wanted: np.ndarray, tolerance_mm: float = 1.0) -> dict[str, float]:
+    """The metrics of two masks, from all pairs of boundary voxels in world coordinates: no spacing, no tree, no transform."""
+    volume = math.prod(SPACING) / 1000
+    both, either = int((found & wanted).sum()), int((found | wanted).sum())
+    values = {
+        "dice": _ratio(2 * both, int(found.sum() + wanted.sum())),
+        "iou": _ratio(both, either),
+        "sensitivity": _ratio(both, int(wanted.sum())),
+        "precision": _ratio(both, int(found.sum())),
+        "volume_ml": found.sum() * volume,
+        "volume_difference_ml": (int(found.sum()) - int(wanted.sum())) * volume,
+        "num_components": float(_count_pieces(found)),
+    }
+    if not found.any() or not wanted.any():
+        surface = math.nan if not either else 0.0
+        return values | {"surface_dice": surface, "hd_mm": math.nan, "hd95_mm": math.nan, "assd_mm": math.nan}
+    one, other = _boundary_mm(found), _boundary_mm(wanted)
+    pairs = np.linalg.norm(one[:, None] - other[None], axis=2)
+    there, back = pairs.min(axis=1), pairs.min(axis=0)
+    together = np.concatenate([there, back])
+    return values | {
+        "surface_dice": float((together <= tolerance_mm + 1e-6).mean()),
+        "hd_mm": together.max(),
+        "hd95_mm": max(np.percentile(there, 95), np.percentile(back, 95)),
+        "assd_mm": together.mean(),
+    }
+
+
+def expected_calibration(probability: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """One region against the rest, voxel by voxel."""
+    p, y = probability.astype(np.float64).ravel(), truth.ravel().astype(np.float64)
+    return {
+        "ece": _ece(p, y),
+        "brier": float(((p - y) ** 2).mean()),
+        "nll": float(-np.log(np.maximum(np.where(y == 1, p, 1 - p), 1e-7)).mean()),
+    }
+
+
+def expected_calibration_of_all(probabilities: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """All labels together, voxel by voxel."""
+    p = probabilities.astype(np.float64).reshape(len(probabilities), -1)
+    y = (np.arange(len(p))[:, None] == reference.ravel()[None]).astype(np.float64)
+    of_truth = (p * y).sum(axis=0)
+    return {
+        "ece": _ece(p.max(axis=0), (p.argmax(axis=0) == reference.ravel()).astype(np.float64)),
+        "brier": float(((p - y) ** 2).sum(axis=0).mean() + (1 - y.sum(axis=0)).mean()),
+        "nll": float(-np.log(np.maximum(of_truth, 1e-7)).mean()),
+    }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+    return powers / powers.sum(axis=0)
+
+
+def _ece(confidence: np.ndarray, hits: np.ndarray) -> float:
+    total = 0.0
+    for number in range(15):
+        last = number == 14
+        inside = (confidence >= number / 15) & ((confidence < (number + 1) / 15) | last)
+        if inside.any():
+            total += inside.mean() * abs(confidence[inside].mean() - hits[inside].mean())
+    return total
+
+
+def _boundary_mm(mask: np.ndarray) -> np.ndarray:
+    """World positions of the voxels that have a face in common with what is outside of the mask."""
+    padded = np.pad(mask, 1)
+    inside = np.ones(mask.shape, bool)
+    for axis in range(3):
+        for step in (-1, 1):
+            inside &= np.roll(padded, step, axis=axis)[1:-1, 1:-1, 1:-1]
+    index = np.argwhere(mask & ~inside)
+    return index @ affine()[:3, :3].T
+
+
+def _count_pieces(mask: np.ndarray) -> int:
+    left = {tuple(index) for index in np.argwhere(mask)}
+    count = 0
+    while left:
+        count += 1
+        front = [left.pop()]
+        while front:
+            x, y, z = front.pop()
+            near = {(x + i, y + j, z + k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)} & left
+            left -= near
+            front += near
+    return count
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that are still there."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(folder.name))
+        except (OSError, ValueError):
+            continue  # It ended in the meantime.
+    return found
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
