@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.assessment import AssessmentObserver
-from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, print_table
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE
+from crfrefine.cli.reporting import print_table
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.inference import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.progress import Progress, TaskID
-
     from crfrefine.summary import CaseRecord, RunSummary
-
-QUIET, NORMAL, VERBOSE = range(3)
 
 
 class Reporter(Observer):
@@ -27,9 +24,7 @@ class Reporter(Observer):
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self._verbosity = verbosity
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._live = verbosity > QUIET and sys.stderr.isatty()
+        self._line = ProgressLine(verbosity)
         self._summary: RunSummary | None = None
         self._ended = 0
         self._notes: set[str] = set()
@@ -38,8 +33,7 @@ class Reporter(Observer):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._line.stop()
         if isinstance(error, KeyboardInterrupt) and self._summary is not None:
             done = self._summary.count("done") + self._summary.count("skipped")
             error.add_note(f"{done} of {self._summary.num_cases} cases are written and whole, run again with --continue for the rest")
@@ -51,26 +45,26 @@ class Reporter(Observer):
         count = f"{summary.num_cases} case{'' if summary.num_cases == 1 else 's'}"
         threads = f"{summary.threads} thread{'' if summary.threads == 1 else 's'}"
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        self._say(f"{count}{part}; device {device}, {threads}")
-        if self._live and summary.num_cases:
-            self._start_bar(summary.num_cases)
+        self._line.say(f"{count}{part}; device {device}, {threads}")
+        if summary.num_cases:
+            self._line.start(summary.num_cases, counts=True, detail="reading")
 
     def case_started(self, case_id: str, number: int) -> None:
         """Name the case."""
-        self._show(case_id, "")
+        self._line.update(text=case_id, detail="")
 
     def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
         """Name the stage, and count the steps of a case as parts of it, so that the time that is left shows in the first case too."""
-        self._show(case_id, f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
-        if self._bar is not None and self._task is not None and num_steps > 1:
-            self._bar.update(self._task, completed=self._ended + 0.9 * step / num_steps)
+        self._line.update(text=case_id or None, detail=f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
+        if num_steps > 1:
+            self._line.update(completed=self._ended + 0.9 * step / num_steps)
 
     def note(self, case_id: str, text: str) -> None:
         """Say what was assumed; what holds for many cases is said of the first one, or of each when verbose."""
         # A note begins with the name of a file, and what follows a colon may have its numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._notes:
-            self._say(f"{case_id}: {text}" if case_id else text)
+            self._line.say(f"{case_id}: {text}" if case_id else text)
         self._notes.add(gist)
 
     def case_ended(self, record: CaseRecord) -> None:
@@ -79,65 +73,30 @@ class Reporter(Observer):
         total = self._summary.num_cases if self._summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
-            self._say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
+            self._line.say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
         elif record.status == "skipped":
-            self._say(f"{head}: there already, skipped")
-        elif not self._live or self._verbosity >= VERBOSE:
+            self._line.say(f"{head}: there already, skipped")
+        elif not self._line.is_shown or self._verbosity >= VERBOSE:
             numbers = f"{describe_steps(record)}, {record.voxels_changed:,} voxels changed, {total_seconds(record):.2f} s"
-            self._say(f"{head}: {numbers} -> {record.output}")
+            self._line.say(f"{head}: {numbers} -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
             for line in record.filters:
-                self._say(f"    {line}")
-            self._say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._ended)
+                self._line.say(f"    {line}")
+            self._line.say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
+        self._line.update(completed=self._ended)
 
     def run_ended(self, summary: RunSummary) -> None:
         """Take the bar away and list the failures of a long run again, together."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._line.stop()
         counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
         if not summary.interrupted:
             left = summary.num_cases - len(summary.cases)
             if left:
                 counts.append(f"{left} not looked at")
-            self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
+            self._line.say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
-            self._say(f"failed: {', '.join(failed)}")
-
-    def _start_bar(self, num_cases: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[case]}", markup=False),
-            TextColumn("{task.fields[stage]}", style="dim", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True, highlight=False),
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=num_cases, case="", stage="reading")
-        self._bar.start()
-
-    def _show(self, case_id: str, stage: str) -> None:
-        if self._bar is not None and self._task is not None:
-            fields: dict[str, Any] = {"stage": stage}
-            if case_id:
-                fields["case"] = case_id
-            self._bar.update(self._task, **fields)
-
-    def _say(self, text: str, at_least: int = NORMAL) -> None:
-        if self._verbosity < at_least:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+            self._line.say(f"failed: {', '.join(failed)}")
 
 
 def print_results(summary: RunSummary) -> None:

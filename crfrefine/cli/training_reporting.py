@@ -7,12 +7,11 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, print_table
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
+from crfrefine.cli.reporting import print_table
 from crfrefine.training.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from crfrefine.evaluation import SummaryRow
     from crfrefine.training.results import TrainingResult
 
@@ -28,85 +27,51 @@ class TrainingReporter(TrainingObserver):
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self._verbosity = verbosity
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._live = verbosity > QUIET and sys.stderr.isatty()
+        self._line = ProgressLine(verbosity)
         self._shown = 0.0
         self._left: float | None = None
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._start_bar()
+        self._line.start(1.0, counts=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._line.stop()
 
     def run_started(self, text: str) -> None:
         """Say what is going to be done."""
-        self._say(text)
+        self._line.say(text)
 
     def note(self, text: str) -> None:
         """Say what was assumed."""
-        self._say(f"note: {text}")
+        self._line.say(f"note: {text}")
 
     def stage_started(self, stage: str) -> None:
         """Name the part of the run."""
-        self._show(stage)
-        if self._bar is None:
-            self._say(stage)
+        self._line.update(text=stage)
+        if not self._line.is_shown:
+            self._line.say(stage)
         self._shown = time.monotonic()
 
     def stepped(self, step: Step) -> None:
         """Say where the optimizer is, now and then."""
         score = "" if step.score is None else f", Dice {step.score:.4f}"
         text = f"{step.iteration}/{step.num_iterations}: loss {step.loss:.4f}{score}, {step.thetas}"
-        self._show(f"{step.stage} {text}")
+        self._line.update(text=f"{step.stage} {text}")
         is_due = time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
-        if self._verbosity >= VERBOSE or (self._bar is None and is_due):
+        if self._verbosity >= VERBOSE or (is_due and not self._line.is_shown):
             left = "" if self._left is None else f"; about {describe_duration(self._left)} left"
-            self._say(f"  {step.stage} [{step.start}] {text}{left}")
+            self._line.say(f"  {step.stage} [{step.start}] {text}{left}")
             self._shown = time.monotonic()
 
     def progressed(self, fraction: float, seconds_left: float | None) -> None:
         """Move the bar."""
         self._left = seconds_left
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=fraction)
+        self._line.update(completed=fraction)
 
     def stage_ended(self, text: str) -> None:
         """Say what came of a part."""
-        self._say(text)
-
-    def _start_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TaskProgressColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[stage]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True, highlight=False),
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=1.0, stage="")
-        self._bar.start()
-
-    def _show(self, stage: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, stage=stage)
-
-    def _say(self, text: str) -> None:
-        if self._verbosity < NORMAL:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._line.say(text)
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
