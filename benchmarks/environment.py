@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"  # a checkout on a machine that has only what the benchmark at hand needs
+
+
 def describe(*packages: str) -> dict[str, Any]:
     """The record's head; `packages` are named in it besides the usual ones."""
     return {
@@ -42,7 +49,7 @@ def describe(*packages: str) -> dict[str, Any]:
         "source": source_hash(),
         "crfrefine": crfrefine.__version__,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in (*_DEPENDENCIES, *packages)},
+        "versions": {name: _version(name) for name in (*_DEPENDENCIES, *packages)},
         "machine": {
             "cpu": _cpu_model(),
             "cores": len(os.sched_getaffinity(0)),

@@ -43,8 +43,8 @@ def tables(record: dict[str, Any]) -> str:
     exact = f"not compared: {torch['skipped']}" if "skipped" in torch else _exact(torch)
     return (
         f"{device['gpu']}, {device['memory_gib']} GiB, copies {device['copy_bytes_a_second'] / 1e12:.2f} TB/s; CuPy {device['cupy']}. "
-        f"{len(record['check'])} results were compared with the CPU engine's first, each computed twice with the same bits; largest "
-        f"difference of a logit: {max(record['check'].values()):.2g}.\n\n"
+        f"{len(record['check'])} results were compared with the {record['compared_with']}'s first, each computed twice with the same "
+        f"bits; largest difference of a logit: {max(record['check'].values()):.2g}.\n\n"
         + markdown_table(header, rows)
         + f"\nOne exact filtering, {exact}. End to end is from the host's arrays to the host's logits, five steps; MONAI's starts and ends "
         + "on the GPU.\n\n"

@@ -8,8 +8,9 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cuda_shim
 import numpy as np
@@ -166,6 +167,33 @@ def test_a_table_that_is_too_small_grows() -> None:
     assert plain.num_vertices > 16
     for lattice in (plain, grown):
         assert 2**lattice.table_bits >= 2 * lattice.num_vertices
+    for found, expected in zip(_arrays(grown), _arrays(plain), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+class _OneOverflow(cuda_shim.ShimDevice):
+    """Says of the first table that a key found no place in it, as long chains would, however empty the table is."""
+
+    num_tables = 0
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        super().launch(source, kernel, constants, num_threads, *arguments)
+        if kernel == "insert_vertices":
+            self.num_tables += 1
+            corner_slot, overflow = arguments[-2:]
+            if self.num_tables == 1:
+                corner_slot[...] = 0
+                overflow[...] = 1
+
+
+def test_a_key_without_a_place_takes_a_larger_table() -> None:
+    """What the slots of the first table say is not used."""
+    case = random_case(3, num_modalities=2, grid_shape=(11, 8, 14))
+    device = _OneOverflow()
+    plain, grown = Lattice(_input(case, 1.37, 0.19)), Lattice(_input(case, 1.37, 0.19, device), first_table_bits=14)
+    assert 2 * plain.num_vertices < 2**14
+    assert device.num_tables == 2
+    assert grown.table_bits > 14
     for found, expected in zip(_arrays(grown), _arrays(plain), strict=True):
         np.testing.assert_array_equal(found, expected)
 

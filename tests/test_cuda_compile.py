@@ -122,6 +122,26 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field"])
+def test_threads_are_numbered_in_64_bits(name: str) -> None:
+    """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""
+    for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():
+        block = re.search(r"mov\.u32\s+(%r\d+), %ctaid\.x;", code)
+        if block is not None:  # absent where a single thread does the work
+            product = re.search(rf"(\S+)\s+%\w+, (?:{block[1]}, %r\d+|%r\d+, {block[1]})\b", code)
+            assert product is not None, kernel
+            assert product[1] == "mul.wide.u32", kernel
+
+
+@needs_compiler
+def test_what_integers_follow_from_is_not_contracted() -> None:
+    """A fused multiply-add rounds once where the CPU rounds twice: other vertices. Elsewhere they are wanted."""
+    for name, is_fused in (("lattice_build", False), ("lattice", True)):
+        code = "".join(nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).values())
+        assert ("fma.rn" in code) == is_fused
+
+
+@needs_compiler
 def test_weights_are_one_instruction() -> None:
     """Powers of two of single precision without the detour for numbers below the normal ones, which would cost as much again."""
     code = nvrtc.intermediate_code(kernel_source("window_tiles", HOT["window_tiles"][0]))["filter_window_tiles"]

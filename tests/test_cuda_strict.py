@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +70,18 @@ def test_a_message_and_the_way_back_keep_to_the_rules(device: StrictDevice, filt
     )
     np.testing.assert_array_equal(found, expected)
     gradients = [_gradients(engine, case, filter_name, dtype) for engine in (CudaBackend(device), cuda_shim.shim_backend())]
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("num_labels", [3, 9])
+def test_a_single_voxel_keeps_to_the_rules(device: StrictDevice, num_labels: int) -> None:
+    """Its channels are rows as they lie, but not where a wide load may begin: a weight a label leaves records of an odd number of them."""
+    case = random_case(3, num_modalities=2, num_labels=num_labels)
+    mask = np.zeros(case.inside.shape, dtype=bool)
+    mask[1, 2, 3] = True
+    case = Case(case.logits, case.image, mask, case.spacing)
+    gradients = [_gradients(engine, case, "exact", np.float32) for engine in (CudaBackend(device), cuda_shim.shim_backend())]
     for ours, theirs in zip(*gradients, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -251,13 +265,16 @@ class _Stream:
 
     def __init__(self, refuses: str) -> None:
         self._refuses = refuses
-        self.is_recording = False
+        self.is_recording = self.is_current = False
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self.is_current = True
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        self.is_current = False
 
     def begin_capture(self) -> None:
+        assert self.is_current  # launches would go elsewhere
         self._do("begin")
         self.is_recording = True
 
@@ -302,3 +319,88 @@ def test_only_a_tensor_on_a_gpu_brings_pytorch_in() -> None:
     for array in (np.zeros(3), object(), "cuda"):
         with following(None, array):
             assert cached_bytes() is None
+
+
+class _Recorded(cuda_shim.ShimDevice):
+    """Notes the launches, and when they were waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def launch(self, *arguments: Any) -> None:
+        self.notes.append("launch")
+        super().launch(*arguments)
+
+    def synchronize(self) -> None:
+        self.notes.append("wait")
+
+
+def test_building_and_going_back_are_done_when_they_return() -> None:
+    """The next call may be on another stream."""
+    case = random_case(3, num_modalities=2, num_labels=4)
+    device = _Recorded()
+    _built(CudaBackend(device), case, "exact", np.float32)
+    assert device.notes[-1] == "wait"
+    device.notes.clear()
+    _gradients(CudaBackend(device), case, "exact", np.float32)
+    assert device.notes[-1] == "wait"
+
+
+class _Tensor:
+    """A tensor on the second GPU."""
+
+    device = SimpleNamespace(type="cuda", index=1)
+
+
+class _OutOfMemoryError(RuntimeError):
+    """PyTorch's."""
+
+
+def test_work_for_a_tensor_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its current stream of the tensor's device, and its allocator, for that stream; both as before afterwards."""
+    notes: list[Any] = []
+
+    @contextmanager
+    def noted(what: Any) -> Iterator[None]:
+        notes.append(what)
+        yield
+        notes.append(("no", what))
+
+    def allocate(size: int, device: int, stream: int) -> int:
+        if size > 1000:
+            raise _OutOfMemoryError("too much")
+        notes.append((size, device, stream))
+        return 64
+
+    streams = SimpleNamespace(null="the default stream", from_external=lambda given: noted(given.__cuda_stream__()))
+    pool = SimpleNamespace(free_bytes=lambda: 1, free_all_blocks=lambda: notes.append("CuPy's pool is emptied"))
+    cupy = SimpleNamespace(
+        get_default_memory_pool=lambda: pool,
+        cuda=SimpleNamespace(
+            Stream=streams,
+            PythonFunctionAllocator=lambda malloc, free: SimpleNamespace(malloc=(malloc, free)),
+            using_allocator=lambda functions: noted(functions),
+        ),
+    )
+    memory = SimpleNamespace(memory_reserved=lambda device: 100 + device, memory_allocated=lambda device: 30)
+    current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=4000 + device), device=noted)
+    allocator = SimpleNamespace(
+        caching_allocator_alloc=allocate,
+        caching_allocator_delete=lambda pointer: notes.append(("freed", pointer)),
+        OutOfMemoryError=_OutOfMemoryError,
+    )
+    torch = SimpleNamespace(Tensor=_Tensor, cuda=SimpleNamespace(**vars(memory), **vars(current), **vars(allocator)))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with following(cupy, _Tensor()):
+        emptied, device, stream, (malloc, free) = notes
+        assert (emptied, device, stream) == ("CuPy's pool is emptied", 1, (0, 4001))
+        assert malloc(256, 1) == 64
+        assert notes[-1] == (256, 1, 4001)
+        free(64, 1)
+        assert notes[-1] == ("freed", 64)
+        with pytest.raises(MemoryError, match="too much"):
+            malloc(2000, 1)
+        assert cached_bytes() == 101 - 30
+    assert notes[-3:] == [("no", (malloc, free)), ("no", stream), ("no", device)]
+    assert cached_bytes() is None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from crfrefine.errors import ConfigError
+from crfrefine.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.backends.base import Backend
@@ -19,8 +20,8 @@ def get_backend(device: str) -> Backend:
     """Return the engine for a device; nothing is loaded before it is asked for.
 
     Args:
-        device: "auto" (a GPU where there is one and CuPy is installed, else the CPU), "cpu", "cuda", "cuda:N", or "reference" for the
-            slow float64 model.
+        device: "auto" (a GPU where there are one and CuPy, else the CPU; with a warning where there are both and they do not work),
+            "cpu", "cuda", "cuda:N", or "reference" for the slow float64 model.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
@@ -35,7 +36,12 @@ def get_backend(device: str) -> Backend:
 def _auto(_: str) -> Backend:
     from crfrefine.backends.cuda.cupy_device import is_available
 
-    return _cuda("cuda") if is_available() else _cpu("cpu")
+    if is_available():
+        try:
+            return _cuda("cuda")
+        except BackendUnavailableError as error:
+            warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=3)
+    return _cpu("cpu")
 
 
 def _cpu(_: str) -> Backend:

@@ -159,6 +159,8 @@ class CpuBackend:
         threads: int | None = None,
     ) -> CpuKernels:
         """Build the kernels of a model on one image; see `Backend.kernels`."""
+        if num_labels < 2:
+            raise InputError(f"the model needs two labels or more, background among them; got {num_labels}")
         image = np.ascontiguousarray(image, dtype=np.float64 if image.dtype == np.float64 else np.float32)
         build = self._engine.Kernels64 if image.dtype == np.float64 else self._engine.Kernels32
         try:

@@ -11,8 +11,9 @@ import io
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -108,12 +109,21 @@ def main() -> None:
     # Names of files need not be text, and terminals need not have every letter: neither may end in a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     try:
         app(prog_name="crfrefine")
     except _Stopped as stopped:
         _leave(stopped)
     except KeyboardInterrupt as interrupt:
         _leave(_Stopped(interrupt))
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """As one line, without the place in the code."""
+    with contextlib.suppress(OSError):
+        print(f"crfrefine: warning: {message}", file=sys.stderr)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

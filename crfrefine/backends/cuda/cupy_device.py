@@ -58,8 +58,9 @@ class CupyDevice:
         self.name = "cuda" if index is None else f"cuda:{index}"
         count = num_driver_devices()
         if count == 0:
+            also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
             raise BackendUnavailableError(
-                f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it, or use --device cpu"
+                f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it{also}, or use --device cpu"
             )
         if index is not None and index >= count:
             raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")

@@ -125,7 +125,8 @@ def to_rows(xp: Any, channels: Any) -> Any:
         padded = xp.zeros((num_groups * width, num_voxels), dtype=channels.dtype)
         padded[:num_channels] = channels
         channels = padded
-    return xp.ascontiguousarray(channels.reshape(num_groups, width, num_voxels).transpose(0, 2, 1))
+    # Copied in any case: those of a single voxel are in order as they are, at an address that wide loads may not take.
+    return channels.reshape(num_groups, width, num_voxels).transpose(0, 2, 1).copy(order="C")
 
 
 def to_channels(rows: Any, num_channels: int) -> Any:
