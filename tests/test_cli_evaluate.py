@@ -1,7 +1,12 @@
 """`crfrefine evaluate` from files to files: every number against the brute force, every format, what is counted apart."""
 
+import contextlib
 import json
 import math
+import os
+import re
+import subprocess
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -20,7 +25,11 @@ from assessment_helpers import (
     softmax,
     write_study,
 )
-from cli_helpers import data_folder, files_in, load_nifti, run_here, run_process
+from cli_helpers import command, data_folder, files_in, load_nifti, run_here, run_process
+
+from crfrefine.assessment import AssessmentOptions, run_assessment
+from crfrefine.assessment.report_input import make_report_input
+from crfrefine.evaluation import detectable_difference
 
 ROUNDING = 1e-5
 """Relative: headers of NIfTI keep spacing and directions as float32, and so are read probabilities."""
@@ -185,6 +194,7 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     assert counts["1"]["prediction"] == {"reference": 0, "prediction": 0, "both": 0, "num_cases": 3}
     assert counts["7"]["before"] == {"reference": 2, "prediction": 3, "both": 2, "num_cases": 3}
     assert "empty masks: 2: prediction of 3 cases: 1 without it in both maps, 1 missed, 1 false alarms" in result.stdout
+    assert "empty masks: 7: prediction of 3 cases: 2 without it in both maps, 1 missed, 0 false alarms" in result.stdout
     assert "empty masks: 1:" not in result.stdout
 
 
@@ -250,8 +260,12 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     assert judged["outcome"] == "not better than simple"
     lines = result.stdout.splitlines()
     assert lines[-1].startswith("verdict: the prediction helps")
-    assert "twin" in lines[-1]
+    assert "), but not significantly more than twin does (" in lines[-1]
+    assert "simple" not in lines[-1]  # nobody said that the twin is
+    deviation = (dice["after"] - dice["before"]).std(ddof=1)
+    seen = 100 * detectable_difference(deviation, 9, alpha=0.05 / 2)  # Holm's strictest level of two comparisons
     assert lines[-2].startswith("power: with 9 cases")
+    assert lines[-2].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
 
 
 def test_the_mean_is_over_the_regions_that_were_asked_for(tmp_path):
@@ -404,3 +418,108 @@ def test_real_cases_in_both_formats(tmp_path):
         assert_equal(found, case, "1", "prediction", expected_calibration(softmax(logits)[1], wanted))
     assert "helps" in result.stdout.splitlines()[-1]
     assert not any(math.isnan(value) for (_, _, metric, _), value in found.items() if metric == "assd_mm")
+
+
+def test_a_region_of_a_label_that_occurs_nowhere_is_empty(tmp_path):
+    study = write_study(tmp_path, 1)
+    result = run_here(*study.arguments, "-r", "9=9", "-r", "2=2")
+    assert result.status == 0, result.stderr
+    nothing = np.zeros(SHAPE, bool)
+    found = read_metrics(study.output)
+    assert {label for _, label, _, _ in found} == {"1", "2", "9"}
+    assert_equal(found, "case0", "9", "prediction", expected_overlap(nothing, nothing))
+    assert json.loads((study.output / "summary.json").read_text())["judged_regions"] == ["9", "2"]
+
+
+def test_a_region_of_more_labels_than_a_file_name_has_letters(tmp_path):
+    study = write_study(tmp_path, 1)
+    text = "bones=" + "+".join(map(str, range(1, 120)))
+    assert len(text) > 255
+    result = run_here(*study.arguments, "-r", text)
+    assert result.status == 0, result.stderr
+    assert_equal(
+        read_metrics(study.output),
+        "case0",
+        "bones",
+        "prediction",
+        expected_overlap(*(study.maps[name]["case0"] > 0 for name in ("after", "labels"))),
+    )
+
+
+def test_names_of_methods_stay_on_one_line(tmp_path):
+    study = write_study(tmp_path, 1)
+    result = run_here(*study.arguments, "--name", " my\tcrf\n", "-b", f"a\nb={study.before}")
+    assert result.status == 0, result.stderr
+    assert {method for *_, method in read_metrics(study.output)} == {"my crf", "before", "a b"}
+    assert {line.count("\t") for line in result.stdout.splitlines() if line.startswith("dice")} == {9}
+
+
+@pytest.mark.parametrize(("columns", "is_narrow"), [(80, True), (160, False)])
+def test_the_table_fits_a_terminal(tmp_path, columns, is_narrow):
+    pty = pytest.importorskip("pty")
+    study = write_study(tmp_path, 2)
+    master, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns)}
+    with subprocess.Popen(
+        command(*study.arguments, "--name", "my method"), stdout=terminal, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # what reading gives when the other end is closed
+            while part := os.read(master, 4096):
+                shown += part
+    os.close(master)
+    assert process.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m|\r", "", shown.decode()).splitlines()
+    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("power: "))]
+    assert max(map(len, table)) <= columns
+    dice = [
+        expected_overlap(*(study.maps[name][f"case{n}"] == 2 for name in (folder, "labels")))["dice"]
+        for folder in ("before", "after")
+        for n in (0, 1)
+    ]
+    means = [f"{50 * (dice[0] + dice[1]):.2f}", f"{50 * (dice[2] + dice[3]):.2f}"]
+    first = next(number for number, line in enumerate(table) if " ".join(line.split()).startswith(("dice, my method", "dice 1")))
+    row = table[first + 1 + is_narrow].split()
+    expected = ["2", "2", *means] if is_narrow else ["dice", "2", "my", "method", "2", *means]
+    assert row[: len(expected)] == expected
+
+
+def test_no_method_takes_the_place_of_a_setting_in_the_report(tmp_path):
+    study = write_study(tmp_path, 1)
+    options = AssessmentOptions(study.after, study.labels, study.output, "version", baselines=(("images", study.before),), report=False)
+    settings = make_report_input(run_assessment(options), print).settings
+    assert settings["method version"] == str(study.after)
+    assert settings["method images"] == str(study.before)
+    assert settings["images"] == "none"
+    assert settings["version"].startswith("crfrefine ")
+
+
+@pytest.mark.parametrize("kind", ["npz", "4-D"])
+def test_named_probabilities_change_the_calibration_and_not_the_masks(tmp_path, kind):
+    """The prediction itself is logits, whose likeliest labels are others than those of the named ones."""
+    study = write_study(tmp_path, 1)
+    reference = study.maps["labels"]["case0"]
+    own, named = logits_of(reference, 1), logits_of(np.roll(reference, 2, axis=0), 2)
+    (study.after / "case0.nii.gz").unlink()
+    if kind == "npz":
+        save_npz(study.after / "case0.npz", own)
+    else:
+        save_map(study.after / "case0.nii.gz", np.moveaxis(own, 0, -1))
+    save_npz(tmp_path / "scores" / "case0.npz", named)
+    result = run_here(*study.arguments, "--probabilities", f"prediction={tmp_path / 'scores'}")
+    assert result.status == 0, result.stderr
+    found = read_metrics(study.output)
+    assert_equal(found, "case0", "1", "prediction", expected_overlap(own.argmax(axis=0) == 1, reference == 1))
+    assert_equal(found, "case0", "1", "prediction", expected_calibration(softmax(named)[1], reference == 1))
+    assert_equal(found, "case0", "all", "prediction", expected_calibration_of_all(softmax(named), reference))
+
+
+def test_the_fields_of_the_summary_are_documented(tmp_path):
+    study = write_study(tmp_path, 2)
+    assert run_here(*study.arguments, "-b", f"rival={study.before}").status == 0
+    summary = json.loads((study.output / "summary.json").read_text())
+    judged, row = summary["verdict"], next(row for row in summary["summary"] if row["comparison"])
+    text = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    for part in (summary, judged, judged["rivals"][0], judged["comparison"], row, row["comparison"], summary["cases"][0]):
+        assert [name for name in part if f"`{name}`" not in text] == []

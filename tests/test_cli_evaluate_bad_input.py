@@ -231,3 +231,50 @@ def test_ignoring_everything_is_a_failure(tmp_path):
     result = run_here(*study.arguments, "--ignore-label", 3)
     assert result.status == 1
     assert "every voxel has the label 3, to be ignored" in result.stderr
+
+
+def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):
+    """Six cases are enough against the baseline alone, and not for a claim about a rival of which nothing is known."""
+    study = write_study(tmp_path, 6)
+    (tmp_path / "rival").mkdir()
+    result = run_here(*study.arguments, "-b", f"rival={tmp_path / 'rival'}")
+    assert result.status == 1
+    lines = result.stdout.splitlines()
+    assert "note: rival could not be measured in any case." in lines
+    assert lines[-1].startswith("verdict: the prediction helps (")
+    assert lines[-1].endswith("; there is no case to compare it with rival")
+    assert any(line.startswith("power: with 6 cases") and line.endswith("level 0.05)") for line in lines)
+    judged = json.loads((study.output / "summary.json").read_text())["verdict"]
+    assert judged["outcome"] == "not better than simple"
+    assert judged["rivals"][0]["p_holm"] is None
+
+
+def test_a_reference_that_was_not_fetched_is_a_failure(tmp_path):
+    study = write_study(tmp_path)
+    (study.labels / "case1.nii.gz").unlink()
+    (study.labels / "case1.nii.gz").symlink_to(tmp_path / "nowhere")
+    result = run_here(*study.arguments)
+    assert result.status == 1
+    assert "case 'case1': " in result.stderr
+    assert "labels/case1.nii.gz: is a link to a file that is not there" in result.stderr
+    assert json.loads((study.output / "summary.json").read_text())["num_cases"] == 3
+
+
+def test_a_file_of_no_regions(tmp_path):
+    study = write_study(tmp_path, 1)
+    (tmp_path / "regions.json").write_text("{}")
+    result = run_here(*study.arguments, "-r", tmp_path / "regions.json")
+    assert result.status == 1
+    assert "regions.json: holds no region; expected names and labels" in result.stderr
+
+
+def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label(tmp_path):
+    study = write_study(tmp_path, 1)
+    described = {"labels": {"background": 0, "core": 1, "ignore": 2}, "regions": {"mean": [1]}}
+    (study.labels / "dataset.json").write_text(json.dumps(described))
+    result = run_here(*study.arguments)
+    assert result.status == 0, result.stderr
+    assert "dataset.json: region 'mean': the name \"mean\" is that of the mean over regions" in result.stderr
+    assert result.stderr.count("going on without its regions") == 1
+    assert {label for _, label, _, _ in read_metrics(study.output)} == {"1"}
+    assert json.loads((study.output / "summary.json").read_text())["settings"]["ignore_label"] == 2

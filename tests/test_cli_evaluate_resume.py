@@ -10,8 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assessment_helpers import Study, children, disturbed, expected_overlap, is_running, read_metrics, save_map, write_study
+from assessment_helpers import (
+    SHAPE,
+    Study,
+    children,
+    disturbed,
+    expected_calibration_of_all,
+    expected_overlap,
+    is_running,
+    logits_of,
+    read_metrics,
+    save_map,
+    save_npz,
+    softmax,
+    write_study,
+)
 from cli_helpers import command, files_in, run_here, save_nifti
+
+import crfrefine
 
 NUM_SLOW = 6
 
@@ -180,3 +196,37 @@ def test_after_kill_9_no_worker_is_left(slow):
         process.communicate(timeout=60)
     wait_for(lambda: not [worker for worker in busy if is_running(worker)], seconds=30)
     assert_continue_does_the_rest(slow)
+
+
+def test_scores_that_are_asked_for_now_are_looked_at_again(tmp_path):
+    """Before, those beside the label maps could not be used, which was a note; now it is a failure."""
+    study = write_study(tmp_path, 1)
+    save_npz(study.after / "case0.npz", np.full((3, *SHAPE), 0.9, np.float32), "probabilities")
+    assert run_here(*study.arguments).status == 0
+    result = run_here(*study.arguments, "--continue", "--probabilities", f"prediction={study.after}")
+    assert result.status == 1
+    assert "do not sum to 1" in result.stderr
+
+
+def test_what_another_version_measured_is_measured_again(tmp_path):
+    study = write_study(tmp_path, 2)
+    run_here(*study.arguments)
+    record = study.output / "cases" / "case0.json"
+    content = json.loads(record.read_text())
+    assert content["fingerprint"]["version"] == crfrefine.__version__
+    content["fingerprint"]["version"] = "0.0.0"
+    record.write_text(json.dumps(content))
+    run_here(*study.arguments, "--continue")
+    assert statuses(study) == ["measured", "reused"]
+
+
+def test_scores_that_changed_are_measured_again(tmp_path):
+    """Beside the label map, which is the same as before."""
+    study = write_study(tmp_path, 2)
+    reference = study.maps["labels"]["case0"]
+    for seed in (1, 2):
+        save_npz(study.after / "case0.npz", logits_of(reference, seed))
+        assert run_here(*study.arguments, "--continue").status == 0
+    assert statuses(study) == ["measured", "reused"]
+    expected = expected_calibration_of_all(softmax(logits_of(reference, 2)), reference)
+    assert read_metrics(study.output)["case0", "all", "brier", "prediction"] == pytest.approx(expected["brier"], rel=1e-5)  # float32

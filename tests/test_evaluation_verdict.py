@@ -210,3 +210,42 @@ def test_methods_must_differ(baseline, rivals):
 def test_an_unknown_rival_is_named():
     with pytest.raises(InputError, match="no method 'scaling' in the table; there are network, crf"):
         verdict(_table({"crf": [1.0]}), "crf", "network", rivals=("scaling",))
+
+
+def test_a_rival_without_a_case_in_common_is_not_beaten():
+    """It must not vanish: what was asked is not answered."""
+    gains = {"crf": [*_spread(9, 1.0, 0.5), math.nan], "rival": [math.nan] * 9 + [0.0]}
+    judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"])
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better); there is no case to compare it with rival or other")
+    assert judged.num_comparisons == 1
+    assert [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals] == [
+        ("rival", False, 0),
+        ("other", False, 0),
+    ]
+    assert judged.notes[1:] == ("The comparison with rival is over 0 cases, not 9.", "other could not be measured in any case.")
+    json.dumps(judged.to_dict(), allow_nan=False)
+
+
+def test_what_is_said_of_the_rivals_that_are_there_if_one_is_missing():
+    gains = {"crf": _spread(20, 1.0, 0.5), "rival": [*_spread(19, 0.1, 0.6)[::-1], math.nan]}
+    judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"], rivals_are_simple=False)
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert ", and more than every other method that could be compared: than the best of them, rival, by mean Dice" in judged.sentence
+    assert judged.sentence.endswith("; there is no case to compare it with other")
+    assert judged.notes == ("The comparison with rival is over 19 cases, not 20.", "other could not be measured in any case.")
+
+
+def test_a_rival_that_need_not_be_simple_is_not_recommended():
+    gains = {"crf": _spread(40, 1.0, 0.5), "other network": _spread(40, 1.05, 0.5)[::-1]}
+    sentence = verdict(_table(gains), "crf", "network", rivals=["other network"], rivals_are_simple=False).sentence
+    assert "), but not significantly more than other network does (mean Dice -0.05 points" in sentence
+    assert "simple" not in sentence
+
+
+def test_a_long_list_of_missing_cases_is_cut():
+    items = [Measurement(f"c{number:02d}", "x", "dice", 0.5, "network") for number in range(13)]
+    table = ResultTable([*items, Measurement("c00", "x", "dice", 0.6, "crf")])
+    assert verdict(table, "crf", "network").notes[1] == (
+        "crf has no measurements of c01, c02, c03, c04, c05, c06, c07, c08, c09, c10 and 2 more."
+    )

@@ -82,11 +82,11 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
     if files.problem:
         raise InputError(files.problem)
     scores: Scores | None = None
-    paths = files.scores
     if files.label_map is None or holds_scores(files.label_map):
-        paths = files.scores if files.label_map is None else (files.label_map,)
-        scores = read_scores(paths, reference.volume)
+        scores = read_scores(files.scores if files.label_map is None else (files.label_map,), reference.volume)
         label_map = scores.label_map
+        if files.asked_for_scores:  # The calibration is that of others.
+            scores = None
     else:
         label_map = read_label_map(files.label_map, reference.volume)
     values = _measure_masks(label_map, reference, settings)
@@ -95,8 +95,8 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
     try:
         if files.scores_problem:
             raise InputError(files.scores_problem)
-        if scores is None and paths:
-            scores = read_scores(paths, reference.volume)
+        if scores is None and files.scores:
+            scores = read_scores(files.scores, reference.volume)
         if scores is not None:
             _add_calibration(values, scores, reference, settings)
             result.notes.append(f"{name}: {scores.note}")

@@ -14,6 +14,8 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_fi
 
 _MODALITY = re.compile(r"(?P<case>.+)_\d{4}")
 
+_BROKEN = "is a link to a file that is not there"
+
 # Beside one label map there may be several files of scores, which say the same: what `infer` and nnU-Net write, likeliest first.
 _SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
 
@@ -23,7 +25,7 @@ class MethodFiles:
     """What a method has for a case.
 
     Attributes:
-        label_map: one value a voxel; or scores of all labels, which only its header tells.
+        label_map: one value a voxel; or scores of all labels, which only its header tells. None: that of `scores`.
         scores: logits or probabilities of all labels: one file, or one a label; empty where there are none.
         asked_for_scores: whether the user named them, rather than that they lie beside the label map.
         problem: why the method cannot be measured in this case, as far as names tell.
@@ -84,7 +86,7 @@ def pair_cases(options: AssessmentOptions) -> Pairing:
         InputError: no reference at all, or files where folders are needed.
         UnsupportedFormatError: a single file of an unknown type.
     """
-    notes: list[str] = []
+    notes = _same_files(options)
     references = _references(options.labels, notes)
     by_method = {name: _of_method(path, list(references), notes) for name, path in options.methods.items()}
     for name, path in options.probabilities:
@@ -96,11 +98,30 @@ def pair_cases(options: AssessmentOptions) -> Pairing:
             paths[0],
             {name: files[case_id] for name, files in by_method.items()},
             images.get(case_id),
-            None if len(paths) == 1 else f"expected one label map, found {_names(paths)} in {options.labels}",
+            _problem_of(paths, options.labels),
         )
         for case_id, paths in references.items()
     ]
     return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes))
+
+
+def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
+    """Return why a case has no reference, as far as names and links tell."""
+    if len(references) > 1:
+        return f"expected one label map, found {_names(references)} in {folder}"
+    return None if references[0].exists() else f"{references[0]}: {_BROKEN}"
+
+
+def _same_files(options: AssessmentOptions) -> list[str]:
+    """Say where one of the folders is given twice: it is hardly what was meant."""
+    places = {"the reference": options.labels, **options.methods}
+    names = list(places)
+    return [
+        f"{other} and {name} are the same files, {places[name]}"
+        for number, name in enumerate(names)
+        for other in names[:number]
+        if places[name].samefile(places[other])
+    ]
 
 
 def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
@@ -109,7 +130,8 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         require_file(source)
         require_suffix(source, VOLUME_SUFFIXES)
         return {_case_of(source): [source]}
-    paths = _without_scores(list_files(source, VOLUME_SUFFIXES))
+    # A link to nothing, as of data that were not fetched, is a case that fails, not one that nobody misses.
+    paths = _without_scores(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
     stems = {stem_of(path) for path in paths}
     numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
     paths = [path for path in paths if path not in numbered]
@@ -129,6 +151,11 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     return {**telling, **plain}
 
 
+def _broken_links(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    links = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]
+    return [path for path in links if suffix_of(path) in suffixes and not path.name.startswith(".")]
+
+
 def _of_method(source: Path, case_ids: Sequence[str], notes: list[str]) -> dict[str, MethodFiles]:
     if not source.is_dir():
         require_file(source)
@@ -139,10 +166,13 @@ def _of_method(source: Path, case_ids: Sequence[str], notes: list[str]) -> dict[
     by_stem: dict[str, list[Path]] = {}
     for path in list_files(source, LOGITS_SUFFIXES):
         by_stem.setdefault(stem_of(path), []).append(path)
+    broken = {_case_of(path): path for path in _broken_links(source, LOGITS_SUFFIXES)}
     found: dict[str, MethodFiles] = {}
     taken: set[str] = set()
     for case_id in case_ids:
         found[case_id] = _choose(case_id, by_stem, source)
+        if case_id in broken and not found[case_id].paths:
+            found[case_id] = MethodFiles(problem=f"{broken[case_id]}: {_BROKEN}")
         taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
     stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
     extra = _without_scores(stray)
@@ -178,7 +208,9 @@ def _with_scores(found: Mapping[str, MethodFiles], source: Path, notes: list[str
     for case in cases:
         own = found[case.case_id]
         problem = None if case.problem is None else case.problem.removeprefix(f"case {case.case_id!r}: ")
-        replaced[case.case_id] = MethodFiles(own.label_map, case.logits, True, own.problem, problem)
+        # The masks stay those of the method's own file, be it scores as well.
+        label_map = own.scores[0] if own.label_map is None and own.scores else own.label_map
+        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
     return replaced
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.conversion import softmax
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.label_maps import argmax_labels
 from crfrefine.probabilities import BLOCK_VOXELS, identify
 from crfrefine.volume import Volume, VolumeHeader, describe_difference
@@ -52,7 +53,7 @@ def read_reference(path: Path) -> Volume:
 
 def holds_scores(path: Path) -> bool:
     """Return whether a file has several values a voxel, as logits and probabilities have."""
-    return io.read_header(path).num_channels > 1
+    return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
 
 
 def read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:

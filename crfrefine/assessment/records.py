@@ -86,7 +86,11 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
         CrfRefineError: a header that names another file cannot be read.
     """
     methods = {
-        name: {"label_map": _identity(files.label_map), "scores": [_identity(path) for path in files.scores]}
+        name: {
+            "label_map": _identity(files.label_map),
+            "scores": [_identity(path) for path in files.scores],
+            "asked_for_scores": files.asked_for_scores,  # Those that cannot be used are a warning, or a failure.
+        }
         for name, files in pair.methods.items()
     }
     plan = settings.plan

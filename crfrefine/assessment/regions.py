@@ -64,11 +64,12 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
         _check_name(name, members)
         if ignored in members:
             raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
-    # A region that is a label by another name would be there twice.
+    # A region that is a label, such as "2=2", would be there twice.
+    plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
     numbers = {value for entry in (description.labels.values() if description else ()) for value in _numbers(entry)} - {0, ignored}
     return RegionPlan(
-        labels=tuple(sorted(numbers)),
+        labels=tuple(sorted(numbers | plain)),
         named=named,
         judged=names or tuple(region.name for region in described),
         titles=_titles(description),
@@ -81,20 +82,31 @@ def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None
     """Return what `dataset.json` says, and its regions: all of its labels where some of them are sets, and its entry "regions"."""
     try:
         description = read_dataset_description(folder)
-        if description is None:
-            return None, ()
-        found = read_regions(description.path) if description.labels else ()
     except InputError as error:
         notes.append(f"{error}; going on without it")
         return None, ()
+    if description is None:
+        return None, ()
+    try:
+        found = read_regions(description.path) if description.labels else ()
+    except InputError as error:  # What it says of labels, and which one to ignore, holds all the same.
+        notes.append(f"{error}; going on without its regions")
+        found = ()
     labels = {" ".join(name.split()) for name in description.labels}
     return description, tuple(region for region in found if description.has_regions or region.name not in labels)
 
 
 def _parse(text: str) -> tuple[Region, ...]:
     path = Path(text)
-    if path.is_file():
-        return read_regions(path)
+    try:
+        is_file = path.is_file()
+    except OSError:  # Too long for the name of a file: a hundred labels.
+        is_file = False
+    if is_file:
+        found = read_regions(path)
+        if not found:
+            raise InputError(f'{path}: holds no region; expected names and labels, such as {{"core": [1, 3, 4]}}')
+        return found
     if "=" not in text:
         raise ConfigError(f'--regions {text}: no such file, and not a region such as "core=1+3+4"')
     return (parse_region(text),)

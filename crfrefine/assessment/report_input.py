@@ -48,9 +48,8 @@ def make_report_input(assessment: Assessment, note: Callable[[str], None]) -> Re
 def _settings(assessment: Assessment) -> dict[str, str]:
     options, plan = assessment.options, assessment.settings.plan
     shown = {
-        f"{options.name}": str(options.predictions),
         "reference": str(options.labels),
-        **{name: str(path) for name, path in options.baselines},
+        **{f"method {name}": str(path) for name, path in options.methods.items()},
         **{f"probabilities of {name}": str(path) for name, path in options.probabilities},
         "images": "none" if options.images is None else str(options.images),
         "mean over regions": ", ".join(assessment.titles.get(name, name) for name in assessment.judged_regions),

@@ -130,11 +130,20 @@ class Assessment:
     def verdict(self) -> Verdict | None:
         """On the judged method; None without a baseline, or where one of the two has no case."""
         options = self.options
-        rivals = [name for name, _ in options.baselines[1:] if name in self.table.methods]
+        others = [name for name, _ in options.baselines[1:]]
         if options.baseline is None or not {options.name, options.baseline} <= set(self.table.methods):
             return None
         subject = "the prediction" if options.name == "prediction" else options.name
-        return verdict(self.table, options.name, options.baseline, rivals=rivals, regions=self.judged_regions, subject=subject)
+        return verdict(
+            self.table,
+            options.name,
+            options.baseline,
+            rivals=[name for name in others if name in self.table.methods],
+            unmeasured=[name for name in others if name not in self.table.methods],
+            rivals_are_simple=False,
+            regions=self.judged_regions,
+            subject=subject,
+        )
 
     @property
     def no_verdict(self) -> str | None:
@@ -152,10 +161,9 @@ class Assessment:
         judged = self.verdict
         if judged is None or not judged.comparison.num_pairs:
             return None
-        comparison, family = judged.comparison, 1 + len(judged.rivals)
-        count = comparison.num_pairs
+        comparison, count = judged.comparison, judged.comparison.num_pairs
         cases = f"{count} case{'' if count == 1 else 's'}"
-        level = judged.alpha / family
+        level = judged.alpha / judged.num_comparisons
         if smallest_p_value(count) > level:
             return f"with {cases} no difference, however large, could have been significant"
         seen = detectable_difference(comparison.standard_deviation, count, alpha=level)

@@ -121,7 +121,7 @@ def evaluate(
         predictions=predictions,
         labels=labels,
         output=output,
-        name=name.strip(),
+        name=_one_line(name),
         baselines=tuple(_named(text) for text in baselines or ()),
         probabilities=tuple(_named(text) for text in probabilities or ()),
         images=images,
@@ -144,4 +144,9 @@ def evaluate(
 
 def _named(text: str) -> tuple[str, Path]:
     name, _, path = text.partition("=")
-    return name.strip(), Path(path)
+    return _one_line(name), Path(path)
+
+
+def _one_line(name: str) -> str:
+    """Names stand in tables: no tabs or line breaks."""
+    return " ".join(name.split())

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _SHOWN = ("dice", "surface_dice", "hd95_mm", "assd_mm", "ece")
 _MOST_LISTED = 20
+_RIGHT = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
+_NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/equal/worse": ("better/", "equal/worse")}
+"""Heads of columns in two lines, for narrow terminals."""
 
 
 class EvaluationReporter(AssessmentObserver):
@@ -158,7 +161,47 @@ def _print_means(assessment: Assessment) -> None:
         names = ("metric", "region", "method", "cases", "mean", "median")
     cells = [(row.metric, assessment.titles.get(row.region, row.region), row.method, *_numbers(row)) for row in rows]
     if cells:
-        print_table(names, cells, numbers=("cases", "pairs", "baseline", "mean", "median", "difference"))
+        _print_cells(names, cells)
+
+
+def _print_cells(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table whose first columns are metric, region and method; on a narrow terminal, metric and method as lines between rows."""
+    from rich.console import Console
+
+    width = Console().width
+    if not sys.stdout.isatty() or sum(_widths([names, *rows])) + 3 * len(names) <= width:
+        print_table(names, rows, numbers=_RIGHT)
+        return
+    titles = [_NARROW.get(name, ("", name)) for name in names]
+    shown = [(row[1], *row[3:]) for row in rows]
+    head = [(line[1], *line[3:]) for line in zip(*titles, strict=True)]
+    widths = _widths([*head, *shown])
+    gap = "  " if sum(widths) + 2 * len(widths) <= width else " "
+    for line in head:
+        print(_aligned(line, head[-1], widths, gap))
+    last = None
+    for row, line in zip(rows, shown, strict=True):
+        if (row[0], row[2]) != last:
+            print(f"{row[0]}, {row[2]}")
+        last = (row[0], row[2])
+        print(_aligned(line, head[-1], widths, gap))
+    print()
+
+
+def _aligned(cells: tuple[str, ...], names: tuple[str, ...], widths: list[int], gap: str) -> str:
+    from rich.cells import cell_len
+
+    padded = []
+    for cell, name, width in zip(cells, names, widths, strict=True):
+        space = " " * (width - cell_len(cell))
+        padded.append(space + cell if name in _RIGHT else cell + space)
+    return (gap + gap.join(padded)).rstrip()
+
+
+def _widths(rows: list[tuple[str, ...]]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:

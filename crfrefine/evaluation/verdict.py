@@ -12,12 +12,14 @@ import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.evaluation.comparison import MEAN, ResultTable, format_p
-from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, detectable_difference, holm
+from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, compare_pairs, detectable_difference, holm
 from crfrefine.evaluation.wilcoxon import smallest_p_value
 from crfrefine.summary import without_nonfinite
 
 ENDPOINT = "dice"
 """What decides: in each case the mean of this metric over the regions."""
+
+_MOST_NAMED = 10
 
 
 class Outcome(StrEnum):
@@ -33,12 +35,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Rival:
-    """A simple method that a trained one has to beat to be worth its trouble.
+    """Another method, often a simple one, that the judged one has to beat to be worth its trouble.
 
     Attributes:
         name: of the rival.
-        comparison: the judged method minus the rival.
-        p_holm: its p value after Holm's correction over all comparisons of the verdict.
+        comparison: the judged method minus the rival; without pairs where no case of both was measured.
+        p_holm: its p value after Holm's correction over all comparisons of the verdict; NaN without pairs.
         is_beaten: whether the judged method is significantly better.
     """
 
@@ -61,7 +63,7 @@ class Verdict:
         comparison: method minus baseline, mean Dice.
         p_holm: its p value after Holm's correction over the baseline and all rivals.
         alpha: the level that p_holm was held against.
-        rivals: the simple methods.
+        rivals: the methods that it should beat as well.
         notes: what the reader must know besides, a sentence each, such as cases left out.
     """
 
@@ -76,6 +78,11 @@ class Verdict:
     rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
 
+    @property
+    def num_comparisons(self) -> int:
+        """Size of the family of Holm's correction: the baseline and the rivals that have a case in common with the method."""
+        return _family(self.rivals)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None where a number is undefined or infinite."""
         content: dict[str, Any] = without_nonfinite(asdict(self))
@@ -88,6 +95,8 @@ def verdict(
     baseline: str,
     *,
     rivals: Sequence[str] = (),
+    unmeasured: Sequence[str] = (),
+    rivals_are_simple: bool = True,
     regions: Sequence[str] | None = None,
     subject: str | None = None,
     alpha: float = 0.05,
@@ -100,7 +109,9 @@ def verdict(
         table: the measurements, with Dice.
         method: to be judged.
         baseline: without it, such as the network alone.
-        rivals: simple methods that the judged one should beat, such as a recalibration or the largest component.
+        rivals: methods that the judged one should beat, such as a recalibration or the largest component.
+        unmeasured: rivals that have no case in the table: they are not beaten.
+        rivals_are_simple: whether to prefer a rival that is not beaten, and to call them simple methods.
         regions: whose mean Dice decides; default: all.
         subject: how the sentence calls the method; default: its name.
         alpha: level of the two-sided test after Holm's correction over the baseline and all rivals.
@@ -116,14 +127,16 @@ def verdict(
     comparisons = [
         table.compare(method, other, MEAN, ENDPOINT, regions=regions, seed=seed, num_resamples=num_resamples) for other in others
     ]
+    num_cases = len(table.cases)
+    comparisons += [compare_pairs([math.nan] * num_cases, [math.nan] * num_cases, cases=table.cases) for _ in unmeasured]
     adjusted = holm([comparison.p_value for comparison in comparisons])
     judged = tuple(
         Rival(name, comparison, p_holm, _direction(comparison, p_holm, alpha) == 1)
-        for name, comparison, p_holm in zip(rivals, comparisons[1:], adjusted[1:], strict=True)
+        for name, comparison, p_holm in zip((*rivals, *unmeasured), comparisons[1:], adjusted[1:], strict=True)
     )
-    outcome, sentence = _decide(subject or method, comparisons[0], adjusted[0], judged, alpha)
+    outcome, sentence = _decide(subject or method, comparisons[0], adjusted[0], judged, alpha, rivals_are_simple=rivals_are_simple)
     chosen = table.regions if regions is None else tuple(regions)
-    notes = _notes(table, method, baseline, chosen, comparisons[0])
+    notes = _notes(table, method, baseline, chosen, comparisons[0]) + _notes_on_rivals(table, judged, comparisons[0].num_pairs)
     return Verdict(outcome, sentence, method, baseline, chosen, comparisons[0], adjusted[0], alpha, judged, notes)
 
 
@@ -142,8 +155,14 @@ def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int
     return None
 
 
-def _decide(subject: str, primary: PairedComparison, p_holm: float, rivals: Sequence[Rival], alpha: float) -> tuple[Outcome, str]:
-    family = 1 + len(rivals)
+def _family(rivals: Sequence[Rival]) -> int:
+    return 1 + sum(rival.comparison.num_pairs > 0 for rival in rivals)
+
+
+def _decide(
+    subject: str, primary: PairedComparison, p_holm: float, rivals: Sequence[Rival], alpha: float, *, rivals_are_simple: bool
+) -> tuple[Outcome, str]:
+    family = _family(rivals)
     count = primary.num_pairs
     figures = _figures(primary, p_holm, family)
     if count and primary.ties == count:
@@ -161,16 +180,34 @@ def _decide(subject: str, primary: PairedComparison, p_holm: float, rivals: Sequ
     if direction < 0:
         return Outcome.HURTS, f"it hurts ({figures}): do not use it"
     helps = f"{subject} helps ({figures})"
-    unbeaten = [rival for rival in rivals if not rival.is_beaten]
-    if unbeaten:
-        strongest = min(unbeaten, key=lambda rival: rival.comparison.mean_difference)
-        against = _figures(strongest.comparison, strongest.p_holm, family)
-        return Outcome.NOT_BETTER_THAN_SIMPLE, f"{helps}, but not more than {strongest.name} does ({against}): prefer that, it is simpler"
-    if rivals:
-        strongest = min(rivals, key=lambda rival: rival.comparison.mean_difference)
-        against = _figures(strongest.comparison, strongest.p_holm, family)
-        helps += f", and more than every simple method: than the best of them, {strongest.name}, by {against}"
-    return Outcome.HELPS, helps
+    against = _against_rivals(rivals, family, rivals_are_simple=rivals_are_simple)
+    return (Outcome.HELPS if all(rival.is_beaten for rival in rivals) else Outcome.NOT_BETTER_THAN_SIMPLE), helps + against
+
+
+def _against_rivals(rivals: Sequence[Rival], family: int, *, rivals_are_simple: bool) -> str:
+    """Return how a method that helps does against its rivals, to follow what it does against the baseline."""
+
+    def figures(rival: Rival) -> str:
+        return _figures(rival.comparison, rival.p_holm, family)
+
+    compared = [rival for rival in rivals if rival.comparison.num_pairs]
+    missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
+    strongest = min(
+        [rival for rival in compared if not rival.is_beaten] or compared, key=lambda rival: rival.comparison.mean_difference, default=None
+    )
+    parts = []
+    if strongest is not None and not strongest.is_beaten:
+        if rivals_are_simple:
+            return f", but not more than {strongest.name} does ({figures(strongest)}): prefer that, it is simpler"
+        parts.append(f", but not significantly more than {strongest.name} does ({figures(strongest)})")
+    elif strongest is not None:
+        kind = "simple method" if rivals_are_simple else "other method"
+        if missing:
+            kind += " that could be compared"
+        parts.append(f", and more than every {kind}: than the best of them, {strongest.name}, by {figures(strongest)}")
+    if missing:
+        parts.append(f"; there is no case to compare it with {' or '.join(missing)}")
+    return "".join(parts)
 
 
 def _mixed(primary: PairedComparison, figures: str) -> str:
@@ -227,7 +264,7 @@ def _notes(table: ResultTable, method: str, baseline: str, regions: Sequence[str
     for name in (method, baseline):
         missing = table.missing_cases(name)
         if missing:
-            notes.append(f"{name} has no measurements of {', '.join(missing)}.")
+            notes.append(f"{name} has no measurements of {_some(missing)}.")
     alarms = {name: _false_alarms(table, name, other, regions) for name, other in ((method, baseline), (baseline, method))}
     if any(alarms.values()):
         notes.append(
@@ -235,6 +272,23 @@ def _notes(table: ResultTable, method: str, baseline: str, regions: Sequence[str
             f"{alarms[method]} by {method}, {alarms[baseline]} by {baseline}."
         )
     return tuple(notes)
+
+
+def _notes_on_rivals(table: ResultTable, rivals: Sequence[Rival], num_pairs: int) -> tuple[str, ...]:
+    notes = []
+    for rival in rivals:
+        if rival.name not in table.methods:
+            notes.append(f"{rival.name} could not be measured in any case.")
+        elif rival.comparison.num_pairs != num_pairs:
+            count = rival.comparison.num_pairs
+            notes.append(f"The comparison with {rival.name} is over {count} case{'' if count == 1 else 's'}, not {num_pairs}.")
+    return tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Join names, of which a long list shows the first alone."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _false_alarms(table: ResultTable, method: str, other: str, regions: Sequence[str]) -> int:
