@@ -8,12 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.assessment import AssessmentObserver
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.cli.reporting import print_table
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from crfrefine.assessment import Assessment
     from crfrefine.assessment.records import CaseResult
     from crfrefine.evaluation import SummaryRow
@@ -34,9 +32,7 @@ class EvaluationReporter(AssessmentObserver):
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self._verbosity = verbosity
-        self._live = verbosity > QUIET and sys.stderr.isatty()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._line = ProgressLine(verbosity)
         self._ended = self._kept = self._num_cases = 0
         self._warned: set[str] = set()  # What holds for one case of a method probably holds for all.
 
@@ -44,8 +40,7 @@ class EvaluationReporter(AssessmentObserver):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._line.stop()
         if isinstance(error, KeyboardInterrupt) and self._num_cases:
             error.add_note(f"{self._kept} of {self._num_cases} cases are measured, run again with --continue for the rest")
 
@@ -53,13 +48,12 @@ class EvaluationReporter(AssessmentObserver):
         """Say how much is to be done."""
         self._num_cases = num_cases
         reused = f", {num_reused} measured before" if num_reused else ""
-        self._say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
-        if self._live:
-            self._start_bar(num_cases)
+        self._line.say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
+        self._line.start(num_cases, counts=True)
 
     def note(self, text: str) -> None:
         """Say what was assumed or left aside."""
-        self._say(f"note: {text}")
+        self._line.say(f"note: {text}")
 
     def case_ended(self, result: CaseResult) -> None:
         """Say what became of a case."""
@@ -67,54 +61,27 @@ class EvaluationReporter(AssessmentObserver):
         self._kept += not result.problems
         for problem in result.problems:
             who = "" if problem.method is None else f"{problem.method}: "
-            self._say(f"crfrefine: error: case {result.case_id!r}: {who}{problem.message}", at_least=QUIET)
-        if self._bar is None and not result.problems and not (result.is_reused and self._verbosity < VERBOSE):
+            self._line.say(f"crfrefine: error: case {result.case_id!r}: {who}{problem.message}", at_least=QUIET)
+        if not self._line.is_shown and not result.problems and not (result.is_reused and self._verbosity < VERBOSE):
             how = "measured before" if result.is_reused else f"{result.seconds:.2f} s"
-            self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
+            self._line.say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
         for warning in result.warnings:
             method = warning.partition(":")[0]
             if self._verbosity >= VERBOSE or method not in self._warned:
-                self._say(f"note: case {result.case_id!r}: {warning}")
+                self._line.say(f"note: case {result.case_id!r}: {warning}")
             self._warned.add(method)
         if self._verbosity >= VERBOSE:
             for note in result.notes:
-                self._say(f"    {note}")
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._ended, stage=result.case_id)
+                self._line.say(f"    {note}")
+        self._line.update(completed=self._ended, text=result.case_id)
 
     def stage_started(self, text: str) -> None:
         """Name what is done after the cases."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, stage=text)
+        self._line.update(text=text)
 
     def stage_progressed(self, text: str, number: int, total: int) -> None:
         """Name the part of the report that is drawn."""
         self.stage_started(f"report: {text} {number}/{total}")
-
-    def _start_bar(self, num_cases: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[stage]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True, highlight=False),
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=num_cases, stage="")
-        self._bar.start()
-
-    def _say(self, text: str, at_least: int = NORMAL) -> None:
-        if self._verbosity < at_least:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
 
 def print_assessment(assessment: Assessment, verbosity: int = NORMAL) -> None:
