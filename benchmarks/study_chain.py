@@ -98,7 +98,7 @@ def run_study(study: Study, folder: Path) -> Path:
     trained_on = json.loads((folder / REPORT).with_name(ENVIRONMENT).read_text())["source"]
     if trained_on != source_hash():
         say(f"{study.name}: trained by sources {trained_on}, these are {source_hash()}; to train again, remove {folder}")
-    stages.run("refined", [report["written"]], lambda own: _refine(study, report, own))
+    stages.run("refined", [report["written"], source_hash()], lambda own: _refine(study, report, own))
     stages.run("rivals", [], lambda own: _write_rivals(study, report, own))
     compared = {
         EVALUATION: (TRAINED, (NETWORK, *RIVALS), ()),
