@@ -101,8 +101,8 @@ def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[s
 
 
 def display_range(image: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the intensities shown black and white: nearly all of those that are not exactly zero, which is often no tissue at all."""
-    sample = image[image != 0]
+    """Return the intensities shown black and white: nearly all of those that are finite and not exactly zero, which is often no tissue."""
+    sample = image[np.isfinite(image) & (image != 0)]
     if sample.size < 2:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(sample[:: max(1, sample.size // 200_000)], (0.5, 99.5)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from report_helpers import NASTY, make_images, make_report, make_table
 
+from crfrefine.display import label_color
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluation import MEAN, summarize, verdict
 from crfrefine.evaluation.comparison import format_p
@@ -159,6 +160,13 @@ def test_the_summary_table_has_the_numbers_of_the_summary(text):
     assert f"▲ {comparison.wins} ● {comparison.ties} ▼ {comparison.losses}" in Page(text).text
 
 
+def test_the_legend_has_the_colors_of_the_pictures(text):
+    colors = [attributes["style"] for _, attributes in Page(text).elements if attributes.get("class") == "swatch"]
+    assert colors == [f"background:{label_color(label)}" for label in (1, 2)]
+    assert "1 front <part> 2 gained a label" in Page(text).text
+    assert set(re.findall(r'class="contour" style="stroke:(#\w+)"><title>label 1<', text)) == {label_color(1)}
+
+
 def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
     report = make_report()
     sets = [attributes for _, attributes in Page(text).elements if attributes.get("class") == "chart-set"]
@@ -213,6 +221,10 @@ def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
     assert "Difference" not in found.text
     assert "Errors" in found.text
     assert region_choices(make_report(compared=False), "dice") == (MEAN, "1", "2")
+    report = make_report(compared=False)
+    signed = json.loads(found.scripts["data"])["values"]["volume_difference_ml"]["1"][0]
+    np.testing.assert_allclose(np.array(signed, float), report.table.values("crf", "1", "volume_difference_ml"), rtol=1e-6)
+    assert "without its sign" not in found.text, "in the summary it has its sign as well"
 
 
 def test_without_images_the_labels_are_shown_on_nothing(tmp_path):
@@ -308,3 +320,8 @@ def test_a_package_without_the_viewer_is_an_error_that_says_so(tmp_path, monkeyp
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "install nilearn 0.12 to 0.14" in missing_viewer()
     assert str(tmp_path) in missing_viewer()
+    viewer = tmp_path / "nilearn" / "_assets" / "js" / "brainsprite.min.js"
+    viewer.parent.mkdir(parents=True)
+    viewer.write_text("export default class Another {}", encoding="utf-8")
+    assert f"{viewer}: expected a slice viewer" in missing_viewer()
+    assert "There is no interactive viewer" in Page(written(tmp_path, make_report(), num_shown=1)).text

@@ -1,13 +1,16 @@
 """The report as people meet it: opened from disk in a real browser, clicked, sorted, scrolled, on a phone and in the dark."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from browser_helpers import missing_browser, open_browser, prefer, requested, resize
-from report_helpers import NASTY, STEPS, make_images, make_report
+from report_helpers import NASTY, STEPS, make_images, make_report, make_table
 
-from crfrefine.report import missing_viewer, write_report
+from crfrefine.errors import InputError
+from crfrefine.evaluation import ResultTable
+from crfrefine.report import CaseImages, missing_viewer, write_report
 from crfrefine.report.cutting import upright_case
 
 pytestmark = pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "there is a browser")
@@ -69,7 +72,7 @@ def page(browser, address):
 def wait(driver, condition):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 20, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
+    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
 
 
 def find(driver, selector):
@@ -137,6 +140,11 @@ def test_the_table_is_sorted_with_the_keyboard_and_names_by_their_numbers(page):
     assert plain == sorted(plain, key=lambda name: int(name.split()[1]))
     assert NASTY in names
     assert page.execute_script("return document.activeElement.dataset.key") == "case", "the focus stays where it was"
+    for _ in range(2):
+        find(page, "#case-table th:nth-child(5) button").send_keys(Keys.ENTER)
+        better = [name for name, result in zip(column(page, 0), column(page, 4), strict=True) if result == "▲ better"]
+        assert better == [name for name in names if name in better], "equal ones stand in the order of names"
+        assert len(better) > 5
 
 
 def test_the_table_is_filtered_by_name_and_by_result(page):
@@ -244,6 +252,101 @@ def test_pictures_keep_the_proportions_of_the_patient(page):
     assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
 
 
+def test_without_scripts_every_chart_is_there_and_nothing_that_is_dead(page, address):
+    """As in a mail program or behind a policy that forbids scripts, where <noscript> may not be heeded."""
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page.get(address)
+        wait(page, "document.readyState === 'complete'")  # scripts of the page are off, not those of the test
+    finally:
+        page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    shown = "return [...document.querySelectorAll(arguments[0])].map((node) => node.checkVisibility())"
+    assert page.execute_script(shown, ".chart-set") == 9 * [True]
+    assert set(page.execute_script(shown, "button, select, input, details.viewer")) == {False}
+    assert page.execute_script(shown, ".needs-no-script") == [True]
+    page.get(address)
+    assert page.execute_script(shown, ".needs-no-script") == [False]
+    assert True in page.execute_script(shown, "button, select, input")
+
+
+@needs_viewer
+def test_a_viewer_that_fails_says_so(page):
+    page.execute_script(
+        "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
+    )
+    wait(page, "document.querySelector('#case-0 .planes').textContent")
+    assert find(page, "#case-0 .planes").text == "The viewer cannot be shown here: no canvas"
+
+
+def open_other(browser, tmp_path, report, **options):
+    """Open another report than that of the tests' page."""
+    write_report(tmp_path / "report.html", report, **options)
+    browser.get_log("browser")
+    browser.get((tmp_path / "report.html").as_uri())
+    wait(browser, "document.readyState === 'complete'")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_names_of_any_length_and_direction_stay_in_their_places(browser, tmp_path, width):
+    table = ResultTable(replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(6))
+    resize(browser, width)
+    open_other(
+        browser, tmp_path, make_report(3, table=table, region_titles={"1": 200 * "y", "2": "<script>alert(2)</script>"}), num_shown=6
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(OVERFLOWING) == []
+    # A name that runs from right to left does not turn around what follows it.
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
+    ) == 6 * ["isolate"]
+    assert browser.get_log("browser") == []
+
+
+def test_a_long_table_is_shown_in_full_on_demand(browser, tmp_path):
+    open_other(browser, tmp_path, make_report(3, table=make_table(60)), num_shown=1)
+    assert len(column(browser, 0)) == 50
+    assert find(browser, "#table-status").text == "60 of 60 cases, the first 50 shown"
+    find(browser, "#more").click()
+    assert len(column(browser, 0)) == 60
+    assert not find(browser, "#more").is_displayed()
+
+
+def test_a_report_without_any_picture_works(browser, tmp_path):
+    """As where Dice is undefined in all cases, or no volume can be read."""
+
+    def load(case):
+        raise InputError(f"{case}: cut off")
+
+    open_other(browser, tmp_path, make_report(4, load_case=load))
+    assert len(column(browser, 0)) == 4
+    assert browser.get_log("browser") == []
+
+
+@needs_viewer
+def test_of_a_single_slice_one_plane_is_shown(browser, tmp_path):
+    flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
+    images = CaseImages("flat", flat.astype(np.float32), flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
+    open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
+    open_viewer(browser)
+    planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
+    assert browser.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
+    assert pixels(browser, "axial").shape[:2] == upright_case(images).after.shape[1::-1]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_it_is_printed_on_white_paper_whatever_the_screen_shows(page, preferred):
+    prefer(page, preferred)
+    for _ in range(2):
+        find(page, "#theme").click()
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        contrasts = page.execute_script(CONTRASTS, ON_PICTURES)
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        assert paper == "rgb(255, 255, 255)"
+        assert [text for contrast, text in contrasts if contrast < 4.5] == []
+
+
 def open_viewer(page):
     page.execute_script("document.querySelector('#case-0 details.viewer').open = true")
     wait(page, "document.querySelector('#case-0 details.viewer').dataset.ready")
@@ -274,6 +377,11 @@ def move_to(page, plane, place):
 PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 
+def counted(case, axis, place):
+    """What a plane says of where it lies."""
+    return f"{case.axes[axis].first + case.axes[axis].step * place} of {case.axes[axis].size}"
+
+
 def bare(page):
     """Open the viewer without any overlay."""
     open_viewer(page)
@@ -298,7 +406,8 @@ def test_the_viewer_shows_the_slice_that_its_slider_names(page, plane):
         assert np.abs(shown[..., :3] - cut[..., None].astype(int)).max() < 4
         assert shown[..., 0].std() > 10, "not blank"
         figure = find(page, f"#case-0 .plane[data-plane={plane}]")
-        assert figure.find_element("css selector", "output").text == f"{place + 1} of {case.after.shape[through]}"
+        assert figure.find_element("css selector", "output").text == counted(case, through, place)
+        assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted(case, through, place)
 
 
 @needs_viewer
@@ -391,13 +500,13 @@ def test_wheel_pointer_and_opacity_change_the_picture(page):
     picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
     page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, cancelable: true}))", picture)
-    assert find(page, "#case-0 .plane[data-plane=axial] output").text == f"{case.point[2]} of {case.after.shape[2]}", "down is inferior"
+    assert find(page, "#case-0 .plane[data-plane=axial] output").text == counted(case, 2, case.point[2] - 1), "down is inferior"
     assert (pixels(page, "axial") != first).any()
     # A little right of the middle and above it: to the left and to the front of the patient.
     ActionChains(page).move_to_element_with_offset(picture, picture.size["width"] // 4, -picture.size["height"] // 4).click().perform()
-    shown = [find(page, f"#case-0 .plane[data-plane={plane}] output").text for plane in ("sagittal", "coronal")]
-    places = [int(text.split()[0]) for text in shown]
-    assert [abs(place - 0.75 * size) <= 1 for place, size in zip(places, case.after.shape, strict=False)] == [True, True]
+    slider = "document.querySelector('#case-0 .plane[data-plane={}] input').value"
+    for plane, size in zip(("sagittal", "coronal"), case.after.shape, strict=False):
+        wait(page, f"Math.abs({slider.format(plane)} - {0.75 * size}) <= 1")
     toggle(page, "filled")
     toggle(page, "reference")
     before = pixels(page, "axial")
@@ -407,6 +516,9 @@ def test_wheel_pointer_and_opacity_change_the_picture(page):
     page.execute_script("document.querySelector('#case-0 fieldset').dispatchEvent(new Event('input'))")
     strong = pixels(page, "axial")
     assert np.abs(strong - before).sum() > np.abs(faint - before).sum() > 0
+    # Dragged to the left end, which is the patient's right, and on beyond it.
+    ActionChains(page).click_and_hold(picture).move_by_offset(-picture.size["width"] // 2 - 30, 0).release().perform()
+    wait(page, f"{slider.format('sagittal')} === '1'")
     toggle(page, "crosshair")
     assert (pixels(page, "axial") == 255).all(axis=-1).sum() >= sum(case.after.shape[:2]) - 1
 

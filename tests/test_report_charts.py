@@ -75,6 +75,57 @@ def test_limits_of_agreement_are_mean_and_1_96_standard_deviations():
     assert (lower - mean) / 1.96 == pytest.approx(38.8, abs=0.05)
 
 
+def axis_of(drawn, axis):
+    """The numbers that the ticks of an axis give to coordinates, as a function; and how much a unit of the drawing is."""
+    at_bottom = Plot("", "", "").inner[3] + 17
+    pattern = {
+        "x": rf'<text x="([\d.]+)" y="{at_bottom:.0f}" text-anchor="middle"',
+        "y": r'<text x="[\d.]+" y="([\d.]+)" text-anchor="end"',
+    }
+    ticks = re.findall(pattern[axis] + r' class="tick">([^<]+)<', drawn)
+    places, numbers = np.array([(float(place), float(text.replace("\u2212", "-"))) for place, text in ticks]).T
+    slope, start = np.polyfit(places - {"x": 0, "y": 4}[axis], numbers, 1)  # the middle of a line of text lies above its foot
+    return lambda place: slope * np.asarray(place, float) + start, abs(slope)
+
+
+def test_every_mark_lies_where_the_axes_say():
+    """Read off the drawing as a reader does, with a ruler; coordinates are written to a tenth of a unit."""
+    rng = np.random.default_rng(6)
+    before = rng.uniform(0.5, 0.8, 12)
+    pairs = make_pairs(before, before + rng.normal(0.01, 0.03, 12))
+    means, differences = 50 * (pairs.before + pairs.after), 100 * pairs.differences
+    tip = r'class="case (?:better|worse)"><title>case (\d+)[^<]*</title>'
+
+    drawn = charts.paired_plot("p", pairs, DICE, "network", "crf")
+    value, unit = axis_of(drawn, "y")
+    for number, start, end in re.findall(tip + r'<path d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', drawn):
+        assert value([start, end]) == pytest.approx([100 * pairs.before[int(number)], 100 * pairs.after[int(number)]], abs=0.3 * unit)
+    arrows = {float(x): value(y) for x, y in re.findall(r'd="M([\d.]+) ([\d.]+)l-?8 -5v10z" class="mean"', drawn)}
+    assert [arrows[x] for x in sorted(arrows)] == pytest.approx([100 * pairs.before.mean(), 100 * pairs.after.mean()], abs=0.3 * unit)
+
+    drawn = charts.bland_altman_plot("b", pairs, DICE)
+    (value, unit), (across, unit_across) = axis_of(drawn, "y"), axis_of(drawn, "x")
+    marks = re.findall(tip + r'<path d="M([\d.]+) ([\d.]+)l4.2 (-?)', drawn)
+    assert len(marks) == 12
+    for number, x, y, minus in marks:
+        middle = float(y) - 4.2 if minus else float(y) + 4.2  # a path begins at the tip of its triangle, which is below where it is worse
+        assert across(x) == pytest.approx(means[int(number)], abs=0.3 * unit_across)
+        assert value(middle) == pytest.approx(differences[int(number)], abs=0.3 * unit)
+    levels = value(re.findall(r'd="M[\d.]+ ([\d.]+)H[\d.]+" class="level', drawn))
+    spread = 1.96 * differences.std(ddof=1)
+    assert levels == pytest.approx(differences.mean() + np.array([0, spread, -spread]), abs=0.3 * unit)
+
+    comparison = compare_pairs(pairs.after, pairs.before)
+    drawn = charts.difference_plot("d", pairs, DICE, comparison.mean_difference, comparison.interval)
+    across, unit = axis_of(drawn, "x")
+    for number, x in re.findall(tip + r'<path d="M([\d.]+) ', drawn):
+        assert across(x) == pytest.approx(differences[int(number)], abs=0.3 * unit)
+    (diamond,) = re.findall(r'd="M([\d.]+) [\d.]+l6 6l-6 6l-6 -6z" class="mean"', drawn)
+    assert across(diamond) == pytest.approx(differences.mean(), abs=0.3 * unit)
+    (ends,) = re.findall(r'd="M([\d.]+) [\d.]+v10m0 -5H([\d.]+)m0 -5v10"', drawn)
+    assert across(ends) == pytest.approx(100 * np.array(comparison.interval), abs=0.3 * unit)
+
+
 def test_the_distribution_shows_mean_and_interval_of_the_comparison():
     rng = np.random.default_rng(1)
     before = rng.uniform(0.5, 0.8, 40)

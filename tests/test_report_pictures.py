@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_helpers import AFFINE, STEPS, UPRIGHT_SHAPE, make_images, world_of
+from report_helpers import AFFINE, STEPS, STORED_SHAPE, UPRIGHT_SHAPE, make_images, world_of
 
-from crfrefine.display import label_color
+from crfrefine.display import display_range, label_color
 from crfrefine.report.cutting import GAINED, LOST, RELABELED, changes_between, reduce_case, upright_case
 from crfrefine.report.encoding import gray_png, label_png, sprite, sprite_columns
 from crfrefine.report.model import CaseImages
@@ -39,6 +39,73 @@ def test_a_volume_stored_in_any_order_is_turned_upright():
     assert case.steps == pytest.approx(STEPS)
     assert case.after[0, 0, 0] == 1
     assert case.after[-1, -1, -1] == 2
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+def test_sides_are_right_however_the_volume_is_stored(axes, signs):
+    """What lies at the patient's right, front and top by its world coordinates is there in pictures and viewer; the grid is oblique."""
+    shape, spacing = ([values[axis] for axis in axes] for values in ((16, 20, 12), (1.0, 0.7, 2.5)))
+    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.eye(3)[:, axes] * np.multiply(signs, spacing)
+    centered = np.indices(shape).reshape(3, -1) - (np.array(shape)[:, None] - 1) / 2
+    away = (affine[:3, :3] @ centered).reshape(3, *shape)  # from the middle to the right, the front and the top
+    after = np.where((away > 0).all(axis=0), 2, 1).astype(np.uint8)
+    case = upright_case(CaseImages("a", after.astype(np.float32), after * 0 + 1, after * 0 + 1, after, affine))
+    assert case.steps == pytest.approx((1.0, 0.7, 2.5))
+    size = np.multiply(case.after.shape, case.steps)
+    for cut, (across, up) in zip(cuts_of("x", case, "net", "crf"), ((0, 1), (0, 2), (1, 2)), strict=True):
+        path = re.search(r'<path d="([^"]*)" class="change relabeled"', cut.panels[-1].markup)[1]
+        left, top, width = np.array(re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)", path), float).T
+        x, y = (left + width / 2).mean(), top.mean()
+        places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', cut.panels[0].markup)
+        letters = {letter: (float(x), float(y)) for x, y, letter in places}
+        assert (x - size[across] / 2) * (letters["RA"[across]][0] - size[across] / 2) > 0
+        assert (y - size[up] / 2) * (letters["RAS"[up]][1] - size[up] / 2) > 0
+    viewer = viewer_case(case, 10**9)
+    num_x, num_y, num_z = viewer.shape
+    for picture in (decoded(viewer.image)[..., 0] > 128, decoded(viewer.overlays["changes"])[..., 3] > 0):
+        rows, columns = np.nonzero(picture)
+        slices = rows // num_z * sprite_columns(viewer.shape) + columns // num_y
+        assert slices.mean() < num_x / 2, "the right comes first"
+        assert (columns % num_y).mean() > num_y / 2, "the front lies to the right"
+        assert (rows % num_z).mean() < num_z / 2, "the top lies above"
+
+
+def test_slices_are_counted_as_in_the_file():
+    """A volume of which each voxel of a block holds its place along an axis of the file, from 1; the block alone is shown."""
+    block = np.zeros(STORED_SHAPE, bool)
+    block[4:6, 4:7, 5:11] = True
+    for upright_axis, axis in enumerate((1, 2, 0)):
+        places = np.where(block, np.indices(STORED_SHAPE)[axis] + 1, 0)
+        whole = upright_case(CaseImages("a", None, places, None, places, AFFINE))
+        assert whole.after.shape == (11, 10, 6), "cropped"
+        for case in (whole, reduce_case(whole, 120)):
+            counted = case.axes[upright_axis]
+            expected = np.moveaxis(np.where(case.after > 0, counted.first, 0), upright_axis, -1)
+            expected = np.where(expected > 0, expected + counted.step * np.arange(case.after.shape[upright_axis]), 0)
+            np.testing.assert_array_equal(case.after, np.moveaxis(expected, -1, upright_axis))
+            assert counted.size == STORED_SHAPE[axis]
+    assert whole.axes[2].place(0) == "voxel 8 of 10 along the file’s first axis", "from below, in a file that begins at the top"
+
+
+def test_the_window_holds_nearly_all_numbers_that_are_not_zero():
+    values = np.concatenate([np.zeros(5000), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+    assert display_range(values) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
+    assert display_range(np.full(9, np.nan, np.float32)) == (0.0, 1.0)
+
+
+def test_voxels_without_a_number_are_black():
+    images = make_images("a")
+    image = np.where(images.reference == 0, np.nan, images.image)
+    image[-1, -1, -1] = np.inf
+    case = upright_case(CaseImages("a", image, images.reference, images.before, images.after, AFFINE))
+    inside = case.gray[case.reference > 0]
+    assert inside.std() > 20, "the window is that of the numbers"
+    assert not case.gray[case.reference == 0].any()
+    nothing = upright_case(CaseImages("a", image * np.nan, images.reference, images.before, images.after, AFFINE))
+    assert not nothing.gray.any()
 
 
 def test_changes_are_gained_lost_or_relabeled():
@@ -118,6 +185,12 @@ def test_the_montage_has_true_proportions_and_the_patients_sides():
     size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
     for cut, (across, up), sides in zip(cuts, ((0, 1), (0, 2), (1, 2)), ("RLPA", "RLIS", "PAIS"), strict=True):
         assert [panel.heading for panel in cut.panels] == ["Image", "Reference", "net", "crf", "Changed voxels"]
+        through = 3 - across - up
+        picture = decoded(re.search(r'href="(data:[^"]+)"', cut.panels[0].markup)[1])[..., 0]
+        np.testing.assert_array_equal(picture, np.take(case.gray, case.point[through], axis=through).T[::-1])
+        for panel, labels in zip(cut.panels[1:4], (case.reference, case.before, case.after), strict=True):
+            mask = np.take(labels, case.point[through], axis=through).T[::-1] == 1
+            assert contour_path(mask, (case.steps[across], case.steps[up])) in panel.markup
         for panel in cut.panels:
             assert f'viewBox="0 0 {size[across]:.6g} {size[up]:.6g}"' in panel.markup
             places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', panel.markup)
@@ -148,7 +221,7 @@ def test_slices_of_a_single_voxel_can_be_shown():
     flat = np.ones((6, 5, 1), np.uint8)
     images = CaseImages("flat", flat.astype(np.float32), flat, flat, flat, np.diag([1.0, 1.0, 5.0, 1.0]))
     case = upright_case(images)
-    assert len(cuts_of("x", case, "a", "b")) == 3
+    assert [cut.name for cut in cuts_of("x", case, "a", "b")] == ["axial"], "the others are lines"
     assert viewer_case(case, 10**6).shape == (6, 5, 1)
 
 

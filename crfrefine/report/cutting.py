@@ -22,6 +22,36 @@ CHANGE_COLORS = {GAINED: "#00FFFF", LOST: "#FF40E0", RELABELED: "#FFE100"}
 
 
 @dataclass(frozen=True)
+class FileAxis:
+    """How the voxels along an upright axis are counted in the file, from 1: other viewers show the same slice under this number.
+
+    Attributes:
+        number: of the file's axis, from 0.
+        first: number of the first voxel.
+        step: from a voxel to the next one, negative where the axis is flipped.
+        size: the number of voxels in the file.
+    """
+
+    number: int
+    first: int
+    step: int
+    size: int
+
+    @classmethod
+    def of(cls, number: int, size: int, crop: slice, *, is_flipped: bool) -> FileAxis:
+        """Return that of an axis of which a part is kept, counted as it is shown."""
+        return cls(number, size - crop.start if is_flipped else crop.start + 1, -1 if is_flipped else 1, size)
+
+    def coarser(self, factor: int, middle: int) -> FileAxis:
+        """Return that of voxels that are larger by a factor and stand for their middle one."""
+        return replace(self, first=self.first + self.step * middle, step=self.step * factor)
+
+    def place(self, index: int) -> str:
+        """Return where a voxel is, in words."""
+        return f"voxel {self.first + self.step * index} of {self.size} along the file’s {('first', 'second', 'third')[self.number]} axis"
+
+
+@dataclass(frozen=True)
 class UprightCase:
     """A case whose axes run from right to left, posterior to anterior and inferior to superior, as nearly as they do.
 
@@ -34,6 +64,7 @@ class UprightCase:
         changes: (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference where there is no baseline.
         steps: mm, one an axis.
         point: the voxel with the most changes around it.
+        axes: of the file, one an axis.
         reduced: by how much the voxels were made larger, an integer an axis.
     """
 
@@ -45,6 +76,7 @@ class UprightCase:
     changes: NDArray[np.uint8]
     steps: tuple[float, float, float]
     point: tuple[int, int, int]
+    axes: tuple[FileAxis, ...]
     reduced: tuple[int, int, int] = (1, 1, 1)
 
 
@@ -58,11 +90,7 @@ def upright_case(images: CaseImages) -> UprightCase:
     changes = changes_between(reference if before is None else before, after)
     foreground = (reference > 0) | (after > 0) | (changes > 0)
     box = tuple(crop_around(foreground, steps))
-    gray = None
-    if images.image is not None:
-        image = pose.turn(images.image)
-        low, high = display_range(image)
-        gray = np.clip((image[box].astype(np.float32) - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
+    gray = None if images.image is None else _gray_values(pose.turn(images.image), box)
     after, changes = after[box], changes[box]
     point = find_largest_change(np.zeros_like(changes), changes, steps) if changes.any() else find_largest_change(after, after, steps)
     return UprightCase(
@@ -74,7 +102,20 @@ def upright_case(images: CaseImages) -> UprightCase:
         changes=changes,
         steps=(steps[0], steps[1], steps[2]),
         point=(point[0], point[1], point[2]),
+        axes=tuple(
+            FileAxis.of(number, images.after.shape[number], crop, is_flipped=flip)
+            for number, flip, crop in zip(pose.axis_order, pose.flips, box, strict=True)
+        ),
     )
+
+
+def _gray_values(image: NDArray[np.float32], box: tuple[slice, ...]) -> NDArray[np.uint8]:
+    low, high = display_range(image)
+    # Where there is no number, as outside of the brain in the images of some programs, it is black. In place: volumes can be large.
+    shown = np.nan_to_num(image[box].astype(np.float32), copy=False, nan=low, posinf=high, neginf=low)
+    shown -= low
+    shown *= 255 / (high - low)
+    return np.clip(shown, 0, 255, out=shown).round(out=shown).astype(np.uint8)
 
 
 def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
@@ -100,7 +141,8 @@ def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
         factors[finest] += 1
     if factors == [1, 1, 1]:
         return case
-    middles = tuple(slice(min(factor // 2, size - 1), None, factor) for factor, size in zip(factors, shape, strict=True))
+    middle = [min(factor // 2, size - 1) for factor, size in zip(factors, shape, strict=True)]
+    middles = tuple(slice(first, None, factor) for first, factor in zip(middle, factors, strict=True))
     counts = tuple(len(range(size)[middle]) for size, middle in zip(shape, middles, strict=True))
     before = case.before
     return replace(
@@ -112,15 +154,16 @@ def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
         changes=changes_between(case.reference[middles] if before is None else before[middles], case.after[middles]),
         steps=tuple(step * factor for step, factor in zip(case.steps, factors, strict=True)),  # type: ignore[arg-type]
         point=tuple(min(place // factor, count - 1) for place, factor, count in zip(case.point, factors, counts, strict=True)),  # type: ignore[arg-type]
+        axes=tuple(axis.coarser(factor, first) for axis, factor, first in zip(case.axes, factors, middle, strict=True)),
         reduced=(factors[0], factors[1], factors[2]),
     )
 
 
 def _block_means(gray: NDArray[np.uint8], factors: list[int], counts: tuple[int, ...]) -> NDArray[np.uint8]:
-    values: NDArray[Any] = gray.astype(np.float64)
+    values: NDArray[Any] = gray
     for axis, (factor, count) in enumerate(zip(factors, counts, strict=True)):
         starts = np.arange(count) * factor
-        sums = np.add.reduceat(values, starts, axis=axis)
-        sizes = np.diff(np.append(starts, values.shape[axis]))
+        sums = np.add.reduceat(values, starts, axis=axis, dtype=np.float32)  # large volumes: single precision, and no copy of the whole
+        sizes = np.diff(np.append(starts, values.shape[axis])).astype(np.float32)
         values = sums / sizes.reshape([-1 if other == axis else 1 for other in range(3)])
     return values.round().astype(np.uint8)

@@ -41,7 +41,7 @@ class Cut:
 
 
 def cuts_of(name: str, case: UprightCase, before: str, after: str) -> list[Cut]:
-    """Cut a case in three planes.
+    """Cut a case in three planes; planes that are a line, as of a single slice, are left out.
 
     Args:
         name: unique in the page; names the elements that others refer to.
@@ -49,7 +49,9 @@ def cuts_of(name: str, case: UprightCase, before: str, after: str) -> list[Cut]:
         before: name of the baseline.
         after: name of the judged method.
     """
-    return [_cut(f"{name}-{plane}", case, plane, across, up, before, after) for plane, across, up in PLANES]
+    is_flat = [size == 1 for size in case.after.shape]
+    planes = [plane for plane in PLANES if not (is_flat[plane[1]] or is_flat[plane[2]])] or PLANES[:1]
+    return [_cut(f"{name}-{plane}", case, plane, across, up, before, after) for plane, across, up in planes]
 
 
 def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before: str, after: str) -> Cut:
@@ -94,7 +96,7 @@ def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before:
                 ),
             )
         )
-    return Cut(plane, f"voxel {case.point[through] + 1} of {case.after.shape[through]}", tuple(panels))
+    return Cut(plane, case.axes[through].place(case.point[through]), tuple(panels))
 
 
 def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: float) -> str:

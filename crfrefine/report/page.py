@@ -19,7 +19,7 @@ from crfrefine.report import charts
 from crfrefine.report.cutting import CHANGE_COLORS
 from crfrefine.report.model import ReportInput
 from crfrefine.report.montage import CHANGE_KINDS, Cut
-from crfrefine.report.pairs import ShownCase, pairs_of, region_choices, shown_values, undefined_counts
+from crfrefine.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, shown_values, undefined_counts
 from crfrefine.report.viewer import ViewerCase
 from crfrefine.report.wording import UNDEFINED, Wording, wording_of
 
@@ -87,6 +87,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     tested = sorted((metric for metric in metrics if better_direction(metric) is not None), key=lambda metric: metric != ENDPOINT)
     rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
     cases = _table_cases(report, metrics)
+    has_viewer = any(view.viewer is not None for view in views)
     content = environment.get_template("page.html").render(
         report=report,
         before=report.baseline,
@@ -99,6 +100,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         ]
         if ENDPOINT in report.table.metrics
         else [],
+        unsigned=[wording_of(metric).title for metric in metrics if is_shown_unsigned(report, metric)],
         lines=list(_summary_lines(report, report.method)),
         rivals=[(rival, list(_summary_lines(report, rival))) for rival in rivals],
         judged_rivals=_judged_rivals(report),
@@ -116,7 +118,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         dice=wording_of(ENDPOINT),
         lead_region=region_title(report, (*region_choices(report, ENDPOINT), MEAN)[0]) if ENDPOINT in metrics else "",
         change_colors={CHANGE_KINDS[kind]: color for kind, color in CHANGE_COLORS.items()},
-        viewer_source=viewer_source,
+        viewer_source=viewer_source if has_viewer else "",
         viewer_problem=viewer_problem,
         viewer_specs=_json({str(number): view.viewer.spec() for number, view in enumerate(views) if view.viewer is not None}),
         minus="\u2212",
@@ -234,7 +236,7 @@ def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, A
                 "region": region,
                 "title": f"{wording.title}, {region_title(report, region)}",
                 "advice": wording.advice,
-                "is_magnitude": better_direction(metric) == "nearer_zero",
+                "is_magnitude": is_shown_unsigned(report, metric),
                 "num_pairs": len(pairs.cases),
                 "num_left_out": len(report.table.cases) - len(pairs.cases),
                 "drawings": drawn,

@@ -62,13 +62,21 @@ def region_choices(report: ReportInput, metric: str) -> tuple[str, ...]:
 
 
 def shown_values(report: ReportInput, methods: Sequence[str], region: str, metric: str) -> NDArray[np.float64]:
-    """Return (methods, cases) values as they are compared: signed differences by magnitude, a mean over regions over common ones."""
+    """Return (methods, cases) values as they are compared: signed differences by magnitude, a mean over regions over common ones.
+
+    Of a method alone, with which nothing is compared, differences keep their sign, as in the summary.
+    """
     table = report.table
-    if better_direction(metric) == "nearer_zero":
+    if is_shown_unsigned(report, metric):
         table = ResultTable(replace(line, value=abs(line.value)) for line in table if line.metric == metric)
     if region == MEAN:
         return table.means(metric, methods, [name for name in mean_regions(report) if name in table.regions])
     return np.array([table.values(method, region, metric) for method in methods])
+
+
+def is_shown_unsigned(report: ReportInput, metric: str) -> bool:
+    """Return whether values of a metric are shown without their sign."""
+    return report.baseline is not None and better_direction(metric) == "nearer_zero"
 
 
 def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:

@@ -29,6 +29,8 @@ _GRAY_STEP = 4
 
 # Where nilearn keeps it since 0.14, and kept it before.
 _PLACES = ("_assets/js/brainsprite.min.js", "plotting/data/js/brainsprite.min.js")
+_ENTRY = "function brainsprite("
+_VERSIONS = "install nilearn 0.12 to 0.14"
 _REMEDY = "pip install 'crfrefine[report]' brings it (pip install --no-deps nilearn is enough: a single file of it is read)"
 
 
@@ -45,10 +47,10 @@ def read_viewer() -> str:
     for place in _PLACES:
         if (folder / place).is_file():
             source = (folder / place).read_text(encoding="utf-8")
-            return source.replace("</", "<\\/")  # nothing in it may end the script element
-    raise BackendUnavailableError(
-        f"{folder}: expected {' or '.join(_PLACES)}, the slice viewer, found neither; install nilearn 0.12 to 0.14"
-    )
+            if _ENTRY in source:
+                return source.replace("</", "<\\/")  # nothing in it may end the script element
+            raise BackendUnavailableError(f"{folder / place}: expected a slice viewer with {_ENTRY!r}, found none; {_VERSIONS}")
+    raise BackendUnavailableError(f"{folder}: expected {' or '.join(_PLACES)}, the slice viewer, found neither; {_VERSIONS}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class ViewerCase:
         shape: voxels along each upright axis.
         steps: mm, one an axis.
         point: where the planes begin.
+        counting: first number, step and number of voxels in the file, one an axis.
         image: the sprite of gray values.
         overlays: the sprites of colors by name: reference, before, after and changes, those there are.
         reduced: by how much voxels were made larger, an integer an axis.
@@ -67,6 +70,7 @@ class ViewerCase:
     shape: tuple[int, ...]
     steps: tuple[float, float, float]
     point: tuple[int, int, int]
+    counting: tuple[tuple[int, int, int], ...]
     image: str
     overlays: Mapping[str, str]
     reduced: tuple[int, int, int]
@@ -78,7 +82,7 @@ class ViewerCase:
 
     def spec(self) -> dict[str, Any]:
         """Return what the page's script needs beside the sprites."""
-        return {"shape": self.shape, "steps": self.steps, "point": self.point}
+        return {"shape": self.shape, "steps": self.steps, "point": self.point, "counting": self.counting}
 
 
 def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXELS) -> ViewerCase:
@@ -101,4 +105,5 @@ def _encode(case: UprightCase) -> ViewerCase:
     overlays["after"] = colored(case.after)
     overlays["changes"] = label_png(sprite(case.changes), CHANGE_COLORS)
     gray = np.full_like(case.changes, 40) if case.gray is None else case.gray // _GRAY_STEP * _GRAY_STEP
-    return ViewerCase(case.after.shape, case.steps, case.point, gray_png(sprite(gray)), overlays, case.reduced)
+    counting = tuple((axis.first, axis.step, axis.size) for axis in case.axes)
+    return ViewerCase(case.after.shape, case.steps, case.point, counting, gray_png(sprite(gray)), overlays, case.reduced)

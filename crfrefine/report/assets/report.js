@@ -131,7 +131,7 @@
             cell.append(link);
           } else cell.textContent = row.case;
         } else if (column.key === "kind") {
-          cell.className = row.kind;
+          cell.className = `result ${row.kind}`;
           cell.textContent = MARKS[row.kind];
         } else {
           cell.className = "number";

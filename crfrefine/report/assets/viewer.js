@@ -123,7 +123,8 @@
         move(brain.numSlice[AXES[through]] + (event.deltaY > 0 ? -1 : 1));
       }, { passive: false });
       const point = (event) => {
-        if (event.type !== "pointerdown" && !(event.buttons & 1)) return;
+        if (event.type === "pointerdown") picture.setPointerCapture(event.pointerId); // a drag goes on beyond the edge
+        else if (!(event.buttons & 1)) return;
         const area = picture.getBoundingClientRect();
         const place = (axis, share) => Math.max(0, Math.min(spec.shape[axis] - 1, Math.floor(share * spec.shape[axis])));
         brain.numSlice[AXES[across]] = place(across, (event.clientX - area.left) / area.width);
@@ -134,6 +135,7 @@
       picture.addEventListener("pointermove", point);
       const figure = make("figure", { className: "plane" }, picture, make("label", {}, name, slider, output));
       figure.dataset.plane = name;
+      figure.hidden = [across, up].some((axis) => spec.shape[axis] === 1) && through !== spec.shape.indexOf(1);
       box.querySelector(".planes").append(figure);
       return { picture, slider, output, through, drawing };
     });
@@ -143,7 +145,9 @@
       planes.forEach((plane, number) => {
         const place = brain.numSlice[AXES[plane.through]];
         plane.slider.value = place + 1;
-        plane.output.textContent = `${place + 1} of ${spec.shape[plane.through]}`;
+        const [first, step, size] = spec.counting[plane.through]; // as other viewers count the file's voxels
+        plane.output.textContent = `${first + step * place} of ${size}`;
+        plane.slider.setAttribute("aria-valuetext", plane.output.textContent);
         plane.drawing.replaceChildren();
         for (const { name, codeAt } of overlays) {
           if (!codeAt || !isOn(name) || isOn("filled")) continue;
@@ -194,7 +198,7 @@
     box.addEventListener("toggle", () => {
       if (!box.open || box.dataset.opening) return;
       box.dataset.opening = "true";
-      open(box);
+      open(box).catch((error) => { box.querySelector(".planes").textContent = `The viewer cannot be shown here: ${error.message}`; });
     });
   }
 })();
