@@ -325,3 +325,10 @@ def test_a_package_without_the_viewer_is_an_error_that_says_so(tmp_path, monkeyp
     viewer.write_text("export default class Another {}", encoding="utf-8")
     assert f"{viewer}: expected a slice viewer" in missing_viewer()
     assert "There is no interactive viewer" in Page(written(tmp_path, make_report(), num_shown=1)).text
+
+
+def test_names_of_files_need_not_be_text(tmp_path):
+    report = make_report(settings={"folder": "labels/\udcff"}, failures=[("case \udcfe", "labels/\udcfe.nii.gz: cut off")])
+    text = Page(written(tmp_path, report)).text
+    assert "labels/\\udcff" in text
+    assert "case \\udcfe" in text

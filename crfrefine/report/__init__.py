@@ -62,7 +62,7 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
         views.append(_view(report, shown, f"case-{number}", most_bytes if source else 0))
     page = render(report, views, source, problem)
     with atomic_file(path) as file:
-        file.write(page.encode("utf-8"))
+        file.write(page.encode("utf-8", "backslashreplace"))  # names of files need not be text
 
 
 def _view(report: ReportInput, shown: ShownCase, name: str, most_bytes: int) -> CaseView:

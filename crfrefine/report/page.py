@@ -155,7 +155,7 @@ def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
     return [
         ("Mean Dice", means, f"points, {report.baseline} → {report.method}"),
         ("Difference", dice.number(comparison.mean_difference, signed=True), f"95 % CI {_interval(comparison, dice)}"),
-        ("p (Wilcoxon)", _p(p_holm), "after Holm" if report.verdict.rivals else "two-sided, paired"),
+        ("p (Wilcoxon)", _p(p_holm), "after Holm" if report.verdict.num_comparisons > 1 else "two-sided, paired"),
         ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
     ]
 
