@@ -4,42 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
+import pool_functions
 import pytest
 from assessment_helpers import children
 
 from crfrefine.assessment.pool import Lost, map_in_processes
 
 
-def _square(number: int) -> tuple[int, int]:
-    return number**2, os.getpid()
-
-
-def _die_at_three(number: int) -> int:
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def _leave_at_one(number: int) -> int:
-    if number == 1:
-        os._exit(7)
-    return number
-
-
-def _sleep(seconds: int) -> int:
-    time.sleep(seconds)
-    return seconds
-
-
-def _fail(number: int) -> int:
-    raise ValueError(f"no {number}")
-
-
 @pytest.mark.parametrize("num_processes", [1, 2, 9])
 def test_every_item_has_its_result(num_processes):
-    outcomes = dict(map_in_processes(_square, range(5), num_processes))
+    outcomes = dict(map_in_processes(pool_functions.square, range(5), num_processes))
     assert {item: result[0] for item, result in outcomes.items()} == {number: number**2 for number in range(5)}
     others = {result[1] for result in outcomes.values()}
     assert others == {os.getpid()} if num_processes == 1 else os.getpid() not in others
@@ -47,11 +22,11 @@ def test_every_item_has_its_result(num_processes):
 
 
 def test_no_items_no_processes():
-    assert list(map_in_processes(_square, [], 4)) == []
+    assert list(map_in_processes(pool_functions.square, [], 4)) == []
 
 
 def test_a_killed_process_costs_its_item_alone():
-    outcomes = dict(map_in_processes(_die_at_three, range(6), 2))
+    outcomes = dict(map_in_processes(pool_functions.die_at_three, range(6), 2))
     lost = outcomes.pop(3)
     assert outcomes == {number: number for number in (0, 1, 2, 4, 5)}
     assert lost == Lost(-signal.SIGKILL)
@@ -60,14 +35,14 @@ def test_a_killed_process_costs_its_item_alone():
 
 
 def test_a_process_that_ends_by_itself_costs_its_item_alone():
-    outcomes = dict(map_in_processes(_leave_at_one, range(3), 2))
+    outcomes = dict(map_in_processes(pool_functions.leave_at_one, range(3), 2))
     assert outcomes == {0: 0, 1: Lost(7), 2: 2}
     assert "status 7" in str(outcomes[1])
 
 
 def test_whoever_stops_early_leaves_no_process_behind():
     before = set(children(os.getpid()))
-    outcomes = map_in_processes(_sleep, [0, 3600], 2)
+    outcomes = map_in_processes(pool_functions.sleep, [0, 3600], 2)
     assert next(outcomes) == (0, 0)
     assert set(children(os.getpid())) - before
     outcomes.close()
@@ -76,8 +51,8 @@ def test_whoever_stops_early_leaves_no_process_behind():
 
 def test_an_exception_comes_through_with_its_place():
     with pytest.raises(ValueError, match="no") as caught:
-        list(map_in_processes(_fail, range(2), 2))
-    assert "_fail" in caught.value.__notes__[0]
+        list(map_in_processes(pool_functions.fail, range(2), 2))
+    assert "in fail" in caught.value.__notes__[0]
 
 
 def test_a_script_is_not_run_again_in_each_process(tmp_path):
