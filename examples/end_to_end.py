@@ -1,6 +1,6 @@
 """Train a small 3-D U-Net with the dense CRF behind it, end to end, on volumes that are generated here. One minute on two cores.
 
-    pip install 'crfrefine[train]'
+    pip install '.[train]'
     python examples/end_to_end.py [--cases 6] [--epochs 12] [--output trained.toml]
 
 Phase 1 trains the network alone, phase 2 the CRF behind the frozen network, phase 3 both together. What the CRF learned is saved as a
