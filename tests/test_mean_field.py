@@ -12,6 +12,7 @@ import pytest
 from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_kernel, random_case, resolve, rms, softmax
 
 import crfrefine
+from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend, MeanFieldResult
 from crfrefine.config import CrfParameters, ResolvedParameters
 from crfrefine.errors import InputError
@@ -330,6 +331,23 @@ def test_shortened_steps_are_those_of_brute_force(backend: Backend, normalizatio
     assert rms(unchecked - expected) > 0.1
     assert rms(_marginals(result, case) - expected) < EXACT_RMS
     np.testing.assert_allclose(result.energy, energies, rtol=1e-4)
+
+
+def test_a_shortened_step_remembers_how_sure_a_voxel_was(backend: Backend) -> None:
+    """A step that is halved starts from the logits of the step before, not from marginals, of which float32 keeps none below e^-87.
+
+    A few voxels are sure by far more than that. Logits are compared, relative to their size: 1e-4, as flips magnify rounding.
+    """
+    case, changes = _repulsive_case()
+    case.logits[:, :3, :2] = np.array([250.0, -250.0], dtype=np.float32)[:, None, None]
+    parameters = CrfParameters().replace(**changes, **{"mean_field.num_iterations": 4, "mean_field.tolerance": 0.0}).resolve(2, 1, 2)
+    result = _run(backend, case, parameters)
+    energy = np.array(result.energy)
+    assert (np.diff(energy) > 1e-6 * np.abs(energy[:-1])).any()
+    expected = _run(get_backend("reference"), case, parameters)
+    gap, expected_gap = ((one.logits[0] - one.logits[1])[:3, :2] for one in (result, expected))
+    assert np.abs(expected_gap).min() > 200.0
+    np.testing.assert_allclose(gap, expected_gap, rtol=1e-4)
 
 
 def test_after_takes_full_steps_whatever_the_energy_does(backend: Backend) -> None:
