@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
     # This tool's own outputs, or logits that lie beside the images (-i FOLDER -p FOLDER), are no cases of their own.
     names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
-    scores = [path for path in paths if any(stem_of(path).removesuffix(suffix) in names - {stem_of(path)} for suffix in LOGITS_NAMES)]
+    scores = scores_beside(paths, names)
     if scores:
         notes.append(f"{folder}: {len(scores)} files of logits beside the images, such as {scores[0].name}, are not taken for images")
         references += scores
@@ -318,6 +318,16 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         return sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith(".") and path.is_file())
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+
+
+def scores_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
+    """Return the files of scores, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
+    return [path for path in paths if any(_is_named(stem_of(path), ending, names) for ending in LOGITS_NAMES)]
+
+
+def _is_named(stem: str, ending: str, names: Collection[str]) -> bool:
+    name = stem.removesuffix(ending)
+    return name != stem and name in names
 
 
 def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.label_maps import bounding_box
 from crfrefine.volume import orientation_codes
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7"
 
 PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 """Name, axis across the picture and axis up the picture, of an upright volume."""
+
+
+SIDES = ("RL", "PA", "IS")
+"""Letters at the low and the high end of each axis of an upright volume."""
 
 
 def label_color(label: int) -> str:
@@ -51,7 +56,7 @@ class Upright:
         codes = orientation_codes(affine)
         axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in ("LR", "PA", "IS"))
         flips = (codes[axis_order[0]] == "R", codes[axis_order[1]] == "P", codes[axis_order[2]] == "I")
-        return cls(axis_order, flips, ("RL", "PA", "IS"))
+        return cls(axis_order, flips, SIDES)
 
     def turn(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the array upright, a view; axes beyond those of the grid stay where they are."""
@@ -89,14 +94,14 @@ def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[s
         foreground: (*grid); the whole grid is kept where it is empty.
         steps: mm, one a grid axis.
     """
-    if not foreground.any():
+    box = bounding_box(foreground)
+    if box is None:
         return [slice(0, size) for size in foreground.shape]
     extent = max(n * step for n, step in zip(foreground.shape, steps, strict=True))
     slices = []
-    for axis, step in enumerate(steps):
-        occupied = np.flatnonzero(foreground.any(axis=tuple(other for other in range(foreground.ndim) if other != axis)))
+    for occupied, size, step in zip(box, foreground.shape, steps, strict=True):
         margin = int(np.ceil(0.12 * extent / step))
-        slices.append(slice(max(0, int(occupied[0]) - margin), min(foreground.shape[axis], int(occupied[-1]) + 1 + margin)))
+        slices.append(slice(max(0, occupied.start - margin), min(size, occupied.stop + margin)))
     return slices
 
 

@@ -40,6 +40,18 @@ def count_labels(labels: NDArray[Any], num_labels: int) -> tuple[int, ...]:
     return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
 
 
+def foreground_labels(labels: NDArray[Any]) -> list[int]:
+    """Return the labels above 0 that occur in (*grid) unsigned labels, ascending."""
+    box = bounding_box(labels != 0)
+    if box is None:
+        return []
+    part = np.moveaxis(labels[box], -1, 0)
+    occurs = np.zeros(int(part.max()) + 1, bool)
+    for plane in part:  # Counting widens each voxel to 64 bits.
+        occurs |= np.bincount(plane.ravel(order="K"), minlength=occurs.size) > 0
+    return [int(label) for label in np.flatnonzero(occurs) if label]
+
+
 def count_changes(before: NDArray[Any], after: NDArray[Any]) -> int:
     """Return the number of voxels whose label differs."""
     return int(np.count_nonzero(before != after))

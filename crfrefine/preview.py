@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from crfrefine.display import LABEL_COLORS, PLANES, Upright, crop_around, display_range, find_largest_change, label_color
+from crfrefine.label_maps import foreground_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,7 +173,7 @@ def _draw_panel(axes: Axes, plane: _Plane, column: int) -> None:
 def _draw_contours(axes: Axes, labels: NDArray[Any], size_mm: tuple[float, float]) -> None:
     """Draw the border of each label along the edges of its voxels."""
     steps = size_mm[0] / labels.shape[1], size_mm[1] / labels.shape[0]
-    for label in _labels_in(labels):
+    for label in foreground_labels(labels):
         inside = labels == label
         rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         first_row, first_column = int(rows[0]), int(columns[0])
@@ -201,7 +202,7 @@ def _draw_legend(figure: Figure, planes: Sequence[_Plane]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in _labels_in(labels)})
+    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in foreground_labels(labels)})
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=label_color(label), linewidth=2.5, linestyle=_line_style(label), label=f"label {label}")
         for label in seen[:_MAX_LEGEND_ENTRIES]
@@ -224,10 +225,6 @@ def _drawable(text: str) -> str:
 
     font = get_font(findfont("DejaVu Sans"))
     return "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in text)
-
-
-def _labels_in(labels: NDArray[Any]) -> list[int]:
-    return [int(label) for label in np.unique(labels) if label > 0]
 
 
 def _line_style(label: int) -> LineStyle:

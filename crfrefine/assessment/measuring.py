@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.assessment.pairing import CasePair, MethodFiles
-from crfrefine.assessment.reading import Scores, holds_scores, read_label_map, read_reference, read_scores
+from crfrefine.assessment.reading import Scores, read_masks, read_reference, read_scores
 from crfrefine.assessment.records import CaseResult, Settings, Values
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.evaluation import CALIBRATION_METRICS, measure_calibration, measure_case
-from crfrefine.label_maps import bounding_box
+from crfrefine.label_maps import foreground_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,36 +59,32 @@ class _Reference:
 
     Attributes:
         volume: as read.
-        labels: (*grid) as read.
         ignored: (*grid) True where voxels do not count; None: all count.
     """
 
     volume: Volume
-    labels: NDArray[Any]
     ignored: NDArray[np.bool_] | None
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(*grid)."""
+        return self.volume.data
 
 
 def _without_ignored(volume: Volume, job: Job) -> _Reference:
     ignore_label = job.settings.plan.ignore_label
     if ignore_label is None:
-        return _Reference(volume, volume.data, None)
+        return _Reference(volume, None)
     ignored = volume.data == ignore_label
     if ignored.all():
         raise InputError(f"{job.pair.reference}: every voxel has the label {ignore_label}, to be ignored")
-    return _Reference(volume, volume.data, ignored if ignored.any() else None)
+    return _Reference(volume, ignored if ignored.any() else None)
 
 
 def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
-    if files.problem:
-        raise InputError(files.problem)
-    scores: Scores | None = None
-    if files.label_map is None or holds_scores(files.label_map):
-        scores = read_scores(files.scores if files.label_map is None else (files.label_map,), reference.volume)
-        label_map = scores.label_map
-        if files.asked_for_scores:  # The calibration is that of others.
-            scores = None
-    else:
-        label_map = read_label_map(files.label_map, reference.volume)
+    label_map, scores = read_masks(files, reference.volume)
+    if files.asked_for_scores:  # The calibration is that of others.
+        scores = None
     values = _measure_masks(label_map, reference, settings)
     result.values[name] = values
     del label_map
@@ -110,7 +106,7 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
 def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> Values:
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    labels = {*_labels_in(label_map), *_labels_in(reference.labels)}
+    labels = {*foreground_labels(label_map), *foreground_labels(reference.labels)}
     regions = settings.plan.all_regions(sorted(labels))
     return measure_case(
         label_map,
@@ -128,15 +124,3 @@ def _add_calibration(values: Values, scores: Scores, reference: _Reference, sett
     measured = measure_calibration(scores.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
     for region, row in measured.items():
         values.setdefault(region, {}).update({metric: row[metric] for metric in CALIBRATION_METRICS})
-
-
-def _labels_in(label_map: NDArray[Any]) -> list[int]:
-    """Return the foreground labels that occur."""
-    box = bounding_box(label_map != 0)
-    if box is None:
-        return []
-    part = np.moveaxis(label_map[box], -1, 0)
-    occurs = np.zeros(int(part.max()) + 1, bool)
-    for plane in part:  # Counting widens each voxel to 64 bits.
-        occurs |= np.bincount(plane.ravel(order="K"), minlength=occurs.size) > 0
-    return [int(label) for label in np.flatnonzero(occurs) if label]

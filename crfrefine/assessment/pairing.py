@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.assessment.options import AssessmentOptions
-from crfrefine.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files, with_logits
+from crfrefine.discovery import LABEL_SUFFIXES, CaseFiles, CaseList, discover_cases, list_files, scores_beside, with_logits
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
 
@@ -241,7 +241,8 @@ def _case_of(path: Path) -> str:
 def _without_scores(paths: Sequence[Path]) -> list[Path]:
     """Leave out `CASE_probabilities` and the like beside `CASE`: they are no cases of their own."""
     stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
-    return [path for path in paths if not any(stem_of(path).removesuffix(ending) in stems - {stem_of(path)} for ending in LOGITS_NAMES)]
+    scores = set(scores_beside(paths, stems))
+    return [path for path in paths if path not in scores]
 
 
 def _names(paths: Sequence[Path]) -> str:

@@ -51,25 +51,34 @@ def read_reference(path: Path) -> Volume:
     return io.read_labels(path)
 
 
-def holds_scores(path: Path) -> bool:
+def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], Scores | None]:
+    """Read the label map of a method, (*grid), with the scores that it was made from where the file holds those.
+
+    Raises:
+        GridMismatchError: not on the grid of the reference; both grids are described.
+        InputError: nothing there to be read, or neither a label map nor scores.
+        UnsupportedFormatError: damaged or of an unknown kind.
+    """
+    if files.problem:
+        raise InputError(files.problem)
+    if files.label_map is not None and not _holds_scores(files.label_map):
+        return _read_label_map(files.label_map, like), None
+    scores = read_scores(files.scores if files.label_map is None else (files.label_map,), like)
+    return scores.label_map, scores
+
+
+def _holds_scores(path: Path) -> bool:
     """Return whether a file has several values a voxel, as logits and probabilities have."""
     return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
 
 
-def read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:
-    """Read a label map that must be on the grid of the reference, (*grid).
-
-    Raises:
-        GridMismatchError: it is not; both grids are described.
-        InputError: not a label map.
-        UnsupportedFormatError: damaged or of an unknown kind.
-    """
+def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:
     _require_same_grid(like, io.read_header(path, io.VOLUME_SUFFIXES))
     labels: NDArray[np.unsignedinteger[Any]] = io.read_labels(path).data.reshape(like.grid_shape)
     return labels
 
 
-def read_scores(files: MethodFiles | tuple[Path, ...], like: Volume) -> Scores:
+def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
     """Read logits or probabilities that must be on the grid of the reference.
 
     Raises:
@@ -77,7 +86,6 @@ def read_scores(files: MethodFiles | tuple[Path, ...], like: Volume) -> Scores:
         InputError: neither logits nor a distribution over labels.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
-    paths = files if isinstance(files, tuple) else files.scores
     header = io.read_logits_header(paths)
     _require_same_grid(like, header.files[0])
     read = io.read_logits(paths)

@@ -7,16 +7,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import crfrefine
-from crfrefine.assessment.reading import holds_scores, read_image, read_label_map, read_reference, read_scores
+from crfrefine.assessment.reading import read_image, read_masks, read_reference
 from crfrefine.assessment.results import Assessment
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import CrfRefineError
 from crfrefine.report.model import CaseImages, ReportInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.assessment.pairing import CasePair, MethodFiles
-    from crfrefine.volume import Volume
+    from crfrefine.assessment.pairing import CasePair
 
 
 def make_report_input(assessment: Assessment, note: Callable[[str], None]) -> ReportInput:
@@ -76,20 +75,10 @@ def _load(pair: CasePair, method: str, baseline: str | None, note: Callable[[str
         case=pair.case_id,
         image=image,
         reference=_solid(reference.data),
-        before=None if baseline is None else _solid(_label_map(pair.methods[baseline], reference)),
-        after=_solid(_label_map(pair.methods[method], reference)),
+        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], reference)[0]),
+        after=_solid(read_masks(pair.methods[method], reference)[0]),
         affine=reference.affine,
     )
-
-
-def _label_map(files: MethodFiles, reference: Volume) -> NDArray[Any]:
-    if files.problem:
-        raise InputError(files.problem)
-    if files.label_map is None:
-        return read_scores(files, reference).label_map
-    if holds_scores(files.label_map):
-        return read_scores((files.label_map,), reference).label_map
-    return read_label_map(files.label_map, reference)
 
 
 def _solid(values: NDArray[Any]) -> NDArray[Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.io.atomic import atomic_file
+from crfrefine.label_maps import foreground_labels
 from crfrefine.report.cutting import upright_case
 from crfrefine.report.model import CaseImages, ReportInput
 from crfrefine.report.montage import cuts_of
@@ -30,11 +29,7 @@ MOST_BYTES_OF_VIEWER = 15_000_000
 
 def missing_viewer() -> str:
     """Return why reports have no slice viewer on this machine, and what to do about it; empty if they have one."""
-    try:
-        read_viewer()
-    except BackendUnavailableError as error:
-        return str(error)
-    return ""
+    return _viewer()[1]
 
 
 def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progress: Callable[[str, int, int], None] | None = None) -> None:
@@ -52,8 +47,7 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
         CrfRefineError: the page cannot be written. A case whose volumes cannot be read is named on the page instead.
     """
     chosen = choose_cases(report, num_shown)
-    problem = missing_viewer()
-    source = "" if problem else read_viewer()
+    source, problem = _viewer()
     views = []
     for number, shown in enumerate(chosen):
         if progress is not None:
@@ -65,6 +59,14 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
         file.write(page.encode("utf-8", "backslashreplace"))  # names of files need not be text
 
 
+def _viewer() -> tuple[str, str]:
+    """The source of the slice viewer, or why there is none; the other is empty."""
+    try:
+        return read_viewer(), ""
+    except BackendUnavailableError as error:
+        return "", str(error)
+
+
 def _view(report: ReportInput, shown: ShownCase, name: str, most_bytes: int) -> CaseView:
     try:
         case = upright_case(report.load_case(shown.case))
@@ -73,5 +75,5 @@ def _view(report: ReportInput, shown: ShownCase, name: str, most_bytes: int) -> 
     cuts = cuts_of(name, case, report.baseline or "", report.method)
     viewer = viewer_case(case, most_bytes) if most_bytes else None
     maps = [labels for labels in (case.reference, case.before, case.after) if labels is not None]
-    labels = sorted({int(label) for one in maps for label in np.unique(one) if label > 0})
+    labels = sorted({label for one in maps for label in foreground_labels(one)})
     return CaseView(shown, cuts, viewer, labels=tuple(labels))

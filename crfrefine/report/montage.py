@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.display import PLANES, label_color
-from crfrefine.report.cutting import CHANGE_COLORS, UprightCase
+from crfrefine.display import PLANES, SIDES, label_color
+from crfrefine.label_maps import foreground_labels
+from crfrefine.report.cutting import CHANGE_COLORS, GAINED, LOST, RELABELED, UprightCase
 from crfrefine.report.encoding import gray_png
 from crfrefine.report.svg import element
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SIDES = ("RL", "PA", "IS")
-"""Letters at the low and the high end of each axis of an upright case."""
-
-CHANGE_KINDS = {1: "gained", 2: "lost", 3: "relabeled"}
+CHANGE_KINDS = {GAINED: "gained", LOST: "lost", RELABELED: "relabeled"}
 
 
 @dataclass(frozen=True)
@@ -102,13 +100,13 @@ def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before:
 def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: float) -> str:
     """Return the changed voxels, each kind in its color and pattern; the pitch of the patterns is in mm."""
     unit = f"{pitch:.4g}"
-    fills = {1: CHANGE_COLORS[1], 2: f"url(#{name}-hatched)", 3: f"url(#{name}-dotted)"}
-    square = element("rect", width=unit, height=unit, fill=CHANGE_COLORS[2])
+    fills = {GAINED: CHANGE_COLORS[GAINED], LOST: f"url(#{name}-hatched)", RELABELED: f"url(#{name}-dotted)"}
+    square = element("rect", width=unit, height=unit, fill=CHANGE_COLORS[LOST])
     stripe = element("rect", width=f"{0.4 * pitch:.4g}", height=unit, fill_opacity="0.5")
     dot = element("circle", cx=f"{0.5 * pitch:.4g}", cy=f"{0.5 * pitch:.4g}", r=f"{0.28 * pitch:.4g}", fill_opacity="0.6")
     options = {"width": unit, "height": unit, "patternUnits": "userSpaceOnUse"}
     patterns = element("pattern", square + stripe, id=f"{name}-hatched", patternTransform="rotate(45)", **options)
-    patterns += element("pattern", square.replace(CHANGE_COLORS[2], CHANGE_COLORS[3]) + dot, id=f"{name}-dotted", **options)
+    patterns += element("pattern", square.replace(CHANGE_COLORS[LOST], CHANGE_COLORS[RELABELED]) + dot, id=f"{name}-dotted", **options)
     filled = "".join(
         element("path", element("title", kind), d=filled_path(changes == number, steps), class_=f"change {kind}", fill=fills[number])
         for number, kind in CHANGE_KINDS.items()
@@ -151,7 +149,7 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
 
 def _contours(labels: NDArray[Any], steps: Sequence[float]) -> str:
     drawn = []
-    for label in (int(label) for label in np.unique(labels) if label > 0):
+    for label in foreground_labels(labels):
         path = contour_path(labels == label, steps)
         title = element("title", f"label {label}")
         drawn.append(element("path", title, d=path, class_="contour", style=f"stroke:{label_color(label)}"))

@@ -15,6 +15,7 @@ import numpy as np
 
 from crfrefine.display import label_color
 from crfrefine.errors import BackendUnavailableError
+from crfrefine.label_maps import foreground_labels
 from crfrefine.report.cutting import CHANGE_COLORS, UprightCase, reduce_case
 from crfrefine.report.encoding import gray_png, label_png, sprite
 
@@ -97,7 +98,7 @@ def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXE
 
 def _encode(case: UprightCase) -> ViewerCase:
     def colored(labels: NDArray[Any]) -> str:
-        return label_png(sprite(labels), {int(label): label_color(int(label)) for label in np.unique(labels) if label > 0})
+        return label_png(sprite(labels), {label: label_color(label) for label in foreground_labels(labels)})
 
     overlays = {"reference": colored(case.reference)}
     if case.before is not None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crfrefine.backends.base import MeanFieldResult, Progress, Range
 from crfrefine.backends.cpu import CpuBackend
-from crfrefine.backends.cuda.device import Device, active_for, capacity, check_memory, grouped, row_width
+from crfrefine.backends.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.backends.cuda.filters import Filter, SpatialFilter
 from crfrefine.backends.cuda.kernel_set import bilateral_filter, build_kernels, normalized
 from crfrefine.backends.cuda.kernels import CudaKernels
@@ -137,8 +137,7 @@ class CudaBackend:
             kernel = normalized(plain, voxels, normalization)
             width = row_width(num_channels)
             channels = device.upload(np.asarray(values, dtype=np.float32))
-            num_groups = -(-num_channels // width)
-            rows = device.xp.empty((num_groups, voxels.num_voxels, width), dtype=np.float32)
+            rows = device.xp.empty((num_row_groups(num_channels), voxels.num_voxels, width), dtype=np.float32)
             constants = {"CRF_WIDTH": width}
             for g, group in enumerate(rows):
                 part = channels[g * width : (g + 1) * width]

@@ -98,6 +98,16 @@ def row_width(num_channels: int) -> int:
     return next((width for width in (1, 2, 4) if num_channels <= width), 8)
 
 
+def num_row_groups(num_channels: int) -> int:
+    """Rows that so many channels fill, the last one perhaps in part."""
+    return -(-num_channels // row_width(num_channels))
+
+
+def padded_channels(num_channels: int) -> int:
+    """Channels with those that fill the last row."""
+    return num_row_groups(num_channels) * row_width(num_channels)
+
+
 def precision(dtype: Any) -> dict[str, int]:
     """The constants of kernels whose values have that type, float32 or float64."""
     return {"CRF_DOUBLE": 1} if dtype == np.float64 else {}
@@ -120,7 +130,7 @@ def to_rows(xp: Any, channels: Any) -> Any:
     """(channel, voxel) values as (group, voxel, width), padded with zeros."""
     num_channels, num_voxels = channels.shape
     width = row_width(num_channels)
-    num_groups = -(-num_channels // width)
+    num_groups = num_row_groups(num_channels)
     if num_channels < num_groups * width:
         padded = xp.zeros((num_groups * width, num_voxels), dtype=channels.dtype)
         padded[:num_channels] = channels

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.backends.cuda.device import precision, row_width
+from crfrefine.backends.cuda.device import num_row_groups, precision, row_width
 from crfrefine.backends.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
 from crfrefine.backends.cuda.lattice import COMPILED_FEATURES, LatticeFilter
 from crfrefine.backends.cuda.voxels import BilateralInput, Voxels
@@ -79,7 +79,7 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     """
     voxels = bilateral.voxels
     num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
-    num_groups = -(-num_channels // width)
+    num_groups = num_row_groups(num_channels)
     filterings = num_filterings * num_groups + 2
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
     truncated = filterings * voxels.num_voxels * window * (6.0 + 3.0 * num_modalities + 2.0 * width)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.backends.cuda.device import grouped, precision, row_width, to_channels
+from crfrefine.backends.cuda.device import grouped, num_row_groups, precision, row_width, to_channels
 from crfrefine.backends.cuda.kernel_set import Kernel
 from crfrefine.backends.cuda.memory import MOST_THREADS
 from crfrefine.backends.cuda.voxels import Voxels
@@ -153,7 +153,7 @@ class _Run:
         dtype = logits.dtype
         num_labels, num_channels, num_voxels = len(logits), options.num_channels, voxels.num_voxels
         width = row_width(num_channels)
-        num_groups = -(-num_channels // width)
+        num_groups = num_row_groups(num_channels)
         self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
         self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in options.weights]
         self._weighted_ones = None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from crfrefine.backends.cuda.device import row_width
+from crfrefine.backends.cuda.device import padded_channels
 
 MOST_THREADS = 1 << 17
 """Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are soon added up."""
@@ -61,8 +61,7 @@ def build_bytes(image_shape: Sequence[int], num_voxels: int, *, num_bilateral: i
 def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, dtype: Any, *, num_recorded: int = 0) -> float:
     """Of the steps, without the logits that they start from, with `num_recorded` steps' marginals kept."""
     size = _itemsize(dtype)
-    width = row_width(num_channels)
-    padded = -(-num_channels // width) * width
+    padded = padded_channels(num_channels)
     rows = num_voxels * (2.0 * padded + 2.0)  # marginals, messages, the weighted message of ones
     record = num_voxels * (num_recorded * num_channels + (2.0 * padded if num_recorded else 0.0))
     return size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
@@ -92,9 +91,7 @@ def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: 
         filter_name=filter_name,
         dtype="float32",
     )
-    width = row_width(values_shape[0])
-    padded = -(-values_shape[0] // width) * width
-    return build + 4.0 * (2.0 * math.prod(values_shape) + 2.0 * padded * num_voxels)
+    return build + 4.0 * (2.0 * math.prod(values_shape) + 2.0 * padded_channels(values_shape[0]) * num_voxels)
 
 
 def lattice_bytes(num_voxels: int, num_features: int, dtype: Any, *, is_wide: bool = False) -> float:
