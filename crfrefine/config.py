@@ -45,6 +45,7 @@ __all__ = [
     "ResolvedParameters",
     "ResolvedSpatial",
     "SpatialParameters",
+    "as_parameters",
     "configs_dir",
     "intensity_by_modality",
     "list_presets",
@@ -215,7 +216,7 @@ class CrfParameters:
         """Split a dotted key into section, kernel number and entry."""
         name, *rest = key.split(".")
         if name not in SECTIONS:
-            raise ConfigError(f"{key}: unknown key; {checks.suggestion(name, tuple(SECTIONS))}")
+            raise ConfigError(f"{key}: unknown key; {_suggested_key(key)}")
         index = 0
         if name == "bilateral":
             count = len(self.bilateral)
@@ -228,7 +229,7 @@ class CrfParameters:
                 raise ConfigError(f"{key}: there are {count} kernels; say which: {names}")
         known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
         if len(rest) != 1 or rest[0] not in known:
-            raise ConfigError(f"{key}: unknown key; {checks.suggestion('.'.join(rest), known)}")
+            raise ConfigError(f"{key}: unknown key; {_suggested_key(key)}")
         return name, index, rest[0]
 
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ResolvedParameters:
@@ -288,6 +289,19 @@ class CrfParameters:
             filter=mean_field.filter,
             positions=mean_field.positions,
         )
+
+
+def _suggested_key(key: str) -> str:
+    """Say which dotted key is meant: `theta_alpha` is bilateral.theta_alpha's last word, `bilatral.weight` is nearly right."""
+    known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
+    section, _, entry = key.partition(".")
+    if key and not entry:
+        same = [name for name in known if name.partition(".")[2] == key]
+        if same:
+            return f"did you mean {' or '.join(repr(name) for name in same)}?"
+    if section in SECTIONS:
+        known = [name for name in known if name.startswith(f"{section}.")]
+    return checks.suggestion(key, known)
 
 
 def _check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
@@ -358,6 +372,24 @@ def _plain_section(section: Section) -> dict[str, Any]:
 
     pairs = ((entry.name, getattr(section, entry.name)) for entry in dataclasses.fields(section))
     return {name: plain(value) for name, value in pairs if value is not None}
+
+
+def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
+    """Return parameters from what a caller may give for them: themselves, a preset's name, a file's path, or None for `default`.
+
+    Raises:
+        ConfigError: something else, or there is no such preset or file.
+    """
+    if parameters is None:
+        return CrfParameters()
+    if isinstance(parameters, CrfParameters):
+        return parameters
+    if isinstance(parameters, str | Path):
+        return CrfParameters.load(parameters)
+    raise ConfigError(
+        f"parameters: expected CrfParameters, a preset's name or a file's path, got {checks.describe(parameters)}; "
+        "CrfParameters.from_dict takes nested dictionaries"
+    )
 
 
 def configs_dir() -> Path:

@@ -290,6 +290,7 @@ class _Run:
             spacing=case.spacing,
             parameters=options.parameters,
             mask=case.mask,
+            input_type="logits",
             device=options.device,
             threads=options.threads,
             progress=progress,
@@ -302,6 +303,10 @@ class _Run:
         record.num_iterations, record.converged = result.num_iterations, result.converged
         record.energy = tuple(float(value) for value in result.energy)
         record.filters = tuple(result.filters)
+        for note in result.notes:
+            self._tell(self._observer.note, record.case_id, note)
+        record.notes += result.notes
+        record.num_padding_voxels = result.num_padding_voxels
         record.num_voxels_in_mask = before.size if case.mask is None else count_labels(case.mask, 2)[1]
         record.voxels_before = count_labels(before, len(case.logits))
         record.voxels_after = count_labels(result.label_map, len(case.logits))

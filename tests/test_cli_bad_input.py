@@ -53,12 +53,12 @@ def truncate_inside(path: Path) -> None:
 
 def all_zero_probabilities(path: Path) -> None:
     values = np.full((*GRID_SHAPE, NUM_LABELS), 0.25, np.float32)
-    values[3, 4, 5] = 0
+    values[3, 4, 5] = (0, 1e-5, 0, 0)
     save_nifti(path, values)
 
 
 def sigmoid_channels(path: Path) -> None:
-    save_nifti(path, np.full((*GRID_SHAPE, NUM_LABELS), 0.6, np.float32))
+    save_nifti(path, np.random.default_rng(0).random((*GRID_SHAPE, NUM_LABELS), np.float32))
 
 
 def other_shape(path: Path) -> None:

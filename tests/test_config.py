@@ -313,9 +313,10 @@ def test_replace_takes_whole_sections() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'theta_(alpha|beta)'\?"),
-        ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral'\?"),
-        ("weight", r"weight: unknown key"),
+        ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'bilateral\.theta_(alpha|beta)'\?"),
+        ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral\.weight'\?"),
+        ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight'\?"),
+        ("theta_alpha", r"theta_alpha: unknown key; did you mean 'bilateral\.theta_alpha'\?"),
         ("mean_field.filter.x", r"mean_field\.filter\.x: unknown key"),
         ("bilateral.0", r"bilateral\.0: unknown key"),
         ("schema", r"schema: unknown key"),
