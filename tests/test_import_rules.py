@@ -20,6 +20,7 @@ LAYERS = (
         "_config_resolved",
         "_config_toml",
         "_layer_parameters",
+        "completeness",
         "label_maps",
         "probabilities",
         "scores",
