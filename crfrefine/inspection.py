@@ -91,7 +91,7 @@ def inspect_folder(folder: str | Path) -> FolderReport:
         try:
             headers = read_case_headers(files)
         except CrfRefineError as error:
-            report.problems.append(str(error))
+            report.problems.append("; ".join([str(error), *files.missing[1:]]))
             continue
         image = headers.images[0]
         parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
@@ -123,7 +123,7 @@ def _discover(folder: Path) -> CaseList:
 
     images = inside("images", "imagesTr")
     if images is not None:
-        return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"))
+        return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
     return discover_cases(folder, None)
 
 

@@ -21,6 +21,7 @@ LAYERS = (
         "_config_toml",
         "_layer_parameters",
         "arguments",
+        "completeness",
         "label_maps",
         "padding",
         "probabilities",

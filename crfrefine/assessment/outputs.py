@@ -79,6 +79,8 @@ def make_summary(assessment: Assessment) -> dict[str, Any]:
             },
             "num_cases": len(assessment.pairs),
             "num_failed": assessment.num_failed,
+            "num_left_out": len(assessment.left_out),
+            "left_out": [case.to_dict() for case in assessment.left_out],
             "cases": [
                 {
                     "case": result.case_id,

@@ -51,8 +51,9 @@ def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | No
     notes = (*plan.notes, *pairing.notes)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     run = _Run(options, settings, observer)
-    results = run.measure(pairing.cases, num_processes, notes)
-    assessment = Assessment(options, settings, pairing.cases, results, notes, num_processes)
+    assessment = Assessment(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
+    left_out = (assessment.left_out_text,) if pairing.left_out else ()
+    assessment.results = run.measure(pairing.cases, num_processes, (*left_out, *notes))
     observer.stage_started("comparing")
     if assessment.table.cases:
         _ = assessment.summary, assessment.verdict

@@ -27,6 +27,11 @@ ThreadsOption = Annotated[
 ]
 
 
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse cases that lack a file; otherwise leave them out, and say which and why.")
+]
+
+
 def path_text(text: str | Path) -> str:
     """Return the text of a path; raise BadParameter where it is empty: Python would take the current folder."""
     if not str(text):

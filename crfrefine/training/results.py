@@ -172,6 +172,8 @@ def describe_origin(result: TrainingResult) -> str:
         f"{len(result.folds)} folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.verdict.sentence}.",
     ]
+    if result.cases.left_out:
+        lines.append(f"{len(result.cases.left_out)} further cases were left out because a file was missing (see left_out in the report).")
     if result.num_cut_short:
         lines.append(
             f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."
@@ -225,6 +227,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "config": None if options.config is None else str(options.config),
             },
             "cases": list(cases.case_ids),
+            "left_out": [case.to_dict() for case in cases.left_out],
             "label_names": list(cases.label_names),
             "regions": {region.name: list(region.labels) for region in result.regions},
             "verdict": read.to_dict(),

@@ -101,7 +101,7 @@ class _Run:
         self._observer = observer
         self._workers = workers
         self._store = store
-        self._cases = find_cases(options.data)
+        self._cases = find_cases(options.data, strict=options.strict)
         self._regions = choose_regions(options.regions, self._cases)
         self._num_folds = choose_num_folds(options.num_folds, len(self._cases.files))
         self._folds = make_folds(len(self._cases.files), self._num_folds, options.seed)
