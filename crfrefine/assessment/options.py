@@ -63,7 +63,8 @@ class AssessmentOptions:
 
 def check_options(options: AssessmentOptions) -> None:
     """Raise ConfigError or InputError for options that cannot be followed, before anything is read; create the output folder."""
-    from crfrefine.outputs import check_writable
+    from crfrefine.assessment.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+    from crfrefine.outputs import check_small_output, check_writable
 
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
@@ -88,6 +89,8 @@ def check_options(options: AssessmentOptions) -> None:
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output}: is a file; name a folder for the results")
     check_writable(options.output)
+    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
+        check_small_output(options.output / name)
 
 
 def _require_different(option: str, names: Iterable[str]) -> None:
