@@ -166,6 +166,7 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
+    check_small_file(path)
     if special_kind(path) is not None and not suffix_of(path):
         return  # What is written to as it is replaces nothing.
     written = [written for plan in plans for name in plan.all() for written in files_written(name)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cli_helpers import files_in
 from io_helpers import affine_of, numbers
+from special_file_helpers import Reader, kind_of, make_device, make_pipe
 
 from crfrefine import io
 from crfrefine.config import CrfParameters
@@ -22,47 +23,6 @@ from crfrefine.io.special_files import special_kind
 from crfrefine.volume import Volume
 
 SUFFIXES = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz"]
-
-
-def kind_of(path: Path) -> int:
-    return stat.S_IFMT(path.lstat().st_mode)
-
-
-def make_pipe(path: Path) -> Path:
-    os.mkfifo(path)
-    return path
-
-
-def make_device(path: Path, kind: int, major: int, minor: int) -> Path:
-    try:
-        os.mknod(path, kind | 0o666, os.makedev(major, minor))
-        if kind == stat.S_IFCHR:
-            path.write_bytes(b"")
-    except PermissionError:
-        pytest.skip("needs the right to make devices")
-    return path
-
-
-class Reader:
-    """Reads a pipe to its end in a thread of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.content = b""
-        self._thread = threading.Thread(target=self._read, args=(os.open(path, os.O_RDONLY | os.O_NONBLOCK),), daemon=True)
-        self._thread.start()
-
-    def _read(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, True)
-        # Until somebody opens the other end, reading finds the end of the file.
-        while not self.content:
-            self.content += os.read(descriptor, 1 << 16)
-        with os.fdopen(descriptor, "rb") as file:
-            self.content += file.read()
-
-    def result(self) -> bytes:
-        self._thread.join(30)
-        assert not self._thread.is_alive(), "nothing came"
-        return self.content
 
 
 def test_a_pipe_gets_all_bytes_and_stays_a_pipe(tmp_path):
