@@ -5,9 +5,7 @@ The tables and their keys are in _config_sections.py; what the model does with t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -28,7 +26,7 @@ from crfrefine._config_sections import (
     SpatialParameters,
 )
 from crfrefine._config_toml import toml_comment, toml_entry
-from crfrefine.errors import ConfigError
+from crfrefine.errors import ConfigError, CrfRefineError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,25 +158,18 @@ class CrfParameters:
         """Write a TOML file that `load` reads back to equal parameters; a file that is there is replaced at once or not at all.
 
         Args:
-            path: the file to write.
+            path: the file to write; a character device or a pipe is written to as it is.
             comment: lines for the head of the file, without the comment sign.
 
         Raises:
             ConfigError: the file cannot be written.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        from crfrefine.io.atomic import write_small_file
+
         try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(self.to_toml(comment))
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            write_small_file(Path(path), self.to_toml(comment).encode())
+        except CrfRefineError as error:
+            raise ConfigError(str(error)) from error
 
     def replace(self, **changes: Any) -> CrfParameters:
         """A copy with some entries changed.

@@ -137,7 +137,7 @@ class _Run:
     def __init__(self, options: InferenceOptions, observer: Observer) -> None:
         from crfrefine.backends import get_backend
         from crfrefine.case import discover_cases
-        from crfrefine.outputs import check_summary_path, check_writable, plan_outputs
+        from crfrefine.outputs import check_small_output, check_summary_path, check_writable, plan_outputs
         from crfrefine.threads import available_threads
 
         self.options = options
@@ -163,7 +163,7 @@ class _Run:
         for folder in {outputs.label_map.parent for files, outputs in zip(self._cases, self._outputs, strict=True) if not files.problem}:
             check_writable(folder)
         if options.summary is not None:
-            check_writable(options.summary.parent)
+            check_small_output(options.summary)
         self._summary = RunSummary(
             device=self._backend.name,
             threads=options.threads or available_threads(),
@@ -229,7 +229,7 @@ class _Run:
 
     def _load_next(self) -> _Loaded | None:
         """Read the next case that is to be done and can be read; None: there is no further one. Runs in the reading thread."""
-        from crfrefine.outputs import is_complete
+        from crfrefine.outputs import check_case_outputs, is_complete
 
         for number, (files, outputs) in self._pending:
             if self._stop.is_set():
@@ -241,6 +241,7 @@ class _Run:
                     record.output = outputs.label_map
                     self._finish(record)
                     continue
+                check_case_outputs(outputs)
                 return self._load(files, outputs, record, number)
             except _CASE_ERRORS as error:
                 self._fail(record, error)
@@ -354,7 +355,7 @@ class _Run:
 
     def _save_summary(self) -> None:
         if self.options.summary is not None:
-            from crfrefine.outputs import write_small_file
+            from crfrefine.io.atomic import write_small_file
 
             write_small_file(self.options.summary, self._summary.to_json().encode())
 

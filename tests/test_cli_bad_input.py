@@ -257,17 +257,6 @@ def test_folder_without_permission(folders):
     assert "cannot write" in result.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A disk of 64 KiB: enough for label maps, not for probabilities."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted], capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield mounted
-    subprocess.run(["umount", mounted], check=True)
-
-
 def test_full_disk_leaves_no_partial_file(folders, small_disk):
     options = ("-i", folders.images, "-p", folders.logits, "-o", small_disk)
     result = run_here("infer", *options, "--save-probabilities", "--save-logits")

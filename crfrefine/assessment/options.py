@@ -65,6 +65,9 @@ class AssessmentOptions:
 
 def check_options(options: AssessmentOptions) -> None:
     """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    from crfrefine.assessment.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+    from crfrefine.io.atomic import check_small_file
+
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")
@@ -87,6 +90,8 @@ def check_options(options: AssessmentOptions) -> None:
             )
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output}: is a file; name a folder for the results")
+    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
+        check_small_file(options.output / name)
 
 
 def _require_different(option: str, names: Iterable[str]) -> None:

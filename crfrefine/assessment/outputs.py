@@ -15,7 +15,7 @@ from typing import Any
 import crfrefine
 from crfrefine.assessment.results import Assessment
 from crfrefine.evaluation import ResultTable, summary_dicts
-from crfrefine.outputs import write_small_file
+from crfrefine.io.atomic import write_small_file
 from crfrefine.summary import without_nonfinite
 
 SCHEMA = 1

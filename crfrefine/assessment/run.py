@@ -16,7 +16,8 @@ from crfrefine.assessment.records import CaseResult, Settings, fingerprint, from
 from crfrefine.assessment.regions import plan_regions
 from crfrefine.assessment.results import Assessment
 from crfrefine.errors import CrfRefineError
-from crfrefine.outputs import check_writable, write_small_file
+from crfrefine.io.atomic import atomic_file, check_replaceable, remove_file
+from crfrefine.outputs import check_writable
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class _Run:
 
     def measure(self, pairs: tuple[CasePair, ...], num_processes: int, notes: tuple[str, ...]) -> list[CaseResult]:
         """Return the results, in the order of the cases."""
+        for pair in pairs:
+            check_replaceable(self._file_of(pair))
         found: dict[str, CaseResult] = {}
         for pair in pairs if self._options.resume else ():
             known = self._known(pair)
@@ -114,9 +117,10 @@ class _Run:
         except CASE_ERRORS:
             identity = None  # The files changed while they were read.
         if identity is None:
-            self._file_of(pair).unlink(missing_ok=True)
+            remove_file(self._file_of(pair))
         else:
-            write_small_file(self._file_of(pair), to_json(result, identity))
+            with atomic_file(self._file_of(pair)) as file:
+                file.write(to_json(result, identity))
 
     def _file_of(self, pair: CasePair) -> Path:
         return self._folder / f"{pair.case_id}.json"
