@@ -54,6 +54,10 @@ def reference_of_scores(study):
 
 
 def sigmoid_channels(study):
+    save_map(study.after / "case1.nii.gz", np.random.default_rng(0).random((*SHAPE, 3), np.float32))
+
+
+def padding_alone(study):
     save_map(study.after / "case1.nii.gz", np.full((*SHAPE, 3), 0.9, np.float32))
 
 
@@ -67,6 +71,7 @@ def sigmoid_channels(study):
         ),
         (cropped, "prediction", ["not on the grid of the reference", "13×11×7", "12×11×7"]),
         (thicker, None, ["not on the grid of the reference", "3.00 mm", "3.03 mm"]),
+        (padding_alone, "prediction", ["after/case1.nii.gz", "all labels have the same value at 1001 of 1001 voxels"]),
         (soft, "prediction", ["not a label map", "may be a probability map"]),
         (negative, None, ["expected labels from 0", "found -1"]),
         (not_finite, "prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
@@ -107,7 +112,7 @@ def test_scores_beside_that_cannot_be_used_are_a_note_and_named_ones_a_failure(t
     """nnU-Net's regions have sigmoid channels: its label maps can be measured, its probabilities are no distribution over labels."""
     study = write_study(tmp_path, 2)
     for case in ("case0", "case1"):
-        save_npz(study.after / f"{case}.npz", np.full((3, *SHAPE), 0.9, np.float32), "probabilities")
+        save_npz(study.after / f"{case}.npz", np.random.default_rng(0).random((3, *SHAPE), np.float32), "probabilities")
     result = run_here(*study.arguments)
     assert result.status == 0, result.stderr
     assert result.stderr.count("prediction: no calibration: ") == 1  # of the first case, for all

@@ -13,7 +13,7 @@ from crfrefine.conversion import softmax
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.label_maps import argmax_labels
-from crfrefine.padding import find_padding
+from crfrefine.padding import check_share, find_padding
 from crfrefine.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify
 from crfrefine.volume import Volume, VolumeHeader, describe_difference
 
@@ -93,23 +93,20 @@ def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
     stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
     kind, note = identify(stored, "auto", read.kind, header.path)
     labels = argmax_labels(stored).transpose()
-    if kind == "probabilities":
-        _make_padding_background(stored)
+    padding = find_padding(stored)
+    if padding is not None:
+        if kind == "probabilities":  # Equal ones may be a distribution.
+            padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
+        check_share(int(np.count_nonzero(padding)), padding.size, str(header.path))
+        if kind == "probabilities":
+            for label, channel in enumerate(stored):
+                channel[padding] = float(label == 0)
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
             flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
     grid = like.grid_shape
     return Scores(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
-
-
-def _make_padding_background(probabilities: NDArray[np.float32]) -> None:
-    """Where all labels of (L, …) probabilities are equal and no distribution, as where a crop was padded with zeros: background is 1."""
-    padding = find_padding(probabilities)
-    if padding is not None:
-        padding &= abs(probabilities[0] * len(probabilities) - 1) > SUM_TOLERANCE
-        for label, channel in enumerate(probabilities):
-            channel[padding] = float(label == 0)
 
 
 def read_image(path: Path, like: Volume) -> NDArray[np.float32]:
