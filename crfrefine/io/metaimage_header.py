@@ -177,5 +177,7 @@ def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
             continue
         if key in _REMARKS and not (len(text) <= 100 and text.isascii() and text.isprintable() and text):
             continue
-        lines.append(f"{key} = {' '.join(text.split())}" if key not in _REMARKS else f"{key} = {text}")
+        # Behind the numbers that count may stand anything.
+        used = text if key in _REMARKS else " ".join(text.split()[: num_dims**2 if key in _MATRIX else num_dims])
+        lines.append(f"{key} = {used}")
     return tuple(lines)

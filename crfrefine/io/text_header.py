@@ -16,6 +16,7 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.paths import cannot_read
 
 LARGEST_HEADER = 1 << 24  # bytes; the segment tables that 3D Slicer writes take a hundredth of it
+MOST_LINES = 1 << 18
 LONGEST_FIELD = 1 << 16  # characters of a field that is interpreted
 LONGEST_NUMBER = 400  # digits; a float64 printed in full has 309 before the point
 
@@ -46,13 +47,13 @@ class HeaderLines:
     def _read(self) -> bytes | None:
         line = self._file.readline(LARGEST_HEADER - self.offset + 1)
         self.offset += len(line)
-        if self.offset > LARGEST_HEADER:
+        self.number += 1
+        if self.offset > LARGEST_HEADER or self.number > MOST_LINES:
             raise UnsupportedFormatError(
-                f"{self._path}: its header does not end within {LARGEST_HEADER >> 20} MiB; damaged, or not a file of this format"
+                f"{self._path}: its header does not end within {LARGEST_HEADER >> 20} MiB and {MOST_LINES} lines; damaged, or not a file of this format"
             )
         if not line:
             return None
-        self.number += 1
         if b"\0" in line:
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a zero byte; expected text")
         self.is_last = not line.endswith(b"\n")
