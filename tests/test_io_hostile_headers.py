@@ -168,6 +168,7 @@ NRRD_HEADERS = {
     "directions all none": (nrrd_text("space: LPS", "space directions: none none none"), "expected 3 vectors"),
     "directions without a space": (nrrd_text("space directions: (1,0,0) (0,1,0) (0,0,1)"), "expected a line `space: ...`"),
     "zero byte": (nrrd_text("content: a\0b"), "line 7 holds a zero byte"),
+    "carriage return": (nrrd_text("content: a\rdata file: b.raw"), "line 7 holds a carriage return before its end"),
     "byte skip": (nrrd_text("byte skip: -5"), "expected bytes to skip"),
     "byte skip huge": (nrrd_text("byte skip: 4611686018427387904"), "promises 4611686018427387952 bytes"),
     "byte skip of gzip": (nrrd_text("byte skip: 4611686018427387904", encoding="gzip"), "more than the 48 compressed bytes"),

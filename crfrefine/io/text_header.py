@@ -50,14 +50,19 @@ class HeaderLines:
         self.number += 1
         if self.offset > LARGEST_HEADER or self.number > MOST_LINES:
             raise UnsupportedFormatError(
-                f"{self._path}: its header does not end within {LARGEST_HEADER >> 20} MiB and {MOST_LINES} lines; damaged, or not a file of this format"
+                f"{self._path}: its header does not end within {LARGEST_HEADER >> 20} MiB and {MOST_LINES} lines; "
+                "damaged, or not a file of this format"
             )
         if not line:
             return None
         if b"\0" in line:
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a zero byte; expected text")
         self.is_last = not line.endswith(b"\n")
-        return line.rstrip(b"\r\n")
+        line = line.rstrip(b"\r\n")
+        if b"\r" in line:
+            # Some readers take it for a line break, others for white space.
+            raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a carriage return before its end")
+        return line
 
 
 @contextmanager
