@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.files import files_read
 
+REAL = Path(os.environ.get("CRFREFINE_DATA", "nowhere"))
 SHAPE = (4, 5, 6)
 DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest
 META = ["NDims = 3", "DimSize = 4 5 6", "ElementType = MET_SHORT"]
@@ -308,6 +310,15 @@ def test_remarks_are_not_handed_on(tmp_path):
     assert b"ElementSpacing = 1 1.5 2\n" in text
     for key in (b"AnatomicalOrientation", b"DistanceUnits", b"CenterOfRotation"):
         assert key not in text
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real cases: CRFREFINE_DATA is not set")
+def test_real_files_mean_what_simpleitk_says():
+    paths = sorted(path for path in REAL.glob("hippocampus_mhd/*/*") if path.suffix in (".mhd", ".mha"))
+    assert len(paths) == 15
+    for path in [*paths, REAL / "mhd_vtk" / "HeadMRVolume.mhd"]:
+        assert_as_simpleitk(path)
 
 
 @pytest.mark.parametrize("name", ["../other/a.raw", "{absolute}"])

@@ -47,6 +47,8 @@ def decode_into(
     # What repeats in the stream: single values, or `inner` of each channel.
     width = num_channels * inner
     rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
+    if inner == 1:
+        rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three of which one is 1.
     num_rows = max(BLOCK_BYTES // (width * max(dtype.itemsize, 4)), 1)
     suspicious = False
     for start in range(0, len(rows), num_rows):
@@ -57,7 +59,7 @@ def decode_into(
             raise UnsupportedFormatError(
                 f"{path}: the file is cut off: its header promises {expected} bytes of voxels, it holds {found}; copy or export it again"
             )
-        stored = np.frombuffer(data, dtype).reshape(-1, num_channels, inner)
+        stored = np.frombuffer(data, dtype).reshape(target.shape)
         with np.errstate(over="ignore", invalid="ignore"):
             target[...] = stored if slope == 1.0 and intercept == 0.0 else _scaled(stored, slope, intercept)
         suspicious = suspicious or not _is_finite(target)
