@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.decode import decode_into
@@ -95,8 +95,8 @@ class VoxelSource:
         if offset == FROM_THE_END:
             offset = size_of(path, self.header_path) - math.prod(self.sizes) // len(self.files) * self.dtype.itemsize
         if self.num_lines:
-            with path.open("rb") as file:
-                offset = _after_lines(file, offset, self.num_lines, path)
+            with open_bytes(path, "raw", offset) as text:
+                offset = _after_lines(text, offset, self.num_lines, path)
         rarely = READERS.get(self.encoding)
         if rarely is None and self.encoding == "raw":
             offset += self.num_bytes_after
@@ -143,10 +143,9 @@ class _Joined:
                     finish(reader)
 
 
-def _after_lines(file: BinaryIO, offset: int, num_lines: int, path: Path) -> int:
-    """Return where the line after `num_lines` lines begins."""
-    file.seek(offset)
-    while block := file.read(INPUT_BYTES):
+def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> int:
+    """Return where the line after `num_lines` lines begins, in a file that stands at an offset."""
+    while block := text.read(INPUT_BYTES):
         breaks = block.count(b"\n")
         if breaks >= num_lines:
             position = -1
