@@ -14,7 +14,7 @@ from peers import ROOT
 
 import crfrefine
 
-_DEPENDENCIES = ("numpy", "scipy", "nibabel", "SimpleITK", "isal")
+_DEPENDENCIES = ("numpy", "scipy", "nibabel", "isal")
 
 
 def _cpu_model() -> str:

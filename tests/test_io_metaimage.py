@@ -313,7 +313,7 @@ def test_missing_voxels_are_named(suffix, tmp_path, capfd):
         ("a.mha", b"patient,dice\n1,2\n", "not a MetaImage file, although its name says so"),
         ("a.nhdr", b"patient,dice\n1,2\n", "not an NRRD file, although its name says so: it begins with b'patient,dice'"),
         ("a.mhd", b"NDims = 3\nElementDataFile = LOCAL\n", "damaged MetaImage header: no line `DimSize = ...`"),
-        ("a.nrrd", b"NRRD0004\ntype: short\n\n", "SimpleITK cannot read it"),
+        ("a.nrrd", b"NRRD0004\ntype: short\n\n", "damaged NRRD header: no line `dimension: ...`"),
     ],
 )
 def test_what_is_no_such_file(name, content, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Reading and writing volumes, logits and label maps; nibabel and SimpleITK are imported here alone, and only when a file needs them.
+"""Reading and writing volumes, logits and label maps; nibabel is imported here alone, and only when a file needs it.
 
 Arrays keep the order of the files, x fastest: what is handed out are transposed views, ([channel,] x, y, z).
 """
@@ -194,6 +194,6 @@ def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: i
     elif len(like.spacing) not in (2, 3):
         raise UnsupportedFormatError(f"{path}: {len(like.spacing)}-D grids are written to NIfTI alone")
     else:
-        from crfrefine.io import itk
+        from crfrefine.io import text_formats
 
-        itk.write(path, values, like, threads=threads)
+        text_formats.write(path, values, like, threads=threads)

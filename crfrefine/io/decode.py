@@ -23,7 +23,7 @@ def decode_into(
     *,
     slope: float = 1.0,
     intercept: float = 0.0,
-    interleaved: bool = False,
+    inner: int | None = None,
 ) -> None:
     """Fill an array with what a stream holds, scaled.
 
@@ -34,15 +34,21 @@ def decode_into(
         path: for errors.
         slope: value = stored * slope + intercept.
         intercept: see `slope`.
-        interleaved: the channels of a voxel lie side by side in the stream; else it holds one channel after the other.
+        inner: how many values of one channel lie side by side in the stream before the next channel begins: 1 where it holds the
+            channels of a voxel together; None where it holds one channel after the other.
 
     Raises:
         UnsupportedFormatError: the stream ends too early.
         InputError: a value is NaN or infinite.
     """
-    # Rows of the stream: single values, or the channels of a voxel.
-    width = values.shape[0] if interleaved else 1
-    rows = values.reshape(values.shape[0], -1).T if interleaved else values.reshape(-1, 1)
+    num_channels = values.shape[0]
+    if inner is None or num_channels == 1 or inner * num_channels == values.size:
+        num_channels = inner = 1
+    # What repeats in the stream: single values, or `inner` of each channel.
+    width = num_channels * inner
+    rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
+    if inner == 1:
+        rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three of which one is 1.
     num_rows = max(BLOCK_BYTES // (width * max(dtype.itemsize, 4)), 1)
     suspicious = False
     for start in range(0, len(rows), num_rows):
@@ -53,7 +59,7 @@ def decode_into(
             raise UnsupportedFormatError(
                 f"{path}: the file is cut off: its header promises {expected} bytes of voxels, it holds {found}; copy or export it again"
             )
-        stored = np.frombuffer(data, dtype).reshape(-1, width)
+        stored = np.frombuffer(data, dtype).reshape(target.shape)
         with np.errstate(over="ignore", invalid="ignore"):
             target[...] = stored if slope == 1.0 and intercept == 0.0 else _scaled(stored, slope, intercept)
         suspicious = suspicious or not _is_finite(target)

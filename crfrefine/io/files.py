@@ -10,13 +10,12 @@ from crfrefine.io.paths import METAIMAGE, NRRD, suffix_of, written_voxel_file
 
 
 def files_read(path: Path) -> tuple[Path, ...]:
-    """Return the file, and the one with its voxels where its header names such a one."""
-    voxels = None
+    """Return the file, and those with its voxels where its header names such files."""
     if suffix_of(path) in METAIMAGE + NRRD:
-        from crfrefine.io import itk
+        from crfrefine.io import text_formats
 
-        voxels = itk.detached_voxels(path)
-    return (path,) if voxels is None else (path, voxels)
+        return (path, *text_formats.detached_voxels(path))
+    return (path,)
 
 
 def files_written(path: Path) -> tuple[Path, ...]:

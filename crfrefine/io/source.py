@@ -3,57 +3,166 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.decode import decode_into
-from crfrefine.io.streams import finish, open_bytes
+from crfrefine.io.encodings import READERS, TEXT_DTYPE
+from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, ByteReader, finish, open_bytes
+from crfrefine.io.voxel_files import size_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-HEADER_BYTES = 1 << 16  # Text headers are shorter than this.
+FROM_THE_END = -1
+
+# How many bytes one compressed byte can stand for at most: deflate's longest match, and the longest runs of bzip2.
+_MOST_PER_BYTE = {"zlib": 1040, "gzip": 1040, "bzip2": 1 << 21}
 
 
 @dataclass(frozen=True)
 class VoxelSource:
-    """Voxels in one file.
+    """Voxels in one file, or in several of equal length that follow each other.
 
     Attributes:
-        path: the file, which may be that of the header.
-        offset: bytes before the voxels.
-        container: "raw", "zlib" or "gzip".
+        header_path: the file with the header, which may hold the voxels, too.
+        files: with the voxels.
+        encoding: "raw", "zlib", "gzip", "bzip2", "text" or "hex".
         dtype: as stored, with its byte order.
         sizes: of all axes, the fastest first, channels included.
-        interleaved: the channels are the fastest axis.
-        num_bytes: of compressed voxels where the header says so.
+        inner: values that lie side by side in one channel before the next channel begins; 1 where channels are the fastest axis.
+        offset: bytes before the voxels in each file; FROM_THE_END where they are the last ones of it.
+        num_lines: lines to skip after the offset.
+        num_bytes_after: bytes to skip after the lines; they count after decompression.
+        stored_bytes: of compressed voxels where the header says so.
     """
 
-    path: Path
-    offset: int
-    container: str
+    header_path: Path
+    files: tuple[Path, ...]
+    encoding: str
     dtype: np.dtype[Any]
     sizes: tuple[int, ...]
-    interleaved: bool
-    num_bytes: int | None = None
+    inner: int
+    offset: int
+    num_lines: int = 0
+    num_bytes_after: int = 0
+    stored_bytes: int | None = None
 
-    def check(self, header_path: Path) -> None:
-        """Raise InputError or UnsupportedFormatError where the file is not there or shorter than promised."""
-        if not self.path.is_file():
-            raise InputError(f"{header_path}: its voxels are not there; expected them in {self.path}, put both files into one folder")
-        needed = self.num_bytes if self.container != "raw" else math.prod(self.sizes) * self.dtype.itemsize
-        found = max(self.path.stat().st_size - self.offset, 0)
-        if needed is not None and found < needed:
-            raise UnsupportedFormatError(
-                f"{self.path}: the file is cut off: its header promises {needed} bytes of voxels, it holds {found}; copy or export it again"
-            )
+    @property
+    def detached(self) -> tuple[Path, ...]:
+        """The files beside that of the header."""
+        return tuple(path for path in self.files if path != self.header_path)
+
+    def check(self) -> None:
+        """Raise InputError or UnsupportedFormatError where a file is not there, or too short for what is promised."""
+        num_values = math.prod(self.sizes) // len(self.files)
+        needed = num_values * self.dtype.itemsize
+        for path in self.files:
+            found = max(size_of(path, self.header_path) - max(self.offset, 0), 0)
+            if self.encoding in _MOST_PER_BYTE:
+                if self.stored_bytes is not None and self.stored_bytes > found:
+                    raise _cut_off(path, self.stored_bytes, f"it holds {found}")
+                promised = needed + self.num_bytes_after
+                if promised > found * _MOST_PER_BYTE[self.encoding]:
+                    raise _cut_off(path, promised, f"more than the {found} compressed bytes in it can hold")
+                continue
+            least = {"text": 2 * num_values - 1, "hex": 2 * needed}.get(self.encoding, needed)
+            if least + self.num_bytes_after > found:
+                raise _cut_off(path, least + self.num_bytes_after, f"it holds {found}")
 
     def read_into(self, values: NDArray[np.float32]) -> None:
         """Read the voxels into an array of shape (channels, [z,] y, x)."""
-        with open_bytes(self.path, self.container, self.offset) as reader:
-            decode_into(values, reader, self.dtype, self.path, interleaved=self.interleaved)
-            if self.container != "raw":
+        dtype = TEXT_DTYPE if self.encoding == "text" else self.dtype
+        reader: ByteReader
+        if len(self.files) > 1:
+            reader = _Joined(self, math.prod(self.sizes) // len(self.files) * dtype.itemsize)
+            decode_into(values, reader, dtype, self.header_path, inner=self.inner)
+            return
+        with self.open(self.files[0]) as reader:
+            decode_into(values, reader, dtype, self.files[0], inner=self.inner)
+            if self.encoding != "raw":
                 finish(reader)
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[ByteReader]:
+        """Open one of the files at its first voxel."""
+        offset = self.offset
+        if offset == FROM_THE_END:
+            offset = size_of(path, self.header_path) - math.prod(self.sizes) // len(self.files) * self.dtype.itemsize
+        if self.num_lines:
+            with open_bytes(path, "raw", offset) as text:
+                offset = _after_lines(text, offset, self.num_lines, path)
+        rarely = READERS.get(self.encoding)
+        if rarely is None and self.encoding == "raw":
+            offset += self.num_bytes_after
+        with open_bytes(path, "raw" if rarely is not None else self.encoding, offset) as stored:
+            reader: ByteReader = stored if rarely is None else rarely(stored, path, self.dtype)
+            if self.encoding != "raw":
+                # Bytes count after decompression; of voxels as text, they are skipped in the file.
+                _skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)
+            yield reader
+
+
+class _Joined:
+    """The voxels of several files, one after the other; each is read to its end, where compressed data have their checksum."""
+
+    def __init__(self, source: VoxelSource, bytes_per_file: int) -> None:
+        self._source, self._bytes_per_file = source, bytes_per_file
+        self._blocks = self._all()
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        parts = []
+        while size > 0:
+            if not self._rest:
+                block = next(self._blocks, b"")
+                if not block:
+                    break
+                self._rest = memoryview(block)
+            parts.append(self._rest[:size])
+            self._rest = self._rest[size:]
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def _all(self) -> Iterator[bytes]:
+        for path in self._source.files:
+            missing = self._bytes_per_file
+            with self._source.open(path) as reader:
+                while missing:
+                    block = reader.read(min(missing, BLOCK_BYTES))
+                    if not block:
+                        raise _cut_off(path, self._bytes_per_file, f"it holds {self._bytes_per_file - missing}")
+                    missing -= len(block)
+                    yield block
+                if self._source.encoding != "raw":
+                    finish(reader)
+
+
+def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> int:
+    """Return where the line after `num_lines` lines begins, in a file that stands at an offset."""
+    while block := text.read(INPUT_BYTES):
+        breaks = block.count(b"\n")
+        if breaks >= num_lines:
+            position = -1
+            for _ in range(num_lines):
+                position = block.index(b"\n", position + 1)
+            return offset + position + 1
+        num_lines -= breaks
+        offset += len(block)
+    raise UnsupportedFormatError(f"{path}: the file is cut off: its header skips more lines than there are; copy or export it again")
+
+
+def _skip(reader: ByteReader, num_bytes: int) -> None:
+    while num_bytes > 0 and (block := reader.read(min(num_bytes, BLOCK_BYTES))):
+        num_bytes -= len(block)
+
+
+def _cut_off(path: Path, promised: int, found: str) -> UnsupportedFormatError:
+    return UnsupportedFormatError(
+        f"{path}: the file is cut off: its header promises {promised} bytes of voxels, {found}; copy or export it again"
+    )

@@ -77,6 +77,6 @@ def _module(path: Path) -> ModuleType:
         from crfrefine.io import npz
 
         return npz
-    from crfrefine.io import itk
+    from crfrefine.io import text_formats
 
-    return itk
+    return text_formats

@@ -1,0 +1,183 @@
+"""What the text header of a MetaImage says: grid, place in the world, voxels. Lines are `Key = Value`, ElementDataFile is the last one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+
+from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.source import FROM_THE_END, VoxelSource
+from crfrefine.io.text_header import Fields, HeaderLines, finite_number, open_header, shown
+from crfrefine.io.voxel_files import is_pattern, number_of_files, pattern_names, require_listed, voxel_path
+from crfrefine.io.world import LPS, TextHeader, affine_of, grid_and_channels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+# The names that the format has had for the same thing.
+_MATRIX = ("TransformMatrix", "Rotation", "Orientation")
+_ORIGIN = ("Offset", "Origin", "Position", "ImagePosition")
+_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+_SPACING = ("ElementSpacing", "ElementSize")
+_REMARKS = ("CenterOfRotation", "AnatomicalOrientation", "DistanceUnits")
+GEOMETRY_KEYS = (*_MATRIX, *_ORIGIN, *_REMARKS, *_SPACING)
+_KEYS = (
+    *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize", "ElementDataFile"),
+    *("BinaryData", "CompressedData", "CompressedDataSize"),
+    *_BYTE_ORDER,
+    *GEOMETRY_KEYS,
+)
+_KNOWN = {key.lower(): key for key in _KEYS}
+_TYPES = {
+    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
+    **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
+}
+
+
+def read(path: Path) -> TextHeader:
+    """Read a header to its end and check every field that means something here.
+
+    Raises:
+        UnsupportedFormatError: not such a file, damaged, or of a layout that has no meaning here.
+        InputError: it cannot be opened.
+    """
+    with open_header(path) as lines:
+        fields = _fields(path, lines)
+        sizes = _sizes(fields)
+        names = _names(fields, lines, sizes)
+        end = lines.offset
+    channels = fields.whole("ElementNumberOfChannels", "1")
+    if channels < 1:
+        raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
+    grid_shape, num_channels = grid_and_channels(path, sizes, channels)
+    return TextHeader(
+        family="metaimage",
+        grid_shape=grid_shape,
+        num_channels=num_channels,
+        affine=_affine(fields, len(sizes), len(grid_shape)),
+        geometry=_geometry(fields, len(sizes)) if len(sizes) == len(grid_shape) else (),
+        source=_source(fields, names, end, (channels, *sizes), inner=1 if channels > 1 else math.prod(grid_shape)),
+    )
+
+
+def _fields(path: Path, lines: HeaderLines) -> Fields:
+    fields = Fields(path, "MetaImage", " = ")
+    for line in lines:
+        if not line.strip():
+            continue
+        # MetaIO takes a colon as well.
+        name, *values = re.split(rb"[=:]", line, maxsplit=1)
+        if not values:
+            raise UnsupportedFormatError(
+                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is no `Key = Value`: {shown(line)!r}"
+            )
+        key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
+        if key is not None:
+            fields.set(key, values[0])
+        if key == "ElementDataFile":
+            return fields
+    raise UnsupportedFormatError(f"{path}: not a MetaImage file, although its name says so: no line `ElementDataFile = ...` in its header")
+
+
+def _sizes(fields: Fields) -> tuple[int, ...]:
+    if not fields.text("ObjectType", "Image").lower().startswith("image"):
+        raise fields.damaged("ObjectType", "Image")
+    num_dims = fields.whole("NDims")
+    if not 2 <= num_dims <= 4:
+        raise fields.damaged("NDims", "2, 3 or 4 dimensions")
+    return fields.sizes("DimSize", num_dims)
+
+
+def _names(fields: Fields, lines: HeaderLines, sizes: tuple[int, ...]) -> list[str]:
+    """Return the names of the files with voxels; none where they follow the header."""
+    name = fields.text("ElementDataFile")
+    if not name:
+        raise fields.damaged("ElementDataFile", "the name of a file, or LOCAL")
+    if name.upper() == "LOCAL":
+        return []
+    words = name.split()
+    if words[0].upper() == "LIST" and len(words) <= 2:
+        dims = len(sizes) - 1
+        if len(words) > 1:
+            number = finite_number(words[1].rstrip("Dd"))
+            if number is None or not number.is_integer():
+                raise fields.damaged("ElementDataFile", "LIST, or LIST and the number of dimensions of each file")
+            dims = int(number)
+        expected = number_of_files(fields, "ElementDataFile", sizes, dims)
+        names = [line.strip().decode("utf-8", "surrogateescape") for line in lines if line.strip()]
+        require_listed(fields.path, expected, len(names))
+        return names
+    if is_pattern(name):
+        return pattern_names(fields, "ElementDataFile", sizes, with_dims=False)
+    return [name]
+
+
+def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], *, inner: int) -> VoxelSource:
+    is_binary = fields.flag("BinaryData", "True")
+    is_compressed = fields.flag("CompressedData")
+    skipped = fields.whole("HeaderSize", "0")
+    if skipped < FROM_THE_END or (skipped == FROM_THE_END and (is_compressed or not is_binary)):
+        raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels that are not compressed end the file")
+    # The size is not worth more than that: some files promise too few bytes.
+    stored = fields.whole("CompressedDataSize", "0") if is_compressed and len(names) <= 1 else 0
+    byte_order: Literal[">", "<"] = ">" if _agreed(fields, _BYTE_ORDER, fields.flag, default=False) else "<"
+    kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
+    if kind is None:
+        raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
+    return VoxelSource(
+        header_path=fields.path,
+        files=tuple(voxel_path(fields.path, name) for name in names) or (fields.path,),
+        encoding="zlib" if is_compressed else "raw" if is_binary else "text",
+        dtype=np.dtype(kind).newbyteorder(byte_order),
+        sizes=sizes,
+        inner=inner,
+        # Bytes to skip count from the beginning of the file, also where the header is in it.
+        offset=skipped or (0 if names else end),
+        stored_bytes=stored if stored > 0 else None,
+    )
+
+
+def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
+    # The matrix lists one axis after the other.
+    matrix = _agreed(fields, _MATRIX, lambda key: fields.numbers(key, num_dims**2), default=tuple(np.eye(num_dims).reshape(-1).tolist()))
+    direction = np.array(matrix, np.float64).reshape(num_dims, num_dims).T
+    origin = _agreed(fields, _ORIGIN, lambda key: fields.numbers(key, num_dims, exact=False), default=(0.0,) * num_dims)
+    key = next((key for key in _SPACING if key in fields), None)
+    spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
+    if 0.0 in spacing and key is not None:
+        raise fields.damaged(key, "voxels that are larger than 0")
+    return affine_of(direction[:num_axes, :num_axes] * np.array(spacing[:num_axes]), np.array(origin[:num_axes]), LPS)
+
+
+def _agreed(fields: Fields, keys: tuple[str, ...], parse: Callable[[str], T], *, default: T) -> T:
+    """Return what a header says under any of the names for one thing; raise where it says two things."""
+    found = {key: parse(key) for key in keys if key in fields}
+    first = next(iter(found.values()), default)
+    for key, value in found.items():
+        if value != first:
+            raise fields.damaged(key, f"the same as {next(iter(found))} says")
+    return first
+
+
+def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
+    """Return the lines that place the grid, without remarks that are no text or numbers that a writer would have put there."""
+    lines = []
+    for key in GEOMETRY_KEYS:
+        if key not in fields:
+            continue
+        text = fields.text(key)
+        if key == "CenterOfRotation" and [finite_number(word) is None for word in text.split()] != [False] * num_dims:
+            continue
+        if key in _REMARKS and not (len(text) <= 100 and text.isascii() and text.isprintable() and text):
+            continue
+        # Behind the numbers that count may stand anything.
+        used = text if key in _REMARKS else " ".join(text.split()[: num_dims**2 if key in _MATRIX else num_dims])
+        lines.append(f"{key} = {used}")
+    return tuple(lines)

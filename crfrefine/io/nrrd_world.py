@@ -1,0 +1,194 @@
+"""Where an NRRD header puts its grid: a named world with a vector for each axis, or spacings alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.text_header import Fields, finite_number
+from crfrefine.io.world import LPS, affine_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_RAS = (1.0, 1.0, 1.0)
+_LAS = (-1.0, 1.0, 1.0)
+# Name without hyphens and spaces -> dimensions and the signs that lead to RAS+. As in ITK, what is no anatomical world counts as LPS.
+_SPACES = {
+    **dict.fromkeys(("rightanteriorsuperior", "ras"), (3, _RAS)),
+    **dict.fromkeys(("leftanteriorsuperior", "las"), (3, _LAS)),
+    **dict.fromkeys(("leftposteriorsuperior", "lps"), (3, LPS)),
+    **dict.fromkeys(("rightanteriorsuperiortime", "rast"), (4, _RAS)),
+    **dict.fromkeys(("leftanteriorsuperiortime", "last"), (4, _LAS)),
+    **dict.fromkeys(("leftposteriorsuperiortime", "lpst"), (4, LPS)),
+    **dict.fromkeys(("scannerxyz", "3drighthanded", "3dlefthanded"), (3, LPS)),
+    **dict.fromkeys(("scannerxyztime", "3drighthandedtime", "3dlefthandedtime"), (4, LPS)),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a grid lies.
+
+    Attributes:
+        affine: (4, 4) voxel to world RAS+ mm.
+        lines: of the header that say so, without the entries of a channel axis; empty where another file could not use them.
+    """
+
+    affine: NDArray[np.float64]
+    lines: tuple[str, ...]
+
+
+def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], num_axes: int) -> Placement:
+    """Read where the grid lies.
+
+    Args:
+        fields: of the header.
+        num_dims: of the file.
+        axes: those that are no channels.
+        sizes: of all dimensions.
+        num_axes: 2 or 3, of the grid: the first ones of `axes`.
+
+    Raises:
+        UnsupportedFormatError: damaged, or a combination that means nothing.
+    """
+    space_dims, signs = _space(fields)
+    if space_dims == 0:
+        for name in ("space directions", "space origin"):
+            if name in fields:
+                raise fields.damaged(name, "a line `space: ...` or `space dimension: ...`, too")
+        spacing = _spacings(fields, num_dims, axes)
+        origin = _origin_by_mins(fields, num_dims, axes, sizes, spacing)
+        return Placement(affine_of(np.diag(spacing[:num_axes]), np.array(origin[:num_axes]), LPS), ())
+    if "spacings" in fields:
+        raise fields.damaged("spacings", "no such line beside `space`, but `space directions`")
+    if space_dims != len(axes):
+        raise UnsupportedFormatError(
+            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
+        )
+    vectors = np.eye(space_dims)
+    if "space directions" in fields:
+        vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
+    elif signs != LPS:
+        signs_of_vectors = np.array([*signs, 1.0])[:space_dims] * np.array([*LPS, 1.0])[:space_dims]
+        vectors = vectors * signs_of_vectors[:, np.newaxis]  # As ITK, which takes its own axes where there are none.
+    origin_text = fields.text("space origin", "")
+    origin = (0.0,) * space_dims
+    if origin_text and not re.fullmatch(r"\(?\s*(nan[\s,]*)+\)?", origin_text.lower()):
+        found = _vectors(origin_text)
+        if len(found) != 1 or found[0] is None or len(found[0]) != space_dims:
+            raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
+        origin = found[0]
+    affine = affine_of(vectors[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
+    return Placement(affine, _lines(fields) if len(axes) == num_axes == 3 else ())
+
+
+def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
+    """Return the dimensions of the world, 0 where there is none, and the signs that lead to RAS+."""
+    if "space" in fields and "space dimension" in fields:
+        raise fields.damaged("space dimension", "no such line beside `space`")
+    if "space" in fields:
+        known = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
+        if known is None:
+            raise fields.damaged("space", "a world such as left-posterior-superior or RAS")
+        return known
+    if "space dimension" not in fields:
+        return 0, LPS
+    space_dims = fields.whole("space dimension")
+    if not 1 <= space_dims <= 8:
+        raise fields.damaged("space dimension", "1 to 8 dimensions")
+    return space_dims, LPS
+
+
+def _directions(fields: Fields, num_dims: int, axes: Sequence[int], space_dims: int) -> list[tuple[float, ...]]:
+    """Return the vectors of the axes, rounded as ITK rounds them: length and direction are computed, and multiplied again."""
+    entries = _vectors(fields.text("space directions"))
+    vectors = [entries[axis] for axis in axes if axis < len(entries)]
+    good = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
+    if len(entries) != num_dims or len(good) != len(axes):
+        raise fields.damaged("space directions", f"{num_dims} vectors of {space_dims} finite numbers, none for channels")
+    rounded = []
+    for vector in good:
+        length = math.sqrt(sum(value * value for value in vector))
+        if not 0 < length < math.inf or not math.isfinite(1 / length):
+            raise fields.damaged("space directions", "vectors that are as long as a voxel")
+        rounded.append(tuple(value * (1 / length) * length for value in vector))
+    return rounded
+
+
+def _vectors(text: str) -> list[tuple[float, ...] | None]:
+    """Return the vectors in a text, None for what is `none` or not a number each; an empty list for other text."""
+    if not re.fullmatch(r"(?:\s*(?:none|\([^()]*\)))*\s*", text, re.IGNORECASE):
+        return []
+    vectors: list[tuple[float, ...] | None] = []
+    for entry in re.findall(r"none|\([^()]*\)", text, re.IGNORECASE):
+        numbers = [finite_number(word.strip()) for word in entry[1:-1].split(",")] if entry.startswith("(") else [None]
+        good = tuple(number for number in numbers if number is not None)
+        vectors.append(good if len(good) == len(numbers) else None)
+    return vectors
+
+
+def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
+    """Return the voxel sizes along the axes, 1 where the header says nothing; negative ones turn an axis around, as in ITK."""
+    if "spacings" not in fields:
+        return [1.0] * len(axes)
+    words = fields.text("spacings").split()
+    numbers = [finite_number(words[axis]) for axis in axes] if len(words) == num_dims else []
+    spacings = [number for number in numbers if number is not None and number != 0]
+    if len(spacings) != len(axes):
+        raise fields.damaged("spacings", f"{num_dims} numbers that are finite and not 0")
+    return spacings
+
+
+def _origin_by_mins(
+    fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], spacing: Sequence[float]
+) -> tuple[float, ...]:
+    """Return the center of the first voxel where a header says how far the axes reach; 0 where it does not."""
+    mins = _bounds(fields, "axis mins", num_dims, axes)
+    maxs = _bounds(fields, "axis maxs", num_dims, axes)
+    if mins is None or (maxs is None and "spacings" not in fields):
+        return (0.0,) * len(axes)
+    centers = fields.text("centers", "").lower().split() or ["none"] * num_dims
+    if len(centers) != num_dims:
+        raise fields.damaged("centers", f"{num_dims} words, node or cell")
+    origin = []
+    for number, axis in enumerate(axes):
+        step = spacing[number]
+        if "spacings" not in fields and maxs is not None:
+            step = (maxs[number] - mins[number]) / sizes[axis]
+        origin.append(mins[number] + (0.0 if centers[axis] == "node" else step / 2))
+    return tuple(origin)
+
+
+def _bounds(fields: Fields, name: str, num_dims: int, axes: Sequence[int]) -> list[float] | None:
+    if name not in fields:
+        return None
+    words = fields.text(name).lower().split()
+    if len(words) != num_dims:
+        raise fields.damaged(name, f"{num_dims} numbers")
+    if any(words[axis] == "nan" for axis in axes):
+        return None
+    numbers = [number for axis in axes if (number := finite_number(words[axis])) is not None]
+    if len(numbers) != len(axes):
+        raise fields.damaged(name, f"{num_dims} finite numbers")
+    return numbers
+
+
+def _lines(fields: Fields) -> tuple[str, ...]:
+    if "space" not in fields or "space directions" not in fields:
+        return ()
+    directions = [entry for entry in re.findall(r"none|\([^)]*\)", fields.text("space directions"), re.IGNORECASE) if entry[0] == "("]
+    lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
+    if re.match(r"\(\s*[^n]", fields.text("space origin", "").lower()):
+        lines.append(f"space origin: {fields.text('space origin')}")
+    units = fields.text("space units", "")
+    if len(units) <= 100 and re.fullmatch(r'\s*"[\w ]*"(?:\s+"[\w ]*"){2}\s*', units, re.ASCII):
+        lines.append(f"space units: {units}")
+    return tuple(lines)

@@ -1,0 +1,173 @@
+"""Text headers of MetaImage and NRRD, line by line and number by number: what is read here may be damaged or hostile.
+
+Time and memory are bounded, and whatever is wrong is an UnsupportedFormatError that names the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.paths import cannot_read
+
+LARGEST_HEADER = 1 << 24  # bytes; the segment tables that 3D Slicer writes take a hundredth of it
+MOST_LINES = 1 << 18
+LONGEST_FIELD = 1 << 16  # characters of a field that is interpreted
+LONGEST_NUMBER = 400  # digits; a float64 printed in full has 309 before the point
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_LARGEST_WHOLE = 1 << 62
+
+
+class HeaderLines:
+    """The lines of a header, and where in the file the next one begins.
+
+    Attributes:
+        offset: bytes read.
+        number: of the line read last, counted from 1.
+        is_last: the file ends with the line read last, which has no line break.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self.offset = 0
+        self.number = 0
+        self.is_last = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the lines without their line breaks, to the end of the file."""
+        while (line := self._read()) is not None:
+            yield line
+
+    def _read(self) -> bytes | None:
+        line = self._file.readline(LARGEST_HEADER - self.offset + 1)
+        self.offset += len(line)
+        self.number += 1
+        if self.offset > LARGEST_HEADER or self.number > MOST_LINES:
+            raise UnsupportedFormatError(
+                f"{self._path}: its header does not end within {LARGEST_HEADER >> 20} MiB and {MOST_LINES} lines; "
+                "damaged, or not a file of this format"
+            )
+        if not line:
+            return None
+        if b"\0" in line:
+            raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a zero byte; expected text")
+        self.is_last = not line.endswith(b"\n")
+        line = line.rstrip(b"\r\n")
+        if b"\r" in line:
+            # Some readers take it for a line break, others for white space.
+            raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a carriage return before its end")
+        return line
+
+
+@contextmanager
+def open_header(path: Path) -> Iterator[HeaderLines]:
+    """Open a file to read its header; raise InputError where that is not possible, UnsupportedFormatError for an empty file."""
+    if not path.is_file():
+        # A pipe would keep the reader waiting for ever.
+        raise InputError(f"{path}: expected a regular file")
+    try:
+        with path.open("rb") as file:
+            if not file.peek(1):
+                raise UnsupportedFormatError(f"{path}: the file is empty")
+            yield HeaderLines(file, path)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+class Fields:
+    """The fields of a header by name, read as text, flags and numbers, with an error that quotes the line.
+
+    Args:
+        path: the file.
+        format_name: "MetaImage" or "NRRD".
+        separator: what stands between name and value, for messages.
+    """
+
+    def __init__(self, path: Path, format_name: str, separator: str) -> None:
+        self.path = path
+        self._format, self._separator = format_name, separator
+        self._texts: dict[str, str] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._texts
+
+    def set(self, name: str, value: bytes) -> None:
+        """Keep what the header says under a name."""
+        # Names of files may be in any encoding: the bytes come back when they are opened.
+        self._texts[name] = value.strip().decode("utf-8", "surrogateescape")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a field as it stands in the file; raise where it is missing and there is no default."""
+        value = self._texts.get(name, default)
+        if value is None:
+            raise UnsupportedFormatError(f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`")
+        if len(value) > LONGEST_FIELD:
+            raise self.damaged(name, f"at most {LONGEST_FIELD} characters")
+        return value
+
+    def flag(self, name: str, default: str = "False") -> bool:
+        """Return a field that says yes or no."""
+        word = self.text(name, default).lower()
+        if word not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
+            raise self.damaged(name, "True or False")
+        return word in ("true", "t", "1", "yes")
+
+    def whole(self, name: str, default: str | None = None) -> int:
+        """Return a field that holds one whole number."""
+        value = whole_number(self.text(name, default))
+        if value is None:
+            raise self.damaged(name, "a whole number")
+        return value
+
+    def sizes(self, name: str, count: int) -> tuple[int, ...]:
+        """Return a field that holds the number of voxels along each of `count` axes."""
+        values = [whole_number(word) for word in self.text(name).split()]
+        sizes = tuple(value for value in values if value is not None)
+        if len(sizes) != count or len(values) != count:
+            raise self.damaged(name, f"{count} whole numbers, as many as there are dimensions")
+        if min(sizes) < 1:
+            raise self.damaged(name, "sizes of at least 1")
+        return sizes
+
+    def numbers(self, name: str, count: int, *, exact: bool = True) -> tuple[float, ...]:
+        """Return the first `count` finite numbers of a field that has as many, or more where it need not be `exact`."""
+        values = [finite_number(word) for word in self.text(name).split()]
+        wanted = tuple(value for value in values[:count] if value is not None)
+        if len(wanted) < count or (exact and len(values) > count):
+            raise self.damaged(name, f"{count} finite numbers")
+        return wanted
+
+    def damaged(self, name: str, expected: str) -> UnsupportedFormatError:
+        """Return the error for a field that cannot be used."""
+        line = f"{name}{self._separator}{shown(self._texts.get(name, ''))}"
+        return UnsupportedFormatError(f"{self.path}: damaged {self._format} header: {line}; expected {expected}")
+
+
+def finite_number(word: str) -> float | None:
+    """Return the number that a word is, None where it is none, or is not finite."""
+    if len(word) > LONGEST_NUMBER or not _NUMBER.fullmatch(word):
+        return None
+    value = float(word)
+    return value if math.isfinite(value) else None
+
+
+def whole_number(word: str) -> int | None:
+    """Return the whole number that a word is, also where it is written as 4.0 or 1e2; None where it is none, or larger than any file."""
+    value = finite_number(word)
+    if value is None or not value.is_integer() or abs(value) > _LARGEST_WHOLE:
+        return None
+    return int(word) if word.lstrip("+-").isdigit() else int(value)
+
+
+def shown(text: str | bytes, most: int = 60) -> str:
+    """Return text out of a file for a message: of bounded length, without characters that a terminal would obey."""
+    if isinstance(text, bytes):
+        text = text[: 4 * most + 4].decode("utf-8", "backslashreplace")
+    cut = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in cut)

@@ -1,0 +1,111 @@
+"""The files that a text header names for its voxels: one, a list, or a pattern with a running number."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import stat
+from pathlib import Path
+
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.text_header import Fields, shown, whole_number
+
+MOST_FILES = 1 << 16
+OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
+
+# A running number such as %d or %03d, once, then its first value, its last one and its step.
+_PATTERN = re.compile(r"([^%]*)%(0?)(\d{0,2})d([^%\s]*)((?:\s+\S+){0,4})", re.ASCII)
+
+
+def is_pattern(name: str) -> bool:
+    """Return whether a name stands for several files, or would in other programs."""
+    return "%" in name
+
+
+def pattern_names(fields: Fields, key: str, sizes: tuple[int, ...], *, with_dims: bool) -> list[str]:
+    """Return the names that a pattern such as `slice%03d.raw 1 40 1` stands for.
+
+    Args:
+        fields: of the header.
+        key: of the field with the pattern.
+        sizes: of all axes, the fastest first.
+        with_dims: a fourth number may say how many dimensions each file has, as in NRRD.
+
+    Raises:
+        UnsupportedFormatError: anything but one `%d` or `%0Nd`, or as many numbers as there are files to be.
+    """
+    expected = "one running number such as %03d, then its first value, last value and step" + (", and a dimension" if with_dims else "")
+    match = _PATTERN.fullmatch(fields.text(key))
+    words = match[5].split() if match else []
+    numbers = [whole_number(word) for word in words]
+    if match is None or None in numbers or len(words) > 3 + with_dims or (with_dims and len(words) < 3):
+        raise fields.damaged(key, expected)
+    given = [number for number in numbers if number is not None]
+    dims = given[3] if len(given) > 3 else len(sizes) - 1
+    num_files = number_of_files(fields, key, sizes, dims)
+    first = given[0] if given else 1
+    step = given[2] if len(given) > 2 else 1
+    last = given[1] if len(given) > 1 else first + num_files - 1
+    if first < 0 or step == 0 or (last - first) // step + 1 != num_files:
+        raise fields.damaged(key, f"{num_files} files, as many as its sizes say; {expected}")
+    width = int(match[3] or 0)
+    return [f"{match[1]}{number:{match[2]}{width}d}{match[4]}" for number in range(first, first + num_files * step, step)]
+
+
+def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int) -> int:
+    """Return how many files of `dims` dimensions make up the whole; raise where that is none, or more than any folder has."""
+    if not 1 <= dims <= len(sizes):
+        raise fields.damaged(key, f"files of 1 to {len(sizes)} dimensions")
+    num_files = math.prod(sizes[dims:])
+    if num_files > MOST_FILES:
+        raise fields.damaged(key, f"at most {MOST_FILES} files of voxels, its sizes ask for {num_files:.4g}")
+    return num_files
+
+
+def voxel_path(header_path: Path, name: str) -> Path:
+    """Return the file that a header names; names are relative to the header's folder, and may lead out of it as in ITK.
+
+    Raises:
+        InputError: it lies outside of the folder, and the environment variable CRFREFINE_OUTSIDE_FILES forbids that.
+    """
+    path = header_path.parent / name
+    rule = os.environ.get(OUTSIDE_FILES, "allow")
+    if rule not in ("allow", "refuse"):
+        raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shown(rule)!r}")
+    if rule == "refuse":
+        folders = {header_path.parent.resolve(), header_path.resolve().parent}
+        if not any(folder in _resolved(path, header_path).parents for folder in folders):
+            raise InputError(
+                f"{header_path}: its voxels are in {shown(str(path), 200)}, outside of its folder, and {OUTSIDE_FILES} is set to refuse"
+            )
+    return path
+
+
+def size_of(path: Path, header_path: Path) -> int:
+    """Return the bytes of a file with voxels; raise InputError where there is none, or what is there is not a regular file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        raise InputError(
+            f"{header_path}: its voxels are not there; expected them in {shown(str(path), 400)}, put both files into one folder"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        # A pipe would keep the reader waiting for ever, a device may have no end.
+        raise InputError(f"{header_path}: expected its voxels in {shown(str(path), 400)}, which is not a regular file")
+    return status.st_size
+
+
+def require_listed(header_path: Path, expected: int, found: int) -> None:
+    """Raise UnsupportedFormatError where a header does not list as many files as its sizes ask for."""
+    if found != expected:
+        raise UnsupportedFormatError(
+            f"{header_path}: its header promises {expected} files of voxels, it lists {found}; copy or export it again"
+        )
+
+
+def _resolved(path: Path, header_path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise InputError(f"{header_path}: its voxels are not there; expected them in {shown(str(path), 400)}") from None

@@ -1,0 +1,332 @@
+"""Damaged and hostile headers of MetaImage and NRRD: an error of ours, soon, in bounded memory, and of that case alone."""
+
+import os
+import random
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import run_process
+from io_helpers import read_or_complain
+
+from crfrefine import io
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+
+VOXELS = np.arange(24, dtype="<i2").tobytes()
+META = {"NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL"}
+NRRD = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw"}
+DIGITS = "9" * 5000  # More than Python's int() takes.
+HUGE = "99999999999999999999"
+
+
+def meta_text(**changes: str) -> bytes:
+    """ElementDataFile comes last; a field that is changed to "-" is left out."""
+    fields = {**META, **changes}
+    fields["ElementDataFile"] = fields.pop("ElementDataFile")
+    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode("utf-8", "surrogateescape")
+
+
+def nrrd_text(*lines: str, **changes: str) -> bytes:
+    fields = [f"{key}: {value}" for key, value in {**NRRD, **changes}.items() if value != "-"]
+    return "\n".join(["NRRD0004", *fields, *lines, "", ""]).encode("utf-8", "surrogateescape")
+
+
+@pytest.fixture(autouse=True)
+def _ends_soon() -> Iterator[None]:
+    """No header keeps the reader for seconds; a mutation that did would stop the run here."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("still reading after 20 seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+META_HEADERS = {
+    "format string": (meta_text(ElementDataFile="%s.raw 1 4 1"), "one running number such as %03d"),
+    "format that writes": (meta_text(ElementDataFile="%n"), "one running number such as %03d"),
+    "two numbers": (meta_text(ElementDataFile="a%d%d.raw 1 4 1"), "one running number"),
+    "number of a thousand places": (meta_text(ElementDataFile="a%01000d.raw 1 4 1"), "one running number"),
+    "star": (meta_text(ElementDataFile="a%*d.raw 1 4 1"), "one running number"),
+    "percent": (meta_text(ElementDataFile="100%.raw"), "one running number"),
+    "endless pattern": (meta_text(ElementDataFile="a%d.raw 1 2305843009213693952 1"), "expected 4 files"),
+    "pattern that stands still": (meta_text(ElementDataFile="a%d.raw 1 4 0"), "expected 4 files"),
+    "pattern of too few": (meta_text(ElementDataFile="a%d.raw 1 3 1"), "expected 4 files"),
+    "pattern with words": (meta_text(ElementDataFile="a%d.raw one four"), "one running number"),
+    "NDims huge": (meta_text(NDims=HUGE), "NDims = 9+; expected"),
+    "NDims thrice": (meta_text(NDims="-5 -5 -5"), "NDims = -5 -5 -5; expected a whole number"),
+    "NDims negative": (meta_text(NDims="-1"), "NDims = -1; expected 2, 3 or 4 dimensions"),
+    "NDims largest": (meta_text(NDims="2147483647"), "expected 2, 3 or 4 dimensions"),
+    "NDims of many digits": (meta_text(NDims=DIGITS), "expected a whole number"),
+    "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
+    "NDims missing": (meta_text(NDims="-"), "no line `NDims = ...`"),
+    "DimSize of digits": (meta_text(DimSize=f"{DIGITS} 3 4"), "expected 3 whole numbers"),
+    "DimSize of zero": (meta_text(DimSize="2 0 4"), "expected sizes of at least 1"),
+    "DimSize that rounds to zero": (meta_text(DimSize="1e-400 1 1"), "expected sizes of at least 1"),
+    "DimSize past 64 bits": (
+        meta_text(DimSize="4000000000 4000000000 4000000000"),
+        "promises 128000000000000000000000000000 bytes .* it holds 48",
+    ),
+    "DimSize that wraps to 48 bytes": (meta_text(DimSize="4611686018427387904 4 24"), "promises 885443715538058477568 bytes"),
+    "DimSize nan": (meta_text(DimSize="nan 3 4"), "expected 3 whole numbers"),
+    "DimSize in other digits": (meta_text(DimSize="\u0662 3 4"), "expected 3 whole numbers"),
+    "channels": (meta_text(ElementNumberOfChannels="-3"), "ElementNumberOfChannels = -3; expected"),
+    "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
+    "spacing nan": (meta_text(ElementSpacing="1 nan 1"), "expected 3 finite numbers"),
+    "spacing infinite": (meta_text(ElementSpacing="1 1e999 1"), "expected 3 finite numbers"),
+    "spacing tiny": (meta_text(ElementSpacing="1 1e-300 1"), "geometry in the header is not usable"),
+    "spacing huge": (meta_text(ElementSpacing="1 1e300 1"), "geometry in the header is not usable"),
+    "offset infinite": (meta_text(Offset="1 inf 1"), "Offset = 1 inf 1; expected 3 finite numbers"),
+    "offset far": (meta_text(Offset="1 1e200 1"), "geometry in the header is not usable"),
+    "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Origin = 1 2 4; expected the same as Offset says"),
+    "two byte orders": (meta_text(ElementByteOrderMSB="True", BinaryDataByteOrderMSB="False"), "expected the same"),
+    "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
+    "matrix of zeros": (meta_text(TransformMatrix="0 " * 9), "geometry in the header is not usable"),
+    "matrix too long": (meta_text(TransformMatrix="1 " * 10), "expected 9 finite numbers"),
+    "matrix very long": (meta_text(TransformMatrix="1 " * 100_000), "expected at most 65536 characters"),
+    "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
+    "zero byte in text": (meta_text(Comment="a\0b"), "holds a zero byte"),
+    "name that is long": (meta_text(ElementDataFile="a" * 5000), "its voxels are not there"),
+    "name of bytes": (meta_text(ElementDataFile="\udcff\udcfe.raw"), r"not there; expected them in .*\\udcff\\udcfe\.raw"),
+    "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
+    "name missing": (meta_text(ElementDataFile=""), "expected the name of a file, or LOCAL"),
+    "garbage after LOCAL": (meta_text(ElementDataFile="LOCAL 1 2"), "its voxels are not there"),
+    "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "promises 4 files of voxels, it lists 3"),
+    "list of digits": (meta_text(ElementDataFile=f"LIST {HUGE}"), "files of 1 to 3 dimensions"),
+    "list of millions": (meta_text(ElementDataFile="LIST", DimSize="2 3 1000000000"), "at most 65536 files"),
+    "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
+    "other object": (meta_text(ObjectType="Tube"), "expected Image"),
+    "header size": (meta_text(HeaderSize="-2"), "HeaderSize = -2; expected bytes to skip"),
+    "header size huge": (meta_text(HeaderSize="4611686018427387904"), "it holds 0"),
+    "header size far": (meta_text(HeaderSize=HUGE), "expected a whole number"),
+    "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "-1 where voxels that are not compressed"),
+    "compressed, too large": (meta_text(CompressedData="True", DimSize="1000 1000 1000"), "more than the 48 compressed bytes"),
+    "text that is none": (meta_text(BinaryData="False", DimSize="2 2 2"), "numbers as text"),
+    "flag": (meta_text(BinaryData="perhaps"), "BinaryData = perhaps; expected True or False"),
+    "a line without a key": (b"NDims = 3\nhello\n", "line 2 is no `Key = Value`: 'hello'"),
+    "a key of a megabyte": (b"x" * (1 << 20), "line 1 is no `Key = Value`: 'xxxx"),
+    "binary garbage": (bytes(random.Random(1).randbytes(5000)), "damaged header|not a MetaImage file"),
+    "no end": (b"Comment = x\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
+    "no end of a line": (b"Comment = " + b"x" * (1 << 25), "does not end within 16 MiB"),
+}
+NRRD_HEADERS = {
+    "dimension of 1000 characters": (nrrd_text(dimension="3" * 1000), "expected a whole number"),
+    "dimension of 1000 numbers": (nrrd_text(dimension="3 " * 1000), "expected a whole number"),
+    "dimension huge": (nrrd_text(dimension=HUGE), "expected a whole number"),
+    "dimension negative": (nrrd_text(dimension="-3"), "expected 1 to 16 dimensions"),
+    "dimension 0": (nrrd_text(dimension="0"), "expected 1 to 16 dimensions"),
+    "dimension 1": (nrrd_text(dimension="1", sizes="24"), "cannot be told into grid and channels"),
+    "line of 1000 characters": (nrrd_text("x" * 1000), "line 7 is no `field: value` of the format: 'xxx"),
+    "line of a megabyte": (nrrd_text("x" * (1 << 20)), "is no `field: value`"),
+    "unknown field": (nrrd_text("space origio: (1,2,3)"), "line 7 is no `field: value` of the format: 'space origio"),
+    "field twice": (nrrd_text("sizes: 2 3 4"), "line 7 is a second line `sizes: ...`"),
+    "origin of 2000 characters": (nrrd_text("space: LPS", f"space origin: ({'1' * 2000},2,3)"), "space origin: .*expected one vector"),
+    "origin of 2000 numbers": (nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"), "expected one vector of 3"),
+    "origin without an end": (nrrd_text("space: LPS", "space origin: " + "(" * 2000), "expected one vector of 3"),
+    "kinds of 2000 characters": (nrrd_text(f"kinds: {'domain' * 400}"), "kinds: .*expected 3 kinds"),
+    "kinds of 2000 words": (nrrd_text(f"kinds: {'domain ' * 2000}"), "expected 3 kinds"),
+    "kinds unknown": (nrrd_text("kinds: domain domain banana"), "expected domain for axes"),
+    "kinds of two channels": (nrrd_text("kinds: vector domain list"), "2 axes of values cannot be told"),
+    "complex": (nrrd_text("kinds: complex domain domain"), "complex voxels"),
+    "sizes of digits": (nrrd_text(sizes=f"2 3 {DIGITS}"), "expected 3 whole numbers"),
+    "sizes of zero": (nrrd_text(sizes="2 0 4"), "expected sizes of at least 1"),
+    "sizes negative": (nrrd_text(sizes="2 -3 4"), "expected sizes of at least 1"),
+    "sizes past 64 bits": (nrrd_text(sizes="4000000000 4000000000 4000000000"), "promises 128000000000000000000000000000 bytes"),
+    "sizes of gzip": (nrrd_text(encoding="gzip", sizes="9000 9000 9000"), "more than the 48 compressed bytes in it can hold"),
+    "no sizes": (nrrd_text(sizes="-"), "no line `sizes: ...`"),
+    "no endian": (nrrd_text(endian="-"), "no line `endian: ...`"),
+    "endian": (nrrd_text(endian="middle"), "expected little or big"),
+    "type": (nrrd_text(type="block"), "expected the name of an integer or floating-point type"),
+    "type of 100,000 characters": (nrrd_text(type="s" * 100_000), "expected at most 65536 characters"),
+    "encoding": (nrrd_text(encoding="zrl"), "expected raw, gzip, bzip2, ascii or hex"),
+    "not gzip": (nrrd_text(encoding="gzip"), "is not compressed with gzip"),
+    "not bzip2": (nrrd_text(encoding="bzip2"), "damaged compressed data"),
+    "not text": (nrrd_text(encoding="ascii", sizes="2 2 2"), "numbers as text"),
+    "not hex": (nrrd_text(encoding="hex", sizes="2 2 2"), "hexadecimal digits"),
+    "spacings nan": (nrrd_text("spacings: 1 nan 1"), "spacings: 1 nan 1; expected 3 numbers"),
+    "spacings zero": (nrrd_text("spacings: 1 0 1"), "expected 3 numbers that are finite and not 0"),
+    "spacings infinite": (nrrd_text("spacings: 1 inf 1"), "expected 3 numbers"),
+    "spacings few": (nrrd_text("spacings: 1 1"), "expected 3 numbers"),
+    "spacings huge": (nrrd_text("spacings: 1 1 1e300"), "geometry in the header is not usable"),
+    "spacings in a space": (nrrd_text("space: LPS", "spacings: 1 1 1"), "expected no such line beside `space`"),
+    "space unknown": (nrrd_text("space: outer"), "expected a world such as"),
+    "space twice": (nrrd_text("space: LPS", "space dimension: 3"), "expected no such line beside `space`"),
+    "space of 2 dimensions": (nrrd_text("space dimension: 2", "space directions: (1,0) (0,1) (1,1)"), "3 axes in a space of 2"),
+    "directions singular": (nrrd_text("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"), "geometry in the header is not usable"),
+    "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
+    "directions tiny": (nrrd_text("space: LPS", "space directions: (1e-320,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
+    "directions nan": (nrrd_text("space: LPS", "space directions: (nan,0,0) (0,1,0) (0,0,1)"), "expected 3 vectors of 3 finite numbers"),
+    "directions few": (nrrd_text("space: LPS", "space directions: (1,0,0) (0,1,0)"), "expected 3 vectors"),
+    "directions all none": (nrrd_text("space: LPS", "space directions: none none none"), "expected 3 vectors"),
+    "directions without a space": (nrrd_text("space directions: (1,0,0) (0,1,0) (0,0,1)"), "expected a line `space: ...`"),
+    "zero byte": (nrrd_text("content: a\0b"), "line 7 holds a zero byte"),
+    "carriage return": (nrrd_text("content: a\rdata file: b.raw"), "line 7 holds a carriage return before its end"),
+    "byte skip": (nrrd_text("byte skip: -5"), "expected bytes to skip"),
+    "byte skip huge": (nrrd_text("byte skip: 4611686018427387904"), "promises 4611686018427387952 bytes"),
+    "byte skip of gzip": (nrrd_text("byte skip: 4611686018427387904", encoding="gzip"), "more than the 48 compressed bytes"),
+    "line skip": (nrrd_text("line skip: -1"), "expected 0 or more"),
+    "line skip huge": (nrrd_text("line skip: 4611686018427387904"), "skips more lines than there are"),
+    "format string": (nrrd_text("data file: %s.raw 1 4 1"), "one running number such as %03d"),
+    "format that writes": (nrrd_text("data file: %n%d.raw 1 4 1"), "one running number"),
+    "endless pattern": (nrrd_text("data file: a%d.raw 1 2305843009213693952 1"), "expected 4 files"),
+    "pattern alone": (nrrd_text("data file: a%d.raw"), "one running number"),
+    "list": (nrrd_text("data file: LIST"), "promises 4 files of voxels, it lists 0"),
+    "list of 99": (nrrd_text("data file: LIST 99"), "files of 1 to 3 dimensions"),
+    "voxels missing": (nrrd_text("datafile: nowhere.raw"), "its voxels are not there; expected them in .*nowhere.raw"),
+    "voxels without a name": (nrrd_text("data file: "), "expected the name of a file"),
+    "no empty line": (nrrd_text().rstrip(b"\n"), "cut off: no empty line ends its header"),
+    "no line break": (b"NRRD0004" + b"x" * (1 << 20), "not an NRRD file"),
+    "version": (nrrd_text().replace(b"NRRD0004", b"NRRD0099"), "not an NRRD file"),
+    "binary garbage": (b"NRRD0004\n" + random.Random(1).randbytes(5000), "damaged header|damaged NRRD header"),
+    "no end": (b"NRRD0004\n" + b"key:=value\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
+}
+NO_VOXELS = ("list of three", "a key of a megabyte", "no empty line", "no line break", "binary garbage", "no end")
+HEADERS = [
+    pytest.param(suffix, *case, name not in NO_VOXELS, id=f"{suffix} {name}")
+    for suffix, cases in ((".mha", META_HEADERS), (".nrrd", NRRD_HEADERS))
+    for name, case in cases.items()
+]
+
+
+@pytest.mark.parametrize(("suffix", "header", "message", "has_voxels"), HEADERS)
+def test_a_hostile_header_is_an_error_with_the_name_of_the_file(suffix, header, message, has_voxels, tmp_path, capfd):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(header + (VOXELS if has_voxels else b""))
+    with pytest.raises(CrfRefineError, match=message) as caught:
+        io.read_volume(path)
+    text = str(caught.value)
+    assert f"a{suffix}" in text
+    assert not isinstance(caught.value, CapacityError), "nothing is allocated for what a file cannot hold"
+    assert len(text) < 1000
+    assert re.sub(r"\n", "", text).isprintable()
+    assert capfd.readouterr() == ("", ""), "nothing is said but by the error"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("where", ["header", "voxels"])
+def test_what_is_no_regular_file_is_refused(kind, where, tmp_path):
+    target = tmp_path / ("a.mhd" if where == "header" else "a.raw")
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](target)
+    if where == "voxels":
+        (tmp_path / "a.mhd").write_bytes(meta_text(ElementDataFile="a.raw"))
+    with pytest.raises(InputError, match=r"a\.mhd: expected .*(regular file|this is a folder)"):
+        io.read_volume(tmp_path / "a.mhd")
+
+
+def test_one_hostile_case_leaves_the_others_alone(tmp_path):
+    """Three good cases and, one after the other, headers that ended the whole run with a crash or without an end."""
+    hostile = [
+        "format string",
+        "format that writes",
+        "NDims huge",
+        "NDims thrice",
+        "NDims negative",
+        "NDims largest",
+        "garbage after LOCAL",
+    ]
+    labels = np.zeros((4, 3, 2), np.float32)
+    labels[2:] = 4
+    for folder in ("images", "logits"):
+        (tmp_path / folder).mkdir()
+    for case in ("good1", "good2", "good3"):
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(tmp_path / "images" / f"{case}.mha"))
+        logits = sitk.GetImageFromArray(np.stack([2 - labels, labels - 2], axis=-1), isVector=True)
+        sitk.WriteImage(logits, str(tmp_path / "logits" / f"{case}.mha"))
+    for number, name in enumerate(hostile):
+        (tmp_path / "images" / f"bad{number}.mha").write_bytes(META_HEADERS[name][0] + VOXELS)
+        shutil.copy(tmp_path / "logits" / "good1.mha", tmp_path / "logits" / f"bad{number}.mha")
+    for number, name in enumerate(["dimension of 1000 characters", "kinds of 2000 characters", "origin of 2000 numbers"], len(hostile)):
+        (tmp_path / "images" / f"bad{number}.nrrd").write_bytes(NRRD_HEADERS[name][0] + VOXELS)
+        shutil.copy(tmp_path / "logits" / "good1.mha", tmp_path / "logits" / f"bad{number}.mha")
+    result = run_process("infer", "-i", tmp_path / "images", "-p", tmp_path / "logits", "-o", tmp_path / "out")
+    assert result.status == 1, result.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.mha")) == ["good1.mha", "good2.mha", "good3.mha"]
+    for case in ("good1", "good2", "good3"):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{case}.mha"))), labels > 0)
+    assert "Traceback" not in result.stderr
+    for number in range(10):
+        lines = [line for line in result.stderr.splitlines() if f"bad{number}." in line]
+        assert len(lines) == 1, result.stderr
+
+
+FUZZ_SEEDS = {
+    ".mha": [
+        meta_text(TransformMatrix="1 0 0 0 1 0 0 0 1", Offset="1.5 -2 3e1", ElementSpacing="0.5 1 2", BinaryData="True") + VOXELS,
+        meta_text(ElementDataFile="a.raw", HeaderSize="-1"),
+        meta_text(ElementDataFile="s%02d.raw 1 4 1"),
+        meta_text(ElementDataFile="LIST 2") + b"s01.raw\ns02.raw\ns03.raw\ns04.raw\n",
+        meta_text(BinaryData="False") + b" ".join(b"%d" % number for number in range(24)) + b"\n",
+    ],
+    ".nrrd": [
+        nrrd_text("space: RAS", "space directions: (1,0,0) (0,2.5,0) (0,0,3e0)", "space origin: (1,-2,3)", "kinds: domain domain domain")
+        + VOXELS,
+        nrrd_text("spacings: 1 2 3", "axis mins: 1 2 3", encoding="hex") + VOXELS.hex().encode(),
+        nrrd_text("data file: a.raw", "byte skip: -1"),
+        nrrd_text("data file: s%02d.raw 1 4 1 2"),
+        nrrd_text("data file: LIST 2").rstrip(b"\n") + b"\ns01.raw\ns02.raw\ns03.raw\ns04.raw\n",
+    ],
+}
+WORDS = [
+    *("-1", "0", HUGE, "-5 -5 -5", "2147483647", "nan", "inf", "1e999", "1e-400", "%s", "%n", "%d%d", "\0", DIGITS, "A" * 2000, "(", "()"),
+    *("none", "LIST", "LOCAL x", "/dev/zero", "../a.raw", ".", "", "\n", "\n\n", "=", ":", ":=", "1 " * 300, "complex", "1e18", "\udcff"),
+    *("%d 1 99999999999 1", "%d 1 4 -1", "1_0", "\u0663", "0x10", "gzip", "ascii", "bz2", "big", "vector", "-0"),
+]
+
+
+def mutate(content: bytes, source: random.Random) -> bytes:
+    """Change a word to a hostile one, or bytes at random, once to three times."""
+    for _ in range(source.choice([1, 1, 2, 3])):
+        words = [found.span() for found in re.finditer(rb"[^\s=:,()]+", content[:500])]
+        start, end = source.choice(words) if words else (0, 0)
+        place = source.randrange(len(content) + 1)
+        way = source.random()
+        if way < 0.6:
+            content = content[:start] + source.choice(WORDS).encode("utf-8", "surrogateescape") + content[end:]
+        elif way < 0.8:
+            content = content[:place] + source.randbytes(source.choice([1, 3, 50])) + content[place + 1 :]
+        elif way < 0.9:
+            content = content[:place] + content[place + source.choice([1, 3, 20]) :]
+        else:
+            content = content[:place]
+    return content
+
+
+@pytest.mark.parametrize("suffix", list(FUZZ_SEEDS))
+def test_thousands_of_mutated_headers(suffix, tmp_path, capfd):
+    source = random.Random(20)
+    (tmp_path / "a.raw").write_bytes(VOXELS)
+    for number in range(4):
+        (tmp_path / f"s{number + 1:02d}.raw").write_bytes(VOXELS[12 * number : 12 * number + 12])
+    for content in FUZZ_SEEDS[suffix]:
+        (tmp_path / f"a{suffix}").write_bytes(content)
+        np.testing.assert_array_equal(io.read_volume(tmp_path / f"a{suffix}").data.ravel(order="F"), np.arange(24))
+    num_read = num_errors = 0
+    for _ in range(1500):
+        (tmp_path / f"a{suffix}").write_bytes(mutate(source.choice(FUZZ_SEEDS[suffix]), source))
+        read, complaint = read_or_complain(tmp_path / f"a{suffix}")
+        if read is None:
+            assert str(tmp_path) in complaint
+            num_errors += 1
+        else:
+            assert np.isfinite(read.data).all()
+            assert min(read.spacing) > 0
+            num_read += 1
+    assert num_read > 20
+    assert num_errors > 700
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_file_of_a_list_is_named(tmp_path):
+    (tmp_path / "a.mhd").write_bytes(meta_text(ElementDataFile="s%d.raw 1 4 1"))
+    for number in range(1, 5):
+        (tmp_path / f"s{number}.raw").write_bytes(VOXELS[:12] if number != 3 else VOXELS[:11])
+    with pytest.raises(UnsupportedFormatError, match=r"s3\.raw: the file is cut off: its header promises 12 bytes of voxels, it holds 11"):
+        io.read_header(tmp_path / "a.mhd")

@@ -1,0 +1,340 @@
+"""Every variant of MetaImage and NRRD headers, against SimpleITK: one volume, told in many ways."""
+
+import bz2
+import gzip
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk
+
+from crfrefine import io
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.files import files_read
+
+REAL = Path(os.environ.get("CRFREFINE_DATA", "nowhere"))
+SHAPE = (4, 5, 6)
+DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest
+META = ["NDims = 3", "DimSize = 4 5 6", "ElementType = MET_SHORT"]
+NRRD = ["NRRD0004", "type: short", "dimension: 3", "sizes: 4 5 6", "endian: little"]
+TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
+
+
+def mha(folder: Path, *lines: str, data: bytes = DATA.tobytes(), name: str = "a.mha", end: str = "\n") -> Path:
+    text = end.join([*META, *lines, *([] if any("ElementDataFile" in line for line in lines) else ["ElementDataFile = LOCAL"]), ""])
+    (folder / name).write_bytes(text.encode() + data)
+    return folder / name
+
+
+def nrrd(folder: Path, *lines: str, data: bytes = DATA.tobytes(), name: str = "a.nrrd", end: str = "\n", first=NRRD) -> Path:
+    encoding = [] if any(line.startswith("encoding") for line in lines) else ["encoding: raw"]
+    (folder / name).write_bytes(end.join([*first, *encoding, *lines, "", ""]).encode() + data)
+    return folder / name
+
+
+def assert_as_simpleitk(path: Path) -> None:
+    ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
+    data = itk_array(itks).astype(np.float32)
+    np.testing.assert_array_equal(ours.data, np.moveaxis(data, -1, 0) if itks.GetDimension() == 4 else data)
+    np.testing.assert_array_equal(ours.affine, itk_affine(itks))
+
+
+def assert_data(path: Path, stored: np.ndarray = DATA) -> None:
+    np.testing.assert_array_equal(io.read_volume(path).data, stored.transpose())
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nhdr"])
+@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
+@pytest.mark.parametrize("channels", [0, 3], ids=["scalar", "vector"])
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)], ids=["2d", "3d"])
+def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape, tmp_path):
+    for dtype in TYPES:
+        data = numbers((channels, *shape) if channels else shape, dtype=np.int64) % 100
+        direction = OBLIQUE if len(shape) == 3 else np.array([[0.8, -0.6], [0.6, 0.8]])
+        path = save_itk(tmp_path / f"a{suffix}", data.astype(dtype), channels=bool(channels), compress=compress, direction=direction)
+        assert_as_simpleitk(path)
+        assert io.read_header(path).dtype == np.dtype(dtype).name
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nhdr"])
+@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
+def test_four_dimensions(suffix, compress, tmp_path):
+    image = sitk.GetImageFromArray(numbers((3, 4, 5, 6)), isVector=False)
+    image.SetDirection(np.block([[OBLIQUE, np.zeros((3, 1))], [np.zeros((1, 3)), np.eye(1)]]).ravel())
+    image.SetSpacing((0.5, 1.25, 3.0, 2.0))
+    image.SetOrigin((-7.0, 8.0, 9.5, 1.0))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), compress)
+    assert_as_simpleitk(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("ElementSpacing = 5.0e-01 1.5 2",),
+        ("ElementSize = 0.7 1.5 2",),
+        ("ElementSize = 9 9 9", "ElementSpacing = 0.7 1.5 2"),
+        ("ElementSpacing = -1 1.5 2",),
+        ("ElementSpacing = 1 1.5 2 3", "Offset = 1 2 3 4"),
+        ("Offset = 1 2 3", "CenterOfRotation = 7 8 9", "AnatomicalOrientation = LPI"),
+        ("Origin = 1e1 -2 .5",),
+        ("Position = 1 2 3",),
+        ("ImagePosition = 1 2 3",),
+        ("TransformMatrix = 0 1 0 -1 0 0 0 0 1", "ElementSpacing = 1 1.5 2"),
+        ("Rotation = 0 0 1 1 0 0 0 1 0", "ElementSpacing = 1 1.5 2"),
+        ("Orientation = 0.8 0.6 0 -0.6 0.8 0 0 0 -1", "Offset = 1 2 3"),
+        ("TransformMatrix = 1 0.5 0 0 1 0 0 0 1", "ElementSpacing = 1 1.5 2"),
+        ("  ElementSpacing=1   1.5\t2 ", "Comment = a = b : c"),
+        ("ElementSpacing : 1 1.5 2",),
+        ("ElementByteOrderMSB = True",),
+        ("BinaryDataByteOrderMSB = true", "ElementNumberOfChannels = 1"),
+        ("ElementType = MET_USHORT",),
+        ("HeaderSize = -1",),
+        ("DimSize = 4.0 5 6e0", ""),
+    ],
+    ids=lambda lines: lines[0],
+)
+def test_metaimage_headers_mean_what_simpleitk_says(lines, tmp_path):
+    assert_as_simpleitk(mha(tmp_path, *lines))
+    assert_as_simpleitk(mha(tmp_path, *lines, end="\r\n"))
+
+
+def test_metaimage_headers_in_other_letters(tmp_path):
+    """SimpleITK passes over keys in lower case without a word; here they count."""
+    path = mha(tmp_path, "elementspacing = 1 2 3", "ELEMENTTYPE = met_ushort", "elementdatafile = local")
+    path.write_bytes(path.read_bytes().replace(b"NDims", b"ndims").replace(b"DimSize", b"dimsize"))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"ElementDataFile = LOCAL\n", b""))
+    assert_data(path)
+    assert io.read_volume(path).spacing == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["LIST", "LIST 2", "LIST 2D", "LIST 3", "s%d.raw", "s%d.raw 1", "s%d.raw 1 6 1", "s%1d.raw 1 6", "t%03d.raw 10 20 2", "s1-6.raw"],
+)
+def test_metaimage_voxels_in_files_of_their_own(line, tmp_path):
+    for number, plane in enumerate(DATA, 1):
+        (tmp_path / f"s{number}.raw").write_bytes(plane.tobytes())
+        (tmp_path / f"t{2 * number + 8:03d}.raw").write_bytes(plane.tobytes())
+    (tmp_path / "s1-6.raw").write_bytes(DATA.tobytes())
+    names = {"LIST 3": ["s1-6.raw"]}.get(line, [f"s{number}.raw" for number in range(1, 7)] if "LIST" in line else [])
+    path = mha(tmp_path, f"ElementDataFile = {line}", data="".join(name + "\n" for name in names).encode(), name="a.mhd")
+    assert_data(path)
+    assert len(files_read(path)) == (2 if "-" in line or line == "LIST 3" else 7)
+
+
+def test_metaimage_slices_with_headers_and_compressed(tmp_path):
+    for number, plane in enumerate(DATA, 1):
+        (tmp_path / f"h{number}.raw").write_bytes(bytes(7 * number) + plane.tobytes())
+        (tmp_path / f"z{number}.zraw").write_bytes(zlib.compress(plane.tobytes()))
+    assert_data(mha(tmp_path, "HeaderSize = -1", "ElementDataFile = h%d.raw 1 6 1", data=b"", name="h.mhd"))
+    path = mha(tmp_path, "CompressedData = True", "ElementDataFile = z%d.zraw 1 6 1", data=b"", name="z.mhd")
+    assert_data(path)
+    content = (tmp_path / "z4.zraw").read_bytes()
+    (tmp_path / "z4.zraw").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UnsupportedFormatError, match=r"z4\.zraw: damaged compressed data"):
+        io.read_volume(path)
+
+
+@pytest.mark.parametrize("dtype", ["MET_SHORT", "MET_FLOAT"])
+def test_metaimage_voxels_as_text(dtype, tmp_path):
+    text = (" ".join(map(str, DATA.ravel())) + "\n").encode()
+    path = mha(tmp_path, "BinaryData = False", f"ElementType = {dtype}", data=text)
+    path.write_bytes(path.read_bytes().replace(b"ElementType = MET_SHORT\n", b"", dtype == "MET_FLOAT"))
+    assert_data(path)
+    assert_as_simpleitk(path)
+
+
+def test_metaimage_header_bytes_count_from_the_beginning_of_the_file(tmp_path):
+    """As in ITK, also where the header itself is in it."""
+    path = mha(tmp_path, "HeaderSize = 300", data=b"")
+    path.write_bytes(path.read_bytes().ljust(300, b"x") + DATA.tobytes())
+    assert_data(path)
+    assert_as_simpleitk(path)
+
+
+SPACE = ["space directions: (1,0.5,0) (0,2,0) (-.5,0,3e0)", "space origin: (7,-8,9)"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("spacings: 0.5 1.5 2",),
+        ("spacings: -0.5 1.5 2", "axis mins: 10 20 30"),
+        ("axis mins: 10 20 30", "axismaxs: 12 26 42"),
+        ("spacings: 1 2 3", "axis mins: 10 20 30", "centers: node cell node"),
+        ("space: left-posterior-superior", *SPACE),
+        ("space: right-anterior-superior", *SPACE),
+        ("space: left-anterior-superior", *SPACE),
+        ("space: LPS", *SPACE, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)"),
+        ("space: RAS", *SPACE, "kinds: domain space domain"),
+        ("space: LAS", *SPACE, "kinds: ??? domain none"),
+        ("space: scanner-xyz", *SPACE),
+        ("space: 3D-left-handed", *SPACE),
+        ("space dimension: 3", *SPACE),
+        ("space: RAS", "space origin: (1,2,3)"),
+        ("space: LPS", "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)", "space origin: (nan,nan,nan)"),
+        ("SPACINGS: 1 2 3", "# a comment: with a colon", "key:=value: with one", 'labels: "x: a" "y" "z"'),
+        ("content: anything: at all", "number: 120", "old min: 3", "oldmax: 4"),
+    ],
+    ids=lambda lines: lines[0],
+)
+def test_nrrd_headers_mean_what_simpleitk_says(lines, tmp_path):
+    assert_as_simpleitk(nrrd(tmp_path, *lines))
+    assert_as_simpleitk(nrrd(tmp_path, *lines, end="\r\n"))
+
+
+@pytest.mark.parametrize("alias", ["short", "short int", "signed short", "signed short int", "int16", "int16_t", "SHORT"])
+def test_nrrd_names_of_types(alias, tmp_path):
+    assert_as_simpleitk(nrrd(tmp_path, first=[NRRD[0], f"type: {alias}", *NRRD[2:]]))
+
+
+def test_nrrd_big_endian(tmp_path):
+    path = nrrd(tmp_path, data=DATA.astype(">i2").tobytes(), first=[*NRRD[:-1], "endian: big"])
+    assert_data(path)
+    assert_as_simpleitk(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "data"),
+    [
+        (["encoding: gz"], gzip.compress(DATA.tobytes())),
+        (["encoding: gzip", "byte skip: 5"], gzip.compress(b"abcde" + DATA.tobytes())),
+        (["encoding: gzip", "line skip: 2", "byte skip: 3"], b"ab\ncde\n" + gzip.compress(b"xyz" + DATA.tobytes())),
+        (["encoding: raw", "byte skip: 5"], b"abcde" + DATA.tobytes()),
+        (["encoding: raw", "byteskip: -1"], b"abcde" + DATA.tobytes()),
+        (["encoding: raw", "lineskip: 2", "byte skip: 3"], b"ab\ncde\nxyz" + DATA.tobytes()),
+        (["encoding: hex"], DATA.tobytes().hex(" ", 7).encode()),
+        (["encoding: ascii"], "\n".join(map(str, DATA.ravel())).encode()),
+        (["encoding: txt", "line skip: 1"], b"1 2 3\n" + ", ".join(map(str, DATA.ravel())).encode()),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nrrd_encodings(lines, data, tmp_path):
+    for path in (nrrd(tmp_path, *lines, data=data), nrrd(tmp_path, *lines, "data file: a.bin", data=b"", name="a.nhdr")):
+        (tmp_path / "a.bin").write_bytes(data)
+        assert_data(path)
+        assert_as_simpleitk(path)
+
+
+@pytest.mark.parametrize("encoding", ["bz2", "bzip2"])
+def test_nrrd_bzip2(encoding, tmp_path):
+    """SimpleITK does not read it: the data are those that Python's bz2 packed."""
+    packed = bz2.compress(DATA.tobytes())
+    assert_data(nrrd(tmp_path, f"encoding: {encoding}", data=packed))
+    for damaged in (packed[:-3], packed[:60] + b"xx" + packed[62:]):
+        with pytest.raises(UnsupportedFormatError, match=r"a\.nrrd: (the compressed data end too early|damaged compressed data)"):
+            io.read_volume(nrrd(tmp_path, f"encoding: {encoding}", data=damaged))
+
+
+@pytest.mark.parametrize("line", ["LIST", "LIST 2", "LIST 3", "s%d.raw 1 6 1", "s%01d.raw 1 6 1 2", "s%d.raw 6 1 -1", "./all.raw"])
+@pytest.mark.parametrize("compress", [True, False], ids=["compressed", "raw"])
+def test_nrrd_voxels_in_files_of_their_own(line, compress, tmp_path):
+    packed = gzip.compress if compress else bytes
+    for number, plane in enumerate(DATA, 1):
+        (tmp_path / f"s{7 - number if '-1' in line else number}.raw").write_bytes(packed(plane.tobytes()))
+    (tmp_path / "all.raw").write_bytes(packed(DATA.tobytes()))
+    names = [f"s{number}.raw" for number in range(1, 7)] if "LIST" in line else []
+    path = nrrd(tmp_path, f"encoding: {'gzip' if compress else 'raw'}", f"data file: {line}", data=b"", name="a.nhdr")
+    path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n" + "".join(name + "\n" for name in names).encode())
+    assert_data(path)
+    assert_as_simpleitk(path)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_nrrd_channels_on_any_axis(axis, tmp_path):
+    channels = numbers((3, 6, 5, 4), dtype=np.int16)  # channel, z, y, x
+    sizes, kinds, directions = [4, 5, 6], ["domain"] * 3, ["(1,0,0)", "(0,2,0)", "(0,0,3)"]
+    sizes.insert(axis, 3)
+    kinds.insert(axis, "list")
+    directions.insert(axis, "none")
+    first = ["NRRD0005", "type: short", "dimension: 4", f"sizes: {' '.join(map(str, sizes))}", "endian: little"]
+    lines = ["space: LPS", f"space directions: {' '.join(directions)}", "space origin: (1,2,3)"]
+    data = np.moveaxis(channels, 0, 3 - axis).tobytes()
+    for kinds_line in ([f"kinds: {' '.join(kinds)}"], []):
+        path = nrrd(tmp_path, *lines, *kinds_line, first=first, data=data)
+        volume = io.read_volume(path)
+        np.testing.assert_array_equal(volume.data, channels.transpose(0, 3, 2, 1))
+        np.testing.assert_array_equal(volume.affine, affine_of((-1, -2, 3), (-1, -2, 3), np.eye(3)))
+        if kinds_line:
+            assert_as_simpleitk(path)
+
+
+def test_nrrd_world_with_time(tmp_path):
+    """ITK does not turn the axes of RAS with time; what the format says is unmistakable."""
+    data = numbers((2, 6, 5, 4), dtype=np.int16)
+    first = ["NRRD0005", "type: short", "dimension: 4", "sizes: 4 5 6 2", "endian: little", "space: right-anterior-superior-time"]
+    lines = ["space directions: (1,0,0,0) (0,2,0,0) (0,0,3,0) (0,0,0,1)", "space origin: (7,8,9,0)"]
+    volume = io.read_volume(nrrd(tmp_path, *lines, first=first, data=data.tobytes()))
+    np.testing.assert_array_equal(volume.affine, affine_of((1, 2, 3), (7, 8, 9)))
+    np.testing.assert_array_equal(volume.data, data.transpose(0, 3, 2, 1))
+
+
+@pytest.mark.parametrize("num_lines", [700, 100_000])
+def test_a_header_of_any_length_is_read_to_its_end(num_lines, tmp_path):
+    """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
+    lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(num_lines)]
+    path = nrrd(tmp_path, "space: LPS", *SPACE, *lines)
+    assert_data(path)
+    if num_lines == 700:
+        assert_as_simpleitk(path)
+
+
+def test_one_line_of_a_megabyte(tmp_path):
+    assert_data(nrrd(tmp_path, "note:=" + "x" * (1 << 20)))
+    assert_data(mha(tmp_path, "Comment = " + "x" * (1 << 20)))
+
+
+def test_names_of_files_in_any_encoding(tmp_path):
+    for name in ("mit Leerzeichen und \u00e4.raw", "LISTE.raw"):
+        (tmp_path / name).write_bytes(DATA.tobytes())
+        path = mha(tmp_path, f"ElementDataFile = {name}", data=b"", name="a.mhd")
+        assert_data(path)
+        assert_data(nrrd(tmp_path, f"data file: {name}", data=b"", name="a.nhdr"))
+
+
+def test_remarks_are_not_handed_on(tmp_path):
+    """Only what places the grid is copied to what is written, and only as text that any reader takes."""
+    remarks = [
+        "AnatomicalOrientation = R\x1b[2JAI",
+        "DistanceUnits = " + "m" * 5000,
+        "CenterOfRotation = 1 2 %s",
+        "ElementSpacing = 1 1.5 2",
+    ]
+    volume = io.read_volume(mha(tmp_path, *remarks))
+    io.write_label_map(tmp_path / "out.mha", np.ones(SHAPE, np.uint8), volume)
+    text = (tmp_path / "out.mha").read_bytes().split(b"LOCAL")[0]
+    assert b"ElementSpacing = 1 1.5 2\n" in text
+    for key in (b"AnatomicalOrientation", b"DistanceUnits", b"CenterOfRotation"):
+        assert key not in text
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real cases: CRFREFINE_DATA is not set")
+def test_real_files_mean_what_simpleitk_says():
+    paths = sorted(path for path in REAL.glob("hippocampus_mhd/*/*") if path.suffix in (".mhd", ".mha"))
+    assert len(paths) == 15
+    for path in [*paths, REAL / "mhd_vtk" / "HeadMRVolume.mhd"]:
+        assert_as_simpleitk(path)
+
+
+@pytest.mark.parametrize("name", ["../other/a.raw", "{absolute}"])
+def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypatch):
+    for folder in ("here", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "other" / "a.raw").write_bytes(DATA.tobytes())
+    line = f"ElementDataFile = {name.format(absolute=tmp_path / 'other' / 'a.raw')}"
+    path = mha(tmp_path / "here", line, data=b"", name="a.mhd")
+    assert_data(path)
+    assert_as_simpleitk(path)
+    monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "refuse")
+    with pytest.raises(InputError, match=r"here/a\.mhd: its voxels are in .*, outside of its folder, and CRFREFINE_OUTSIDE_FILES"):
+        io.read_header(path)
+    (tmp_path / "here" / "a.raw").write_bytes(DATA.tobytes())
+    assert_data(mha(tmp_path / "here", "ElementDataFile = ./a.raw", data=b"", name="a.mhd"))
+    monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "sometimes")
+    with pytest.raises(CrfRefineError, match="expected allow or refuse, found 'sometimes'"):
+        io.read_header(path)
