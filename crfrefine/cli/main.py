@@ -24,12 +24,18 @@ from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.options import HelpOption
+from crfrefine.cli.progress import print_failure
 from crfrefine.cli.train_crf import train_crf
 from crfrefine.errors import CrfRefineError
+from crfrefine.failures import describe_failure
+from crfrefine.text import for_terminal
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+
+_UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
+_MOST_OF_A_USAGE_ERROR = 500
 
 
 class Terminated(KeyboardInterrupt):
@@ -49,16 +55,20 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
+        arguments = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
         except CrfRefineError as error:
-            print(f"crfrefine: error: {error}", file=sys.stderr)
+            print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
             raise typer.Exit(EXIT_FAILURE) from error
+        except _UsageError as error:
+            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+            raise
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Typer ends quietly where nobody reads on.
             with contextlib.suppress(OSError):
-                print(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+                print(for_terminal(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"), file=sys.stderr)
             raise typer.Exit(EXIT_FAILURE) from error
         except KeyboardInterrupt as interrupt:
             raise _Stopped(interrupt) from interrupt
@@ -123,7 +133,7 @@ def _show_warning(
 ) -> None:
     """As one line, without the place in the code."""
     with contextlib.suppress(OSError):
-        print(f"crfrefine: warning: {message}", file=sys.stderr)
+        print(for_terminal(f"crfrefine: warning: {message}"), file=sys.stderr)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

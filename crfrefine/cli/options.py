@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from crfrefine.text import shorten
+
 
 def _show_help(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
@@ -31,6 +33,8 @@ def path_text(text: str | Path) -> str:
     """Return the text of a path; raise BadParameter where it is empty: Python would take the current folder."""
     if not str(text):
         raise typer.BadParameter("the path is empty; an unset variable?")
+    if "\0" in str(text):
+        raise typer.BadParameter(f"{shorten(text)}: a path cannot hold the character NUL")
     return str(text)
 
 

@@ -19,6 +19,7 @@ from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import decode_into
 from crfrefine.io.paths import cannot_read
 from crfrefine.io.streams import ByteReader, finish, open_bytes
+from crfrefine.text import listed
 from crfrefine.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not an .npz, no such array, an array of objects (a pickle), or nnU-Net version 1.
     """
     with _open(path) as archive:
-        key = _choose(path, [name.removesuffix(".npy") for name in archive.namelist()])
+        key = _choose(path, archive.namelist())
         with _member(archive, key, path) as member:
             shape, fortran_order, dtype = _array_header(member, path, key)
     if len(shape) not in (3, 4) or min(shape) < 1:
@@ -160,16 +161,23 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberR
         yield _MemberReader(reader, info, path)
 
 
-def _choose(path: Path, keys: list[str]) -> str:
+def _choose(path: Path, members: list[str]) -> str:
+    """Return the name of the array with the scores."""
+    keys = [name.removesuffix(".npy") for name in members]
     found = [kind for kind in KINDS if kind in keys]
     if len(found) == 1:
+        if f"{found[0]}.npy" not in members:
+            raise UnsupportedFormatError(
+                f"{path}: expected the array {found[0]!r} as {found[0]}.npy in the archive, found a member {found[0]!r} without .npy; "
+                "write the file with numpy.savez_compressed"
+            )
         return found[0]
     if "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
             "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI (docs/formats.md#grids)."
         )
-    raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {', '.join(keys) or 'none'}")
+    raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
 
 
 def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
