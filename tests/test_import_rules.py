@@ -15,7 +15,7 @@ PACKAGE = Path(crfrefine.__file__).parent
 # From the bottom up. A module or folder imports from itself and from lines above its own, nothing else. A new one needs a line here.
 LAYERS = (
     ("errors", "text"),
-    ("failures",),
+    ("failures", "json_files"),
     (
         "_config_checks",
         "_config_resolved",
