@@ -66,6 +66,16 @@ def case_work(fail: Callable[[Failure], object], *paths: Path | None) -> Generat
         fail(describe_failure(error, *paths))
 
 
+def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
+    """Return an error that can be said in a message in place of any other: itself, or one that asks to be reported."""
+    if isinstance(error, CrfRefineError):
+        return error
+    failure = describe_failure(error, *paths)
+    unexpected = UnexpectedError(failure.message) if failure.traceback is not None else InputError(failure.message)
+    unexpected.__cause__ = error
+    return unexpected
+
+
 @contextmanager
 def reading(path: Path) -> Generator[None]:
     """Turn what a reader raises into an error that names the file: a damaged file can make libraries raise anything.

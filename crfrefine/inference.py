@@ -17,6 +17,7 @@ from crfrefine.config import CrfParameters
 from crfrefine.errors import InputError
 from crfrefine.failures import Failure, case_work
 from crfrefine.summary import CaseRecord, RunSummary
+from crfrefine.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -315,7 +316,7 @@ class _Run:
             logits=result.logits if options.save_logits else None,
             image=case.image[:1] if options.preview else None,
             before=before if options.preview else None,
-            title=record.case_id,
+            title=printable(record.case_id),
             subtitle=_describe_numbers(record),
         )
 
