@@ -135,7 +135,9 @@ class CrfParameters:
         if isinstance(schema, bool) or not isinstance(schema, int):
             raise ConfigError(f"schema: expected a whole number, got {checks.describe(schema)}")
         if schema != SCHEMA:
-            raise ConfigError(f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine")
+            raise ConfigError(
+                f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine"
+            )
         return cls(**{name: _sections_from(name, value) for name, value in table.items() if name != "schema"})
 
     def to_dict(self) -> dict[str, Any]:
@@ -432,7 +434,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         if _BARE_WORD.fullmatch(raw):
             return key, raw
         raise ConfigError(
-            f'{shorten(key)}: cannot read the value {checks.describe(raw)}: {_toml_problem(error)}; '
+            f"{shorten(key)}: cannot read the value {checks.describe(raw)}: {_toml_problem(error)}; "
             'numbers, [lists], and in lists words in "quotes"'
         ) from error
     if set(parsed) != {"value"}:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import InputError
-from crfrefine.io import LARGEST_LABEL
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
 from crfrefine.json_files import read_json, require_usable
+from crfrefine.label_maps import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
@@ -26,6 +26,7 @@ LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 _MODALITY = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 _LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>\d+)")
 
+_MOST_CHANNELS = 10_000
 _MOST_MODALITIES = 16  # That a message lists.
 _MOST_DIGITS = 9  # Of a number that names a channel or a label.
 _EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
@@ -113,7 +114,7 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
             require_usable(content[key], key)
     labels = content.get("labels", {})
     if not isinstance(labels, Mapping):
-        raise ValueError(f'labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}')
+        raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
     file_ending = content.get("file_ending")
     if not isinstance(file_ending, str | None):
         raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
@@ -139,6 +140,8 @@ def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
             if not _is_number(number):
                 raise ValueError(f"{expected}; got the number {shorten_value(number)}")
         channels = [channels[number] for number in sorted(channels, key=int)]
+    if len(channels) > _MOST_CHANNELS:
+        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MOST_CHANNELS - 1}")
     for number, name in enumerate(channels):
         if not isinstance(name, str):
             raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
@@ -247,8 +250,7 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
         problem = f"case {case_id!r}: one modality in two files, {_names(twice)} in {twice[0].parent}"
     elif sorted(numbers) != list(range(num_expected)):
         there, wanted = (
-            listed((f"{number:04d}" for number in several), len(several), most=_MOST_MODALITIES)
-            for several in (sorted(numbers), range(num_expected))
+            listed([f"{number:04d}" for number in several], _MOST_MODALITIES) for several in (sorted(numbers), range(num_expected))
         )
         problem = f"case {case_id!r}: expected the modalities {wanted}, {who_says_so}; found {there} in {images[0].parent}"
     return CaseFiles(case_id, images, problem=problem)

@@ -1,7 +1,7 @@
 """What a case of a run failed with, and the rule which exceptions cost the case alone.
 
-Whatever is raised while a case is worked on is that case's failure, and the other cases are done. `KeyboardInterrupt` and `SystemExit` end the
-run, and so does an exception outside of the work on a case: a bug of the run, which keeps its traceback.
+Whatever is raised while a case is worked on is that case's failure, and the other cases are done. `KeyboardInterrupt` and `SystemExit`
+end the run, and so does an exception outside of the work on a case: a bug of the run, which keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
 from crfrefine.text import MOST_LISTED, shorten
@@ -52,18 +53,26 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
 
 
-@contextmanager
-def case_work(fail: Callable[[Failure], object], *paths: Path | None) -> Generator[None]:
-    """Hand what is raised inside to `fail`; only interrupts come through.
+class CaseWork:
+    """What the work on a case happens in: whatever is raised is handed to `fail` and goes no further; only interrupts do.
 
     Args:
         fail: told of the failure.
         paths: the case's files, for errors that do not name theirs.
     """
-    try:
-        yield
-    except Exception as error:
-        fail(describe_failure(error, *paths))
+
+    def __init__(self, fail: Callable[[Failure], object], *paths: Path | None) -> None:
+        self._fail, self._paths = fail, paths
+
+    def __enter__(self) -> None:
+        """Begin the work."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        """End the work; return whether it ended with an error that costs the case alone."""
+        if not isinstance(error, Exception):
+            return False
+        self._fail(describe_failure(error, *self._paths))
+        return True
 
 
 def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:

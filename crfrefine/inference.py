@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 from crfrefine.config import CrfParameters
 from crfrefine.errors import InputError
-from crfrefine.failures import Failure, case_work
+from crfrefine.failures import CaseWork, Failure
 from crfrefine.summary import CaseRecord, RunSummary
 from crfrefine.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
 
     from crfrefine.case import Case, CaseFiles
     from crfrefine.outputs import Outcome, OutputFiles
@@ -333,7 +332,7 @@ class _Run:
             record.status = "done"
         self._finish(record)
 
-    def _work_on(self, record: CaseRecord, files: CaseFiles | None = None) -> AbstractContextManager[None]:
+    def _work_on(self, record: CaseRecord, files: CaseFiles | None = None) -> CaseWork:
         """Return what every part of the work on a case happens in: an error of it is the case's failure, and no more."""
 
         def fail(failure: Failure) -> None:
@@ -341,7 +340,7 @@ class _Run:
             if self.options.fail_fast:
                 self._stop.set()
 
-        return case_work(fail, *((*files.images, *files.logits, files.mask) if files is not None else ()))
+        return CaseWork(fail, *((*files.images, *files.logits, files.mask) if files is not None else ()))
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crfrefine import io
 from crfrefine.discovery import CaseFiles, CaseList, discover_cases, list_files
 from crfrefine.errors import CrfRefineError
-from crfrefine.failures import Failure, case_work
+from crfrefine.failures import CaseWork, Failure
 from crfrefine.volume import TIMES, VolumeHeader, describe_grid
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def inspect_folder(folder: str | Path) -> FolderReport:
     report = FolderReport(folder, notes=list(cases.notes))
     num_labels: dict[int, list[str]] = {}
     for path in archives:
-        with case_work(report.fail, path):
+        with CaseWork(report.fail, path):
             header = io.read_header(path)
             report.cases[io.stem_of(path)] = f"{header.num_channels} labels, {describe_grid(header.grid_shape, header.affine)}"
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
-        with case_work(partial(_fail_case, report, files), *files.images, *files.logits):
+        with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
             headers = read_case_headers(files)
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]

@@ -1,7 +1,7 @@
 """JSON files that others write: read strictly, with errors that say in plain words what is wrong, and where.
 
-Python's parser takes NaN, infinity, numbers beyond all bounds and keys that are there twice. Files may hold those where nobody looks: they stand
-as `Unusable` in what is returned, and `require_usable` names the first of them below an entry that counts.
+Python's parser takes NaN, infinity, numbers beyond all bounds and keys that are there twice. Files may hold those where nobody looks:
+they stand as `Unusable` in what is returned, and `require_usable` names the first of them below an entry that counts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def read_json(path: Path) -> Any:
         if not S_ISREG(status.st_mode):
             raise InputError(f"{path}: expected a file of JSON, this is {'a folder' if S_ISDIR(status.st_mode) else 'no regular file'}")
         if status.st_size > MOST_BYTES:
-            raise InputError(f"{path}: {status.st_size / 1e6:.0f} MB are too much for a file of JSON; at most {MOST_BYTES / 1e6:.0f} MB are read")
+            raise InputError(
+                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a file of JSON; at most {MOST_BYTES / 1e6:.0f} MB are read"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -96,7 +98,9 @@ def require_usable(value: Any, key: str) -> None:
         if isinstance(entry, Unusable):
             raise ValueError(f"{name}: {entry.reason}")
         if isinstance(entry, Mapping):
-            waiting += [(f"{name}.{shorten(inner, 40)}" if name else shorten(inner), below) for inner, below in reversed(entry.items())]
+            waiting += [
+                (f"{name}.{shorten(inner, 40)}" if name else shorten(inner), below) for inner, below in reversed(list(entry.items()))
+            ]
         elif isinstance(entry, list):
             waiting += [(f"{name}[{index}]", below) for index, below in reversed(list(enumerate(entry)))]
         if len(name) > _MOST_OF_A_KEY:

@@ -5,8 +5,8 @@ Every message and table cell that embeds a name, a key or a value which the user
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain, islice
+from collections.abc import Collection
+from itertools import islice
 
 MOST_CHARACTERS = 80
 MOST_LISTED = 5
@@ -42,26 +42,16 @@ def shorten_value(value: object, most: int = 60) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
-def listed(items: Iterable[object], num_items: int | None = None, most: int = MOST_LISTED) -> str:
-    """Return the first few items, each shortened, separated by commas, and how many more there are.
-
-    Args:
-        items: what to list.
-        num_items: how many there are, where `items` does not know its length.
-        most: how many are named.
-    """
-    iterator = iter(items)
-    first = list(islice(iterator, most))
-    if num_items is None:
-        num_items = len(items) if hasattr(items, "__len__") else sum(1 for _ in chain(first, iterator))
-    more = f" and {num_items - len(first)} more" if num_items > len(first) else ""
-    return ", ".join(map(shorten, first)) + more
+def listed(items: Collection[object], most: int = MOST_LISTED) -> str:
+    """Return the first few items, each shortened, separated by commas, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(shorten, islice(items, most))) + more
 
 
 def for_terminal(message: str, most: int = MOST_OF_A_LINE) -> str:
-    """Return a message without characters that steer a terminal; line breaks stay where the next line is indented, as in messages.
+    r"""Return a message without characters that steer a terminal; line breaks stay where the next line is indented, as in messages.
 
-    A line break inside of a name is therefore shown as `\\n`, unless blanks follow it: then what follows is indented, and no message of its own.
+    A line break inside of a name is therefore shown as `\n`, unless blanks follow it: then what follows is indented, no message of its own.
     """
     lines: list[str] = []
     for line in message.split("\n"):

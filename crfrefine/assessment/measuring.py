@@ -14,7 +14,7 @@ from crfrefine.assessment.reading import Scores, read_masks, read_reference, rea
 from crfrefine.assessment.records import CaseResult, Settings, Values
 from crfrefine.errors import InputError
 from crfrefine.evaluation import CALIBRATION_METRICS, measure_calibration, measure_case
-from crfrefine.failures import Failure, case_work
+from crfrefine.failures import CaseWork, Failure
 from crfrefine.label_maps import foreground_labels
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def measure_pair(job: Job) -> CaseResult:
     """Measure every method in a case; what cannot be measured is recorded, and the rest goes on."""
     started = time.perf_counter()
     result = CaseResult(job.pair.case_id)
-    with case_work(result.fail, job.pair.reference):
+    with CaseWork(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
         reference = _without_ignored(read_reference(job.pair.reference), job)
         if reference.volume.header is not None:
             result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
         for name, files in job.pair.methods.items():
-            with case_work(partial(result.fail, method=name), *files.paths):
+            with CaseWork(partial(result.fail, method=name), *files.paths):
                 _measure_method(name, files, reference, job.settings, result)
     result.seconds = time.perf_counter() - started
     return result
@@ -90,7 +90,7 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
         else:
             result.warnings.append(f"{name}: no calibration: {failure.message}")
 
-    with case_work(fail, *files.scores):
+    with CaseWork(fail, *files.scores):
         if files.scores_problem:
             raise InputError(files.scores_problem)
         if scores is None and files.scores:

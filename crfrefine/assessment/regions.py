@@ -130,5 +130,5 @@ def _titles(description: DatasetDescription | None) -> dict[str, str]:
     for name, entry in description.labels.items() if description else ():
         numbers = _numbers(entry)
         if len(numbers) == 1:
-            titles[str(numbers[0])] = f"{numbers[0]} {' '.join(name.split())}"
+            titles[str(numbers[0])] = f"{numbers[0]} {shorten(' '.join(name.split()))}"
     return titles

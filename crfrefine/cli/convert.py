@@ -45,10 +45,10 @@ def convert(
 ) -> None:
     """Convert logits and label maps between formats, and logits to probabilities or labels."""
     from crfrefine.conversion import convert_file
-    from crfrefine.failures import case_work
+    from crfrefine.failures import CaseWork
 
     note = ""
-    with case_work(partial(print_failure, verbose=verbose), source):
+    with CaseWork(partial(print_failure, verbose=verbose), source):
         note = convert_file(source, target, to=to.value if to is not None else None, like=like)
     if not note:
         raise typer.Exit(1)

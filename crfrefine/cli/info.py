@@ -21,15 +21,16 @@ def info(
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
-    from crfrefine.failures import Failure, case_work
+    from crfrefine.failures import CaseWork, Failure
     from crfrefine.inspection import describe_file
 
+    is_well = True
+
     def fail(failure: Failure) -> None:
-        print_failure(failure, verbose=verbose)
         nonlocal is_well
         is_well = False
+        print_failure(failure, verbose=verbose)
 
-    is_well = True
     for number, path in enumerate(paths):
         if number:
             print()
@@ -37,7 +38,7 @@ def info(
             is_well &= _show_folder(path, verbose)
             continue
         lines: list[tuple[str, str]] = []
-        with case_work(fail, path):
+        with CaseWork(fail, path):
             lines = describe_file(path, values=verbose)
         if lines:
             print(printable(str(path)))

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Generator
 from types import FrameType
 from typing import Annotated, Any, TextIO
 
@@ -50,20 +51,33 @@ class _Stopped(BaseException):
         super().__init__(": ".join(["terminated" if isinstance(cause, Terminated) else "interrupted", *getattr(cause, "__notes__", ())]))
 
 
+@contextlib.contextmanager
+def _short_usage_errors() -> Generator[None]:
+    """Shorten what Typer repeats of a command line."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+        raise
+
+
 class Group(TyperGroup):
     """The commands, with errors of users and of the system turned into one message on standard error; others keep their traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the name of a command."""
+        with _short_usage_errors():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
         arguments = [*ctx._protected_args, *ctx.args]
         try:
-            return super().invoke(ctx)
+            with _short_usage_errors():
+                return super().invoke(ctx)
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
             raise typer.Exit(EXIT_FAILURE) from error
-        except _UsageError as error:
-            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
-            raise
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Typer ends quietly where nobody reads on.

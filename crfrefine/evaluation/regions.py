@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io import LARGEST_LABEL
 from crfrefine.json_files import read_json, require_usable
+from crfrefine.label_maps import LARGEST_LABEL
 from crfrefine.text import shorten, shorten_value
 
 RESERVED = "mean"
@@ -18,6 +18,9 @@ RESERVED = "mean"
 
 ALL_LABELS = "all"
 """What tables call the calibration of all labels together; where there is such a row, no region may have this name."""
+
+MOST_OF_A_NAME = 200
+"""Characters of the name of a region, which stands in tables."""
 
 _MOST_DIGITS = 9
 _EXAMPLE = 'such as "core=1+3+4"'
@@ -121,6 +124,8 @@ def _region(name: str, labels: Any) -> Region:
     name = " ".join(name.split())  # no tabs or line breaks in tables
     if not name:
         raise ValueError(f"it has no name; expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
+    if len(name) > MOST_OF_A_NAME:
+        raise ValueError(f"a name of {len(name)} characters; at most {MOST_OF_A_NAME}")
     if name == RESERVED:
         raise ValueError(f'the name "{RESERVED}" is that of the mean over regions; choose another one')
     if isinstance(labels, str):

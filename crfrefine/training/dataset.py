@@ -13,6 +13,7 @@ import numpy as np
 from crfrefine.case import CaseFiles, DatasetDescription, discover_cases, load_case, read_case_headers, read_dataset_description
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.failures import expected_error
+from crfrefine.text import shorten
 from crfrefine.training.options import DataFolders
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
         names.update({value: name for name, value in description.labels.items() if isinstance(value, int)})
         names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
     # No tabs or line breaks in tables.
-    return tuple(" ".join(names.get(label, "").split()) or f"label {label}" for label in range(num_labels))
+    return tuple(shorten(" ".join(names.get(label, "").split())) or f"label {label}" for label in range(num_labels))
 
 
 def _and(parts: Iterable[str]) -> str:
