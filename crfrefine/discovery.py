@@ -23,8 +23,9 @@ LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
 LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 
-_MODALITY = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
-_LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>\d+)")
+# Names of files may hold anything, line breaks and digits of all scripts included.
+_MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
+_LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
 
 _MOST_CHANNELS = 10_000
 _MOST_MODALITIES = 16  # That a message lists.

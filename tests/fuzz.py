@@ -12,7 +12,21 @@ from pathlib import Path
 import numpy as np
 
 INTERESTING = (
-    *(b"\0", b"\xff", b"\n", b"\t", b'"', b"[" * 3000, b"{" * 50, b'{"a":' * 2000, b"9" * 5000, b"-1", b"1e999", b"NaN", b"0x" + b"f" * 4000),
+    *(
+        b"\0",
+        b"\xff",
+        b"\n",
+        b"\t",
+        b'"',
+        b"[" * 3000,
+        b"{" * 50,
+        b'{"a":' * 2000,
+        b"9" * 5000,
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b"0x" + b"f" * 4000,
+    ),
     *(b"\xef\xbb\xbf", b"\xed\xa0\x80", b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY", b"true", b"null", b"inf", b"x" * 3000),
     *(b"2147483648", b"18446744073709551616", b"\x1b[31m", b"\xe2\x80\xae", b"1979-05-27T07:32:00Z", b"labels", b'"a":1,'),
 )
@@ -68,8 +82,17 @@ def archives(rng: random.Random) -> list[bytes]:
 
 
 DESCRIPTIONS = (
-    {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, "file_ending": ".nii.gz"},
-    {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}], "numTraining": 2},
+    {
+        "channel_names": {"0": "T1", "1": "FLAIR"},
+        "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+        "file_ending": ".nii.gz",
+    },
+    {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "Anterior"},
+        "training": [{"image": "a", "label": "b"}],
+        "numTraining": 2,
+    },
     {"labels": {"background": 0, "a": 1}, "regions": {"all": [1]}, "channel_names": ["CT"]},
 )
 
@@ -78,7 +101,9 @@ def descriptions(rng: random.Random) -> bytes:
     """A `dataset.json`, some with a value of the wrong type somewhere."""
     content = json.loads(json.dumps(rng.choice(DESCRIPTIONS)))
     if rng.random() < 0.5:
-        wrong = rng.choice((None, True, 1.5, -1, 10**40, "", "x" * 5000, "\x1b[31m", [], {}, [[]], {"a": {"b": 1}}, [None], ["1", 2], float("nan")))
+        wrong = rng.choice(
+            (None, True, 1.5, -1, 10**40, "", "x" * 5000, "\x1b[31m", [], {}, [[]], {"a": {"b": 1}}, [None], ["1", 2], float("nan"))
+        )
         place = content
         while isinstance(place, dict | list) and place:
             key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))

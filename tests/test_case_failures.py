@@ -263,7 +263,7 @@ def test_an_archive_without_the_suffix_of_its_array_is_said_in_plain_words(tmp_p
 
 
 def test_a_reader_may_raise_our_errors_as_they_are(tmp_path):
-    with pytest.raises(InputError, match="^of ours$"), reading(tmp_path):
+    with pytest.raises(InputError, match=r"^of ours$"), reading(tmp_path):
         raise InputError("of ours")
     with pytest.raises(InputError, match="cannot be read: No such file"), reading(tmp_path):
         (tmp_path / "absent").read_bytes()

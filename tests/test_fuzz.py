@@ -36,12 +36,16 @@ def survives(work: Callable[[], object]) -> bool:
     except UnexpectedError as error:
         raise AssertionError(f"a reader raised {error.__cause__!r}") from error
     except CrfRefineError as error:
-        message = str(error)
-        assert message, type(error)
-        assert len(message) < MOST_OF_A_MESSAGE, f"{len(message)} characters: {message[:300]}"
-        assert for_terminal(message) == message, f"not for a terminal: {message!r:.300}"
+        require_readable(error)
         return False
     return True
+
+
+def require_readable(error: CrfRefineError) -> None:
+    message = str(error)
+    assert message, type(error)
+    assert len(message) < MOST_OF_A_MESSAGE, f"{len(message)} characters: {message[:300]}"
+    assert for_terminal(message) == message, f"not for a terminal: {message!r:.300}"
 
 
 def run(work: Callable[[random.Random], object]) -> int:
@@ -98,7 +102,9 @@ def test_parameter_files(tmp_path: Path) -> None:
 
 
 def test_overrides() -> None:
-    keys = [f"{section}.{key}" for section, table in tomllib.loads(CrfParameters().to_toml()).items() if section != "schema" for key in table]
+    keys = [
+        f"{section}.{key}" for section, table in tomllib.loads(CrfParameters().to_toml()).items() if section != "schema" for key in table
+    ]
     values = (b"4.0", b"[1, 2.5]", b"percentile", b"[[0, 1], [1, 0]]", b'["none", "zscore"]', b"-0.0")
 
     def work(rng: random.Random) -> None:

@@ -12,7 +12,7 @@ from crfrefine.discovery import LABEL_SUFFIXES, CaseFiles, CaseList, discover_ca
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
 
-_MODALITY = re.compile(r"(?P<case>.+)_\d{4}")
+_MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
 
 _BROKEN = "is a link to a file that is not there"
 
