@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,17 +66,20 @@ def _archive(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED)
 
 
 def archives(rng: random.Random) -> list[bytes]:
-    """Small .npz files; the mutations of an array's header are made before it is packed, so that its checksum is right."""
+    """Small .npz files; an array's header is mutated before it is packed, with a right checksum, and once with a right length as well."""
     values = np.random.default_rng(5).normal(size=(3, 2, 4, 5)).astype(np.float32)
     array = io.BytesIO()
     np.save(array, values)
     fortran = io.BytesIO()
     np.save(fortran, np.asfortranarray(values.astype(">f8")))
     inside = mutated(array.getvalue()[:128], rng) + array.getvalue()[128:]
+    text = mutated(array.getvalue()[10:128].rstrip(), rng)
+    announced = b"\x93NUMPY\2\0" + struct.pack("<I", len(text)) + text + array.getvalue()[128:]
     return [
         _archive({"logits.npy": array.getvalue()}),
         _archive({"probabilities.npy": fortran.getvalue()}, zipfile.ZIP_STORED),
         _archive({"logits.npy": inside}),
+        _archive({"logits.npy": announced}),
         _archive({rng.choice(("logits", "logits.npy", "softmax.npy", "x/logits.npy", "probabilities", "l\0.npy")): inside}),
         _archive({f"{number}.npy": b"" for number in range(50)}, rng.choice((zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED))),
     ]

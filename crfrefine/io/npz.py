@@ -19,7 +19,7 @@ from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import decode_into
 from crfrefine.io.paths import cannot_read
 from crfrefine.io.streams import ByteReader, finish, open_bytes
-from crfrefine.text import listed
+from crfrefine.text import listed, shorten_value
 from crfrefine.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 LONGEST_ARRAY_HEADER = 1 << 16
 
 _ARRAY_HEADER = re.compile(
-    r"\{'descr': '(?P<type>[<>|=]?(?:[biufc]\d+|O))', 'fortran_order': (?P<order>True|False), 'shape': \((?P<shape>[\d, ]*)\),? *\}\s*"
+    r"\{'descr': '(?P<type>[<>|=]?(?:[biufc][0-9]{1,4}|O))', 'fortran_order': (?P<order>True|False), "
+    r"'shape': \((?P<shape>(?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\),? *\}\s*"
 )
 
 KINDS = ("probabilities", "logits")
@@ -54,7 +55,9 @@ def read_header(path: Path) -> VolumeHeader:
         with _member(archive, key, path) as member:
             shape, fortran_order, dtype = _array_header(member, path, key)
     if len(shape) not in (3, 4) or min(shape) < 1:
-        raise UnsupportedFormatError(f"{path}: the array {key!r} has shape {shape}; expected (channel, z, y, x) or (channel, y, x)")
+        raise UnsupportedFormatError(
+            f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
+        )
     if math.prod(shape) * dtype.itemsize > archive.getinfo(f"{key}.npy").file_size:
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":
@@ -194,4 +197,4 @@ def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[in
         dtype: np.dtype[Any] = np.dtype(match["type"])
     except TypeError:
         raise UnsupportedFormatError(f"{path}: the array {key!r} has an unknown type, {match['type']}") from None
-    return tuple(int(axis) for axis in re.findall(r"\d+", match["shape"])), match["order"] == "True", dtype
+    return tuple(int(axis) for axis in re.findall(r"[0-9]+", match["shape"])), match["order"] == "True", dtype
