@@ -140,6 +140,7 @@ def link_cases(study: Study, wanted: Sequence[str], folder: Path, *, all_logits:
 
 def _train(study: Study, folder: Path) -> None:
     options = ["-p", study.data / study.logits, *study.region_options, *study.training, "--threads", study.threads, "--resume"]
+    options.append("--strict")  # Published figures are over all cases or there are none.
     crfrefine("train-crf", study.data, "-o", folder / "params.toml", *options, log=folder / "standard_output.txt")
     (folder / ENVIRONMENT).write_text(json.dumps(describe("torch"), indent=1) + "\n")
 
@@ -202,4 +203,4 @@ def _evaluate(study: Study, home: Path, method: str, baselines: Sequence[str], o
 
     compared = [word for name in baselines for word in ("--baseline", f"{name}={maps(name)}")]
     words = [maps(method), study.data / "labels", "--name", method, *compared, "-i", study.data / "images", *study.region_options, *options]
-    crfrefine("evaluate", *words, "--processes", study.threads, "--continue", "-o", folder, log=folder / "standard_output.txt")
+    crfrefine("evaluate", *words, "--processes", study.threads, "--strict", "--continue", "-o", folder, log=folder / "standard_output.txt")

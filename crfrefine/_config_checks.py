@@ -15,6 +15,9 @@ from crfrefine.text import MOST_CHARACTERS, shorten, shorten_value
 
 Check = Callable[[Any, str], Any]
 
+LARGEST_PENALTY = 1e6
+"""Weights and penalties are in the unit of logits; their products must stay far inside float32's range, for marginals that are no noise."""
+
 
 LARGEST_COUNT = 1_000_000
 """Of steps: engines count in 32 bits and keep numbers of each step, and no model needs as many."""
@@ -66,6 +69,10 @@ def in_range(low: float, high: float = math.inf, *, low_open: bool = False, high
         return result
 
     return check
+
+
+penalty = in_range(-LARGEST_PENALTY, LARGEST_PENALTY)
+"""A weight or an entry of the compatibility, in the unit of logits."""
 
 
 def whole(low: int, high: int = LARGEST_COUNT) -> Check:
@@ -140,7 +147,7 @@ def penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
     for index, row in enumerate(value):
         if len(row) != size:
             raise ConfigError(f"{key}: expected a square matrix: it has {size} rows, but row {index} has {len(row)} numbers")
-    matrix = tuple(tuple(number(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row)) for i, row in enumerate(value))
+    matrix = tuple(tuple(penalty(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row)) for i, row in enumerate(value))
     for index in range(size):
         if matrix[index][index] != 0.0:
             raise ConfigError(

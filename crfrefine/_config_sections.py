@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 from crfrefine import _config_checks as checks
 from crfrefine.errors import ConfigError
 
+LARGEST_TEMPERATURE = 1e6
+"""Far beyond what leaves anything of the logits; how small it may be depends on them (`refine`)."""
+
 _positive = checks.in_range(0.0, low_open=True)
 
 
@@ -69,7 +72,7 @@ class BilateralParameters(Section):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
 
     section: ClassVar[str] = "bilateral"
-    weight: float | tuple[float, ...] = _key(4.0, checks.one_or_many(checks.number), "a number, or one per label; 0: no such term")
+    weight: float | tuple[float, ...] = _key(4.0, checks.one_or_many(checks.penalty), "a number, or one per label; 0: no such term")
     theta_alpha: float | tuple[float, ...] = _key(
         1.5, checks.one_or_many(_positive), "mm (or voxels, see positions); a number, or one per axis"
     )
@@ -81,7 +84,7 @@ class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
     section: ClassVar[str] = "spatial"
-    weight: float | tuple[float, ...] = _key(0.0, checks.one_or_many(checks.number), "a number, or one per label; 0: no such term")
+    weight: float | tuple[float, ...] = _key(0.0, checks.one_or_many(checks.penalty), "a number, or one per label; 0: no such term")
     theta_gamma: float | tuple[float, ...] = _key(
         1.0, checks.one_or_many(_positive), "mm (or voxels, see positions); a number, or one per axis"
     )
@@ -115,7 +118,7 @@ class MeanFieldParameters(Section):
     tolerance: float = _key(
         1e-5, checks.in_range(0.0), "nats a voxel: mean KL between two steps that counts as converged; 0 = always all the steps"
     )
-    temperature: float = _key(1.0, _positive, "divides the logits")
+    temperature: float = _key(1.0, checks.in_range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
     normalization: str = _key("symmetric", checks.choice("symmetric", "after", "none"), "symmetric | after | none")
     damping: float = _key(0.0, checks.in_range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")
     filter: str = _key(

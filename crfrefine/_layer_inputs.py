@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crfrefine.backends import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.padding import check_share
 
 if TYPE_CHECKING:
     from crfrefine.backends.base import Backend
@@ -124,6 +125,50 @@ def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape
         if not item.any():
             raise InputError(f"the mask of batch item {index} is empty: there is no voxel to refine; leave such items out")
     return list(masks)
+
+
+def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
+    """Take the voxels whose labels all have exactly the same logit out of the masks: as padding does, they say nothing about labels.
+
+    Args:
+        logits: (B, L, *grid).
+        masks: of `masks_by_item`.
+
+    Returns:
+        (a mask (*grid) or None for each batch item, the number of voxels taken out of each).
+
+    Raises:
+        InputError: next to nothing would be left of an item.
+    """
+    values = logits.detach()
+    same = _all_equal(values)
+    if not same.any():
+        return list(masks), [0] * len(masks)
+    result: list[Tensor | None] = []
+    counts = []
+    for index, (padded, mask) in enumerate(zip(same, masks, strict=True)):
+        inside = torch.ones_like(padded) if mask is None else mask.to(padded.device)
+        num_padded, num_voxels = int((inside & padded).sum()), int(inside.sum())
+        check_share(num_padded, num_voxels, f"the logits of batch item {index}")
+        result.append(inside & ~padded if num_padded else mask)
+        counts.append(num_padded)
+    return result, counts
+
+
+def _all_equal(logits: Tensor) -> Tensor:
+    """(B, *grid) where all labels are equal; one channel at a time, so that no (B, L, *grid) of booleans is made."""
+    same = logits[:, 1] == logits[:, 0]
+    for label in range(2, logits.shape[1]):
+        same &= logits[:, label] == logits[:, 0]
+    return same
+
+
+def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], device: torch.device) -> Tensor | None:
+    """Return (B, *grid) of the items' masks; None where all of them are."""
+    if all(mask is None for mask in masks):
+        return None
+    everywhere = torch.ones(tuple(grid_shape), dtype=torch.bool, device=device)
+    return torch.stack([everywhere if mask is None else mask.to(device) for mask in masks])
 
 
 def check_finite(image: Tensor, index: int) -> None:

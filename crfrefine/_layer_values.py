@@ -6,13 +6,14 @@ How single numbers are held within their ranges is in `_layer_parameters.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from crfrefine import _layer_parameters as forms
-from crfrefine.config import BilateralParameters, CompatibilityParameters, CrfParameters
+from crfrefine.config import BilateralParameters, CompatibilityParameters, CrfParameters, as_parameters
 from crfrefine.errors import ConfigError
 
 GROUPS = ("weights", "compatibility", "theta", "temperature")
@@ -35,7 +36,7 @@ class CrfValues(nn.Module):
         num_labels: int,
         num_modalities: int,
         spatial_dims: int = 3,
-        parameters: CrfParameters | None = None,
+        parameters: CrfParameters | str | Path | None = None,
         *,
         per_label_weights: bool | None = None,
         compatibility: str = "full",
@@ -52,8 +53,9 @@ class CrfValues(nn.Module):
             num_labels: L, background included, at least 2.
             num_modalities: M, channels of the image.
             spatial_dims: axes of the grid.
-            parameters: where training starts, and everything that is not learned (intensity, normalization, filter, …); None: the `default`
-                preset. `mean_field.tolerance` is not used: a layer always takes all its steps.
+            parameters: where training starts, and everything that is not learned (intensity, normalization, filter, …): parameters, a
+                preset's name or a file's path; None: the `default` preset. `mean_field.tolerance` is not used: a layer always takes all
+                its steps.
             per_label_weights: one weight a label instead of one for all; None: if the parameters have lists.
             compatibility: "full": the penalty of each pair of labels is a parameter, that starts from the parameters' matrix or Potts.
                 "potts": it is 1 for any two labels.
@@ -69,7 +71,7 @@ class CrfValues(nn.Module):
                 that the layer can hold (docs/layer.md).
         """
         super().__init__()
-        self._start = parameters = CrfParameters() if parameters is None else parameters
+        self._start = parameters = as_parameters(parameters)
         for name, value, least in (("num_labels", num_labels, 2), ("num_modalities", num_modalities, 1), ("spatial_dims", spatial_dims, 1)):
             if value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value}")

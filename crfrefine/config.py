@@ -5,9 +5,7 @@ The tables and their keys are in _config_sections.py; what the model does with t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -28,7 +26,7 @@ from crfrefine._config_sections import (
     SpatialParameters,
 )
 from crfrefine._config_toml import toml_comment, toml_entry
-from crfrefine.errors import ConfigError
+from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.text import listed, shorten
 
 if TYPE_CHECKING:
@@ -46,6 +44,7 @@ __all__ = [
     "ResolvedParameters",
     "ResolvedSpatial",
     "SpatialParameters",
+    "as_parameters",
     "configs_dir",
     "intensity_by_modality",
     "list_presets",
@@ -170,25 +169,18 @@ class CrfParameters:
         """Write a TOML file that `load` reads back to equal parameters; a file that is there is replaced at once or not at all.
 
         Args:
-            path: the file to write.
+            path: the file to write; a character device or a pipe is written to as it is.
             comment: lines for the head of the file, without the comment sign.
 
         Raises:
             ConfigError: the file cannot be written.
         """
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        from crfrefine.io.atomic import write_small_file
+
         try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(self.to_toml(comment))
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            write_small_file(Path(path), self.to_toml(comment).encode())
+        except CrfRefineError as error:
+            raise ConfigError(str(error)) from error
 
     def replace(self, **changes: Any) -> CrfParameters:
         """A copy with some entries changed.
@@ -226,7 +218,7 @@ class CrfParameters:
         """Split a dotted key into section, kernel number and entry."""
         name, *rest = key.split(".")
         if name not in SECTIONS:
-            raise ConfigError(f"{shorten(key)}: unknown key; {checks.suggestion(name, tuple(SECTIONS))}")
+            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
         index = 0
         if name == "bilateral":
             count = len(self.bilateral)
@@ -240,7 +232,7 @@ class CrfParameters:
                 raise ConfigError(f"{shorten(key)}: there are {count} kernels; say which: {names}")
         known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
         if len(rest) != 1 or rest[0] not in known:
-            raise ConfigError(f"{shorten(key)}: unknown key; {checks.suggestion('.'.join(rest), known)}")
+            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
         return name, index, rest[0]
 
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ResolvedParameters:
@@ -300,6 +292,19 @@ class CrfParameters:
             filter=mean_field.filter,
             positions=mean_field.positions,
         )
+
+
+def _suggested_key(key: str) -> str:
+    """Say which dotted key is meant: `theta_alpha` is bilateral.theta_alpha's last word, `bilatral.weight` is nearly right."""
+    known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
+    section, _, entry = key.partition(".")
+    if key and not entry:
+        same = [name for name in known if name.partition(".")[2] == key]
+        if same:
+            return f"did you mean {' or '.join(repr(name) for name in same)}?"
+    if section in SECTIONS:
+        known = [name for name in known if name.startswith(f"{section}.")]
+    return checks.suggestion(key, known)
 
 
 def _check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
@@ -370,6 +375,24 @@ def _plain_section(section: Section) -> dict[str, Any]:
 
     pairs = ((entry.name, getattr(section, entry.name)) for entry in dataclasses.fields(section))
     return {name: plain(value) for name, value in pairs if value is not None}
+
+
+def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
+    """Return parameters from what a caller may give for them: themselves, a preset's name, a file's path, or None for `default`.
+
+    Raises:
+        ConfigError: something else, or there is no such preset or file.
+    """
+    if parameters is None:
+        return CrfParameters()
+    if isinstance(parameters, CrfParameters):
+        return parameters
+    if isinstance(parameters, str | Path):
+        return CrfParameters.load(parameters)
+    raise ConfigError(
+        f"parameters: expected CrfParameters, a preset's name or a file's path, got {checks.describe(parameters)}; "
+        "CrfParameters.from_dict takes nested dictionaries"
+    )
 
 
 def configs_dir() -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
 from crfrefine.label_maps import argmax_labels
@@ -41,6 +42,7 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
     if to == "labels":
         require_suffix(target, io.VOLUME_SUFFIXES)
     _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
+    check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
     geometry = _geometry(header, io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None, target)
     if header.num_channels == 1:

@@ -44,6 +44,7 @@ class CaseFiles:
         mask: where the model applies, if given.
         labels: the reference, if given.
         problem: what is wrong with the case as far as names tell; reading it raises this.
+        missing: the part of it that is files not being there, such as "no logits in study/logits".
     """
 
     case_id: str
@@ -52,6 +53,7 @@ class CaseFiles:
     mask: Path | None = None
     labels: Path | None = None
     problem: str | None = None
+    missing: tuple[str, ...] = ()
 
 
 class CaseList(list[CaseFiles]):
@@ -154,6 +156,8 @@ def discover_cases(
     logits: Path | Sequence[Path] | None,
     masks: Path | None = None,
     labels: Path | None = None,
+    *,
+    include_imageless: bool = False,
 ) -> CaseList:
     """Find the cases in folders, or the one case of single files.
 
@@ -162,6 +166,7 @@ def discover_cases(
         logits: a folder; or one file with all labels, or one file a label in order; None where none are needed.
         masks: a folder, or a file for one case.
         labels: a folder, or a file for one case.
+        include_imageless: labels or logits without an image are incomplete cases too, rather than left aside; for folders.
 
     Returns:
         The cases, sorted by name; a case that is incomplete is there with its `problem`.
@@ -178,6 +183,8 @@ def discover_cases(
     if len(folders) > 1 or (folders and len(image_paths) > 1):
         raise InputError(f"{folders[0]}: give one folder of images, or the files of one case")
     cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
+    if folders and include_imageless:
+        cases = _with_imageless(cases, folders[0], labels, logits_paths)
     cases = with_logits(cases, logits_paths) if logits is not None else cases
     cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES, lambda case, path: replace(case, mask=path))
     return _with_companions(cases, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
@@ -246,6 +253,7 @@ def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], descrip
 def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected: int, who_says_so: str) -> CaseFiles:
     images = tuple(numbers[number][0] for number in sorted(numbers))
     problem = None
+    missing: tuple[str, ...] = ()
     twice = next((paths for paths in numbers.values() if len(paths) > 1), None)
     if twice:
         problem = f"case {case_id!r}: one modality in two files, {_names(twice)} in {twice[0].parent}"
@@ -254,7 +262,31 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
             listed([f"{number:04d}" for number in several], _MOST_MODALITIES) for several in (sorted(numbers), range(num_expected))
         )
         problem = f"case {case_id!r}: expected the modalities {wanted}, {who_says_so}; found {there} in {images[0].parent}"
-    return CaseFiles(case_id, images, problem=problem)
+        missing = tuple(f"no modality {number:04d} in {images[0].parent}" for number in range(num_expected) if number not in numbers)
+    return CaseFiles(case_id, images, problem=problem, missing=missing)
+
+
+def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
+    """Add the cases that are known from their labels or logits alone, each with its `problem`."""
+    known = {case.case_id for case in cases}
+    names: set[str] = set()
+    for source, suffixes, endings in (
+        *((path, VOLUME_SUFFIXES, LABEL_SUFFIXES) for path in (labels,) if path is not None),
+        *((path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits),
+    ):
+        if not source.is_dir() or source.samefile(images):
+            continue
+        for stem in map(stem_of, list_files(source, suffixes)):
+            one_a_label, modality = _LABEL_FILE.fullmatch(stem), _MODALITY.fullmatch(stem)
+            ending = next((ending for ending in endings if stem.endswith(ending)), "")
+            name = one_a_label["case"] if one_a_label else stem.removesuffix(ending)
+            # An image beside the labels is no case of its own.
+            if not {stem, name, modality["case"] if modality else name} & known:
+                names.add(name)
+    lacking = f"no image in {images}"
+    problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
+    added = [CaseFiles(name, (), problem=f"case {name!r}: {problem}", missing=(lacking,)) for name in names if name]
+    return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
 
 
 def _case_of_files(paths: Sequence[Path]) -> CaseList:
@@ -303,7 +335,8 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
         one_a_label = by_label.get(case.case_id, {})
         taken |= {*candidates, *(path for paths in one_a_label.values() for path in paths)}
         chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder)
-        found.append(replace(case, logits=chosen, problem=case.problem or problem))
+        missing = () if candidates or one_a_label else (f"no logits in {folder}",)
+        found.append(replace(case, logits=chosen, problem=case.problem or problem, missing=case.missing + missing))
     stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
     notes = list(cases.notes)
     if stray:
@@ -353,7 +386,8 @@ def _with_companions(
         else:
             there = f"found {_names(candidates)}" if candidates else "found none"
             problem = f"case {case.case_id!r}: expected one file of {what} in {source}, {there}"
-            found.append(replace(case, problem=case.problem or problem))
+            missing = () if candidates else (f"no {what} in {source}",)
+            found.append(replace(case, problem=case.problem or problem, missing=case.missing + missing))
     return CaseList(found, cases.notes)
 
 

@@ -137,7 +137,7 @@ class _Run:
     def __init__(self, options: InferenceOptions, observer: Observer) -> None:
         from crfrefine.backends import get_backend
         from crfrefine.case import discover_cases
-        from crfrefine.outputs import check_summary_path, check_writable, plan_outputs
+        from crfrefine.outputs import check_small_output, check_summary_path, check_writable, plan_outputs
         from crfrefine.threads import available_threads
 
         self.options = options
@@ -163,7 +163,7 @@ class _Run:
         for folder in {outputs.label_map.parent for files, outputs in zip(self._cases, self._outputs, strict=True) if not files.problem}:
             check_writable(folder)
         if options.summary is not None:
-            check_writable(options.summary.parent)
+            check_small_output(options.summary)
         self._summary = RunSummary(
             device=self._backend.name,
             threads=options.threads or available_threads(),
@@ -229,7 +229,7 @@ class _Run:
 
     def _load_next(self) -> _Loaded | None:
         """Read the next case that is to be done and can be read; None: there is no further one. Runs in the reading thread."""
-        from crfrefine.outputs import is_complete
+        from crfrefine.outputs import check_case_outputs, is_complete
 
         for number, (files, outputs) in self._pending:
             if self._stop.is_set():
@@ -241,6 +241,7 @@ class _Run:
                     record.status = "skipped"
                     record.output = outputs.label_map
                 else:
+                    check_case_outputs(outputs)
                     loaded = self._load(files, outputs, record, number)
             if loaded is not None:
                 return loaded
@@ -292,6 +293,7 @@ class _Run:
             spacing=case.spacing,
             parameters=options.parameters,
             mask=case.mask,
+            input_type="logits",
             device=options.device,
             threads=options.threads,
             progress=progress,
@@ -304,6 +306,10 @@ class _Run:
         record.num_iterations, record.converged = result.num_iterations, result.converged
         record.energy = tuple(float(value) for value in result.energy)
         record.filters = tuple(result.filters)
+        for note in result.notes:
+            self._tell(self._observer.note, record.case_id, note)
+        record.notes += result.notes
+        record.num_padding_voxels = result.num_padding_voxels
         record.num_voxels_in_mask = before.size if case.mask is None else count_labels(case.mask, 2)[1]
         record.voxels_before = count_labels(before, len(case.logits))
         record.voxels_after = count_labels(result.label_map, len(case.logits))
@@ -352,7 +358,7 @@ class _Run:
 
     def _save_summary(self) -> None:
         if self.options.summary is not None:
-            from crfrefine.outputs import write_small_file
+            from crfrefine.io.atomic import write_small_file
 
             write_small_file(self.options.summary, self._summary.to_json().encode())
 

@@ -117,7 +117,8 @@ def inspect_folder(folder: str | Path) -> FolderReport:
 
 
 def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
-    report.fail(replace(failure, message=f"case {files.case_id!r}: {failure.message}") if failure.traceback else failure)
+    message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+    report.fail(replace(failure, message=message))
 
 
 def _archives(folder: Path) -> list[Path]:
@@ -131,7 +132,7 @@ def _discover(folder: Path) -> CaseList:
 
     images = inside("images", "imagesTr")
     if images is not None:
-        return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"))
+        return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
     return discover_cases(folder, None)
 
 

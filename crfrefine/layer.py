@@ -5,6 +5,7 @@ The computation is `crfrefine.functional`'s; this module holds the parameters an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,15 @@ from crfrefine import _layer_parameters as forms
 from crfrefine import functional
 from crfrefine._layer_intensity import normalize
 from crfrefine._layer_values import CrfValues
+from crfrefine.padding import describe_padding
 
 if TYPE_CHECKING:
     from crfrefine.backends.base import Kernels
 
 __all__ = ["CrfRnn"]
+
+_WORTH_A_WARNING = 0.01
+"""Share of voxels without a preference; a few come about by chance in half precision."""
 
 
 class CrfRnn(CrfValues):
@@ -58,6 +63,9 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine a network's logits.
 
+        Voxels where all labels have exactly the same logit, as where a crop was padded, take no part, as if they were outside the mask. A
+        warning says so where they are more than one in a hundred.
+
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
             image: (B, M, *grid), raw intensities, finite: they are normalized as `parameters.intensity` says, inside the mask.
@@ -70,7 +78,8 @@ class CrfRnn(CrfValues):
             the marginals. Outside the mask: logits / temperature.
 
         Raises:
-            InputError: shapes do not fit the layer or each other, an empty mask, an image that is not finite, parameters that became NaN.
+            InputError: shapes do not fit the layer or each other, an empty mask, an image that is not finite, parameters that became NaN,
+                a batch item whose logits are equal for all labels nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
         """
@@ -82,6 +91,7 @@ class CrfRnn(CrfValues):
         # With kernels at hand, the image matters only if its gradient is wanted.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             image = self._normalized(image, mask, inputs.compute_dtype(logits))
+        mask = self._mask_without_padding(logits, mask, kernels)
         alphas, betas, gamma = self._bandwidths(inputs.compute_dtype(logits))
         spatial_weight = self.spatial_weight
         settings = self._start.mean_field
@@ -139,6 +149,22 @@ class CrfRnn(CrfValues):
                 num_iterations=self.num_iterations,
                 threads=self.threads,
             )
+
+    def _mask_without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> Tensor | None:
+        grid = logits.shape[2:]
+        masks, counts = inputs.masks_without_padding(logits, inputs.masks_by_item(mask, len(logits), grid))
+        if not any(counts):
+            return mask
+        for index, (inside, item) in enumerate(zip(masks, kernels or (), strict=False)):
+            if inside is not None and item.num_voxels > int(inside.sum()):
+                raise InputError(
+                    f"all labels have the same logit at {counts[index]} voxels of batch item {index}, but its kernels were built with "
+                    "these voxels inside the mask; leave them out of the mask that `build_kernels` is given"
+                )
+        most = max(counts)
+        if most > _WORTH_A_WARNING * grid.numel():
+            warnings.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}", stacklevel=3)
+        return inputs.stack_masks(masks, grid, logits.device)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:

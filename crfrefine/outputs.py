@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import InputError
+from crfrefine.io.atomic import check_replaceable, check_small_file, real_path, write_small_file
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.special_files import special_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,8 +130,29 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError as error:
+        raise InputError(f"{folder}: expected a folder, this is a file") from error
     except OSError as error:
         raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
+
+
+def check_small_output(path: Path) -> None:
+    """Raise CrfRefineError where a file cannot be written that `write_small_file` is to write; create its folder.
+
+    The folder of a device or a pipe does not count: nothing is created there.
+    """
+    check_small_file(path)
+    if special_kind(path) is None:
+        check_writable(real_path(path).parent)
+
+
+def check_case_outputs(outputs: OutputFiles) -> None:
+    """Raise CrfRefineError where something stands in the place of a case's output that is not replaced, before the case is computed."""
+    for path in (outputs.label_map, outputs.probabilities, outputs.logits):
+        if path is not None:
+            check_replaceable(*reversed(files_written(path)))
+    if outputs.preview is not None:
+        check_small_file(outputs.preview)
 
 
 def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None = None) -> None:
@@ -143,6 +166,9 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
+    check_small_file(path)
+    if special_kind(path) is not None and not suffix_of(path):
+        return  # What is written to as it is replaces nothing.
     written = [written for plan in plans for name in plan.all() for written in files_written(name)]
     if suffix_of(path) or identities(path) & _inputs(cases, config).union(*map(identities, written)):
         raise InputError(f"{path}: the summary would replace a file of this run, or pass for a volume; give it a name of its own in .json")
@@ -183,18 +209,6 @@ def write_outcome(outcome: Outcome, outputs: OutputFiles, *, threads: int = 1) -
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
     write_label_map(outputs.label_map, outcome.label_map, outcome.like)
-
-
-def write_small_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in full, or as it was before.
-
-    Raises:
-        CrfRefineError: it cannot be written.
-    """
-    from crfrefine.io.atomic import atomic_file
-
-    with atomic_file(path) as file:
-        file.write(content)
 
 
 def _is_whole_picture(path: Path) -> bool:

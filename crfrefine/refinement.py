@@ -10,23 +10,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arguments import check_no_label_map, check_shapes, given_array, given_spacing
 from crfrefine.backends import get_backend
-from crfrefine.backends.base import Backend, Progress
-from crfrefine.config import CrfParameters
+from crfrefine.backends.base import Backend, MeanFieldResult, Progress
+from crfrefine.config import CrfParameters, as_parameters
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.features import normalize_intensity
+from crfrefine.padding import describe_padding, find_padding, leave_out
 from crfrefine.postprocess import postprocess
+from crfrefine.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
 
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class RefinementResult:
     """A refined case.
 
@@ -40,6 +46,8 @@ class RefinementResult:
         timings: seconds of each stage: normalize, build, steps, labels.
         device: where it was computed.
         threads: CPU threads that it was computed with; None: the cores this process may use.
+        num_padding_voxels: voxels in the mask where all input logits were equal; they took no part.
+        notes: what the caller should know, a sentence each.
     """
 
     label_map: NDArray[np.unsignedinteger[Any]]
@@ -51,6 +59,15 @@ class RefinementResult:
     timings: dict[str, float] = field(default_factory=dict)
     device: str = "cpu"
     threads: int | None = None
+    num_padding_voxels: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what came out in a line; no arrays."""
+        grid = "×".join(str(extent) for extent in self.label_map.shape)
+        steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
+        energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
+        return f"<RefinementResult: {len(self.logits)} labels on {grid} voxels, {steps}{energy}, on {self.device}>"
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
@@ -65,20 +82,26 @@ def refine(
     image: NDArray[Any],
     *,
     spacing: Sequence[float] | float = 1.0,
-    parameters: CrfParameters | None = None,
+    parameters: CrfParameters | str | Path | None = None,
     mask: NDArray[Any] | None = None,
+    input_type: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RefinementResult:
     """Refine a network's logits with the dense CRF.
 
+    Voxels where all labels have exactly the same logit, as where a crop was padded, take no part: they keep label 0, and neither send nor
+    receive messages.
+
     Args:
         logits: (L, *grid), higher is better, finite; L >= 2.
         image: (M, *grid) or (*grid), raw intensities: they are normalized as the parameters say.
         spacing: distance of neighboring voxels in mm, one a grid axis or one for all.
-        parameters: the model; None: the `default` preset.
+        parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
+        input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and what looks like
+            probabilities is refused; "logits": they are logits although they look like probabilities.
         device: "auto", "cpu", "cuda", "cuda:N" or "reference".
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
@@ -87,31 +110,38 @@ def refine(
         The refined case. Arrays have the axes in the same memory order as `logits`.
 
     Raises:
-        InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask.
-        ConfigError: a list in the parameters has the wrong length for this case.
+        InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
+            place of logits, logits that are equal for all labels nearly everywhere.
+        ConfigError: a list in the parameters has the wrong length for this case, or there is no such preset or file.
         BackendUnavailableError: the device is not there.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
     Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/math.md.
     """
-    parameters = CrfParameters() if parameters is None else parameters
-    logits = np.asarray(logits, dtype=np.float32)
-    image = np.asarray(image)
+    parameters = as_parameters(parameters)
+    logits, image = given_array(logits, "logits"), given_array(image, "image")
+    if mask is not None:
+        mask = given_array(mask, "mask")
+    check_no_label_map(logits, image)
     if image.ndim == logits.ndim - 1:
         image = image[None]
-    _check_shapes(logits, image, mask)
+    check_shapes(logits, image, mask)
     num_dims = logits.ndim - 1
-    steps = (float(np.asarray(spacing)),) * num_dims if np.ndim(spacing) == 0 else tuple(float(step) for step in np.asarray(spacing))
-    if len(steps) != num_dims or not all(math.isfinite(step) and step > 0 for step in steps):
-        raise InputError(f"spacing is {spacing}; expected {num_dims} positive distances in mm, one a grid axis")
+    steps = given_spacing(spacing, num_dims)
     resolved = parameters.resolve(len(logits), len(image), num_dims)
     backend = get_backend(device)
-    inside = None if mask is None else np.asarray(mask) != 0
+    inside = None if mask is None else mask != 0
 
     # The model knows no order of axes, so the engine gets them in the order of memory: nothing is copied for a volume read from a file.
+    with np.errstate(over="ignore"):
+        logits = logits.astype(np.float32, copy=False)
     order = _memory_order(logits[0])
     ordered_logits, ordered_image = _permuted(logits, order), _permuted(image, order)
     largest = _check_finite(backend, ordered_logits, "logits", threads)
+    if identify_array(ordered_logits, input_type) == "probabilities":
+        ordered_logits = np.array(ordered_logits, order="C")
+        take_logarithms(ordered_logits)
+        largest = -math.log(SMALLEST_PROBABILITY)
     # Energies and marginals are sums of a few of these in float32; a temperature near zero would make them infinite, and then NaN.
     if largest / resolved.temperature > LARGEST_LOGIT:
         raise ConfigError(
@@ -121,8 +151,15 @@ def refine(
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
     ordered_mask = None if inside is None else inside.transpose(order)
+    # Padding of the logits is no property of the image: intensities are normalized as if there were none.
     normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
     normalize_seconds = time.perf_counter() - started
+    padding = find_padding(ordered_logits)
+    num_padding = 0
+    notes: tuple[str, ...] = ()
+    if padding is not None:
+        ordered_mask, num_padding = leave_out(padding, ordered_mask, "logits")
+        notes = (describe_padding(num_padding, padding.size),) if num_padding else ()
     outcome = backend.mean_field(
         ordered_logits,
         normalized,
@@ -133,6 +170,7 @@ def refine(
         threads=threads,
         progress=progress,
     )
+    _check_outcome(backend, outcome, threads)
     started = time.perf_counter()
     back = _inverse(order)
     labels = backend.label_map(outcome.logits, threads=threads).transpose(back)
@@ -148,6 +186,8 @@ def refine(
         timings=timings,
         device=backend.name,
         threads=threads,
+        num_padding_voxels=num_padding,
+        notes=notes,
     )
 
 
@@ -164,26 +204,6 @@ def _permuted(channels: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
     return channels.transpose(0, *(axis + 1 for axis in order))
 
 
-def _check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] | None) -> None:
-    if logits.ndim < 2:
-        raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
-    grid = logits.shape[1:]
-    if len(logits) < 2:
-        raise InputError(f"logits have {len(logits)} label; at least two are needed, the background among them")
-    if math.prod(grid) == 0:
-        raise InputError(f"the grid {grid} has no voxels")
-    if image.shape[1:] != grid or image.ndim != logits.ndim or len(image) == 0:
-        raise InputError(f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}")
-    if mask is not None and np.shape(mask) != grid:
-        raise InputError(f"mask has shape {np.shape(mask)}; expected the logits' grid {grid}")
-    if image.dtype.kind not in "biuf":
-        raise InputError(f"image has type {image.dtype}; expected real numbers")
-    if mask is not None and np.asarray(mask).dtype.kind == "f" and not np.isfinite(mask).all():
-        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
-    if mask is not None and not np.any(mask):
-        raise InputError("the mask is empty: there is no voxel to refine")
-
-
 def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
     """Raise InputError where a value is NaN or infinite; return the largest magnitude."""
     if channels.dtype.kind != "f":
@@ -192,9 +212,21 @@ def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: 
     with np.errstate(over="ignore"):
         ranges = backend.channel_ranges(channels, threads=threads)
     for number, (lowest, highest) in enumerate(ranges):
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
+        if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _LARGEST_FLOAT):
             with np.errstate(over="ignore"):
                 bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
             raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
         largest = max(largest, abs(lowest), abs(highest))
     return largest
+
+
+def _check_outcome(backend: Backend, outcome: MeanFieldResult, threads: int | None) -> None:
+    """Raise InputError where the model went out of float32's range: such a label map would be noise."""
+    finite = all(math.isfinite(value) for value in outcome.energy)
+    if finite:
+        finite = all(math.isfinite(low) and math.isfinite(high) for low, high in backend.channel_ranges(outcome.logits, threads=threads))
+    if not finite:
+        raise InputError(
+            "the refined logits or their energy are not finite: the values are beyond float32's range; expected logits, weights and a "
+            "compatibility of a few orders of magnitude around 1"
+        )

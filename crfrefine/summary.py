@@ -31,7 +31,8 @@ class CaseRecord:
         spacing: mm, one a grid axis.
         num_labels: L, background included.
         num_modalities: channels of the image.
-        num_voxels_in_mask: voxels that the model saw.
+        num_voxels_in_mask: voxels inside the mask.
+        num_padding_voxels: those of them where all labels had the same logit; they took no part.
         input_type: "logits" or "probabilities": how the network's output was taken.
         num_iterations: steps taken.
         converged: whether the stopping rule was met.
@@ -58,6 +59,7 @@ class CaseRecord:
     num_labels: int | None = None
     num_modalities: int | None = None
     num_voxels_in_mask: int | None = None
+    num_padding_voxels: int | None = None
     input_type: str | None = None
     num_iterations: int | None = None
     converged: bool | None = None

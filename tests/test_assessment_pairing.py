@@ -65,21 +65,57 @@ def test_images_beside_label_maps_are_noted(tmp_path):
     assert "2 files beside label maps" in pairing.notes[0]
 
 
-def test_extra_predictions_are_noted_once_for_all_their_files(tmp_path):
-    (note,) = pair(tmp_path, "a.nii", "a.nii b.nii b_probabilities.nii.gz c.npz").notes
-    assert "2 files without a reference, such as b.nii" in note
+def left_out(pairing: Pairing) -> dict[str, tuple[str, ...]]:
+    return {case.case_id: case.reasons for case in pairing.left_out}
+
+
+def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
+    pairing = pair(tmp_path, "a.nii d_0001.nii", "a.nii b.nii b_probabilities.nii.gz c_softmax.npz d_0001.nii d_0002.nii")
+    reason = f"no label map in {tmp_path / 'labels'}"
+    assert left_out(pairing) == dict.fromkeys(("b", "c", "d_0002"), (reason,))
+    assert list(taken(pairing)) == ["a", "d_0001"]
+    assert pairing.notes == ()
+
+
+def test_of_one_reference_the_other_predictions_are_a_note(tmp_path):
+    """Whoever names one file asks for that case."""
+    pair(tmp_path, "a.nii", "a.nii b.nii c.npz")
+    pairing = pair_cases(AssessmentOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
+    assert left_out(pairing) == {}
+    assert "2 files without a reference, such as b.nii" in pairing.notes[0]
+
+
+def test_an_image_beside_its_label_map_is_a_note(tmp_path):
+    pairing = pair(tmp_path, "a.nii", "a.nii a_0000.nii")
+    assert left_out(pairing) == {}
+    assert "1 files without a reference, such as a_0000.nii" in pairing.notes[0]
+
+
+def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("a.nii", "c.nii", "z.nii"):
+        (tmp_path / "other" / name).touch()
+    pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii b.nii", baselines=(("other", tmp_path / "other"),))
+    no_label, in_pred, in_other = (
+        f"no {what}" for what in (f"label map in {tmp_path / 'labels'}", *_predictions(tmp_path, "pred", "other"))
+    )
+    assert left_out(pairing) == {"b": (in_other,), "c": (in_pred,), "z": (no_label,)}
+    assert list(taken(pairing)) == list(taken(pairing, "other")) == ["a"]
+
+
+def _predictions(root: Path, *folders: str) -> list[str]:
+    return [f"prediction in {root / folder}" for folder in folders]
 
 
 @pytest.mark.parametrize(
     ("labels", "predictions", "message"),
     [
-        ("a.nii b.nii", "b.nii", "no prediction in"),
         ("a.nii", "a.nii a.mha", "expected one label map, found a.mha, a.nii in"),
         ("a.nii", "a_seg.nii a_dseg.nii", "expected one label map, found a_dseg.nii, a_seg.nii in"),
         ("a.nii", "a.nii a_logits.nii a_logits.npz", "expected one file of probabilities, found a_logits.nii, a_logits.npz in"),
     ],
 )
-def test_what_is_missing_or_twice_is_a_problem_of_the_method(tmp_path, labels, predictions, message):
+def test_what_is_twice_is_a_problem_of_the_method(tmp_path, labels, predictions, message):
     pairing = pair(tmp_path, labels, predictions)
     assert pairing.cases[0].problem is None
     assert message in pairing.cases[0].methods["prediction"].problem
@@ -97,8 +133,15 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         (tmp_path / "scores" / name).touch()
     pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a_logits.nii b.nii c.nii", probabilities=(("prediction", tmp_path / "scores"),))
     assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
-    assert "no logits in" in pairing.cases[2].methods["prediction"].scores_problem
-    assert pairing.cases[2].methods["prediction"].problem is None
+    assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction is over the others" in pairing.notes[0]
+    method = pairing.cases[2].methods["prediction"]
+    assert (method.lacks_scores, method.scores_problem, method.problem) == (True, None, None)
+
+
+def test_named_probabilities_that_no_case_has_are_an_error(tmp_path):
+    (tmp_path / "scores").mkdir()
+    with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
+        pair(tmp_path, "a.nii b.nii", "a.nii b.nii", probabilities=(("prediction", tmp_path / "scores"),))
 
 
 def test_the_first_modality_is_the_image_that_is_shown(tmp_path):
@@ -117,6 +160,12 @@ def test_the_first_modality_is_the_image_that_is_shown(tmp_path):
         ("a.npz notes.txt", "a.nii", {}, "no label map found: it has no file with one of these suffixes"),
         ("a.nii b.nii", "a.nii", {"images": "pred/a.nii"}, "an image for 2 cases; give a folder"),
         ("a.nii b.nii", "a.nii", {"baselines": "pred/a.nii"}, "a file for the 2 cases of the reference"),
+        (
+            "a.nii b.nii",
+            "c.nii",
+            {},
+            r"(?s)no case is complete; expected .*no prediction in \S+pred \(2\): a, b.*no label map in \S+labels \(1\): c",
+        ),
     ],
 )
 def test_what_cannot_be_paired_at_all(tmp_path, labels, predictions, options, message):

@@ -109,11 +109,24 @@ def test_a_failed_case_is_tried_again_and_its_old_record_is_gone(tmp_path):
     run_here(*study.arguments)
     path = study.after / "case0.nii.gz"
     shutil.move(path, tmp_path / "aside.nii.gz")
+    path.write_bytes(b"not an image")
     assert run_here(*study.arguments, "--continue").status == 1
     assert files_in(study.output / "cases") == ["case1.json"]
     shutil.move(tmp_path / "aside.nii.gz", path)
     assert run_here(*study.arguments, "--continue").status == 0
     assert statuses(study) == ["measured", "reused"]
+
+
+def test_a_case_that_is_left_out_for_a_while_keeps_its_record(tmp_path):
+    study = write_study(tmp_path, 2)
+    run_here(*study.arguments)
+    path = study.after / "case0.nii.gz"
+    shutil.move(path, tmp_path / "aside.nii.gz")
+    assert run_here(*study.arguments, "--continue").status == 0
+    assert statuses(study) == ["reused"]
+    shutil.move(tmp_path / "aside.nii.gz", path)
+    assert run_here(*study.arguments, "--continue").status == 0
+    assert statuses(study) == ["reused", "reused"]
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import stat
 import subprocess
 import time
 
 import numpy as np
 import pytest
 from cli_helpers import command, files_in, load_nifti, run_here, run_process
+from special_file_helpers import Reader, kind_of, make_pipe
 from training_helpers import write_cases
 
 from crfrefine.config import CrfParameters
@@ -316,3 +318,40 @@ def _package_path():
     import crfrefine
 
     return Path(crfrefine.__file__).parents[1]
+
+
+def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
+    """The same command with `--resume` goes on from where they were to be written."""
+    pipe = make_pipe(tmp_path / "params.toml")
+    options = ("train-crf", data, "-o", pipe, *SHORT, "--threads", 1)
+    result = run_here(*options)
+    assert result.status == 1
+    assert f"{pipe}: cannot be written: nobody reads from it" in result.stderr
+    assert kind_of(pipe) == stat.S_IFIFO
+    assert "params.checkpoint.json" in files_in(tmp_path)
+    reader = Reader(pipe)
+    result = run_here(*options, "--resume")
+    assert result.status == 0, result.stderr
+    CrfParameters.from_toml(reader.result().decode())
+    assert kind_of(pipe) == stat.S_IFIFO
+    assert files_in(tmp_path) == ["params.curves.png", "params.report.json", "params.toml"]
+
+
+def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
+    reader = Reader(make_pipe(tmp_path / "params.report.json"))
+    (tmp_path / "params.curves.png").symlink_to("/dev/null")
+    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, "--threads", 1)
+    assert result.status == 0, result.stderr
+    assert "verdict" in json.loads(reader.result())
+    assert kind_of(tmp_path / "params.report.json") == stat.S_IFIFO
+    assert (tmp_path / "params.curves.png").is_symlink()
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_a_checkpoint_is_not_kept_in_a_pipe(options, data, tmp_path):
+    """It is written several times and read back; this is found out before anything is read."""
+    pipe = make_pipe(tmp_path / "params.checkpoint.json")
+    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, *options)
+    assert result.status == 1
+    assert result.stderr.startswith(f"crfrefine: error: {pipe}: cannot be written: it is a named pipe")
+    assert kind_of(pipe) == stat.S_IFIFO

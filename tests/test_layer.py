@@ -565,7 +565,7 @@ GOOD: dict[str, Any] = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
 )
 def test_tensors_that_do_not_fit_are_refused(logits: Sequence[int], image: Sequence[int], arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
-        small_layer()(torch.zeros(*logits), torch.rand(*image), **arguments)
+        small_layer()(torch.rand(*logits), torch.rand(*image), **arguments)
 
 
 def test_values_that_are_not_finite_are_named() -> None:

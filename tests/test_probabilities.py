@@ -74,23 +74,42 @@ def test_eight_bit_probabilities_are_taken_on_the_users_word():
     assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: asked for")
 
 
-def test_sigmoid_channels_of_regions_are_refused():
+@pytest.mark.parametrize(
+    ("input_type", "kind"), [("auto", None), ("probabilities", None), ("logits", None), ("auto", "logits"), ("logits", "probabilities")]
+)
+def test_sigmoid_channels_of_regions_are_refused(input_type, kind):
+    """Whatever the user or the file calls them: as logits, they would be refined into nonsense."""
     values = softmax()
     values[0] = 0.9
-    for input_type in ("auto", "probabilities"):
-        with pytest.raises(
-            InputError, match=r"logits/case\.npz: all values lie in \[0, 1\] but do not sum to 1 at \d+ of 120 voxels.*\n.*region"
-        ):
-            identify(values, input_type, None, PATH)
+    message = r"logits/case\.npz: all values lie in \[0, 1\] but do not sum to 1 at \d+ of 120 voxels.*\n.*sigmoid channels, as of region"
+    with pytest.raises(InputError, match=message) as caught:
+        identify(values, input_type, kind, PATH)
+    assert "--input-type" not in str(caught.value)
 
 
-def test_voxels_without_any_probability_are_counted_and_located():
+def test_sigmoid_channels_that_are_zero_nearly_everywhere_are_refused_as_logits():
+    """Background has no channel of its own: next to zero in all of them, but not equally so."""
+    values = np.random.default_rng(0).uniform(0, 1e-5, (3, 6, 5, 4)).astype(np.float32)
+    with pytest.raises(InputError, match=r"at 120 of 120 voxels; the first one is voxel \(0, 0, 0\) with a sum of 0\.000"):
+        identify(values, "logits", None, PATH)
+
+
+def test_voxels_with_next_to_no_probability_are_counted_and_located():
     """One of them turned a whole volume into NaN in a known library."""
     values = softmax()
-    values[:, 2, 1, 3] = 0
-    values[:, 4, 0, 0] = 0
-    with pytest.raises(InputError, match=r"probabilities of all labels are zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
+    values[:, 2, 1, 3] = (0, 1e-5, 0)
+    values[:, 4, 0, 0] = (0, 0, 1e-6)
+    with pytest.raises(InputError, match=r"of all labels are next to zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
         identify(values, "auto", None, PATH)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.25, 1.0, -1.0, 1000.0])
+def test_padding_decides_nothing(constant):
+    values = softmax()
+    values[:, :2] = constant
+    assert identify(values, "auto", None, PATH)[0] == "probabilities"
+    assert identify(values, "probabilities", None, PATH)[0] == "probabilities"
+    assert identify(np.log(values.clip(1e-7)), "auto", None, PATH)[0] == "logits"
 
 
 @pytest.mark.parametrize(("input_type", "kind"), [("probabilities", None), ("auto", "probabilities")])

@@ -87,11 +87,48 @@ def test_cases_must_have_as_many_labels(tmp_path):
         find_cases(locate_folders(tmp_path))
 
 
-@pytest.mark.parametrize("missing", ["labels", "logits"])
-def test_incomplete_cases_are_refused_by_name(tmp_path, missing):
+def test_two_files_for_one_thing_are_refused_by_name(tmp_path):
     write_cases(tmp_path, 3)
-    (tmp_path / missing / "case1.nii.gz").unlink()
-    with pytest.raises(InputError, match="1 of 3 cases cannot be trained on:\n  case 'case1': "):
+    (tmp_path / "labels" / "case1.nii").touch()
+    with pytest.raises(InputError, match="1 of 3 cases cannot be trained on:\n  case 'case1': expected one file of labels"):
+        find_cases(locate_folders(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("labels/case1.nii.gz", "no labels in {root}/labels"),
+        ("logits/case1.nii.gz", "no logits in {root}/logits"),
+        ("masks/case1.nii.gz", "no mask in {root}/masks"),
+        ("images/case1_0001.nii.gz", "no modality 0001 in {root}/images"),
+        ("images/case1_*.nii.gz", "no image in {root}/images"),
+    ],
+)
+def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path, file, reason):
+    write_cases(tmp_path, 3)
+    for number in range(3):
+        save_nifti(tmp_path / "masks" / f"case{number}.nii.gz", np.ones(GRID_SHAPE, np.uint8), phantom(number).affine)
+    complete = find_cases(locate_folders(tmp_path), strict=True)
+    assert (complete.case_ids, complete.left_out, complete.notes) == (("case0", "case1", "case2"), (), ())
+    for path in tmp_path.glob(file):
+        path.unlink()
+    cases = find_cases(locate_folders(tmp_path))
+    reason = reason.format(root=tmp_path)
+    assert cases.case_ids == ("case0", "case2")
+    assert [(case.case_id, case.reasons) for case in cases.left_out] == [("case1", (reason,))]
+    assert cases.notes == (f"1 of 3 cases is left out: {reason} (1): case1",)
+
+
+def test_too_few_complete_cases_are_an_error_that_says_what_they_lack(tmp_path):
+    write_cases(tmp_path, 3)
+    for number in (1, 2):
+        (tmp_path / "logits" / f"case{number}.nii.gz").unlink()
+    with pytest.raises(
+        InputError, match=r"only 1 of 3 cases is complete; expected at least two .*\n  no logits in \S+ \(2\): case1, case2\n"
+    ):
+        find_cases(locate_folders(tmp_path))
+    (tmp_path / "logits" / "case0.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"no case is complete; expected at least two .*\n  no logits in \S+ \(3\): case0, case1, case2\n"):
         find_cases(locate_folders(tmp_path))
 
 

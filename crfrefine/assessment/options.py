@@ -33,6 +33,7 @@ class AssessmentOptions:
         resume: reuse what was measured before, where files and options are the same.
         report: also write `report.html`.
         fail_fast: stop at the first bad case.
+        strict: refuse cases that lack a file, which are left out otherwise.
         command_line: as typed, for the report.
     """
 
@@ -50,6 +51,7 @@ class AssessmentOptions:
     resume: bool = False
     report: bool = True
     fail_fast: bool = False
+    strict: bool = False
     command_line: str = ""
 
     @property
@@ -64,8 +66,9 @@ class AssessmentOptions:
 
 
 def check_options(options: AssessmentOptions) -> None:
-    """Raise ConfigError or InputError for options that cannot be followed, before anything is read; create the output folder."""
-    from crfrefine.outputs import check_writable
+    """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    from crfrefine.assessment.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+    from crfrefine.io.atomic import check_small_file
 
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
@@ -91,7 +94,8 @@ def check_options(options: AssessmentOptions) -> None:
             )
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"{options.output}: is a file; name a folder for the results")
-    check_writable(options.output)
+    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
+        check_small_file(options.output / name)
 
 
 def _require_different(option: str, names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import crfrefine
 from crfrefine.assessment.results import Assessment
 from crfrefine.evaluation import ResultTable, summary_dicts
-from crfrefine.outputs import write_small_file
+from crfrefine.io.atomic import write_small_file
 from crfrefine.summary import without_nonfinite
 
 SCHEMA = 1
@@ -79,6 +79,8 @@ def make_summary(assessment: Assessment) -> dict[str, Any]:
             },
             "num_cases": len(assessment.pairs),
             "num_failed": assessment.num_failed,
+            "num_left_out": len(assessment.left_out),
+            "left_out": [case.to_dict() for case in assessment.left_out],
             "cases": [
                 {
                     "case": result.case_id,

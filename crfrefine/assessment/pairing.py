@@ -1,4 +1,7 @@
-"""Which label map of each method belongs to which case; the cases are those of the reference. No voxels and no headers are read here."""
+"""Which label map of each method belongs to which case, and which cases lack one. No voxels and no headers are read here.
+
+A case that lacks a file is left out for all methods, so that every number of a run is over the same cases.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.assessment.options import AssessmentOptions
-from crfrefine.discovery import LABEL_SUFFIXES, CaseFiles, CaseList, discover_cases, list_files, scores_beside, with_logits
+from crfrefine.completeness import IncompleteCase, require_all_complete, too_few_complete
+from crfrefine.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files, scores_beside, with_logits
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
 from crfrefine.text import listed
@@ -31,6 +35,7 @@ class MethodFiles:
         asked_for_scores: whether the user named them, rather than that they lie beside the label map.
         problem: why the method cannot be measured in this case, as far as names tell.
         scores_problem: why there is no calibration, although scores were asked for.
+        is_missing: whether there is no file at all.
     """
 
     label_map: Path | None = None
@@ -38,11 +43,17 @@ class MethodFiles:
     asked_for_scores: bool = False
     problem: str | None = None
     scores_problem: str | None = None
+    is_missing: bool = False
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
         return self.scores if self.label_map is None else (self.label_map, *self.scores)
+
+    @property
+    def lacks_scores(self) -> bool:
+        """Whether the user named a folder of scores that has none for this case."""
+        return self.asked_for_scores and not self.scores and self.scores_problem is None
 
 
 @dataclass(frozen=True)
@@ -69,30 +80,46 @@ class Pairing:
     """All cases, sorted by name.
 
     Attributes:
-        cases: those of the reference.
+        cases: those that have a file in the reference and in every method.
         notes: what was left aside, a sentence each.
+        left_out: the cases that lack a file.
     """
 
     cases: tuple[CasePair, ...]
     notes: tuple[str, ...]
+    left_out: tuple[IncompleteCase, ...] = ()
 
 
 def pair_cases(options: AssessmentOptions) -> Pairing:
-    """Find what each method has for each case of the reference.
+    """Find what each method has for each case.
 
     Returns:
-        The cases; where something is missing or there twice, with a `problem` of the case or of the method in it.
+        The complete cases; where something is there twice or cannot be followed, with a `problem` of the case or of the method in it.
 
     Raises:
-        InputError: no reference at all, or files where folders are needed.
+        InputError: no reference at all, files where folders are needed, or no case that is complete; with `strict`, any case that is not.
         UnsupportedFormatError: a single file of an unknown type.
     """
     notes = _same_files(options)
     references = _references(options.labels, notes)
-    by_method = {name: _of_method(path, list(references), notes) for name, path in options.methods.items()}
+    lacking: dict[str, list[str]] = {}
+    by_method = {name: _of_method(path, list(references), options.labels, lacking, notes) for name, path in options.methods.items()}
+    num_found = len({*references, *lacking})
+    complete = [case_id for case_id in references if case_id not in lacking]
     for name, path in options.probabilities:
         by_method[name] = _with_scores(by_method[name], path, notes)
-    images = _images(options.images, list(references), notes)
+    images = _images(options.images, list(references), complete, notes)
+    if options.strict:
+        require_all_complete(_incomplete(lacking, _what_else_lacks(options, complete, by_method, images)), num_found)
+    left_out = _incomplete(lacking)
+    if not complete:
+        raise too_few_complete(
+            left_out,
+            num_found,
+            "cases with one name in the labels and in every method",
+            "Name other folders, or leave out a method that has no file yet.",
+        )
+    _check_scores(options, complete, by_method, notes)
     cases = [
         CasePair(
             case_id,
@@ -102,8 +129,46 @@ def pair_cases(options: AssessmentOptions) -> Pairing:
             _problem_of(paths, options.labels),
         )
         for case_id, paths in references.items()
+        if case_id not in lacking
     ]
-    return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes))
+    return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes), left_out)
+
+
+def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
+    """Return the cases that lack something, sorted by name."""
+    together: dict[str, list[str]] = {}
+    for by_case in reasons:
+        for case_id, own in by_case.items():
+            together.setdefault(case_id, []).extend(own)
+    return tuple(IncompleteCase(case_id, tuple(together[case_id])) for case_id in sorted(together))
+
+
+def _what_else_lacks(
+    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
+) -> dict[str, list[str]]:
+    """Return what complete cases lack that was asked for, but that masks can be measured without."""
+    lacking: dict[str, list[str]] = {}
+    for case_id in case_ids:
+        own = [f"no probabilities in {path}" for name, path in options.probabilities if by_method[name][case_id].lacks_scores]
+        if options.images is not None and case_id not in images:
+            own.append(f"no image in {options.images}")
+        if own:
+            lacking[case_id] = own
+    return lacking
+
+
+def _check_scores(
+    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
+) -> None:
+    """Say which cases have no calibration, although scores were asked for; raise InputError where none has."""
+    for name, path in options.probabilities:
+        lacking = [case_id for case_id in case_ids if by_method[name][case_id].lacks_scores]
+        if len(lacking) == len(case_ids):
+            expected = f"expected names such as {case_ids[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
+            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
+        if lacking:
+            text = f"{path}: no probabilities of {len(lacking)} of {len(case_ids)} cases, such as {lacking[0]}"
+            notes.append(f"{text}; the calibration of {name} is over the others")
 
 
 def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
@@ -157,7 +222,10 @@ def _broken_links(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return [path for path in links if suffix_of(path) in suffixes and not path.name.startswith(".")]
 
 
-def _of_method(source: Path, case_ids: Sequence[str], notes: list[str]) -> dict[str, MethodFiles]:
+def _of_method(
+    source: Path, case_ids: Sequence[str], labels: Path, lacking: dict[str, list[str]], notes: list[str]
+) -> dict[str, MethodFiles]:
+    """Return what a method has for each case of the reference; add to `lacking` the cases that only one of the two has."""
     if not source.is_dir():
         require_file(source)
         suffix = require_suffix(source, LOGITS_SUFFIXES)
@@ -174,12 +242,29 @@ def _of_method(source: Path, case_ids: Sequence[str], notes: list[str]) -> dict[
         found[case_id] = _choose(case_id, by_stem, source)
         if case_id in broken and not found[case_id].paths:
             found[case_id] = MethodFiles(problem=f"{broken[case_id]}: {_BROKEN}")
+        if found[case_id].is_missing:
+            lacking.setdefault(case_id, []).append(f"no prediction in {source}")
         taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
     stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
-    extra = _without_scores(stray)
-    if extra:
-        notes.append(f"{source}: {len(extra)} files without a reference, such as {extra[0].name}, are not measured")
+    others = []
+    for path in _without_scores(stray):
+        name = _predicted_case(path, case_ids)
+        # Of a reference that is one file, or of an image beside its label map, no other case is known to be asked for.
+        if labels.is_dir() and name not in case_ids:
+            lacking[name] = [f"no label map in {labels}"]
+        else:
+            others.append(path)
+    if others:
+        notes.append(f"{source}: {len(others)} files without a reference, such as {others[0].name}, are not measured")
     return found
+
+
+def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
+    """Return the case of a file that was not taken: a label map, scores alone, or a modality of a known case."""
+    name = _case_of(path)
+    name = next((name.removesuffix(ending) for ending in LOGITS_NAMES if name.endswith(ending) and name != ending), name)
+    match = _MODALITY.fullmatch(name)
+    return match["case"] if match and match["case"] in case_ids else name
 
 
 def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
@@ -197,7 +282,7 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
     if len(scores) > 1:
         return MethodFiles(problem=f"expected one file of probabilities, found {_names(scores)} in {folder}")
     if not label_maps and not scores:
-        return MethodFiles(problem=f"no prediction in {folder}; expected {case_id} with one of {', '.join(LOGITS_SUFFIXES)}")
+        return MethodFiles(is_missing=True)
     return MethodFiles(label_maps[0] if label_maps else None, tuple(scores))
 
 
@@ -208,14 +293,14 @@ def _with_scores(found: Mapping[str, MethodFiles], source: Path, notes: list[str
     replaced = {}
     for case in cases:
         own = found[case.case_id]
-        problem = None if case.problem is None else case.problem.removeprefix(f"case {case.case_id!r}: ")
+        problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
         # The masks stay those of the method's own file, be it scores as well.
         label_map = own.scores[0] if own.label_map is None and own.scores else own.label_map
-        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
+        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem, own.is_missing)
     return replaced
 
 
-def _images(source: Path | None, case_ids: Sequence[str], notes: list[str]) -> dict[str, Path]:
+def _images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str], notes: list[str]) -> dict[str, Path]:
     if source is None:
         return {}
     if not source.is_dir():
@@ -225,9 +310,9 @@ def _images(source: Path | None, case_ids: Sequence[str], notes: list[str]) -> d
             raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
         return {case_ids[0]: source}
     found = {case.case_id: case.images[0] for case in discover_cases(source, None)}
-    missing = [case_id for case_id in case_ids if case_id not in found]
+    missing = [case_id for case_id in complete if case_id not in found]
     if missing:
-        notes.append(f"{source}: no image of {len(missing)} of {len(case_ids)} cases, such as {missing[0]}; the report shows them without")
+        notes.append(f"{source}: no image of {len(missing)} of {len(complete)} cases, such as {missing[0]}; the report shows them without")
     return found
 
 

@@ -13,7 +13,8 @@ from crfrefine.conversion import softmax
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.label_maps import argmax_labels
-from crfrefine.probabilities import BLOCK_VOXELS, identify
+from crfrefine.padding import check_share, find_padding
+from crfrefine.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify
 from crfrefine.volume import Volume, VolumeHeader, describe_difference
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
     stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
     kind, note = identify(stored, "auto", read.kind, header.path)
     labels = argmax_labels(stored).transpose()
+    padding = find_padding(stored)
+    if padding is not None:
+        if kind == "probabilities":  # Equal ones may be a distribution.
+            padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
+        check_share(int(np.count_nonzero(padding)), padding.size, str(header.path))
+        if kind == "probabilities":
+            for label, channel in enumerate(stored):
+                channel[padding] = float(label == 0)
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
         for start in range(0, flat.shape[1], BLOCK_VOXELS):

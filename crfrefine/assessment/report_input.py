@@ -38,6 +38,7 @@ def make_report_input(assessment: Assessment, note: Callable[[str], None]) -> Re
         region_labels=assessment.regions,
         region_titles=assessment.titles,
         failures=assessment.failures,
+        left_out=assessment.left_out_text,
         settings=_settings(assessment),
         load_case=lambda case_id: _load(pairs[case_id], options.name, baseline, note),
         mean_regions=assessment.judged_regions,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.assessment.records import CaseResult, Settings, Values
+from crfrefine.completeness import describe_left_out
 from crfrefine.evaluation import (
     ALL_LABELS,
     CALIBRATION_METRICS,
@@ -29,6 +30,7 @@ from crfrefine.evaluation import (
 if TYPE_CHECKING:
     from crfrefine.assessment.options import AssessmentOptions
     from crfrefine.assessment.pairing import CasePair
+    from crfrefine.completeness import IncompleteCase
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Assessment:
         num_processes: cases measured at a time.
         seconds: of the run.
         has_report: whether `report.html` is written.
+        left_out: the cases that lack a file, which no number is over.
     """
 
     options: AssessmentOptions
@@ -71,6 +74,12 @@ class Assessment:
     num_processes: int = 1
     seconds: float = 0.0
     has_report: bool = False
+    left_out: Sequence[IncompleteCase] = ()
+
+    @property
+    def left_out_text(self) -> str:
+        """How many cases are left out and why, a line; empty where none is."""
+        return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out)) if self.left_out else ""
 
     @property
     def failures(self) -> list[tuple[str, str]]:

@@ -17,7 +17,8 @@ from crfrefine.assessment.regions import plan_regions
 from crfrefine.assessment.results import Assessment
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import Failure
-from crfrefine.outputs import check_writable, write_small_file
+from crfrefine.io.atomic import atomic_file, check_replaceable, remove_file
+from crfrefine.outputs import check_writable
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | No
     notes = (*plan.notes, *pairing.notes)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     run = _Run(options, settings, observer)
-    results = run.measure(pairing.cases, num_processes, notes)
-    assessment = Assessment(options, settings, pairing.cases, results, notes, num_processes)
+    assessment = Assessment(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
+    left_out = (assessment.left_out_text,) if pairing.left_out else ()
+    assessment.results = run.measure(pairing.cases, num_processes, (*left_out, *notes))
     observer.stage_started("comparing")
     if assessment.table.cases:
         _ = assessment.summary, assessment.verdict
@@ -80,6 +82,8 @@ class _Run:
 
     def measure(self, pairs: tuple[CasePair, ...], num_processes: int, notes: tuple[str, ...]) -> list[CaseResult]:
         """Return the results, in the order of the cases."""
+        for pair in pairs:
+            check_replaceable(self._file_of(pair))
         found: dict[str, CaseResult] = {}
         for pair in pairs if self._options.resume else ():
             known = self._known(pair)
@@ -114,9 +118,10 @@ class _Run:
         except (CrfRefineError, OSError):
             identity = None  # The files changed while they were read.
         if identity is None:
-            self._file_of(pair).unlink(missing_ok=True)
+            remove_file(self._file_of(pair))
         else:
-            write_small_file(self._file_of(pair), to_json(result, identity))
+            with atomic_file(self._file_of(pair)) as file:
+                file.write(to_json(result, identity))
 
     def _file_of(self, pair: CasePair) -> Path:
         return self._folder / f"{pair.case_id}.json"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, parse_path, path_or_value, path_text
+from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, StrictOption, parse_path, path_or_value, path_text
 from crfrefine.text import shorten, shorten_value
 
 
@@ -110,6 +110,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    strict: StrictOption = False,
     resume: Annotated[bool, typer.Option("--continue", help="Reuse cases whose files and options are as in an earlier run.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
     fail_fast: Annotated[
@@ -120,7 +121,8 @@ def evaluate(
 ) -> None:
     """Measure label maps against a reference: Dice, distances, calibration; is one method better than another?
 
-    The cases are those of LABELS. With --baseline, the verdict says whether PREDICTIONS have a higher mean Dice.
+    The cases are those for which LABELS and every method have a file. With --baseline, the verdict says whether PREDICTIONS have a higher
+    mean Dice.
     """
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
@@ -142,6 +144,7 @@ def evaluate(
         resume=resume,
         report=not no_report,
         fail_fast=fail_fast,
+        strict=strict,
         command_line=shlex.join(["crfrefine", *sys.argv[1:]]),
     )
     verbosity = 1 + verbose - quiet

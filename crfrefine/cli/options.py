@@ -33,6 +33,11 @@ ThreadsOption = Annotated[
 ]
 
 
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse cases that lack a file; otherwise leave them out, and say which and why.")
+]
+
+
 def path_or_value(text: str) -> str:
     """Return a text that may be a path or something else; raise BadParameter where it is empty: Python would take the current folder."""
     if not text:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import LARGEST_SEED, MAX_PARTS, OverridesOption, ThreadsOption, parse_path, path_text
+from crfrefine.cli.options import LARGEST_SEED, MAX_PARTS, OverridesOption, StrictOption, ThreadsOption, parse_path, path_text
 
 
 class LossName(StrEnum):
@@ -108,6 +108,7 @@ def train_crf(
         float | None,
         typer.Option("--max-minutes", metavar="M", help="Come to a regular end within about this time.", show_default=False),
     ] = None,
+    strict: StrictOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a run with the same options was stopped.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors, and the verdict alone.")] = False,
@@ -150,6 +151,7 @@ def train_crf(
         max_minutes=max_minutes,
         resume=resume,
         input_type=input_type.value,
+        strict=strict,
     )
     with TrainingReporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_training(options, reporter)

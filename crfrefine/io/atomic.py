@@ -1,28 +1,35 @@
-"""Files that are there whole or not at all: written under a hidden name beside the target, then renamed."""
+"""Files that are there whole or not at all: written under a hidden name beside the target, then renamed.
+
+Through a link the file that it leads to is written, and the link stays. What is no regular file is never replaced: small files are written
+to it as it is (`special_files`), volumes are refused.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from crfrefine.errors import CrfRefineError
+from crfrefine.io.special_files import check_special, special_kind, write_special
+
+LONGEST_NAME = 255  # bytes, where the system does not say
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when the block ends well.
 
-    Whatever ends the block early, Ctrl-C included, removes what was written; a killed process leaves `.NAME.tmp-PID` at most.
+    Whatever ends the block early, Ctrl-C included, removes what was written; a killed process leaves `.NAME.tmp-…` at most.
 
     Args:
-        path: the file to be; one that is there already is replaced at the end.
+        path: the file to be; a regular file that is there already is replaced at the end.
 
     Raises:
-        CrfRefineError: the folder cannot be written to, or the disk is full.
+        CrfRefineError: the folder cannot be written to, the disk is full, or something that is no regular file has this name.
     """
     with atomic_files(path) as (file,):
         yield file
@@ -36,30 +43,28 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         paths: the files to be, all in one folder, such as the voxels and then their header.
 
     Raises:
-        CrfRefineError: the folder cannot be written to, or the disk is full.
+        CrfRefineError: as for `atomic_file`; the files that were there before are there still.
     """
-    temporary = [temporary_name(path) for path in paths]
-    placed: list[Path] = []
+    targets = _targets(paths)
+    temporary: list[Path] = []
     files: list[BinaryIO] = []
     try:
-        for name in temporary:
-            files.append(name.open("wb"))
+        for target in targets:
+            files.append(_open_new(target, temporary))
         yield tuple(files)
         for file in files:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-        if len(paths) > 1:
-            # An old header must not be seen beside new voxels, not even for an instant.
-            paths[-1].unlink(missing_ok=True)
-        for name, path in zip(temporary, paths, strict=True):
-            name.replace(path)
-            placed.append(path)
+        if len(targets) == 1:
+            temporary[0].replace(targets[0])
+        else:
+            _replace_together(temporary, targets)
     except BaseException as error:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails once more.
                 file.close()
-        for leftover in temporary + (placed if len(placed) < len(paths) else []):
+        for leftover in temporary:
             with suppress(OSError):
                 leftover.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -67,19 +72,138 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         raise
 
 
+def write_small_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is there in full, or as it was before; write to a character device or a pipe as it is.
+
+    Raises:
+        CrfRefineError: it cannot be written.
+    """
+    if _kind(path) is not None:
+        write_special(path, content)
+        return
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def check_replaceable(*paths: Path) -> None:
+    """Raise CrfRefineError where `atomic_files` would refuse these paths, which a run should find out before it computes."""
+    _targets(paths)
+
+
+def check_small_file(path: Path) -> None:
+    """Raise CrfRefineError where `write_small_file` would refuse this path, whatever its folder allows."""
+    if _kind(path) is not None:
+        check_special(path)
+
+
+def remove_file(path: Path) -> None:
+    """Take away a file that was written before, where there is one; what is no regular file is refused, as in writing.
+
+    Raises:
+        CrfRefineError: it cannot be taken away.
+    """
+    (target,) = _targets((path,))
+    try:
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        raise CrfRefineError(f"{path}: cannot be removed: {error.strerror or error}") from error
+
+
+def real_path(path: Path) -> Path:
+    """Return the file that a link leads to, whether it is there or not; any other path as it is."""
+    with suppress(OSError):  # What the system refuses to look at, it refuses to open too.
+        if path.is_symlink():
+            return Path(os.path.realpath(path))
+    return path
+
+
 def temporary_name(path: Path) -> Path:
-    """Return the hidden name beside the target under which it is written: no suffix of it names a format."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """Return a hidden name beside the target under which it is written: not to be guessed, of no format, not too long for the disk."""
+    mark = f".tmp-{os.urandom(8).hex()}"
+    name = path.name
+    while len(os.fsencode(f".{name}{mark}")) > _longest_name(path.parent):
+        name = name[:-1]  # by letters: half of one is no legal name everywhere
+    return path.with_name(f".{name}{mark}")
 
 
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     """Return the error to raise where the operating system refuses to write a file."""
+    folder = real_path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "the disk is full; free some space and run again with --continue"
+        reason = "the disk is full; free some space and run again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        reason = f"the folder {path.parent} cannot be written to ({error.strerror})"
+        reason = f"the folder {folder} cannot be written to ({error.strerror})"
     elif error.errno == errno.ENOENT:
-        reason = f"there is no folder {path.parent}"
+        reason = f"there is no folder {folder}"
     else:
         reason = error.strerror or str(error)
     return CrfRefineError(f"{path}: cannot be written: {reason}")
+
+
+def _targets(paths: Sequence[Path]) -> list[Path]:
+    """Return the regular files that the paths stand for, there or to be."""
+    for path in paths:
+        kind = _kind(path)
+        if kind is not None:
+            raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
+    targets = [real_path(path) for path in paths]
+    for path, target in zip(paths[:-1], targets[:-1], strict=True):
+        # A header finds its voxels by their name in its own folder, whichever way it is reached.
+        if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
+            raise CrfRefineError(
+                f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, where its voxels would not be found\n"
+                f"  Name that file itself, link {path.name} there too, or choose a format of one file."
+            )
+    return targets
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        return special_kind(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _open_new(target: Path, temporary: list[Path]) -> BinaryIO:
+    """Open a new file beside the target and add its name to the list, which is to be removed whatever happens next."""
+    temporary.append(temporary_name(target))
+    try:
+        # Permissions as any new file has them: those that the umask leaves.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(temporary[-1], flags, 0o666), "wb")
+    except FileExistsError:
+        temporary.pop()  # somebody else's
+        raise
+
+
+def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Rename the files, the last one at the end; the old ones come back if that fails."""
+    aside: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    try:
+        # An old header must not be seen beside new voxels, not even for an instant: it goes first.
+        for target in reversed(targets):
+            aside.append((temporary_name(target), target))
+            with suppress(FileNotFoundError):
+                target.replace(aside[-1][0])
+        for name, target in zip(temporary, targets, strict=True):
+            placed.append(target)
+            name.replace(target)
+    except BaseException:
+        for target in reversed(placed):
+            with suppress(OSError):
+                target.unlink(missing_ok=True)
+        for old, target in reversed(aside):
+            with suppress(OSError):
+                old.replace(target)
+        raise
+    for old, _ in aside:
+        with suppress(OSError):
+            old.unlink(missing_ok=True)
+
+
+def _longest_name(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        return LONGEST_NAME  # A missing folder is found out about when the file is opened.

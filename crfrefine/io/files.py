@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def files_written(path: Path) -> tuple[Path, ...]:
 
 def identities(path: Path) -> set[Path | tuple[int, int]]:
     """Return what tells whether two names mean one file, as far as both have an element in common."""
-    found: set[Path | tuple[int, int]] = {path.resolve()}
+    found: set[Path | tuple[int, int]] = {Path(os.path.realpath(path))}  # no exception where links lead in a circle
     # Where upper and lower case are one, as on many disks of other systems, names differ and the file is the same.
     with suppress(OSError):
         status = path.stat()

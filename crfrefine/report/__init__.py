@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import write_small_file
 from crfrefine.label_maps import foreground_labels
 from crfrefine.report.cutting import upright_case
 from crfrefine.report.model import CaseImages, ReportInput
@@ -55,8 +55,7 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
         most_bytes = min(MOST_BYTES_OF_CASE, MOST_BYTES_OF_VIEWER // len(chosen))
         views.append(_view(report, shown, f"case-{number}", most_bytes if source else 0))
     page = render(report, views, source, problem)
-    with atomic_file(path) as file:
-        file.write(page.encode("utf-8", "backslashreplace"))  # names of files need not be text
+    write_small_file(path, page.encode("utf-8", "backslashreplace"))  # names of files need not be text
 
 
 def _viewer() -> tuple[str, str]:

@@ -52,6 +52,7 @@ class ReportInput:
         failures: the cases that could not be evaluated, with the reason.
         settings: shown at the end, such as folders, tolerance, version, date and command line.
         load_case: reads the volumes of one case; called only for the cases that are shown.
+        left_out: which cases lack a file and are left out, a line; empty where none is.
         mean_regions: the regions that the mean over regions is taken of; default: those of the verdict, else all whose labels are known.
     """
 
@@ -66,4 +67,5 @@ class ReportInput:
     failures: Sequence[tuple[str, str]]
     settings: Mapping[str, str]
     load_case: Callable[[str], CaseImages]
+    left_out: str = ""
     mean_regions: Sequence[str] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from crfrefine.case import CaseFiles
 from crfrefine.errors import InputError
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
 
 SCHEMA = 1
@@ -75,4 +75,4 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Take the file away: the run has ended."""
-        self._path.unlink(missing_ok=True)
+        remove_file(self._path)

@@ -16,7 +16,8 @@ from crfrefine.training.options import LEARNABLE, LOSSES, TrainingOptions
 
 def check_options(options: TrainingOptions) -> TrainingDevice:
     """Return the device; raise ConfigError or InputError for options that cannot be followed, before anything is read."""
-    from crfrefine.outputs import check_writable
+    from crfrefine.io.atomic import check_replaceable
+    from crfrefine.outputs import check_small_output, check_writable
 
     unknown = [name for name in options.learn if name not in LEARNABLE]
     if unknown or not options.learn:
@@ -33,6 +34,9 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
     if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
         raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
     check_writable(options.output.parent)
+    for path in (options.curves, options.report, options.output):
+        check_small_output(path)
+    check_replaceable(options.checkpoint)
     return choose_device(options.device)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from crfrefine.config import IntensityParameters
 from crfrefine.features import normalize_intensity
 from crfrefine.label_maps import argmax_labels, bounding_box
+from crfrefine.padding import find_padding, leave_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class Crop:
         outside: (L, L) voxels of the case that are not in `mask`, by reference (row) and the network's label (column).
         tiles: boxes that share out the masked voxels, at most about TILE_VOXELS each.
         tile_weights: how often each is drawn; sums to 1.
+        num_padding_voxels: voxels of the case's mask that are not in `mask` because all labels have the same logit there.
     """
 
     case_id: str
@@ -63,11 +65,17 @@ class Crop:
     outside: NDArray[np.int64]
     tiles: tuple[Box, ...]
     tile_weights: tuple[float, ...]
+    num_padding_voxels: int = 0
 
     @property
     def num_voxels(self) -> int:
         """Voxels in the mask."""
         return int(np.count_nonzero(self.mask))
+
+    @property
+    def num_case_voxels(self) -> int:
+        """Voxels of the whole case that have a reference."""
+        return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
 
     @property
     def num_labels(self) -> int:
@@ -93,18 +101,22 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if case.labels is None:
         raise ValueError("the case was read without labels")
     labels, logits = case.labels, case.logits
+    case_mask, num_padding = case.mask, 0
+    padding = find_padding(logits.transpose(0, *range(logits.ndim - 1, 0, -1)))  # in the order of memory
+    if padding is not None:
+        case_mask, num_padding = leave_out(padding.transpose(), case.mask, f"the logits of case {case.case_id!r}")
     likely = np.array(logits[1], order="K")
     for other in logits[2:]:
         np.maximum(likely, other, out=likely)
     near = (likely - logits[0] > math.log(FOREGROUND_RATIO)) | ((labels > 0) & (labels < case.num_labels))
-    if case.mask is not None:
-        near &= case.mask
+    if case_mask is not None:
+        near &= case_mask
     if not near.any():
-        near = np.ones_like(near) if case.mask is None else case.mask.copy()
+        near = np.ones_like(near) if case_mask is None else case_mask.copy()
     box = _box_around(near, [MARGIN_MM / step for step in case.spacing])
     mask = _dilated(near[box], case.spacing)
-    if case.mask is not None:
-        mask &= case.mask[box]
+    if case_mask is not None:
+        mask &= case_mask[box]
     image = normalize_intensity(case.image, intensity, case.mask)
     network = argmax_labels(logits)
     everything = count_confusion(labels, network, case.num_labels)
@@ -123,6 +135,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         outside=everything - inside,
         tiles=tiles,
         tile_weights=tuple(float(share) for share in shares / shares.sum()),
+        num_padding_voxels=num_padding,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from crfrefine.case import CaseFiles, DatasetDescription, discover_cases, load_case, read_case_headers, read_dataset_description
+from crfrefine.completeness import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.failures import expected_error
 from crfrefine.text import shorten
@@ -42,6 +43,7 @@ class LabeledCases:
         label_names: one a label, background first.
         description: of `dataset.json`, where there is one.
         notes: what was left aside and why.
+        left_out: the cases that lack a file, sorted by name.
     """
 
     files: tuple[CaseFiles, ...]
@@ -51,6 +53,7 @@ class LabeledCases:
     label_names: tuple[str, ...]
     description: DatasetDescription | None
     notes: tuple[str, ...]
+    left_out: tuple[IncompleteCase, ...] = ()
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -104,19 +107,39 @@ def locate_folders(
     return DataFolders(found["images"], found["labels"], found["logits"], found["masks"])
 
 
-def find_cases(data: DataFolders) -> LabeledCases:
-    """Find the cases and compare their headers: all must have the same labels, modalities and axes.
+def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
+    """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
+
+    A case that lacks a file is left out. A file that is there and cannot be used is an error: it can be mended, and a long training without
+    the case would have to be repeated.
+
+    Args:
+        data: the folders.
+        strict: refuse cases that lack a file.
 
     Raises:
-        InputError: a case is incomplete or differs from the others; fewer than two cases.
+        InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
         GridMismatchError: files of one case are on different grids.
     """
-    files = discover_cases(data.images, data.logits, data.masks, data.labels)
+    found = discover_cases(data.images, data.logits, data.masks, data.labels, include_imageless=True)
+    left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in found if case.missing)
+    if strict:
+        require_all_complete(left_out, len(found))
+    files = [case for case in found if not case.missing]
     problems = [case.problem for case in files if case.problem]
     if problems:
         shown = "\n  ".join(problems[:_MOST_NAMED])
         more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
         raise InputError(f"{data.images}: {len(problems)} of {len(files)} cases cannot be trained on:\n  {shown}{more}")
+    if len(files) < 2 and left_out:
+        raise too_few_complete(
+            left_out,
+            len(found),
+            "at least two cases with image, labels and logits"
+            + ("" if data.masks is None else " and mask")
+            + ": training holds cases out to measure on",
+            "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz (docs/formats.md).",
+        )
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
     first: tuple[int, int, int] | None = None
@@ -134,7 +157,8 @@ def find_cases(data: DataFolders) -> LabeledCases:
     if first is None:
         raise InputError(f"{data.images}: no case found")
     description = read_dataset_description(data.images)
-    return LabeledCases(tuple(files), *first, _label_names(description, first[0]), description, tuple(files.notes))
+    notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *found.notes]
+    return LabeledCases(tuple(files), *first, _label_names(description, first[0]), description, tuple(notes), left_out)
 
 
 def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:

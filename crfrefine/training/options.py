@@ -48,6 +48,7 @@ class TrainingOptions:
         max_minutes: the run is brought to a regular end within about this time; None: it takes what it takes.
         resume: go on from the checkpoint of a run that was stopped.
         input_type: "auto", "logits" or "probabilities".
+        strict: refuse cases that lack a file, which are left out otherwise.
     """
 
     data: DataFolders
@@ -65,6 +66,7 @@ class TrainingOptions:
     max_minutes: float | None = None
     resume: bool = False
     input_type: str = "auto"
+    strict: bool = False
 
     @property
     def report(self) -> Path:

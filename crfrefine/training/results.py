@@ -12,7 +12,7 @@ from typing import Any
 import crfrefine
 from crfrefine.config import CrfParameters
 from crfrefine.evaluation import Region, ResultTable, SummaryRow, Verdict, summarize, summary_dicts
-from crfrefine.io.atomic import atomic_file
+from crfrefine.io.atomic import write_small_file
 from crfrefine.summary import without_nonfinite
 from crfrefine.training.baselines import VectorScaling
 from crfrefine.training.comparison import LARGEST, NETWORK, TRAINED_LARGEST, Values, judge, make_table
@@ -142,12 +142,9 @@ def write_results(result: TrainingResult, options: TrainingOptions) -> None:
     """
     from crfrefine.training.curves import draw_curves
 
-    with atomic_file(options.curves) as file:
-        file.write(draw_curves(result))
-    with atomic_file(options.report) as file:
-        file.write((json.dumps(make_report(result), indent=2, default=str, allow_nan=False) + "\n").encode())
-    with atomic_file(options.output) as file:
-        file.write(result.parameters.to_toml(describe_origin(result)).encode())
+    write_small_file(options.curves, draw_curves(result))
+    write_small_file(options.report, (json.dumps(make_report(result), indent=2, default=str, allow_nan=False) + "\n").encode())
+    write_small_file(options.output, result.parameters.to_toml(describe_origin(result)).encode())
 
 
 def rounded(parameters: CrfParameters) -> CrfParameters:
@@ -172,6 +169,8 @@ def describe_origin(result: TrainingResult) -> str:
         f"{len(result.folds)} folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.verdict.sentence}.",
     ]
+    if result.cases.left_out:
+        lines.append(f"{len(result.cases.left_out)} further cases were left out because a file was missing (see left_out in the report).")
     if result.num_cut_short:
         lines.append(
             f"The time (--max-minutes) ran out in {result.num_cut_short} of {len(result.folds)} folds before their training was finished."
@@ -225,6 +224,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "config": None if options.config is None else str(options.config),
             },
             "cases": list(cases.case_ids),
+            "left_out": [case.to_dict() for case in cases.left_out],
             "label_names": list(cases.label_names),
             "regions": {region.name: list(region.labels) for region in result.regions},
             "verdict": read.to_dict(),

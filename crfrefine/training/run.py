@@ -101,7 +101,7 @@ class _Run:
         self._observer = observer
         self._workers = workers
         self._store = store
-        self._cases = find_cases(options.data)
+        self._cases = find_cases(options.data, strict=options.strict)
         self._regions = choose_regions(options.regions, self._cases)
         self._num_folds = choose_num_folds(options.num_folds, len(self._cases.files))
         self._folds = make_folds(len(self._cases.files), self._num_folds, options.seed)
@@ -403,10 +403,16 @@ class _Run:
                 f"the network agrees with the reference to a mean Dice of {np.nanmean(defined):.3f}: "
                 "are the logits' channels in the order of the labels, and do logits and labels belong together?"
             )
+        padded = [crop.case_id for crop in crops if crop.num_padding_voxels]
+        if padded:
+            share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(crop.num_case_voxels for crop in crops))
+            self._observer.note(
+                f"{len(padded)} of {len(crops)} cases have voxels whose logits are equal for all labels, as where a cropped output was "
+                f"padded ({share:.1%} of all voxels); they take no part and count as background: {_first_names(padded)}"
+            )
         empty = [crop.case_id for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]
         if empty:
-            shown = ", ".join(empty[:3]) + (" ..." if len(empty) > 3 else "")
-            self._observer.note(f"{len(empty)} of {len(crops)} cases have no foreground in reference and network: {shown}")
+            self._observer.note(f"{len(empty)} of {len(crops)} cases have no foreground in reference and network: {_first_names(empty)}")
 
     def _result(self) -> TrainingResult:
         folds = []
@@ -434,6 +440,10 @@ class _Run:
             device=self._device.name,
             threads=self._workers.threads,
         )
+
+
+def _first_names(case_ids: Sequence[str]) -> str:
+    return ", ".join(case_ids[:3]) + (" ..." if len(case_ids) > 3 else "")
 
 
 def _frequencies(crops: Sequence[Crop], num_labels: int) -> tuple[float, ...]:

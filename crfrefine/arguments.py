@@ -1,0 +1,111 @@
+"""Arrays that a caller gives to `refine`: into numpy's form, or an error that says what was given and what to give instead."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.errors import InputError
+
+SPACING_RANGE = (1e-9, 1e9)
+"""mm; from far below an electron microscope's voxel to where positions in float32 lose their meaning."""
+
+
+def given_array(value: Any, name: str) -> NDArray[Any]:
+    """Return a caller's array of real numbers as numpy's.
+
+    Args:
+        value: anything that numpy can take as an array: numpy's, PyTorch's on the CPU, nested lists.
+        name: its name, for errors.
+
+    Raises:
+        InputError: an image object, a path, or values that are not real numbers.
+    """
+    library = type(value).__module__.partition(".")[0]
+    if isinstance(value, str | os.PathLike):
+        raise InputError(f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads files")
+    if library == "nibabel":
+        raise InputError(
+            f"{name} is a nibabel {type(value).__name__}; expected an array: give np.asarray({name}.dataobj), and "
+            f"{name}.header.get_zooms()[:3] as the spacing"
+        )
+    if library == "SimpleITK":
+        raise InputError(
+            f"{name} is a SimpleITK {type(value).__name__}; expected an array: give sitk.GetArrayFromImage({name}), whose axes are "
+            f"(z, y, x), and {name}.GetSpacing()[::-1] as the spacing"
+        )
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's words for tensors on a GPU or with a gradient
+        raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers")
+    return array
+
+
+def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+    """Raise InputError unless logits (L, *grid), image (M, *grid) and mask (*grid) fit together."""
+    if logits.ndim < 2:
+        raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
+    grid = logits.shape[1:]
+    if len(logits) < 2:
+        raise InputError(f"logits have {len(logits)} label; at least two are needed, the background among them")
+    if math.prod(grid) == 0:
+        raise InputError(f"the grid {grid} has no voxels")
+    if image.shape[1:] != grid or image.ndim != logits.ndim or len(image) == 0:
+        raise InputError(f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {grid}")
+    if mask is None:
+        return
+    if mask.shape != grid:
+        raise InputError(f"mask has shape {mask.shape}; expected the logits' grid {grid}")
+    if mask.dtype.kind == "f" and not np.isfinite(mask).all():
+        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
+    if not np.any(mask):
+        raise InputError("the mask is empty: there is no voxel to refine")
+
+
+def check_no_label_map(logits: NDArray[Any], image: NDArray[Any]) -> None:
+    """Raise InputError where logits are a label map: whole numbers, or on the very grid of the image.
+
+    A label map (x, y, z) beside an image (x, y, z) would fit: as x labels on a grid (y, z), with x modalities.
+    """
+    advice = "logits are (labels, *grid), one channel per label, of floating-point numbers"
+    if logits.dtype.kind != "f":
+        what = "a mask" if logits.dtype.kind == "b" else "a label map"
+        raise InputError(f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {advice}: convert scores with astype")
+    if logits.shape == image.shape and _holds_whole_numbers(logits):
+        raise InputError(f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {advice}")
+
+
+def _holds_whole_numbers(values: NDArray[Any]) -> bool:
+    first = values[0]
+    if not _whole(first):  # one plane tells logits from labels nearly always
+        return False
+    return all(_whole(plane) for plane in values)
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    return bool((values >= 0).all() and (values == np.floor(values)).all())
+
+
+def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[float, ...]:
+    """Return the spacing as one distance in mm per grid axis.
+
+    Raises:
+        InputError: another number of them, or a distance that is not positive or beyond SPACING_RANGE.
+    """
+    try:
+        steps = np.asarray(spacing, dtype=np.float64)
+    except (TypeError, ValueError):
+        steps = np.empty(0)
+    low, high = SPACING_RANGE
+    if steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all():
+        raise InputError(
+            f"spacing is {spacing}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}), one per grid axis"
+        )
+    return tuple(float(step) for step in np.broadcast_to(steps, (num_dims,)))

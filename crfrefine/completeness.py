@@ -1,0 +1,84 @@
+"""Cases that lack a file: which ones, what they lack, and how that is said. The files are looked for elsewhere.
+
+A case that lacks a file is left out and is no failure: a half-finished cross-validation is usual. A file that cannot be used is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crfrefine.errors import InputError
+
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class IncompleteCase:
+    """A case that lacks at least one file.
+
+    Attributes:
+        case_id: its name.
+        reasons: what it lacks, such as "no logits in study/logits".
+    """
+
+    case_id: str
+    reasons: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of a summary."""
+        return {"case": self.case_id, "reasons": list(self.reasons)}
+
+
+def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
+    """Return one line: how many cases are left out, and for each reason how many and the first few names."""
+    count = len(incomplete)
+    verb = "is" if count == 1 else "are"
+    groups = [f"{reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
+    return f"{count} of {_cases(num_found)} {verb} left out: {'; '.join(groups)}"
+
+
+def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int) -> None:
+    """Raise InputError with the name of every incomplete case, where there is one: what `--strict` asks for."""
+    if not incomplete:
+        return
+    verb = "is" if len(incomplete) == 1 else "are"
+    groups = [f"  {reason} ({len(names)}): {', '.join(names)}" for reason, names in _by_reason(incomplete).items()]
+    raise InputError(
+        f"{len(incomplete)} of {_cases(num_found)} {verb} incomplete, which --strict refuses:\n"
+        + "\n".join(groups)
+        + "\n  Add what is missing, or run without --strict to go on with the other cases."
+    )
+
+
+def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expected: str, what_to_do: str) -> InputError:
+    """Return the error for a run that has too few complete cases to go on.
+
+    Args:
+        incomplete: the cases that lack a file.
+        num_found: all cases, complete or not.
+        expected: what the run needs, a clause.
+        what_to_do: a sentence.
+    """
+    num_complete = num_found - len(incomplete)
+    found = "no case is complete" if num_complete == 0 else f"only {num_complete} of {_cases(num_found)} is complete"
+    groups = [f"  {reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
+    return InputError("\n".join([f"{found}; expected {expected}", *groups, f"  {what_to_do}"]))
+
+
+def _by_reason(incomplete: Sequence[IncompleteCase]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for case in incomplete:
+        for reason in case.reasons:
+            groups.setdefault(reason, []).append(case.case_id)
+    return groups
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'' if count == 1 else 's'}"

@@ -1,0 +1,162 @@
+"""What `refine` is given: arrays in, and a sentence for everything that is not what it seems."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+import torch
+from oracles import random_case, softmax
+
+import crfrefine
+from crfrefine import ConfigError, CrfParameters, InputError, refine
+
+CASE = random_case(grid_shape=(9, 6, 7))
+LABELS = CASE.logits.argmax(axis=0)
+PROBABILITIES = softmax(CASE.logits).astype(np.float32)
+
+
+def refined(logits=CASE.logits, image=CASE.image, **options):
+    return refine(logits, image, spacing=CASE.spacing, **options)
+
+
+def test_probabilities_are_refused_unless_said_to_be_some():
+    with pytest.raises(InputError, match=r'as probabilities do\n.*input_type="probabilities".*input_type="logits"'):
+        refined(PROBABILITIES)
+    by_word = refined(PROBABILITIES, input_type="probabilities")
+    by_hand = refined(np.log(np.clip(PROBABILITIES, np.float32(1e-7), 1)))
+    np.testing.assert_array_equal(by_word.logits, by_hand.logits)
+    assert not np.array_equal(refined(PROBABILITIES, input_type="logits").logits, by_word.logits)
+
+
+@pytest.mark.parametrize("order", ["C", "F", "channels last"])
+def test_probabilities_in_any_memory_order(order):
+    given = np.moveaxis(np.ascontiguousarray(np.moveaxis(PROBABILITIES, 0, -1)), -1, 0) if order == "channels last" else None
+    given = np.array(PROBABILITIES, order=order) if given is None else given
+    before = given.copy()
+    np.testing.assert_allclose(
+        refined(given, input_type="probabilities").logits, refined(PROBABILITIES, input_type="probabilities").logits, atol=1e-5
+    )  # another order of summation
+    np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize("input_type", ["auto", "logits"])
+def test_sigmoid_channels_are_refused(input_type):
+    channels = 1 / (1 + np.exp(-CASE.logits))
+    with pytest.raises(InputError, match="These look like sigmoid channels"):
+        refined(channels, input_type=input_type)
+
+
+def test_a_one_hot_map_is_a_probability():
+    with pytest.raises(InputError, match="as probabilities do"):
+        refined(np.eye(3, dtype=np.float32)[LABELS].transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+@pytest.mark.parametrize("has_channels", [True, False])
+def test_whole_numbers_are_no_logits(dtype, has_channels):
+    given = LABELS.astype(dtype)
+    with pytest.raises(InputError, match=f"logits have type {np.dtype(dtype)} and shape .*, as a (label map|mask) has; logits are"):
+        refined(np.stack([given, given]) if has_channels else given)
+
+
+def test_a_label_map_of_floats_on_the_images_grid():
+    """Without the check it would be nine labels on a grid of two axes."""
+    with pytest.raises(InputError, match=r"the image's shape \(9, 6, 7\) and hold whole numbers"):
+        refined(LABELS.astype(float), CASE.image[0])
+
+
+def test_images_of_libraries_get_a_sentence():
+    volume = nib.Nifti1Image(CASE.image[0], np.eye(4))
+    with pytest.raises(InputError, match=r"image is a nibabel Nifti1Image; .*np.asarray\(image.dataobj\).*get_zooms"):
+        refined(image=volume)
+    with pytest.raises(InputError, match=r"logits is a nibabel Nifti1Image"):
+        refined(volume)
+    with pytest.raises(InputError, match=r"image is a SimpleITK Image; .*GetArrayFromImage\(image\).*GetSpacing\(\)\[::-1\]"):
+        refined(image=sitk.GetImageFromArray(CASE.image[0]))
+    with pytest.raises(InputError, match="image is a path"):
+        refined(image="image.nii.gz")
+    with pytest.raises(InputError, match="mask is a nibabel"):
+        refined(mask=volume)
+
+
+def test_tensors_are_taken_where_numpy_can():
+    given = torch.from_numpy(CASE.logits)
+    np.testing.assert_array_equal(refined(given).logits, refined().logits)
+    with pytest.raises(InputError, match="logits is a Tensor that numpy cannot take"):
+        refined(given.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("values", [CASE.logits.astype(complex), CASE.logits.astype(object), np.full(CASE.logits.shape, "a")])
+def test_only_real_numbers(values):
+    with pytest.raises(InputError, match="expected an array of real numbers"):
+        refined(values)
+
+
+@pytest.mark.parametrize("spacing", [1e-320, 0.0, -1.0, np.inf, np.nan, (1.0, 2.0), "one", (1, 1, 1e300), None])
+def test_a_spacing_that_is_none(spacing):
+    with pytest.raises(InputError, match="expected 3 positive distances in mm"):
+        refine(CASE.logits, CASE.image, spacing=spacing)
+
+
+def test_values_beyond_float32_are_refused_by_every_engine(backend):
+    image = CASE.image.astype(np.float64)
+    image[0, 1, 2, 3] = 1e300
+    with pytest.raises(InputError, match="image: channel 0 has 1 values that are not finite in float32"):
+        refined(image=image, device=backend.name)
+
+
+def test_parameters_by_name_and_path(tmp_path):
+    parameters = CrfParameters.load("krahenbuhl")
+    parameters.save(tmp_path / "own.toml")
+    expected = refined(parameters=parameters)
+    for given in ("krahenbuhl", tmp_path / "own.toml"):
+        np.testing.assert_array_equal(refined(parameters=given).logits, expected.logits)
+    with pytest.raises(ConfigError, match="no such preset"):
+        refined(parameters="krahenbul")
+    with pytest.raises(ConfigError, match=r"expected CrfParameters, a preset's name or a file's path, got \{'bilateral'"):
+        refined(parameters={"bilateral": {"weight": 2.0}})
+
+
+def test_weights_that_overflow_are_refused_by_name():
+    for key, value in (("bilateral.weight", 3e38), ("spatial.weight", (1.0, -2e6, 0.0)), ("compatibility.matrix", ((0, 1e9), (1, 0)))):
+        changes = {key: value, **({"compatibility.kind": "matrix"} if key.startswith("comp") else {})}
+        with pytest.raises(ConfigError, match=rf"{key}.*at least -1e\+06 and at most 1e\+06"):
+            CrfParameters().replace(**changes)
+
+
+def test_the_largest_weights_stay_finite(backend):
+    largest = CrfParameters().replace(**{"bilateral.weight": 1e6, "spatial.weight": 1e6, "mean_field.filter": "exact"})
+    result = refined(parameters=largest, device=backend.name)
+    assert np.isfinite(result.marginals).all()
+    assert np.isfinite(result.energy).all()
+
+
+def test_an_energy_that_is_not_finite_fails(monkeypatch):
+    """No input is known that leads there, so the engine's own result is spoiled."""
+    import dataclasses
+
+    import crfrefine.refinement as module
+
+    backend = module.get_backend("cpu")
+
+    class Spoiled:
+        def __getattr__(self, name):
+            return getattr(backend, name)
+
+        def mean_field(self, *args, **options):
+            outcome = backend.mean_field(*args, **options)
+            return dataclasses.replace(outcome, energy=(*outcome.energy[:-1], np.nan))
+
+    monkeypatch.setattr(module, "get_backend", lambda _: Spoiled())
+    with pytest.raises(InputError, match="not finite"):
+        refined()
+
+
+def test_a_result_is_shown_in_a_line():
+    text = repr(refined())
+    assert text.startswith("<RefinementResult: 3 labels on 9×6×7 voxels, 5 steps")
+    assert len(text) < 120
+
+
+def test_dir_shows_the_public_names_only():
+    assert dir(crfrefine) == sorted(crfrefine.__all__)
