@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from crfrefine.errors import ConfigError
+from crfrefine.text import MOST_CHARACTERS, shorten, shorten_value
 
 Check = Callable[[Any, str], Any]
 
@@ -18,10 +19,10 @@ LARGEST_PENALTY = 1e6
 """Weights and penalties are in the unit of logits; their products must stay far inside float32's range, for marginals that are no noise."""
 
 
-def describe(value: object) -> str:
-    """Short text for a value in an error message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+LARGEST_COUNT = 1_000_000
+"""Of steps: engines count in 32 bits and keep numbers of each step, and no model needs as many."""
+
+describe = shorten_value
 
 
 def plain(value: Any) -> Any:
@@ -31,7 +32,7 @@ def plain(value: Any) -> Any:
 
 def suggestion(name: str, known: Collection[str]) -> str:
     """Say which known name is meant, or list them all."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name[:MOST_CHARACTERS], list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
 
 
@@ -39,7 +40,7 @@ def check_known(table: Mapping[str, object], known: Collection[str], prefix: str
     """Refuse keys that are not known: a misspelled key must not be ignored."""
     for name in table:
         if name not in known:
-            raise ConfigError(f"{prefix}{name}: unknown key; {suggestion(str(name), known)}")
+            raise ConfigError(f"{prefix}{shorten(name)}: unknown key; {suggestion(str(name), known)}")
 
 
 def number(value: Any, key: str) -> float:
@@ -74,15 +75,17 @@ penalty = in_range(-LARGEST_PENALTY, LARGEST_PENALTY)
 """A weight or an entry of the compatibility, in the unit of logits."""
 
 
-def whole(low: int) -> Check:
-    """A whole number of at least `low`."""
+def whole(low: int, high: int = LARGEST_COUNT) -> Check:
+    """A whole number between two bounds."""
 
     def check(value: Any, key: str) -> int:
         value = plain(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{key}: expected a whole number, got {describe(value)}")
         if value < low:
-            raise ConfigError(f"{key}: must be at least {low}, got {value}")
+            raise ConfigError(f"{key}: must be at least {low}, got {describe(value)}")
+        if value > high:
+            raise ConfigError(f"{key}: must be at most {high}, got {describe(value)}")
         return value
 
     return check

@@ -27,6 +27,7 @@ from crfrefine._config_sections import (
 )
 from crfrefine._config_toml import toml_comment, toml_entry
 from crfrefine.errors import ConfigError, CrfRefineError
+from crfrefine.text import listed, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,10 @@ __all__ = [
 ]
 
 SCHEMA = 1
+_MOST_BYTES = 1 << 24  # Of a file; one with a penalty for each pair of a thousand labels has five megabytes.
+_MOST_DIGITS = 9  # Of the number of a kernel.
+_MOST_OF_A_REASON = 200
+_MOST_OF_A_PATH = 300
 _SectionType = TypeVar("_SectionType", bound=Section)
 
 
@@ -100,9 +105,13 @@ class CrfParameters:
         """
         path = find_config(name_or_path)
         try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ConfigError(f"{path}: too large for a parameter file; at most {_MOST_BYTES / 1e6:.0f} MB are read")
             text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as a parameter file: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read as a parameter file: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: cannot be read as a parameter file: it is not UTF-8 text (byte {error.start})") from error
         try:
             return cls.from_toml(text)
         except ConfigError as error:
@@ -113,8 +122,8 @@ class CrfParameters:
         """Parameters from the text of a TOML file; raises ConfigError like `load`."""
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"not valid TOML: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not valid TOML: {_toml_problem(error)}") from error
         return cls.from_dict(table)
 
     @classmethod
@@ -125,7 +134,9 @@ class CrfParameters:
         if isinstance(schema, bool) or not isinstance(schema, int):
             raise ConfigError(f"schema: expected a whole number, got {checks.describe(schema)}")
         if schema != SCHEMA:
-            raise ConfigError(f"schema: this version reads schema {SCHEMA}, got {schema}; the file is from another version of crfrefine")
+            raise ConfigError(
+                f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine"
+            )
         return cls(**{name: _sections_from(name, value) for name, value in table.items() if name != "schema"})
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,20 +218,21 @@ class CrfParameters:
         """Split a dotted key into section, kernel number and entry."""
         name, *rest = key.split(".")
         if name not in SECTIONS:
-            raise ConfigError(f"{key}: unknown key; {_suggested_key(key)}")
+            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
         index = 0
         if name == "bilateral":
             count = len(self.bilateral)
-            if rest[0].isdecimal():
-                index = int(rest.pop(0))
+            if rest and rest[0].isdecimal():
+                number = rest.pop(0)
+                index = int(number) if len(number) <= _MOST_DIGITS else count
                 if index >= count:
-                    raise ConfigError(f"{key}: there {'is 1 kernel' if count == 1 else f'are {count} kernels'}, counted from 0")
+                    raise ConfigError(f"{shorten(key)}: there {'is 1 kernel' if count == 1 else f'are {count} kernels'}, counted from 0")
             elif count > 1:
-                names = ", ".join(f"bilateral.{number}.{'.'.join(rest)}" for number in range(count))
-                raise ConfigError(f"{key}: there are {count} kernels; say which: {names}")
+                names = listed([f"bilateral.{number}.{'.'.join(rest)}" for number in range(count)])
+                raise ConfigError(f"{shorten(key)}: there are {count} kernels; say which: {names}")
         known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
         if len(rest) != 1 or rest[0] not in known:
-            raise ConfigError(f"{key}: unknown key; {_suggested_key(key)}")
+            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
         return name, index, rest[0]
 
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ResolvedParameters:
@@ -401,11 +413,26 @@ def find_config(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, str) and name_or_path in presets:
         return configs_dir() / f"{name_or_path}.toml"
     path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if path.is_dir():
+    try:
+        if path.is_file():
+            return path
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
+    if is_folder:
         raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
-    raise ConfigError(f"{name_or_path}: there is no such file and no such preset; presets: {', '.join(presets)}")
+    if is_there:
+        raise ConfigError(f"{path}: is no regular file; give a TOML file or a preset ({', '.join(presets)})")
+    raise ConfigError(f"{shorten(name_or_path, _MOST_OF_A_PATH)}: there is no such file and no such preset; presets: {', '.join(presets)}")
+
+
+def _toml_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "lists or tables are nested too deeply"
+    # Python reads integers of up to 4300 digits, and says so in its own words.
+    is_known = isinstance(error, tomllib.TOMLDecodeError)
+    return shorten(error, _MOST_OF_A_REASON) if is_known else "a number of more digits than can be read, or no date"
 
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
@@ -426,12 +453,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{checks.describe(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
     try:
         parsed = tomllib.loads(f"value = {raw}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if _BARE_WORD.fullmatch(raw):
             return key, raw
         raise ConfigError(
-            f'{key}: cannot read the value {checks.describe(raw)}: {error}; numbers, [lists], and in lists words in "quotes"'
+            f"{shorten(key)}: cannot read the value {checks.describe(raw)}: {_toml_problem(error)}; "
+            'numbers, [lists], and in lists words in "quotes"'
         ) from error
     if set(parsed) != {"value"}:
-        raise ConfigError(f"{key}: expected one value, got {checks.describe(raw)}")
+        raise ConfigError(f"{shorten(key)}: expected one value, got {checks.describe(raw)}")
     return key, parsed["value"]

@@ -5,7 +5,7 @@ Nothing is opened here but `dataset.json`; what the files hold is checked when a
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,13 +15,22 @@ from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.json_files import read_json, require_usable
+from crfrefine.label_maps import LARGEST_LABEL
+from crfrefine.text import listed, shorten, shorten_value
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
 LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 
-_MODALITY = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
-_LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>\d+)")
+# Names of files may hold anything, line breaks and digits of all scripts included.
+_MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
+_LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
+
+_MOST_CHANNELS = 10_000
+_MOST_MODALITIES = 16  # That a message lists.
+_MOST_DIGITS = 9  # Of a number that names a channel or a label.
+_EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
 
 
 @dataclass(frozen=True)
@@ -83,29 +92,63 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
     """Read `dataset.json` of a folder or of the one above it; None where there is none.
 
     Raises:
-        InputError: the file is not what nnU-Net writes.
+        InputError: the file is not what nnU-Net writes; the message names the key.
     """
-    path = next((candidate for candidate in (folder / "dataset.json", folder.parent / "dataset.json") if candidate.is_file()), None)
+    candidates = (folder / "dataset.json", folder.parent / "dataset.json")
+    path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, Mapping) or not isinstance(content.get("labels", {}), Mapping):
-            raise ValueError('expected a mapping with "labels", such as {"labels": {"background": 0, "tumor": 1}}')
-        channels = content.get("channel_names", content.get("modality", {}))
-        if isinstance(channels, Mapping):
-            channels = [channels[key] for key in sorted(channels, key=int)]
-        labels = {str(name): _label_value(value) for name, value in _by_name(content.get("labels", {})).items()}
-        ignore = labels.get("ignore")
-        return DatasetDescription(
-            path=path,
-            channel_names=tuple(str(name) for name in channels),
-            labels=labels,
-            file_ending=content.get("file_ending"),
-            ignore_label=ignore if isinstance(ignore, int) else None,
-        )
-    except (ValueError, AttributeError, TypeError, OSError) as error:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}") from None
+    try:
+        return _description_of(content, path)
+    except ValueError as error:
         raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {error}") from None
+
+
+def _description_of(content: Any, path: Path) -> DatasetDescription:
+    """Return what the entries say that matter here; raise ValueError that names the key of one that cannot be used."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
+    for key in ("labels", "channel_names", "modality", "file_ending"):
+        if key in content:
+            require_usable(content[key], key)
+    labels = content.get("labels", {})
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
+    file_ending = content.get("file_ending")
+    if not isinstance(file_ending, str | None):
+        raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
+    key = "channel_names" if "channel_names" in content else "modality"
+    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in _by_name(labels).items()}
+    ignore = numbers.get("ignore")
+    return DatasetDescription(
+        path=path,
+        channel_names=_channel_names(content.get(key, {}), key),
+        labels=numbers,
+        file_ending=file_ending,
+        ignore_label=ignore if isinstance(ignore, int) else None,
+    )
+
+
+def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
+    """Return the names in the order of their numbers."""
+    expected = f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}'
+    if not isinstance(channels, Mapping | list):
+        raise ValueError(f"{expected}; got {shorten_value(channels)}")
+    if isinstance(channels, Mapping):
+        for number in channels:
+            if not _is_number(number):
+                raise ValueError(f"{expected}; got the number {shorten_value(number)}")
+        channels = [channels[number] for number in sorted(channels, key=int)]
+    if len(channels) > _MOST_CHANNELS:
+        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MOST_CHANNELS - 1}")
+    for number, name in enumerate(channels):
+        if not isinstance(name, str):
+            raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
+    return tuple(channels)
 
 
 def discover_cases(
@@ -215,7 +258,9 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
     if twice:
         problem = f"case {case_id!r}: one modality in two files, {_names(twice)} in {twice[0].parent}"
     elif sorted(numbers) != list(range(num_expected)):
-        there, wanted = (", ".join(f"{number:04d}" for number in several) for several in (sorted(numbers), range(num_expected)))
+        there, wanted = (
+            listed([f"{number:04d}" for number in several], _MOST_MODALITIES) for several in (sorted(numbers), range(num_expected))
+        )
         problem = f"case {case_id!r}: expected the modalities {wanted}, {who_says_so}; found {there} in {images[0].parent}"
         missing = tuple(f"no modality {number:04d} in {images[0].parent}" for number in range(num_expected) if number not in numbers)
     return CaseFiles(case_id, images, problem=problem, missing=missing)
@@ -373,15 +418,29 @@ def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
 
 
 def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in sorted(paths))
+    return listed([path.name for path in sorted(paths)])
 
 
 def _by_name(labels: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return name to number also for the older files, which have it the other way round."""
-    if labels and all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
-        return {value: int(key) for key, value in labels.items()}
+    if labels and all(_is_number(key) and isinstance(value, str) for key, value in labels.items()):
+        return {value: key for key, value in labels.items()}
     return labels
 
 
-def _label_value(value: Any) -> int | tuple[int, ...]:
-    return tuple(int(number) for number in value) if isinstance(value, (list, tuple)) else int(value)
+def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
+    """Return the number of a label, or the numbers of a region."""
+    if isinstance(value, list):
+        return tuple(_label_number(number, f"{key}[{index}]") for index, number in enumerate(value))
+    return _label_number(value, key)
+
+
+def _label_number(value: Any, key: str) -> int:
+    number = int(value) if isinstance(value, str) and _is_number(value) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= LARGEST_LABEL:
+        raise ValueError(f"{key}: expected a whole number from 0 to {LARGEST_LABEL}, got {shorten_value(value)}")
+    return number
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS

@@ -1,4 +1,4 @@
-"""The errors that users can cause and mend; anything else that is raised is a bug and keeps its traceback."""
+"""The errors that users can cause and mend; anything else that is raised is a bug, whose traceback is kept (`crfrefine.failures`)."""
 
 from __future__ import annotations
 
@@ -29,3 +29,7 @@ class BackendUnavailableError(CrfRefineError):
 
 class CapacityError(CrfRefineError):
     """The problem is larger than the algorithm or the memory can hold; the message has the numbers."""
+
+
+class UnexpectedError(CrfRefineError):
+    """A file made its reader raise what nobody had foreseen: a bug to be reported, which costs no more than the file's case."""

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.config import CrfParameters
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import InputError
+from crfrefine.failures import CaseWork, Failure
 from crfrefine.summary import CaseRecord, RunSummary
+from crfrefine.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crfrefine.case import Case, CaseFiles
     from crfrefine.outputs import Outcome, OutputFiles
-
-# What a case may fail with; anything else is a bug, stops the run and keeps its traceback.
-_CASE_ERRORS = (CrfRefineError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,7 @@ class _Loaded:
     """A case in memory, with what is known about it so far."""
 
     case: Case
+    files: CaseFiles
     outputs: OutputFiles
     record: CaseRecord
     number: int
@@ -235,16 +235,17 @@ class _Run:
             if self._stop.is_set():
                 return None
             record = CaseRecord(files.case_id)
-            try:
+            loaded = None
+            with self._work_on(record, files):
                 if self.options.resume and is_complete(outputs, files):
                     record.status = "skipped"
                     record.output = outputs.label_map
-                    self._finish(record)
-                    continue
-                check_case_outputs(outputs)
-                return self._load(files, outputs, record, number)
-            except _CASE_ERRORS as error:
-                self._fail(record, error)
+                else:
+                    check_case_outputs(outputs)
+                    loaded = self._load(files, outputs, record, number)
+            if loaded is not None:
+                return loaded
+            self._finish(record)
         return None
 
     def _load(self, files: CaseFiles, outputs: OutputFiles, record: CaseRecord, number: int) -> _Loaded:
@@ -260,7 +261,7 @@ class _Run:
         record.num_modalities, record.num_labels = len(case.image), len(case.logits)
         record.input_type = case.input_kind
         record.notes = tuple(case.notes)
-        return _Loaded(case, outputs, record, number)
+        return _Loaded(case, files, outputs, record, number)
 
     def _refine(self, loaded: _Loaded) -> Outcome | None:
         """Run the CRF on a case; None: it failed and is recorded."""
@@ -268,11 +269,12 @@ class _Run:
         self._tell(self._observer.case_started, record.case_id, loaded.number)
         for note in record.notes:
             self._tell(self._observer.note, record.case_id, note)
-        try:
-            return self._refine_or_raise(loaded)
-        except _CASE_ERRORS as error:
-            self._fail(record, error)
-            return None
+        outcome = None
+        with self._work_on(record, loaded.files):
+            outcome = self._refine_or_raise(loaded)
+        if outcome is None:
+            self._finish(record)
+        return outcome
 
     def _refine_or_raise(self, loaded: _Loaded) -> Outcome:
         from crfrefine.label_maps import count_changes, count_labels
@@ -319,7 +321,7 @@ class _Run:
             logits=result.logits if options.save_logits else None,
             image=case.image[:1] if options.preview else None,
             before=before if options.preview else None,
-            title=record.case_id,
+            title=printable(record.case_id),
             subtitle=_describe_numbers(record),
         )
 
@@ -328,22 +330,23 @@ class _Run:
         from crfrefine.outputs import write_outcome
 
         started = time.perf_counter()
-        try:
+        with self._work_on(record):
             write_outcome(outcome, outputs, threads=self._summary.threads)
-        except _CASE_ERRORS as error:
-            self._fail(record, error)
-            return
-        record.times["write"] = time.perf_counter() - started
-        record.output, record.probabilities = outputs.label_map, outputs.probabilities
-        record.logits, record.preview = outputs.logits, outputs.preview
-        record.status = "done"
+            record.times["write"] = time.perf_counter() - started
+            record.output, record.probabilities = outputs.label_map, outputs.probabilities
+            record.logits, record.preview = outputs.logits, outputs.preview
+            record.status = "done"
         self._finish(record)
 
-    def _fail(self, record: CaseRecord, error: BaseException) -> None:
-        record.fail(error)
-        if self.options.fail_fast:
-            self._stop.set()
-        self._finish(record)
+    def _work_on(self, record: CaseRecord, files: CaseFiles | None = None) -> CaseWork:
+        """Return what every part of the work on a case happens in: an error of it is the case's failure, and no more."""
+
+        def fail(failure: Failure) -> None:
+            record.fail(failure)
+            if self.options.fail_fast:
+                self._stop.set()
+
+        return CaseWork(fail, *((*files.images, *files.logits, files.mask) if files is not None else ()))
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)

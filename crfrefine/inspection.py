@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine import io
-from crfrefine.discovery import CaseList, discover_cases, list_files
+from crfrefine.discovery import CaseFiles, CaseList, discover_cases, list_files
 from crfrefine.errors import CrfRefineError
+from crfrefine.failures import CaseWork, Failure
 from crfrefine.volume import TIMES, VolumeHeader, describe_grid
 
 if TYPE_CHECKING:
@@ -27,12 +29,20 @@ class FolderReport:
         cases: case name and a line about it: modalities, grid, labels, what else there is.
         notes: what was left aside and why.
         problems: what is wrong, one message each.
+        tracebacks: where errors were raised that nobody expected.
     """
 
     path: Path
     cases: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+
+    def fail(self, failure: Failure) -> None:
+        """Record what is wrong with a case."""
+        self.problems.append(failure.message)
+        if failure.traceback is not None:
+            self.tracebacks.append(failure.traceback)
 
 
 def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, str]]:
@@ -80,36 +90,35 @@ def inspect_folder(folder: str | Path) -> FolderReport:
     report = FolderReport(folder, notes=list(cases.notes))
     num_labels: dict[int, list[str]] = {}
     for path in archives:
-        try:
+        with CaseWork(report.fail, path):
             header = io.read_header(path)
-        except CrfRefineError as error:
-            report.problems.append(str(error))
-            continue
-        report.cases[io.stem_of(path)] = f"{header.num_channels} labels, {describe_grid(header.grid_shape, header.affine)}"
-        num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
+            report.cases[io.stem_of(path)] = f"{header.num_channels} labels, {describe_grid(header.grid_shape, header.affine)}"
+            num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
-        try:
+        with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
             headers = read_case_headers(files)
-        except CrfRefineError as error:
-            report.problems.append("; ".join([str(error), *files.missing[1:]]))
-            continue
-        image = headers.images[0]
-        parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
-        parts.append(describe_grid(image.grid_shape, image.affine))
-        if headers.logits is not None:
-            parts.append(f"{headers.logits.num_labels} labels")
-            num_labels.setdefault(headers.logits.num_labels, []).append(files.case_id)
-        parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
-        report.cases[files.case_id] = ", ".join(parts)
+            image = headers.images[0]
+            parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
+            parts.append(describe_grid(image.grid_shape, image.affine))
+            if headers.logits is not None:
+                parts.append(f"{headers.logits.num_labels} labels")
+                num_labels.setdefault(headers.logits.num_labels, []).append(files.case_id)
+            parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
+            report.cases[files.case_id] = ", ".join(parts)
     if len(num_labels) > 1:
         usual = max(num_labels, key=lambda number: len(num_labels[number]))
         report.problems.extend(
-            f"case '{case_id}': logits of {number} labels, those of most cases have {usual}"
+            f"case {case_id!r}: logits of {number} labels, those of most cases have {usual}"
             for number, case_ids in num_labels.items()
             for case_id in case_ids
             if number != usual
         )
     return report
+
+
+def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
+    message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+    report.fail(replace(failure, message=message))
 
 
 def _archives(folder: Path) -> list[Path]:

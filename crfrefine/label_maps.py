@@ -9,6 +9,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LARGEST_LABEL = 65535
+"""That label maps hold: they are read and written as 16-bit integers at most."""
+
 # A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel to 64 bits.
 _MOST_PASSES = 16
 

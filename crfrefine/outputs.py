@@ -241,7 +241,7 @@ def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[Outp
     for files, outputs in zip(cases, plans, strict=True):
         for path in (path for name in outputs.all() for path in files_written(name)):
             if identities(path) & inputs:
-                raise InputError(f"case '{files.case_id}': the output {path} would replace an input file; choose another output folder")
+                raise InputError(f"case {files.case_id!r}: the output {path} would replace an input file; choose another output folder")
 
 
 def _check_folder_of_its_own(cases: Sequence[CaseFiles], output: Path) -> None:

@@ -8,7 +8,10 @@ import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crfrefine.failures import Failure
 
 SCHEMA = 1
 
@@ -42,6 +45,7 @@ class CaseRecord:
         notes: what was assumed about the case's files.
         error: what went wrong, for a failed case.
         error_kind: name of the error's class.
+        error_traceback: where it was raised, of an error that nobody expected.
     """
 
     case_id: str
@@ -68,13 +72,13 @@ class CaseRecord:
     notes: tuple[str, ...] = ()
     error: str | None = None
     error_kind: str | None = None
+    error_traceback: str | None = None
 
-    def fail(self, error: BaseException) -> None:
-        """Mark the case as failed because of `error`."""
+    def fail(self, failure: Failure) -> None:
+        """Mark the case as failed."""
         self.status = "failed"
         self.output = self.probabilities = self.logits = self.preview = None
-        self.error = str(error) or type(error).__name__
-        self.error_kind = type(error).__name__
+        self.error, self.error_kind, self.error_traceback = failure.message, failure.kind, failure.traceback
 
 
 @dataclass

@@ -299,18 +299,6 @@ def test_file_size_limit_leaves_no_partial_file(folders):
     assert files_in(folders.output) == []
 
 
-def test_a_bug_keeps_its_traceback(folders, monkeypatch):
-    """Only errors that users can mend become one line."""
-    import crfrefine.refinement
-
-    def broken(*arguments: object, **options: object) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(crfrefine.refinement, "refine", broken)
-    with pytest.raises(ZeroDivisionError):
-        run_here("infer", *folders.arguments)
-
-
 def test_the_process_says_it_in_one_line_too(folders):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))

@@ -14,7 +14,8 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # From the bottom up. A module or folder imports from itself and from lines above its own, nothing else. A new one needs a line here.
 LAYERS = (
-    ("errors",),
+    ("errors", "text"),
+    ("failures", "json_files"),
     (
         "_config_checks",
         "_config_resolved",

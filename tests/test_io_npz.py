@@ -154,3 +154,25 @@ def test_damage_never_goes_unnoticed(data, compressed):
         assert "case.npz" in complaint
     else:
         np.testing.assert_array_equal(values, stored.transpose(0, 3, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("<f4", "9" * 5000 + ", 2, 2"),
+        ("<f" + "9" * 5000, "3, 2, 2"),
+        ("<f4", ", ".join(["2"] * 3000)),
+        ("<f4", "3 4, 2, 2"),
+        ("<f4", ", 3, 2, 2"),
+        ("<f4", "0, 3, 2, 2"),
+    ],
+    ids=["digits", "width", "axes", "no comma", "no axis", "no voxels"],
+)
+def test_an_array_of_a_shape_that_makes_no_sense(tmp_path, dtype, shape):
+    """Python refuses to read integers of more than 4300 digits, and a message need not repeat them."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}".encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("logits.npy", b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text + bytes(400))
+    with pytest.raises(UnsupportedFormatError) as caught:
+        io.read_header(tmp_path / "a.npz")
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 300

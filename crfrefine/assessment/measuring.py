@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +12,15 @@ import numpy as np
 from crfrefine.assessment.pairing import CasePair, MethodFiles
 from crfrefine.assessment.reading import Scores, read_masks, read_reference, read_scores
 from crfrefine.assessment.records import CaseResult, Settings, Values
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import InputError
 from crfrefine.evaluation import CALIBRATION_METRICS, measure_calibration, measure_case
+from crfrefine.failures import CaseWork, Failure
 from crfrefine.label_maps import foreground_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.volume import Volume
-
-# What a case may fail with; anything else is a bug, stops the run and keeps its traceback.
-CASE_ERRORS = (CrfRefineError, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,15 @@ def measure_pair(job: Job) -> CaseResult:
     """Measure every method in a case; what cannot be measured is recorded, and the rest goes on."""
     started = time.perf_counter()
     result = CaseResult(job.pair.case_id)
-    try:
+    with CaseWork(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
         reference = _without_ignored(read_reference(job.pair.reference), job)
         if reference.volume.header is not None:
             result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
         for name, files in job.pair.methods.items():
-            try:
+            with CaseWork(partial(result.fail, method=name), *files.paths):
                 _measure_method(name, files, reference, job.settings, result)
-            except CASE_ERRORS as error:
-                result.fail(error, name)
-    except CASE_ERRORS as error:
-        result.fail(error)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -88,7 +83,14 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
     values = _measure_masks(label_map, reference, settings)
     result.values[name] = values
     del label_map
-    try:
+
+    def fail(failure: Failure) -> None:
+        if files.asked_for_scores or scores is not None or failure.traceback is not None:
+            result.fail(failure, name)
+        else:
+            result.warnings.append(f"{name}: no calibration: {failure.message}")
+
+    with CaseWork(fail, *files.scores):
         if files.scores_problem:
             raise InputError(files.scores_problem)
         if scores is None and files.scores:
@@ -96,11 +98,6 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
         if scores is not None:
             _add_calibration(values, scores, reference, settings)
             result.notes.append(f"{name}: {scores.note}")
-    except CASE_ERRORS as error:
-        if files.asked_for_scores or scores is not None:
-            result.fail(error, name)
-        else:
-            result.warnings.append(f"{name}: no calibration: {error}")
 
 
 def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> Values:

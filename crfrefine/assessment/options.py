@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.label_maps import LARGEST_LABEL
+from crfrefine.text import listed, shorten, shorten_value
 
 DEFAULT_NAME = "prediction"
 
@@ -75,11 +77,13 @@ def check_options(options: AssessmentOptions) -> None:
     _require_different("--probabilities", [name for name, _ in options.probabilities])
     for name, _ in options.probabilities:
         if name not in names:
-            raise ConfigError(f"--probabilities {name}: no such method; there are {', '.join(names)}")
+            raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
     if not 0 <= options.tolerance_mm < math.inf:
         raise ConfigError(f"--tolerance: expected a number of mm from 0 on, got {options.tolerance_mm:g}")
-    if options.ignore_label is not None and options.ignore_label < 1:
-        raise ConfigError(f"--ignore-label: expected the number of a label from 1 on, got {options.ignore_label}")
+    if options.ignore_label is not None and not 1 <= options.ignore_label <= LARGEST_LABEL:
+        raise ConfigError(
+            f"--ignore-label: expected the number of a label from 1 on, up to {LARGEST_LABEL}, got {shorten_value(options.ignore_label)}"
+        )
     given = [options.labels, *options.methods.values(), *(path for _, path in options.probabilities)]
     for path in given if options.images is None else [*given, options.images]:
         if not path.exists():
@@ -98,5 +102,5 @@ def _require_different(option: str, names: Iterable[str]) -> None:
     seen = set()
     for name in names:
         if name in seen:
-            raise ConfigError(f"{option} {name}: two methods have this name; each needs one of its own")
+            raise ConfigError(f"{option} {shorten(name)}: two methods have this name; each needs one of its own")
         seen.add(name)

@@ -92,7 +92,13 @@ def make_summary(assessment: Assessment) -> dict[str, Any]:
                 for result in assessment.results
             ],
             "failures": [
-                {"case": result.case_id, "method": problem.method, "error": problem.message, "error_kind": problem.kind}
+                {
+                    "case": result.case_id,
+                    "method": problem.method,
+                    "error": problem.message,
+                    "error_kind": problem.kind,
+                    "error_traceback": problem.traceback,
+                }
                 for result in assessment.results
                 for problem in result.problems
             ],

@@ -15,8 +15,9 @@ from crfrefine.completeness import IncompleteCase, require_all_complete, too_few
 from crfrefine.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files, scores_beside, with_logits
 from crfrefine.errors import InputError
 from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.text import listed
 
-_MODALITY = re.compile(r"(?P<case>.+)_\d{4}")
+_MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
 
 _BROKEN = "is a link to a file that is not there"
 
@@ -331,4 +332,4 @@ def _without_scores(paths: Sequence[Path]) -> list[Path]:
 
 
 def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in sorted(paths))
+    return listed([path.name for path in sorted(paths)])

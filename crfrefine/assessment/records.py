@@ -12,6 +12,7 @@ from typing import Any
 import crfrefine
 from crfrefine.assessment.pairing import CasePair
 from crfrefine.assessment.regions import RegionPlan
+from crfrefine.failures import Failure
 from crfrefine.io.files import files_read
 from crfrefine.summary import without_nonfinite
 
@@ -43,11 +44,13 @@ class Problem:
         message: what was expected, what came, which file.
         kind: name of the error's class.
         method: the method concerned; None: the whole case.
+        traceback: where it was raised, of an error that nobody expected.
     """
 
     message: str
     kind: str
     method: str | None = None
+    traceback: str | None = None
 
 
 @dataclass
@@ -72,10 +75,9 @@ class CaseResult:
     seconds: float = 0.0
     is_reused: bool = False
 
-    def fail(self, error: BaseException | str, method: str | None = None) -> None:
+    def fail(self, failure: Failure, method: str | None = None) -> None:
         """Record that the case, or a method in it, could not be measured."""
-        kind = "InputError" if isinstance(error, str) else type(error).__name__
-        self.problems.append(Problem(str(error) or kind, kind, method))
+        self.problems.append(Problem(failure.message, failure.kind, method, failure.traceback))
 
 
 def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def from_json(path: Path, identity: Mapping[str, Any]) -> CaseResult | None:
         }
         warnings, notes = list(content["warnings"]), list(content["notes"])
         return CaseResult(content["case"], values, warnings=warnings, notes=notes, seconds=content["seconds"], is_reused=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # Not there, or not whole, or not ours: measured again.
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from crfrefine.discovery import DatasetDescription, read_dataset_description
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.evaluation import ALL_LABELS, Region, parse_region, read_regions
+from crfrefine.text import shorten
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _parse(text: str) -> tuple[Region, ...]:
     path = Path(text)
     try:
         is_file = path.is_file()
-    except OSError:  # Too long for the name of a file: a hundred labels.
+    except (OSError, ValueError):  # Too long for the name of a file: a hundred labels; or it holds the character NUL.
         is_file = False
     if is_file:
         found = read_regions(path)
@@ -108,7 +109,7 @@ def _parse(text: str) -> tuple[Region, ...]:
             raise InputError(f'{path}: holds no region; expected names and labels, such as {{"core": [1, 3, 4]}}')
         return found
     if "=" not in text:
-        raise ConfigError(f'--regions {text}: no such file, and not a region such as "core=1+3+4"')
+        raise ConfigError(f'--regions {shorten(text)}: no such file, and not a region such as "core=1+3+4"')
     return (parse_region(text),)
 
 
@@ -129,5 +130,5 @@ def _titles(description: DatasetDescription | None) -> dict[str, str]:
     for name, entry in description.labels.items() if description else ():
         numbers = _numbers(entry)
         if len(numbers) == 1:
-            titles[str(numbers[0])] = f"{numbers[0]} {' '.join(name.split())}"
+            titles[str(numbers[0])] = f"{numbers[0]} {shorten(' '.join(name.split()))}"
     return titles

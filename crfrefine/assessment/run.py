@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from crfrefine.assessment.measuring import CASE_ERRORS, Job, measure_pair
+from crfrefine.assessment.measuring import Job, measure_pair
 from crfrefine.assessment.observer import AssessmentObserver
 from crfrefine.assessment.options import AssessmentOptions, check_options
 from crfrefine.assessment.outputs import CASES_NAME, REPORT_NAME, write_html, write_tables
@@ -16,6 +16,7 @@ from crfrefine.assessment.records import CaseResult, Settings, fingerprint, from
 from crfrefine.assessment.regions import plan_regions
 from crfrefine.assessment.results import Assessment
 from crfrefine.errors import CrfRefineError
+from crfrefine.failures import Failure
 from crfrefine.io.atomic import atomic_file, check_replaceable, remove_file
 from crfrefine.outputs import check_writable
 from crfrefine.threads import available_threads
@@ -107,14 +108,14 @@ class _Run:
     def _known(self, pair: CasePair) -> CaseResult | None:
         try:
             return from_json(self._file_of(pair), fingerprint(pair, self._settings))
-        except CASE_ERRORS:
+        except (CrfRefineError, OSError):
             return None
 
     def _keep(self, pair: CasePair, result: CaseResult) -> None:
         """Write what was measured, or take away what an earlier run wrote if it failed now."""
         try:
             identity = None if result.problems else fingerprint(pair, self._settings)
-        except CASE_ERRORS:
+        except (CrfRefineError, OSError):
             identity = None  # The files changed while they were read.
         if identity is None:
             remove_file(self._file_of(pair))
@@ -128,5 +129,5 @@ class _Run:
 
 def _lost(pair: CasePair, lost: Lost) -> CaseResult:
     result = CaseResult(pair.case_id)
-    result.fail(str(lost))
+    result.fail(Failure(str(lost), "InputError"))
     return result

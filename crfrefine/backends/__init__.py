@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from crfrefine.errors import BackendUnavailableError, ConfigError
+from crfrefine.text import shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.backends.base import Backend
@@ -30,7 +31,7 @@ def get_backend(device: str) -> Backend:
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device):
             return load(device)
-    raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got '{device}'")
+    raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
 
 
 def _auto(_: str) -> Backend:
@@ -68,6 +69,6 @@ def _reference(_: str) -> Backend:
 _TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
     (r"auto", _auto),
     (r"cpu", _cpu),
-    (r"cuda(:\d+)?", _cuda),
+    (r"cuda(:[0-9]{1,9})?", _cuda),
     (r"reference", _reference),
 )

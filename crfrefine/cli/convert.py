@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crfrefine.cli.options import parse_path
+from crfrefine.cli.progress import print_failure
+from crfrefine.text import for_terminal
 
 
 class Kind(StrEnum):
@@ -38,10 +41,16 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an error was raised that nobody expected.")] = False,
 ) -> None:
     """Convert logits and label maps between formats, and logits to probabilities or labels."""
     from crfrefine.conversion import convert_file
+    from crfrefine.failures import CaseWork
 
-    note = convert_file(source, target, to=to.value if to is not None else None, like=like)
-    print(note, file=sys.stderr)
+    note = ""
+    with CaseWork(partial(print_failure, verbose=verbose), source):
+        note = convert_file(source, target, to=to.value if to is not None else None, like=like)
+    if not note:
+        raise typer.Exit(1)
+    print(for_terminal(note), file=sys.stderr)
     print(target)

@@ -9,14 +9,24 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, StrictOption, parse_path, path_text
+from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, StrictOption, parse_path, path_or_value, path_text
+from crfrefine.text import shorten, shorten_value
 
 
 def parse_named(text: str) -> str:
     """Return "NAME=FOLDER" as it is; raise BadParameter for anything else."""
     name, equals, path = str(text).partition("=")
     if not equals or not name.strip() or not path:
-        raise typer.BadParameter(f"{text!r}: expected NAME=FOLDER, such as network=predictions")
+        raise typer.BadParameter(f"{shorten_value(text)}: expected NAME=FOLDER, such as network=predictions")
+    parse_name(name)
+    path_text(path)
+    return str(text)
+
+
+def parse_name(text: str) -> str:
+    """Return the name of a method as it is; raise BadParameter for one that no table can hold."""
+    if len(text) > MOST_OF_A_NAME:
+        raise typer.BadParameter(f"{shorten(text)}: a name of {len(text)} characters; at most {MOST_OF_A_NAME}")
     return str(text)
 
 
@@ -53,7 +63,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What to call PREDICTIONS.")] = "prediction",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", parser=parse_name, help="What to call PREDICTIONS.")] = "prediction",
     images: Annotated[
         Path | None,
         typer.Option("-i", "--images", metavar="PATH", parser=parse_path, help="Folder or file, shown in the report.", show_default=False),
@@ -64,7 +74,7 @@ def evaluate(
             "-r",
             "--regions",
             metavar="FILE|NAME=1+3+4",
-            parser=path_text,
+            parser=path_or_value,
             help="Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then on these.",
             show_default=False,
         ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from crfrefine.assessment import AssessmentObserver
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.cli.reporting import print_table
+from crfrefine.text import for_terminal, listed, printable
 
 if TYPE_CHECKING:
     from crfrefine.assessment import Assessment
@@ -62,6 +63,7 @@ class EvaluationReporter(AssessmentObserver):
         for problem in result.problems:
             who = "" if problem.method is None else f"{problem.method}: "
             self._line.say(f"crfrefine: error: case {result.case_id!r}: {who}{problem.message}", at_least=QUIET)
+            self._line.say_traceback(problem.traceback)
         if not self._line.is_shown and not result.problems and not (result.is_reused and self._verbosity < VERBOSE):
             how = "measured before" if result.is_reused else f"{result.seconds:.2f} s"
             self._line.say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
@@ -89,17 +91,17 @@ def print_assessment(assessment: Assessment, verbosity: int = NORMAL) -> None:
     if verbosity > QUIET:
         _print_means(assessment)
         for line in _empty_lines(assessment):
-            print(f"empty masks: {line}")
+            print(for_terminal(f"empty masks: {line}"))
         judged = assessment.verdict
         for note in judged.notes if judged is not None else ():
-            print(f"note: {note}")
+            print(for_terminal(f"note: {note}"))
         if assessment.power_note:
             print(f"power: {assessment.power_note}")
         _print_files(assessment)
     if assessment.verdict is not None:
-        print(f"verdict: {assessment.verdict.sentence}")
+        print(for_terminal(f"verdict: {assessment.verdict.sentence}"))
     elif assessment.no_verdict:
-        print(f"verdict: {assessment.no_verdict}")
+        print(for_terminal(f"verdict: {assessment.no_verdict}"))
 
 
 def _print_files(assessment: Assessment) -> None:
@@ -107,12 +109,11 @@ def _print_files(assessment: Assessment) -> None:
 
     names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if assessment.has_report else [])]
     for name in names:
-        print(f"written: {assessment.options.output / name}", file=sys.stderr)
+        print(for_terminal(f"written: {assessment.options.output / name}"), file=sys.stderr)
     failures = assessment.failures
     if failures:
         cases = list(dict.fromkeys(case for case, _ in failures))
-        more = f" and {len(cases) - _MOST_LISTED} more" if len(cases) > _MOST_LISTED else ""
-        print(f"failed: {', '.join(cases[:_MOST_LISTED])}{more} ({len(cases)} of {len(assessment.pairs)} cases)", file=sys.stderr)
+        print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(assessment.pairs)} cases)", file=sys.stderr)
 
 
 def _print_means(assessment: Assessment) -> None:
@@ -126,7 +127,7 @@ def _print_means(assessment: Assessment) -> None:
         )
     else:
         names = ("metric", "region", "method", "cases", "mean", "median")
-    cells = [(row.metric, assessment.titles.get(row.region, row.region), row.method, *_numbers(row)) for row in rows]
+    cells = [(row.metric, printable(assessment.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
     if cells:
         _print_cells(names, cells)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import OverridesOption, ThreadsOption, parse_path, path_text
+from crfrefine.cli.options import MAX_PARTS, OverridesOption, ThreadsOption, parse_path, path_text
 
 
 class InputType(StrEnum):
@@ -77,13 +77,16 @@ def infer(
     save_logits: Annotated[bool, typer.Option("--save-logits", help="Also write the refined logits: CASE_logits.nii.gz.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
     resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output is there and whole.")] = False,
-    num_parts: Annotated[int, typer.Option("--num-parts", metavar="N", min=1, help="Number of processes that share the cases.")] = 1,
+    num_parts: Annotated[
+        int, typer.Option("--num-parts", metavar="N", min=1, max=MAX_PARTS, help="Number of processes that share the cases.")
+    ] = 1,
     part_id: Annotated[
         int | None,
         typer.Option(
             "--part-id",
             metavar="K",
             min=0,
+            max=MAX_PARTS,
             help="This process among them: takes every N-th case from this one, from 0.",
             show_default=False,
         ),

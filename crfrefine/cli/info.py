@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crfrefine.cli.options import HelpOption, parse_path
+from crfrefine.cli.progress import print_failure, print_traceback
+from crfrefine.text import for_terminal, printable
 
 
 def info(
@@ -20,42 +21,49 @@ def info(
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
-    from crfrefine.errors import CrfRefineError
+    from crfrefine.failures import CaseWork, Failure
     from crfrefine.inspection import describe_file
 
     is_well = True
+
+    def fail(failure: Failure) -> None:
+        nonlocal is_well
+        is_well = False
+        print_failure(failure, verbose=verbose)
+
     for number, path in enumerate(paths):
         if number:
             print()
         if path.is_dir():
-            is_well &= _show_folder(path)
+            is_well &= _show_folder(path, verbose)
             continue
-        try:
+        lines: list[tuple[str, str]] = []
+        with CaseWork(fail, path):
             lines = describe_file(path, values=verbose)
-        except CrfRefineError as error:
-            print(f"crfrefine: error: {error}", file=sys.stderr)
-            is_well = False
-            continue
-        print(path)
+        if lines:
+            print(printable(str(path)))
         for name, value in lines:
-            print(f"  {name:<12}  {value}")
+            print(f"  {name:<12}  {for_terminal(value)}")
     if not is_well:
         raise typer.Exit(1)
 
 
-def _show_folder(path: Path) -> bool:
+def _show_folder(path: Path, verbose: bool) -> bool:
     """Print what a folder holds; return whether all is well with it."""
     from crfrefine.inspection import inspect_folder
 
     report = inspect_folder(path)
     cases, problems = len(report.cases), len(report.problems)
     counts = f"{cases} case{'' if cases == 1 else 's'} in order, {problems} problem{'' if problems == 1 else 's'}"
-    print(f"{path}: {counts}")
-    width = max(map(len, report.cases), default=0)
-    for case_id, line in report.cases.items():
-        print(f"  {case_id:<{width}}  {line}")
+    print(f"{printable(str(path))}: {counts}")
+    shown = {printable(case_id): line for case_id, line in report.cases.items()}
+    width = max(map(len, shown), default=0)
+    for name, line in shown.items():
+        print(f"  {name:<{width}}  {line}")
     for note in report.notes:
-        print(f"  note: {note}")
+        print(for_terminal(f"  note: {note}"))
     for problem in report.problems:
-        print(f"  wrong: {problem}")
+        print(for_terminal(f"  wrong: {problem}"))
+    for trace in report.tracebacks if verbose else ():
+        print_traceback(trace)
     return not report.problems

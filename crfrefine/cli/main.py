@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Generator
 from types import FrameType
 from typing import Annotated, Any, TextIO
 
@@ -24,12 +25,18 @@ from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.options import HelpOption
+from crfrefine.cli.progress import print_failure
 from crfrefine.cli.train_crf import train_crf
 from crfrefine.errors import CrfRefineError
+from crfrefine.failures import describe_failure
+from crfrefine.text import for_terminal
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
+
+_UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
+_MOST_OF_A_USAGE_ERROR = 500
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,21 +51,38 @@ class _Stopped(BaseException):
         super().__init__(": ".join(["terminated" if isinstance(cause, Terminated) else "interrupted", *getattr(cause, "__notes__", ())]))
 
 
+@contextlib.contextmanager
+def _short_usage_errors() -> Generator[None]:
+    """Shorten what Typer repeats of a command line."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+        raise
+
+
 class Group(TyperGroup):
     """The commands, with errors of users and of the system turned into one message on standard error; others keep their traceback."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the name of a command."""
+        with _short_usage_errors():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
+        arguments = [*ctx._protected_args, *ctx.args]
         try:
-            return super().invoke(ctx)
+            with _short_usage_errors():
+                return super().invoke(ctx)
         except CrfRefineError as error:
-            print(f"crfrefine: error: {error}", file=sys.stderr)
+            print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
             raise typer.Exit(EXIT_FAILURE) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise  # Typer ends quietly where nobody reads on.
             with contextlib.suppress(OSError):
-                print(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+                print(for_terminal(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"), file=sys.stderr)
             raise typer.Exit(EXIT_FAILURE) from error
         except KeyboardInterrupt as interrupt:
             raise _Stopped(interrupt) from interrupt
@@ -123,7 +147,7 @@ def _show_warning(
 ) -> None:
     """As one line, without the place in the code."""
     with contextlib.suppress(OSError):
-        print(f"crfrefine: warning: {message}", file=sys.stderr)
+        print(for_terminal(f"crfrefine: warning: {message}"), file=sys.stderr)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

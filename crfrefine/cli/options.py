@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from crfrefine.text import shorten
+
 
 def _show_help(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
@@ -17,6 +19,10 @@ def _show_help(ctx: typer.Context, wanted: bool) -> None:
 # Typer's own --help has no default, which makes it import pydantic to convert nothing: a fifth of the time that `info` takes.
 HelpOption = Annotated[bool, typer.Option("-h", "--help", help="Show this message and exit.", callback=_show_help, is_eager=True)]
 
+MOST_OF_A_PATH = 4096  # Characters; Linux takes no longer ones.
+MOST_OF_A_NAME = 200  # Of a method, which stands in tables.
+MAX_PARTS = 1_000_000
+LARGEST_SEED = 2**63 - 1  # That all generators of random numbers take.
 MAX_THREADS = 1024  # More than any machine in use has cores; typing errors beyond it would exhaust the system's threads.
 
 ThreadsOption = Annotated[
@@ -32,10 +38,20 @@ StrictOption = Annotated[
 ]
 
 
-def path_text(text: str | Path) -> str:
-    """Return the text of a path; raise BadParameter where it is empty: Python would take the current folder."""
-    if not str(text):
+def path_or_value(text: str) -> str:
+    """Return a text that may be a path or something else; raise BadParameter where it is empty: Python would take the current folder."""
+    if not text:
         raise typer.BadParameter("the path is empty; an unset variable?")
+    if "\0" in text:
+        raise typer.BadParameter(f"{shorten(text)}: a path cannot hold the character NUL")
+    return text
+
+
+def path_text(text: str | Path) -> str:
+    """Return the text of a path; raise BadParameter where it is empty, or none that a system takes."""
+    path_or_value(str(text))
+    if len(str(text)) > MOST_OF_A_PATH:
+        raise typer.BadParameter(f"{shorten(text)}: {len(str(text))} characters are more than a path can have")
     return str(text)
 
 

@@ -5,10 +5,30 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.text import for_terminal, printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from crfrefine.failures import Failure
+
 QUIET, NORMAL, VERBOSE = range(3)
+
+
+def print_failure(failure: Failure, *, verbose: bool) -> None:
+    """Print what went wrong on standard error; where it was raised too, if nobody expected it and that is wanted."""
+    print(for_terminal(f"crfrefine: error: {failure.message}"), file=sys.stderr)
+    if verbose and failure.traceback is not None:
+        print_traceback(failure.traceback)
+
+
+def print_traceback(text: str) -> None:
+    """Print where an error was raised on standard error, indented as what belongs to a message."""
+    print(for_terminal(_indented(text)), file=sys.stderr)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 class ProgressLine:
@@ -68,17 +88,23 @@ class ProgressLine:
         """Change what the bar shows; None leaves it as it is."""
         if self._bar is None or self._task is None:
             return
-        fields: dict[str, Any] = {name: value for name, value in (("text", text), ("detail", detail)) if value is not None}
+        fields: dict[str, Any] = {name: printable(value) for name, value in (("text", text), ("detail", detail)) if value is not None}
         self._bar.update(self._task, completed=completed, **fields)
 
     def say(self, text: str, at_least: int = NORMAL) -> None:
         """Print a message, unless it takes more verbosity than there is."""
         if self._verbosity < at_least:
             return
+        text = for_terminal(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def say_traceback(self, text: str | None) -> None:
+        """Print where an error that nobody expected was raised, indented as what belongs to a message, if VERBOSE."""
+        if text is not None and self._verbosity >= VERBOSE:
+            self.say(_indented(text), at_least=VERBOSE)
 
     def stop(self) -> None:
         """Take the bar away."""

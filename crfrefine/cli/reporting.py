@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Self
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.inference import Observer
+from crfrefine.text import listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crfrefine.summary import CaseRecord, RunSummary
+
+_MOST_LISTED = 20
 
 
 class Reporter(Observer):
@@ -74,6 +77,7 @@ class Reporter(Observer):
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
             self._line.say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
+            self._line.say_traceback(record.error_traceback)
         elif record.status == "skipped":
             self._line.say(f"{head}: there already, skipped")
         elif not self._line.is_shown or self._verbosity >= VERBOSE:
@@ -96,7 +100,7 @@ class Reporter(Observer):
             self._line.say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
-            self._line.say(f"failed: {', '.join(failed)}")
+            self._line.say(f"failed: {listed(failed, most=_MOST_LISTED)}")
 
 
 def print_results(summary: RunSummary) -> None:
@@ -118,7 +122,11 @@ def print_results(summary: RunSummary) -> None:
 
 
 def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...] = ()) -> None:
-    """Print a table on standard output, for people on a terminal, for programs elsewhere; the columns in `numbers` are right-aligned."""
+    """Print a table on standard output, for people on a terminal, for programs elsewhere; the columns in `numbers` are right-aligned.
+
+    Tabs, line breaks and what else does not print stand in cells as in Python's strings: a row stays a line, a cell a cell.
+    """
+    rows = [tuple(map(printable, row)) for row in rows]
     if not sys.stdout.isatty():
         for row in (names, *rows):
             print("\t".join(row))
@@ -150,4 +158,4 @@ def total_seconds(record: CaseRecord) -> float:
 def _with_case(record: CaseRecord) -> str:
     """Return the error of a case with the case's name in front, unless the message names it already."""
     error = record.error or ""
-    return error if f"'{record.case_id}'" in error.splitlines()[0] else f"case '{record.case_id}': {error}"
+    return error if repr(record.case_id) in error.partition("\n")[0] else f"case {record.case_id!r}: {error}"

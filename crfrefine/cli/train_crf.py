@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import OverridesOption, StrictOption, ThreadsOption, parse_path, path_text
+from crfrefine.cli.options import LARGEST_SEED, MAX_PARTS, OverridesOption, StrictOption, ThreadsOption, parse_path, path_text
 
 
 class LossName(StrEnum):
@@ -79,6 +79,7 @@ def train_crf(
             "--folds",
             metavar="K",
             min=2,
+            max=MAX_PARTS,
             help="Parts of the cross-validation by case. Default: 5, or the number of cases.",
             show_default=False,
         ),
@@ -86,7 +87,9 @@ def train_crf(
     loss: Annotated[LossName, typer.Option("--loss", help="Cross-entropy, soft Dice, or both.")] = LossName.CE_DICE,
     num_iterations: Annotated[
         int | None,
-        typer.Option("--num-iterations", metavar="N", min=1, help="Of the optimizer, at most. Default: built-in.", show_default=False),
+        typer.Option(
+            "--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Of the optimizer, at most. Default: built-in.", show_default=False
+        ),
     ] = None,
     regions: Annotated[
         list[str] | None,
@@ -98,7 +101,7 @@ def train_crf(
         ),
     ] = None,
     input_type: Annotated[LogitsType, typer.Option("--input-type", help="What the network's output is.")] = LogitsType.AUTO,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same result.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     max_minutes: Annotated[

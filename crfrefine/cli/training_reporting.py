@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.cli.reporting import print_table
+from crfrefine.text import for_terminal
 from crfrefine.training.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         names = ("region", "method", "Dice", "change", "95 % CI", "p (Holm)", "better/equal/worse", "HD95 mm", "ASSD mm")
         print_table(names, _rows(result), numbers=("Dice", "change", "HD95 mm", "ASSD mm"))
         for path in (result.options.output, result.options.report, result.options.curves):
-            print(f"written: {path}", file=sys.stderr)
+            print(for_terminal(f"written: {path}"), file=sys.stderr)
     for note in result.verdict.notes:
         if verbosity > QUIET:
-            print(f"note: {note}", file=sys.stderr)
-    print(f"verdict: {result.verdict.sentence}")
+            print(for_terminal(f"note: {note}"), file=sys.stderr)
+    print(for_terminal(f"verdict: {result.verdict.sentence}"))
 
 
 def describe_duration(seconds: float) -> str:

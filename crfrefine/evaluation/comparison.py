@@ -14,6 +14,7 @@ from crfrefine.evaluation.metrics import RATIOS, better_direction
 from crfrefine.evaluation.regions import RESERVED
 from crfrefine.evaluation.statistics import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
 from crfrefine.summary import without_nonfinite
+from crfrefine.text import listed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,7 +147,7 @@ class ResultTable:
     def _require(self, method: str, region: str, metric: str) -> None:
         for kind, name, known in (("method", method, self.methods), ("region", region, self.regions), ("metric", metric, self.metrics)):
             if name not in known:
-                raise InputError(f"no {kind} {name!r} in the table; there are {', '.join(known) or 'none'}")
+                raise InputError(f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}")
 
 
 @dataclass(frozen=True)

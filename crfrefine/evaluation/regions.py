@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.json_files import read_json, require_usable
+from crfrefine.label_maps import LARGEST_LABEL
+from crfrefine.text import shorten, shorten_value
 
 RESERVED = "mean"
 """No region may be called so: it is what reports call the mean over regions."""
@@ -16,6 +19,10 @@ RESERVED = "mean"
 ALL_LABELS = "all"
 """What tables call the calibration of all labels together; where there is such a row, no region may have this name."""
 
+MOST_OF_A_NAME = 200
+"""Characters of the name of a region, which stands in tables."""
+
+_MOST_DIGITS = 9
 _EXAMPLE = 'such as "core=1+3+4"'
 
 
@@ -40,11 +47,11 @@ def parse_region(text: str) -> Region:
     """
     name, equals, labels = text.partition("=")
     if not equals:
-        raise ConfigError(f"region {text!r}: expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
+        raise ConfigError(f"region {shorten_value(text)}: expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
     try:
         return _region(name, labels)
     except ValueError as error:
-        raise ConfigError(f"region {text!r}: {error}") from None
+        raise ConfigError(f"region {shorten_value(text)}: {error}") from None
 
 
 def read_regions(path: Path) -> tuple[Region, ...]:
@@ -56,15 +63,12 @@ def read_regions(path: Path) -> tuple[Region, ...]:
     Raises:
         InputError: the file is not there, is not JSON, or an entry of it is not a region; the message names the entry.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from None
+    content = read_json(path)
     try:
         if not isinstance(content, Mapping):
             raise ValueError('expected a mapping of names to labels, such as {"core": [1, 3, 4]}')
+        for key in content if not isinstance(content.get("labels"), Mapping) else ("labels", "regions"):
+            require_usable(content.get(key), shorten(key))
         if not isinstance(content.get("labels"), Mapping):
             return _regions(content.items())
         regions = _regions_of_labels(content["labels"])
@@ -94,8 +98,8 @@ def regions_from_labels(labels: Mapping[str, int | Sequence[int]]) -> tuple[Regi
 
 def _regions_of_labels(labels: Mapping[Any, Any]) -> tuple[Region, ...]:
     if labels and all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
-        labels = {name: int(number) for number, name in labels.items()}
-    return _regions((name, value) for name, value in labels.items() if value not in (0, [0], (0,)) and name != "ignore")
+        labels = {name: str(number) for number, name in labels.items()}
+    return _regions((name, value) for name, value in labels.items() if value not in (0, "0", [0], (0,)) and name != "ignore")
 
 
 def _regions(entries: Iterable[tuple[Any, Any]]) -> tuple[Region, ...]:
@@ -104,15 +108,15 @@ def _regions(entries: Iterable[tuple[Any, Any]]) -> tuple[Region, ...]:
         try:
             regions.append(_region(str(name), labels))
         except ValueError as error:
-            raise ValueError(f"region {name!r}: {error}") from None
+            raise ValueError(f"region {shorten_value(name)}: {error}") from None
     return _unique(regions)
 
 
 def _unique(regions: Sequence[Region]) -> tuple[Region, ...]:
     names = [region.name for region in regions]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"region {twice!r} is there twice, with different labels")
+        raise ValueError(f"region {shorten_value(twice)} is there twice, with different labels")
     return tuple(regions)
 
 
@@ -120,6 +124,8 @@ def _region(name: str, labels: Any) -> Region:
     name = " ".join(name.split())  # no tabs or line breaks in tables
     if not name:
         raise ValueError(f"it has no name; expected NAME=LABEL+LABEL+..., {_EXAMPLE}")
+    if len(name) > MOST_OF_A_NAME:
+        raise ValueError(f"a name of {len(name)} characters; at most {MOST_OF_A_NAME}")
     if name == RESERVED:
         raise ValueError(f'the name "{RESERVED}" is that of the mean over regions; choose another one')
     if isinstance(labels, str):
@@ -133,9 +139,11 @@ def _region(name: str, labels: Any) -> Region:
 
 
 def _label(value: Any) -> int:
-    text = value.strip() if isinstance(value, str) else str(value)
+    text = value.strip() if isinstance(value, str) else shorten_value(value)
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{value!r} is not the number of a label; expected numbers from 1 on, {_EXAMPLE}")
-    if int(text) == 0:
+        raise ValueError(f"{shorten_value(value)} is not the number of a label; expected numbers from 1 on, {_EXAMPLE}")
+    if not text.strip("0"):
         raise ValueError("label 0 is the background; a region holds labels from 1 on")
+    if len(text) > _MOST_DIGITS or int(text) > LARGEST_LABEL:
+        raise ValueError(f"label {shorten(text, 20)}: label maps hold labels up to {LARGEST_LABEL}")
     return int(text)

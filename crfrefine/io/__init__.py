@@ -14,6 +14,7 @@ from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, I
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.volumes import allocate, read_header, read_into
+from crfrefine.label_maps import LARGEST_LABEL
 from crfrefine.volume import Volume, VolumeHeader, same_shape
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ __all__ = [
     "write_channels",
     "write_label_map",
 ]
-
-LARGEST_LABEL = 65535
 
 _BLOCK_VOXELS = 1 << 16
 

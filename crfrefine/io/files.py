@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from crfrefine.errors import UnexpectedError
+from crfrefine.failures import reading
 from crfrefine.io.paths import METAIMAGE, NRRD, suffix_of, written_voxel_file
 
 
@@ -14,7 +16,9 @@ def files_read(path: Path) -> tuple[Path, ...]:
     if suffix_of(path) in METAIMAGE + NRRD:
         from crfrefine.io import text_formats
 
-        return (path, *text_formats.detached_voxels(path))
+        # Reading the file says what is wrong with it, and names its case: here other cases are looked at as well.
+        with suppress(UnexpectedError), reading(path):
+            return (path, *text_formats.detached_voxels(path))
     return (path,)
 
 

@@ -19,6 +19,7 @@ from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import decode_into
 from crfrefine.io.paths import cannot_read
 from crfrefine.io.streams import ByteReader, finish, open_bytes
+from crfrefine.text import listed, shorten_value
 from crfrefine.volume import VolumeHeader
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 LONGEST_ARRAY_HEADER = 1 << 16
 
 _ARRAY_HEADER = re.compile(
-    r"\{'descr': '(?P<type>[<>|=]?(?:[biufc]\d+|O))', 'fortran_order': (?P<order>True|False), 'shape': \((?P<shape>[\d, ]*)\),? *\}\s*"
+    r"\{'descr': '(?P<type>[<>|=]?(?:[biufc][0-9]{1,4}|O))', 'fortran_order': (?P<order>True|False), "
+    r"'shape': \((?P<shape>(?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\),? *\}\s*"
 )
 
 KINDS = ("probabilities", "logits")
@@ -49,11 +51,13 @@ def read_header(path: Path) -> VolumeHeader:
         UnsupportedFormatError: not an .npz, no such array, an array of objects (a pickle), or nnU-Net version 1.
     """
     with _open(path) as archive:
-        key = _choose(path, [name.removesuffix(".npy") for name in archive.namelist()])
+        key = _choose(path, archive.namelist())
         with _member(archive, key, path) as member:
             shape, fortran_order, dtype = _array_header(member, path, key)
     if len(shape) not in (3, 4) or min(shape) < 1:
-        raise UnsupportedFormatError(f"{path}: the array {key!r} has shape {shape}; expected (channel, z, y, x) or (channel, y, x)")
+        raise UnsupportedFormatError(
+            f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
+        )
     if math.prod(shape) * dtype.itemsize > archive.getinfo(f"{key}.npy").file_size:
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":
@@ -160,16 +164,23 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberR
         yield _MemberReader(reader, info, path)
 
 
-def _choose(path: Path, keys: list[str]) -> str:
+def _choose(path: Path, members: list[str]) -> str:
+    """Return the name of the array with the scores."""
+    keys = [name.removesuffix(".npy") for name in members]
     found = [kind for kind in KINDS if kind in keys]
     if len(found) == 1:
+        if f"{found[0]}.npy" not in members:
+            raise UnsupportedFormatError(
+                f"{path}: expected the array {found[0]!r} as {found[0]}.npy in the archive, found a member {found[0]!r} without .npy; "
+                "write the file with numpy.savez_compressed"
+            )
         return found[0]
     if "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
             "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI (docs/formats.md#grids)."
         )
-    raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {', '.join(keys) or 'none'}")
+    raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
 
 
 def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -186,4 +197,4 @@ def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[in
         dtype: np.dtype[Any] = np.dtype(match["type"])
     except TypeError:
         raise UnsupportedFormatError(f"{path}: the array {key!r} has an unknown type, {match['type']}") from None
-    return tuple(int(axis) for axis in re.findall(r"\d+", match["shape"])), match["order"] == "True", dtype
+    return tuple(int(axis) for axis in re.findall(r"[0-9]+", match["shape"])), match["order"] == "True", dtype

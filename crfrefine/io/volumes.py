@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.errors import CapacityError
+from crfrefine.failures import reading
 from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, require_file, require_suffix
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     Raises:
         UnsupportedFormatError: unknown suffix, damaged or cut off, or a layout that would have to be guessed.
         InputError: no such file, or it cannot be opened.
+        UnexpectedError: the reader was not prepared for what is in the file.
     """
     path = Path(path)
     require_suffix(path, suffixes)
     require_file(path)
-    header: VolumeHeader = _module(path).read_header(path)
+    with reading(path):
+        header: VolumeHeader = _module(path).read_header(path)
     return header
 
 
@@ -63,8 +66,10 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     Raises:
         UnsupportedFormatError: damaged or cut off.
         InputError: values that are NaN or infinite.
+        UnexpectedError: the reader was not prepared for what is in the file.
     """
-    _module(header.path).read_into(header, values)
+    with reading(header.path):
+        _module(header.path).read_into(header, values)
 
 
 def _module(path: Path) -> ModuleType:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.evaluation import Region, parse_region
 from crfrefine.evaluation.regions import RESERVED
+from crfrefine.text import listed, shorten
 from crfrefine.training.dataset import LabeledCases
 from crfrefine.training.device import TrainingDevice, choose_device
 from crfrefine.training.options import LEARNABLE, LOSSES, TrainingOptions
@@ -20,7 +21,7 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
 
     unknown = [name for name in options.learn if name not in LEARNABLE]
     if unknown or not options.learn:
-        given = ", ".join(options.learn) or "nothing"
+        given = listed(options.learn) or "nothing"
         raise ConfigError(f"--learn: expected some of {', '.join(LEARNABLE)}, separated by commas; got {given}")
     if options.loss not in LOSSES:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
@@ -50,7 +51,9 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     regions = tuple(parse_region(text) for text in texts)
     for region in regions:
         if max(region.labels) >= cases.num_labels:
-            raise ConfigError(f"--regions {region.name}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}")
+            raise ConfigError(
+                f"--regions {shorten(region.name)}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            )
     twice = [name for name, count in Counter(region.name for region in regions).items() if count > 1]
     if twice:
         raise ConfigError(f"--regions: {twice[0]} is there twice")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from crfrefine.case import CaseFiles, DatasetDescription, discover_cases, load_case, read_case_headers, read_dataset_description
 from crfrefine.completeness import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
-from crfrefine.errors import InputError
+from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
+from crfrefine.failures import expected_error
+from crfrefine.text import shorten
 from crfrefine.training.options import DataFolders
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ _NAMES = {
     "masks": ("masks",),
 }
 _MOST_NAMED = 3
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -138,20 +143,62 @@ def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
     first: tuple[int, int, int] | None = None
+    failed: list[CrfRefineError] = []
     for case in files:
-        headers = read_case_headers(case)
-        if headers.logits is None:
-            raise InputError(f"case {case.case_id!r}: no logits in {data.logits}")
-        sizes = headers.logits.num_labels, headers.num_modalities, len(headers.images[0].grid_shape)
+        sizes = attempt(partial(_sizes, case, data), case)
+        if isinstance(sizes, CrfRefineError):
+            failed.append(sizes)
+            continue
         first = first or sizes
         for what, size, expected in zip(("labels in the logits", "modalities", "axes"), sizes, first, strict=True):
             if size != expected:
                 raise InputError(f"case {case.case_id!r}: {size} {what}, but case {files[0].case_id!r} has {expected}; all must be alike")
+    raise_all(failed, len(files), data.images)
     if first is None:
         raise InputError(f"{data.images}: no case found")
     description = read_dataset_description(data.images)
     notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *found.notes]
     return LabeledCases(tuple(files), *first, _label_names(description, first[0]), description, tuple(notes), left_out)
+
+
+def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
+    """Return what the work on a case gives, or the error that it ended with: all bad cases are to be named at once."""
+    try:
+        return work()
+    except Exception as error:
+        named = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
+        if repr(case.case_id) not in str(named):
+            named.args = (f"case {case.case_id!r}: {named}",)
+        return named
+
+
+def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> None:
+    """Raise where any case failed: a training without it would have to be repeated once it is mended.
+
+    Raises:
+        InputError: several failed; the first few are named.
+        CrfRefineError: the error of the one that failed.
+        UnexpectedError: nobody expected the error of one of them.
+    """
+    if len(failed) == 1:
+        raise failed[0]
+    if not failed:
+        return
+    shown = "\n  ".join(str(error) for error in failed[:_MOST_NAMED])
+    more = f"\n  and {len(failed) - _MOST_NAMED} more" if len(failed) > _MOST_NAMED else ""
+    message = f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
+    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
+    if unexpected is not None:
+        raise UnexpectedError(message) from unexpected
+    raise InputError(message)
+
+
+def _sizes(case: CaseFiles, data: DataFolders) -> tuple[int, int, int]:
+    """Return how many labels, modalities and axes a case has."""
+    headers = read_case_headers(case)
+    if headers.logits is None:
+        raise InputError(f"case {case.case_id!r}: no logits in {data.logits}")
+    return headers.logits.num_labels, headers.num_modalities, len(headers.images[0].grid_shape)
 
 
 def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask_mode: str, threads: int) -> Case:
@@ -189,7 +236,7 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
         names.update({value: name for name, value in description.labels.items() if isinstance(value, int)})
         names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
     # No tabs or line breaks in tables.
-    return tuple(" ".join(names.get(label, "").split()) or f"label {label}" for label in range(num_labels))
+    return tuple(shorten(" ".join(names.get(label, "").split())) or f"label {label}" for label in range(num_labels))
 
 
 def _and(parts: Iterable[str]) -> str:

@@ -142,7 +142,7 @@ def choose_device(requested: str) -> TrainingDevice:
         ConfigError: there is no such device.
     """
     engine = get_backend(requested).name
-    gpu = re.fullmatch(r"cuda(?::(\d+))?", engine)
+    gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
         return TrainingDevice(engine)
     number = int(gpu[1] or 0)

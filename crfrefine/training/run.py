@@ -33,7 +33,7 @@ from crfrefine.training.checkpoint import Checkpoint, fingerprint
 from crfrefine.training.checks import check_options, choose_regions
 from crfrefine.training.comparison import NETWORK, TRAINED, Contestants, Values, measure_methods
 from crfrefine.training.crops import Crop, CropStore, make_crop
-from crfrefine.training.dataset import find_cases, read_labeled
+from crfrefine.training.dataset import attempt, find_cases, raise_all, read_labeled
 from crfrefine.training.device import TrainingDevice
 from crfrefine.training.fitting import Fit, FitResult, Hooks, Material, is_gain, no_crf
 from crfrefine.training.folds import Split, choose_num_folds, make_folds
@@ -159,13 +159,19 @@ class _Run:
         self._large = False
         spacings: list[tuple[float, ...]] = []
         crops: list[Crop] = []
+        failed: list[CrfRefineError] = []
         size = max(self._workers.threads, 1)
         for first in range(0, len(self._cases.files), size):
             numbers = range(first, min(first + size, len(self._cases.files)))
-            for crop, is_large in self._each(self._read_crop, numbers):
+            for read in self._each(self._try_crop, numbers):
+                if isinstance(read, CrfRefineError):
+                    failed.append(read)
+                    continue
+                crop, is_large = read
                 self._large |= is_large
                 crops.append(self._store.keep(crop))
                 spacings.append(crop.spacing)
+        raise_all(failed, len(self._cases.files), self.options.data.images)
         self._spacing = tuple(float(step) for step in np.median(np.array(spacings), axis=0))
         frequencies = _frequencies(crops, self._cases.num_labels)
         if sum(frequencies[1:]) == 0:
@@ -295,6 +301,9 @@ class _Run:
         return read_labeled(
             self._cases.files[number], self._cases, input_type=self.options.input_type, mask_mode=self._mask_mode, threads=threads
         )
+
+    def _try_crop(self, number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
+        return attempt(partial(self._read_crop, number, threads), self._cases.files[number])
 
     def _read_crop(self, number: int, threads: int) -> tuple[Crop, bool]:
         case = self._read(number, threads)

@@ -1,0 +1,121 @@
+"""What a case of a run failed with, and the rule which exceptions cost the case alone.
+
+Whatever is raised while a case is worked on is that case's failure, and the other cases are done. `KeyboardInterrupt` and `SystemExit`
+end the run, and so does an exception outside of the work on a case: a bug of the run, which keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
+from crfrefine.text import MOST_LISTED, shorten
+
+_MOST_OF_A_REASON = 200
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a case failed.
+
+    Attributes:
+        message: what was expected, what came, which file; for a bug, what was raised and that it should be reported.
+        kind: name of the error's class.
+        traceback: where it was raised, if nobody expected it.
+    """
+
+    message: str
+    kind: str
+    traceback: str | None = None
+
+
+def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
+    """Return what to say about an error that ended the work on a case.
+
+    Args:
+        error: what was raised.
+        paths: files that were worked on, for errors that do not name theirs.
+    """
+    kind = type(error).__name__
+    if isinstance(error, UnexpectedError):
+        return Failure(str(error), kind, _where(error.__cause__ or error))
+    if isinstance(error, CrfRefineError):
+        return Failure(str(error) or kind, kind)
+    if isinstance(error, MemoryError):
+        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, _MOST_OF_A_REASON)}" if str(error) else ""), kind)
+    if isinstance(error, OSError):
+        return Failure(("" if error.filename else _of_files(paths)) + str(error), kind)
+    return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
+
+
+class CaseWork:
+    """What the work on a case happens in: whatever is raised is handed to `fail` and goes no further; only interrupts do.
+
+    Args:
+        fail: told of the failure.
+        paths: the case's files, for errors that do not name theirs.
+    """
+
+    def __init__(self, fail: Callable[[Failure], object], *paths: Path | None) -> None:
+        self._fail, self._paths = fail, paths
+
+    def __enter__(self) -> None:
+        """Begin the work."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        """End the work; return whether it ended with an error that costs the case alone."""
+        if not isinstance(error, Exception):
+            return False
+        self._fail(describe_failure(error, *self._paths))
+        return True
+
+
+def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
+    """Return an error that can be said in a message in place of any other: itself, or one that asks to be reported."""
+    if isinstance(error, CrfRefineError):
+        return error
+    failure = describe_failure(error, *paths)
+    unexpected = UnexpectedError(failure.message) if failure.traceback is not None else InputError(failure.message)
+    unexpected.__cause__ = error
+    return unexpected
+
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Turn what a reader raises into an error that names the file: a damaged file can make libraries raise anything.
+
+    Raises:
+        UnexpectedError: the reader was not prepared for what is in the file.
+        InputError: the system cannot read it.
+        CapacityError: the memory does not suffice.
+    """
+    try:
+        yield
+    except CrfRefineError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CapacityError(f"{path}: there is not enough memory to read it") from error
+    except Exception as error:
+        raise UnexpectedError(f"{path}: cannot be read: {_please_report(error)}") from error
+
+
+def _please_report(error: BaseException) -> str:
+    reason = f" ({shorten(error, _MOST_OF_A_REASON)})" if str(error) else ""
+    return f"unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
+
+
+def _of_files(paths: tuple[Path | None, ...]) -> str:
+    named = [str(path) for path in paths if path is not None]
+    more = f" and {len(named) - MOST_LISTED} more" if len(named) > MOST_LISTED else ""
+    return f"{', '.join(named[:MOST_LISTED])}{more}: " if named else ""
+
+
+def _where(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,62 @@
+"""Text from files and command lines inside messages: shortened, and without characters that move the cursor or break a table.
+
+Every message and table cell that embeds a name, a key or a value which the user did not write as text to read goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+
+MOST_CHARACTERS = 80
+MOST_LISTED = 5
+MOST_OF_A_LINE = 5000
+"""More than the longest path that systems allow; a line of a message beyond it was made to flood the terminal."""
+
+_LARGEST_BITS = 1000  # Python refuses to write integers of more than 4300 digits, and nobody reads those.
+
+
+def printable(text: str) -> str:
+    r"""Return the text with `\n`, `\x1b` and the like in place of characters that do not print: line breaks, tabs, escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def shorten(text: object, most: int = MOST_CHARACTERS) -> str:
+    """Return a text that prints on one line, with "…" in place of its end where it is longer than `most`."""
+    whole = str(text)
+    shown = printable(whole[: most + 1])
+    return shown if len(whole) <= most and len(shown) <= most else shown[: most - 1] + "…"
+
+
+def shorten_value(value: object, most: int = 60) -> str:
+    """Return how a value is written in Python, shortened like `shorten`."""
+    if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
+        return f"a whole number of about {int(value.bit_length() * 0.30103) + 1} digits"
+    if isinstance(value, str):
+        value = value[: most + 1]
+    try:
+        return shorten(repr(value), most)
+    except (ValueError, RecursionError):  # Such an integer inside of a list; lists in lists in lists.
+        return f"a {type(value).__name__} too large to show"
+
+
+def listed(items: Collection[object], most: int = MOST_LISTED) -> str:
+    """Return the first few items, each shortened, separated by commas, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(shorten, islice(items, most))) + more
+
+
+def for_terminal(message: str, most: int = MOST_OF_A_LINE) -> str:
+    r"""Return a message without characters that steer a terminal; line breaks stay where the next line is indented, as in messages.
+
+    A line break inside of a name is therefore shown as `\n`, unless blanks follow it: then what follows is indented, no message of its own.
+    """
+    lines: list[str] = []
+    for line in message.split("\n"):
+        if lines and not line.startswith("  "):
+            lines[-1] += "\\n" + line
+        else:
+            lines.append(line)
+    return "\n".join(shorten(line, most) for line in lines)

@@ -1,0 +1,193 @@
+"""Options, parameter files and names that nobody means: one short message, status 1 or 2, no traceback, nothing that steers a terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from assessment_helpers import label_map, read_metrics, save_map, write_study
+from cli_helpers import Folders, Result, run_here, run_process, write_case, write_folders
+
+DIGITS = "9" * 5000
+LONG = "x" * 100_000
+HOSTILE = "a\tb\n\x1b[31mc\u202ed"
+SHOWN = r"a\tb\n\x1b[31mc\u202ed"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return write_folders(tmp_path, "a")
+
+
+def require_short(result: Result, status: int) -> None:
+    assert result.status == status, result.stderr[:500]
+    assert "Traceback" not in result.stderr
+    lines = (result.stderr + result.stdout).split("\n")
+    assert max(map(len, lines)) < 800
+    assert all(line.replace("\t", "").isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("mean_field.num_iterations=2147483648", "mean_field.num_iterations: must be at most 1000000, got 2147483648"),
+        ("mean_field.num_iterations=0", "mean_field.num_iterations: must be at least 1, got 0"),
+        (f"mean_field.num_iterations={DIGITS}", "a number of more digits than can be read"),
+        (f"mean_field.num_iterations=0x{'f' * 9000}", "got a whole number of about 10838 digits"),
+        (f"bilateral.weight=0x{'f' * 9000}", "bilateral.weight: expected a finite number, got a whole number"),
+        (f"bilateral.weight={'[' * 9000}", "lists or tables are nested too deeply"),
+        (f"bilateral.weight={'[' * 200}{']' * 200}", "bilateral.weight[0]: expected a number"),
+        (f"bilateral.{DIGITS}.weight=1", "there is 1 kernel, counted from 0"),
+        (f"{LONG}=1", "unknown key; known: intensity"),
+        (f"bilateral.{LONG}=1", "unknown key; known: weight"),
+        (f"bilateral.weight={LONG}", "bilateral.weight: expected a number, got 'xxx"),
+        (f"mean_field.filter={LONG}", "mean_field.filter: expected one of auto"),
+        (f"{HOSTILE}=1", rf"{SHOWN}: unknown key"),
+        ("bilateral.weight=1e999", "expected a finite number, got inf"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_overrides(folders, override, words):
+    result = run_here("infer", *folders.arguments, "--set", override)
+    require_short(result, 1)
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"a = {'[' * 9000}", "not valid TOML: lists or tables are nested too deeply"),
+        (f"schema = {DIGITS}", "not valid TOML: a number of more digits than can be read"),
+        (f"schema = 0x{'f' * 9000}", "schema: this version reads schema 1, got a whole number"),
+        (f"{LONG} = 1", "xx…: unknown key"),
+        (f'"{LONG}', "not valid TOML"),
+        ('"a\\tb\\u001b" = 1', r"a\tb\x1b: unknown key"),
+        ("[mean_field]\nnum_iterations = 2147483648", "mean_field.num_iterations: must be at most 1000000"),
+        ("[bilateral]\nweight = 1979-05-27T07:32:00Z", "bilateral.weight: expected a number"),
+        ("[bilateral]\nweight = [[[1]]]", "bilateral.weight[0]: expected a number, got [[1]]"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_parameter_files(folders, tmp_path, text, words):
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    result = run_here("infer", *folders.arguments, "-c", path)
+    require_short(result, 1)
+    assert result.stderr.startswith(f"crfrefine: error: {path}: ")
+    assert words in result.stderr
+
+
+def test_a_parameter_file_of_any_size_is_not_read(folders, tmp_path):
+    with (tmp_path / "p.toml").open("wb") as file:
+        file.truncate(1 << 30)
+    result = run_here("infer", *folders.arguments, "-c", tmp_path / "p.toml")
+    require_short(result, 1)
+    assert "too large for a parameter file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (("--device", f"cuda:{DIGITS}"), 1, "device: expected one of auto, cpu, cuda, cuda:N, reference; got 'cuda:999"),
+        (("--device", LONG), 1, "device: expected one of"),
+        (("--device", "cuda:\u0661"), 1, "device: expected one of"),
+        (("--threads", DIGITS), 2, "--threads"),
+        (("--threads", "99999999999"), 2, "--threads"),
+        (("--num-parts", "9" * 4000, "--part-id", "0"), 2, "--num-parts"),
+        (("--num-parts", DIGITS, "--part-id", DIGITS), 2, "--num-parts"),
+        (("--num-parts", "2", "--part-id", "2147483648"), 2, "--part-id"),
+        (("-c", LONG), 2, "100000 characters are more than a path can have"),
+        (("-c", "x" * 1000), 1, "cannot be read as a parameter file: File name too long"),
+        (("-c", "/dev/zero"), 1, "/dev/zero: is no regular file"),
+        (("-c", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
+        (("-i", "a\0b"), 2, r"a\x00b: a path cannot hold the character NUL"),
+        (("-o", LONG), 2, "more than a path can have"),
+        (("--summary", LONG), 2, "more than a path can have"),
+        (("--input-type", LONG), 2, "--input-type"),
+        ((f"--{LONG}",), 2, "No such option"),
+    ],
+    ids=lambda value: "_".join(text[:20] for text in value) if isinstance(value, tuple) else "",
+)
+def test_options(folders, options, status, words):
+    result = run_here("infer", *folders.arguments, *options)
+    require_short(result, status)
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [(LONG,), (f"--{LONG}",), ("info", LONG), ("convert", "a\0b", "c.nii")], ids=["command", "option", "info", "convert"]
+)
+def test_wrong_usage_is_not_repeated_at_length(arguments):
+    require_short(run_here(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (("-r", f"core={DIGITS}"), 1, "label 9999999999999999999…: label maps hold labels up to 65535"),
+        (("-r", "core=65536"), 1, "label 65536: label maps hold labels up to 65535"),
+        (("-r", f"{LONG}=1"), 1, "a name of 100000 characters; at most 200"),
+        (("-r", LONG), 1, "no such file, and not a region"),
+        (("--ignore-label", "9" * 30), 1, "--ignore-label: expected the number of a label from 1 on, up to 65535"),
+        (("--name", LONG), 2, "a name of 100000 characters"),
+        (("-b", f"{LONG}=x"), 2, "a name of 100000 characters"),
+        (("-b", f"x={LONG}"), 2, "more than a path can have"),
+        (("--probabilities", "y=" + "z" * 200), 1, "--probabilities y: no such method"),
+    ],
+    ids=lambda value: "_".join(text[:20] for text in value) if isinstance(value, tuple) else "",
+)
+def test_options_of_evaluate(tmp_path, options, status, words):
+    result = run_here(*write_study(tmp_path, 1).arguments, *options)
+    require_short(result, status)
+    assert words in result.stderr
+
+
+def test_a_name_that_breaks_tables_is_escaped_in_every_output_of_infer(tmp_path):
+    """A file may be called so; its output is written all the same, under its own name."""
+    folders = write_folders(tmp_path, "good")
+    write_case(folders, HOSTILE)
+    (folders.logits / f"{HOSTILE}2.nii.gz").write_bytes(b"x")
+    write_case(folders, f"{HOSTILE}3")
+    (folders.logits / f"{HOSTILE}3.nii.gz").write_bytes(b"no volume")
+    result = run_process("infer", *folders.arguments, "-v", "--preview", "--summary", tmp_path / "s.json")
+    assert result.status == 1
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert {len(row) for row in rows} == {6}
+    assert [(row[0], row[1]) for row in rows[1:]] == [(SHOWN, "done"), (SHOWN + "3", "failed"), ("good", "done")]
+    assert all(line.isprintable() for line in result.stderr.split("\n"))
+    assert f"case {HOSTILE + '3'!r}: " in result.stderr
+    assert (folders.output / f"{HOSTILE}.nii.gz").exists()
+    assert json.loads((tmp_path / "s.json").read_text())["cases"][0]["case_id"] == HOSTILE
+
+
+def test_nor_does_it_break_what_evaluate_and_info_print(tmp_path):
+    study = write_study(tmp_path, 2)
+    for folder in (study.labels, study.after, study.before):
+        save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
+    result = run_process(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1")
+    assert result.status == 0
+    assert all(line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n"))
+    assert len({len(line.split("\t")) for line in result.stdout.splitlines() if "\t" in line}) == 1
+    assert HOSTILE in {case for case, *_ in read_metrics(study.output)}
+    result = run_process("info", study.labels, study.labels / f"{HOSTILE}.nii.gz", tmp_path / "b\x1b[31m.nii")
+    assert all(line.isprintable() for line in (result.stdout + result.stderr).split("\n"))
+    assert f"  {SHOWN} " in result.stdout
+
+
+def test_thousands_of_names_are_cut(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    (folders.images / "dataset.json").write_text(json.dumps({"channel_names": {str(number): "x" for number in range(9999)}}))
+    started = time.monotonic()
+    result = run_here("infer", *folders.arguments)
+    assert time.monotonic() - started < 30  # It lists 16 of them, whatever their number.
+    require_short(result, 1)
+    assert "expected the modalities 0000, 0001" in result.stderr
+    assert "0015 and 9983 more, as dataset.json names; found 0000, 0001" in result.stderr
+    arrays = {f"a{number}": np.zeros(1) for number in range(3000)}
+    np.savez(tmp_path / "many.npz", **arrays)
+    result = run_here("info", tmp_path / "many.npz")
+    require_short(result, 1)
+    assert "found a0, a1, a2, a3, a4 and 2995 more" in result.stderr
