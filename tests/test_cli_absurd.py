@@ -42,7 +42,7 @@ def require_short(result: Result, status: int) -> None:
         (f"bilateral.weight={'[' * 200}{']' * 200}", "bilateral.weight[0]: expected a number"),
         (f"bilateral.{DIGITS}.weight=1", "there is 1 kernel, counted from 0"),
         (f"{LONG}=1", "unknown key; known: intensity"),
-        (f"bilateral.{LONG}=1", "unknown key; known: weight"),
+        (f"bilateral.{LONG}=1", "unknown key; known: bilateral.weight"),
         (f"bilateral.weight={LONG}", "bilateral.weight: expected a number, got 'xxx"),
         (f"mean_field.filter={LONG}", "mean_field.filter: expected one of auto"),
         (f"{HOSTILE}=1", rf"{SHOWN}: unknown key"),
