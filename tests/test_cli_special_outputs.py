@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from assessment_helpers import write_study
-from cli_helpers import NUM_LABELS, command, files_in, load_nifti, run_here, write_folders
+from cli_helpers import NUM_LABELS, command, files_in, load_nifti, run_here, run_process, write_folders
 from special_file_helpers import Reader, kind_of, make_pipe
 
 from crfrefine.config import CrfParameters
@@ -179,7 +179,7 @@ def test_the_values_of_a_case_are_not_kept_in_a_pipe(options, tmp_path):
     study = write_study(tmp_path)
     (study.output / "cases").mkdir(parents=True)
     pipe = make_pipe(study.output / "cases" / "case1.json")
-    result = run_here(*study.arguments, *options)
+    result = run_process(*study.arguments, *options, timeout=60)
     assert result.status == 1
     assert f"{pipe}: cannot be written: it is a named pipe" in result.stderr
     assert kind_of(pipe) == stat.S_IFIFO

@@ -351,7 +351,7 @@ def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
 def test_a_checkpoint_is_not_kept_in_a_pipe(options, data, tmp_path):
     """It is written several times and read back; this is found out before anything is read."""
     pipe = make_pipe(tmp_path / "params.checkpoint.json")
-    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, *options)
+    result = run_process("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, *options, timeout=60)
     assert result.status == 1
     assert result.stderr.startswith(f"crfrefine: error: {pipe}: cannot be written: it is a named pipe")
     assert kind_of(pipe) == stat.S_IFIFO
