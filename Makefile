@@ -60,7 +60,7 @@ $(VENV)/viewer.stamp: $(VENV)/package.stamp
 
 # A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
 browser:
-	@sh tests/find_browser.sh
+	@sh tests/helpers/find_browser.sh
 
 demo: setup
 	$(BIN)/crfrefine demo -o demo

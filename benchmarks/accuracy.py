@@ -19,7 +19,7 @@ from report import markdown_table, write_between_markers
 from workers.measure import Workload
 from workloads import WorkloadSpec, accuracy_spec, store
 
-from crfrefine.backends import get_backend
+from crfrefine.engines import get_backend
 from crfrefine.errors import CapacityError
 
 DIMENSIONS = range(2, 10)

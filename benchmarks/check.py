@@ -48,7 +48,7 @@ def check_labels(ours: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, f
 
 def check_against_exact_rows(workload: Workload, *, filter_name: str = "auto") -> dict[str, float]:
     """Compare one bilateral message of the engine with rows of the exact one, at sampled voxels."""
-    from crfrefine.backends import get_backend
+    from crfrefine.engines import get_backend
 
     meta = workload.meta
     values = softmax(workload.logits).astype(np.float32)

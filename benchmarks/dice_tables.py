@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from report import markdown_table
 
 import crfrefine
-from crfrefine.case import discover_cases, load_case
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.cases.case import discover_cases, load_case
 from crfrefine.io import read_labels
-from crfrefine.label_maps import argmax_labels
 
 # Cases of which one Dice score is this far above the other are better, not equal up to rounding.
 EQUAL = 1e-9

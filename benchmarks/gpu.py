@@ -25,11 +25,11 @@ from report import write_between_markers
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 from crfrefine import CrfParameters
-from crfrefine.backends import get_backend
-from crfrefine.backends.base import Backend, MeanFieldResult
-from crfrefine.backends.cpu import CpuBackend
-from crfrefine.backends.cuda.backend import CudaBackend
-from crfrefine.backends.cuda.device import row_width
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend, MeanFieldResult
+from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.device import row_width
 from crfrefine.errors import BackendUnavailableError
 
 CT = WorkloadSpec("CT", (512, 512, 400), 2, 1, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0, spacing=(0.8, 0.8, 1.0))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
-from crfrefine.backends.base import Backend
+from crfrefine.engines.base import Backend
 
 REPEATS = 5
 

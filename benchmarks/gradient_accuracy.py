@@ -26,8 +26,8 @@ from scipy.ndimage import gaussian_filter
 from small_cases import cut
 from workloads import WorkloadSpec
 
-from crfrefine.backends import get_backend
-from crfrefine.backends.base import Kernels
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Kernels
 from crfrefine.errors import CapacityError
 
 BANDWIDTHS = ((1.5, 0.05), (3.0, 0.1), (5.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1

@@ -26,8 +26,8 @@ from peers import BENCH, ROOT, WORKERS
 from processes import ONE_THREAD
 from report import markdown_table, provenance, write_between_markers
 
-from crfrefine.case import discover_cases, load_case
-from crfrefine.label_maps import argmax_labels
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.cases.case import discover_cases, load_case
 
 OURS = "crfrefine"
 METRICS = ("dice", "iou", "sensitivity", "precision", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")

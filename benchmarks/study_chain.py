@@ -17,13 +17,13 @@ import numpy as np
 from environment import describe, source_hash
 from study_stages import Stages, crfrefine, link_files, listing, say
 
-from crfrefine.case import Case, CaseFiles, discover_cases, load_case
-from crfrefine.config import CrfParameters, PostprocessParameters
+from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.cases.case import Case, CaseFiles, discover_cases, load_case
 from crfrefine.io import write_label_map
-from crfrefine.label_maps import argmax_labels
-from crfrefine.postprocess import postprocess
-from crfrefine.training.baselines import VectorScaling, smoothed
-from crfrefine.training.comparison import (
+from crfrefine.parameters.model import CrfParameters, PostprocessParameters
+from crfrefine.train.baselines import VectorScaling, smoothed
+from crfrefine.train.comparison import (
     DEFAULT,
     LARGEST,
     NETWORK,

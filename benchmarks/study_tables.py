@@ -14,9 +14,9 @@ import numpy as np
 from report import markdown_table, provenance
 from study_chain import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, REPORT
 
-from crfrefine.evaluation import MEAN, Measurement, ResultTable, holm
-from crfrefine.evaluation.comparison import format_p
-from crfrefine.training.comparison import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
+from crfrefine.statistics.paired import holm
+from crfrefine.train.comparison import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
 
 # Published: Monteiro, Figueiredo, Oliveira 2018, arXiv:1807.07464, mean and standard deviation of Dice over the cases.
 PAPER = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crfrefine.config import CrfParameters as CrfParameters
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
     from crfrefine.errors import CapacityError as CapacityError
     from crfrefine.errors import ConfigError as ConfigError
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
     from crfrefine.errors import GridMismatchError as GridMismatchError
     from crfrefine.errors import InputError as InputError
     from crfrefine.errors import UnsupportedFormatError as UnsupportedFormatError
-    from crfrefine.layer import CrfRnn as CrfRnn
+    from crfrefine.layer.module import CrfRnn as CrfRnn
+    from crfrefine.parameters.model import CrfParameters as CrfParameters
     from crfrefine.refinement import RefinementResult as RefinementResult
     from crfrefine.refinement import refine as refine
 
@@ -32,8 +32,8 @@ _ERRORS = (
     "UnsupportedFormatError",
 )
 _MODULE_OF = {
-    "CrfParameters": "crfrefine.config",
-    "CrfRnn": "crfrefine.layer",
+    "CrfParameters": "crfrefine.parameters.model",
+    "CrfRnn": "crfrefine.layer.module",
     "RefinementResult": "crfrefine.refinement",
     "refine": "crfrefine.refinement",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),

@@ -1,6 +1,6 @@
 """Refine one case: the library's main function, from raw intensities and logits to a label map.
 
-Files are `crfrefine.case`'s and folders `crfrefine.inference`'s business.
+Files are `crfrefine.cases.case`'s and folders `crfrefine.infer.run`'s business.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arguments import check_no_label_map, check_shapes, given_array, given_spacing
-from crfrefine.backends import get_backend
-from crfrefine.backends.base import Backend, MeanFieldResult, Progress
-from crfrefine.config import CrfParameters, as_parameters
+from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_spacing
+from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
+from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend, MeanFieldResult, Progress
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.features import normalize_intensity
-from crfrefine.padding import describe_padding, find_padding, leave_out
-from crfrefine.postprocess import postprocess
-from crfrefine.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
+from crfrefine.parameters.model import CrfParameters, as_parameters
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import CrfParameters
-from crfrefine.evaluation import measure_case
+from crfrefine.metrics.overlap import measure_case
 
 REGIONS = {"1": (1,), "2": (2,)}
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from cuda_shim import shim_backend
 
-import crfrefine.backends
-from crfrefine.backends import get_backend
-from crfrefine.backends.base import Backend
+import crfrefine.engines
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend
 from crfrefine.errors import BackendUnavailableError
 
 
 def _load(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    table = (*crfrefine.backends._TABLE, ("cuda-shim", lambda _: shim_backend()))
-    monkeypatch.setattr(crfrefine.backends, "_TABLE", table)
+    table = (*crfrefine.engines._TABLE, ("cuda-shim", lambda _: shim_backend()))
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
     try:
         return get_backend(name)
     except BackendUnavailableError as error:

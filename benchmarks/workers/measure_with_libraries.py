@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.evaluation import measure_masks
+from crfrefine.metrics.overlap import measure_masks
 
 TOLERANCE_MM = 1.0
 METRICS = ("dice", "iou", "sensitivity", "precision", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")

@@ -5,7 +5,7 @@ from measure import Meter, arguments, report
 from parameters import crf_parameters
 
 import crfrefine
-from crfrefine.backends import get_backend
+from crfrefine.engines import get_backend
 
 # The engine and the public function are loaded on first use; the other libraries load theirs when they are imported, before the clock runs.
 get_backend("cpu")

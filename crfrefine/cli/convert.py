@@ -44,8 +44,8 @@ def convert(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an error was raised that nobody expected.")] = False,
 ) -> None:
     """Convert logits and label maps between formats, and logits to probabilities or labels."""
-    from crfrefine.conversion import convert_file
     from crfrefine.failures import CaseWork
+    from crfrefine.tools.convert import convert_file
 
     note = ""
     with CaseWork(partial(print_failure, verbose=verbose), source):

@@ -19,10 +19,10 @@ def demo(
 ) -> None:
     """Make a phantom and its logits, refine them, and draw a picture: needs no data."""
     from crfrefine.cli.reporting import Reporter, describe_steps, print_table
-    from crfrefine.demonstration import prepare_demo, score_demo
+    from crfrefine.demo.demonstration import prepare_demo, score_demo
+    from crfrefine.demo.phantom import NUM_LABELS
     from crfrefine.errors import CrfRefineError
-    from crfrefine.inference import run_inference
-    from crfrefine.phantom import NUM_LABELS
+    from crfrefine.infer.run import run_inference
 
     files, options = prepare_demo(output, seed, threads)
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)

@@ -126,8 +126,8 @@ def evaluate(
     """
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    from crfrefine.assessment import AssessmentOptions, run_assessment
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_assessment
+    from crfrefine.evaluate import AssessmentOptions, run_assessment
 
     options = AssessmentOptions(
         predictions=predictions,

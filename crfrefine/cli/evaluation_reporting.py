@@ -7,15 +7,15 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from crfrefine.assessment import AssessmentObserver
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.cli.reporting import print_table
+from crfrefine.evaluate import AssessmentObserver
 from crfrefine.text import for_terminal, listed, printable
 
 if TYPE_CHECKING:
-    from crfrefine.assessment import Assessment
-    from crfrefine.assessment.records import CaseResult
-    from crfrefine.evaluation import SummaryRow
+    from crfrefine.evaluate import Assessment
+    from crfrefine.evaluate.records import CaseResult
+    from crfrefine.statistics.comparison import SummaryRow
 
 _SHOWN = ("dice", "surface_dice", "hd95_mm", "assd_mm", "ece")
 _MOST_LISTED = 20
@@ -105,7 +105,7 @@ def print_assessment(assessment: Assessment, verbosity: int = NORMAL) -> None:
 
 
 def _print_files(assessment: Assessment) -> None:
-    from crfrefine.assessment.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+    from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
     names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if assessment.has_report else [])]
     for name in names:
@@ -173,8 +173,8 @@ def _widths(rows: list[tuple[str, ...]]) -> list[int]:
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:
-    from crfrefine.evaluation.comparison import format_p
-    from crfrefine.evaluation.metrics import RATIOS
+    from crfrefine.metrics.overlap import RATIOS
+    from crfrefine.statistics.comparison import format_p
 
     factor, digits = (100.0, 2) if row.metric in RATIOS else (1.0, 3 if row.metric.endswith("_mm") else 5)
     comparison = row.comparison

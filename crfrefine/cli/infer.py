@@ -109,8 +109,8 @@ def infer(
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.config import CrfParameters, find_config, parse_override
-    from crfrefine.inference import InferenceOptions, run_inference
+    from crfrefine.infer.run import InferenceOptions, run_inference
+    from crfrefine.parameters.model import CrfParameters, find_config, parse_override
 
     options = InferenceOptions(
         images=tuple(images),

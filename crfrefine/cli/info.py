@@ -22,7 +22,7 @@ def info(
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
     from crfrefine.failures import CaseWork, Failure
-    from crfrefine.inspection import describe_file
+    from crfrefine.tools.info import describe_file
 
     is_well = True
 
@@ -50,7 +50,7 @@ def info(
 
 def _show_folder(path: Path, verbose: bool) -> bool:
     """Print what a folder holds; return whether all is well with it."""
-    from crfrefine.inspection import inspect_folder
+    from crfrefine.tools.info import inspect_folder
 
     report = inspect_folder(path)
     cases, problems = len(report.cases), len(report.problems)

@@ -7,13 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
-from crfrefine.inference import Observer
+from crfrefine.infer.run import Observer
 from crfrefine.text import listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.summary import CaseRecord, RunSummary
+    from crfrefine.infer.records import CaseRecord, RunSummary
 
 _MOST_LISTED = 20
 

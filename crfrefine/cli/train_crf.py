@@ -119,13 +119,13 @@ def train_crf(
     if folder is None and images is None and labels is None and logits is None:
         raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits", param_hint="DATA_DIR")
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
-    from crfrefine.config import CrfParameters, find_config, parse_override
     from crfrefine.errors import BackendUnavailableError
+    from crfrefine.parameters.model import CrfParameters, find_config, parse_override
 
     try:
-        from crfrefine.training.dataset import locate_folders
-        from crfrefine.training.options import TrainingOptions
-        from crfrefine.training.run import run_training
+        from crfrefine.train.dataset import locate_folders
+        from crfrefine.train.options import TrainingOptions
+        from crfrefine.train.run import run_training
     except ImportError as error:
         if error.name != "torch":
             raise

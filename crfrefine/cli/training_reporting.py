@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Self
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.cli.reporting import print_table
 from crfrefine.text import for_terminal
-from crfrefine.training.observer import Step, TrainingObserver
+from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
-    from crfrefine.evaluation import SummaryRow
-    from crfrefine.training.results import TrainingResult
+    from crfrefine.statistics.comparison import SummaryRow
+    from crfrefine.train.results import TrainingResult
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -97,8 +97,8 @@ def describe_duration(seconds: float) -> str:
 
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return a row a region and method, the mean over regions last."""
-    from crfrefine.evaluation.comparison import format_p
-    from crfrefine.training.comparison import METHODS
+    from crfrefine.statistics.comparison import format_p
+    from crfrefine.train.comparison import METHODS
 
     found = {(row.metric, row.region, row.method): row for row in result.summary}
     regions = list(dict.fromkeys(row.region for row in result.summary))

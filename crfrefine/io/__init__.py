@@ -13,9 +13,8 @@ import numpy as np
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
-from crfrefine.label_maps import LARGEST_LABEL
-from crfrefine.volume import Volume, VolumeHeader, same_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from crfrefine.errors import CrfRefineError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
 
 LONGEST_NAME = 255  # bytes, where the system does not say
@@ -207,3 +208,29 @@ def _longest_name(folder: Path) -> int:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (OSError, ValueError):
         return LONGEST_NAME  # A missing folder is found out about when the file is opened.
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder` and a file in it, so that a run does not find out at the end of its first case.
+
+    Raises:
+        InputError: the folder cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise InputError(f"{folder}: expected a folder, this is a file") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
+
+
+def check_small_output(path: Path) -> None:
+    """Raise CrfRefineError where a file cannot be written that `write_small_file` is to write; create its folder.
+
+    The folder of a device or a pipe does not count: nothing is created there.
+    """
+    check_small_file(path)
+    if special_kind(path) is None:
+        check_writable(real_path(path).parent)

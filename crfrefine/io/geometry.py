@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.errors import InputError
-from crfrefine.volume import spacing_of
+from crfrefine.io.volume import spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,8 +12,8 @@ import numpy as np
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import NPZ, suffix_of
+from crfrefine.io.volume import VolumeHeader, describe_difference
 from crfrefine.io.volumes import allocate_shape, read_header, read_into
-from crfrefine.volume import VolumeHeader, describe_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable

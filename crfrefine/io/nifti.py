@@ -15,12 +15,12 @@ from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import as_bytes, decode_into
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.streams import finish, open_bytes, write_gzip
-from crfrefine.volume import VolumeHeader, is_sheared, spacing_of
+from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.volume import Volume
+    from crfrefine.io.volume import Volume
 
 # deflate cannot make data more than 1032 times smaller: a file that promises more is damaged, and must not make us allocate for it.
 LARGEST_RATIO = 1040

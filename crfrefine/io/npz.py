@@ -19,8 +19,8 @@ from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import decode_into
 from crfrefine.io.paths import cannot_read
 from crfrefine.io.streams import ByteReader, finish, open_bytes
+from crfrefine.io.volume import VolumeHeader
 from crfrefine.text import listed, shorten_value
-from crfrefine.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,13 +16,13 @@ from crfrefine.io import metaimage, metaimage_header, nrrd, nrrd_header
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.paths import METAIMAGE, suffix_of
 from crfrefine.io.source import VoxelSource
-from crfrefine.volume import VolumeHeader, is_sheared, spacing_of
+from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.volume import Volume
     from crfrefine.io.world import TextHeader
-    from crfrefine.volume import Volume
 
 
 @dataclass(frozen=True)

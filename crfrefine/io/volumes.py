@@ -15,7 +15,7 @@ from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, require_file, requir
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from crfrefine.volume import VolumeHeader
+    from crfrefine.io.volume import VolumeHeader
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:

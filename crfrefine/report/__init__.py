@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.io.atomic import write_small_file
-from crfrefine.label_maps import foreground_labels
 from crfrefine.report.cutting import upright_case
 from crfrefine.report.model import CaseImages, ReportInput
 from crfrefine.report.montage import cuts_of

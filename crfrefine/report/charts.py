@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.evaluation.statistics import bootstrap_interval
 from crfrefine.report.pairs import Pairs
 from crfrefine.report.svg import Plot, Scale, element, round_ticks, scale_over, short
 from crfrefine.report.wording import Wording
+from crfrefine.statistics.paired import bootstrap_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.display import Upright, crop_around, display_range, find_largest_change
+from crfrefine.io.volume import spacing_of
+from crfrefine.pictures.display import Upright, crop_around, display_range, find_largest_change
 from crfrefine.report.model import CaseImages
-from crfrefine.volume import spacing_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.evaluation.comparison import ResultTable, SummaryRow
-from crfrefine.evaluation.verdict import Verdict
+from crfrefine.statistics.comparison import ResultTable, SummaryRow
+from crfrefine.statistics.verdict import Verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.display import PLANES, SIDES, label_color
-from crfrefine.label_maps import foreground_labels
+from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.pictures.display import PLANES, SIDES, label_color
 from crfrefine.report.cutting import CHANGE_COLORS, GAINED, LOST, RELABELED, UprightCase
 from crfrefine.report.encoding import gray_png
 from crfrefine.report.svg import element

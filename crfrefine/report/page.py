@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.display import label_color
-from crfrefine.evaluation.comparison import MEAN, SummaryRow, format_p
-from crfrefine.evaluation.metrics import better_direction
-from crfrefine.evaluation.statistics import PairedComparison
-from crfrefine.evaluation.verdict import ENDPOINT, Outcome
+from crfrefine.metrics.overlap import better_direction
+from crfrefine.pictures.display import label_color
 from crfrefine.report import charts
 from crfrefine.report.cutting import CHANGE_COLORS
 from crfrefine.report.model import ReportInput
@@ -22,6 +19,9 @@ from crfrefine.report.montage import CHANGE_KINDS, Cut
 from crfrefine.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, shown_values, undefined_counts
 from crfrefine.report.viewer import ViewerCase
 from crfrefine.report.wording import UNDEFINED, Wording, wording_of
+from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
+from crfrefine.statistics.paired import PairedComparison
+from crfrefine.statistics.verdict import ENDPOINT, Outcome
 
 MOST_VALUES = 300_000
 """Values that the case table brings along; with more, only the cases that changed most are in it."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.evaluation.comparison import MEAN, ResultTable
-from crfrefine.evaluation.metrics import better_direction
-from crfrefine.evaluation.verdict import ENDPOINT
+from crfrefine.metrics.overlap import better_direction
 from crfrefine.report.model import ReportInput
+from crfrefine.statistics.comparison import MEAN, ResultTable
+from crfrefine.statistics.verdict import ENDPOINT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.display import label_color
+from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.label_maps import foreground_labels
+from crfrefine.pictures.display import label_color
 from crfrefine.report.cutting import CHANGE_COLORS, UprightCase, reduce_case
 from crfrefine.report.encoding import gray_png, label_png, sprite
 

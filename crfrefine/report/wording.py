@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from crfrefine.evaluation.metrics import RATIOS, better_direction
+from crfrefine.metrics.overlap import RATIOS, better_direction
 
 UNDEFINED = "–"
 _MINUS = "\u2212"

@@ -309,7 +309,7 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
 NB_MODULE(CRFREFINE_MODULE, m) {
     // Objects may outlive the interpreter, as when a script ends with a graph in a global: nothing to warn of.
     nb::set_leak_warnings(false);
-    m.doc() = "The CPU engine of crfrefine; use it through crfrefine.backends.cpu.";
+    m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
     m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "weights"_a,
           "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
           "user_axis"_a, "threads"_a, "progress"_a.none(), "out"_a);

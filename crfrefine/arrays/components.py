@@ -1,0 +1,62 @@
+"""Cleaning of a label map: the largest component, and the removal of small ones.
+
+Components are connected over faces, edges and corners (26 neighbors in 3-D). Not part of the model: the CRF comes before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.parameters.model import PostprocessParameters
+
+Label = TypeVar("Label", bound=np.integer[Any])
+
+
+def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
+    """Turn components that are not wanted into background (0).
+
+    Components are those of all labels together, or those of each label by itself with `keep_largest = "each"`. The largest is the one with
+    most voxels; of equal ones, the one whose first voxel comes first in C order.
+
+    Args:
+        label_map: (*grid) integers, 0 is background; any number of dimensions.
+        parameters: what to remove.
+        voxel_volume_ml: volume of a voxel in milliliters.
+
+    Returns:
+        A label map of the same type and memory order; the one passed in where nothing is to be removed.
+    """
+    min_voxels = parameters.min_component_ml / voxel_volume_ml
+    if parameters.keep_largest == "none" and min_voxels <= 1.0:
+        return label_map
+    by_label = parameters.keep_largest == "each"
+    result = label_map.copy(order="K")
+    for label in np.unique(label_map[label_map != 0]) if by_label else (None,):
+        group = label_map != 0 if label is None else label_map == label
+        _remove(result, group, parameters.keep_largest != "none", min_voxels)
+    return result
+
+
+def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
+    """Set the components of `group` that are not wanted to 0 in `result`, in place."""
+    from scipy import ndimage
+
+    box = bounding_box(group)
+    if box is None:
+        return
+    components, count = ndimage.label(group[box], structure=np.ones((3,) * group.ndim, dtype=bool))
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    # A component of exactly the smallest size stays, however the division by the voxel's volume was rounded.
+    keep = sizes >= min_voxels * (1.0 - 1e-9)
+    if largest_only:
+        largest = sizes == sizes.max()
+        first = components.ravel()[np.argmax(largest[components].ravel())]
+        keep &= np.arange(count + 1) == first
+    keep[0] = True
+    if not keep.all():
+        result[box][~keep[components]] = 0

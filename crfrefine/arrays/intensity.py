@@ -1,0 +1,202 @@
+"""Image intensities on a common scale, and the feature vectors that kernels measure distances in.
+
+Not for file formats or masks' origin: arrays come in as `crfrefine.cases` read them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import IntensityParameters, intensity_by_modality
+from crfrefine.threads import available_threads
+
+Float32 = NDArray[np.float32]
+
+# Elements handled at a time, so that the passes over a block after the first find it in the second-level cache.
+_BLOCK = 1 << 16
+_SAMPLE = 1 << 16
+# A spread whose inverse does not fit into float32 counts as none.
+_CONSTANT = float(np.finfo(np.float32).tiny)
+
+
+def normalize_intensity(
+    image: NDArray[np.floating | np.integer],
+    parameters: IntensityParameters,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    threads: int | None = None,
+) -> Float32:
+    """Map each modality's intensities to a scale that theta_beta is measured in.
+
+    `zscore`: mean 0, standard deviation 1. `percentile`: the lower percentile to 0, the upper one to 1, values beyond keep going; when both
+    are equal (an image with few values that differ), the smallest and the largest value take their place. `window`: the window's ends to 0
+    and 1, values beyond are clipped. A constant modality becomes 0, save for `none` and `window`.
+
+    Args:
+        image: (M, *grid), finite.
+        parameters: one normalization for all modalities, or one each.
+        mask: (*grid); statistics are taken where it is True, the map is applied everywhere. None: everywhere.
+        threads: at most so many modalities at a time; None: the cores this process may use.
+
+    Returns:
+        (M, *grid) float32 with the axes in the same order in memory; the image itself where nothing is to be done.
+
+    Raises:
+        ConfigError: a list in `parameters` does not have one entry a modality.
+        InputError: the mask has another shape than the grid, or is nowhere True.
+    """
+    image = np.asarray(image)
+    plans = intensity_by_modality(parameters, image.shape[0])
+    if mask is not None and mask.shape != image.shape[1:]:
+        raise InputError(f"the mask has shape {mask.shape}, the image's grid is {image.shape[1:]}")
+    if mask is not None and not mask.any():
+        raise InputError("the mask is empty: there is no voxel to take intensities from")
+    if all(kind == "none" for kind, _, _ in plans):
+        return image.astype(np.float32, order="K", copy=False)
+    result = np.empty_like(image, dtype=np.float32, order="K", subok=False)
+
+    def run(modality: int) -> None:
+        source, target = _memory_order(image[modality]), _memory_order(result[modality], like=image[modality])
+        kind, percentiles, window = plans[modality]
+        if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
+            # Types with more digits than float32 keep their texture on a large offset only if that is taken off first; the map does not
+            # care about it.
+            source = (source.astype(np.float64) - float(source.flat[0])).astype(np.float32)
+        if kind == "none":
+            target[...] = source
+        elif kind == "window" and window is not None:
+            _map(source, target, window[0], 1.0 / (window[1] - window[0]), clip=True)
+        else:
+            values = source.reshape(-1)
+            if mask is not None:
+                values = values[_memory_order(mask, like=image[modality]).reshape(-1)]
+            values = values.astype(np.float32, copy=False)
+            shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
+            _map(source, target, shift, 1.0 / width if width > _CONSTANT else 0.0)
+
+    workers = min(image.shape[0], threads or available_threads())
+    if workers <= 1:
+        for modality in range(image.shape[0]):
+            run(modality)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(run, range(image.shape[0])))
+    return result
+
+
+def kernel_features(
+    image: NDArray[np.floating] | None,
+    mask: NDArray[np.bool_] | None,
+    spacing: Sequence[float],
+    theta_position: Sequence[float],
+    theta_intensity: Sequence[float] | None,
+    grid_shape: Sequence[int],
+) -> NDArray[np.float64]:
+    """Feature vectors of the masked voxels: intensities over their bandwidths first, positions over theirs last.
+
+    Kernels see differences alone, but where the zero is decides how a lattice's cells lie: intensities count from the lowest inside the
+    mask, positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters.
+
+    Args:
+        image: (M, *grid) normalized intensity; unused for a spatial kernel.
+        mask: (*grid), somewhere True; None: all voxels.
+        spacing: distance between neighboring voxels along each axis, in the unit of `theta_position`.
+        theta_position: bandwidth along each axis.
+        theta_intensity: bandwidth of each modality; None: a spatial kernel.
+        grid_shape: extents of the grid.
+
+    Returns:
+        (N, D) float64, voxels in C order.
+    """
+    inside = np.ones(tuple(grid_shape), dtype=bool) if mask is None else mask
+    columns = []
+    if theta_intensity is not None:
+        if image is None:
+            raise InputError("an appearance kernel needs an image")
+        for channel, theta in zip(image, theta_intensity, strict=True):
+            values = channel[inside].astype(np.float64)
+            columns.append((values - values.min()) / theta)
+    for index, step, theta in zip(np.nonzero(inside), spacing, theta_position, strict=True):
+        columns.append((index - index.min()) * (step / theta))
+    return np.stack(columns, axis=1)
+
+
+def _memory_order(array: NDArray[Any], like: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The array with its axes (or those of `like`) from the slowest to the fastest in memory; a view."""
+    strides = (array if like is None else like).strides
+    return array.transpose(sorted(range(array.ndim), key=lambda axis: -abs(strides[axis])))
+
+
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+def _map(source: NDArray[np.generic], target: Float32, shift: float, scale: float, *, clip: bool = False) -> None:
+    """Write (source - shift) * scale to target, in one pass over memory."""
+    rows = max(1, _BLOCK * source.shape[0] // max(1, source.size)) if source.ndim else 1
+    for block in _blocks(source.shape[0], rows):
+        part = target[block]
+        np.subtract(source[block], np.float32(shift), out=part, casting="unsafe")
+        np.multiply(part, np.float32(scale), out=part)
+        if clip:
+            np.clip(part, np.float32(0.0), np.float32(1.0), out=part)
+
+
+def _mean_and_deviation(values: Float32) -> tuple[float, float]:
+    """Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all."""
+    # Around the first value, so that a large offset with a small spread keeps its digits.
+    pivot = values[0]
+    total = squares = 0.0
+    for block in _blocks(values.size, _BLOCK):
+        part = values[block] - pivot
+        total += float(part.sum(dtype=np.float64))
+        squares += float(np.dot(part, part))
+    mean = total / values.size
+    return float(pivot) + mean, math.sqrt(max(0.0, squares / values.size - mean * mean))
+
+
+def _percentile_range(values: Float32, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The lower percentile, and the distance to the upper one."""
+    low, high = (_percentile(values, percent / 100.0) for percent in percentiles)
+    if high <= low:
+        low, high = float(values.min()), float(values.max())
+    return low, high - low
+
+
+def _percentile(values: Float32, fraction: float) -> float:
+    """The exact percentile, interpolated between order statistics as numpy does by default.
+
+    A sample brackets it; one pass counts what lies below the bracket and collects what lies inside, and only that is sorted.
+    """
+    position = (values.size - 1) * fraction
+    first = math.floor(position)
+    last = min(first + 1, values.size - 1)
+    sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
+    # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
+    margin = 16 + int(4.0 * math.sqrt(sample.size * fraction * (1.0 - fraction)))
+    center = int((sample.size - 1) * fraction)
+    low, high = sample[max(0, center - margin)], sample[min(sample.size - 1, center + margin + 1)]
+    if center < margin:
+        low = np.float32(-np.inf)
+    if center + margin + 1 >= sample.size:
+        high = np.float32(np.inf)
+    below = 0
+    inside = []
+    for block in _blocks(values.size, 4 * _BLOCK):
+        part = values[block]
+        less = part < low
+        below += int(np.count_nonzero(less))
+        inside.append(part[(part <= high) ^ less])
+    bracket = np.concatenate(inside)
+    if not below <= first <= last < below + bracket.size:
+        bracket, below = values, 0
+    ordered = np.partition(bracket, (first - below, last - below))
+    start, end = float(ordered[first - below]), float(ordered[last - below])
+    return start + (end - start) * (position - first)

@@ -1,0 +1,68 @@
+"""Label maps as plain arrays: the best label of each voxel, and how many voxels each label has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel to 64 bits.
+_MOST_PASSES = 16
+
+
+def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return the label with the highest score at each voxel, the lowest label of equal ones, in the smallest unsigned type.
+
+    Args:
+        scores: (L, *grid) logits or probabilities, in any memory layout.
+
+    Returns:
+        (*grid) in the memory layout of the scores: one pass a label, several times faster than numpy's argmax over a strided axis.
+    """
+    dtype = np.min_scalar_type(max(len(scores) - 1, 0))
+    best = scores[0].copy(order="K")
+    labels = np.zeros_like(best, dtype=dtype)
+    for label in range(1, len(scores)):
+        better = scores[label] > best
+        np.copyto(labels, dtype.type(label), where=better)
+        np.maximum(best, scores[label], out=best)
+    return labels
+
+
+def count_labels(labels: NDArray[Any], num_labels: int) -> tuple[int, ...]:
+    """Return the number of voxels of each label 0 … num_labels - 1."""
+    if num_labels > _MOST_PASSES:
+        counts = np.bincount(labels.ravel(order="K"), minlength=num_labels)
+        return tuple(int(count) for count in counts[:num_labels])
+    return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
+
+
+def foreground_labels(labels: NDArray[Any]) -> list[int]:
+    """Return the labels above 0 that occur in (*grid) unsigned labels, ascending."""
+    box = bounding_box(labels != 0)
+    if box is None:
+        return []
+    part = np.moveaxis(labels[box], -1, 0)
+    occurs = np.zeros(int(part.max()) + 1, bool)
+    for plane in part:  # Counting widens each voxel to 64 bits.
+        occurs |= np.bincount(plane.ravel(order="K"), minlength=occurs.size) > 0
+    return [int(label) for label in np.flatnonzero(occurs) if label]
+
+
+def count_changes(before: NDArray[Any], after: NDArray[Any]) -> int:
+    """Return the number of voxels whose label differs."""
+    return int(np.count_nonzero(before != after))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """Slices that hold all True voxels; None when there are none."""
+    box = []
+    for axis in range(mask.ndim):
+        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        if occupied.size == 0:
+            return None
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    return tuple(box)

@@ -1,0 +1,446 @@
+"""Which files belong to which case: the naming of nnU-Net, single files, and the names of other tools beside them.
+
+Nothing is opened here but `dataset.json`; what the files hold is checked when a case is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import InputError
+from crfrefine.io.json import read_json, require_usable
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.text import listed, shorten, shorten_value
+
+LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
+MASK_SUFFIXES = ("_mask", "_brainmask")
+LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
+
+# Names of files may hold anything, line breaks and digits of all scripts included.
+_MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
+_LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
+
+_MOST_CHANNELS = 10_000
+_MOST_MODALITIES = 16  # That a message lists.
+_MOST_DIGITS = 9  # Of a number that names a channel or a label.
+_EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of a case.
+
+    Attributes:
+        case_id: its name.
+        images: one a modality, in order, or a lone file with all of them.
+        logits: one with all labels, or one a label in order; empty where no logits were asked for.
+        mask: where the model applies, if given.
+        labels: the reference, if given.
+        problem: what is wrong with the case as far as names tell; reading it raises this.
+        missing: the part of it that is files not being there, such as "no logits in study/logits".
+    """
+
+    case_id: str
+    images: tuple[Path, ...]
+    logits: tuple[Path, ...] = ()
+    mask: Path | None = None
+    labels: Path | None = None
+    problem: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+class CaseList(list[CaseFiles]):
+    """The cases found, sorted by name; `notes` says what was left aside and why, a sentence each."""
+
+    def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
+        super().__init__(cases)
+        self.notes = list(notes)
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What a `dataset.json` of nnU-Net says.
+
+    Attributes:
+        path: the file.
+        channel_names: names of the modalities, in order.
+        labels: name to number, or to the numbers of a region.
+        file_ending: suffix of the images, if it says so.
+        ignore_label: the number of the label named "ignore": voxels without a reference.
+    """
+
+    path: Path
+    channel_names: tuple[str, ...] = ()
+    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    file_ending: str | None = None
+    ignore_label: int | None = None
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether labels are trained as overlapping regions, whose outputs are no distribution over labels."""
+        return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
+
+
+def read_dataset_description(folder: Path) -> DatasetDescription | None:
+    """Read `dataset.json` of a folder or of the one above it; None where there is none.
+
+    Raises:
+        InputError: the file is not what nnU-Net writes; the message names the key.
+    """
+    candidates = (folder / "dataset.json", folder.parent / "dataset.json")
+    path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
+    if path is None:
+        return None
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}") from None
+    try:
+        return _description_of(content, path)
+    except ValueError as error:
+        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {error}") from None
+
+
+def _description_of(content: Any, path: Path) -> DatasetDescription:
+    """Return what the entries say that matter here; raise ValueError that names the key of one that cannot be used."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
+    for key in ("labels", "channel_names", "modality", "file_ending"):
+        if key in content:
+            require_usable(content[key], key)
+    labels = content.get("labels", {})
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
+    file_ending = content.get("file_ending")
+    if not isinstance(file_ending, str | None):
+        raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
+    key = "channel_names" if "channel_names" in content else "modality"
+    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in _by_name(labels).items()}
+    ignore = numbers.get("ignore")
+    return DatasetDescription(
+        path=path,
+        channel_names=_channel_names(content.get(key, {}), key),
+        labels=numbers,
+        file_ending=file_ending,
+        ignore_label=ignore if isinstance(ignore, int) else None,
+    )
+
+
+def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
+    """Return the names in the order of their numbers."""
+    expected = f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}'
+    if not isinstance(channels, Mapping | list):
+        raise ValueError(f"{expected}; got {shorten_value(channels)}")
+    if isinstance(channels, Mapping):
+        for number in channels:
+            if not _is_number(number):
+                raise ValueError(f"{expected}; got the number {shorten_value(number)}")
+        channels = [channels[number] for number in sorted(channels, key=int)]
+    if len(channels) > _MOST_CHANNELS:
+        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MOST_CHANNELS - 1}")
+    for number, name in enumerate(channels):
+        if not isinstance(name, str):
+            raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
+    return tuple(channels)
+
+
+def discover_cases(
+    images: Path | Sequence[Path],
+    logits: Path | Sequence[Path] | None,
+    masks: Path | None = None,
+    labels: Path | None = None,
+    *,
+    include_imageless: bool = False,
+) -> CaseList:
+    """Find the cases in folders, or the one case of single files.
+
+    Args:
+        images: a folder; or the file or files of one case, one a modality.
+        logits: a folder; or one file with all labels, or one file a label in order; None where none are needed.
+        masks: a folder, or a file for one case.
+        labels: a folder, or a file for one case.
+        include_imageless: labels or logits without an image are incomplete cases too, rather than left aside; for folders.
+
+    Returns:
+        The cases, sorted by name; a case that is incomplete is there with its `problem`.
+
+    Raises:
+        InputError: a path that does not exist, no case at all, or files where one case is expected and several are found.
+        UnsupportedFormatError: a single file of an unknown type.
+    """
+    image_paths = _as_paths(images)
+    logits_paths = _as_paths(logits) if logits is not None else ()
+    if not image_paths:
+        raise InputError("no images given")
+    folders = [path for path in image_paths if path.is_dir()]
+    if len(folders) > 1 or (folders and len(image_paths) > 1):
+        raise InputError(f"{folders[0]}: give one folder of images, or the files of one case")
+    cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
+    if folders and include_imageless:
+        cases = _with_imageless(cases, folders[0], labels, logits_paths)
+    cases = with_logits(cases, logits_paths) if logits is not None else cases
+    cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES, lambda case, path: replace(case, mask=path))
+    return _with_companions(cases, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
+
+
+def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
+    paths = list_files(folder, VOLUME_SUFFIXES)
+    stems = {stem_of(path) for path in paths}
+    notes = []
+    references = [path for path in paths if any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)]
+    if references:
+        notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
+    # This tool's own outputs, or logits that lie beside the images (-i FOLDER -p FOLDER), are no cases of their own.
+    names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
+    scores = scores_beside(paths, names)
+    if scores:
+        notes.append(f"{folder}: {len(scores)} files of logits beside the images, such as {scores[0].name}, are not taken for images")
+        references += scores
+    groups: dict[str, dict[int, list[Path]]] = {}
+    lone: dict[str, list[Path]] = {}
+    is_numbered = any(stem.endswith("_0000") for stem in stems)
+    logits_stems = set()
+    if logits and logits[0].is_dir() and not logits[0].samefile(folder):
+        logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
+    for path in paths:
+        if path in references:
+            continue
+        match = _MODALITY.fullmatch(stem_of(path))
+        # Four digits at the end may also belong to the name of a case, unless anything says that modalities are numbered.
+        if match and stem_of(path) not in logits_stems and (is_numbered or match["case"] in logits_stems):
+            groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
+        else:
+            lone.setdefault(stem_of(path), []).append(path)
+    try:
+        description = read_dataset_description(folder)
+    except InputError as error:
+        description = None
+        notes.append(f"{error}; going on without it")
+    if description is not None and description.has_regions:
+        notes.append(
+            f"{description.path}: has regions of several labels; the outputs of region-based training cannot be refined as one softmax"
+        )
+    expected = _expected_modalities(groups, description)
+    cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
+    for case_id, candidates in lone.items():
+        together = candidates + [path for same in groups.get(case_id, {}).values() for path in same]
+        problem = None
+        if len(together) > 1:
+            problem = f"case {case_id!r}: expected one image or numbered modalities, found {_names(together)} in {folder}"
+        cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
+    if not cases:
+        found = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
+        raise InputError(f"{folder}: no case found: {found} ({', '.join(VOLUME_SUFFIXES)})")
+    return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
+
+
+def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], description: DatasetDescription | None) -> tuple[int, str]:
+    """Return how many modalities a case should have, and who says so."""
+    if description is not None and description.channel_names:
+        return len(description.channel_names), f"as {description.path.name} names"
+    # What most cases have; of two equally frequent numbers the larger one, so that what is missing is found.
+    counts = Counter(max(numbers) + 1 for numbers in groups.values())
+    return max(counts, key=lambda number: (counts[number], number), default=0), "as in the other cases"
+
+
+def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected: int, who_says_so: str) -> CaseFiles:
+    images = tuple(numbers[number][0] for number in sorted(numbers))
+    problem = None
+    missing: tuple[str, ...] = ()
+    twice = next((paths for paths in numbers.values() if len(paths) > 1), None)
+    if twice:
+        problem = f"case {case_id!r}: one modality in two files, {_names(twice)} in {twice[0].parent}"
+    elif sorted(numbers) != list(range(num_expected)):
+        there, wanted = (
+            listed([f"{number:04d}" for number in several], _MOST_MODALITIES) for several in (sorted(numbers), range(num_expected))
+        )
+        problem = f"case {case_id!r}: expected the modalities {wanted}, {who_says_so}; found {there} in {images[0].parent}"
+        missing = tuple(f"no modality {number:04d} in {images[0].parent}" for number in range(num_expected) if number not in numbers)
+    return CaseFiles(case_id, images, problem=problem, missing=missing)
+
+
+def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
+    """Add the cases that are known from their labels or logits alone, each with its `problem`."""
+    known = {case.case_id for case in cases}
+    names: set[str] = set()
+    for source, suffixes, endings in (
+        *((path, VOLUME_SUFFIXES, LABEL_SUFFIXES) for path in (labels,) if path is not None),
+        *((path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits),
+    ):
+        if not source.is_dir() or source.samefile(images):
+            continue
+        for stem in map(stem_of, list_files(source, suffixes)):
+            one_a_label, modality = _LABEL_FILE.fullmatch(stem), _MODALITY.fullmatch(stem)
+            ending = next((ending for ending in endings if stem.endswith(ending)), "")
+            name = one_a_label["case"] if one_a_label else stem.removesuffix(ending)
+            # An image beside the labels is no case of its own.
+            if not {stem, name, modality["case"] if modality else name} & known:
+                names.add(name)
+    lacking = f"no image in {images}"
+    problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
+    added = [CaseFiles(name, (), problem=f"case {name!r}: {problem}", missing=(lacking,)) for name in names if name]
+    return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
+
+
+def _case_of_files(paths: Sequence[Path]) -> CaseList:
+    for path in paths:
+        require_suffix(path, VOLUME_SUFFIXES)
+        require_file(path)
+    stem = stem_of(paths[0])
+    match = _MODALITY.fullmatch(stem)
+    # Without other files to compare with, only the first modality's number is surely not part of the name.
+    case_id = match["case"] if match and int(match["number"]) == 0 else stem
+    return CaseList([CaseFiles(case_id, tuple(paths))])
+
+
+def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
+    """Add the logits of each case, or its `problem`.
+
+    Args:
+        cases: what is there already.
+        logits: a folder; or for one case a file with all labels, or one file a label in order.
+
+    Raises:
+        InputError: a file that does not exist, or a file for several cases.
+        UnsupportedFormatError: a single file of an unknown type.
+    """
+    if not logits:
+        raise InputError("no logits given")
+    if not logits[0].is_dir() or len(logits) > 1:
+        for path in logits:
+            require_file(path)
+            require_suffix(path, LOGITS_SUFFIXES)
+        if len(cases) != 1:
+            raise InputError(f"{logits[0]}: a file of logits for {len(cases)} cases; give a folder of logits, or the images of one case")
+        return CaseList([replace(cases[0], logits=tuple(logits))], cases.notes)
+    folder = logits[0]
+    by_stem: dict[str, list[Path]] = {}
+    for path in list_files(folder, LOGITS_SUFFIXES):
+        by_stem.setdefault(stem_of(path), []).append(path)
+    by_label: dict[str, dict[int, list[Path]]] = {}
+    for stem, paths in by_stem.items():
+        if match := _LABEL_FILE.fullmatch(stem):
+            by_label.setdefault(match["case"], {}).setdefault(int(match["number"]), []).extend(paths)
+    found = []
+    taken: set[Path] = set()
+    for case in cases:
+        candidates = [path for name in ("", *LOGITS_NAMES) for path in by_stem.get(case.case_id + name, [])]
+        one_a_label = by_label.get(case.case_id, {})
+        taken |= {*candidates, *(path for paths in one_a_label.values() for path in paths)}
+        chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder)
+        missing = () if candidates or one_a_label else (f"no logits in {folder}",)
+        found.append(replace(case, logits=chosen, problem=case.problem or problem, missing=case.missing + missing))
+    stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
+    notes = list(cases.notes)
+    if stray:
+        notes.append(f"{folder}: {len(stray)} files of logits without images, such as {stray[0]}, are left aside")
+    return CaseList(found, notes)
+
+
+def _choose_logits(
+    case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path
+) -> tuple[tuple[Path, ...], str | None]:
+    """Return the files to read, or none and what is wrong."""
+    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: what names itself wins.
+    telling = [path for path in candidates if suffix_of(path) == ".npz" or stem_of(path) != case_id] or candidates
+    if len(telling) == 1:
+        return (telling[0],), None
+    if telling:
+        return (), f"case {case_id!r}: expected one file of logits, found {_names(telling)} in {folder}"
+    if not one_a_label:
+        return (), f"case {case_id!r}: no logits in {folder}; expected {case_id} with one of {', '.join(LOGITS_SUFFIXES)}"
+    if sorted(one_a_label) != list(range(len(one_a_label))) or any(len(paths) > 1 for paths in one_a_label.values()):
+        there = _names([path for paths in one_a_label.values() for path in paths])
+        return (), f"case {case_id!r}: expected one file for each label from 0, found {there} in {folder}"
+    return tuple(one_a_label[label][0] for label in sorted(one_a_label)), None
+
+
+def _with_companions(
+    cases: CaseList, source: Path | None, what: str, suffixes: Sequence[str], attach: Callable[[CaseFiles, Path], CaseFiles]
+) -> CaseList:
+    """Add the mask or the labels of each case."""
+    if source is None:
+        return cases
+    if not source.is_dir():
+        require_file(source)
+        require_suffix(source, VOLUME_SUFFIXES)
+        if len(cases) != 1:
+            raise InputError(f"{source}: a file of {what} for {len(cases)} cases; give a folder")
+        return CaseList([attach(cases[0], source)], cases.notes)
+    by_stem: dict[str, list[Path]] = {}
+    for path in list_files(source, VOLUME_SUFFIXES):
+        by_stem.setdefault(stem_of(path), []).append(path)
+    found = []
+    for case in cases:
+        telling = [path for suffix in suffixes for path in by_stem.get(case.case_id + suffix, [])]
+        candidates = telling or by_stem.get(case.case_id, [])
+        if len(candidates) == 1:
+            found.append(attach(case, candidates[0]))
+        else:
+            there = f"found {_names(candidates)}" if candidates else "found none"
+            problem = f"case {case.case_id!r}: expected one file of {what} in {source}, {there}"
+            missing = () if candidates else (f"no {what} in {source}",)
+            found.append(replace(case, problem=case.problem or problem, missing=case.missing + missing))
+    return CaseList(found, cases.notes)
+
+
+def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return the folder's files of the given formats, sorted by name; hidden ones, such as those being written, are passed over."""
+    try:
+        return sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith(".") and path.is_file())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+
+
+def scores_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
+    """Return the files of scores, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
+    return [path for path in paths if any(_is_named(stem_of(path), ending, names) for ending in LOGITS_NAMES)]
+
+
+def _is_named(stem: str, ending: str, names: Collection[str]) -> bool:
+    name = stem.removesuffix(ending)
+    return name != stem and name in names
+
+
+def _as_paths(paths: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
+    several = (paths,) if isinstance(paths, (str, Path)) else paths
+    for path in map(Path, several):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+    return tuple(map(Path, several))
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return listed([path.name for path in sorted(paths)])
+
+
+def _by_name(labels: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return name to number also for the older files, which have it the other way round."""
+    if labels and all(_is_number(key) and isinstance(value, str) for key, value in labels.items()):
+        return {value: key for key, value in labels.items()}
+    return labels
+
+
+def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
+    """Return the number of a label, or the numbers of a region."""
+    if isinstance(value, list):
+        return tuple(_label_number(number, f"{key}[{index}]") for index, number in enumerate(value))
+    return _label_number(value, key)
+
+
+def _label_number(value: Any, key: str) -> int:
+    number = int(value) if isinstance(value, str) and _is_number(value) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= LARGEST_LABEL:
+        raise ValueError(f"{key}: expected a whole number from 0 to {LARGEST_LABEL}, got {shorten_value(value)}")
+    return number
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS

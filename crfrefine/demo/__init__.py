@@ -1,0 +1,1 @@
+"""`crfrefine demo`: a phantom, refined, with a picture."""

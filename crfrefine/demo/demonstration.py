@@ -1,0 +1,89 @@
+"""The demo's case: a phantom on disk, how to refine it, and how well that went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crfrefine.infer.run import InferenceOptions
+from crfrefine.parameters.model import CrfParameters
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crfrefine.demo.phantom import PhantomFiles
+
+# Picked on phantoms of other seeds than the demo's; they say nothing about real images.
+_PARAMETERS = {
+    "bilateral.weight": 5.0,
+    "bilateral.theta_alpha": 2.5,
+    "bilateral.theta_beta": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """How one label of the phantom agrees with the truth, before and after the refinement."""
+
+    label: int
+    dice_before: float
+    dice_after: float
+    components_truth: int
+    components_before: int
+    components_after: int
+
+
+def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomFiles, InferenceOptions]:
+    """Write a phantom below `folder` and return where, and the options to refine it.
+
+    Args:
+        folder: created if need be.
+        seed: another seed, another phantom.
+        threads: CPU threads; None: the cores this process may use.
+
+    Raises:
+        CrfRefineError: the folder cannot be written to.
+    """
+    from crfrefine.demo.phantom import make_phantom, write_phantom
+    from crfrefine.io.atomic import check_writable
+
+    check_writable(folder)
+    files = write_phantom(make_phantom(seed), folder)
+    options = InferenceOptions(
+        images=(files.images,),
+        logits=(files.logits,),
+        output=folder / "refined",
+        parameters=CrfParameters().replace(**_PARAMETERS),
+        device="cpu",
+        threads=threads,
+        preview=True,
+    )
+    return files, options
+
+
+def score_demo(files: PhantomFiles, refined: Path) -> list[LabelScore]:
+    """Compare the network's labels and the refined ones with the phantom's truth, label by label.
+
+    Args:
+        files: where the phantom is.
+        refined: the refined label map.
+    """
+    from crfrefine.arrays.label_maps import argmax_labels
+    from crfrefine.demo.phantom import NUM_LABELS
+    from crfrefine.io import read_logits, read_volume
+    from crfrefine.metrics.scores import count_components, dice_score
+
+    truth = read_volume(files.label_file).data
+    before = argmax_labels(read_logits([files.logits_file]).values)
+    after = read_volume(refined).data
+    return [
+        LabelScore(
+            label=label,
+            dice_before=dice_score(before, truth, label),
+            dice_after=dice_score(after, truth, label),
+            components_truth=count_components(truth, label),
+            components_before=count_components(before, label),
+            components_after=count_components(after, label),
+        )
+        for label in range(1, NUM_LABELS)
+    ]

@@ -1,0 +1,199 @@
+"""A synthetic two-modality volume with its labels and imperfect network logits, the same for the same seed.
+
+For the demo and for tests that need a case without data; it is no evidence about real images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+NUM_LABELS = 4
+
+_HEAD_SCALE_MM = 80.0  # lengths below are for a field of view of about this size; smaller phantoms scale them down
+# center and radii as fractions of the field of view
+_HEAD = ((0.50, 0.50, 0.50), (0.44, 0.46, 0.47))
+_SHELL = ((0.40, 0.57, 0.52), (0.20, 0.17, 0.24))
+_CORE = ((0.41, 0.56, 0.53), (0.10, 0.09, 0.13))
+_CYST = ((0.66, 0.36, 0.45), (0.10, 0.14, 0.20))
+# mean intensity of: air, tissue, other tissue, label 1, label 2, label 3
+_INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.78, 0.30))
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic case.
+
+    Attributes:
+        image: (2, *grid) float32, whole numbers up to some thousands, 0 outside the head alone.
+        labels: (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
+        logits: (4, *grid) float32, what a mediocre network might say.
+        spacing: mm, one a grid axis.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    spacing: tuple[float, float, float]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel to world (RAS+, mm), the grid's center at the origin."""
+        affine = np.diag([*self.spacing, 1.0])
+        affine[:3, 3] = [-(n - 1) / 2 * step for n, step in zip(self.labels.shape, self.spacing, strict=True)]
+        return affine
+
+
+@dataclass(frozen=True)
+class PhantomFiles:
+    """Where `write_phantom` put a case: one folder for each kind, named as nnU-Net names them."""
+
+    case_id: str
+    images: Path
+    labels: Path
+    logits: Path
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        """One file a modality."""
+        return tuple(self.images / f"{self.case_id}_{modality:04d}.nii.gz" for modality in range(len(_INTENSITIES)))
+
+    @property
+    def label_file(self) -> Path:
+        """The truth."""
+        return self.labels / f"{self.case_id}.nii.gz"
+
+    @property
+    def logits_file(self) -> Path:
+        """The network's logits, one label a channel."""
+        return self.logits / f"{self.case_id}.nii.gz"
+
+
+def make_phantom(
+    seed: int = 0,
+    grid_shape: tuple[int, int, int] = (96, 84, 40),
+    spacing: tuple[float, float, float] = (0.9, 0.9, 2.0),
+) -> Phantom:
+    """Make a head with a lesion of two nested labels and a third one apart, and logits with a network's typical mistakes.
+
+    The logits have blurred and wandering borders, false islands and missing parts.
+
+    Args:
+        seed: the phantom and its logits follow from it.
+        grid_shape: voxels along x, y, z; at least 8 each.
+        spacing: mm along x, y, z.
+
+    Raises:
+        ValueError: an axis has fewer than 8 voxels, or a spacing is not positive.
+    """
+    if min(grid_shape) < 8 or min(spacing) <= 0:
+        raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")
+    rng = np.random.default_rng(seed)
+    scale = min(n * step for n, step in zip(grid_shape, spacing, strict=True)) / _HEAD_SCALE_MM
+    labels, tissue = _draw_anatomy(rng, grid_shape, spacing, scale)
+    image = _draw_image(rng, tissue, spacing, scale)
+    logits = _imitate_network(rng, labels, tissue > 0, spacing, scale)
+    return Phantom(image=image, labels=labels, logits=logits, spacing=spacing)
+
+
+def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> PhantomFiles:
+    """Write a phantom as NIfTI files below `folder`: `images/CASE_0000.nii.gz` and `_0001`, `labels/CASE.nii.gz`, `logits/CASE.nii.gz`."""
+    from crfrefine.io import write_channels, write_label_map
+    from crfrefine.io.volume import Volume
+
+    folder = Path(folder)
+    files = PhantomFiles(case_id, folder / "images", folder / "labels", folder / "logits")
+    for path in (files.images, files.labels, files.logits):
+        path.mkdir(parents=True, exist_ok=True)
+    like = Volume(data=phantom.labels, affine=phantom.affine, spacing=phantom.spacing)
+    for path, values in zip(files.image_files, phantom.image, strict=True):
+        write_label_map(path, values.astype(np.uint16), like)  # whole numbers, as scanners give them
+    write_label_map(files.label_file, phantom.labels, like)
+    write_channels(files.logits_file, phantom.logits, like)
+    return files
+
+
+def _draw_anatomy(
+    rng: np.random.Generator, grid_shape: tuple[int, ...], spacing: Sequence[float], scale: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the labels and the tissue classes (an index into the intensities)."""
+    labels = np.zeros(grid_shape, np.uint8)
+    wobble = 0.2 * _smooth_noise(rng, grid_shape, spacing, 6 * scale)
+    head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
+    labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
+    labels[(_ellipsoid(grid_shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
+    labels[(_ellipsoid(grid_shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
+    tissue = np.zeros(grid_shape, np.uint8)
+    tissue[head] = 1
+    tissue[head & (_smooth_noise(rng, grid_shape, spacing, 5 * scale) > 0.25)] = 2
+    tissue[labels > 0] = labels[labels > 0] + 2
+    return labels, tissue
+
+
+def _draw_image(rng: np.random.Generator, tissue: NDArray[np.uint8], spacing: Sequence[float], scale: float) -> NDArray[np.float32]:
+    """Return two modalities with partial volume, texture, a bias field and noise."""
+    from scipy.ndimage import gaussian_filter
+
+    image = np.empty((len(_INTENSITIES), *tissue.shape), np.float32)
+    for modality, means in enumerate(_INTENSITIES):
+        values = gaussian_filter(np.asarray(means, np.float32)[tissue], sigma=[0.5 / step for step in spacing])
+        values += 0.045 * _smooth_noise(rng, tissue.shape, spacing, 1.5 * scale)
+        values *= 1 + 0.06 * _smooth_noise(rng, tissue.shape, spacing, 25 * scale)
+        values += 0.05 * rng.standard_normal(tissue.shape, np.float32)
+        image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
+    return image
+
+
+def _imitate_network(
+    rng: np.random.Generator, labels: NDArray[np.uint8], head: NDArray[np.bool_], spacing: Sequence[float], scale: float
+) -> NDArray[np.float32]:
+    """Return logits: blurred scores with wandering borders, then islands of false labels and holes in true ones."""
+    from scipy.ndimage import gaussian_filter
+
+    logits = np.empty((NUM_LABELS, *labels.shape), np.float32)
+    for label in range(NUM_LABELS):
+        blurred = gaussian_filter((labels == label).astype(np.float32), sigma=[2.2 * scale / step for step in spacing])
+        logits[label] = np.log(np.clip(blurred, 2e-3, 1))
+        logits[label] += 0.9 * _smooth_noise(rng, labels.shape, spacing, 3 * scale) + 0.5 * rng.standard_normal(labels.shape, np.float32)
+    away = np.argwhere(head & (labels == 0))
+    for _ in range(14):
+        blob = _ball(labels.shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale)
+        logits[rng.integers(1, NUM_LABELS)] += rng.uniform(6.0, 8.5) * blob
+    inside = np.argwhere(labels > 0)
+    for _ in range(9):
+        blob = _ball(labels.shape, spacing, inside[rng.integers(len(inside))], rng.uniform(2.0, 5.0) * scale)
+        logits[0] += rng.uniform(5.5, 8.0) * blob
+    return logits
+
+
+def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> NDArray[np.float32]:
+    """Return the normalized squared radius of each voxel: below 1 inside; `center` and `radii` are fractions of the field of view."""
+    squared = np.zeros(grid_shape, np.float32)
+    for axis, (size, middle, radius) in enumerate(zip(grid_shape, center, radii, strict=True)):
+        offsets = ((np.arange(size, dtype=np.float32) + 0.5) / size - middle) / radius
+        squared += (offsets**2).reshape([-1 if other == axis else 1 for other in range(3)])
+    return squared
+
+
+def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float) -> NDArray[np.float32]:
+    """Return a soft ball: 1 in the middle, a half at `radius` mm from the voxel `center`, 0 far away."""
+    axes = [(np.arange(n, dtype=np.float32) - c) * step for n, c, step in zip(grid_shape, center, spacing, strict=True)]
+    distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+    softness = 0.25 * radius
+    return np.asarray(1 / (1 + np.exp(np.clip((distance - radius) / softness, -30, 30))), np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, grid_shape: tuple[int, ...], spacing: Sequence[float], length: float) -> NDArray[np.float32]:
+    """Return noise with unit variance and a correlation length in mm."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(rng.standard_normal(grid_shape, np.float32), sigma=[length / step for step in spacing], mode="wrap")
+    return np.asarray(noise / max(float(noise.std()), 1e-12), np.float32)

@@ -1,0 +1,74 @@
+"""The table of backends: which engine runs a device."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from crfrefine.errors import BackendUnavailableError, ConfigError
+from crfrefine.text import shorten_value
+
+if TYPE_CHECKING:
+    from crfrefine.engines.base import Backend
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
+
+
+def get_backend(device: str) -> Backend:
+    """Return the engine for a device; nothing is loaded before it is asked for.
+
+    Args:
+        device: "auto" (a GPU where there are one and CuPy, else the CPU; with a warning where there are both and they do not work),
+            "cpu", "cuda", "cuda:N", or "reference" for the slow float64 model.
+
+    Raises:
+        BackendUnavailableError: the device has no engine in this build.
+        ConfigError: there is no such device.
+    """
+    for pattern, load in _TABLE:
+        if re.fullmatch(pattern, device):
+            return load(device)
+    raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
+
+
+def _auto(_: str) -> Backend:
+    from crfrefine.engines.cuda.cupy_device import is_available
+
+    if is_available():
+        try:
+            return _cuda("cuda")
+        except BackendUnavailableError as error:
+            warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=3)
+    return _cpu("cpu")
+
+
+def _cpu(_: str) -> Backend:
+    from crfrefine.engines.cpu import CpuBackend
+
+    return CpuBackend()
+
+
+@cache
+def _cuda(device: str) -> Backend:
+    from crfrefine.engines.cuda.backend import CudaBackend
+    from crfrefine.engines.cuda.cupy_device import CupyDevice
+
+    _, _, number = device.partition(":")
+    return CudaBackend(CupyDevice(int(number) if number else None))
+
+
+def _reference(_: str) -> Backend:
+    from crfrefine.engines.reference.engine import ReferenceBackend
+
+    return ReferenceBackend()
+
+
+_TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
+    (r"auto", _auto),
+    (r"cpu", _cpu),
+    (r"cuda(:[0-9]{1,9})?", _cuda),
+    (r"reference", _reference),
+)

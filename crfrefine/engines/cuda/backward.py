@@ -1,0 +1,186 @@
+"""The way back through the mean field on the device (docs/math.md; the structure is that of kernels/cpu/mean_field_backward.cpp).
+
+Names: `y` is the derivative by what a step adds, z = compatibility y, and -weight z the derivative by a kernel's message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.mean_field import MeanFieldOptions
+from crfrefine.engines.cuda.moments import FeatureColumns, add_moments, filtered
+from crfrefine.engines.cuda.voxels import Voxels
+
+
+@dataclass
+class Gradients:
+    """Derivatives of a loss; arrays of voxels on the device, sums on the host in float64.
+
+    Attributes:
+        scores: (label, voxel), by logits over temperature.
+        weights: (kernel, label).
+        compatibility: (label, label), the diagonal too.
+        theta: (feature) of each kernel, intensities first, box axes last; zeros unless wanted.
+        image: (modality, voxel); None unless wanted.
+    """
+
+    scores: Any
+    weights: NDArray[np.float64]
+    compatibility: NDArray[np.float64]
+    theta: list[NDArray[np.float64]]
+    image: Any
+
+
+class Backward:
+    """One way back."""
+
+    def __init__(
+        self,
+        voxels: Voxels,
+        kernels: Sequence[Kernel],
+        features: Sequence[FeatureColumns],
+        options: MeanFieldOptions,
+        *,
+        wants_theta: bool,
+        wants_image: bool,
+    ) -> None:
+        """Take the model of the way forth.
+
+        Args:
+            voxels: the masked voxels.
+            kernels: normalized.
+            features: of each kernel.
+            options: of the run.
+            wants_theta: whether to compute derivatives by bandwidths.
+            wants_image: whether to compute that by the image.
+        """
+        self._voxels, self._kernels, self._features, self._options = voxels, kernels, features, options
+        self._wants_theta, self._wants_moments, self._wants_image = wants_theta, wants_theta or wants_image, wants_image
+
+    def run(self, record: Any, steps: Sequence[float], by_logits: Any) -> Gradients:
+        """Go back through the steps.
+
+        Args:
+            record: (step, channel, voxel) marginals that each step started from.
+            steps: their lengths.
+            by_logits: (label, voxel) derivative of the loss by the last step's logits.
+        """
+        xp = self._voxels.device.xp
+        num_labels, dtype = len(by_logits), by_logits.dtype
+        num_modalities = max((features.num_modalities for features in self._features), default=0)
+        self._compatibility = self._voxels.device.upload(np.asarray(self._options.compatibility, dtype=dtype))
+        self._found = Gradients(
+            scores=xp.zeros_like(by_logits),
+            weights=np.zeros((len(self._kernels), num_labels)),
+            compatibility=np.zeros((num_labels, num_labels)),
+            theta=[np.zeros(len(features)) for features in self._features],
+            image=xp.zeros((num_modalities, self._voxels.num_voxels), dtype=dtype) if self._wants_image else None,
+        )
+        # (voxel) of each kernel: by the normalization's factor, and by the message of all ones; collected over the steps.
+        self._by_scale = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
+        self._by_ones = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
+        by_x = by_logits
+        for t in reversed(range(len(steps))):
+            by_x = self._step_back(self._marginals(record[t], num_labels), float(steps[t]), by_x)
+        self._found.scores += by_x
+        if self._wants_moments:
+            for m in range(len(self._kernels)):
+                self._normalization_back(m)
+        for theta, features in zip(self._found.theta, self._features, strict=True):
+            theta /= np.array(features.thetas)
+        return self._found
+
+    def _marginals(self, channels: Any, num_labels: int) -> Any:
+        """Of all labels; the last one's follows from the others' where it is not recorded."""
+        xp = self._voxels.device.xp
+        if len(channels) == num_labels:
+            return channels
+        rest = xp.maximum(1.0 - channels.sum(axis=0), 0.0)
+        return xp.concatenate([channels, rest[None]])
+
+    def _step_back(self, marginals: Any, step: float, by_x: Any) -> Any:
+        """From the derivative by the logits after a step to that by the logits before it."""
+        y = step * by_x
+        self._found.scores += y
+        z = y.sum(axis=0) - y if self._options.is_potts else self._by_neighbors(y)
+        by_marginals = sum(self._kernel_back(m, marginals, y, z) for m in range(len(self._kernels)))
+        # Known up to one number a voxel, which the softmax does not see: the last label's is 0.
+        own = self._voxels.device.xp.zeros_like(y)
+        own[:-1] += by_marginals
+        return (1.0 - step) * by_x + marginals * (own - (marginals * own).sum(axis=0))
+
+    def _by_neighbors(self, y: Any) -> Any:
+        """Compatibility times y; row by row, as a product of matrices would need a library more and might round to fewer digits."""
+        z = self._voxels.device.xp.empty_like(y)
+        for row, out in zip(self._compatibility, z, strict=True):
+            out[...] = (row[:, None] * y).sum(axis=0)
+        return z
+
+    def _kernel_back(self, m: int, marginals: Any, y: Any, z: Any) -> Any:
+        """One kernel's part of a step: (label but the last, voxel) derivatives by the marginals it was sent."""
+        xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
+        weight = self._options.weights[m].astype(y.dtype)
+        scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
+        q = marginals[:-1]
+        # Marginals sum to 1: the last label's derivative is taken off, and its channel need not be filtered. What that leaves for the
+        # normalization is kept in `_by_ones`.
+        weights = voxels.device.upload(weight[:, None])
+        by_message = weights[-1] * z[-1] - weights[:-1] * z[:-1]
+        self._by_ones[m] -= weights[-1] * z[-1]
+        kv = filtered(kernel.filter, voxels, q, sent=sent_scale)
+        u = by_message if scale is None else by_message * scale
+        ktu = filtered(kernel.filter, voxels, u, transposed=True)
+        message = xp.empty_like(z)
+        message[:-1] = kv if scale is None else kv * scale
+        message[-1] = kernel.ones - message[:-1].sum(axis=0)
+        self._found.weights[m] -= voxels.device.download((message * z).sum(axis=1, dtype=np.float64))
+        for k in range(len(z)):
+            by_row = voxels.device.download((message[k] * y).sum(axis=1, dtype=np.float64))
+            self._found.compatibility[k] -= float(weight[k]) * by_row
+        if self._wants_moments:
+            if scale is not None:
+                self._by_scale[m] += (by_message * kv).sum(axis=0)
+            if sent_scale is not None:
+                self._by_scale[m] += (q * ktu).sum(axis=0)
+            self._add_moments(m, u, q if sent_scale is None else q * sent_scale, kv, ktu)
+        return ktu if sent_scale is None else ktu * sent_scale
+
+    def _add_moments(self, m: int, u: Any, v: Any, kv: Any, ktu: Any) -> None:
+        features = self._features[m]
+        by_image = self._found.image if features.num_modalities > 0 else None
+        squared = self._found.theta[m] if self._wants_theta else None
+        add_moments(self._kernels[m].filter, self._voxels, features, u, v, kv, ktu, squared, by_image)
+
+    def _normalization_back(self, m: int) -> None:
+        """Through the row sums D.
+
+        They normalize the messages, and depend on bandwidths and image as well: with the derivatives by the message of all ones and by D,
+        two more sums of the kind <u, K v>.
+        """
+        xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
+        scale, ones = kernel.scale, kernel.ones
+        unit = xp.ones_like(ones)
+        # u: derivative by the message of all ones, scaled; v: what was sent for it.
+        u = self._by_ones[m] if scale is None else self._by_ones[m] * scale
+        v = scale if kernel.scales_sent else unit
+        kv = ones if scale is None else ones / scale
+        ktu = filtered(kernel.filter, voxels, u[None], transposed=True)[0]
+        self._add_moments(m, u[None], v[None], kv[None], ktu[None])
+        if scale is None:
+            return
+        # By D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the side of what is received.
+        total = self._by_scale[m] + self._by_ones[m] * kv
+        if kernel.scales_sent:
+            u = -0.5 * scale**3 * (total + ktu)
+            row_sum = 1 / scale**2
+        else:
+            u = -(scale**2) * total
+            row_sum = 1 / scale
+        ktu = filtered(kernel.filter, voxels, u[None], transposed=True)[0]
+        self._add_moments(m, u[None], unit[None], row_sum[None], ktu[None])

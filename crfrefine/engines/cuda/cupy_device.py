@@ -1,0 +1,168 @@
+"""The real device: CuPy allocates, sorts, and compiles the kernels with NVRTC for the GPU at hand."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda import torch_memory
+from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.errors import BackendUnavailableError
+
+BLOCK = 256
+"""Threads of a block; no kernel depends on it."""
+
+_INSTALL = (
+    "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version), or use --device cpu"
+)
+_TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+
+
+def num_driver_devices() -> int:
+    """Return how many GPUs the driver shows; 0 without a driver. Loads the driver's library alone, nothing else."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def is_available() -> bool:
+    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for the answer."""
+    return num_driver_devices() > 0 and importlib.util.find_spec("cupy") is not None
+
+
+class CupyDevice:
+    """A CUDA device; see `Device`. Everything goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
+
+    def __init__(self, index: int | None = None) -> None:
+        """Take a GPU.
+
+        Args:
+            index: its number; None: the first one.
+
+        Raises:
+            BackendUnavailableError: no driver, no GPU, no such GPU, or no CuPy that fits; says what to install.
+        """
+        self.name = "cuda" if index is None else f"cuda:{index}"
+        count = num_driver_devices()
+        if count == 0:
+            also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
+            raise BackendUnavailableError(
+                f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it{also}, or use --device cpu"
+            )
+        if index is not None and index >= count:
+            raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
+        try:
+            self.xp: Any = importlib.import_module("cupy")
+        except (ImportError, OSError) as error:  # the latter where CuPy can make no folder for compiled kernels
+            raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
+        self._number = index or 0
+        try:
+            with self.active():
+                int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so that a part of the CUDA toolkit that is missing is missed now
+        except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError) as error:
+            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
+        self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        """Run a kernel; see `Device.launch`."""
+        if num_threads == 0:
+            return
+        function = self._function(source, kernel, constants)
+        packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
+        function((-(-num_threads // BLOCK),), (BLOCK,), tuple(packed))
+
+    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+        """Run a kernel of blocks; see `Device.launch_blocks`."""
+        if num_blocks == 0:
+            return
+        function = self._function(source, kernel, constants)
+        packed = pack_arguments(kernel_source(source, constants), kernel, constants, arguments)
+        function((num_blocks,), (constants["CRF_THREADS"],), tuple(packed))
+
+    def _function(self, source: str, kernel: str, constants: Mapping[str, int]) -> Any:
+        """The compiled kernel; CuPy keeps what it compiled on disk, by the text."""
+        key = source, kernel, tuple(sorted(constants.items()))
+        function = self._functions.get(key)
+        if function is None:
+            text = kernel_source(source, constants)
+            module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
+            function = self._functions[key] = module.get_function(kernel)
+        return function
+
+    def upload(self, array: Any) -> Any:
+        """Return it on the device; see `Device.upload`."""
+        foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
+        return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if foreign else self.xp.asarray(array))
+
+    def download(self, array: Any) -> NDArray[Any]:
+        """Return a copy on the host; see `Device.download`."""
+        host: NDArray[Any] = self.xp.asnumpy(array)
+        return host
+
+    def synchronize(self) -> None:
+        """Wait; see `Device.synchronize`."""
+        self.xp.cuda.get_current_stream().synchronize()
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make the GPU the current one; see `Device.active`."""
+        context: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
+        return context
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Record a CUDA graph; see `Device.capture`. Where a driver will not have it, launch one by one, and say so."""
+        try:
+            replay = self._record(launches)
+        except RuntimeError as error:
+            _warn_of_plain_launches(error)
+            return launches
+
+        def repeat() -> None:
+            nonlocal replay
+            try:
+                replay()
+            except RuntimeError as error:
+                if replay is launches:
+                    raise
+                _warn_of_plain_launches(error)
+                replay = launches
+                launches()
+
+        return repeat
+
+    def _record(self, launches: Callable[[], None]) -> Callable[[], None]:
+        # On a stream of its own that does not wait for the default one, as nothing may be recorded there. Nothing runs here: the graph is
+        # launched on the stream that is current then, after all that was launched there before.
+        stream = self.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            try:
+                launches()
+            finally:
+                graph = stream.end_capture()  # whatever happened: a stream left recording would fail all that follows
+        replay: Callable[[], None] = graph.launch
+        return replay
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated, with what CuPy's pool, or PyTorch's, holds unused; see `Device.free_bytes`."""
+        free, _ = self.xp.cuda.runtime.memGetInfo()
+        cached = torch_memory.cached_bytes()
+        return int(free) + (int(self.xp.get_default_memory_pool().free_bytes()) if cached is None else cached)
+
+
+def _warn_of_plain_launches(error: Exception) -> None:
+    warnings.warn(
+        f"the GPU's steps could not be recorded and are launched one by one, which takes longer: {error}", RuntimeWarning, stacklevel=3
+    )

@@ -1,0 +1,145 @@
+"""What the GPU engine needs of a device: arrays with numpy's functions, and kernels to launch on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda.torch_memory import following
+from crfrefine.errors import CapacityError
+
+
+class Device(Protocol):
+    """A place where arrays live and kernels run, in the order in which they are launched."""
+
+    name: str
+    xp: Any
+    """The array module, numpy or one like it: cumsum, flatnonzero, searchsorted, sort, stable argsort and elementwise arithmetic."""
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None stands for a null pointer."""
+        ...
+
+    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+        """Run a kernel of blocks that share memory: `num_blocks` of them, of constants["CRF_THREADS"] threads each."""
+        ...
+
+    def upload(self, array: Any) -> Any:
+        """Return the array on the device, in C order: numpy's copied; one there already, sharing its memory by DLPack, as it is."""
+        ...
+
+    def download(self, array: Any) -> NDArray[Any]:
+        """Return a copy on the host, when all launches so far are done."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all launches so far are done."""
+        ...
+
+    def active(self) -> AbstractContextManager[Any]:
+        """What all calls, and all arithmetic on the device's arrays, must happen in."""
+        ...
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        """Return what repeats the launches of a function at little cost.
+
+        Args:
+            launches: launches kernels that have run before, and does nothing else to the device: it allocates nothing, and waits for
+                nothing. It is called once, when nothing is run; all that it uses must outlive the last repetition. Where a device
+                cannot record, it is what is repeated.
+        """
+        ...
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated; None: not limited by a device."""
+        ...
+
+
+@contextmanager
+def active_for(device: Device, array: Any) -> Iterator[None]:
+    """Be active on behalf of an array: for a tensor on a GPU on PyTorch's stream, and in PyTorch's memory."""
+    with device.active(), following(device.xp, array):
+        yield
+
+
+def check_memory(device: Device, num_bytes: float, what: str) -> None:
+    """Refuse what will not fit, before anything is allocated for it.
+
+    Raises:
+        CapacityError: with the estimate and what is free.
+    """
+    free = device.free_bytes()
+    if free is not None and num_bytes > free:
+        raise CapacityError(
+            f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
+            "use a mask or a smaller region, fewer labels at a time, or --device cpu"
+        )
+
+
+@contextmanager
+def capacity(shape: Sequence[int]) -> Iterator[None]:
+    """Turn a failed allocation into an error that a user can act on."""
+    try:
+        yield
+    except MemoryError as error:  # CuPy's is one of these too
+        grid = "x".join(str(extent) for extent in shape[1:])
+        raise CapacityError(
+            f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
+            "use a mask or a smaller region, or --device cpu"
+        ) from error
+
+
+def row_width(num_channels: int) -> int:
+    """Channels that lie side by side and are filtered together: 1, 2, 4 or 8."""
+    return next((width for width in (1, 2, 4) if num_channels <= width), 8)
+
+
+def num_row_groups(num_channels: int) -> int:
+    """Rows that so many channels fill, the last one perhaps in part."""
+    return -(-num_channels // row_width(num_channels))
+
+
+def padded_channels(num_channels: int) -> int:
+    """Channels with those that fill the last row."""
+    return num_row_groups(num_channels) * row_width(num_channels)
+
+
+def precision(dtype: Any) -> dict[str, int]:
+    """The constants of kernels whose values have that type, float32 or float64."""
+    return {"CRF_DOUBLE": 1} if dtype == np.float64 else {}
+
+
+def row_constants(rows: Any) -> dict[str, int]:
+    """The constants of kernels for (group, voxel, width) values."""
+    return {"CRF_WIDTH": rows.shape[-1], **precision(rows.dtype)}
+
+
+def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.floating[Any]]:
+    """(channel) numbers as (group, width), padded with zeros."""
+    num_groups = -(-len(per_channel) // width)
+    padded = np.zeros(num_groups * width, dtype=per_channel.dtype)
+    padded[: len(per_channel)] = per_channel
+    return padded.reshape(num_groups, width)
+
+
+def to_rows(xp: Any, channels: Any) -> Any:
+    """(channel, voxel) values as (group, voxel, width), padded with zeros."""
+    num_channels, num_voxels = channels.shape
+    width = row_width(num_channels)
+    num_groups = num_row_groups(num_channels)
+    if num_channels < num_groups * width:
+        padded = xp.zeros((num_groups * width, num_voxels), dtype=channels.dtype)
+        padded[:num_channels] = channels
+        channels = padded
+    # Copied in any case: those of a single voxel are in order as they are, at an address that wide loads may not take.
+    return channels.reshape(num_groups, width, num_voxels).transpose(0, 2, 1).copy(order="C")
+
+
+def to_channels(rows: Any, num_channels: int) -> Any:
+    """The other way; a view where it can be one."""
+    num_groups, num_voxels, width = rows.shape
+    return rows.transpose(0, 2, 1).reshape(num_groups * width, num_voxels)[:num_channels]

@@ -1,0 +1,162 @@
+"""What the GPU engine's filters have in common, and its direct sums: all pairs, or the pairs of a window."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+
+from crfrefine.engines.cuda.device import check_memory, row_constants
+from crfrefine.engines.cuda.sources import padded_count
+from crfrefine.engines.cuda.truncated import HALF_EXPONENT, PlainWindow, TiledWindow
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.cuda.window import LANES, ROUNDING, SHARED_BYTES, TRUNCATION_RADIUS, cut_into_planes, is_worth_tiling, sender_bytes
+from crfrefine.errors import CapacityError
+
+_MOST_OFFSETS = 1 << 27
+_EXACT_THREADS = 128
+_TAPS_PADDING = 7  # kPadding of spatial.cu
+_MOST_SENDERS = 512  # whose sum is kept apart before it joins the total: limits rounding
+
+
+class Filter(Protocol):
+    """A symmetric kernel that can be applied to rows of channels at the voxels."""
+
+    description: str
+
+    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+        """Total += channel_weight * received * K (sent * values).
+
+        Args:
+            values: (group, voxel, width), on the device, as all arrays, and all of one type: float32 or float64.
+            sent: (voxel) factors, or None for ones.
+            received: the same.
+            channel_weight: (group, width).
+            total: as `values`; added to.
+            transposed: apply the transpose of K, which differs only for the lattice.
+        """
+        ...
+
+
+class ExactFilter:
+    """All pairs of voxels; see `Filter`."""
+
+    def __init__(self, bilateral: BilateralInput, *, tiled: bool = True) -> None:
+        """Take the features.
+
+        Args:
+            bilateral: the features.
+            tiled: share what is read among the threads of a block, where a row fits into shared memory at all.
+        """
+        self._device = bilateral.voxels.device
+        self._features = bilateral.features * HALF_EXPONENT
+        self._num_features, self._tiled = bilateral.num_features, tiled
+        self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
+
+    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+        """Add a filtering; see `Filter.accumulate`."""
+        _, num_voxels, width = values.shape
+        constants = {"CRF_FEATURES": self._num_features, **row_constants(values)}
+        senders = min(_MOST_SENDERS, SHARED_BYTES // sender_bytes(self._num_features, width, values.dtype.itemsize))
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            arguments = (self._features, num_voxels, group, sent, received, weight, out)
+            if self._tiled and senders > 0:
+                tile = {**constants, "CRF_THREADS": _EXACT_THREADS, "CRF_SENDERS": senders}
+                self._device.launch_blocks("exact_tiles", "filter_all_tiles", tile, -(-num_voxels // _EXACT_THREADS), *arguments)
+            else:
+                self._device.launch("direct", "filter_all_pairs", constants, num_voxels, *arguments)
+
+
+def window_radius(bilateral: BilateralInput) -> list[int]:
+    """Voxels on either side along each box axis; compared as floating point, since a huge bandwidth fits into no integer."""
+    voxels = bilateral.voxels
+    return [
+        int(min(TRUNCATION_RADIUS * theta / step * (1.0 + ROUNDING), extent - 1))
+        for theta, step, extent in zip(bilateral.theta_alpha, voxels.spacing, voxels.box_shape, strict=True)
+    ]
+
+
+class TruncatedFilter:
+    """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
+
+    def __init__(self, bilateral: BilateralInput, *, tiled: bool | None = None) -> None:
+        """Describe the window and put the intensities into a box.
+
+        Args:
+            bilateral: the features.
+            tiled: share what is read among the threads of a block; None: where that is worth it.
+
+        Raises:
+            CapacityError: the window or the box is too large.
+        """
+        voxels = bilateral.voxels
+        radius = window_radius(bilateral)
+        num_offsets = math.prod(2 * r + 1 for r in radius)
+        if num_offsets > _MOST_OFFSETS:
+            raise CapacityError(
+                f"a truncated sum with theta_alpha {bilateral.theta_alpha} visits up to {num_offsets:.2g} neighbors of each voxel; "
+                "use smaller bandwidths, or mean_field.filter = lattice"
+            )
+        num_modalities = len(bilateral.theta_beta)
+        num_bytes = float(bilateral.features.dtype.itemsize) * voxels.box_size * (padded_count(num_modalities) + 9)
+        check_memory(voxels.device, num_bytes, "the box of a truncated sum")
+        planes = cut_into_planes(bilateral, radius)
+        if is_worth_tiling(bilateral, planes) if tiled is None else tiled:
+            self._sum: TiledWindow | PlainWindow = TiledWindow(bilateral, planes)
+        else:
+            self._sum = PlainWindow(bilateral, radius)
+        num_pairs = int((2 * planes.half_height.astype(np.int64) + 1).clip(min=0).sum())
+        self.description = f"truncated ({num_pairs // 2} pairs a voxel)"
+
+    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+        """Add a filtering; see `Filter.accumulate`."""
+        window = self._sum
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            window.add(window.box.place(group, sent), received, weight, out)
+
+
+class SpatialFilter:
+    """The spatial kernel, axis by axis, cut at four standard deviations; see `Filter`."""
+
+    RADIUS = 4.0
+    """Standard deviations; the kernel is 3e-4 there."""
+
+    def __init__(self, voxels: Voxels, theta_gamma: list[float], dtype: Any = np.float32) -> None:
+        """Compute the taps, in the precision of the values."""
+        self._voxels, self._device = voxels, voxels.device
+        self._axes: list[tuple[int, int, Any, int]] = []
+        for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
+            sigma = theta / step
+            radius = int(min(math.ceil(min(self.RADIUS * sigma, 1e18)), extent - 1))
+            taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(dtype)
+            padded = self._device.upload(np.pad(taps, _TAPS_PADDING))
+            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, padded, radius))
+        self._boxes: dict[int, Any] = {}
+        self.description = "separable"
+
+    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+        """Add a filtering; see `Filter.accumulate`."""
+        voxels, launch = self._voxels, self._device.launch
+        _, num_voxels, width = values.shape
+        outputs = 8 if width * values.dtype.itemsize <= 16 else 4  # as many as registers hold
+        constants = {**row_constants(values), "CRF_OUTPUTS": outputs}
+        if width not in self._boxes:
+            num_bytes = 2.0 * values.dtype.itemsize * width * voxels.box_size
+            check_memory(self._device, num_bytes, "the mask's bounding box of a spatial kernel")
+            self._boxes[width] = self._device.xp.zeros((2, voxels.box_size, width), dtype=values.dtype)
+        box, other = self._boxes[width]
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            if num_voxels < voxels.box_size:
+                launch("spatial", "clear_box", constants, voxels.box_size, box, voxels.box_size)
+            launch("spatial", "scatter_to_box", constants, num_voxels, group, sent, num_voxels, voxels.box_index, box)
+            for stride, extent, taps, radius in reversed(self._axes):
+                if stride < LANES:
+                    centered = taps[radius + _TAPS_PADDING :]
+                    arguments = (box, voxels.box_size, stride, extent, centered, radius, other)
+                    launch("spatial", "filter_near_axis", constants, voxels.box_size, *arguments)
+                else:
+                    num_threads = voxels.box_size // extent * -(-extent // outputs)
+                    launch("spatial", "filter_far_axis", constants, num_threads, box, num_threads, stride, extent, taps, radius, other)
+                box, other = other, box
+            launch("spatial", "gather_from_box", constants, num_voxels, box, voxels.box_index, num_voxels, received, weight, out)

@@ -1,0 +1,156 @@
+"""The kernels of one model on one image, normalized and ready to filter; and which filter `auto` stands for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
+from crfrefine.engines.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
+from crfrefine.engines.cuda.lattice import COMPILED_FEATURES, LatticeFilter
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.errors import ConfigError
+
+# Of any GPU: arithmetic and memory traffic in these proportions, counted on paper (docs/gpu.md); only the ratio matters.
+_OPERATIONS_A_BYTE = 8.0
+# The lattice's messages are a few percent off, the direct sums' far less: it has to be clearly faster to be taken.
+_LATTICE_HANDICAP = 1.5
+# Operations below which nobody waits, and the most accurate filter is taken.
+_UNNOTICED = 1e10
+
+
+@dataclass
+class Kernel:
+    """A filter with its normalization.
+
+    Attributes:
+        filter: the plain kernel.
+        scale: (voxel) factor of the normalization, or None for ones.
+        scales_sent: whether it is applied to what is sent too, not only to what is received.
+        ones: (voxel) the normalized message of all ones.
+    """
+
+    filter: Filter
+    scale: Any
+    scales_sent: bool
+    ones: Any
+
+    def accumulate(self, values: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+        """Add channel_weight times the normalized message to `total`; see `Filter.accumulate`."""
+        self.filter.accumulate(values, self.scale if self.scales_sent else None, self.scale, channel_weight, total, transposed=transposed)
+
+
+def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
+    """Compute the normalization of a kernel.
+
+    Args:
+        plain: the kernel.
+        voxels: where it filters.
+        normalization: "symmetric", "after" or "none".
+        dtype: of the values to be filtered.
+    """
+    device, xp = voxels.device, voxels.device.xp
+    unit = xp.ones((1, 1), dtype=dtype)
+    ones = xp.ones((1, voxels.num_voxels, 1), dtype=dtype)
+    row_sum = xp.zeros_like(ones)
+    plain.accumulate(ones, None, None, unit, row_sum)
+    if normalization == "none":
+        return Kernel(plain, None, False, row_sum.reshape(-1))
+    is_symmetric = normalization == "symmetric"
+    scale = xp.empty(voxels.num_voxels, dtype=dtype)
+    constants = {"CRF_WIDTH": 1, **precision(dtype)}
+    num_voxels = voxels.num_voxels
+    device.launch("voxels", "normalizer", constants, num_voxels, row_sum.reshape(-1), num_voxels, int(is_symmetric), scale)
+    if not is_symmetric:
+        return Kernel(plain, scale, False, ones.reshape(-1))  # D^-1 K 1 = 1
+    message = xp.zeros_like(ones)
+    plain.accumulate(ones, scale, scale, unit, message)
+    return Kernel(plain, scale, True, message.reshape(-1))
+
+
+def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> str:
+    """Return what `auto` stands for: the direct sum with fewer pairs, or the lattice where that is clearly less work.
+
+    Operations are weighed against bytes moved, with as many vertices as voxels: the lattice's true number is not known before it is built.
+    """
+    voxels = bilateral.voxels
+    num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
+    num_groups = num_row_groups(num_channels)
+    filterings = num_filterings * num_groups + 2
+    window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
+    truncated = filterings * voxels.num_voxels * window * (6.0 + 3.0 * num_modalities + 2.0 * width)
+    exact = filterings * voxels.num_voxels * float(voxels.num_voxels) * (6.0 + 3.0 * bilateral.num_features + 2.0 * width)
+    corners = voxels.num_voxels * (bilateral.num_features + 1.0)
+    lattice = _OPERATIONS_A_BYTE * corners * (400.0 + filterings * (2.0 * (6.0 + 4.0 * width) + 8.0 + 16.0 * width))
+    costs = {"exact": exact, "truncated": truncated, "lattice": _LATTICE_HANDICAP * lattice}
+    if bilateral.num_features > COMPILED_FEATURES[-1]:
+        del costs["lattice"]
+    return min(costs, key=lambda name: max(costs[name], _UNNOTICED))
+
+
+def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: int, num_filterings: int) -> Filter:
+    """Build the filter of an appearance kernel.
+
+    Args:
+        requested: "auto", "exact", "truncated" or "lattice".
+        bilateral: the features.
+        num_channels: that will be filtered.
+        num_filterings: how often.
+
+    Raises:
+        ConfigError: there is no such filter on a GPU.
+    """
+    filters: dict[str, Callable[[BilateralInput], Filter]] = {
+        "exact": ExactFilter,
+        "truncated": TruncatedFilter,
+        "lattice": LatticeFilter,
+    }
+    chosen = choose_filter(bilateral, num_channels, num_filterings) if requested == "auto" else requested
+    if chosen not in filters:
+        raise ConfigError(f"mean_field.filter: the GPU engine has exact, truncated and lattice, not '{chosen}'; use --device cpu")
+    return filters[chosen](bilateral)
+
+
+def build_kernels(
+    voxels: Voxels,
+    image: Any,
+    bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
+    theta_gamma: Sequence[float] | None,
+    *,
+    normalization: str,
+    filter_name: str,
+    num_channels: int,
+    num_filterings: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Kernel], list[str]]:
+    """Build and normalize the kernels of a model, the spatial one last, and describe each in a line.
+
+    Args:
+        voxels: where.
+        image: (M, *grid) on the device; its type is that of all values.
+        bilateral: (theta_alpha, theta_beta) of each appearance kernel: one value a grid axis, one a modality.
+        theta_gamma: of the spatial kernel, one value a grid axis; None: no such kernel.
+        normalization: "symmetric", "after" or "none".
+        filter_name: of the appearance kernels.
+        num_channels: that will be filtered.
+        num_filterings: how often.
+        progress: called with the number of kernels built and that of all.
+    """
+    kernels, descriptions = [], []
+    num_kernels = len(bilateral) + (theta_gamma is not None)
+    for number, (theta_alpha, theta_beta) in enumerate(bilateral):
+        if progress is not None:
+            progress(number, num_kernels)
+        features = BilateralInput(voxels, image, voxels.of_box_axes(theta_alpha), theta_beta)
+        plain = bilateral_filter(filter_name, features, num_channels, num_filterings)
+        kernels.append(normalized(plain, voxels, normalization, image.dtype))
+        descriptions.append(f"bilateral.{number}: {plain.description}")
+    if theta_gamma is not None:
+        spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma), image.dtype)
+        kernels.append(normalized(spatial, voxels, normalization, image.dtype))
+        descriptions.append(f"spatial: {spatial.description}")
+    return kernels, descriptions

@@ -1,0 +1,320 @@
+"""The permutohedral lattice on the device: keys, a hash table that grows, deterministic numbers, neighbors, and filtering with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crfrefine.engines.cuda.device import Device, check_memory, row_constants
+from crfrefine.engines.cuda.memory import first_table_bits, lattice_bytes, table_bytes, vertex_bytes
+from crfrefine.engines.cuda.voxels import BilateralInput
+from crfrefine.errors import CapacityError
+
+COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
+"""Dimensions that the CPU's lattice is compiled for: a case takes the next one, with features of zero, and so does this engine."""
+
+SEGMENT = 64
+"""Entries of a vertex's list that are added up together, by SPLAT_GROUP threads."""
+SPLAT_GROUP = 8
+"""kGroup of splat.cu."""
+SPLAT_THREADS = 256
+
+_EMPTY = np.uint64(2**64 - 1)
+_MOST_TABLE_BITS = 32
+
+
+@dataclass(frozen=True)
+class KeyLayout:
+    """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest).
+
+    Attributes:
+        lowest: (D + 1) smallest value of each q, which its field counts from; q_0 has no field.
+        shift: (D + 1) lowest bit of each field.
+        remainder_bits: width of the lowest field.
+        total_bits: of all fields.
+        bias: minus the smallest values, in their fields: what brings them to zero, modulo 2^128.
+    """
+
+    lowest: tuple[int, ...]
+    shift: tuple[int, ...]
+    remainder_bits: int
+    total_bits: int
+    bias: int
+
+
+def feature_scales(num_features: int) -> list[float]:
+    """Factors of the features before elevation (docs/math.md, section 6.1), rounded to single precision."""
+    return [float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)]
+
+
+def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLayout:
+    """Choose the fields' widths from the range of every coordinate, by interval arithmetic on the elevation.
+
+    Args:
+        ranges: (smallest, largest) of each of the lattice's features.
+        scale: their factors before elevation.
+
+    Raises:
+        CapacityError: a bandwidth is too small for the range of its feature, or the key has more than 128 bits.
+    """
+    num_features = len(scale)
+    low = [bounds[0] * factor for bounds, factor in zip(ranges, scale, strict=True)]
+    high = [bounds[1] * factor for bounds, factor in zip(ranges, scale, strict=True)]
+    lowest, width = [0] * (num_features + 1), [0] * (num_features + 1)
+    sum_low = sum_high = 0.0
+    for i in range(num_features, 0, -1):
+        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins: rounding, the wrap, a vertex below, a step either way.
+        least, most = sum_low - i * high[i - 1], sum_high - i * low[i - 1]
+        sum_low += low[i - 1]
+        sum_high += high[i - 1]
+        if most - least > 1e9:
+            raise CapacityError("a bandwidth is too small for the range of its feature")
+        lowest[i] = math.floor(least / (num_features + 1)) - 4
+        width[i] = (math.ceil(most / (num_features + 1)) + 4 - lowest[i]).bit_length()
+    width[0] = num_features.bit_length()
+    shift = [0] + [sum(width[:i]) for i in range(1, num_features + 1)]
+    total_bits = sum(width)
+    if total_bits > 128:
+        raise CapacityError(f"the lattice's cells need {total_bits}-bit numbers, and 128 is the most; use larger bandwidths")
+    bias = -sum(value << bits for value, bits in zip(lowest[1:], shift[1:], strict=True))
+    return KeyLayout(tuple(lowest), tuple(shift), width[0], total_bits, bias % 2**128)
+
+
+class Lattice:
+    """The vertices that voxels need, and how voxels hang on them.
+
+    Attributes:
+        num_features: D of the lattice, at least that of the image.
+        num_vertices: K.
+        vertex_low, vertex_high: (vertex) packed keys in ascending order, `vertex_high` None where 64 bits are enough.
+        corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
+        entry_voxel, entry_weight: the same sorted by vertex, corner and voxel: what splatting reads.
+        before, after: (direction, vertex) neighbors, -1 = absent.
+        table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
+    """
+
+    def __init__(self, bilateral: BilateralInput, *, first_table_bits: int | None = None) -> None:
+        """Build the lattice.
+
+        Args:
+            bilateral: the features, float32.
+            first_table_bits: capacity to start from; None: for half as many vertices as voxels.
+
+        Raises:
+            CapacityError: too many features, cells or vertices, or too little memory.
+        """
+        voxels = bilateral.voxels
+        self.device: Device = voxels.device
+        num_voxels = voxels.num_voxels
+        dimension = next((d for d in COMPILED_FEATURES if d >= bilateral.num_features), None)
+        if dimension is None:
+            raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")
+        self.num_features = dimension
+        padding = dimension - bilateral.num_features
+        scale = feature_scales(dimension)
+        self.layout = layout_keys([(0.0, 0.0)] * padding + bilateral.ranges, scale)
+        self._is_wide = self.layout.total_bits > 64
+        self._constants = {"CRF_FEATURES": dimension, "CRF_WIDE_KEYS": int(self._is_wide)}
+        num_corners = num_voxels * (dimension + 1)
+        if num_corners >= 2**32:
+            raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
+        check_memory(self.device, lattice_bytes(num_voxels, dimension, np.float32, is_wide=self._is_wide), "the lattice")
+        xp = self.device.xp
+        key_low = xp.empty(num_corners, dtype=np.uint64)
+        key_high = xp.empty(num_corners, dtype=np.uint64) if self._is_wide else None
+        self.corner_weight = xp.empty((dimension + 1, num_voxels), dtype=np.uint16)
+        shift = self.device.upload(np.array(self.layout.shift, dtype=np.int32))
+        self._launch(
+            "find_simplices",
+            num_voxels,
+            bilateral.features,
+            num_voxels,
+            padding,
+            self.device.upload(np.array(scale, dtype=np.float32)),
+            shift,
+            self.layout.bias % 2**64,
+            self.layout.bias >> 64,
+            key_low,
+            key_high,
+            self.corner_weight,
+        )
+        table, slots, corner_slot = self._fill_table(key_low, key_high, num_voxels, first_table_bits)
+        self.num_vertices = int(slots.size)
+        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, SEGMENT)
+        check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
+        self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
+        self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
+        self._launch(
+            "read_vertices", self.num_vertices, key_low, key_high, table, slots, self.num_vertices, self.vertex_low, self.vertex_high
+        )
+        slot_vertex = self._number(table, slots)
+        self.after = xp.empty((dimension + 1, self.num_vertices), dtype=np.int32)
+        self.before = xp.full((dimension + 1, self.num_vertices), -1, dtype=np.int32)
+        self._launch(
+            "find_neighbors",
+            self.num_vertices,
+            self.vertex_low,
+            self.vertex_high,
+            self.num_vertices,
+            key_low,
+            key_high,
+            table,
+            self.table_bits,
+            slot_vertex,
+            shift,
+            self.layout.remainder_bits,
+            self.after,
+            self.before,
+        )
+        self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
+        pairs = key_low  # the keys are done with
+        self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex, pairs)
+        del table, slots, corner_slot, slot_vertex, key_low, key_high
+        pairs = xp.sort(pairs)
+        self._list_entries(pairs, num_voxels)
+
+    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
+        self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
+
+    def _fill_table(self, key_low: Any, key_high: Any, num_voxels: int, first_bits: int | None) -> tuple[Any, Any, Any]:
+        """Put every key into a table that ends up at most half full; the table, its slots in use, and each corner's slot."""
+        xp = self.device.xp
+        num_corners = int(key_low.size)
+        bits = first_table_bits(num_voxels) if first_bits is None else first_bits
+        corner_slot = xp.empty(num_corners, dtype=np.uint32)
+        while True:
+            if bits > _MOST_TABLE_BITS:
+                raise CapacityError("the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask")
+            check_memory(self.device, table_bytes(bits), "the lattice's hash table")
+            table = xp.full(2**bits, _EMPTY, dtype=np.uint64)
+            overflow = xp.zeros(1, dtype=np.uint64)
+            self._launch("insert_vertices", num_corners, key_low, key_high, num_corners, table, bits, corner_slot, overflow)
+            if bool(overflow[0]):
+                del table  # before a larger one is made
+                bits += 2
+                continue
+            slots = xp.flatnonzero(table != _EMPTY).astype(np.int64)
+            if 2 * int(slots.size) <= 2**bits:
+                self.table_bits = bits
+                return table, slots, corner_slot
+            bits = (2 * int(slots.size) - 1).bit_length()
+            del table, slots
+
+    def _number(self, table: Any, slots: Any) -> Any:
+        """Number the vertices in the order of their keys, whatever slots they came to lie in."""
+        xp = self.device.xp
+        order = xp.argsort(self.vertex_low, kind="stable")
+        if self._is_wide:
+            order = order[xp.argsort(self.vertex_high[order], kind="stable")]
+            self.vertex_high = self.vertex_high[order]
+        self.vertex_low = self.vertex_low[order]
+        slot_vertex = xp.empty(table.size, dtype=np.uint32)
+        self._launch("number_slots", self.num_vertices, order.astype(np.int64), slots, self.num_vertices, slot_vertex)
+        return slot_vertex
+
+    def _list_entries(self, pairs: Any, num_voxels: int) -> None:
+        """Cut each vertex's list of sorted corners into segments; those of a vertex with several get rows of their own."""
+        xp = self.device.xp
+        num_corners, num_vertices = int(pairs.size), self.num_vertices
+        self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
+        self.entry_weight = xp.empty(num_corners, dtype=np.uint16)
+        begin = xp.empty(num_vertices + 1, dtype=np.int64)
+        self._launch(
+            "list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, self.entry_voxel, self.entry_weight, begin
+        )
+        num_segments = (begin[1:] - begin[:-1] + (SEGMENT - 1)) // SEGMENT
+        first_segment = xp.cumsum(num_segments) - num_segments
+        total = int(num_segments.sum())
+        segment = xp.arange(total, dtype=np.int64)
+        vertex = xp.searchsorted(first_segment, segment, side="right").astype(np.int64) - 1
+        self.segment_begin = xp.empty(total + 1, dtype=np.int64)
+        self.segment_begin[:-1] = begin[vertex] + (segment - first_segment[vertex]) * SEGMENT
+        self.segment_begin[-1] = num_corners
+        is_shared = num_segments[vertex] > 1
+        own_row = num_vertices + xp.cumsum(is_shared.astype(np.int64)) - 1
+        self.segment_row = xp.where(is_shared, own_row, vertex).astype(np.int64)
+        self.shared_vertex = xp.flatnonzero(num_segments > 1).astype(np.int64)
+        self.shared_rows = num_segments[self.shared_vertex].astype(np.int64)
+        self.shared_first = (num_vertices + xp.cumsum(self.shared_rows) - self.shared_rows).astype(np.int64)
+        self.num_rows = num_vertices + int(is_shared.sum())
+
+    def amplitude(self) -> float:
+        """What gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (docs/math.md, section 6)."""
+        d = self.num_features
+        return math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
+
+
+class LatticeFilter:
+    """Splat, blur, slice; see `Filter`."""
+
+    def __init__(self, bilateral: BilateralInput) -> None:
+        """Build the lattice."""
+        self.lattice = Lattice(bilateral.single())
+        num_voxels = bilateral.voxels.num_voxels
+        self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} a voxel)"
+        self._rows: dict[int, tuple[Any, Any]] = {}
+
+    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+        """Add a filtering; see `Filter.accumulate`."""
+        lattice = self.lattice
+        device, num_vertices = lattice.device, lattice.num_vertices
+        _, num_voxels, width = values.shape
+        constants = row_constants(values)
+        if width not in self._rows:
+            check_memory(
+                device, float(values.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices"
+            )
+            self._rows[width] = (
+                device.xp.empty((lattice.num_rows, width), dtype=values.dtype),
+                device.xp.empty((num_vertices, width), dtype=values.dtype),
+            )
+        num_segments, num_shared = int(lattice.segment_row.size), int(lattice.shared_vertex.size)
+        directions = range(lattice.num_features + 1)
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            rows, other = self._rows[width]
+            device.launch_blocks(
+                "splat",
+                "splat",
+                {**constants, "CRF_THREADS": SPLAT_THREADS},
+                -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
+                group,
+                sent,
+                lattice.entry_voxel,
+                lattice.entry_weight,
+                lattice.segment_begin,
+                lattice.segment_row,
+                num_segments,
+                rows,
+            )
+            device.launch(
+                "lattice",
+                "sum_segments",
+                constants,
+                num_shared,
+                lattice.shared_vertex,
+                lattice.shared_first,
+                lattice.shared_rows,
+                num_shared,
+                rows,
+            )
+            for j in reversed(directions) if transposed else directions:
+                device.launch("lattice", "blur", constants, num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
+                rows, other = other, rows
+            device.launch(
+                "lattice",
+                "slice_values",
+                constants,
+                num_voxels,
+                rows,
+                lattice.corner_vertex,
+                lattice.corner_weight,
+                lattice.num_features + 1,
+                num_voxels,
+                lattice.amplitude(),
+                received,
+                weight,
+                out,
+            )

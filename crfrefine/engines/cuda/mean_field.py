@@ -1,0 +1,261 @@
+"""The mean-field iteration on the device (docs/math.md, section 3): the host only decides what is launched next."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width, to_channels
+from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.memory import MOST_THREADS
+from crfrefine.engines.cuda.voxels import Voxels
+
+_FEWEST_REPEATED = 4
+"""Steps of a run from which recording them is worth it."""
+
+# As in kernels/cuda/mean_field.cu.
+_NUM_SUMS, _FOLD = 6, 32
+_NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
+
+
+@dataclass(frozen=True)
+class MeanFieldOptions:
+    """What a run is, but for its kernels.
+
+    Attributes:
+        weights: (kernel, label), in the precision of the run.
+        compatibility: (label, label) penalty; row: the neighbor's.
+        is_potts: whether it is 1 off the diagonal.
+        num_iterations: steps, at most.
+        tolerance: mean divergence a voxel that counts as converged; 0: never stop early.
+        temperature: divides the logits.
+        damping: share of the old log-marginals in a step.
+        watches_energy: whether a rise of the energy halves the steps.
+    """
+
+    weights: NDArray[np.floating[Any]]
+    compatibility: NDArray[np.floating[Any]]
+    is_potts: bool
+    num_iterations: int
+    tolerance: float
+    temperature: float
+    damping: float
+    watches_energy: bool
+
+    @property
+    def num_channels(self) -> int:
+        """Of the marginals that are filtered.
+
+        With one weight for all labels the last label's message follows from the others', as marginals sum to 1.
+        """
+        num_labels = len(self.compatibility)
+        return num_labels - 1 if bool((self.weights == self.weights[:, :1]).all()) else num_labels
+
+
+@dataclass(frozen=True)
+class MeanFieldOutcome:
+    """What a run leaves.
+
+    Attributes:
+        logits: (label, *grid) on the device.
+        num_iterations: steps taken.
+        converged: whether the stopping rule was met.
+        energy: of the marginals that each step started from.
+        steps: the length of each step.
+        record: (step, channel, voxel) marginals that each step started from, on the device; None unless asked for.
+    """
+
+    logits: Any
+    num_iterations: int
+    converged: bool
+    energy: tuple[float, ...]
+    steps: tuple[float, ...]
+    record: Any = None
+
+
+def run_mean_field(
+    voxels: Voxels,
+    kernels: Sequence[Kernel],
+    options: MeanFieldOptions,
+    logits: Any,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    records: bool = False,
+) -> MeanFieldOutcome:
+    """Run the iteration.
+
+    Args:
+        voxels: the masked voxels.
+        kernels: normalized.
+        options: the rest of the model.
+        logits: (label, *grid) float32 or float64, on the device.
+        progress: called before each step with its number and that of all.
+        records: whether to keep what the way back needs.
+    """
+    outcome, num_launched = _iterate(voxels, kernels, options, logits, progress, records=records, repeats=True)
+    if outcome.num_iterations != num_launched:
+        warnings.warn(
+            f"a GPU took {outcome.num_iterations} of {num_launched} steps that were recorded; they are launched one by one now",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        outcome, _ = _iterate(voxels, kernels, options, logits, progress, records=records, repeats=False)
+    return outcome
+
+
+def _iterate(
+    voxels: Voxels,
+    kernels: Sequence[Kernel],
+    options: MeanFieldOptions,
+    logits: Any,
+    progress: Callable[[int, int], None] | None,
+    *,
+    records: bool,
+    repeats: bool,
+) -> tuple[MeanFieldOutcome, int]:
+    """All steps: what they leave, and how many were launched. `repeats`: steps that launch the same may be recorded."""
+    run = _Run(voxels, kernels, options, logits, records=records)
+    may_stop = options.tolerance > 0.0
+    # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
+    # The energy of a Potts model with one weight for all labels does not rise.
+    may_rise = not (options.is_potts and options.num_channels < len(options.compatibility))
+    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and may_rise)
+    repeat: Callable[[], None] | None = None
+    num_launched = 0
+    for t in range(options.num_iterations):
+        if progress is not None:
+            progress(t, options.num_iterations)
+        is_last = t + 1 == options.num_iterations
+        # All steps but the last launch the same: recorded once they have run, as launching one by one takes longer than running. The
+        # record writes to the run's buffers, which stay until its outcome has been waited for.
+        if records or not repeats or is_last or t == 0 or options.num_iterations < _FEWEST_REPEATED:
+            run.step(keeps=keeps, is_last=is_last)
+        else:
+            repeat = repeat or voxels.device.capture(lambda: run.step(keeps=keeps, is_last=False))
+            repeat()
+        num_launched += 1
+        if may_stop and run.converged():
+            break
+    return run.outcome(), num_launched
+
+
+class _Run:
+    """The arrays of a run, and its launches."""
+
+    def __init__(self, voxels: Voxels, kernels: Sequence[Kernel], options: MeanFieldOptions, logits: Any, *, records: bool) -> None:
+        self._voxels, self._kernels, self._options, self._logits = voxels, kernels, options, logits
+        self._device, xp = voxels.device, voxels.device.xp
+        dtype = logits.dtype
+        num_labels, num_channels, num_voxels = len(logits), options.num_channels, voxels.num_voxels
+        width = row_width(num_channels)
+        num_groups = num_row_groups(num_channels)
+        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
+        self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in options.weights]
+        self._weighted_ones = None
+        if num_channels < num_labels:
+            self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
+            for kernel, weight in zip(kernels, options.weights, strict=True):
+                self._weighted_ones += kernel.ones * float(weight[0])
+        self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=dtype))
+        self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
+        self._messages = xp.empty_like(self._marginals)
+        self._num_threads = min(num_voxels, MOST_THREADS)
+        self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
+        self._folded = self._fold_buffers()
+        self._state = xp.zeros(_NUM_STATES + 2 * max(options.num_iterations, 1), dtype=np.float64)
+        self._inverse_temperature = dtype.type(1.0) / dtype.type(options.temperature)
+        self._out = xp.empty_like(logits)
+        self._num_done = 0
+        self._record = xp.empty((options.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
+        self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
+        self._launch(
+            "start",
+            self._num_threads,
+            logits,
+            voxels.grid_size,
+            voxels.grid_index,
+            num_voxels,
+            self._inverse_temperature,
+            self._marginals,
+            self._messages,
+            self._num_threads,
+            self._partial,
+        )
+        sums = self._fold()
+        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - float(dtype.type(options.damping)), self._state)
+
+    def step(self, *, keeps: bool, is_last: bool) -> None:
+        """Launch one step."""
+        if self._record is not None:
+            self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
+            self._num_done += 1
+        for kernel, weight in zip(self._kernels, self._weights, strict=True):
+            kernel.accumulate(self._marginals, weight, self._messages)
+        voxels, options = self._voxels, self._options
+        self._launch(
+            "update",
+            self._num_threads,
+            self._logits,
+            voxels.grid_size,
+            voxels.grid_index,
+            voxels.num_voxels,
+            self._inverse_temperature,
+            self._marginals,
+            self._messages,
+            self._weighted_ones,
+            self._compatibility,
+            int(options.is_potts),
+            int(options.tolerance > 0.0),
+            self._state,
+            self._out if keeps else None,
+            self._out if keeps or is_last else None,
+            self._num_threads,
+            self._partial,
+        )
+        sums = self._fold()
+        self._launch(
+            "end_step",
+            1,
+            sums,
+            sums.shape[1],
+            voxels.num_voxels,
+            int(options.watches_energy),
+            options.tolerance,
+            max(options.num_iterations, 1),
+            self._state,
+        )
+
+    def converged(self) -> bool:
+        """Whether the last step was the last one needed: waits for it."""
+        return bool(self._device.download(self._state)[_CONVERGED])
+
+    def outcome(self) -> MeanFieldOutcome:
+        """What is there now."""
+        state = self._device.download(self._state)
+        done, most = int(state[_NUM_STEPS]), max(self._options.num_iterations, 1)
+        energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
+        return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()), self._record)
+
+    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
+        self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)
+
+    def _fold_buffers(self) -> list[Any]:
+        buffers, count = [], self._num_threads
+        while count > _FOLD:
+            count = -(-count // _FOLD)
+            buffers.append(self._device.xp.empty((_NUM_SUMS, count), dtype=np.float64))
+        return buffers
+
+    def _fold(self) -> Any:
+        """Add up the threads' sums until few are left."""
+        sums = self._partial
+        for folded in self._folded:
+            count = folded.shape[1]
+            self._launch("fold_sums", _NUM_SUMS * count, sums, sums.shape[1], count, folded)
+            sums = folded
+        return sums

@@ -1,0 +1,123 @@
+"""How much memory is needed, estimated before anything is allocated.
+
+Bytes a voxel, vertex or corner are counted from the arrays that are alive at once, the temporaries of sums, sorts and index arithmetic
+among them. What is known only later (how many vertices a lattice has, how large the mask's box is) is estimated, and refused, then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from crfrefine.engines.cuda.device import padded_channels
+
+MOST_THREADS = 1 << 17
+"""Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are soon added up."""
+
+_SUMS = 6 * 8.0 * 1.1  # a thread: double precision, and what they are folded into
+_CORNER = 30.0  # a corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
+_TABLE = 13.0  # a slot: the key, whether there is one, and the vertex's number
+
+
+def case_bytes(
+    logits_shape: Sequence[int],
+    num_modalities: int,
+    num_voxels: int,
+    num_channels: int,
+    *,
+    num_bilateral: int,
+    filter_name: str,
+) -> float:
+    """Of a run in float32 from the host's arrays: logits in and out, image, voxels, features, kernels, and the steps.
+
+    Args:
+        logits_shape: (L, *grid).
+        num_modalities: of the image.
+        num_voxels: inside the mask.
+        num_channels: that are filtered.
+        num_bilateral: appearance kernels.
+        filter_name: theirs; "auto" counts as one that needs no memory of its own.
+    """
+    image_shape = (num_modalities, *logits_shape[1:])
+    build = build_bytes(image_shape, num_voxels, num_bilateral=num_bilateral, filter_name=filter_name, dtype="float32")
+    return build + 4.0 * math.prod(logits_shape) + run_bytes(logits_shape, num_voxels, num_channels, "float32")
+
+
+def build_bytes(image_shape: Sequence[int], num_voxels: int, *, num_bilateral: int, filter_name: str, dtype: Any) -> float:
+    """Of the kernels of a model on an image (M, *grid), in the image's precision."""
+    size = _itemsize(dtype)
+    num_axes, grid_size = len(image_shape) - 1, math.prod(image_shape[1:])
+    num_features = image_shape[0] + num_axes
+    voxels = num_voxels * (16.0 + 4.0 * num_axes)
+    numbering = num_voxels * (16.0 + 8.0 * num_axes) + grid_size  # while voxels are numbered: wide coordinates, and the mask
+    # Features, packed or scaled anew by some filters; the normalization's factor and the message of ones, with what they are made of.
+    features = size * num_voxels * (2.0 * num_features + 4.0)
+    kernels = num_bilateral * size * num_voxels * (num_features + 4.0) + 2.0 * size * num_voxels
+    lattices = num_bilateral * lattice_bytes(num_voxels, num_features, dtype) if filter_name == "lattice" else 0.0
+    return size * math.prod(image_shape) + voxels + max(numbering, features + kernels + lattices)
+
+
+def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, dtype: Any, *, num_recorded: int = 0) -> float:
+    """Of the steps, without the logits that they start from, with `num_recorded` steps' marginals kept."""
+    size = _itemsize(dtype)
+    padded = padded_channels(num_channels)
+    rows = num_voxels * (2.0 * padded + 2.0)  # marginals, messages, the weighted message of ones
+    record = num_voxels * (num_recorded * num_channels + (2.0 * padded if num_recorded else 0.0))
+    return size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
+
+
+def backward_bytes(logits_shape: Sequence[int], num_voxels: int, dtype: Any, *, num_wanted: int) -> float:
+    """Of the way back, without logits, record and the loss's gradient.
+
+    Args:
+        logits_shape: (L, *grid).
+        num_voxels: inside the mask.
+        dtype: of the values.
+        num_wanted: modalities of which the image's gradient is wanted.
+    """
+    num_labels, grid_size = logits_shape[0], math.prod(logits_shape[1:])
+    arrays = 22.0 * num_labels + 12.0 + 2.0 * num_wanted
+    return _itemsize(dtype) * (num_voxels * arrays + grid_size * (4.0 * num_labels + num_wanted))
+
+
+def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: int, *, filter_name: str) -> float:
+    """Of one filtering of (C, *grid) values in float32; no modalities: with a spatial kernel."""
+    image_shape = (num_modalities, *values_shape[1:])
+    build = build_bytes(
+        image_shape,
+        num_voxels,
+        num_bilateral=int(num_modalities > 0),
+        filter_name=filter_name,
+        dtype="float32",
+    )
+    return build + 4.0 * (2.0 * math.prod(values_shape) + 2.0 * padded_channels(values_shape[0]) * num_voxels)
+
+
+def lattice_bytes(num_voxels: int, num_features: int, dtype: Any, *, is_wide: bool = False) -> float:
+    """Of a lattice but for its vertices: corners, and a table of the size that is tried first. `is_wide`: with keys above 64 bits."""
+    single = 4.0 * num_voxels * num_features if _itemsize(dtype) == 8 else 0.0  # it is built from single precision
+    return single + (_CORNER + 8.0 * is_wide) * num_voxels * (num_features + 1) + table_bytes(first_table_bits(num_voxels))
+
+
+def first_table_bits(num_voxels: int) -> int:
+    """Of the hash table: for half as many vertices as voxels."""
+    return max(4, num_voxels.bit_length())
+
+
+def table_bytes(bits: int) -> float:
+    """Of a hash table with 2^bits slots."""
+    return _TABLE * float(1 << bits)
+
+
+def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_bits: int, segment: int) -> float:
+    """Of what comes once the vertices are counted, beside corners and table: numbers, neighbors, and lists cut into segments."""
+    num_segments = min(num_corners, num_vertices + num_corners // segment)
+    # Keys, their order, where their lists begin, and two neighbors along each direction.
+    own = num_vertices * (40.0 + 8.0 * (num_features + 1))
+    # Beside them one after the other: the table's numbers, the corners' pairs being sorted, the lists and the arithmetic of segments.
+    return own + max(4.0 * float(1 << table_bits), 16.0 * num_corners, 6.0 * num_corners + 64.0 * num_segments)
+
+
+def _itemsize(dtype: Any) -> float:
+    return 8.0 if str(dtype).endswith("float64") else 4.0

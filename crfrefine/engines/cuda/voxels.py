@@ -1,0 +1,170 @@
+"""Which voxels take part, on the device: the numpy form of kernels/cpu/voxels.cpp, with the features of kernels/cpu/features.cpp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda.device import Device, precision
+from crfrefine.errors import CapacityError, InputError
+
+LARGEST_FEATURE = 1e6
+"""Single precision resolves a difference of one bandwidth up to about this many of them."""
+
+
+class Voxels:
+    """The masked voxels, numbered in raster order, inside the mask's bounding box.
+
+    Attributes:
+        num_voxels: inside the mask.
+        grid_size: of the whole grid.
+        grid_index, box_index: (voxel) linear indices in the grid and in the box, on the device.
+        box_shape, spacing, source_axis: of the box's axes; axes one voxel long are left out, but for the last one.
+        feature: which of the positions among the features each axis is: not its place in memory decides.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        grid_shape: Sequence[int],
+        spacing: Sequence[float],
+        mask: NDArray[np.bool_] | None,
+        axes: Sequence[int] | None = None,
+    ) -> None:
+        """Number the voxels.
+
+        Args:
+            device: where the indices go.
+            grid_shape: extents, the last axis fastest.
+            spacing: distance of neighbors, one a grid axis.
+            mask: (*grid) or None for all.
+            axes: the number that each grid axis has for the user; None: as they are.
+
+        Raises:
+            InputError: the mask is empty.
+        """
+        xp = device.xp
+        self.device = device
+        self.grid_size = math.prod(grid_shape)
+        if mask is None:
+            self.grid_index = xp.arange(self.grid_size, dtype=np.int64)
+        else:
+            self.grid_index = xp.flatnonzero(device.upload(mask)).astype(np.int64)
+        self.num_voxels = int(self.grid_index.size)
+        if self.num_voxels == 0:
+            raise InputError("the mask is empty")
+        coordinates: list[Any] = []
+        rest = self.grid_index
+        for extent in reversed(grid_shape):
+            coordinates.insert(0, rest % extent)
+            rest = rest // extent
+        low = [int(c.min()) for c in coordinates]
+        high = [int(c.max()) + 1 for c in coordinates]
+        last = len(grid_shape) - 1
+        self.source_axis = [a for a in range(last + 1) if high[a] - low[a] > 1 or a == last]
+        self.box_shape = [high[a] - low[a] for a in self.source_axis]
+        self.box_size = math.prod(self.box_shape)
+        self.spacing = [float(spacing[a]) for a in self.source_axis]
+        number = self.source_axis if axes is None else [axes[a] for a in self.source_axis]
+        self.feature = [sum(other < own for other in number) for own in number]
+        self.coordinates = [(coordinates[a] - low[a]).astype(np.int32) for a in self.source_axis]
+        self.box_index = self.linear_index(self.box_shape)
+
+    @property
+    def num_axes(self) -> int:
+        """Axes of the box."""
+        return len(self.box_shape)
+
+    def linear_index(self, shape: Sequence[int]) -> Any:
+        """Each voxel's linear index in a box of that shape with the voxels' box at its corner."""
+        index = self.coordinates[0].astype(np.int64)
+        for coordinate, extent in zip(self.coordinates[1:], shape[1:], strict=True):
+            index = index * extent + coordinate
+        return index
+
+    def of_box_axes(self, per_grid_axis: Sequence[float]) -> list[float]:
+        """Pick the values of the box's axes."""
+        return [float(per_grid_axis[a]) for a in self.source_axis]
+
+
+class BilateralInput:
+    """An appearance kernel's features at the voxels: intensities first, positions last.
+
+    Attributes:
+        features: (modality + axis, voxel) in the image's precision, on the device.
+        ranges: (smallest, largest) of each feature.
+    """
+
+    def __init__(self, voxels: Voxels, image: Any, theta_alpha: Sequence[float], theta_beta: Sequence[float]) -> None:
+        """Compute the features.
+
+        Args:
+            voxels: where.
+            image: (M, *grid) float32 or float64, on the device.
+            theta_alpha: one a box axis.
+            theta_beta: one a modality.
+
+        Raises:
+            InputError: an intensity is not finite.
+            CapacityError: a feature spans too many bandwidths.
+        """
+        device, xp = voxels.device, voxels.device.xp
+        dtype = image.dtype
+        self.voxels, self._image, self.theta_alpha, self.theta_beta = voxels, image, list(theta_alpha), list(theta_beta)
+        for theta, extent, step in zip(theta_alpha, voxels.box_shape, voxels.spacing, strict=True):
+            if extent * step / theta > LARGEST_FEATURE:
+                raise CapacityError(f"theta_alpha {theta:f} is less than a millionth of the volume's extent; use a larger bandwidth")
+        lowest, highest = [], []
+        for m, theta in enumerate(theta_beta):
+            inside = image[m].reshape(-1)[voxels.grid_index]
+            lowest.append(float(inside.min()))
+            highest.append(float(inside.max()))
+            if not bool(xp.isfinite(inside).all()):
+                raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
+            if (highest[m] - lowest[m]) / theta > LARGEST_FEATURE:
+                raise CapacityError(
+                    f"theta_beta {theta:f} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
+                    "or normalize the intensities"
+                )
+        num_features = len(self.theta_beta) + voxels.num_axes
+        position_scale = [step / theta for step, theta in zip(voxels.spacing, theta_alpha, strict=True)]
+        self.features = xp.empty((num_features, voxels.num_voxels), dtype=dtype)
+        device.launch(
+            "features",
+            "gather_features",
+            precision(dtype),
+            voxels.num_voxels,
+            image,
+            voxels.grid_size,
+            voxels.grid_index,
+            voxels.box_index,
+            voxels.num_voxels,
+            len(self.theta_beta),
+            device.upload(np.array(lowest, dtype=dtype)),
+            device.upload(np.array([1.0 / theta for theta in theta_beta], dtype=dtype)),
+            voxels.num_axes,
+            device.upload(np.array(voxels.box_shape, dtype=np.int64)),
+            device.upload(np.array(position_scale, dtype=np.float64)),
+            device.upload(np.array(voxels.feature, dtype=np.int64)),
+            self.features,
+        )
+        positions = [0.0] * voxels.num_axes
+        for a, scale in enumerate(position_scale):
+            positions[voxels.feature[a]] = (voxels.box_shape[a] - 1) * scale
+        spans = [(top - bottom) / theta for bottom, top, theta in zip(lowest, highest, theta_beta, strict=True)]
+        self.ranges = [(0.0, span) for span in (*spans, *positions)]
+
+    def single(self) -> BilateralInput:
+        """The same from the image in float32: what a lattice is built from."""
+        if self._image.dtype == np.float32:
+            return self
+        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_alpha, self.theta_beta)
+
+    @property
+    def num_features(self) -> int:
+        """Modalities and axes."""
+        return len(self.ranges)

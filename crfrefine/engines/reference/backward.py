@@ -1,0 +1,114 @@
+"""The way back through the mean field with dense N x N matrices, in float64: the yardstick for every engine's gradients.
+
+Nothing is recomputed, filtered or summed cleverly: derivatives by whole matrices are formed and reduced. docs/math.md has the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Partial derivatives of a loss.
+
+    Attributes:
+        logits: (N, L).
+        weights: (kernels, L).
+        compatibility: (L, L), the diagonal too.
+        temperature: number.
+        features: (N, D) a kernel, by its features.
+    """
+
+    logits: Float
+    weights: Float
+    compatibility: Float
+    temperature: float
+    features: tuple[Float, ...]
+
+
+def mean_field_backward(
+    trace: MeanFieldTrace,
+    gradient: Float,
+    logits: Float,
+    kernels: Sequence[Filter],
+    features: Sequence[Float],
+    weights: Float,
+    compatibility: Float,
+    *,
+    temperature: float,
+    normalization: str,
+) -> Gradients:
+    """Derivatives of a loss by all that went into `mean_field`.
+
+    Args:
+        trace: the run.
+        gradient: (N, L), derivative of the loss by the run's logits.
+        logits: (N, L), as they went in.
+        kernels: the plain kernels.
+        features: (N, D) of each kernel.
+        weights: (kernels, L).
+        compatibility: (L, L).
+        temperature: divided the logits.
+        normalization: "symmetric", "after" or "none".
+    """
+    num_points, num_labels = logits.shape
+    plain = [kernel.filter(np.eye(num_points)) for kernel in kernels]
+    normalized = [NormalizedKernel(kernel, num_points, normalization).message(np.eye(num_points)) for kernel in kernels]
+    by_normalized = [np.zeros((num_points, num_points)) for _ in kernels]
+    by_weights = np.zeros((len(kernels), num_labels))
+    by_compatibility = np.zeros((num_labels, num_labels))
+    by_scores = np.zeros_like(logits)
+    by_x = gradient.astype(np.float64)
+    for marginals, step in zip(reversed(trace.marginals), reversed(trace.steps), strict=True):
+        by_update = step * by_x
+        by_scores += by_update
+        by_marginals = np.zeros_like(marginals)
+        for index, matrix in enumerate(normalized):
+            message = matrix @ marginals
+            by_sent = -by_update @ compatibility.T
+            by_compatibility -= (message * weights[index]).T @ by_update
+            by_weights[index] += (message * by_sent).sum(axis=0)
+            by_normalized[index] += (by_sent * weights[index]) @ marginals.T
+            by_marginals += matrix.T @ (by_sent * weights[index])
+        by_x = (1.0 - step) * by_x + marginals * (by_marginals - (marginals * by_marginals).sum(axis=1, keepdims=True))
+    by_scores += by_x
+    by_features = [
+        _by_features(_by_plain(matrix, by_matrix, normalization), matrix, columns)
+        for matrix, by_matrix, columns in zip(plain, by_normalized, features, strict=True)
+    ]
+    return Gradients(
+        logits=by_scores / temperature,
+        weights=by_weights,
+        compatibility=by_compatibility,
+        temperature=float(-(by_scores * logits).sum() / temperature**2),
+        features=tuple(by_features),
+    )
+
+
+def _by_plain(kernel: Float, by_normalized: Float, normalization: str) -> Float:
+    """From the derivative by the normalized kernel to that by the plain one, whose row sums D are functions of it too."""
+    row_sum = kernel.sum(axis=1)
+    if normalization == "none":
+        return by_normalized
+    if normalization == "after":
+        by_row_sum = -(by_normalized * kernel).sum(axis=1) / row_sum**2
+        return np.asarray(by_normalized / row_sum[:, None] + by_row_sum[:, None])
+    scale = 1.0 / np.sqrt(row_sum)
+    by_scale = (by_normalized * kernel * scale[None, :]).sum(axis=1) + (by_normalized * kernel * scale[:, None]).sum(axis=0)
+    return np.asarray(by_normalized * scale[:, None] * scale[None, :] + (-0.5 * scale**3 * by_scale)[:, None])
+
+
+def _by_features(by_kernel: Float, kernel: Float, features: Float) -> Float:
+    """From the derivative by K_ij = exp(-|f_i - f_j|^2 / 2) to that by each f_i."""
+    pull = by_kernel * kernel
+    pull = pull + pull.T
+    return np.stack([(pull * (column[None, :] - column[:, None])).sum(axis=1) for column in features.T], axis=1)

@@ -1,0 +1,124 @@
+"""One case: read its label maps and measure every method. Runs in a process of its own, so that what goes in and out can be pickled."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.errors import InputError
+from crfrefine.evaluate.pairing import CasePair, MethodFiles
+from crfrefine.evaluate.reading import Scores, read_masks, read_reference, read_scores
+from crfrefine.evaluate.records import CaseResult, Settings, Values
+from crfrefine.failures import CaseWork, Failure
+from crfrefine.metrics.calibration import CALIBRATION_METRICS, measure_calibration
+from crfrefine.metrics.overlap import measure_case
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import Volume
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to be measured."""
+
+    pair: CasePair
+    settings: Settings
+
+
+def measure_pair(job: Job) -> CaseResult:
+    """Measure every method in a case; what cannot be measured is recorded, and the rest goes on."""
+    started = time.perf_counter()
+    result = CaseResult(job.pair.case_id)
+    with CaseWork(result.fail, job.pair.reference):
+        if job.pair.problem:
+            raise InputError(job.pair.problem)
+        reference = _without_ignored(read_reference(job.pair.reference), job)
+        if reference.volume.header is not None:
+            result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
+        for name, files in job.pair.methods.items():
+            with CaseWork(partial(result.fail, method=name), *files.paths):
+                _measure_method(name, files, reference, job.settings, result)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The reference of a case.
+
+    Attributes:
+        volume: as read.
+        ignored: (*grid) True where voxels do not count; None: all count.
+    """
+
+    volume: Volume
+    ignored: NDArray[np.bool_] | None
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(*grid)."""
+        return self.volume.data
+
+
+def _without_ignored(volume: Volume, job: Job) -> _Reference:
+    ignore_label = job.settings.plan.ignore_label
+    if ignore_label is None:
+        return _Reference(volume, None)
+    ignored = volume.data == ignore_label
+    if ignored.all():
+        raise InputError(f"{job.pair.reference}: every voxel has the label {ignore_label}, to be ignored")
+    return _Reference(volume, ignored if ignored.any() else None)
+
+
+def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
+    label_map, scores = read_masks(files, reference.volume)
+    if files.asked_for_scores:  # The calibration is that of others.
+        scores = None
+    values = _measure_masks(label_map, reference, settings)
+    result.values[name] = values
+    del label_map
+
+    def fail(failure: Failure) -> None:
+        if files.asked_for_scores or scores is not None or failure.traceback is not None:
+            result.fail(failure, name)
+        else:
+            result.warnings.append(f"{name}: no calibration: {failure.message}")
+
+    with CaseWork(fail, *files.scores):
+        if files.scores_problem:
+            raise InputError(files.scores_problem)
+        if scores is None and files.scores:
+            scores = read_scores(files.scores, reference.volume)
+        if scores is not None:
+            _add_calibration(values, scores, reference, settings)
+            result.notes.append(f"{name}: {scores.note}")
+
+
+def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> Values:
+    if reference.ignored is not None:
+        label_map = np.where(reference.ignored, 0, label_map)
+    labels = {*foreground_labels(label_map), *foreground_labels(reference.labels)}
+    regions = settings.plan.all_regions(sorted(labels))
+    return measure_case(
+        label_map,
+        reference.labels,
+        regions,
+        reference.volume.spacing,
+        tolerance_mm=settings.tolerance_mm,
+        ignore_label=settings.plan.ignore_label,
+    )
+
+
+def _add_calibration(values: Values, scores: Scores, reference: _Reference, settings: Settings) -> None:
+    num_channels = len(scores.probabilities)
+    regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_channels)])
+    measured = measure_calibration(scores.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
+    for region, row in measured.items():
+        values.setdefault(region, {}).update({metric: row[metric] for metric in CALIBRATION_METRICS})

@@ -1,0 +1,106 @@
+"""What is asked for: the options of `crfrefine evaluate`, and which of them cannot be followed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.text import listed, shorten, shorten_value
+
+DEFAULT_NAME = "prediction"
+
+
+@dataclass(frozen=True)
+class AssessmentOptions:
+    """What to measure, against what, and where the results go.
+
+    Attributes:
+        predictions: a folder or a file: label maps, or logits or probabilities of all labels. This method is judged.
+        labels: a folder or a file: the reference.
+        output: folder for the results.
+        name: of the judged method.
+        baselines: name and folder of other methods; the first one is what the judged one is compared with, the others are its rivals.
+        probabilities: name of a method and the folder of its logits or probabilities, where they are not beside its label maps.
+        images: a folder or a file; shown in the report.
+        regions: each "NAME=1+3+4", or the name of a JSON file.
+        tolerance_mm: of the surface Dice.
+        ignore_label: voxels where the reference has this value do not count; None: as `dataset.json` says.
+        processes: how many cases are measured at a time; None: the cores this process may use.
+        resume: reuse what was measured before, where files and options are the same.
+        report: also write `report.html`.
+        fail_fast: stop at the first bad case.
+        strict: refuse cases that lack a file, which are left out otherwise.
+        command_line: as typed, for the report.
+    """
+
+    predictions: Path
+    labels: Path
+    output: Path
+    name: str = DEFAULT_NAME
+    baselines: tuple[tuple[str, Path], ...] = ()
+    probabilities: tuple[tuple[str, Path], ...] = ()
+    images: Path | None = None
+    regions: tuple[str, ...] = ()
+    tolerance_mm: float = 1.0
+    ignore_label: int | None = None
+    processes: int | None = None
+    resume: bool = False
+    report: bool = True
+    fail_fast: bool = False
+    strict: bool = False
+    command_line: str = ""
+
+    @property
+    def methods(self) -> dict[str, Path]:
+        """Folder or file of each method by its name, the judged one first."""
+        return {self.name: self.predictions, **dict(self.baselines)}
+
+    @property
+    def baseline(self) -> str | None:
+        """Name of the method that the judged one is compared with."""
+        return self.baselines[0][0] if self.baselines else None
+
+
+def check_options(options: AssessmentOptions) -> None:
+    """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+    from crfrefine.io.atomic import check_small_file
+
+    names = [options.name, *(name for name, _ in options.baselines)]
+    if not all(names):
+        raise ConfigError("a method has an empty name; expected NAME=FOLDER")
+    _require_different("--baseline", names)
+    _require_different("--probabilities", [name for name, _ in options.probabilities])
+    for name, _ in options.probabilities:
+        if name not in names:
+            raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
+    if not 0 <= options.tolerance_mm < math.inf:
+        raise ConfigError(f"--tolerance: expected a number of mm from 0 on, got {options.tolerance_mm:g}")
+    if options.ignore_label is not None and not 1 <= options.ignore_label <= LARGEST_LABEL:
+        raise ConfigError(
+            f"--ignore-label: expected the number of a label from 1 on, up to {LARGEST_LABEL}, got {shorten_value(options.ignore_label)}"
+        )
+    given = [options.labels, *options.methods.values(), *(path for _, path in options.probabilities)]
+    for path in given if options.images is None else [*given, options.images]:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if path.is_dir() and options.output.is_dir() and path.samefile(options.output):
+            raise InputError(
+                f"{options.output}: is an input of this run, whose files could be replaced; choose another folder for the results"
+            )
+    if options.output.exists() and not options.output.is_dir():
+        raise InputError(f"{options.output}: is a file; name a folder for the results")
+    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
+        check_small_file(options.output / name)
+
+
+def _require_different(option: str, names: Iterable[str]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ConfigError(f"{option} {shorten(name)}: two methods have this name; each needs one of its own")
+        seen.add(name)

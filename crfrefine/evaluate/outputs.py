@@ -1,0 +1,131 @@
+"""The files of a run: `metrics.csv`, `summary.json` and `report.html`, each whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import crfrefine
+from crfrefine.evaluate.results import Assessment
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.json import without_nonfinite
+from crfrefine.statistics.comparison import ResultTable, summary_dicts
+
+SCHEMA = 1
+COLUMNS = ("case", "label", "metric", "value", "method")
+METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
+
+
+def write_tables(assessment: Assessment) -> tuple[Path, ...]:
+    """Write the measurements and the summary; return their paths.
+
+    Raises:
+        CrfRefineError: a file cannot be written.
+    """
+    folder = assessment.options.output
+    write_small_file(folder / METRICS_NAME, metrics_csv(assessment.table).encode(errors="surrogateescape"))
+    content = json.dumps(make_summary(assessment), indent=2, allow_nan=False) + "\n"
+    write_small_file(folder / SUMMARY_NAME, content.encode())
+    return folder / METRICS_NAME, folder / SUMMARY_NAME
+
+
+def metrics_csv(table: ResultTable) -> str:
+    """Return the tidy table: a line a value, an empty field where it is undefined, otherwise as many digits as it has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in table:
+        writer.writerow((line.case, line.region, line.metric, "" if math.isnan(line.value) else repr(float(line.value)), line.method))
+    return text.getvalue()
+
+
+def make_summary(assessment: Assessment) -> dict[str, Any]:
+    """Return the content of `summary.json`: plain values, null where a number is undefined or infinite."""
+    options, plan = assessment.options, assessment.settings.plan
+    summary: dict[str, Any] = without_nonfinite(
+        {
+            "schema": SCHEMA,
+            "version": crfrefine.__version__,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": assessment.seconds,
+            "settings": {
+                "predictions": str(options.predictions),
+                "labels": str(options.labels),
+                "method": options.name,
+                "baseline": options.baseline,
+                "baselines": {name: str(path) for name, path in options.baselines},
+                "probabilities": {name: str(path) for name, path in options.probabilities},
+                "images": None if options.images is None else str(options.images),
+                "tolerance_mm": options.tolerance_mm,
+                "ignore_label": plan.ignore_label,
+                "processes": assessment.num_processes,
+                "command_line": options.command_line,
+            },
+            "regions": {name: list(labels) for name, labels in assessment.regions.items()},
+            "titles": assessment.titles,
+            "judged_regions": list(assessment.judged_regions),
+            "verdict": None if assessment.verdict is None else assessment.verdict.to_dict(),
+            "power_note": assessment.power_note,
+            "empty_masks": {
+                region: {method: asdict(counts) for method, counts in of_region.items()}
+                for region, of_region in assessment.empty_masks.items()
+            },
+            "num_cases": len(assessment.pairs),
+            "num_failed": assessment.num_failed,
+            "num_left_out": len(assessment.left_out),
+            "left_out": [case.to_dict() for case in assessment.left_out],
+            "cases": [
+                {
+                    "case": result.case_id,
+                    "status": "failed" if result.problems else "reused" if result.is_reused else "measured",
+                    "methods": list(result.values),
+                    "seconds": result.seconds,
+                    "notes": [*result.warnings, *result.notes],
+                }
+                for result in assessment.results
+            ],
+            "failures": [
+                {
+                    "case": result.case_id,
+                    "method": problem.method,
+                    "error": problem.message,
+                    "error_kind": problem.kind,
+                    "error_traceback": problem.traceback,
+                }
+                for result in assessment.results
+                for problem in result.problems
+            ],
+            "notes": list(assessment.notes),
+            "summary": summary_dicts(assessment.summary),
+        }
+    )
+    return summary
+
+
+def write_html(assessment: Assessment, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> Path:
+    """Write the report; return its path.
+
+    Args:
+        assessment: the results.
+        progress: called with the name of a case that is about to be drawn, how many are done, and how many there are.
+        note: told of what cannot be shown.
+
+    Raises:
+        CrfRefineError: it cannot be written, or a volume that it shows cannot be read any more.
+    """
+    from crfrefine.evaluate.report_input import make_report_input
+    from crfrefine.report import missing_viewer, write_report
+
+    problem = missing_viewer()
+    if problem:
+        note(problem)
+    path = assessment.options.output / REPORT_NAME
+    write_report(path, make_report_input(assessment, note), progress=progress)
+    return path

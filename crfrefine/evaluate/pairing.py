@@ -1,0 +1,344 @@
+"""Which label map of each method belongs to which case, and which cases lack one. No voxels and no headers are read here.
+
+A case that lacks a file is left out for all methods, so that every number of a run is over the same cases.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crfrefine.cases.completeness import IncompleteCase, require_all_complete, too_few_complete
+from crfrefine.cases.discovery import (
+    LABEL_SUFFIXES,
+    LOGITS_NAMES,
+    CaseFiles,
+    CaseList,
+    discover_cases,
+    list_files,
+    scores_beside,
+    with_logits,
+)
+from crfrefine.errors import InputError
+from crfrefine.evaluate.options import AssessmentOptions
+from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.text import listed
+
+_MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
+
+_BROKEN = "is a link to a file that is not there"
+
+# Beside one label map there may be several files of scores, which say the same: what `infer` and nnU-Net write, likeliest first.
+_SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
+
+
+@dataclass(frozen=True)
+class MethodFiles:
+    """What a method has for a case.
+
+    Attributes:
+        label_map: one value a voxel; or scores of all labels, which only its header tells. None: that of `scores`.
+        scores: logits or probabilities of all labels: one file, or one a label; empty where there are none.
+        asked_for_scores: whether the user named them, rather than that they lie beside the label map.
+        problem: why the method cannot be measured in this case, as far as names tell.
+        scores_problem: why there is no calibration, although scores were asked for.
+        is_missing: whether there is no file at all.
+    """
+
+    label_map: Path | None = None
+    scores: tuple[Path, ...] = ()
+    asked_for_scores: bool = False
+    problem: str | None = None
+    scores_problem: str | None = None
+    is_missing: bool = False
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return self.scores if self.label_map is None else (self.label_map, *self.scores)
+
+    @property
+    def lacks_scores(self) -> bool:
+        """Whether the user named a folder of scores that has none for this case."""
+        return self.asked_for_scores and not self.scores and self.scores_problem is None
+
+
+@dataclass(frozen=True)
+class CasePair:
+    """A case: its reference, and what each method has for it.
+
+    Attributes:
+        case_id: its name.
+        reference: label map.
+        methods: by name.
+        image: the first modality, where images were given.
+        problem: why the case cannot be measured at all.
+    """
+
+    case_id: str
+    reference: Path
+    methods: Mapping[str, MethodFiles] = field(default_factory=dict)
+    image: Path | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All cases, sorted by name.
+
+    Attributes:
+        cases: those that have a file in the reference and in every method.
+        notes: what was left aside, a sentence each.
+        left_out: the cases that lack a file.
+    """
+
+    cases: tuple[CasePair, ...]
+    notes: tuple[str, ...]
+    left_out: tuple[IncompleteCase, ...] = ()
+
+
+def pair_cases(options: AssessmentOptions) -> Pairing:
+    """Find what each method has for each case.
+
+    Returns:
+        The complete cases; where something is there twice or cannot be followed, with a `problem` of the case or of the method in it.
+
+    Raises:
+        InputError: no reference at all, files where folders are needed, or no case that is complete; with `strict`, any case that is not.
+        UnsupportedFormatError: a single file of an unknown type.
+    """
+    notes = _same_files(options)
+    references = _references(options.labels, notes)
+    lacking: dict[str, list[str]] = {}
+    by_method = {name: _of_method(path, list(references), options.labels, lacking, notes) for name, path in options.methods.items()}
+    num_found = len({*references, *lacking})
+    complete = [case_id for case_id in references if case_id not in lacking]
+    for name, path in options.probabilities:
+        by_method[name] = _with_scores(by_method[name], path, notes)
+    images = _images(options.images, list(references), complete, notes)
+    if options.strict:
+        require_all_complete(_incomplete(lacking, _what_else_lacks(options, complete, by_method, images)), num_found)
+    left_out = _incomplete(lacking)
+    if not complete:
+        raise too_few_complete(
+            left_out,
+            num_found,
+            "cases with one name in the labels and in every method",
+            "Name other folders, or leave out a method that has no file yet.",
+        )
+    _check_scores(options, complete, by_method, notes)
+    cases = [
+        CasePair(
+            case_id,
+            paths[0],
+            {name: files[case_id] for name, files in by_method.items()},
+            images.get(case_id),
+            _problem_of(paths, options.labels),
+        )
+        for case_id, paths in references.items()
+        if case_id not in lacking
+    ]
+    return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes), left_out)
+
+
+def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
+    """Return the cases that lack something, sorted by name."""
+    together: dict[str, list[str]] = {}
+    for by_case in reasons:
+        for case_id, own in by_case.items():
+            together.setdefault(case_id, []).extend(own)
+    return tuple(IncompleteCase(case_id, tuple(together[case_id])) for case_id in sorted(together))
+
+
+def _what_else_lacks(
+    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
+) -> dict[str, list[str]]:
+    """Return what complete cases lack that was asked for, but that masks can be measured without."""
+    lacking: dict[str, list[str]] = {}
+    for case_id in case_ids:
+        own = [f"no probabilities in {path}" for name, path in options.probabilities if by_method[name][case_id].lacks_scores]
+        if options.images is not None and case_id not in images:
+            own.append(f"no image in {options.images}")
+        if own:
+            lacking[case_id] = own
+    return lacking
+
+
+def _check_scores(
+    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
+) -> None:
+    """Say which cases have no calibration, although scores were asked for; raise InputError where none has."""
+    for name, path in options.probabilities:
+        lacking = [case_id for case_id in case_ids if by_method[name][case_id].lacks_scores]
+        if len(lacking) == len(case_ids):
+            expected = f"expected names such as {case_ids[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
+            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
+        if lacking:
+            text = f"{path}: no probabilities of {len(lacking)} of {len(case_ids)} cases, such as {lacking[0]}"
+            notes.append(f"{text}; the calibration of {name} is over the others")
+
+
+def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
+    """Return why a case has no reference, as far as names and links tell."""
+    if len(references) > 1:
+        return f"expected one label map, found {_names(references)} in {folder}"
+    return None if references[0].exists() else f"{references[0]}: {_BROKEN}"
+
+
+def _same_files(options: AssessmentOptions) -> list[str]:
+    """Say where one of the folders is given twice: it is hardly what was meant."""
+    places = {"the reference": options.labels, **options.methods}
+    names = list(places)
+    return [
+        f"{other} and {name} are the same files, {places[name]}"
+        for number, name in enumerate(names)
+        for other in names[:number]
+        if places[name].samefile(places[other])
+    ]
+
+
+def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
+    """Return the label maps of each case: one, unless there are several candidates."""
+    if not source.is_dir():
+        require_file(source)
+        require_suffix(source, VOLUME_SUFFIXES)
+        return {_case_of(source): [source]}
+    # A link to nothing, as of data that were not fetched, is a case that fails, not one that nobody misses.
+    paths = _without_scores(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
+    stems = {stem_of(path) for path in paths}
+    numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
+    paths = [path for path in paths if path not in numbered]
+    if not paths:
+        found = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
+        raise InputError(f"{source}: no label map found: {found}")
+    telling: dict[str, list[Path]] = {}
+    plain: dict[str, list[Path]] = {}
+    for path in paths:
+        group = plain if _case_of(path) == stem_of(path) else telling
+        group.setdefault(_case_of(path), []).append(path)
+    images = numbered + [path for case_id in telling for path in plain.pop(case_id, [])]
+    if images:
+        notes.append(
+            f"{source}: {len(images)} files beside label maps, such as {images[0].name}, are taken for images and not for references"
+        )
+    return {**telling, **plain}
+
+
+def _broken_links(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    links = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]
+    return [path for path in links if suffix_of(path) in suffixes and not path.name.startswith(".")]
+
+
+def _of_method(
+    source: Path, case_ids: Sequence[str], labels: Path, lacking: dict[str, list[str]], notes: list[str]
+) -> dict[str, MethodFiles]:
+    """Return what a method has for each case of the reference; add to `lacking` the cases that only one of the two has."""
+    if not source.is_dir():
+        require_file(source)
+        suffix = require_suffix(source, LOGITS_SUFFIXES)
+        if len(case_ids) != 1:
+            raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
+        return {case_ids[0]: MethodFiles(scores=(source,)) if suffix in NPZ else MethodFiles(source)}
+    by_stem: dict[str, list[Path]] = {}
+    for path in list_files(source, LOGITS_SUFFIXES):
+        by_stem.setdefault(stem_of(path), []).append(path)
+    broken = {_case_of(path): path for path in _broken_links(source, LOGITS_SUFFIXES)}
+    found: dict[str, MethodFiles] = {}
+    taken: set[str] = set()
+    for case_id in case_ids:
+        found[case_id] = _choose(case_id, by_stem, source)
+        if case_id in broken and not found[case_id].paths:
+            found[case_id] = MethodFiles(problem=f"{broken[case_id]}: {_BROKEN}")
+        if found[case_id].is_missing:
+            lacking.setdefault(case_id, []).append(f"no prediction in {source}")
+        taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
+    stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
+    others = []
+    for path in _without_scores(stray):
+        name = _predicted_case(path, case_ids)
+        # Of a reference that is one file, or of an image beside its label map, no other case is known to be asked for.
+        if labels.is_dir() and name not in case_ids:
+            lacking[name] = [f"no label map in {labels}"]
+        else:
+            others.append(path)
+    if others:
+        notes.append(f"{source}: {len(others)} files without a reference, such as {others[0].name}, are not measured")
+    return found
+
+
+def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
+    """Return the case of a file that was not taken: a label map, scores alone, or a modality of a known case."""
+    name = _case_of(path)
+    name = next((name.removesuffix(ending) for ending in LOGITS_NAMES if name.endswith(ending) and name != ending), name)
+    match = _MODALITY.fullmatch(name)
+    return match["case"] if match and match["case"] in case_ids else name
+
+
+def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
+    """Return what a folder has for a case."""
+    own = by_stem.get(case_id, [])
+    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in NPZ]
+    label_maps = telling or [path for path in own if suffix_of(path) not in NPZ]
+    if len(label_maps) > 1:
+        return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
+    archives = [path for path in own if suffix_of(path) in NPZ]
+    beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
+    # The probabilities of `infer` are those of its label map; an .npz of the same name may be what it was made from.
+    candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
+    scores = next((paths for paths in candidates if paths), [])
+    if len(scores) > 1:
+        return MethodFiles(problem=f"expected one file of probabilities, found {_names(scores)} in {folder}")
+    if not label_maps and not scores:
+        return MethodFiles(is_missing=True)
+    return MethodFiles(label_maps[0] if label_maps else None, tuple(scores))
+
+
+def _with_scores(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
+    """Replace the scores of a method by those of another folder."""
+    cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in found]), [source])
+    notes += cases.notes
+    replaced = {}
+    for case in cases:
+        own = found[case.case_id]
+        problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
+        # The masks stay those of the method's own file, be it scores as well.
+        label_map = own.scores[0] if own.label_map is None and own.scores else own.label_map
+        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem, own.is_missing)
+    return replaced
+
+
+def _images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str], notes: list[str]) -> dict[str, Path]:
+    if source is None:
+        return {}
+    if not source.is_dir():
+        require_file(source)
+        require_suffix(source, VOLUME_SUFFIXES)
+        if len(case_ids) != 1:
+            raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
+        return {case_ids[0]: source}
+    found = {case.case_id: case.images[0] for case in discover_cases(source, None)}
+    missing = [case_id for case_id in complete if case_id not in found]
+    if missing:
+        notes.append(f"{source}: no image of {len(missing)} of {len(complete)} cases, such as {missing[0]}; the report shows them without")
+    return found
+
+
+def _case_of(path: Path) -> str:
+    stem = stem_of(path)
+    for ending in LABEL_SUFFIXES:
+        if stem.endswith(ending) and stem != ending:
+            return stem.removesuffix(ending)
+    return stem
+
+
+def _without_scores(paths: Sequence[Path]) -> list[Path]:
+    """Leave out `CASE_probabilities` and the like beside `CASE`: they are no cases of their own."""
+    stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
+    scores = set(scores_beside(paths, stems))
+    return [path for path in paths if path not in scores]
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return listed([path.name for path in sorted(paths)])

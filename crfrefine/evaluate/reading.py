@@ -1,0 +1,132 @@
+"""Reads the label maps and probabilities of a case onto the grid of its reference, one method at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.padding import check_share, find_padding
+from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.paths import NPZ, suffix_of
+from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.evaluate.pairing import MethodFiles
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a file of scores gives.
+
+    Attributes:
+        label_map: (*grid) the likeliest label.
+        probabilities: (L, *grid) float32.
+        note: whether they were taken as logits or as probabilities, and why.
+    """
+
+    label_map: NDArray[np.unsignedinteger[Any]]
+    probabilities: NDArray[np.float32]
+    note: str
+
+
+def read_reference(path: Path) -> Volume:
+    """Read the label map of the reference.
+
+    Raises:
+        InputError: not a label map, or a file without geometry.
+        UnsupportedFormatError: damaged or of an unknown kind.
+    """
+    header = io.read_header(path, io.VOLUME_SUFFIXES)
+    if header.num_channels > 1:
+        raise InputError(f"{path}: expected a label map with one value a voxel, this file has {header.num_channels}")
+    header.geometry()
+    return io.read_labels(path)
+
+
+def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], Scores | None]:
+    """Read the label map of a method, (*grid), with the scores that it was made from where the file holds those.
+
+    Raises:
+        GridMismatchError: not on the grid of the reference; both grids are described.
+        InputError: nothing there to be read, or neither a label map nor scores.
+        UnsupportedFormatError: damaged or of an unknown kind.
+    """
+    if files.problem:
+        raise InputError(files.problem)
+    if files.label_map is not None and not _holds_scores(files.label_map):
+        return _read_label_map(files.label_map, like), None
+    scores = read_scores(files.scores if files.label_map is None else (files.label_map,), like)
+    return scores.label_map, scores
+
+
+def _holds_scores(path: Path) -> bool:
+    """Return whether a file has several values a voxel, as logits and probabilities have."""
+    return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
+
+
+def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:
+    _require_same_grid(like, io.read_header(path, io.VOLUME_SUFFIXES))
+    labels: NDArray[np.unsignedinteger[Any]] = io.read_labels(path).data.reshape(like.grid_shape)
+    return labels
+
+
+def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
+    """Read logits or probabilities that must be on the grid of the reference.
+
+    Raises:
+        GridMismatchError: they are not; both grids are described.
+        InputError: neither logits nor a distribution over labels.
+        UnsupportedFormatError: damaged or of an unknown kind.
+    """
+    header = io.read_logits_header(paths)
+    _require_same_grid(like, header.files[0])
+    read = io.read_logits(paths)
+    stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
+    kind, note = identify(stored, "auto", read.kind, header.path)
+    labels = argmax_labels(stored).transpose()
+    padding = find_padding(stored)
+    if padding is not None:
+        if kind == "probabilities":  # Equal ones may be a distribution.
+            padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
+        check_share(int(np.count_nonzero(padding)), padding.size, str(header.path))
+        if kind == "probabilities":
+            for label, channel in enumerate(stored):
+                channel[padding] = float(label == 0)
+    if kind == "logits":
+        flat = stored.reshape(len(stored), -1)
+        for start in range(0, flat.shape[1], BLOCK_VOXELS):
+            flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
+    grid = like.grid_shape
+    return Scores(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
+
+
+def read_image(path: Path, like: Volume) -> NDArray[np.float32]:
+    """Read the first channel of an image that must be on the grid of the reference, (*grid).
+
+    Raises:
+        GridMismatchError: it is not; both grids are described.
+        InputError: values that are NaN or infinite.
+        UnsupportedFormatError: damaged or of an unknown kind.
+    """
+    _require_same_grid(like, io.read_header(path, io.VOLUME_SUFFIXES))
+    image: NDArray[np.float32] = io.read_volume(path).channels[0].reshape(like.grid_shape)
+    return image
+
+
+def _require_same_grid(like: Volume, other: VolumeHeader) -> None:
+    reference = like.header
+    if reference is None or reference.on_same_grid(other):
+        return
+    difference = describe_difference(reference.path, reference.grid_shape, reference.affine, other.path, other.grid_shape, other.affine)
+    raise GridMismatchError(
+        f"{other.path}: not on the grid of the reference\n{difference}\n"
+        "  Export it on the grid of the image, or resample it with nearest neighbors (docs/formats.md#grids)."
+    )

@@ -1,0 +1,225 @@
+"""All cases together: the table of measurements with nothing left out, its summary, the verdict, and what could have been seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.cases.completeness import describe_left_out
+from crfrefine.evaluate.records import CaseResult, Settings, Values
+from crfrefine.metrics.calibration import CALIBRATION_METRICS
+from crfrefine.metrics.overlap import METRICS, measure_masks
+from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, summarize
+from crfrefine.statistics.paired import detectable_difference
+from crfrefine.statistics.verdict import Verdict, verdict
+from crfrefine.statistics.wilcoxon import smallest_p_value
+
+if TYPE_CHECKING:
+    from crfrefine.cases.completeness import IncompleteCase
+    from crfrefine.evaluate.options import AssessmentOptions
+    from crfrefine.evaluate.pairing import CasePair
+
+
+@dataclass(frozen=True)
+class EmptyMasks:
+    """In how many cases there was nothing, of a method in a region.
+
+    Attributes:
+        reference: the reference lacks the region.
+        prediction: the prediction lacks it.
+        both: both lack it, and most metrics are undefined.
+        num_cases: that were measured.
+    """
+
+    reference: int
+    prediction: int
+    both: int
+    num_cases: int
+
+
+@dataclass
+class Assessment:
+    """All that a run found.
+
+    Attributes:
+        options: what was asked for.
+        settings: what the values depend on.
+        pairs: the cases, sorted by name.
+        results: of the cases that were looked at, in the same order.
+        notes: what was assumed or left aside, a sentence each.
+        num_processes: cases measured at a time.
+        seconds: of the run.
+        has_report: whether `report.html` is written.
+        left_out: the cases that lack a file, which no number is over.
+    """
+
+    options: AssessmentOptions
+    settings: Settings
+    pairs: Sequence[CasePair]
+    results: Sequence[CaseResult]
+    notes: Sequence[str] = ()
+    num_processes: int = 1
+    seconds: float = 0.0
+    has_report: bool = False
+    left_out: Sequence[IncompleteCase] = ()
+
+    @property
+    def left_out_text(self) -> str:
+        """How many cases are left out and why, a line; empty where none is."""
+        return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out)) if self.left_out else ""
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Case and message of everything that could not be measured."""
+        return [
+            (result.case_id, problem.message if problem.method is None else f"{problem.method}: {problem.message}")
+            for result in self.results
+            for problem in result.problems
+        ]
+
+    @property
+    def num_failed(self) -> int:
+        """Cases in which something could not be measured."""
+        return sum(bool(result.problems) for result in self.results)
+
+    @cached_property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        """Each label that occurs anywhere or is named, then the named regions."""
+        found = {
+            int(region) for result in self.results for rows in result.values.values() for region in rows if region not in self._not_labels
+        }
+        return self.settings.plan.all_regions(sorted(found))
+
+    @property
+    def judged_regions(self) -> tuple[str, ...]:
+        """Over which the mean is taken that decides."""
+        return self.settings.plan.judged or tuple(name for name in self.regions if name not in self.settings.plan.named)
+
+    @cached_property
+    def table(self) -> ResultTable:
+        """Every case, method, region and metric."""
+        return ResultTable(
+            Measurement(result.case_id, region, metric, value, method)
+            for result in self.results
+            for method in self.options.methods
+            if method in result.values
+            for region, row in self._completed(method, result.values[method]).items()
+            for metric, value in row.items()
+        )
+
+    @cached_property
+    def summary(self) -> list[SummaryRow]:
+        """Each method, against the baseline where there is one; calibration of those methods alone that have probabilities."""
+        table = self.table
+        if not table.cases:
+            return []
+        baseline = self.options.baseline or self.options.name
+        if baseline not in table.methods:
+            baseline = self.options.name
+        rows = summarize(table, baseline, metrics=METRICS, regions=tuple(self.regions), mean_regions=self.judged_regions)
+        calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
+        rows += summarize(table, baseline, metrics=calibrated, regions=tuple(self.regions), mean_regions=self.judged_regions)
+        rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,) if calibrated else ())
+        return [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated]
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """On the judged method; None without a baseline, or where one of the two has no case."""
+        options = self.options
+        others = [name for name, _ in options.baselines[1:]]
+        if options.baseline is None or not {options.name, options.baseline} <= set(self.table.methods):
+            return None
+        subject = "the prediction" if options.name == "prediction" else options.name
+        return verdict(
+            self.table,
+            options.name,
+            options.baseline,
+            rivals=[name for name in others if name in self.table.methods],
+            unmeasured=[name for name in others if name not in self.table.methods],
+            rivals_are_simple=False,
+            regions=self.judged_regions,
+            subject=subject,
+        )
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why there is no verdict, a sentence; None where there is one, or nothing to compare with."""
+        if self.options.baseline is None or self.verdict is not None:
+            return None
+        if not self.regions and any(result.values for result in self.results):
+            return "no verdict: no label map has any label but background"
+        missing = [name for name in (self.options.name, self.options.baseline) if name not in self.table.methods]
+        return f"no verdict: no case of {' and '.join(missing)} could be measured"
+
+    @property
+    def power_note(self) -> str | None:
+        """What difference so many cases could have shown; None without a comparison."""
+        judged = self.verdict
+        if judged is None or not judged.comparison.num_pairs:
+            return None
+        comparison, count = judged.comparison, judged.comparison.num_pairs
+        cases = f"{count} case{'' if count == 1 else 's'}"
+        level = judged.alpha / judged.num_comparisons
+        if smallest_p_value(count) > level:
+            return f"with {cases} no difference, however large, could have been significant"
+        seen = detectable_difference(comparison.standard_deviation, count, alpha=level)
+        if not seen > 0:
+            return f"the differences of all {cases} are equal: there is no scatter to tell what could have been seen"
+        return (
+            f"with {cases} and differences that scatter by {100 * comparison.standard_deviation:.2f} points, a mean difference of Dice "
+            f"below {100 * seen:.2f} points could hardly have been seen (power 80 %, level {level:.3g})"
+        )
+
+    @cached_property
+    def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
+        """By region and method, in how many cases there was nothing to measure."""
+        table = self.table
+        found: dict[str, dict[str, EmptyMasks]] = {}
+        for region in self.regions if table.cases else ():
+            for method in table.methods:
+                measured = ~np.isin(table.cases, table.missing_cases(method))
+                # Their denominators are the sizes of reference and prediction.
+                no_reference = np.isnan(table.values(method, region, "sensitivity")) & measured
+                no_prediction = np.isnan(table.values(method, region, "precision")) & measured
+                counts = (int(empty.sum()) for empty in (no_reference, no_prediction, no_reference & no_prediction, measured))
+                found.setdefault(region, {})[method] = EmptyMasks(*counts)
+        return found
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What people call each region."""
+        return {region: self.settings.plan.titles.get(region, region) for region in (*self.regions, ALL_LABELS)}
+
+    @property
+    def _not_labels(self) -> set[str]:
+        return {*self.settings.plan.named, ALL_LABELS}
+
+    @cached_property
+    def _calibrated(self) -> set[str]:
+        """The methods that have probabilities in any case."""
+        return {name for result in self.results for name, values in result.values.items() if ALL_LABELS in values}
+
+    def _completed(self, method: str, values: Values) -> Values:
+        """Return the values of a case with a row for each region: a label that neither map has is an empty mask in both."""
+        completed: Values = {}
+        for region in self.regions:
+            completed[region] = {**_EMPTY, **values.get(region, {})}
+        if method in self._calibrated:
+            # Said to be improbable everywhere, and rightly so; undefined where the case has no probabilities.
+            absent = 0.0 if ALL_LABELS in values else math.nan
+            for region, row in completed.items():
+                of_region: Mapping[str, float] = values.get(region, {})
+                row.update({metric: of_region.get(metric, absent) for metric in CALIBRATION_METRICS})
+            completed[ALL_LABELS] = dict(values.get(ALL_LABELS, dict.fromkeys(CALIBRATION_METRICS, math.nan)))
+        return completed
+
+
+_NOTHING = np.zeros((1, 1, 1), bool)
+_EMPTY = measure_masks(_NOTHING, _NOTHING, (1.0, 1.0, 1.0))
+"""What the conventions say of two empty masks."""

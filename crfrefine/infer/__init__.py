@@ -1,0 +1,1 @@
+"""`crfrefine infer`: the folder run, its outputs, its records."""

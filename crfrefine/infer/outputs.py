@@ -1,0 +1,224 @@
+"""What `infer` writes for a case, where, and whether it is there already.
+
+The label map comes last, so that its presence means that the rest is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
+from crfrefine.io.files import files_read, files_written, identities
+from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.special_files import special_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.cases.case import CaseFiles
+    from crfrefine.io.volume import Volume
+
+# Every PNG begins and ends with these bytes: its signature, and an empty chunk IEND with its checksum.
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """Where the results of a case go; None: not asked for."""
+
+    label_map: Path
+    probabilities: Path | None = None
+    logits: Path | None = None
+    preview: Path | None = None
+
+    def all(self) -> tuple[Path, ...]:
+        """Return the paths that are asked for, the label map last."""
+        return tuple(path for path in (self.probabilities, self.logits, self.preview, self.label_map) if path is not None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The arrays of a refined case that are still to be written; None: not asked for.
+
+    Attributes:
+        like: the case's first image: grid, format and header of what is written.
+        label_map: (*grid) integer.
+        probabilities: (L, *grid) float32 marginals.
+        logits: (L, *grid) float32 refined logits.
+        image: (M, *grid) the image of the preview.
+        before: (*grid) integer, the network's labels, for the preview.
+        title: first line of the preview.
+        subtitle: second line of the preview.
+    """
+
+    like: Volume
+    label_map: NDArray[Any]
+    probabilities: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+    image: NDArray[np.float32] | None = None
+    before: NDArray[Any] | None = None
+    title: str = ""
+    subtitle: str = ""
+
+
+def plan_outputs(
+    cases: Sequence[CaseFiles],
+    output: Path,
+    *,
+    folder_run: bool,
+    probabilities: bool = False,
+    logits: bool = False,
+    preview: bool = False,
+    config: Path | None = None,
+) -> list[OutputFiles]:
+    """Name the files that each case will be written to.
+
+    Args:
+        cases: the cases of the run.
+        output: a folder; or, when `folder_run` is not set, a file.
+        folder_run: whether the images were given as a folder.
+        probabilities: whether the marginals are asked for.
+        logits: whether the refined logits are asked for.
+        preview: whether a picture is asked for.
+        config: the file of the parameters, an input too.
+
+    Raises:
+        InputError: the output names a file though there may be several cases, or its format holds no label maps,
+            or something written would replace an input.
+    """
+    suffix = suffix_of(output)
+    as_file = bool(suffix) and not output.is_dir()
+    if as_file and folder_run:
+        raise InputError(f"{output}: the images are a folder, so the output must be a folder too, not a file name")
+    if not as_file and not output.is_dir() and not folder_run and output.suffix:
+        raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
+    plans = []
+    for files in cases:
+        label_map = output if as_file else output / f"{files.case_id}{suffix_of(files.images[0])}"
+        stem = stem_of(label_map)
+        plans.append(
+            OutputFiles(
+                label_map=label_map,
+                probabilities=label_map.with_name(f"{stem}_probabilities.nii.gz") if probabilities else None,
+                logits=label_map.with_name(f"{stem}_logits.nii.gz") if logits else None,
+                preview=label_map.with_name(f"{stem}_preview.png") if preview else None,
+            )
+        )
+    if as_file and suffix not in VOLUME_SUFFIXES:
+        raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(VOLUME_SUFFIXES)}")
+    _check_no_input_is_replaced(cases, plans, config)
+    if folder_run:
+        _check_folder_of_its_own(cases, output)
+    return plans
+
+
+def check_case_outputs(outputs: OutputFiles) -> None:
+    """Raise CrfRefineError where something stands in the place of a case's output that is not replaced, before the case is computed."""
+    for path in (outputs.label_map, outputs.probabilities, outputs.logits):
+        if path is not None:
+            check_replaceable(*reversed(files_written(path)))
+    if outputs.preview is not None:
+        check_small_file(outputs.preview)
+
+
+def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None = None) -> None:
+    """Raise InputError where the summary is a folder, would replace an input or an output, or would pass for a volume.
+
+    Args:
+        path: the summary.
+        cases: the cases of the run.
+        plans: what is written for them.
+        config: the file of the parameters.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file for the summary")
+    check_small_file(path)
+    if special_kind(path) is not None and not suffix_of(path):
+        return  # What is written to as it is replaces nothing.
+    written = [written for plan in plans for name in plan.all() for written in files_written(name)]
+    if suffix_of(path) or identities(path) & _inputs(cases, config).union(*map(identities, written)):
+        raise InputError(f"{path}: the summary would replace a file of this run, or pass for a volume; give it a name of its own in .json")
+
+
+def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
+    """Return whether every output of a case is there, can be read to its end, and is on the grid of the case."""
+    from crfrefine.io import is_whole, read_header
+
+    if not all(path.is_file() for path in outputs.all()):
+        return False
+    if outputs.preview is not None and not _is_whole_picture(outputs.preview):
+        return False
+    volumes = [path for path in (outputs.label_map, outputs.probabilities, outputs.logits) if path is not None]
+    if not all(is_whole(path) for path in volumes):
+        return False
+    image = read_header(files.images[0])
+    return all(image.on_same_grid(read_header(path)) for path in volumes)
+
+
+def write_outcome(outcome: Outcome, outputs: OutputFiles, *, threads: int = 1) -> None:
+    """Write the results of a case, each file at once or not at all, the label map last.
+
+    Args:
+        outcome: the arrays.
+        outputs: the files.
+        threads: for compression.
+
+    Raises:
+        CrfRefineError: the disk is full or the folder has become unwritable; the file in question is not there or is as before.
+    """
+    from crfrefine.io import write_channels, write_label_map
+
+    if outputs.probabilities is not None and outcome.probabilities is not None:
+        write_channels(outputs.probabilities, outcome.probabilities, outcome.like, kind="probabilities", threads=threads)
+    if outputs.logits is not None and outcome.logits is not None:
+        write_channels(outputs.logits, outcome.logits, outcome.like, threads=threads)
+    if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
+        _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like)
+
+
+def _is_whole_picture(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return content.startswith(_PNG_START) and content.endswith(_PNG_END)
+
+
+def _write_preview(path: Path, outcome: Outcome, image: NDArray[np.float32], before: NDArray[Any]) -> None:
+    from crfrefine.pictures.preview import draw_preview
+
+    like = outcome.like
+    picture = draw_preview(
+        image, before, outcome.label_map, like.spacing, affine=like.affine, title=outcome.title, subtitle=outcome.subtitle
+    )
+    write_small_file(path, picture)
+
+
+def _inputs(cases: Sequence[CaseFiles], config: Path | None) -> set[Path | tuple[int, int]]:
+    """Return the identities of all files that a run reads."""
+    named = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
+    read = [path for name in named for path in files_read(name)]
+    return set().union(*map(identities, read if config is None else [*read, config]))
+
+
+def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None) -> None:
+    inputs = _inputs(cases, config)
+    for files, outputs in zip(cases, plans, strict=True):
+        for path in (path for name in outputs.all() for path in files_written(name)):
+            if identities(path) & inputs:
+                raise InputError(f"case {files.case_id!r}: the output {path} would replace an input file; choose another output folder")
+
+
+def _check_folder_of_its_own(cases: Sequence[CaseFiles], output: Path) -> None:
+    """Raise where results would lie among the inputs, and the next run would take them for images or logits."""
+    inputs = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
+    if output.resolve() in inputs:
+        raise InputError(f"{output}: holds the images or logits of this run; choose another folder for the results")

@@ -1,0 +1,137 @@
+"""What a folder run did, case by case, and the JSON file that says so. `docs/cli.md` lists the fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.io.json import without_nonfinite
+
+if TYPE_CHECKING:
+    from crfrefine.failures import Failure
+
+SCHEMA = 1
+
+
+@dataclass
+class CaseRecord:
+    """What became of one case; fields stay at their defaults as far as the case did not get.
+
+    Attributes:
+        case_id: name of the case.
+        status: "done", "skipped" (its output was there) or "failed".
+        output: the label map.
+        probabilities: the marginals, where asked for.
+        logits: the refined logits, where asked for.
+        preview: the picture, where asked for.
+        grid_shape: voxels along each axis.
+        spacing: mm, one a grid axis.
+        num_labels: L, background included.
+        num_modalities: channels of the image.
+        num_voxels_in_mask: voxels inside the mask.
+        num_padding_voxels: those of them where all labels had the same logit; they took no part.
+        input_type: "logits" or "probabilities": how the network's output was taken.
+        num_iterations: steps taken.
+        converged: whether the stopping rule was met.
+        energy: free energy, one value a step.
+        filters: how each kernel's messages were computed.
+        voxels_changed: voxels whose label differs from the network's argmax.
+        voxels_before: voxels of each label in the network's argmax.
+        voxels_after: voxels of each label after refinement.
+        times: seconds of each stage.
+        notes: what was assumed about the case's files.
+        error: what went wrong, for a failed case.
+        error_kind: name of the error's class.
+        error_traceback: where it was raised, of an error that nobody expected.
+    """
+
+    case_id: str
+    status: str = "failed"
+    output: Path | None = None
+    probabilities: Path | None = None
+    logits: Path | None = None
+    preview: Path | None = None
+    grid_shape: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    num_labels: int | None = None
+    num_modalities: int | None = None
+    num_voxels_in_mask: int | None = None
+    num_padding_voxels: int | None = None
+    input_type: str | None = None
+    num_iterations: int | None = None
+    converged: bool | None = None
+    energy: tuple[float, ...] = ()
+    filters: tuple[str, ...] = ()
+    voxels_changed: int | None = None
+    voxels_before: tuple[int, ...] = ()
+    voxels_after: tuple[int, ...] = ()
+    times: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    error_kind: str | None = None
+    error_traceback: str | None = None
+
+    def fail(self, failure: Failure) -> None:
+        """Mark the case as failed."""
+        self.status = "failed"
+        self.output = self.probabilities = self.logits = self.preview = None
+        self.error, self.error_kind, self.error_traceback = failure.message, failure.kind, failure.traceback
+
+
+@dataclass
+class RunSummary:
+    """What became of a whole run.
+
+    Attributes:
+        device: where it was computed.
+        requested_device: what was asked for, such as "auto".
+        threads: CPU threads.
+        parameters: the CRF's parameters as `CrfParameters.to_dict` returns them.
+        num_parts: number of processes that share the cases.
+        part_id: this process among them, from 0.
+        num_cases: cases of this part.
+        started: when, UTC.
+        seconds: wall time.
+        interrupted: whether it was stopped before the end.
+        cases: one record for each case that was looked at, in order.
+    """
+
+    device: str
+    threads: int
+    parameters: dict[str, Any]
+    requested_device: str = "auto"
+    num_parts: int = 1
+    part_id: int = 0
+    num_cases: int = 0
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seconds: float = 0.0
+    interrupted: bool = False
+    cases: list[CaseRecord] = field(default_factory=list)
+
+    def count(self, status: str) -> int:
+        """Return the number of cases that are "done", "skipped" or "failed"."""
+        return sum(record.status == status for record in self.cases)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values as they stand in the JSON file; None for numbers that JSON does not have."""
+        import crfrefine
+
+        head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}
+        counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
+        cases = [dataclasses.asdict(record) for record in self.cases]
+        summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
+        return summary
+
+    def to_json(self) -> str:
+        """Return the text of the JSON file."""
+        return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    return str(value)

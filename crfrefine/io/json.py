@@ -1,0 +1,139 @@
+"""JSON: files that others write are read strictly, with errors that say in plain words what is wrong and where; values for our own files.
+
+Python's parser takes NaN, infinity, numbers beyond all bounds and keys that are there twice. Files may hold those where nobody looks:
+they stand as `Unusable` in what is returned, and `require_usable` names the first of them below an entry that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Any
+
+from crfrefine.errors import InputError
+from crfrefine.text import shorten
+
+MOST_BYTES = 1 << 26
+"""Of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
+
+_MOST_DIGITS = 30
+_MOST_OF_A_KEY = 400
+
+_REASONS = {
+    "Expecting value": "expected a value",
+    "Expecting property name enclosed in double quotes": 'expected a name in "double quotes"',
+    "Expecting ':' delimiter": "expected a colon after the name",
+    "Expecting ',' delimiter": "expected a comma, or the end of the list or table",
+    "Extra data": "expected nothing after the end of the table",
+    "Unterminated string starting at": "the text that begins here has no closing quote",
+    "Invalid control character at": "a line break or control character inside a text",
+    "Invalid \\escape": "a backslash that begins no known character; write \\\\ for a backslash",
+    "Invalid \\uXXXX escape": "expected four hexadecimal digits after \\u",
+    "Illegal trailing comma before end of object": "a comma before the end of the table",
+    "Illegal trailing comma before end of array": "a comma before the end of the list",
+}
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Stands for a value that JSON does not have or that has no meaning.
+
+    Attributes:
+        reason: what is wrong with it.
+    """
+
+    reason: str
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; what is unusable in it stands as `Unusable`.
+
+    Raises:
+        InputError: it is no regular file, cannot be read, or is not JSON; with line and column.
+    """
+    try:
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise InputError(f"{path}: expected a file of JSON, this is {'a folder' if S_ISDIR(status.st_mode) else 'no regular file'}")
+        if status.st_size > MOST_BYTES:
+            raise InputError(
+                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a file of JSON; at most {MOST_BYTES / 1e6:.0f} MB are read"
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        text = content.decode("utf-8-sig")  # Some editors begin a file with a byte order mark.
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        raise InputError(f"{path}: not JSON: line {line}, byte {column} of it: this is not UTF-8 text; save the file as UTF-8") from None
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+
+
+def parse_json(text: str) -> Any:
+    """Return what a text of JSON says; raise ValueError with what is wrong in plain words, and its line and column."""
+    if not text.strip():
+        raise ValueError("the file is empty")
+    try:
+        return json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_table)
+    except json.JSONDecodeError as error:
+        reason = _REASONS.get(error.msg.removesuffix(": "), error.msg)
+        raise ValueError(f"line {error.lineno}, column {error.colno}: {reason}") from None
+    except RecursionError:
+        raise ValueError("lists or tables are nested too deeply") from None
+
+
+def require_usable(value: Any, key: str) -> None:
+    """Raise ValueError with the dotted key of the first `Unusable` in a value, if there is one."""
+    waiting = [(key, value)]  # No recursion: the parser's limit is not Python's.
+    while waiting:
+        name, entry = waiting.pop()
+        if isinstance(entry, Unusable):
+            raise ValueError(f"{name}: {entry.reason}")
+        if isinstance(entry, Mapping):
+            waiting += [
+                (f"{name}.{shorten(inner, 40)}" if name else shorten(inner), below) for inner, below in reversed(list(entry.items()))
+            ]
+        elif isinstance(entry, list):
+            waiting += [(f"{name}[{index}]", below) for index, below in reversed(list(enumerate(entry)))]
+        if len(name) > _MOST_OF_A_KEY:
+            raise ValueError(f"{shorten(name)}: lists or tables are nested too deeply")
+
+
+def _integer(text: str) -> int | Unusable:
+    return int(text) if len(text) <= _MOST_DIGITS else Unusable(f"{shorten(text, 20)} is a number of {len(text)} digits")
+
+
+def _number(text: str) -> float | Unusable:
+    value = float(text)
+    return value if abs(value) < float("inf") else Unusable(f"{shorten(text, 20)} is larger than any number that can be stored")
+
+
+def _constant(text: str) -> Unusable:
+    return Unusable(f"{text} is no number that JSON has")
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        table[key] = Unusable("the key is there twice") if key in table else value
+    return table
+
+
+def without_nonfinite(value: Any) -> Any:
+    """Return the value with None for each NaN and infinity in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nonfinite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_nonfinite(entry) for entry in value)
+    return value

@@ -1,0 +1,190 @@
+"""Volumes and the geometry of their grids, as pure functions of a shape and an affine; reading and writing files is in `crfrefine.io`.
+
+A grid is a shape and an affine; the affine takes voxel indices (x, y, z) to world millimeters in RAS+ (right, anterior, superior).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import permutations, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TIMES = "\u00d7"
+
+LARGEST_LABEL = 65535
+"""That label maps hold: they are read and written as 16-bit integers at most."""
+
+GRID_TOLERANCE = 0.01
+"""How far apart, in voxels, corners of two grids may lie that count as one: headers keep float32 or six printed digits."""
+
+SHEAR_TOLERANCE = 1e-4
+"""Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a hundred times below it."""
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """What a file says about its volume without its voxels.
+
+    Attributes:
+        path: the file.
+        format: for people, such as "NIfTI-1, gzip".
+        grid_shape: voxels along x, y(, z).
+        num_channels: 1 for a scalar volume.
+        dtype: the type as stored, such as "int16".
+        spacing: mm, one a grid axis; None where the file has no geometry.
+        affine: (4, 4) voxel to world RAS+ mm; None where the file has no geometry.
+        template: format-specific; lets the writer restore what an affine does not hold.
+        notes: what a reader of the file should know, such as two geometries that disagree.
+    """
+
+    path: Path
+    format: str
+    grid_shape: tuple[int, ...]
+    num_channels: int
+    dtype: str
+    spacing: tuple[float, ...] | None
+    affine: NDArray[np.float64] | None
+    template: Any = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def orientation(self) -> str | None:
+        """The world directions of the grid's axes, such as "LPS"; None where the file has no geometry."""
+        return None if self.affine is None else orientation_codes(self.affine, len(self.grid_shape))
+
+    def geometry(self) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+        """Return affine and spacing; raise InputError where the file has none."""
+        if self.affine is None or self.spacing is None:
+            raise InputError(f"{self.path}: {self.format} has no geometry; expected a volume with an affine")
+        return self.affine, self.spacing
+
+    def on_same_grid(self, other: VolumeHeader) -> bool:
+        """Return whether both are on one grid, as far as they say: a file without geometry is compared by its shape."""
+        if self.affine is None or other.affine is None:
+            return same_shape(self.grid_shape, other.grid_shape)
+        return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels on a grid.
+
+    Attributes:
+        data: (*grid), or (channels, *grid).
+        affine: (4, 4) voxel to world RAS+ mm; of a 2-D grid the third column and row are those of a slice 1 mm thick.
+        spacing: mm, one a grid axis.
+        path: where it came from, if anywhere.
+        header: what its file said; None for a volume made in memory.
+    """
+
+    data: NDArray[Any]
+    affine: NDArray[np.float64]
+    spacing: tuple[float, ...]
+    path: Path | None = None
+    header: VolumeHeader | None = field(default=None, repr=False)
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Voxels along each grid axis."""
+        return self.data.shape[self.data.ndim - len(self.spacing) :]
+
+    @property
+    def channels(self) -> NDArray[Any]:
+        """The data as (channels, *grid), a view."""
+        return self.data if self.data.ndim > len(self.spacing) else self.data[np.newaxis]
+
+
+def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
+    """Return the voxel size in mm along each axis: the column norms of the affine."""
+    return tuple(float(norm) for norm in np.sqrt((np.asarray(affine, np.float64)[:3, :num_axes] ** 2).sum(axis=0)))
+
+
+def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
+    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter an axis, each world axis used once."""
+    rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
+    best = max(permutations(range(3)), key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)))
+    letters = ("LR", "PA", "IS")
+    return "".join(letters[world][int(rotation[world, axis] > 0)] for axis, world in enumerate(best[:num_axes]))
+
+
+def is_sheared(affine: NDArray[np.float64]) -> bool:
+    """Return whether the voxel axes of the affine are not at right angles, which only the sform of NIfTI and NRRD can express."""
+    rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
+    return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
+
+
+def same_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two grids have as many voxels along each axis; a 2-D grid equals a 3-D one of a single slice."""
+    return _without_trailing_slice(shape) == _without_trailing_slice(other)
+
+
+def same_grid(
+    shape: Sequence[int],
+    affine: NDArray[np.float64],
+    other_shape: Sequence[int],
+    other_affine: NDArray[np.float64],
+    tolerance: float = GRID_TOLERANCE,
+) -> bool:
+    """Return whether two grids put the same voxels at the same places.
+
+    Args:
+        shape: voxels along each axis, at most three.
+        affine: (4, 4) voxel to world mm.
+        other_shape: of the other grid.
+        other_affine: of the other grid.
+        tolerance: how far corners may lie apart, in units of the smallest voxel spacing.
+    """
+    if not same_shape(shape, other_shape):
+        return False
+    # Corners, not matrix entries: what a rounding in a direction cosine does depends on how long the axis is.
+    last = [size - 1 for size in shape] + [0] * (3 - len(shape))
+    corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
+    difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
+    farthest = np.sqrt(((corners @ difference.T)[:, :3] ** 2).sum(axis=1)).max()
+    return bool(farthest <= tolerance * min(spacing_of(affine, len(shape))))
+
+
+def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:
+    """Describe a grid for people, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
+    text = TIMES.join(str(size) for size in shape)
+    if affine is None:
+        return text
+    text += ", " + TIMES.join(f"{size:.2f}" for size in spacing_of(affine, len(shape))) + " mm"
+    if placed:
+        text += f", {orientation_codes(affine, len(shape))}, first voxel at ({', '.join(f'{value:.2f}' for value in affine[:3, 3])})"
+    return text
+
+
+def describe_difference(
+    name: str | Path,
+    shape: Sequence[int],
+    affine: NDArray[np.float64] | None,
+    other_name: str | Path,
+    other_shape: Sequence[int],
+    other_affine: NDArray[np.float64] | None,
+) -> str:
+    """Describe two grids that differ, a line each, with as much as it takes to see how."""
+    grid, other = describe_grid(shape, affine), describe_grid(other_shape, other_affine)
+    if grid == other:
+        grid, other = describe_grid(shape, affine, placed=True), describe_grid(other_shape, other_affine, placed=True)
+    if grid == other and affine is not None and other_affine is not None:
+        grid, other = f"{grid}\n    {_rows(affine)}", f"{other}\n    {_rows(other_affine)}"
+    width = max(len(str(name)), len(str(other_name)))
+    return f"  {name!s:<{width}}  {grid}\n  {other_name!s:<{width}}  {other}"
+
+
+def _rows(affine: NDArray[np.float64]) -> str:
+    return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3])
+
+
+def _without_trailing_slice(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape[:2]) if len(shape) == 3 and shape[2] == 1 else tuple(shape)

@@ -1,0 +1,127 @@
+"""The mean field of one batch item as a node of autograd's graph: the bridge between tensors and the engine's arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from crfrefine.engines.base import Kernels
+
+_NOTHING: NDArray[Any] = np.empty(0)
+
+
+class MeanField(torch.autograd.Function):
+    """Runs an engine's kernels forth and back; its tensors have the precision that the kernels were built in."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        num_iterations: int,
+        damping: float,
+        logits: Tensor,
+        image: Tensor,
+        weights: Tensor,
+        theta_alpha: Tensor,
+        theta_beta: Tensor,
+        theta_gamma: Tensor | None,
+        compatibility: Tensor,
+        temperature: Tensor,
+    ) -> Tensor:
+        """Take all the steps; keep the marginals that each of them starts from for `backward`.
+
+        Args:
+            ctx: autograd's.
+            kernels: for this item's image and mask, and for these bandwidths.
+            num_iterations: steps.
+            damping: share of the old log-marginals in a step.
+            logits: (L, *grid).
+            image: (M, *grid) normalized.
+            weights: (kernels, L), the spatial one last.
+            theta_alpha: (bilateral kernels, axes).
+            theta_beta: (bilateral kernels, M).
+            theta_gamma: (axes,); None without a spatial kernel.
+            compatibility: (L, L).
+            temperature: one number.
+        """
+        tape = kernels.forward(
+            to_array(logits),
+            weights=_double(weights),
+            compatibility=_double(compatibility),
+            temperature=float(temperature),
+            num_iterations=num_iterations,
+            damping=damping,
+        )
+        ctx.kernels, ctx.damping = kernels, damping
+        given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
+        # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and a change in place is
+        # noticed; that of the image too, whose memory the kernels read again.
+        ctx.save_for_backward(logits, weights, compatibility, temperature, to_tensor(tape.record), image)
+        ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
+        refined: Tensor = _own(to_tensor(tape.logits))
+        return refined
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the arguments, in their order."""
+        logits, weights, compatibility, temperature, record, _ = ctx.saved_tensors
+        wants = ctx.needs_input_grad[3:]
+        _, wants_image, _, wants_alpha, wants_beta, wants_gamma, _, _ = wants
+        grads = ctx.kernels.backward(
+            dataclasses.replace(ctx.tape, record=to_array(record)),
+            to_array(logits),
+            to_array(grad),
+            weights=_double(weights),
+            compatibility=_double(compatibility),
+            temperature=float(temperature),
+            damping=ctx.damping,
+            wants_theta=wants_alpha or wants_beta or wants_gamma,
+            wants_image=wants_image,
+        )
+        found = (
+            grads.logits,
+            grads.image,
+            grads.weights,
+            grads.theta_alpha,
+            grads.theta_beta,
+            grads.theta_gamma,
+            grads.compatibility,
+            grads.temperature,
+        )
+        tensors = (
+            torch.as_tensor(_own(to_tensor(value)), dtype=dtype, device=logits.device) if wanted else None
+            for value, dtype, wanted in zip(found, ctx.dtypes, wants, strict=True)
+        )
+        return None, None, None, *tensors
+
+
+def to_array(tensor: Tensor) -> Any:
+    """What an engine takes: the tensor's values in C order as numpy's, or on a GPU the tensor itself; without a copy where they are."""
+    values = tensor.detach().contiguous()
+    return values.numpy() if values.device.type == "cpu" else values
+
+
+def to_tensor(array: Any) -> Any:
+    """What an engine has given: numpy's arrays, or on a GPU such as share their memory by DLPack; numbers stay numbers."""
+    if isinstance(array, np.ndarray):
+        return torch.from_numpy(array)
+    return torch.utils.dlpack.from_dlpack(array) if hasattr(array, "__dlpack__") else array
+
+
+def _own(value: Any) -> Any:
+    """A copy in PyTorch's own memory of what it shares on a GPU: only there PyTorch minds who else, on other streams, still reads it."""
+    return value.clone() if isinstance(value, Tensor) and value.device.type != "cpu" else value
+
+
+def _double(tensor: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
+    return array

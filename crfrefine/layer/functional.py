@@ -1,0 +1,266 @@
+"""The dense CRF's mean field as a differentiable function of tensors: what `CrfRnn` computes, without a module around it.
+
+The image comes normalized; `crfrefine.CrfRnn` takes raw intensities. Needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from crfrefine.errors import BackendUnavailableError, InputError
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
+
+from crfrefine.layer import inputs
+from crfrefine.layer.autograd import MeanField, to_array
+from crfrefine.parameters.model import MeanFieldParameters
+
+if TYPE_CHECKING:
+    from crfrefine.engines.base import Kernels
+
+__all__ = ["build_kernels", "mean_field"]
+
+Values = Tensor | Sequence[float] | float
+"""One number for all labels, axes or modalities, or one each."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def outside_compiled_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have `torch.compile` call a function as it is, between the graphs before and after it."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            # Not as a decorator: that would import the compiler, which takes longer than PyTorch itself.
+            result: _R = torch.compiler.disable(function)(*args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return call
+
+
+@outside_compiled_graphs
+def mean_field(
+    logits: Tensor,
+    image: Tensor,
+    *,
+    bilateral: Sequence[tuple[Values, Values, Values]],
+    spatial: tuple[Values, Values] | None = None,
+    compatibility: Tensor | None = None,
+    temperature: Tensor | float = 1.0,
+    spacing: inputs.Spacing = 1.0,
+    mask: Tensor | None = None,
+    num_iterations: int = 5,
+    damping: float = 0.0,
+    normalization: str = "symmetric",
+    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
+    positions: str = "mm",
+    threads: int | None = None,
+    kernels: Sequence[Kernels] | None = None,
+) -> Tensor:
+    """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
+
+    Args:
+        logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
+        image: (B, M, *grid), intensities on the scale of theta_beta, finite.
+        bilateral: weight (one, or L), theta_alpha (one, or one an axis; mm) and theta_beta (one, or M) of each appearance kernel.
+        spatial: weight and theta_gamma (one, or one an axis; mm) of the smoothness kernel; None: no such term.
+        compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
+        temperature: divides the logits, positive.
+        spacing: mm; one number, one an axis, or (B, axes).
+        mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
+        num_iterations: steps, all of which are taken.
+        damping: share of the old log-marginals in a step, 0 ≤ damping < 1.
+        normalization: "symmetric", "after" or "none".
+        filter: "auto", "exact", "truncated", "lattice" or "grid" (float32, one or two modalities).
+        positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
+        threads: None: as many as `torch.get_num_threads()`.
+        kernels: one for each batch item, from `build_kernels`; then image, bandwidths, spacing and mask are not looked at again.
+
+    Returns:
+        (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least float32); their softmax over labels are
+        the marginals. Outside the mask: logits / temperature.
+
+    Raises:
+        InputError: shapes do not fit, an empty mask, an image that is not finite, a bandwidth or temperature that is not positive.
+        ConfigError: a setting is not one of its words or out of its range.
+        BackendUnavailableError: there is no engine for the tensors' device.
+        CapacityError: not enough memory, or bandwidths too small for the lattice.
+
+    Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/math.md.
+    """
+    inputs.check_pair(logits, image)
+    inputs.engine_for(logits.device)
+    MeanFieldParameters(
+        num_iterations=num_iterations, damping=damping, normalization=normalization, filter=filter, positions=positions
+    )  # checks
+    num_labels, num_modalities, num_axes = logits.shape[1], image.shape[1], logits.ndim - 2
+    dtype = inputs.compute_dtype(logits)
+    out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
+    spread = functools.partial(_spread, dtype=dtype, device=logits.device)
+    # Bandwidths keep their digits: rounded ones would give a lattice with other vertices.
+    spread_theta = functools.partial(_spread, dtype=torch.float64, device=logits.device)
+    weights = [spread(weight, num_labels, f"bilateral.{m}.weight") for m, (weight, _, _) in enumerate(bilateral)]
+    alphas = [spread_theta(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (_, alpha, _) in enumerate(bilateral)]
+    betas = [spread_theta(beta, num_modalities, f"bilateral.{m}.theta_beta") for m, (_, _, beta) in enumerate(bilateral)]
+    theta_gamma = None
+    if spatial is not None:
+        weights.append(spread(spatial[0], num_labels, "spatial.weight"))
+        theta_gamma = spread_theta(spatial[1], num_axes, "spatial.theta_gamma")
+    # Kernels at hand have looked at the image before: it matters only if its gradient is wanted.
+    image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
+    if kernels is None:
+        kernels = build_kernels(
+            image,
+            bilateral=list(zip(alphas, betas, strict=True)),
+            theta_gamma=theta_gamma,
+            spacing=spacing,
+            mask=mask,
+            normalization=normalization,
+            filter=filter,
+            positions=positions,
+            num_labels=num_labels,
+            num_iterations=num_iterations,
+            threads=threads,
+            copy=False,
+        )
+    _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
+    divisor = spread(temperature, 1, "temperature")
+    _positive(divisor, "temperature")
+    matrix = _matrix(compatibility, num_labels, dtype, logits.device)
+    for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix)):
+        if not torch.isfinite(values.detach()).all():
+            raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
+    parameters = (
+        torch.stack(weights) if weights else logits.new_zeros(0, num_labels, dtype=dtype),
+        torch.stack(alphas) if alphas else logits.new_zeros(0, num_axes),
+        torch.stack(betas) if betas else logits.new_zeros(0, num_modalities),
+        theta_gamma,
+        matrix,
+        divisor[0],
+    )
+    items = [
+        MeanField.apply(item, num_iterations, damping, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
+        for item, item_logits, item_image in zip(kernels, logits, image, strict=True)
+    ]
+    refined = items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)  # A stack of one would be a copy.
+    return refined.to(out_dtype)
+
+
+def build_kernels(
+    image: Tensor,
+    *,
+    bilateral: Sequence[tuple[Values, Values]],
+    theta_gamma: Values | None = None,
+    spacing: inputs.Spacing = 1.0,
+    mask: Tensor | None = None,
+    normalization: str = "symmetric",
+    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
+    positions: str = "mm",
+    num_labels: int,
+    num_iterations: int = 5,
+    threads: int | None = None,
+    copy: bool = True,
+) -> list[Kernels]:
+    """Build what depends on images and bandwidths alone, to be used in many calls of `mean_field` while these stay the same.
+
+    Args:
+        image: (B, M, *grid) on the scale of theta_beta, finite; float32 or float64 decides the precision.
+        bilateral: theta_alpha (one, or one an axis; mm) and theta_beta (one, or M) of each appearance kernel.
+        theta_gamma: bandwidth of the smoothness kernel (one, or one an axis; mm); None: no such term.
+        spacing: mm; one number, one an axis, or (B, axes).
+        mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
+        normalization: "symmetric", "after" or "none".
+        filter: as in `mean_field`; "auto" looks at `num_labels` and `num_iterations` too.
+        positions: "mm" or "voxels".
+        num_labels: L.
+        num_iterations: steps.
+        threads: None: as many as `torch.get_num_threads()`.
+        copy: whether the kernels keep an image of their own; the way back reads it again, so False is for one that nobody writes over.
+
+    Returns:
+        One object for each batch item. It may be used in one call at a time.
+
+    Raises:
+        InputError, ConfigError, BackendUnavailableError, CapacityError: as `mean_field`.
+    """
+    inputs.check_image(image)
+    engine = inputs.engine_for(image.device)
+    MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
+    num_axes = image.ndim - 2
+    spread = functools.partial(_spread, dtype=torch.float64, device=torch.device("cpu"))
+    thetas = [
+        (
+            _positive(spread(alpha, num_axes, f"bilateral.{m}.theta_alpha"), f"bilateral.{m}.theta_alpha"),
+            _positive(spread(beta, image.shape[1], f"bilateral.{m}.theta_beta"), f"bilateral.{m}.theta_beta"),
+        )
+        for m, (alpha, beta) in enumerate(bilateral)
+    ]
+    gamma = None if theta_gamma is None else _positive(spread(theta_gamma, num_axes, "spatial.theta_gamma"), "spatial.theta_gamma")
+    steps = inputs.spacing_by_item(spacing, len(image), num_axes)
+    masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+    result = []
+    for index, item in enumerate(image.detach()):
+        inputs.check_finite(item, index)
+        inside = masks[index]
+        result.append(
+            engine.kernels(
+                to_array(item.to(inputs.compute_dtype(item), copy=copy)),
+                None if inside is None else inside.cpu().numpy(),
+                steps[index] if positions == "mm" else (1.0,) * num_axes,
+                bilateral=thetas,
+                theta_gamma=gamma,
+                normalization=normalization,
+                filter=filter,
+                num_labels=num_labels,
+                num_iterations=num_iterations,
+                threads=threads or torch.get_num_threads(),
+            )
+        )
+    return result
+
+
+def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of `size` values from one value for all, or from one each."""
+    tensor = torch.as_tensor(value, device=device).to(dtype)
+    if tensor.numel() not in (1, size) or tensor.ndim > 1:
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected one value" + (f" or {size}" if size > 1 else ""))
+    return tensor.expand(size) if tensor.ndim else tensor.unsqueeze(0).expand(size)
+
+
+def _positive(tensor: Tensor, name: str) -> list[float]:
+    """The numbers of a tensor that must be positive, and so not NaN either."""
+    values: list[float] = tensor.detach().tolist()
+    if not all(0.0 < value < math.inf for value in values):
+        raise InputError(f"{name} is {values}; expected positive numbers")
+    return values
+
+
+def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if compatibility is None:
+        return 1.0 - torch.eye(num_labels, dtype=dtype, device=device)
+    if compatibility.shape != (num_labels, num_labels):
+        raise InputError(f"compatibility has shape {tuple(compatibility.shape)}; the logits have {num_labels} labels")
+    return compatibility.to(device=device, dtype=dtype)
+
+
+def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
+    if len(kernels) != num_items:
+        raise InputError(f"kernels are {len(kernels)}, one a batch item; the batch has {num_items}")
+    for item in kernels:
+        if item.num_kernels != num_kernels:
+            raise InputError(f"kernels were built for {item.num_kernels} terms, the model has {num_kernels}; build them anew")
+        if item.image_shape != image_shape or item.dtype != dtype:
+            raise InputError(
+                f"kernels were built for an image of shape {item.image_shape} in {item.dtype}, the call has {image_shape} in {dtype}; "
+                "build them anew (`dtype=torch.float64` for float64 logits)"
+            )

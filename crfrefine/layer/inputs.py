@@ -1,0 +1,181 @@
+"""Checks of the tensors that the trainable layer is given, and their forms one batch item at a time.
+
+Not for the model: what is checked here is shapes, devices and finite values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crfrefine.arrays.padding import check_share
+from crfrefine.engines import get_backend
+from crfrefine.errors import BackendUnavailableError, InputError
+
+if TYPE_CHECKING:
+    from crfrefine.engines.base import Backend
+
+Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
+"""mm: one number, one an axis, or one row a batch item."""
+
+
+def check_image(image: Tensor) -> None:
+    """Raise InputError unless the image is (B, M, *grid) of real numbers, with no empty axis."""
+    if image.ndim < 3 or min(image.shape) == 0:
+        raise InputError(f"image has shape {tuple(image.shape)}; expected (batch, modalities, *grid), none of them empty")
+    if image.is_complex():
+        raise InputError(f"image has type {image.dtype}; expected real numbers")
+
+
+def check_pair(logits: Tensor, image: Tensor) -> None:
+    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are of one batch, on one grid and on one device."""
+    if logits.ndim < 3 or min(logits.shape) == 0:
+        raise InputError(f"logits have shape {tuple(logits.shape)}; expected (batch, labels, *grid), none of them empty")
+    if not logits.is_floating_point():
+        raise InputError(f"logits have type {logits.dtype}; expected floating-point numbers")
+    if logits.shape[1] < 2:
+        raise InputError(f"logits have {logits.shape[1]} label; at least two are needed, the background among them")
+    check_image(image)
+    if image.shape[0] != logits.shape[0] or image.shape[2:] != logits.shape[2:]:
+        raise InputError(
+            f"image has shape {tuple(image.shape)}; expected (batch, modalities, *grid) with the batch and the grid of the logits, "
+            f"whose shape is {tuple(logits.shape)}"
+        )
+    if image.device != logits.device:
+        raise InputError(f"the image is on {image.device}, the logits are on {logits.device}; move one of them")
+
+
+def engine_for(device: torch.device) -> Backend:
+    """Return the engine that computes on a tensor's device.
+
+    Raises:
+        BackendUnavailableError: there is none.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise BackendUnavailableError(f"there is no engine for tensors on {device}; move the layer and its inputs to the CPU")
+    try:
+        return get_backend(str(device))
+    except BackendUnavailableError as error:
+        raise BackendUnavailableError(f"no engine for tensors on {device} ({error}); move the layer and its inputs to the CPU") from error
+
+
+def compute_dtype(logits: Tensor) -> torch.dtype:
+    """The precision of the computation: float64 for float64 logits, float32 for all others."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tuple[float, ...]]:
+    """Spread the spacing over batch items and axes.
+
+    Args:
+        spacing: mm; one number, one an axis, or one row (axes,) for each batch item.
+        num_items: B.
+        num_axes: axes of the grid.
+
+    Raises:
+        InputError: another shape, or a distance that is not positive.
+    """
+    plain = spacing.detach().cpu().numpy() if isinstance(spacing, Tensor) else spacing
+    try:
+        steps = np.asarray(plain, dtype=np.float64)
+    except (TypeError, ValueError):
+        steps = np.empty(0)
+    if steps.shape not in ((), (num_axes,), (num_items, num_axes)) or not (np.isfinite(steps) & (steps > 0)).all():
+        raise InputError(
+            f"spacing is {spacing}; expected positive distances in mm: one number, {num_axes} for the grid's axes, "
+            f"or an array of {num_items} x {num_axes} (batch x axes)"
+        )
+    return [tuple(row) for row in np.broadcast_to(steps, (num_items, num_axes)).tolist()]
+
+
+def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
+    """Return a boolean mask (*grid) for each batch item, or None for all of them.
+
+    Args:
+        mask: nonzero where the model applies; (*grid) for all items, (B, *grid) or (B, 1, *grid).
+        num_items: B.
+        grid_shape: extents of the grid.
+
+    Raises:
+        InputError: another shape, or an item without any voxel.
+    """
+    if mask is None:
+        return [None] * num_items
+    grid = tuple(grid_shape)
+    inside = torch.as_tensor(mask).detach()
+    if inside.is_floating_point() and not torch.isfinite(inside).all():
+        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
+    inside = inside != 0
+    shape = tuple(inside.shape)
+    if shape == grid:
+        masks = [inside] * num_items
+    elif shape == (num_items, *grid):
+        masks = list(inside)
+    elif shape == (num_items, 1, *grid):
+        masks = list(inside[:, 0])
+    else:
+        raise InputError(f"mask has shape {shape}; expected {grid}, {(num_items, *grid)} or {(num_items, 1, *grid)}")
+    for index, item in enumerate(masks):
+        if not item.any():
+            raise InputError(f"the mask of batch item {index} is empty: there is no voxel to refine; leave such items out")
+    return list(masks)
+
+
+def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
+    """Take the voxels whose labels all have exactly the same logit out of the masks: as padding does, they say nothing about labels.
+
+    Args:
+        logits: (B, L, *grid).
+        masks: of `masks_by_item`.
+
+    Returns:
+        (a mask (*grid) or None for each batch item, the number of voxels taken out of each).
+
+    Raises:
+        InputError: next to nothing would be left of an item.
+    """
+    values = logits.detach()
+    same = _all_equal(values)
+    if not same.any():
+        return list(masks), [0] * len(masks)
+    result: list[Tensor | None] = []
+    counts = []
+    for index, (padded, mask) in enumerate(zip(same, masks, strict=True)):
+        inside = torch.ones_like(padded) if mask is None else mask.to(padded.device)
+        num_padded, num_voxels = int((inside & padded).sum()), int(inside.sum())
+        check_share(num_padded, num_voxels, f"the logits of batch item {index}")
+        result.append(inside & ~padded if num_padded else mask)
+        counts.append(num_padded)
+    return result, counts
+
+
+def _all_equal(logits: Tensor) -> Tensor:
+    """(B, *grid) where all labels are equal; one channel at a time, so that no (B, L, *grid) of booleans is made."""
+    same = logits[:, 1] == logits[:, 0]
+    for label in range(2, logits.shape[1]):
+        same &= logits[:, label] == logits[:, 0]
+    return same
+
+
+def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], device: torch.device) -> Tensor | None:
+    """Return (B, *grid) of the items' masks; None where all of them are."""
+    if all(mask is None for mask in masks):
+        return None
+    everywhere = torch.ones(tuple(grid_shape), dtype=torch.bool, device=device)
+    return torch.stack([everywhere if mask is None else mask.to(device) for mask in masks])
+
+
+def check_finite(image: Tensor, index: int) -> None:
+    """Raise InputError where an image (M, *grid) of the batch holds NaN or infinity."""
+    if not image.is_floating_point() or torch.isfinite(image).all():
+        return
+    for modality, channel in enumerate(image):
+        bad = math.prod(channel.shape) - int(torch.isfinite(channel).sum())
+        if bad:
+            raise InputError(f"image: modality {modality} of batch item {index} has {bad} values that are not finite (NaN or infinity)")

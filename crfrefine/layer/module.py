@@ -1,0 +1,189 @@
+"""`CrfRnn`, the dense CRF as a trainable PyTorch module: logits in, logits out.
+
+The computation is `crfrefine.layer.functional`'s; this module holds the parameters and normalizes the image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from crfrefine.errors import BackendUnavailableError, InputError
+
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
+
+from crfrefine.arrays.padding import describe_padding
+from crfrefine.layer import forms, functional, inputs
+from crfrefine.layer.intensity import normalize
+from crfrefine.layer.values import CrfValues
+
+if TYPE_CHECKING:
+    from crfrefine.engines.base import Kernels
+
+__all__ = ["CrfRnn"]
+
+_WORTH_A_WARNING = 0.01
+"""Share of voxels without a preference; a few come about by chance in half precision."""
+
+
+class CrfRnn(CrfValues):
+    """Dense CRF whose mean-field steps are unrolled, so that its parameters are learned by gradient descent.
+
+    Every `[[bilateral]]` table of the parameters is a term of the layer, also with weight 0; the spatial term is one if its weight is not 0
+    or if `spatial` asks for it. A weight of 0 is the end of its range, and can be left again.
+
+    Attributes:
+        num_labels: L.
+        num_modalities: M.
+        spatial_dims: axes of the grid.
+        per_label_weights: whether each label has a weight of its own.
+        anisotropic: whether each axis has a bandwidth of its own.
+        num_iterations: mean-field steps, all of which are taken.
+        threads: CPU threads; None: as many as `torch.get_num_threads()`.
+
+    Source: Zheng et al. 2015; Monteiro et al. 2018; docs/layer.md, docs/math.md.
+    """
+
+    @functional.outside_compiled_graphs
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        spacing: inputs.Spacing = 1.0,
+        mask: Tensor | None = None,
+        *,
+        kernels: Sequence[Kernels] | None = None,
+    ) -> Tensor:
+        """Refine a network's logits.
+
+        Voxels where all labels have exactly the same logit, as where a crop was padded, take no part, as if they were outside the mask. A
+        warning says so where they are more than one in a hundred.
+
+        Args:
+            logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
+            image: (B, M, *grid), raw intensities, finite: they are normalized as `parameters.intensity` says, inside the mask.
+            spacing: distance of neighboring voxels in mm; one number, one an axis, or (B, axes).
+            mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
+            kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then not looked at again.
+
+        Returns:
+            (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least float32); their softmax over labels are
+            the marginals. Outside the mask: logits / temperature.
+
+        Raises:
+            InputError: shapes do not fit the layer or each other, an empty mask, an image that is not finite, parameters that became NaN,
+                a batch item whose logits are equal for all labels nearly everywhere.
+            BackendUnavailableError: there is no engine for the tensors' device.
+            CapacityError: not enough memory, or bandwidths too small for the lattice.
+        """
+        inputs.check_pair(logits, image)
+        self._check_image(image)
+        if logits.shape[1] != self.num_labels:
+            raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
+        inputs.engine_for(logits.device)
+        # With kernels at hand, the image matters only if its gradient is wanted.
+        if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
+            image = self._normalized(image, mask, inputs.compute_dtype(logits))
+        mask = self._mask_without_padding(logits, mask, kernels)
+        alphas, betas, gamma = self._bandwidths(inputs.compute_dtype(logits))
+        spatial_weight = self.spatial_weight
+        settings = self._start.mean_field
+        return functional.mean_field(
+            logits,
+            image,
+            bilateral=list(zip(self.bilateral_weight, alphas, betas, strict=True)),
+            spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
+            compatibility=self.compatibility,
+            temperature=self.temperature,
+            spacing=spacing,
+            mask=mask,
+            num_iterations=self.num_iterations,
+            damping=settings.damping,
+            normalization=settings.normalization,
+            filter=settings.filter,
+            positions=settings.positions,
+            threads=self.threads,
+            kernels=kernels,
+        )
+
+    def build_kernels(
+        self, image: Tensor, spacing: inputs.Spacing = 1.0, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> list[Kernels]:
+        """Build what depends on images and bandwidths alone, for many calls while these stay the same, as with theta frozen.
+
+        Args:
+            image: (B, M, *grid), raw intensities.
+            spacing: as in `forward`.
+            mask: as in `forward`.
+            dtype: float32, or float64 for float64 logits.
+
+        Returns:
+            One object for each batch item; each may be used in one call at a time.
+
+        Raises:
+            InputError, BackendUnavailableError, CapacityError: as `forward`.
+        """
+        inputs.check_image(image)
+        self._check_image(image)
+        inputs.engine_for(image.device)
+        settings = self._start.mean_field
+        with torch.no_grad():
+            alphas, betas, gamma = self._bandwidths(dtype)
+            return functional.build_kernels(
+                self._normalized(image, mask, dtype),
+                bilateral=list(zip(alphas, betas, strict=True)),
+                theta_gamma=gamma,
+                spacing=spacing,
+                mask=mask,
+                normalization=settings.normalization,
+                filter=settings.filter,
+                positions=settings.positions,
+                num_labels=self.num_labels,
+                num_iterations=self.num_iterations,
+                threads=self.threads,
+            )
+
+    def _mask_without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> Tensor | None:
+        grid = logits.shape[2:]
+        masks, counts = inputs.masks_without_padding(logits, inputs.masks_by_item(mask, len(logits), grid))
+        if not any(counts):
+            return mask
+        for index, (inside, item) in enumerate(zip(masks, kernels or (), strict=False)):
+            if inside is not None and item.num_voxels > int(inside.sum()):
+                raise InputError(
+                    f"all labels have the same logit at {counts[index]} voxels of batch item {index}, but its kernels were built with "
+                    "these voxels inside the mask; leave them out of the mask that `build_kernels` is given"
+                )
+        most = max(counts)
+        if most > _WORTH_A_WARNING * grid.numel():
+            warnings.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}", stacklevel=3)
+        return inputs.stack_masks(masks, grid, logits.device)
+
+    def _check_image(self, image: Tensor) -> None:
+        if image.ndim != self.spatial_dims + 2:
+            raise InputError(
+                f"image has shape {tuple(image.shape)}; expected (batch, modalities, *grid), the grid of {self.spatial_dims} axes"
+            )
+        if image.shape[1] != self.num_modalities:
+            raise InputError(f"image {tuple(image.shape)} has {image.shape[1]} modalities; the layer was made for {self.num_modalities}")
+
+    def _bandwidths(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+        """theta_alpha, theta_beta and theta_gamma; in float32 those of `to_parameters` to the last digit."""
+        gamma = self.theta_gamma
+        if dtype == torch.float64:
+            return self.theta_alpha, self.theta_beta, gamma
+        return forms.as_written(self.theta_alpha), forms.as_written(self.theta_beta), None if gamma is None else forms.as_written(gamma)
+
+    def _normalized(self, image: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+        for index, item in enumerate(image):
+            inputs.check_finite(item, index)
+        masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+        threads = self.threads or torch.get_num_threads()
+        intensity = self._start.intensity
+        items = [normalize(item, intensity, inside, dtype, threads=threads) for item, inside in zip(image, masks, strict=True)]
+        return items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)

@@ -1,0 +1,270 @@
+"""The layer's parameters as a module without a computation: made from `CrfParameters`, learned or frozen in groups, and given back.
+
+How single numbers are held within their ranges is in `forms.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from crfrefine.errors import ConfigError
+from crfrefine.layer import forms
+from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, as_parameters
+
+GROUPS = ("weights", "compatibility", "theta", "temperature")
+"""What can be learned or frozen."""
+
+
+class CrfValues(nn.Module):
+    """The parameters of a dense CRF in learnable form; see `CrfRnn`."""
+
+    raw_bilateral_weight: nn.Parameter
+    log_theta_alpha: nn.Parameter
+    log_theta_beta: nn.Parameter
+    raw_spatial_weight: nn.Parameter | None
+    log_theta_gamma: nn.Parameter | None
+    raw_compatibility: nn.Parameter | None
+    log_temperature: nn.Parameter
+
+    def __init__(
+        self,
+        num_labels: int,
+        num_modalities: int,
+        spatial_dims: int = 3,
+        parameters: CrfParameters | str | Path | None = None,
+        *,
+        per_label_weights: bool | None = None,
+        compatibility: str = "full",
+        symmetric_compatibility: bool | None = None,
+        anisotropic: bool | None = None,
+        spatial: bool | None = None,
+        learn: Iterable[str] = GROUPS,
+        num_iterations: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Make a layer that starts as a plain CRF with the given parameters.
+
+        Args:
+            num_labels: L, background included, at least 2.
+            num_modalities: M, channels of the image.
+            spatial_dims: axes of the grid.
+            parameters: where training starts, and everything that is not learned (intensity, normalization, filter, …): parameters, a
+                preset's name or a file's path; None: the `default` preset. `mean_field.tolerance` is not used: a layer always takes all
+                its steps.
+            per_label_weights: one weight a label instead of one for all; None: if the parameters have lists.
+            compatibility: "full": the penalty of each pair of labels is a parameter, that starts from the parameters' matrix or Potts.
+                "potts": it is 1 for any two labels.
+            symmetric_compatibility: one penalty for both directions of a pair; None: if the parameters' matrix is symmetric.
+            anisotropic: theta_alpha and theta_gamma have one value an axis instead of one for all; None: if the parameters have lists.
+            spatial: whether there is a spatial term; None: if its weight is not 0.
+            learn: groups that are learned, of "weights", "compatibility", "theta", "temperature"; the others are frozen.
+            num_iterations: steps; None: `mean_field.num_iterations`.
+            threads: CPU threads; None: as many as `torch.get_num_threads()`.
+
+        Raises:
+            ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
+                that the layer can hold (docs/layer.md).
+        """
+        super().__init__()
+        self._start = parameters = as_parameters(parameters)
+        for name, value, least in (("num_labels", num_labels, 2), ("num_modalities", num_modalities, 1), ("spatial_dims", spatial_dims, 1)):
+            if value < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {value}")
+        parameters.resolve(num_labels, num_modalities, spatial_dims)  # for its checks of lengths
+        self.num_labels = num_labels
+        self.num_modalities = num_modalities
+        self.spatial_dims = spatial_dims
+        self.num_iterations = parameters.mean_field.num_iterations if num_iterations is None else num_iterations
+        if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
+            raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
+        self.threads = threads
+        bilateral, smoothness = parameters.bilateral, parameters.spatial
+        self._has_spatial = forms.is_nonzero(smoothness.weight) if spatial is None else spatial
+        weights, bandwidths = [kernel.weight for kernel in bilateral], [kernel.theta_alpha for kernel in bilateral]
+        if self._has_spatial:  # Lists of a term that the layer does not have do not count.
+            weights.append(smoothness.weight)
+            bandwidths.append(smoothness.theta_gamma)
+        self.per_label_weights = forms.decide(per_label_weights, weights, "per_label_weights", "weight")
+        self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma")
+        num_weights = num_labels if self.per_label_weights else 1
+        num_bandwidths = spatial_dims if self.anisotropic else 1
+
+        limits = forms.POSITION_RANGE
+        raw_weights, log_alphas, log_betas = [], [], []
+        for index, kernel in enumerate(bilateral):
+            name = "bilateral" if len(bilateral) == 1 else f"bilateral.{index}"
+            raw_weights.append(forms.raw_from_weight(forms.listed(kernel.weight, num_weights), f"{name}.weight"))
+            log_alphas.append(forms.log_from_value(forms.listed(kernel.theta_alpha, num_bandwidths), limits, f"{name}.theta_alpha"))
+            betas = forms.listed(kernel.theta_beta, num_modalities)
+            log_betas.append(forms.log_from_value(betas, forms.INTENSITY_RANGE, f"{name}.theta_beta"))
+        self.raw_bilateral_weight = _parameter(raw_weights)
+        self.log_theta_alpha = _parameter(log_alphas)
+        self.log_theta_beta = _parameter(log_betas)
+        raw_weight = log_gamma = None
+        if self._has_spatial:
+            raw_weight = _parameter(forms.raw_from_weight(forms.listed(smoothness.weight, num_weights), "spatial.weight"))
+            log_gamma = _parameter(
+                forms.log_from_value(forms.listed(smoothness.theta_gamma, num_bandwidths), limits, "spatial.theta_gamma")
+            )
+        self.register_parameter("raw_spatial_weight", raw_weight)
+        self.register_parameter("log_theta_gamma", log_gamma)
+        temperature = [parameters.mean_field.temperature]
+        self.log_temperature = _parameter(forms.log_from_value(temperature, forms.TEMPERATURE_RANGE, "mean_field.temperature")[0])
+        self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
+        self.freeze()
+        for group in (learn,) if isinstance(learn, str) else learn:
+            self.unfreeze(group)
+
+    def _make_compatibility(self, start: CompatibilityParameters, kind: str, symmetric: bool | None) -> None:
+        matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
+        if start.matrix is not None:
+            matrix = torch.tensor(start.matrix, dtype=torch.float64)
+        is_symmetric = torch.equal(matrix, matrix.T)
+        if symmetric and not is_symmetric:
+            raise ConfigError("compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for that")
+        if kind not in ("full", "potts"):
+            raise ConfigError(f"compatibility: expected 'full' or 'potts', got {kind!r}")
+        if kind == "potts" and start.matrix is not None:
+            raise ConfigError("compatibility: 'potts' was asked for, but the parameters have a matrix; use 'full'")
+        self._symmetric = is_symmetric if symmetric is None else symmetric
+        entries = forms.penalty_entries(matrix, symmetric=self._symmetric)
+        self.register_parameter("raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None)
+
+    @property
+    def bilateral_weight(self) -> Tensor:
+        """Weights of the appearance kernels, (num_bilateral, 1 or L), in [0, 1000]."""
+        return forms.weight_from_raw(self.raw_bilateral_weight)
+
+    @property
+    def theta_alpha(self) -> Tensor:
+        """Bandwidths of position, mm (or voxels), (num_bilateral, 1 or axes), in [0.1, 1000]."""
+        return forms.value_from_log(self.log_theta_alpha, forms.POSITION_RANGE)
+
+    @property
+    def theta_beta(self) -> Tensor:
+        """Bandwidths of normalized intensity, (num_bilateral, M), in [0.001, 100000]."""
+        return forms.value_from_log(self.log_theta_beta, forms.INTENSITY_RANGE)
+
+    @property
+    def spatial_weight(self) -> Tensor | None:
+        """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without such a term."""
+        return None if self.raw_spatial_weight is None else forms.weight_from_raw(self.raw_spatial_weight)
+
+    @property
+    def theta_gamma(self) -> Tensor | None:
+        """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000]; None without such a term."""
+        return None if self.log_theta_gamma is None else forms.value_from_log(self.log_theta_gamma, forms.POSITION_RANGE)
+
+    @property
+    def compatibility(self) -> Tensor:
+        """Penalties (L, L); row: label of the neighbor, column: own label; zero diagonal."""
+        if self.raw_compatibility is None:
+            like = self.log_temperature
+            return 1.0 - torch.eye(self.num_labels, dtype=like.dtype, device=like.device)
+        return forms.penalty_matrix(self.raw_compatibility, self.num_labels, symmetric=self._symmetric)
+
+    @property
+    def temperature(self) -> Tensor:
+        """What divides the logits, a tensor without axes, in [0.05, 20]."""
+        return forms.value_from_log(self.log_temperature, forms.TEMPERATURE_RANGE)
+
+    def freeze(self, *groups: str) -> Self:
+        """Have groups keep their values: any of "weights", "compatibility", "theta", "temperature"; none named: all.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        return self._set_learning(groups, learns=False)
+
+    def unfreeze(self, *groups: str) -> Self:
+        """Have groups learn: any of "weights", "compatibility", "theta", "temperature"; none named: all.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        return self._set_learning(groups, learns=True)
+
+    def group(self, name: str) -> list[nn.Parameter]:
+        """Return the parameters of a group, e.g. for an optimizer with several learning rates.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        members = {
+            "weights": (self.raw_bilateral_weight, self.raw_spatial_weight),
+            "compatibility": (self.raw_compatibility,),
+            "theta": (self.log_theta_alpha, self.log_theta_beta, self.log_theta_gamma),
+            "temperature": (self.log_temperature,),
+        }
+        if name not in members:
+            raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
+        return [parameter for parameter in members[name] if parameter is not None]
+
+    def _set_learning(self, groups: Sequence[str], *, learns: bool) -> Self:
+        for parameter in [parameter for name in groups or GROUPS for parameter in self.group(name)]:
+            parameter.requires_grad_(learns)
+        return self
+
+    def to_parameters(self) -> CrfParameters:
+        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute what the layer does.
+
+        Steps are those of the layer, and the tolerance is 0 so that all are taken. What the layer does not learn (intensity, filter,
+        postprocess, …) is as it was in the parameters that it was made from.
+        """
+        numbers = forms.plain_numbers
+        start = self._start
+        rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
+        bilateral = tuple(
+            BilateralParameters(
+                weight=forms.number_or_list(numbers(weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights),
+                theta_alpha=forms.number_or_list(numbers(alpha), is_list=self.anisotropic),
+                # One number where all agree: then the file fits any number of modalities.
+                theta_beta=forms.number_or_list(numbers(beta), is_list=len(set(numbers(beta))) > 1),
+            )
+            for weight, alpha, beta in rows
+        )
+        changes: dict[str, Any] = {
+            "bilateral": bilateral,
+            "compatibility": self._compatibility_parameters(),
+            "mean_field.temperature": numbers(self.temperature.reshape(1))[0],
+            "mean_field.num_iterations": self.num_iterations,
+            "mean_field.tolerance": 0.0,
+        }
+        spatial_weight, gamma = self.spatial_weight, self.theta_gamma
+        if spatial_weight is None or gamma is None:
+            changes["spatial.weight"] = 0.0
+        else:
+            changes["spatial.weight"] = forms.number_or_list(
+                numbers(spatial_weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights
+            )
+            changes["spatial.theta_gamma"] = forms.number_or_list(numbers(gamma), is_list=self.anisotropic)
+        return start.replace(**changes)
+
+    def _compatibility_parameters(self) -> CompatibilityParameters:
+        matrix = tuple(tuple(forms.plain_numbers(row)) for row in self.compatibility)
+        if all(entry == (row != column) for row, entries in enumerate(matrix) for column, entry in enumerate(entries)):
+            return CompatibilityParameters()
+        return CompatibilityParameters(kind="matrix", matrix=matrix)
+
+    def extra_repr(self) -> str:
+        """Return the settings, for `print(layer)`."""
+        settings = self._start.mean_field
+        kind = "potts" if self.raw_compatibility is None else "symmetric" if self._symmetric else "full"
+        learned = [name for name in GROUPS if any(parameter.requires_grad for parameter in self.group(name))]
+        return (
+            f"num_labels={self.num_labels}, num_modalities={self.num_modalities}, spatial_dims={self.spatial_dims}, "
+            f"kernels={len(self.raw_bilateral_weight)} bilateral{' + spatial' if self._has_spatial else ''}, "
+            f"per_label_weights={self.per_label_weights}, anisotropic={self.anisotropic}, compatibility={kind}, "
+            f"num_iterations={self.num_iterations}, normalization={settings.normalization}, filter={settings.filter}, "
+            f"learn={'+'.join(learned) or 'nothing'}"
+        )
+
+
+def _parameter(values: Any) -> nn.Parameter:
+    """A parameter in PyTorch's default type."""
+    return nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))

@@ -1,0 +1,1 @@
+"""How good is a label map: overlap, distances, calibration, connected components; over labels and regions."""

@@ -1,0 +1,212 @@
+"""The metrics of one case: overlap, volume, distances of boundaries, pieces. `docs/metrics.md` has the conventions, the same in all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.io.volume import TIMES
+from crfrefine.metrics.distances import boundary_distances
+from crfrefine.metrics.scores import count_components
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_ONE_VOXEL = (slice(0, 1), ...)
+"""What is measured where there is nothing."""
+
+Better = Literal["higher", "lower", "nearer_zero"]
+
+_BETTER: dict[str, Better | None] = {
+    "dice": "higher",
+    "iou": "higher",
+    "sensitivity": "higher",
+    "precision": "higher",
+    "volume_ml": None,
+    "volume_difference_ml": "nearer_zero",
+    "surface_dice": "higher",
+    "hd_mm": "lower",
+    "hd95_mm": "lower",
+    "assd_mm": "lower",
+    "num_components": None,
+}
+
+METRICS = tuple(_BETTER)
+"""What `measure_masks` can measure, in the order of reports."""
+
+RATIOS = ("dice", "iou", "sensitivity", "precision", "surface_dice")
+"""The metrics between 0 and 1, which reports show as points: hundredths."""
+
+_BOUNDARY = ("surface_dice", "hd_mm", "hd95_mm", "assd_mm")
+
+# Three voxels of 0.1 mm are a little more than 0.3 mm in floating point, and an oblique 1 mm a little more than 1 mm in headers, which
+# keep float32 or six digits; they are within a tolerance of 0.3 mm or 1 mm all the same.
+_ROUNDING = 1e-5
+
+
+def better_direction(metric: str) -> Better | None:
+    """Return which values of a metric are better; None for one that only describes, such as a volume.
+
+    Calibration errors ("ece", "brier", "nll") are known here as well, although they are not measured on masks.
+    """
+    return "lower" if metric in ("ece", "brier", "nll") else _BETTER.get(metric)
+
+
+def measure_case(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    regions: Mapping[str, Iterable[int]],
+    spacing: Sequence[float],
+    *,
+    tolerance_mm: float = 1.0,
+    metrics: Sequence[str] = METRICS,
+    ignore_label: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measure how well a label map agrees with the reference, region by region.
+
+    Args:
+        prediction: (*grid) integers.
+        reference: (*grid) integers.
+        regions: the labels that make up each named region.
+        spacing: mm, one a grid axis.
+        tolerance_mm: of the surface Dice.
+        metrics: some of METRICS.
+        ignore_label: voxels where the reference has this value count as background in both maps.
+
+    Returns:
+        For each region the value of each metric; NaN where it is undefined.
+
+    Raises:
+        GridMismatchError: the maps differ in shape.
+        InputError: a map does not hold integers, or the spacing is not one positive number an axis.
+        ConfigError: an unknown metric or a negative tolerance.
+    """
+    for name, labels in (("prediction", prediction), ("reference", reference)):
+        if labels.dtype.kind not in "biu":
+            raise InputError(f"the {name} has values of type {labels.dtype}; expected a label map of integers")
+    _check(prediction, reference, spacing, tolerance_mm, metrics)
+    spacing = tuple(float(size) for size in spacing)
+    occupied = (prediction != 0) | (reference != 0)
+    box = bounding_box(occupied) or _ONE_VOXEL
+    # On the full grid, whose axes of a single voxel are known here and not after the crop.
+    kept = tuple(axis for axis, size in enumerate(occupied.shape) if size > 1)
+    found, wanted = _without_flat_axes(prediction[box], kept), _without_flat_axes(reference[box], kept)
+    ignored = wanted == ignore_label if ignore_label is not None else None
+    values = {}
+    for name, region in regions.items():
+        labels_of_region = tuple(region)
+        one, other = _select(found, labels_of_region), _select(wanted, labels_of_region)
+        if ignored is not None:
+            one, other = one & ~ignored, other & ~ignored
+        values[name] = _measure(one, other, _kept_spacing(spacing, kept), math.prod(spacing), tolerance_mm, metrics)
+    return values
+
+
+def measure_masks(
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    spacing: Sequence[float],
+    *,
+    tolerance_mm: float = 1.0,
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, float]:
+    """Measure how well one mask agrees with the reference; arguments, result and errors as in `measure_case`, with (*grid) bool masks."""
+    for name, mask in (("prediction", prediction), ("reference", reference)):
+        if mask.dtype != np.bool_:
+            raise InputError(f"the {name} has values of type {mask.dtype}; expected a mask of booleans")
+    regions = {"mask": (1,)}
+    return measure_case(prediction, reference, regions, spacing, tolerance_mm=tolerance_mm, metrics=metrics)["mask"]
+
+
+def _measure(
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    spacing: Sequence[float],
+    voxel_volume: float,
+    tolerance_mm: float,
+    metrics: Sequence[str],
+) -> dict[str, float]:
+    """Measure two masks on a grid around which there is nothing of either; the volume of a voxel is in cubic mm."""
+    box = bounding_box(prediction | reference) or _ONE_VOXEL
+    prediction, reference = prediction[box], reference[box]
+    num_found, num_wanted = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    num_both = int(np.count_nonzero(prediction & reference))
+    values = {
+        "dice": _ratio(2 * num_both, num_found + num_wanted),
+        "iou": _ratio(num_both, num_found + num_wanted - num_both),
+        "sensitivity": _ratio(num_both, num_wanted),
+        "precision": _ratio(num_both, num_found),
+        "volume_ml": num_found * voxel_volume / 1000.0,
+        "volume_difference_ml": (num_found - num_wanted) * voxel_volume / 1000.0,
+    }
+    if any(metric in _BOUNDARY for metric in metrics):
+        values |= _measure_boundaries(prediction, reference, num_found, num_wanted, spacing, tolerance_mm)
+    if "num_components" in metrics:
+        values["num_components"] = float(count_components(prediction, 1)) if num_found else 0.0
+    return {metric: values[metric] for metric in metrics}
+
+
+def _measure_boundaries(
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    num_found: int,
+    num_wanted: int,
+    spacing: Sequence[float],
+    tolerance_mm: float,
+) -> dict[str, float]:
+    if not num_found or not num_wanted:
+        # No voxel of the only boundary is near the other one, of which there is none.
+        undefined = dict.fromkeys(_BOUNDARY, math.nan)
+        return undefined | {"surface_dice": _ratio(0, num_found + num_wanted)}
+    directed = boundary_distances(prediction, reference, spacing)
+    distances = np.concatenate(directed)
+    return {
+        "surface_dice": float(np.count_nonzero(distances <= tolerance_mm * (1 + _ROUNDING)) / distances.size),
+        "hd_mm": float(distances.max()),
+        "hd95_mm": max(float(np.percentile(one_way, 95)) for one_way in directed),
+        "assd_mm": float(distances.mean()),
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    """Return part / whole; a ratio of nothing to nothing is undefined."""
+    return part / whole if whole else math.nan
+
+
+def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
+    """Return where a label map has one of the wanted labels."""
+    mask = np.zeros_like(labels, dtype=bool)
+    for label in wanted:
+        mask |= labels == label
+    return mask
+
+
+def _without_flat_axes(labels: NDArray[Any], kept: Sequence[int]) -> NDArray[Any]:
+    """Drop the axes along which the grid has a single voxel: along them a slice would be all boundary."""
+    return labels.reshape([labels.shape[axis] for axis in kept] or [1])
+
+
+def _kept_spacing(spacing: Sequence[float], kept: Sequence[int]) -> tuple[float, ...]:
+    return tuple(spacing[axis] for axis in kept) or (1.0,)
+
+
+def _check(
+    prediction: NDArray[Any], reference: NDArray[Any], spacing: Sequence[float], tolerance_mm: float, metrics: Sequence[str]
+) -> None:
+    if prediction.shape != reference.shape:
+        shapes = (TIMES.join(str(size) for size in labels.shape) for labels in (prediction, reference))
+        raise GridMismatchError("the prediction has {} voxels, the reference {}; both must be on one grid".format(*shapes))
+    if prediction.size == 0:
+        raise InputError(f"label maps of shape {prediction.shape} have no voxels")
+    if len(spacing) != prediction.ndim or not all(0 < size < math.inf for size in spacing):
+        raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one an axis, got {tuple(spacing)}")
+    if not 0 <= tolerance_mm < math.inf:
+        raise ConfigError(f"tolerance_mm: expected a number of mm from 0 on, got {tolerance_mm}")
+    unknown = next((metric for metric in metrics if metric not in _BETTER), None)
+    if unknown is not None:
+        raise ConfigError(f"unknown metric {unknown!r}; known are {', '.join(METRICS)}")

@@ -1,0 +1,465 @@
+"""The parameters of a refinement: read from and written to TOML, addressed by dotted keys, resolved for a case.
+
+The tables and their keys are in sections.py; what the model does with them is in docs/math.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crfrefine.errors import ConfigError, CrfRefineError
+from crfrefine.parameters import checks
+from crfrefine.parameters.resolved import ResolvedBilateral, ResolvedParameters, ResolvedSpatial
+from crfrefine.parameters.sections import (
+    SECTIONS,
+    BilateralParameters,
+    CompatibilityParameters,
+    IntensityParameters,
+    MeanFieldParameters,
+    PostprocessParameters,
+    Section,
+    SpatialParameters,
+)
+from crfrefine.parameters.toml import toml_comment, toml_entry
+from crfrefine.text import listed, shorten
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BilateralParameters",
+    "CompatibilityParameters",
+    "CrfParameters",
+    "IntensityParameters",
+    "MeanFieldParameters",
+    "PostprocessParameters",
+    "ResolvedBilateral",
+    "ResolvedParameters",
+    "ResolvedSpatial",
+    "SpatialParameters",
+    "as_parameters",
+    "configs_dir",
+    "intensity_by_modality",
+    "list_presets",
+    "parse_override",
+]
+
+SCHEMA = 1
+_MOST_BYTES = 1 << 24  # Of a file; one with a penalty for each pair of a thousand labels has five megabytes.
+_MOST_DIGITS = 9  # Of the number of a kernel.
+_MOST_OF_A_REASON = 200
+_MOST_OF_A_PATH = 300
+_SectionType = TypeVar("_SectionType", bound=Section)
+
+
+@dataclass(frozen=True)
+class CrfParameters:
+    """All parameters of a refinement; `CrfParameters()` is the `default` preset.
+
+    Attributes:
+        intensity: normalization of the image.
+        bilateral: the appearance kernels, at least one.
+        spatial: the smoothness kernel.
+        compatibility: the penalty matrix.
+        mean_field: the iteration.
+        postprocess: cleaning of the label map.
+
+    Raises:
+        ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
+    """
+
+    intensity: IntensityParameters = field(default_factory=IntensityParameters)
+    bilateral: tuple[BilateralParameters, ...] = field(default_factory=lambda: (BilateralParameters(),))
+    spatial: SpatialParameters = field(default_factory=SpatialParameters)
+    compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)
+    mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
+    postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
+
+    def __post_init__(self) -> None:
+        kernels = self.bilateral
+        if isinstance(kernels, BilateralParameters):
+            kernels = (kernels,)
+        if not isinstance(kernels, list | tuple) or not kernels or not all(isinstance(k, BilateralParameters) for k in kernels):
+            raise ConfigError("bilateral: expected one kernel or several; to switch the term off, set bilateral.weight = 0")
+        object.__setattr__(self, "bilateral", tuple(kernels))
+        for name, kind in SECTIONS.items():
+            if name != "bilateral" and not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name}: expected {kind.__name__}, got {checks.describe(getattr(self, name))}")
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> CrfParameters:
+        """Read a preset by its name, or a TOML file; keys that a file leaves out have their default values.
+
+        Args:
+            name_or_path: a name that `list_presets` returns, or the path of a file.
+
+        Raises:
+            ConfigError: there is no such preset or file, it is not TOML, or a key or value in it is wrong.
+        """
+        path = find_config(name_or_path)
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ConfigError(f"{path}: too large for a parameter file; at most {_MOST_BYTES / 1e6:.0f} MB are read")
+            text = path.read_text(encoding="utf-8-sig")  # Some editors begin a file with a byte order mark.
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read as a parameter file: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: cannot be read as a parameter file: it is not UTF-8 text (byte {error.start})") from error
+        try:
+            return cls.from_toml(text)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_toml(cls, text: str) -> CrfParameters:
+        """Parameters from the text of a TOML file; raises ConfigError like `load`."""
+        try:
+            table = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not valid TOML: {_toml_problem(error)}") from error
+        return cls.from_dict(table)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
+        """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
+        checks.check_known(table, ("schema", *SECTIONS), "")
+        schema = table.get("schema", SCHEMA)
+        if isinstance(schema, bool) or not isinstance(schema, int):
+            raise ConfigError(f"schema: expected a whole number, got {checks.describe(schema)}")
+        if schema != SCHEMA:
+            raise ConfigError(
+                f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine"
+            )
+        return cls(**{name: _sections_from(name, value) for name, value in table.items() if name != "schema"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain Python values with the keys of the file; keys that are not set are left out."""
+        result: dict[str, Any] = {"schema": SCHEMA}
+        for name in SECTIONS:
+            value = getattr(self, name)
+            result[name] = [_plain_section(entry) for entry in value] if name == "bilateral" else _plain_section(value)
+        return result
+
+    def to_toml(self, comment: str = "") -> str:
+        """The text of a TOML file with a comment for each key.
+
+        Args:
+            comment: lines for the head of the file, without the comment sign.
+        """
+        text = toml_comment(comment) + "\n" if comment else ""
+        text += f"schema = {SCHEMA}\n"
+        for name, kind in SECTIONS.items():
+            value = getattr(self, name)
+            header = f"[[{name}]]" if name == "bilateral" and len(value) > 1 else f"[{name}]"
+            for index, entry in enumerate(value if name == "bilateral" else (value,)):
+                about = (kind.__doc__ or "").splitlines()[0]
+                text += f"\n# {about}\n" if index == 0 else "\n"
+                text += header + "\n"
+                text += "".join(toml_entry(key.name, getattr(entry, key.name), key.metadata["comment"]) for key in dataclasses.fields(kind))
+        return text
+
+    def save(self, path: str | Path, comment: str = "") -> None:
+        """Write a TOML file that `load` reads back to equal parameters; a file that is there is replaced at once or not at all.
+
+        Args:
+            path: the file to write; a character device or a pipe is written to as it is.
+            comment: lines for the head of the file, without the comment sign.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        from crfrefine.io.atomic import write_small_file
+
+        try:
+            write_small_file(Path(path), self.to_toml(comment).encode())
+        except CrfRefineError as error:
+            raise ConfigError(str(error)) from error
+
+    def replace(self, **changes: Any) -> CrfParameters:
+        """A copy with some entries changed.
+
+        Args:
+            changes: dotted keys as in `--set`, e.g. `**{"bilateral.theta_alpha": 2.0}`; `bilateral.1.weight` is the second kernel's.
+                A whole section is changed by its bare name, e.g. `spatial=SpatialParameters(weight=1.0)`.
+
+        Raises:
+            ConfigError: a key is unknown or a value is not allowed; the message names the key.
+        """
+        whole = {name: _sections_from(name, value) for name, value in changes.items() if name in SECTIONS}
+        base = dataclasses.replace(self, **whole)
+        edits: dict[tuple[str, int], dict[str, Any]] = {}
+        for key, value in changes.items():
+            if key not in SECTIONS:
+                name, index, entry = base._address(key)
+                edits.setdefault((name, index), {})[entry] = value
+        sections: dict[str, Any] = {}
+        kernels = list(base.bilateral)
+        for (name, index), values in edits.items():
+            if name == "bilateral":
+                kernels[index] = _edited(kernels[index], values, base._kernel_key(index))
+                continue
+            if name == "compatibility" and values.get("kind") == "potts":
+                values.setdefault("matrix", None)
+            sections[name] = _edited(getattr(base, name), values, name)
+        return dataclasses.replace(base, bilateral=tuple(kernels), **sections)
+
+    def _kernel_key(self, index: int) -> str:
+        """Prefix of the keys of an appearance kernel: numbered where there are several."""
+        return f"bilateral.{index}" if len(self.bilateral) > 1 else "bilateral"
+
+    def _address(self, key: str) -> tuple[str, int, str]:
+        """Split a dotted key into section, kernel number and entry."""
+        name, *rest = key.split(".")
+        if name not in SECTIONS:
+            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
+        index = 0
+        if name == "bilateral":
+            count = len(self.bilateral)
+            if rest and rest[0].isdecimal():
+                number = rest.pop(0)
+                index = int(number) if len(number) <= _MOST_DIGITS else count
+                if index >= count:
+                    raise ConfigError(f"{shorten(key)}: there {'is 1 kernel' if count == 1 else f'are {count} kernels'}, counted from 0")
+            elif count > 1:
+                names = listed([f"bilateral.{number}.{'.'.join(rest)}" for number in range(count)])
+                raise ConfigError(f"{shorten(key)}: there are {count} kernels; say which: {names}")
+        known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
+        if len(rest) != 1 or rest[0] not in known:
+            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
+        return name, index, rest[0]
+
+    def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ResolvedParameters:
+        """Broadcast single numbers to the labels, modalities and axes of a case.
+
+        Args:
+            num_labels: L, background included.
+            num_modalities: M, channels of the image.
+            num_dims: axes of the grid.
+
+        Raises:
+            ConfigError: a list has the wrong length; the message names the key.
+        """
+        import numpy as np
+
+        sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
+
+        def spread(value: float | tuple[float, ...], key: str, what: str) -> NDArray[np.float64]:
+            if isinstance(value, tuple):
+                _check_length(value, key, what, sizes[what])
+            return np.broadcast_to(np.asarray(value, dtype=np.float64), (sizes[what],)).copy()
+
+        for name in ("normalization", "percentiles", "window"):
+            _per_modality(getattr(self.intensity, name), f"intensity.{name}", num_modalities)
+        bilateral = []
+        for index, kernel in enumerate(self.bilateral):
+            prefix = self._kernel_key(index)
+            resolved = ResolvedBilateral(
+                weight=spread(kernel.weight, f"{prefix}.weight", "label").astype(np.float32),
+                theta_alpha=spread(kernel.theta_alpha, f"{prefix}.theta_alpha", "axis"),
+                theta_beta=spread(kernel.theta_beta, f"{prefix}.theta_beta", "modality"),
+            )
+            if resolved.weight.any():
+                bilateral.append(resolved)
+        spatial = ResolvedSpatial(
+            weight=spread(self.spatial.weight, "spatial.weight", "label").astype(np.float32),
+            theta_gamma=spread(self.spatial.theta_gamma, "spatial.theta_gamma", "axis"),
+        )
+        potts = (1.0 - np.eye(num_labels)).astype(np.float32)
+        compatibility = potts
+        if self.compatibility.matrix is not None:
+            size = len(self.compatibility.matrix)
+            if size != num_labels:
+                raise ConfigError(f"compatibility.matrix: it is {size} x {size}, but the case has {num_labels} labels")
+            compatibility = np.asarray(self.compatibility.matrix, dtype=np.float32)
+        mean_field = self.mean_field
+        return ResolvedParameters(
+            bilateral=tuple(bilateral),
+            spatial=spatial if spatial.weight.any() else None,
+            compatibility=compatibility,
+            is_potts=bool(np.array_equal(compatibility, potts)),
+            num_iterations=mean_field.num_iterations,
+            tolerance=mean_field.tolerance,
+            temperature=mean_field.temperature,
+            normalization=mean_field.normalization,
+            damping=mean_field.damping,
+            filter=mean_field.filter,
+            positions=mean_field.positions,
+        )
+
+
+def _suggested_key(key: str) -> str:
+    """Say which dotted key is meant: `theta_alpha` is bilateral.theta_alpha's last word, `bilatral.weight` is nearly right."""
+    known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
+    section, _, entry = key.partition(".")
+    if key and not entry:
+        same = [name for name in known if name.partition(".")[2] == key]
+        if same:
+            return f"did you mean {' or '.join(repr(name) for name in same)}?"
+    if section in SECTIONS:
+        known = [name for name in known if name.startswith(f"{section}.")]
+    return checks.suggestion(key, known)
+
+
+def _check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
+    if len(value) != size:
+        plural = {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
+        count = f"1 {what}" if size == 1 else f"{size} {plural}"
+        given = "1 value" if len(value) == 1 else f"{len(value)} values"
+        raise ConfigError(f"{key}: it has {given}, but the case has {count}; give one number for all, or one per {what}")
+
+
+def _per_modality(value: Any, key: str, num_modalities: int) -> tuple[Any, ...]:
+    """Spread a word or a pair over the modalities, or check the length of a list of these."""
+    if isinstance(value, tuple) and isinstance(value[0], str | tuple):
+        if len(value) != num_modalities:
+            _check_length(value, key, "modality", num_modalities)
+        return value
+    return (value,) * num_modalities
+
+
+def intensity_by_modality(
+    parameters: IntensityParameters, num_modalities: int
+) -> list[tuple[str, tuple[float, float], tuple[float, float] | None]]:
+    """Normalization, percentiles and window of each modality.
+
+    Args:
+        parameters: with one entry for all modalities or one each.
+        num_modalities: channels of the image.
+
+    Raises:
+        ConfigError: a list has the wrong length.
+    """
+    columns = (_per_modality(getattr(parameters, n), f"intensity.{n}", num_modalities) for n in ("normalization", "percentiles", "window"))
+    return list(zip(*columns, strict=True))
+
+
+def _section_from(kind: type[_SectionType], table: Any, prefix: str) -> _SectionType:
+    """Build a section from a mapping, naming keys in errors by `prefix`."""
+    if isinstance(table, kind):
+        return table
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{prefix}: expected a table of keys, got {checks.describe(table)}")
+    return _edited(kind, table, prefix)
+
+
+def _sections_from(name: str, value: Any) -> Any:
+    kind = SECTIONS[name]
+    if name != "bilateral" or isinstance(value, Mapping | BilateralParameters):
+        section = _section_from(kind, value, name)
+        return (section,) if name == "bilateral" else section
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigError(
+            f"bilateral: expected a table or several, got {checks.describe(value)}; to switch the term off, set its weight to 0"
+        )
+    return tuple(_section_from(kind, entry, f"bilateral.{index}") for index, entry in enumerate(value))
+
+
+def _edited(base: _SectionType | type[_SectionType], values: Mapping[str, Any], prefix: str) -> _SectionType:
+    """The section `base` (a class: its defaults) with some values changed; errors name keys by `prefix`."""
+    fields = {entry.name: entry for entry in dataclasses.fields(base)}
+    checks.check_known(values, fields, f"{prefix}.")
+    checked = {name: fields[name].metadata["check"](value, f"{prefix}.{name}") for name, value in values.items()}
+    return base(**checked) if isinstance(base, type) else dataclasses.replace(base, **checked)
+
+
+def _plain_section(section: Section) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return [plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+    pairs = ((entry.name, getattr(section, entry.name)) for entry in dataclasses.fields(section))
+    return {name: plain(value) for name, value in pairs if value is not None}
+
+
+def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
+    """Return parameters from what a caller may give for them: themselves, a preset's name, a file's path, or None for `default`.
+
+    Raises:
+        ConfigError: something else, or there is no such preset or file.
+    """
+    if parameters is None:
+        return CrfParameters()
+    if isinstance(parameters, CrfParameters):
+        return parameters
+    if isinstance(parameters, str | Path):
+        return CrfParameters.load(parameters)
+    raise ConfigError(
+        f"parameters: expected CrfParameters, a preset's name or a file's path, got {checks.describe(parameters)}; "
+        "CrfParameters.from_dict takes nested dictionaries"
+    )
+
+
+def configs_dir() -> Path:
+    """The folder of the presets: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def list_presets() -> list[str]:
+    """Names of the presets, `default` first, the others in alphabetical order."""
+    return sorted((path.stem for path in configs_dir().glob("*.toml")), key=lambda name: (name != "default", name))
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """Return the file of a preset's name or of a path; raises ConfigError where there is none."""
+    presets = list_presets()
+    if isinstance(name_or_path, str) and name_or_path in presets:
+        return configs_dir() / f"{name_or_path}.toml"
+    path = Path(name_or_path)
+    try:
+        if path.is_file():
+            return path
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
+    if is_folder:
+        raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
+    if is_there:
+        raise ConfigError(f"{path}: is no regular file; give a TOML file or a preset ({', '.join(presets)})")
+    raise ConfigError(f"{shorten(name_or_path, _MOST_OF_A_PATH)}: there is no such file and no such preset; presets: {', '.join(presets)}")
+
+
+def _toml_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "lists or tables are nested too deeply"
+    # Python reads integers of up to 4300 digits, and says so in its own words.
+    is_known = isinstance(error, tomllib.TOMLDecodeError)
+    return shorten(error, _MOST_OF_A_REASON) if is_known else "a number of more digits than can be read, or no date"
+
+
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
+
+    Args:
+        text: the value in TOML's syntax; a single word needs no quotes.
+
+    Raises:
+        ConfigError: there is no `=`, or the value cannot be read.
+    """
+    key, sign, raw = text.partition("=")
+    key, raw = key.strip(), raw.strip()
+    if not sign or not key or not raw:
+        raise ConfigError(f"{checks.describe(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
+    try:
+        parsed = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError) as error:
+        if _BARE_WORD.fullmatch(raw):
+            return key, raw
+        raise ConfigError(
+            f"{shorten(key)}: cannot read the value {checks.describe(raw)}: {_toml_problem(error)}; "
+            'numbers, [lists], and in lists words in "quotes"'
+        ) from error
+    if set(parsed) != {"value"}:
+        raise ConfigError(f"{shorten(key)}: expected one value, got {checks.describe(raw)}")
+    return key, parsed["value"]

@@ -1,0 +1,150 @@
+"""The tables of a parameter file as checked dataclasses, one a table.
+
+Every key, its unit and its meaning stand once, in the fields' metadata; files written by `CrfParameters.save` carry them as comments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from crfrefine.errors import ConfigError
+from crfrefine.parameters import checks
+
+LARGEST_TEMPERATURE = 1e6
+"""Far beyond what leaves anything of the logits; how small it may be depends on them (`refine`)."""
+
+_positive = checks.in_range(0.0, low_open=True)
+
+
+def _key(default: Any, check: checks.Check, comment: str) -> Any:
+    return field(default=default, metadata={"check": check, "comment": comment})
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the file: checks its fields on construction and turns lists into tuples."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        self._check(self.section)
+
+    def _check(self, prefix: str) -> None:
+        for entry in dataclasses.fields(self):
+            # The dataclass is frozen for its users; this only puts values into their final type.
+            object.__setattr__(self, entry.name, entry.metadata["check"](getattr(self, entry.name), f"{prefix}.{entry.name}"))
+        self._check_together(prefix)
+
+    def _check_together(self, prefix: str) -> None:
+        """Checks that involve more than one key."""
+
+
+@dataclass(frozen=True)
+class IntensityParameters(Section):
+    """How image intensities are normalized before the appearance kernels see them."""
+
+    section: ClassVar[str] = "intensity"
+    normalization: str | tuple[str, ...] = _key(
+        "percentile",
+        checks.one_or_many(checks.choice("none", "zscore", "percentile", "window")),
+        "none | zscore | percentile | window; one, or one per modality; taken inside the mask",
+    )
+    percentiles: tuple[float, float] | tuple[tuple[float, float], ...] = _key(
+        (1.0, 99.0), checks.interval(0.0, 100.0), 'percent; for "percentile": mapped to 0 and 1, not clipped'
+    )
+    window: tuple[float, float] | tuple[tuple[float, float], ...] | None = _key(
+        None,
+        checks.optional(checks.interval()),
+        'intensity [low, high]; for "window": mapped to 0 and 1 and clipped, e.g. Hounsfield units',
+    )
+    mask: str = _key("none", checks.choice("none", "nonzero"), "none | nonzero (any modality); used when no mask file is given")
+
+    def _check_together(self, prefix: str) -> None:
+        kinds = (self.normalization,) if isinstance(self.normalization, str) else self.normalization
+        if "window" in kinds and self.window is None:
+            raise ConfigError(f"{prefix}.window: needed by {prefix}.normalization = 'window'; give [low, high], e.g. [-160.0, 240.0]")
+
+
+@dataclass(frozen=True)
+class BilateralParameters(Section):
+    """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
+
+    section: ClassVar[str] = "bilateral"
+    weight: float | tuple[float, ...] = _key(4.0, checks.one_or_many(checks.penalty), "a number, or one per label; 0: no such term")
+    theta_alpha: float | tuple[float, ...] = _key(
+        1.5, checks.one_or_many(_positive), "mm (or voxels, see positions); a number, or one per axis"
+    )
+    theta_beta: float | tuple[float, ...] = _key(0.05, checks.one_or_many(_positive), "normalized intensity; a number, or one per modality")
+
+
+@dataclass(frozen=True)
+class SpatialParameters(Section):
+    """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
+
+    section: ClassVar[str] = "spatial"
+    weight: float | tuple[float, ...] = _key(0.0, checks.one_or_many(checks.penalty), "a number, or one per label; 0: no such term")
+    theta_gamma: float | tuple[float, ...] = _key(
+        1.0, checks.one_or_many(_positive), "mm (or voxels, see positions); a number, or one per axis"
+    )
+
+
+@dataclass(frozen=True)
+class CompatibilityParameters(Section):
+    """The penalty for neighbors with different labels."""
+
+    section: ClassVar[str] = "compatibility"
+    kind: str = _key("potts", checks.choice("potts", "matrix"), "potts (1 for any two different labels) | matrix")
+    matrix: tuple[tuple[float, ...], ...] | None = _key(
+        None,
+        checks.optional(checks.penalty_matrix),
+        'for "matrix": labels x labels, zero diagonal; row: label of the neighbor, column: own label',
+    )
+
+    def _check_together(self, prefix: str) -> None:
+        if self.kind == "matrix" and self.matrix is None:
+            raise ConfigError(f"{prefix}.matrix: needed by {prefix}.kind = 'matrix'")
+        if self.kind == "potts" and self.matrix is not None:
+            raise ConfigError(f"{prefix}.matrix: not used by {prefix}.kind = 'potts'; set {prefix}.kind = 'matrix' too")
+
+
+@dataclass(frozen=True)
+class MeanFieldParameters(Section):
+    """How the marginals are computed."""
+
+    section: ClassVar[str] = "mean_field"
+    num_iterations: int = _key(5, checks.whole(1), "steps, at most")
+    tolerance: float = _key(
+        1e-5, checks.in_range(0.0), "nats a voxel: mean KL between two steps that counts as converged; 0 = always all the steps"
+    )
+    temperature: float = _key(1.0, checks.in_range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
+    normalization: str = _key("symmetric", checks.choice("symmetric", "after", "none"), "symmetric | after | none")
+    damping: float = _key(0.0, checks.in_range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")
+    filter: str = _key(
+        "auto",
+        checks.choice("auto", "exact", "truncated", "lattice", "grid"),
+        "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
+    )
+    positions: str = _key("mm", checks.choice("mm", "voxels"), "mm | voxels: unit of theta_alpha and theta_gamma")
+
+
+@dataclass(frozen=True)
+class PostprocessParameters(Section):
+    """What is done to the label map after the CRF."""
+
+    section: ClassVar[str] = "postprocess"
+    keep_largest: str = _key(
+        "none", checks.choice("none", "foreground", "each"), "none | foreground (all labels together) | each (label by itself)"
+    )
+    min_component_ml: float = _key(0.0, checks.in_range(0.0), "ml; smaller components (found as for keep_largest) become background")
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "intensity": IntensityParameters,
+    "bilateral": BilateralParameters,
+    "spatial": SpatialParameters,
+    "compatibility": CompatibilityParameters,
+    "mean_field": MeanFieldParameters,
+    "postprocess": PostprocessParameters,
+}

@@ -1,0 +1,1 @@
+"""How volumes are shown: upright, cropped, windowed, and the preview of a case."""

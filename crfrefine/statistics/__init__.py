@@ -1,0 +1,1 @@
+"""Is the difference real: paired tests, intervals, corrections, comparison, verdict."""

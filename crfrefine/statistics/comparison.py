@@ -1,0 +1,306 @@
+"""Methods × regions × metrics, a value a case; and each method against a baseline, as data for tables and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import InputError
+from crfrefine.io.json import without_nonfinite
+from crfrefine.metrics.overlap import RATIOS, better_direction
+from crfrefine.metrics.regions import RESERVED
+from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
+from crfrefine.text import listed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MEAN = RESERVED
+"""Stands for the mean over regions where a region is asked for."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A value, as a line of a tidy table.
+
+    Attributes:
+        case: name of the case.
+        region: name of the region.
+        metric: such as "dice".
+        value: NaN where undefined.
+        method: name of the method.
+    """
+
+    case: str
+    region: str
+    metric: str
+    value: float
+    method: str
+
+
+def measurements_of(case: str, method: str, values: Mapping[str, Mapping[str, float]]) -> list[Measurement]:
+    """Return what `measure_case` gave for a case as lines of a tidy table."""
+    return [Measurement(case, region, metric, value, method) for region, row in values.items() for metric, value in row.items()]
+
+
+class ResultTable:
+    """All measurements, in order of first appearance.
+
+    Attributes:
+        cases: their names.
+        methods: their names.
+        regions: their names.
+        metrics: their names.
+
+    Args:
+        measurements: at most one a case, region, metric and method.
+
+    Raises:
+        InputError: one is there twice, or a region has the name of the mean.
+    """
+
+    def __init__(self, measurements: Iterable[Measurement]) -> None:
+        self._values: dict[tuple[str, str, str, str], float] = {}
+        for item in measurements:
+            key = (item.method, item.region, item.metric, item.case)
+            if key in self._values:
+                raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} is there twice")
+            self._values[key] = item.value
+        self.methods, self.regions, self.metrics, self.cases = (_distinct(key[part] for key in self._values) for part in range(4))
+        if MEAN in self.regions:
+            raise InputError(f'a region is called "{MEAN}", which is the mean over regions; choose another name')
+
+    def __iter__(self) -> Iterator[Measurement]:
+        for (method, region, metric, case), value in self._values.items():
+            yield Measurement(case, region, metric, value, method)
+
+    def values(self, method: str, region: str, metric: str) -> NDArray[np.float64]:
+        """Return a value for each of `cases`, NaN where undefined or missing; of the region MEAN the mean over those defined."""
+        if region == MEAN:
+            (means,) = self.means(metric, [method])
+            return np.asarray(means)
+        self._require(method, region, metric)
+        return np.array([self._values.get((method, region, metric, case), math.nan) for case in self.cases])
+
+    def means(self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None) -> NDArray[np.float64]:
+        """Return, case by case, the mean over regions: over those where every one of the methods has a value.
+
+        So the methods are compared on the same regions. A case without any such region is NaN.
+
+        Args:
+            metric: its name.
+            methods: to be compared.
+            regions: default: all.
+
+        Returns:
+            (methods, cases).
+        """
+        chosen = self.regions if regions is None else tuple(regions)
+        if not chosen:
+            return np.full((len(methods), len(self.cases)), math.nan)
+        stack = np.array([[self.values(method, region, metric) for region in chosen] for method in methods])
+        usable = ~np.isnan(stack).any(axis=0)
+        sums = np.where(usable, stack, 0.0).sum(axis=1)
+        counts = usable.sum(axis=0)
+        means: NDArray[np.float64] = np.full(sums.shape, math.nan)
+        np.divide(sums, counts, out=means, where=counts > 0)
+        return means
+
+    def compare(
+        self,
+        method: str,
+        baseline: str,
+        region: str,
+        metric: str,
+        *,
+        regions: Sequence[str] | None = None,
+        seed: int = 0,
+        num_resamples: int = NUM_RESAMPLES,
+    ) -> PairedComparison:
+        """Compare two methods in a metric that has better values; of the region MEAN in the mean over `regions`, default all."""
+        better = better_direction(metric)
+        if better is None:
+            raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
+        if region == MEAN:
+            method_values, baseline_values = self._magnitudes(metric).means(metric, [method, baseline], regions)
+        else:
+            method_values, baseline_values = self.values(method, region, metric), self.values(baseline, region, metric)
+        return compare_pairs(method_values, baseline_values, cases=self.cases, better=better, seed=seed, num_resamples=num_resamples)
+
+    def missing_cases(self, method: str) -> tuple[str, ...]:
+        """Return the cases of which a method has no measurement at all, such as one that failed."""
+        there = {case for one, _, _, case in self._values if one == method}
+        return tuple(case for case in self.cases if case not in there)
+
+    def _magnitudes(self, metric: str) -> ResultTable:
+        """A volume too large in one region must not make up for one too small in another."""
+        if better_direction(metric) != "nearer_zero":
+            return self
+        return ResultTable(
+            Measurement(item.case, item.region, item.metric, abs(item.value), item.method) for item in self if item.metric == metric
+        )
+
+    def _require(self, method: str, region: str, metric: str) -> None:
+        for kind, name, known in (("method", method, self.methods), ("region", region, self.regions), ("metric", metric, self.metrics)):
+            if name not in known:
+                raise InputError(f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """A method in a region and a metric.
+
+    Attributes:
+        method: its name.
+        region: its name, or MEAN.
+        metric: its name.
+        num_values: cases with a value.
+        num_undefined: cases without.
+        mean: over the cases with a value.
+        median: over the cases with a value.
+        comparison: with the baseline, over the cases where both have a value; None for the baseline itself and for metrics that only
+            describe.
+        p_holm: the p value of the comparison after Holm's correction. The family is the regions of the method in this metric; the row
+            MEAN is a test of its own and keeps its p value.
+    """
+
+    method: str
+    region: str
+    metric: str
+    num_values: int
+    num_undefined: int
+    mean: float
+    median: float
+    comparison: PairedComparison | None = None
+    p_holm: float = math.nan
+
+
+def summarize(
+    table: ResultTable,
+    baseline: str,
+    *,
+    metrics: Sequence[str] | None = None,
+    regions: Sequence[str] | None = None,
+    mean_regions: Sequence[str] | None = None,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> list[SummaryRow]:
+    """Summarize each method and compare it with a baseline.
+
+    Args:
+        table: the measurements.
+        baseline: the method that the others are compared with.
+        metrics: default: all.
+        regions: default: all.
+        mean_regions: over which a row MEAN is taken; default: `regions`. It follows if there are several and the metric has better values.
+        seed: of the bootstrap.
+        num_resamples: of the bootstrap.
+
+    Returns:
+        Rows by metric, then method, then region.
+
+    Raises:
+        InputError: a name that the table does not have.
+    """
+    chosen = table.regions if regions is None else tuple(regions)
+    averaged = chosen if mean_regions is None else tuple(mean_regions)
+    rows = []
+    for metric in table.metrics if metrics is None else metrics:
+        is_tested = better_direction(metric) is not None
+        names = (*chosen, MEAN) if is_tested and len(averaged) > 1 else chosen
+        for method in table.methods:
+            comparisons: list[PairedComparison | None] = [None] * len(names)
+            if is_tested and method != baseline:
+                comparisons = [
+                    table.compare(method, baseline, name, metric, regions=averaged, seed=seed, num_resamples=num_resamples)
+                    for name in names
+                ]
+            p_values = [math.nan if comparison is None else comparison.p_value for comparison in comparisons]
+            adjusted = holm(p_values[: len(chosen)]) + tuple(p_values[len(chosen) :])
+            for name, comparison, p_holm in zip(names, comparisons, adjusted, strict=True):
+                values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
+                rows.append(_summary_row(method, name, metric, values, comparison, p_holm))
+    return rows
+
+
+def summary_dicts(rows: Iterable[SummaryRow]) -> list[dict[str, Any]]:
+    """Return the summary for a JSON file: plain types, None where a number is undefined or infinite."""
+    return [without_nonfinite(asdict(row)) for row in rows]
+
+
+def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
+    """Return the summary as cells of a table, the head first; ratios are in points, which is hundredths."""
+    head = [
+        "metric",
+        "region",
+        "method",
+        "n",
+        "undefined",
+        "mean",
+        "median",
+        "difference",
+        "95 % CI",
+        "p",
+        "p (Holm)",
+        "effect",
+        "better/equal/worse",
+    ]
+    return [[*head, "worst case"], *(_cells(row) for row in rows)]
+
+
+def format_p(p_value: float) -> str:
+    """Return a p value as people write it: two digits from 0.001 on, one below, such as "3e-12"; empty if undefined."""
+    if math.isnan(p_value):
+        return ""
+    if p_value >= 0.001:
+        return f"{p_value:.2g}"
+    mantissa, exponent = f"{p_value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _summary_row(
+    method: str, region: str, metric: str, values: NDArray[np.float64], comparison: PairedComparison | None, p_holm: float
+) -> SummaryRow:
+    defined = values[~np.isnan(values)]
+    return SummaryRow(
+        method=method,
+        region=region,
+        metric=metric,
+        num_values=int(defined.size),
+        num_undefined=int(values.size - defined.size),
+        mean=float(defined.mean()) if defined.size else math.nan,
+        median=float(np.median(defined)) if defined.size else math.nan,
+        comparison=comparison,
+        p_holm=p_holm,
+    )
+
+
+def _cells(row: SummaryRow) -> list[str]:
+    unit = 100.0 if row.metric in RATIOS else 1.0
+
+    def number(value: float, sign: str = "") -> str:
+        return "" if math.isnan(value) else f"{unit * value:{sign}.2f}"
+
+    cells = [row.metric, row.region, row.method, str(row.num_values), str(row.num_undefined), number(row.mean), number(row.median)]
+    if row.comparison is None:
+        return cells + [""] * 7
+    comparison = row.comparison
+    low, high = comparison.interval
+    return [
+        *cells,
+        number(comparison.mean_difference, "+"),
+        "" if math.isnan(low) else f"{number(low, '+')} to {number(high, '+')}",
+        format_p(comparison.p_value),
+        format_p(row.p_holm),
+        "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}",
+        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
+        f"{comparison.worst[0][0]} {number(comparison.worst[0][1], '+')}" if comparison.worst else "",
+    ]
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

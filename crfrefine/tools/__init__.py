@@ -1,0 +1,1 @@
+"""`crfrefine info` and `crfrefine convert`."""

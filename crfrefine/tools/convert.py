@@ -1,0 +1,119 @@
+"""Logits, probabilities and label maps from one file format to another, and from one kind of values to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.probabilities import softmax, to_logits
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.atomic import check_replaceable
+from crfrefine.io.files import files_read, files_written, identities
+from crfrefine.io.paths import require_suffix
+from crfrefine.io.volume import TIMES, Volume, VolumeHeader, describe_difference, same_grid, same_shape
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def convert_file(source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None) -> str:
+    """Convert a file with a label map, or with logits or probabilities of several labels.
+
+    Args:
+        source: the file to read.
+        target: the file to write; its suffix names the format.
+        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: what the source holds.
+        like: an image on the same grid, whose geometry the target gets; needed where the source has none (.npz).
+
+    Returns:
+        A sentence that says what was read and what was written.
+
+    Raises:
+        InputError: the source has no geometry and `like` is missing, or a label map is asked to become logits.
+        GridMismatchError: source and `like` are on different grids.
+        UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
+    """
+    source, target = Path(source), Path(target)
+    require_suffix(target)
+    if to == "labels":
+        require_suffix(target, io.VOLUME_SUFFIXES)
+    _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
+    check_replaceable(*reversed(files_written(target)))
+    header = io.read_header(source)
+    geometry = _geometry(header, io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None, target)
+    if header.num_channels == 1:
+        return _convert_labels(header, target, to, geometry)
+    return _convert_channels(header, target, to, geometry)
+
+
+def _check_no_input_is_replaced(target: Path, given: list[Path]) -> None:
+    inputs = set().union(*(identities(path) for name in given for path in files_read(name)))
+    for path in files_written(target):
+        if identities(path) & inputs:
+            raise InputError(f"{path}: is the input too; write to another file")
+
+
+def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
+    if to not in (None, "labels"):
+        raise InputError(
+            f"{header.path}: holds one value a voxel; a label map cannot become {to}, export the network's output before the argmax"
+        )
+    require_suffix(target, io.VOLUME_SUFFIXES)
+    labels = io.read_labels(header.path)
+    io.write_label_map(target, labels.data.reshape(like.grid_shape), like)
+    return f"{header.path}: label map, {_size(header)} -> {target}: label map"
+
+
+def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
+    read = io.read_logits([header.path])
+    values, kind = read.values, read.kind
+    if to == "labels":
+        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like)
+        return f"{header.path}: {header.num_channels} labels, {_size(header)} -> {target}: label map"
+    if to is not None or (kind is None and io.suffix_of(target) == ".npz"):
+        values, kind = _as_kind(values, kind, to, header.path)
+    written = kind or "logits"
+    io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=written)
+    return f"{header.path}: {header.num_channels} labels, {_size(header)} -> {target}: {kind or 'the same values'}"
+
+
+def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
+    """Return the values as logits or probabilities, whichever is asked for, and the name of what they are."""
+    stored = values.transpose(0, *range(values.ndim - 1, 0, -1))  # as in the file, contiguous
+    logits = stored.copy()
+    found = to_logits(logits, "auto", kind, path)[0]
+    if to is None or to == found:
+        return values, found
+    converted = logits if to == "logits" else softmax(stored)
+    return converted.transpose(0, *range(values.ndim - 1, 0, -1)), to
+
+
+def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
+    """Return an empty volume with the geometry of the file to write."""
+    if like is not None:
+        if header.affine is None or like.affine is None:
+            same = same_shape(header.grid_shape, like.grid_shape)
+        else:
+            same = same_grid(header.grid_shape, header.affine, like.grid_shape, like.affine)
+        if not same:
+            difference = describe_difference(header.path, header.grid_shape, header.affine, like.path, like.grid_shape, like.affine)
+            raise GridMismatchError(f"{header.path}: not on the grid of --like\n{difference}")
+    chosen = like or header
+    if chosen.affine is None or chosen.spacing is None:
+        if io.suffix_of(target) != ".npz":
+            raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
+        num_axes = len(chosen.grid_shape)
+        return Volume(_empty(chosen.grid_shape), np.eye(4), (1.0,) * num_axes)
+    return Volume(_empty(chosen.grid_shape), chosen.affine, chosen.spacing, chosen.path, chosen)
+
+
+def _empty(grid_shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.uint8(0), grid_shape)
+
+
+def _size(header: VolumeHeader) -> str:
+    return TIMES.join(str(size) for size in header.grid_shape)

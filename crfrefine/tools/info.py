@@ -1,0 +1,165 @@
+"""What files and folders are, without or with a look at their voxels, and what is wrong with the cases of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crfrefine import io
+from crfrefine.cases.discovery import CaseFiles, CaseList, discover_cases, list_files
+from crfrefine.errors import CrfRefineError
+from crfrefine.failures import CaseWork, Failure
+from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MOST_LISTED_VALUES = 32
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """The cases of a folder.
+
+    Attributes:
+        path: the folder.
+        cases: case name and a line about it: modalities, grid, labels, what else there is.
+        notes: what was left aside and why.
+        problems: what is wrong, one message each.
+        tracebacks: where errors were raised that nobody expected.
+    """
+
+    path: Path
+    cases: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+
+    def fail(self, failure: Failure) -> None:
+        """Record what is wrong with a case."""
+        self.problems.append(failure.message)
+        if failure.traceback is not None:
+            self.tracebacks.append(failure.traceback)
+
+
+def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, str]]:
+    """Return what a file says about its volume, as pairs of a name and a value for people.
+
+    Args:
+        path: a volume or an .npz.
+        values: also read the voxels: their range in each channel, or how many have each label.
+
+    Raises:
+        CrfRefineError: the file cannot be read; its kinds: InputError, UnsupportedFormatError.
+    """
+    header = io.read_header(path)
+    lines = [
+        ("format", header.format),
+        ("shape", TIMES.join(str(size) for size in header.grid_shape)),
+        ("channels", str(header.num_channels)),
+        ("type", header.dtype),
+        ("spacing", "none in this format" if header.spacing is None else TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"),
+    ]
+    if header.affine is not None:
+        lines.append(("orientation", f"{header.orientation}"))
+        lines.append(("first voxel", "(" + ", ".join(f"{value:.6g}" for value in header.affine[:3, 3]) + ") mm in RAS+"))
+    lines += _transform_codes(header)
+    lines += [("note", note) for note in header.notes]
+    if values:
+        lines += _describe_values(header)
+    return lines
+
+
+def inspect_folder(folder: str | Path) -> FolderReport:
+    """Look at the cases of a folder: one of images in nnU-Net's naming, of logits or labels, or one that holds `images` and more.
+
+    Args:
+        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are looked at too.
+    """
+    from crfrefine.cases.case import read_case_headers
+
+    folder = Path(folder)
+    try:
+        archives = _archives(folder)
+        cases = _discover(folder) if not archives else CaseList()
+    except CrfRefineError as error:
+        return FolderReport(folder, problems=[str(error)])
+    report = FolderReport(folder, notes=list(cases.notes))
+    num_labels: dict[int, list[str]] = {}
+    for path in archives:
+        with CaseWork(report.fail, path):
+            header = io.read_header(path)
+            report.cases[io.stem_of(path)] = f"{header.num_channels} labels, {describe_grid(header.grid_shape, header.affine)}"
+            num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
+    for files in cases:
+        with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
+            headers = read_case_headers(files)
+            image = headers.images[0]
+            parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
+            parts.append(describe_grid(image.grid_shape, image.affine))
+            if headers.logits is not None:
+                parts.append(f"{headers.logits.num_labels} labels")
+                num_labels.setdefault(headers.logits.num_labels, []).append(files.case_id)
+            parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
+            report.cases[files.case_id] = ", ".join(parts)
+    if len(num_labels) > 1:
+        usual = max(num_labels, key=lambda number: len(num_labels[number]))
+        report.problems.extend(
+            f"case {case_id!r}: logits of {number} labels, those of most cases have {usual}"
+            for number, case_ids in num_labels.items()
+            for case_id in case_ids
+            if number != usual
+        )
+    return report
+
+
+def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
+    message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+    report.fail(replace(failure, message=message))
+
+
+def _archives(folder: Path) -> list[Path]:
+    """Return the .npz files of a folder that has nothing else."""
+    return [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, (".npz",))
+
+
+def _discover(folder: Path) -> CaseList:
+    def inside(*names: str) -> Path | None:
+        return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+    images = inside("images", "imagesTr")
+    if images is not None:
+        return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
+    return discover_cases(folder, None)
+
+
+def _transform_codes(header: VolumeHeader) -> list[tuple[str, str]]:
+    if not header.format.startswith("NIfTI"):
+        return []
+    template: Any = header.template
+    return [("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}")]
+
+
+def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
+    values = io.allocate(header)
+    io.read_into(header, values)
+    lines = []
+    for number, channel in enumerate(values):
+        name = "values" if len(values) == 1 else f"values, channel {number}"
+        lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
+    if len(values) == 1:
+        lines += _count_whole_values(values[0])
+    return lines
+
+
+def _count_whole_values(values: NDArray[np.float32]) -> list[tuple[str, str]]:
+    """Return how often each value occurs, where they are few and whole numbers, as in a label map."""
+    import numpy as np
+
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) > _MOST_LISTED_VALUES or (found != np.rint(found)).any():
+        return []
+    return [("voxels", ", ".join(f"{value:.0f}: {count}" for value, count in zip(found, counts, strict=True)))]

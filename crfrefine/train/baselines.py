@@ -1,0 +1,133 @@
+"""What a trained CRF must beat, tuned on the same cases: vector scaling (temperature, a bias a label), smoothing, the largest component."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from crfrefine.arrays.components import postprocess
+from crfrefine.execution.threads import Workers
+from crfrefine.parameters.model import PostprocessParameters
+from crfrefine.train.crops import Crop, count_confusion
+from crfrefine.train.fitting import Material, draw
+from crfrefine.train.folds import Split
+from crfrefine.train.model import dice_of, flat_logits, mean_defined, mean_dice
+from crfrefine.train.starts import BATCH_SIZE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Choice = TypeVar("Choice")
+
+SIGMAS_VOXELS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""Widths of the Gaussian that are tried, in typical voxels; 0 is the network itself."""
+
+LARGEST_KINDS = ("foreground", "each")
+"""Which largest component is kept: of all labels together, or of each label by itself."""
+
+SCALING_ITERATIONS = 60
+SCALING_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class VectorScaling:
+    """The network recalibrated: logits / temperature + bias.
+
+    Attributes:
+        temperature: positive.
+        bias: one a label.
+    """
+
+    temperature: float
+    bias: tuple[float, ...]
+
+    def apply(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """Return (L, *grid) logits, recalibrated."""
+        shift = np.asarray(self.bias, dtype=logits.dtype).reshape(-1, *(1,) * (logits.ndim - 1))
+        result: NDArray[np.floating[Any]] = logits / logits.dtype.type(self.temperature) + shift
+        return result
+
+
+def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> VectorScaling:
+    """Fit temperature and biases with the loss of the CRF on the cases that it is trained on, too."""
+    num_labels = material.sizes[0]
+    log_temperature = torch.zeros((), requires_grad=True)
+    bias = torch.zeros(num_labels, requires_grad=True)
+    optimizer = torch.optim.Adam([log_temperature, bias], lr=SCALING_RATE)
+
+    def gradient(crop: Crop, threads: int) -> tuple[torch.Tensor, ...]:
+        logits, labels = flat_logits(crop, material.device)
+        value = material.loss(logits / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
+        return torch.autograd.grad(value, [log_temperature, bias])
+
+    cases = sorted({*split.training, *split.deciding})
+    for iteration in range(SCALING_ITERATIONS):
+        batch = draw(np.random.default_rng([material.seed, iteration]), material.crops, cases, BATCH_SIZE)
+        parts = workers.run_on_device(gradient, batch)
+        for parameter, own in zip((log_temperature, bias), zip(*parts, strict=True), strict=True):
+            parameter.grad = sum(own[1:], own[0]) / len(batch)
+        optimizer.param_groups[0]["lr"] = SCALING_RATE * 0.5 * (1.0 + math.cos(math.pi * iteration / SCALING_ITERATIONS))
+        optimizer.step()
+    centered = (bias - bias.mean()).detach()
+    return VectorScaling(float(log_temperature.detach().exp()), tuple(centered.tolist()))
+
+
+def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequence[float]) -> NDArray[np.floating[Any]]:
+    """Return (L, *grid) logits after a Gaussian filter."""
+    from scipy.ndimage import gaussian_filter
+
+    if sigma_mm == 0:
+        return logits
+    widths = [sigma_mm / step for step in spacing]
+    return np.stack([gaussian_filter(label, widths, mode="nearest") for label in logits])
+
+
+def smoothing_scores(
+    crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], sigmas_mm: Sequence[float], workers: Workers
+) -> NDArray[np.float64]:
+    """Return the mean Dice (cases, sigmas) of each case with each width."""
+
+    def scores(crop: Crop, threads: int) -> list[float]:
+        return [_smoothed_dice(crop, sigma, regions) for sigma in sigmas_mm]
+
+    return np.array(workers.run(scores, crops))
+
+
+def choose_best(scores: NDArray[np.float64], choices: Sequence[Choice], cases: Sequence[int]) -> Choice:
+    """Return the choice (a column of the scores) with the best mean Dice on the cases (rows)."""
+    means = np.nan_to_num([mean_defined(column) for column in scores[list(cases)].T], nan=0.0)
+    return choices[int(means.argmax())]
+
+
+def largest_scores(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:
+    """Return the mean Dice (cases, kinds) of each case with the largest component of each kind kept."""
+
+    def scores(crop: Crop, threads: int) -> list[float]:
+        network = np.where(crop.mask, crop.logits.argmax(axis=0), 0)
+        values = []
+        for kind in LARGEST_KINDS:
+            found = postprocess(network, PostprocessParameters(keep_largest=kind), 1.0)
+            confusion = count_confusion(crop.labels[crop.mask], found[crop.mask], crop.num_labels) + crop.outside
+            values.append(mean_dice(confusion, regions))
+        return values
+
+    return np.array(workers.run(scores, crops))
+
+
+def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+    """Return the Dice (cases, regions) of the network's labels."""
+    return np.array([dice_of(_confusion(crop, crop.logits), regions) for crop in crops])
+
+
+def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...]]) -> float:
+    return mean_dice(_confusion(crop, smoothed(crop.logits.astype(np.float32), sigma_mm, crop.spacing)), regions)
+
+
+def _confusion(crop: Crop, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    found = logits.argmax(axis=0)[crop.mask]
+    return count_confusion(crop.labels[crop.mask], found, crop.num_labels) + crop.outside

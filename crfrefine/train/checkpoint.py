@@ -1,0 +1,78 @@
+"""What a stopped run leaves, so that `--resume` goes on as if nothing had happened: plain JSON, in which numbers keep all their digits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from crfrefine.cases.case import CaseFiles
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import atomic_file, remove_file
+from crfrefine.io.files import files_read
+
+SCHEMA = 1
+SAVE_SECONDS = 10.0
+
+
+def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
+    """Return a digest of all that the result depends on: settings, and names, sizes and dates of the files."""
+    entries = []
+    for case in cases:
+        for path in (*case.images, *case.logits, case.mask, case.labels):
+            for file in () if path is None else files_read(path):
+                # Where voxels in a file of their own are not there, reading says so.
+                status = file.stat() if file == path or file.exists() else None
+                entries.append([case.case_id, file.name, *((status.st_size, status.st_mtime_ns) if status else ())])
+    return hashlib.sha256(json.dumps([settings, entries], sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoint:
+    """The file in which a run keeps what it has.
+
+    Args:
+        path: the file.
+        digest: of `fingerprint`; a file with another one is refused.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self._path = path
+        self._digest = digest
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return what the stopped run had; None: there is no such file.
+
+        Raises:
+            InputError: the file is of other data or options, or no checkpoint at all.
+        """
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            schema, digest, state = content["schema"], content["fingerprint"], content["state"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._path}: not a checkpoint of train-crf ({error}); remove it to start anew") from None
+        if schema != SCHEMA or digest != self._digest or not isinstance(state, dict):
+            raise InputError(
+                f"{self._path}: is of a run with other data, options or another version; repeat its options exactly, "
+                "or leave --resume out to start anew"
+            )
+        return state
+
+    def is_due(self) -> bool:
+        """Return whether it is time to save again."""
+        return time.monotonic() - self._saved >= SAVE_SECONDS
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the file, whole or not at all."""
+        content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": state})
+        with atomic_file(self._path) as file:
+            file.write(content.encode())
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Take the file away: the run has ended."""
+        remove_file(self._path)

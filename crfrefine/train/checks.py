@@ -1,0 +1,69 @@
+"""What is asked for, checked before anything is read: options that can be followed, regions that the labels have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.metrics.regions import RESERVED, Region, parse_region
+from crfrefine.text import listed, shorten
+from crfrefine.train.dataset import LabeledCases
+from crfrefine.train.device import TrainingDevice, choose_device
+from crfrefine.train.options import LEARNABLE, LOSSES, TrainingOptions
+
+
+def check_options(options: TrainingOptions) -> TrainingDevice:
+    """Return the device; raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    from crfrefine.io.atomic import check_replaceable, check_small_output, check_writable
+
+    unknown = [name for name in options.learn if name not in LEARNABLE]
+    if unknown or not options.learn:
+        given = listed(options.learn) or "nothing"
+        raise ConfigError(f"--learn: expected some of {', '.join(LEARNABLE)}, separated by commas; got {given}")
+    if options.loss not in LOSSES:
+        raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
+    if options.num_iterations is not None and options.num_iterations < 1:
+        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_iterations}")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
+    if options.output.suffix != ".toml" or options.output.is_dir():
+        raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
+    if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):
+        raise InputError(f"{options.output}: is the file of --config, which is not written over; choose another name")
+    check_writable(options.output.parent)
+    for path in (options.curves, options.report, options.output):
+        check_small_output(path)
+    check_replaceable(options.checkpoint)
+    return choose_device(options.device)
+
+
+def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
+    """Return the regions asked for, or each foreground label.
+
+    Raises:
+        ConfigError: a region is not written as expected, is there twice, or has labels that the logits do not have.
+    """
+    if not texts:
+        return _default_regions(cases)
+    regions = tuple(parse_region(text) for text in texts)
+    for region in regions:
+        if max(region.labels) >= cases.num_labels:
+            raise ConfigError(
+                f"--regions {shorten(region.name)}: label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            )
+    twice = [name for name, count in Counter(region.name for region in regions).items() if count > 1]
+    if twice:
+        raise ConfigError(f"--regions: {twice[0]} is there twice")
+    return regions
+
+
+def _default_regions(cases: LabeledCases) -> tuple[Region, ...]:
+    """Return each foreground label, by its name where that can be used, but not the one that marks voxels without a reference."""
+    labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
+    counts = Counter(cases.label_names[label] for label in labels)
+    names = [cases.label_names[label] for label in labels]
+    names = [f"label {label}" if name == RESERVED or counts[name] > 1 else name for label, name in zip(labels, names, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"label {label}" for label in labels]
+    return tuple(Region(name, (label,)) for label, name in zip(labels, names, strict=True))

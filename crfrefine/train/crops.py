@@ -1,0 +1,219 @@
+"""The part of a case that training sees: around what the network or the reference calls foreground, in memory or on disk.
+
+Bandwidths are learned from the surroundings of the labels; the millions of voxels far from them would only cost time.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import argmax_labels, bounding_box
+from crfrefine.arrays.padding import find_padding, leave_out
+from crfrefine.parameters.model import IntensityParameters
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.cases.case import Case
+
+MARGIN_MM = 10.0
+"""How far around the foreground training sees: farther than kernels reach that ever helped, near enough to leave most of a head out."""
+
+FOREGROUND_RATIO = 0.01
+"""A voxel counts as possible foreground where a label has at least this share of the background's probability."""
+
+TILE_VOXELS = 200_000
+"""Masked voxels that one gradient is taken over: larger crops are cut into tiles, one of which is drawn each time."""
+
+MEMORY_BYTES = 2 * 1024**3
+"""Crops beyond this go to a temporary folder and are mapped from there."""
+
+Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What training sees of a case. Arrays are C-ordered in the axis order of the files' grid.
+
+    Attributes:
+        case_id: its name.
+        image: (M, *box) float32, normalized on the whole case as `refine` does.
+        logits: (L, *box) float16: three digits are plenty for a gradient.
+        labels: (*box) the reference; L where there is none.
+        mask: (*box) True near possible foreground, inside the case's mask.
+        spacing: mm, one a grid axis.
+        outside: (L, L) voxels of the case that are not in `mask`, by reference (row) and the network's label (column).
+        tiles: boxes that share out the masked voxels, at most about TILE_VOXELS each.
+        tile_weights: how often each is drawn; sums to 1.
+        num_padding_voxels: voxels of the case's mask that are not in `mask` because all labels have the same logit there.
+    """
+
+    case_id: str
+    image: NDArray[np.float32]
+    logits: NDArray[np.float16]
+    labels: NDArray[np.unsignedinteger[Any]]
+    mask: NDArray[np.bool_]
+    spacing: tuple[float, ...]
+    outside: NDArray[np.int64]
+    tiles: tuple[Box, ...]
+    tile_weights: tuple[float, ...]
+    num_padding_voxels: int = 0
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels in the mask."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def num_case_voxels(self) -> int:
+        """Voxels of the whole case that have a reference."""
+        return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return len(self.logits)
+
+    def tile(self, number: int) -> Crop:
+        """Return the part of the crop in one of its tiles; views."""
+        box = self.tiles[number]
+        if len(self.tiles) == 1:
+            return self
+        every = (slice(None), *box)
+        return replace(self, image=self.image[every], logits=self.logits[every], labels=self.labels[box], mask=self.mask[box])
+
+
+def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
+    """Cut out what training sees of a case.
+
+    Args:
+        case: read with its labels.
+        intensity: how the image is normalized, on the whole case.
+    """
+    if case.labels is None:
+        raise ValueError("the case was read without labels")
+    labels, logits = case.labels, case.logits
+    case_mask, num_padding = case.mask, 0
+    padding = find_padding(logits.transpose(0, *range(logits.ndim - 1, 0, -1)))  # in the order of memory
+    if padding is not None:
+        case_mask, num_padding = leave_out(padding.transpose(), case.mask, f"the logits of case {case.case_id!r}")
+    likely = np.array(logits[1], order="K")
+    for other in logits[2:]:
+        np.maximum(likely, other, out=likely)
+    near = (likely - logits[0] > math.log(FOREGROUND_RATIO)) | ((labels > 0) & (labels < case.num_labels))
+    if case_mask is not None:
+        near &= case_mask
+    if not near.any():
+        near = np.ones_like(near) if case_mask is None else case_mask.copy()
+    box = _box_around(near, [MARGIN_MM / step for step in case.spacing])
+    mask = _dilated(near[box], case.spacing)
+    if case_mask is not None:
+        mask &= case_mask[box]
+    image = normalize_intensity(case.image, intensity, case.mask)
+    network = argmax_labels(logits)
+    everything = count_confusion(labels, network, case.num_labels)
+    inside = count_confusion(labels[box][mask], network[box][mask], case.num_labels)
+    every = (slice(None), *box)
+    tiles = tuple(_split(mask, case.spacing, _whole(mask.shape)))
+    shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
+    limit = float(np.finfo(np.float16).max)
+    return Crop(
+        case_id=case.case_id,
+        image=np.ascontiguousarray(image[every]),
+        logits=np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16),
+        labels=np.ascontiguousarray(labels[box]),
+        mask=np.ascontiguousarray(mask),
+        spacing=case.spacing,
+        outside=everything - inside,
+        tiles=tiles,
+        tile_weights=tuple(float(share) for share in shares / shares.sum()),
+        num_padding_voxels=num_padding,
+    )
+
+
+def count_confusion(labels: NDArray[Any], found: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
+    """Return (L, L) counts of voxels, by reference (row) and found label (column); a reference of L counts nowhere."""
+    pairs = labels.astype(np.int32).ravel() * num_labels + found.ravel()
+    return np.bincount(pairs, minlength=num_labels**2)[: num_labels**2].reshape(num_labels, num_labels).astype(np.int64)
+
+
+class CropStore:
+    """Keeps crops: in memory up to a bound, then in a temporary folder, from which the system reads them again as needed."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._left = memory_bytes
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._count = 0
+
+    def keep(self, crop: Crop) -> Crop:
+        """Return an equal crop whose memory is bounded."""
+        size = sum(array.nbytes for array in (crop.image, crop.logits, crop.labels, crop.mask))
+        if size <= self._left:
+            self._left -= size
+            return crop
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="crfrefine-")
+        self._count += 1
+        mapped: dict[str, Any] = {
+            name: self._on_disk(f"{self._count}-{name}", getattr(crop, name)) for name in ("image", "logits", "labels", "mask")
+        }
+        return replace(crop, **mapped)
+
+    def close(self) -> None:
+        """Remove what is on disk."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _on_disk(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        assert self._folder is not None
+        path = Path(self._folder.name) / f"{name}.npy"
+        np.save(path, array, allow_pickle=False)
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    return tuple(slice(0, extent) for extent in shape)
+
+
+def _box_around(near: NDArray[np.bool_], margin: Sequence[float]) -> Box:
+    """Return the box of the True voxels, wider by so many voxels along each axis."""
+    box = bounding_box(near) or _whole(near.shape)
+    return tuple(
+        slice(max(0, part.start - math.ceil(around)), min(extent, part.stop + math.ceil(around)))
+        for part, around, extent in zip(box, margin, near.shape, strict=True)
+    )
+
+
+def _dilated(near: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:
+    """Return where the distance to `near` is at most MARGIN_MM."""
+    from scipy.ndimage import distance_transform_edt
+
+    if near.all():
+        return near.copy()
+    distance: NDArray[np.float64] = distance_transform_edt(~near, sampling=spacing)
+    return distance <= MARGIN_MM
+
+
+def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Iterator[Box]:
+    """Halve a box along its longest side, with as many masked voxels on both sides, until the parts are small enough."""
+    part = mask[box]
+    count = int(np.count_nonzero(part))
+    if count == 0:
+        return
+    axis = max(range(mask.ndim), key=lambda a: part.shape[a] * spacing[a])
+    if count <= TILE_VOXELS or part.shape[axis] < 2:
+        yield box
+        return
+    planes = np.cumsum(part.sum(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+    cut = box[axis].start + min(max(1, int(np.searchsorted(planes, count / 2)) + 1), part.shape[axis] - 1)
+    for half in (slice(box[axis].start, cut), slice(cut, box[axis].stop)):
+        yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))

@@ -1,0 +1,159 @@
+"""Where training computes: the engine's device as PyTorch knows it, and the crops there.
+
+On a GPU a crop is moved once and stays; logits, marginals, losses and gradients are made there, and only numbers come back. Parameters and
+the optimizer are a few numbers, and stay on the CPU.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crfrefine.engines import get_backend
+from crfrefine.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.train.crops import Crop
+
+CACHED_SHARE = 0.25
+"""Of a GPU's memory that is free at first, for crops; the others are moved each time."""
+
+
+class CropTensors:
+    """A crop, or a tile of one, as tensors; each is made when it is first asked for."""
+
+    def __init__(self, crop: Crop, device: torch.device) -> None:
+        """Take a crop; nothing is moved yet."""
+        self._crop, self._device = crop, device
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(L, *box) float16."""
+        return self._moved(np.array(self._crop.logits, order="C"))
+
+    @cached_property
+    def image(self) -> Tensor:
+        """(M, *box) float32."""
+        return self._moved(np.array(self._crop.image, dtype=np.float32, order="C"))
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(*box), on the CPU: the engine counts its voxels there."""
+        return torch.from_numpy(np.array(self._crop.mask))
+
+    @cached_property
+    def index(self) -> Tensor:
+        """(N,) places of the voxels in the mask that have a reference."""
+        return self._moved(np.flatnonzero(self._counted))
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(N,) their reference."""
+        return self._moved(self._crop.labels[self._counted].astype(np.int64))
+
+    @property
+    def num_bytes(self) -> int:
+        """On the device, once all of them are there."""
+        return 2 * self._crop.logits.size + 4 * self._crop.image.size + 16 * int(np.count_nonzero(self._counted))
+
+    @cached_property
+    def _counted(self) -> NDArray[np.bool_]:
+        counted: NDArray[np.bool_] = self._crop.mask & (self._crop.labels < self._crop.num_labels)
+        return counted
+
+    def _moved(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class TrainingDevice:
+    """A device for training.
+
+    Attributes:
+        name: of the engine.
+        tensors: the same device for PyTorch.
+        note: what is to be said about the choice; empty: nothing.
+    """
+
+    def __init__(self, name: str = "cpu", tensors: str = "cpu", note: str = "", cached_bytes: float | None = None) -> None:
+        """Take a device.
+
+        Args:
+            name: of the engine.
+            tensors: PyTorch's name of the device.
+            note: about the choice.
+            cached_bytes: for crops that stay; None: CACHED_SHARE of what is free on a GPU, nothing on the CPU.
+        """
+        self.name, self.note = name, note
+        self.tensors = torch.device(tensors)
+        self._cached: dict[tuple[Any, ...], CropTensors] = {}  # each keeps its crop, so that no other comes to lie where it is
+        self._lock = threading.Lock()
+        if cached_bytes is None:
+            cached_bytes = CACHED_SHARE * torch.cuda.mem_get_info(self.tensors)[0] if self.is_gpu else 0.0
+        self._left = cached_bytes
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether one case at a time is enough to keep it busy."""
+        return self.tensors.type == "cuda"
+
+    @property
+    def kind(self) -> str:
+        """On another kind results differ by rounding."""
+        return "gpu" if self.is_gpu else "cpu"
+
+    def crop(self, crop: Crop) -> CropTensors:
+        """Return a crop on the device; on the way back it is written to no more."""
+        key = identity(crop)
+        found = self._cached.get(key)
+        if found is not None:
+            return found
+        tensors = CropTensors(crop, self.tensors)
+        if self._left <= 0.0:
+            return tensors
+        needed = tensors.num_bytes
+        with self._lock:
+            if needed <= self._left and key not in self._cached:
+                self._left -= needed
+                self._cached[key] = tensors
+        return tensors
+
+    def release(self) -> None:
+        """Give back the memory that PyTorch keeps unused: what comes next allocates without it."""
+        if self.is_gpu:
+            torch.cuda.empty_cache()
+
+
+CPU = TrainingDevice()
+
+
+def choose_device(requested: str) -> TrainingDevice:
+    """Return the device that the engine takes for a request, if PyTorch has it too.
+
+    Raises:
+        BackendUnavailableError: the engine or PyTorch does not have the device that was asked for by name.
+        ConfigError: there is no such device.
+    """
+    engine = get_backend(requested).name
+    gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
+    if gpu is None:
+        return TrainingDevice(engine)
+    number = int(gpu[1] or 0)
+    if torch.cuda.is_available() and number < torch.cuda.device_count():
+        return TrainingDevice(engine, f"cuda:{number}")
+    missing = f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: install one for CUDA (pytorch.org)"
+    if requested == "auto":
+        return TrainingDevice(note=f"training on the CPU: {missing}")
+    raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
+
+
+def identity(crop: Crop) -> tuple[Any, ...]:
+    """Return what tells a crop's memory from that of others; a tile may begin where its crop does."""
+    return crop.image.__array_interface__["data"][0], crop.image.shape, crop.image.strides

@@ -1,0 +1,206 @@
+"""The trainable layer on a crop: losses and gradients of one case, its Dice, and the layer made from parameters and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crfrefine.layer.functional import build_kernels, mean_field
+from crfrefine.layer.module import CrfRnn
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.crops import Crop
+from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.engines.base import Kernels
+    from crfrefine.train.losses import Loss
+
+MOST_CACHED_VOXELS = 4_000_000
+"""Voxels whose kernels are kept while theta does not move: about 2 GiB at worst."""
+
+
+_SMALLEST = 0.01
+"""Added to values before their logarithm: to the prior, smaller weights are like none."""
+
+
+@dataclass(frozen=True)
+class CaseGradient:
+    """Loss of one case, and its derivatives with respect to the layer's learned parameters, in their order."""
+
+    loss: float
+    gradients: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Loss of one case, and the voxels of the whole case by reference and refined label."""
+
+    loss: float
+    confusion: NDArray[np.int64]
+
+
+class Model:
+    """A layer whose learned parameters may move, as it refines crops: their images are normalized already.
+
+    Args:
+        parameters: where it begins, and everything that is not learned.
+        learn: groups of parameters that may move.
+        sizes: labels, modalities, axes.
+        device: where to compute.
+    """
+
+    def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
+        self._device = device
+        self._base = parameters
+        self._settings = parameters.mean_field
+        has_matrix = parameters.compatibility.matrix is not None
+        self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", learn=tuple(learn))
+        groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
+        self.groups = {name: parameters for name, parameters in groups.items() if parameters}
+        self._has_fixed_kernels = "theta" not in self.groups
+        self._kernels: dict[tuple[Any, ...], list[Kernels]] = {}
+        self._cached_voxels = 0
+
+    @property
+    def learned(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The parameters that may move, by name."""
+        return [(name, parameter) for name, parameter in self.layer.named_parameters() if parameter.requires_grad]
+
+    def to_parameters(self) -> CrfParameters:
+        """Return the present parameters."""
+        return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
+
+    def positions(self) -> list[Tensor]:
+        """Return where the learned values are: logarithms, but for penalties, which have either sign."""
+        layer = self.layer
+        values: dict[str, list[Tensor | None]] = {
+            "weights": [layer.bilateral_weight, layer.spatial_weight],
+            "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
+            "temperature": [layer.temperature],
+        }
+        logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
+        return [*logs, layer.compatibility] if "compatibility" in self.groups else logs
+
+    def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the gradient of the sum of squared distances from where the learned values were, one a learned parameter."""
+        distances = [((now - then.detach()) ** 2).sum() for now, then in zip(self.positions(), origin, strict=True)]
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(torch.stack(distances).sum(), [parameter for _, parameter in self.learned])
+        return gradients
+
+    def gradient(self, crop: Crop, loss: Loss, threads: int) -> CaseGradient:
+        """Return the loss of a crop and its gradient; safe to call from several threads at a time, as nothing is stored in the layer."""
+        refined, labels = self._refine(crop, threads)
+        value = loss(refined, labels)
+        gradients = torch.autograd.grad(value, [parameter for _, parameter in self.learned])
+        return CaseGradient(float(value.detach()), gradients)
+
+    def score(self, crop: Crop, loss: Loss, threads: int) -> CaseScore:
+        """Return the loss of a crop and how its voxels are labeled, without a gradient."""
+        with torch.no_grad():
+            refined, labels = self._refine(crop, threads)
+            return _score(refined, labels, crop, loss)
+
+    def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
+        """Return refined logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
+        layer, settings = self.layer, self._settings
+        values = self._device.crop(crop)
+        image, mask = values.image[None], values.mask
+        spatial = None
+        if layer.spatial_weight is not None and layer.theta_gamma is not None:
+            spatial = layer.spatial_weight, layer.theta_gamma
+        refined = mean_field(
+            values.logits.float()[None],
+            image,
+            bilateral=list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)),
+            spatial=spatial,
+            compatibility=layer.compatibility,
+            temperature=layer.temperature,
+            spacing=crop.spacing,
+            mask=mask,
+            num_iterations=settings.num_iterations,
+            damping=settings.damping,
+            normalization=settings.normalization,
+            filter=settings.filter,
+            positions=settings.positions,
+            threads=threads,
+            kernels=self._fixed_kernels(crop, image, mask, threads) if self._has_fixed_kernels else None,
+        )[0]
+        return _counted(refined, values), values.labels
+
+    def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[Kernels] | None:
+        """Return the kernels of a crop, kept from the last time where memory allows it: without theta they stay the same."""
+        key = identity(crop)
+        if key not in self._kernels:
+            if self._cached_voxels > MOST_CACHED_VOXELS:
+                return None
+            layer, settings = self.layer, self._settings
+            with torch.no_grad():
+                gamma = layer.theta_gamma
+                self._kernels[key] = build_kernels(
+                    image,
+                    bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
+                    theta_gamma=gamma,
+                    spacing=crop.spacing,
+                    mask=mask,
+                    normalization=settings.normalization,
+                    filter=settings.filter,
+                    positions=settings.positions,
+                    num_labels=crop.num_labels,
+                    num_iterations=settings.num_iterations,
+                    threads=threads,
+                )
+            self._cached_voxels += int(mask.sum()) * (len(layer.theta_alpha) + 1)
+        return self._kernels[key]
+
+
+def network_score(crop: Crop, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
+    """Return the same for the network's logits as they are."""
+    with torch.no_grad():
+        return _score(*flat_logits(crop, device), crop, loss)
+
+
+def flat_logits(crop: Crop, device: TrainingDevice = CPU) -> tuple[Tensor, Tensor]:
+    """Return the logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
+    values = device.crop(crop)
+    return _counted(values.logits, values).float(), values.labels
+
+
+def _counted(channels: Tensor, values: CropTensors) -> Tensor:
+    """(L, N) of (L, *box)."""
+    return channels.reshape(len(channels), -1).index_select(1, values.index)
+
+
+def _score(refined: Tensor, labels: Tensor, crop: Crop, loss: Loss) -> CaseScore:
+    pairs = torch.bincount(labels * crop.num_labels + refined.argmax(0), minlength=crop.num_labels**2)
+    confusion = pairs.cpu().numpy().reshape(crop.num_labels, crop.num_labels)
+    return CaseScore(float(loss(refined, labels)), confusion + crop.outside)
+
+
+def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Return the Dice of each region from counts (L, L) by reference and found label; NaN where neither has the region."""
+    values = np.full(len(regions), np.nan)
+    for number, region in enumerate(regions):
+        members = list(region)
+        size = confusion[members].sum() + confusion[:, members].sum()
+        if size:
+            values[number] = 2.0 * confusion[np.ix_(members, members)].sum() / size
+    return values
+
+
+def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
+    """Return the mean of the values that are defined; NaN where none is."""
+    array = np.asarray(values, dtype=np.float64)
+    defined = array[~np.isnan(array)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:
+    """Return the mean over the regions that the case has; NaN where it has none."""
+    return mean_defined(dice_of(confusion, regions))

@@ -1,0 +1,87 @@
+"""What a training run is asked to do; the options of `crfrefine train-crf`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from crfrefine.parameters.model import CrfParameters
+
+LEARNABLE = ("weights", "compatibility", "theta", "temperature")
+LOSSES = ("ce+dice", "ce", "dice")
+
+
+@dataclass(frozen=True)
+class DataFolders:
+    """Where the labeled cases are.
+
+    Attributes:
+        images: folder of images.
+        labels: folder of reference label maps.
+        logits: folder of the network's logits, of cases that it was not trained on.
+        masks: folder of masks; None: as the parameters' `intensity.mask` says.
+    """
+
+    images: Path
+    labels: Path
+    logits: Path
+    masks: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What to train, on what, and where to write.
+
+    Attributes:
+        data: the labeled cases.
+        output: the parameter file to write; the report, the curves and the checkpoint go beside it.
+        parameters: the model to start from; None: the built-in starts.
+        config: the file that the parameters came from, so that it is not written over.
+        learn: which of LEARNABLE are learned; the others stay as they start.
+        num_folds: parts of the cross-validation; None: 5, or the number of cases where that is smaller.
+        loss: one of LOSSES.
+        num_iterations: of the optimizer, for the start that is trained to its end; None: the built-in number.
+        regions: `NAME=1+3+4`, what the comparison reports and the Dice loss weighs; empty: each foreground label.
+        seed: order of the cases and their folds; the same seed gives the same result.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        threads: CPU threads; None: the cores this process may use. The result does not depend on it.
+        max_minutes: the run is brought to a regular end within about this time; None: it takes what it takes.
+        resume: go on from the checkpoint of a run that was stopped.
+        input_type: "auto", "logits" or "probabilities".
+        strict: refuse cases that lack a file, which are left out otherwise.
+    """
+
+    data: DataFolders
+    output: Path
+    parameters: CrfParameters | None = None
+    config: Path | None = None
+    learn: tuple[str, ...] = LEARNABLE
+    num_folds: int | None = None
+    loss: str = LOSSES[0]
+    num_iterations: int | None = None
+    regions: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    max_minutes: float | None = None
+    resume: bool = False
+    input_type: str = "auto"
+    strict: bool = False
+
+    @property
+    def report(self) -> Path:
+        """The JSON file with everything that was found."""
+        return self._beside(".report.json")
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the training curves."""
+        return self._beside(".curves.png")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where a stopped run leaves what it has; gone when a run has ended."""
+        return self._beside(".checkpoint.json")
+
+    def _beside(self, ending: str) -> Path:
+        return self.output.with_name(self.output.name.removesuffix(".toml") + ending)

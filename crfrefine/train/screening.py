@@ -1,0 +1,75 @@
+"""Which of the built-in starts suit the data: each tried on some cases without any training, once for all folds.
+
+A forward pass costs a fraction of a gradient, and at a bandwidth ten times too large there is nothing to learn from the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.execution.threads import Workers
+from crfrefine.train.fitting import Material
+from crfrefine.train.model import Model, mean_defined, mean_dice
+from crfrefine.train.starts import Start
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_SCREENED = 40
+"""Cases that the starts are tried on, at most."""
+
+
+def screened_cases(num_cases: int) -> list[int]:
+    """Return the cases that starts are tried on, spread evenly."""
+    return sorted({int(number) for number in np.linspace(0, num_cases - 1, min(num_cases, MOST_SCREENED)).round()})
+
+
+def screen(
+    material: Material, starts: Sequence[Start], cases: Sequence[int], workers: Workers, tell: Callable[[int], None]
+) -> list[list[float]]:
+    """Return the mean Dice of each case (row) with each start (column).
+
+    Args:
+        material: of the run.
+        starts: to be tried.
+        cases: to try them on.
+        workers: to compute with.
+        tell: called with the number of starts that are done.
+    """
+    columns = []
+    for number, start in enumerate(starts):
+        model = Model(start.parameters, (), material.sizes, material.device)
+        crops = [material.crops[case] for case in cases]
+        scores = workers.run_on_device(lambda crop, threads, model=model: model.score(crop, material.loss, threads), crops)  # type: ignore[misc]
+        columns.append([mean_dice(score.confusion, material.regions) for score in scores])
+        tell(number + 1)
+    table: list[list[float]] = np.array(columns).T.tolist()
+    return table
+
+
+def choose_starts(
+    starts: Sequence[Start], table: NDArray[np.float64], cases: Sequence[int], allowed: Sequence[int], count: int
+) -> list[Start]:
+    """Return the best starts for a training, of different bandwidths.
+
+    Args:
+        starts: that were tried.
+        table: of `screen`.
+        cases: its rows.
+        allowed: the cases of the training; others have no say.
+        count: how many to choose.
+    """
+    rows = [row for row, case in enumerate(cases) if case in set(allowed)]
+    means = np.nan_to_num([mean_defined(column) for column in table[rows].T], nan=0.0) if rows else np.zeros(len(starts))
+    chosen: list[Start] = []
+    for number in sorted(range(len(starts)), key=lambda number: -means[number]):
+        if len(chosen) < count and all(_thetas(starts[number]) != _thetas(other) for other in chosen):
+            chosen.append(starts[number])
+    return chosen
+
+
+def _thetas(start: Start) -> list[Any]:
+    return [(kernel.theta_alpha, kernel.theta_beta) for kernel in start.parameters.bilateral]

@@ -1,0 +1,138 @@
+"""The models that training starts from, and how fast each of their parameters may move. The one place to change any of this.
+
+The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
+trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, PostprocessParameters
+
+THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
+THETA_BETAS = (0.06, 0.15)
+WEIGHTS = (2.5, 8.0)
+TEMPERATURE = 0.7
+"""Below 1: soft Dice comes near the Dice of labels where marginals are sharp."""
+
+LEARNS_MATRIX = False
+"""Whether a Potts model becomes a matrix of penalties where weights are learned too: those of each label do as well, and are fewer."""
+
+NUM_ITERATIONS = 5
+"""Mean-field steps, in training and afterwards: what was trained with five must run with five."""
+
+LEARNING_RATES = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04}
+"""A step of Adam, at first, in the layer's own parameters: logarithms for theta and temperature."""
+
+PRIOR = 0.15
+"""Added to the loss: this, over the number of cases trained on, times the sum of squared logarithms of each value over its start's. With a
+hundred cases it is nothing; with three it keeps bandwidths from running to where a single case wants them."""
+
+NUM_TRAINED = 2
+"""Of the starts, so many are trained; the others are only tried."""
+
+RUNGS = ((8, 1),)
+"""After so many iterations, so many starts go on."""
+
+TRAINING_ITERATIONS = 40
+BATCH_SIZE = 8
+EVALUATE_EVERY = 8
+PATIENCE = 3
+"""Evaluations without a better Dice after which training stops."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model to begin with.
+
+    Attributes:
+        name: for people.
+        parameters: all of them.
+    """
+
+    name: str
+    parameters: CrfParameters
+
+
+def make_starts(
+    given: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
+) -> list[Start]:
+    """Return the models to start from.
+
+    Args:
+        given: the user's model: its structure is kept, and where theta is learned, its bandwidths are one start of several; None: built-in.
+        learn: what is learned; without theta, and with a model given, there is nothing to choose from.
+        num_labels: L, background included.
+        num_modalities: channels of the image.
+        spacing: typical distance of voxels in mm, one a grid axis.
+    """
+    base = prepare(built_in() if given is None else given, learn, num_labels, num_modalities)
+    voxel = 1.0 if base.mean_field.positions == "voxels" else math.prod(spacing) ** (1.0 / len(spacing))
+    unit = length_unit(base)
+    starts = [Start("given", base)] if given is not None else []
+    if given is not None and "theta" not in learn:
+        return starts
+    first = base.bilateral[0]
+    weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
+    for alpha, beta, weight in itertools.product(THETA_ALPHA_VOXELS, THETA_BETAS, weights):
+        kernel = replace(
+            first,
+            weight=_like(first.weight, weight) if "weights" in learn else first.weight,
+            theta_alpha=_like(first.theta_alpha, alpha * voxel),
+            theta_beta=_like(first.theta_beta, beta),
+        )
+        name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}" + (f", weight {weight:g}" if "weights" in learn else "")
+        starts.append(Start(name, replace(base, bilateral=(kernel, *base.bilateral[1:]))))
+    return starts
+
+
+def length_unit(parameters: CrfParameters) -> str:
+    """Return the unit of bandwidths along the axes."""
+    return "voxels" if parameters.mean_field.positions == "voxels" else "mm"
+
+
+def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
+    """Return the number, as often as there are values."""
+    return (number,) * len(value) if isinstance(value, tuple) else number
+
+
+def built_in() -> CrfParameters:
+    """Return the model without anything that depends on the data."""
+    return CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
+
+
+def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int) -> CrfParameters:
+    """Return the model with as many parameters as are to be learned: a weight a label, a bandwidth a modality, a full matrix."""
+
+    def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
+        return value if isinstance(value, tuple) else (value,) * count
+
+    kernels: list[BilateralParameters] = []
+    for kernel in parameters.bilateral:
+        weight = spread(kernel.weight, num_labels) if "weights" in learn else kernel.weight
+        theta_beta = spread(kernel.theta_beta, num_modalities) if "theta" in learn else kernel.theta_beta
+        kernels.append(replace(kernel, weight=weight, theta_beta=theta_beta))
+    compatibility = parameters.compatibility
+    wants_matrix = "compatibility" in learn and (LEARNS_MATRIX or "weights" not in learn)
+    if wants_matrix and compatibility.matrix is None:
+        matrix = tuple(tuple(float(row != column) for column in range(num_labels)) for row in range(num_labels))
+        compatibility = CompatibilityParameters(kind="matrix", matrix=matrix)
+    mean_field = replace(parameters.mean_field, num_iterations=NUM_ITERATIONS, tolerance=0.0)
+    return replace(parameters, bilateral=tuple(kernels), compatibility=compatibility, mean_field=mean_field)
+
+
+def without_crf(parameters: CrfParameters) -> CrfParameters:
+    """Return the model that leaves the network's labels as they are: all weights 0, and no postprocessing."""
+    kernels = tuple(replace(kernel, weight=0.0) for kernel in parameters.bilateral[:1])
+    return replace(
+        parameters,
+        bilateral=kernels,
+        spatial=replace(parameters.spatial, weight=0.0),
+        compatibility=CompatibilityParameters(),
+        mean_field=replace(parameters.mean_field, temperature=1.0),
+        postprocess=PostprocessParameters(),
+    )

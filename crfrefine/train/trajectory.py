@@ -1,0 +1,158 @@
+"""One start on its way: the model, Adam with a falling rate, what happened, the best values so far; all of it goes into a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.device import CPU, TrainingDevice
+from crfrefine.train.model import Model
+from crfrefine.train.starts import LEARNING_RATES, Start
+
+FINAL_RATE = 0.05
+"""Learning rate at the end, as a share of that at the beginning; between them half a cosine."""
+
+LARGEST_GRADIENT = 10.0
+"""Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size."""
+
+
+class Trajectory:
+    """A model being trained.
+
+    Args:
+        start: where it begins.
+        learn: the groups of parameters that move.
+        sizes: labels, modalities, axes.
+        num_iterations: over which the learning rate falls.
+        rate: factor on all learning rates.
+        prior: weight of what pulls the parameters back to where they began.
+        device: where the model computes; its parameters, and all that is kept of them, stay on the CPU.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        learn: Sequence[str],
+        sizes: tuple[int, int, int],
+        num_iterations: int,
+        rate: float = 1.0,
+        prior: float = 0.0,
+        device: TrainingDevice = CPU,
+    ) -> None:
+        self.start = start
+        self._prior = prior
+        self.num_iterations = num_iterations
+        self.iteration = 0
+        self.history: list[dict[str, Any]] = []
+        self.best_score = -math.inf
+        self.best_iteration = 0
+        self.model = Model(start.parameters, learn, sizes, device)
+        self._best = self._values()
+        self._origin = self.model.positions()
+        groups = self.model.groups
+        self._rates = [rate * LEARNING_RATES[group] for group in groups]
+        self._optimizer = torch.optim.Adam([{"params": parameters} for parameters in groups.values()], betas=(0.8, 0.95))
+
+    @property
+    def name(self) -> str:
+        """Of the start."""
+        return self.start.name
+
+    def step(self, gradients: Sequence[Tensor], loss: float) -> None:
+        """Move along the gradients, one a learned parameter, and that of the prior."""
+        parameters = [parameter for _, parameter in self.model.learned]
+        pulls = self.model.pull(self._origin)
+        for parameter, gradient, pull in zip(parameters, gradients, pulls, strict=True):
+            parameter.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) + self._prior * pull
+        torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
+        share = min(1.0, self.iteration / self.num_iterations)
+        factor = FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * share))
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._optimizer.step()
+        self.iteration += 1
+        self.history.append({"iteration": self.iteration, "loss": loss, "thetas": self.thetas()})
+
+    def scored(self, score: float, loss: float) -> None:
+        """Note how good the present values are on the deciding cases, and keep them if they are the best."""
+        if not self.history:
+            self.history.append({"iteration": 0, "thetas": self.thetas()})
+        self.history[-1].update(score=score, deciding_loss=loss)
+        if score > self.best_score:
+            self.best_score, self.best_iteration, self._best = score, self.iteration, self._values()
+
+    @property
+    def last_score(self) -> float:
+        """Of the latest evaluation."""
+        return next((float(record["score"]) for record in reversed(self.history) if "score" in record), -math.inf)
+
+    def evaluations_since_best(self) -> int:
+        """Return how many evaluations in a row brought nothing better."""
+        return sum("score" in record and record["iteration"] > self.best_iteration for record in self.history)
+
+    def thetas(self) -> dict[str, Any]:
+        """Return the present bandwidths, as plain numbers."""
+        parameters = self.model.to_parameters()
+        values: dict[str, Any] = {}
+        for number, kernel in enumerate(parameters.bilateral):
+            prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
+            values[prefix + "theta_alpha"] = _listed(kernel.theta_alpha)
+            values[prefix + "theta_beta"] = _listed(kernel.theta_beta)
+        if parameters.spatial.weight:
+            values["spatial.theta_gamma"] = _listed(parameters.spatial.theta_gamma)
+        return values
+
+    def best_parameters(self) -> CrfParameters:
+        """Return the best parameters so far."""
+        present = self._values()
+        self._restore(self._best)
+        result = self.model.to_parameters()
+        self._restore(present)
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is needed to go on, as JSON has it."""
+        moments = self._optimizer.state_dict()["state"]
+        return {
+            "iteration": self.iteration,
+            "history": list(self.history),
+            "best_score": self.best_score if math.isfinite(self.best_score) else None,
+            "best_iteration": self.best_iteration,
+            "best": self._best,
+            "values": self._values(),
+            "moments": {str(key): {name: _plain(value) for name, value in entry.items()} for key, entry in moments.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        self.iteration = state["iteration"]
+        self.history = list(state["history"])
+        self.best_score = -math.inf if state["best_score"] is None else state["best_score"]
+        self.best_iteration = state["best_iteration"]
+        self._best = state["best"]
+        self._restore(state["values"])
+        whole = self._optimizer.state_dict()
+        moments = {int(key): {name: torch.tensor(value) for name, value in entry.items()} for key, entry in state["moments"].items()}
+        self._optimizer.load_state_dict({**whole, "state": moments})
+
+    def _values(self) -> dict[str, Any]:
+        return {name: parameter.detach().tolist() for name, parameter in self.model.learned}
+
+    def _restore(self, values: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.learned:
+                parameter.copy_(torch.tensor(values[name], dtype=parameter.dtype))
+
+
+def _listed(value: Any) -> Any:
+    """Return a value as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, Tensor) else value

@@ -1,0 +1,221 @@
+"""Intensity normalization: against numpy's own statistics, on odd layouts, and on images that have no spread."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.model import IntensityParameters
+
+SHAPE = (7, 5, 9)
+
+
+def _image(num_modalities: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    scale = np.array([300.0, 5.0, 1e-3])[:num_modalities, None, None, None]
+    return (scale * rng.gamma(2.0, size=(num_modalities, *SHAPE))).astype(np.float32)
+
+
+def _mask() -> np.ndarray:
+    return np.random.default_rng(1).random(SHAPE) < 0.4
+
+
+def test_percentiles_become_zero_and_one() -> None:
+    """(I - p1) / (p99 - p1) with numpy's percentiles, not clipped; 1e-6 is float32 rounding."""
+    image = _image(3)
+    low, high = np.percentile(image.reshape(3, -1), [1.0, 99.0], axis=1)
+    expected = (image - low[:, None, None, None]) / (high - low)[:, None, None, None]
+    result = normalize_intensity(image, IntensityParameters())
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    assert result.dtype == np.float32
+    assert result.min() < 0.0
+    assert result.max() > 1.0
+
+
+def test_zscore_has_mean_zero_and_deviation_one() -> None:
+    """By the population's standard deviation; 1e-5 is the rounding of float32 sums."""
+    result = normalize_intensity(_image(), IntensityParameters(normalization="zscore"))
+    np.testing.assert_allclose(result.mean(axis=(1, 2, 3), dtype=np.float64), 0.0, atol=1e-5)
+    np.testing.assert_allclose(result.std(axis=(1, 2, 3), dtype=np.float64), 1.0, rtol=1e-5)
+
+
+def test_a_window_is_mapped_and_clipped() -> None:
+    """Hounsfield units: -160 to 0, 240 to 1, air to 0, bone to 1."""
+    image = np.array([-1000.0, -160.0, 40.0, 240.0, 1500.0], dtype=np.float32).reshape(1, 5, 1)
+    result = normalize_intensity(image, IntensityParameters(normalization="window", window=(-160.0, 240.0)))
+    np.testing.assert_allclose(result.ravel(), [0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+def test_none_returns_the_image_itself() -> None:
+    """No copy for nothing."""
+    image = _image()
+    assert normalize_intensity(image, IntensityParameters(normalization="none")) is image
+
+
+@pytest.mark.parametrize("kind", ["percentile", "zscore"])
+def test_statistics_are_taken_inside_the_mask(kind: str) -> None:
+    """What stands outside changes nothing inside, and is mapped like the rest."""
+    image, mask = _image(), _mask()
+    soiled = np.where(mask, image, np.float32(1e7))
+    parameters = IntensityParameters(normalization=kind)
+    clean, dirty = normalize_intensity(image, parameters, mask), normalize_intensity(soiled, parameters, mask)
+    np.testing.assert_array_equal(dirty[:, mask], clean[:, mask])
+    inside = clean[:, mask].astype(np.float64)
+    if kind == "zscore":
+        np.testing.assert_allclose(inside.mean(axis=1), 0.0, atol=1e-5)
+    else:
+        np.testing.assert_allclose(np.percentile(inside, [1.0, 99.0], axis=1), [[0.0, 0.0], [1.0, 1.0]], atol=1e-5)
+
+
+def test_each_modality_may_have_its_own_normalization() -> None:
+    """PET with a window beside MRI with percentiles."""
+    image = _image()
+    parameters = IntensityParameters(normalization=("window", "zscore"), window=(0.0, 600.0))
+    result = normalize_intensity(image, parameters)
+    np.testing.assert_allclose(result[0], np.clip(image[0] / 600.0, 0.0, 1.0), rtol=1e-6)
+    assert abs(float(result[1].mean())) < 1e-5
+    with pytest.raises(ConfigError, match=r"intensity\.normalization: it has 2 values, but the case has 3 modalities"):
+        normalize_intensity(_image(3), parameters)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "zscore"])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1024.0, 3e38, 1e-42])
+def test_a_constant_image_becomes_zero(kind: str, value: float) -> None:
+    """A constant image is valid: no edges anywhere. No warning either."""
+    image = np.full((2, *SHAPE), value, dtype=np.float32)
+    image[1] = _image(1)
+    for mask in (None, _mask()):
+        result = normalize_intensity(image, IntensityParameters(normalization=kind), mask)
+        assert not result[0].any()
+        assert result[1].any()
+
+
+def test_an_image_constant_inside_the_mask_becomes_zero() -> None:
+    """The spread outside is not the spread inside."""
+    mask = _mask()
+    image = np.where(mask, np.float32(4.0), _image(1))
+    for kind in ("percentile", "zscore"):
+        assert not normalize_intensity(image, IntensityParameters(normalization=kind), mask)[:, mask].any()
+
+
+def test_a_spread_too_small_for_float32_counts_as_none() -> None:
+    """The inverse of 1e-40 is infinite in float32; infinity times zero would be NaN."""
+    image = np.linspace(0.0, 1e-40, 60, dtype=np.float32).reshape(1, 3, 4, 5)
+    for kind in ("percentile", "zscore"):
+        assert not normalize_intensity(image, IntensityParameters(normalization=kind)).any()
+
+
+def test_an_image_with_few_values_that_differ_keeps_them() -> None:
+    """Both percentiles are 0, but there is something to see: the range takes their place."""
+    image = np.zeros((1, 20, 30), dtype=np.float32)
+    image[0, 3, 4] = 7.0
+    result = normalize_intensity(image, IntensityParameters())
+    assert result[0, 3, 4] == 1.0
+    assert np.count_nonzero(result) == 1
+
+
+@given(
+    arrays(np.float32, st.integers(1, 400), elements=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-1e4, 1e4, width=32))),
+    st.floats(0.0, 49.0),
+    st.floats(51.0, 100.0),
+)
+@settings(deadline=None)
+def test_percentiles_are_numpys_for_any_values(values: np.ndarray, low: float, high: float) -> None:
+    """Ties, few values, extreme percentiles: the same order statistics, the same interpolation."""
+    start, end = np.percentile(values.astype(np.float64), [low, high])
+    result = normalize_intensity(values[None], IntensityParameters(percentiles=(low, high)))
+    if end - start > 1e-3:
+        # float32 values of 1e4 over a spread of at least 1e-3.
+        np.testing.assert_allclose(result[0] * (end - start) + start, values, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["sorted", "zero background", "checkered", "two values", "one outlier"])
+def test_percentiles_of_large_images_are_exact(kind: str) -> None:
+    """The sample that brackets a percentile may be misled by structure; the count that follows is not."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(131, 97, 103)).astype(np.float32)
+    if kind == "sorted":
+        values = np.sort(values.ravel()).reshape(values.shape)
+    elif kind == "zero background":
+        values[rng.random(values.shape) < 0.985] = 0.0
+    elif kind == "checkered":
+        # The stride of the sample is 19: every value it sees is the same.
+        values.ravel()[::19] = 50.0
+    elif kind == "two values":
+        values = (values > 2.0).astype(np.float32)
+    else:
+        values[1, 2, 3] = 1e9
+    low, high = np.percentile(values.astype(np.float64), [1.0, 99.0])
+    if high == low:
+        low, high = values.min(), values.max()
+    result = normalize_intensity(values[None], IntensityParameters())
+    np.testing.assert_allclose(result[0], (values - low) / (high - low), rtol=1e-5, atol=1e-6)
+
+
+def _layouts() -> dict[str, np.ndarray]:
+    image = _image(3)
+    fortran = np.asfortranarray(np.moveaxis(image, 0, -1))
+    return {
+        "C": image,
+        "NIfTI: x fastest, channel slowest": np.moveaxis(fortran, -1, 0),
+        "channel fastest": np.moveaxis(np.ascontiguousarray(np.moveaxis(image, 0, -1)), -1, 0),
+        "every other plane": np.repeat(image, 2, axis=2)[:, :, ::2],
+        "flipped": image[:, ::-1, :, ::-1],
+    }
+
+
+@pytest.mark.parametrize("layout", list(_layouts()))
+@pytest.mark.parametrize("kind", ["percentile", "zscore", "window"])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_any_memory_layout_gives_the_same_values_and_keeps_its_order(layout: str, kind: str, masked: bool) -> None:
+    """The order of the axes in memory is kept, so that later passes run along it; values agree to the order of sums."""
+    source = _layouts()[layout]
+    parameters = IntensityParameters(normalization=kind, window=(0.0, 500.0))
+    mask = _mask() if masked else None
+    result = normalize_intensity(source, parameters, mask)
+    plain = normalize_intensity(np.ascontiguousarray(source), parameters, mask)
+    np.testing.assert_allclose(result, plain, rtol=1e-5, atol=1e-5)
+    order = sorted(range(4), key=lambda axis: -abs(source.strides[axis]))
+    assert order == sorted(range(4), key=lambda axis: -result.strides[axis])
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.int32, np.float64])
+def test_other_types_become_float32(dtype: type) -> None:
+    """CT comes as int16: the values are those of its float32 copy."""
+    image = np.random.default_rng(4).integers(0, 200, size=(1, *SHAPE)).astype(dtype)
+    for kind in ("none", "percentile", "zscore", "window"):
+        parameters = IntensityParameters(normalization=kind, window=(10.0, 150.0))
+        result = normalize_intensity(image, parameters)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, normalize_intensity(image.astype(np.float32), parameters), rtol=1e-6, atol=1e-6)
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    """Modalities are shared out, not split."""
+    image = _image(3)
+    one, three = (normalize_intensity(image, IntensityParameters(), threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
+
+
+def test_masks_that_cannot_be_used_are_refused() -> None:
+    """An empty mask has no statistics; one of another shape belongs to another case."""
+    with pytest.raises(InputError, match="mask is empty"):
+        normalize_intensity(_image(), IntensityParameters(), np.zeros(SHAPE, dtype=bool))
+    with pytest.raises(InputError, match=r"shape \(5, 7, 9\).*\(7, 5, 9\)"):
+        normalize_intensity(_image(), IntensityParameters(), np.zeros((5, 7, 9), dtype=bool))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint32])
+def test_texture_on_a_large_offset_survives(dtype: type) -> None:
+    """Types with more digits than float32 are not cut before the offset is off; float32's rounding of a range of 1, hence 1e-6."""
+    rng = np.random.default_rng(2)
+    texture = rng.integers(0, 3000, (1, 6, 9, 7))
+    offset = 4_000_000_000
+    parameters = IntensityParameters(normalization="percentile")
+    shifted = normalize_intensity((texture + offset).astype(dtype), parameters)
+    np.testing.assert_allclose(shifted, normalize_intensity(texture.astype(np.float32), parameters), atol=1e-6)

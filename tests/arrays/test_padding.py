@@ -1,0 +1,163 @@
+"""Voxels whose logits are equal for all labels, as where the output of a crop was padded: found, and without any part in the model."""
+
+import dataclasses
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_helpers import data_folder, load_nifti, run_here, save_nifti, write_folders
+from oracles import random_case
+
+from crfrefine import CrfParameters, InputError, refine
+from crfrefine.arrays.padding import find_padding, leave_out
+from crfrefine.metrics.scores import dice_score
+
+# Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
+STRONG = CrfParameters().replace(**{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5})
+
+
+def padded_case(constant: float = 0.0):
+    """A case whose logits are padded on four of six sides, and at one voxel inside."""
+    case = random_case(grid_shape=(11, 9, 7))
+    padding = np.zeros(case.logits.shape[1:], bool)
+    padding[:3] = padding[:, -2:] = padding[:, :, :1] = True
+    padding[6, 3, 4] = True
+    logits = case.logits.copy()
+    logits[:, padding] = constant
+    return dataclasses.replace(case, logits=logits), padding
+
+
+@pytest.mark.parametrize("num_labels", [2, 3, 5])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_exactly_the_voxels_with_equal_logits_are_found(num_labels, order):
+    logits = np.random.default_rng(num_labels).normal(size=(num_labels, 6, 5, 7)).astype(np.float32)
+    expected = np.zeros((6, 5, 7), bool)
+    expected[0, :, 2] = expected[5, 4, 6] = True
+    logits[:, expected] = -1000.0
+    logits[0, 3, 3, 3] = logits[1, 3, 3, 3]  # of two labels equal ones are padding, of more they are not
+    expected[3, 3, 3] = num_labels == 2
+    found = find_padding(np.array(logits, order=order))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_no_padding_is_no_array():
+    assert find_padding(np.random.default_rng(0).normal(size=(3, 4, 6, 5))) is None
+
+
+def test_a_mask_counts_only_what_it_holds():
+    padding = np.zeros((5, 4, 6), bool)
+    padding[:2] = True
+    mask = np.zeros_like(padding)
+    mask[1:4] = True
+    inside, count = leave_out(padding, mask, "logits")
+    assert count == 4 * 6
+    np.testing.assert_array_equal(inside, mask & ~padding)
+
+
+@pytest.mark.parametrize("constant", [0.0, -1000.0, 3.5])
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+def test_padding_neither_sends_nor_receives(backend, constant, filter_name):
+    """The same bits as with a mask that leaves it out, and background in the padding, whatever its constant is."""
+    case, padding = padded_case(constant)
+    parameters = STRONG.replace(**{"mean_field.filter": filter_name, "spatial.weight": 1.0})
+    arguments = {"spacing": case.spacing, "parameters": parameters.replace(**{"intensity.normalization": "none"}), "device": backend.name}
+    result = refine(case.logits, case.image, **arguments)
+    masked = refine(case.logits, case.image, mask=~padding, **arguments)
+    np.testing.assert_array_equal(result.logits, masked.logits)
+    assert not result.label_map[padding].any()
+    assert result.num_padding_voxels == padding.sum()
+    assert masked.num_padding_voxels == 0
+    assert masked.notes == ()
+    (note,) = result.notes
+    assert f"{padding.sum()} of {padding.size} voxels" in note
+
+
+def test_without_the_rule_padding_would_be_flooded():
+    """What the rule is for: a hair of difference in the padding, and labels spread into it."""
+    case, padding = padded_case()
+    logits = case.logits.copy()
+    logits[0, padding] = 1e-6
+    flooded = refine(logits, case.image, spacing=case.spacing, parameters=STRONG)
+    assert flooded.label_map[padding].any()
+
+
+def test_intensities_are_normalized_as_if_nothing_were_padded():
+    """The padding is no property of the image: theta_beta keeps its meaning."""
+    case, padding = padded_case()
+    image = case.image.copy()
+    image[:, padding] *= 50.0
+    parameters = STRONG.replace(**{"mean_field.filter": "exact", "intensity.percentiles": (0.0, 100.0)})
+    result = refine(case.logits, image, spacing=case.spacing, parameters=parameters)
+    channels = [(channel - channel.min()) / (channel.max() - channel.min()) for channel in image.astype(np.float64)]
+    by_hand = refine(
+        case.logits,
+        np.array(channels, np.float32),
+        spacing=case.spacing,
+        parameters=parameters.replace(**{"intensity.normalization": "none"}),
+        mask=~padding,
+    )
+    # Normalized in float32 here and in float64 there.
+    np.testing.assert_allclose(result.logits, by_hand.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_left", [0, 1])
+def test_next_to_nothing_but_padding_is_refused(num_left):
+    logits = np.zeros((3, 15, 11, 13), np.float32)
+    logits[1, 7, 5, 6 : 6 + num_left] = 1.0
+    image = np.random.default_rng(0).normal(size=(15, 11, 13))
+    with pytest.raises(InputError, match=f"all labels have the same value at {15 * 11 * 13 - num_left} of {15 * 11 * 13} voxels"):
+        refine(logits, image, input_type="logits")
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, -1.0, 0.25])
+def test_the_command_reads_padded_probabilities_as_probabilities(tmp_path, constant):
+    folders = write_folders(tmp_path, "padded")
+    path = folders.logits / "padded.nii.gz"
+    probabilities = np.exp(load_nifti(path).astype(np.float64))
+    probabilities = (probabilities / probabilities.sum(axis=-1, keepdims=True)).astype(np.float32)
+    probabilities[:3] = probabilities[:, -4:] = constant
+    save_nifti(path, probabilities)
+    summary = tmp_path / "summary.json"
+    result = run_here("infer", *folders.arguments, "--summary", summary)
+    assert result.status == 0, result.stderr
+    (case,) = json.loads(summary.read_text())["cases"]
+    padding = (probabilities == constant).all(axis=-1)
+    assert case["input_type"] == "probabilities"
+    assert case["num_padding_voxels"] == padding.sum()
+    assert f"{padding.sum()} of {padding.size} voxels" in result.stderr
+    assert not load_nifti(folders.output / "padded.nii.gz")[padding].any()
+
+
+def test_a_case_of_nothing_but_padding_fails_alone(tmp_path):
+    folders = write_folders(tmp_path, "good", "blank")
+    path = folders.logits / "blank.nii.gz"
+    save_nifti(path, np.zeros_like(load_nifti(path)))
+    result = run_here("infer", *folders.arguments, "--input-type", "logits")
+    assert result.status == 1
+    assert "all labels have the same value" in result.stderr
+    assert [file.name for file in folders.output.iterdir()] == ["good.nii.gz"]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (data_folder() / "brats2015").is_dir(), reason="needs the real cases: set CRFREFINE_DATA")
+@pytest.mark.parametrize("preset", ["default", "brats"])
+def test_a_real_tumor_keeps_its_dice_when_its_logits_are_padded(tmp_path, preset):
+    """The crop around the brain that MONAI's CropForegroundd makes and Invertd pads with zeros; to a tenth of a point of Dice."""
+    data = data_folder() / "brats2015"
+    case_id = sorted(path.name.removesuffix(".nii.gz") for path in (data / "labels").glob("*.nii.gz"))[0]
+    stored = nib.load(data / "logits" / f"{case_id}.nii.gz")
+    logits = np.asanyarray(stored.dataobj)
+    image = load_nifti(data / "images" / f"{case_id}_0000.nii.gz")
+    truth = np.rint(load_nifti(data / "labels" / f"{case_id}.nii.gz")) > 0
+    box = tuple(slice(found.min(), found.max() + 1) for found in np.nonzero(image != image[0, 0, 0]))
+    padded = np.zeros_like(logits, dtype=np.float32)
+    padded[box] = logits[box]
+    save_nifti(tmp_path / "padded" / f"{case_id}.nii.gz", padded, stored.affine)
+    images = [option for path in sorted((data / "images").glob(f"{case_id}_*.nii.gz")) for option in ("-i", path)]
+    dice = {}
+    for name, path in (("whole", data / "logits" / f"{case_id}.nii.gz"), ("padded", tmp_path / "padded" / f"{case_id}.nii.gz")):
+        result = run_here("infer", *images, "-p", path, "-o", tmp_path / f"{name}.nii.gz", "-c", preset)
+        assert result.status == 0, result.stderr
+        dice[name] = dice_score(load_nifti(tmp_path / f"{name}.nii.gz") > 0, truth, 1)
+    assert dice["padded"] == pytest.approx(dice["whole"], abs=1e-3)

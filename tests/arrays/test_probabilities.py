@@ -1,0 +1,125 @@
+"""Are they logits or probabilities: what is taken, what is refused, and the way from one to the other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crfrefine.arrays.probabilities import identify, take_logarithms, to_logits
+from crfrefine.errors import ConfigError, InputError
+
+PATH = Path("logits/case.npz")
+
+
+def softmax(shape=(3, 6, 5, 4), dtype=np.float32) -> np.ndarray:
+    """(L, z, y, x), confident here and there."""
+    logits = 4 * np.random.default_rng(1).standard_normal(shape)
+    exponentials = np.exp(logits - logits.max(axis=0))
+    return (exponentials / exponentials.sum(axis=0)).astype(dtype).astype(np.float32)
+
+
+def test_values_outside_the_unit_interval_are_logits():
+    values = np.zeros((3, 6, 5, 4), np.float32)
+    values[2, 3, 1, 2] = -0.5
+    before = values.copy()
+    kind, note = to_logits(values, "auto", None, PATH)
+    assert (kind, note) == (
+        "logits",
+        "case.npz is taken as logits: it has values outside [0, 1], such as -0.5 for label 2 at voxel (2, 1, 3)",
+    )
+    np.testing.assert_array_equal(values, before)
+
+
+@pytest.mark.parametrize("kind", [None, "probabilities"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_distribution_at_each_voxel_becomes_its_logarithm(kind, dtype):
+    """float16 sums to 1 within a few times its 2^-11."""
+    values = softmax(dtype=dtype)
+    expected = np.log(np.clip(values, np.float32(1e-7), 1))
+    found, note = to_logits(values, "auto", kind, PATH)
+    assert found == "probabilities"
+    assert note == "case.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_exact_zeros_do_not_become_hard_constraints():
+    """Outside of its crop nnU-Net writes background 1 and the rest 0: finite logits."""
+    values = np.zeros((3, 6, 5, 4), np.float32)
+    values[0] = 1
+    to_logits(values, "auto", None, PATH)
+    np.testing.assert_array_equal(values[0], 0)
+    np.testing.assert_allclose(values[1:], np.log(1e-7), rtol=1e-6)
+
+
+def test_a_pass_in_blocks_covers_everything():
+    values = softmax((2, 41, 59, 67))
+    expected = np.log(np.clip(values, np.float32(1e-7), 1))
+    take_logarithms(values)
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize(("input_type", "kind"), [("logits", None), ("logits", "probabilities"), ("auto", "logits")])
+def test_the_word_of_the_user_or_the_file_counts(input_type, kind):
+    values = softmax()
+    before = values.copy()
+    assert to_logits(values, input_type, kind, PATH)[0] == "logits"
+    np.testing.assert_array_equal(values, before)
+
+
+def test_eight_bit_probabilities_are_taken_on_the_users_word():
+    values = np.rint(softmax() * 255).astype(np.float32) / 255
+    values[:, 0, 0, 0] = (0.5, 0.3, 0.196)
+    with pytest.raises(InputError, match="do not sum to 1"):
+        identify(values, "auto", None, PATH)
+    assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: asked for")
+
+
+@pytest.mark.parametrize(
+    ("input_type", "kind"), [("auto", None), ("probabilities", None), ("logits", None), ("auto", "logits"), ("logits", "probabilities")]
+)
+def test_sigmoid_channels_of_regions_are_refused(input_type, kind):
+    """Whatever the user or the file calls them: as logits, they would be refined into nonsense."""
+    values = softmax()
+    values[0] = 0.9
+    message = r"logits/case\.npz: all values lie in \[0, 1\] but do not sum to 1 at \d+ of 120 voxels.*\n.*sigmoid channels, as of region"
+    with pytest.raises(InputError, match=message) as caught:
+        identify(values, input_type, kind, PATH)
+    assert "--input-type" not in str(caught.value)
+
+
+def test_sigmoid_channels_that_are_zero_nearly_everywhere_are_refused_as_logits():
+    """Background has no channel of its own: next to zero in all of them, but not equally so."""
+    values = np.random.default_rng(0).uniform(0, 1e-5, (3, 6, 5, 4)).astype(np.float32)
+    with pytest.raises(InputError, match=r"at 120 of 120 voxels; the first one is voxel \(0, 0, 0\) with a sum of 0\.000"):
+        identify(values, "logits", None, PATH)
+
+
+def test_voxels_with_next_to_no_probability_are_counted_and_located():
+    """One of them turned a whole volume into NaN in a known library."""
+    values = softmax()
+    values[:, 2, 1, 3] = (0, 1e-5, 0)
+    values[:, 4, 0, 0] = (0, 0, 1e-6)
+    with pytest.raises(InputError, match=r"of all labels are next to zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
+        identify(values, "auto", None, PATH)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.25, 1.0, -1.0, 1000.0])
+def test_padding_decides_nothing(constant):
+    values = softmax()
+    values[:, :2] = constant
+    assert identify(values, "auto", None, PATH)[0] == "probabilities"
+    assert identify(values, "probabilities", None, PATH)[0] == "probabilities"
+    assert identify(np.log(values.clip(1e-7)), "auto", None, PATH)[0] == "logits"
+
+
+@pytest.mark.parametrize(("input_type", "kind"), [("probabilities", None), ("auto", "probabilities")])
+def test_negative_probabilities_are_refused(input_type, kind):
+    values = softmax()
+    values[1, 2, 3, 1] = -0.25
+    with pytest.raises(InputError, match=r"expected probabilities between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)"):
+        identify(values, input_type, kind, PATH)
+
+
+def test_an_unknown_input_type():
+    with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities"):
+        identify(softmax(), "softmax", None, PATH)

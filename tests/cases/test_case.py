@@ -1,0 +1,327 @@
+"""Reading a case: all of its files together, checked against each other."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
+
+from crfrefine import io
+from crfrefine.cases.case import CaseFiles, discover_cases, load_case, read_case_headers
+from crfrefine.errors import ConfigError, GridMismatchError, InputError, UnsupportedFormatError
+
+SHAPE = (5, 6, 7)
+AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
+
+
+def logits_values(num_labels: int = 3, shape=SHAPE) -> np.ndarray:
+    return (numbers((num_labels, *shape)) - 100).astype(np.float32)
+
+
+def make_case(folder: Path, num_modalities: int = 2, num_labels: int = 3) -> CaseFiles:
+    images = [save_nifti(folder / f"a_{m:04d}.nii.gz", numbers(SHAPE, seed=m), AFFINE) for m in range(num_modalities)]
+    logits = save_nifti(folder / "a_logits.nii.gz", np.moveaxis(logits_values(num_labels), 0, -1), AFFINE)
+    return CaseFiles("a", tuple(images), (logits,))
+
+
+def with_(files: CaseFiles, **changes) -> CaseFiles:
+    return CaseFiles(**{**{name: getattr(files, name) for name in CaseFiles.__dataclass_fields__}, **changes})
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_a_case_of_two_modalities(threads, tmp_path):
+    case = load_case(make_case(tmp_path), threads=threads)
+    np.testing.assert_array_equal(case.image, np.stack([numbers(SHAPE, seed=m) for m in range(2)]))
+    np.testing.assert_array_equal(case.logits, logits_values())
+    assert (case.case_id, case.num_labels, case.input_kind, case.mask, case.labels) == ("a", 3, "logits", None, None)
+    assert case.image.dtype == case.logits.dtype == np.float32
+    assert case.spacing == pytest.approx((1.0, 1.5, 2.25), rel=1e-6)
+    assert case.like.path == tmp_path / "a_0000.nii.gz"
+    assert case.like.grid_shape == SHAPE
+    assert len(case.notes) == 1
+    assert case.notes[0].startswith("a_logits.nii.gz is taken as logits: it has values outside [0, 1], such as ")
+
+
+def test_arrays_keep_the_order_of_the_files(tmp_path):
+    case = load_case(make_case(tmp_path))
+    for array in (case.image, case.logits):
+        assert array.strides == (4 * 5 * 6 * 7, 4, 20, 120), "x fastest, channels slowest: no copy is made"
+
+
+def test_the_output_has_the_geometry_of_the_first_modality(tmp_path):
+    case = load_case(make_case(tmp_path))
+    io.write_label_map(tmp_path / "out.nii.gz", case.logits.argmax(axis=0), case.like)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "out.nii.gz").affine, case.like.affine)
+
+
+def test_a_lone_file_of_all_modalities(tmp_path):
+    files = make_case(tmp_path)
+    stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
+    case = load_case(with_(files, images=(save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE),)))
+    np.testing.assert_array_equal(case.image, np.moveaxis(stacked, -1, 0))
+    assert case.like.grid_shape == SHAPE
+    with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality a file, as there are 2 files; this one has 4"):
+        load_case(with_(files, images=(tmp_path / "all.nii.gz", files.images[0])))
+
+
+def test_one_file_a_label(tmp_path):
+    files = make_case(tmp_path)
+    paths = tuple(save_nifti(tmp_path / f"label{k}.nii.gz", channel, AFFINE) for k, channel in enumerate(logits_values()))
+    np.testing.assert_array_equal(load_case(with_(files, logits=paths), threads=2).logits, logits_values())
+
+
+def test_probabilities_of_nnunet(tmp_path):
+    """(label, z, y, x) without geometry; the image has it."""
+    files = make_case(tmp_path)
+    exponentials = np.exp(logits_values() / 100)
+    probabilities = exponentials / exponentials.sum(axis=0)
+    np.savez_compressed(tmp_path / "a.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
+    cases = [load_case(with_(files, logits=(tmp_path / "a.npz",)), threads=threads) for threads in (1, 3)]
+    np.testing.assert_array_equal(cases[0].logits, cases[1].logits)
+    np.testing.assert_allclose(cases[0].logits, np.log(probabilities), atol=1e-6)
+    assert cases[0].input_kind == "probabilities"
+    assert cases[0].notes == ["a.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
+    assert load_case(with_(files, logits=(tmp_path / "a.npz",)), input_type="logits").input_kind == "logits"
+    np.savez_compressed(tmp_path / "b.npz", logits=probabilities.transpose(0, 3, 2, 1))
+    assert load_case(with_(files, logits=(tmp_path / "b.npz",))).input_kind == "logits", "its array is named so"
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd", ".nii.gz"])
+def test_formats_may_be_mixed(suffix, tmp_path):
+    """The image in LPS text, the logits in RAS NIfTI and the other way round: the same grid."""
+    direction = np.diag([-1.0, -1.0, 1.0])
+    image = save_itk(tmp_path / f"image{suffix}", numbers(SHAPE), direction=direction, spacing=(1.0, 1.5, 2.25), origin=(3.0, 4.0, 5.0))
+    affine = affine_of((1.0, 1.5, 2.25), (-3.0, -4.0, 5.0))
+    logits = save_nifti(tmp_path / "logits.nii.gz", np.moveaxis(logits_values(), 0, -1), affine)
+    case = load_case(CaseFiles("a", (image,), (logits,)))
+    np.testing.assert_array_equal(case.image[0], numbers(SHAPE))
+    np.testing.assert_array_equal(case.logits, logits_values())
+
+
+def test_a_plane(tmp_path):
+    """ITK writes a plane's channels as (x, y, 1, 1, channel)."""
+    image = save_itk(tmp_path / "image.nii.gz", numbers((5, 6)))
+    logits = save_itk(tmp_path / "logits.nii.gz", logits_values(shape=(5, 6)), channels=True)
+    case = load_case(CaseFiles("a", (image,), (logits,)), mask_mode="nonzero")
+    assert (case.image.shape, case.logits.shape, len(case.spacing)) == ((1, 5, 6), (3, 5, 6), 2)
+    np.testing.assert_array_equal(case.logits, logits_values(shape=(5, 6)))
+    assert case.mask is not None
+    assert case.mask.shape == (5, 6)
+
+
+def test_a_mask_file(tmp_path):
+    mask = numbers(SHAPE, dtype=np.int16) % 3 - 1
+    files = with_(make_case(tmp_path), mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
+    case = load_case(files, mask_mode="nonzero")
+    assert case.mask is not None
+    np.testing.assert_array_equal(case.mask, mask != 0)
+    save_nifti(tmp_path / "mask.nii.gz", mask * 0, AFFINE)
+    with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty"):
+        load_case(files)
+
+
+def test_the_mask_of_what_is_not_zero_in_any_modality(tmp_path):
+    files = make_case(tmp_path)
+    images = np.zeros((2, *SHAPE), np.float32)
+    images[0, 1, 2, 3] = -1
+    images[1, 4, 5, 6] = 2
+    for m, path in enumerate(files.images):
+        save_nifti(path, images[m], AFFINE)
+    mask = load_case(files, mask_mode="nonzero").mask
+    assert mask is not None
+    np.testing.assert_array_equal(np.argwhere(mask), [[1, 2, 3], [4, 5, 6]])
+    assert load_case(files, mask_mode="none").mask is None
+    for path in files.images:
+        save_nifti(path, images[0] * 0, AFFINE)
+    with pytest.raises(InputError, match=r"a_0000\.nii\.gz: the mask `nonzero` is empty: the image is zero everywhere"):
+        load_case(files, mask_mode="nonzero")
+    with pytest.raises(ConfigError, match=r"intensity\.mask = 'brain': expected one of none, nonzero"):
+        load_case(files, mask_mode="brain")
+
+
+def test_labels_are_read_on_demand(tmp_path):
+    labels = numbers(SHAPE, dtype=np.int16) % 3
+    files = with_(make_case(tmp_path), labels=save_nifti(tmp_path / "labels.nii.gz", labels.astype(np.float32), AFFINE))
+    assert load_case(files).labels is None
+    read = load_case(files, with_labels=True).labels
+    assert read is not None
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_constant_images_and_extreme_logits_are_valid(tmp_path):
+    files = make_case(tmp_path)
+    save_nifti(files.images[0], np.full(SHAPE, 7.0, np.float32), AFFINE)
+    save_nifti(files.logits[0], np.where(np.moveaxis(logits_values(), 0, -1) > 0, 1e4, -1e4).astype(np.float32), AFFINE)
+    case = load_case(files)
+    assert (case.image[0] == 7).all()
+    assert (np.abs(case.logits) == 1e4).all()
+
+
+def other_grid(folder: Path, name: str, what: str, channels: int = 0) -> Path:
+    shape, affine = SHAPE, AFFINE
+    if what == "shape":
+        shape = (5, 7, 6)
+    elif what == "spacing":
+        affine = affine_of((1.0, 1.5, 2.5), (3.0, -4.0, 5.0), OBLIQUE)
+    elif what == "position":
+        affine = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0), OBLIQUE)
+    elif what == "flip":
+        affine = AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])
+    data = numbers(shape + ((channels,) if channels else ()))
+    return save_nifti(folder / name, data, affine)
+
+
+@pytest.mark.parametrize("what", ["shape", "spacing", "position", "flip"])
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        ("logits", "logits and image are on different grids"),
+        ("images", "two modalities are on different grids"),
+        ("mask", "image and mask are on different grids"),
+        ("labels", "image and labels are on different grids"),
+    ],
+)
+def test_a_file_on_another_grid_is_named_beside_the_image(role, message, what, tmp_path):
+    files = make_case(tmp_path)
+    other = other_grid(tmp_path, f"other_{role}.nii.gz", what, 3 if role == "logits" else 0)
+    value = {"logits": (other,), "images": (files.images[0], other)}.get(role, other)
+    with pytest.raises(GridMismatchError) as caught:
+        load_case(with_(files, **{role: value}))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"case 'a': {message}"
+    assert lines[1].split()[0] == str(files.images[0])
+    assert lines[2].split()[0] == str(other)
+    assert lines[1].split(maxsplit=1)[1] != lines[2].split(maxsplit=1)[1], "what differs is seen"
+    assert "5×6×7, 1.00×1.50×2.25 mm" in lines[1]
+    assert all(line.startswith("  ") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [((3, 4, 5, 4), "network's cropped grid; export them on the image's grid"), ((3, *SHAPE), r"holds \(label, z, y, x\)")],
+)
+def test_arrays_without_geometry_are_compared_by_shape(shape, hint, tmp_path):
+    files = make_case(tmp_path)
+    np.savez(tmp_path / "a.npz", logits=np.zeros(shape, np.float32))
+    with pytest.raises(GridMismatchError, match=hint):
+        load_case(with_(files, logits=(tmp_path / "a.npz",)))
+
+
+def test_grids_are_compared_before_any_voxel_is_read(tmp_path):
+    """A wrong folder shows at once, not after minutes; the voxels of these files are damaged."""
+    files = with_(make_case(tmp_path), logits=(other_grid(tmp_path, "other.nii.gz", "shape", 3),))
+    for path in files.images:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(GridMismatchError):
+        load_case(files)
+
+
+@pytest.mark.parametrize("role", ["images", "logits"])
+def test_values_that_are_not_finite_name_the_file(role, tmp_path):
+    files = make_case(tmp_path)
+    path = getattr(files, role)[-1]
+    data = np.moveaxis(logits_values(), 0, -1) if role == "logits" else numbers(SHAPE)
+    data[1, 2, 3] = np.nan
+    save_nifti(path, data, AFFINE)
+    with pytest.raises(
+        InputError, match=rf"{path.name}: {3 if role == 'logits' else 1} of \d+ values are NaN or infinite.*voxel \(1, 2, 3\)"
+    ):
+        load_case(files)
+
+
+def test_the_first_file_that_fails_is_reported_whatever_the_threads(tmp_path):
+    files = make_case(tmp_path)
+    for path in (*files.images, *files.logits):
+        path.write_bytes(path.read_bytes()[:-20])
+    for threads in (1, 2, 4):
+        with pytest.raises(UnsupportedFormatError, match=r"a_logits\.nii\.gz: the compressed data end too early"):
+            load_case(files, threads=threads)
+
+
+def test_a_problem_found_by_name_is_raised_when_the_case_is_read(tmp_path):
+    with pytest.raises(InputError, match="something is missing"):
+        load_case(with_(make_case(tmp_path), problem="case 'a': something is missing"))
+    with pytest.raises(InputError, match="case 'a': no logits"):
+        load_case(with_(make_case(tmp_path), logits=()))
+
+
+def test_headers_alone(tmp_path):
+    headers = read_case_headers(make_case(tmp_path))
+    assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (2, SHAPE, None, None)
+    assert headers.logits is not None
+    assert headers.logits.num_labels == 3
+    assert read_case_headers(with_(make_case(tmp_path), logits=())).logits is None
+
+
+DATA = Path(os.environ.get("CRFREFINE_DATA", "not there"))
+REAL = {
+    "brats2015": {"num_cases": 4, "num_modalities": 2, "num_labels": 5, "suffix": ".nii.gz"},
+    "hippocampus": {"num_cases": 120, "num_modalities": 1, "num_labels": 3, "suffix": ".nii.gz"},
+    "hippocampus_mhd": {"num_cases": 5, "num_modalities": 1, "num_labels": 3, "suffix": ".mhd"},
+}
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real cases: CRFREFINE_DATA is not set")
+@pytest.mark.parametrize("name", REAL)
+def test_real_cases_against_the_other_libraries(name, tmp_path):
+    """All headers, and the voxels of the first and the last case."""
+    import nibabel as nib
+    import SimpleITK as sitk  # noqa: N813 - its customary name
+    from io_helpers import itk_affine, itk_array
+
+    def other_library(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        if path.name.endswith(".nii.gz"):
+            image = nib.load(path)
+            data = image.get_fdata(dtype=np.float32)
+            return (np.moveaxis(data, -1, 0) if data.ndim == 4 else data), image.affine
+        image = sitk.ReadImage(str(path))
+        return itk_array(image), itk_affine(image)
+
+    root, expected = DATA / name, REAL[name]
+    masks = root / "masks"
+    cases = discover_cases(root / "images", root / "logits", masks if masks.is_dir() else None, root / "labels")
+    assert len(cases) == expected["num_cases"]
+    assert cases.notes == []
+    for files in cases:
+        headers = read_case_headers(files)
+        assert headers.num_modalities == expected["num_modalities"]
+        assert headers.logits is not None
+        assert headers.logits.num_labels == expected["num_labels"]
+    for files in (cases[0], cases[-1]):
+        case = load_case(files, with_labels=True)
+        assert case.input_kind == "logits"
+        np.testing.assert_array_equal(case.logits, other_library(files.logits[0])[0])
+        for modality, path in zip(case.image, files.images, strict=True):
+            # nibabel scales in another order of operations: one rounding of float32 apart.
+            np.testing.assert_allclose(modality, other_library(path)[0], rtol=3e-7, atol=3e-7)
+        np.testing.assert_array_equal(case.labels, np.rint(other_library(files.labels)[0]))
+        out = tmp_path / f"{case.case_id}{expected['suffix']}"
+        assert io.suffix_of(case.like.path) == expected["suffix"]
+        io.write_label_map(out, case.logits.argmax(axis=0), case.like)
+        written, affine = other_library(out)
+        np.testing.assert_array_equal(written, case.logits.argmax(axis=0))
+        np.testing.assert_array_equal(affine, other_library(files.images[0])[1])
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real cases: CRFREFINE_DATA is not set")
+@pytest.mark.parametrize(("name", "shape"), [("HeadMRVolume", (48, 62, 42)), ("frogtissue", (500, 470, 136))])
+def test_authentic_metaimage_files(name, shape, tmp_path):
+    """The header of `frogtissue` promises 2067 compressed bytes fewer than there are: SimpleITK loses the last voxels without a word."""
+    import zlib
+
+    import SimpleITK as sitk  # noqa: N813 - its customary name
+    from io_helpers import itk_affine, itk_array
+
+    path = DATA / "mhd_vtk" / f"{name}.mhd"
+    ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
+    stored = path.with_suffix(".raw").read_bytes() if name == "HeadMRVolume" else zlib.decompress(path.with_suffix(".zraw").read_bytes())
+    np.testing.assert_array_equal(ours.data, np.frombuffer(stored, np.uint8).reshape(shape, order="F"))
+    np.testing.assert_array_equal(ours.affine, itk_affine(itks))
+    io.write_label_map(tmp_path / "out.mhd", ours.data.astype(np.uint8), ours)
+    after = sitk.ReadImage(str(tmp_path / "out.mhd"))
+    np.testing.assert_array_equal(itk_array(after), ours.data)
+    assert (after.GetSpacing(), after.GetOrigin(), after.GetDirection()) == (itks.GetSpacing(), itks.GetOrigin(), itks.GetDirection())

@@ -1,0 +1,234 @@
+"""Which files belong to which case. Names alone count: the files are empty."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crfrefine.cases.discovery import discover_cases, read_dataset_description
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+
+
+def folder(root: Path, name: str, *files: str) -> Path:
+    path = root / name
+    path.mkdir(exist_ok=True)
+    for file in files:
+        (path / file).touch()
+    return path
+
+
+def names(paths) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_modalities_are_numbered_and_cases_sorted(tmp_path):
+    images = folder(tmp_path, "images", "b_0001.nii.gz", "b_0000.nii.gz", "a_1_0000.nii.gz", "a_1_0001.nii.gz")
+    logits = folder(tmp_path, "logits", "b.nii.gz", "a_1.npz")
+    cases = discover_cases(images, logits)
+    assert [case.case_id for case in cases] == ["a_1", "b"]
+    assert names(cases[1].images) == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    assert [names(case.logits) for case in cases] == [["a_1.npz"], ["b.nii.gz"]]
+    assert (cases[0].mask, cases[0].labels, cases[0].problem, cases.notes) == (None, None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("image", "logits", "case_id"),
+    [
+        ("hippocampus_003_0000.nii.gz", "hippocampus_003.nii.gz", "hippocampus_003"),
+        ("patient.4.5_0000.nii", "patient.4.5.npz", "patient.4.5"),
+        ("scan_2015.nii.gz", "scan_2015.nii.gz", "scan_2015"),
+        ("Case00.mhd", "Case00.mha", "Case00"),
+        ("UPPER.NII.GZ", "UPPER.nrrd", "UPPER"),
+        ("mrt größe.nhdr", "mrt größe.nii", "mrt größe"),
+        ("case_0000.nii.gz", "case_0000.nii.gz", "case_0000"),
+    ],
+)
+def test_a_name_may_hold_digits_dots_and_underscores(image, logits, case_id, tmp_path):
+    """Four digits at the end are a modality where files are numbered from 0000, unless the logits have them too."""
+    (case,) = discover_cases(folder(tmp_path, "images", image), folder(tmp_path, "logits", logits))
+    assert (case.case_id, names(case.images), names(case.logits), case.problem) == (case_id, [image], [logits], None)
+
+
+def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
+    images = folder(tmp_path, "images", "a.nii.gz", ".b.nii.gz", ".a.nii.gz.tmp-17", "._a.nii.gz", "plans.json", "a.raw", "a.png", "a.npz")
+    folder(images, "c.nii.gz")
+    logits = folder(tmp_path, "logits", "a.nii.gz", "a.pkl", "dataset.json", ".a.nii.gz.tmp-3")
+    cases = discover_cases(images, logits)
+    assert [case.case_id for case in cases] == ["a"]
+    assert cases.notes == []
+
+
+def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
+    images = folder(tmp_path, "images", *(f"{case}_000{m}.nii.gz" for case in "abc" for m in range(2)))
+    (images / "b_0000.nii.gz").unlink()
+    cases = discover_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
+    assert [bool(case.problem) for case in cases] == [False, True, False]
+    assert cases[1].problem == f"case 'b': expected the modalities 0000, 0001, as in the other cases; found 0001 in {images}"
+
+
+def test_a_case_with_a_modality_too_many_does_not_spoil_the_others(tmp_path):
+    images = folder(tmp_path, "images", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii")
+    cases = discover_cases(images, None)
+    assert [bool(case.problem) for case in cases] == [False, False, True]
+
+
+def test_dataset_json_says_how_many_modalities_there_are(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": {"background": 0}}))
+    (case,) = discover_cases(folder(tmp_path, "images", "a_0000.nii"), None)
+    assert "expected the modalities 0000, 0001, as dataset.json names; found 0000" in str(case.problem)
+
+
+def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
+    images = folder(tmp_path, "images", "a.nii.gz", "a.mhd", "b_0000.nii", "b_0000.nrrd", "c.nii", "c_0000.nii", "d_0000.nii")
+    logits = folder(tmp_path, "logits", *(f"{case}.nii" for case in "abc"), "d.npz", "d_logits.nii")
+    problems = {case.case_id: case.problem for case in discover_cases(images, logits)}
+    assert problems["a"] == f"case 'a': expected one image or numbered modalities, found a.mhd, a.nii.gz in {images}"
+    assert problems["b"] == f"case 'b': one modality in two files, b_0000.nii, b_0000.nrrd in {images}"
+    assert problems["c"] == f"case 'c': expected one image or numbered modalities, found c.nii, c_0000.nii in {images}"
+    assert problems["d"] == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
+
+
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (["a.nii.gz", "a.npz", "a.pkl"], ["a.npz"]),
+        (["a.nii.gz", "a_logits.nii.gz"], ["a_logits.nii.gz"]),
+        (["a.nii.gz", "a_probabilities.nii.gz"], ["a_probabilities.nii.gz"]),
+        (["a_ProbMapClass1.nii.gz", "a_ProbMapClass0.nii.gz", "a_ProbMapClass2.nii.gz"], [f"a_ProbMapClass{k}.nii.gz" for k in range(3)]),
+        (["a_label10.nii", *(f"a_label{k}.nii" for k in range(10))], [f"a_label{k}.nii" for k in range(11)]),
+    ],
+    ids=["nnU-Net", "our logits", "our probabilities", "a file a label", "in numeric order"],
+)
+def test_logits_beside_label_maps_and_one_file_a_label(files, taken, tmp_path):
+    cases = discover_cases(folder(tmp_path, "images", "a_0000.nii.gz"), folder(tmp_path, "logits", *files))
+    assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, None, [])
+
+
+def test_labels_of_which_one_is_missing(tmp_path):
+    (case,) = discover_cases(folder(tmp_path, "i", "a.nii"), folder(tmp_path, "p", "a_ProbMapClass0.nii", "a_ProbMapClass2.nii"))
+    assert case.logits == ()
+    assert "case 'a': expected one file for each label from 0, found a_ProbMapClass0.nii, a_ProbMapClass2.nii" in str(case.problem)
+
+
+def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
+    logits = folder(tmp_path, "logits", "a.npz", "x.npz", "y.nii.gz")
+    cases = discover_cases(folder(tmp_path, "images", "a_0000.nii", "b_0000.nii"), logits)
+    assert cases[0].problem is None
+    assert f"case 'b': no logits in {logits}; expected b with one of .nii.gz, .nii" in str(cases[1].problem)
+    assert cases.notes == [f"{logits}: 2 files of logits without images, such as x.npz, are left aside"]
+
+
+def test_masks_and_labels_by_name(tmp_path):
+    images = folder(tmp_path, "images", "Case00.mhd", "Case01.mhd")
+    masks = folder(tmp_path, "masks", "Case00.nii", "Case01_mask.nii", "Case01.nii")
+    labels = folder(tmp_path, "labels", "Case00_segmentation.mhd", "Case01.mhd", "Case02.mhd")
+    cases = discover_cases(images, None, masks, labels)
+    assert [(case.mask.name, case.labels.name) for case in cases] == [
+        ("Case00.nii", "Case00_segmentation.mhd"),
+        ("Case01_mask.nii", "Case01.mhd"),
+    ]
+    (masks / "Case00.nii").unlink()
+    problem = discover_cases(images, None, masks)[0].problem
+    assert problem == f"case 'Case00': expected one file of mask in {masks}, found none"
+
+
+def test_label_maps_beside_the_images_are_no_images(tmp_path):
+    """PROMISE12 is distributed so."""
+    images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
+    cases = discover_cases(images, None, labels=images)
+    assert [(case.case_id, case.labels.name) for case in cases] == [
+        ("Case00", "Case00_segmentation.mhd"),
+        ("Case01", "Case01_segmentation.mhd"),
+    ]
+    assert cases.notes == [f"{images}: 2 label maps beside the images, such as Case00_segmentation.mhd, are not taken for images"]
+
+
+def test_images_and_probabilities_in_one_folder(tmp_path):
+    data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz")
+    (case,) = discover_cases(data, data)
+    assert (names(case.images), names(case.logits)) == (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.npz"])
+
+
+def test_single_files(tmp_path):
+    images = folder(tmp_path, "images", "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz")
+    logits = folder(tmp_path, "logits", "other.npz", "a.npz", "l0.nii", "l1.nii", "mask.nii")
+    both = [images / "a_0000.nii.gz", images / "a_0001.nii.gz"]
+    (case,) = discover_cases(both, [logits / "l0.nii", logits / "l1.nii"], logits / "mask.nii")
+    assert (case.case_id, names(case.images), names(case.logits), case.mask.name) == ("a", names(both), ["l0.nii", "l1.nii"], "mask.nii")
+    assert names(discover_cases(both, logits)[0].logits) == ["a.npz"], "a folder of logits serves as well"
+    assert discover_cases(images / "a_0001.nii.gz", logits / "other.npz")[0].case_id == "a_0001"
+    for arguments in ((images, logits / "other.npz"), (images, None, logits / "mask.nii")):
+        with pytest.raises(InputError, match="for 2 cases; give a folder"):
+            discover_cases(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("missing", InputError, "missing: no such file or folder"),
+        ("empty", InputError, "empty: no case found: it is empty"),
+        ("others", InputError, r"others: no case found: it has no file with one of these suffixes \(\.nii\.gz, "),
+        ("others/a.dcm", UnsupportedFormatError, r"a\.dcm: unknown file type; expected one of \.nii\.gz"),
+        ("others/a.npz", UnsupportedFormatError, r"a\.npz: unknown file type; expected one of"),
+        (["others", "empty"], InputError, "others: give one folder of images, or the files of one case"),
+        ([], InputError, "no images given"),
+    ],
+)
+def test_nothing_to_do_is_an_error(images, error, message, tmp_path):
+    folder(tmp_path, "empty")
+    folder(tmp_path, "others", "a.dcm", "a.npz")
+    several = [tmp_path / image for image in images] if isinstance(images, list) else tmp_path / images
+    with pytest.raises(error, match=message):
+        discover_cases(several, None)
+
+
+def test_no_logits_given(tmp_path):
+    with pytest.raises(InputError, match="no logits given"):
+        discover_cases(folder(tmp_path, "images", "a.nii"), [])
+
+
+def write_description(tmp_path: Path, content: object) -> Path:
+    (tmp_path / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder(tmp_path, "images", "a_0000.nii")
+
+
+def test_a_description_of_nnunet(tmp_path):
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    images = write_description(tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz"})
+    found = read_dataset_description(images)
+    assert found is not None
+    assert found.channel_names == ("FLAIR", "T1c")
+    assert dict(found.labels) == {"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}
+    assert (found.file_ending, found.ignore_label, found.has_regions) == (".nii.gz", 3, True)
+    assert "regions" in discover_cases(images, None).notes[0]
+
+
+@pytest.mark.parametrize("channels", [{"0": "MRI"}, ["MRI"]])
+def test_an_older_description(channels, tmp_path):
+    """That of the Medical Segmentation Decathlon: `modality`, and labels the other way round."""
+    found = read_dataset_description(write_description(tmp_path, {"modality": channels, "labels": {"0": "background", "1": "Anterior"}}))
+    assert found is not None
+    assert (found.channel_names, dict(found.labels)) == (("MRI",), {"background": 0, "Anterior": 1})
+    assert (found.ignore_label, found.has_regions) == (None, False)
+
+
+def test_no_description(tmp_path):
+    assert read_dataset_description(folder(tmp_path, "images")) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", {"labels": {"a": "b"}}, {"channel_names": 3}, {"channel_names": {"x": "y"}}])
+def test_a_description_that_is_none(content, tmp_path):
+    """An error to who asks for it; finding cases goes on without it."""
+    images = write_description(tmp_path, content)
+    with pytest.raises(CrfRefineError, match=r"dataset\.json: not a dataset\.json as nnU-Net writes it"):
+        read_dataset_description(images)
+    cases = discover_cases(images, None)
+    assert [case.case_id for case in cases] == ["a"]
+    assert "going on without it" in cases.notes[0]
+
+
+def test_logits_beside_the_images_are_no_cases(tmp_path):
+    images = folder(tmp_path, "images", "c_0000.nii.gz", "c_logits.nii.gz")
+    cases = discover_cases(images, images)
+    assert [case.case_id for case in cases] == ["c"]
+    assert any("c_logits.nii.gz" in note for note in cases.notes)

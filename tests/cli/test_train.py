@@ -1,0 +1,357 @@
+"""`crfrefine train-crf` from folders to files: what it writes and prints, what it refuses, how it stops and goes on."""
+
+import json
+import signal
+import stat
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from cli_helpers import command, files_in, load_nifti, run_here, run_process
+from special_file_helpers import Reader, kind_of, make_pipe
+from training_helpers import write_cases
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.statistics.verdict import Outcome, verdict
+from crfrefine.train import results
+from crfrefine.train.comparison import LARGEST, MEASURED, METHODS, TRAINED_LARGEST
+from crfrefine.train.device import choose_device
+
+SHORT = ("--folds", 2, "--num-iterations", 4)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_cases(tmp_path_factory.mktemp("data"), 4)
+    names = {"background": 0, "shell": 1, "core": 2, "cyst": 3}
+    (folder / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "a", "1": "b"}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "params.toml"
+    result = run_here("train-crf", data, "-o", output, *SHORT, "--regions", "whole=1+2", "--regions", "cyst=3", "--threads", 1)
+    assert result.status == 0, result.stderr
+    return output, result
+
+
+def values_of(path):
+    """The parameters of a file, without the comments, which hold a date."""
+    return CrfParameters.load(path)
+
+
+def test_the_files_are_there_and_no_others(trained):
+    output, _ = trained
+    assert files_in(output.parent) == ["params.curves.png", "params.report.json", "params.toml"]
+    assert (output.parent / "params.curves.png").read_bytes().startswith(PNG)
+
+
+def test_the_report_says_where_it_was_computed(trained):
+    output, result = trained
+    device = choose_device("auto").name
+    assert json.loads(output.with_name("params.report.json").read_text())["device"] == device
+    assert f"; {device}, 1 thread\n" in result.stderr
+
+
+def test_infer_runs_what_was_trained(trained, data, tmp_path):
+    output, _ = trained
+    result = run_here("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path, "-c", output)
+    assert result.status == 0, result.stderr
+    refined, network = load_nifti(tmp_path / "case1.nii.gz"), load_nifti(data / "logits" / "case1.nii.gz").argmax(-1)
+    truth = load_nifti(data / "labels" / "case1.nii.gz")
+    assert (refined == truth).mean() > (network == truth).mean()
+
+
+def test_the_table_and_the_verdict_are_on_standard_output(trained):
+    _, result = trained
+    lines = result.stdout.splitlines()
+    table = [line.split("\t") for line in lines[:-1]]
+    assert table[0][:3] == ["region", "method", "Dice"]
+    assert [(row[0], row[1]) for row in table[1:]] == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
+    assert lines[-1].startswith("verdict: too few cases to tell: n = 4")
+    dice = {(row[0], row[1]): float(row[2]) for row in table[1:]}
+    assert dice["mean", "trained CRF"] > dice["mean", "network"] + 0.02
+
+
+def test_the_report_holds_what_was_found(trained, data):
+    output, _ = trained
+    report = json.loads(output.with_name("params.report.json").read_text())
+    assert report["schema"] == 1
+    assert report["label_names"] == ["background", "shell", "core", "cyst"]
+    assert report["regions"] == {"whole": [1, 2], "cyst": [3]}
+    assert report["verdict"]["outcome"] == Outcome.TOO_FEW
+    assert sorted(case for fold in report["folds"] for case in fold["held_out"]) == [f"case{number}" for number in range(4)]
+    for fold in report["folds"]:
+        assert not set(fold["held_out"]) & {*fold["training"], *fold["deciding"]}
+        assert CrfParameters.from_dict(fold["fit"]["parameters"]).mean_field.tolerance == 0.0
+        assert fold["vector_scaling"]["temperature"] > 0
+    assert CrfParameters.from_dict(report["parameters"]) == values_of(output)
+    measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
+    assert len(measured) == 4 * len(MEASURED) * 2 * 3
+    assert not any(part["stopped_by_time"] for part in (report["final"], *(fold["fit"] for fold in report["folds"])))
+    truth, network = load_nifti(data / "labels" / "case2.nii.gz") == 3, load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
+    by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
+    assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
+
+
+def test_the_parameter_file_says_where_its_values_come_from(trained):
+    text = trained[0].read_text()
+    head = text[: text.index("schema")]
+    for words in ("4 cases, 2 folds", "Verdict on cases held out: too few cases", "bilateral.theta_alpha: trained", "folds"):
+        assert words in head
+    assert "# mm" in text
+
+
+def test_the_same_seed_gives_the_same_file_at_any_number_of_threads(trained, data, tmp_path):
+    options = (*SHORT, "--regions", "whole=1+2", "--regions", "cyst=3", "-q")
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *options, "--threads", 3)
+    assert result.status == 0, result.stderr
+    assert values_of(tmp_path / "p.toml") == values_of(trained[0])
+    assert result.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["right", "noise"])
+def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_so(tmp_path, kind):
+    """Logits that are right already, and images of noise alone."""
+    folder = write_cases(tmp_path / "data", 4, kind)
+    result = run_here("train-crf", folder, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 4)
+    assert result.status == 0, result.stderr
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-1])}
+    # A third of a point, where the same training gains more than ten on images that help; 0 if no CRF is chosen, as is usual.
+    assert float(rows["mean", "trained CRF"][2]) >= float(rows["mean", "network"][2]) - 0.003
+    assert "do not use it" in result.stdout.splitlines()[-1] or "too few cases" in result.stdout.splitlines()[-1]
+    assert CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight == 0.0
+    assert "No CRF was better than the network alone" in (tmp_path / "p.toml").read_text()
+
+
+def start(data, output, *options):
+    return subprocess.Popen(
+        command("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 6, "-v", *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "params.toml"
+    # Without a checkpoint, --resume starts anew.
+    assert run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 6, "--resume").status == 0
+    return output
+
+
+def measurements(output):
+    return json.loads(output.with_name("params.report.json").read_text())["measurements"]
+
+
+def resume(data, output):
+    return run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 6, "--resume")
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_result(data, tmp_path, uninterrupted):
+    output = tmp_path / "params.toml"
+    with start(data, output) as process:
+        for line in process.stderr:
+            if "] 2/6" in line:  # in the middle of a training
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "--resume" in err.splitlines()[-1]
+    assert files_in(tmp_path) == ["params.checkpoint.json"]
+    refused = run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 5, "--resume")
+    assert refused.status == 1
+    assert "is of a run with other data, options or another version" in refused.stderr
+    result = resume(data, output)
+    assert result.status == 0, result.stderr
+    assert values_of(output) == values_of(uninterrupted)
+    assert measurements(output) == measurements(uninterrupted)
+    assert "params.checkpoint.json" not in files_in(tmp_path)
+
+
+def test_kill_9_loses_no_more_than_the_time_since_the_last_checkpoint(data, tmp_path, uninterrupted):
+    output = tmp_path / "params.toml"
+    with start(data, output) as process:
+        deadline = time.monotonic() + 60
+        while not output.with_name("params.checkpoint.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    result = resume(data, output)
+    assert result.status == 0, result.stderr
+    assert values_of(output) == values_of(uninterrupted)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(data, tmp_path):
+    (tmp_path / "params.checkpoint.json").write_text("[1, 2")
+    result = resume(data, tmp_path / "params.toml")
+    assert result.status == 1
+    assert "not a checkpoint of train-crf" in result.stderr
+
+
+def test_a_run_ends_regularly_when_its_time_is_up(data, tmp_path):
+    """Without the limit this run would take minutes; reading, measuring and drawing do not count against it here."""
+    started = time.monotonic()
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 3000, "--max-minutes", 0.03)
+    assert result.status == 0, result.stderr
+    assert time.monotonic() - started < 60
+    assert result.stdout.splitlines()[-1].startswith("verdict: the time ran out before the training was finished: ")
+    CrfParameters.load(tmp_path / "p.toml")
+    head = " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
+    assert "ran out in 2 of 2 folds before their training was finished" in head
+    assert all(fold["fit"]["stopped_by_time"] for fold in json.loads((tmp_path / "p.report.json").read_text())["folds"])
+
+
+def test_without_any_time_the_starts_are_still_candidates(data, tmp_path):
+    """Here an untrained CRF gains many points, so that its weights must not become 0."""
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--max-minutes", 0.0001)
+    assert result.status == 0, result.stderr
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-1])}
+    assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
+    assert np.max(CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight) > 0
+    assert "training on all cases brought nothing better" in " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
+
+
+def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(data, tmp_path, monkeypatch):
+    def combined(table):
+        return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
+
+    monkeypatch.setattr(results, "judge", combined)
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, "-q")
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "p.report.json").read_text())
+    assert report["keep_largest"] in ("foreground", "each")
+    assert CrfParameters.load(tmp_path / "p.toml").postprocess.keep_largest == report["keep_largest"]
+    assert f'postprocess.keep_largest: "{report["keep_largest"]}", best on all cases' in (tmp_path / "p.toml").read_text()
+
+
+def test_what_is_not_learned_stays_as_given(data, tmp_path):
+    CrfParameters().replace(**{"bilateral.theta_alpha": 7.0, "postprocess.keep_largest": "foreground"}).save(tmp_path / "start.toml")
+    options = ("-c", tmp_path / "start.toml", "--set", "bilateral.theta_beta=0.12", "--learn", "weights,temperature")
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, *options)
+    assert result.status == 0, result.stderr
+    found = CrfParameters.load(tmp_path / "p.toml")
+    assert found.bilateral[0].theta_alpha == 7.0
+    assert found.bilateral[0].theta_beta == 0.12
+    assert found.postprocess.keep_largest == "foreground"
+    assert found.bilateral[0].weight != 4.0
+
+
+def test_folders_can_be_named(data, tmp_path):
+    named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
+    result = run_here("train-crf", *named, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1, "-q")
+    assert result.status == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--learn", "weights,thetas"), "--learn: expected some of weights, compatibility, theta, temperature"),
+        (("--learn", ","), "got nothing"),
+        (("--folds", 5), "--folds: expected 2 to 4"),
+        (("--regions", "core=1+9"), "--regions core: label 9 is not among the logits' 0 to 3"),
+        (("--regions", "core"), "expected NAME=LABEL"),
+        (("--device", "cuda:99"), "NVIDIA GPU"),
+        (("--max-minutes", 0), "--max-minutes: expected a positive number"),
+        (("-c", "nowhere.toml"), "there is no such file and no such preset"),
+        (("--set", "bilateral.weight=[1,2]"), "bilateral.weight: it has 2 values, but the case has 4 labels"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused_in_one_message(data, tmp_path, options, words):
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *options)
+    assert result.status == 1
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert files_in(tmp_path) == []
+
+
+def test_the_output_must_be_a_parameter_file(data, tmp_path):
+    for output in (tmp_path, tmp_path / "params.json"):
+        result = run_here("train-crf", data, "-o", output)
+        assert result.status == 1
+        assert "ending in .toml" in result.stderr
+
+
+def test_the_starting_file_is_not_written_over(data, tmp_path):
+    CrfParameters().save(tmp_path / "p.toml")
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "-c", tmp_path / "p.toml")
+    assert result.status == 1
+    assert "which is not written over" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-o", "p.toml"), ("data",), ("data", "-o", "p.toml", "-v", "-q"), ("data", "-o", "p.toml", "--loss", "x")]
+)
+def test_wrong_usage_is_status_2(arguments):
+    assert run_here("train-crf", *arguments).status == 2
+
+
+def test_data_without_foreground_is_refused(tmp_path):
+    from training_helpers import phantom, write_phantom
+
+    for seed in range(2):
+        case = phantom(seed)
+        write_phantom(type(case)(case.image, np.zeros_like(case.labels), case.logits, case.spacing), tmp_path / "data", f"case{seed}")
+    result = run_here("train-crf", tmp_path / "data", "-o", tmp_path / "p.toml")
+    assert result.status == 1
+    assert "no case has a foreground label" in result.stderr
+
+
+def test_without_torch_it_says_what_to_install(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
+    result = run_process("train-crf", tmp_path, "-o", tmp_path / "p.toml", env={"PYTHONPATH": f"{tmp_path}:{_package_path()}"})
+    assert result.status == 1
+    assert "pip install 'crfrefine[train]'" in result.stderr
+
+
+def _package_path():
+    from pathlib import Path
+
+    import crfrefine
+
+    return Path(crfrefine.__file__).parents[1]
+
+
+def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
+    """The same command with `--resume` goes on from where they were to be written."""
+    pipe = make_pipe(tmp_path / "params.toml")
+    options = ("train-crf", data, "-o", pipe, *SHORT, "--threads", 1)
+    result = run_here(*options)
+    assert result.status == 1
+    assert f"{pipe}: cannot be written: nobody reads from it" in result.stderr
+    assert kind_of(pipe) == stat.S_IFIFO
+    assert "params.checkpoint.json" in files_in(tmp_path)
+    reader = Reader(pipe)
+    result = run_here(*options, "--resume")
+    assert result.status == 0, result.stderr
+    CrfParameters.from_toml(reader.result().decode())
+    assert kind_of(pipe) == stat.S_IFIFO
+    assert files_in(tmp_path) == ["params.curves.png", "params.report.json", "params.toml"]
+
+
+def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
+    reader = Reader(make_pipe(tmp_path / "params.report.json"))
+    (tmp_path / "params.curves.png").symlink_to("/dev/null")
+    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, "--threads", 1)
+    assert result.status == 0, result.stderr
+    assert "verdict" in json.loads(reader.result())
+    assert kind_of(tmp_path / "params.report.json") == stat.S_IFIFO
+    assert (tmp_path / "params.curves.png").is_symlink()
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",)])
+def test_a_checkpoint_is_not_kept_in_a_pipe(options, data, tmp_path):
+    """It is written several times and read back; this is found out before anything is read."""
+    pipe = make_pipe(tmp_path / "params.checkpoint.json")
+    result = run_process("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, *options, timeout=60)
+    assert result.status == 1
+    assert result.stderr.startswith(f"crfrefine: error: {pipe}: cannot be written: it is a named pipe")
+    assert kind_of(pipe) == stat.S_IFIFO

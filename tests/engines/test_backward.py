@@ -1,0 +1,217 @@
+"""The way back through the mean field: derivatives by everything that went in, on every backend."""
+
+import numpy as np
+import pytest
+
+from crfrefine.engines import get_backend
+from crfrefine.errors import InputError
+
+SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
+SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
+NAMES = ("logits", "weights", "compatibility", "temperature", "theta_alpha", "theta_beta", "theta_gamma", "image")
+
+
+class Problem:
+    """A random model with two bilateral kernels and a spatial one, and a random linear loss of its refined logits."""
+
+    def __init__(
+        self, num_dims=3, *, normalization="symmetric", filter_name="exact", masked=True, per_label=True, damping=0.0, dtype=np.float64
+    ):
+        rng = np.random.default_rng(num_dims)
+        shape, self.num_labels, num_modalities = SHAPES[num_dims], 3, 2
+        self.values = {
+            "logits": 2 * rng.normal(size=(self.num_labels, *shape)),
+            "weights": rng.uniform(0.2, 1.5, (3, self.num_labels)) * (0.1 if normalization == "none" else 1.0),
+            "compatibility": rng.normal(size=(self.num_labels, self.num_labels)),
+            "temperature": np.array(1.3),
+            "theta_alpha": rng.uniform(1.0, 3.0, (2, num_dims)),
+            "theta_beta": rng.uniform(0.5, 2.0, (2, num_modalities)),
+            "theta_gamma": rng.uniform(3.0, 5.0, num_dims),
+            "image": rng.normal(size=(num_modalities, *shape)),
+        }
+        if not per_label:
+            self.values["weights"][:] = self.values["weights"][:, :1]
+        np.fill_diagonal(self.values["compatibility"], 0.0)
+        self.mask = rng.random(shape) < 0.7 if masked else None
+        self.loss_by_logits = rng.normal(size=self.values["logits"].shape)
+        self.spacing = SPACING[num_dims]
+        self.normalization, self.filter, self.damping, self.dtype = normalization, filter_name, damping, dtype
+
+    def kernels(self, backend, values, *, threads=2):
+        return backend.kernels(
+            values["image"].astype(self.dtype),
+            self.mask,
+            self.spacing,
+            bilateral=list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
+            theta_gamma=values["theta_gamma"],
+            normalization=self.normalization,
+            filter=self.filter,
+            num_labels=self.num_labels,
+            num_iterations=3,
+            threads=threads,
+        )
+
+    def settings(self, values):
+        return {
+            "weights": values["weights"],
+            "compatibility": values["compatibility"],
+            "temperature": float(values["temperature"]),
+            "damping": self.damping,
+        }
+
+    def loss(self, backend, values):
+        kernels = self.kernels(backend, values)
+        tape = kernels.forward(values["logits"].astype(self.dtype), num_iterations=3, **self.settings(values))
+        return float((tape.logits * self.loss_by_logits).sum())
+
+    def gradients(self, backend, *, threads=2, **wanted):
+        kernels = self.kernels(backend, self.values, threads=threads)
+        logits = self.values["logits"].astype(self.dtype)
+        tape = kernels.forward(logits, num_iterations=3, **self.settings(self.values))
+        wanted = wanted or {"wants_theta": True, "wants_image": True}
+        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), **self.settings(self.values), **wanted)
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_the_slopes_of_the_loss(backend, name, normalization, damping):
+    """Along a random direction, the derivative is the central difference of the loss.
+
+    In float64 a difference over 1e-5 has a truncation error of about 1e-10 of the third derivative and a rounding error of 1e-11 of the
+    loss (below 100): 1e-6 leaves room for both.
+    """
+    problem = Problem(2, normalization=normalization, damping=damping)
+    direction = np.random.default_rng(1).normal(size=problem.values[name].shape)
+    if name == "compatibility":
+        np.fill_diagonal(direction, 0.0)
+    ends = [problem.loss(backend, {**problem.values, name: problem.values[name] + step * direction}) for step in (-1e-5, 1e-5)]
+    gradient = getattr(problem.gradients(backend), name)
+    assert float((gradient * direction).sum()) == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+@pytest.mark.parametrize(("masked", "per_label", "damping"), [(True, False, 0.3), (False, True, 0.0)])
+def test_float64_gradients_agree_with_dense_matrices(compiled_backend, num_dims, normalization, filter_name, masked, per_label, damping):
+    """Sums over pairs agree to rounding; the lattice keeps its weights in 16 bits, half a 65535th off each."""
+    problem = Problem(num_dims, normalization=normalization, filter_name=filter_name, masked=masked, per_label=per_label, damping=damping)
+    tolerance = 5e-4 if filter_name == "lattice" else 1e-10
+    found, expected = problem.gradients(compiled_backend), problem.gradients(get_backend("reference"))
+    for name in NAMES:
+        value = np.asarray(getattr(expected, name))
+        np.testing.assert_allclose(getattr(found, name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("with_image", [True, False], ids=["image", "no image"])
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+def test_float32_gradients_agree_with_float64(compiled_backend, num_dims, filter_name, with_image):
+    """Bandwidths lose digits to the squares of features, up to 30 here, that all but cancel: some thousand roundings of 6e-8."""
+    single = Problem(num_dims, filter_name=filter_name, dtype=np.float32).gradients(
+        compiled_backend, wants_theta=True, wants_image=with_image
+    )
+    double = Problem(num_dims, filter_name=filter_name).gradients(compiled_backend)
+    for name in NAMES if with_image else NAMES[:-1]:
+        value = np.asarray(getattr(double, name))
+        tolerance = 2e-3 if name.startswith("theta") else 1e-4
+        np.testing.assert_allclose(getattr(single, name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
+    """Splines approximate the kernel to half a percent of its peak, and its second moments to some percent."""
+    exact, grid = (Problem(3, filter_name=name, dtype=np.float32).gradients(get_backend("cpu")) for name in ("exact", "grid"))
+    for name in NAMES:
+        value = np.asarray(getattr(exact, name))
+        np.testing.assert_allclose(getattr(grid, name), value, atol=0.08 * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice", "grid"])
+def test_gradients_are_the_same_bits_on_any_number_of_threads(filter_name):
+    one, three = (Problem(3, filter_name=filter_name, dtype=np.float32).gradients(get_backend("cpu"), threads=n) for n in (1, 3))
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name), err_msg=name)
+
+
+def test_what_is_not_wanted_is_not_computed(backend):
+    gradients = Problem(2).gradients(backend, wants_theta=False, wants_image=False)
+    assert gradients.image is None
+    assert not gradients.theta_alpha.any()
+    assert not gradients.theta_beta.any()
+    np.testing.assert_allclose(gradients.logits, Problem(2).gradients(backend).logits, rtol=1e-12)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.4])
+@pytest.mark.parametrize("per_label", [False, True])
+def test_forward_is_the_mean_field_that_infer_runs(backend, damping, per_label):
+    """The same steps in the same order: float32 against what `mean_field` gives, to rounding."""
+    from crfrefine.parameters.model import CrfParameters
+
+    problem = Problem(3, per_label=per_label, damping=damping, dtype=np.float32)
+    values = problem.values
+    tape = problem.kernels(backend, values).forward(values["logits"].astype(np.float32), num_iterations=3, **problem.settings(values))
+    tables = {
+        "bilateral": [
+            {"weight": weight.tolist(), "theta_alpha": alpha.tolist(), "theta_beta": beta.tolist()}
+            for weight, alpha, beta in zip(values["weights"], values["theta_alpha"], values["theta_beta"], strict=False)
+        ],
+        "spatial": {"weight": values["weights"][2].tolist(), "theta_gamma": values["theta_gamma"].tolist()},
+        "compatibility": {"kind": "matrix", "matrix": values["compatibility"].tolist()},
+        "mean_field": {"num_iterations": 3, "tolerance": 0.0, "temperature": 1.3, "damping": damping, "filter": "exact"},
+    }
+    parameters = CrfParameters.from_dict(tables).resolve(3, 2, 3)
+    image = values["image"].astype(np.float32)
+    expected = backend.mean_field(values["logits"].astype(np.float32), image, problem.mask, problem.spacing, parameters)
+    np.testing.assert_allclose(tape.logits, expected.logits, atol=2e-5)
+
+
+def test_logits_outside_the_mask_pass_their_gradient_on(backend):
+    problem = Problem(3)
+    gradients = problem.gradients(backend)
+    outside = ~problem.mask
+    np.testing.assert_allclose(gradients.logits[:, outside], problem.loss_by_logits[:, outside] / 1.3, rtol=1e-12)
+    assert not gradients.image[:, outside].any()
+
+
+def test_an_axis_one_voxel_long_has_no_bandwidth_to_learn(compiled_backend):
+    problem = Problem(3)
+    problem.values["logits"], problem.loss_by_logits = problem.values["logits"][:, :, :1], problem.loss_by_logits[:, :, :1]
+    problem.values["image"], problem.mask = problem.values["image"][:, :, :1], problem.mask[:, :1]
+    gradients = problem.gradients(compiled_backend)
+    assert not gradients.theta_alpha[:, 1].any()
+    assert gradients.theta_gamma[1] == 0.0
+    np.testing.assert_allclose(gradients.theta_alpha, problem.gradients(get_backend("reference")).theta_alpha, atol=1e-10)
+
+
+def test_a_zero_weight_still_has_a_slope(backend):
+    problem = Problem(2)
+    problem.values["weights"][:] = 0.0
+    assert (problem.gradients(backend).weights != 0.0).all()
+
+
+def test_arrays_of_another_shape_are_refused(compiled_backend):
+    problem = Problem(2)
+    kernels = problem.kernels(compiled_backend, problem.values)
+    with pytest.raises(InputError, match="built for"):
+        kernels.forward(problem.values["logits"][:, :3], num_iterations=3, **problem.settings(problem.values))
+
+
+def test_the_grid_filter_refuses_float64():
+    with pytest.raises(InputError, match="single precision"):
+        Problem(2, filter_name="grid").gradients(get_backend("cpu"))
+
+
+def test_a_forbidden_label_leaves_step_control_in_force():
+    """One logit of minus infinity is in no energy: steps are halved as they are for a very low one."""
+    problem = Problem(3)
+    problem.values["compatibility"] = np.array([[0.0, -3.0, 1.0], [2.0, 0.0, -2.0], [-1.0, 3.0, 0.0]])
+    problem.values["weights"][:] = 20.0
+    steps = []
+    for lowest in (-np.inf, -200.0):
+        logits = problem.values["logits"].copy()
+        logits[2, 0] = lowest
+        kernels = problem.kernels(get_backend("cpu"), problem.values)
+        steps.append(kernels.forward(logits, num_iterations=8, **problem.settings(problem.values)).steps)
+    assert steps[0] == steps[1]
+    assert min(steps[0]) < 1.0

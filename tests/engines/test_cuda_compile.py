@@ -1,0 +1,158 @@
+"""The GPU's kernels compiled to machine code for the architectures that are supported; no GPU is needed.
+
+A kernel of the inner loop must keep its voxel's numbers in registers: what spills goes to memory and back in each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import nvrtc
+import pytest
+
+from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, source_names
+from crfrefine.engines.cuda.window import SHARED_BYTES, choose_tiling, sender_bytes
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+
+
+def _window(num_modalities: int, width: int, radius: int, itemsize: int = 4, num_axes: int = 3) -> dict[str, int]:
+    """The constants of a window's tiles in a large box."""
+    tiling = choose_tiling(200, radius, radius, sender_bytes(num_modalities, width, itemsize))
+    assert tiling is not None
+    outer = {"CRF_OUTER": num_axes - 2}
+    return {"CRF_FEATURES": num_modalities, "CRF_WIDTH": width, "CRF_DOUBLE": int(itemsize == 8), **outer, **tiling.constants()}
+
+
+# Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities, five labels), many organs.
+HOT = {
+    "features": [{}],
+    "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
+    "lattice": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
+    "exact_tiles": [
+        {"CRF_FEATURES": features, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_SENDERS": 512}
+        for features, width in ((4, 1), (7, 4), (7, 8))
+    ],
+    "window_tiles": [
+        _window(modalities, width, radius)
+        for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
+    ],
+    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256} for width in (1, 4, 8)],
+    "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
+    "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "mean_field": [
+        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
+        for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
+    ],
+}
+
+# What must compile, if with memory of a thread's own: many features, many labels, float64.
+LARGE = {
+    "features": {"CRF_DOUBLE": 1},
+    "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_OUTPUTS": 4},
+    "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
+    "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256},
+    "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
+    "window_tiles": _window(28, 8, 1, 8, 4),
+    "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
+}
+
+needs_compiler = pytest.mark.skipif(nvrtc.compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc-cu12) nor nvcc is installed")
+
+
+def test_every_source_is_listed() -> None:
+    """A new file must not go uncompiled."""
+    assert sorted(HOT) == source_names()
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(HOT))
+def test_hot_kernels_spill_nothing(name: str, architecture: str) -> None:
+    """Neither spills nor a stack frame, and at most 128 registers: half of a multiprocessor's threads or more are resident."""
+    for constants in HOT[name]:
+        source = kernel_source(name, constants)
+        usage = nvrtc.compile_for(architecture, source)
+        assert set(usage) == set(source.kernels)
+        for kernel, used in usage.items():
+            assert (used.spill_bytes, used.stack_bytes) == (0, 0), f"{kernel} {constants}: {used}"
+            assert used.registers <= 128, f"{kernel} {constants}: {used}"
+            assert used.shared_bytes <= SHARED_BYTES, f"{kernel} {constants}: {used}"
+            assert (used.shared_bytes > 0) == ("CRF_THREADS" in constants)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_large_problems_compile(name: str) -> None:
+    """Dimensions and labels have no limit of their own."""
+    source = kernel_source(name, LARGE[name])
+    assert set(nvrtc.compile_for(ARCHITECTURES[0], source)) == set(source.kernels)
+
+
+@needs_compiler
+def test_spills_and_errors_would_be_seen() -> None:
+    """Sixty-four labels cannot stay in registers; and an error of the compiler is one of the test."""
+    source = kernel_source("mean_field", LARGE["mean_field"])
+    assert nvrtc.compile_for(ARCHITECTURES[0], source)["update"].stack_bytes > 0
+    with pytest.raises(nvrtc.CompilationError, match="undefined"):
+        nvrtc.compile_for(ARCHITECTURES[0], dataclasses.replace(source, text=source.text + "\nundefined_type x;\n"))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "kernel", "memory"),
+    [
+        ("lattice", "blur", "global"),
+        ("lattice", "sum_segments", "global"),
+        ("exact_tiles", "filter_all_tiles", "shared"),
+        ("window_tiles", "filter_window_tiles", "shared"),
+    ],
+)
+def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
+    """Four channels are one load of 16 bytes, not four: here nothing else is loaded from that memory as a single number."""
+    constants = next(constants for constants in HOT[name] if constants["CRF_WIDTH"] == 4 and constants.get("CRF_FEATURES", 4) >= 4)
+    code = nvrtc.intermediate_code(kernel_source(name, constants))[kernel]
+    assert re.search(rf"ld\.{memory}(\.nc)?\.v4\.f32", code) is not None
+    assert re.search(rf"ld\.{memory}(\.nc)?\.f32", code) is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field"])
+def test_threads_are_numbered_in_64_bits(name: str) -> None:
+    """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""
+    for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():
+        block = re.search(r"mov\.u32\s+(%r\d+), %ctaid\.x;", code)
+        if block is not None:  # absent where a single thread does the work
+            product = re.search(rf"(\S+)\s+%\w+, (?:{block[1]}, %r\d+|%r\d+, {block[1]})\b", code)
+            assert product is not None, kernel
+            assert product[1] == "mul.wide.u32", kernel
+
+
+@needs_compiler
+def test_what_integers_follow_from_is_not_contracted() -> None:
+    """A fused multiply-add rounds once where the CPU rounds twice: other vertices. Elsewhere they are wanted."""
+    for name, is_fused in (("lattice_build", False), ("lattice", True)):
+        code = "".join(nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).values())
+        assert ("fma.rn" in code) == is_fused
+
+
+@needs_compiler
+def test_weights_are_one_instruction() -> None:
+    """Powers of two of single precision without the detour for numbers below the normal ones, which would cost as much again."""
+    code = nvrtc.intermediate_code(kernel_source("window_tiles", HOT["window_tiles"][0]))["filter_window_tiles"]
+    assert code.count("ex2.approx.ftz.f32") > 0
+    assert re.search(r"ex2\.approx\.f32|call", code) is None
+
+
+def test_every_kernel_is_understood() -> None:
+    """The list of parameters that arguments are checked against is read from the sources: none may be overlooked."""
+    for name in source_names():
+        text = (kernels_dir() / "cuda" / f"{name}.cu").read_text(encoding="utf-8")
+        kernels = kernel_source(name, {}).kernels
+        assert len(kernels) == text.count("CRF_KERNEL(") + text.count("CRF_BLOCK_KERNEL(") > 0
+        assert all(kernels.values())

@@ -1,0 +1,406 @@
+"""The GPU engine under a GPU's rules: what may be recorded, what memory holds, how much of it; on a stand-in that knows no mercy."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+from oracles import Case, random_case, resolve
+from strict_device import StrictDevice, StrictError, counts, strict_memory
+
+from crfrefine.engines.base import Kernels, MeanFieldResult
+from crfrefine.engines.cuda import mean_field
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.cupy_device import CupyDevice
+from crfrefine.engines.cuda.torch_memory import cached_bytes, following
+from crfrefine.errors import CapacityError
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+FILTERS = ("exact", "truncated", "lattice")
+# Of memory that a case was seen to take, what its estimates may come to: they have room for sorts, which numpy does in place.
+MOST_ESTIMATED = 2.0
+
+
+@pytest.fixture
+def device() -> Iterator[StrictDevice]:
+    with strict_memory():
+        yield StrictDevice()
+
+
+def _run(engine: CudaBackend, case: Case, **changes: Any) -> MeanFieldResult:
+    parameters = resolve(case, spatial__weight=0.5, mean_field__num_iterations=6, **changes)
+    return engine.mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
+
+
+@pytest.mark.parametrize(
+    ("num_dims", "num_labels", "masked", "damping"), [(3, 5, True, 0.0), (3, 3, False, 0.3), (2, 2, True, 0.0), (1, 9, False, 0.0)]
+)
+@pytest.mark.parametrize("filter_name", FILTERS)
+def test_a_run_keeps_to_the_rules(
+    device: StrictDevice, filter_name: str, num_dims: int, num_labels: int, masked: bool, damping: float
+) -> None:
+    """The bits of the plain shim, where new memory is not a number: nothing is read that was not written, recorded steps among it."""
+    case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked)
+    changes = {"mean_field__filter": filter_name, "mean_field__damping": damping}
+    expected = _run(cuda_shim.shim_backend(), case, **changes)
+    found = _run(CudaBackend(device), case, **changes)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    assert found.energy == expected.energy
+    assert device.num_repeated == 4  # of six steps, all but the first and the last
+
+
+@pytest.mark.parametrize("filter_name", FILTERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_message_and_the_way_back_keep_to_the_rules(device: StrictDevice, filter_name: str, dtype: type) -> None:
+    """As above, for what the layer and the checks of filters call."""
+    case = random_case(3, num_modalities=2, num_labels=4, masked=True)
+    thetas = {"theta_alpha": (1.4,) * 3, "theta_beta": (0.2,) * 2}
+    found, expected = (
+        engine.message(case.logits, case.image, case.mask, case.spacing, **thetas, normalization="symmetric", filter=filter_name)
+        for engine in (CudaBackend(device), cuda_shim.shim_backend())
+    )
+    np.testing.assert_array_equal(found, expected)
+    gradients = [_gradients(engine, case, filter_name, dtype) for engine in (CudaBackend(device), cuda_shim.shim_backend())]
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("num_labels", [3, 9])
+def test_a_single_voxel_keeps_to_the_rules(device: StrictDevice, num_labels: int) -> None:
+    """Its channels are rows as they lie, but not where a wide load may begin: a weight a label leaves records of an odd number of them."""
+    case = random_case(3, num_modalities=2, num_labels=num_labels)
+    mask = np.zeros(case.inside.shape, dtype=bool)
+    mask[1, 2, 3] = True
+    case = Case(case.logits, case.image, mask, case.spacing)
+    gradients = [_gradients(engine, case, "exact", np.float32) for engine in (CudaBackend(device), cuda_shim.shim_backend())]
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _built(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> Kernels:
+    return engine.kernels(
+        case.image.astype(dtype),
+        case.mask,
+        case.spacing,
+        bilateral=[((1.4,) * 3, (0.2,) * 2)],
+        theta_gamma=(1.3,) * 3,
+        normalization="symmetric",
+        filter=filter_name,
+        num_labels=len(case.logits),
+        num_iterations=3,
+    )
+
+
+def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> list[np.ndarray]:
+    kernels = _built(engine, case, filter_name, dtype)
+    num_labels = len(case.logits)
+    random = np.random.default_rng(3)
+    logits, gradient = case.logits.astype(dtype), random.random(case.logits.shape).astype(dtype)
+    matrix = random.random((num_labels, num_labels)) * (1 - np.eye(num_labels))
+    settings = {"weights": random.random((2, num_labels)), "compatibility": matrix, "temperature": 0.8}
+    tape = kernels.forward(logits, num_iterations=3, **settings)
+    found = kernels.backward(tape, logits, gradient, wants_image=True, **settings)
+    return [
+        tape.logits,
+        found.logits,
+        found.image,
+        found.weights,
+        found.compatibility,
+        found.theta_alpha,
+        found.theta_beta,
+        found.theta_gamma,
+    ]
+
+
+def _scale(device: StrictDevice, row_sum: Any, scale: Any) -> None:
+    device.launch("voxels", "normalizer", {"CRF_WIDTH": 1}, len(row_sum), row_sum, len(row_sum), 0, scale)
+
+
+@pytest.mark.parametrize(
+    ("planted", "message"),
+    [
+        (lambda device, a, b: _scale(device, a + 1.0, b), "memory is allocated while"),
+        (lambda device, a, b: device.download(b), "a download while"),
+        (lambda device, a, b: device.upload(np.ones(3)), "an upload while"),
+        (lambda device, a, b: device.synchronize(), "a wait while"),
+        (lambda device, a, b: device.launch("voxels", "normalizer", {"CRF_WIDTH": 2}, 8, a, 8, 0, b), "for the first time"),
+    ],
+)
+def test_what_may_not_be_recorded_is_seen(device: StrictDevice, planted: Callable[..., None], message: str) -> None:
+    """The stand-in itself: each fault, planted."""
+    a, b = device.upload(np.full(8, 4, np.float32)), device.xp.zeros(8, dtype=np.float32)
+    _scale(device, a, b)
+    with pytest.raises(StrictError, match=message):
+        device.capture(lambda: planted(device, a, b))
+
+
+def test_recorded_memory_must_outlive_its_repetitions(device: StrictDevice) -> None:
+    """An array that is freed after it was recorded, as a temporary one would be; and the same with one that is kept."""
+    arrays = [device.upload(np.full(8, 4, np.float32)), device.xp.zeros(8, dtype=np.float32)]
+    _scale(device, *arrays)
+    repeat = device.capture(lambda: _scale(device, *arrays))
+    arrays[1][...] = 0.0
+    repeat()
+    np.testing.assert_array_equal(device.download(arrays[1]), 0.25)
+    del arrays[0]
+    with pytest.raises(StrictError, match="freed since"):
+        repeat()
+
+
+def test_memory_that_no_kernel_may_have_is_seen(device: StrictDevice) -> None:
+    """The host's, rows at an odd place, and the host's among the device's in arithmetic."""
+    xp = device.xp
+    rows, index, out = xp.zeros((5, 4), dtype=np.float32), xp.arange(4, dtype=np.int64), xp.zeros((4, 6), dtype=np.float32)
+    constants = {"CRF_WIDTH": 4}
+    device.launch("voxels", "scatter_rows", constants, 4, rows[1:], 4, index, 4, 6, out)
+    with pytest.raises(StrictError, match="not in the device's memory"):
+        device.launch("voxels", "scatter_rows", constants, 4, np.zeros((4, 4), np.float32), 4, index, 4, 6, out)
+    odd = xp.zeros(17, dtype=np.float32)[1:].reshape(4, 4)
+    with pytest.raises(StrictError, match="rows need 16"):
+        device.launch("voxels", "scatter_rows", constants, 4, odd, 4, index, 4, 6, out)
+    with pytest.raises(StrictError, match="an array of the host"):
+        out + np.ones((4, 6), np.float32)
+
+
+def test_writing_beyond_an_array_is_seen() -> None:
+    """One number too many, at either end."""
+
+    def write(place: int) -> None:
+        with strict_memory():
+            block = StrictDevice().xp.zeros(8, dtype=np.float32)
+            ctypes.c_float.from_address(block.ctypes.data + 4 * place).value = 1.0
+            del block
+
+    write(0)
+    write(7)
+    for place in (-1, 8):
+        with pytest.raises(StrictError, match="beyond its ends"):
+            write(place)
+
+
+@pytest.mark.parametrize(
+    ("grid_shape", "num_labels", "num_modalities", "share", "theta_alpha"),
+    [
+        ((41, 30, 37), 5, 4, 0.4, 1.0),  # more vertices than voxels
+        ((40, 36, 31), 2, 1, 1.0, 1.0),
+        ((40, 36, 31), 2, 1, 1.0, 8.0),  # few vertices
+        ((150, 170), 3, 1, 0.7, 1.0),
+        ((9, 8, 7, 31), 9, 2, 0.9, 1.0),
+        ((40000,), 2, 1, 1.0, 1.0),
+    ],
+)
+@pytest.mark.parametrize("filter_name", ["lattice", "truncated"])
+def test_memory_is_estimated_before_it_is_taken(
+    filter_name: str, grid_shape: tuple[int, ...], num_labels: int, num_modalities: int, share: float, theta_alpha: float
+) -> None:
+    """With too little, an error with the numbers, and never more taken than there is; with MOST_ESTIMATED times what it takes, none."""
+    random = np.random.default_rng(6)
+    image = random.random((num_modalities, *grid_shape), dtype=np.float32)
+    logits = random.random((num_labels, *grid_shape), dtype=np.float32)
+    case = Case(logits, image, None if share == 1.0 else random.random(grid_shape) < share, (1.0,) * len(grid_shape))
+    theta_alpha = min(theta_alpha, 1.5) if filter_name == "truncated" else theta_alpha  # a window that is soon filtered
+    changes = {"mean_field__filter": filter_name, "bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": 0.3}
+
+    def taken(limit: int | None) -> int:
+        with strict_memory():
+            before = counts()["bytes"]
+            _run(CudaBackend(StrictDevice(limit=limit)), case, **changes)
+            return counts()["most_bytes"] - before
+
+    most = taken(None)
+    assert taken(int(MOST_ESTIMATED * most)) == most
+    for part in (0.15, 0.4, 0.7, 0.95):
+        limit = int(part * most)
+        with strict_memory():
+            before = counts()["bytes"]
+            with pytest.raises(CapacityError, match=r"needs about \d+\.\d GB on cuda-shim, where \d+\.\d GB are free"):
+                _run(CudaBackend(StrictDevice(limit=limit)), case, **changes)
+            assert counts()["most_bytes"] - before <= limit
+
+
+@pytest.mark.parametrize("filter_name", ["lattice", "truncated"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_memory_for_training_is_estimated_too(filter_name: str, dtype: type) -> None:
+    """Of building, the record of the way forth, and the way back."""
+    case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(21, 17, 19))
+
+    def taken(limit: int | None) -> int:
+        with strict_memory():
+            before = counts()["bytes"]
+            _gradients(CudaBackend(StrictDevice(limit=limit)), case, filter_name, dtype)
+            return counts()["most_bytes"] - before
+
+    most = taken(None)
+    assert taken(int(MOST_ESTIMATED * most)) == most
+    for part in (0.2, 0.5, 0.8, 0.95):
+        with strict_memory():
+            before = counts()["bytes"]
+            with pytest.raises(CapacityError, match="needs about"):
+                _gradients(CudaBackend(StrictDevice(limit=int(part * most))), case, filter_name, dtype)
+            assert counts()["most_bytes"] - before <= part * most
+
+
+def test_steps_that_a_recording_leaves_out_are_taken_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver whose graph does nothing: noticed by the number of steps, said, and done without."""
+    case = random_case(3, num_modalities=2, masked=True)
+    expected = _run(cuda_shim.shim_backend(), case)
+    monkeypatch.setattr(cuda_shim.ShimDevice, "capture", lambda self, launches: lambda: None)
+    with pytest.warns(RuntimeWarning, match="2 of 6 steps"):
+        found = _run(cuda_shim.shim_backend(), case)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    assert found.num_iterations == mean_field._NUM_STEPS + 2 == 6
+
+
+class _Stream:
+    """A stream of a driver that refuses at one of the steps of a recording."""
+
+    def __init__(self, refuses: str) -> None:
+        self._refuses = refuses
+        self.is_recording = self.is_current = False
+
+    def __enter__(self) -> None:
+        self.is_current = True
+
+    def __exit__(self, *error: object) -> None:
+        self.is_current = False
+
+    def begin_capture(self) -> None:
+        assert self.is_current  # launches would go elsewhere
+        self._do("begin")
+        self.is_recording = True
+
+    def end_capture(self) -> Any:
+        self.is_recording = False
+        self._do("end")
+        return SimpleNamespace(launch=lambda: self._do("launch"))
+
+    def _do(self, step: str) -> None:
+        if step == self._refuses:
+            raise RuntimeError(f"no {step}")
+
+
+@pytest.mark.parametrize("refuses", ["begin", "end", "launch", "a kernel"])
+def test_a_driver_that_does_not_record_is_not_the_end(refuses: str) -> None:
+    """Said in a warning, once; the launches are made one by one then, and no stream is left recording."""
+    stream = _Stream(refuses)
+    device = object.__new__(CupyDevice)
+    device.xp = SimpleNamespace(cuda=SimpleNamespace(Stream=lambda non_blocking: stream))
+    launched = []
+
+    def launches() -> None:
+        if stream.is_recording and refuses == "a kernel":
+            raise RuntimeError("no a kernel")
+        if not stream.is_recording:
+            launched.append(1)
+
+    def capture_and_repeat() -> None:
+        repeat = device.capture(launches)
+        repeat()
+        repeat()
+
+    with pytest.warns(RuntimeWarning, match=re.escape(f"no {refuses}")) as warned:
+        capture_and_repeat()
+    assert len(warned) == 1
+    assert len(launched) == 2
+    assert not stream.is_recording
+
+
+def test_only_a_tensor_on_a_gpu_brings_pytorch_in() -> None:
+    """For anything else no stream is looked for, and memory is CuPy's."""
+    for array in (np.zeros(3), object(), "cuda"):
+        with following(None, array):
+            assert cached_bytes() is None
+
+
+class _Recorded(cuda_shim.ShimDevice):
+    """Notes the launches, and when they were waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
+    def launch(self, *arguments: Any) -> None:
+        self.notes.append("launch")
+        super().launch(*arguments)
+
+    def synchronize(self) -> None:
+        self.notes.append("wait")
+
+
+def test_building_and_going_back_are_done_when_they_return() -> None:
+    """The next call may be on another stream."""
+    case = random_case(3, num_modalities=2, num_labels=4)
+    device = _Recorded()
+    _built(CudaBackend(device), case, "exact", np.float32)
+    assert device.notes[-1] == "wait"
+    device.notes.clear()
+    _gradients(CudaBackend(device), case, "exact", np.float32)
+    assert device.notes[-1] == "wait"
+
+
+class _Tensor:
+    """A tensor on the second GPU."""
+
+    device = SimpleNamespace(type="cuda", index=1)
+
+
+class _OutOfMemoryError(RuntimeError):
+    """PyTorch's."""
+
+
+def test_work_for_a_tensor_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its current stream of the tensor's device, and its allocator, for that stream; both as before afterwards."""
+    notes: list[Any] = []
+
+    @contextmanager
+    def noted(what: Any) -> Iterator[None]:
+        notes.append(what)
+        yield
+        notes.append(("no", what))
+
+    def allocate(size: int, device: int, stream: int) -> int:
+        if size > 1000:
+            raise _OutOfMemoryError("too much")
+        notes.append((size, device, stream))
+        return 64
+
+    streams = SimpleNamespace(null="the default stream", from_external=lambda given: noted(given.__cuda_stream__()))
+    pool = SimpleNamespace(free_bytes=lambda: 1, free_all_blocks=lambda: notes.append("CuPy's pool is emptied"))
+    cupy = SimpleNamespace(
+        get_default_memory_pool=lambda: pool,
+        cuda=SimpleNamespace(
+            Stream=streams,
+            PythonFunctionAllocator=lambda malloc, free: SimpleNamespace(malloc=(malloc, free)),
+            using_allocator=lambda functions: noted(functions),
+        ),
+    )
+    memory = SimpleNamespace(memory_reserved=lambda device: 100 + device, memory_allocated=lambda device: 30)
+    current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=4000 + device), device=noted)
+    allocator = SimpleNamespace(
+        caching_allocator_alloc=allocate,
+        caching_allocator_delete=lambda pointer: notes.append(("freed", pointer)),
+        OutOfMemoryError=_OutOfMemoryError,
+    )
+    torch = SimpleNamespace(Tensor=_Tensor, cuda=SimpleNamespace(**vars(memory), **vars(current), **vars(allocator)))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    with following(cupy, _Tensor()):
+        emptied, device, stream, (malloc, free) = notes
+        assert (emptied, device, stream) == ("CuPy's pool is emptied", 1, (0, 4001))
+        assert malloc(256, 1) == 64
+        assert notes[-1] == (256, 1, 4001)
+        free(64, 1)
+        assert notes[-1] == ("freed", 64)
+        with pytest.raises(MemoryError, match="too much"):
+            malloc(2000, 1)
+        assert cached_bytes() == 101 - 30
+    assert notes[-3:] == [("no", (malloc, free)), ("no", stream), ("no", device)]
+    assert cached_bytes() is None

@@ -1,0 +1,185 @@
+"""The C++ engine's lattice and grid against plain transcriptions of the same approximations: closer than the approximations are good.
+
+What they approximate is test_filters.py's business. Bandwidths are no multiples of the spacing, so that no voxel lies on the face of a
+simplex, where float32 and float64 may choose different sides.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracles import Case, brute_force_kernel, normalize_kernel, random_case, resolve, rms
+
+import crfrefine
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend
+from crfrefine.errors import BackendUnavailableError, CapacityError
+
+GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
+
+
+@pytest.fixture
+def engine() -> Backend:
+    """The CPU backend; there is nothing to test without its compiled part."""
+    try:
+        return get_backend("cpu")
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def _values(case: Case) -> np.ndarray:
+    return np.random.default_rng(3).random((5, *case.logits.shape[1:])).astype(np.float32)
+
+
+def _cubic_spline(x: np.ndarray) -> np.ndarray:
+    """The cubic B-spline: four pieces, support (-2, 2)."""
+    x = np.abs(x)
+    return np.where(x < 1.0, (4.0 - 6.0 * x**2 + 3.0 * x**3) / 6.0, np.where(x < 2.0, (2.0 - x) ** 3 / 6.0, 0.0))
+
+
+def _grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> np.ndarray:
+    """The matrix S G S^T of docs/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
+    index = np.argwhere(case.inside)
+    features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
+    for channel in case.image.astype(np.float64):
+        features.append((channel[case.inside] - channel[case.inside].min()) / theta_beta)
+    kernel = np.ones((len(index), len(index)))
+    for feature in features:
+        points = np.arange(-3, int(feature.max()) + 5)
+        spline = _cubic_spline(feature[:, None] - points)
+        taps = 1.67591 * np.eye(len(points)) + 0.41632 * (np.eye(len(points), k=1) + np.eye(len(points), k=-1))
+        kernel *= spline @ taps @ spline.T
+    return kernel
+
+
+@pytest.mark.parametrize("theta_alpha", [1.37, 4.21])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("num_modalities", [1, 2])
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_modalities: int, masked: bool, theta_alpha: float) -> None:
+    """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the result's size."""
+    case = random_case(num_dims, num_modalities, masked=masked)
+    values = _values(case)
+    theta_beta = (0.13,) * num_modalities
+    result = engine.message(
+        values, case.image, case.mask, case.spacing, theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid"
+    )
+    expected = values[:, case.inside].astype(np.float64) @ _grid_kernel(case, theta_alpha, 0.13)
+    assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+@pytest.mark.parametrize(("num_modalities", "theta_alpha"), [(1, 1.37), (1, 4.21), (2, 1.37), (2, 4.21)])
+def test_grid_messages_are_accurate(engine: Backend, num_modalities: int, theta_alpha: float, normalization: str) -> None:
+    """RMSE of a normalized message against the exact Gaussian: below half of the lattice's 0.0117 at D = 4."""
+    case = random_case(3, num_modalities, grid_shape=GRIDS[3])
+    values = _values(case)
+    theta_beta = (0.13,) * num_modalities
+    kernel = normalize_kernel(brute_force_kernel(case.image, case.inside, case.spacing, theta_alpha, theta_beta), normalization)
+    result = engine.message(
+        values,
+        case.image,
+        None,
+        case.spacing,
+        theta_alpha=(theta_alpha,) * 3,
+        theta_beta=theta_beta,
+        normalization=normalization,
+        filter="grid",
+    )
+    assert rms(result.reshape(5, -1) - values.reshape(5, -1) @ kernel.T) < 0.5 * 0.0117
+
+
+@pytest.mark.parametrize("theta_alpha", [1.37, 4.21])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("num_modalities", [1, 2, 4])
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_modalities: int, masked: bool, theta_alpha: float) -> None:
+    """The same vertices, and the same sums up to the engine's 16-bit weights: 1.5e-5 a corner, twice, random over voxels."""
+    case = random_case(num_dims, num_modalities, masked=masked, grid_shape=GRIDS[num_dims])
+    reference = get_backend("reference")
+    arguments = (_values(case), case.image, case.mask, case.spacing)
+    bandwidths = {"theta_alpha": (theta_alpha,) * num_dims, "theta_beta": (0.19,) * num_modalities}
+    result = engine.message(*arguments, **bandwidths, filter="lattice")
+    expected = reference.message(*arguments, **bandwidths, filter="lattice")
+    assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
+
+    changes = {"mean_field__filter": "lattice", "mean_field__num_iterations": 1}
+    parameters = resolve(case, bilateral__theta_alpha=theta_alpha, bilateral__theta_beta=0.17, **changes)
+    lines = [backend.mean_field(case.logits, case.image, case.mask, case.spacing, parameters).filters[0] for backend in (engine, reference)]
+    counts = {int(re.search(r"(\d+) vertices", line)[1]) for line in lines}  # type: ignore[index]
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("theta_alpha", [(2.0, 0.2, 2.0), (2.0, 0.2, 0.2), (0.2, 0.2, 2.0)])
+def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend, theta_alpha: tuple[float, float, float]) -> None:
+    """Two rows are handled together: beyond an odd one out there must be padding, not the next plane. Sums of some hundred terms."""
+    rng = np.random.default_rng(4)
+    image, values = rng.random((1, 6, 5, 7), np.float32), rng.random((3, 6, 5, 7), np.float32)
+    fast, plain = (
+        backend.message(values, image, None, (1.0, 1.0, 1.0), theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated")
+        for backend in (engine, get_backend("reference"))
+    )
+    np.testing.assert_allclose(fast, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("theta", [1e19, 1e30])
+def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta: float) -> None:
+    """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
+    rng = np.random.default_rng(5)
+    image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
+    truncated = engine.message(values, image, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
+    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=None)
+    for result in (truncated, spatial):
+        np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
+
+
+def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:
+    image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
+    with pytest.raises(CapacityError, match="grid"):
+        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid")
+
+
+def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
+    """The exact sum of this volume takes the better part of a minute and is one step; waiting for it would run into the time limit."""
+    script = tmp_path / "long.py"
+    script.write_text(
+        "import numpy as np, crfrefine\n"
+        "rng = np.random.default_rng(0)\n"
+        "logits, image = rng.random((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
+        "parameters = crfrefine.CrfParameters().replace(**{'mean_field.filter': 'exact'})\n"
+        "print('ready', flush=True)\n"
+        "crfrefine.refine(logits, image, parameters=parameters, threads=1)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device, masked):
+    """A file's arrays have x fastest, a tensor's z: cells that depended on it would change labels from one to the other.
+
+    Sums in another order differ by rounding; a vertex gained or lost would show as 1e-2.
+    """
+    rng = np.random.default_rng(5)
+    shape = (7, 9, 6)
+    logits, image = rng.normal(size=(3, *shape)).astype(np.float32), rng.normal(size=(2, *shape)).astype(np.float32)
+    mask = rng.random(shape) < 0.8 if masked else None
+    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", "bilateral.theta_alpha": [2.0, 3.0, 4.0]})
+    parameters = parameters.replace(**{"bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0})
+    run = functools.partial(crfrefine.refine, spacing=(1.0, 1.5, 2.0), parameters=parameters, mask=mask, device=device)
+    fortran = [np.moveaxis(np.asfortranarray(np.moveaxis(array, 0, -1)), -1, 0) for array in (logits, image)]
+    np.testing.assert_allclose(run(*fortran).logits, run(logits, image).logits, atol=1e-4)

@@ -1,0 +1,192 @@
+"""Which files are taken for a case: names alone, so that the files here are empty."""
+
+from pathlib import Path
+
+import pytest
+
+from crfrefine.errors import InputError
+from crfrefine.evaluate import AssessmentOptions
+from crfrefine.evaluate.pairing import Pairing, pair_cases
+
+
+def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairing:
+    for folder, names in (("labels", labels), ("pred", predictions)):
+        (root / folder).mkdir(exist_ok=True)
+        for name in names.split():
+            (root / folder / name).touch()
+    return pair_cases(AssessmentOptions(root / "pred", root / "labels", root / "out", **options))
+
+
+def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str | None, str]]:
+    """Label map and scores of each case."""
+    found = {}
+    for case in pairing.cases:
+        files = case.methods[method]
+        found[case.case_id] = (files.label_map and files.label_map.name, " ".join(path.name for path in files.scores))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "expected"),
+    [
+        ("a.nii.gz b.nii.gz", "b.nii.gz a.mha", {"a": ("a.mha", ""), "b": ("b.nii.gz", "")}),
+        ("Case00_segmentation.mhd Case00_segmentation.zraw", "Case00.mhd Case00.zraw", {"Case00": ("Case00.mhd", "")}),
+        ("a_seg.nii.gz", "a_seg.nii.gz", {"a": ("a_seg.nii.gz", "")}),
+        ("a.nii.gz", "a.nii.gz a_dseg.nii.gz", {"a": ("a_dseg.nii.gz", "")}),
+        # What `infer` and nnU-Net write.
+        ("a.nii.gz", "a.nii.gz a_probabilities.nii.gz a_logits.nii.gz a_preview.png", {"a": ("a.nii.gz", "a_probabilities.nii.gz")}),
+        ("a.nii.gz", "a.nii.gz a_logits.nii.gz", {"a": ("a.nii.gz", "a_logits.nii.gz")}),
+        ("a.nii.gz", "a.nii.gz a.npz a.pkl dataset.json plans.json", {"a": ("a.nii.gz", "a.npz")}),
+        ("a.nii.gz", "a.nii.gz a.npz a_probabilities.nii.gz", {"a": ("a.nii.gz", "a_probabilities.nii.gz")}),
+        ("a.nii.gz", "a.npz", {"a": (None, "a.npz")}),
+        ("a.nii.gz", "a_softmax.nii.gz", {"a": (None, "a_softmax.nii.gz")}),
+        # Four digits belong to the name, unless the name without them is a label map too.
+        (
+            "brats_0001.nii.gz brats_0002.nii.gz",
+            "brats_0001.nii.gz brats_0002.nii.gz",
+            {f"brats_000{n}": (f"brats_000{n}.nii.gz", "") for n in (1, 2)},
+        ),
+        ("a.nii.gz a_0000.nii.gz a_0001.nii.gz", "a.nii.gz", {"a": ("a.nii.gz", "")}),
+        ("a.mhd a_segmentation.mhd", "a.mhd", {"a": ("a.mhd", "")}),
+        ("a.nii.gz a_probabilities.nii.gz .b.nii.gz.tmp-7", "a.nii.gz", {"a": ("a.nii.gz", "")}),
+    ],
+)
+def test_names_that_belong_together(tmp_path, labels, predictions, expected):
+    pairing = pair(tmp_path, labels, predictions)
+    assert taken(pairing) == expected
+    assert not any(case.problem or case.methods["prediction"].problem for case in pairing.cases)
+    assert not any("without a reference" in note for note in pairing.notes)
+
+
+def test_images_beside_label_maps_are_noted(tmp_path):
+    pairing = pair(tmp_path, "a.mhd a_segmentation.mhd b_0000.nii b.nii", "a.mhd b.nii")
+    assert [case.reference.name for case in pairing.cases] == ["a_segmentation.mhd", "b.nii"]
+    assert len(pairing.notes) == 1
+    assert "2 files beside label maps" in pairing.notes[0]
+
+
+def left_out(pairing: Pairing) -> dict[str, tuple[str, ...]]:
+    return {case.case_id: case.reasons for case in pairing.left_out}
+
+
+def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
+    pairing = pair(tmp_path, "a.nii d_0001.nii", "a.nii b.nii b_probabilities.nii.gz c_softmax.npz d_0001.nii d_0002.nii")
+    reason = f"no label map in {tmp_path / 'labels'}"
+    assert left_out(pairing) == dict.fromkeys(("b", "c", "d_0002"), (reason,))
+    assert list(taken(pairing)) == ["a", "d_0001"]
+    assert pairing.notes == ()
+
+
+def test_of_one_reference_the_other_predictions_are_a_note(tmp_path):
+    """Whoever names one file asks for that case."""
+    pair(tmp_path, "a.nii", "a.nii b.nii c.npz")
+    pairing = pair_cases(AssessmentOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
+    assert left_out(pairing) == {}
+    assert "2 files without a reference, such as b.nii" in pairing.notes[0]
+
+
+def test_an_image_beside_its_label_map_is_a_note(tmp_path):
+    pairing = pair(tmp_path, "a.nii", "a.nii a_0000.nii")
+    assert left_out(pairing) == {}
+    assert "1 files without a reference, such as a_0000.nii" in pairing.notes[0]
+
+
+def test_a_case_that_any_method_lacks_is_left_out_for_all(tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("a.nii", "c.nii", "z.nii"):
+        (tmp_path / "other" / name).touch()
+    pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii b.nii", baselines=(("other", tmp_path / "other"),))
+    no_label, in_pred, in_other = (
+        f"no {what}" for what in (f"label map in {tmp_path / 'labels'}", *_predictions(tmp_path, "pred", "other"))
+    )
+    assert left_out(pairing) == {"b": (in_other,), "c": (in_pred,), "z": (no_label,)}
+    assert list(taken(pairing)) == list(taken(pairing, "other")) == ["a"]
+
+
+def _predictions(root: Path, *folders: str) -> list[str]:
+    return [f"prediction in {root / folder}" for folder in folders]
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "message"),
+    [
+        ("a.nii", "a.nii a.mha", "expected one label map, found a.mha, a.nii in"),
+        ("a.nii", "a_seg.nii a_dseg.nii", "expected one label map, found a_dseg.nii, a_seg.nii in"),
+        ("a.nii", "a.nii a_logits.nii a_logits.npz", "expected one file of probabilities, found a_logits.nii, a_logits.npz in"),
+    ],
+)
+def test_what_is_twice_is_a_problem_of_the_method(tmp_path, labels, predictions, message):
+    pairing = pair(tmp_path, labels, predictions)
+    assert pairing.cases[0].problem is None
+    assert message in pairing.cases[0].methods["prediction"].problem
+
+
+def test_two_references_are_a_problem_of_the_case(tmp_path):
+    first, second = pair(tmp_path, "a.nii a.mha b.nii", "a.nii b.nii").cases
+    assert "expected one label map, found a.mha, a.nii in" in first.problem
+    assert second.problem is None
+
+
+def test_named_probabilities_replace_those_beside(tmp_path):
+    (tmp_path / "scores").mkdir()
+    for name in ("a.nii.gz", "a.npz", "b_ProbMapClass0.mha", "b_ProbMapClass1.mha"):
+        (tmp_path / "scores" / name).touch()
+    pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a_logits.nii b.nii c.nii", probabilities=(("prediction", tmp_path / "scores"),))
+    assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
+    assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction is over the others" in pairing.notes[0]
+    method = pairing.cases[2].methods["prediction"]
+    assert (method.lacks_scores, method.scores_problem, method.problem) == (True, None, None)
+
+
+def test_named_probabilities_that_no_case_has_are_an_error(tmp_path):
+    (tmp_path / "scores").mkdir()
+    with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
+        pair(tmp_path, "a.nii b.nii", "a.nii b.nii", probabilities=(("prediction", tmp_path / "scores"),))
+
+
+def test_the_first_modality_is_the_image_that_is_shown(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "x_0000.nii.gz", "x_0001.nii.gz"):
+        (tmp_path / "images" / name).touch()
+    pairing = pair(tmp_path, "a.nii b.nii", "a.nii b.nii", images=tmp_path / "images")
+    assert [case.image and case.image.name for case in pairing.cases] == ["a_0000.nii.gz", None]
+    assert "no image of 1 of 2 cases, such as b" in pairing.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "options", "message"),
+    [
+        ("", "a.nii", {}, "no label map found: it is empty"),
+        ("a.npz notes.txt", "a.nii", {}, "no label map found: it has no file with one of these suffixes"),
+        ("a.nii b.nii", "a.nii", {"images": "pred/a.nii"}, "an image for 2 cases; give a folder"),
+        ("a.nii b.nii", "a.nii", {"baselines": "pred/a.nii"}, "a file for the 2 cases of the reference"),
+        (
+            "a.nii b.nii",
+            "c.nii",
+            {},
+            r"(?s)no case is complete; expected .*no prediction in \S+pred \(2\): a, b.*no label map in \S+labels \(1\): c",
+        ),
+    ],
+)
+def test_what_cannot_be_paired_at_all(tmp_path, labels, predictions, options, message):
+    options = {key: tmp_path / name if key == "images" else (("base", tmp_path / name),) for key, name in options.items()}
+    with pytest.raises(InputError, match=message):
+        pair(tmp_path, labels, predictions, **options)
+
+
+def test_links_to_nothing_are_problems_and_not_passed_over(tmp_path):
+    """As git-annex leaves them for files that were not fetched."""
+    pair(tmp_path, "a.nii b.nii", "a.nii c.nii")
+    (tmp_path / "labels" / "c.nii").symlink_to(tmp_path / "nowhere.nii")
+    (tmp_path / "pred" / "b_seg.nii").symlink_to(tmp_path / "nowhere.nii")
+    (tmp_path / "labels" / ".d.nii").symlink_to(tmp_path / "nowhere.nii")
+    first, second, third = pair(tmp_path, "", "").cases
+    assert (first.problem, first.methods["prediction"].problem) == (None, None)
+    assert second.methods["prediction"].problem == f"{tmp_path / 'pred' / 'b_seg.nii'}: is a link to a file that is not there"
+    assert third.problem == f"{tmp_path / 'labels' / 'c.nii'}: is a link to a file that is not there"
+
+
+def test_a_folder_that_is_given_twice_is_noted(tmp_path):
+    assert pair(tmp_path, "a.nii", "a.nii", baselines=(("base", tmp_path / "labels"),)).notes == (
+        f"the reference and base are the same files, {tmp_path / 'labels'}",
+    )

@@ -1,0 +1,106 @@
+"""Runs the command as a process or in this one, and writes small cases with nibabel alone, not with the code under test."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from crfrefine.demo.phantom import make_phantom
+
+GRID_SHAPE = (18, 15, 11)  # no two axes alike
+SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
+NUM_LABELS = 4
+# A rotation by a quarter turn and two flips: x of the array is not x of the world.
+AFFINE = np.array([[0.0, -1.25, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -2.5, 30.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of the command left: exit status and the two streams."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "crfrefine", *map(str, arguments)]
+
+
+def run_process(*arguments: object, timeout: float = 120, **options: object) -> Result:
+    """Run the command as users do."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(*arguments: object) -> Result:
+    """Run the command in this process: no start-up time, and exceptions that are bugs come through."""
+    from crfrefine.cli.main import app
+
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            app([str(argument) for argument in arguments], prog_name="crfrefine")
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+    return path
+
+
+def load_nifti(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A folder of images, one of logits, and one for the results."""
+
+    images: Path
+    logits: Path
+    output: Path
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        return ("-i", self.images, "-p", self.logits, "-o", self.output)
+
+
+def write_case(folders: Folders, case_id: str, seed: int = 0, num_modalities: int = 2) -> None:
+    phantom = make_phantom(seed, GRID_SHAPE, SPACING)
+    for modality, values in enumerate(phantom.image[:num_modalities]):
+        save_nifti(folders.images / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.int16))
+    save_nifti(folders.logits / f"{case_id}.nii.gz", np.moveaxis(phantom.logits, 0, -1))
+
+
+def write_folders(root: Path, *case_ids: str) -> Folders:
+    """Write small cases that differ from each other, in nnU-Net's naming."""
+    folders = Folders(root / "images", root / "logits", root / "out")
+    for seed, case_id in enumerate(case_ids):
+        write_case(folders, case_id, seed)
+    return folders
+
+
+def data_folder() -> Path:
+    """Return where the real cases are, if they are anywhere."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    return Path(os.environ.get("CRFREFINE_DATA", beside))
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return all names in a folder, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

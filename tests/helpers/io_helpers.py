@@ -1,0 +1,121 @@
+"""Geometries and files for the tests of reading and writing. The files are made by nibabel and SimpleITK, never by the code under test."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from hypothesis import strategies as st
+
+from crfrefine import io
+from crfrefine.errors import CrfRefineError
+from crfrefine.io.volume import Volume
+
+LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def rotation(axis: int, angle: float) -> np.ndarray:
+    """Rotate about one of the coordinate axes."""
+    first, second = [i for i in range(3) if i != axis]
+    matrix = np.eye(3)
+    matrix[first, first] = matrix[second, second] = math.cos(angle)
+    matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
+    return matrix
+
+
+def affine_of(spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3) if direction is None else direction) * np.array(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+OBLIQUE = rotation(2, 0.3) @ rotation(0, -0.2) @ np.diag([-1.0, 1.0, 1.0])
+
+
+@st.composite
+def affines(draw) -> np.ndarray:
+    """Unequal spacings, any flips and permutations of the axes, an oblique turn of up to half a radian about each."""
+    spacing = [draw(st.floats(0.1, 9.0)) for _ in range(3)]
+    origin = [draw(st.floats(-500.0, 500.0)) for _ in range(3)]
+    order = draw(st.permutations(range(3)))
+    flips = np.diag([draw(st.sampled_from([-1.0, 1.0])) for _ in range(3)])
+    turn = rotation(0, draw(st.floats(-0.5, 0.5))) @ rotation(1, draw(st.floats(-0.5, 0.5))) @ rotation(2, draw(st.floats(-0.5, 0.5)))
+    return affine_of(spacing, origin, turn @ np.eye(3)[:, order] @ flips)
+
+
+def grid_shapes(min_dims: int = 2, max_dims: int = 3):
+    return st.lists(st.integers(1, 7), min_size=min_dims, max_size=max_dims).map(tuple).filter(lambda shape: math.prod(shape) > 1)
+
+
+def save_nifti(path: Path, data, affine=None, *, header_class=nib.Nifti1Image, slope=None, inter=0.0, units="mm") -> Path:
+    """Write with nibabel; with `slope` the data are the stored integers."""
+    affine = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0)) if affine is None else affine
+    image = header_class(np.asarray(data), affine)
+    image.header.set_xyzt_units(units)
+    if slope is not None:
+        image = header_class(np.asarray(data), affine, image.header)
+        image.header.set_slope_inter(slope, inter)
+        # nibabel scales on saving; the bytes are put together here, so that what is stored is known.
+        raw = image.header
+        raw["vox_offset"] = 352
+        raw["magic"] = b"n+1"
+        payload = raw.binaryblock + bytes(4) + np.asarray(data).tobytes(order="F")
+        if path.suffix == ".gz":
+            import gzip
+
+            payload = gzip.compress(payload)
+        path.write_bytes(payload)
+        return path
+    nib.save(image, path)
+    return path
+
+
+def save_itk(path: Path, data, *, channels=False, spacing=None, origin=None, direction=None, compress=True) -> Path:
+    """Write with SimpleITK; `data` is (x, y[, z]), or (channels, x, y[, z])."""
+    array = np.asarray(data)
+    array = np.moveaxis(array, 0, -1).transpose(*range(array.ndim - 2, -1, -1), array.ndim - 1) if channels else array.transpose()
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=channels)
+    num_axes = image.GetDimension()
+    image.SetSpacing([float(v) for v in (spacing or (0.7, 1.1, 2.3)[:num_axes])])
+    image.SetOrigin([float(v) for v in (origin or (10.123456789, -20.25, 1 / 3)[:num_axes])])
+    if direction is not None:
+        image.SetDirection([float(v) for v in np.asarray(direction).ravel()])
+    sitk.WriteImage(image, str(path), compress)
+    return path
+
+
+def itk_affine(image: sitk.Image) -> np.ndarray:
+    """What SimpleITK says about an image, as voxel to world RAS+."""
+    num_axes = min(image.GetDimension(), 3)
+    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:num_axes, :num_axes]
+    affine = np.eye(4)
+    affine[:num_axes, :num_axes] = direction * np.array(image.GetSpacing()[:num_axes])
+    affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
+    return LPS_RAS @ affine
+
+
+def itk_array(image: sitk.Image) -> np.ndarray:
+    """Voxels as SimpleITK has them, as (x, y[, z]) or (channels, x, y[, z])."""
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+        return array.transpose(0, *range(array.ndim - 1, 0, -1))
+    return array.transpose()
+
+
+def numbers(shape, seed=0, dtype=np.float32) -> np.ndarray:
+    """Different values at all voxels, so that a wrong axis order cannot go unnoticed."""
+    generator = np.random.default_rng(seed)
+    return generator.permutation(math.prod(shape)).reshape(shape).astype(dtype)
+
+
+def read_or_complain(path: Path) -> tuple[Volume | None, str]:
+    """Read a volume, or say what the error says; any other exception is a bug."""
+    try:
+        return io.read_volume(path), ""
+    except CrfRefineError as error:
+        return None, str(error)

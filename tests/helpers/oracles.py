@@ -1,0 +1,136 @@
+"""Random cases and brute-force answers for the tests, straight from the formulas and without any of the package's arithmetic.
+
+Grids are never cubic and spacings never equal: an exchanged axis must show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from crfrefine.parameters.model import CrfParameters, ResolvedParameters
+
+GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
+SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Input of a refinement."""
+
+    logits: NDArray[np.float32]
+    image: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None
+    spacing: tuple[float, ...]
+
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """The mask, or all voxels."""
+        return np.ones(self.logits.shape[1:], dtype=bool) if self.mask is None else self.mask
+
+
+def random_case(
+    num_dims: int = 3, num_modalities: int = 2, num_labels: int = 3, *, masked: bool = False, grid_shape: Sequence[int] | None = None
+) -> Case:
+    """Two smooth regions with noise, logits that mostly follow them; the same for the same arguments."""
+    rng = np.random.default_rng([num_dims, num_modalities, num_labels, masked])
+    shape = tuple(grid_shape or GRIDS[num_dims])
+    region = gaussian_filter(rng.normal(size=shape), 1.5) > 0.0
+    image = 0.3 + 0.3 * region + rng.normal(scale=0.08, size=(num_modalities, *shape))
+    logits = rng.normal(size=(num_labels, *shape))
+    logits[0] += 1.5 * ~region
+    logits[-1] += 1.5 * region
+    mask = rng.random(shape) < 0.7 if masked else None
+    return Case(logits.astype(np.float32), image.astype(np.float32), mask, SPACINGS[num_dims])
+
+
+def brute_force_kernel(
+    image: NDArray[np.floating] | None,
+    inside: NDArray[np.bool_],
+    spacing: Sequence[float],
+    theta_position: Sequence[float] | float,
+    theta_intensity: Sequence[float] | float | None,
+    *,
+    radius: float = np.inf,
+) -> NDArray[np.float64]:
+    """K over the masked voxels in C order; pairs farther apart than `radius` in units of theta_position are 0."""
+    index = np.argwhere(inside)
+    offset = (index[:, None, :] - index[None, :, :]) * (np.asarray(spacing) / np.asarray(theta_position))
+    distance = (offset**2).sum(axis=-1)
+    exponent = distance.copy()
+    if theta_intensity is not None:
+        intensity = np.asarray(image, dtype=np.float64)[:, inside].T / np.asarray(theta_intensity)
+        exponent += ((intensity[:, None, :] - intensity[None, :, :]) ** 2).sum(axis=-1)
+    return np.where(distance <= radius**2 * (1.0 + 1e-9), np.exp(-0.5 * exponent), 0.0)
+
+
+def normalize_kernel(kernel: NDArray[np.float64], normalization: str) -> NDArray[np.float64]:
+    """The kernel matrix with its normalization."""
+    row_sum = kernel.sum(axis=1)
+    if normalization == "symmetric":
+        return kernel / np.sqrt(row_sum[:, None] * row_sum[None, :])
+    return kernel / row_sum[:, None] if normalization == "after" else kernel
+
+
+def softmax(logits: NDArray[np.floating], axis: int = 0) -> NDArray[np.float64]:
+    """Softmax over an axis, in float64."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=axis, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
+
+
+def kernels_of(case: Case, parameters: ResolvedParameters) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Normalized kernel matrix and weights of each term."""
+    spacing = case.spacing if parameters.positions == "mm" else (1.0,) * len(case.spacing)
+    radius = 3.0 if parameters.filter == "truncated" else np.inf
+    terms = []
+    for term in parameters.bilateral:
+        kernel = brute_force_kernel(case.image, case.inside, spacing, term.theta_alpha, term.theta_beta, radius=radius)
+        terms.append((normalize_kernel(kernel, parameters.normalization), term.weight.astype(np.float64)))
+    if parameters.spatial is not None:
+        kernel = brute_force_kernel(None, case.inside, spacing, parameters.spatial.theta_gamma, None)
+        terms.append((normalize_kernel(kernel, parameters.normalization), parameters.spatial.weight.astype(np.float64)))
+    return terms
+
+
+def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
+    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
+
+    With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
+    """
+    scores = case.logits[:, case.inside].astype(np.float64) / parameters.temperature
+    terms = kernels_of(case, parameters)
+    penalty = parameters.compatibility.astype(np.float64)
+    x = scores
+    step = 1.0 - parameters.damping
+    energies: list[float] = []
+    for _ in range(parameters.num_iterations):
+        marginals = softmax(x)
+        pairwise = np.zeros_like(scores)
+        for kernel, weight in terms:
+            pairwise += penalty.T @ (weight[:, None] * (marginals @ kernel.T))
+        entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
+        energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
+        x = (1.0 - step) * x + step * (scores - pairwise)
+        watched = halving and parameters.normalization != "after"
+        linear = np.sum(marginals * (scores - scores.max(axis=0)))
+        size = abs(entropy) + abs(linear) + 0.5 * abs(np.sum(marginals * pairwise))
+        if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * size:
+            step /= 2.0
+    return softmax(x), energies
+
+
+def resolve(case: Case, **changes: object) -> ResolvedParameters:
+    """The default parameters with an exact filter, always all the steps, and `changes`, for a case; dots in keys are written as `__`."""
+    fixed: dict[str, object] = {"mean_field.filter": "exact", "mean_field.tolerance": 0.0, "bilateral.theta_beta": 0.15}
+    fixed |= {key.replace("__", "."): value for key, value in changes.items()}
+    return CrfParameters().replace(**fixed).resolve(case.logits.shape[0], case.image.shape[0], len(case.spacing))
+
+
+def rms(difference: NDArray[np.floating]) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))))

@@ -1,0 +1,79 @@
+"""Small labeled cases for the tests of training, in folders and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine.cases.case import Case
+from crfrefine.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phantom
+from crfrefine.execution.threads import Workers
+from crfrefine.io.volume import Volume
+from crfrefine.parameters.model import CrfParameters, IntensityParameters
+from crfrefine.train.crops import Crop, make_crop
+from crfrefine.train.fitting import Fit, FitResult, Hooks, Material
+from crfrefine.train.folds import split_training
+from crfrefine.train.losses import make_loss
+from crfrefine.train.options import LEARNABLE
+from crfrefine.train.starts import Start, prepare
+
+GRID_SHAPE = (18, 15, 11)  # no two axes alike
+SPACING = (3.6, 4.1, 5.5)  # mm, nor two spacings
+SIZES = (NUM_LABELS, 2, 3)
+REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
+SILENT = Hooks(lambda trajectory, loss, score: None, lambda state: None, lambda: False)
+
+
+def phantom(seed: int, kind: str = "useful") -> Phantom:
+    """A case whose image is "useful" or "noise" alone; whose logits are "right" already, or right on labels of "scattered" voxels."""
+    case = make_phantom(seed, GRID_SHAPE, SPACING)
+    random = np.random.default_rng(seed)
+    if kind == "noise":
+        noise = random.integers(1, 2000, case.image.shape).astype(np.float32)
+        return Phantom(noise, case.labels, case.logits, case.spacing)
+    if kind == "right":
+        right = np.eye(NUM_LABELS, dtype=np.float32)[case.labels].transpose(3, 0, 1, 2) * 6 + random.normal(0, 0.5, case.logits.shape)
+        return Phantom(case.image, case.labels, right.astype(np.float32), case.spacing)
+    if kind == "scattered":
+        labels = (random.integers(1, NUM_LABELS, case.labels.shape) * (random.random(case.labels.shape) < 0.1)).astype(np.uint8)
+        logits = 3 * np.eye(NUM_LABELS, dtype=np.float32)[labels].transpose(3, 0, 1, 2)
+        return Phantom(case.image, labels, logits, case.spacing)
+    return case
+
+
+def write_cases(root: Path, count: int, kind: str = "useful") -> Path:
+    for seed in range(count):
+        write_phantom(phantom(seed, kind), root, f"case{seed}")
+    return root
+
+
+def as_case(case: Phantom, case_id: str = "case") -> Case:
+    like = Volume(case.image[0], case.affine, case.spacing)
+    return Case(case_id, case.image, case.logits, None, like, case.spacing, NUM_LABELS, "logits", labels=case.labels)
+
+
+def crops(count: int, kind: str = "useful") -> list[Crop]:
+    return [make_crop(as_case(phantom(seed, kind), f"case{seed}"), IntensityParameters()) for seed in range(count)]
+
+
+def material(cases: Sequence[Crop], learn: tuple[str, ...] = LEARNABLE, loss: str = "ce+dice") -> Material:
+    return Material(cases, make_loss(loss, REGIONS, (0.7, 0.1, 0.1, 0.1)), REGIONS, learn, SIZES, seed=3)
+
+
+def start(theta_alpha: float, weight: float = 4.0) -> Start:
+    given = CrfParameters().replace(
+        **{"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": 0.1, "bilateral.weight": weight, "mean_field.temperature": 0.7}
+    )
+    return Start(f"theta_alpha {theta_alpha:g}", prepare(given, LEARNABLE, NUM_LABELS, 2))
+
+
+def fit(
+    cases: Sequence[Crop], *, num_iterations: int = 6, threads: int = 2, learn: tuple[str, ...] = LEARNABLE, hooks: Hooks = SILENT
+) -> FitResult:
+    split = split_training(range(len(cases)), seed=1)
+    with Workers(threads) as workers:
+        return Fit(material(cases, learn), split, [start(4.0), start(8.0)], workers, num_iterations=num_iterations, rungs=((3, 1),)).run(
+            hooks
+        )

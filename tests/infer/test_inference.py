@@ -1,0 +1,184 @@
+"""The folder run: order, overlap, memory and the account of each case; the command's view of it is in test_cli_infer.py."""
+
+import json
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import Folders, load_nifti, save_nifti, write_folders
+
+from crfrefine.arrays.label_maps import argmax_labels, count_labels
+from crfrefine.cases.discovery import CaseFiles
+from crfrefine.errors import InputError
+from crfrefine.infer.records import CaseRecord, RunSummary
+from crfrefine.infer.run import InferenceOptions, Observer, run_inference, select_part
+from crfrefine.metrics.scores import count_components, dice_score
+from crfrefine.parameters.model import CrfParameters
+
+
+def options_for(folders: Folders, **changes: object) -> InferenceOptions:
+    return InferenceOptions(images=(folders.images,), logits=(folders.logits,), output=folders.output, **changes)
+
+
+class Recorder(Observer):
+    """Writes down what it is told, and checks that it is told one thing at a time."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+        self._busy = threading.Lock()
+
+    def _add(self, *event: object) -> None:
+        assert self._busy.acquire(blocking=False), "two calls at the same time"
+        time.sleep(0.005)  # long enough for another thread to come in, if it may
+        self.events.append(event)
+        self._busy.release()
+
+    def run_started(self, summary: RunSummary) -> None:
+        self._add("run_started", summary.num_cases)
+
+    def case_started(self, case_id: str, number: int) -> None:
+        self._add("case_started", case_id, number)
+
+    def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
+        self._add("stage", case_id)
+
+    def note(self, case_id: str, text: str) -> None:
+        self._add("note", case_id, text)
+
+    def case_ended(self, record: CaseRecord) -> None:
+        self._add("case_ended", record.case_id, record.status)
+
+    def run_ended(self, summary: RunSummary) -> None:
+        self._add("run_ended", summary.count("done"))
+
+
+def test_observer_is_told_everything_in_order(tmp_path):
+    folders = write_folders(tmp_path, "a", "b", "c")
+    (folders.logits / "b.nii.gz").write_bytes(b"")
+    recorder = Recorder()
+    summary = run_inference(options_for(folders), recorder)
+    assert recorder.events[0] == ("run_started", 3)
+    assert recorder.events[-1] == ("run_ended", 2)
+    assert [event for event in recorder.events if event[0] == "case_started"] == [("case_started", "a", 1), ("case_started", "c", 3)]
+    assert sorted(event for event in recorder.events if event[0] == "case_ended") == [
+        ("case_ended", "a", "done"),
+        ("case_ended", "b", "failed"),
+        ("case_ended", "c", "done"),
+    ]
+    assert any(event[:2] == ("note", "a") for event in recorder.events)
+    assert [record.case_id for record in summary.cases] == ["a", "b", "c"]
+
+
+def test_at_most_one_case_is_read_ahead_and_one_is_being_written(tmp_path, monkeypatch):
+    """Counted on the arrays themselves: of ten cases, the inputs of two are in memory at most; the one being written needs none."""
+    import crfrefine.cases.case
+
+    folders = write_folders(tmp_path, *"abcdefghij")
+    alive: list[tuple[weakref.ref, weakref.ref]] = []
+    most_alive, started, ahead = 0, [], []
+    load_case = crfrefine.cases.case.load_case
+
+    def counting_load_case(files: CaseFiles, **options: object) -> crfrefine.cases.case.Case:
+        nonlocal most_alive
+        ahead.append("abcdefghij".index(files.case_id) - len(started))
+        case = load_case(files, **options)
+        alive.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
+        most_alive = max(most_alive, sum(any(array() is not None for array in arrays) for arrays in alive))
+        return case
+
+    class Started(Observer):
+        def case_started(self, case_id: str, number: int) -> None:
+            started.append(case_id)
+
+    monkeypatch.setattr(crfrefine.cases.case, "load_case", counting_load_case)
+    assert run_inference(options_for(folders), Started()).count("done") == 10
+    assert most_alive <= 2
+    assert max(ahead) <= 1
+
+
+def test_next_case_is_read_while_one_is_computed(tmp_path, monkeypatch):
+    """Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain."""
+    import crfrefine.cases.case
+
+    folders = write_folders(tmp_path, "a", "b")
+    computing = threading.Event()
+    load_case = crfrefine.cases.case.load_case
+
+    def waiting_load_case(files: CaseFiles, **options: object) -> crfrefine.cases.case.Case:
+        assert files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
+        return load_case(files, **options)
+
+    class Started(Observer):
+        def case_started(self, case_id: str, number: int) -> None:
+            computing.set()
+
+    monkeypatch.setattr(crfrefine.cases.case, "load_case", waiting_load_case)
+    assert run_inference(options_for(folders), Started()).count("done") == 2
+
+
+def test_parts_are_taken_in_the_order_of_names():
+    cases = [CaseFiles(name, (Path(f"{name}.nii"),)) for name in ("c", "a", "b", "e", "d")]
+    assert [files.case_id for files in select_part(cases, 2, 0)] == ["a", "c", "e"]
+    assert [files.case_id for files in select_part(cases, 2, 1)] == ["b", "d"]
+    assert select_part(cases, 9, 8) == []
+    for num_parts, part_id in ((2, 2), (2, -1), (0, 0)):
+        with pytest.raises(InputError, match="numbered from 0"):
+            select_part(cases, num_parts, part_id)
+
+
+def test_a_part_without_cases_is_well(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    summary = run_inference(options_for(folders, num_parts=3, part_id=2))
+    assert (summary.num_cases, summary.cases) == (0, [])
+
+
+def test_postprocessing_and_mask_of_the_parameters_are_applied(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    parameters = CrfParameters().replace(**{"postprocess.keep_largest": "each", "intensity.mask": "nonzero"})
+    run_inference(options_for(folders, parameters=parameters))
+    labels = load_nifti(folders.output / "a.nii.gz")
+    assert max(count_components(labels, label) for label in (1, 2, 3)) == 1
+
+
+def test_two_dimensional_images(tmp_path):
+    rng = np.random.default_rng(0)
+    folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
+    save_nifti(folders.images / "a_0000.nii.gz", rng.integers(0, 99, (14, 9, 1), dtype=np.int16))
+    save_nifti(folders.logits / "a.nii.gz", rng.normal(0, 1, (14, 9, 1, 3)).astype(np.float32))
+    assert run_inference(options_for(folders, preview=True)).count("done") == 1
+    assert load_nifti(folders.output / "a.nii.gz").shape == (14, 9, 1)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_argmax_takes_the_lowest_label_of_equals(order):
+    scores = np.random.default_rng(1).integers(0, 4, (5, 7, 6, 3)).astype(np.float32, order=order)
+    labels = argmax_labels(scores)
+    np.testing.assert_array_equal(labels, scores.argmax(axis=0))
+    assert labels.dtype == np.uint8
+    assert argmax_labels(np.zeros((300, 2, 3), np.float32)).dtype == np.uint16
+    assert count_labels(labels, 5) == tuple(np.bincount(labels.ravel(), minlength=5))
+
+
+def test_scores_of_drawn_maps():
+    truth = np.zeros((6, 7, 3), np.uint8)
+    truth[1:3, 1:3, 1] = 1
+    found = truth.copy()
+    found[1, 1, 1] = 0
+    found[5, 6, 2] = 1
+    assert dice_score(found, truth, 1) == 2 * 3 / (4 + 4)
+    assert np.isnan(dice_score(found, truth, 2))
+    assert count_components(found, 1) == 2
+    # Corners connect.
+    found[3, 3, 2] = 1
+    assert count_components(found, 1) == 2
+
+
+def test_a_summary_has_null_for_what_json_has_no_number_for():
+    record = CaseRecord("a", status="done", energy=(1.5, float("nan"), float("-inf")))
+    summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
+    content = json.loads(summary.to_json(), parse_constant=pytest.fail)
+    assert content["cases"][0]["energy"] == [1.5, None, None]
+    assert content["parameters"]["bilateral"] == [{"weight": [None, 2.0]}]

@@ -1,0 +1,174 @@
+"""`dataset.json` and files of regions as nobody should write them: which file, which key or line, and no traceback in any command."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from assessment_helpers import write_study
+from cli_helpers import run_here, run_process, write_folders
+from training_helpers import write_cases
+
+from crfrefine.cases.discovery import read_dataset_description
+from crfrefine.errors import InputError
+from crfrefine.io.json import parse_json, read_json, require_usable
+from crfrefine.metrics.regions import read_regions
+
+DIGITS = "9" * 5000
+
+# Content of a dataset.json, and what is said of it.
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "the file is empty"),
+    "blank": (b"  \n", "the file is empty"),
+    "not JSON": (b'{"labels":\n  {"a": 1,, "b": 2}}', 'line 2, column 11: expected a name in "double quotes"'),
+    "no value": (b'{"labels": }', "line 1, column 12: expected a value"),
+    "no comma": (b'{"labels": {"a": 1 "b": 2}}', "line 1, column 20: expected a comma, or the end of the list or table"),
+    "no colon": (b'{"labels" {}}', "line 1, column 11: expected a colon after the name"),
+    "no end": (b'{"labels": {"a": "b', "line 1, column 18: the text that begins here has no closing quote"),
+    "more": (b'{"labels": {}} x', "line 1, column 16: expected nothing after the end of the table"),
+    "line break": (b'{"labels": {"a\nb": 1}}', "line 1, column 15: a line break or control character inside a text"),
+    "brackets": (b"[" * 100_000, "nested too deeply"),
+    "tables": (b'{"labels":' * 100_000, "nested too deeply"),
+    "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2, byte 5 of it: this is not UTF-8 text"),
+    "a list": (b"[1]", 'expected a mapping with "labels"'),
+    "infinite": (b'{"labels": {"background": 0, "tumor": 1e999}}', "labels.tumor: 1e999 is larger than any number"),
+    "negative infinite": (b'{"labels": {"tumor": -1e999}}', "labels.tumor: -1e999 is larger than any number"),
+    "NaN": (b'{"labels": {"tumor": NaN}}', "labels.tumor: NaN is no number that JSON has"),
+    "Infinity": (b'{"labels": {"tumor": [1, Infinity]}}', "labels.tumor[1]: Infinity is no number that JSON has"),
+    "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "labels.tumor: 9999999999999999999… is a number of 5000 digits"),
+    "text of digits": (
+        f'{{"labels": {{"tumor": "{DIGITS}"}}}}'.encode(),
+        "labels.tumor: expected a whole number from 0 to 65535, got '999",
+    ),
+    "too large": (b'{"labels": {"tumor": 65536}}', "labels.tumor: expected a whole number from 0 to 65535, got 65536"),
+    "negative": (b'{"labels": {"tumor": -1}}', "labels.tumor: expected a whole number from 0 to 65535, got -1"),
+    "a half": (b'{"labels": {"tumor": 1.5}}', "labels.tumor: expected a whole number from 0 to 65535, got 1.5"),
+    "true": (b'{"labels": {"tumor": true}}', "labels.tumor: expected a whole number from 0 to 65535, got True"),
+    "null": (b'{"labels": {"tumor": null}}', "labels.tumor: expected a whole number from 0 to 65535, got None"),
+    "a table": (b'{"labels": {"tumor": {"a": 1}}}', "labels.tumor: expected a whole number from 0 to 65535, got {'a': 1}"),
+    "nested": (b'{"labels": {"tumor": [[1]]}}', "labels.tumor[0]: expected a whole number from 0 to 65535, got [1]"),
+    "labels": (b'{"labels": [1]}', "labels: expected a mapping with names and numbers"),
+    "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: the key is there twice"),
+    "twice above": (b'{"labels": {}, "labels": {"a": 1}}', "labels: the key is there twice"),
+    "long": (json.dumps({"labels": {"x" * 100_000: -1}}).encode(), f"labels.{'x' * 79}…: expected a whole number"),
+    "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
+    "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
+    "channels": (b'{"modality": 3}', "modality: expected names by number, such as"),
+    "channel of digits": (f'{{"channel_names": {{"{DIGITS}": "T1"}}}}'.encode(), "channel_names: expected names by number"),
+    "channel name": (b'{"channel_names": {"0": ["T1"]}}', "channel 0 is ['T1']"),
+    "many channels": (
+        json.dumps({"channel_names": ["x"] * 100_000}).encode(),
+        "channel_names: 100000 channels; files of images are numbered",
+    ),
+    "file ending": (b'{"file_ending": 3}', "file_ending: expected a suffix"),
+}
+
+
+def described(folder: Path, content: bytes) -> Path:
+    (folder / "dataset.json").write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("content", "words"), BAD.values(), ids=BAD)
+def test_a_description_that_cannot_be_used(tmp_path, content, words):
+    with pytest.raises(InputError) as caught:
+        read_dataset_description(described(tmp_path, content))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
+    assert words in message
+    assert len(message) < 600
+    assert message.isprintable()
+
+
+def test_what_nobody_looks_at_may_be_anything(tmp_path):
+    """Scripts write NaN and repeat keys in entries of their own."""
+    content = b'\xef\xbb\xbf{"mine": NaN, "mine": [1e999, ' + DIGITS.encode() + b'], "labels": {"background": "0", "a": 1}}'
+    found = read_dataset_description(described(tmp_path, content))
+    assert found is not None
+    assert dict(found.labels) == {"background": 0, "a": 1}
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def make_dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nothing"))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (make_folder, "this is a folder"),
+        (os.mkfifo, "this is no regular file"),
+        (make_dangling, "No such file"),
+        (make_loop, "symbolic links"),
+    ],
+)
+def test_what_is_no_file_is_not_passed_over(tmp_path, make, words):
+    make(tmp_path / "dataset.json")
+    with pytest.raises(InputError, match=rf"dataset\.json: .*{words}"):
+        read_dataset_description(tmp_path)
+
+
+def test_a_file_of_regions(tmp_path):
+    path = tmp_path / "regions.json"
+    for content, words in ((b'{"core": 1e999}', "core: 1e999"), (b'{"core": 70000}', "label 70000"), (b"[" * 100_000, "nested too deeply")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            read_regions(path)
+    with pytest.raises(InputError, match="this is a folder"):
+        read_regions(tmp_path)
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InputError, match="1074 MB are too much for a file of JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_what_cannot_be_used_is_found_at_any_depth():
+    content = parse_json('{"a": {"b": [0, {"c": NaN}]}}')
+    with pytest.raises(ValueError, match=r"^a\.b\[1\]\.c: NaN"):
+        require_usable(content, "")
+    require_usable(parse_json("[" * 100 + "]" * 100), "a")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        require_usable(parse_json("[" * 400 + "]" * 400), "a")
+
+
+@pytest.mark.parametrize("name", ["infinite", "brackets", "digits", "not UTF-8", "long", "escape"])
+@pytest.mark.parametrize("command", ["infer", "info", "evaluate", "train-crf"])
+def test_no_command_ends_in_a_traceback(tmp_path, command, name):
+    """Training is refused, as the names of labels are in its results; the others go on and say so."""
+    content, words = BAD[name]
+    if command == "evaluate":
+        study = write_study(tmp_path, 2)
+        described(study.labels, content)
+        result = run_here(*study.arguments)
+    elif command == "train-crf":
+        result = run_here(command, described(write_cases(tmp_path, 2), content), "-o", tmp_path / "p.toml")
+    else:
+        folders = write_folders(tmp_path, "a")
+        described(folders.images, content)
+        result = run_here(command, *(folders.arguments if command == "infer" else [folders.images]))
+    said = result.stderr + result.stdout
+    assert result.status == (1 if command == "train-crf" else 0)
+    assert "dataset.json: not a dataset.json as nnU-Net writes it: " in said
+    assert words in said
+    assert "going on without it" in said or command == "train-crf"
+    assert all(line.isprintable() and len(line) < 1000 for line in said.replace("\t", "").split("\n"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    os.mkfifo(folders.images / "dataset.json")
+    result = run_process("infer", *folders.arguments, timeout=60)
+    assert result.status == 0
+    assert "dataset.json: not a dataset.json as nnU-Net writes it: expected a file of JSON, this is no regular file" in result.stderr

@@ -1,0 +1,486 @@
+"""NIfTI, against nibabel and SimpleITK: what one writes the other reads."""
+
+import gzip
+import struct
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, read_or_complain, save_itk, save_nifti
+
+from crfrefine import io
+from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.io.volume import Volume, spacing_of
+
+# sform and affines are float32 in the file: positions up to 500 mm keep this many millimeters.
+FLOAT32_MM = 1e-4
+# ITK goes through the quaternion of the qform, which costs a few more roundings of float32.
+QUATERNION_MM = 1e-3
+
+
+def volume(data, affine) -> Volume:
+    return Volume(data, affine, spacing_of(affine, data.ndim))
+
+
+def header_bytes(path: Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.name.endswith(".gz") else data
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=grid_shapes(), affine=affines(), suffix=st.sampled_from([".nii", ".nii.gz"]), largest=st.sampled_from([1, 255, 256, 65535]))
+def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix, largest):
+    if len(shape) == 2:  # A plane in space is no 2-D image to ITK; it stays in the plane z = const.
+        affine = affine_of((0.7, 1.3, 1.0), (5.0, -6.0, 0.0))
+    labels = numbers(shape, dtype=np.int64) % (largest + 1)
+    labels.flat[0] = largest
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "case" + suffix)
+        io.write_label_map(path, labels, volume(labels, affine))
+        nibabels, itks = nib.load(path), sitk.ReadImage(str(path))
+        assert nibabels.get_data_dtype() == (np.uint8 if largest <= 255 else np.uint16)
+        np.testing.assert_array_equal(np.asanyarray(nibabels.dataobj), labels)
+        np.testing.assert_array_equal(itk_array(itks), labels)
+        np.testing.assert_allclose(nibabels.affine, affine, atol=FLOAT32_MM)
+        np.testing.assert_allclose(itk_affine(itks), affine, atol=QUATERNION_MM)
+        assert (nibabels.header["sform_code"], nibabels.header["qform_code"]) == (1, 1)
+        assert nibabels.header.get_xyzt_units()[0] == "mm"
+        ours = io.read_labels(path)
+        np.testing.assert_array_equal(ours.data, labels)
+        np.testing.assert_array_equal(ours.affine, nibabels.affine)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=grid_shapes(),
+    dtype=st.sampled_from([np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64]),
+    direction=st.sampled_from([np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.diag([1.0, -1.0, 1.0]), OBLIQUE]),
+)
+def test_what_simpleitk_writes_is_read(shape, dtype, direction):
+    data = numbers(shape, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_itk(Path(folder, "image.nii.gz"), data, direction=direction if len(shape) == 3 else None)
+        ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
+    assert ours.data.dtype == np.float32
+    np.testing.assert_array_equal(ours.data, data)
+    np.testing.assert_allclose(ours.affine, itk_affine(itks), atol=QUATERNION_MM)
+    np.testing.assert_allclose(ours.spacing, itks.GetSpacing(), rtol=1e-6)
+
+
+def test_data_stay_in_the_order_of_the_file(tmp_path):
+    """x is the fastest axis and channels the slowest: no copy is made on the way to the engine."""
+    channels = io.read_volume(save_nifti(tmp_path / "a.nii.gz", numbers((4, 5, 6, 3)))).data
+    assert channels.shape == (3, 4, 5, 6)
+    assert channels.strides == (480, 4, 16, 80)
+
+
+@pytest.fixture(params=[nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
+def two_transforms(request, tmp_path) -> Path:
+    """An image whose sform (code 4, oblique) and qform (code 2, straight) differ, in units of its own, with an extension."""
+    image = request.param(numbers((4, 5, 6), dtype=np.int16), None)
+    image.set_sform(affine_of((1.1, 0.9, 3.0), (-7.0, 11.0, 13.0), OBLIQUE), code=4)
+    image.set_qform(affine_of((1.1, 0.9, 3.0), (1.0, 2.0, 3.0)), code=2)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["cal_max"] = 1000
+    image.header.set_slope_inter(0.5, 3.0)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 100))
+    path = tmp_path / "image.nii.gz"
+    nib.save(image, path)
+    return path
+
+
+def test_both_transforms_and_their_codes_are_kept_bit_for_bit(two_transforms, tmp_path):
+    image = io.read_volume(two_transforms)
+    out = tmp_path / "labels.nii.gz"
+    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), image)
+    before, after = nib.load(two_transforms).header, nib.load(out).header
+    names = ["sform_code", "qform_code", "xyzt_units", "srow_x", "srow_y", "srow_z", "sizeof_hdr"]
+    for name in [*names, "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"]:
+        assert before[name].tobytes() == after[name].tobytes(), name
+    assert before["pixdim"][:4].tobytes() == after["pixdim"][:4].tobytes()
+    assert type(before) is type(after)
+    np.testing.assert_array_equal(image.affine, before.get_sform())
+    np.testing.assert_array_equal(image.data, nib.load(two_transforms).get_fdata(dtype=np.float32))
+    assert image.header.notes == ("sform and qform differ; the sform is taken, and both are kept in what is written",)
+
+
+def test_label_maps_have_slope_one_and_nothing_left_of_the_intensities(two_transforms, tmp_path):
+    """A copied header would make 1 come back as 3.5 and show the labels in a window of intensities."""
+    out = tmp_path / "labels.nii"
+    io.write_label_map(out, np.ones((4, 5, 6), np.uint8), io.read_volume(two_transforms))
+    offset = 348 if nib.load(out).header["sizeof_hdr"] == 348 else 540
+    header = type(nib.load(two_transforms).header)(out.read_bytes()[:offset])
+    assert (header["scl_slope"], header["scl_inter"], header["cal_max"], header["intent_code"]) == (1, 0, 0, 0)
+    assert header.get_data_dtype() == np.uint8
+    assert len(out.read_bytes()) == offset + 4 + 120
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64, np.uint16])
+def test_big_endian_files(dtype, tmp_path):
+    data = numbers((4, 5, 6), dtype=dtype)
+    image = nib.Nifti1Image(data, affine_of((1, 2, 3)))
+    swapped = nib.Nifti1Image(data.astype(data.dtype.newbyteorder(">")), affine_of((1, 2, 3)), image.header.as_byteswapped(">"))
+    nib.save(swapped, tmp_path / "big.nii.gz")
+    ours = io.read_volume(tmp_path / "big.nii.gz")
+    np.testing.assert_array_equal(ours.data, data)
+    io.write_channels(tmp_path / "channels.nii.gz", np.stack([ours.data, ours.data + 1]), ours)
+    written = nib.load(tmp_path / "channels.nii.gz")
+    np.testing.assert_array_equal(written.get_fdata()[..., 1], data + 1.0)
+    np.testing.assert_array_equal(written.affine, affine_of((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("stored", "slope", "inter"),
+    [(np.int16, 1 / 32, 0.0), (np.int16, 0.0100394, -3.6244), (np.uint8, 0.5, 1.0), (np.int32, 0.25, 100.0), (np.uint16, 1.0, -1024.0)],
+)
+def test_scaling_is_applied_as_nibabel_does(stored, slope, inter, tmp_path):
+    """To one rounding of float32; the powers of two are exact."""
+    path = save_nifti(tmp_path / "image.nii.gz", numbers((7, 5, 6), dtype=stored), slope=slope, inter=inter)
+    expected = np.asarray(nib.load(path).get_fdata(), np.float64)
+    assert expected.max() != numbers((7, 5, 6)).max()
+    np.testing.assert_allclose(io.read_volume(path).data, expected, rtol=2e-7, atol=2e-7)
+    if inter == 0.0:
+        np.testing.assert_array_equal(io.read_volume(path).data, expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
+)
+def test_every_real_type(dtype, tmp_path):
+    data = numbers((4, 3, 5), dtype=dtype)
+    nib.save(nib.Nifti1Image(data, np.eye(4), dtype=dtype), tmp_path / "a.nii")
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "a.nii").data, data)
+    assert io.read_header(tmp_path / "a.nii").dtype == np.dtype(dtype).name
+
+
+def test_vector_images_of_itk_and_4d_files_are_the_same_channels(tmp_path):
+    """ITK stores (x, y, z, 1, channel), others (x, y, z, channel)."""
+    channels = numbers((3, 4, 5, 6))
+    vector = save_itk(tmp_path / "vector.nii.gz", channels, channels=True)
+    assert nib.load(vector).shape == (4, 5, 6, 1, 3)
+    plain = save_nifti(tmp_path / "plain.nii.gz", np.moveaxis(channels, 0, -1))
+    for path in (vector, plain):
+        assert io.read_header(path).num_channels == 3
+        np.testing.assert_array_equal(io.read_logits([path]).values, channels)
+
+
+def test_a_plane_of_vectors(tmp_path):
+    channels = numbers((3, 4, 5))
+    logits = io.read_logits([save_itk(tmp_path / "vector.nii.gz", channels, channels=True)])
+    assert logits.header.grid_shape == (4, 5, 1)
+    np.testing.assert_array_equal(logits.values[..., 0], channels)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5)], ids=["3d", "2d"])
+def test_channels_written_are_read_by_nibabel_and_by_us(shape, tmp_path):
+    logits = numbers((3, *shape)) - 30.5
+    like = volume(logits[0], affine_of((1, 2, 3), (4, 5, 6)))
+    io.write_channels(tmp_path / "logits.nii.gz", logits, like, threads=2)
+    written = nib.load(tmp_path / "logits.nii.gz")
+    assert written.shape == (*shape, *(1,) * (3 - len(shape)), 3)
+    assert written.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(written.get_fdata().reshape(*shape, 3), np.moveaxis(logits, 0, -1))
+    np.testing.assert_array_equal(io.read_logits([tmp_path / "logits.nii.gz"]).values.reshape(logits.shape), logits)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_bytes_do_not_depend_on_time_threads_or_memory_order(order, tmp_path):
+    """3 MB: several blocks of compression."""
+    labels = np.asarray(numbers((150, 150, 140), dtype=np.uint16) % 999, order=order)
+    like = volume(labels, affine_of((1, 2, 3)))
+    written = set()
+    for threads in (1, 2, 3):
+        io.write_label_map(tmp_path / "a.nii.gz", labels, like, threads=threads)
+        written.add((tmp_path / "a.nii.gz").read_bytes())
+    io.write_label_map(tmp_path / "b.nii.gz", np.ascontiguousarray(labels), like)
+    written.add((tmp_path / "b.nii.gz").read_bytes())
+    assert len(written) == 1
+    assert written.pop()[4:8] == bytes(4), "the time in the gzip header"
+    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj), labels)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_labels_saved_as_float_or_with_a_scaling(suffix, tmp_path):
+    """Some tools scale label maps: 1 comes back as 0.988, and truncation would make it 0."""
+    labels = numbers((4, 5, 6), dtype=np.int64) % 5
+    as_float = save_nifti(tmp_path / f"float{suffix}", labels.astype(np.float32))
+    stored = np.rint(labels / 0.038).astype(np.uint8)
+    scaled = save_nifti(tmp_path / f"scaled{suffix}", stored, slope=0.038)
+    assert np.abs(io.read_volume(scaled).data - labels).max() > 0.01
+    for path in (as_float, scaled):
+        ours = io.read_labels(path)
+        assert ours.data.dtype == np.uint8
+        np.testing.assert_array_equal(ours.data, labels)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.full((2, 3, 4), 0.5, np.float32), r"expected whole numbers, found values up to 0\.5 away"),
+        (np.full((2, 3, 4), -1, np.int16), r"expected labels from 0 to 65535, found -1 to -1"),
+        (np.full((2, 3, 4), 70000, np.int32), r"found 70000 to 70000"),
+        (np.zeros((2, 3, 4, 2), np.uint8), r"expected a label map with one value a voxel, this file has 2"),
+    ],
+    ids=["fractions", "negative", "too large", "two channels"],
+)
+def test_what_is_no_label_map(data, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        io.read_labels(save_nifti(tmp_path / "labels.nii.gz", data))
+
+
+def test_labels_beyond_sixteen_bits_are_not_written(tmp_path):
+    labels = np.full((2, 3, 4), 65536, np.int32)
+    with pytest.raises(CapacityError, match="label 65536 does not fit"):
+        io.write_label_map(tmp_path / "a.nii.gz", labels, volume(labels, np.eye(4)))
+    with pytest.raises(InputError, match="no negative labels, this one has -2"):
+        io.write_label_map(tmp_path / "a.nii.gz", labels - 65538, volume(labels, np.eye(4)))
+    with pytest.raises(InputError, match="holds integers, not float32"):
+        io.write_label_map(tmp_path / "a.nii.gz", labels.astype(np.float32), volume(labels, np.eye(4)))
+    with pytest.raises(GridMismatchError, match=r"shape \(2, 4, 3\) on the grid \(2, 3, 4\)"):
+        io.write_label_map(tmp_path / "a.nii.gz", labels.transpose(0, 2, 1) * 0, volume(labels, np.eye(4)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_is_what_is_not_zero(tmp_path):
+    data = numbers((3, 4, 5), dtype=np.float32) - 7
+    np.testing.assert_array_equal(io.read_mask(save_nifti(tmp_path / "mask.nii.gz", data)).data, data != 0)
+
+
+def test_files_of_several_gzip_members_and_padding(tmp_path):
+    """Parallel compressors write members; some tools pad with zeros."""
+    whole = gzip.decompress(save_nifti(tmp_path / "a.nii.gz", numbers((9, 8, 7))).read_bytes())
+    pieces = [whole[:100], whole[100:1000], whole[1000:]]
+    (tmp_path / "b.nii.gz").write_bytes(b"".join(gzip.compress(piece) for piece in pieces) + bytes(1000))
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "b.nii.gz").data, numbers((9, 8, 7)))
+
+
+@pytest.mark.parametrize(("units", "mm"), [("mm", 1.0), ("micron", 0.001), ("meter", 1000.0), ("unknown", 1.0)])
+def test_geometry_is_in_millimeters_whatever_the_units(units, mm, tmp_path):
+    path = save_nifti(tmp_path / "a.nii.gz", numbers((3, 4, 5)), affine_of((1, 2, 3), (10, 20, 30)), units=units)
+    ours = io.read_volume(path)
+    np.testing.assert_allclose(ours.spacing, (mm, 2 * mm, 3 * mm))
+    np.testing.assert_allclose(ours.affine[:3, 3], (10 * mm, 20 * mm, 30 * mm))
+    io.write_label_map(tmp_path / "labels.nii.gz", np.ones((3, 4, 5), np.uint8), ours)
+    after = nib.load(tmp_path / "labels.nii.gz")
+    assert after.header.get_xyzt_units()[0] == units
+    np.testing.assert_array_equal(after.affine, nib.load(path).affine)
+
+
+def test_a_header_without_codes_is_kept_without_codes(tmp_path):
+    image = nib.Nifti1Image(numbers((3, 4, 5)), None)
+    image.header.set_zooms((1.0, 2.0, 3.0))
+    nib.save(image, tmp_path / "a.nii.gz")
+    ours = io.read_volume(tmp_path / "a.nii.gz")
+    assert ours.spacing == (1.0, 2.0, 3.0)
+    assert ours.header.notes == ("no orientation in the header (sform and qform codes are 0)",)
+    io.write_label_map(tmp_path / "labels.nii.gz", np.ones((3, 4, 5), np.uint8), ours)
+    after = nib.load(tmp_path / "labels.nii.gz").header
+    assert (after["sform_code"], after["qform_code"]) == (0, 0)
+    assert after.get_zooms() == (1.0, 2.0, 3.0)
+
+
+def test_sheared_axes_survive_in_the_sform(tmp_path):
+    affine = affine_of((1.0, 2.0, 3.0), (5, 6, 7), OBLIQUE)
+    affine[:3, 1] += 0.2 * affine[:3, 0]
+    labels = numbers((3, 4, 5), dtype=np.uint8)
+    io.write_label_map(tmp_path / "a.nii.gz", labels, volume(labels, affine))
+    after = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(after.affine, affine, atol=FLOAT32_MM)
+    assert after.header["qform_code"] == 0, "a quaternion would silently straighten it"
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "a.nii.gz").affine, after.affine)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_every_cut_is_noticed(suffix, tmp_path):
+    path = save_nifti(tmp_path / f"a{suffix}", numbers((4, 5, 6)))
+    assert io.is_whole(path)
+    data = path.read_bytes()
+    cut = tmp_path / f"cut{suffix}"
+    for length in [0, 1, 2, 10, 100, *range(300, len(data), 7), len(data) - 8, len(data) - 1]:
+        cut.write_bytes(data[:length])
+        with pytest.raises(UnsupportedFormatError, match=r"cut\.nii.*(cut off|is empty|not compressed|not a NIfTI)"):
+            io.read_volume(cut)
+        assert not io.is_whole(cut)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_damage_never_goes_unnoticed(data):
+    """One byte of the compressed file is changed: an error of ours, or the same voxels (a byte of the gzip header that means nothing)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_nifti(Path(folder, "a.nii.gz"), numbers((4, 5, 6), dtype=np.int16))
+        content = bytearray(path.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        read, complaint = read_or_complain(path)
+    if read is None:
+        assert "a.nii.gz" in complaint
+    else:
+        np.testing.assert_array_equal(read.data, numbers((4, 5, 6)))
+
+
+@settings(deadline=None, max_examples=300)
+@example(offset=111, value=127, header_class=nib.Nifti1Image)  # The voxels begin at byte NaN.
+@given(offset=st.integers(0, 351), value=st.integers(0, 255), header_class=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]))
+def test_a_damaged_header_gives_an_error_of_ours_or_a_volume(offset, value, header_class):
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_nifti(Path(folder, "a.nii"), numbers((4, 5, 6), dtype=np.int16), header_class=header_class)
+        content = bytearray(path.read_bytes())
+        content[offset] = value
+        path.write_bytes(content)
+        read, complaint = read_or_complain(path)
+    if read is None:
+        assert "a.nii" in complaint
+    else:
+        assert np.isfinite(read.data).all()
+        assert min(read.spacing) > 0
+
+
+def test_a_header_that_promises_too_much_does_not_allocate(tmp_path):
+    """30000³ voxels in a file of a few hundred bytes."""
+    content = bytearray(gzip.decompress(save_nifti(tmp_path / "a.nii.gz", numbers((4, 5, 6))).read_bytes()))
+    struct.pack_into("<3h", content, 42, 30000, 30000, 30000)
+    for path, payload in ((tmp_path / "b.nii", bytes(content)), (tmp_path / "b.nii.gz", gzip.compress(content))):
+        path.write_bytes(payload)
+        with pytest.raises(UnsupportedFormatError, match="cut off: its header promises 108000000000352 bytes"):
+            io.read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.nii", b"patient,dice\n" * 100, "not a NIfTI file, although its name says so: it begins with b'patient,dice'"),
+        ("text.nii.gz", b"patient,dice\n" * 100, "is not compressed with gzip, although its name"),
+        ("empty.nii", b"", "the file is empty"),
+        ("empty.nii.gz", b"", "the file is empty"),
+        ("text.nii.gz", gzip.compress(b"patient,dice\n" * 100), "not a NIfTI file"),
+        ("short.nii", struct.pack("<i", 348) + bytes(40), "cut off within its header"),
+        ("analyze.nii", struct.pack("<i", 348) + bytes(400), "not a single-file NIfTI"),
+    ],
+    ids=["text", "text named gz", "empty", "empty gz", "compressed text", "short", "analyze"],
+)
+def test_what_is_no_nifti(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    for read in (io.read_header, io.read_volume, io.read_labels, io.read_mask, lambda path: io.read_logits([path])):
+        with pytest.raises(UnsupportedFormatError, match=message) as caught:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_colors_complex_numbers_and_odd_layouts_are_refused(tmp_path):
+    rgb = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    cases = [
+        (rgb, "a color .RGB. image"),
+        (np.zeros((3, 4, 5), np.complex64), "complex voxels"),
+        (np.zeros((3, 4, 5, 2, 3), np.float32), r"its shape \(3, 4, 5, 2, 3\) cannot be told into grid and channels"),
+    ]
+    for data, message in cases:
+        nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii.gz")
+        with pytest.raises(UnsupportedFormatError, match=message):
+            io.read_volume(tmp_path / "a.nii.gz")
+
+
+def test_a_geometry_that_maps_all_voxels_to_one_place(tmp_path):
+    image = nib.Nifti1Image(numbers((3, 4, 5)), None)
+    image.header["sform_code"] = 1
+    image.header["srow_x"] = image.header["srow_y"] = image.header["srow_z"] = 0
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    struct.pack_into("<h", content, 254, 1)
+    content[280:328] = bytes(48)
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.nii: the geometry in the header is not usable"):
+        io.read_header(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_that_are_not_finite_are_counted_and_located(value, kind, dtype, tmp_path):
+    data = numbers((5, 6, 7, 3), dtype=dtype)
+    data[2, 3, 4, 1] = value
+    data[1, 1, 5, 2] = np.nan
+    with pytest.raises(InputError, match=rf"a\.nii\.gz: 2 of 630 values .* first one \({kind}\) is at voxel \(2, 3, 4\) of channel 1"):
+        io.read_volume(save_nifti(tmp_path / "a.nii.gz", data))
+    data[..., 1] = 0
+    with pytest.raises(InputError, match=r"1 of 210 values .* is at voxel \(1, 1, 5\)\n"):
+        io.read_volume(save_nifti(tmp_path / "a.nii.gz", data[..., 2]))
+
+
+def test_values_beyond_float32_are_infinite(tmp_path):
+    data = np.full((3, 4, 5), 1e300)
+    with pytest.raises(InputError, match="60 of 60 values are NaN or infinite"):
+        io.read_volume(save_nifti(tmp_path / "a.nii.gz", data))
+
+
+def test_large_finite_values_are_fine(tmp_path):
+    """Their sum overflows, which is how infinity is looked for first."""
+    data = np.full((30, 40, 50), 3e38, np.float32)
+    np.testing.assert_array_equal(io.read_volume(save_nifti(tmp_path / "a.nii.gz", data)).data, data)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"a\.nii\.gz: no such file"):
+        io.read_header(tmp_path / "a.nii.gz")
+    (tmp_path / "folder.nii").mkdir()
+    with pytest.raises(InputError, match=r"folder\.nii: expected a file, this is a folder"):
+        io.read_volume(tmp_path / "folder.nii")
+    with pytest.raises(UnsupportedFormatError, match=r"a\.dcm: unknown file type; expected one of \.nii\.gz, \.nii, \.mhd"):
+        io.read_volume(tmp_path / "a.dcm")
+    assert not io.is_whole(tmp_path / "a.nii.gz")
+
+
+def test_one_file_a_label(tmp_path):
+    channels = numbers((3, 4, 5, 6))
+    paths = [save_nifti(tmp_path / f"label{i}.nii.gz", channel) for i, channel in enumerate(channels)]
+    for threads in (1, 2):
+        logits = io.read_logits(paths, threads=threads)
+        np.testing.assert_array_equal(logits.values, channels)
+        assert logits.kind is None
+    save_nifti(tmp_path / "moved.nii.gz", channels[0], affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0)))
+    with pytest.raises(GridMismatchError, match=r"(?s)moved\.nii\.gz: the logits of two labels are on different grids\n.*label0.*moved"):
+        io.read_logits([paths[0], tmp_path / "moved.nii.gz"])
+    save_nifti(tmp_path / "two.nii.gz", np.zeros((4, 5, 6, 2), np.float32))
+    with pytest.raises(InputError, match=r"two\.nii\.gz: expected one label, as in each of the 2 files, this one has 2"):
+        io.read_logits([paths[0], tmp_path / "two.nii.gz"])
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 1)])
+def test_logits_of_one_label_are_refused(shape, tmp_path):
+    with pytest.raises(InputError, match=r"one\.nii\.gz: logits of one label only"):
+        io.read_logits([save_nifti(tmp_path / "one.nii.gz", numbers(shape))])
+
+
+def test_a_wrong_checksum_is_damage_even_where_values_are_not_finite(tmp_path):
+    """Flipped bits make NaN; to say that the network wrote them would mislead. Bytes after the voxels keep the checksum away from them."""
+    path = save_nifti(tmp_path / "a.nii.gz", np.full((5, 4, 3), np.nan, np.float32))
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(4096)))
+    content[-8] ^= 1  # the first byte of the CRC-32
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedFormatError, match="damaged"):
+        io.read_volume(path)
+
+
+@pytest.mark.parametrize("slope", [np.nan, 0.0])
+def test_a_slope_that_is_nan_or_zero_means_no_scaling(slope, tmp_path):
+    data = numbers((5, 4, 3), dtype=np.int16)
+    np.testing.assert_array_equal(io.read_volume(with_slope(tmp_path / "a.nii", data, slope)).data, data)
+
+
+@pytest.mark.parametrize("slope", [np.inf, -np.inf])
+def test_an_infinite_slope_is_named(slope, tmp_path):
+    with pytest.raises(UnsupportedFormatError, match="scl_slope is infinite"):
+        io.read_volume(with_slope(tmp_path / "a.nii", numbers((5, 4, 3), dtype=np.int16), slope))
+
+
+def with_slope(path: Path, data: np.ndarray, slope: float) -> Path:
+    """Write the slope into the bytes of the header: nibabel refuses to."""
+    content = bytearray(save_nifti(path, data).read_bytes())
+    content[112:116] = struct.pack("<f", slope)
+    path.write_bytes(content)
+    return path

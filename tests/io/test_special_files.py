@@ -1,0 +1,196 @@
+"""Outputs that are no regular files: written to as they are, or refused, never replaced. No test writes below /dev: links lead there."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import files_in
+from io_helpers import affine_of, numbers
+from special_file_helpers import Reader, kind_of, make_device, make_pipe
+
+from crfrefine import io
+from crfrefine.errors import ConfigError, CrfRefineError
+from crfrefine.io.atomic import atomic_file, remove_file, write_small_file
+from crfrefine.io.special_files import special_kind
+from crfrefine.io.volume import Volume
+from crfrefine.parameters.model import CrfParameters
+
+SUFFIXES = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz"]
+
+
+def test_a_pipe_gets_all_bytes_and_stays_a_pipe(tmp_path):
+    """More than a pipe holds, so that the writer has to wait for the reader."""
+    path = make_pipe(tmp_path / "pipe")
+    content = np.random.default_rng(0).bytes(3_000_001)
+    reader = Reader(path)
+    write_small_file(path, content)
+    assert reader.result() == content
+    assert kind_of(path) == stat.S_IFIFO
+    assert files_in(tmp_path) == ["pipe"]
+
+
+def test_parameters_go_through_a_pipe(tmp_path):
+    path = make_pipe(tmp_path / "params.toml")
+    reader = Reader(path)
+    CrfParameters().save(path, "for the next program")
+    assert CrfParameters.from_toml(reader.result().decode()) == CrfParameters()
+    assert kind_of(path) == stat.S_IFIFO
+
+
+def test_a_pipe_that_nobody_reads_is_an_error_and_not_a_wait(tmp_path):
+    path = make_pipe(tmp_path / "pipe")
+    with pytest.raises(CrfRefineError, match=r"pipe: cannot be written: nobody reads from it .*start the reader first"):
+        write_small_file(path, b"new")
+    with pytest.raises(ConfigError, match="nobody reads from it"):
+        CrfParameters().save(path)
+    assert kind_of(path) == stat.S_IFIFO
+
+
+def test_a_reader_that_leaves_is_an_error(tmp_path):
+    path = make_pipe(tmp_path / "pipe")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    timer = threading.Timer(0.3, os.close, (descriptor,))
+    timer.start()
+    with pytest.raises(CrfRefineError, match="pipe: cannot be written: its reader has closed it before the end"):
+        write_small_file(path, bytes(3_000_000))
+    timer.join()
+    assert kind_of(path) == stat.S_IFIFO
+
+
+def test_a_device_of_its_own_stays_a_device(tmp_path):
+    path = make_device(tmp_path / "null", stat.S_IFCHR, 1, 3)
+    write_small_file(path, b"new")
+    CrfParameters().save(path)
+    assert kind_of(path) == stat.S_IFCHR
+    assert files_in(tmp_path) == ["null"]
+
+
+def test_a_link_to_a_device_stays_a_link_to_it(tmp_path):
+    path = tmp_path / "summary.json"
+    path.symlink_to("/dev/null")
+    write_small_file(path, b"new")
+    CrfParameters().save(path)
+    assert path.readlink() == Path("/dev/null")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+def test_a_device_that_takes_no_bytes(tmp_path):
+    path = tmp_path / "summary.json"
+    path.symlink_to("/dev/full")
+    with pytest.raises(CrfRefineError, match=r"summary\.json: cannot be written: No space left on device"):
+        write_small_file(path, b"new")
+    assert path.is_symlink()
+
+
+def test_a_block_device_is_never_written_to(tmp_path):
+    """A number that no driver has: nothing would be lost if it were opened."""
+    path = make_device(tmp_path / "disk", stat.S_IFBLK, 240, 77)
+    for write in (lambda: write_small_file(path, b"new"), lambda: CrfParameters().save(path)):
+        with pytest.raises(CrfRefineError, match="disk: cannot be written: it is a block device; name a regular file"):
+            write()
+    assert kind_of(path) == stat.S_IFBLK
+
+
+def test_a_socket_is_refused():
+    # The name of a socket must be short.
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder, "s")
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(CrfRefineError, match="s: cannot be written: it is a socket; name a regular file"):
+            write_small_file(path, b"new")
+        assert kind_of(path) == stat.S_IFSOCK
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("make", [make_pipe, lambda path: path.symlink_to("/dev/null")], ids=["pipe", "device"])
+def test_a_volume_goes_to_regular_files_alone(suffix, make, tmp_path):
+    path = tmp_path / f"case{suffix}"
+    make(path)
+    before = kind_of(path)
+    values = numbers((3, 4, 5, 6)).astype(np.float32)
+    with pytest.raises(CrfRefineError, match=r"case\.\S+: cannot be written: it is a (named pipe|character device), which is not replaced"):
+        io.write_channels(path, values, Volume(values[0], affine_of(), (1.0, 1.0, 1.0)))
+    assert kind_of(path) == before
+    assert files_in(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize(("suffix", "voxels"), [(".mhd", "case.zraw"), (".nhdr", "case.raw.gz")])
+def test_nor_do_the_voxels_of_a_header(suffix, voxels, tmp_path):
+    make_pipe(tmp_path / voxels)
+    (tmp_path / f"case{suffix}").write_bytes(b"old")
+    labels = np.ones((3, 4, 5), np.uint8)
+    with pytest.raises(CrfRefineError, match=f"{voxels}: cannot be written: it is a named pipe"):
+        io.write_label_map(tmp_path / f"case{suffix}", labels, Volume(labels, affine_of(), (1.0, 1.0, 1.0)))
+    assert kind_of(tmp_path / voxels) == stat.S_IFIFO
+    assert (tmp_path / f"case{suffix}").read_bytes() == b"old"
+
+
+def test_what_was_not_written_is_not_removed_either(tmp_path):
+    path = make_pipe(tmp_path / "pipe")
+    with pytest.raises(CrfRefineError, match="it is a named pipe"):
+        remove_file(path)
+    assert kind_of(path) == stat.S_IFIFO
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    with atomic_file(link) as file:
+        file.write(b"new")
+    remove_file(link)
+    remove_file(link)
+    assert not target.exists()
+
+
+def test_kinds(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("missing")
+    assert special_kind(tmp_path / "file") is special_kind(tmp_path / "nowhere") is special_kind(tmp_path / "missing") is None
+    assert special_kind(tmp_path) == "a folder"
+    # A number in any folder is not a stream, nor is a stream of another process one of this.
+    (tmp_path / "1").touch()
+    assert special_kind(tmp_path / "1") is None
+    assert special_kind(Path("/dev/stdout")) == special_kind(Path("/proc/self/fd/1")) == "a stream of this process"
+
+
+STREAM = """
+import sys
+from pathlib import Path
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.io.atomic import write_small_file
+
+print("before")
+write_small_file(Path(sys.argv[1]), b"in between\\n")
+print("after")
+"""
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1"])
+@pytest.mark.parametrize("goes_to", ["file", "pipe"])
+def test_a_stream_is_written_where_it_is(name, goes_to, tmp_path):
+    """Standard output that goes to a file must neither be cut off from it nor begin anew at its start."""
+    link, log = tmp_path / "link", tmp_path / "log"
+    link.symlink_to(name)
+    with log.open("wb") as file:
+        target = file if goes_to == "file" else subprocess.PIPE
+        done = subprocess.run([sys.executable, "-c", STREAM, link], stdout=target, timeout=60, check=True)
+    found = log.read_bytes() if goes_to == "file" else done.stdout
+    assert found == b"before\nin between\nafter\n"
+    assert link.is_symlink()
+
+
+def test_a_further_descriptor_as_shells_give_it(tmp_path):
+    """`>(program)` of a shell is a name such as /dev/fd/63."""
+    read, write = os.pipe()
+    link = tmp_path / "link"
+    link.symlink_to(f"/dev/fd/{write}")
+    subprocess.run([sys.executable, "-c", STREAM, link], pass_fds=(write,), stdout=subprocess.DEVNULL, timeout=60, check=True)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        assert file.read() == b"in between\n"

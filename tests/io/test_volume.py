@@ -1,0 +1,137 @@
+"""The geometry of grids, as pure functions."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from io_helpers import OBLIQUE, affine_of, affines, rotation
+
+from crfrefine.errors import InputError
+from crfrefine.io.volume import (
+    Volume,
+    VolumeHeader,
+    describe_difference,
+    describe_grid,
+    is_sheared,
+    orientation_codes,
+    same_grid,
+    same_shape,
+    spacing_of,
+)
+
+
+@given(affines())
+def test_spacing_is_the_distance_between_neighboring_voxels(affine):
+    """To the rounding of float64: distances of points up to 500 mm away."""
+    for axis in range(3):
+        step = affine @ np.eye(4)[axis] - affine @ np.zeros(4)
+        assert spacing_of(affine)[axis] == pytest.approx(np.linalg.norm(step[:3]), rel=1e-12)
+
+
+@given(affines())
+def test_orientation_agrees_with_nibabel(affine):
+    assert orientation_codes(affine) == "".join(nib.aff2axcodes(affine))
+
+
+@pytest.mark.parametrize(
+    ("affine", "codes"),
+    [
+        (np.eye(4), "RAS"),
+        (np.diag([-2.0, -1.0, 3.0, 1.0]), "LPS"),
+        (affine_of((1, 2, 3), direction=np.eye(3)[:, [2, 0, 1]]), "SRA"),
+        (affine_of((1, 2, 3), direction=OBLIQUE), "LAS"),
+    ],
+    ids=["identity", "flipped", "permuted", "oblique"],
+)
+def test_orientation_of_known_affines(affine, codes):
+    assert orientation_codes(affine) == codes
+    assert orientation_codes(affine, 2) == codes[:2]
+
+
+@given(affines())
+def test_flips_and_turns_are_not_shear(affine):
+    assert not is_sheared(affine)
+
+
+def test_shear_is_seen():
+    affine = affine_of((1.0, 2.0, 3.0), direction=OBLIQUE)
+    affine[:3, 1] += 0.01 * affine[:3, 0]
+    assert is_sheared(affine)
+
+
+@given(affines())
+def test_a_grid_equals_itself_after_rounding_to_float32(affine):
+    assert same_grid((240, 200, 155), affine, (240, 200, 155), affine.astype(np.float32).astype(np.float64))
+
+
+@given(affines(), st.integers(0, 2), st.sampled_from([-1, 1]))
+def test_a_shift_of_a_tenth_of_a_voxel_is_another_grid(affine, axis, sign):
+    shifted = affine.copy()
+    shifted[:3, 3] += sign * 0.1 * affine[:3, axis]
+    # A tenth along the finest axis is ten times the tolerance; along others it is more.
+    assert not same_grid((5, 6, 7), affine, (5, 6, 7), shifted)
+
+
+@given(affines(), st.integers(0, 2))
+def test_a_flipped_grid_is_another_one(affine, axis):
+    """The same box in the world, the voxels in reverse order."""
+    shape = (4, 5, 6)
+    flip = np.eye(4)
+    flip[axis, axis], flip[axis, 3] = -1, shape[axis] - 1
+    assert not same_grid(shape, affine, shape, affine @ flip)
+
+
+def test_a_small_turn_counts_by_what_it_moves():
+    """A ten-thousandth of a radian moves the far corner of a long axis by 0.05 voxels, that of a short one by less than the tolerance."""
+    turned = affine_of(direction=rotation(2, 1e-4))
+    assert same_grid((20, 30, 10), np.eye(4), (20, 30, 10), turned)
+    assert not same_grid((500, 30, 10), np.eye(4), (500, 30, 10), turned)
+
+
+def test_shapes_are_compared_first():
+    assert not same_grid((4, 5, 6), np.eye(4), (4, 6, 5), np.eye(4))
+
+
+@pytest.mark.parametrize(("shape", "other", "same"), [((4, 5), (4, 5, 1), True), ((4, 5), (4, 5, 2), False), ((4, 1), (4,), False)])
+def test_a_plane_equals_a_single_slice(shape, other, same):
+    assert same_shape(shape, other) is same
+    assert same_shape(other, shape) is same
+    if len(shape) == 2 and len(other) == 3 and same:
+        assert same_grid(shape, np.eye(4), other, affine_of((1, 1, 5)))
+        assert same_grid(other, affine_of((1, 1, 5)), shape, np.eye(4))
+
+
+def test_a_grid_is_described_in_voxels_and_millimeters():
+    assert describe_grid((240, 200, 155), affine_of((1, 1.25, 2))) == "240×200×155, 1.00×1.25×2.00 mm"
+    assert describe_grid((240, 200), None) == "240×200"
+
+
+def test_a_difference_is_always_visible():
+    """Where shape and spacing are the same, the description goes on until the two lines differ."""
+    first, moved, turned = affine_of(), affine_of(origin=(0, 0, 7)), affine_of(direction=rotation(2, 1e-3))
+    for other in (moved, turned):
+        lines = describe_difference(Path("a.nii"), (9, 9, 9), first, Path("longer.nii"), (9, 9, 9), other).split("\n  longer.nii")
+        assert lines[0].replace("a.nii     ", "") != lines[1]
+    assert "(0.00, 0.00, 7.00)" in describe_difference("a", (9, 9, 9), first, "b", (9, 9, 9), moved)
+
+
+def test_channels_are_told_from_the_grid_by_the_spacing():
+    scalar = Volume(np.zeros((3, 4, 5)), np.eye(4), (1.0, 1.0, 1.0))
+    plane = Volume(np.zeros((2, 4, 5)), np.eye(4), (1.0, 1.0))
+    assert scalar.grid_shape == (3, 4, 5)
+    assert scalar.channels.shape == (1, 3, 4, 5)
+    assert plane.grid_shape == (4, 5)
+    assert plane.channels.shape == (2, 4, 5)
+
+
+def test_a_file_without_geometry_is_compared_by_its_shape_and_says_so():
+    placed = VolumeHeader(Path("a.nii"), "NIfTI-1", (3, 4, 5), 1, "uint8", (1.0, 1.0, 1.0), np.eye(4))
+    loose = VolumeHeader(Path("b.npz"), "nnU-Net npz", (3, 4, 5), 2, "float32", None, None)
+    assert placed.on_same_grid(loose)
+    assert placed.orientation == "RAS"
+    assert loose.orientation is None
+    with pytest.raises(InputError, match=r"b\.npz: nnU-Net npz has no geometry"):
+        loose.geometry()

@@ -1,0 +1,77 @@
+"""The trainable layer on the GPU engine: tensors shared through DLPack, forth and back. Without a GPU the shim stands for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
+
+from crfrefine import CrfParameters, CrfRnn, _layer_function, _layer_inputs  # noqa: E402
+from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
+
+NAMES = ("logits", "image")
+
+
+def _layer(filter_name: str, **changes: Any) -> CrfRnn:
+    parameters = CrfParameters().replace(
+        **{
+            "bilateral.weight": 2.0,
+            "bilateral.theta_alpha": 1.7,
+            "bilateral.theta_beta": 0.3,
+            "spatial.weight": 0.5,
+            "spatial.theta_gamma": 1.3,
+            "mean_field.filter": filter_name,
+        }
+    )
+    return CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3, compatibility="full", **changes)
+
+
+def _gradients(layer: CrfRnn, device: str) -> dict[str, np.ndarray]:
+    """Refined logits, and the gradients of a linear loss by logits, image and all parameters."""
+    rng = np.random.default_rng(4)
+    shape = (5, 8, 7)
+    logits, image, factor = (torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32) for channels in (3, 2, 3))
+    mask = torch.tensor(rng.random(shape) < 0.8)
+    layer = layer.to(device)
+    given = [tensor.to(device).requires_grad_() for tensor in (logits, image)]
+    refined = layer(*given, spacing=(1.0, 0.8, 1.5), mask=mask.to(device))
+    (refined * factor.to(device)).sum().backward()
+    found = {"refined": refined, **{name: tensor.grad for name, tensor in zip(NAMES, given, strict=True)}}
+    found |= {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
+
+
+@pytest.fixture(params=["cuda-shim", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where tensors are; for the shim they are on the CPU, and go to its device as they would to a GPU."""
+    if request.param == "cuda":
+        if not is_available() or not torch.cuda.is_available():
+            pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
+        return "cuda"
+    if cuda_shim.compiler() is None:
+        pytest.skip("no C++ compiler to compile the GPU's kernels with")
+    return "cpu"
+
+
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and every gradient are the CPU engine's.
+
+    float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
+    """
+    expected = _gradients(_layer(filter_name), "cpu")
+    shared = []
+    if device == "cpu":
+        backend = cuda_shim.shim_backend()
+        monkeypatch.setattr(_layer_inputs, "engine_for", lambda _: backend)
+        monkeypatch.setattr(_layer_function, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
+    found = _gradients(_layer(filter_name), device)
+    assert device == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        tolerance = 2e-3 if "theta" in name else 1e-4
+        np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)

@@ -1,0 +1,710 @@
+"""The trainable layer: its values against `crfrefine.refine`, its parameters there and back, and its manners as a PyTorch module.
+
+Gradients have a file of their own, test_layer_gradients.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles import SPACINGS, Case, random_case, resolve, softmax
+
+torch = pytest.importorskip("torch")
+
+import torch_oracle as oracle  # noqa: E402 - needs PyTorch
+from torch import Tensor, nn  # noqa: E402
+
+from crfrefine import CrfParameters, CrfRnn, refine  # noqa: E402
+from crfrefine.engines import get_backend  # noqa: E402
+from crfrefine.errors import BackendUnavailableError, ConfigError, InputError  # noqa: E402
+from crfrefine.layer.functional import build_kernels, mean_field  # noqa: E402
+from crfrefine.layer.inputs import engine_for  # noqa: E402
+from crfrefine.parameters.model import list_presets  # noqa: E402
+
+NORMALIZATIONS = ("symmetric", "after", "none")
+ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
+SPACING = SPACINGS[3]
+GRID = (6, 5, 7)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny problems: more threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def parameters_with(**changes: Any) -> CrfParameters:
+    """Two appearance kernels and a spatial one; dots in keys are written as `__`."""
+    fixed: dict[str, Any] = {
+        "bilateral": [{"weight": 2.0, "theta_alpha": 1.5, "theta_beta": [0.2, 0.3]}, {"weight": 0.7, "theta_alpha": 4.0}],
+        "spatial.weight": 0.6,
+        "mean_field.filter": "exact",
+    }
+    return CrfParameters().replace(**(fixed | {name.replace("__", "."): value for name, value in changes.items()}))
+
+
+def small_layer(**changes: Any) -> CrfRnn:
+    return CrfRnn(3, 2, 3, parameters_with(**changes))
+
+
+def tensors(case: Case) -> tuple[Tensor, Tensor]:
+    """Logits (1, L, *grid), and an image (1, M, *grid) with another unit in each modality."""
+    scale = np.array([700.0, 3.0]).reshape(-1, *[1] * len(case.spacing))
+    return torch.tensor(case.logits)[None], torch.tensor((case.image * scale).astype(np.float32))[None]
+
+
+def batch(num_items: int = 2) -> tuple[Tensor, Tensor]:
+    cases = [random_case(3, 2, 3, masked=bool(index % 2), grid_shape=GRID) for index in range(num_items)]
+    logits, image = zip(*(tensors(case) for case in cases), strict=True)
+    return torch.cat(logits), torch.cat(image)
+
+
+def refined_by_numpy(case: Case, parameters: CrfParameters) -> np.ndarray:
+    logits, image = tensors(case)
+    outcome = refine(logits[0].numpy(), image[0].numpy(), spacing=case.spacing, parameters=parameters, mask=case.mask, threads=1)
+    return np.asarray(outcome.logits)
+
+
+def perturb(layer: CrfRnn, seed: int = 0) -> None:
+    """Move every parameter, as training does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+# The yardstick
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    ("num_dims", "masked", "filter_"), [(1, False, "exact"), (2, True, "exact"), (3, True, "truncated"), (4, False, "exact")]
+)
+def test_the_oracle_is_the_reference_backend(num_dims: int, masked: bool, filter_: str, normalization: str) -> None:
+    """They share no code. The reference returns float32: 1e-7 of the largest logit is its rounding."""
+    case = random_case(num_dims, 2, 3, masked=masked)
+    changes = {"spatial__weight": (1.0, 0.5, 2.0), "bilateral__weight": (1.0, 2.0, 0.3), "mean_field__temperature": 1.7}
+    resolved = resolve(
+        case,
+        compatibility__kind="matrix",
+        compatibility__matrix=ASYMMETRIC,
+        mean_field__damping=0.2,
+        mean_field__normalization=normalization,
+        mean_field__filter=filter_,
+        **changes,
+    )
+    expected = get_backend("reference").mean_field(case.logits, case.image, case.mask, case.spacing, resolved).logits
+    assert resolved.spatial is not None
+    bilateral = [tuple(torch.tensor(value).double() for value in (k.weight, k.theta_alpha, k.theta_beta)) for k in resolved.bilateral]
+    spatial = (torch.tensor(resolved.spatial.weight).double(), torch.tensor(resolved.spatial.theta_gamma))
+    found = oracle.mean_field(
+        torch.tensor(case.logits).double(),
+        torch.tensor(case.image).double(),
+        oracle.Terms(bilateral, spatial, torch.tensor(resolved.compatibility).double(), resolved.temperature),
+        spacing=case.spacing,
+        mask=None if case.mask is None else torch.tensor(case.mask),
+        damping=0.2,
+        normalization=normalization,
+        filter=filter_,
+    )
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0.0, atol=1e-7 * np.abs(expected).max())
+
+
+# The same as `refine`
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+def test_the_layer_computes_what_refine_does(num_dims: int, masked: bool) -> None:
+    """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
+    case = random_case(num_dims, 2, 3, masked=masked)
+    changes = {"mean_field__damping": 0.1, "compatibility__kind": "matrix", "compatibility__matrix": ASYMMETRIC}
+    layer = CrfRnn(3, 2, num_dims, parameters_with(**changes), per_label_weights=True, anisotropic=True)
+    perturb(layer)
+    found = layer(*tensors(case), case.spacing, None if case.mask is None else torch.tensor(case.mask))[0]
+    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, layer.to_parameters()), rtol=0.0, atol=2e-5)
+
+
+@pytest.mark.parametrize("filter_", ["exact", "truncated", "grid", "lattice", "auto"])
+def test_the_layer_computes_what_refine_does_with_every_filter(filter_: str) -> None:
+    case = random_case(3, 2, 3, masked=True, grid_shape=(11, 15, 13))
+    layer = small_layer(mean_field__filter=filter_)
+    found = layer(*tensors(case), case.spacing, torch.tensor(case.mask))[0]
+    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, layer.to_parameters()), rtol=0.0, atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_lattice_of_a_trained_layer_has_the_vertices_that_refine_makes(seed: int) -> None:
+    """The last digit of a bandwidth decides whether a voxel on a face adds a vertex, and thereby moves logits by tenths.
+
+    The same lattices agree to 1e-4: roundings of weights of some units.
+    """
+    case = random_case(3, 4, 3, grid_shape=(21, 25, 17))
+    changes = {"bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.1, "spatial.weight": 1.0, "mean_field.filter": "lattice"}
+    layer = CrfRnn(3, 4, 3, CrfParameters().replace(**changes))
+    perturb(layer, seed)
+    found = layer(torch.tensor(case.logits)[None], torch.tensor(case.image)[None], case.spacing)[0].detach()
+    outcome = refine(case.logits, case.image, spacing=case.spacing, parameters=layer.to_parameters(), threads=1)
+    np.testing.assert_allclose(found.numpy(), outcome.logits, rtol=0.0, atol=1e-4)
+    by_kernels = layer(
+        torch.tensor(case.logits)[None],
+        torch.tensor(case.image)[None],
+        kernels=layer.build_kernels(torch.tensor(case.image)[None], case.spacing),
+    )
+    torch.testing.assert_close(by_kernels[0].detach(), found, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_the_layer_computes_what_refine_does_with_every_preset(preset: str) -> None:
+    """1e-6 of the largest logit: 16 roundings."""
+    case = random_case(3, 2, 3, masked=True)
+    layer = CrfRnn(3, 2, 3, CrfParameters.load(preset))
+    found = layer(*tensors(case), case.spacing, torch.tensor(case.mask))[0].detach().numpy()
+    expected = refined_by_numpy(case, layer.to_parameters())
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(softmax(found), softmax(expected), rtol=0.0, atol=1e-5)
+
+
+def test_float64_is_computed_in_float64() -> None:
+    """To rounding of float64 what the dense matrices give; theta_gamma reaches across the grid, where the engine does not cut it off."""
+    case = random_case(3, 2, 3, masked=True)
+    logits, image = tensors(case)
+    layer = CrfRnn(3, 2, 3, parameters_with(spatial__theta_gamma=4.0, intensity__normalization="zscore")).double()
+    mask = torch.tensor(case.mask)
+    found = layer(logits.double(), image, case.spacing, mask)[0]
+    assert found.dtype == torch.float64
+    inside = image[0].double()[:, mask]
+    normalized = (image[0].double() - inside.mean(1)[:, None, None, None]) / inside.std(1, correction=0)[:, None, None, None]
+    terms = oracle.Terms(
+        list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)), (layer.spatial_weight, layer.theta_gamma)
+    )
+    expected = oracle.mean_field(logits[0].double(), normalized, terms, spacing=case.spacing, mask=mask)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12 * 10.0)
+
+
+@pytest.mark.parametrize("intensity", ["none", "zscore", "percentile", "window"])
+def test_both_ways_to_normalize_intensities_agree(intensity: str) -> None:
+    """Where the image's gradient is wanted it is normalized by PyTorch, elsewhere by `features`: to a rounding of either."""
+    logits, image = batch(1)
+    image[:, 1] += 5000.0
+    layer = small_layer(intensity__normalization=intensity, intensity__window=((300.0, 500.0), (5001.0, 5002.0)))
+    assert image.min() < 300.0 < 500.0 < image.max()
+    mask = torch.rand(GRID, generator=torch.Generator().manual_seed(0)) < 0.7
+    plain = layer(logits, image, SPACING, mask)
+    followed = layer(logits, image.clone().requires_grad_(), SPACING, mask)
+    # An offset of 5000 leaves 5e-4 of float32 to the second modality, whose deviation is 1: rounding is amplified by theta_beta's inverse.
+    torch.testing.assert_close(followed, plain, rtol=0.0, atol=1e-3)
+
+
+def test_prebuilt_kernels_give_the_same_and_are_not_built_again() -> None:
+    logits, image = batch()
+    layer = small_layer()
+    mask = image[:, 0] > 250.0
+    kernels = layer.build_kernels(image, SPACING, mask)
+    assert [item.num_voxels for item in kernels] == [int(item.sum()) for item in mask]
+    expected = layer(logits, image, SPACING, mask)
+    torch.testing.assert_close(layer(logits, image, kernels=kernels), expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(layer(logits, torch.full_like(image, torch.nan), kernels=kernels), expected, rtol=0.0, atol=0.0)
+
+
+def test_the_function_takes_numbers_and_defaults_to_potts() -> None:
+    case = random_case(3, 2, 3, masked=True)
+    logits, image = torch.tensor(case.logits)[None], torch.tensor(case.image)[None]
+    found = mean_field(logits, image, bilateral=[(2.0, 1.5, [0.2, 0.3])], spacing=case.spacing, mask=torch.tensor(case.mask))
+    changes = {"bilateral.weight": 2.0, "bilateral.theta_beta": (0.2, 0.3), "intensity.normalization": "none", "mean_field.tolerance": 0.0}
+    outcome = refine(case.logits, case.image, spacing=case.spacing, parameters=CrfParameters().replace(**changes), mask=case.mask)
+    np.testing.assert_allclose(found[0].numpy(), outcome.logits, rtol=0.0, atol=2e-5)
+
+
+def test_positions_in_voxels_do_not_look_at_the_spacing() -> None:
+    logits, image = batch(1)
+    layer = small_layer(mean_field__positions="voxels")
+    torch.testing.assert_close(layer(logits, image, SPACING), layer(logits, image, 1.0), rtol=0.0, atol=0.0)
+    in_mm = small_layer()
+    assert not torch.allclose(in_mm(logits, image, SPACING), in_mm(logits, image, 1.0))
+
+
+# Parameters, there and back
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_presets_come_back_as_they_went_in(preset: str) -> None:
+    parameters = CrfParameters.load(preset)
+    always_all_steps = parameters.replace(**{"mean_field.tolerance": 0.0})
+    assert CrfRnn(4, 2, 3, parameters).to_parameters() == always_all_steps
+    assert CrfRnn(4, 2, 3, parameters).double().to_parameters() == always_all_steps
+
+
+def test_the_number_of_steps_can_be_chosen() -> None:
+    case = random_case(3, 2, 3)
+    layer = CrfRnn(3, 2, 3, parameters_with(mean_field__num_iterations=9), num_iterations=2)
+    assert layer.to_parameters().mean_field.num_iterations == 2
+    found = layer(*tensors(case), case.spacing)[0].detach().numpy()
+    np.testing.assert_allclose(found, refined_by_numpy(case, layer.to_parameters()), rtol=0.0, atol=2e-5)
+
+
+def test_a_model_without_kernels_only_divides_by_the_temperature() -> None:
+    logits, image = batch()
+    torch.testing.assert_close(mean_field(logits, image, bilateral=[], temperature=1.7), logits / 1.7)
+
+
+def test_lists_and_matrices_come_back_as_they_went_in(tmp_path: Any) -> None:
+    kernels = [
+        {"weight": [1.0, 2.5, 0.0], "theta_alpha": [1.0, 2.0, 3.3], "theta_beta": [0.05, 0.7]},
+        {"weight": [0.1, 0.2, 0.3], "theta_alpha": [9.0, 8.0, 7.0], "theta_beta": 0.11},
+    ]
+    parameters = parameters_with(
+        bilateral=kernels,
+        spatial__weight=[0.0, 3.0, 0.5],
+        spatial__theta_gamma=[1.2, 1.3, 1.4],
+        compatibility={"kind": "matrix", "matrix": ASYMMETRIC},
+        intensity__normalization=("zscore", "none"),
+        mean_field__temperature=1.37,
+        mean_field__tolerance=0.0,
+        mean_field__num_iterations=3,
+        mean_field__normalization="after",
+        mean_field__damping=0.25,
+        postprocess__keep_largest="each",
+    )
+    layer = CrfRnn(3, 2, 3, parameters)
+    assert layer.bilateral_weight.shape == (2, 3)
+    assert layer.theta_alpha.shape == (2, 3)
+    assert layer.theta_beta.shape == (2, 2)
+    assert layer.spatial_weight is not None
+    assert layer.spatial_weight.shape == (3,)
+    assert layer.temperature.shape == ()
+    assert layer.to_parameters() == parameters
+    layer.to_parameters().save(tmp_path / "trained.toml")
+    assert CrfParameters.load(tmp_path / "trained.toml") == parameters
+
+
+def test_learned_values_come_back_to_the_precision_of_the_tensors() -> None:
+    """A few roundings of float32."""
+    layer = small_layer()
+    perturb(layer)
+    again = CrfRnn(3, 2, 3, layer.to_parameters())
+    for name in ("bilateral_weight", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature"):
+        torch.testing.assert_close(getattr(again, name), getattr(layer, name), rtol=2e-6, atol=0.0)
+    assert again.to_parameters() == layer.to_parameters()
+
+
+def test_a_spatial_term_exists_if_it_has_a_weight_or_is_asked_for() -> None:
+    assert CrfRnn(3, 2).spatial_weight is None
+    assert CrfRnn(3, 2).theta_gamma is None
+    asked = CrfRnn(3, 2, spatial=True)
+    assert asked.spatial_weight is not None
+    assert asked.spatial_weight.item() == 0.0
+    assert asked.to_parameters() == CrfRnn(3, 2).to_parameters()
+    weighty = CrfParameters().replace(**{"spatial.weight": 2.0})
+    assert CrfRnn(3, 2, 3, weighty).spatial_weight is not None
+    assert CrfRnn(3, 2, 3, weighty, spatial=False).to_parameters().spatial.weight == 0.0
+
+
+def test_an_appearance_kernel_of_weight_zero_stays_a_term() -> None:
+    layer = CrfRnn(3, 2, 3, CrfParameters().replace(**{"bilateral.weight": 0.0}))
+    assert layer.bilateral_weight.tolist() == [[0.0]]
+    assert layer.to_parameters().bilateral[0].weight == 0.0
+
+
+def test_compatibility_keeps_a_zero_diagonal_and_its_symmetry() -> None:
+    for symmetric, layer in ((True, small_layer()), (False, CrfRnn(3, 2, 3, parameters_with(), symmetric_compatibility=False))):
+        perturb(layer)
+        matrix = layer.compatibility.detach()
+        assert not matrix.diagonal().any()
+        assert torch.equal(matrix, matrix.T) == symmetric
+    fixed = CrfRnn(3, 2, 3, parameters_with(), compatibility="potts")
+    perturb(fixed)
+    assert fixed.to_parameters().compatibility.kind == "potts"
+
+
+def test_learned_groups_can_be_chosen() -> None:
+    layer = CrfRnn(3, 2, learn=("weights", "temperature"))
+    assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["raw_bilateral_weight", "log_temperature"]
+    assert not any(parameter.requires_grad for parameter in CrfRnn(3, 2, learn=()).parameters())
+    assert all(parameter.requires_grad for parameter in layer.unfreeze().parameters())
+    assert not any(parameter.requires_grad for parameter in layer.freeze().parameters())
+    layer.unfreeze("theta")
+    assert "learn=theta" in repr(layer)
+    groups = ("weights", "compatibility", "theta", "temperature")
+    whole = small_layer()
+    assert {id(parameter) for group in groups for parameter in whole.group(group)} == {id(parameter) for parameter in whole.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "text"),
+    [
+        ({"bilateral.weight": (1.0, 2.0)}, {}, r"bilateral\.weight.* 3 labels"),
+        ({"bilateral.theta_beta": (1.0, 2.0, 3.0)}, {}, r"bilateral\.theta_beta.* 2 modalities"),
+        ({"bilateral.theta_alpha": (1.0, 2.0)}, {}, r"bilateral\.theta_alpha.* 3 axes"),
+        ({"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, {}, r"compatibility\.matrix.* 3 labels"),
+        ({"bilateral.weight": -1.0}, {}, r"bilateral\.weight: -1 is outside the range"),
+        ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
+        ({"bilateral.theta_beta": 1e-6}, {}, r"bilateral\.theta_beta: 1e-06 is outside the range"),
+        ({"mean_field.temperature": 99.0}, {}, r"mean_field\.temperature: 99 is outside the range"),
+        ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"symmetric_compatibility": True}, "not symmetric"),
+        ({"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}, {"compatibility": "potts"}, "have a matrix"),
+        ({"bilateral.weight": (1.0, 2.0, 3.0)}, {"per_label_weights": False}, "per_label_weights"),
+        ({"bilateral.theta_alpha": (1.0, 2.0, 3.0)}, {"anisotropic": False}, "anisotropic"),
+        ({}, {"compatibility": "matrix"}, "'full' or 'potts'"),
+        ({}, {"learn": ("weight",)}, "no group 'weight'"),
+        ({}, {"num_iterations": 0}, "num_iterations"),
+        ({}, {"num_labels": 1}, "num_labels"),
+        ({}, {"num_modalities": 0}, "num_modalities"),
+        ({}, {"spatial_dims": 0}, "spatial_dims"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused_by_name(changes: dict[str, Any], arguments: dict[str, Any], text: str) -> None:
+    given = {"num_labels": 3, "num_modalities": 2, "spatial_dims": 3, "parameters": CrfParameters().replace(**changes)} | arguments
+    with pytest.raises(ConfigError, match=text):
+        CrfRnn(**given)
+
+
+# Manners of a module
+
+
+def test_state_dict_is_strict_and_complete() -> None:
+    layer, other = small_layer(), small_layer()
+    perturb(layer)
+    other.load_state_dict(layer.state_dict())
+    assert other.to_parameters() == layer.to_parameters()
+    for wrong in (CrfRnn(4, 2, 3), CrfRnn(3, 1, 3), CrfRnn(3, 2, 3, spatial=False)):
+        with pytest.raises(RuntimeError, match=r"size mismatch|Unexpected key"):
+            wrong.load_state_dict(layer.state_dict())
+
+
+def test_a_layer_survives_saving_and_copying() -> None:
+    layer = small_layer()
+    perturb(layer)
+    stream = io.BytesIO()
+    torch.save(layer, stream)
+    stream.seek(0)
+    loaded = torch.load(stream, weights_only=False)
+    logits, image = batch(1)
+    for twin in (loaded, copy.deepcopy(layer), copy.copy(layer)):
+        assert twin.to_parameters() == layer.to_parameters()
+        torch.testing.assert_close(twin(logits, image), layer(logits, image), rtol=0.0, atol=0.0)
+    deep = copy.deepcopy(layer)
+    perturb(deep)
+    assert deep.to_parameters() != layer.to_parameters()
+
+
+def test_no_graph_is_made_under_no_grad() -> None:
+    logits, image = batch(1)
+    layer = small_layer()
+    with torch.no_grad():
+        plain = layer(logits.requires_grad_(), image.requires_grad_())
+    assert not plain.requires_grad
+    torch.testing.assert_close(plain, layer(logits, image.detach()).detach(), rtol=0.0, atol=1e-5)
+
+
+def test_kernels_and_record_are_let_go_with_the_graph() -> None:
+    logits, image = batch(1)
+    layer = small_layer()
+    kernels = layer.build_kernels(image)
+    alive = weakref.ref(kernels[0])
+    loss = layer(logits, image, kernels=kernels).sum()
+    del kernels
+    assert alive() is not None
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+    del loss
+    assert alive() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    logits, image = batch(1)
+    half = logits.to(dtype).requires_grad_()
+    layer = small_layer()
+    refined = layer(half, image)
+    assert refined.dtype == dtype
+    torch.testing.assert_close(refined, layer(half.detach().float(), image).to(dtype), rtol=0.0, atol=0.0)
+    refined.sum().backward()
+    assert half.grad is not None
+    assert half.grad.dtype == dtype
+
+
+def test_autocast_computes_in_float32() -> None:
+    """The network before it hands over bfloat16; the layer's own arithmetic must not be in it."""
+    logits, image = batch(1)
+    network = nn.Conv3d(3, 3, 1)
+    layer = small_layer()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        handed = network(logits)
+        refined = layer(handed, image)
+    assert handed.dtype == torch.bfloat16
+    assert refined.dtype == torch.float32
+    torch.testing.assert_close(refined, layer(handed.float(), image), rtol=0.0, atol=0.0)
+    refined.square().sum().backward()
+    assert network.weight.grad is not None
+    assert layer.log_theta_alpha.grad is not None
+
+
+# The compiler's own code reads `.grad` of tensors that are not leaves, and warns of it.
+@pytest.mark.filterwarnings("default")
+def test_torch_compile_calls_the_layer_between_its_graphs() -> None:
+    class Segmenter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Conv3d(2, 3, 1)
+            self.crf = small_layer()
+
+        def forward(self, image: Tensor) -> Tensor:
+            return 2.0 * self.crf(torch.relu(self.network(image)), image, SPACING)
+
+    _, image = batch(1)
+    torch.manual_seed(0)
+    plain = Segmenter()
+    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager")
+    for model in (plain, compiled):
+        model(image / 700.0).square().sum().backward()
+    torch.testing.assert_close(compiled(image / 700.0), plain(image / 700.0))
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
+
+
+def test_data_parallel_replicas_compute_the_same() -> None:
+    """Without GPUs DataParallel calls the module; a replica is made as it makes them: its parameters are tensors with a history."""
+    logits, image = batch(1)
+    layer = small_layer()
+    torch.testing.assert_close(nn.DataParallel(layer)(logits, image), layer(logits, image), rtol=0.0, atol=0.0)
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer.named_parameters():
+        setattr(replica, name, 1.0 * parameter)
+    assert not list(replica.parameters())
+    replica(logits, image).square().sum().backward()
+    through_replica = [parameter.grad.clone() for parameter in layer.parameters()]
+    layer.zero_grad()
+    layer(logits, image).square().sum().backward()
+    for one, other in zip(layer.parameters(), through_replica, strict=True):
+        torch.testing.assert_close(other, one.grad, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own kernels", "shared kernels"])
+def test_threads_do_not_disturb_each_other(shared: bool) -> None:
+    """Two threads go forth and back at once, on items of their own or on the same kernels; the answers are those of one after the other."""
+    logits, image = batch()
+    layer = small_layer()
+    kernels = layer.build_kernels(image[:1]) if shared else None
+
+    def run(index: int) -> list[Tensor]:
+        item = logits[index : index + 1].clone().requires_grad_()
+        out = layer(item, image[:1] if shared else image[index : index + 1], kernels=kernels)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), [item, *layer.parameters()])]
+
+    expected = [run(0), run(1)]
+    found: dict[tuple[int, int], list[Tensor]] = {}
+    start = threading.Barrier(2)
+
+    def work(index: int) -> None:
+        start.wait()
+        for turn in range(10):
+            found[index, turn] = run(index)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 20
+    for (index, _), answers in found.items():
+        assert all(torch.equal(one, other) for one, other in zip(answers, expected[index], strict=True))
+
+
+def test_memory_formats_and_masks_in_all_forms_give_the_same() -> None:
+    logits, image = batch()
+    layer = small_layer()
+    mask = image[:, 0] > 250.0
+    expected = layer(logits, image, SPACING, mask)
+    last = (tensor.to(memory_format=torch.channels_last_3d) for tensor in (logits, image))
+    torch.testing.assert_close(
+        layer(*last, torch.tensor(SPACING, dtype=torch.float64), mask[:, None].float()), expected, rtol=0.0, atol=0.0
+    )
+    rows = torch.tensor([SPACING, SPACING], dtype=torch.float64)
+    torch.testing.assert_close(layer(logits, image, rows, mask.numpy()), expected, rtol=0.0, atol=0.0)
+    one_mask = layer(logits, image, list(SPACING), mask[0])
+    torch.testing.assert_close(one_mask[0], expected[0], rtol=0.0, atol=0.0)
+
+
+# Bad input
+
+GOOD: dict[str, Any] = {"logits": (2, 3, *GRID), "image": (2, 2, *GRID)}
+
+
+@pytest.mark.parametrize(
+    ("logits", "image", "arguments", "text"),
+    [
+        ((2, 4, *GRID), GOOD["image"], {}, r"4 labels; the layer was made for 3"),
+        (GOOD["logits"], (2, 1, *GRID), {}, r"1 modalities; the layer was made for 2"),
+        (GOOD["logits"], (1, 2, *GRID), {}, r"the batch and the grid of the logits"),
+        (GOOD["logits"], (2, 2, 6, 5, 8), {}, r"the batch and the grid of the logits"),
+        ((2, 3, 6, 5), (2, 2, 6, 5), {}, r"the grid of 3 axes"),
+        ((3,), GOOD["image"], {}, r"expected \(batch, labels, \*grid\)"),
+        ((2, 3, 6, 0, 7), (2, 2, 6, 0, 7), {}, "none of them empty"),
+        (GOOD["logits"], GOOD["image"], {"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
+        (GOOD["logits"], GOOD["image"], {"spacing": (1.0, 0.0, 2.0)}, "positive distances"),
+        (GOOD["logits"], GOOD["image"], {"spacing": "isotropic"}, "positive distances"),
+        (GOOD["logits"], GOOD["image"], {"mask": np.ones((5, 6, 7))}, r"mask has shape \(5, 6, 7\)"),
+        (GOOD["logits"], GOOD["image"], {"mask": np.stack([np.ones(GRID), np.zeros(GRID)])}, "mask of batch item 1 is empty"),
+        (GOOD["logits"], GOOD["image"], {"mask": np.full(GRID, np.nan)}, "not finite"),
+        (GOOD["logits"], GOOD["image"], {"kernels": []}, "the batch has 2"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(logits: Sequence[int], image: Sequence[int], arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        small_layer()(torch.rand(*logits), torch.rand(*image), **arguments)
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    """Before the normalization, which would spread them over the modality."""
+    logits, image = batch()
+    image[1, 0, 2, 3, 4] = torch.inf
+    with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
+        small_layer(intensity__normalization="zscore")(logits, image)
+    with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
+        mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)])
+
+
+def test_integer_logits_and_complex_images_are_refused() -> None:
+    logits, image = batch(1)
+    with pytest.raises(InputError, match="floating-point"):
+        small_layer()(logits.long(), image)
+    with pytest.raises(InputError, match="real numbers"):
+        small_layer()(logits, image.to(torch.complex64))
+
+
+def test_kernels_for_another_model_are_refused() -> None:
+    logits, image = batch(1)
+    other = CrfRnn(3, 2).build_kernels(image)
+    with pytest.raises(InputError, match="built for 1 terms, the model has 3"):
+        small_layer()(logits, image, kernels=other)
+    smaller = small_layer().build_kernels(image[..., :5])
+    with pytest.raises(InputError, match="kernels were built for an image of shape"):
+        small_layer()(logits, image, kernels=smaller)
+    with pytest.raises(InputError, match=r"in float32, the call has .* in float64"):
+        small_layer()(logits.double(), image, kernels=small_layer().build_kernels(image))
+
+
+def test_prebuilt_kernels_do_not_see_what_is_written_over_their_image_later() -> None:
+    """The way back reads the intensities again: a loader that fills one buffer time after time must not change gradients."""
+    logits, image = batch(1)
+    layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
+    buffer = image / image.std()
+    kernels = layer.build_kernels(buffer)
+    wanted = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
+    buffer.copy_(torch.rand_like(buffer) * 100)
+    found = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(damping: float, masked: bool) -> None:
+    """As good as a logit 200 below (a marginal of 1e-87), for the output and for every gradient, that by the temperature too.
+
+    What rounding leaves of the gradient there, 1e-9 of 200 voxels, is all that may differ.
+    """
+    case = random_case(3, 2, 3, masked=masked, grid_shape=GRID)
+    logits, image = tensors(case)
+    mask = None if case.mask is None else torch.tensor(case.mask)
+    labels = logits[:, :2].argmax(1)
+    results = []
+    for lowest in (-torch.inf, -200.0):
+        forbidden = logits.clone()
+        forbidden[:, 2, :3] = lowest
+        forbidden.requires_grad_()
+        layer = small_layer(mean_field__damping=damping)
+        refined = layer(forbidden, image, case.spacing, mask)
+        nn.functional.cross_entropy(refined, labels).backward()
+        results.append([refined.softmax(1).detach(), forbidden.grad, *(parameter.grad for parameter in layer.parameters())])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_no_appearance_kernel_means_no_gradient_to_the_image() -> None:
+    logits, image = batch(1)
+    image.requires_grad_()
+    mean_field(logits, image, bilateral=[], spatial=(1.0, 2.0)).square().sum().backward()
+    assert not image.grad.any()
+
+
+@pytest.mark.parametrize("name", ["raw_bilateral_weight", "raw_compatibility"])
+def test_weights_that_became_nan_are_refused(name: str) -> None:
+    layer = CrfRnn(3, 2, 3, parameters_with(), compatibility="full")
+    with torch.no_grad():
+        getattr(layer, name).fill_(torch.nan)
+    with pytest.raises(InputError, match="not finite"):
+        layer(*batch(1))
+
+
+def test_kernels_at_rest_hold_no_threads() -> None:
+    """Kernels are kept for many cases at a time; workers that only wait would fill the system's table of threads."""
+    from pathlib import Path
+
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("counts the threads of the process in /proc")
+    logits, image = batch(1)
+    layer = CrfRnn(3, 2, 3, parameters_with(), threads=4)
+    before = len(list(tasks.iterdir()))
+    kept = [layer.build_kernels(image) for _ in range(20)]
+    refined = [layer(logits, image, kernels=kernels) for kernels in kept]
+    assert len(refined) == 20
+    assert len(list(tasks.iterdir())) < before + 20
+
+
+def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
+    logits, image = batch(1)
+    for name, changes in (
+        ("bilateral.0.weight", {"bilateral": [((1.0, 2.0), 1.0, 0.1)]}),
+        ("bilateral.0.theta_alpha", {"bilateral": [(1.0, (1.0, 2.0), 0.1)]}),
+        ("bilateral.0.theta_beta", {"bilateral": [(1.0, 1.0, torch.ones(2, 1))]}),
+        ("spatial.theta_gamma", {"bilateral": [], "spatial": (1.0, (1.0, 2.0))}),
+        ("compatibility", {"bilateral": [(1.0, 1.0, 0.1)], "compatibility": torch.eye(2)}),
+        ("bilateral.0.theta_beta", {"bilateral": [(1.0, 1.0, torch.tensor(torch.nan))]}),
+        ("bilateral.0.theta_alpha", {"bilateral": [(1.0, 0.0, 0.1)]}),
+        ("spatial.theta_gamma", {"bilateral": [], "spatial": (1.0, -1.0)}),
+        ("temperature", {"bilateral": [], "temperature": 0.0}),
+    ):
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            mean_field(logits, image, **changes)
+    for name, setting in (("positions", "voxel"), ("normalization", "before"), ("filter", "fast"), ("num_iterations", 0), ("damping", 1.0)):
+        with pytest.raises(ConfigError, match=rf"mean_field\.{name}"):
+            mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)], **{name: setting})
+    with pytest.raises(ConfigError, match=r"mean_field\.positions"):
+        build_kernels(image, bilateral=[(1.0, 0.1)], num_labels=3, positions="voxel")
+    with pytest.raises(InputError, match="real numbers"):
+        build_kernels(image.to(torch.complex64), bilateral=[(1.0, 0.1)], num_labels=3)
+
+
+def test_a_device_without_an_engine_is_named() -> None:
+    logits, image = (tensor.to("meta") for tensor in batch(1))
+    with pytest.raises(BackendUnavailableError, match="no engine for tensors on meta; move the layer"):
+        small_layer()(logits, image)
+    with pytest.raises(BackendUnavailableError, match=r"no engine for tensors on cuda:1 .*move the layer"):
+        engine_for(torch.device("cuda:1"))
+
+
+def test_without_pytorch_the_error_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import crfrefine\n"
+        "for get in (lambda: crfrefine.CrfRnn, lambda: __import__('crfrefine.layer.functional')):\n"
+        "    try: get()\n"
+        "    except crfrefine.BackendUnavailableError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.count("pip install 'crfrefine[train]'") == 2

@@ -1,0 +1,108 @@
+"""Calibration: known answers, a brute force, and the conventions."""
+
+import math
+
+import numpy as np
+import pytest
+from assessment_helpers import SHAPE, expected_calibration, expected_calibration_of_all, label_map, logits_of, softmax
+
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.metrics.calibration import _BLOCK_VOXELS, CALIBRATION_METRICS, measure_calibration
+from crfrefine.metrics.overlap import better_direction
+from crfrefine.metrics.regions import ALL_LABELS
+
+REGIONS = {"1": (1,), "2": (2,), "both": (1, 2)}
+ROUNDING = 1e-12  # sums of a thousand doubles in another order
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_every_number_equals_the_brute_force(order):
+    reference = label_map(3)
+    probabilities = softmax(logits_of(reference, 4)).astype(np.float32)
+    measured = measure_calibration(np.asarray(probabilities, order=order), np.asarray(reference, order=order), REGIONS)
+    regions = {"1": probabilities[1], "2": probabilities[2], "both": probabilities[1].astype(float) + probabilities[2]}
+    for name, probability in regions.items():
+        assert measured[name] == pytest.approx(expected_calibration(probability, np.isin(reference, REGIONS[name])), abs=ROUNDING)
+    assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=ROUNDING)
+    assert list(measured["1"]) == list(CALIBRATION_METRICS)
+
+
+def test_blocks_make_no_difference():
+    """More voxels than two blocks, and not a whole number of them."""
+    rng = np.random.default_rng(0)
+    shape = (2 * _BLOCK_VOXELS // 15 + 3, 5, 3)
+    reference = rng.integers(0, 3, shape)
+    probabilities = softmax(rng.normal(0, 2, (3, *shape)))
+    measured = measure_calibration(probabilities, reference, {"1": (1,)})
+    # Sums of 60,000 doubles in another order.
+    assert measured["1"] == pytest.approx(expected_calibration(probabilities[1], reference == 1), abs=1e-10)
+    assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=1e-10)
+
+
+def test_a_forecast_of_seven_in_ten_that_comes_true_in_seven_of_ten():
+    reference = np.array([1] * 7 + [0] * 3)
+    probabilities = np.tile([[0.3], [0.7]], 10)
+    measured = measure_calibration(probabilities, reference, {"1": (1,)})
+    assert measured["1"]["ece"] == pytest.approx(0, abs=ROUNDING)
+    assert measured["1"]["brier"] == pytest.approx(0.7 * 0.09 + 0.3 * 0.49)
+    assert measured["1"]["nll"] == pytest.approx(-0.7 * math.log(0.7) - 0.3 * math.log(0.3))
+    assert measured[ALL_LABELS]["ece"] == pytest.approx(0, abs=ROUNDING)
+    assert measured[ALL_LABELS]["brier"] == pytest.approx(2 * (0.7 * 0.09 + 0.3 * 0.49))
+
+
+def test_certain_and_right_is_zero_and_certain_and_wrong_is_bounded():
+    reference = np.array([0, 1])
+    right = np.array([[1.0, 0.0], [0.0, 1.0]])
+    for row in measure_calibration(right, reference, {"1": (1,)}).values():
+        assert row == {"ece": 0.0, "brier": 0.0, "nll": 0.0}
+    wrong = measure_calibration(right[::-1], reference, {"1": (1,)})
+    assert wrong["1"] == pytest.approx({"ece": 1.0, "brier": 1.0, "nll": -math.log(1e-7)})
+    assert wrong[ALL_LABELS] == pytest.approx({"ece": 1.0, "brier": 2.0, "nll": -math.log(1e-7)})
+
+
+def test_errors_of_one_bin_cancel_and_those_of_two_do_not():
+    """That is what binning means: 0.91 and 0.97 lie in one bin of fifteen, 0.91 and 0.99 in two (the edge is 14/15 = 0.933)."""
+    reference = np.array([1, 0])
+    for second, expected in ((0.92, abs(0.91 + 0.92 - 1) / 2), (0.99, (0.09 + 0.99) / 2)):
+        probabilities = np.array([[0.09, 1 - second], [0.91, second]])
+        assert measure_calibration(probabilities, reference, {"1": (1,)})["1"]["ece"] == pytest.approx(expected)
+
+
+def test_ignored_voxels_do_not_count():
+    reference = label_map(5)
+    probabilities = softmax(logits_of(reference, 6))
+    marked = reference.copy()
+    marked[:4] = 9
+    measured = measure_calibration(probabilities, marked, REGIONS, ignore_label=9)
+    alone = measure_calibration(probabilities[:, 4:], reference[4:], REGIONS)
+    for name, row in alone.items():
+        assert measured[name] == pytest.approx(row, abs=ROUNDING)
+    nothing = measure_calibration(probabilities, np.full(SHAPE, 9), REGIONS, ignore_label=9)
+    assert all(math.isnan(value) for row in nothing.values() for value in row.values())
+
+
+def test_a_label_without_a_channel_has_the_probability_zero():
+    reference = np.array([0, 5])
+    probabilities = np.array([[1.0, 0.6], [0.0, 0.4]])
+    measured = measure_calibration(probabilities, reference, {"5": (5,), "6": (6,)})
+    assert measured["5"] == pytest.approx({"ece": 0.5, "brier": 0.5, "nll": -math.log(1e-7) / 2})
+    assert measured["6"] == {"ece": 0.0, "brier": 0.0, "nll": 0.0}
+    # All labels: the truth has a label that nothing was said about, so its 1 counts in full, and so does every other probability.
+    assert measured[ALL_LABELS] == pytest.approx({"ece": 0.3, "brier": (1 + 0.6**2 + 0.4**2) / 2, "nll": -math.log(1e-7) / 2})
+
+
+def test_probabilities_a_little_outside_are_moved_to_the_ends():
+    """Float16 and scaled integers stray by a thousandth."""
+    measured = measure_calibration(np.array([[-0.001], [1.001]]), np.array([1]), {"1": (1,)})
+    assert measured["1"] == measured[ALL_LABELS] == {"ece": 0.0, "brier": 0.0, "nll": 0.0}
+
+
+def test_lower_is_better():
+    assert {better_direction(metric) for metric in CALIBRATION_METRICS} == {"lower"}
+
+
+def test_bad_input_is_named():
+    with pytest.raises(GridMismatchError, match=r"\(2, 3\).*\(3, 2\)"):
+        measure_calibration(np.zeros((2, 2, 3)), np.zeros((3, 2), int), {})
+    with pytest.raises(InputError, match="float64"):
+        measure_calibration(np.zeros((2, 3)), np.zeros(3), {})

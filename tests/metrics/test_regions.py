@@ -1,0 +1,112 @@
+"""Regions from the command line, from JSON files and from `dataset.json`; what is wrong with one is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.metrics.regions import Region, parse_region, read_regions, regions_from_labels
+
+
+def _write(tmp_path, content):
+    path = tmp_path / "regions.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("core=1+3+4", Region("core", (1, 3, 4))),
+        ("enhancing=4", Region("enhancing", (4,))),
+        (" whole tumor = 4 + 2+1+ 3+4", Region("whole tumor", (1, 2, 3, 4))),
+    ],
+)
+def test_a_region_of_the_command_line(text, expected):
+    assert parse_region(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("core", "expected NAME=LABEL+LABEL+..."),
+        ("=1+2", "it has no name"),
+        ("core=", "'' is not the number of a label"),
+        ("core=1+x", "'x' is not the number of a label"),
+        ("core=1,3", "'1,3' is not the number of a label"),
+        ("core=-1", "'-1' is not the number of a label"),
+        ("core=0+1", "label 0 is the background"),
+        ("mean=1", "choose another one"),
+    ],
+)
+def test_a_bad_region_of_the_command_line_is_named(text, complaint):
+    with pytest.raises(ConfigError) as raised:
+        parse_region(text)
+    assert repr(text) in str(raised.value)
+    assert complaint in str(raised.value)
+
+
+def test_a_plain_json_file(tmp_path):
+    path = _write(tmp_path, {"whole": [1, 2, 3, 4], "core": "1+3+4", "enhancing": 4})
+    assert read_regions(path) == (Region("whole", (1, 2, 3, 4)), Region("core", (1, 3, 4)), Region("enhancing", (4,)))
+
+
+def test_labels_of_a_dataset_description(tmp_path):
+    path = _write(tmp_path, {"name": "x", "labels": {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}})
+    assert read_regions(path) == (Region("anterior", (1,)), Region("posterior", (2,)))
+
+
+def test_regions_of_a_dataset_description(tmp_path):
+    """Label regions of nnU-Net, and a "regions" entry beside them that may repeat one."""
+    path = _write(
+        tmp_path,
+        {
+            "labels": {"background": 0, "whole": [1, 2, 3], "enhancing": 3},
+            "regions_class_order": [1, 3],
+            "regions": {"core": [2, 3], "enhancing": [3]},
+        },
+    )
+    assert read_regions(path) == (Region("whole", (1, 2, 3)), Region("enhancing", (3,)), Region("core", (2, 3)))
+
+
+def test_numbers_to_names_as_the_first_nnunet_wrote_them():
+    assert regions_from_labels({"0": "background", "1": "liver", "2": "tumor"}) == (Region("liver", (1,)), Region("tumor", (2,)))
+
+
+def test_labels_as_tuples():
+    assert regions_from_labels({"background": (0,), "whole": (1, 2)}) == (Region("whole", (1, 2)),)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "not JSON"),
+        ([1, 2], "expected a mapping of names to labels"),
+        ({"core": [1, "a"]}, "region 'core': 'a' is not the number of a label"),
+        ({"core": []}, "region 'core': it has no labels"),
+        ({"core": [1.5]}, "region 'core': 1.5 is not the number of a label"),
+        ({"core": True}, "region 'core': True is not the number of a label"),
+        ({"core": None}, "region 'core': None is not the number of a label"),
+        ({"labels": {"core": [0, 1]}}, "region 'core': label 0 is the background"),
+        ({"labels": {"a": 1}, "regions": [1]}, '"regions": expected a mapping'),
+        ({"labels": {"a": 1}, "regions": {"a": [1, 2]}}, "region 'a' is there twice, with different labels"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_entry(tmp_path, content, complaint):
+    path = _write(tmp_path, content)
+    with pytest.raises(InputError) as raised:
+        read_regions(path)
+    assert str(path) in str(raised.value)
+    assert complaint in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read: No such file"):
+        read_regions(tmp_path / "nowhere.json")
+
+
+def test_labels_that_are_no_regions():
+    with pytest.raises(InputError, match="labels: region 'a': 'b' is not the number"):
+        regions_from_labels({"a": "b"})

@@ -1,0 +1,464 @@
+"""Parameters: defaults and presets, files that round trip, dotted keys, and errors that name the key."""
+
+from __future__ import annotations
+
+import re
+import stat
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crfrefine.errors import ConfigError
+from crfrefine.parameters.model import (
+    BilateralParameters,
+    CompatibilityParameters,
+    CrfParameters,
+    IntensityParameters,
+    MeanFieldParameters,
+    PostprocessParameters,
+    SpatialParameters,
+    configs_dir,
+    list_presets,
+    parse_override,
+)
+
+PRESETS = ["default", "brats", "crfrnn", "hippocampus", "krahenbuhl", "liver-ct", "monai", "prostate"]
+
+
+def _two_kernels() -> CrfParameters:
+    return CrfParameters(bilateral=(BilateralParameters(), BilateralParameters(weight=1.0, theta_alpha=6.0)))
+
+
+# ---- Presets and files
+
+
+def test_the_presets_are_there() -> None:
+    """Default first, the others by name."""
+    assert list_presets() == PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_what_it_is_for(name: str) -> None:
+    """It loads, begins with a comment, names every key with a comment, and its values are honest about where they are from."""
+    parameters = CrfParameters.load(name)
+    text = (configs_dir() / f"{name}.toml").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    table = tomllib.loads(text)
+    assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "mean_field", "postprocess"}
+    assert CrfParameters.from_dict(table) == parameters
+    assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
+
+
+def test_the_default_preset_is_the_default() -> None:
+    """Python without a file and the command line without an option do the same."""
+    assert CrfParameters.load("default") == CrfParameters()
+
+
+def test_the_default_values_are_the_documented_ones() -> None:
+    """A change here is a change for every user: say so in the changelog."""
+    assert CrfParameters().to_dict() == {
+        "schema": 1,
+        "intensity": {"normalization": "percentile", "percentiles": [1.0, 99.0], "mask": "none"},
+        "bilateral": [{"weight": 4.0, "theta_alpha": 1.5, "theta_beta": 0.05}],
+        "spatial": {"weight": 0.0, "theta_gamma": 1.0},
+        "compatibility": {"kind": "potts"},
+        "mean_field": {
+            "num_iterations": 5,
+            "tolerance": 1e-5,
+            "temperature": 1.0,
+            "normalization": "symmetric",
+            "damping": 0.0,
+            "filter": "auto",
+            "positions": "mm",
+        },
+        "postprocess": {"keep_largest": "none", "min_component_ml": 0.0},
+    }
+
+
+def test_a_file_may_leave_keys_out() -> None:
+    """What is not said is the default."""
+    parameters = CrfParameters.from_toml("[bilateral]\ntheta_alpha = 6\n")
+    assert parameters == CrfParameters().replace(**{"bilateral.theta_alpha": 6.0})
+    assert CrfParameters.from_toml("") == CrfParameters()
+
+
+numbers = st.floats(-1e6, 1e6, allow_nan=False)
+positives = st.floats(1e-6, 1e6, allow_nan=False)
+
+
+def _one_or_many(values: st.SearchStrategy[float]) -> st.SearchStrategy[object]:
+    return st.one_of(values, st.lists(values, min_size=1, max_size=5))
+
+
+@st.composite
+def any_parameters(draw: st.DrawFn) -> CrfParameters:
+    """Parameters of every form that a file can have."""
+    pairs = st.tuples(st.floats(0.0, 40.0), st.floats(60.0, 100.0))
+    size = draw(st.integers(1, 4))
+    matrix = [[0.0 if i == j else draw(numbers) for j in range(size)] for i in range(size)]
+    kernel = st.builds(BilateralParameters, _one_or_many(numbers), _one_or_many(positives), _one_or_many(positives))
+    return CrfParameters(
+        intensity=IntensityParameters(
+            normalization=draw(st.one_of(st.just("zscore"), st.lists(st.sampled_from(["none", "window", "percentile"]), min_size=1))),
+            percentiles=draw(st.one_of(pairs, st.lists(pairs, min_size=1, max_size=3))),
+            window=draw(st.one_of(pairs, st.lists(pairs, min_size=1, max_size=3))),
+            mask=draw(st.sampled_from(["none", "nonzero"])),
+        ),
+        bilateral=tuple(draw(st.lists(kernel, min_size=1, max_size=3))),
+        spatial=SpatialParameters(draw(_one_or_many(numbers)), draw(_one_or_many(positives))),
+        compatibility=draw(st.sampled_from([CompatibilityParameters(), CompatibilityParameters("matrix", tuple(map(tuple, matrix)))])),
+        mean_field=MeanFieldParameters(
+            draw(st.integers(1, 99)), draw(st.floats(0.0, 1.0)), draw(positives), damping=draw(st.floats(0.0, 0.99))
+        ),
+        postprocess=PostprocessParameters("each", draw(st.floats(0.0, 1e3))),
+    )
+
+
+@given(any_parameters())
+@settings(deadline=None)
+def test_what_is_written_reads_back_equal(parameters: CrfParameters) -> None:
+    """To the last bit of every number."""
+    assert CrfParameters.from_toml(parameters.to_toml("a comment\nof two lines")) == parameters
+    assert CrfParameters.from_dict(parameters.to_dict()) == parameters
+
+
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
+    """A file that is there is replaced, nothing else is left in the folder, and its permissions are those of any new file."""
+    path = tmp_path / "params.toml"
+    CrfParameters().save(path)
+    parameters = _two_kernels()
+    parameters.save(path, "fitted on 12 cases")
+    assert CrfParameters.load(path) == CrfParameters.load(str(path)) == parameters
+    assert path.read_text(encoding="utf-8").startswith("# fitted on 12 cases\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["params.toml"]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_every_written_key_has_a_comment() -> None:
+    """A file is readable without the manual."""
+    for line in _two_kernels().to_toml().splitlines():
+        if "=" in line and not line.startswith(("#", "schema")):
+            assert "#" in line
+
+
+def test_a_file_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
+    """One line with the path, no traceback of the library's."""
+    with pytest.raises(ConfigError, match=r"missing/params\.toml: cannot be written: there is no folder .*missing"):
+        CrfParameters().save(tmp_path / "missing" / "params.toml")
+
+
+def test_a_missing_preset_lists_those_that_exist() -> None:
+    """A typing error must not need the manual."""
+    with pytest.raises(ConfigError, match="hipocampus: there is no such file and no such preset; presets: default, brats, "):
+        CrfParameters.load("hipocampus")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A folder, an image, or broken TOML in place of a parameter file."""
+    with pytest.raises(ConfigError, match="is a folder"):
+        CrfParameters.load(tmp_path)
+    path = tmp_path / "image.toml"
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ConfigError, match=r"image\.toml: cannot be read"):
+        CrfParameters.load(path)
+    path.write_text("[bilateral\nweight = 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"image\.toml: not valid TOML: .*line 1"):
+        CrfParameters.load(path)
+    path.write_text("[bilateral]\nweigth = 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"image\.toml: bilateral\.weigth: unknown key; did you mean 'weight'\?"):
+        CrfParameters.load(path)
+
+
+# ---- Errors that name the key
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[bilaterl]\nweight = 1", r"bilaterl: unknown key; did you mean 'bilateral'\?"),
+        ("[mean_field]\niterations = 3", r"mean_field\.iterations: unknown key; did you mean 'num_iterations'\?"),
+        ("[mean_field]\nzzz = 3", r"mean_field\.zzz: unknown key; known: num_iterations, tolerance"),
+        ("schema = 2", r"schema: this version reads schema 1, got 2"),
+        ("schema = '1'", r"schema: expected a whole number"),
+        ("bilateral = 3", r"bilateral: expected a table or several, got 3"),
+        ("bilateral = []", r"bilateral: expected a table or several"),
+        ("spatial = 'none'", r"spatial: expected a table of keys, got 'none'"),
+        ("[bilateral]\ntheta_alpha = 0", r"bilateral\.theta_alpha: must be greater than 0, got 0"),
+        ("[bilateral]\ntheta_beta = [0.1, -0.2]", r"bilateral\.theta_beta\[1\]: must be greater than 0, got -0\.2"),
+        ("[bilateral]\ntheta_beta = []", r"bilateral\.theta_beta: the list is empty"),
+        ("[bilateral]\nweight = nan", r"bilateral\.weight: expected a finite number, got nan"),
+        ("[bilateral]\nweight = inf", r"bilateral\.weight: expected a finite number, got inf"),
+        ("[bilateral]\nweight = true", r"bilateral\.weight: expected a number, got True"),
+        ("[bilateral]\nweight = '4'", r"bilateral\.weight: expected a number, got '4'"),
+        ("[bilateral]\nweight = [[1.0]]", r"bilateral\.weight\[0\]: expected a number"),
+        ("[[bilateral]]\n[[bilateral]]\ntheta_alpha = -1", r"bilateral\.1\.theta_alpha: must be greater than 0"),
+        ("[[bilateral]]\n[[bilateral]]\ntheta = -1", r"bilateral\.1\.theta: unknown key"),
+        ("[spatial]\ntheta_gamma = -1.5", r"spatial\.theta_gamma: must be greater than 0, got -1\.5"),
+        ("[intensity]\nnormalization = 'z-score'", r"intensity\.normalization: expected one of none, zscore.*did you mean 'zscore'\?"),
+        ("[intensity]\nnormalization = ['zscore', 3]", r"intensity\.normalization\[1\]: expected one of"),
+        ("[intensity]\npercentiles = [99.0, 1.0]", r"intensity\.percentiles: the first number must be smaller"),
+        ("[intensity]\npercentiles = [1.0, 101.0]", r"intensity\.percentiles\[1\]: must be at least 0 and at most 100, got 101\.0"),
+        ("[intensity]\npercentiles = [1.0]", r"intensity\.percentiles: expected two numbers"),
+        ("[intensity]\nnormalization = 'window'", r"intensity\.window: needed by intensity\.normalization = 'window'"),
+        ("[intensity]\nwindow = [5.0, 5.0]", r"intensity\.window: the first number must be smaller"),
+        ("[intensity]\nmask = 'brain'", r"intensity\.mask: expected one of none, nonzero"),
+        ("[compatibility]\nkind = 'pots'", r"compatibility\.kind: .*did you mean 'potts'\?"),
+        ("[compatibility]\nkind = 'matrix'", r"compatibility\.matrix: needed by"),
+        ("[compatibility]\nmatrix = [[0.0, 1.0], [1.0, 0.0]]", r"compatibility\.matrix: not used by compatibility\.kind = 'potts'"),
+        (
+            "[compatibility]\nkind = 'matrix'\nmatrix = [[0.0, 1.0], [1.0, 0.5]]",
+            r"compatibility\.matrix\[1\]\[1\]: the diagonal must be zero",
+        ),
+        (
+            "[compatibility]\nkind = 'matrix'\nmatrix = [[0.0, 1.0], [1.0]]",
+            r"compatibility\.matrix: expected a square matrix: .*row 1 has 1",
+        ),
+        (
+            "[compatibility]\nkind = 'matrix'\nmatrix = [[0.0, nan], [1.0, 0.0]]",
+            r"compatibility\.matrix\[0\]\[1\]: expected a finite number",
+        ),
+        ("[compatibility]\nkind = 'matrix'\nmatrix = [0.0, 1.0]", r"compatibility\.matrix: expected a square matrix"),
+        ("[mean_field]\nnum_iterations = 0", r"mean_field\.num_iterations: must be at least 1, got 0"),
+        ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
+        ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
+        ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
+        ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),
+        ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, lattice, grid"),
+        ("[mean_field]\npositions = 'pixels'", r"mean_field\.positions: expected one of mm, voxels"),
+        ("[postprocess]\nkeep_largest = 'all'", r"postprocess\.keep_largest: expected one of none, foreground, each"),
+        ("[postprocess]\nmin_component_ml = -1", r"postprocess\.min_component_ml: must be at least 0, got -1"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(text: str, message: str) -> None:
+    """What was expected, what came."""
+    with pytest.raises(ConfigError, match="^" + message):
+        CrfParameters.from_toml(text)
+
+
+def test_values_are_checked_from_python_too() -> None:
+    """The constructors check as files are checked."""
+    with pytest.raises(ConfigError, match=r"bilateral\.theta_alpha: must be greater than 0"):
+        BilateralParameters(theta_alpha=0.0)
+    with pytest.raises(ConfigError, match="bilateral: expected one kernel or several"):
+        CrfParameters(bilateral=())
+    with pytest.raises(ConfigError, match="spatial: expected SpatialParameters"):
+        CrfParameters(spatial=BilateralParameters())  # type: ignore[arg-type]
+    assert CrfParameters(bilateral=BilateralParameters(weight=2.0)).bilateral == (BilateralParameters(weight=2.0),)  # type: ignore[arg-type]
+
+
+def test_an_asymmetric_and_a_negative_matrix_are_allowed() -> None:
+    """Training may find either."""
+    matrix = CompatibilityParameters("matrix", ((0.0, -1.0), (2.0, 0.0))).matrix
+    assert matrix == ((0.0, -1.0), (2.0, 0.0))
+
+
+def test_numpy_values_are_plain_numbers_afterwards() -> None:
+    """Trained values come as arrays, and go into files."""
+    parameters = CrfParameters().replace(
+        **{
+            "bilateral.weight": np.array([1.0, 2.5], dtype=np.float32),
+            "mean_field.num_iterations": np.int64(7),
+            "spatial.weight": np.float32(0.5),
+        }
+    )
+    assert parameters.bilateral[0].weight == (1.0, 2.5)
+    assert type(parameters.mean_field.num_iterations) is int
+    assert CrfParameters.from_toml(parameters.to_toml()) == parameters
+
+
+# ---- Dotted keys
+
+
+def test_replace_changes_one_entry_of_a_copy() -> None:
+    """The original stays as it is."""
+    before = CrfParameters()
+    after = before.replace(**{"bilateral.theta_alpha": 2.0, "mean_field.damping": 0.5})
+    assert after.bilateral[0] == BilateralParameters(theta_alpha=2.0)
+    assert after.mean_field.damping == 0.5
+    assert before == CrfParameters()
+
+
+def test_replace_names_one_of_several_kernels() -> None:
+    """Counted from 0; without a number there must be one kernel only."""
+    parameters = _two_kernels()
+    assert parameters.replace(**{"bilateral.1.weight": 2.0}).bilateral[1].weight == 2.0
+    assert parameters.replace(**{"bilateral.1.weight": 2.0}).bilateral[0] == parameters.bilateral[0]
+    assert CrfParameters().replace(**{"bilateral.0.weight": 2.0}).bilateral[0].weight == 2.0
+    with pytest.raises(ConfigError, match=r"bilateral\.weight: there are 2 kernels; say which: bilateral\.0\.weight, bilateral\.1\.weight"):
+        parameters.replace(**{"bilateral.weight": 2.0})
+    with pytest.raises(ConfigError, match=r"bilateral\.2\.weight: there are 2 kernels, counted from 0"):
+        parameters.replace(**{"bilateral.2.weight": 2.0})
+    with pytest.raises(ConfigError, match=r"bilateral\.1\.weight: there is 1 kernel, counted from 0"):
+        CrfParameters().replace(**{"bilateral.1.weight": 2.0})
+    with pytest.raises(ConfigError, match=r"^bilateral\.1\.theta_alpha: must be greater than 0"):
+        parameters.replace(**{"bilateral.1.theta_alpha": -1.0})
+
+
+def test_replace_takes_whole_sections() -> None:
+    """As an object, as a mapping, and kernels as a list of either."""
+    parameters = CrfParameters().replace(spatial=SpatialParameters(weight=2.0), bilateral=[{"weight": 1.0}, BilateralParameters()])
+    assert parameters.spatial.weight == 2.0
+    assert parameters.bilateral == (BilateralParameters(weight=1.0), BilateralParameters())
+    # Sections first, then entries, whatever the order they are given in.
+    fine_and_coarse = CrfParameters().replace(**{"bilateral.1.theta_alpha": 9.0, "bilateral": [{}, {}]})
+    assert [kernel.theta_alpha for kernel in fine_and_coarse.bilateral] == [1.5, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'bilateral\.theta_(alpha|beta)'\?"),
+        ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral\.weight'\?"),
+        ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight'\?"),
+        ("theta_alpha", r"theta_alpha: unknown key; did you mean 'bilateral\.theta_alpha'\?"),
+        ("mean_field.filter.x", r"mean_field\.filter\.x: unknown key"),
+        ("bilateral.0", r"bilateral\.0: unknown key"),
+        ("schema", r"schema: unknown key"),
+        ("", r": unknown key"),
+    ],
+)
+def test_replace_refuses_unknown_keys(key: str, message: str) -> None:
+    """A misspelled key must not be ignored."""
+    with pytest.raises(ConfigError, match=message):
+        CrfParameters().replace(**{key: 1.0})
+
+
+def test_going_back_to_potts_drops_the_matrix() -> None:
+    """`--set compatibility.kind=potts` on a trained file needs no second option; a matrix alone is not silently ignored."""
+    trained = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (2.0, 0.0))))
+    assert trained.replace(**{"compatibility.kind": "potts"}).compatibility == CompatibilityParameters()
+    with pytest.raises(ConfigError, match=r"compatibility\.matrix: not used"):
+        CrfParameters().replace(**{"compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("bilateral.theta_alpha=6", ("bilateral.theta_alpha", 6)),
+        (" bilateral.theta_alpha = 6.5 ", ("bilateral.theta_alpha", 6.5)),
+        ("bilateral.theta_beta=[0.1, 0.2]", ("bilateral.theta_beta", [0.1, 0.2])),
+        ("mean_field.filter=lattice", ("mean_field.filter", "lattice")),
+        ('mean_field.filter="lattice"', ("mean_field.filter", "lattice")),
+        ("mean_field.tolerance=1e-4", ("mean_field.tolerance", 1e-4)),
+        ("compatibility.matrix=[[0, 1], [1, 0]]", ("compatibility.matrix", [[0, 1], [1, 0]])),
+        ('intensity.normalization=["window", "zscore"]', ("intensity.normalization", ["window", "zscore"])),
+    ],
+)
+def test_overrides_are_toml_with_bare_words(text: str, expected: tuple[str, object]) -> None:
+    """The value has TOML's syntax; a word needs no quotes."""
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bilateral.weight", r"expected KEY=VALUE, e\.g\."),
+        ("=3", "expected KEY=VALUE"),
+        ("bilateral.weight=", "expected KEY=VALUE"),
+        ("bilateral.weight=[1, 2", r"bilateral\.weight: cannot read the value"),
+        ("bilateral.weight=4,5", r"bilateral\.weight: cannot read the value"),
+        ("intensity.normalization=[window, zscore]", 'in lists words in "quotes"'),
+        ("bilateral.weight=1\nother = 2", r"bilateral\.weight: expected one value"),
+    ],
+)
+def test_overrides_that_cannot_be_read_say_why(text: str, message: str) -> None:
+    """With an example of how to write it."""
+    with pytest.raises(ConfigError, match=message):
+        parse_override(text)
+
+
+# ---- Resolving for a case
+
+
+def test_resolve_spreads_single_numbers() -> None:
+    """Over labels, axes and modalities, as arrays."""
+    resolved = CrfParameters().resolve(num_labels=3, num_modalities=2, num_dims=4)
+    (kernel,) = resolved.bilateral
+    np.testing.assert_array_equal(kernel.weight, np.full(3, 4.0, dtype=np.float32))
+    assert kernel.weight.dtype == np.float32
+    np.testing.assert_array_equal(kernel.theta_alpha, [1.5] * 4)
+    np.testing.assert_array_equal(kernel.theta_beta, [0.05] * 2)
+    np.testing.assert_array_equal(resolved.compatibility, 1.0 - np.eye(3))
+    assert resolved.compatibility.dtype == np.float32
+    assert resolved.is_potts
+
+
+def test_resolve_keeps_lists_in_their_order() -> None:
+    """One entry a label, axis, modality."""
+    changes = {
+        "bilateral.weight": [1, 2, 3],
+        "bilateral.theta_alpha": [1, 2],
+        "bilateral.theta_beta": [0.1],
+        "spatial.weight": 1.0,
+        "spatial.theta_gamma": [3, 4],
+    }
+    resolved = CrfParameters().replace(**changes).resolve(3, 1, 2)
+    np.testing.assert_array_equal(resolved.bilateral[0].weight, [1, 2, 3])
+    np.testing.assert_array_equal(resolved.bilateral[0].theta_alpha, [1, 2])
+    assert resolved.spatial is not None
+    np.testing.assert_array_equal(resolved.spatial.theta_gamma, [3, 4])
+
+
+def test_resolve_drops_terms_without_weight() -> None:
+    """Nothing is computed for a weight of 0; a list with one that is not keeps the term."""
+    parameters = _two_kernels().replace(**{"bilateral.0.weight": [0.0, 0.0]})
+    resolved = parameters.resolve(2, 1, 3)
+    assert len(resolved.bilateral) == 1
+    np.testing.assert_array_equal(resolved.bilateral[0].theta_alpha, [6.0] * 3)
+    assert resolved.spatial is None
+    assert parameters.replace(**{"spatial.weight": [0.0, 1.0]}).resolve(2, 1, 3).spatial is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"bilateral.weight": [1.0, 2.0]},
+            r"bilateral\.weight: it has 2 values, but the case has 3 labels; give one number for all, or one per label",
+        ),
+        ({"bilateral.theta_alpha": [1.0]}, r"bilateral\.theta_alpha: it has 1 value, but the case has 3 axes"),
+        ({"bilateral.theta_beta": [0.1] * 4}, r"bilateral\.theta_beta: it has 4 values, but the case has 2 modalities"),
+        ({"spatial.weight": [1.0] * 4}, r"spatial\.weight: it has 4 values"),
+        ({"spatial.theta_gamma": [1.0] * 2}, r"spatial\.theta_gamma: it has 2 values, but the case has 3 axes"),
+        ({"bilateral": [{}, {"theta_beta": [0.1]}]}, r"bilateral\.1\.theta_beta: it has 1 value, but the case has 2 modalities"),
+        ({"intensity.normalization": ["zscore"]}, r"intensity\.normalization: it has 1 value, but the case has 2 modalities"),
+        ({"intensity.percentiles": [[1.0, 99.0]] * 3}, r"intensity\.percentiles: it has 3 values, but the case has 2 modalities"),
+        (
+            {"compatibility.kind": "matrix", "compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]},
+            r"compatibility\.matrix: it is 2 x 2, but the case has 3 labels",
+        ),
+    ],
+)
+def test_resolve_refuses_lists_of_the_wrong_length(changes: dict[str, object], message: str) -> None:
+    """By the name of the key, with both numbers."""
+    with pytest.raises(ConfigError, match="^" + message):
+        CrfParameters().replace(**changes).resolve(num_labels=3, num_modalities=2, num_dims=3)
+
+
+def test_a_potts_matrix_is_recognized() -> None:
+    """However it is written, the cheaper computation applies."""
+    parameters = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (1.0, 0.0))))
+    assert parameters.resolve(2, 1, 3).is_potts
+    other = parameters.replace(**{"compatibility.matrix": [[0.0, 2.0], [1.0, 0.0]]}).resolve(2, 1, 3)
+    assert not other.is_potts
+    np.testing.assert_array_equal(other.compatibility, [[0.0, 2.0], [1.0, 0.0]])
+
+
+def test_positions_decide_the_distance_between_voxels() -> None:
+    """Millimeters as they are, or one a voxel."""
+    parameters = CrfParameters()
+    assert parameters.resolve(2, 1, 3).position_spacing((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
+    voxels = parameters.replace(**{"mean_field.positions": "voxels"})
+    assert voxels.resolve(2, 1, 3).position_spacing((0.5, 1.0, 3)) == (1.0, 1.0, 1.0)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_bytes(b"\xef\xbb\xbf[mean_field]\nnum_iterations = 3\n")
+    assert CrfParameters.load(path).mean_field.num_iterations == 3

@@ -1,0 +1,184 @@
+"""Which module may import which: downward only, and each heavy or optional library in one place."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import crfrefine
+
+PACKAGE = Path(crfrefine.__file__).parent
+
+# Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
+LAYERS = (
+    ("errors", "text", "threads"),
+    ("execution", "failures"),
+    ("io",),
+    ("parameters",),
+    ("arrays",),
+    ("cases", "engines", "metrics", "pictures"),
+    ("layer", "refinement", "statistics"),
+    ("infer", "report", "tools"),
+    ("demo", "evaluate", "train"),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# Library -> the only places that may import it; places are modules or folders of the package.
+HOMES = {
+    "SimpleITK": set(),  # only in tests: its readers crash on hostile headers
+    "nibabel": {"io"},
+    "rich": {"cli"},
+    "typer": {"cli"},
+    "cupy": {"engines.cuda"},
+    "jinja2": {"report"},
+    "PIL": {"report"},
+    # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
+    "torch": {"engines.cuda.torch_memory", "layer", "train"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every import of a file, also those inside functions and under TYPE_CHECKING: they are dependencies all the same."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide the layer"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def unit_of(module: str) -> str | None:
+    """The line of the table that a module of the package belongs to; None for the package itself and its public names."""
+    _, _, inner = module.partition(".")
+    first = inner.partition(".")[0]
+    return first if first and ((PACKAGE / first).is_dir() or (PACKAGE / f"{first}.py").is_file()) else None
+
+
+def upward_imports(source: str, module: str) -> list[str]:
+    own = unit_of(f"crfrefine.{module}")
+    found = []
+    for line, imported in imported_modules(ast.parse(source)):
+        if imported.partition(".")[0] != "crfrefine":
+            continue
+        other = unit_of(imported)
+        if other is not None and other != own and LEVEL[other] >= LEVEL[own]:
+            found.append(f"line {line}: {own} imports {imported}")
+    return found
+
+
+def misplaced_imports(source: str, module: str) -> list[str]:
+    found = []
+    for line, imported in imported_modules(ast.parse(source)):
+        homes = HOMES.get(imported.partition(".")[0])
+        if homes is not None and not any(module == home or module.startswith(home + ".") for home in homes):
+            found.append(f"line {line}: {module} imports {imported}")
+    return found
+
+
+def prints(source: str, module: str) -> list[str]:
+    if module == "cli" or module.startswith("cli."):
+        return []
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [f"line {call.lineno}: {module} prints" for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.relative_to(PACKAGE).as_posix() for path in FILES])
+def test_imports_go_downward_and_libraries_stay_at_home(path):
+    module = module_name(path)
+    source = path.read_text(encoding="utf-8")
+    assert misplaced_imports(source, module) == []
+    assert prints(source, module) == []
+    if module:  # the package's __init__ gathers public names from any layer
+        assert unit_of(f"crfrefine.{module}") in LEVEL, f"{module} has no line in LAYERS"
+        assert upward_imports(source, module) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("from crfrefine.refinement import refine", "parameters.model"),
+        ("def f():\n    import crfrefine.cli.main", "infer.run"),
+        ("from crfrefine import engines", "errors"),
+        ("from crfrefine.arrays.components import postprocess", "io.nifti"),
+    ],
+)
+def test_the_rule_sees_an_upward_import(source, module):
+    assert len(upward_imports(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "module"),
+    [
+        ("import nibabel.nifti1", "cases.case"),
+        ("from rich import print", "infer.run"),
+        ("import torch", "refine"),
+        ("import cupy", "engines.cpu"),
+    ],
+)
+def test_the_rule_sees_a_library_outside_its_home(source, module):
+    assert len(misplaced_imports(source, module)) == 1
+
+
+def test_the_rule_sees_printing():
+    assert len(prints("print(1)", "refine")) == 1
+
+
+def run_python(code: str, *arguments: str, path_first: Path | None = None) -> str:
+    """Run code in a fresh interpreter, outside of the repository."""
+    lines = [f"import sys; sys.path.insert(0, {str(path_first)!r})"] if path_first else []
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([*lines, code]), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=path_first,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def tripwires(tmp_path):
+    """A folder whose `torch` and `cupy` raise what no import guard catches, so that even a tried import is seen."""
+    for library in ("torch", "cupy"):
+        (tmp_path / f"{library}.py").write_text(f"raise AssertionError('{library} was imported')\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_tripwires_are_found_before_the_real_libraries(tripwires):
+    code = "try:\n    import torch\nexcept AssertionError as seen:\n    print(seen)"
+    assert run_python(code, path_first=tripwires) == "torch was imported\n"
+
+
+def test_importing_the_package_imports_neither_torch_nor_cupy(tripwires):
+    run_python("import crfrefine; [getattr(crfrefine, name) for name in crfrefine.__all__ if name != 'CrfRnn']", path_first=tripwires)
+
+
+def test_a_whole_run_imports_neither_torch_nor_cupy(tripwires):
+    """The demo refines through the same code as `infer`."""
+    code = "import sys; from crfrefine.cli.main import main; sys.argv = ['crfrefine', *sys.argv[1:]]; main()"
+    run_python(code, "demo", "-o", str(tripwires / "out"), path_first=tripwires)
+    assert any((tripwires / "out").rglob("*.nii.gz"))
+
+
+def test_the_command_starts_without_heavy_libraries():
+    """Start-up counts in shell loops: these take 0.1 to 0.5 s each."""
+    heavy = run_python(
+        "import sys, crfrefine.cli.main\n"
+        "print(*sorted({'SimpleITK', 'matplotlib', 'nibabel', 'scipy', 'torch', 'cupy'} & set(sys.modules)))"
+    )
+    assert heavy.strip() == ""

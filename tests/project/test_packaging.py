@@ -1,0 +1,118 @@
+"""The installed wheel has what it needs and nothing else; the repository's text is fit to publish."""
+
+import importlib.metadata
+import importlib.resources
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crfrefine
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE_SUFFIXES = {".cpp", ".h", ".cu"}
+
+installed_only = pytest.mark.skipif(
+    not os.environ.get("CRFREFINE_TEST_INSTALLED"), reason="runs against the installed wheel: `make test` sets CRFREFINE_TEST_INSTALLED"
+)
+
+
+@installed_only
+def test_the_tests_meet_the_installed_package():
+    assert "site-packages" in Path(crfrefine.__file__).parts
+
+
+@installed_only
+def test_processes_that_tests_start_meet_it_too():
+    """`python -m` and `python -c` would put the working folder, here the source tree, first; PYTHONSAFEPATH keeps it out."""
+    code = "import crfrefine; print(crfrefine.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(found) == Path(crfrefine.__file__)
+
+
+@installed_only
+def test_the_version_is_the_packages():
+    assert importlib.metadata.version("crfrefine") == crfrefine.__version__
+
+
+@installed_only
+@pytest.mark.parametrize("folder", ["configs", "kernels"])
+def test_the_wheel_carries_its_data(folder):
+    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}}
+    assert wanted
+    with importlib.resources.as_file(importlib.resources.files("crfrefine")) as package:
+        for name in wanted:
+            assert (package / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+@installed_only
+def test_the_wheel_carries_the_pages_assets():
+    wanted = sorted(path.name for path in (ROOT / "crfrefine" / "report" / "assets").iterdir())
+    assert {"page.html", "report.css", "report.js", "viewer.js"} <= set(wanted)
+    assert sorted(item.name for item in (importlib.resources.files("crfrefine") / "report" / "assets").iterdir()) == wanted
+
+
+def test_no_script_of_others_is_committed():
+    """The viewer is read from an installed package; the page's own scripts are short."""
+    scripts = [path for path in repository_texts() if path.suffix == ".js"]
+    assert {path.name for path in scripts} == {"report.js", "viewer.js"}
+    assert all(len(line) < 200 for path in scripts for line in path.read_text(encoding="utf-8").splitlines()), "nothing minified"
+
+
+@installed_only
+def test_the_wheel_carries_nothing_else():
+    files = importlib.metadata.files("crfrefine")
+    assert files is not None
+    outside = {f.parts[0] for f in files if f.parts[0] != "crfrefine" and not f.parts[0].endswith(".dist-info") and f.parts[0] != ".."}
+    assert outside == set()
+    suffixes = {f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts}
+    assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
+
+
+@installed_only
+def test_the_engine_is_compiled_for_several_processors():
+    """A wheel must run on any processor of its architecture: the baseline is there, faster variants beside it."""
+    modules = {path.name.partition(".")[0] for path in Path(crfrefine.__file__).parent.glob("_engine_*.so")}
+    assert "_engine_baseline" in modules
+
+
+def repository_texts() -> list[Path]:
+    """Every text file that is, or would be, under version control."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a checkout: version control knows which files are the repository's")
+    listing = subprocess.run(
+        [git, "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    paths = [ROOT / name for name in listing.stdout.splitlines()]
+    binary = {".png", ".gz", ".npz", ".nii", ".mha", ".raw", ".zraw"}
+    return [path for path in paths if path.is_file() and path.suffix not in binary]
+
+
+def test_the_version_stands_in_one_place():
+    """Apart from the history of changes; a version that is edited in several places is wrong in one of them some day."""
+    literal = re.compile(rf"(?<![\d.=]){re.escape(crfrefine.__version__)}(?![\d.])")
+    naming = {
+        path.relative_to(ROOT).as_posix()
+        for path in repository_texts()
+        if path.suffix in {".py", ".toml", ".txt", ".cpp", ".h"} and literal.search(path.read_text(encoding="utf-8"))
+    }
+    assert naming == {"crfrefine/__init__.py"}
+
+
+# Put together here, or this file would match itself.
+UNFIT = {
+    "a path of somebody's machine": re.compile("|".join(["/wo" + "rk/", "/tmp/ba" + "sh_jobs", "/ho" + "me/", "/ro" + "ot/"])),
+    "unfinished work": re.compile(r"\b(TO" + "DO|FIX" + "ME|XX" + r"X)\b"),
+    "an unimplemented function": re.compile("NotImplemented" + "Error"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_the_repositorys_text_is_clean(what):
+    offenders = [path.relative_to(ROOT).as_posix() for path in repository_texts() if UNFIT[what].search(path.read_text(encoding="utf-8"))]
+    assert offenders == []

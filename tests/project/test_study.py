@@ -1,0 +1,207 @@
+"""The study's chain in miniature: on each case parameters that have not seen it, figures from the files that the commands wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import load_nifti
+from scipy import stats
+from training_helpers import write_cases
+
+from crfrefine.cases.case import discover_cases, load_case
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement import refine
+from crfrefine.train.baselines import VectorScaling
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+NUM_CASES = 4
+REGIONS = ("whole=1+2", "cyst=3")
+
+
+def run_study(*arguments: object) -> subprocess.CompletedProcess[str]:
+    # Its own folder, which PYTHONSAFEPATH keeps off the path of imports, and no package from there but what the tests have.
+    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, BENCHMARKS / "study.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"PYTHONPATH": path})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    data: Path
+    output: Path
+    document: Path
+    arguments: tuple[object, ...]
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def home(self) -> Path:
+        return self.output / "data" / "logits"
+
+    @property
+    def folds(self) -> list[dict]:
+        return json.loads((self.home / "training" / "params.report.json").read_text())["folds"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    data = write_cases(root / "data", NUM_CASES)
+    document = root / "results.md"
+    document.write_text(
+        "kept before\n<!-- study:begin -->\nreplaced\n<!-- study:end -->\nkept\n<!-- paper:begin -->\n<!-- paper:end -->\nkept after\n"
+    )
+    arguments = (
+        data,
+        "--regions",
+        *REGIONS,
+        "--folds",
+        2,
+        "--num-iterations",
+        3,
+        "--threads",
+        1,
+        "-o",
+        root / "out",
+        "--document",
+        document,
+    )
+    done = run_study(*arguments)
+    assert done.returncode == 0, done.stderr
+    return Outcome(data, root / "out", document, arguments, done)
+
+
+def case_of(study, case_id):
+    files = discover_cases(study.data / "images", study.data / "logits", labels=study.data / "labels")
+    return load_case(next(case for case in files if case.case_id == case_id), with_labels=True)
+
+
+def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(study):
+    """The label map is that of the fold which held the case out, and another fold's would be another one."""
+    folds = study.folds
+    assert sorted(case for fold in folds for case in fold["held_out"]) == [f"case{number}" for number in range(NUM_CASES)]
+    num_other = 0
+    for fold, other in (folds, folds[::-1]):
+        assert not {*fold["training"], *fold["deciding"]} & set(fold["held_out"])
+        for case_id in fold["held_out"]:
+            case = case_of(study, case_id)
+            own_map, other_map = (
+                refine(
+                    case.logits, case.image, spacing=case.spacing, parameters=CrfParameters.from_dict(one["fit"]["parameters"])
+                ).label_map
+                for one in (fold, other)
+            )
+            np.testing.assert_array_equal(load_nifti(study.home / "refined" / "trained" / f"{case_id}.nii.gz"), own_map)
+            num_other += bool((own_map != other_map).any())
+    assert num_other > 0
+
+
+def test_recalibration_is_that_of_the_fold_that_has_not_seen_the_case(study):
+    for fold in study.folds:
+        scaling = VectorScaling(fold["vector_scaling"]["temperature"], tuple(fold["vector_scaling"]["bias"]))
+        for case_id in fold["held_out"]:
+            expected = scaling.apply(case_of(study, case_id).logits).argmax(axis=0)
+            np.testing.assert_array_equal(load_nifti(study.home / "rivals" / "scaling" / f"{case_id}.nii.gz"), expected)
+
+
+def metrics(study):
+    with (study.home / "evaluation" / "metrics.csv").open() as stream:
+        rows = {(row["case"], row["label"], row["metric"], row["method"]): row["value"] for row in csv.DictReader(stream)}
+    return {key: float(value) for key, value in rows.items() if value}
+
+
+def test_the_tables_are_those_of_the_files(study):
+    values = metrics(study)
+    cases = sorted({key[0] for key in values})
+    before, after = (np.array([values[case, "whole", "dice", method] for case in cases]) for method in ("network", "trained CRF"))
+    text = study.document.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    network = next(row for row in rows if row[0].startswith("the network"))
+    trained = next(row for row in rows if row[0] == "**trained CRF**")
+    assert network[1] == f"{before.mean():.4f}"
+    assert trained[1] == f"{100 * (after - before).mean():+.2f}".replace("-", "−")
+    own = next(row for row in rows if row[:2] == ["data, `logits`", "whole"])
+    assert own[2] == str(NUM_CASES)
+    assert own[3] == f"{before.mean():.3f} ± {before.std(ddof=1):.3f}"
+    assert own[4] == f"{after.mean():.3f} ± {after.std(ddof=1):.3f}"
+    assert float(own[6]) == pytest.approx(stats.ttest_rel(after, before).pvalue, rel=0.1)  # printed with one or two digits
+    assert float(own[7]) == pytest.approx(stats.wilcoxon(after - before).pvalue, rel=0.1)
+    verdict = json.loads((study.home / "evaluation" / "summary.json").read_text())["verdict"]
+    assert f"> {verdict['sentence']}" in text
+    assert verdict["outcome"] == "too few cases"
+    assert [rival["name"] for rival in verdict["rivals"]] == ["vector scaling", "Gaussian smoothing", "largest component", "default CRF"]
+
+
+def test_the_commands_agree_and_the_papers_figures_stand_beside(study):
+    text = study.document.read_text()
+    assert "Dice of each method in each held-out case as `train-crf` measured it and as `infer` and `evaluate` give it: the same." in text
+    assert "| prostate | 50 | 0.767 ± 0.109 | 0.780 ± 0.110 | +1.30 |" in text
+
+
+def test_only_what_is_between_the_markers_is_replaced(study):
+    text = study.document.read_text()
+    assert "replaced" not in text
+    assert text.startswith("kept before\n<!-- study:begin -->\n")
+    assert "<!-- study:end -->\nkept\n<!-- paper:begin -->" in text
+    assert text.endswith("<!-- paper:end -->\nkept after\n")
+    assert (study.home / "evaluation" / "report.html").stat().st_size > 10_000
+
+
+def test_the_same_command_again_does_nothing_but_the_tables(study):
+    again = run_study(*study.arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("is there already") == 5
+    assert "study: crfrefine" not in again.stderr
+    assert again.stdout == study.done.stdout
+
+
+def test_stages_are_kept_gone_on_with_or_done_anew(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from study_stages import Stages
+
+    def run(inputs, fails=False):
+        """Two stages, each of which finds what is there and adds to it; the folders' contents, and what was done."""
+        done = []
+
+        def work(folder):
+            done.append((folder.name, len(list(folder.iterdir()))))
+            (folder / f"file{len(list(folder.iterdir()))}").touch()
+            if fails and folder.name == "second":
+                raise KeyboardInterrupt
+
+        stages = Stages(tmp_path / "own", "test")
+        stages.run("first", inputs, work)
+        stages.run("second", [], work)
+        return done
+
+    with pytest.raises(KeyboardInterrupt):
+        run(["a"], fails=True)
+    assert run(["a"]) == [("second", 1)]  # goes on with what the stopped one left
+    assert run(["a"]) == []
+    assert run(["b"]) == [("first", 0), ("second", 0)]  # the second rests on the first
+
+
+def test_what_is_missing_is_named(study, tmp_path):
+    shutil.copytree(study.data / "images", tmp_path / "data" / "images")
+    done = run_study(tmp_path / "data")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"study: {tmp_path / 'data'}: no folder labels; expected images/ labels/ logits/ [logits_*/] [masks/]\n"
+
+
+def test_a_command_that_fails_stops_the_study_and_says_which(study, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(study.data, data)
+    (data / "logits" / "case2.nii.gz").unlink()
+    done = run_study(data, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "case2" in done.stderr
+    assert "study: `crfrefine train-crf` ended with status 1" in done.stderr
+    assert "Traceback" not in done.stderr

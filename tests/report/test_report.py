@@ -1,0 +1,334 @@
+"""The page as text: one file that asks for nothing, in which what users name stays text, and whose numbers are those of the table."""
+
+import html.parser
+import itertools
+import json
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+from report_helpers import NASTY, make_images, make_report, make_table
+
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.pictures.display import label_color
+from crfrefine.report import missing_viewer, page, write_report
+from crfrefine.report.pairs import choose_cases, pairs_of, region_choices
+from crfrefine.statistics.comparison import MEAN, format_p, summarize
+from crfrefine.statistics.verdict import verdict
+
+VOID = {"meta", "input", "img", "br", "link", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, their nesting checked."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.texts = [], [], []
+        self.scripts = {}
+        self.feed(text)
+        self.close()
+        assert self.open == [], "elements that are never closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs).get("id")))
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1]}, line {self.getpos()[0]}"
+        self.open.pop()
+        if tag in {"td", "th"}:
+            self.texts.append(" ")
+
+    def handle_data(self, data):
+        if self.open and self.open[-1][0] == "script":
+            self.scripts[self.open[-1][1]] = self.scripts.get(self.open[-1][1], "") + data
+        elif self.open and self.open[-1][0] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", "".join(self.texts))
+
+
+def written(tmp_path, report, **options):
+    path = tmp_path / "report.html"
+    write_report(path, report, **options)
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("report"), make_report())
+
+
+def test_the_page_is_well_formed_and_names_are_unique(text):
+    found = Page(text)
+    names = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+    for _, attributes in found.elements:
+        for key in ("aria-labelledby", "aria-controls", "for"):
+            assert set((attributes.get(key) or "").split()) <= set(names)
+        if (attributes.get("href") or "").startswith("#"):
+            assert attributes["href"][1:] in names
+    assert ("html", {"lang": "en"}) in found.elements
+    assert sum(tag == "h1" for tag, _ in found.elements) == 1
+    headings = [int(tag[1]) for tag, _ in found.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(headings)), "no level is left out"
+    assert all("alt" in attributes for tag, attributes in found.elements if tag == "img")
+
+
+def test_the_page_asks_for_nothing_outside_of_itself(text):
+    assert re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text) == []
+    assert "@import" not in text
+    for tag, attributes in Page(text).elements:
+        assert tag not in {"link", "iframe", "object", "embed"}
+        for key in ("src", "href", "data", "action", "poster", "srcset"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:image/png;base64,"))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_what_users_name_stays_text(text):
+    found = Page(text)
+    assert NASTY in found.text
+    assert "Report on <b>crf</b> & others" in found.text
+    assert "cut off </dl></script>" in found.text
+    assert "1 front <part>" in found.text
+    assert not any("onerror" in attributes for _, attributes in found.elements)
+    assert {tag for tag, _ in found.elements}.isdisjoint({"b", "part"})
+    assert NASTY in json.loads(found.scripts["data"])["cases"]
+
+
+def test_the_verdict_comes_first_and_nothing_is_dropped_unsaid(text):
+    report, found = make_report(), Page(text)
+    start = found.text.index("Verdict")
+    assert found.text[start:].startswith(f"Verdict {report.verdict.sentence}")
+    assert start < found.text.index("Summary", start)
+    assert "1 case could not be evaluated" in found.text
+    assert "2: Dice is undefined for network in 2 of 13 cases" in found.text
+    assert "2: Dice is undefined for crf in 1 of 13 cases" in found.text
+
+
+@pytest.mark.parametrize(
+    ("method", "baseline", "tone"), [("crf", "network", "good"), ("network", "crf", "bad"), ("smoothing", "network", "open")]
+)
+def test_the_verdicts_mark_says_what_its_sentence_says(tmp_path, method, baseline, tone):
+    table = make_table(30)
+    judged = verdict(table, method, baseline, num_resamples=100)
+    rows = summarize(table, baseline, num_resamples=100)
+    found = Page(written(tmp_path, make_report(table=table, method=method, baseline=baseline, summary=rows, verdict=judged), num_shown=1))
+    assert any(attributes.get("class") == f"verdict {tone}" for _, attributes in found.elements), judged.sentence
+
+
+def test_the_numbers_on_the_page_are_those_of_the_table(text):
+    report = make_report()
+    data = json.loads(Page(text).scripts["data"])
+    assert data["cases"] == list(report.table.cases)
+    assert data["methods"] == ["network", "crf", "smoothing"]
+    for metric in ("dice", "hd95_mm", "volume_ml"):
+        for region in ("1", "2"):
+            for method, values in zip(data["methods"], data["values"][metric][region], strict=True):
+                expected = report.table.values(method, region, metric)
+                # Seven digits are written.
+                np.testing.assert_allclose(np.array(values, float), expected, rtol=1e-6)
+                assert [value is None for value in values] == [math.isnan(value) for value in expected]
+    means = np.array(data["values"]["dice"][MEAN][:2], float)
+    np.testing.assert_allclose(means, report.table.means("dice", ["network", "crf"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.array(data["values"]["volume_difference_ml"]["1"], float),
+        np.abs([report.table.values(method, "1", "volume_difference_ml") for method in data["methods"]]),
+        rtol=1e-6,
+    )
+
+
+def test_the_summary_table_has_the_numbers_of_the_summary(text):
+    report = make_report()
+    row = next(row for row in report.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
+    comparison = row.comparison
+    numbers = [100 * comparison.mean_baseline, 100 * comparison.mean]
+    expected = f"1 front <part> {numbers[0]:.2f} {numbers[1]:.2f} {100 * comparison.mean_difference:+.2f} "
+    assert expected.replace("-", "\u2212") in Page(text).text
+    low, high = (f"{100 * end:+.2f}".replace("-", "\u2212") for end in comparison.interval)
+    assert f"{low} to {high} {format_p(row.p_holm)} {comparison.effect_size:+.2f} " in Page(text).text
+    assert f"▲ {comparison.wins} ● {comparison.ties} ▼ {comparison.losses}" in Page(text).text
+
+
+def test_the_legend_has_the_colors_of_the_pictures(text):
+    colors = [attributes["style"] for _, attributes in Page(text).elements if attributes.get("class") == "swatch"]
+    assert colors == [f"background:{label_color(label)}" for label in (1, 2)]
+    assert "1 front <part> 2 gained a label" in Page(text).text
+    assert set(re.findall(r'class="contour" style="stroke:(#\w+)"><title>label 1<', text)) == {label_color(1)}
+
+
+def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
+    report = make_report()
+    sets = [attributes for _, attributes in Page(text).elements if attributes.get("class") == "chart-set"]
+    shown = {(attributes["data-metric"], attributes["data-region"]) for attributes in sets}
+    assert shown == {(metric, region) for metric in ("dice", "hd95_mm", "volume_difference_ml") for region in (MEAN, "1", "2")}
+    assert [("hidden" in attributes) for attributes in sets] == [False] + [True] * 8
+    assert sets[0]["data-metric"] == "dice"
+    assert len(pairs_of(report, "2", "dice").cases) == 11, "two are undefined"
+    assert list(pairs_of(report, "2", "hd95_mm").gains) == list(pairs_of(report, "2", "dice").gains), "smaller distances are better"
+
+
+def test_worst_median_and_best_are_those_by_the_difference_in_mean_dice():
+    report = make_report()
+    shown = choose_cases(report, 2)
+    means = report.table.means("dice", ["network", "crf"])
+    order = [report.table.cases[index] for index in np.argsort(means[1] - means[0], kind="stable")]
+    assert [one.case for one in shown if one.reason == "worst"] == order[:2]
+    assert [one.case for one in shown if one.reason == "best"] == order[-1:-3:-1]
+    assert {one.case for one in shown if one.reason == "median"} <= set(order[5:8])
+    assert len({one.case for one in shown}) == 6
+
+
+def test_where_a_single_region_is_judged_it_leads_everything(tmp_path):
+    report = make_report()
+    judged = verdict(report.table, "crf", "network", regions=["2"], num_resamples=100)
+    report = make_report(summary=summarize(report.table, "network", mean_regions=["2"], num_resamples=100), verdict=judged)
+    assert region_choices(report, "dice") == ("2", "1")
+    differences = report.table.values("crf", "2", "dice") - report.table.values("network", "2", "dice")
+    assert choose_cases(report, 1)[0].case == report.table.cases[int(np.nanargmin(differences))]
+    found = Page(written(tmp_path, report, num_shown=1))
+    assert "by the Dice of 2 in each case" in found.text
+    assert "By the difference in Dice of 2." in found.text
+    (first,) = (
+        attributes["data-region"]
+        for _, attributes in found.elements
+        if attributes.get("data-metric") == "dice" and "hidden" not in attributes and attributes.get("class") == "chart-set"
+    )
+    assert first == "2"
+
+
+@pytest.mark.parametrize("num_cases", [3, 4])
+def test_few_cases_are_shown_once_each(num_cases):
+    shown = choose_cases(make_report(num_cases), 3)
+    assert sorted(one.case for one in shown) == sorted(make_table(num_cases).cases)
+
+
+def test_without_a_baseline_the_method_is_shown_alone(tmp_path):
+    text = written(tmp_path, make_report(compared=False))
+    found = Page(text)
+    assert "there is no verdict" in found.text
+    assert "Bland-Altman" not in found.text
+    assert "Difference" not in found.text
+    assert "Errors" in found.text
+    assert region_choices(make_report(compared=False), "dice") == (MEAN, "1", "2")
+    report = make_report(compared=False)
+    signed = json.loads(found.scripts["data"])["values"]["volume_difference_ml"]["1"][0]
+    np.testing.assert_allclose(np.array(signed, float), report.table.values("crf", "1", "volume_difference_ml"), rtol=1e-6)
+    assert "without its sign" not in found.text, "in the summary it has its sign as well"
+
+
+def test_without_images_the_labels_are_shown_on_nothing(tmp_path):
+    found = Page(written(tmp_path, make_report(load_case=lambda case: make_images(case, has_image=False)), num_shown=1))
+    assert not any(tag == "image" for tag, _ in found.elements)
+    assert sum(attributes.get("class") == "nothing" for _, attributes in found.elements) == 9
+
+
+def test_a_case_that_cannot_be_read_is_named_on_the_page(tmp_path):
+    def load(case):
+        if case == NASTY:
+            raise InputError(f"images/{case}.nii.gz: cut off")
+        return make_images(case)
+
+    report = make_report(4, load_case=load)
+    assert f"It cannot be shown: images/{NASTY}.nii.gz: cut off" in Page(written(tmp_path, report)).text
+
+
+@pytest.mark.parametrize("num_cases", [1, 2])
+def test_one_and_two_cases(tmp_path, num_cases):
+    table = make_table(3)
+    kept = type(table)(line for line in table if line.case in table.cases[:num_cases])
+    report = make_report(
+        3, table=kept, summary=summarize(kept, "network", num_resamples=100), verdict=verdict(kept, "crf", "network", num_resamples=100)
+    )
+    assert f"too few cases to tell: n = {num_cases}" in Page(written(tmp_path, report)).text
+
+
+def test_thousands_of_cases_do_not_make_the_page_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST_VALUES", 20_000)
+    table = make_table(1000)
+    rows = summarize(table, "network", num_resamples=20)
+    judged = verdict(table, "crf", "network", num_resamples=20)
+    text = written(tmp_path, make_report(3, table=table, summary=rows, verdict=judged), num_shown=1)
+    found = Page(text)
+    data = json.loads(found.scripts["data"])
+    assert len(data["cases"]) == 20_000 // (11 * 3), "11 choices of metric and region, 3 methods"
+    assert f"Of 1000 cases, the {len(data['cases'])} whose mean Dice changed most" in found.text
+    assert "There are 1000 cases" in found.text
+    changes = np.abs(np.diff(table.means("dice", ["network", "crf"]), axis=0)[0])
+    assert table.cases[int(np.argmax(changes))] in data["cases"]
+    # Nine sets of three charts of at most 300 marks and lines, some twenty bytes each.
+    assert len(text) < 800_000
+
+
+def test_the_page_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old", encoding="utf-8")
+
+    def load(case):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        write_report(path, make_report(load_case=load))
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(CrfRefineError, match="cannot be written"):
+        write_report(tmp_path / "none" / "report.html", make_report())
+
+
+def test_same_input_same_page(tmp_path, text):
+    assert written(tmp_path, make_report()) == text
+
+
+def test_progress_names_each_case_that_is_drawn(tmp_path):
+    seen = []
+    write_report(tmp_path / "report.html", make_report(), num_shown=1, progress=lambda *step: seen.append(step))
+    assert [step[1:] for step in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert seen[0][0] == choose_cases(make_report(), 1)[0].case
+
+
+def test_the_viewer_is_there_with_its_license_and_nilearn_is_not_imported(text):
+    if missing_viewer():
+        pytest.skip(missing_viewer())
+    assert "function brainsprite(" in text
+    assert "Pierre Bellec and the Brainsprite contributors" in text
+    assert "nilearn" not in sys.modules
+
+
+def test_without_the_viewers_package_the_page_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nilearn", None)
+    assert "nilearn, which is not installed" in missing_viewer()
+    found = Page(written(tmp_path, make_report(), num_shown=1))
+    assert "There is no interactive viewer in this report" in found.text
+    assert "pip install 'crfrefine[report]'" in found.text
+    assert not any("viewer" in (attributes.get("class") or "") for _, attributes in found.elements)
+
+
+def test_a_package_without_the_viewer_is_an_error_that_says_so(tmp_path, monkeypatch):
+    (tmp_path / "nilearn").mkdir()
+    (tmp_path / "nilearn" / "__init__.py").write_text("raise AssertionError('imported')", encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "nilearn", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "install nilearn 0.12 to 0.14" in missing_viewer()
+    assert str(tmp_path) in missing_viewer()
+    viewer = tmp_path / "nilearn" / "_assets" / "js" / "brainsprite.min.js"
+    viewer.parent.mkdir(parents=True)
+    viewer.write_text("export default class Another {}", encoding="utf-8")
+    assert f"{viewer}: expected a slice viewer" in missing_viewer()
+    assert "There is no interactive viewer" in Page(written(tmp_path, make_report(), num_shown=1)).text
+
+
+def test_names_of_files_need_not_be_text(tmp_path):
+    report = make_report(settings={"folder": "labels/\udcff"}, failures=[("case \udcfe", "labels/\udcfe.nii.gz: cut off")])
+    text = Page(written(tmp_path, report)).text
+    assert "labels/\\udcff" in text
+    assert "case \\udcfe" in text

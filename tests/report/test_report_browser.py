@@ -1,0 +1,534 @@
+"""The report as people meet it: opened from disk in a real browser, clicked, sorted, scrolled, on a phone and in the dark."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from browser_helpers import missing_browser, open_browser, prefer, requested, resize
+from report_helpers import NASTY, STEPS, make_images, make_report, make_table
+
+from crfrefine.errors import InputError
+from crfrefine.report import CaseImages, missing_viewer, write_report
+from crfrefine.report.cutting import upright_case
+from crfrefine.statistics.comparison import ResultTable
+
+pytestmark = pytest.mark.skipif(bool(missing_browser()), reason=missing_browser() or "there is a browser")
+needs_viewer = pytest.mark.skipif(bool(missing_viewer()), reason=missing_viewer() or "there is a viewer")
+
+# Text that lies on pictures: it is white with a black edge.
+ON_PICTURES = ".picture .letter, .cut text"
+
+CONTRASTS = """
+const parse = (color) => { const found = color.match(/[\\d.]+/g).map(Number); return found.length > 3 ? found : [...found, 1]; };
+const luminance = (color) => { const [r, g, b] = color.slice(0, 3).map((value) => {
+  const share = value / 255; return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4; });
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const background = (node) => { for (; node; node = node.parentElement) {
+  const color = parse(getComputedStyle(node).backgroundColor); if (color[3] === 1) return color; } return [255, 255, 255, 1]; };
+const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const text = walker.currentNode, node = text.parentElement;
+  if (!text.data.trim() || node.closest(arguments[0]) || !node.checkVisibility() || node.closest("title, desc")) continue;
+  const style = getComputedStyle(node), ink = parse(node.closest("svg") ? style.fill : style.color);
+  const [one, other] = [luminance(ink), luminance(background(node))];
+  found.push([(Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), text.data.trim().slice(0, 40)]);
+}
+return found;
+"""
+
+OVERFLOWING = """
+const wide = document.documentElement.clientWidth;
+return [...document.body.querySelectorAll("*")].filter((node) => node.checkVisibility() && !node.closest(".scroll table, .sr, .skip")
+  && node.getBoundingClientRect().right > wide + 0.5).map((node) => node.outerHTML.slice(0, 120));
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, make_report(), num_shown=1)
+    return path.as_uri()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The report, freshly opened at desk width; whatever it complains about on the console fails the test."""
+    prefer(browser, "light")
+    resize(browser, 1200)
+    browser.get_log("browser")
+    browser.get(address)
+    wait(browser, "document.readyState === 'complete' && document.querySelector('#case-table tbody tr')")
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def wait(driver, condition):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
+
+
+def find(driver, selector):
+    return driver.find_element("css selector", selector)
+
+
+def column(driver, place):
+    """The texts of a column of the table of cases."""
+    return driver.execute_script(
+        "return [...document.querySelectorAll('#case-table tbody tr')].map((row) => row.cells[arguments[0]].textContent)", place
+    )
+
+
+def select(driver, selector, value):
+    driver.execute_script(
+        "const node = document.querySelector(arguments[0]); node.value = arguments[1]; node.dispatchEvent(new Event('input'))",
+        selector,
+        value,
+    )
+
+
+def number(text):
+    return float(text.replace("\u2212", "-"))
+
+
+def test_it_opens_from_disk_and_asks_for_nothing(page, address):
+    requested(page)
+    page.refresh()
+    wait(page, "document.readyState === 'complete'")
+    assert {url.partition("#")[0] for url in requested(page) if not url.startswith("data:")} == {address}
+    assert page.title == "Report on <b>crf</b> & others"
+    assert page.execute_script("return document.querySelectorAll('b, [onerror]').length") == 0
+    assert make_report().verdict.sentence == find(page, "#sentence").text
+    assert page.execute_script("return document.querySelector('#sentence').getBoundingClientRect().bottom") < 400, "the verdict comes first"
+
+
+def test_the_table_sorts_numbers_with_undefined_values_last(page):
+    select(page, "#table-metric", "hd95_mm")
+    select(page, "#table-region", "2")
+    table = make_report().table
+    expected = np.abs(table.values("network", "2", "hd95_mm"))
+    button = "#case-table th:nth-child(2) button"
+    for direction in ("ascending", "descending"):
+        find(page, button).click()
+        assert find(page, "#case-table th:nth-child(2)").get_attribute("aria-sort") == direction
+        shown = column(page, 1)
+        assert shown[-2:] == ["–", "–"], "two are undefined"
+        numbers = [number(text) for text in shown[:-2]]
+        assert numbers == sorted(numbers, reverse=direction == "descending")
+        np.testing.assert_allclose(sorted(numbers), np.sort(expected)[:-2], atol=0.0051)  # two decimals are shown
+    find(page, "#case-table th:nth-child(4) button").click()
+    differences = [number(text) for text in column(page, 3)[:-2]]
+    assert differences == sorted(differences)
+    assert differences[0] < 0, "a sign is no letter"
+    assert len(set(differences)) > 5
+    assert [find(page, f"#case-table th:nth-child({place})").get_attribute("aria-sort") for place in (1, 3)] == ["none", "none"]
+
+
+def test_the_table_is_sorted_with_the_keyboard_and_names_by_their_numbers(page):
+    from selenium.webdriver.common.keys import Keys
+
+    find(page, "#case-table th:first-child button").send_keys(Keys.ENTER)
+    names = column(page, 0)
+    plain = [name for name in names if name.startswith("case ")]
+    assert plain == sorted(plain, key=lambda name: int(name.split()[1]))
+    assert NASTY in names
+    assert page.execute_script("return document.activeElement.dataset.key") == "case", "the focus stays where it was"
+    for _ in range(2):
+        find(page, "#case-table th:nth-child(5) button").send_keys(Keys.ENTER)
+        better = [name for name, result in zip(column(page, 0), column(page, 4), strict=True) if result == "▲ better"]
+        assert better == [name for name in names if name in better], "equal ones stand in the order of names"
+        assert len(better) > 5
+
+
+def test_the_table_is_filtered_by_name_and_by_result(page):
+    find(page, "#filter").send_keys("CASE 1")
+    assert sorted(column(page, 0)) == ["case 10", "case 11", "case 12"]
+    assert find(page, "#table-status").text == "3 of 13 cases"
+    find(page, "#filter").clear()
+    select(page, "#filter", "")
+    gains = {"better": 0, "worse": 0, "equal": 0}
+    for kind in gains:
+        select(page, "#kind", kind)
+        gains[kind] = len(column(page, 0))
+        assert all(text.endswith(kind) for text in column(page, 4))
+    comparison = make_report().verdict.comparison
+    assert gains == {"better": comparison.wins, "worse": comparison.losses, "equal": comparison.ties}
+    select(page, "#kind", "undefined")
+    assert column(page, 0) == []
+
+
+def test_shown_cases_are_linked_to_their_pictures(page):
+    link = find(page, "#case-table tbody a")
+    name = link.text
+    link.click()
+    target = page.execute_script("return document.querySelector(':target h4').textContent")
+    assert target.startswith(name)
+
+
+def test_tabs_and_regions_choose_the_charts(page):
+    from selenium.webdriver.common.keys import Keys
+
+    def shown():
+        return page.execute_script(
+            "return [...document.querySelectorAll('.chart-set')].filter((set) => set.checkVisibility())"
+            ".map((set) => [set.dataset.metric, set.dataset.region])"
+        )
+
+    assert shown() == [["dice", "mean"]]
+    find(page, "#tab-hd95_mm").click()
+    assert shown() == [["hd95_mm", "mean"]]
+    assert find(page, "#tab-hd95_mm").get_attribute("aria-selected") == "true"
+    select(page, "#region", "2")
+    assert shown() == [["hd95_mm", "2"]]
+    chosen = "return ['#table-metric', '#table-region'].map((name) => document.querySelector(name).value)"
+    assert page.execute_script(chosen) == ["hd95_mm", "2"], "the table goes with the charts"
+    find(page, "#tab-hd95_mm").send_keys(Keys.HOME)
+    assert shown() == [["dice", "2"]], "the region stays"
+    find(page, "#tab-dice").send_keys(Keys.ARROW_LEFT)
+    assert shown()[0][0] == page.execute_script("return document.activeElement.dataset.metric") != "dice"
+
+
+def test_every_region_is_shown_on_demand(page):
+    def rows():
+        return page.execute_script(
+            "return [...document.querySelector('table.summary').tBodies[0].rows].filter((row) => row.checkVisibility()).length"
+        )
+
+    few = rows()
+    find(page, "#all-regions").click()
+    assert rows() > few
+
+
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_text_can_be_read_in_the_light_and_in_the_dark(page, preferred):
+    """4.5 is what WCAG 2.2 asks for, level AA."""
+    prefer(page, preferred)
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    seen = []
+    for _ in range(2):
+        seen.append(page.execute_script(paper))
+        page.execute_script("document.querySelectorAll('.chart-set').forEach((set) => { set.hidden = false; })")
+        page.execute_script("document.querySelectorAll('details:not(.viewer)').forEach((node) => { node.open = true; })")
+        contrasts = page.execute_script(CONTRASTS, ON_PICTURES)
+        assert len(contrasts) > 500
+        assert [text for contrast, text in contrasts if contrast < 4.5] == []
+        is_dark = (preferred == "dark") ^ (len(seen) == 2)
+        # The page hears of the system's preference with the next frame.
+        wait(page, f"document.querySelector('#theme').ariaPressed === '{str(is_dark).lower()}'")
+        find(page, "#theme").click()
+    assert seen[0] != seen[1], "the button turns the theme around"
+    assert page.execute_script(paper) == seen[0]
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_screen(page, width):
+    resize(page, width)
+    page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    if not missing_viewer():
+        wait(page, "[...document.querySelectorAll('details.viewer')].every((box) => box.dataset.ready)")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert page.execute_script(OVERFLOWING) == []
+    widths = page.execute_script(
+        "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
+    )
+    assert min(widths) > 280, "drawn for 360: its texts are at least three quarters of their size"
+
+
+def test_pictures_keep_the_proportions_of_the_patient(page):
+    case = upright_case(make_images("a"))
+    size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
+    boxes = page.execute_script(
+        "return [...document.querySelectorAll('#case-0 .cut-row')].map((row) => row.querySelector('image').getBoundingClientRect())"
+        ".map((box) => box.width / box.height)"
+    )
+    # A hundredth of a pixel is what layout rounds to.
+    assert boxes == pytest.approx([size[0] / size[1], size[0] / size[2], size[1] / size[2]], rel=0.01)
+
+
+def test_without_scripts_every_chart_is_there_and_nothing_that_is_dead(page, address):
+    """As in a mail program or behind a policy that forbids scripts, where <noscript> may not be heeded."""
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page.get(address)
+        wait(page, "document.readyState === 'complete'")  # scripts of the page are off, not those of the test
+    finally:
+        page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    shown = "return [...document.querySelectorAll(arguments[0])].map((node) => node.checkVisibility())"
+    assert page.execute_script(shown, ".chart-set") == 9 * [True]
+    assert set(page.execute_script(shown, "button, select, input, details.viewer")) == {False}
+    assert page.execute_script(shown, ".needs-no-script") == [True]
+    page.get(address)
+    assert page.execute_script(shown, ".needs-no-script") == [False]
+    assert True in page.execute_script(shown, "button, select, input")
+
+
+@needs_viewer
+def test_a_viewer_that_fails_says_so(page):
+    page.execute_script(
+        "brainsprite = () => { throw new Error('no canvas'); }; document.querySelector('#case-0 details.viewer').open = true"
+    )
+    wait(page, "document.querySelector('#case-0 .planes').textContent")
+    assert find(page, "#case-0 .planes").text == "The viewer cannot be shown here: no canvas"
+
+
+def open_other(browser, tmp_path, report, **options):
+    """Open another report than that of the tests' page."""
+    write_report(tmp_path / "report.html", report, **options)
+    browser.get_log("browser")
+    browser.get((tmp_path / "report.html").as_uri())
+    wait(browser, "document.readyState === 'complete'")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_names_of_any_length_and_direction_stay_in_their_places(browser, tmp_path, width):
+    table = ResultTable(replace(line, case=f"\u202e{line.case}" if line.case != "case 3" else 200 * "x") for line in make_table(6))
+    resize(browser, width)
+    open_other(
+        browser, tmp_path, make_report(3, table=table, region_titles={"1": 200 * "y", "2": "<script>alert(2)</script>"}), num_shown=6
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(OVERFLOWING) == []
+    # A name that runs from right to left does not turn around what follows it.
+    assert browser.execute_script(
+        "return [...document.querySelectorAll('h4')].map((name) => getComputedStyle(name.firstElementChild).unicodeBidi)"
+    ) == 6 * ["isolate"]
+    assert browser.get_log("browser") == []
+
+
+def test_a_long_table_is_shown_in_full_on_demand(browser, tmp_path):
+    open_other(browser, tmp_path, make_report(3, table=make_table(60)), num_shown=1)
+    assert len(column(browser, 0)) == 50
+    assert find(browser, "#table-status").text == "60 of 60 cases, the first 50 shown"
+    find(browser, "#more").click()
+    assert len(column(browser, 0)) == 60
+    assert not find(browser, "#more").is_displayed()
+
+
+def test_a_report_without_any_picture_works(browser, tmp_path):
+    """As where Dice is undefined in all cases, or no volume can be read."""
+
+    def load(case):
+        raise InputError(f"{case}: cut off")
+
+    open_other(browser, tmp_path, make_report(4, load_case=load))
+    assert len(column(browser, 0)) == 4
+    assert browser.get_log("browser") == []
+
+
+@needs_viewer
+def test_of_a_single_slice_one_plane_is_shown(browser, tmp_path):
+    flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
+    images = CaseImages("flat", flat.astype(np.float32), flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
+    open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
+    open_viewer(browser)
+    planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
+    assert browser.execute_script(f"{planes}.map((plane) => plane.dataset.plane)") == ["axial"]
+    assert pixels(browser, "axial").shape[:2] == upright_case(images).after.shape[1::-1]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_it_is_printed_on_white_paper_whatever_the_screen_shows(page, preferred):
+    prefer(page, preferred)
+    for _ in range(2):
+        find(page, "#theme").click()
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        contrasts = page.execute_script(CONTRASTS, ON_PICTURES)
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+        assert paper == "rgb(255, 255, 255)"
+        assert [text for contrast, text in contrasts if contrast < 4.5] == []
+
+
+def open_viewer(page):
+    page.execute_script("document.querySelector('#case-0 details.viewer').open = true")
+    wait(page, "document.querySelector('#case-0 details.viewer').dataset.ready")
+
+
+def pixels(page, plane):
+    """The canvas of a plane, (rows, columns, RGBA); read from a copy, as the page itself never reads it back."""
+    flat, width = page.execute_script(
+        "const canvas = document.querySelector(`#case-0 .plane[data-plane=${arguments[0]}] canvas`);"
+        "const copy = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});"
+        "const context = copy.getContext('2d', {willReadFrequently: true});"
+        "context.drawImage(canvas, 0, 0);"
+        "return [Array.from(context.getImageData(0, 0, copy.width, copy.height).data), copy.width]",
+        plane,
+    )
+    return np.array(flat).reshape(-1, width, 4)
+
+
+def toggle(page, name):
+    page.execute_script("document.querySelector(`#case-0 input[name=${arguments[0]}]`).click()", name)
+
+
+def move_to(page, plane, place):
+    """Move a plane's slider to a voxel, counted from 0."""
+    select(page, f"#case-0 .plane[data-plane={plane}] input", str(place + 1))
+
+
+PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+
+
+def counted(case, axis, place):
+    """What a plane says of where it lies."""
+    return f"{case.axes[axis].first + case.axes[axis].step * place} of {case.axes[axis].size}"
+
+
+def bare(page):
+    """Open the viewer without any overlay."""
+    open_viewer(page)
+    for name in ("reference", "changes"):
+        toggle(page, name)
+
+
+@needs_viewer
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_viewer_shows_the_slice_that_its_slider_names(page, plane):
+    """Pixel by pixel the gray values of the volume, turned so that the patient's right is at the left."""
+    case = upright_case(make_images("a"))
+    through, across, up = PLANES[plane]
+    bare(page)
+    for place in (0, case.after.shape[through] - 1, case.point[through]):
+        move_to(page, plane, place)
+        cut = np.take(case.gray, place, axis=through).T[::-1]
+        shown = pixels(page, plane)
+        assert shown.shape[:2] == (case.after.shape[up], case.after.shape[across])
+        assert (shown[..., 3] == 255).all()
+        # The viewer's gray values have 64 levels.
+        assert np.abs(shown[..., :3] - cut[..., None].astype(int)).max() < 4
+        assert shown[..., 0].std() > 10, "not blank"
+        figure = find(page, f"#case-0 .plane[data-plane={plane}]")
+        assert figure.find_element("css selector", "output").text == counted(case, through, place)
+        assert figure.find_element("css selector", "input").get_attribute("aria-valuetext") == counted(case, through, place)
+
+
+@needs_viewer
+@pytest.mark.parametrize(("overlay", "label"), [("reference", None), ("before", None), ("after", 2), ("changes", None)])
+def test_an_overlay_colors_its_voxels_and_no_others(page, overlay, label):
+    case = upright_case(make_images("a"))
+    bare(page)
+    toggle(page, "filled")
+    plain = {plane: pixels(page, plane) for plane in PLANES}
+    toggle(page, overlay)
+    volume = getattr(case, overlay)
+    for plane, (through, _, _) in PLANES.items():
+        shown = pixels(page, plane)
+        expected = np.take(volume, case.point[through], axis=through).T[::-1] > 0
+        np.testing.assert_array_equal((shown != plain[plane]).any(axis=-1), expected)
+        assert expected.any()
+    if label:
+        right, front, top = np.argwhere(volume == label)[0]
+        for plane, place in (("axial", top), ("coronal", front), ("sagittal", right)):
+            move_to(page, plane, int(place))
+        rows, columns = np.nonzero(pixels(page, "axial")[..., 2] > pixels(page, "axial")[..., 0] + 20)  # the second label is blue
+        assert (rows.tolist(), columns.tolist()) == ([volume.shape[1] - 1 - front], [right])
+    toggle(page, overlay)
+
+
+def edges_of(path):
+    """The unit edges of closed lines, each by its upper or left end."""
+    for line in path.split("M")[1:]:
+        (column, row), *steps = (re.findall(r"-?\d+", part) for part in re.split(r"(?=[hv])", line))
+        x, y = start = int(column), int(row)
+        for way, (length,) in zip(re.findall("[hv]", line), steps, strict=True):
+            moved = (x + int(length), y) if way == "h" else (x, y + int(length))
+            yield (*min((x, y), moved), way)
+            x, y = moved
+        assert (x, y) == start, "the line is closed"
+
+
+@needs_viewer
+@pytest.mark.parametrize("overlay", ["reference", "before", "after"])
+def test_outlines_run_around_the_voxels_of_each_label(page, overlay):
+    case = upright_case(make_images("a"))
+    bare(page)
+    paths = (
+        "return [...document.querySelectorAll(`#case-0 .plane[data-plane=${arguments[0]}] svg path`)].map((path) => path.getAttribute('d'))"
+    )
+    assert page.execute_script(paths, "axial") == []
+    toggle(page, overlay)
+    for plane, (through, _, _) in PLANES.items():
+        for place in (case.point[through], int(np.argwhere(case.after == 2)[0][through])):
+            move_to(page, plane, place)
+            cut = np.take(getattr(case, overlay), place, axis=through).T[::-1]
+            expected = set()
+            for label in set(np.unique(cut)) - {0}:
+                padded = np.pad(cut == label, 1)
+                rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+                expected |= {(column, row, "h") for row, column in zip(rows, columns, strict=True)}
+                rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+                expected |= {(column, row, "v") for row, column in zip(rows, columns, strict=True)}
+            found = page.execute_script(paths, plane)
+            assert len(found) == len(set(np.unique(cut)) - {0}), "a path a label"
+            assert {edge for path in found for edge in edges_of(path)} == expected
+    drawing = "return document.querySelector('#case-0 .plane[data-plane=axial] {}').getBoundingClientRect().toJSON()"
+    assert page.execute_script(drawing.format("svg")) == page.execute_script(drawing.format("canvas")), "it lies on the picture"
+
+
+@needs_viewer
+def test_planes_have_the_proportions_and_sides_of_the_patient(page):
+    case = upright_case(make_images("a"))
+    open_viewer(page)
+    size = [count * step for count, step in zip(case.after.shape, STEPS, strict=True)]
+    for plane, (_, across, up) in PLANES.items():
+        picture = find(page, f"#case-0 .plane[data-plane={plane}] .picture")
+        assert picture.size["width"] / picture.size["height"] == pytest.approx(size[across] / size[up], rel=0.02)  # whole pixels
+        middles = {
+            letter.text: (letter.location["x"] + letter.size["width"] / 2, letter.location["y"] + letter.size["height"] / 2)
+            for letter in picture.find_elements("css selector", ".letter")
+        }
+        sides = ("RL", "PA", "IS")
+        assert middles[sides[across][0]][0] < middles[sides[across][1]][0]
+        assert middles[sides[up][0]][1] > middles[sides[up][1]][1], "y runs downward"
+
+
+@needs_viewer
+def test_wheel_pointer_and_opacity_change_the_picture(page):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    case = upright_case(make_images("a"))
+    open_viewer(page)
+    first = pixels(page, "axial")
+    picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    page.execute_script("arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, cancelable: true}))", picture)
+    assert find(page, "#case-0 .plane[data-plane=axial] output").text == counted(case, 2, case.point[2] - 1), "down is inferior"
+    assert (pixels(page, "axial") != first).any()
+    # A little right of the middle and above it: to the left and to the front of the patient.
+    ActionChains(page).move_to_element_with_offset(picture, picture.size["width"] // 4, -picture.size["height"] // 4).click().perform()
+    slider = "document.querySelector('#case-0 .plane[data-plane={}] input').value"
+    for plane, size in zip(("sagittal", "coronal"), case.after.shape, strict=False):
+        wait(page, f"Math.abs({slider.format(plane)} - {0.75 * size}) <= 1")
+    toggle(page, "filled")
+    toggle(page, "reference")
+    before = pixels(page, "axial")
+    toggle(page, "reference")
+    faint = pixels(page, "axial")
+    select(page, "#case-0 input[name=opacity]", "100")
+    page.execute_script("document.querySelector('#case-0 fieldset').dispatchEvent(new Event('input'))")
+    strong = pixels(page, "axial")
+    assert np.abs(strong - before).sum() > np.abs(faint - before).sum() > 0
+    # Dragged to the left end, which is the patient's right, and on beyond it.
+    ActionChains(page).click_and_hold(picture).move_by_offset(-picture.size["width"] // 2 - 30, 0).release().perform()
+    wait(page, f"{slider.format('sagittal')} === '1'")
+    toggle(page, "crosshair")
+    assert (pixels(page, "axial") == 255).all(axis=-1).sum() >= sum(case.after.shape[:2]) - 1
+
+
+@needs_viewer
+def test_a_viewer_can_be_closed_and_opened_again(page):
+    open_viewer(page)
+    first = pixels(page, "coronal")
+    page.execute_script("document.querySelector('#case-0 details.viewer').open = false")
+    wait(page, "!document.querySelector('#case-0 details.viewer').dataset.ready")
+    assert page.execute_script("return document.querySelectorAll('#case-0 details.viewer canvas').length") == 0
+    open_viewer(page)
+    np.testing.assert_array_equal(pixels(page, "coronal"), first)

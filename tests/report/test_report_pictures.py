@@ -1,0 +1,232 @@
+"""The pictures of a case: the patient’s sides where they belong, true proportions, contours along voxels, the viewer’s sprites."""
+
+import base64
+import io
+import itertools
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_helpers import AFFINE, STEPS, STORED_SHAPE, UPRIGHT_SHAPE, make_images, world_of
+
+from crfrefine.pictures.display import display_range, label_color
+from crfrefine.report.cutting import GAINED, LOST, RELABELED, changes_between, reduce_case, upright_case
+from crfrefine.report.encoding import gray_png, label_png, sprite, sprite_columns
+from crfrefine.report.model import CaseImages
+from crfrefine.report.montage import contour_path, cuts_of, filled_path
+from crfrefine.report.viewer import viewer_case
+
+
+def decoded(url):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))
+
+
+def area_of(path):
+    """Of rectangles as `filled_path` writes them."""
+    return sum(float(width) * float(height) for width, height in re.findall(r"h([\d.]+)v([\d.]+)h-", path))
+
+
+def test_a_volume_stored_in_any_order_is_turned_upright():
+    """The first index becomes the patient's right, back and bottom, told by the affine alone."""
+    images = make_images("a")
+    marked = np.zeros(images.reference.shape, np.uint8)
+    corner = min(itertools.product(*((0, size - 1) for size in marked.shape)), key=lambda index: world_of(index) @ (-1, 1, 1))
+    marked[corner] = 1
+    marked[tuple(size - 1 - place for size, place in zip(marked.shape, corner, strict=True))] = 2
+    case = upright_case(CaseImages("a", None, marked, None, marked, AFFINE))
+    assert case.after.shape == UPRIGHT_SHAPE
+    assert case.steps == pytest.approx(STEPS)
+    assert case.after[0, 0, 0] == 1
+    assert case.after[-1, -1, -1] == 2
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+def test_sides_are_right_however_the_volume_is_stored(axes, signs):
+    """What lies at the patient's right, front and top by its world coordinates is there in pictures and viewer; the grid is oblique."""
+    shape, spacing = ([values[axis] for axis in axes] for values in ((16, 20, 12), (1.0, 0.7, 2.5)))
+    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.eye(3)[:, axes] * np.multiply(signs, spacing)
+    centered = np.indices(shape).reshape(3, -1) - (np.array(shape)[:, None] - 1) / 2
+    away = (affine[:3, :3] @ centered).reshape(3, *shape)  # from the middle to the right, the front and the top
+    after = np.where((away > 0).all(axis=0), 2, 1).astype(np.uint8)
+    case = upright_case(CaseImages("a", after.astype(np.float32), after * 0 + 1, after * 0 + 1, after, affine))
+    assert case.steps == pytest.approx((1.0, 0.7, 2.5))
+    size = np.multiply(case.after.shape, case.steps)
+    for cut, (across, up) in zip(cuts_of("x", case, "net", "crf"), ((0, 1), (0, 2), (1, 2)), strict=True):
+        path = re.search(r'<path d="([^"]*)" class="change relabeled"', cut.panels[-1].markup)[1]
+        left, top, width = np.array(re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)", path), float).T
+        x, y = (left + width / 2).mean(), top.mean()
+        places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', cut.panels[0].markup)
+        letters = {letter: (float(x), float(y)) for x, y, letter in places}
+        assert (x - size[across] / 2) * (letters["RA"[across]][0] - size[across] / 2) > 0
+        assert (y - size[up] / 2) * (letters["RAS"[up]][1] - size[up] / 2) > 0
+    viewer = viewer_case(case, 10**9)
+    num_x, num_y, num_z = viewer.shape
+    for picture in (decoded(viewer.image)[..., 0] > 128, decoded(viewer.overlays["changes"])[..., 3] > 0):
+        rows, columns = np.nonzero(picture)
+        slices = rows // num_z * sprite_columns(viewer.shape) + columns // num_y
+        assert slices.mean() < num_x / 2, "the right comes first"
+        assert (columns % num_y).mean() > num_y / 2, "the front lies to the right"
+        assert (rows % num_z).mean() < num_z / 2, "the top lies above"
+
+
+def test_slices_are_counted_as_in_the_file():
+    """A volume of which each voxel of a block holds its place along an axis of the file, from 1; the block alone is shown."""
+    block = np.zeros(STORED_SHAPE, bool)
+    block[4:6, 4:7, 5:11] = True
+    for upright_axis, axis in enumerate((1, 2, 0)):
+        places = np.where(block, np.indices(STORED_SHAPE)[axis] + 1, 0)
+        whole = upright_case(CaseImages("a", None, places, None, places, AFFINE))
+        assert whole.after.shape == (11, 10, 6), "cropped"
+        for case in (whole, reduce_case(whole, 120)):
+            counted = case.axes[upright_axis]
+            expected = np.moveaxis(np.where(case.after > 0, counted.first, 0), upright_axis, -1)
+            expected = np.where(expected > 0, expected + counted.step * np.arange(case.after.shape[upright_axis]), 0)
+            np.testing.assert_array_equal(case.after, np.moveaxis(expected, -1, upright_axis))
+            assert counted.size == STORED_SHAPE[axis]
+    assert whole.axes[2].place(0) == "voxel 8 of 10 along the file’s first axis", "from below, in a file that begins at the top"
+
+
+def test_the_window_holds_nearly_all_numbers_that_are_not_zero():
+    values = np.concatenate([np.zeros(5000), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+    assert display_range(values) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
+    assert display_range(np.full(9, np.nan, np.float32)) == (0.0, 1.0)
+
+
+def test_voxels_without_a_number_are_black():
+    images = make_images("a")
+    image = np.where(images.reference == 0, np.nan, images.image)
+    image[-1, -1, -1] = np.inf
+    case = upright_case(CaseImages("a", image, images.reference, images.before, images.after, AFFINE))
+    inside = case.gray[case.reference > 0]
+    assert inside.std() > 20, "the window is that of the numbers"
+    assert not case.gray[case.reference == 0].any()
+    nothing = upright_case(CaseImages("a", image * np.nan, images.reference, images.before, images.after, AFFINE))
+    assert not nothing.gray.any()
+
+
+def test_changes_are_gained_lost_or_relabeled():
+    before, after = np.array([0, 0, 1, 1, 2]), np.array([0, 3, 0, 2, 2])
+    assert changes_between(before, after).tolist() == [0, GAINED, LOST, RELABELED, 0]
+
+
+def test_planes_lie_through_a_changed_voxel():
+    case = upright_case(make_images("a"))
+    assert case.changes[case.point] > 0
+    assert case.gray.min() == 0
+    assert case.gray.max() == 255
+
+
+def test_without_a_baseline_errors_are_shown():
+    case = upright_case(make_images("a", has_before=False))
+    assert case.before is None
+    np.testing.assert_array_equal(case.changes > 0, case.after != case.reference)
+
+
+def test_smaller_volumes_keep_their_size_in_mm_and_invent_no_labels():
+    case = upright_case(make_images("a"))
+    small = reduce_case(case, 300)
+    assert small.after.size <= 300
+    assert small.reduced[0] >= small.reduced[1] >= small.reduced[2], "the finest axes first"
+    for size, step, old, old_step in zip(small.after.shape, small.steps, case.after.shape, case.steps, strict=True):
+        assert 0 <= size * step - old * old_step < step, "less than one voxel more than before"
+    assert set(np.unique(small.after)) <= set(np.unique(case.after))
+    assert all(0 <= place < size for place, size in zip(small.point, small.after.shape, strict=True))
+    assert float(small.gray.mean()) == pytest.approx(float(case.gray.mean()), rel=0.1), "a mean of means of nearly equal blocks"
+
+
+def test_a_case_in_the_viewer_keeps_to_its_budget():
+    case = upright_case(make_images("a"))
+    whole = viewer_case(case, 10**9)
+    assert whole.reduced == (1, 1, 1)
+    limited = viewer_case(case, whole.num_bytes * 3 // 4)
+    assert limited.num_bytes <= whole.num_bytes * 3 // 4
+    assert limited.reduced != (1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (1, 6, 2), (7, 1, 1), (30, 5, 40)])
+def test_a_sprite_holds_each_sagittal_slice_in_its_place(shape):
+    volume = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
+    picture, columns = sprite(volume), sprite_columns(shape)
+    _num_x, num_y, num_z = shape
+    assert picture.shape[1] == columns * num_y
+    assert picture.size < volume.size + columns * num_y * num_z, "less than a row of slices is left empty"
+    for x, y, z in np.ndindex(shape):
+        assert picture[x // columns * num_z + num_z - 1 - z, x % columns * num_y + y] == volume[x, y, z]
+
+
+def test_pictures_have_the_values_and_colors_they_were_given():
+    gray = np.array([[0, 255, 7], [3, 4, 5]], np.uint8)
+    np.testing.assert_array_equal(decoded(gray_png(gray))[..., 0], gray)
+    labels = np.array([[0, 1, 9], [1, 300, 0]])
+    found = decoded(label_png(labels, {1: "#102030", 9: "#FF0080", 300: "#00FF00"}))
+    np.testing.assert_array_equal(found[..., 3], np.where(labels > 0, 255, 0))
+    for label, color in ((1, (16, 32, 48)), (9, (255, 0, 128)), (300, (0, 255, 0))):
+        assert np.all(found[labels == label][:, :3] == color)
+
+
+def test_contours_run_along_the_edges_of_voxels_in_mm():
+    mask = np.zeros((4, 5), bool)
+    mask[1:3, 1:4] = True
+    edges = re.findall(r"M([\d.]+) ([\d.]+)([hv])([\d.]+)", contour_path(mask, (2.0, 0.5)))
+    found = {(float(x), float(y), way, float(length)) for x, y, way, length in edges}
+    assert found == {(2.0, 0.5, "h", 6.0), (2.0, 1.5, "h", 6.0), (2.0, 0.5, "v", 1.0), (8.0, 0.5, "v", 1.0)}
+    mask[1, 2] = False
+    assert area_of(filled_path(mask, (2.0, 0.5))) == 5.0
+    assert contour_path(np.zeros((3, 3), bool), (1, 1)) == ""
+
+
+def test_the_montage_has_true_proportions_and_the_patients_sides():
+    case = upright_case(make_images("a"))
+    cuts = cuts_of("x", case, "net", "crf")
+    size = [count * step for count, step in zip(case.after.shape, case.steps, strict=True)]
+    for cut, (across, up), sides in zip(cuts, ((0, 1), (0, 2), (1, 2)), ("RLPA", "RLIS", "PAIS"), strict=True):
+        assert [panel.heading for panel in cut.panels] == ["Image", "Reference", "net", "crf", "Changed voxels"]
+        through = 3 - across - up
+        picture = decoded(re.search(r'href="(data:[^"]+)"', cut.panels[0].markup)[1])[..., 0]
+        np.testing.assert_array_equal(picture, np.take(case.gray, case.point[through], axis=through).T[::-1])
+        for panel, labels in zip(cut.panels[1:4], (case.reference, case.before, case.after), strict=True):
+            mask = np.take(labels, case.point[through], axis=through).T[::-1] == 1
+            assert contour_path(mask, (case.steps[across], case.steps[up])) in panel.markup
+        for panel in cut.panels:
+            assert f'viewBox="0 0 {size[across]:.6g} {size[up]:.6g}"' in panel.markup
+            places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', panel.markup)
+            assert "".join(letter for _, _, letter in places) == sides
+            left, right, bottom, top = ((float(x), float(y)) for x, y, _ in places)
+            assert left[0] < size[across] / 2 < right[0]
+            assert top[1] < size[up] / 2 < bottom[1], "y runs downward"
+
+
+def test_the_montage_paints_each_change_at_its_voxels():
+    case = upright_case(make_images("a"))
+    axial = cuts_of("x", case, "net", "crf")[0].panels
+    changes = case.changes[:, :, case.point[2]]
+    for number, name in ((GAINED, "gained"), (LOST, "lost"), (RELABELED, "relabeled")):
+        found = re.search(rf'<path d="([^"]*)" class="change {name}"', axial[-1].markup)
+        expected = (changes == number).sum() * case.steps[0] * case.steps[1]
+        # Lengths are written to a hundredth of a mm.
+        assert (area_of(found[1]) if found else 0) == pytest.approx(expected, rel=0.01)
+    corner = np.argwhere(case.after == 2)[0]
+    assert list(corner) == [np.argwhere(case.reference)[:, 0].min(), *np.argwhere(case.reference)[:, 1:].max(axis=0)]
+    through = cuts_of("x", case.__class__(**{**vars(case), "point": tuple(corner)}), "net", "crf")[0].panels[3].markup
+    outline = re.search(rf'<path d="M([\d.]+) ([\d.]+)[^"]*" class="contour" style="stroke:{label_color(2)}"', through)
+    rows = case.after.shape[1]
+    assert (float(outline[1]), float(outline[2])) == pytest.approx((corner[0] * STEPS[0], (rows - 1 - corner[1]) * STEPS[1]))
+
+
+def test_slices_of_a_single_voxel_can_be_shown():
+    flat = np.ones((6, 5, 1), np.uint8)
+    images = CaseImages("flat", flat.astype(np.float32), flat, flat, flat, np.diag([1.0, 1.0, 5.0, 1.0]))
+    case = upright_case(images)
+    assert [cut.name for cut in cuts_of("x", case, "a", "b")] == ["axial"], "the others are lines"
+    assert viewer_case(case, 10**6).shape == (6, 5, 1)
+
+
+def test_nothing_in_any_map_shows_the_whole_grid():
+    nothing = np.zeros((5, 6, 7), np.uint8)
+    case = upright_case(CaseImages("empty", nothing + np.float32(2), nothing, nothing, nothing, np.diag([-1.0, -1.0, 1.0, 1.0])))
+    assert case.after.shape == (5, 6, 7)
+    assert "contour" not in cuts_of("x", case, "a", "b")[0].panels[2].markup

@@ -1,0 +1,157 @@
+"""The table of methods, regions and metrics, its summary against a baseline, and its form for files and terminals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from crfrefine.errors import InputError
+from crfrefine.metrics.overlap import measure_case
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, measurements_of, summarize, summary_dicts, summary_text
+from crfrefine.statistics.paired import compare_pairs, holm
+
+NAN = math.nan
+
+# Dice of four cases: of each method in two regions. The fourth case has no core; "other" finds one all the same.
+DICE = {
+    ("network", "whole"): [0.80, 0.70, 0.60, 0.90],
+    ("network", "core"): [0.50, 0.40, 0.30, NAN],
+    ("crf", "whole"): [0.82, 0.73, 0.60, 0.91],
+    ("crf", "core"): [0.54, 0.40, 0.33, NAN],
+    ("other", "whole"): [0.70, 0.70, 0.70, 0.80],
+    ("other", "core"): [0.50, 0.50, 0.20, 0.00],
+}
+
+
+def _table(values=DICE, metric="dice"):
+    return ResultTable(
+        Measurement(f"case_{number}", region, metric, value, method)
+        for (method, region), row in values.items()
+        for number, value in enumerate(row)
+    )
+
+
+def test_names_come_in_order_of_first_appearance():
+    table = _table()
+    assert table.methods == ("network", "crf", "other")
+    assert table.regions == ("whole", "core")
+    assert table.metrics == ("dice",)
+    assert table.cases == ("case_0", "case_1", "case_2", "case_3")
+    np.testing.assert_equal(table.values("crf", "core", "dice"), [0.54, 0.40, 0.33, NAN])
+    assert [item.value for item in table][:4] == [0.80, 0.70, 0.60, 0.90]
+
+
+def test_the_mean_of_a_method_is_over_the_regions_that_are_defined():
+    # Half sums of two-digit decimals are right to rounding.
+    np.testing.assert_allclose(_table().values("network", MEAN, "dice"), [0.65, 0.55, 0.45, 0.90])
+
+
+def test_methods_are_compared_on_the_same_regions():
+    """The false alarm of "other" has no counterpart, so the fourth case counts with the other region alone in both."""
+    np.testing.assert_allclose(_table().means("dice", ["other", "network"]), [[0.60, 0.60, 0.45, 0.80], [0.65, 0.55, 0.45, 0.90]])
+    np.testing.assert_allclose(_table().means("dice", ["other", "network"], ["core"]), [[0.50, 0.50, 0.20, NAN], [0.50, 0.40, 0.30, NAN]])
+
+
+def test_a_case_without_any_measurement_is_undefined_and_named():
+    table = ResultTable(item for item in _table() if (item.method, item.case) != ("crf", "case_1"))
+    np.testing.assert_equal(table.values("crf", "whole", "dice"), [0.82, NAN, 0.60, 0.91])
+    assert table.missing_cases("crf") == ("case_1",)
+    assert table.missing_cases("network") == ()
+
+
+def test_the_summary_holds_the_comparisons_with_holm_over_the_regions():
+    rows = {(row.method, row.region): row for row in summarize(_table(), "network")}
+    assert list(rows) == [(method, region) for method in ("network", "crf", "other") for region in ("whole", "core", MEAN)]
+    assert all(rows["network", region].comparison is None for region in ("whole", "core", MEAN))
+    assert rows["network", "core"].num_values == 3
+    assert rows["network", "core"].num_undefined == 1
+    assert rows["other", "core"].mean == pytest.approx(0.3)
+    assert rows["other", "core"].median == pytest.approx(0.35)
+    for method in ("crf", "other"):
+        expected = {region: compare_pairs(DICE[method, region], DICE["network", region]) for region in ("whole", "core")}
+        for region, comparison in expected.items():
+            assert rows[method, region].comparison.p_value == comparison.p_value
+            assert rows[method, region].comparison.interval == comparison.interval
+        p_values = [comparison.p_value for comparison in expected.values()]
+        assert [rows[method, region].p_holm for region in ("whole", "core")] == list(holm(p_values))
+        assert rows[method, MEAN].p_holm == rows[method, MEAN].comparison.p_value
+    assert rows["other", "core"].comparison.num_only_method == 1
+    assert rows["crf", MEAN].comparison.mean_difference == pytest.approx((0.03 + 0.015 + 0.015 + 0.01) / 4)
+
+
+def test_some_metrics_and_regions_only():
+    rows = summarize(_table(), "network", metrics=["dice"], regions=["core"])
+    assert [(row.method, row.region) for row in rows] == [("network", "core"), ("crf", "core"), ("other", "core")]
+    assert rows[1].p_holm == rows[1].comparison.p_value
+
+
+def test_volumes_are_described_and_their_differences_compared_by_magnitude():
+    """Too much in one region does not make up for too little in another: the mean over regions is of magnitudes as well."""
+    values = {("a", "x"): [1.0, -1.0], ("a", "y"): [-1.0, 1.0], ("b", "x"): [0.5, 0.5], ("b", "y"): [0.25, 0.0]}
+    rows = summarize(_table(values, "volume_difference_ml"), "a")
+    comparison = next(row.comparison for row in rows if (row.method, row.region) == ("b", MEAN))
+    assert comparison.mean_difference == pytest.approx((0.375 + 0.25) / 2 - 1.0)
+    assert comparison.wins == 2
+    described = summarize(_table(values, "volume_ml"), "a")
+    assert [row.region for row in described] == ["x", "y"] * 2
+    assert all(row.comparison is None for row in described)
+    with pytest.raises(InputError, match="volume_ml has no better values"):
+        _table(values, "volume_ml").compare("b", "a", "x", "volume_ml")
+
+
+def test_measured_cases_make_a_table_and_a_json_file():
+    rng = np.random.default_rng(0)
+    regions = {"one": (1,), "both": (1, 2)}
+    measurements = []
+    for number in range(3):
+        truth = rng.integers(0, 3, (6, 5, 4))
+        for method, share in (("network", 0.3), ("crf", 0.1)):
+            noisy = np.where(rng.random(truth.shape) < share, rng.integers(0, 3, truth.shape), truth)
+            measurements += measurements_of(f"c{number}", method, measure_case(noisy, truth, regions, (1.0, 0.5, 3.0)))
+    table = ResultTable(measurements)
+    rows = summarize(table, "network")
+    content = json.loads(json.dumps(summary_dicts(rows), allow_nan=False))
+    assert len(content) == len(rows) == 2 * (11 * 2 + 9)
+    mean_dice = next(row for row in content if (row["method"], row["region"], row["metric"]) == ("crf", MEAN, "dice"))
+    assert mean_dice["comparison"]["wins"] == 3
+    # Three cases cannot show anything, so the detectable difference is infinite, which JSON does not know.
+    assert mean_dice["comparison"]["detectable_difference"] is None
+
+
+def test_the_table_for_people():
+    rows = summary_text(summarize(_table(), "network"))
+    assert len({len(row) for row in rows}) == 1
+    assert rows[1][:7] == ["dice", "whole", "network", "4", "0", "75.00", "75.00"]
+    assert set(rows[1][7:]) == {""}
+    assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "76.50", "77.50", "+1.50"]
+    assert rows[4][9:] == ["0.25", "0.5", "+1.00", "3/1/0", ""]
+    assert rows[7][-2:] == ["1/1/2", "case_0 -10.00"]
+
+
+def test_a_metric_that_is_undefined_everywhere_is_an_empty_field():
+    rows = summary_text(summarize(_table({("a", "x"): [NAN, NAN], ("b", "x"): [NAN, 1.0]}, "hd_mm"), "a"))
+    assert rows[1] == ["hd_mm", "x", "a", "0", "2", *[""] * 9]
+    assert rows[2] == ["hd_mm", "x", "b", "1", "1", "1.00", "1.00", "", "", "", "", "", "0/0/0", ""]
+
+
+def test_names_that_are_not_there_are_listed():
+    with pytest.raises(InputError, match="no method 'net' in the table; there are network, crf, other"):
+        summarize(_table(), "net")
+    with pytest.raises(InputError, match="no region 'edema' in the table; there are whole, core"):
+        summarize(_table(), "network", regions=["edema"])
+    with pytest.raises(InputError, match="no metric 'iou' in the table; there are dice"):
+        summarize(_table(), "network", metrics=["iou"])
+
+
+def test_two_values_for_one_thing_are_refused():
+    item = Measurement("c", "x", "dice", 0.5, "a")
+    with pytest.raises(InputError, match="case 'c', region 'x': dice of 'a' is there twice"):
+        ResultTable([item, item])
+
+
+def test_the_name_of_the_mean_is_taken():
+    with pytest.raises(InputError, match='a region is called "mean"'):
+        ResultTable([Measurement("c", MEAN, "dice", 0.5, "a")])

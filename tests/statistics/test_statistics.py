@@ -1,0 +1,308 @@
+"""Paired statistics against published tables and examples, enumeration, scipy and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crfrefine.errors import InputError
+from crfrefine.statistics.paired import bootstrap_interval, compare_pairs, detectable_difference, holm
+from crfrefine.statistics.wilcoxon import signed_rank, smallest_p_value
+
+# Exact distributions are sums of at most some thousand positive terms.
+ROUNDING = 1e-12
+
+# Darwin's maize, crossed minus self-fertilized, eighths of an inch (Fisher, The Design of Experiments, table 3).
+DARWIN = np.array([49.0, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
+
+# Hamilton's depression scale of nine patients before and after treatment (Hollander & Wolfe 1973, page 29), the example of R's wilcox.test.
+BEFORE = np.array([1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30])
+AFTER = np.array([0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29])
+
+# Largest rank sum of the rarer sign that is significant in a two-sided test: n, at 0.05, at 0.01 (standard table of the signed-rank test).
+CRITICAL = [
+    (6, 0, None),
+    (7, 2, None),
+    (8, 3, 0),
+    (9, 5, 1),
+    (10, 8, 3),
+    (11, 10, 5),
+    (12, 13, 7),
+    (13, 17, 9),
+    (14, 21, 12),
+    (15, 25, 15),
+    (20, 52, 37),
+    (25, 89, 68),
+]
+
+
+def _with_rank_sum(num_pairs, rank_sum):
+    """Differences of 1 … n whose negative ones have the given rank sum."""
+    negative, left = set(), rank_sum
+    for rank in range(num_pairs, 0, -1):
+        if rank <= left:
+            negative.add(rank)
+            left -= rank
+    assert left == 0
+    return np.array([-rank if rank in negative else rank for rank in range(1, num_pairs + 1)], float)
+
+
+@pytest.mark.parametrize(("num_pairs", "at_5_percent", "at_1_percent"), CRITICAL)
+def test_p_values_cross_the_levels_where_the_table_says(num_pairs, at_5_percent, at_1_percent):
+    for level, critical in ((0.05, at_5_percent), (0.01, at_1_percent)):
+        if critical is not None:
+            assert signed_rank(_with_rank_sum(num_pairs, critical)).p_value <= level
+            assert signed_rank(_with_rank_sum(num_pairs, critical + 1)).p_value > level
+
+
+def test_darwins_maize():
+    test = signed_rank(DARWIN)
+    assert (test.rank_sum_positive, test.rank_sum_negative, test.is_exact) == (96, 24, True)
+    assert test.p_value == pytest.approx(0.041259765625, rel=ROUNDING)
+    assert test.effect_size == pytest.approx((96 - 24) / 120, rel=ROUNDING)
+
+
+def test_depression_scale_of_hollander_and_wolfe():
+    """R: V = 40, one-sided p = 0.01953 = 10 / 512."""
+    test = signed_rank(BEFORE - AFTER)
+    assert test.rank_sum_positive == 40
+    assert test.effect_size == pytest.approx((40 - 5) / 45, rel=ROUNDING)
+    assert test.p_value == pytest.approx(2 * 10 / 512, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2, 5, 12, 40, 120])
+def test_without_ties_the_p_value_is_that_of_scipy(num_pairs):
+    differences = np.random.default_rng(num_pairs).normal(0.2, 1.0, num_pairs)
+    assert signed_rank(differences).p_value == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue, rel=1e-9)
+
+
+def test_tiny_p_values_are_right_to_their_last_digits():
+    """Counted in whole numbers; a difference of cumulative probabilities, as in scipy, ends at 2e-16."""
+    rank_sum = 500
+    counts = [1] + [0] * rank_sum
+    for rank in range(1, 121):
+        counts = [count + (counts[total - rank] if total >= rank else 0) for total, count in enumerate(counts)]
+    expected = 2 * sum(counts) / 2**120
+    assert expected < 1e-16
+    assert signed_rank(_with_rank_sum(120, rank_sum)).p_value == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_ties_and_zeros_the_p_value_is_that_of_all_signs(seed):
+    """All 2^n assignments of signs to the mean ranks, one by one; zeros take no part."""
+    differences = np.random.default_rng(seed).integers(-3, 5, 11).astype(float)
+    nonzero = differences[differences != 0]
+    ranks = stats.rankdata(np.abs(nonzero))
+    seen = abs(ranks[nonzero > 0].sum() - ranks.sum() / 2)
+    extreme = [
+        abs(sum(itertools.compress(ranks, signs)) - ranks.sum() / 2) >= seen - 1e-9
+        for signs in itertools.product((0, 1), repeat=len(ranks))
+    ]
+    assert signed_rank(differences).p_value == pytest.approx(np.mean(extreme), rel=ROUNDING)
+
+
+def test_many_cases_take_the_normal_approximation():
+    """With ties and zeros and the continuity correction, as scipy and R have it."""
+    differences = np.round(np.random.default_rng(8).normal(0.15, 1.0, 700), 1)
+    test = signed_rank(differences)
+    assert not test.is_exact
+    assert test.num_nonzero < 700
+    expected = stats.wilcoxon(differences[differences != 0], correction=True, method="approx").pvalue
+    assert test.p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_exact_and_approximate_p_values_meet(monkeypatch):
+    differences = np.random.default_rng(9).normal(0.1, 1.0, 450)
+    exact = signed_rank(differences)
+    monkeypatch.setattr("crfrefine.statistics.wilcoxon._MOST_EXACT", 400)
+    approximate = signed_rank(differences)
+    assert (exact.is_exact, approximate.is_exact) == (True, False)
+    assert exact.p_value < 0.1
+    # The Edgeworth term left out is of order 1 / n.
+    assert approximate.p_value == pytest.approx(exact.p_value, rel=0.05)
+
+
+def test_nothing_to_test():
+    assert signed_rank(np.zeros(4)).p_value == 1.0
+    assert signed_rank(np.zeros(4)).effect_size == 0.0
+    assert math.isnan(signed_rank(np.zeros(0)).p_value)
+
+
+def test_the_smallest_p_value_is_that_of_one_sign():
+    for num_pairs in (1, 2, 4, 5, 6, 9):
+        assert signed_rank(np.arange(1.0, num_pairs + 1)).p_value == pytest.approx(smallest_p_value(num_pairs), rel=ROUNDING)
+    assert smallest_p_value(5) > 0.05 > smallest_p_value(6)
+    assert smallest_p_value(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
+        ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
+        # The worked example of the method's encyclopedia article: reject at 0.05 the first and the last alone.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        # The example of stdlib's padjust, checked there against R.
+        ([0.319, 0.201, 0.4, 0.374, 0.113], [0.957, 0.804, 0.957, 0.957, 0.565]),
+        ([0.5], [0.5]),
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([0.02, math.nan, 0.03], [0.04, math.nan, 0.04]),
+        ([], []),
+    ],
+)
+def test_holm_equals_published_examples(p_values, adjusted):
+    assert holm(p_values) == pytest.approx(adjusted, rel=ROUNDING, nan_ok=True)
+
+
+def test_a_comparison_in_all_its_numbers():
+    """Darwin's maize on a baseline of 100, with one case that is equal and four that have a value missing."""
+    values = [*(100 + DARWIN), math.nan, 3.0, 4.0, math.nan, 100.0]
+    baseline = [100.0] * 15 + [5.0, math.nan, math.nan, math.nan, 100.0]
+    names = [f"case {number:02d}" for number in range(20)]
+    comparison = compare_pairs(values, baseline, cases=names)
+    assert (comparison.num_pairs, comparison.num_only_method, comparison.num_only_baseline, comparison.num_neither) == (16, 2, 1, 1)
+    assert comparison.mean_difference == pytest.approx(314 / 16)
+    assert comparison.mean == pytest.approx(100 + 314 / 16)
+    assert comparison.mean_baseline == comparison.median_baseline == 100.0
+    assert comparison.median_difference == pytest.approx((23 + 24) / 2)
+    assert comparison.median == pytest.approx(123.5)
+    assert comparison.p_value == pytest.approx(0.041259765625, rel=ROUNDING)
+    assert (comparison.wins, comparison.ties, comparison.losses) == (13, 1, 2)
+    assert [name for name, _ in comparison.worst] == ["case 01", "case 14"]
+    assert [difference for _, difference in comparison.worst] == pytest.approx([-67, -48])
+    assert comparison.standard_deviation == pytest.approx(np.std([*DARWIN, 0.0], ddof=1))
+    low, high = comparison.interval
+    assert low < comparison.mean_difference < high
+
+
+def test_lower_is_better_turns_wins_round_and_nothing_else():
+    method, baseline = [1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0]
+    comparison = compare_pairs(method, baseline, better="lower")
+    assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 1)
+    assert comparison.mean_difference == pytest.approx(0.5)
+    assert comparison.worst == (("2", pytest.approx(4.0)),)
+
+
+def test_signed_values_are_compared_by_magnitude():
+    comparison = compare_pairs([-1.0, 2.0, 0.0], [3.0, -2.0, -4.0], better="nearer_zero")
+    assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 0)
+    assert comparison.mean_difference == pytest.approx(-2.0)
+
+
+def test_rounding_is_neither_a_win_nor_a_rank():
+    """0.1 + 0.2 against 0.3, and differences that are all one tenth but for their last digits."""
+    comparison = compare_pairs([0.1 + 0.2, 0.5, 0.7, 0.9], [0.3, 0.4, 0.6, 1.0])
+    assert (comparison.wins, comparison.ties, comparison.losses) == (2, 1, 1)
+    # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8.
+    assert comparison.p_value == 1.0
+    assert comparison.effect_size == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("num_pairs", [0, 1])
+def test_one_pair_and_none(num_pairs):
+    comparison = compare_pairs([0.5, math.nan][:1] * num_pairs, [0.4] * num_pairs)
+    assert comparison.num_pairs == num_pairs
+    assert math.isnan(comparison.interval[0])
+    assert math.isnan(comparison.detectable_difference)
+    assert comparison.p_value == pytest.approx(1.0 if num_pairs else math.nan, nan_ok=True)
+    assert math.isnan(comparison.mean_difference) == (num_pairs == 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "baseline", "cases", "text"),
+    [
+        ([1.0, 2.0], [1.0], None, "expected one value a case"),
+        ([1.0, 2.0], [1.0, 2.0], ["a"], "expected one value a case"),
+        ([1.0, math.inf], [1.0, 2.0], None, "expected finite values"),
+    ],
+)
+def test_bad_values_are_refused(values, baseline, cases, text):
+    with pytest.raises(InputError, match=text):
+        compare_pairs(values, baseline, cases=cases)
+
+
+def test_the_interval_is_that_of_the_seed():
+    assert bootstrap_interval(DARWIN, seed=1) == bootstrap_interval(DARWIN, seed=1)
+    assert bootstrap_interval(DARWIN, seed=1) != bootstrap_interval(DARWIN, seed=2)
+
+
+def test_the_interval_of_equal_differences_is_a_point():
+    assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
+
+
+def test_the_interval_of_many_normal_differences_is_that_of_the_t_distribution():
+    differences = np.random.default_rng(10).normal(1.0, 2.0, 400)
+    expected = stats.t.interval(0.95, 399, differences.mean(), stats.sem(differences))
+    # Two percent of the width of the interval, 0.4: what 9999 resamples leave to chance.
+    assert bootstrap_interval(differences) == pytest.approx(expected, abs=0.015)
+
+
+def test_the_interval_of_few_skewed_differences_is_corrected_for_bias_and_skewness():
+    """The formula of Efron 1987 on other resamples, twenty times as many; the uncorrected percentiles lie clearly lower."""
+    differences = np.random.default_rng(13).exponential(size=25)
+    mean = differences.mean()
+    resampled = np.random.default_rng(14).choice(differences, (200_000, 25)).mean(axis=1)
+    bias = stats.norm.ppf(np.mean(resampled < mean))
+    acceleration = ((differences - mean) ** 3).sum() / (6 * ((differences - mean) ** 2).sum() ** 1.5)
+    reach = bias + stats.norm.ppf([0.025, 0.975])
+    expected = np.quantile(resampled, stats.norm.cdf(bias + reach / (1 - acceleration * reach)))
+    # Ends of 9999 resamples scatter by about a hundredth of the width of the interval, 0.7.
+    assert bootstrap_interval(differences) == pytest.approx(expected, abs=0.02)
+    assert (expected - np.quantile(resampled, [0.025, 0.975]) > 0.025).all()
+
+
+def test_the_interval_covers_the_mean_of_skewed_differences_about_as_often_as_it_says():
+    """Exponential differences of mean 1, 40 a time: the textbook weakness of intervals that are symmetric."""
+    rng = np.random.default_rng(11)
+    runs = 300
+    covered = sum(low <= 1 <= high for low, high in (bootstrap_interval(rng.exponential(size=40), num_resamples=999) for _ in range(runs)))
+    # BCa reaches about 0.93 here; the standard error of 300 runs is 0.014, so three of them either way.
+    assert 0.89 <= covered / runs <= 0.975
+
+
+def test_detectable_difference_of_the_t_test():
+    """Half a standard deviation takes 34 pairs, which have a power of 0.8078 (G*Power's and every textbook's example)."""
+    assert detectable_difference(1.0, 34, efficiency=1.0) < 0.5 < detectable_difference(1.0, 33, efficiency=1.0)
+    assert detectable_difference(1.0, 34, efficiency=1.0, power=0.8077775) == pytest.approx(0.5, abs=1e-5)
+    assert detectable_difference(3.0, 34, efficiency=1.0) == pytest.approx(3 * detectable_difference(1.0, 34, efficiency=1.0))
+
+
+@pytest.mark.parametrize(("effect", "num_pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_detectable_difference_asks_for_the_usual_numbers_of_cases(effect, num_pairs):
+    """Small, medium and large effects after Cohen, two-sided at 0.05 with a power of 80 %: what G*Power and pwr.t.test (paired) say."""
+    assert detectable_difference(1.0, num_pairs, efficiency=1.0) <= effect
+    assert detectable_difference(1.0, num_pairs - 1, efficiency=1.0) > effect
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "alpha", "power"), [(2, 0.05, 0.5), (7, 0.05, 0.8), (34, 0.01, 0.9), (120, 0.0125, 0.8), (900, 0.05, 0.95)]
+)
+def test_the_detectable_difference_has_the_power_by_another_noncentral_t(num_pairs, alpha, power):
+    """Another implementation of the distribution, the other way round: from the difference to the chance to find it."""
+    freedom = num_pairs - 1
+    noncentrality = detectable_difference(2.0, num_pairs, alpha=alpha, power=power, efficiency=1.0) / 2.0 * math.sqrt(num_pairs)
+    # Both implementations promise about eight digits far out.
+    assert stats.nct.sf(stats.t.isf(alpha / 2, freedom), freedom, noncentrality) == pytest.approx(power, abs=1e-6)
+
+
+def test_the_signed_rank_test_finds_the_detectable_difference_as_often_as_stated():
+    rng = np.random.default_rng(12)
+    runs, num_pairs = 600, 20
+    shift = detectable_difference(1.0, num_pairs)
+    found = sum(signed_rank(rng.normal(shift, 1.0, num_pairs)).p_value < 0.05 for _ in range(runs))
+    # The standard error of 600 runs is 0.016; the efficiency is that of large samples.
+    assert found / runs == pytest.approx(0.8, abs=0.05)
+
+
+def test_the_signed_rank_test_needs_a_twentieth_more_cases_than_the_t_test():
+    assert detectable_difference(1.0, 20) / detectable_difference(1.0, 20, efficiency=1.0) == pytest.approx(math.sqrt(math.pi / 3))
+
+
+def test_too_few_pairs_detect_nothing():
+    assert detectable_difference(1.0, 5) == math.inf
+    assert math.isfinite(detectable_difference(1.0, 6))
+    assert math.isnan(detectable_difference(1.0, 1))

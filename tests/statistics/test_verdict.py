@@ -1,0 +1,253 @@
+"""The sentence of the verdict in each of its branches, and what it is decided by."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from crfrefine.errors import InputError
+from crfrefine.statistics.comparison import Measurement, ResultTable
+from crfrefine.statistics.paired import detectable_difference, holm
+from crfrefine.statistics.verdict import Outcome, verdict
+
+SUBJECT = "the trained CRF"
+
+
+def _table(gains, *, regions=("left", "right"), network=0.8):
+    """Methods whose Dice is that of the network plus their gains, in points, in every region."""
+    items = []
+    for method, points in {"network": np.zeros(len(next(iter(gains.values())))), **gains}.items():
+        for number, point in enumerate(points):
+            items += [Measurement(f"case_{number:03d}", region, "dice", network + point / 100, method) for region in regions]
+    return ResultTable(items)
+
+
+def _spread(num_cases, center, width):
+    """Gains around a center without ties among the magnitudes."""
+    return center + width * np.linspace(-1, 1, num_cases) + 1e-3 * np.cos(np.arange(num_cases))
+
+
+def test_it_helps():
+    """The standard error of the mean is 0.8 / sqrt(3 x 120) = 0.042 points, so the interval reaches 0.083 to either side."""
+    gains = _spread(120, 0.5, 0.8)
+    judged = verdict(_table({"crf": gains}), "crf", "network", subject=SUBJECT)
+    assert judged.outcome == Outcome.HELPS
+    better = np.count_nonzero(gains > 0)
+    assert judged.sentence == (
+        f"the trained CRF helps (mean Dice +0.50 points, 95 % CI 0.42 to 0.58, p 8e-20, {better} of 120 cases better)"
+    )
+    assert judged.p_holm == judged.comparison.p_value
+    assert judged.notes == ()
+
+
+def test_it_helps_more_than_every_simple_method():
+    gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 0.1, 0.6)[::-1], "smoothing": _spread(40, -0.5, 0.3)[::-1]}
+    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "smoothing"), subject=SUBJECT)
+    assert judged.outcome == Outcome.HELPS
+    assert judged.sentence.startswith("the trained CRF helps (mean Dice +1.00 points, 95 % CI ")
+    assert "after Holm, 40 of 40 cases better), and more than every simple method: than the best of them, scaling, by " in judged.sentence
+    assert "mean Dice +0.90 points" in judged.sentence
+    p_values = [judged.comparison.p_value, *(rival.comparison.p_value for rival in judged.rivals)]
+    assert (judged.p_holm, *(rival.p_holm for rival in judged.rivals)) == holm(p_values)
+    assert all(rival.is_beaten for rival in judged.rivals)
+
+
+def test_it_helps_but_not_more_than_a_simple_method():
+    gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 0.1, 0.6)[::-1], "largest component": _spread(40, 1.05, 0.5)[::-1]}
+    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "largest component"), subject=SUBJECT)
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert judged.sentence.startswith("the trained CRF helps (mean Dice +1.00 points")
+    assert "), but not more than largest component does (mean Dice -0.05 points, 95 % CI " in judged.sentence
+    assert judged.sentence.endswith("cases worse): prefer that, it is simpler")
+    assert [rival.is_beaten for rival in judged.rivals] == [True, False]
+
+
+def test_a_simple_method_that_is_significantly_better_is_named():
+    gains = {"crf": _spread(40, 1.0, 0.5), "scaling": _spread(40, 3.0, 0.5)}
+    judged = verdict(_table(gains), "crf", "network", rivals=("scaling",))
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert judged.sentence.startswith("crf helps (")
+    assert "40 of 40 cases worse): prefer that" in judged.sentence
+
+
+def test_no_significant_difference():
+    judged = verdict(_table({"crf": _spread(30, 0.05, 1.0)}), "crf", "network", subject=SUBJECT)
+    assert judged.outcome == Outcome.NO_DIFFERENCE
+    power = 100 * judged.comparison.detectable_difference
+    assert 0.2 < power < 0.5
+    low, high = (f"{100 * end:.2f}" for end in judged.comparison.interval)
+    assert judged.sentence == (
+        f"no significant difference (mean Dice +0.05 points, 95 % CI {low} to {high}, p {judged.p_holm:.2g}, 16 of 30 cases better; "
+        f"a mean difference below {power:.2f} points could hardly have been seen): do not use it"
+    )
+
+
+def test_with_rivals_the_difference_that_could_be_seen_is_larger():
+    gains = {"crf": _spread(30, 0.05, 1.0), "scaling": _spread(30, 0.0, 1.0)[::-1], "smoothing": _spread(30, 0.0, 0.5)[::-1]}
+    judged = verdict(_table(gains), "crf", "network", rivals=("scaling", "smoothing"))
+    seen = 100 * detectable_difference(judged.comparison.standard_deviation, 30, alpha=0.05 / 3)
+    assert seen > 100 * judged.comparison.detectable_difference + 0.01
+    assert f"a mean difference below {seen:.2f} points could hardly have been seen" in judged.sentence
+
+
+def test_no_difference_at_all():
+    """Training that ends at the identity, even with few cases."""
+    judged = verdict(_table({"crf": np.zeros(3)}), "crf", "network", subject=SUBJECT)
+    assert judged.outcome == Outcome.NO_DIFFERENCE
+    assert judged.sentence == "no difference (the same mean Dice in all 3 cases): do not use it"
+
+
+def test_it_hurts():
+    judged = verdict(_table({"crf": _spread(20, -2.0, 1.0)}), "crf", "network", rivals=(), subject=SUBJECT)
+    assert judged.outcome == Outcome.HURTS
+    assert judged.sentence.startswith("it hurts (mean Dice -2.00 points, 95 % CI -2.")
+    assert judged.sentence.endswith("20 of 20 cases worse): do not use it")
+
+
+@pytest.mark.parametrize(
+    ("num_cases", "num_rivals", "text"),
+    [
+        (4, 0, "p would be 0.12), and at least 6 are needed for p < 0.05"),
+        (5, 0, "p would be 0.062), and at least 6 are needed for p < 0.05"),
+        (7, 4, "p would be 0.078 after Holm over 5 comparisons), and at least 8 are needed for p < 0.05"),
+    ],
+)
+def test_too_few_cases(num_cases, num_rivals, text):
+    rivals = {f"rival {number}": _spread(num_cases, 0.0, 1.0) for number in range(num_rivals)}
+    judged = verdict(_table({"crf": _spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals), subject=SUBJECT)
+    assert judged.outcome == Outcome.TOO_FEW
+    assert judged.sentence.startswith(
+        f"too few cases to tell: n = {num_cases} (mean Dice +14.00 points, {num_cases} of {num_cases} cases better"
+    )
+    assert judged.sentence.endswith(text)
+
+
+@pytest.mark.parametrize(("num_cases", "num_rivals"), [(6, 0), (8, 4)])
+def test_just_enough_cases(num_cases, num_rivals):
+    rivals = {f"rival {number}": -_spread(num_cases, 5.0, 1.0) for number in range(num_rivals)}
+    judged = verdict(_table({"crf": _spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals))
+    assert judged.outcome == Outcome.HELPS
+    assert judged.p_holm < 0.05
+
+
+def test_many_small_gains_and_a_few_disasters_are_no_clear_benefit():
+    gains = _spread(50, 0.5, 0.3)
+    gains[[3, 17, 40]] = -12.0, -15.0, -9.0
+    judged = verdict(_table({"crf": gains}), "crf", "network", subject=SUBJECT)
+    assert judged.outcome == Outcome.MIXED
+    assert judged.sentence.startswith("no clear benefit: more cases gain than lose, but their mean may be zero or worse (mean Dice -0.")
+    assert judged.sentence.endswith("look at the worst cases before using it (case_017 -15.00, case_003 -12.00, case_040 -9.00)")
+
+
+def test_many_small_losses_and_a_few_great_gains_are_no_clear_benefit():
+    gains = _spread(50, -0.5, 0.3)
+    gains[[3, 17, 40]] = 12.0, 15.0, 9.0
+    judged = verdict(_table({"crf": gains}), "crf", "network")
+    assert judged.outcome == Outcome.MIXED
+    assert judged.sentence.startswith("no clear benefit: more cases lose than gain, though their mean may be zero or better (mean Dice +0.")
+    assert judged.sentence.endswith("do not use it")
+
+
+def test_the_mean_over_regions_decides_and_regions_can_be_chosen():
+    """Gains in one region and equal losses in the other are no difference; the one by itself is."""
+    gains = _spread(20, 2.0, 0.5)
+    items = []
+    for number, gain in enumerate(gains):
+        for region, sign in (("left", 1), ("right", -1)):
+            items.append(Measurement(f"c{number}", region, "dice", 0.7, "network"))
+            items.append(Measurement(f"c{number}", region, "dice", 0.7 + sign * gain / 100, "crf"))
+    table = ResultTable(items)
+    assert verdict(table, "crf", "network").outcome == Outcome.NO_DIFFERENCE
+    assert verdict(table, "crf", "network", regions=["left"]).outcome == Outcome.HELPS
+    assert verdict(table, "crf", "network", regions=["right"]).outcome == Outcome.HURTS
+
+
+def test_what_is_left_out_is_said():
+    """A case without the region in both maps, false alarms of either method, and a case that one method does not have."""
+    values = {
+        "network": [0.7] * 8 + [math.nan, math.nan, 0.0, 0.0],
+        "crf": [0.8, 0.75, 0.72, 0.74, 0.76, 0.77, 0.78, 0.79, math.nan, 0.0, math.nan],
+    }
+    table = ResultTable(
+        Measurement(f"c{number:02d}", "lesion", "dice", value, method) for method, row in values.items() for number, value in enumerate(row)
+    )
+    judged = verdict(table, "crf", "network")
+    assert judged.outcome == Outcome.HELPS
+    assert "8 of 8 cases better" in judged.sentence
+    assert judged.notes == (
+        "4 of 12 cases are left out: no region has a Dice in both methods.",
+        "crf has no measurements of c11.",
+        "Regions that the reference lacks and one of the two methods finds all the same, which the mean leaves out: "
+        "1 by crf, 1 by network.",
+    )
+
+
+def test_no_case_at_all():
+    table = ResultTable(Measurement("c", "x", "dice", math.nan, method) for method in ("network", "crf"))
+    judged = verdict(table, "crf", "network")
+    assert judged.outcome == Outcome.TOO_FEW
+    assert judged.sentence == "too few cases to tell: n = 0, and at least 6 are needed for p < 0.05"
+
+
+def test_the_verdict_as_json():
+    gains = {"crf": _spread(4, 1.0, 0.5), "scaling": _spread(4, 0.0, 0.5)}
+    judged = verdict(_table(gains), "crf", "network", rivals=("scaling",), subject=SUBJECT)
+    content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))
+    assert content["outcome"] == "too few cases"
+    assert content["regions"] == ["left", "right"]
+    assert content["comparison"]["num_pairs"] == 4
+    assert content["comparison"]["detectable_difference"] is None
+    assert content["rivals"][0]["name"] == "scaling"
+
+
+@pytest.mark.parametrize(("baseline", "rivals"), [("crf", ()), ("network", ("crf",)), ("network", ("network",)), ("network", ("a", "a"))])
+def test_methods_must_differ(baseline, rivals):
+    with pytest.raises(InputError, match="must differ"):
+        verdict(_table({"crf": [1.0], "a": [2.0]}), "crf", baseline, rivals=rivals)
+
+
+def test_an_unknown_rival_is_named():
+    with pytest.raises(InputError, match="no method 'scaling' in the table; there are network, crf"):
+        verdict(_table({"crf": [1.0]}), "crf", "network", rivals=("scaling",))
+
+
+def test_a_rival_without_a_case_in_common_is_not_beaten():
+    """It must not vanish: what was asked is not answered."""
+    gains = {"crf": [*_spread(9, 1.0, 0.5), math.nan], "rival": [math.nan] * 9 + [0.0]}
+    judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"])
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better); there is no case to compare it with rival or other")
+    assert judged.num_comparisons == 1
+    assert [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals] == [
+        ("rival", False, 0),
+        ("other", False, 0),
+    ]
+    assert judged.notes[1:] == ("The comparison with rival is over 0 cases, not 9.", "other could not be measured in any case.")
+    json.dumps(judged.to_dict(), allow_nan=False)
+
+
+def test_what_is_said_of_the_rivals_that_are_there_if_one_is_missing():
+    gains = {"crf": _spread(20, 1.0, 0.5), "rival": [*_spread(19, 0.1, 0.6)[::-1], math.nan]}
+    judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"], rivals_are_simple=False)
+    assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    assert ", and more than every other method that could be compared: than the best of them, rival, by mean Dice" in judged.sentence
+    assert judged.sentence.endswith("; there is no case to compare it with other")
+    assert judged.notes == ("The comparison with rival is over 19 cases, not 20.", "other could not be measured in any case.")
+
+
+def test_a_rival_that_need_not_be_simple_is_not_recommended():
+    gains = {"crf": _spread(40, 1.0, 0.5), "other network": _spread(40, 1.05, 0.5)[::-1]}
+    sentence = verdict(_table(gains), "crf", "network", rivals=["other network"], rivals_are_simple=False).sentence
+    assert "), but not significantly more than other network does (mean Dice -0.05 points" in sentence
+    assert "simple" not in sentence
+
+
+def test_a_long_list_of_missing_cases_is_cut():
+    items = [Measurement(f"c{number:02d}", "x", "dice", 0.5, "network") for number in range(13)]
+    table = ResultTable([*items, Measurement("c00", "x", "dice", 0.6, "crf")])
+    assert verdict(table, "crf", "network").notes[1] == (
+        "crf has no measurements of c01, c02, c03, c04, c05, c06, c07, c08, c09, c10 and 2 more."
+    )
