@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from oracles import Case, brute_force_kernel, normalize_kernel, random_case, res
 import crfrefine
 from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend
-from crfrefine.errors import BackendUnavailableError, CapacityError
+from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
 
@@ -145,6 +146,56 @@ def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backen
     image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
     with pytest.raises(CapacityError, match="grid"):
         engine.message(image[:1], image, None, (1.0, 1.0, 2.0), theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid")
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "changes"),
+    [
+        (CapacityError, "theta_alpha 0.000001.* less than a millionth", {"theta_alpha": (1e-6, 2.0, 2.0)}),
+        (CapacityError, "theta_beta 0.000000.* less than a millionth", {"theta_beta": (1e-7, 0.2)}),
+        (CapacityError, "128 is the most", {"theta_alpha": (1e-4,) * 3, "theta_beta": (1e-5,) * 8, "filter": "lattice"}),
+        (CapacityError, "at most 28 features .* not 29", {"theta_beta": (0.2,) * 26, "filter": "lattice"}),
+        (InputError, "unknown filter 'box'", {"filter": "box"}),
+        (InputError, "unknown normalization 'rows'", {"normalization": "rows"}),
+        (InputError, "the mask is empty", {"mask": np.zeros((9, 7, 8), dtype=bool)}),
+    ],
+)
+def test_what_the_engine_refuses_has_a_kind(engine: Backend, kind: type[Exception], match: str, changes: dict[str, Any]) -> None:
+    """Too large for the algorithm, or not usable at all; the engine's own class is the cause."""
+    asked: dict[str, Any] = {"mask": None, "theta_alpha": (2.0,) * 3, "theta_beta": (0.1, 0.2), "filter": "truncated"} | changes
+    image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
+    with pytest.raises(kind, match=match) as caught:
+        engine.message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), **asked)
+    assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
+
+
+def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path: Path) -> None:
+    """In a process of its own, whose address space is limited once the engine is loaded."""
+    script = tmp_path / "little.py"
+    script.write_text(
+        "import resource, numpy as np\n"
+        "from crfrefine.backends import get_backend\n"
+        "engine = get_backend('cpu')\n"
+        "values, image = np.ones((6, 100, 90, 80), np.float32), np.ones((1, 100, 90, 80), np.float32)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
+        "engine.message(values, image, None, (1.0, 1.3, 2.0), theta_alpha=(2.0,) * 3, theta_beta=(0.2,), filter='truncated', threads=1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert "CapacityError: not enough memory to filter 6 channels on a grid of 100x90x80 voxels" in done.stderr
+
+
+def test_a_callback_that_runs_out_of_memory_is_not_taken_for_the_engine(engine: Backend) -> None:
+    """Its own error comes out."""
+    case = random_case(3)
+    raised = MemoryError("the user's own")
+
+    def fail(stage: str, step: int, num_steps: int) -> None:
+        raise raised
+
+    with pytest.raises(MemoryError) as caught:
+        engine.mean_field(case.logits, case.image, None, case.spacing, resolve(case), progress=fail)
+    assert caught.value is raised
 
 
 def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:

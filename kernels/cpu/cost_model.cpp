@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "cpu/features.h"
 #include "cpu/grid.h"
@@ -105,7 +104,7 @@ std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, cons
     if (chosen == "truncated") return make_truncated_filter(input, pool);
     if (chosen == "grid") return make_grid_filter(input, grid_size(input), pool);
     if (chosen == "lattice") return make_lattice_filter(input, pool);
-    throw std::invalid_argument("unknown filter '" + requested + "'");
+    throw InputError("unknown filter '" + requested + "'");
 }
 
 }  // namespace crf

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "cpu/cost_model.h"
 #include "cpu/features.h"
@@ -243,9 +242,8 @@ std::unique_ptr<DoubleFilter> make_double_bilateral_filter(const std::string& re
     if (chosen == "exact") return std::make_unique<DoubleExactFilter>(input, intensity, pool);
     if (chosen == "truncated") return std::make_unique<DoubleTruncatedFilter>(input, intensity, pool);
     if (chosen == "lattice") return std::make_unique<DoubleLatticeFilter>(input, pool);
-    if (chosen == "grid")
-        throw std::invalid_argument("the filter 'grid' works in single precision only; use float32, or another filter for float64");
-    throw std::invalid_argument("unknown filter '" + requested + "'");
+    if (chosen == "grid") throw InputError("the filter 'grid' works in single precision only; use float32, or another filter for float64");
+    throw InputError("unknown filter '" + requested + "'");
 }
 
 std::unique_ptr<DoubleFilter> make_double_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {

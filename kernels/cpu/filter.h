@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/buffer.h"
+#include "cpu/errors.h"
 #include "cpu/thread_pool.h"
 #include "cpu/voxels.h"
 
@@ -65,7 +66,8 @@ struct BilateralInput {
     // Single precision resolves a difference of one bandwidth up to about this many of them.
     static constexpr double kLargestFeature = 1e6;
 
-    // Takes the ranges of the intensities. Throws std::invalid_argument when one is not finite or spans too many bandwidths.
+    // Takes the ranges of the intensities. Throws InputError when one is not finite, CapacityError when one
+    // spans too many bandwidths.
     BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
                    std::vector<const float*> intensity, ThreadPool& pool);
 };

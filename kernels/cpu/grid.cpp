@@ -6,7 +6,6 @@
 // number of axes, and the spline makes the kernel several times more accurate than a lattice with linear cells.
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "cpu/grid.h"
 #include "cpu/simd.h"
@@ -431,10 +430,10 @@ bool fits_grid(const BilateralInput& input, const GridSize& size) {
 
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool) {
     if (input.intensity.empty() || input.intensity.size() > 2)
-        throw std::invalid_argument("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
-                                    "; use filter = \"lattice\" or \"auto\"");
+        throw InputError("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
+                         "; use filter = \"lattice\" or \"auto\"");
     if (!fits_grid(input, size))
-        throw std::invalid_argument("capacity: the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
+        throw CapacityError("the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
     return std::make_unique<GridFilter>(input, size, pool);
 }
 

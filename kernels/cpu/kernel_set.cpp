@@ -1,6 +1,5 @@
 #include "cpu/kernel_set.h"
 
-#include <stdexcept>
 #include <type_traits>
 
 #include "cpu/cost_model.h"
@@ -50,7 +49,7 @@ Normalization parse_normalization(const std::string& name) {
     if (name == "symmetric") return Normalization::kSymmetric;
     if (name == "after") return Normalization::kAfter;
     if (name == "none") return Normalization::kNone;
-    throw std::invalid_argument("unknown normalization '" + name + "'");
+    throw InputError("unknown normalization '" + name + "'");
 }
 
 template <class T>

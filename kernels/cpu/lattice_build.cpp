@@ -11,7 +11,6 @@
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "cpu/features.h"
 #include "cpu/simd.h"
@@ -89,7 +88,7 @@ Geometry choose_geometry(int num_features) {
     CRF_DIMENSION(20)
     CRF_DIMENSION(28)
 #undef CRF_DIMENSION
-    throw std::invalid_argument("capacity: the lattice holds at most 28 features (axes + modalities), not " + std::to_string(num_features));
+    throw CapacityError("the lattice holds at most 28 features (axes + modalities), not " + std::to_string(num_features));
 }
 
 // ---- Keys ------------------------------------------------------------------------------------------------------------------------
@@ -119,7 +118,7 @@ KeyLayout layout_keys(const BilateralInput& input, const Geometry& geometry, con
         const double least = sum_low - i * high[i - 1], most = sum_high - i * low[i - 1];
         sum_low += low[i - 1];
         sum_high += high[i - 1];
-        if (most - least > 1e9) throw std::invalid_argument("capacity: a bandwidth is too small for the range of its feature");
+        if (most - least > 1e9) throw CapacityError("a bandwidth is too small for the range of its feature");
         layout.lowest[i] = static_cast<int>(std::floor(least / (d + 1))) - 4;
         layout.width[i] = bit_width(static_cast<int64_t>(std::ceil(most / (d + 1))) + 4 - layout.lowest[i]);
     }
@@ -391,7 +390,7 @@ class Builder {
             lattice_.largest_tile = std::max(lattice_.largest_tile, tile.num_vertices);
         }
         num_records_ = vertex;
-        if (num_records_ > int64_t{0xfffffff0}) throw std::invalid_argument("capacity: the lattice would have more than 2^32 vertices");
+        if (num_records_ > int64_t{0xfffffff0}) throw CapacityError("the lattice would have more than 2^32 vertices");
     }
 
     // Blocks are boxes of the coordinates that depend on position alone: the last ones, as many as there are axes.
@@ -504,8 +503,7 @@ class Builder {
         for (const Block& block : blocks_)
             std::copy_n(keys_.get() + block.first_record, block.num_vertices, keys.get() + block.first_vertex);
         keys_ = std::move(keys);
-        if (lattice_.num_vertices > int64_t{0x7ffffff0})
-            throw std::invalid_argument("capacity: the lattice would have more than 2^31 vertices");
+        if (lattice_.num_vertices > int64_t{0x7ffffff0}) throw CapacityError("the lattice would have more than 2^31 vertices");
     }
 
     static constexpr int64_t kBlockGroup = 16;
@@ -663,7 +661,7 @@ class Builder {
             slots += in_block;
             shared += shared_in_block;
         }
-        if (slots > int64_t{0xfffffff0}) throw std::invalid_argument("capacity: the lattice would need more than 2^32 slots");
+        if (slots > int64_t{0xfffffff0}) throw CapacityError("the lattice would need more than 2^32 slots");
         lattice_.num_slots = slots;
         lattice_.shared.resize(shared);
         pool_.run(num_block_groups(), [&](int64_t group, int thread) {
@@ -727,8 +725,8 @@ auto with_builder(const BilateralInput& input, ThreadPool& pool, Function&& func
         return function(builder);
     }
     if (bits > 128)
-        throw std::invalid_argument("capacity: the lattice's cells need " + std::to_string(bits) +
-                                    "-bit numbers, and 128 is the most; use larger bandwidths");
+        throw CapacityError("the lattice's cells need " + std::to_string(bits) +
+                            "-bit numbers, and 128 is the most; use larger bandwidths");
     Builder<WideKey> builder(input, geometry, layout, scale, pool);
     return function(builder);
 }
@@ -743,7 +741,7 @@ bool fits_lattice(const BilateralInput& input) {
     ThreadPool pool(1);
     try {
         return with_builder(input, pool, [](auto&) { return true; });
-    } catch (const std::invalid_argument&) {
+    } catch (const CapacityError&) {
         return false;
     }
 }

@@ -52,7 +52,7 @@ struct Lattice {
     double amplitude() const;
 };
 
-// Throws std::invalid_argument ("capacity: ...") when the features span more cells than a 128-bit key can number.
+// Throws CapacityError when the features span more cells than a 128-bit key can number.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 
 // Whether the features fit into the keys of a lattice.

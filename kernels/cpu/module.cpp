@@ -7,6 +7,8 @@
 
 #include <chrono>
 #include <mutex>
+#include <new>
+#include <stdexcept>
 
 #include "cpu/kernel_set.h"
 #include "cpu/label_map.h"
@@ -216,7 +218,7 @@ class Kernels {
 
    private:
     static void require(bool condition, const char* otherwise) {
-        if (!condition) throw std::invalid_argument(otherwise);
+        if (!condition) throw InputError(otherwise);
     }
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
@@ -303,6 +305,22 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     return kernel.filter->description();
 }
 
+// Classes of this module's own for what went wrong in the engine: an exception that a progress callback raises passes through as it is.
+void define_errors(nb::module_& m) {
+    nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
+    nb::exception<InputError>(m, "EngineInputError", PyExc_RuntimeError);
+    const nb::exception<std::bad_alloc> memory_error(m, "EngineMemoryError", PyExc_RuntimeError);
+    nb::register_exception_translator(
+        [](const std::exception_ptr& thrown, void* type) {
+            try {
+                std::rethrow_exception(thrown);
+            } catch (const std::length_error& error) {  // a container that no memory could hold
+                PyErr_SetString(static_cast<PyObject*>(type), error.what());
+            }
+        },
+        memory_error.ptr());
+}
+
 }  // namespace
 }  // namespace crf
 
@@ -310,6 +328,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     // Objects may outlive the interpreter, as when a script ends with a graph in a global: nothing to warn of.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.backends.cpu.";
+    crf::define_errors(m);
     m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "weights"_a,
           "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
           "user_axis"_a, "threads"_a, "progress"_a.none(), "out"_a);
