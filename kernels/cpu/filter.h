@@ -35,8 +35,9 @@ class BasicFilter {
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
     virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
 
-    // Moments of the kernel between u and v, where a filter has a faster way than filtering products with the features x (moments.h):
-    // squared[f] += sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and where `pull` is given
+    // Moments of the kernel between u and v, where a filter has a faster or closer way than filtering products with the features x
+    // (moments.h): squared[f] += theta_f times the derivative of sum_c <u_c, K v_c> with respect to theta_f, which for a Gaussian is
+    // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and where `pull` is given
     // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has not.
     virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, T* /*pull*/, Workspace&) {
         return false;
