@@ -7,6 +7,7 @@ simplex, where float32 and float64 may choose different sides.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from oracles import Case, brute_force_kernel, normalize_kernel, random_case, res
 import crfrefine
 from crfrefine.backends import get_backend
 from crfrefine.backends.base import Backend
+from crfrefine.backends.cpu import CpuBackend
 from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
@@ -140,6 +142,36 @@ def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta
     spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=None)
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
+
+
+def test_auto_prices_the_normalization_once(engine: Backend) -> None:
+    """4500 voxels, whose exact sum is priced at 12.8 ms: three filterings are below what counts as 50 ms, five would be above.
+
+    One iteration is one filtering and two for the normalization.
+    """
+    rng = np.random.default_rng(7)
+    image, spacing = rng.random((1, 15, 20, 15), np.float32), (1.0, 1.3, 2.1)
+
+    def chosen(num_iterations: int) -> str:
+        model = {"bilateral": [((1.5,) * 3, (0.1,))], "theta_gamma": None, "normalization": "symmetric", "filter": "auto"}
+        return engine.kernels(image, None, spacing, **model, num_labels=2, num_iterations=num_iterations).filters[0].split()[1]
+
+    assert chosen(1) == "exact"
+    assert chosen(3) == "truncated"
+
+
+@pytest.mark.parametrize(("num_channels", "num_groups"), [(1, 1), (4, 1), (7, 2)])
+def test_the_estimated_cost_grows_with_what_is_filtered(engine: CpuBackend, num_channels: int, num_groups: int) -> None:
+    """An exact sum costs the same for one channel and for four: n filterings by groups, and two of one channel for the normalization."""
+    image = np.random.default_rng(7).random((1, 15, 20, 15), np.float32)
+
+    def seconds(num_filterings: int) -> dict[str, float]:
+        arguments = (image, None, [1.0, 1.3, 2.1], [2.0, 2.0, 4.0], [0.1], num_channels, num_filterings)
+        return dict(engine._engine._estimate_costs(*arguments))
+
+    few, many = seconds(3), seconds(10)
+    assert many["exact"] / few["exact"] == pytest.approx((10 * num_groups + 2) / (3 * num_groups + 2))
+    assert all(0 < few[name] < many[name] < math.inf for name in ("exact", "truncated", "grid", "lattice"))
 
 
 def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:

@@ -10,6 +10,9 @@ namespace crf {
 
 Normalization parse_normalization(const std::string& name);
 
+// Of one value per grid axis, those of the box's axes.
+std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis);
+
 // A whole case's model but for weights and compatibility. Bandwidths and spacing have one value a grid axis.
 struct KernelSpecs {
     struct Bilateral {
@@ -19,7 +22,7 @@ struct KernelSpecs {
     std::vector<double> theta_gamma;  // empty: no spatial kernel
     Normalization normalization = Normalization::kSymmetric;
     std::string filter;    // of the bilateral kernels
-    int num_channels = 0;  // what "auto" expects to be filtered, and how often
+    int num_channels = 0;  // what "auto" expects to be filtered, and how often, besides the normalization
     int num_filterings = 0;
 };
 

@@ -10,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "cpu/cost_model.h"
 #include "cpu/kernel_set.h"
 #include "cpu/label_map.h"
 
@@ -75,7 +76,7 @@ KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std:
     specs.normalization = parse_normalization(normalization);
     specs.filter = filter;
     specs.num_channels = num_channels;
-    specs.num_filterings = num_iterations + 2;  // one for each step, and two for the normalization
+    specs.num_filterings = num_iterations;
     return specs;
 }
 
@@ -305,6 +306,23 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     return kernel.filter->description();
 }
 
+// For tests and measurements: the estimates that "auto" decides by, in seconds.
+nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                           const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int num_channels,
+                           int num_filterings) {
+    ThreadPool pool(1);
+    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
+    const BilateralInput input(voxels, on_box_axes(voxels, theta_alpha), theta_beta,
+                               channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
+    const FilterCosts costs = estimate_costs(input, num_channels, num_filterings);
+    nb::dict seconds;
+    seconds["exact"] = 1e-9 * costs.exact;
+    seconds["truncated"] = 1e-9 * costs.truncated;
+    seconds["grid"] = 1e-9 * costs.grid;
+    seconds["lattice"] = 1e-9 * costs.lattice;
+    return seconds;
+}
+
 // Classes of this module's own for what went wrong in the engine: an exception that a progress callback raises passes through as it is.
 void define_errors(nb::module_& m) {
     nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
@@ -334,6 +352,8 @@ NB_MODULE(CRFREFINE_MODULE, m) {
           "user_axis"_a, "threads"_a, "progress"_a.none(), "out"_a);
     m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a);
+    m.def("_estimate_costs", &crf::estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
+          "num_channels"_a, "num_filterings"_a);
     crf::define_kernels<float>(m, "Kernels32");
     crf::define_kernels<double>(m, "Kernels64");
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
