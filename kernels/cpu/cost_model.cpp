@@ -7,7 +7,7 @@
 #include "cpu/features.h"
 #include "cpu/grid.h"
 #include "cpu/lattice_build.h"
-#include "cpu/truncated.h"
+#include "cpu/window.h"
 
 namespace crf {
 
@@ -76,7 +76,7 @@ Work describe(const BilateralInput& input, int num_channels, int num_filterings)
 std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_grid) {
     const auto noticed = [](double cost) { return std::max(cost, kUnnoticed); };
     const double exact = noticed(exact_cost(work));
-    const double truncated = noticed(truncated_cost(work, num_truncated_pairs(input)));
+    const double truncated = noticed(truncated_cost(work, num_window_pairs(input)));
     const GridSize size = grid_size(input);
     const double grid = may_be_grid && fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
@@ -98,7 +98,7 @@ FilterCosts estimate_costs(const BilateralInput& input, int num_channels, int nu
     const Work work = describe(input, num_channels, num_filterings);
     const GridSize size = grid_size(input);
     const double never = std::numeric_limits<double>::infinity();
-    return {exact_cost(work), truncated_cost(work, num_truncated_pairs(input)), fits_grid(input, size) ? grid_cost(work, size) : never,
+    return {exact_cost(work), truncated_cost(work, num_window_pairs(input)), fits_grid(input, size) ? grid_cost(work, size) : never,
             fits_lattice(input) ? lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels) : never};
 }
 

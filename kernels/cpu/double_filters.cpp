@@ -7,7 +7,7 @@
 #include "cpu/features.h"
 #include "cpu/lattice_rows.h"
 #include "cpu/spatial_taps.h"
-#include "cpu/truncated.h"
+#include "cpu/window.h"
 
 namespace crf {
 
@@ -92,7 +92,7 @@ class DoubleExactFilter final : public DoubleFilter {
 class DoubleTruncatedFilter final : public DoubleFilter {
    public:
     DoubleTruncatedFilter(const BilateralInput& input, const std::vector<const double*>& image, ThreadPool& pool)
-        : voxels_(*input.voxels), pool_(pool), features_(input, image), offsets_(truncated_window(input)) {
+        : voxels_(*input.voxels), pool_(pool), features_(input, image), offsets_(list_window(input)) {
         compact_.assign(voxels_.box_size, -1);
         for (const Run& run : voxels_.runs)
             for (int32_t i = 0; i < run.length; ++i) compact_[run.box + i] = run.voxel + i;
