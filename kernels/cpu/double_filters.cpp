@@ -86,7 +86,7 @@ class DoubleExactFilter final : public DoubleFilter {
     const Voxels& voxels_;
     ThreadPool& pool_;
     DoubleFeatures features_;
-    std::vector<double> step_;  // spacing over theta_alpha, one a box axis
+    std::vector<double> step_;  // spacing over theta_alpha, one per box axis
 };
 
 class DoubleTruncatedFilter final : public DoubleFilter {

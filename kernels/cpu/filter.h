@@ -59,9 +59,9 @@ using Filter = BasicFilter<float>;
 // The bilateral kernel's inputs, divided by nothing yet.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    std::vector<double> theta_alpha;      // mm, one a box axis
-    std::vector<double> theta_beta;       // one a modality
-    std::vector<const float*> intensity;  // whole grid, one array a modality
+    std::vector<double> theta_alpha;      // mm, one per box axis
+    std::vector<double> theta_beta;       // one per modality
+    std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
 
     // Single precision resolves a difference of one bandwidth up to about this many of them.

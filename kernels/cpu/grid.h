@@ -5,6 +5,8 @@
 
 namespace crf {
 
+constexpr int kSpan = 4;  // cells under one cubic B-spline along an axis
+
 struct GridSize {
     int64_t cells[kMaxAxes]{};  // along each axis of the box
     int64_t bins[2]{1, 1};      // along each modality

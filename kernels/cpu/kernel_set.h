@@ -1,4 +1,5 @@
-// The kernels of one model on one image, normalized and ready to filter: built once, used by every step, forth and back.
+// The kernels of one model on one image, normalized and ready to filter: built once, used by every step of the forward and the backward
+// pass.
 #pragma once
 
 #include <string>
@@ -34,7 +35,7 @@ template <class T>
 struct KernelSet {
     const Voxels& voxels;
     std::vector<Kernel<T>> kernels;           // the bilateral ones first
-    std::vector<FeatureColumns<T>> features;  // one a kernel
+    std::vector<FeatureColumns<T>> features;  // one per kernel
     std::vector<std::string> descriptions;
 
     KernelSet(const Voxels& voxels, const std::vector<const T*>& image, const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
