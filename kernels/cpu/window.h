@@ -1,4 +1,4 @@
-// The truncated direct sum: the size of its window is known before it is built, which is what its cost depends on.
+// The window of the truncated sum: an ellipsoid of voxels around each voxel.
 #pragma once
 
 #include "cpu/filter.h"
@@ -13,10 +13,13 @@ struct WindowOffset {
     double squared;
 };
 
-// One of each two opposite offsets: the one whose first distance that is not zero is positive.
-std::vector<WindowOffset> truncated_window(const BilateralInput& input);
+// Voxels on either side along an axis. sigma: standard deviation in voxels; extent: of the box.
+int64_t window_radius(double sigma, int64_t extent);
 
-// Pairs a voxel: half of the window's other voxels.
-double num_truncated_pairs(const BilateralInput& input);
+// One of each two opposite offsets: the one whose first distance that is not zero is positive.
+std::vector<WindowOffset> list_window(const BilateralInput& input);
+
+// Pairs per voxel, half of the window's other voxels: without listing them.
+double num_window_pairs(const BilateralInput& input);
 
 }  // namespace crf
