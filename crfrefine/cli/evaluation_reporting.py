@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -15,9 +15,9 @@ from crfrefine.text import for_terminal, listed, printable
 if TYPE_CHECKING:
     from crfrefine.evaluate import Assessment
     from crfrefine.evaluate.records import CaseResult
+    from crfrefine.metrics.registry import Metric
     from crfrefine.statistics.comparison import SummaryRow
 
-_SHOWN = ("dice", "surface_dice", "hd95_mm", "assd_mm", "ece")
 _MOST_LISTED = 20
 _RIGHT = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
 _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/equal/worse": ("better/", "equal/worse")}
@@ -117,8 +117,10 @@ def _print_files(assessment: Assessment) -> None:
 
 
 def _print_means(assessment: Assessment) -> None:
-    """Print means and differences; ratios are in points, which is hundredths."""
-    rows = [row for row in assessment.summary if row.metric in _SHOWN]
+    """Print means and differences, and below them in which units these are."""
+    from crfrefine.metrics.registry import metric_named
+
+    rows = [row for row in assessment.summary if metric_named(row.metric).in_overview]
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
         names: tuple[str, ...] = (
@@ -130,6 +132,15 @@ def _print_means(assessment: Assessment) -> None:
     cells = [(row.metric, printable(assessment.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
     if cells:
         _print_cells(names, cells)
+        if "difference" in names:
+            _print_unit({metric_named(row.metric) for row in rows})
+
+
+def _print_unit(metrics: Collection[Metric]) -> None:
+    """Say which differences are in points; the names of the others end with their unit."""
+    names = [metric.name for metric in metrics if metric.is_ratio]
+    if names:
+        print(f"units: differences of {', '.join(sorted(names))} in points, which are hundredths")
 
 
 def _print_cells(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -173,29 +184,23 @@ def _widths(rows: list[tuple[str, ...]]) -> list[int]:
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:
-    from crfrefine.metrics.overlap import RATIOS
+    from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import format_p
 
-    factor, digits = (100.0, 2) if row.metric in RATIOS else (1.0, 3 if row.metric.endswith("_mm") else 5)
-    comparison = row.comparison
+    metric, comparison = metric_named(row.metric), row.comparison
     if comparison is None:
-        return str(row.num_values), _number(factor * row.mean, digits), _number(factor * row.median, digits)
+        return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
     if not comparison.num_pairs:  # Such as the calibration of a method whose baseline has no probabilities.
-        return "0", "", _number(factor * row.mean, digits), "", "", "", ""
-    low, high = (factor * end for end in comparison.interval)
+        return "0", "", metric.value_text(row.mean), "", "", "", ""
     return (
         str(comparison.num_pairs),
-        _number(factor * comparison.mean_baseline, digits),
-        _number(factor * comparison.mean, digits),
-        _number(factor * comparison.mean_difference, digits, "+"),
-        "" if math.isnan(low) else f"{_number(low, digits, '+')} to {_number(high, digits, '+')}",
+        metric.value_text(comparison.mean_baseline),
+        metric.value_text(comparison.mean),
+        metric.difference_text(comparison.mean_difference),
+        metric.interval_text(*comparison.interval),
         format_p(row.p_holm),
         f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
     )
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 
 def _empty_lines(assessment: Assessment) -> list[str]:

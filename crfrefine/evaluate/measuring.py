@@ -13,15 +13,16 @@ from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import Scores, read_masks, read_reference, read_scores
-from crfrefine.evaluate.records import CaseResult, Settings, Values
+from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.failures import CaseWork, Failure
-from crfrefine.metrics.calibration import CALIBRATION_METRICS, measure_calibration
+from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import Volume
+    from crfrefine.metrics.registry import RegionValues
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
             result.notes.append(f"{name}: {scores.note}")
 
 
-def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> Values:
+def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> RegionValues:
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
     labels = {*foreground_labels(label_map), *foreground_labels(reference.labels)}
@@ -116,9 +117,9 @@ def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Set
     )
 
 
-def _add_calibration(values: Values, scores: Scores, reference: _Reference, settings: Settings) -> None:
+def _add_calibration(values: RegionValues, scores: Scores, reference: _Reference, settings: Settings) -> None:
     num_channels = len(scores.probabilities)
     regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_channels)])
     measured = measure_calibration(scores.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
     for region, row in measured.items():
-        values.setdefault(region, {}).update({metric: row[metric] for metric in CALIBRATION_METRICS})
+        values.setdefault(region, {}).update(row)

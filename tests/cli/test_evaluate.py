@@ -97,7 +97,7 @@ def test_without_a_baseline_there_is_nothing_to_judge(tmp_path):
     assert {method for *_, method in read_metrics(study.output)} == {"prediction"}
     dice = next(line.split("\t") for line in result.stdout.splitlines() if line.startswith("dice\t1\t"))
     expected = [expected_overlap(*(study.maps[name][f"case{n}"] == 1 for name in ("after", "labels")))["dice"] for n in range(3)]
-    assert float(dice[4]) == pytest.approx(100 * np.mean(expected), abs=0.006)  # printed with two decimals
+    assert float(dice[4]) == pytest.approx(np.mean(expected), abs=6e-5)  # printed with four decimals
     summary = json.loads((study.output / "summary.json").read_text())
     assert summary["verdict"] is None
     assert summary["settings"]["baseline"] is None
@@ -259,7 +259,7 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     assert judged["p_holm"] == pytest.approx(2 * 2 / 2**9)  # and there are two comparisons
     assert judged["outcome"] == "not better than simple"
     lines = result.stdout.splitlines()
-    assert lines[-1].startswith("verdict: the prediction helps")
+    assert lines[-1].startswith("verdict: the refinement helps")
     assert "), but not significantly more than twin does (" in lines[-1]
     assert "simple" not in lines[-1]  # nobody said that the twin is
     deviation = (dice["after"] - dice["before"]).std(ddof=1)
@@ -478,7 +478,7 @@ def test_the_table_fits_a_terminal(tmp_path, columns, is_narrow):
         for folder in ("before", "after")
         for n in (0, 1)
     ]
-    means = [f"{50 * (dice[0] + dice[1]):.2f}", f"{50 * (dice[2] + dice[3]):.2f}"]
+    means = [f"{(dice[0] + dice[1]) / 2:.4f}", f"{(dice[2] + dice[3]) / 2:.4f}"]
     first = next(number for number, line in enumerate(table) if " ".join(line.split()).startswith(("dice, my method", "dice 1")))
     row = table[first + 1 + is_narrow].split()
     expected = ["2", "2", *means] if is_narrow else ["dice", "2", "my", "method", "2", *means]

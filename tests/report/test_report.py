@@ -152,8 +152,7 @@ def test_the_summary_table_has_the_numbers_of_the_summary(text):
     report = make_report()
     row = next(row for row in report.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
     comparison = row.comparison
-    numbers = [100 * comparison.mean_baseline, 100 * comparison.mean]
-    expected = f"1 front <part> {numbers[0]:.2f} {numbers[1]:.2f} {100 * comparison.mean_difference:+.2f} "
+    expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
     assert expected.replace("-", "\u2212") in Page(text).text
     low, high = (f"{100 * end:+.2f}".replace("-", "\u2212") for end in comparison.interval)
     assert f"{low} to {high} {format_p(row.p_holm)} {comparison.effect_size:+.2f} " in Page(text).text

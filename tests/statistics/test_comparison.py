@@ -124,9 +124,9 @@ def test_measured_cases_make_a_table_and_a_json_file():
 def test_the_table_for_people():
     rows = summary_text(summarize(_table(), "network"))
     assert len({len(row) for row in rows}) == 1
-    assert rows[1][:7] == ["dice", "whole", "network", "4", "0", "75.00", "75.00"]
+    assert rows[1][:7] == ["dice", "whole", "network", "4", "0", "0.7500", "0.7500"]
     assert set(rows[1][7:]) == {""}
-    assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "76.50", "77.50", "+1.50"]
+    assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "0.7650", "0.7750", "+1.50"]
     assert rows[4][9:] == ["0.25", "0.5", "+1.00", "3/1/0", ""]
     assert rows[7][-2:] == ["1/1/2", "case_0 -10.00"]
 
