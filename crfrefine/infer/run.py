@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.infer.outputs import RefinedArrays, OutputFiles
+    from crfrefine.infer.outputs import OutputFiles, RefinedArrays
 
 
 @dataclass(frozen=True)

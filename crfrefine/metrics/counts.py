@@ -51,7 +51,7 @@ def dice(counts: OverlapCounts) -> float:
 
 
 def iou(counts: OverlapCounts) -> float:
-    """Return |A ∩ B| / |A ∪ B|."""
+    """Return intersection over union."""
     return ratio(counts.num_both, counts.num_predicted + counts.num_reference - counts.num_both)
 
 

@@ -120,6 +120,7 @@ class MaskMetric(Metric):
 
     @property
     def undefined(self) -> str:
+        """Where it has no value, in words; empty where it always has one."""
         return _UNDEFINED[self.undefined_if_empty]
 
 
@@ -157,6 +158,7 @@ class CalibrationMetric(Metric):
 
     @property
     def undefined(self) -> str:
+        """Where it has no value, in words."""
         return "without probabilities, or where no voxel counts"
 
 

@@ -1,4 +1,4 @@
-"""How the page writes the numbers of a metric: with a true minus, and a dash where there is none; the same in charts, tables and tooltips."""
+"""How the page writes the numbers of a metric: a true minus, a dash where there is none; the same in charts, tables, tooltips."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from agreement_helpers import label_dice
 from cli_helpers import data_folder, load_nifti, run_here, save_nifti, write_folders
 from oracles import random_case
 
 from crfrefine import CrfParameters, InputError, refine
 from crfrefine.arrays.padding import find_padding, leave_out
-from agreement_helpers import label_dice
 
 # Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
 STRONG = CrfParameters().replace(**{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5})

@@ -225,6 +225,20 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     assert summary["regions"] == {"1": [1], "2": [2], "3": [3], "whole": [1, 2]}
 
 
+def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
+    """Region-based training: the label has a row of its own, under its number and with its name."""
+    study = write_study(tmp_path, 2)
+    labels = {"background": 0, "whole": [1, 2], "rim": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [1, 2]}))
+    result = run_here(*study.arguments)
+    assert result.status == 0, result.stderr
+    summary = json.loads((study.output / "summary.json").read_text())
+    assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2]}
+    assert summary["titles"]["2"] == "2 rim"
+    assert summary["judged_regions"] == ["whole", "2"]
+    assert {label for _, label, *_ in read_metrics(study.output)} == {"1", "2", "whole"}
+
+
 def test_ignored_voxels_count_in_the_calibration_neither(tmp_path):
     study = write_study(tmp_path, 1)
     reference = study.maps["labels"]["case0"]
@@ -265,6 +279,7 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     deviation = (dice["after"] - dice["before"]).std(ddof=1)
     seen = 100 * detectable_difference(deviation, 9, alpha=0.05 / 2)  # Holm's strictest level of two comparisons
     assert lines[-2].startswith("power: with 9 cases")
+    assert "units: differences of dice, surface_dice in points, which are hundredths" in lines
     assert lines[-2].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
 
 

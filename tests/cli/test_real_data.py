@@ -7,9 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import data_folder, files_in, load_nifti, run_here, run_process
-
 from agreement_helpers import label_dice
+from cli_helpers import data_folder, files_in, load_nifti, run_here, run_process
 
 pytestmark = [
     pytest.mark.data,

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from agreement_helpers import label_dice
 from scipy import ndimage
 
-from crfrefine.demo.phantom import NUM_LABELS, make_phantom
 from crfrefine.arrays.components import count_components
-from agreement_helpers import label_dice
+from crfrefine.demo.phantom import NUM_LABELS, make_phantom
 
 
 @pytest.fixture(scope="module")

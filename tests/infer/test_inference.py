@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agreement_helpers import label_dice
 from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 
+from crfrefine.arrays.components import count_components
 from crfrefine.arrays.label_maps import argmax_labels, count_labels
 from crfrefine.cases.discovery import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.infer.records import CaseRecord, RunSummary
 from crfrefine.infer.run import InferenceOptions, Observer, run_inference, select_part
-from crfrefine.arrays.components import count_components
-from agreement_helpers import label_dice
 from crfrefine.parameters.model import CrfParameters
 
 

@@ -8,8 +8,8 @@ from assessment_helpers import SHAPE, expected_calibration, expected_calibration
 
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.calibration import _BLOCK_VOXELS, measure_calibration
-from crfrefine.metrics.registry import CALIBRATION_METRICS
 from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS
 
 REGIONS = {"1": (1,), "2": (2,), "both": (1, 2)}
 ROUNDING = 1e-12  # sums of a thousand doubles in another order

@@ -14,7 +14,8 @@ from report_helpers import NASTY, make_images, make_report, make_table
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pictures.display import label_color
 from crfrefine.report import missing_viewer, page, write_report
-from crfrefine.report.pairs import choose_cases, pairs_of, region_choices
+from crfrefine.report.page import _group_heading
+from crfrefine.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
 from crfrefine.statistics.comparison import MEAN, format_p, summarize
 from crfrefine.statistics.verdict import verdict
 
@@ -331,3 +332,19 @@ def test_names_of_files_need_not_be_text(tmp_path):
     text = Page(written(tmp_path, report)).text
     assert "labels/\\udcff" in text
     assert "case \\udcfe" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "expected"),
+    [
+        ("worst", [-0.02, 0.01], "Worst"),
+        ("worst", [0.0, 0.108], "Smallest gains: no case is worse"),
+        ("best", [-0.03, 0.01], "Best"),
+        ("best", [-0.03, -0.01], "Smallest losses: no case is better"),
+        ("median", [0.01], "Median"),
+        ("worst", [], "Worst"),
+    ],
+)
+def test_headings_of_pictures_are_true(reason, changes, expected):
+    cases = [ShownCase("case", reason, 0.6, 0.6 + change) for change in changes] or [ShownCase("case", reason, None, 0.6)]
+    assert _group_heading(reason, cases) == expected
