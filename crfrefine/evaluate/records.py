@@ -88,8 +88,8 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
     methods = {
         name: {
             "label_map": _identity(files.label_map),
-            "scores": [_identity(path) for path in files.scores],
-            "asked_for_scores": files.asked_for_scores,  # Those that cannot be used are a warning, or a failure.
+            "scores": [_identity(path) for path in files.probabilities],
+            "asked_for_scores": files.asked_for_probabilities,  # Those that cannot be used are a warning, or a failure.
         }
         for name, files in pair.methods.items()
     }

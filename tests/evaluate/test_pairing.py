@@ -22,7 +22,7 @@ def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str |
     found = {}
     for case in pairing.cases:
         files = case.methods[method]
-        found[case.case_id] = (files.label_map and files.label_map.name, " ".join(path.name for path in files.scores))
+        found[case.case_id] = (files.label_map and files.label_map.name, " ".join(path.name for path in files.probabilities))
     return found
 
 
