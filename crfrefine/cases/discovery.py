@@ -236,8 +236,8 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
             problem = f"case {case_id!r}: expected one image or numbered modalities, found {_names(together)} in {folder}"
         cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
     if not cases:
-        found = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
-        raise InputError(f"{folder}: no case found: {found} ({', '.join(VOLUME_SUFFIXES)})")
+        reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
+        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)})")
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
 
 

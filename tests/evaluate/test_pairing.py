@@ -135,7 +135,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
     assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction is over the others" in pairing.notes[0]
     method = pairing.cases[2].methods["prediction"]
-    assert (method.lacks_scores, method.scores_problem, method.problem) == (True, None, None)
+    assert (method.lacks_probabilities, method.probabilities_problem, method.problem) == (True, None, None)
 
 
 def test_named_probabilities_that_no_case_has_are_an_error(tmp_path):
