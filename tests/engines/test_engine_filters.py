@@ -153,7 +153,7 @@ def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
     script.write_text(
         "import numpy as np, crfrefine\n"
         "rng = np.random.default_rng(0)\n"
-        "logits, image = rng.random((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
+        "logits, image = rng.standard_normal((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
         "parameters = crfrefine.CrfParameters().replace(**{'mean_field.filter': 'exact'})\n"
         "print('ready', flush=True)\n"
         "crfrefine.refine(logits, image, parameters=parameters, threads=1)\n"
