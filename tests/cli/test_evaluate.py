@@ -29,14 +29,11 @@ from cli_helpers import command, data_folder, files_in, load_nifti, run_here, ru
 
 from crfrefine.evaluate import AssessmentOptions, run_assessment
 from crfrefine.evaluate.report_input import make_report_input
+from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 from crfrefine.statistics.paired import detectable_difference
 
 ROUNDING = 1e-5
 """Relative: headers of NIfTI keep spacing and directions as float32, and so are read probabilities."""
-
-OVERLAP = ("dice", "iou", "sensitivity", "precision", "volume_ml", "volume_difference_ml", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")
-METRICS = (*OVERLAP, "num_components")
-CALIBRATION = ("ece", "brier", "nll")
 
 
 def assert_equal(found: dict, case: str, label: str, method: str, expected: dict) -> None:
@@ -55,7 +52,9 @@ def test_every_value_of_the_table_equals_the_brute_force(tmp_path):
         {"1": (1,), "2": (2,), "whole": (1, 2)},
         {"prediction": "after", "before": "before"},
     )
-    assert set(found) == {(case, label, metric, method) for case in cases for label in labels for metric in METRICS for method in methods}
+    assert set(found) == {
+        (case, label, metric, method) for case in cases for label in labels for metric in MASK_METRICS for method in methods
+    }
     for case in cases:
         for label, members in labels.items():
             for method, folder in methods.items():
@@ -131,7 +130,7 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     assert "without a reference" not in result.stderr
     found = read_metrics(study.output)
     # The baseline has no probabilities, so nothing is said about them.
-    assert {(metric, method) for _, _, metric, method in found if method == "before"} == {(metric, "before") for metric in METRICS}
+    assert {(metric, method) for _, _, metric, method in found if method == "before"} == {(metric, "before") for metric in MASK_METRICS}
     for number in range(2):
         case, reference = f"case{number}", study.maps["labels"][f"case{number}"]
         probabilities = softmax(logits_of(reference, number + 90))
@@ -141,7 +140,7 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
             masks = (np.isin(study.maps[name][case], members) for name in ("after", "labels"))
             assert_equal(found, case, label, "prediction", expected_overlap(*masks))
         assert_equal(found, case, "all", "prediction", expected_calibration_of_all(probabilities, reference))
-        assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION]
+        assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION_METRICS]
 
 
 def test_one_file_a_label_of_probabilities(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from crfrefine.errors import InputError
 from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.registry import MASK_METRICS
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, measurements_of, summarize, summary_dicts, summary_text
 from crfrefine.statistics.paired import compare_pairs, holm
 
@@ -114,7 +115,9 @@ def test_measured_cases_make_a_table_and_a_json_file():
     table = ResultTable(measurements)
     rows = summarize(table, "network")
     content = json.loads(json.dumps(summary_dicts(rows), allow_nan=False))
-    assert len(content) == len(rows) == 2 * (11 * 2 + 9)
+    assert len(content) == len(rows) == 2 * sum(3 if metric.better else 2 for metric in MASK_METRICS.values()), (
+        "the mean over regions is a row of those with a direction"
+    )
     mean_dice = next(row for row in content if (row["method"], row["region"], row["metric"]) == ("crf", MEAN, "dice"))
     assert mean_dice["comparison"]["wins"] == 3
     # Three cases cannot show anything, so the detectable difference is infinite, which JSON does not know.
