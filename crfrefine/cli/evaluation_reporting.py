@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Self
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
 from crfrefine.cli.reporting import print_table
-from crfrefine.evaluate import AssessmentObserver
+from crfrefine.evaluate import EvaluationObserver
 from crfrefine.text import for_terminal, listed, printable
 
 if TYPE_CHECKING:
-    from crfrefine.evaluate import Assessment
+    from crfrefine.evaluate import Evaluation
     from crfrefine.evaluate.records import CaseResult
     from crfrefine.metrics.registry import Metric
     from crfrefine.statistics.comparison import SummaryRow
@@ -24,7 +24,7 @@ _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/eq
 """Heads of columns in two lines, for narrow terminals."""
 
 
-class EvaluationReporter(AssessmentObserver):
+class EvaluationReporter(EvaluationObserver):
     """Shows a run: a live bar on a terminal, else a plain line a case.
 
     Args:
@@ -86,41 +86,41 @@ class EvaluationReporter(AssessmentObserver):
         self.stage_started(f"report: {text} {number}/{total}")
 
 
-def print_assessment(assessment: Assessment, verbosity: int = NORMAL) -> None:
+def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     """Print the comparison, what was counted apart, and the verdict as the last line."""
     if verbosity > QUIET:
-        _print_means(assessment)
-        for line in _empty_lines(assessment):
+        _print_means(evaluation)
+        for line in _empty_lines(evaluation):
             print(for_terminal(f"empty masks: {line}"))
-        judged = assessment.verdict
+        judged = evaluation.verdict
         for note in judged.notes if judged is not None else ():
             print(for_terminal(f"note: {note}"))
-        if assessment.power_note:
-            print(f"power: {assessment.power_note}")
-        _print_files(assessment)
-    if assessment.verdict is not None:
-        print(for_terminal(f"verdict: {assessment.verdict.sentence}"))
-    elif assessment.no_verdict:
-        print(for_terminal(f"verdict: {assessment.no_verdict}"))
+        if evaluation.power_note:
+            print(f"power: {evaluation.power_note}")
+        _print_files(evaluation)
+    if evaluation.verdict is not None:
+        print(for_terminal(f"verdict: {evaluation.verdict.sentence}"))
+    elif evaluation.no_verdict:
+        print(for_terminal(f"verdict: {evaluation.no_verdict}"))
 
 
-def _print_files(assessment: Assessment) -> None:
+def _print_files(evaluation: Evaluation) -> None:
     from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
-    names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if assessment.has_report else [])]
+    names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if evaluation.has_report else [])]
     for name in names:
-        print(for_terminal(f"written: {assessment.options.output / name}"), file=sys.stderr)
-    failures = assessment.failures
+        print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
+    failures = evaluation.failures
     if failures:
         cases = list(dict.fromkeys(case for case, _ in failures))
-        print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(assessment.pairs)} cases)", file=sys.stderr)
+        print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
 
 
-def _print_means(assessment: Assessment) -> None:
+def _print_means(evaluation: Evaluation) -> None:
     """Print means and differences, and below them in which units these are."""
     from crfrefine.metrics.registry import metric_named
 
-    rows = [row for row in assessment.summary if metric_named(row.metric).in_overview]
+    rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
         names: tuple[str, ...] = (
@@ -129,7 +129,7 @@ def _print_means(assessment: Assessment) -> None:
         )
     else:
         names = ("metric", "region", "method", "cases", "mean", "median")
-    cells = [(row.metric, printable(assessment.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
+    cells = [(row.metric, printable(evaluation.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
     if cells:
         _print_cells(names, cells)
         if "difference" in names:
@@ -203,10 +203,10 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
     )
 
 
-def _empty_lines(assessment: Assessment) -> list[str]:
+def _empty_lines(evaluation: Evaluation) -> list[str]:
     """Return a line a region that is empty in any case, in the reference or in a prediction."""
     lines = []
-    for region, by_method in assessment.empty_masks.items():
+    for region, by_method in evaluation.empty_masks.items():
         if not any(counts.reference or counts.prediction for counts in by_method.values()):
             continue
         parts = [
@@ -214,5 +214,5 @@ def _empty_lines(assessment: Assessment) -> list[str]:
             f"{counts.prediction - counts.both} missed, {counts.reference - counts.both} false alarms"
             for method, counts in by_method.items()
         ]
-        lines.append(f"{assessment.titles.get(region, region)}: " + "; ".join(parts))
+        lines.append(f"{evaluation.titles.get(region, region)}: " + "; ".join(parts))
     return lines

@@ -22,7 +22,7 @@ from crfrefine.cases.discovery import (
     with_logits,
 )
 from crfrefine.errors import InputError
-from crfrefine.evaluate.options import AssessmentOptions
+from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
 from crfrefine.text import listed
 
@@ -99,7 +99,7 @@ class Pairing:
     left_out: tuple[IncompleteCase, ...] = ()
 
 
-def pair_cases(options: AssessmentOptions) -> Pairing:
+def pair_cases(options: EvaluationOptions) -> Pairing:
     """Find what each method has for each case.
 
     Returns:
@@ -153,7 +153,7 @@ def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, 
 
 
 def _what_else_lacks(
-    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
+    options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
 ) -> dict[str, list[str]]:
     """Return what complete cases lack that was asked for, but that masks can be measured without."""
     lacking: dict[str, list[str]] = {}
@@ -167,7 +167,7 @@ def _what_else_lacks(
 
 
 def _check_probabilities(
-    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
+    options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
 ) -> None:
     """Say which cases have no calibration, although probabilities were asked for; raise InputError where none has."""
     for name, path in options.probabilities:
@@ -187,7 +187,7 @@ def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
     return None if references[0].exists() else f"{references[0]}: {_BROKEN}"
 
 
-def _same_files(options: AssessmentOptions) -> list[str]:
+def _same_files(options: EvaluationOptions) -> list[str]:
     """Say where one of the folders is given twice: it is hardly what was meant."""
     places = {"the reference": options.labels, **options.methods}
     names = list(places)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.cases.completeness import describe_left_out
-from crfrefine.evaluate.options import DEFAULT_NAME, AssessmentOptions
+from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
@@ -44,7 +44,7 @@ class EmptyMasks:
 
 
 @dataclass
-class Assessment:
+class Evaluation:
     """All that a run found.
 
     Attributes:
@@ -59,7 +59,7 @@ class Assessment:
         left_out: the cases that lack a file, which no number is over.
     """
 
-    options: AssessmentOptions
+    options: EvaluationOptions
     settings: Settings
     pairs: Sequence[CasePair]
     results: Sequence[CaseResult]

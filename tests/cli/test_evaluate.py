@@ -11,7 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from assessment_helpers import (
+from cli_helpers import command, data_folder, files_in, load_nifti, run_here, run_process
+from evaluation_helpers import (
     SHAPE,
     disturbed,
     expected_calibration,
@@ -25,9 +26,8 @@ from assessment_helpers import (
     softmax,
     write_study,
 )
-from cli_helpers import command, data_folder, files_in, load_nifti, run_here, run_process
 
-from crfrefine.evaluate import AssessmentOptions, run_assessment
+from crfrefine.evaluate import EvaluationOptions, run_evaluation
 from crfrefine.evaluate.report_input import make_report_input
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 from crfrefine.statistics.paired import detectable_difference
@@ -501,8 +501,8 @@ def test_the_table_fits_a_terminal(tmp_path, columns, is_narrow):
 
 def test_no_method_takes_the_place_of_a_setting_in_the_report(tmp_path):
     study = write_study(tmp_path, 1)
-    options = AssessmentOptions(study.after, study.labels, study.output, "version", baselines=(("images", study.before),), report=False)
-    settings = make_report_input(run_assessment(options), print).settings
+    options = EvaluationOptions(study.after, study.labels, study.output, "version", baselines=(("images", study.before),), report=False)
+    settings = make_report_input(run_evaluation(options), print).settings
     assert settings["method version"] == str(study.after)
     assert settings["method images"] == str(study.before)
     assert settings["images"] == "none"

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from assessment_helpers import SHAPE, affine, read_metrics, save_map, save_npz, softmax, write_study
 from cli_helpers import files_in, run_here
+from evaluation_helpers import SHAPE, affine, read_metrics, save_map, save_npz, softmax, write_study
 from io_helpers import save_nifti
 
 
