@@ -199,10 +199,10 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
     # This tool's own outputs, or logits that lie beside the images (-i FOLDER -p FOLDER), are no cases of their own.
     names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
-    scores = scores_beside(paths, names)
-    if scores:
-        notes.append(f"{folder}: {len(scores)} files of logits beside the images, such as {scores[0].name}, are not taken for images")
-        references += scores
+    found = probabilities_beside(paths, names)
+    if found:
+        notes.append(f"{folder}: {len(found)} files of logits beside the images, such as {found[0].name}, are not taken for images")
+        references += found
     groups: dict[str, dict[int, list[Path]]] = {}
     lone: dict[str, list[Path]] = {}
     is_numbered = any(stem.endswith("_0000") for stem in stems)
@@ -236,8 +236,8 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
             problem = f"case {case_id!r}: expected one image or numbered modalities, found {_names(together)} in {folder}"
         cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
     if not cases:
-        found = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
-        raise InputError(f"{folder}: no case found: {found} ({', '.join(VOLUME_SUFFIXES)})")
+        reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
+        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)})")
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
 
 
@@ -399,8 +399,8 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
-def scores_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Return the files of scores, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
+def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
+    """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
     return [path for path in paths if any(_is_named(stem_of(path), ending, names) for ending in LOGITS_NAMES)]
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from crfrefine.evaluate.records import CaseResult
 
 
-class AssessmentObserver:
+class EvaluationObserver:
     """Told what happens in a run; every method may be left as it is."""
 
     def run_started(self, num_cases: int, num_processes: int, num_reused: int) -> None:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a file of scores gives.
+class SoftLabels:
+    """What a file of logits or probabilities gives.
 
     Attributes:
         label_map: (*grid) the likeliest label.
@@ -51,23 +51,23 @@ def read_reference(path: Path) -> Volume:
     return io.read_labels(path)
 
 
-def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], Scores | None]:
-    """Read the label map of a method, (*grid), with the scores that it was made from where the file holds those.
+def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
+    """Read the label map of a method, (*grid), with the probabilities that it was made from where the file holds those.
 
     Raises:
         GridMismatchError: not on the grid of the reference; both grids are described.
-        InputError: nothing there to be read, or neither a label map nor scores.
+        InputError: nothing there to be read, or neither a label map nor probabilities.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
     if files.problem:
         raise InputError(files.problem)
-    if files.label_map is not None and not _holds_scores(files.label_map):
+    if files.label_map is not None and not _holds_probabilities(files.label_map):
         return _read_label_map(files.label_map, like), None
-    scores = read_scores(files.scores if files.label_map is None else (files.label_map,), like)
-    return scores.label_map, scores
+    soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), like)
+    return soft.label_map, soft
 
 
-def _holds_scores(path: Path) -> bool:
+def _holds_probabilities(path: Path) -> bool:
     """Return whether a file has several values a voxel, as logits and probabilities have."""
     return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
 
@@ -78,7 +78,7 @@ def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]
     return labels
 
 
-def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
+def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
     """Read logits or probabilities that must be on the grid of the reference.
 
     Raises:
@@ -105,7 +105,7 @@ def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
             flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
     grid = like.grid_shape
-    return Scores(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
+    return SoftLabels(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
 
 
 def read_image(path: Path, like: Volume) -> NDArray[np.float32]:

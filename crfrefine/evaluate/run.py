@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import Job, measure_pair
-from crfrefine.evaluate.observer import AssessmentObserver
-from crfrefine.evaluate.options import AssessmentOptions, check_options
+from crfrefine.evaluate.observer import EvaluationObserver
+from crfrefine.evaluate.options import EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import CASES_NAME, REPORT_NAME, write_html, write_tables
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.records import CaseResult, Settings, fingerprint, from_json, to_json
 from crfrefine.evaluate.regions import plan_regions
-from crfrefine.evaluate.results import Assessment
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.processes import Lost, map_in_processes
 from crfrefine.failures import Failure
 from crfrefine.io.atomic import atomic_file, check_replaceable, check_writable, remove_file
@@ -28,7 +28,7 @@ class StoppedError(CrfRefineError):
     """A case failed, and the run was to stop at the first one that does."""
 
 
-def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | None = None) -> Assessment:
+def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results into the output folder.
 
     Args:
@@ -44,7 +44,7 @@ def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | No
         KeyboardInterrupt: passed on; what was measured until then is kept for `resume`.
     """
     started = time.perf_counter()
-    observer = observer or AssessmentObserver()
+    observer = observer or EvaluationObserver()
     check_options(options)
     plan = plan_regions(options.regions, options.labels, options.ignore_label)
     pairing = pair_cases(options)
@@ -52,27 +52,27 @@ def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | No
     notes = (*plan.notes, *pairing.notes)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     run = _Run(options, settings, observer)
-    assessment = Assessment(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
-    left_out = (assessment.left_out_text,) if pairing.left_out else ()
-    assessment.results = run.measure(pairing.cases, num_processes, (*left_out, *notes))
+    evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
+    left_out = (evaluation.left_out_text,) if pairing.left_out else ()
+    evaluation.results = run.measure(pairing.cases, num_processes, (*left_out, *notes))
     observer.stage_started("comparing")
-    if assessment.table.cases:
-        _ = assessment.summary, assessment.verdict
-    assessment.seconds = time.perf_counter() - started
-    write_tables(assessment)
-    if options.report and assessment.table.cases:
+    if evaluation.table.cases:
+        _ = evaluation.summary, evaluation.verdict
+    evaluation.seconds = time.perf_counter() - started
+    write_tables(evaluation)
+    if options.report and evaluation.table.cases:
         observer.stage_started("writing the report")
-        write_html(assessment, observer.stage_progressed, observer.note)
-        assessment.has_report = True
+        write_html(evaluation, observer.stage_progressed, observer.note)
+        evaluation.has_report = True
     elif (options.output / REPORT_NAME).exists():
         observer.note(f"{options.output / REPORT_NAME} is of an earlier run")
-    return assessment
+    return evaluation
 
 
 class _Run:
     """The cases of a run, each kept in a file of its own as soon as it is measured."""
 
-    def __init__(self, options: AssessmentOptions, settings: Settings, observer: AssessmentObserver) -> None:
+    def __init__(self, options: EvaluationOptions, settings: Settings, observer: EvaluationObserver) -> None:
         self._options = options
         self._settings = settings
         self._observer = observer

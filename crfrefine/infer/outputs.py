@@ -44,7 +44,7 @@ class OutputFiles:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RefinedArrays:
     """The arrays of a refined case that are still to be written; None: not asked for.
 
     Attributes:
@@ -162,7 +162,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     return all(image.on_same_grid(read_header(path)) for path in volumes)
 
 
-def write_outcome(outcome: Outcome, outputs: OutputFiles, *, threads: int = 1) -> None:
+def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int = 1) -> None:
     """Write the results of a case, each file at once or not at all, the label map last.
 
     Args:
@@ -192,7 +192,7 @@ def _is_whole_picture(path: Path) -> bool:
     return content.startswith(_PNG_START) and content.endswith(_PNG_END)
 
 
-def _write_preview(path: Path, outcome: Outcome, image: NDArray[np.float32], before: NDArray[Any]) -> None:
+def _write_preview(path: Path, outcome: RefinedArrays, image: NDArray[np.float32], before: NDArray[Any]) -> None:
     from crfrefine.pictures.preview import draw_preview
 
     like = outcome.like

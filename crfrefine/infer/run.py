@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.infer.outputs import Outcome, OutputFiles
+    from crfrefine.infer.outputs import OutputFiles, RefinedArrays
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class _Run:
         record.notes = tuple(case.notes)
         return _Loaded(case, files, outputs, record, number)
 
-    def _refine(self, loaded: _Loaded) -> Outcome | None:
+    def _refine(self, loaded: _Loaded) -> RefinedArrays | None:
         """Run the CRF on a case; None: it failed and is recorded."""
         record = loaded.record
         self._tell(self._observer.case_started, record.case_id, loaded.number)
@@ -277,9 +277,9 @@ class _Run:
             self._finish(record)
         return outcome
 
-    def _refine_or_raise(self, loaded: _Loaded) -> Outcome:
+    def _refine_or_raise(self, loaded: _Loaded) -> RefinedArrays:
         from crfrefine.arrays.label_maps import count_changes, count_labels
-        from crfrefine.infer.outputs import Outcome
+        from crfrefine.infer.outputs import RefinedArrays
         from crfrefine.refinement import refine
 
         case, record, options = loaded.case, loaded.record, self.options
@@ -315,7 +315,7 @@ class _Run:
         record.voxels_before = count_labels(before, len(case.logits))
         record.voxels_after = count_labels(result.label_map, len(case.logits))
         record.voxels_changed = count_changes(before, result.label_map)
-        return Outcome(
+        return RefinedArrays(
             like=replace(case.like, data=result.label_map),  # the image itself need not stay in memory
             label_map=result.label_map,
             probabilities=result.marginals if options.save_probabilities else None,
@@ -326,7 +326,7 @@ class _Run:
             subtitle=_describe_numbers(record),
         )
 
-    def _write(self, outcome: Outcome, outputs: OutputFiles, record: CaseRecord) -> None:
+    def _write(self, outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord) -> None:
         """Write a case and close its record. Runs in the writing thread."""
         from crfrefine.infer.outputs import write_outcome
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assessment_helpers import (
+from cli_helpers import command, files_in, run_here, save_nifti
+from evaluation_helpers import (
     SHAPE,
     Study,
     children,
@@ -25,7 +26,6 @@ from assessment_helpers import (
     softmax,
     write_study,
 )
-from cli_helpers import command, files_in, run_here, save_nifti
 
 import crfrefine
 

@@ -7,7 +7,7 @@ import sys
 
 import pool_functions
 import pytest
-from assessment_helpers import children
+from evaluation_helpers import children
 
 from crfrefine.execution.processes import Lost, map_in_processes
 
