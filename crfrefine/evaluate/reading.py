@@ -13,7 +13,6 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import check_share, find_padding
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
 
 if TYPE_CHECKING:
@@ -68,8 +67,9 @@ def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedint
 
 
 def _holds_scores(path: Path) -> bool:
-    """Return whether a file has several values a voxel, as logits and probabilities have."""
-    return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
+    """Return whether a file has several values a voxel, as logits and probabilities have, or says that it holds such."""
+    header = io.read_header(path)
+    return header.num_channels > 1 or header.kind is not None
 
 
 def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:

@@ -74,7 +74,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
     if to == "labels":
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like)
         return f"{header.path}: {header.num_channels} labels, {_size(header)} -> {target}: label map"
-    if to is not None or (kind is None and io.suffix_of(target) == ".npz"):
+    if to is not None or (kind is None and require_suffix(target).holds_scores_alone):
         values, kind = _as_kind(values, kind, to, header.path)
     written = kind or "logits"
     io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=written)
@@ -104,7 +104,7 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
             raise GridMismatchError(f"{header.path}: not on the grid of --like\n{difference}")
     chosen = like or header
     if chosen.affine is None or chosen.spacing is None:
-        if io.suffix_of(target) != ".npz":
+        if not require_suffix(target).holds_scores_alone:
             raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
         num_axes = len(chosen.grid_shape)
         return Volume(_empty(chosen.grid_shape), np.eye(4), (1.0,) * num_axes)
