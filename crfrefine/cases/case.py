@@ -62,10 +62,9 @@ class CaseHeaders:
     def notes(self) -> list[str]:
         """What the user should know: about the geometry of the images, and files that are not what their names say."""
         others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
-        misnamed = [header for header in (*self.images, *others) if header is not None and header.misnamed is not None]
         return [
-            *(f"{header.path.name}: {header.misnamed}" for header in misnamed),
-            *(f"{header.path.name}: {text}" for header in self.images for text in header.notes),
+            *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
+            *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
         ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
-from crfrefine.evaluate.reading import Scores, read_masks, read_reference, read_scores
+from crfrefine.evaluate.reading import Scores, read_masks, read_reference, read_scores, remarks_on_name
 from crfrefine.evaluate.records import CaseResult, Settings, Values
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.metrics.calibration import CALIBRATION_METRICS, measure_calibration
@@ -41,7 +41,7 @@ def measure_pair(job: Job) -> CaseResult:
             raise InputError(job.pair.problem)
         reference = _without_ignored(read_reference(job.pair.reference), job)
         if reference.volume.header is not None:
-            result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
+            result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
             with CaseWork(partial(result.fail, method=name), *files.paths):
                 _measure_method(name, files, reference, job.settings, result)
@@ -81,6 +81,8 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
     label_map, scores = read_masks(files, reference.volume)
     if files.asked_for_scores:  # The calibration is that of others.
         scores = None
+    if files.label_map is not None:
+        result.notes += [f"{name}: {remark}" for remark in remarks_on_name(files.label_map)]
     values = _measure_masks(label_map, reference, settings)
     result.values[name] = values
     del label_map

@@ -66,6 +66,12 @@ def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedint
     return scores.label_map, scores
 
 
+def remarks_on_name(path: Path) -> tuple[str, ...]:
+    """Return what to say about a file whose content is not what its name says."""
+    misnamed = io.read_header(path).misnamed
+    return () if misnamed is None else (f"{path.name}: {misnamed}",)
+
+
 def _holds_scores(path: Path) -> bool:
     """Return whether a file has several values a voxel, as logits and probabilities have, or says that it holds such."""
     header = io.read_header(path)
@@ -91,6 +97,7 @@ def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
     read = io.read_logits(paths)
     stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
     kind, note = identify(stored, "auto", read.kind, header.path)
+    note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
     labels = argmax_labels(stored).transpose()
     padding = find_padding(stored)
     if padding is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from crfrefine.io.streams import inflated
 
+_BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 _DICOM_SEG = b"1.2.840.10008.5.1.4.1.1.66.4"
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
 _COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
@@ -37,12 +39,12 @@ def _is_mgh(start: bytes) -> bool:
 
 
 def _is_pair(start: bytes) -> bool:
-    """Return whether it is the header of an Analyze image or of a NIfTI pair: 348, then a sane number of dimensions."""
-    for order in ("little", "big"):
-        size, dims = int.from_bytes(start[:4], order), int.from_bytes(start[40:42], order)
-        if size == 348 and 1 <= dims <= 7 and start[344:347] != b"n+1":
-            return True
-    return False
+    """Return whether it is the header of an Analyze image or of a NIfTI pair: its length, 348, and a sane number of dimensions."""
+    return any(
+        int.from_bytes(block[:4], order) == 348 and 1 <= int.from_bytes(block[40:42], order) <= 7
+        for block in (inflated(start) or start,)
+        for order in _BYTE_ORDERS
+    )
 
 
 # The first kind that recognizes a file counts.

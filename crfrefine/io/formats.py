@@ -96,5 +96,5 @@ FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), _nifti),
     Format("MetaImage", (".mhd", ".mha"), _metaimage, {".mhd": ".zraw"}),
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
-    Format("npz", (".npz",), _npz, holds_scores_alone=True),
+    Format("nnU-Net npz", (".npz",), _npz, holds_scores_alone=True),
 )

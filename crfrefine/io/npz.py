@@ -47,9 +47,9 @@ class NpzTemplate:
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it is an archive whose first member is an array."""
-    length = int.from_bytes(start[26:28], "little")
-    return start.startswith(b"PK\3\4") and start[30 : 30 + length].endswith(b".npy")
+    """Return whether it is an archive whose first member is an array, or is named as the one that is looked for."""
+    member = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin-1")
+    return start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS)
 
 
 def read_header(path: Path) -> VolumeHeader:

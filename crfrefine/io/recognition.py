@@ -53,7 +53,7 @@ def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
     if isinstance(found, Format) and is_allowed(found, suffixes):
         return found
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
-    hint = way_out(found or named or _foreign_by_name(path))
+    hint = way_out(found) or way_out(named or _foreign_by_name(path), "By its name, it")
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
 
 
@@ -62,15 +62,15 @@ def is_allowed(known: Format, suffixes: tuple[str, ...]) -> bool:
     return set(known.suffixes) <= set(suffixes)
 
 
-def way_out(found: Format | ForeignKind | None) -> str:
+def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
     """Say what a file is that cannot be read in this place, and what to do; "" where nobody knows."""
     if found is None:
         return ""
     if not isinstance(found, Format):
-        return f"It is {found.name}: {found.way_out}."
+        return f"{who} is {found.name}: {found.way_out}."
     if found.holds_scores_alone:
-        return f"It is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
-    return f"It is {found.name} by its content: name it {' or '.join(found.suffixes)}."
+        return f"{who} is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
+    return f"{who} is {found.name} by its content: name it {' or '.join(found.suffixes)}."
 
 
 def suffix_to_write(path: Path) -> str:
@@ -84,13 +84,14 @@ def suffix_to_write(path: Path) -> str:
 
 def describe_others(folder: Path) -> str:
     """Say what the files of a folder are of which none has a known suffix, on a line of its own; "" where nobody knows."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())[:_MOST_LOOKED_AT]
+    others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
+    paths = sorted(path for path in others if path.is_file())[:_MOST_LOOKED_AT]
     kinds = {path: found for path in paths if (found := recognize(path) or _foreign_by_name(path)) is not None}
     if not kinds:
         return ""
-    (usual, _), *_ = Counter(kinds.values()).most_common(1)
+    usual = Counter(kinds.values()).most_common(1)[0][0]
     example = next(path for path, kind in kinds.items() if kind == usual)
-    return f"\n  There is {shorten(example.name)}. {way_out(usual)}"
+    return f"\n  {way_out(usual, f'There is {shorten(example.name)}, which')}"
 
 
 def _foreign_by_name(path: Path) -> ForeignKind | None:

@@ -65,6 +65,11 @@ class VolumeHeader:
     misnamed: str | None = None
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about the file: that its name misleads, if it does, and the notes."""
+        return self.notes if self.misnamed is None else (self.misnamed, *self.notes)
+
+    @property
     def orientation(self) -> str | None:
         """The world directions of the grid's axes, such as "LPS"; None where the file has no geometry."""
         return None if self.affine is None else orientation_codes(self.affine, len(self.grid_shape))

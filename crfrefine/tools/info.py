@@ -68,7 +68,7 @@ def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, 
         lines.append(("orientation", f"{header.orientation}"))
         lines.append(("first voxel", "(" + ", ".join(f"{value:.6g}" for value in header.affine[:3, 3]) + ") mm in RAS+"))
     lines += header.details
-    lines += [("note", note) for note in (header.misnamed, *header.notes) if note]
+    lines += [("note", note) for note in header.remarks]
     if values:
         lines += _describe_values(header)
     return lines
