@@ -58,6 +58,15 @@ class CaseHeaders:
         """M."""
         return sum(image.num_channels for image in self.images)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: about the geometry of the images, and files that are not what their names say."""
+        others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
+        return [
+            *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
+            *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
+        ]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -180,7 +189,7 @@ def load_case(
         spacing=spacing,
         num_labels=headers.logits.num_labels,
         input_kind=input_kind,
-        notes=[note, *(f"{header.path.name}: {text}" for header in headers.images for text in header.notes)],
+        notes=[note, *headers.notes],
         labels=io.read_labels(files.labels).data.reshape(first.grid_shape) if with_labels and files.labels else None,
     )
 

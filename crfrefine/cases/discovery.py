@@ -1,6 +1,6 @@
 """Which files belong to which case: the naming of nnU-Net, single files, and the names of other tools beside them.
 
-Nothing is opened here but `dataset.json`; what the files hold is checked when a case is read.
+Nothing is opened here but `dataset.json`, and what has no known suffix; what the files hold is checked when a case is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.recognition import describe_others, format_to_read
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
@@ -237,7 +238,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
     if not cases:
         reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
-        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)})")
+        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
 
 
@@ -291,7 +292,7 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
 
 def _case_of_files(paths: Sequence[Path]) -> CaseList:
     for path in paths:
-        require_suffix(path, VOLUME_SUFFIXES)
+        format_to_read(path, VOLUME_SUFFIXES)
         require_file(path)
     stem = stem_of(paths[0])
     match = _MODALITY.fullmatch(stem)
@@ -316,7 +317,7 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     if not logits[0].is_dir() or len(logits) > 1:
         for path in logits:
             require_file(path)
-            require_suffix(path, LOGITS_SUFFIXES)
+            format_to_read(path, LOGITS_SUFFIXES)
         if len(cases) != 1:
             raise InputError(f"{logits[0]}: a file of logits for {len(cases)} cases; give a folder of logits, or the images of one case")
         return CaseList([replace(cases[0], logits=tuple(logits))], cases.notes)
@@ -349,7 +350,7 @@ def _choose_logits(
 ) -> tuple[tuple[Path, ...], str | None]:
     """Return the files to read, or none and what is wrong."""
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: what names itself wins.
-    telling = [path for path in candidates if suffix_of(path) == ".npz" or stem_of(path) != case_id] or candidates
+    telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id] or candidates
     if len(telling) == 1:
         return (telling[0],), None
     if telling:
@@ -370,7 +371,7 @@ def _with_companions(
         return cases
     if not source.is_dir():
         require_file(source)
-        require_suffix(source, VOLUME_SUFFIXES)
+        format_to_read(source, VOLUME_SUFFIXES)
         if len(cases) != 1:
             raise InputError(f"{source}: a file of {what} for {len(cases)} cases; give a folder")
         return CaseList([attach(cases[0], source)], cases.notes)

@@ -12,7 +12,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
-from crfrefine.evaluate.reading import SoftLabels, read_masks, read_probabilities, read_reference
+from crfrefine.evaluate.reading import SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
 from crfrefine.evaluate.records import CaseResult, Settings
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.metrics.calibration import measure_calibration
@@ -42,7 +42,7 @@ def measure_pair(job: Job) -> CaseResult:
             raise InputError(job.pair.problem)
         reference = _without_ignored(read_reference(job.pair.reference), job)
         if reference.volume.header is not None:
-            result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
+            result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
             with CaseWork(partial(result.fail, method=name), *files.paths):
                 _measure_method(name, files, reference, job.settings, result)
@@ -82,6 +82,8 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
     label_map, soft = read_masks(files, reference.volume)
     if files.asked_for_probabilities:  # The calibration is that of others.
         soft = None
+    if files.label_map is not None:
+        result.notes += [f"{name}: {remark}" for remark in remarks_on_name(files.label_map)]
     values = _measure_masks(label_map, reference, settings)
     result.values[name] = values
     del label_map

@@ -23,7 +23,8 @@ from crfrefine.cases.discovery import (
 )
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.recognition import describe_others, format_to_read
 from crfrefine.text import listed
 
 _MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
@@ -203,7 +204,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
         require_file(source)
-        require_suffix(source, VOLUME_SUFFIXES)
+        format_to_read(source, VOLUME_SUFFIXES)
         return {_case_of(source): [source]}
     # A link to nothing, as of data that were not fetched, is a case that fails, not one that nobody misses.
     paths = _without_probabilities(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
@@ -212,7 +213,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     paths = [path for path in paths if path not in numbered]
     if not paths:
         found = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
-        raise InputError(f"{source}: no label map found: {found}")
+        raise InputError(f"{source}: no label map found: {found}{describe_others(source)}")
     telling: dict[str, list[Path]] = {}
     plain: dict[str, list[Path]] = {}
     for path in paths:
@@ -237,10 +238,10 @@ def _of_method(
     """Return what a method has for each case of the reference; add to `lacking` the cases that only one of the two has."""
     if not source.is_dir():
         require_file(source)
-        suffix = require_suffix(source, LOGITS_SUFFIXES)
+        known = format_to_read(source, LOGITS_SUFFIXES)
         if len(case_ids) != 1:
             raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
-        return {case_ids[0]: MethodFiles(probabilities=(source,)) if suffix in NPZ else MethodFiles(source)}
+        return {case_ids[0]: MethodFiles(probabilities=(source,)) if known.holds_scores_alone else MethodFiles(source)}
     by_stem: dict[str, list[Path]] = {}
     for path in list_files(source, LOGITS_SUFFIXES):
         by_stem.setdefault(stem_of(path), []).append(path)
@@ -279,11 +280,11 @@ def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
 def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
     """Return what a folder has for a case."""
     own = by_stem.get(case_id, [])
-    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in NPZ]
-    label_maps = telling or [path for path in own if suffix_of(path) not in NPZ]
+    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in SCORES_SUFFIXES]
+    label_maps = telling or [path for path in own if suffix_of(path) not in SCORES_SUFFIXES]
     if len(label_maps) > 1:
         return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
-    archives = [path for path in own if suffix_of(path) in NPZ]
+    archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]
     beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
     # The probabilities of `infer` are those of its label map; an .npz of the same name may be what it was made from.
     candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
@@ -314,7 +315,7 @@ def _images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str
         return {}
     if not source.is_dir():
         require_file(source)
-        require_suffix(source, VOLUME_SUFFIXES)
+        format_to_read(source, VOLUME_SUFFIXES)
         if len(case_ids) != 1:
             raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
         return {case_ids[0]: source}

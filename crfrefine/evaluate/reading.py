@@ -13,7 +13,6 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import check_share, find_padding
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
 
 if TYPE_CHECKING:
@@ -67,9 +66,16 @@ def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedint
     return soft.label_map, soft
 
 
+def remarks_on_name(path: Path) -> tuple[str, ...]:
+    """Return what to say about a file whose content is not what its name says."""
+    misnamed = io.read_header(path).misnamed
+    return () if misnamed is None else (f"{path.name}: {misnamed}",)
+
+
 def _holds_probabilities(path: Path) -> bool:
-    """Return whether a file has several values a voxel, as logits and probabilities have."""
-    return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
+    """Return whether a file has several values a voxel, as logits and probabilities have, or says that it holds such."""
+    header = io.read_header(path)
+    return header.num_channels > 1 or header.kind is not None
 
 
 def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:
@@ -91,6 +97,7 @@ def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
     read = io.read_logits(paths)
     stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
     kind, note = identify(stored, "auto", read.kind, header.path)
+    note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
     labels = argmax_labels(stored).transpose()
     padding = find_padding(stored)
     if padding is not None:

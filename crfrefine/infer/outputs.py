@@ -13,6 +13,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.special_files import special_kind
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def plan_outputs(
         raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
     plans = []
     for files in cases:
-        label_map = output if as_file else output / f"{files.case_id}{suffix_of(files.images[0])}"
+        label_map = output if as_file else output / f"{files.case_id}{suffix_to_write(files.images[0])}"
         stem = stem_of(label_map)
         plans.append(
             OutputFiles(
