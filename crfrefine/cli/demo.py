@@ -30,7 +30,7 @@ def demo(
     with Reporter(verbosity=1 + verbose) as reporter:
         record = run_inference(options, reporter).cases[0]
     if record.output is None or record.preview is None:
-        raise CrfRefineError(f"the demo's case could not be refined: {record.error}")
+        raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
     rows = [
         (
             str(found.label),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
 from crfrefine.evaluate import EvaluationObserver
 from crfrefine.text import for_terminal, listed, printable
@@ -24,7 +23,7 @@ _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/eq
 """Heads of columns in two lines, for narrow terminals."""
 
 
-class EvaluationReporter(EvaluationObserver):
+class EvaluationReporter(RunReporter, EvaluationObserver):
     """Shows a run: a live bar on a terminal, else a plain line a case.
 
     Args:
@@ -32,40 +31,33 @@ class EvaluationReporter(EvaluationObserver):
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
-        self._verbosity = verbosity
-        self._line = ProgressLine(verbosity)
-        self._ended = self._kept = self._num_cases = 0
+        super().__init__(verbosity)
+        self._kept = self._num_cases = 0
         self._warned: set[str] = set()  # What holds for one case of a method probably holds for all.
 
-    def __enter__(self) -> Self:
-        return self
+    def _describe_rest(self) -> str:
+        done = f"{self._kept} of {self._num_cases} cases are measured, run again with --continue for the rest"
+        return done if self._num_cases else ""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line.stop()
-        if isinstance(error, KeyboardInterrupt) and self._num_cases:
-            error.add_note(f"{self._kept} of {self._num_cases} cases are measured, run again with --continue for the rest")
-
-    def run_started(self, num_cases: int, num_processes: int, num_reused: int) -> None:
+    def run_started(self, evaluation: Evaluation) -> None:
         """Say how much is to be done."""
-        self._num_cases = num_cases
-        reused = f", {num_reused} measured before" if num_reused else ""
+        self._num_cases = num_cases = len(evaluation.pairs)
+        num_processes = evaluation.num_processes
+        reused = f", {len(evaluation.results)} measured before" if evaluation.results else ""
         self._line.say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
         self._line.start(num_cases, counts=True)
-
-    def note(self, text: str) -> None:
-        """Say what was assumed or left aside."""
-        self._line.say(f"note: {text}")
 
     def case_ended(self, result: CaseResult) -> None:
         """Say what became of a case."""
         self._ended += 1
-        self._kept += not result.problems
-        for problem in result.problems:
-            who = "" if problem.method is None else f"{problem.method}: "
-            self._line.say(f"crfrefine: error: case {result.case_id!r}: {who}{problem.message}", at_least=QUIET)
-            self._line.say_traceback(problem.traceback)
-        if not self._line.is_shown and not result.problems and not (result.is_reused and self._verbosity < VERBOSE):
-            how = "measured before" if result.is_reused else f"{result.seconds:.2f} s"
+        self._kept += not result.failures
+        is_reused = result.status == "reused"
+        for failure in result.failures:
+            who = "" if failure.part is None else f"{failure.part}: "
+            self._line.say(f"crfrefine: error: case {result.case_id!r}: {who}{failure.message}", at_least=QUIET)
+            self._line.say_traceback(failure.traceback)
+        if not self._line.is_shown and not result.failures and not (is_reused and self._verbosity < VERBOSE):
+            how = "measured before" if is_reused else f"{result.seconds:.2f} s"
             self._line.say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {how}")
         for warning in result.warnings:
             method = warning.partition(":")[0]
@@ -77,13 +69,9 @@ class EvaluationReporter(EvaluationObserver):
                 self._line.say(f"    {note}")
         self._line.update(completed=self._ended, text=result.case_id)
 
-    def stage_started(self, text: str) -> None:
-        """Name what is done after the cases."""
-        self._line.update(text=text)
-
-    def stage_progressed(self, text: str, number: int, total: int) -> None:
-        """Name the part of the report that is drawn."""
-        self.stage_started(f"report: {text} {number}/{total}")
+    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """Name what is done after the cases, and the case that is drawn."""
+        self._line.update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:

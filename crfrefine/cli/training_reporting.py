@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
 from crfrefine.text import for_terminal
 from crfrefine.train.observer import Step, TrainingObserver
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class TrainingReporter(TrainingObserver):
+class TrainingReporter(RunReporter, TrainingObserver):
     """Shows a run: a live bar on a terminal, else a plain line now and then.
 
     Args:
@@ -27,8 +26,7 @@ class TrainingReporter(TrainingObserver):
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
-        self._verbosity = verbosity
-        self._line = ProgressLine(verbosity)
+        super().__init__(verbosity)
         self._shown = 0.0
         self._left: float | None = None
 
@@ -36,16 +34,9 @@ class TrainingReporter(TrainingObserver):
         self._line.start(1.0, counts=False)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line.stop()
-
     def run_started(self, text: str) -> None:
         """Say what is going to be done."""
         self._line.say(text)
-
-    def note(self, text: str) -> None:
-        """Say what was assumed."""
-        self._line.say(f"note: {text}")
 
     def stage_started(self, stage: str) -> None:
         """Name the part of the run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crfrefine.infer.run import InferenceOptions
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.parameters.model import CrfParameters
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import InputError
-from crfrefine.evaluate.pairing import CasePair, MethodFiles
+from crfrefine.evaluate.pairing import MethodFiles
 from crfrefine.evaluate.reading import SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
-from crfrefine.evaluate.records import CaseResult, Settings
+from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
@@ -25,18 +25,10 @@ if TYPE_CHECKING:
     from crfrefine.metrics.registry import RegionValues
 
 
-@dataclass(frozen=True)
-class Job:
-    """A case to be measured."""
-
-    pair: CasePair
-    settings: Settings
-
-
 def measure_pair(job: Job) -> CaseResult:
     """Measure every method in a case; what cannot be measured is recorded, and the rest goes on."""
     started = time.perf_counter()
-    result = CaseResult(job.pair.case_id)
+    result = CaseResult(job.case_id)
     with CaseWork(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
@@ -44,9 +36,9 @@ def measure_pair(job: Job) -> CaseResult:
         if reference.volume.header is not None:
             result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
-            with CaseWork(partial(result.fail, method=name), *files.paths):
+            with CaseWork(partial(_fail_method, result, name), *files.paths):
                 _measure_method(name, files, reference, job.settings, result)
-    result.seconds = time.perf_counter() - started
+    result.times["measure"] = time.perf_counter() - started
     return result
 
 
@@ -90,7 +82,7 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
 
     def fail(failure: Failure) -> None:
         if files.asked_for_probabilities or soft is not None or failure.traceback is not None:
-            result.fail(failure, name)
+            _fail_method(result, name, failure)
         else:
             result.warnings.append(f"{name}: no calibration: {failure.message}")
 
@@ -102,6 +94,10 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
         if soft is not None:
             _add_calibration(values, soft, reference, settings)
             result.notes.append(f"{name}: {soft.note}")
+
+
+def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
+    result.fail(replace(failure, part=name))
 
 
 def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> RegionValues:

@@ -14,6 +14,7 @@ from typing import Any
 
 import crfrefine
 from crfrefine.evaluate.results import Evaluation
+from crfrefine.execution.records import error_fields
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
@@ -84,7 +85,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "cases": [
                 {
                     "case": result.case_id,
-                    "status": "failed" if result.problems else "reused" if result.is_reused else "measured",
+                    "status": result.status,
                     "methods": list(result.values),
                     "seconds": result.seconds,
                     "notes": [*result.warnings, *result.notes],
@@ -92,15 +93,9 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
                 for result in evaluation.results
             ],
             "failures": [
-                {
-                    "case": result.case_id,
-                    "method": problem.method,
-                    "error": problem.message,
-                    "error_kind": problem.kind,
-                    "error_traceback": problem.traceback,
-                }
+                {"case": result.case_id, "method": failure.part, **error_fields(failure)}
                 for result in evaluation.results
-                for problem in result.problems
+                for failure in result.failures
             ],
             "notes": list(evaluation.notes),
             "summary": summary_dicts(evaluation.summary),

@@ -78,15 +78,15 @@ class Evaluation:
     def failures(self) -> list[tuple[str, str]]:
         """Case and message of everything that could not be measured."""
         return [
-            (result.case_id, problem.message if problem.method is None else f"{problem.method}: {problem.message}")
+            (result.case_id, failure.message if failure.part is None else f"{failure.part}: {failure.message}")
             for result in self.results
-            for problem in result.problems
+            for failure in result.failures
         ]
 
     @property
     def num_failed(self) -> int:
         """Cases in which something could not be measured."""
-        return sum(bool(result.problems) for result in self.results)
+        return sum(bool(result.failures) for result in self.results)
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:

@@ -15,8 +15,10 @@ from crfrefine.arrays.components import count_components
 from crfrefine.arrays.label_maps import argmax_labels, count_labels
 from crfrefine.cases.discovery import CaseFiles
 from crfrefine.errors import InputError
+from crfrefine.execution.observer import Observer
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.records import CaseRecord, RunSummary
-from crfrefine.infer.run import InferenceOptions, Observer, run_inference, select_part
+from crfrefine.infer.run import run_inference, select_part
 from crfrefine.parameters.model import CrfParameters
 
 
@@ -46,7 +48,7 @@ class Recorder(Observer):
     def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
         self._add("stage", case_id)
 
-    def note(self, case_id: str, text: str) -> None:
+    def note(self, text: str, *, case_id: str = "") -> None:
         self._add("note", case_id, text)
 
     def case_ended(self, record: CaseRecord) -> None:
