@@ -1,4 +1,4 @@
-"""How far each filter's messages are from exact ones, over dimensions and bandwidths: the table and the plot of `docs/accuracy.md`.
+"""How far each filter's messages are from exact ones, over dimensions and bandwidths: table and plot of `docs/reference/accuracy.md`.
 
 Usage: accuracy.py [--no-docs]
 """
@@ -111,7 +111,7 @@ def plot(records: list[dict[str, Any]]) -> None:
         panel.grid(visible=True, which="major", alpha=0.3)
     panels[0].set_ylabel("RMS error of a message (values 0 to 1)")
     panels[0].legend(loc="best")
-    figure.savefig(ROOT / "docs" / "accuracy.png", dpi=110)
+    figure.savefig(ROOT / "docs" / "pictures" / "accuracy.png", dpi=110)
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     text = f"{table(records)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels a cell.*\n"
     sys.stdout.write(text)
     if not no_docs:
-        write_between_markers(ROOT / "docs" / "accuracy.md", "accuracy", text)
+        write_between_markers(ROOT / "docs" / "reference" / "accuracy.md", "accuracy", text)
         plot(records)
 
 

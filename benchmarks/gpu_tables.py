@@ -1,4 +1,4 @@
-"""The GPU's record to its section of `docs/benchmarks.md`."""
+"""The GPU's record to its section of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 

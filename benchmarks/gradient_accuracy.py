@@ -1,4 +1,4 @@
-"""How far each filter's gradients are from the exact filter's: the section on gradients of `docs/accuracy.md`.
+"""How far each filter's gradients are from the exact filter's: the section on gradients of `docs/reference/accuracy.md`.
 
 Usage: gradient_accuracy.py [--no-docs] [--records FILE]
 """
@@ -263,7 +263,7 @@ def main() -> None:
     text = f"{tables(records)}\n*{head['date']}, sources {head['source']}, {NUM_CASES} cases a cell.*\n"
     sys.stdout.write(text)
     if not options.no_docs:
-        write_between_markers(ROOT / "docs" / "accuracy.md", "gradients", text)
+        write_between_markers(ROOT / "docs" / "reference" / "accuracy.md", "gradients", text)
 
 
 if __name__ == "__main__":

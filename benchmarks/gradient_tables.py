@@ -1,4 +1,4 @@
-"""Records of the gradients' errors to the tables of `docs/accuracy.md`."""
+"""Records of the gradients' errors to the tables of `docs/reference/accuracy.md`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of the layer's benchmarks to the tables of `docs/benchmarks.md`."""
+"""Records of the layer's benchmarks to the tables of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our metrics beside those of other libraries, on real cases and on crafted masks: values, conventions, time; for `docs/metrics.md`.
+"""Our metrics beside those of other libraries, on real and crafted masks: values, conventions, time; for `docs/decisions/metrics.md`.
 
 Usage: metric_libraries.py [DATA] [--num-cases N] [--json FILE]
 
@@ -182,7 +182,7 @@ def main() -> None:
         f"{convention_table(record['pairs'], libraries)}\n"
         f"*{versions}.* {provenance(record)}"
     )
-    write_between_markers(ROOT / "docs" / "metrics.md", "libraries", text)
+    write_between_markers(ROOT / "docs" / "decisions" / "metrics.md", "libraries", text)
     sys.stdout.write(text)
 
 

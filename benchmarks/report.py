@@ -1,4 +1,4 @@
-"""Benchmark records to the tables of `docs/benchmarks.md`."""
+"""Benchmark records to the tables of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 
