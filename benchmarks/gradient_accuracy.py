@@ -260,7 +260,7 @@ def main() -> None:
     if options.records:
         options.records.write_text(json.dumps(records, indent=1))
     head = environment.describe()
-    text = f"{tables(records)}\n*{head['date']}, sources {head['source']}, {NUM_CASES} cases a cell.*\n"
+    text = f"{tables(records)}\n*{head['date']}, sources {head['source']}, {NUM_CASES} cases per cell.*\n"
     sys.stdout.write(text)
     if not options.no_docs:
         write_between_markers(ROOT / "docs" / "reference" / "accuracy.md", "gradients", text)

@@ -134,7 +134,7 @@ def agreement_table(pairs: dict[str, Any], libraries: list[str]) -> str:
             time = "fails" if None in seconds else f"{1000 * statistics.median(seconds):.1f} ms"
             cells = [""] * len(METRICS) if library == OURS else [_deviation(own, library, metric) for metric in METRICS]
             rows.append([f"{dataset}, {len(own)} pairs", library, *cells, time])
-    return markdown_table(["data", "library", *(f"`{metric}`" for metric in METRICS), "time a pair"], rows)
+    return markdown_table(["data", "library", *(f"`{metric}`" for metric in METRICS), "time per pair"], rows)
 
 
 def _number(value: float | str | None) -> str:

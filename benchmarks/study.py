@@ -18,7 +18,7 @@ from peers import BENCH, ROOT
 from report import write_between_markers
 from study_chain import Study, link_cases, run_study
 from study_stages import say
-from study_tables import Findings, paper_table, read_findings, study_section
+from study_tables import Findings, paper_table, read_findings, study_section, summary_table
 
 DATASETS = {"hippocampus": (), "brats2015": ("whole=1+2+3+4", "core=1+3+4", "enhancing=4")}
 """Of $CRFREFINE_DATA, with their regions."""
@@ -51,7 +51,7 @@ def first_cases(data: Path, logits: list[str], count: int, output: Path) -> Path
 
 def make_document(studies: list[Findings]) -> dict[str, str]:
     """The text of each pair of markers."""
-    return {"study": "\n".join(map(study_section, studies)), "paper": paper_table(studies)}
+    return {"summary": summary_table(studies), "study": "\n".join(map(study_section, studies)), "paper": paper_table(studies)}
 
 
 def parse_options() -> argparse.Namespace:
