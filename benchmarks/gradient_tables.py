@@ -82,7 +82,7 @@ def tables(records: list[dict[str, Any]]) -> str:
     own = [r["theta"] for r in records if r["filter"] == "lattice" and r["loss"] == "cross entropy"]
     ours, theirs, true = (statistics.median(r[name] for r in own) for name in ("from_own_slopes", "own_slopes_from_true", "relative"))
     note = (
-        f"Of the lattice, medians of all rows: the gradient with respect to the bandwidths is {_percent(true)} off the exact filter's, "
+        f"Medians over all rows of the lattice: the gradient with respect to the bandwidths is {_percent(true)} off the exact filter's, "
         f"the slope of the lattice's own loss (differences over ±10 % of each bandwidth) {_percent(theirs)}, "
         f"and the two {_percent(ours)} from each other.\n"
     )

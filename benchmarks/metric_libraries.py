@@ -176,9 +176,9 @@ def main() -> None:
     libraries = list(next(iter(record["pairs"].values())))
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     text = (
-        f"Largest difference from ours (ratios in points), and the time of a call for all metrics that the library has, one thread:\n\n"
+        f"Largest difference from ours (ratios in points), and the time of one call for all metrics that the library has, one thread:\n\n"
         f"{agreement_table(record['pairs'], libraries)}\n"
-        f"What crafted masks of 12×10×9 voxels of 0.7×0.9×3 mm give, distances in mm:\n\n"
+        f"Results on crafted masks of 12×10×9 voxels of 0.7×0.9×3 mm, distances in mm:\n\n"
         f"{convention_table(record['pairs'], libraries)}\n"
         f"*{versions}.* {provenance(record)}"
     )
