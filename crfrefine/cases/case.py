@@ -220,9 +220,11 @@ def _user_view(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _require_logits_grid(files: CaseFiles, image: VolumeHeader, logits: VolumeHeader) -> None:
     if image.on_same_grid(logits):
         return
-    hint = "The logits may have been saved on the network's cropped grid; export them on the image's grid (docs/formats.md#grids)."
+    hint = (
+        "The logits may have been saved on the network's cropped grid; export them on the image's grid (docs/reference/formats.md#grids)."
+    )
     if logits.affine is None and same_shape(image.grid_shape, logits.grid_shape[::-1]):
-        hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/formats.md#grids)."
+        hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/reference/formats.md#grids)."
     raise _mismatch(files, "logits and image", image, logits, hint)
 
 

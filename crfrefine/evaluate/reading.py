@@ -135,5 +135,5 @@ def _require_same_grid(like: Volume, other: VolumeHeader) -> None:
     difference = describe_difference(reference.path, reference.grid_shape, reference.affine, other.path, other.grid_shape, other.affine)
     raise GridMismatchError(
         f"{other.path}: not on the grid of the reference\n{difference}\n"
-        "  Export it on the grid of the image, or resample it with nearest neighbors (docs/formats.md#grids)."
+        "  Export it on the grid of the image, or resample it with nearest neighbors (docs/reference/formats.md#grids)."
     )

@@ -192,7 +192,8 @@ def _choose(path: Path, members: list[str]) -> str:
     if "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
-            "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI (docs/formats.md#grids)."
+            "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI "
+            "(docs/reference/formats.md#grids)."
         )
     raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
 

@@ -1,4 +1,4 @@
-"""The calibration of one case: probabilities of labels against the reference, over all voxels. `docs/metrics.md` has the conventions."""
+"""The calibration of one case: probabilities against the reference, over all voxels (conventions: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 

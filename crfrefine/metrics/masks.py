@@ -1,4 +1,4 @@
-"""Two masks of one region, and the metrics that are measured on them. `docs/metrics.md` has the conventions, the same in all."""
+"""Two masks of one region, and the metrics that are measured on them. `docs/reference/metrics.md` has the conventions, the same in all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of one case: a label map against the reference, region by region. `docs/metrics.md` has the conventions, the same in all."""
+"""The metrics of one case: a label map against the reference, region by region. Conventions: `docs/reference/metrics.md`."""
 
 from __future__ import annotations
 

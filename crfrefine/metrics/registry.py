@@ -1,7 +1,7 @@
 """Every metric of the package: what computes it, what people call it, how its numbers are written, and which of them are better.
 
 Tables, charts, files and the verdict take names, order and wording from here; nothing else lists metrics. A new one is a function, an entry
-here, a row in `docs/metrics.md` and a test.
+here, a row in `docs/reference/metrics.md` and a test.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class MaskMetric(Metric):
 
     measure: Callable[[MaskPair], float]
     undefined_if_empty: frozenset[Empty] = frozenset()
-    source: str = "docs/metrics.md#2-metrics-of-a-case"
+    source: str = "docs/reference/metrics.md#2-metrics-of-a-case"
 
     @property
     def undefined(self) -> str:
@@ -154,7 +154,7 @@ class CalibrationMetric(Metric):
     measure: Callable[[ReliabilitySums], float]
     better: Better | None = "lower"
     digits: int = 5
-    source: str = "docs/metrics.md#calibration"
+    source: str = "docs/reference/metrics.md#calibration"
 
     @property
     def undefined(self) -> str:

@@ -1,4 +1,4 @@
-"""Sums over voxels that tell how far probabilities can be trusted, and the metrics made of them. `docs/metrics.md` has the conventions."""
+"""Sums over voxels that tell how far probabilities can be trusted, and the metrics made of them. Conventions: `docs/reference/metrics.md`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the method help? One plain sentence, and the numbers behind it. `docs/metrics.md` says how it is decided."""
+"""Does the method help? One plain sentence, and the numbers behind it. `docs/reference/metrics.md` says how it is decided."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ namespace crf {
 
 namespace {
 
-// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/benchmarks.md. Only their
-// ratios decide, and those move little from one processor to the next. The exact sum is the exception: a pair takes 0.2 with AVX-512 and
-// over 3 without, so its price is one in between.
+// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/reference/benchmarks.md. Only
+// their ratios decide, and those move little from one processor to the next. The exact sum is the exception: a pair takes 0.2 with AVX-512
+// and over 3 without, so its price is one in between.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
 constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;

@@ -1,5 +1,5 @@
 // The bilateral kernel on a dense grid over position and intensity, for one or two modalities (Paris & Durand 2006's bilateral grid, with
-// cubic B-splines in place of box cells; docs/math.md).
+// cubic B-splines in place of box cells; docs/reference/math.md).
 //
 // Voxels lie on a regular grid, so the spatial part of splatting and slicing is separable: a row of voxels is splatted into cells along
 // x and intensity only, rows are then added into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the

@@ -1,4 +1,4 @@
-// The mean-field loop (docs/math.md): messages of every kernel, compatibility, softmax, energy, and when to stop.
+// The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and when to stop.
 #pragma once
 
 #include <functional>

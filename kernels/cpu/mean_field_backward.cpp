@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kScratchRows = 4;  // per label: those of softmax_back
 
-// Names follow docs/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to what a step adds,
-// z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
+// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to what a step
+// adds, z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
 template <class T>
 class Backward {
     using Lanes = typename LanesOf<T>::type;

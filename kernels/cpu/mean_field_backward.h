@@ -1,5 +1,6 @@
 // The backward pass of the mean field: from the gradient of a loss with respect to the last step's logits to those with respect to all
-// inputs (docs/math.md, section 9). The marginals of each step come from the record of the forward pass; messages are filtered again.
+// inputs (docs/reference/math.md, section 9). The marginals of each step come from the record of the forward pass; messages are filtered
+// again.
 #pragma once
 
 #include "cpu/mean_field.h"

@@ -1,4 +1,4 @@
-// The backward pass through the messages of the kernels (docs/math.md, section 9).
+// The backward pass through the messages of the kernels (docs/reference/math.md, section 9).
 #pragma once
 
 #include "cpu/mean_field_backward.h"

@@ -20,7 +20,7 @@ struct SpatialTaps {
 };
 
 // The taps of each box axis. Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, with a continuous slope, so
-// that no weight jumps when theta_gamma changes and another voxel comes within reach (docs/math.md).
+// that no weight jumps when theta_gamma changes and another voxel comes within reach (docs/reference/math.md).
 std::vector<SpatialTaps> spatial_taps(const Voxels& voxels, const std::vector<double>& theta_gamma, double radius);
 
 }  // namespace crf

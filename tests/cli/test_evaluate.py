@@ -534,6 +534,6 @@ def test_the_fields_of_the_summary_are_documented(tmp_path):
     assert run_here(*study.arguments, "-b", f"rival={study.before}").status == 0
     summary = json.loads((study.output / "summary.json").read_text())
     judged, row = summary["verdict"], next(row for row in summary["summary"] if row["comparison"])
-    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "summary.md").read_text()
     for part in (summary, judged, judged["rivals"][0], judged["comparison"], row, row["comparison"], summary["cases"][0]):
         assert [name for name in part if f"`{name}`" not in text] == []

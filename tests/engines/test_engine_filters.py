@@ -49,7 +49,7 @@ def _cubic_spline(x: np.ndarray) -> np.ndarray:
 
 
 def _grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> np.ndarray:
-    """The matrix S G S^T of docs/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
+    """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
     index = np.argwhere(case.inside)
     features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
     for channel in case.image.astype(np.float64):

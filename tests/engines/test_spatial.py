@@ -22,7 +22,7 @@ RADIUS = {"float32": 4.0, "float64": 8.0}
 
 
 def _faded_gaussian(distance: NDArray[np.floating], sigma: float, radius: float) -> NDArray[np.float64]:
-    """The formula of docs/math.md, section 5; distance and sigma in voxels."""
+    """The formula of docs/reference/math.md, section 5; distance and sigma in voxels."""
     x = np.clip(radius * sigma + 1.0 - np.abs(distance), 0.0, 1.0)
     return np.exp(-0.5 * (distance / sigma) ** 2) * x**2 * (3.0 - 2.0 * x)
 

@@ -31,7 +31,7 @@ def _neighbors(index, reach):
 
 
 def _brute_force(prediction, reference, spacing, tolerance_mm):
-    """Sets of index tuples and loops, straight from the definitions of docs/metrics.md."""
+    """Sets of index tuples and loops, straight from the definitions of docs/reference/metrics.md."""
     found, wanted = (set(map(tuple, np.argwhere(mask).tolist())) for mask in (prediction, reference))
     voxel_ml = math.prod(spacing) / 1000
     both, either = len(found & wanted), len(found | wanted)

@@ -1,4 +1,4 @@
-"""The registry: it says what the metrics do, and `docs/metrics.md` says what the registry does."""
+"""The registry: it says what the metrics do, and `docs/reference/metrics.md` says what the registry does."""
 
 import math
 import re

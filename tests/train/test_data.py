@@ -239,7 +239,7 @@ def test_each_case_is_held_out_once_and_decides_nothing_there(num_cases, num_fol
     for split in splits:
         assert not set(split.held_out) & {*split.training, *split.deciding}
         assert {*split.held_out, *split.training, *split.deciding} == set(range(num_cases))
-        # Few cases decide all together, as docs/training.md says; else those that decide are not trained on.
+        # Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on.
         assert not set(split.training) & set(split.deciding) or split.training == split.deciding
 
 

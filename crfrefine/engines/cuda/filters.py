@@ -126,7 +126,7 @@ def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[NDArray[np.f
     """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
 
     Within one voxel beyond `radius` the Gaussian fades to zero, so that no weight jumps when another voxel comes within reach
-    (docs/math.md).
+    (docs/reference/math.md).
 
     Args:
         sigma: standard deviation in voxels.

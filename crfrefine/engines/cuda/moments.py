@@ -1,4 +1,4 @@
-"""Derivatives of a filter's sums by its kernel's bandwidths and by the image, in moment form (docs/math.md; as kernels/cpu/moments.cpp)."""
+"""Gradients of a filter's sums with respect to its bandwidths and the image, in moment form (docs/reference/math.md)."""
 
 from __future__ import annotations
 
