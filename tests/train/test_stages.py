@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_run_is_told_from_a_damaged_one(done, tmp_path):
     content = json.loads(path.read_text())
     del content["state"]["parts"][1]["fit"]
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="not a checkpoint of train-crf .*'fit'.*; remove it to start anew"):
+    with pytest.raises(InputError, match=r"not a checkpoint of train-crf .*'fit'.*; remove it to start anew"):
         Checkpoint(path, "digest").load()
 
 
