@@ -13,7 +13,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import check_share, find_padding
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -132,7 +132,8 @@ def _require_same_grid(like: Volume, other: VolumeHeader) -> None:
     reference = like.header
     if reference is None or reference.on_same_grid(other):
         return
+    difference = describe_difference(reference.path, reference.grid_shape, reference.affine, other.path, other.grid_shape, other.affine)
     raise GridMismatchError(
-        f"{other.path}: not on the grid of the reference\n{reference.difference_from(other)}\n"
+        f"{other.path}: not on the grid of the reference\n{difference}\n"
         "  Export it on the grid of the image, or resample it with nearest neighbors (docs/formats.md#grids)."
     )
