@@ -13,7 +13,7 @@ from crfrefine.arrays.probabilities import identify, take_logarithms
 from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
-from crfrefine.io.volume import Volume, VolumeHeader, describe_difference, same_shape
+from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
 from crfrefine.threads import available_threads
 
@@ -234,5 +234,4 @@ def _require_same_grid(files: CaseFiles, what: str, image: VolumeHeader, other: 
 
 
 def _mismatch(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> GridMismatchError:
-    difference = describe_difference(image.path, image.grid_shape, image.affine, other.path, other.grid_shape, other.affine)
-    return GridMismatchError(f"case {files.case_id!r}: {what} are on different grids\n{difference}\n  {hint}")
+    return GridMismatchError(f"case {files.case_id!r}: {what} are on different grids\n{image.difference_from(other)}\n  {hint}")

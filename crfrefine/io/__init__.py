@@ -12,7 +12,7 @@ import numpy as np
 
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
 from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
@@ -181,4 +181,4 @@ def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: i
     """Write ([z,] y, x) labels or (channels, [z,] y, x) logits or probabilities."""
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
     values = values.reshape(values.shape[: int(kind != "labels")] + like.grid_shape[::-1])
-    known.load().write(path, values, like, kind=kind, threads=threads)
+    known.load().write(path, values, like, kind=kind, voxels=written_voxel_file(path), threads=threads)
