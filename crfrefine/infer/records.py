@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.io.json import without_nonfinite
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import LabelChanges
+    from crfrefine.engines.base import MeanFieldReport
     from crfrefine.failures import Failure
 
 SCHEMA = 1
@@ -35,13 +37,8 @@ class CaseRecord:
         num_voxels_in_mask: voxels inside the mask.
         num_padding_voxels: those of them where all labels had the same logit; they took no part.
         input_type: "logits" or "probabilities": how the network's output was taken.
-        num_iterations: steps taken.
-        converged: whether the stopping rule was met.
-        energy: free energy, one value a step.
-        filters: how each kernel's messages were computed.
-        voxels_changed: voxels whose label differs from the network's argmax.
-        voxels_before: voxels of each label in the network's argmax.
-        voxels_after: voxels of each label after refinement.
+        report: what the mean field says about its run; None: it did not get there.
+        changes: voxels of each label in the network's argmax and after refinement; None: it did not get there.
         times: seconds of each stage.
         notes: what was assumed about the case's files.
         error: what went wrong, for a failed case.
@@ -62,13 +59,8 @@ class CaseRecord:
     num_voxels_in_mask: int | None = None
     num_padding_voxels: int | None = None
     input_type: str | None = None
-    num_iterations: int | None = None
-    converged: bool | None = None
-    energy: tuple[float, ...] = ()
-    filters: tuple[str, ...] = ()
-    voxels_changed: int | None = None
-    voxels_before: tuple[int, ...] = ()
-    voxels_after: tuple[int, ...] = ()
+    report: MeanFieldReport | None = None
+    changes: LabelChanges | None = None
     times: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     error: str | None = None
@@ -80,6 +72,19 @@ class CaseRecord:
         self.status = "failed"
         self.output = self.probabilities = self.logits = self.preview = None
         self.error, self.error_kind, self.error_traceback = failure.message, failure.kind, failure.traceback
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, those of the run and of the labels beside the others; None, or nothing in a list, where there are none."""
+        values: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            values |= (value or _NOT_REACHED[name]) if name in _NOT_REACHED else {name: value}
+        return values
+
+
+_NOT_REACHED: dict[str, dict[str, Any]] = {
+    "report": {"num_iterations": None, "converged": None, "energy": (), "filters": ()},
+    "changes": {"voxels_changed": None, "voxels_before": (), "voxels_after": ()},
+}
 
 
 @dataclass
@@ -122,7 +127,7 @@ class RunSummary:
 
         head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
-        cases = [dataclasses.asdict(record) for record in self.cases]
+        cases = [record.to_dict() for record in self.cases]
         summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
         return summary
 

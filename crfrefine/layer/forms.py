@@ -92,16 +92,6 @@ def plain_numbers(tensor: Tensor, *, floor: float = 0.0) -> list[float]:
     return [_shortest(value, _ROUNDING * max(abs(value), floor)) for value in tensor.detach().double().tolist()]
 
 
-def as_written(tensor: Tensor) -> Tensor:
-    """The values as `plain_numbers` gives them, in float64; their gradient passes as if nothing were done.
-
-    A file holds these, and the lattice that `infer` makes of them must have the vertices of the one that was trained with.
-    """
-    exact = tensor.double()
-    written = torch.tensor(plain_numbers(tensor.flatten()), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
-    return exact + (written - exact).detach()
-
-
 # Half a unit in the last place of the largest logarithm (11.5) that is held, and a few more roundings on the way.
 _ROUNDING = 8.0 * torch.finfo(torch.float32).eps
 

@@ -5,7 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
+#include <functional>
 #include <mutex>
 
 #include "cpu/kernel_set.h"
@@ -35,18 +35,14 @@ void check_signals() {
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
-class Stopwatch {
-   public:
-    double lap() {
-        const auto now = std::chrono::steady_clock::now();
-        const double seconds = std::chrono::duration<double>(now - last_).count();
-        last_ = now;
-        return seconds;
-    }
-
-   private:
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
+// Tells Python of each step, and notices Ctrl-C; what the callback raises comes out of the engine.
+std::function<void(int, int)> reporter(const nb::object& progress, const char* stage) {
+    return [&progress, stage](int step, int num_steps) {
+        nb::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        if (!progress.is_none()) progress(stage, step, num_steps);
+    };
+}
 
 // A list of (theta_alpha, theta_beta), one a bilateral kernel.
 std::vector<KernelSpecs::Bilateral> bilateral_specs(const nb::list& bilateral) {
@@ -77,62 +73,6 @@ KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std:
     return specs;
 }
 
-// weights: (kernel, label), the spatial kernel last. theta_gamma: empty where there is none. progress(stage, step, num_steps).
-nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
-                    const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility, bool is_potts,
-                    int num_iterations, double tolerance, float temperature, const std::string& normalization, float damping,
-                    const std::string& filter, const std::vector<int>& user_axis, int threads, const nb::object& progress,
-                    const FloatOut& out) {
-    const KernelSpecs specs =
-        make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, static_cast<int>(logits.shape(0)) - 1, num_iterations);
-    MeanFieldOptions<float> options;
-    options.num_labels = static_cast<int>(logits.shape(0));
-    options.weight = weights;
-    options.compatibility = compatibility;
-    options.is_potts = is_potts;
-    options.num_iterations = num_iterations;
-    options.tolerance = tolerance;
-    options.temperature = temperature;
-    options.damping = damping;
-    options.watch_energy = energy_is_lowered(specs.normalization);
-    const bool has_progress = !progress.is_none();
-    auto report = [&](const char* stage, int step, int num_steps) {
-        nb::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        if (has_progress) progress(stage, step, num_steps);
-    };
-
-    MeanFieldOutcome outcome;
-    std::vector<std::string> descriptions;
-    double build_seconds = 0, steps_seconds = 0;
-    {
-        nb::gil_scoped_release release;
-        const BlockCache cache;
-        Stopwatch watch;
-        ThreadPool pool(threads);
-        pool.poll = check_signals;
-        const Voxels voxels(grid_shape(logits), spacing, mask_data(mask), user_axis);
-        Workspace workspace;
-        KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
-                             [&](int kernel, int num_kernels) { report("build", kernel, num_kernels); });
-        descriptions = set.descriptions;
-        build_seconds = watch.lap();
-        float* const no_record = nullptr;
-        outcome = run_mean_field(voxels, set.kernels, options, logits.data(), out.data(), no_record, pool, workspace,
-                                 [&](int step, int num_steps) { report("mean field", step, num_steps); });
-        steps_seconds = watch.lap();
-    }
-    nb::dict result;
-    result["num_iterations"] = outcome.num_iterations;
-    result["converged"] = outcome.converged;
-    result["energy"] = outcome.energy;
-    result["filters"] = descriptions;
-    result["build_seconds"] = build_seconds;
-    result["steps_seconds"] = steps_seconds;
-    return result;
-}
-
 // The kernels of one model on one image, kept between calls; a call at a time. T: float or double.
 template <class T>
 class Kernels {
@@ -142,7 +82,7 @@ class Kernels {
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
-            int num_iterations, int threads)
+            int num_iterations, const std::vector<int>& user_axis, int threads, const nb::object& progress)
         : image_(image),
           num_labels_(num_labels),
           specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations)) {
@@ -153,20 +93,46 @@ class Kernels {
         pool_ = std::make_unique<ThreadPool>(threads);
         pool_->poll = check_signals;
         const Rest rest{*pool_};
-        voxels_ = std::make_unique<Voxels>(shape, spacing, mask_data(mask));
+        voxels_ = std::make_unique<Voxels>(shape, spacing, mask_data(mask), user_axis);
         Workspace workspace;
         set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
-                                              workspace, BuildCallback());
+                                              workspace, reporter(progress, "build"));
+        descriptions_ = set_->descriptions;
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
-    std::vector<std::string> descriptions() const { return set_->descriptions; }
+    std::vector<std::string> descriptions() const { return descriptions_; }
 
     // Between calls the pool's workers do not exist.
     struct Rest {
         ThreadPool& pool;
         ~Rest() { pool.rest(); }
     };
+
+    // Runs until the stopping rule is met, and gives the kernels up before the last step's logits are written.
+    nb::dict run_last(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+                      double temperature, double damping, int num_iterations, double tolerance, const nb::object& progress,
+                      const Out& out) {
+        MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, num_iterations);
+        options.tolerance = tolerance;
+        MeanFieldOutcome outcome;
+        {
+            nb::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            const Rest rest{*pool_};
+            const BlockCache cache;
+            Workspace workspace;
+            T* const no_record = nullptr;
+            outcome = run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), no_record, *pool_, workspace,
+                                     reporter(progress, "mean field"));
+            set_->kernels.clear();
+        }
+        nb::dict result;
+        result["num_iterations"] = outcome.num_iterations;
+        result["converged"] = outcome.converged;
+        result["energy"] = outcome.energy;
+        return result;
+    }
 
     // record: (step, channel, voxel), filled in; one channel less than labels where each kernel has one weight for all labels. Returns the
     // length of each step.
@@ -221,7 +187,8 @@ class Kernels {
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
                                      double temperature, double damping, int num_iterations) const {
-        require(weights.size() == set_->kernels.size(), "expected one list of weights a kernel");
+        require(descriptions_.empty() || !set_->kernels.empty(), "these kernels have had their last run; build them anew");
+        require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
         MeanFieldOptions<T> options;
         options.num_labels = num_labels_;
         options.weight = weights;
@@ -249,6 +216,7 @@ class Kernels {
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<KernelSet<T>> set_;
+    std::vector<std::string> descriptions_;
     std::mutex mutex_;
 };
 
@@ -257,30 +225,30 @@ void define_kernels(nb::module_& m, const char* name) {
     using K = Kernels<T>;
     nb::class_<K>(m, name)
         .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const nb::list&,
-                      const std::vector<double>&, const std::string&, const std::string&, int, int, int>(),
+                      const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&, int,
+                      const nb::object&>(),
              "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
-             "num_iterations"_a, "threads"_a)
+             "num_iterations"_a, "user_axis"_a, "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
+        .def("run_last", &K::run_last, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a,
+             "num_iterations"_a, "tolerance"_a, "progress"_a.none(), "out"_a)
         .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "out"_a,
              "record"_a)
         .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,
              "temperature"_a, "damping"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
 }
 
-// theta_beta empty: the spatial kernel of theta_alpha. `out` comes in as zeros.
+// Of the first kernel. `out` comes in as zeros.
 std::string message(const FloatArray& values, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta,
-                    const std::string& normalization_name, const std::string& filter, int threads, const FloatOut& out) {
+                    const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
+                    const std::string& normalization, const std::string& filter, int threads, const FloatOut& out) {
+    const int num_channels = static_cast<int>(values.shape(0));
+    const KernelSpecs specs = make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_channels, 1);
     nb::gil_scoped_release release;
     ThreadPool pool(threads);
     pool.poll = check_signals;
     const Voxels voxels(grid_shape(values), spacing, mask_data(mask));
-    const int num_channels = static_cast<int>(values.shape(0));
-    const bool is_spatial = theta_beta.empty();
-    const KernelSpecs specs =
-        make_specs(is_spatial ? std::vector<KernelSpecs::Bilateral>() : std::vector<KernelSpecs::Bilateral>{{theta_alpha, theta_beta}},
-                   is_spatial ? theta_alpha : std::vector<double>(), normalization_name, filter, num_channels, 1);
     Workspace workspace;
     const KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
                                BuildCallback());
@@ -310,10 +278,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     // Objects may outlive the interpreter, as when a script ends with a graph in a global: nothing to warn of.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
-    m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "weights"_a,
-          "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
-          "user_axis"_a, "threads"_a, "progress"_a.none(), "out"_a);
-    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "normalization"_a,
+    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a);
     crf::define_kernels<float>(m, "Kernels32");
     crf::define_kernels<double>(m, "Kernels64");

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import kernel_set
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
@@ -88,10 +89,5 @@ def test_kernels_of_a_single_label_are_refused() -> None:
             image,
             None,
             (1.0, 1.5, 2.0),
-            bilateral=[((1.0,) * 3, (0.1,))],
-            theta_gamma=None,
-            normalization="symmetric",
-            filter="exact",
-            num_labels=1,
-            num_iterations=2,
+            kernel_set([((1.0,) * 3, (0.1,))], None, normalization="symmetric", filter="exact", num_labels=1, num_iterations=2),
         )

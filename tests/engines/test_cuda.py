@@ -15,7 +15,7 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, random_case, resolve
+from oracles import Case, one_kernel, random_case, resolve
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldResult
@@ -113,7 +113,8 @@ def test_the_lattice_is_the_cpus(num_dims: int, num_modalities: int, masked: boo
     bandwidths = {"theta_alpha": (1.37,) * num_dims, "theta_beta": (0.19,) * num_modalities}
     for num_channels in (1, 2, 3, 11):
         found, expected = (
-            engine.message(values[:num_channels], case.image, case.mask, case.spacing, **bandwidths, filter="lattice") for engine in engines
+            engine.message(values[:num_channels], case.image, case.mask, case.spacing, one_kernel(**bandwidths, filter="lattice"))
+            for engine in engines
         )
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     parameters = resolve(case, mean_field__filter="lattice", bilateral__theta_alpha=1.37, bilateral__theta_beta=0.17)
@@ -138,7 +139,11 @@ def test_keys_wider_than_a_word_are_numbered_too() -> None:
     for theta_alpha, theta_beta in ((0.1, 0.005), (0.8, 0.01)):
         found, expected = (
             engine.message(
-                values, case.image, case.mask, case.spacing, theta_alpha=(theta_alpha,) * 4, theta_beta=(theta_beta,) * 8, filter="lattice"
+                values,
+                case.image,
+                case.mask,
+                case.spacing,
+                one_kernel(theta_alpha=(theta_alpha,) * 4, theta_beta=(theta_beta,) * 8, filter="lattice"),
             )
             for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
         )
@@ -246,7 +251,7 @@ def test_long_lists_are_added_up_in_segments() -> None:
     assert len(lattice.shared_vertex) > 0
     ones = np.ones((1, *case.image.shape[1:]), dtype=np.float32)
     found, expected = (
-        engine.message(ones, case.image, None, case.spacing, theta_alpha=(1e3,) * 3, theta_beta=(1e3,), filter="lattice")
+        engine.message(ones, case.image, None, case.spacing, one_kernel(theta_alpha=(1e3,) * 3, theta_beta=(1e3,), filter="lattice"))
         for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -304,8 +309,8 @@ def test_bandwidths_beyond_any_integer_average_everything(theta: float) -> None:
     rng = np.random.default_rng(5)
     image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
     engine, spacing = cuda_shim.shim_backend(), (1.0, 2.0, 0.5)
-    truncated = engine.message(values, image, None, spacing, theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
-    spatial = engine.message(values, None, None, spacing, theta_alpha=(theta,) * 3, theta_beta=None)
+    truncated = engine.message(values, image, None, spacing, one_kernel(theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated"))
+    spatial = engine.message(values, None, None, spacing, one_kernel(theta_alpha=(theta,) * 3, theta_beta=None))
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracles import Case, brute_force_kernel, normalize_kernel, random_case, resolve, rms
+from oracles import Case, brute_force_kernel, normalize_kernel, one_kernel, random_case, resolve, rms
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -70,7 +70,7 @@ def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_moda
     values = _values(case)
     theta_beta = (0.13,) * num_modalities
     result = engine.message(
-        values, case.image, case.mask, case.spacing, theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid"
+        values, case.image, case.mask, case.spacing, one_kernel(theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid")
     )
     expected = values[:, case.inside].astype(np.float64) @ _grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
@@ -89,10 +89,7 @@ def test_grid_messages_are_accurate(engine: Backend, num_modalities: int, theta_
         case.image,
         None,
         case.spacing,
-        theta_alpha=(theta_alpha,) * 3,
-        theta_beta=theta_beta,
-        normalization=normalization,
-        filter="grid",
+        one_kernel(theta_alpha=(theta_alpha,) * 3, theta_beta=theta_beta, normalization=normalization, filter="grid"),
     )
     assert rms(result.reshape(5, -1) - values.reshape(5, -1) @ kernel.T) < 0.5 * 0.0117
 
@@ -107,8 +104,8 @@ def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_
     reference = get_backend("reference")
     arguments = (_values(case), case.image, case.mask, case.spacing)
     bandwidths = {"theta_alpha": (theta_alpha,) * num_dims, "theta_beta": (0.19,) * num_modalities}
-    result = engine.message(*arguments, **bandwidths, filter="lattice")
-    expected = reference.message(*arguments, **bandwidths, filter="lattice")
+    result = engine.message(*arguments, one_kernel(**bandwidths, filter="lattice"))
+    expected = reference.message(*arguments, one_kernel(**bandwidths, filter="lattice"))
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
     changes = {"mean_field__filter": "lattice", "mean_field__num_iterations": 1}
@@ -124,7 +121,7 @@ def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend,
     rng = np.random.default_rng(4)
     image, values = rng.random((1, 6, 5, 7), np.float32), rng.random((3, 6, 5, 7), np.float32)
     fast, plain = (
-        backend.message(values, image, None, (1.0, 1.0, 1.0), theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated")
+        backend.message(values, image, None, (1.0, 1.0, 1.0), one_kernel(theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated"))
         for backend in (engine, get_backend("reference"))
     )
     np.testing.assert_allclose(fast, plain, atol=1e-4)
@@ -135,8 +132,10 @@ def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta
     """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
     rng = np.random.default_rng(5)
     image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
-    truncated = engine.message(values, image, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
-    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=None)
+    truncated = engine.message(
+        values, image, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
+    )
+    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(theta,) * 3, theta_beta=None))
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
 
@@ -144,7 +143,7 @@ def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta
 def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:
     image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
     with pytest.raises(CapacityError, match="grid"):
-        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid")
+        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), one_kernel(theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid"))
 
 
 def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:

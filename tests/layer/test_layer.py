@@ -106,13 +106,16 @@ def test_the_oracle_is_the_reference_backend(num_dims: int, masked: bool, filter
         **changes,
     )
     expected = get_backend("reference").mean_field(case.logits, case.image, case.mask, case.spacing, resolved).logits
-    assert resolved.spatial is not None
-    bilateral = [tuple(torch.tensor(value).double() for value in (k.weight, k.theta_alpha, k.theta_beta)) for k in resolved.bilateral]
-    spatial = (torch.tensor(resolved.spatial.weight).double(), torch.tensor(resolved.spatial.theta_gamma))
+    run, gamma = resolved.mean_field, resolved.kernels.spatial
+    assert gamma is not None
+    weights = torch.tensor(run.weights).double()
+    thetas = [tuple(torch.tensor(theta).double() for theta in (k.theta_position, k.theta_intensity)) for k in resolved.kernels.bilateral]
+    bilateral = [(weight, *theta) for weight, theta in zip(weights, thetas, strict=False)]
+    spatial = (weights[-1], torch.tensor(gamma.theta_position).double())
     found = oracle.mean_field(
         torch.tensor(case.logits).double(),
         torch.tensor(case.image).double(),
-        oracle.Terms(bilateral, spatial, torch.tensor(resolved.compatibility).double(), resolved.temperature),
+        oracle.Terms(bilateral, spatial, torch.tensor(run.compatibility).double(), run.temperature),
         spacing=case.spacing,
         mask=None if case.mask is None else torch.tensor(case.mask),
         damping=0.2,

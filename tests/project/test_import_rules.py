@@ -14,8 +14,8 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("errors", "text", "threads"),
-    ("execution", "failures"),
+    ("axes", "errors", "text", "threads"),
+    ("execution", "failures", "specs"),
     ("io",),
     ("parameters",),
     ("arrays",),
