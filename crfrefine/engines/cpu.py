@@ -1,46 +1,22 @@
-"""The C++ engine, as a backend.
-
-The engine comes compiled for several instruction sets; the best one that this processor runs is imported. The environment variable
-`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) asks for a lower one, for tests and comparisons.
-"""
+"""The C++ engine, as a backend."""
 
 from __future__ import annotations
 
-import importlib
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
-from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
+from crfrefine.engines.compiled import load_engine
+from crfrefine.errors import CapacityError, InputError
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
-
-LEVELS = ("baseline", "avx2", "avx512")
-"""The instruction sets that the engine is compiled for, lowest first."""
-
-
-def _load_engine() -> Any:
-    asked = os.environ.get("CRFREFINE_CPU_LEVEL")
-    if asked is not None and asked not in LEVELS:
-        raise ConfigError(f"CRFREFINE_CPU_LEVEL is {asked!r}; expected one of {', '.join(LEVELS)}")
-    try:
-        baseline = importlib.import_module("crfrefine._engine_baseline")
-    except ImportError as error:
-        raise BackendUnavailableError(
-            "the compiled CPU engine is missing from this installation; reinstall crfrefine (building it needs a C++20 compiler)"
-        ) from error
-    best = LEVELS.index(baseline.cpu_level())
-    wanted = best if asked is None else LEVELS.index(asked)
-    if wanted > best:
-        raise BackendUnavailableError(f"CRFREFINE_CPU_LEVEL asks for {asked}, but this processor runs only {LEVELS[best]}")
-    return baseline if wanted == 0 else importlib.import_module(f"crfrefine._engine_{LEVELS[wanted]}")
 
 
 class CpuBackend:
@@ -49,7 +25,7 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self) -> None:
-        self._engine = _load_engine()
+        self._engine = load_engine()
 
     @property
     def level(self) -> str:
@@ -73,7 +49,7 @@ class CpuBackend:
         image = np.ascontiguousarray(image, dtype=np.float64 if image.dtype == np.float64 else np.float32)
         build = self._engine.Kernels64 if image.dtype == np.float64 else self._engine.Kernels32
         started = time.perf_counter()
-        try:
+        with _engine_errors(self._engine, image.shape):
             built = build(
                 image,
                 _mask(mask),
@@ -84,9 +60,7 @@ class CpuBackend:
                 threads or available_threads(),
                 progress,
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, image.shape) from error
-        return CpuKernels(built, image, spec, time.perf_counter() - started)
+        return CpuKernels(self._engine, built, image, spec, time.perf_counter() - started)
 
     def mean_field(
         self,
@@ -119,10 +93,8 @@ class CpuBackend:
         values = np.ascontiguousarray(values, dtype=np.float32)
         guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
         out = np.zeros_like(values)
-        try:
+        with _engine_errors(self._engine, values.shape):
             self._engine.message(values, guide, _mask(mask), *_kernel_arguments(spec, spacing), threads or available_threads(), out)
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, values.shape) from error
         return out
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
@@ -146,7 +118,8 @@ class CpuBackend:
 class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`."""
 
-    def __init__(self, built: Any, image: NDArray[Any], spec: KernelSetSpec, build_seconds: float) -> None:
+    def __init__(self, engine: Any, built: Any, image: NDArray[Any], spec: KernelSetSpec, build_seconds: float) -> None:
+        self._engine = engine
         self._built = built
         self._image = image
         self._num_labels = spec.num_labels
@@ -163,12 +136,10 @@ class CpuKernels:
         logits = self._array(logits)
         started = time.perf_counter()
         out = np.empty_like(logits)
-        try:
+        with _engine_errors(self._engine, logits.shape):
             outcome = self._built.run_last(
                 logits, *_run_arguments(spec.rounded(logits.dtype)), spec.num_iterations, spec.tolerance, progress, out
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, logits.shape) from error
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         return MeanFieldResult(out, report, {"build": self._build_seconds, "steps": time.perf_counter() - started})
 
@@ -177,11 +148,9 @@ class CpuKernels:
         logits = self._array(logits)
         spec = spec.rounded(logits.dtype)
         out = np.empty_like(logits)
-        try:
+        with _engine_errors(self._engine, logits.shape):
             record = np.empty((spec.num_iterations, spec.num_channels, self.num_voxels), logits.dtype)
             steps = self._built.forward(logits, *_run_arguments(spec), out, record)
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, logits.shape) from error
         return Tape(out, record, tuple(steps))
 
     def backward(
@@ -199,10 +168,8 @@ class CpuKernels:
         by_logits = np.empty_like(logits)
         by_image = np.zeros_like(self._image) if wants_image else None
         run = _run_arguments(spec.rounded(logits.dtype))
-        try:
+        with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, list(tape.steps), gradient, *run, wants_theta, by_logits, by_image)
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, logits.shape) from error
         num_modalities, num_axes = len(self._image), self._image.ndim - 1
         bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
         if not wants_theta:
@@ -248,11 +215,17 @@ def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 
-def _translate(error: Exception, shape: tuple[int, ...]) -> Exception:
-    """Return the error that a user can act on."""
-    if isinstance(error, MemoryError):
+@contextmanager
+def _engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn the engine's errors into those that a user can act on."""
+    try:
+        yield
+    except MemoryError as error:
         grid = "x".join(str(extent) for extent in shape[1:])
-        return CapacityError(f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region")
-    if str(error).startswith("capacity: "):
-        return CapacityError(str(error).removeprefix("capacity: "))
-    return InputError(str(error))
+        raise CapacityError(
+            f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region"
+        ) from error
+    except ValueError as error:
+        if str(error).startswith("capacity: "):
+            raise CapacityError(str(error).removeprefix("capacity: ")) from error
+        raise InputError(str(error)) from error

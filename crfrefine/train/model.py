@@ -60,6 +60,9 @@ class Model:
         self._base = parameters
         has_matrix = parameters.compatibility.matrix is not None
         self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", learn=tuple(learn))
+        if not learn:
+            # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
+            self.layer.double()
         groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
         self.groups = {name: parameters for name, parameters in groups.items() if parameters}
         self._has_fixed_kernels = "theta" not in self.groups

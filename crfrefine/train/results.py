@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,12 +21,9 @@ from crfrefine.train.comparison import LARGEST, NETWORK, TRAINED_LARGEST, Values
 from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.fitting import FitResult
 from crfrefine.train.options import TrainingOptions
+from crfrefine.train.rounding import rounded
 
 SCHEMA = 1
-DIGITS = 6
-"""Of a trained number in the parameter file; the folds differ in the second or third."""
-
-_SECTIONS = ("bilateral", "spatial", "compatibility", "mean_field")
 
 
 @dataclass(frozen=True)
@@ -147,20 +144,6 @@ def write_results(result: TrainingResult, options: TrainingOptions) -> None:
     write_small_file(options.curves, draw_curves(result))
     write_small_file(options.report, (json.dumps(make_report(result), indent=2, default=str, allow_nan=False) + "\n").encode())
     write_small_file(options.output, result.parameters.to_toml(describe_origin(result)).encode())
-
-
-def rounded(parameters: CrfParameters) -> CrfParameters:
-    """Return the parameters with numbers of a few digits."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, float):
-            return float(f"{value:.{DIGITS}g}")
-        if isinstance(value, Mapping):
-            return {key: short(entry) for key, entry in value.items()}
-        return [short(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-    table = parameters.to_dict()
-    return CrfParameters.from_dict({name: short(value) if name in _SECTIONS else value for name, value in table.items()})
 
 
 def describe_origin(result: TrainingResult) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from oracles import Case, one_kernel, random_case, resolve
 
+from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.cuda.device import grouped, row_width
@@ -26,6 +27,7 @@ from crfrefine.engines.cuda.lattice import SEGMENT, Lattice, LatticeFilter, feat
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, ConfigError, InputError
+from crfrefine.specs import ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -286,7 +288,7 @@ def test_the_order_of_axes_in_memory_does_not_move_the_lattice(masked: bool) -> 
         np.ascontiguousarray(case.image.transpose(0, 3, 1, 2)),
         None if case.mask is None else np.ascontiguousarray(case.mask.transpose(order)),
         [case.spacing[axis] for axis in order],
-        parameters.permuted(order),
+        ModelSpec(parameters.kernels.in_storage(StorageOrder(order)), parameters.mean_field),
         axes=order,
     )
     assert _num_vertices(turned) == _num_vertices(straight)
