@@ -148,8 +148,11 @@ class CpuKernels:
         logits = self._array(logits)
         spec = spec.rounded(logits.dtype)
         out = np.empty_like(logits)
-        with _engine_errors(self._engine, logits.shape):
+        try:
             record = np.empty((spec.num_iterations, spec.num_channels, self.num_voxels), logits.dtype)
+        except MemoryError as error:
+            raise _out_of_memory(logits.shape) from error
+        with _engine_errors(self._engine, logits.shape):
             steps = self._built.forward(logits, *_run_arguments(spec), out, record)
         return Tape(out, record, tuple(steps))
 
@@ -217,15 +220,17 @@ def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
 
 @contextmanager
 def _engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn the engine's errors into those that a user can act on."""
+    """Turn the engine's own errors into those that a user can act on; all others, as of a progress callback, pass unchanged."""
     try:
         yield
-    except MemoryError as error:
-        grid = "x".join(str(extent) for extent in shape[1:])
-        raise CapacityError(
-            f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region"
-        ) from error
-    except ValueError as error:
-        if str(error).startswith("capacity: "):
-            raise CapacityError(str(error).removeprefix("capacity: ")) from error
+    except engine.EngineCapacityError as error:
+        raise CapacityError(str(error)) from error
+    except engine.EngineInputError as error:
         raise InputError(str(error)) from error
+    except engine.EngineMemoryError as error:
+        raise _out_of_memory(shape) from error
+
+
+def _out_of_memory(shape: tuple[int, ...]) -> CapacityError:
+    grid = "x".join(str(extent) for extent in shape[1:])
+    return CapacityError(f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region")

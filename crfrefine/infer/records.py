@@ -1,4 +1,4 @@
-"""What a folder run did, case by case, and the JSON file that says so. `docs/cli.md` lists the fields."""
+"""What a folder run did, case by case, and the JSON file that says so. `docs/reference/summary.md` lists the fields."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.execution.records import Record
 from crfrefine.io.json import without_nonfinite
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ SCHEMA = 1
 
 
 @dataclass
-class CaseRecord:
-    """What became of one case; fields stay at their defaults as far as the case did not get.
+class CaseRecord(Record):
+    """What became of one case: `status` is "done", "skipped" (its output was there) or "failed".
+
+    Fields stay at their defaults as far as the case did not get.
 
     Attributes:
-        case_id: name of the case.
-        status: "done", "skipped" (its output was there) or "failed".
         output: the label map.
         probabilities: the marginals, where asked for.
         logits: the refined logits, where asked for.
@@ -39,15 +40,8 @@ class CaseRecord:
         input_type: "logits" or "probabilities": how the network's output was taken.
         report: what the mean field says about its run; None: it did not get there.
         changes: voxels of each label in the network's argmax and after refinement; None: it did not get there.
-        times: seconds of each stage.
-        notes: what was assumed about the case's files.
-        error: what went wrong, for a failed case.
-        error_kind: name of the error's class.
-        error_traceback: where it was raised, of an error that nobody expected.
     """
 
-    case_id: str
-    status: str = "failed"
     output: Path | None = None
     probabilities: Path | None = None
     logits: Path | None = None
@@ -61,22 +55,16 @@ class CaseRecord:
     input_type: str | None = None
     report: MeanFieldReport | None = None
     changes: LabelChanges | None = None
-    times: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    error: str | None = None
-    error_kind: str | None = None
-    error_traceback: str | None = None
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
-        self.status = "failed"
+        super().fail(failure)
         self.output = self.probabilities = self.logits = self.preview = None
-        self.error, self.error_kind, self.error_traceback = failure.message, failure.kind, failure.traceback
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, those of the run and of the labels beside the others; None, or nothing in a list, where there are none."""
+        """Return the fields as they stand in a JSON file, those of the run and of the labels beside the others."""
         values: dict[str, Any] = {}
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in super().to_dict().items():
             values |= (value or _NOT_REACHED[name]) if name in _NOT_REACHED else {name: value}
         return values
 

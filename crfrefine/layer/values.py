@@ -68,7 +68,7 @@ class CrfValues(nn.Module):
 
         Raises:
             ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
-                that the layer can hold (docs/layer.md).
+                that the layer can hold (docs/guide/layer.md).
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
@@ -271,7 +271,7 @@ class CrfValues(nn.Module):
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
     """A parameter, in PyTorch's default type unless told else.
 
-    Bandwidths have float64: the last digit of one decides whether a voxel on the face of a lattice's cell adds a vertex, so the lattice that
-    is trained with is that of the file only if both have the same digits.
+    Bandwidths have float64: the last digit of one decides whether a voxel on the face of a lattice's cell adds a vertex, so the lattice
+    that is trained with is that of the file only if both have the same digits.
     """
     return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))

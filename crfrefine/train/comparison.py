@@ -11,6 +11,7 @@ import numpy as np
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.refinement import refine
 from crfrefine.statistics.comparison import Measurement, ResultTable, measurements_of
@@ -37,13 +38,13 @@ SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
 MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
 """What is measured: those that are shown, and what the CRF with the largest component must beat."""
 
-METRICS = ("dice", "hd95_mm", "assd_mm")
+METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
 
 _RECALIBRATIONS = (SCALING, SMOOTHING)
 _RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
 
-Values = dict[str, dict[str, dict[str, float]]]
-"""Of one case: method, region, metric."""
+MethodValues = dict[str, RegionValues]
+"""Of one case, by method."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Contestants:
     keep_largest: str
 
 
-def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestants: Contestants, device: str, threads: int) -> Values:
-    """Return Dice and surface distances of every method on one case.
+def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestants: Contestants, device: str, threads: int) -> MethodValues:
+    """Return METRICS of every method on one case.
 
     Args:
         case: read with its labels, where L marks voxels without a reference.
@@ -107,8 +108,8 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestant
         SCALING_LARGEST: largest(scaled),
         SMOOTHING_LARGEST: largest(smooth),
     }
-    known: dict[bytes, dict[str, dict[str, float]]] = {}
-    values: Values = {}
+    known: dict[bytes, RegionValues] = {}
+    values: MethodValues = {}
     for name, labels in maps.items():
         # Methods often agree, and distances are what takes time.
         key = labels.tobytes()
@@ -118,7 +119,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestant
     return values
 
 
-def make_table(measured: Mapping[str, Values]) -> ResultTable:
+def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
     """Return the measurements of all cases, by the case's name, as a table."""
     lines: list[Measurement] = []
     for case_id, values in measured.items():
@@ -143,7 +144,7 @@ def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
     return alone, alone
 
 
-def plain_values(values: Iterable[tuple[str, Values]]) -> dict[str, Any]:
+def plain_values(values: Iterable[tuple[str, MethodValues]]) -> dict[str, Any]:
     """Return measurements as JSON has them: NaN as None."""
     return {
         case_id: {
@@ -154,7 +155,7 @@ def plain_values(values: Iterable[tuple[str, Values]]) -> dict[str, Any]:
     }
 
 
-def restored_values(plain: Mapping[str, Any]) -> dict[str, Values]:
+def restored_values(plain: Mapping[str, Any]) -> dict[str, MethodValues]:
     """Return what `plain_values` was made of."""
     return {
         case_id: {

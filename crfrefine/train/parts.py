@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.comparison import Values, plain_values, restored_values
+from crfrefine.train.comparison import MethodValues, plain_values, restored_values
 from crfrefine.train.fitting import FitResult
 
 
@@ -18,7 +18,7 @@ class Part:
     halves: list[FitResult] = field(default_factory=list)
     fit: FitResult | None = None
     scaling: VectorScaling | None = None
-    measured: dict[str, Values] | None = None
+    measured: dict[str, MethodValues] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for a checkpoint."""

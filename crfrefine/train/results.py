@@ -17,7 +17,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import ResultTable, SummaryRow, summarize, summary_dicts
 from crfrefine.statistics.verdict import Verdict
 from crfrefine.train.baselines import VectorScaling
-from crfrefine.train.comparison import LARGEST, NETWORK, TRAINED_LARGEST, Values, judge, make_table
+from crfrefine.train.comparison import LARGEST, NETWORK, TRAINED_LARGEST, MethodValues, judge, make_table
 from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.fitting import FitResult
 from crfrefine.train.options import TrainingOptions
@@ -50,7 +50,7 @@ class FoldResult:
     scaling: VectorScaling
     sigma_mm: float
     keep_largest: str
-    measured: dict[str, Values]
+    measured: dict[str, MethodValues]
 
 
 @dataclass(frozen=True)

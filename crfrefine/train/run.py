@@ -32,7 +32,7 @@ from crfrefine.train.baselines import (
 from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.checks import check_options, choose_regions
-from crfrefine.train.comparison import NETWORK, TRAINED, Contestants, Values, measure_methods
+from crfrefine.train.comparison import NETWORK, TRAINED, Contestants, MethodValues, measure_methods
 from crfrefine.train.crops import Crop, CropStore, make_crop
 from crfrefine.train.dataset import attempt, find_cases, raise_all, read_labeled
 from crfrefine.train.device import TrainingDevice
@@ -309,7 +309,7 @@ class _Run:
         case = self._read(number, threads)
         return make_crop(case, self._base.intensity), case.logits[0].size > LARGE_CASE_VOXELS
 
-    def _measure(self, contestants: Contestants, number: int, threads: int) -> Values:
+    def _measure(self, contestants: Contestants, number: int, threads: int) -> MethodValues:
         regions = {region.name: region.labels for region in self._regions}
         return measure_methods(self._read(number, threads), regions, contestants, self._device.name, threads)
 
