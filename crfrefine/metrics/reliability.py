@@ -1,4 +1,4 @@
-"""Sums over voxels that tell how far probabilities can be trusted, and the metrics made of them. Conventions: `docs/reference/metrics.md`."""
+"""Sums over voxels that tell how far probabilities can be trusted, and metrics of them. Conventions: `docs/reference/metrics.md`."""
 
 from __future__ import annotations
 

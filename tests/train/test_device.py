@@ -21,11 +21,11 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 from training_helpers import SIZES, crops, material, start, write_cases  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
-from crfrefine import _layer_inputs  # noqa: E402
 from crfrefine.engines.cuda.backend import CudaBackend  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.execution.threads import Workers  # noqa: E402
+from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train import crops as cropping  # noqa: E402
 from crfrefine.train.baselines import fit_vector_scaling  # noqa: E402
 from crfrefine.train.crops import Crop  # noqa: E402
@@ -61,7 +61,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> T
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
     backend = cuda_shim.shim_backend()
-    monkeypatch.setattr(_layer_inputs, "engine_for", lambda _: backend)
+    monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
     return TrainingDevice("cuda-shim", cached_bytes=1e9)
 
 
@@ -85,7 +85,7 @@ def _lattice(theta_alpha: float) -> Start:
 @contextmanager
 def _on_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_layer_inputs, "engine_for", lambda _: crfrefine.engines.get_backend("cpu"))
+        patch.setattr(inputs, "engine_for", lambda _: crfrefine.engines.get_backend("cpu"))
         yield
 
 
