@@ -25,10 +25,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn, refine  # noqa: E402
 from crfrefine.engines import get_backend  # noqa: E402
+from crfrefine.engines.cpu import CpuBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError  # noqa: E402
 from crfrefine.layer.functional import build_kernels, mean_field  # noqa: E402
 from crfrefine.layer.inputs import engine_for  # noqa: E402
 from crfrefine.parameters.model import list_presets  # noqa: E402
+from crfrefine.specs import KernelSetSpec  # noqa: E402
 
 NORMALIZATIONS = ("symmetric", "after", "none")
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
@@ -167,6 +169,27 @@ def test_the_lattice_of_a_trained_layer_has_the_vertices_that_refine_makes(seed:
         kernels=layer.build_kernels(torch.tensor(case.image)[None], case.spacing),
     )
     torch.testing.assert_close(by_kernels[0].detach(), found, rtol=0.0, atol=0.0)
+
+
+def test_the_engine_gets_bandwidths_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not rounded to what a file would hold: steps of 1e-8 are steps of the loss, in float32 too."""
+    case = random_case(3, 2, 3)
+    layer, seen = small_layer(), []
+    build = CpuBackend.kernels
+
+    def spy(self: CpuBackend, image: Any, mask: Any, spacing: Any, spec: KernelSetSpec, **rest: Any) -> Any:
+        seen.append(spec.kernels[0])
+        return build(self, image, mask, spacing, spec, **rest)
+
+    monkeypatch.setattr(CpuBackend, "kernels", spy)
+    for _ in range(3):
+        layer(*tensors(case), case.spacing)
+        assert seen[-1].theta_position == (float(layer.theta_alpha[0, 0]),) * 3
+        assert seen[-1].theta_intensity == tuple(layer.theta_beta[0].tolist())
+        with torch.no_grad():
+            layer.log_theta_alpha += 1e-8
+            layer.log_theta_beta += 1e-8
+    assert len(set(seen)) == 3
 
 
 @pytest.mark.parametrize("preset", list_presets())
