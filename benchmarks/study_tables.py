@@ -16,7 +16,7 @@ from study_chain import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, REPORT
 
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
 from crfrefine.statistics.paired import PairedComparison, holm
-from crfrefine.train.comparison import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
+from crfrefine.train.methods import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
 
 # Published: Monteiro, Figueiredo, Oliveira 2018, arXiv:1807.07464, mean and standard deviation of Dice over the cases.
 PAPER = (

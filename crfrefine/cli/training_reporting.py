@@ -48,7 +48,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
     def stepped(self, step: Step) -> None:
         """Say where the optimizer is, now and then."""
         score = "" if step.score is None else f", Dice {step.score:.4f}"
-        text = f"{step.iteration}/{step.num_iterations}: loss {step.loss:.4f}{score}, {step.thetas}"
+        text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
         self._line.update(text=f"{step.stage} {text}")
         is_due = time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
         if self._verbosity >= VERBOSE or (is_due and not self._line.is_shown):
@@ -75,10 +75,10 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         print_table(names, _rows(result), numbers=(first, change, *others))
         for path in (result.options.output, result.options.report, result.options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
-    for note in result.verdict.notes:
+    for note in result.comparison.verdict.notes:
         if verbosity > QUIET:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
-    print(for_terminal(f"verdict: {result.verdict.sentence}"))
+    print(for_terminal(f"verdict: {result.comparison.verdict.sentence}"))
 
 
 def describe_duration(seconds: float) -> str:
@@ -91,11 +91,11 @@ def describe_duration(seconds: float) -> str:
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return a row a region and method, the mean over regions last."""
     from crfrefine.statistics.comparison import format_p
-    from crfrefine.train.comparison import METHODS
+    from crfrefine.train.methods import METHODS
 
     first, *others = _metrics()
-    found = {(row.metric, row.region, row.method): row for row in result.summary}
-    regions = list(dict.fromkeys(row.region for row in result.summary))
+    found = {(row.metric, row.region, row.method): row for row in result.comparison.summary}
+    regions = list(dict.fromkeys(row.region for row in result.comparison.summary))
     rows: list[tuple[str, ...]] = []
     for region in regions:
         for method in METHODS:
@@ -120,6 +120,6 @@ def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
 def _metrics() -> list[Metric]:
     """Return what is shown of each method: first what the verdict is on, compared with the network."""
     from crfrefine.metrics.registry import metric_named
-    from crfrefine.train.comparison import METRICS
+    from crfrefine.train.methods import METRICS
 
     return [metric_named(name) for name in METRICS]

@@ -40,7 +40,7 @@ class LabeledCases:
         num_labels: L, background included: channels of the logits.
         num_modalities: channels of the image.
         num_dims: axes of the grid.
-        label_names: one a label, background first.
+        label_names: one per label, background first.
         description: of `dataset.json`, where there is one.
         notes: what was left aside and why.
         left_out: the cases that lack a file, sorted by name.

@@ -31,12 +31,14 @@ from crfrefine.train.baselines import fit_vector_scaling  # noqa: E402
 from crfrefine.train.crops import Crop  # noqa: E402
 from crfrefine.train.dataset import locate_folders  # noqa: E402
 from crfrefine.train.device import CPU, TrainingDevice, choose_device  # noqa: E402
-from crfrefine.train.fitting import Fit, FitResult, Hooks  # noqa: E402
+from crfrefine.train.fit_result import FitResult  # noqa: E402
+from crfrefine.train.fitting import Fit, Hooks  # noqa: E402
 from crfrefine.train.folds import Split  # noqa: E402
 from crfrefine.train.model import Model, network_score  # noqa: E402
 from crfrefine.train.observer import TrainingObserver  # noqa: E402
 from crfrefine.train.options import LEARNABLE, TrainingOptions  # noqa: E402
 from crfrefine.train.run import run_training  # noqa: E402
+from crfrefine.train.schedule import Schedule  # noqa: E402
 from crfrefine.train.starts import Start  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -130,7 +132,7 @@ def _trained(cases: list[Crop], device: TrainingDevice) -> tuple[FitResult, list
     split = Split((0, 1), (0, 1), ())
     with Workers(2, one_by_one=device.is_gpu) as workers:
         hooks = Hooks(lambda *_: None, lambda state: None, lambda: False)
-        found = Fit(shared, split, [_lattice(4.0), _lattice(8.0)], workers, num_iterations=2, rungs=((1, 1),)).run(hooks)
+        found = Fit(shared, split, [_lattice(4.0), _lattice(8.0)], workers, Schedule(2, rungs=((1, 1),))).run(hooks)
         scaling = fit_vector_scaling(shared, split, workers)
     return found, [scaling.temperature, *scaling.bias]
 
