@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.axes import file_order
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import VolumeHeader
@@ -118,7 +119,7 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1) -> LogitsFile:
     header = read_logits_header(paths)
     values = header.allocate()
     run_all(header.reading(values), threads)
-    return LogitsFile(values.transpose(0, *range(values.ndim - 1, 0, -1)), header.affine, header.kind, header)
+    return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)
 
 
 def _checked(num_labels: int, path: Path) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
+from crfrefine.axes import file_order
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.files import files_read, files_written, identities
@@ -83,13 +84,14 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
 
 def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
     """Return the values as logits or probabilities, whichever is asked for, and the name of what they are."""
-    stored = values.transpose(0, *range(values.ndim - 1, 0, -1))  # as in the file, contiguous
+    order = file_order(values)
+    stored = order.to_storage(values)  # contiguous
     logits = stored.copy()
     found = to_logits(logits, "auto", kind, path)[0]
     if to is None or to == found:
         return values, found
     converted = logits if to == "logits" else softmax(stored)
-    return converted.transpose(0, *range(values.ndim - 1, 0, -1)), to
+    return order.to_user(converted), to
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
