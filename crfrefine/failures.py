@@ -27,11 +27,13 @@ class Failure:
         message: what was expected, what came, which file; for a bug, what was raised and that it should be reported.
         kind: name of the error's class.
         traceback: where it was raised, if nobody expected it.
+        part: the part of the case that it concerns, such as a method that `evaluate` measures; None: all of the case.
     """
 
     message: str
     kind: str
     traceback: str | None = None
+    part: str | None = None
 
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:

@@ -109,7 +109,8 @@ def infer(
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
     from crfrefine.cli.reporting import Reporter, print_results
-    from crfrefine.infer.run import InferenceOptions, run_inference
+    from crfrefine.infer.options import InferenceOptions
+    from crfrefine.infer.run import run_inference
     from crfrefine.parameters.model import CrfParameters, find_config, parse_override
 
     options = InferenceOptions(

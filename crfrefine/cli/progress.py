@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from crfrefine.text import for_terminal, printable
 
@@ -110,3 +111,32 @@ class ProgressLine:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class RunReporter:
+    """What the three commands that run cases share in showing a run: a line of progress, notes above it, and what an interrupt leaves.
+
+    Args:
+        verbosity: QUIET: errors alone; NORMAL; VERBOSE: what the command has more to say.
+    """
+
+    def __init__(self, verbosity: int = NORMAL) -> None:
+        self._verbosity = verbosity
+        self._line = ProgressLine(verbosity)
+        self._ended = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._line.stop()
+        if isinstance(error, KeyboardInterrupt) and (left := self._describe_rest()):
+            error.add_note(left)
+
+    def note(self, text: str, *, case_id: str = "") -> None:
+        """Say what was assumed or left aside."""
+        self._line.say(f"note: {text}")
+
+    def _describe_rest(self) -> str:
+        """Return what is done when a run is interrupted, and how to do the rest; empty where there is nothing to say."""
+        return ""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
-from crfrefine.infer.run import Observer
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
+from crfrefine.infer.run import InferenceObserver
 from crfrefine.text import listed, printable
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 _MOST_LISTED = 20
 
 
-class Reporter(Observer):
+class Reporter(RunReporter, InferenceObserver):
     """Shows a run: a live bar with case, stage and remaining time on a terminal, else a plain line a case.
 
     Args:
@@ -26,20 +25,15 @@ class Reporter(Observer):
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
-        self._verbosity = verbosity
-        self._line = ProgressLine(verbosity)
+        super().__init__(verbosity)
         self._summary: RunSummary | None = None
-        self._ended = 0
         self._notes: set[str] = set()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line.stop()
-        if isinstance(error, KeyboardInterrupt) and self._summary is not None:
-            done = self._summary.count("done") + self._summary.count("skipped")
-            error.add_note(f"{done} of {self._summary.num_cases} cases are written and whole, run again with --continue for the rest")
+    def _describe_rest(self) -> str:
+        if self._summary is None:
+            return ""
+        done = self._summary.count("done") + self._summary.count("skipped")
+        return f"{done} of {self._summary.num_cases} cases are written and whole, run again with --continue for the rest"
 
     def run_started(self, summary: RunSummary) -> None:
         """Say what is going to be done, and where."""
@@ -56,13 +50,13 @@ class Reporter(Observer):
         """Name the case."""
         self._line.update(text=case_id, detail="")
 
-    def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
+    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Name the stage, and count the steps of a case as parts of it, so that the time that is left shows in the first case too."""
         self._line.update(text=case_id or None, detail=f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
         if num_steps > 1:
             self._line.update(completed=self._ended + 0.9 * step / num_steps)
 
-    def note(self, case_id: str, text: str) -> None:
+    def note(self, text: str, *, case_id: str = "") -> None:
         """Say what was assumed; what holds for many cases is said of the first one, or of each when verbose."""
         # A note begins with the name of a file, and what follows a colon may have its numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
@@ -77,11 +71,11 @@ class Reporter(Observer):
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
             self._line.say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
-            self._line.say_traceback(record.error_traceback)
+            self._line.say_traceback(record.failures[0].traceback)
         elif record.status == "skipped":
             self._line.say(f"{head}: there already, skipped")
         elif not self._line.is_shown or self._verbosity >= VERBOSE:
-            numbers = f"{describe_steps(record)}, {record.voxels_changed:,} voxels changed, {total_seconds(record):.2f} s"
+            numbers = f"{describe_steps(record)}, {record.voxels_changed:,} voxels changed, {record.seconds:.2f} s"
             self._line.say(f"{head}: {numbers} -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
             for line in record.filters:
@@ -112,7 +106,7 @@ def print_results(summary: RunSummary) -> None:
             record.status,
             "" if record.num_iterations is None else str(record.num_iterations),
             "" if record.voxels_changed is None else str(record.voxels_changed),
-            f"{total_seconds(record):.2f}" if record.times else "",
+            f"{record.seconds:.2f}" if record.times else "",
             "" if record.output is None else str(record.output),
         )
         for record in summary.cases
@@ -150,12 +144,7 @@ def describe_steps(record: CaseRecord) -> str:
     return f"{count} step{'' if count == 1 else 's'}{' (converged)' if record.converged else ''}"
 
 
-def total_seconds(record: CaseRecord) -> float:
-    """Return the seconds spent on a case; its stages may have overlapped those of others."""
-    return sum(record.times.get(stage, 0.0) for stage in ("read", "refine", "write"))
-
-
 def _with_case(record: CaseRecord) -> str:
     """Return the error of a case with the case's name in front, unless the message names it already."""
-    error = record.error or ""
+    error = record.failures[0].message
     return error if repr(record.case_id) in error.partition("\n")[0] else f"case {record.case_id!r}: {error}"

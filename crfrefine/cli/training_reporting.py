@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, ProgressLine
+from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
 from crfrefine.text import for_terminal
 from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
-    from crfrefine.statistics.comparison import SummaryRow
+    from crfrefine.metrics.registry import Metric
     from crfrefine.train.results import TrainingResult
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class TrainingReporter(TrainingObserver):
+class TrainingReporter(RunReporter, TrainingObserver):
     """Shows a run: a live bar on a terminal, else a plain line now and then.
 
     Args:
@@ -27,8 +26,7 @@ class TrainingReporter(TrainingObserver):
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
-        self._verbosity = verbosity
-        self._line = ProgressLine(verbosity)
+        super().__init__(verbosity)
         self._shown = 0.0
         self._left: float | None = None
 
@@ -36,16 +34,9 @@ class TrainingReporter(TrainingObserver):
         self._line.start(1.0, counts=False)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._line.stop()
-
     def run_started(self, text: str) -> None:
         """Say what is going to be done."""
         self._line.say(text)
-
-    def note(self, text: str) -> None:
-        """Say what was assumed."""
-        self._line.say(f"note: {text}")
 
     def stage_started(self, stage: str) -> None:
         """Name the part of the run."""
@@ -78,8 +69,10 @@ class TrainingReporter(TrainingObserver):
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, what was written where, and the verdict as the last line."""
     if verbosity > QUIET:
-        names = ("region", "method", "Dice", "change", "95 % CI", "p (Holm)", "better/equal/worse", "HD95 mm", "ASSD mm")
-        print_table(names, _rows(result), numbers=("Dice", "change", "HD95 mm", "ASSD mm"))
+        first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
+        change = f"change, {_metrics()[0].difference_unit}"
+        names = ("region", "method", first, change, "95 % CI", "p (Holm)", "better/equal/worse", *others)
+        print_table(names, _rows(result), numbers=(first, change, *others))
         for path in (result.options.output, result.options.report, result.options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
     for note in result.comparison.verdict.notes:
@@ -100,31 +93,33 @@ def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     from crfrefine.statistics.comparison import format_p
     from crfrefine.train.methods import METHODS
 
+    first, *others = _metrics()
     found = {(row.metric, row.region, row.method): row for row in result.comparison.summary}
     regions = list(dict.fromkeys(row.region for row in result.comparison.summary))
     rows: list[tuple[str, ...]] = []
     for region in regions:
         for method in METHODS:
-            row = found["dice", region, method]
+            row = found[first.name, region, method]
+            comparison = row.comparison
             rows.append(
                 (
                     region,
                     method,
-                    f"{row.mean:.4f}",
-                    *_changes(row),
-                    "" if row.comparison is None else format_p(row.p_holm),
-                    "" if row.comparison is None else f"{row.comparison.wins}/{row.comparison.ties}/{row.comparison.losses}",
-                    f"{found['hd95_mm', region, method].mean:.2f}",
-                    f"{found['assd_mm', region, method].mean:.3f}",
+                    first.value_text(row.mean),
+                    # The first of the methods is what the others are compared with.
+                    "" if comparison is None else first.difference_text(comparison.mean_difference),
+                    "" if comparison is None else first.interval_text(*comparison.interval),
+                    "" if comparison is None else format_p(row.p_holm),
+                    "" if comparison is None else f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
+                    *(metric.value_text(found[metric.name, region, method].mean) for metric in others),
                 )
             )
     return rows
 
 
-def _changes(row: SummaryRow) -> tuple[str, str]:
-    """Return mean difference and its interval in Dice points; the first of the methods is what the others are compared with."""
-    if row.comparison is None:
-        return "", ""
-    low, high = row.comparison.interval
-    interval = "" if low != low else f"{100 * low:+.2f} to {100 * high:+.2f}"
-    return f"{100 * row.comparison.mean_difference:+.2f}", interval
+def _metrics() -> list[Metric]:
+    """Return what is shown of each method: first what the verdict is on, compared with the network."""
+    from crfrefine.metrics.registry import metric_named
+    from crfrefine.train.methods import METRICS
+
+    return [metric_named(name) for name in METRICS]

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import crfrefine
+from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.regions import RegionPlan
-from crfrefine.failures import Failure
+from crfrefine.execution.records import Record
+from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
 from crfrefine.io.json import without_nonfinite
+from crfrefine.metrics.registry import RegionValues
 
 SCHEMA = 1
 """Of the file of a case; a number of its own, so that files of other versions are measured again."""
-
-Values = dict[str, dict[str, float]]
-"""Value of each metric, by region; NaN where undefined."""
 
 
 @dataclass(frozen=True)
@@ -36,48 +36,57 @@ class Settings:
     tolerance_mm: float
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something in a case that could not be measured.
-
-    Attributes:
-        message: what was expected, what came, which file.
-        kind: name of the error's class.
-        method: the method concerned; None: the whole case.
-        traceback: where it was raised, of an error that nobody expected.
-    """
-
-    message: str
-    kind: str
-    method: str | None = None
-    traceback: str | None = None
-
-
 @dataclass
-class CaseResult:
-    """What was measured in a case.
+class CaseResult(Record):
+    """What was measured in a case: `status` is "measured", "reused" (an earlier run measured it) or "failed".
 
     Attributes:
-        case_id: its name.
         values: by method; a method that could not be measured is not there.
-        problems: what could not be measured.
         warnings: what is missing although it might have been there, with the name of the method.
-        notes: what was assumed about its files.
-        seconds: that measuring took.
-        is_reused: whether an earlier run measured it.
     """
 
-    case_id: str
-    values: dict[str, Values] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    status: str = "measured"
+    values: dict[str, RegionValues] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    is_reused: bool = False
 
-    def fail(self, failure: Failure, method: str | None = None) -> None:
-        """Record that the case, or a method in it, could not be measured."""
-        self.problems.append(Problem(failure.message, failure.kind, method, failure.traceback))
+
+@dataclass(frozen=True)
+class Job:
+    """A case to be measured.
+
+    Attributes:
+        pair: its files.
+        settings: of the run.
+        file: where its result is kept.
+    """
+
+    pair: CasePair
+    settings: Settings
+    file: Path
+
+    @property
+    def case_id(self) -> str:
+        """Its name."""
+        return self.pair.case_id
+
+    def earlier(self) -> CaseResult | None:
+        """Return what an earlier run kept, if it is whole and of these files and settings."""
+        try:
+            return from_json(self.file, fingerprint(self.pair, self.settings))
+        except (CrfRefineError, OSError):
+            return None
+
+    def keep(self, result: CaseResult) -> None:
+        """Write what was measured, or take away what an earlier run wrote if it failed now."""
+        try:
+            identity = None if result.failures else fingerprint(self.pair, self.settings)
+        except (CrfRefineError, OSError):
+            identity = None  # The files changed while they were read.
+        if identity is None:
+            remove_file(self.file)
+        else:
+            with atomic_file(self.file) as file:
+                file.write(to_json(result, identity))
 
 
 def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
@@ -90,8 +99,8 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
     methods = {
         name: {
             "label_map": _identity(files.label_map),
-            "scores": [_identity(path) for path in files.scores],
-            "asked_for_scores": files.asked_for_scores,  # Those that cannot be used are a warning, or a failure.
+            "scores": [_identity(path) for path in files.probabilities],
+            "asked_for_scores": files.asked_for_probabilities,  # Those that cannot be used are a warning, or a failure.
         }
         for name, files in pair.methods.items()
     }
@@ -134,8 +143,8 @@ def from_json(path: Path, identity: Mapping[str, Any]) -> CaseResult | None:
             }
             for method, rows in content["values"].items()
         }
-        warnings, notes = list(content["warnings"]), list(content["notes"])
-        return CaseResult(content["case"], values, warnings=warnings, notes=notes, seconds=content["seconds"], is_reused=True)
+        times = {"measure": float(content["seconds"])}
+        return CaseResult(content["case"], "reused", times, list(content["notes"]), values=values, warnings=list(content["warnings"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # Not there, or not whole, or not ours: measured again.
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
-from typing import TYPE_CHECKING
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.measuring import Job, measure_pair
-from crfrefine.evaluate.observer import AssessmentObserver
-from crfrefine.evaluate.options import AssessmentOptions, check_options
+from crfrefine.evaluate.measuring import measure_pair
+from crfrefine.evaluate.observer import EvaluationObserver
+from crfrefine.evaluate.options import EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import CASES_NAME, REPORT_NAME, write_html, write_tables
-from crfrefine.evaluate.pairing import CasePair, pair_cases
-from crfrefine.evaluate.records import CaseResult, Settings, fingerprint, from_json, to_json
+from crfrefine.evaluate.pairing import pair_cases
+from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
-from crfrefine.evaluate.results import Assessment
-from crfrefine.execution.processes import Lost, map_in_processes
-from crfrefine.failures import Failure
-from crfrefine.io.atomic import atomic_file, check_replaceable, check_writable, remove_file
+from crfrefine.evaluate.results import Evaluation
+from crfrefine.execution.executor import make_executor
+from crfrefine.execution.records import reusable
+from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.threads import available_threads
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class StoppedError(CrfRefineError):
     """A case failed, and the run was to stop at the first one that does."""
 
 
-def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | None = None) -> Assessment:
+def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results into the output folder.
 
     Args:
@@ -44,89 +39,53 @@ def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | No
         KeyboardInterrupt: passed on; what was measured until then is kept for `resume`.
     """
     started = time.perf_counter()
-    observer = observer or AssessmentObserver()
+    observer = observer or EvaluationObserver()
     check_options(options)
     plan = plan_regions(options.regions, options.labels, options.ignore_label)
     pairing = pair_cases(options)
     settings = Settings(plan, options.tolerance_mm)
     notes = (*plan.notes, *pairing.notes)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
-    run = _Run(options, settings, observer)
-    assessment = Assessment(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
-    left_out = (assessment.left_out_text,) if pairing.left_out else ()
-    assessment.results = run.measure(pairing.cases, num_processes, (*left_out, *notes))
-    observer.stage_started("comparing")
-    if assessment.table.cases:
-        _ = assessment.summary, assessment.verdict
-    assessment.seconds = time.perf_counter() - started
-    write_tables(assessment)
-    if options.report and assessment.table.cases:
-        observer.stage_started("writing the report")
-        write_html(assessment, observer.stage_progressed, observer.note)
-        assessment.has_report = True
+    evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
+    _measure(evaluation, observer)
+    observer.stage_changed("", "comparing")
+    if evaluation.table.cases:
+        _ = evaluation.summary, evaluation.verdict
+    evaluation.seconds = time.perf_counter() - started
+    write_tables(evaluation)
+    if options.report and evaluation.table.cases:
+        observer.stage_changed("", "writing the report")
+        write_html(evaluation, lambda case_id, number, total: observer.stage_changed(case_id, "report", number, total), observer.note)
+        evaluation.has_report = True
     elif (options.output / REPORT_NAME).exists():
         observer.note(f"{options.output / REPORT_NAME} is of an earlier run")
-    return assessment
+    observer.run_ended(evaluation)
+    return evaluation
 
 
-class _Run:
-    """The cases of a run, each kept in a file of its own as soon as it is measured."""
-
-    def __init__(self, options: AssessmentOptions, settings: Settings, observer: AssessmentObserver) -> None:
-        self._options = options
-        self._settings = settings
-        self._observer = observer
-        self._folder = options.output / CASES_NAME
-        check_writable(self._folder)
-
-    def measure(self, pairs: tuple[CasePair, ...], num_processes: int, notes: tuple[str, ...]) -> list[CaseResult]:
-        """Return the results, in the order of the cases."""
-        for pair in pairs:
-            check_replaceable(self._file_of(pair))
-        found: dict[str, CaseResult] = {}
-        for pair in pairs if self._options.resume else ():
-            known = self._known(pair)
-            if known is not None:
-                found[pair.case_id] = known
-        self._observer.run_started(len(pairs), num_processes, len(found))
-        for note in notes:
-            self._observer.note(note)
-        for result in found.values():
-            self._observer.case_ended(result)
-        jobs = [Job(pair, self._settings) for pair in pairs if pair.case_id not in found]
-        with closing(map_in_processes(measure_pair, jobs, num_processes)) as outcomes:
-            for job, outcome in outcomes:
-                result = _lost(job.pair, outcome) if isinstance(outcome, Lost) else outcome
-                self._keep(job.pair, result)
-                found[result.case_id] = result
-                self._observer.case_ended(result)
-                if result.problems and self._options.fail_fast:
-                    raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.problems[0].message}")
-        return [found[pair.case_id] for pair in pairs]
-
-    def _known(self, pair: CasePair) -> CaseResult | None:
-        try:
-            return from_json(self._file_of(pair), fingerprint(pair, self._settings))
-        except (CrfRefineError, OSError):
-            return None
-
-    def _keep(self, pair: CasePair, result: CaseResult) -> None:
-        """Write what was measured, or take away what an earlier run wrote if it failed now."""
-        try:
-            identity = None if result.problems else fingerprint(pair, self._settings)
-        except (CrfRefineError, OSError):
-            identity = None  # The files changed while they were read.
-        if identity is None:
-            remove_file(self._file_of(pair))
-        else:
-            with atomic_file(self._file_of(pair)) as file:
-                file.write(to_json(result, identity))
-
-    def _file_of(self, pair: CasePair) -> Path:
-        return self._folder / f"{pair.case_id}.json"
-
-
-def _lost(pair: CasePair, lost: Lost) -> CaseResult:
-    result = CaseResult(pair.case_id)
-    result.fail(Failure(str(lost), "InputError"))
-    return result
+def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
+    """Give the evaluation its results, in the order of the cases; each is kept in a file of its own as soon as it is measured."""
+    options = evaluation.options
+    folder = options.output / CASES_NAME
+    check_writable(folder)
+    jobs = [Job(pair, evaluation.settings, folder / f"{pair.case_id}.json") for pair in evaluation.pairs]
+    for job in jobs:
+        check_replaceable(job.file)
+    found = {job.case_id: earlier for job in jobs if (earlier := reusable(job, options.resume)) is not None}
+    evaluation.results = list(found.values())
+    observer.run_started(evaluation)
+    for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
+        observer.note(note)
+    for result in evaluation.results:
+        observer.case_ended(result)
+    with make_executor("processes", evaluation.num_processes) as executor:
+        for job, outcome in executor.map(measure_pair, [job for job in jobs if job.case_id not in found]):
+            result = outcome.result or CaseResult(job.case_id)
+            if outcome.failure is not None:
+                result.fail(outcome.failure)
+            job.keep(result)
+            found[job.case_id] = result
+            observer.case_ended(result)
+            if result.failures and options.fail_fast:
+                raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
+    evaluation.results = [found[job.case_id] for job in jobs]

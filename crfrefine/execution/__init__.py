@@ -1,1 +1,1 @@
-"""How many cases are run: in threads, in processes, and what a case may fail with."""
+"""How many cases are run: in threads, processes or a pipeline; resume, observers, records. README.md has the map."""

@@ -14,73 +14,57 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from crfrefine.errors import InputError
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, Serial, attempt
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.execution.processes import serve; serve(int(sys.argv[1]))"
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-@dataclass(frozen=True)
-class Lost:
-    """The process died before it had a result.
-
-    Attributes:
-        exit_code: of the process; negative: the signal that ended it.
-    """
-
-    exit_code: int | None
-
-    def __str__(self) -> str:
-        if self.exit_code is not None and self.exit_code < 0:
-            name = signal.Signals(-self.exit_code).name if -self.exit_code in set(signal.Signals) else str(-self.exit_code)
-            reason = "; the system does so when memory runs out: try fewer --processes" if name == "SIGKILL" else ""
-            return f"its process was ended by {name}{reason}"
-        return f"its process ended with status {self.exit_code} before it was measured"
-
-
-def map_in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
-) -> Generator[tuple[Item, Result | Lost], None, None]:
-    """Yield each item with its result as they come; with one process, everything happens in this one.
+class Processes(Executor):
+    """Several items at a time, none of which writes files: closing ends them in the middle of their work.
 
     Args:
-        function: of a module that can be imported, so that other processes find it.
-        items: that can be pickled.
-        num_processes: that work at a time.
-
-    Raises:
-        Exception: whatever the function raises, with a note that says where.
+        num_workers: processes at a time; for a single item, everything happens in this one.
     """
-    num_processes = min(num_processes, len(items))
-    if num_processes <= 1:
-        for item in items:
-            yield item, function(item)
-        return
-    pending = deque(items)
-    workers: list[_Worker[Item, Result]] = []
-    try:
-        while pending or workers:
-            while pending and len(workers) < num_processes:
-                workers.append(_Worker(function))
-                workers[-1].give(pending.popleft())
-            ready = wait([worker.connection for worker in workers])
-            for worker in [worker for worker in workers if worker.connection in ready]:
-                item, result = worker.take()
-                if isinstance(result, Lost) or not pending:
-                    workers.remove(worker)
-                    worker.end()
-                else:
-                    worker.give(pending.popleft())
-                yield item, result
-    finally:
-        for worker in workers:
-            worker.kill()
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._workers: list[_Worker[Any, Any]] = []
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with what came of it, as they come; an error has a note that says where it was raised."""
+        num_workers = min(self._num_workers, len(items))
+        if num_workers <= 1:
+            yield from Serial().map(function, items)
+            return
+        pending = deque(items)
+        workers = self._workers
+        try:
+            while pending or workers:
+                while pending and len(workers) < num_workers:
+                    workers.append(_Worker(function))
+                    workers[-1].give(pending.popleft())
+                ready = wait([worker.connection for worker in workers])
+                for worker in [worker for worker in workers if worker.connection in ready]:
+                    item, outcome = worker.take()
+                    if outcome.is_lost or not pending:
+                        workers.remove(worker)
+                        worker.end()
+                    else:
+                        worker.give(pending.popleft())
+                    yield item, outcome
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        while self._workers:
+            self._workers.pop().kill()
 
 
 class _Worker(Generic[Item, Result]):
@@ -104,18 +88,13 @@ class _Worker(Generic[Item, Result]):
         self._item = item
         self._send(item)
 
-    def take(self) -> tuple[Item, Result | Lost]:
-        """Return the item and its result, or that the process is lost."""
+    def take(self) -> tuple[Item, Outcome[Result]]:
+        """Return the item and what came of it."""
         item: Any = self._item
         try:
-            is_well, value = self.connection.recv()
+            return item, self.connection.recv()
         except (EOFError, OSError):
-            return item, Lost(self._process.wait())
-        if not is_well:
-            error, where = value
-            error.add_note(where)
-            raise error
-        return item, value
+            return item, Outcome(error=InputError(_describe_end(self._process.wait())), is_lost=True)
 
     def end(self) -> None:
         """Let the process go: at the end of the pipe it ends by itself."""
@@ -137,9 +116,16 @@ def serve(handle: int) -> None:
     with contextlib.suppress(EOFError, OSError), Connection(handle) as connection:
         function = connection.recv()
         while True:
-            item = connection.recv()
-            try:
-                answer: Any = (True, function(item))
-            except Exception as error:
-                answer = (False, (error, traceback.format_exc()))
-            connection.send(answer)
+            outcome = attempt(function, connection.recv())
+            if outcome.error is not None:  # Its traceback stays behind.
+                outcome.error.add_note("".join(traceback.format_exception(outcome.error)))
+            connection.send(outcome)
+
+
+def _describe_end(exit_code: int) -> str:
+    """Return what became of a process before it had a result; negative: the signal that ended it."""
+    if exit_code >= 0:
+        return f"its process ended with status {exit_code} before it was measured"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
+    reason = "; the system does so when memory runs out: try fewer --processes" if name == "SIGKILL" else ""
+    return f"its process was ended by {name}{reason}"

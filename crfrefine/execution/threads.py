@@ -1,37 +1,61 @@
-"""Cases side by side: in threads where there are enough of them, else one after the other with all threads inside the engine.
+"""Cases side by side in threads, where there are enough of them; else one after the other with all threads inside the engine.
 
 On a GPU one case at a time: it keeps the GPU busy by itself, and several would share its memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, attempt, make_executor
+
+
+class Threads(Executor):
+    """Several items at a time; closing drops those that have not begun and waits for the others.
+
+    Args:
+        num_workers: items at a time.
+    """
+
+    def __init__(self, num_workers: int) -> None:
+        self._pool = ThreadPoolExecutor(num_workers, "case")
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with what came of it, as they come."""
+        futures = {self._pool.submit(attempt, function, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def close(self) -> None:
+        """Wait for what is going on."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Workers:
-    """Runs a function on several items; the engine and torch release the interpreter's lock while they compute.
+    """Shares threads among items and what computes each; the engine and torch release the interpreter's lock while they compute.
 
     Args:
-        threads: how many may run at a time.
+        threads: how many there are.
         one_by_one: whether what runs on the device runs one at a time.
     """
 
     def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
         self.threads = threads
         self._one_by_one = one_by_one
-        self._pool = ThreadPoolExecutor(threads, "train")
+        self._executor = make_executor("threads", threads)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._executor.close()
 
     def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
         """As `run`, for what the model computes."""
@@ -41,10 +65,4 @@ class Workers:
         """Return `function(item, threads)` of each item, in order; the second argument is how many threads that call may use."""
         if len(items) < self.threads or self.threads == 1:
             return [function(item, self.threads) for item in items]
-        futures = [self._pool.submit(function, item, 1) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        return self._executor.results(lambda item: function(item, 1), items)

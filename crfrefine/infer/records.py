@@ -1,4 +1,4 @@
-"""What a folder run did, case by case, and the JSON file that says so. `docs/cli.md` lists the fields."""
+"""What a folder run did, case by case, and the JSON file that says so. `docs/reference/summary.md` lists the fields."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.execution.records import Record
 from crfrefine.io.json import without_nonfinite
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ SCHEMA = 1
 
 
 @dataclass
-class CaseRecord:
-    """What became of one case; fields stay at their defaults as far as the case did not get.
+class CaseRecord(Record):
+    """What became of one case: `status` is "done", "skipped" (its output was there) or "failed".
+
+    Fields stay at their defaults as far as the case did not get.
 
     Attributes:
-        case_id: name of the case.
-        status: "done", "skipped" (its output was there) or "failed".
         output: the label map.
         probabilities: the marginals, where asked for.
         logits: the refined logits, where asked for.
@@ -42,15 +43,8 @@ class CaseRecord:
         voxels_changed: voxels whose label differs from the network's argmax.
         voxels_before: voxels of each label in the network's argmax.
         voxels_after: voxels of each label after refinement.
-        times: seconds of each stage.
-        notes: what was assumed about the case's files.
-        error: what went wrong, for a failed case.
-        error_kind: name of the error's class.
-        error_traceback: where it was raised, of an error that nobody expected.
     """
 
-    case_id: str
-    status: str = "failed"
     output: Path | None = None
     probabilities: Path | None = None
     logits: Path | None = None
@@ -69,17 +63,11 @@ class CaseRecord:
     voxels_changed: int | None = None
     voxels_before: tuple[int, ...] = ()
     voxels_after: tuple[int, ...] = ()
-    times: dict[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    error: str | None = None
-    error_kind: str | None = None
-    error_traceback: str | None = None
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
-        self.status = "failed"
+        super().fail(failure)
         self.output = self.probabilities = self.logits = self.preview = None
-        self.error, self.error_kind, self.error_traceback = failure.message, failure.kind, failure.traceback
 
 
 @dataclass
@@ -122,7 +110,7 @@ class RunSummary:
 
         head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
-        cases = [dataclasses.asdict(record) for record in self.cases]
+        cases = [record.to_dict() for record in self.cases]
         summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
         return summary
 

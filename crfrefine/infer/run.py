@@ -1,6 +1,6 @@
 """The folder run of `crfrefine infer`: select the cases, read ahead, refine, write behind, and keep account of each.
 
-Nothing is printed here: an `Observer` is told what happens. At most one case is read ahead and one is being written.
+Nothing is printed here: an `Observer` is told what happens.
 """
 
 from __future__ import annotations
@@ -8,87 +8,26 @@ from __future__ import annotations
 import math
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.errors import InputError
+from crfrefine.execution.observer import Observer
+from crfrefine.execution.pipeline import pipeline
+from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork, Failure
+from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.records import CaseRecord, RunSummary
-from crfrefine.parameters.model import CrfParameters
 from crfrefine.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.infer.outputs import Outcome, OutputFiles
+    from crfrefine.infer.outputs import OutputFiles, RefinedArrays
 
-
-@dataclass(frozen=True)
-class InferenceOptions:
-    """What to refine, how, and where to; the options of `crfrefine infer`.
-
-    Attributes:
-        images: a folder, or the files of one case's modalities.
-        logits: a folder, or the file(s) of one case.
-        output: a folder, or for one case a file.
-        masks: a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says.
-        parameters: the CRF.
-        input_type: "auto", "logits" or "probabilities".
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads; None: the cores this process may use.
-        save_probabilities: also write the marginals.
-        save_logits: also write the refined logits.
-        preview: also write a picture.
-        resume: skip cases whose output is there and whole.
-        num_parts: number of processes that share the cases.
-        part_id: which of them this is, from 0.
-        fail_fast: stop at the first bad case.
-        summary: JSON file to write.
-        config: the file that the parameters came from, so that nothing is written over it.
-    """
-
-    images: tuple[Path, ...]
-    logits: tuple[Path, ...]
-    output: Path
-    masks: Path | str | None = None
-    parameters: CrfParameters = field(default_factory=CrfParameters)
-    input_type: str = "auto"
-    device: str = "auto"
-    threads: int | None = None
-    save_probabilities: bool = False
-    save_logits: bool = False
-    preview: bool = False
-    resume: bool = False
-    num_parts: int = 1
-    part_id: int = 0
-    fail_fast: bool = False
-    summary: Path | None = None
-    config: Path | None = None
-
-
-class Observer:
-    """Told what happens in a run; each method may be called from any thread, one call at a time."""
-
-    def run_started(self, summary: RunSummary) -> None:
-        """The cases are known and the device is chosen."""
-
-    def case_started(self, case_id: str, number: int) -> None:
-        """The computation of a case begins; `number` counts from 1."""
-
-    def stage_changed(self, case_id: str, stage: str, step: int, num_steps: int) -> None:
-        """A case went on to a stage, or to the next step of it."""
-
-    def note(self, case_id: str, text: str) -> None:
-        """Something was assumed about the files of a case, or where `case_id` is empty, of the folders."""
-
-    def case_ended(self, record: CaseRecord) -> None:
-        """A case is written, skipped or failed."""
-
-    def run_ended(self, summary: RunSummary) -> None:
-        """Nothing more will happen."""
+InferenceObserver = Observer[RunSummary, CaseRecord]
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
@@ -102,7 +41,7 @@ def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> lis
     return sorted(cases, key=lambda files: files.case_id)[part_id::num_parts]
 
 
-def run_inference(options: InferenceOptions, observer: Observer | None = None) -> RunSummary:
+def run_inference(options: InferenceOptions, observer: InferenceObserver | None = None) -> RunSummary:
     """Refine the cases that the options name; a bad case is recorded and the others go on.
 
     Args:
@@ -116,8 +55,26 @@ def run_inference(options: InferenceOptions, observer: Observer | None = None) -
         CrfRefineError: nothing can be done at all: no case, no device, no place to write.
         KeyboardInterrupt: passed on, after the file being written is finished and the summary is saved.
     """
-    run = _Run(options, observer or Observer())
-    return run.execute()
+    return _Run(options, observer or Observer()).execute()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A case that is to be refined; `number` counts from 1."""
+
+    number: int
+    files: CaseFiles
+    outputs: OutputFiles
+
+    @property
+    def case_id(self) -> str:
+        return self.files.case_id
+
+    def earlier(self) -> CaseRecord | None:
+        """Return the record of a case whose outputs are there, whole, and on its grid."""
+        from crfrefine.infer.outputs import is_complete
+
+        return CaseRecord(self.case_id, "skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
 
 
 @dataclass
@@ -125,16 +82,23 @@ class _Loaded:
     """A case in memory, with what is known about it so far."""
 
     case: Case
-    files: CaseFiles
-    outputs: OutputFiles
+    task: _Task
     record: CaseRecord
-    number: int
+
+
+@dataclass
+class _Refined:
+    """A case to be written."""
+
+    outcome: RefinedArrays
+    task: _Task
+    record: CaseRecord
 
 
 class _Run:
     """One call of `run_inference`."""
 
-    def __init__(self, options: InferenceOptions, observer: Observer) -> None:
+    def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
         from crfrefine.cases.case import discover_cases
         from crfrefine.engines import get_backend
         from crfrefine.infer.outputs import check_summary_path, plan_outputs
@@ -146,11 +110,11 @@ class _Run:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._backend = get_backend(options.device)
-        cases = discover_cases(options.images, options.logits, _mask_path(options))
-        self._notes = cases.notes
-        self._cases = select_part(cases, options.num_parts, options.part_id)
-        self._outputs = plan_outputs(
-            self._cases,
+        found = discover_cases(options.images, options.logits, _mask_path(options))
+        self._notes = found.notes
+        cases = select_part(found, options.num_parts, options.part_id)
+        outputs = plan_outputs(
+            cases,
             options.output,
             folder_run=options.images[0].is_dir(),
             probabilities=options.save_probabilities,
@@ -159,9 +123,10 @@ class _Run:
             config=options.config,
         )
         if options.summary is not None:
-            check_summary_path(options.summary, self._cases, self._outputs, options.config)
+            check_summary_path(options.summary, cases, outputs, options.config)
+        self._tasks = [_Task(number, *pair) for number, pair in enumerate(zip(cases, outputs, strict=True), start=1)]
         # Cases that cannot even be read need no folder.
-        for folder in {outputs.label_map.parent for files, outputs in zip(self._cases, self._outputs, strict=True) if not files.problem}:
+        for folder in {task.outputs.label_map.parent for task in self._tasks if not task.files.problem}:
             check_writable(folder)
         if options.summary is not None:
             check_small_output(options.summary)
@@ -172,114 +137,74 @@ class _Run:
             requested_device=options.device,
             num_parts=options.num_parts,
             part_id=options.part_id,
-            num_cases=len(self._cases),
+            num_cases=len(cases),
         )
-        self._pending = iter(enumerate(zip(self._cases, self._outputs, strict=True), start=1))
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written."""
         started = time.perf_counter()
         self._tell(self._observer.run_started, self._summary)
         for note in self._notes:
-            self._tell(self._observer.note, "", note)
-        reader = ThreadPoolExecutor(1, "read")
-        writer = ThreadPoolExecutor(1, "write")
-        # The thread must be known to the pool before there is anything to interrupt: an exception while it starts would lose it, and
-        # nobody would wait for the file that it writes.
-        writer.submit(int).result()
+            self._tell(self._observer.note, note)
         try:
-            self._pipeline(reader, writer)
+            pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
         except KeyboardInterrupt:
             self._summary.interrupted = True
             raise
         finally:
-            # The file being written is finished; a case being read is left to itself, nobody will take it.
-            reader.shutdown(wait=False, cancel_futures=True)
-            writer.shutdown(wait=True)
             self._summary.seconds = time.perf_counter() - started
-            order = {files.case_id: number for number, files in enumerate(self._cases)}
+            order = {task.case_id: task.number for task in self._tasks}
             self._summary.cases.sort(key=lambda record: order[record.case_id])
             self._save_summary()
             self._tell(self._observer.run_ended, self._summary)
         return self._summary
 
-    def _pipeline(self, reader: ThreadPoolExecutor, writer: ThreadPoolExecutor) -> None:
-        ahead = reader.submit(self._load_next)
-        writing: Future[None] | None = None
-        while (loaded := self._wait_for_reading(ahead)) is not None and not self._stop.is_set():
-            ahead = reader.submit(self._load_next)
-            outcome = self._refine(loaded)
-            if writing is not None:
-                self._wait_for_writing(writing)
-                writing = None
-            if outcome is not None:
-                writing = writer.submit(self._write, outcome, loaded.outputs, loaded.record)
-            del loaded, outcome  # not to be held while the next case is waited for
-        if writing is not None:
-            self._wait_for_writing(writing)
+    def _waiting(self, stage: str) -> None:
+        self._tell(self._observer.stage_changed, "", stage, 0, 0)
 
-    def _wait_for_writing(self, writing: Future[None]) -> None:
-        if not writing.done():
-            self._tell(self._observer.stage_changed, "", "writing", 0, 0)
-        writing.result()
+    def _read(self, task: _Task) -> _Loaded | None:
+        """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading thread."""
+        from crfrefine.infer.outputs import check_case_outputs
 
-    def _wait_for_reading(self, ahead: Future[_Loaded | None]) -> _Loaded | None:
-        if not ahead.done():
-            self._tell(self._observer.stage_changed, "", "reading", 0, 0)
-        return ahead.result()
-
-    def _load_next(self) -> _Loaded | None:
-        """Read the next case that is to be done and can be read; None: there is no further one. Runs in the reading thread."""
-        from crfrefine.infer.outputs import check_case_outputs, is_complete
-
-        for number, (files, outputs) in self._pending:
-            if self._stop.is_set():
-                return None
-            record = CaseRecord(files.case_id)
-            loaded = None
-            with self._work_on(record, files):
-                if self.options.resume and is_complete(outputs, files):
-                    record.status = "skipped"
-                    record.output = outputs.label_map
-                else:
-                    check_case_outputs(outputs)
-                    loaded = self._load(files, outputs, record, number)
-            if loaded is not None:
-                return loaded
-            self._finish(record)
+        record = CaseRecord(task.case_id)
+        with self._work_on(record, task.files):
+            earlier = reusable(task, self.options.resume)
+            if earlier is None:
+                check_case_outputs(task.outputs)
+                return self._load(task, record)
+            record = earlier
+        self._finish(record)
         return None
 
-    def _load(self, files: CaseFiles, outputs: OutputFiles, record: CaseRecord, number: int) -> _Loaded:
+    def _load(self, task: _Task, record: CaseRecord) -> _Loaded:
         from crfrefine.cases.case import load_case
 
         options = self.options
         mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if options.masks == "nonzero" else "none"
         started = time.perf_counter()
-        case = load_case(files, input_type=options.input_type, mask_mode=mask_mode, threads=options.threads)
+        case = load_case(task.files, input_type=options.input_type, mask_mode=mask_mode, threads=options.threads)
         record.times["read"] = time.perf_counter() - started
         record.grid_shape = tuple(case.image.shape[1:])
         record.spacing = tuple(float(step) for step in case.spacing)
         record.num_modalities, record.num_labels = len(case.image), len(case.logits)
         record.input_type = case.input_kind
-        record.notes = tuple(case.notes)
-        return _Loaded(case, files, outputs, record, number)
+        record.notes = list(case.notes)
+        return _Loaded(case, task, record)
 
-    def _refine(self, loaded: _Loaded) -> Outcome | None:
+    def _refine(self, loaded: _Loaded) -> _Refined | None:
         """Run the CRF on a case; None: it failed and is recorded."""
         record = loaded.record
-        self._tell(self._observer.case_started, record.case_id, loaded.number)
+        self._tell(self._observer.case_started, record.case_id, loaded.task.number)
         for note in record.notes:
-            self._tell(self._observer.note, record.case_id, note)
-        outcome = None
-        with self._work_on(record, loaded.files):
-            outcome = self._refine_or_raise(loaded)
-        if outcome is None:
-            self._finish(record)
-        return outcome
+            self._note(record, note)
+        with self._work_on(record, loaded.task.files):
+            return _Refined(self._refine_or_raise(loaded), loaded.task, record)
+        self._finish(record)
+        return None
 
-    def _refine_or_raise(self, loaded: _Loaded) -> Outcome:
+    def _refine_or_raise(self, loaded: _Loaded) -> RefinedArrays:
         from crfrefine.arrays.label_maps import count_changes, count_labels
-        from crfrefine.infer.outputs import Outcome
+        from crfrefine.infer.outputs import RefinedArrays
         from crfrefine.refinement import refine
 
         case, record, options = loaded.case, loaded.record, self.options
@@ -308,14 +233,14 @@ class _Run:
         record.energy = tuple(float(value) for value in result.energy)
         record.filters = tuple(result.filters)
         for note in result.notes:
-            self._tell(self._observer.note, record.case_id, note)
+            self._note(record, note)
         record.notes += result.notes
         record.num_padding_voxels = result.num_padding_voxels
         record.num_voxels_in_mask = before.size if case.mask is None else count_labels(case.mask, 2)[1]
         record.voxels_before = count_labels(before, len(case.logits))
         record.voxels_after = count_labels(result.label_map, len(case.logits))
         record.voxels_changed = count_changes(before, result.label_map)
-        return Outcome(
+        return RefinedArrays(
             like=replace(case.like, data=result.label_map),  # the image itself need not stay in memory
             label_map=result.label_map,
             probabilities=result.marginals if options.save_probabilities else None,
@@ -326,13 +251,14 @@ class _Run:
             subtitle=_describe_numbers(record),
         )
 
-    def _write(self, outcome: Outcome, outputs: OutputFiles, record: CaseRecord) -> None:
+    def _write(self, refined: _Refined) -> None:
         """Write a case and close its record. Runs in the writing thread."""
         from crfrefine.infer.outputs import write_outcome
 
+        record, outputs = refined.record, refined.task.outputs
         started = time.perf_counter()
         with self._work_on(record):
-            write_outcome(outcome, outputs, threads=self._summary.threads)
+            write_outcome(refined.outcome, outputs, threads=self._summary.threads)
             record.times["write"] = time.perf_counter() - started
             record.output, record.probabilities = outputs.label_map, outputs.probabilities
             record.logits, record.preview = outputs.logits, outputs.preview
@@ -353,9 +279,12 @@ class _Run:
         self._summary.cases.append(record)
         self._tell(self._observer.case_ended, record)
 
-    def _tell(self, method: Callable[..., None], *arguments: object) -> None:
+    def _note(self, record: CaseRecord, text: str) -> None:
+        self._tell(self._observer.note, text, case_id=record.case_id)
+
+    def _tell(self, method: Callable[..., None], *arguments: object, **named: object) -> None:
         with self._lock:
-            method(*arguments)
+            method(*arguments, **named)
 
     def _save_summary(self) -> None:
         if self.options.summary is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from crfrefine.metrics.registry import MASK_METRICS, RegionValues
+
 NETWORK = "network"
 SCALING = "vector scaling"
 SMOOTHING = "Gaussian smoothing"
@@ -22,10 +24,10 @@ SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
 MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
 """What is measured: those that are shown, and what the CRF with the largest component must beat."""
 
-METRICS = ("dice", "hd95_mm", "assd_mm")
+METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
 
-MethodValues = dict[str, dict[str, dict[str, float]]]
-"""Of one case: method, region, metric."""
+MethodValues = dict[str, RegionValues]
+"""Of one case, by method."""
 
 
 def plain_values(values: Mapping[str, MethodValues]) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crfrefine.execution.observer import Observer
+from crfrefine.execution.records import Record
+
 
 @dataclass(frozen=True)
 class Step:
@@ -28,14 +31,8 @@ class Step:
     thetas: str
 
 
-class TrainingObserver:
-    """Told what happens; called from one thread at a time."""
-
-    def run_started(self, text: str) -> None:
-        """The cases are found; `text` says how many, and what is going to be done."""
-
-    def note(self, text: str) -> None:
-        """Something was assumed about the data."""
+class TrainingObserver(Observer[str, Record]):
+    """Told what happens; the run is a text that says how many cases there are, and what is going to be done."""
 
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""

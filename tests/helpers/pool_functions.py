@@ -1,4 +1,4 @@
-"""What other processes run in the tests of the pool: of a module that they can import by its name."""
+"""What other processes run in the tests of executors: of a module that they can import by its name."""
 
 import os
 import signal
@@ -26,5 +26,17 @@ def sleep(seconds: int) -> int:
     return seconds
 
 
-def fail(number: int) -> int:
+def square_slowly_from_the_end(number: int) -> int:
+    time.sleep(0.01 * (4 - number))
+    return number**2
+
+
+def fail_at_two(number: int) -> int:
+    if number == 2:
+        raise ValueError(f"no {number}")
+    return number
+
+
+def fail_from_the_end(number: int) -> int:
+    time.sleep(0.05 * (2 - number))
     raise ValueError(f"no {number}")

@@ -15,8 +15,8 @@ PACKAGE = Path(crfrefine.__file__).parent
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
     ("errors", "text", "threads"),
-    ("execution", "failures"),
-    ("io",),
+    ("failures",),
+    ("execution", "io"),
     ("parameters",),
     ("arrays",),
     ("cases", "engines", "metrics", "pictures"),

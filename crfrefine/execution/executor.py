@@ -1,0 +1,124 @@
+"""A function on many items: what comes of each, who computes it, and the one place that chooses who does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Generic, Self, TypeVar, cast
+
+from crfrefine.failures import Failure, describe_failure
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What came of an item.
+
+    Attributes:
+        result: what the function returned.
+        error: what it raised, or what became of the worker; None: there is a result.
+        is_lost: whether the worker died before it had a result.
+    """
+
+    result: Result | None = None
+    error: Exception | None = None
+    is_lost: bool = False
+
+    @property
+    def failure(self) -> Failure | None:
+        """What to say about the error."""
+        return None if self.error is None else describe_failure(self.error)
+
+    def get(self) -> Result:
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return cast("Result", self.result)
+
+
+def attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Result]:
+    """Return what comes of an item; interrupts alone go further."""
+    try:
+        return Outcome(function(item))
+    except Exception as error:
+        return Outcome(error=error)
+
+
+class Executor(ABC):
+    """Runs functions on items, in a `with` block.
+
+    When that ends early, by an error or Ctrl-C, work that has not begun is dropped; work in progress is ended where nothing is lost by it
+    (processes), else waited for (threads).
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with what came of it, as they come; an error is that item's, and the others are done.
+
+        Args:
+            function: of one item; for other processes, of a module that they can import.
+            items: for other processes, that can be pickled.
+        """
+
+    def results(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return the results in the order of the items, or raise the error of the first one that failed."""
+        results: list[Result] = []
+        waiting: dict[int, Outcome[Result]] = {}
+        with closing(self.map(partial(_of_numbered, function), list(enumerate(items)))) as outcomes:
+            for (number, _), outcome in outcomes:
+                waiting[number] = outcome
+                while len(results) in waiting:
+                    results.append(waiting.pop(len(results)).get())
+        return results
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the work that is left."""
+
+
+class Serial(Executor):
+    """One item after the other, where the caller is."""
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+        """Yield each item with what came of it, in order."""
+        for item in items:
+            yield item, attempt(function, item)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def make_executor(kind: str, num_workers: int) -> Executor:
+    """Return whoever runs the cases; an external scheduler gets its branch here, and nothing else in the package changes.
+
+    Args:
+        kind: "threads", which share memory and suit work that releases the interpreter's lock; or "processes", one of which may die.
+        num_workers: items at a time; with one, everything happens where the caller is.
+    """
+    if num_workers <= 1:
+        return Serial()
+    if kind == "threads":
+        from crfrefine.execution.threads import Threads
+
+        return Threads(num_workers)
+    if kind == "processes":
+        from crfrefine.execution.processes import Processes
+
+        return Processes(num_workers)
+    raise ValueError(f"unknown executor {kind!r}")
+
+
+def _of_numbered(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> Result:
+    return function(numbered[1])
