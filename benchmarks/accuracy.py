@@ -1,4 +1,4 @@
-"""How far each filter's messages are from exact ones, over dimensions and bandwidths: the table and the plot of `docs/accuracy.md`.
+"""How far each filter's messages are from exact ones, over dimensions and bandwidths: table and plot of `docs/reference/accuracy.md`.
 
 Usage: accuracy.py [--no-docs]
 """
@@ -93,6 +93,15 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown_table(["D", *(f"{name}, {alpha:g} mm, {beta:g}" for name, (alpha, beta) in columns)], rows)
 
 
+def summary(records: list[dict[str, Any]]) -> str:
+    """RMS error over all dimensions, lowest to highest: a row for each filter, a column for each setting."""
+    rows = []
+    for name in FILTERS:
+        found = [[r["rms"] for r in _select(records, name, setting)] for setting in SETTINGS]
+        rows.append([name, *(f"{min(errors):.2g} to {max(errors):.2g}" if errors else "–" for errors in found)])
+    return markdown_table(["filter", *(f"{alpha:g} mm, {beta:g}" for alpha, beta in SETTINGS)], rows)
+
+
 def plot(records: list[dict[str, Any]]) -> None:
     """RMS error over dimension, a panel for each setting."""
     import matplotlib as mpl
@@ -111,7 +120,7 @@ def plot(records: list[dict[str, Any]]) -> None:
         panel.grid(visible=True, which="major", alpha=0.3)
     panels[0].set_ylabel("RMS error of a message (values 0 to 1)")
     panels[0].legend(loc="best")
-    figure.savefig(ROOT / "docs" / "accuracy.png", dpi=110)
+    figure.savefig(ROOT / "docs" / "pictures" / "accuracy.png", dpi=110)
 
 
 def main() -> None:
@@ -120,10 +129,12 @@ def main() -> None:
     no_docs = parser.parse_args().no_docs
     records = measure()
     head = environment.describe()
-    text = f"{table(records)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels a cell.*\n"
+    text = f"{table(records)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
     sys.stdout.write(text)
     if not no_docs:
-        write_between_markers(ROOT / "docs" / "accuracy.md", "accuracy", text)
+        document = ROOT / "docs" / "reference" / "accuracy.md"
+        write_between_markers(document, "accuracy-summary", summary(records))
+        write_between_markers(document, "accuracy", text)
         plot(records)
 
 

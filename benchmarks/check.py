@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from workers.measure import Workload
 
 NUM_ROWS = 100
-# A lattice errs by 1.5 % of a message at D = 4 and 3 % at D = 7 (docs/accuracy.md). Twice that is a defect, not an approximation.
+# A lattice errs by 1.5 % of a message at D = 4 and 3 % at D = 7 (docs/reference/accuracy.md). Twice that is a defect, not an approximation.
 MAX_ROW_ERROR = 0.06
 # Errors of messages of that size move marginals near 1/2, of which these noisy workloads have many, by about as much.
 MAX_MARGINAL_RMS = 0.03

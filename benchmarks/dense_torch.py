@@ -6,13 +6,12 @@ memory is saved: one product gives all exponents, and a normalization scales val
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-SPATIAL_RADIUS = 4.0  # in theta_gamma: where the engine cuts its spatial kernel
+SPATIAL_RADIUS = 4.0  # in theta_gamma: from there on the spatial kernel of the engine, in float32, fades to zero within a voxel
 
 
 def positions(grid_shape: Sequence[int], spacing: Sequence[float], dtype: torch.dtype) -> Tensor:
@@ -33,8 +32,8 @@ def _spatial(length: int, step: float, theta_gamma: Tensor) -> Tensor:
     """The normalized kernel of one axis: those of all axes multiply to the spatial kernel, as do their row sums on a full grid."""
     index = torch.arange(length, dtype=theta_gamma.dtype)
     distance = (index[:, None] - index[None, :]).abs()
-    near = distance <= math.ceil(SPATIAL_RADIUS * float(theta_gamma.detach()) / step)
-    kernel = torch.exp(-0.5 * (distance * step / theta_gamma).square()) * near
+    near = (SPATIAL_RADIUS * theta_gamma / step + 1.0 - distance).clamp(0.0, 1.0)
+    kernel = torch.exp(-0.5 * (distance * step / theta_gamma).square()) * near.square() * (3.0 - 2.0 * near)
     scale = kernel.sum(1).rsqrt()
     return scale[:, None] * kernel * scale[None, :]
 

@@ -112,7 +112,7 @@ def check(gpu: Backend, cpu: Backend) -> dict[str, float]:
 
 
 def bytes_a_step(spec: WorkloadSpec, num_voxels: int, vertices: int) -> float:
-    """Memory traffic of a step that cannot be avoided, each array read or written once a kernel (docs/gpu.md)."""
+    """Memory traffic of a step that cannot be avoided, each array read or written once a kernel (docs/decisions/gpu.md)."""
     corners = spec.num_modalities + len(spec.grid_shape) + 1
     width = row_width(spec.num_labels - 1)
     row = 4.0 * width
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write; without it, the record goes to the standard output")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tests", action="store_true", help="run the tests that need a GPU first")
-    parser.add_argument("--write", action="store_true", help="write docs/gpu_benchmarks.json and its section of docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write gpu_benchmarks.json and its section of benchmarks.md in docs/reference")
     parser.add_argument("--check-only", action="store_true", help="no times")
     names = [spec.name for spec in SPECS]
     parser.add_argument("--workloads", nargs="+", choices=names, default=names, help="which ones to time; the default is all")
@@ -253,8 +253,8 @@ def main() -> None:
     elif not options.write:
         sys.stdout.write(text)
     if options.write and "workloads" in record:
-        (ROOT / "docs" / "gpu_benchmarks.json").write_text(text, encoding="utf-8")
-        write_between_markers(ROOT / "docs" / "benchmarks.md", "gpu", tables(record))
+        (ROOT / "docs" / "reference" / "gpu_benchmarks.json").write_text(text, encoding="utf-8")
+        write_between_markers(ROOT / "docs" / "reference" / "benchmarks.md", "gpu", tables(record))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The GPU's record to its section of `docs/benchmarks.md`."""
+"""The GPU's record to its section of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tables(record: dict[str, Any]) -> str:
                 _times(found, "monai", found["seconds"]),
             ]
         )
-    header = ["workload", "voxels", "vertices", "a step", "its bytes at the copy's speed", "build", "end to end", "memory"]
+    header = ["workload", "voxels", "vertices", "per iteration", "its bytes at the copy's speed", "build", "end to end", "memory"]
     header += [f"CPU engine, {record['cpu_threads']} threads", "MONAI's CRF"]
     torch = record["plain_torch"]
     exact = f"not compared: {torch['skipped']}" if "skipped" in torch else _exact(torch)
@@ -46,7 +46,7 @@ def tables(record: dict[str, Any]) -> str:
         f"{len(record['check'])} results were compared with the {record['compared_with']}'s first, each computed twice with the same "
         f"bits; largest difference of a logit: {max(record['check'].values()):.2g}.\n\n"
         + markdown_table(header, rows)
-        + f"\nOne exact filtering, {exact}. End to end is from the host's arrays to the host's logits, five steps; MONAI's starts and ends "
+        + f"\nOne exact filtering, {exact}. End to end runs from the host's arrays to its logits, five iterations; MONAI's starts and ends "
         + "on the GPU.\n\n"
         + provenance(record)
     )

@@ -1,4 +1,4 @@
-"""How far each filter's gradients are from the exact filter's: the section on gradients of `docs/accuracy.md`.
+"""How far each filter's gradients are from the exact filter's: the section on gradients of `docs/reference/accuracy.md`.
 
 Usage: gradient_accuracy.py [--no-docs] [--records FILE]
 """
@@ -260,10 +260,10 @@ def main() -> None:
     if options.records:
         options.records.write_text(json.dumps(records, indent=1))
     head = environment.describe()
-    text = f"{tables(records)}\n*{head['date']}, sources {head['source']}, {NUM_CASES} cases a cell.*\n"
+    text = f"{tables(records)}\n*{head['date']}, sources {head['source']}, {NUM_CASES} cases per cell.*\n"
     sys.stdout.write(text)
     if not options.no_docs:
-        write_between_markers(ROOT / "docs" / "accuracy.md", "gradients", text)
+        write_between_markers(ROOT / "docs" / "reference" / "accuracy.md", "gradients", text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Records of the gradients' errors to the tables of `docs/accuracy.md`."""
+"""Records of the gradients' errors to the tables of `docs/reference/accuracy.md`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _by_bandwidths(records: list[dict[str, Any]], filter_name: str) -> str:
                 f"{min(r['image']['cosine'] for r in cell):.3f}",
             ]
         )
-    header = ["D", "theta_alpha, theta_beta", *(["vertices a voxel"] if is_lattice else []), *NAMES.values()]
+    header = ["D", "theta_alpha, theta_beta", *(["vertices per voxel"] if is_lattice else []), *NAMES.values()]
     return markdown_table([*header, "theta, of its parts", "cosine of theta", "right signs", "cosine of image"], rows)
 
 
@@ -82,7 +82,8 @@ def tables(records: list[dict[str, Any]]) -> str:
     own = [r["theta"] for r in records if r["filter"] == "lattice" and r["loss"] == "cross entropy"]
     ours, theirs, true = (statistics.median(r[name] for r in own) for name in ("from_own_slopes", "own_slopes_from_true", "relative"))
     note = (
-        f"Of the lattice, medians of all rows: the gradient by the bandwidths is {_percent(true)} off the exact filter's, the slope of the "
-        f"lattice's own loss (differences over ±10 % of each bandwidth) {_percent(theirs)}, and the two {_percent(ours)} from each other.\n"
+        f"Medians over all rows of the lattice: the gradient with respect to the bandwidths is {_percent(true)} off the exact filter's, "
+        f"the slope of the lattice's own loss (differences over ±10 % of each bandwidth) {_percent(theirs)}, "
+        f"and the two {_percent(ours)} from each other.\n"
     )
     return "\n".join([*sections, note, f"random linear loss, all bandwidths:\n\n{_random_linear(records)}"])

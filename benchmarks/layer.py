@@ -1,4 +1,4 @@
-"""Time the trainable layer, keep the records in `docs/layer_benchmarks.json`, and rewrite its tables in `docs/benchmarks.md`.
+"""Time the trainable layer, keep the records in `layer_benchmarks.json` and the tables in `benchmarks.md` of `docs/reference`.
 
 Usage: layer.py [--quick] [--only SUITE ...] [--threads N] [--no-docs]
 """
@@ -21,7 +21,7 @@ from peers import BENCH, ROOT
 from report import write_between_markers
 
 SUITES: dict[str, Callable[..., dict[str, Any]]] = {"torch": layer_small.run, "steps": layer_steps.run}
-RECORDS = ROOT / "docs" / "layer_benchmarks.json"
+RECORDS = ROOT / "docs" / "reference" / "layer_benchmarks.json"
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     text = tables(records)
     sys.stdout.write(text)
     if not partial:
-        write_between_markers(ROOT / "docs" / "benchmarks.md", "layer", text)
+        write_between_markers(ROOT / "docs" / "reference" / "benchmarks.md", "layer", text)
     sys.stderr.write(f"records: {target.relative_to(ROOT)}\n")
 
 

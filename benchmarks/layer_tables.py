@@ -1,4 +1,4 @@
-"""Records of the layer's benchmarks to the tables of `docs/benchmarks.md`."""
+"""Records of the layer's benchmarks to the tables of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ def _steps(figures: dict[str, Any]) -> str:
                 continue
             title = part if part == "forward" else f"backward: {part}"
             rows.append(["", title, f"{value:.3f} s", f"{value / steps * 1e3:.1f} ms", f"{value / forward:.1f}×", f"{value / call:.1f}×"])
-    header = ["case, appearance filter", "", "all steps", "a step", "of forward", "of build and forward"]
+    header = ["case, appearance filter", "", "all iterations", "per iteration", "relative to forward", "to build and forward"]
     table = markdown_table(header, rows)
     seconds = figures["cases"]["Lm"]["seconds"]
     ratio = seconds["logits, weights"] / seconds["forward"]
     grade = "met" if ratio <= MUST_BACKWARD else "**missed**"
-    must = f"A step back on Lm, without bandwidths, takes {ratio:.2f} times a step forth (must: at most {MUST_BACKWARD:g}): {grade}.\n"
-    return f"### Steps forth and back, {_threads(figures)}\n\n{table}\n{must}"
+    goal = f"(must: at most {MUST_BACKWARD:g}): {grade}"
+    must = f"A backward iteration on Lm, without bandwidths, takes {ratio:.2f} times a forward one {goal}.\n"
+    return f"### Forward and backward iterations, {_threads(figures)}\n\n{table}\n{must}"
 
 
 _SECTIONS = {"torch": _small, "steps": _steps}

@@ -1,4 +1,4 @@
-"""Our metrics beside those of other libraries, on real cases and on crafted masks: values, conventions, time; for `docs/metrics.md`.
+"""Our metrics beside those of other libraries, on real and crafted masks: values, conventions, time; for `docs/decisions/metrics.md`.
 
 Usage: metric_libraries.py [DATA] [--num-cases N] [--json FILE]
 
@@ -134,7 +134,7 @@ def agreement_table(pairs: dict[str, Any], libraries: list[str]) -> str:
             time = "fails" if None in seconds else f"{1000 * statistics.median(seconds):.1f} ms"
             cells = [""] * len(METRICS) if library == OURS else [_deviation(own, library, metric) for metric in METRICS]
             rows.append([f"{dataset}, {len(own)} pairs", library, *cells, time])
-    return markdown_table(["data", "library", *(f"`{metric}`" for metric in METRICS), "time a pair"], rows)
+    return markdown_table(["data", "library", *(f"`{metric}`" for metric in METRICS), "time per pair"], rows)
 
 
 def _number(value: float | str | None) -> str:
@@ -176,13 +176,13 @@ def main() -> None:
     libraries = list(next(iter(record["pairs"].values())))
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     text = (
-        f"Largest difference from ours (ratios in points), and the time of a call for all metrics that the library has, one thread:\n\n"
+        f"Largest difference from ours (ratios in points), and the time of one call for all metrics that the library has, one thread:\n\n"
         f"{agreement_table(record['pairs'], libraries)}\n"
-        f"What crafted masks of 12×10×9 voxels of 0.7×0.9×3 mm give, distances in mm:\n\n"
+        f"Results on crafted masks of 12×10×9 voxels of 0.7×0.9×3 mm, distances in mm:\n\n"
         f"{convention_table(record['pairs'], libraries)}\n"
         f"*{versions}.* {provenance(record)}"
     )
-    write_between_markers(ROOT / "docs" / "metrics.md", "libraries", text)
+    write_between_markers(ROOT / "docs" / "decisions" / "metrics.md", "libraries", text)
     sys.stdout.write(text)
 
 

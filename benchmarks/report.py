@@ -1,4 +1,4 @@
-"""Benchmark records to the tables of `docs/benchmarks.md`."""
+"""Benchmark records to the tables of `docs/reference/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _speed(figures: dict[str, Any]) -> str:
             ]
         )
     header = ["workload", "D, labels", "theta_alpha, theta_beta, theta_gamma", "crfrefine", "pydensecrf2", "SimpleCRF"]
-    header += ["faster than the faster peer", "memory of pydensecrf2's", "appearance filter"]
+    header += ["speed-up over the faster peer", "memory relative to pydensecrf2's", "appearance filter"]
     summary = [
         ["geometric mean of the speed-ups", f"{figures['speedup_geometric_mean']:.1f}×", "≥ 6×", "≥ 10×"],
         ["worst of them", f"{figures['speedup_worst']:.1f}×", "≥ 3×", "≥ 5×"],
@@ -75,9 +75,11 @@ def _checks(figures: dict[str, Any]) -> str:
         "workload",
         "one message against exact rows, relative RMS",
         "marginals against pydensecrf2's, RMS",
-        "the same with our lattice where ours was another filter and that is above 0.03",
+        "the same with our lattice, if another filter was used and the difference is above 0.03",
     ]
-    return "Checks made before the times counted:\n\n" + markdown_table([*header, "labels as pydensecrf2's", "labels as SimpleCRF's"], rows)
+    return "Checks before the times counted:\n\n" + markdown_table(
+        [*header, "labels equal to pydensecrf2's", "labels equal to SimpleCRF's"], rows
+    )
 
 
 def _precision(figures: dict[str, Any]) -> str:
@@ -110,7 +112,13 @@ def _growth(figures: dict[str, Any]) -> str:
         rows.append(
             [f"{millions:.0f} M", f"{size['seconds']:.3f} s", ratio, f"{size['peak_mib']:.0f} MiB", f"{size['peak_mib'] / millions:.1f}"]
         )
-    header = ["voxels", "time, one thread", "of the size before (must: ≤ 2.15×)", "memory above the input's", "MiB a million voxels"]
+    header = [
+        "voxels",
+        "time, one thread",
+        "relative to the previous size (must: ≤ 2.15×)",
+        "memory above the input's",
+        "MiB per million voxels",
+    ]
     return "### Growth, the S kind of case\n\n" + markdown_table(header, rows)
 
 
@@ -119,7 +127,7 @@ def _case(figures: dict[str, Any]) -> str:
         [what, f"{seconds:.2f} s", "≤ 4 s", "≤ 2.5 s", _verdict(seconds, 4.0, 2.5, smaller_is_better=True)]
         for what, seconds in (
             ("one case by itself", figures["single_seconds"]),
-            ("a case of a folder of three", figures["folder_seconds_per_case"]),
+            ("one case in a folder of three", figures["folder_seconds_per_case"]),
         )
     ]
     title = f"### A whole BraTS-like case through the command, two threads, {figures['input_mib_gzipped']:.0f} MiB of gzipped input\n\n"

@@ -1,4 +1,4 @@
-"""Run the benchmark suites, keep their records in `docs/benchmarks.json`, and rewrite the tables of `docs/benchmarks.md`.
+"""Run the benchmark suites; keep their records in `benchmarks.json` and their tables in `benchmarks.md` of `docs/reference`.
 
 Usage: run.py [--quick] [--only SUITE ...] [--workloads NAME ...] [--no-docs]
 """
@@ -17,7 +17,7 @@ from peers import BENCH, ROOT
 from workloads import WORKLOADS
 
 SUITES = ("precision", "speed", "threads", "growth", "case", "startup")
-RECORDS = ROOT / "docs" / "benchmarks.json"
+RECORDS = ROOT / "docs" / "reference" / "benchmarks.json"
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     text = report.tables(records)
     sys.stdout.write(text)
     if not partial:
-        report.write_between_markers(ROOT / "docs" / "benchmarks.md", "benchmarks", text)
+        report.write_between_markers(ROOT / "docs" / "reference" / "benchmarks.md", "benchmarks", text)
     sys.stderr.write(f"records: {target.relative_to(ROOT)}\n")
 
 

@@ -1,9 +1,9 @@
-"""The whole chain on labeled cases, by the project's own commands: train-crf with folds, infer, evaluate; `docs/results.md` has the tables.
+"""The whole chain on labeled cases, by the project's own commands: train-crf with folds, infer, evaluate; for `docs/reference/results.md`.
 
 Usage: study.py [FOLDER ...] [--logits NAME ...] [--regions NAME=1+3+4 ...] [--quick] [-o OUTPUT]
 
 FOLDER holds images/ labels/ logits/ and may hold logits_*/ masks/ dataset.json. Default: the data sets of $CRFREFINE_DATA, whose tables go
-into docs/results.md. Stopped at any point, the same command goes on.
+into docs/reference/results.md. Stopped at any point, the same command goes on.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from peers import BENCH, ROOT
 from report import write_between_markers
 from study_chain import Study, link_cases, run_study
 from study_stages import say
-from study_tables import Findings, paper_table, read_findings, study_section
+from study_tables import Findings, paper_table, read_findings, study_section, summary_table
 
 DATASETS = {"hippocampus": (), "brats2015": ("whole=1+2+3+4", "core=1+3+4", "enhancing=4")}
 """Of $CRFREFINE_DATA, with their regions."""
 
 QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
-DOCUMENT = ROOT / "docs" / "results.md"
+DOCUMENT = ROOT / "docs" / "reference" / "results.md"
 
 
 def find_logits(data: Path, wanted: list[str] | None) -> list[str]:
@@ -51,7 +51,7 @@ def first_cases(data: Path, logits: list[str], count: int, output: Path) -> Path
 
 def make_document(studies: list[Findings]) -> dict[str, str]:
     """The text of each pair of markers."""
-    return {"study": "\n".join(map(study_section, studies)), "paper": paper_table(studies)}
+    return {"summary": summary_table(studies), "study": "\n".join(map(study_section, studies)), "paper": paper_table(studies)}
 
 
 def parse_options() -> argparse.Namespace:
@@ -66,7 +66,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: .bench/study, or .bench/study_quick")
     parser.add_argument(
-        "--document", type=Path, metavar="FILE", help="gets the tables between its markers; default: docs/results.md, of the full study"
+        "--document",
+        type=Path,
+        metavar="FILE",
+        help="gets the tables between its markers; default, of the full study: docs/reference/results.md",
     )
     return parser.parse_args()
 

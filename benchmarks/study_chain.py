@@ -23,7 +23,7 @@ from crfrefine.cases.case import Case, CaseFiles, discover_cases, load_case
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
-from crfrefine.train.comparison import (
+from crfrefine.train.methods import (
     DEFAULT,
     LARGEST,
     NETWORK,

@@ -15,8 +15,8 @@ from report import markdown_table, provenance
 from study_chain import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, REPORT
 
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
-from crfrefine.statistics.paired import holm
-from crfrefine.train.comparison import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
+from crfrefine.statistics.paired import PairedComparison, holm
+from crfrefine.train.methods import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
 
 # Published: Monteiro, Figueiredo, Oliveira 2018, arXiv:1807.07464, mean and standard deviation of Dice over the cases.
 PAPER = (
@@ -27,7 +27,7 @@ PAPER = (
 
 TITLES = {
     NETWORK: "the network's argmax, Dice",
-    SCALING: "vector scaling (temperature, a bias a label)",
+    SCALING: "vector scaling (temperature, a bias per label)",
     SMOOTHING: "Gaussian smoothing of the logits",
     DEFAULT: "`default`, untrained",
     TRAINED: "**trained CRF**",
@@ -109,6 +109,29 @@ def read_findings(data: str, logits: str, folder: Path) -> Findings:
     return Findings(data, logits, training, summary, summary_largest, table, environment)
 
 
+def summary_table(studies: Sequence[Findings]) -> str:
+    """Return a row for each data set and its logits: what the trained CRF changed, and the verdict."""
+    rows = []
+    for findings in studies:
+        comparisons, adjusted = _compare_means(findings)
+        trained = comparisons[TRAINED]
+        change = f"{_points(trained.mean_difference)} ({_points(trained.interval[0])} to {_points(trained.interval[1])})"
+        rows.append(
+            [
+                f"{findings.data}, `{findings.logits}`",
+                str(findings.num_cases),
+                f"{trained.mean_baseline:.4f}",
+                _points(comparisons[DEFAULT].mean_difference),
+                change,
+                format_p(adjusted[TRAINED]),
+                f"{trained.wins} / {trained.ties} / {trained.losses}",
+                findings.summary["verdict"]["outcome"],
+            ]
+        )
+    header = ["", "cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", "p (Holm)"]
+    return markdown_table([*header, "better / equal / worse", "verdict"], rows)
+
+
 def study_section(findings: Findings) -> str:
     """Return the section of a data set and its logits."""
     folds = len(findings.training["folds"])
@@ -126,11 +149,16 @@ def study_section(findings: Findings) -> str:
     return "\n".join(parts)
 
 
+def _compare_means(findings: Findings) -> tuple[dict[str, PairedComparison], dict[str, float]]:
+    """Return each method's mean Dice against the network's, and its p after Holm's correction over the methods."""
+    methods = [method for method in METHODS if method != NETWORK]
+    comparisons = {method: findings.table.compare(method, NETWORK, MEAN, "dice", regions=findings.regions) for method in methods}
+    return comparisons, dict(zip(methods, holm([comparisons[method].p_value for method in methods]), strict=True))
+
+
 def _methods_table(findings: Findings) -> str:
     table, regions = findings.table, findings.regions
-    methods = [method for method in METHODS if method != NETWORK]
-    comparisons = {method: table.compare(method, NETWORK, MEAN, "dice", regions=regions) for method in methods}
-    adjusted = dict(zip(methods, holm([comparisons[method].p_value for method in methods]), strict=True))
+    comparisons, adjusted = _compare_means(findings)
     places = (*regions, MEAN) if len(regions) > 1 else regions
     rows = []
     for method in METHODS:

@@ -20,7 +20,7 @@ class GridMismatchError(CrfRefineError):
 
 
 class UnsupportedFormatError(CrfRefineError):
-    """A file cannot be read or written as asked: unknown suffix, damaged, or a layout that would have to be guessed."""
+    """A file cannot be read or written as asked: unknown kind, damaged, or a layout that would have to be guessed."""
 
 
 class BackendUnavailableError(CrfRefineError):

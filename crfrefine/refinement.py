@@ -116,7 +116,7 @@ def refine(
         BackendUnavailableError: the device is not there.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
-    Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/math.md.
+    Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
     """
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")

@@ -12,7 +12,7 @@ from crfrefine import CrfRnn
 
 @dataclass
 class History:
-    """One value a step: cross-entropy in nats a voxel, and the parameters before the step."""
+    """One value per step: cross-entropy in nats per voxel, and the parameters before the step."""
 
     loss: list[float] = field(default_factory=list)
     bilateral_weight: list[float] = field(default_factory=list)

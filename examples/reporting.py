@@ -24,7 +24,7 @@ class Scores:
     Attributes:
         dice: mean over labels 1 and 2.
         boundary: share of the voxels of both boundaries that are within a tolerance of the other one, mean over labels 1 and 2.
-        islands: pieces of labels 1 and 2 beyond those of the truth.
+        islands: connected components of labels 1 and 2 beyond those of the truth.
     """
 
     dice: float

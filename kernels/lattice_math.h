@@ -1,4 +1,4 @@
-// The geometry of the permutohedral lattice (Adams, Baek & Davis 2010; docs/math.md): the only place where it is written down.
+// The geometry of the permutohedral lattice (Adams, Baek & Davis 2010; docs/reference/math.md): the only place where it is written down.
 //
 // Pure functions of one point, templated on the number type: float and int on a GPU, sixteen lanes of them on a CPU. Every operation is
 // exact or rounds in one fixed way, and none may be contracted into a fused multiply-add (-ffp-contract=off, -fmad=false), so that all

@@ -1,4 +1,4 @@
-"""Cleaning of a label map: the largest component, and the removal of small ones.
+"""Connected components: their number, and the cleaning of a label map: the largest component, the removal of small ones.
 
 Components are connected over faces, edges and corners (26 neighbors in 3-D). Not part of the model: the CRF comes before.
 """
@@ -41,14 +41,25 @@ def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, vo
     return result
 
 
-def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
-    """Set the components of `group` that are not wanted to 0 in `result`, in place."""
+def count_components(mask: NDArray[np.bool_]) -> int:
+    """Return the number of connected components of a mask of any number of dimensions."""
+    return _label_components(mask)[1]
+
+
+def _label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """Return the number of the component of each voxel, 0 outside of all, and how many there are."""
     from scipy import ndimage
 
+    components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))
+    return components, int(count)
+
+
+def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
+    """Set the components of `group` that are not wanted to 0 in `result`, in place."""
     box = bounding_box(group)
     if box is None:
         return
-    components, count = ndimage.label(group[box], structure=np.ones((3,) * group.ndim, dtype=bool))
+    components, count = _label_components(group[box])
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
     # A component of exactly the smallest size stays, however the division by the voxel's volume was rounded.

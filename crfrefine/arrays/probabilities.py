@@ -80,7 +80,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
         "logits" or "probabilities".
 
     Raises:
-        InputError: probabilities where the caller has not said so, or that are no distribution over labels; sigmoid channels.
+        InputError: probabilities or sigmoid channels where "auto" was to find logits; probabilities that are no distribution over labels.
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
@@ -90,13 +90,14 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
             raise InputError(f"expected probabilities between 0 and 1, found {outside}; for logits, leave input_type out")
         _require_sums(values, "probabilities", TOLD_SUM_TOLERANCE)
         return "probabilities"
-    if outside is None:
-        _refuse_sigmoids(values, "logits")
-        if input_type == "auto" and _off_sums(values, TOLD_SUM_TOLERANCE).num_off == 0:
-            raise InputError(
-                "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
-                '  For probabilities, give input_type="probabilities"; if these are logits all the same, input_type="logits".'
-            )
+    if input_type == "auto" and outside is None:
+        found = _off_sums(values, TOLD_SUM_TOLERANCE)
+        if found.num_off or found.num_zero:
+            raise InputError(_sigmoid_message(values, found, "logits") + '\n  If these are logits all the same, give input_type="logits".')
+        raise InputError(
+            "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
+            '  For probabilities, give input_type="probabilities"; if these are logits all the same, input_type="logits".'
+        )
     return "logits"
 
 

@@ -58,6 +58,15 @@ class CaseHeaders:
         """M."""
         return sum(image.num_channels for image in self.images)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know: about the geometry of the images, and files that are not what their names say."""
+        others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
+        return [
+            *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
+            *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
+        ]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -180,7 +189,7 @@ def load_case(
         spacing=spacing,
         num_labels=headers.logits.num_labels,
         input_kind=input_kind,
-        notes=[note, *(f"{header.path.name}: {text}" for header in headers.images for text in header.notes)],
+        notes=[note, *headers.notes],
         labels=io.read_labels(files.labels).data.reshape(first.grid_shape) if with_labels and files.labels else None,
     )
 
@@ -211,9 +220,11 @@ def _user_view(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _require_logits_grid(files: CaseFiles, image: VolumeHeader, logits: VolumeHeader) -> None:
     if image.on_same_grid(logits):
         return
-    hint = "The logits may have been saved on the network's cropped grid; export them on the image's grid (docs/formats.md#grids)."
+    hint = (
+        "The logits may have been saved on the network's cropped grid; export them on the image's grid (docs/reference/formats.md#grids)."
+    )
     if logits.affine is None and same_shape(image.grid_shape, logits.grid_shape[::-1]):
-        hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/formats.md#grids)."
+        hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/reference/formats.md#grids)."
     raise _mismatch(files, "logits and image", image, logits, hint)
 
 

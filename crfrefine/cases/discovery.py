@@ -1,6 +1,6 @@
 """Which files belong to which case: the naming of nnU-Net, single files, and the names of other tools beside them.
 
-Nothing is opened here but `dataset.json`; what the files hold is checked when a case is read.
+Nothing is opened here but `dataset.json`, and what has no known suffix; what the files hold is checked when a case is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.recognition import describe_others, format_to_read
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
@@ -199,10 +200,10 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
     # This tool's own outputs, or logits that lie beside the images (-i FOLDER -p FOLDER), are no cases of their own.
     names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
-    scores = scores_beside(paths, names)
-    if scores:
-        notes.append(f"{folder}: {len(scores)} files of logits beside the images, such as {scores[0].name}, are not taken for images")
-        references += scores
+    found = probabilities_beside(paths, names)
+    if found:
+        notes.append(f"{folder}: {len(found)} files of logits beside the images, such as {found[0].name}, are not taken for images")
+        references += found
     groups: dict[str, dict[int, list[Path]]] = {}
     lone: dict[str, list[Path]] = {}
     is_numbered = any(stem.endswith("_0000") for stem in stems)
@@ -236,8 +237,8 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
             problem = f"case {case_id!r}: expected one image or numbered modalities, found {_names(together)} in {folder}"
         cases.append(CaseFiles(case_id, tuple(candidates[:1]), problem=problem))
     if not cases:
-        found = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
-        raise InputError(f"{folder}: no case found: {found} ({', '.join(VOLUME_SUFFIXES)})")
+        reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
+        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
 
 
@@ -291,7 +292,7 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
 
 def _case_of_files(paths: Sequence[Path]) -> CaseList:
     for path in paths:
-        require_suffix(path, VOLUME_SUFFIXES)
+        format_to_read(path, VOLUME_SUFFIXES)
         require_file(path)
     stem = stem_of(paths[0])
     match = _MODALITY.fullmatch(stem)
@@ -316,7 +317,7 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     if not logits[0].is_dir() or len(logits) > 1:
         for path in logits:
             require_file(path)
-            require_suffix(path, LOGITS_SUFFIXES)
+            format_to_read(path, LOGITS_SUFFIXES)
         if len(cases) != 1:
             raise InputError(f"{logits[0]}: a file of logits for {len(cases)} cases; give a folder of logits, or the images of one case")
         return CaseList([replace(cases[0], logits=tuple(logits))], cases.notes)
@@ -349,7 +350,7 @@ def _choose_logits(
 ) -> tuple[tuple[Path, ...], str | None]:
     """Return the files to read, or none and what is wrong."""
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: what names itself wins.
-    telling = [path for path in candidates if suffix_of(path) == ".npz" or stem_of(path) != case_id] or candidates
+    telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id] or candidates
     if len(telling) == 1:
         return (telling[0],), None
     if telling:
@@ -370,7 +371,7 @@ def _with_companions(
         return cases
     if not source.is_dir():
         require_file(source)
-        require_suffix(source, VOLUME_SUFFIXES)
+        format_to_read(source, VOLUME_SUFFIXES)
         if len(cases) != 1:
             raise InputError(f"{source}: a file of {what} for {len(cases)} cases; give a folder")
         return CaseList([attach(cases[0], source)], cases.notes)
@@ -399,8 +400,8 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
-def scores_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Return the files of scores, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
+def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
+    """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
     return [path for path in paths if any(_is_named(stem_of(path), ending, names) for ending in LOGITS_NAMES)]
 
 

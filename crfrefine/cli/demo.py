@@ -19,10 +19,11 @@ def demo(
 ) -> None:
     """Make a phantom and its logits, refine them, and draw a picture: needs no data."""
     from crfrefine.cli.reporting import Reporter, describe_steps, print_table
-    from crfrefine.demo.demonstration import prepare_demo, score_demo
+    from crfrefine.demo.demonstration import compare_with_truth, prepare_demo
     from crfrefine.demo.phantom import NUM_LABELS
     from crfrefine.errors import CrfRefineError
     from crfrefine.infer.run import run_inference
+    from crfrefine.metrics.registry import DICE
 
     files, options = prepare_demo(output, seed, threads)
     print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)
@@ -32,16 +33,16 @@ def demo(
         raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
     rows = [
         (
-            str(score.label),
-            f"{score.dice_before:.3f}",
-            f"{score.dice_after:.3f}",
-            str(score.components_truth),
-            str(score.components_before),
-            str(score.components_after),
+            str(found.label),
+            DICE.value_text(found.dice_before),
+            DICE.value_text(found.dice_after),
+            str(found.components_truth),
+            str(found.components_before),
+            str(found.components_after),
         )
-        for score in score_demo(files, record.output)
+        for found in compare_with_truth(files, record.output)
     ]
-    names = ("label", "Dice before", "Dice after", "pieces in truth", "pieces before", "pieces after")
+    names = ("label", "Dice before", "Dice after", "components in truth", "components before", "components after")
     print_table(names, rows, numbers=names)
     print(f"{record.voxels_changed:,} voxels changed in {describe_steps(record)} and {record.times['refine']:.2f} s")
     print(f"mask:    {record.output}")

@@ -126,10 +126,10 @@ def evaluate(
     """
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_assessment
-    from crfrefine.evaluate import AssessmentOptions, run_assessment
+    from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
+    from crfrefine.evaluate import EvaluationOptions, run_evaluation
 
-    options = AssessmentOptions(
+    options = EvaluationOptions(
         predictions=predictions,
         labels=labels,
         output=output,
@@ -149,9 +149,9 @@ def evaluate(
     )
     verbosity = 1 + verbose - quiet
     with EvaluationReporter(verbosity) as reporter:
-        assessment = run_assessment(options, reporter)
-    print_assessment(assessment, verbosity)
-    if assessment.num_failed:
+        evaluation = run_evaluation(options, reporter)
+    print_evaluation(evaluation, verbosity)
+    if evaluation.num_failed:
         raise typer.Exit(1)
 
 

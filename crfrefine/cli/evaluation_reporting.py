@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.cli.reporting import print_table
-from crfrefine.evaluate import AssessmentObserver
+from crfrefine.evaluate import EvaluationObserver
 from crfrefine.text import for_terminal, listed, printable
 
 if TYPE_CHECKING:
-    from crfrefine.evaluate import Assessment
+    from crfrefine.evaluate import Evaluation
     from crfrefine.evaluate.records import CaseResult
+    from crfrefine.metrics.registry import Metric
     from crfrefine.statistics.comparison import SummaryRow
 
-_SHOWN = ("dice", "surface_dice", "hd95_mm", "assd_mm", "ece")
 _MOST_LISTED = 20
 _RIGHT = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
 _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/equal/worse": ("better/", "equal/worse")}
 """Heads of columns in two lines, for narrow terminals."""
 
 
-class EvaluationReporter(RunReporter, AssessmentObserver):
+class EvaluationReporter(RunReporter, EvaluationObserver):
     """Shows a run: a live bar on a terminal, else a plain line a case.
 
     Args:
@@ -39,11 +39,11 @@ class EvaluationReporter(RunReporter, AssessmentObserver):
         done = f"{self._kept} of {self._num_cases} cases are measured, run again with --continue for the rest"
         return done if self._num_cases else ""
 
-    def run_started(self, assessment: Assessment) -> None:
+    def run_started(self, evaluation: Evaluation) -> None:
         """Say how much is to be done."""
-        self._num_cases = num_cases = len(assessment.pairs)
-        num_processes = assessment.num_processes
-        reused = f", {len(assessment.results)} measured before" if assessment.results else ""
+        self._num_cases = num_cases = len(evaluation.pairs)
+        num_processes = evaluation.num_processes
+        reused = f", {len(evaluation.results)} measured before" if evaluation.results else ""
         self._line.say(f"{num_cases} case{'s' * (num_cases != 1)}{reused}; {num_processes} process{'es' * (num_processes != 1)}")
         self._line.start(num_cases, counts=True)
 
@@ -74,39 +74,41 @@ class EvaluationReporter(RunReporter, AssessmentObserver):
         self._line.update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
 
 
-def print_assessment(assessment: Assessment, verbosity: int = NORMAL) -> None:
+def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
     """Print the comparison, what was counted apart, and the verdict as the last line."""
     if verbosity > QUIET:
-        _print_means(assessment)
-        for line in _empty_lines(assessment):
+        _print_means(evaluation)
+        for line in _empty_lines(evaluation):
             print(for_terminal(f"empty masks: {line}"))
-        judged = assessment.verdict
+        judged = evaluation.verdict
         for note in judged.notes if judged is not None else ():
             print(for_terminal(f"note: {note}"))
-        if assessment.power_note:
-            print(f"power: {assessment.power_note}")
-        _print_files(assessment)
-    if assessment.verdict is not None:
-        print(for_terminal(f"verdict: {assessment.verdict.sentence}"))
-    elif assessment.no_verdict:
-        print(for_terminal(f"verdict: {assessment.no_verdict}"))
+        if evaluation.power_note:
+            print(f"power: {evaluation.power_note}")
+        _print_files(evaluation)
+    if evaluation.verdict is not None:
+        print(for_terminal(f"verdict: {evaluation.verdict.sentence}"))
+    elif evaluation.no_verdict:
+        print(for_terminal(f"verdict: {evaluation.no_verdict}"))
 
 
-def _print_files(assessment: Assessment) -> None:
+def _print_files(evaluation: Evaluation) -> None:
     from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
-    names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if assessment.has_report else [])]
+    names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if evaluation.has_report else [])]
     for name in names:
-        print(for_terminal(f"written: {assessment.options.output / name}"), file=sys.stderr)
-    failures = assessment.failures
+        print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
+    failures = evaluation.failures
     if failures:
         cases = list(dict.fromkeys(case for case, _ in failures))
-        print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(assessment.pairs)} cases)", file=sys.stderr)
+        print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
 
 
-def _print_means(assessment: Assessment) -> None:
-    """Print means and differences; ratios are in points, which is hundredths."""
-    rows = [row for row in assessment.summary if row.metric in _SHOWN]
+def _print_means(evaluation: Evaluation) -> None:
+    """Print means and differences, and below them in which units these are."""
+    from crfrefine.metrics.registry import metric_named
+
+    rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
         names: tuple[str, ...] = (
@@ -115,9 +117,18 @@ def _print_means(assessment: Assessment) -> None:
         )
     else:
         names = ("metric", "region", "method", "cases", "mean", "median")
-    cells = [(row.metric, printable(assessment.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
+    cells = [(row.metric, printable(evaluation.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
     if cells:
         _print_cells(names, cells)
+        if "difference" in names:
+            _print_unit({metric_named(row.metric) for row in rows})
+
+
+def _print_unit(metrics: Collection[Metric]) -> None:
+    """Say which differences are in points; the names of the others end with their unit."""
+    names = [metric.name for metric in metrics if metric.is_ratio]
+    if names:
+        print(f"units: differences of {', '.join(sorted(names))} in points, which are hundredths")
 
 
 def _print_cells(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -161,35 +172,29 @@ def _widths(rows: list[tuple[str, ...]]) -> list[int]:
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:
-    from crfrefine.metrics.overlap import RATIOS
+    from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import format_p
 
-    factor, digits = (100.0, 2) if row.metric in RATIOS else (1.0, 3 if row.metric.endswith("_mm") else 5)
-    comparison = row.comparison
+    metric, comparison = metric_named(row.metric), row.comparison
     if comparison is None:
-        return str(row.num_values), _number(factor * row.mean, digits), _number(factor * row.median, digits)
+        return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
     if not comparison.num_pairs:  # Such as the calibration of a method whose baseline has no probabilities.
-        return "0", "", _number(factor * row.mean, digits), "", "", "", ""
-    low, high = (factor * end for end in comparison.interval)
+        return "0", "", metric.value_text(row.mean), "", "", "", ""
     return (
         str(comparison.num_pairs),
-        _number(factor * comparison.mean_baseline, digits),
-        _number(factor * comparison.mean, digits),
-        _number(factor * comparison.mean_difference, digits, "+"),
-        "" if math.isnan(low) else f"{_number(low, digits, '+')} to {_number(high, digits, '+')}",
+        metric.value_text(comparison.mean_baseline),
+        metric.value_text(comparison.mean),
+        metric.difference_text(comparison.mean_difference),
+        metric.interval_text(*comparison.interval),
         format_p(row.p_holm),
         f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
     )
 
 
-def _number(value: float, digits: int, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
-
-
-def _empty_lines(assessment: Assessment) -> list[str]:
+def _empty_lines(evaluation: Evaluation) -> list[str]:
     """Return a line a region that is empty in any case, in the reference or in a prediction."""
     lines = []
-    for region, by_method in assessment.empty_masks.items():
+    for region, by_method in evaluation.empty_masks.items():
         if not any(counts.reference or counts.prediction for counts in by_method.values()):
             continue
         parts = [
@@ -197,5 +202,5 @@ def _empty_lines(assessment: Assessment) -> list[str]:
             f"{counts.prediction - counts.both} missed, {counts.reference - counts.both} false alarms"
             for method, counts in by_method.items()
         ]
-        lines.append(f"{assessment.titles.get(region, region)}: " + "; ".join(parts))
+        lines.append(f"{evaluation.titles.get(region, region)}: " + "; ".join(parts))
     return lines

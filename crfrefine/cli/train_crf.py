@@ -143,7 +143,7 @@ def train_crf(
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
         num_folds=folds,
         loss=loss.value,
-        num_iterations=num_iterations,
+        num_optimizer_steps=num_iterations,
         regions=tuple(regions or ()),
         seed=seed,
         device=device,

@@ -12,7 +12,7 @@ from crfrefine.text import for_terminal
 from crfrefine.train.observer import Step, TrainingObserver
 
 if TYPE_CHECKING:
-    from crfrefine.statistics.comparison import SummaryRow
+    from crfrefine.metrics.registry import Metric
     from crfrefine.train.results import TrainingResult
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -48,7 +48,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
     def stepped(self, step: Step) -> None:
         """Say where the optimizer is, now and then."""
         score = "" if step.score is None else f", Dice {step.score:.4f}"
-        text = f"{step.iteration}/{step.num_iterations}: loss {step.loss:.4f}{score}, {step.thetas}"
+        text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
         self._line.update(text=f"{step.stage} {text}")
         is_due = time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
         if self._verbosity >= VERBOSE or (is_due and not self._line.is_shown):
@@ -69,14 +69,16 @@ class TrainingReporter(RunReporter, TrainingObserver):
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     """Print the comparison of the methods, what was written where, and the verdict as the last line."""
     if verbosity > QUIET:
-        names = ("region", "method", "Dice", "change", "95 % CI", "p (Holm)", "better/equal/worse", "HD95 mm", "ASSD mm")
-        print_table(names, _rows(result), numbers=("Dice", "change", "HD95 mm", "ASSD mm"))
+        first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
+        change = f"change, {_metrics()[0].difference_unit}"
+        names = ("region", "method", first, change, "95 % CI", "p (Holm)", "better/equal/worse", *others)
+        print_table(names, _rows(result), numbers=(first, change, *others))
         for path in (result.options.output, result.options.report, result.options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
-    for note in result.verdict.notes:
+    for note in result.comparison.verdict.notes:
         if verbosity > QUIET:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
-    print(for_terminal(f"verdict: {result.verdict.sentence}"))
+    print(for_terminal(f"verdict: {result.comparison.verdict.sentence}"))
 
 
 def describe_duration(seconds: float) -> str:
@@ -89,33 +91,35 @@ def describe_duration(seconds: float) -> str:
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return a row a region and method, the mean over regions last."""
     from crfrefine.statistics.comparison import format_p
-    from crfrefine.train.comparison import METHODS
+    from crfrefine.train.methods import METHODS
 
-    found = {(row.metric, row.region, row.method): row for row in result.summary}
-    regions = list(dict.fromkeys(row.region for row in result.summary))
+    first, *others = _metrics()
+    found = {(row.metric, row.region, row.method): row for row in result.comparison.summary}
+    regions = list(dict.fromkeys(row.region for row in result.comparison.summary))
     rows: list[tuple[str, ...]] = []
     for region in regions:
         for method in METHODS:
-            row = found["dice", region, method]
+            row = found[first.name, region, method]
+            comparison = row.comparison
             rows.append(
                 (
                     region,
                     method,
-                    f"{row.mean:.4f}",
-                    *_changes(row),
-                    "" if row.comparison is None else format_p(row.p_holm),
-                    "" if row.comparison is None else f"{row.comparison.wins}/{row.comparison.ties}/{row.comparison.losses}",
-                    f"{found['hd95_mm', region, method].mean:.2f}",
-                    f"{found['assd_mm', region, method].mean:.3f}",
+                    first.value_text(row.mean),
+                    # The first of the methods is what the others are compared with.
+                    "" if comparison is None else first.difference_text(comparison.mean_difference),
+                    "" if comparison is None else first.interval_text(*comparison.interval),
+                    "" if comparison is None else format_p(row.p_holm),
+                    "" if comparison is None else f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
+                    *(metric.value_text(found[metric.name, region, method].mean) for metric in others),
                 )
             )
     return rows
 
 
-def _changes(row: SummaryRow) -> tuple[str, str]:
-    """Return mean difference and its interval in Dice points; the first of the methods is what the others are compared with."""
-    if row.comparison is None:
-        return "", ""
-    low, high = row.comparison.interval
-    interval = "" if low != low else f"{100 * low:+.2f} to {100 * high:+.2f}"
-    return f"{100 * row.comparison.mean_difference:+.2f}", interval
+def _metrics() -> list[Metric]:
+    """Return what is shown of each method: first what the verdict is on, compared with the network."""
+    from crfrefine.metrics.registry import metric_named
+    from crfrefine.train.methods import METRICS
+
+    return [metric_named(name) for name in METRICS]

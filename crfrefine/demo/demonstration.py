@@ -22,7 +22,7 @@ _PARAMETERS = {
 
 
 @dataclass(frozen=True)
-class LabelScore:
+class LabelAgreement:
     """How one label of the phantom agrees with the truth, before and after the refinement."""
 
     label: int
@@ -61,29 +61,30 @@ def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomF
     return files, options
 
 
-def score_demo(files: PhantomFiles, refined: Path) -> list[LabelScore]:
+def compare_with_truth(files: PhantomFiles, refined: Path) -> list[LabelAgreement]:
     """Compare the network's labels and the refined ones with the phantom's truth, label by label.
 
     Args:
         files: where the phantom is.
         refined: the refined label map.
     """
+    from crfrefine.arrays.components import count_components
     from crfrefine.arrays.label_maps import argmax_labels
     from crfrefine.demo.phantom import NUM_LABELS
     from crfrefine.io import read_logits, read_volume
-    from crfrefine.metrics.scores import count_components, dice_score
+    from crfrefine.metrics.counts import OverlapCounts, dice
 
     truth = read_volume(files.label_file).data
     before = argmax_labels(read_logits([files.logits_file]).values)
     after = read_volume(refined).data
     return [
-        LabelScore(
+        LabelAgreement(
             label=label,
-            dice_before=dice_score(before, truth, label),
-            dice_after=dice_score(after, truth, label),
-            components_truth=count_components(truth, label),
-            components_before=count_components(before, label),
-            components_after=count_components(after, label),
+            dice_before=dice(OverlapCounts.of_masks(before == label, truth == label)),
+            dice_after=dice(OverlapCounts.of_masks(after == label, truth == label)),
+            components_truth=count_components(truth == label),
+            components_before=count_components(before == label),
+            components_after=count_components(after == label),
         )
         for label in range(1, NUM_LABELS)
     ]

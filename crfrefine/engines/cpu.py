@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class CpuBackend:
         if spatial is not None:
             weights.append(_floats(spatial.weight))
         out = np.empty_like(logits)
-        try:
+        with _engine_errors(self._engine, logits.shape):
             outcome = self._engine.mean_field(
                 logits,
                 image,
@@ -98,8 +99,6 @@ class CpuBackend:
                 progress,
                 out,
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, logits.shape) from error
         return MeanFieldResult(
             logits=out,
             num_iterations=outcome["num_iterations"],
@@ -127,7 +126,7 @@ class CpuBackend:
         guide = np.ascontiguousarray(values[:0] if image is None else image, dtype=np.float32)
         step = _floats(spacing)
         out = np.zeros_like(values)
-        try:
+        with _engine_errors(self._engine, values.shape):
             self._engine.message(
                 values,
                 guide,
@@ -140,8 +139,6 @@ class CpuBackend:
                 threads or available_threads(),
                 out,
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, values.shape) from error
         return out
 
     def kernels(
@@ -163,7 +160,7 @@ class CpuBackend:
             raise InputError(f"the model needs two labels or more, background among them; got {num_labels}")
         image = np.ascontiguousarray(image, dtype=np.float64 if image.dtype == np.float64 else np.float32)
         build = self._engine.Kernels64 if image.dtype == np.float64 else self._engine.Kernels32
-        try:
+        with _engine_errors(self._engine, image.shape):
             built = build(
                 image,
                 _mask(mask),
@@ -176,9 +173,7 @@ class CpuBackend:
                 num_iterations,
                 threads or available_threads(),
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, image.shape) from error
-        return CpuKernels(built, image, num_labels, len(bilateral), theta_gamma is not None)
+        return CpuKernels(self._engine, built, image, num_labels, len(bilateral), theta_gamma is not None)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
@@ -201,7 +196,8 @@ class CpuBackend:
 class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`."""
 
-    def __init__(self, built: Any, image: NDArray[Any], num_labels: int, num_bilateral: int, has_spatial: bool) -> None:
+    def __init__(self, engine: Any, built: Any, image: NDArray[Any], num_labels: int, num_bilateral: int, has_spatial: bool) -> None:
+        self._engine = engine
         self._built = built
         self._image = image
         self._num_labels = num_labels
@@ -230,11 +226,12 @@ class CpuKernels:
         out = np.empty_like(logits)
         try:
             record = np.empty((num_iterations, num_channels, self.num_voxels), logits.dtype)
+        except MemoryError as error:
+            raise _out_of_memory(logits.shape) from error
+        with _engine_errors(self._engine, logits.shape):
             steps = self._built.forward(
                 logits, weights.tolist(), _floats(compatibility), _is_potts(compatibility), temperature, damping, out, record
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, logits.shape) from error
         return Tape(out, record, tuple(steps))
 
     def backward(
@@ -254,7 +251,7 @@ class CpuKernels:
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
         by_image = np.zeros_like(self._image) if wants_image else None
-        try:
+        with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(
                 logits,
                 tape.record,
@@ -269,8 +266,6 @@ class CpuKernels:
                 by_logits,
                 by_image,
             )
-        except (ValueError, MemoryError) as error:
-            raise _translate(error, logits.shape) from error
         num_modalities, num_axes = len(self._image), self._image.ndim - 1
         bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
         if not wants_theta:
@@ -308,11 +303,19 @@ def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     return None if mask is None else np.ascontiguousarray(mask, dtype=np.bool_)
 
 
-def _translate(error: Exception, shape: tuple[int, ...]) -> Exception:
-    """Return the error that a user can act on."""
-    if isinstance(error, MemoryError):
-        grid = "x".join(str(extent) for extent in shape[1:])
-        return CapacityError(f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region")
-    if str(error).startswith("capacity: "):
-        return CapacityError(str(error).removeprefix("capacity: "))
-    return InputError(str(error))
+@contextmanager
+def _engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn the engine's own errors into those that a user can act on; all others, as of a progress callback, pass unchanged."""
+    try:
+        yield
+    except engine.EngineCapacityError as error:
+        raise CapacityError(str(error)) from error
+    except engine.EngineInputError as error:
+        raise InputError(str(error)) from error
+    except engine.EngineMemoryError as error:
+        raise _out_of_memory(shape) from error
+
+
+def _out_of_memory(shape: tuple[int, ...]) -> CapacityError:
+    grid = "x".join(str(extent) for extent in shape[1:])
+    return CapacityError(f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region")

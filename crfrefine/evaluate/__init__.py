@@ -1,11 +1,11 @@
 """Folders of label maps against a reference: from files to measurements, a verdict, and files that say so.
 
-`crfrefine evaluate` is its command. What the numbers mean is in `crfrefine.evaluation`; nothing is printed here.
+`crfrefine evaluate` is its command. The numbers come from `crfrefine.metrics` and `crfrefine.statistics`; nothing is printed here.
 """
 
-from crfrefine.evaluate.observer import AssessmentObserver
-from crfrefine.evaluate.options import AssessmentOptions
-from crfrefine.evaluate.results import Assessment
-from crfrefine.evaluate.run import run_assessment
+from crfrefine.evaluate.observer import EvaluationObserver
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.run import run_evaluation
 
-__all__ = ["Assessment", "AssessmentObserver", "AssessmentOptions", "run_assessment"]
+__all__ = ["Evaluation", "EvaluationObserver", "EvaluationOptions", "run_evaluation"]

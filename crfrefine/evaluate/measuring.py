@@ -12,16 +12,17 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import MethodFiles
-from crfrefine.evaluate.reading import Scores, read_masks, read_reference, read_scores
-from crfrefine.evaluate.records import CaseResult, Job, Settings, Values
+from crfrefine.evaluate.reading import SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
+from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.failures import CaseWork, Failure
-from crfrefine.metrics.calibration import CALIBRATION_METRICS, measure_calibration
+from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import Volume
+    from crfrefine.metrics.registry import RegionValues
 
 
 def measure_pair(job: Job) -> CaseResult:
@@ -33,7 +34,7 @@ def measure_pair(job: Job) -> CaseResult:
             raise InputError(job.pair.problem)
         reference = _without_ignored(read_reference(job.pair.reference), job)
         if reference.volume.header is not None:
-            result.notes += [f"reference: {note}" for note in reference.volume.header.notes]
+            result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
             with CaseWork(partial(_fail_method, result, name), *files.paths):
                 _measure_method(name, files, reference, job.settings, result)
@@ -70,34 +71,36 @@ def _without_ignored(volume: Volume, job: Job) -> _Reference:
 
 
 def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
-    label_map, scores = read_masks(files, reference.volume)
-    if files.asked_for_scores:  # The calibration is that of others.
-        scores = None
+    label_map, soft = read_masks(files, reference.volume)
+    if files.asked_for_probabilities:  # The calibration is that of others.
+        soft = None
+    if files.label_map is not None:
+        result.notes += [f"{name}: {remark}" for remark in remarks_on_name(files.label_map)]
     values = _measure_masks(label_map, reference, settings)
     result.values[name] = values
     del label_map
 
     def fail(failure: Failure) -> None:
-        if files.asked_for_scores or scores is not None or failure.traceback is not None:
+        if files.asked_for_probabilities or soft is not None or failure.traceback is not None:
             _fail_method(result, name, failure)
         else:
             result.warnings.append(f"{name}: no calibration: {failure.message}")
 
-    with CaseWork(fail, *files.scores):
-        if files.scores_problem:
-            raise InputError(files.scores_problem)
-        if scores is None and files.scores:
-            scores = read_scores(files.scores, reference.volume)
-        if scores is not None:
-            _add_calibration(values, scores, reference, settings)
-            result.notes.append(f"{name}: {scores.note}")
+    with CaseWork(fail, *files.probabilities):
+        if files.probabilities_problem:
+            raise InputError(files.probabilities_problem)
+        if soft is None and files.probabilities:
+            soft = read_probabilities(files.probabilities, reference.volume)
+        if soft is not None:
+            _add_calibration(values, soft, reference, settings)
+            result.notes.append(f"{name}: {soft.note}")
 
 
 def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
     result.fail(replace(failure, part=name))
 
 
-def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> Values:
+def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Settings) -> RegionValues:
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
     labels = {*foreground_labels(label_map), *foreground_labels(reference.labels)}
@@ -112,9 +115,9 @@ def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Set
     )
 
 
-def _add_calibration(values: Values, scores: Scores, reference: _Reference, settings: Settings) -> None:
-    num_channels = len(scores.probabilities)
+def _add_calibration(values: RegionValues, soft: SoftLabels, reference: _Reference, settings: Settings) -> None:
+    num_channels = len(soft.probabilities)
     regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_channels)])
-    measured = measure_calibration(scores.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
+    measured = measure_calibration(soft.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
     for region, row in measured.items():
-        values.setdefault(region, {}).update({metric: row[metric] for metric in CALIBRATION_METRICS})
+        values.setdefault(region, {}).update(row)

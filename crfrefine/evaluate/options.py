@@ -15,7 +15,7 @@ DEFAULT_NAME = "prediction"
 
 
 @dataclass(frozen=True)
-class AssessmentOptions:
+class EvaluationOptions:
     """What to measure, against what, and where the results go.
 
     Attributes:
@@ -65,7 +65,7 @@ class AssessmentOptions:
         return self.baselines[0][0] if self.baselines else None
 
 
-def check_options(options: AssessmentOptions) -> None:
+def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
     from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
     from crfrefine.io.atomic import check_small_file

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import crfrefine
-from crfrefine.evaluate.results import Assessment
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.records import error_fields
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
@@ -24,15 +24,15 @@ COLUMNS = ("case", "label", "metric", "value", "method")
 METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
 
 
-def write_tables(assessment: Assessment) -> tuple[Path, ...]:
+def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
     """Write the measurements and the summary; return their paths.
 
     Raises:
         CrfRefineError: a file cannot be written.
     """
-    folder = assessment.options.output
-    write_small_file(folder / METRICS_NAME, metrics_csv(assessment.table).encode(errors="surrogateescape"))
-    content = json.dumps(make_summary(assessment), indent=2, allow_nan=False) + "\n"
+    folder = evaluation.options.output
+    write_small_file(folder / METRICS_NAME, metrics_csv(evaluation.table).encode(errors="surrogateescape"))
+    content = json.dumps(make_summary(evaluation), indent=2, allow_nan=False) + "\n"
     write_small_file(folder / SUMMARY_NAME, content.encode())
     return folder / METRICS_NAME, folder / SUMMARY_NAME
 
@@ -47,15 +47,15 @@ def metrics_csv(table: ResultTable) -> str:
     return text.getvalue()
 
 
-def make_summary(assessment: Assessment) -> dict[str, Any]:
+def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`: plain values, null where a number is undefined or infinite."""
-    options, plan = assessment.options, assessment.settings.plan
+    options, plan = evaluation.options, evaluation.settings.plan
     summary: dict[str, Any] = without_nonfinite(
         {
             "schema": SCHEMA,
             "version": crfrefine.__version__,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": assessment.seconds,
+            "seconds": evaluation.seconds,
             "settings": {
                 "predictions": str(options.predictions),
                 "labels": str(options.labels),
@@ -66,22 +66,22 @@ def make_summary(assessment: Assessment) -> dict[str, Any]:
                 "images": None if options.images is None else str(options.images),
                 "tolerance_mm": options.tolerance_mm,
                 "ignore_label": plan.ignore_label,
-                "processes": assessment.num_processes,
+                "processes": evaluation.num_processes,
                 "command_line": options.command_line,
             },
-            "regions": {name: list(labels) for name, labels in assessment.regions.items()},
-            "titles": assessment.titles,
-            "judged_regions": list(assessment.judged_regions),
-            "verdict": None if assessment.verdict is None else assessment.verdict.to_dict(),
-            "power_note": assessment.power_note,
+            "regions": {name: list(labels) for name, labels in evaluation.regions.items()},
+            "titles": evaluation.titles,
+            "judged_regions": list(evaluation.judged_regions),
+            "verdict": None if evaluation.verdict is None else evaluation.verdict.to_dict(),
+            "power_note": evaluation.power_note,
             "empty_masks": {
                 region: {method: asdict(counts) for method, counts in of_region.items()}
-                for region, of_region in assessment.empty_masks.items()
+                for region, of_region in evaluation.empty_masks.items()
             },
-            "num_cases": len(assessment.pairs),
-            "num_failed": assessment.num_failed,
-            "num_left_out": len(assessment.left_out),
-            "left_out": [case.to_dict() for case in assessment.left_out],
+            "num_cases": len(evaluation.pairs),
+            "num_failed": evaluation.num_failed,
+            "num_left_out": len(evaluation.left_out),
+            "left_out": [case.to_dict() for case in evaluation.left_out],
             "cases": [
                 {
                     "case": result.case_id,
@@ -90,25 +90,25 @@ def make_summary(assessment: Assessment) -> dict[str, Any]:
                     "seconds": result.seconds,
                     "notes": [*result.warnings, *result.notes],
                 }
-                for result in assessment.results
+                for result in evaluation.results
             ],
             "failures": [
                 {"case": result.case_id, "method": failure.part, **error_fields(failure)}
-                for result in assessment.results
+                for result in evaluation.results
                 for failure in result.failures
             ],
-            "notes": list(assessment.notes),
-            "summary": summary_dicts(assessment.summary),
+            "notes": list(evaluation.notes),
+            "summary": summary_dicts(evaluation.summary),
         }
     )
     return summary
 
 
-def write_html(assessment: Assessment, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> Path:
+def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None], note: Callable[[str], None]) -> Path:
     """Write the report; return its path.
 
     Args:
-        assessment: the results.
+        evaluation: the results.
         progress: called with the name of a case that is about to be drawn, how many are done, and how many there are.
         note: told of what cannot be shown.
 
@@ -121,6 +121,6 @@ def write_html(assessment: Assessment, progress: Callable[[str, int, int], None]
     problem = missing_viewer()
     if problem:
         note(problem)
-    path = assessment.options.output / REPORT_NAME
-    write_report(path, make_report_input(assessment, note), progress=progress)
+    path = evaluation.options.output / REPORT_NAME
+    write_report(path, make_report_input(evaluation, note), progress=progress)
     return path

@@ -18,19 +18,20 @@ from crfrefine.cases.discovery import (
     CaseList,
     discover_cases,
     list_files,
-    scores_beside,
+    probabilities_beside,
     with_logits,
 )
 from crfrefine.errors import InputError
-from crfrefine.evaluate.options import AssessmentOptions
-from crfrefine.io.paths import LOGITS_SUFFIXES, NPZ, VOLUME_SUFFIXES, require_file, require_suffix, stem_of, suffix_of
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.recognition import describe_others, format_to_read
 from crfrefine.text import listed
 
 _MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
 
 _BROKEN = "is a link to a file that is not there"
 
-# Beside one label map there may be several files of scores, which say the same: what `infer` and nnU-Net write, likeliest first.
+# Beside one label map there may be several files of probabilities, which say the same: what `infer` and nnU-Net write, likeliest first.
 _SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
 
 
@@ -39,30 +40,30 @@ class MethodFiles:
     """What a method has for a case.
 
     Attributes:
-        label_map: one value a voxel; or scores of all labels, which only its header tells. None: that of `scores`.
-        scores: logits or probabilities of all labels: one file, or one a label; empty where there are none.
-        asked_for_scores: whether the user named them, rather than that they lie beside the label map.
+        label_map: one value a voxel; or probabilities of all labels, which only its header tells. None: that of `probabilities`.
+        probabilities: logits or probabilities of all labels: one file, or one a label; empty where there are none.
+        asked_for_probabilities: whether the user named them, rather than that they lie beside the label map.
         problem: why the method cannot be measured in this case, as far as names tell.
-        scores_problem: why there is no calibration, although scores were asked for.
+        probabilities_problem: why there is no calibration, although probabilities were asked for.
         is_missing: whether there is no file at all.
     """
 
     label_map: Path | None = None
-    scores: tuple[Path, ...] = ()
-    asked_for_scores: bool = False
+    probabilities: tuple[Path, ...] = ()
+    asked_for_probabilities: bool = False
     problem: str | None = None
-    scores_problem: str | None = None
+    probabilities_problem: str | None = None
     is_missing: bool = False
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
-        return self.scores if self.label_map is None else (self.label_map, *self.scores)
+        return self.probabilities if self.label_map is None else (self.label_map, *self.probabilities)
 
     @property
-    def lacks_scores(self) -> bool:
-        """Whether the user named a folder of scores that has none for this case."""
-        return self.asked_for_scores and not self.scores and self.scores_problem is None
+    def lacks_probabilities(self) -> bool:
+        """Whether the user named a folder of probabilities that has none for this case."""
+        return self.asked_for_probabilities and not self.probabilities and self.probabilities_problem is None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Pairing:
     left_out: tuple[IncompleteCase, ...] = ()
 
 
-def pair_cases(options: AssessmentOptions) -> Pairing:
+def pair_cases(options: EvaluationOptions) -> Pairing:
     """Find what each method has for each case.
 
     Returns:
@@ -116,7 +117,7 @@ def pair_cases(options: AssessmentOptions) -> Pairing:
     num_found = len({*references, *lacking})
     complete = [case_id for case_id in references if case_id not in lacking]
     for name, path in options.probabilities:
-        by_method[name] = _with_scores(by_method[name], path, notes)
+        by_method[name] = _with_probabilities(by_method[name], path, notes)
     images = _images(options.images, list(references), complete, notes)
     if options.strict:
         require_all_complete(_incomplete(lacking, _what_else_lacks(options, complete, by_method, images)), num_found)
@@ -128,7 +129,7 @@ def pair_cases(options: AssessmentOptions) -> Pairing:
             "cases with one name in the labels and in every method",
             "Name other folders, or leave out a method that has no file yet.",
         )
-    _check_scores(options, complete, by_method, notes)
+    _check_probabilities(options, complete, by_method, notes)
     cases = [
         CasePair(
             case_id,
@@ -153,12 +154,12 @@ def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, 
 
 
 def _what_else_lacks(
-    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
+    options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
 ) -> dict[str, list[str]]:
     """Return what complete cases lack that was asked for, but that masks can be measured without."""
     lacking: dict[str, list[str]] = {}
     for case_id in case_ids:
-        own = [f"no probabilities in {path}" for name, path in options.probabilities if by_method[name][case_id].lacks_scores]
+        own = [f"no probabilities in {path}" for name, path in options.probabilities if by_method[name][case_id].lacks_probabilities]
         if options.images is not None and case_id not in images:
             own.append(f"no image in {options.images}")
         if own:
@@ -166,12 +167,12 @@ def _what_else_lacks(
     return lacking
 
 
-def _check_scores(
-    options: AssessmentOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
+def _check_probabilities(
+    options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
 ) -> None:
-    """Say which cases have no calibration, although scores were asked for; raise InputError where none has."""
+    """Say which cases have no calibration, although probabilities were asked for; raise InputError where none has."""
     for name, path in options.probabilities:
-        lacking = [case_id for case_id in case_ids if by_method[name][case_id].lacks_scores]
+        lacking = [case_id for case_id in case_ids if by_method[name][case_id].lacks_probabilities]
         if len(lacking) == len(case_ids):
             expected = f"expected names such as {case_ids[0]} with one of {', '.join(LOGITS_SUFFIXES)}"
             raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
@@ -187,7 +188,7 @@ def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
     return None if references[0].exists() else f"{references[0]}: {_BROKEN}"
 
 
-def _same_files(options: AssessmentOptions) -> list[str]:
+def _same_files(options: EvaluationOptions) -> list[str]:
     """Say where one of the folders is given twice: it is hardly what was meant."""
     places = {"the reference": options.labels, **options.methods}
     names = list(places)
@@ -203,16 +204,16 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
         require_file(source)
-        require_suffix(source, VOLUME_SUFFIXES)
+        format_to_read(source, VOLUME_SUFFIXES)
         return {_case_of(source): [source]}
     # A link to nothing, as of data that were not fetched, is a case that fails, not one that nobody misses.
-    paths = _without_scores(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
+    paths = _without_probabilities(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
     stems = {stem_of(path) for path in paths}
     numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
     paths = [path for path in paths if path not in numbered]
     if not paths:
         found = "it is empty" if not any(source.iterdir()) else f"it has no file with one of these suffixes: {', '.join(VOLUME_SUFFIXES)}"
-        raise InputError(f"{source}: no label map found: {found}")
+        raise InputError(f"{source}: no label map found: {found}{describe_others(source)}")
     telling: dict[str, list[Path]] = {}
     plain: dict[str, list[Path]] = {}
     for path in paths:
@@ -237,10 +238,10 @@ def _of_method(
     """Return what a method has for each case of the reference; add to `lacking` the cases that only one of the two has."""
     if not source.is_dir():
         require_file(source)
-        suffix = require_suffix(source, LOGITS_SUFFIXES)
+        known = format_to_read(source, LOGITS_SUFFIXES)
         if len(case_ids) != 1:
             raise InputError(f"{source}: a file for the {len(case_ids)} cases of the reference; give a folder, or one case's reference")
-        return {case_ids[0]: MethodFiles(scores=(source,)) if suffix in NPZ else MethodFiles(source)}
+        return {case_ids[0]: MethodFiles(probabilities=(source,)) if known.holds_scores_alone else MethodFiles(source)}
     by_stem: dict[str, list[Path]] = {}
     for path in list_files(source, LOGITS_SUFFIXES):
         by_stem.setdefault(stem_of(path), []).append(path)
@@ -256,7 +257,7 @@ def _of_method(
         taken |= {case_id + ending for ending in ("", *LABEL_SUFFIXES, *_SCORES)}
     stray = [path for stem, paths in by_stem.items() if stem not in taken for path in paths]
     others = []
-    for path in _without_scores(stray):
+    for path in _without_probabilities(stray):
         name = _predicted_case(path, case_ids)
         # Of a reference that is one file, or of an image beside its label map, no other case is known to be asked for.
         if labels.is_dir() and name not in case_ids:
@@ -269,7 +270,7 @@ def _of_method(
 
 
 def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
-    """Return the case of a file that was not taken: a label map, scores alone, or a modality of a known case."""
+    """Return the case of a file that was not taken: a label map, probabilities alone, or a modality of a known case."""
     name = _case_of(path)
     name = next((name.removesuffix(ending) for ending in LOGITS_NAMES if name.endswith(ending) and name != ending), name)
     match = _MODALITY.fullmatch(name)
@@ -279,32 +280,32 @@ def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
 def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
     """Return what a folder has for a case."""
     own = by_stem.get(case_id, [])
-    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in NPZ]
-    label_maps = telling or [path for path in own if suffix_of(path) not in NPZ]
+    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in SCORES_SUFFIXES]
+    label_maps = telling or [path for path in own if suffix_of(path) not in SCORES_SUFFIXES]
     if len(label_maps) > 1:
         return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
-    archives = [path for path in own if suffix_of(path) in NPZ]
+    archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]
     beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
     # The probabilities of `infer` are those of its label map; an .npz of the same name may be what it was made from.
     candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
-    scores = next((paths for paths in candidates if paths), [])
-    if len(scores) > 1:
-        return MethodFiles(problem=f"expected one file of probabilities, found {_names(scores)} in {folder}")
-    if not label_maps and not scores:
+    probabilities = next((paths for paths in candidates if paths), [])
+    if len(probabilities) > 1:
+        return MethodFiles(problem=f"expected one file of probabilities, found {_names(probabilities)} in {folder}")
+    if not label_maps and not probabilities:
         return MethodFiles(is_missing=True)
-    return MethodFiles(label_maps[0] if label_maps else None, tuple(scores))
+    return MethodFiles(label_maps[0] if label_maps else None, tuple(probabilities))
 
 
-def _with_scores(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
-    """Replace the scores of a method by those of another folder."""
+def _with_probabilities(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
+    """Replace the probabilities of a method by those of another folder."""
     cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in found]), [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
         own = found[case.case_id]
         problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
-        # The masks stay those of the method's own file, be it scores as well.
-        label_map = own.scores[0] if own.label_map is None and own.scores else own.label_map
+        # The masks stay those of the method's own file, be it probabilities as well.
+        label_map = own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
         replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem, own.is_missing)
     return replaced
 
@@ -314,7 +315,7 @@ def _images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str
         return {}
     if not source.is_dir():
         require_file(source)
-        require_suffix(source, VOLUME_SUFFIXES)
+        format_to_read(source, VOLUME_SUFFIXES)
         if len(case_ids) != 1:
             raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
         return {case_ids[0]: source}
@@ -333,11 +334,11 @@ def _case_of(path: Path) -> str:
     return stem
 
 
-def _without_scores(paths: Sequence[Path]) -> list[Path]:
+def _without_probabilities(paths: Sequence[Path]) -> list[Path]:
     """Leave out `CASE_probabilities` and the like beside `CASE`: they are no cases of their own."""
     stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
-    scores = set(scores_beside(paths, stems))
-    return [path for path in paths if path not in scores]
+    probabilities = set(probabilities_beside(paths, stems))
+    return [path for path in paths if path not in probabilities]
 
 
 def _names(paths: Sequence[Path]) -> str:

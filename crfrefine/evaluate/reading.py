@@ -13,7 +13,6 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import check_share, find_padding
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a file of scores gives.
+class SoftLabels:
+    """What a file of logits or probabilities gives.
 
     Attributes:
         label_map: (*grid) the likeliest label.
@@ -51,25 +50,32 @@ def read_reference(path: Path) -> Volume:
     return io.read_labels(path)
 
 
-def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], Scores | None]:
-    """Read the label map of a method, (*grid), with the scores that it was made from where the file holds those.
+def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
+    """Read the label map of a method, (*grid), with the probabilities that it was made from where the file holds those.
 
     Raises:
         GridMismatchError: not on the grid of the reference; both grids are described.
-        InputError: nothing there to be read, or neither a label map nor scores.
+        InputError: nothing there to be read, or neither a label map nor probabilities.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
     if files.problem:
         raise InputError(files.problem)
-    if files.label_map is not None and not _holds_scores(files.label_map):
+    if files.label_map is not None and not _holds_probabilities(files.label_map):
         return _read_label_map(files.label_map, like), None
-    scores = read_scores(files.scores if files.label_map is None else (files.label_map,), like)
-    return scores.label_map, scores
+    soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), like)
+    return soft.label_map, soft
 
 
-def _holds_scores(path: Path) -> bool:
-    """Return whether a file has several values a voxel, as logits and probabilities have."""
-    return suffix_of(path) in NPZ or io.read_header(path).num_channels > 1
+def remarks_on_name(path: Path) -> tuple[str, ...]:
+    """Return what to say about a file whose content is not what its name says."""
+    misnamed = io.read_header(path).misnamed
+    return () if misnamed is None else (f"{path.name}: {misnamed}",)
+
+
+def _holds_probabilities(path: Path) -> bool:
+    """Return whether a file has several values a voxel, as logits and probabilities have, or says that it holds such."""
+    header = io.read_header(path)
+    return header.num_channels > 1 or header.kind is not None
 
 
 def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:
@@ -78,7 +84,7 @@ def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]
     return labels
 
 
-def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
+def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
     """Read logits or probabilities that must be on the grid of the reference.
 
     Raises:
@@ -91,6 +97,7 @@ def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
     read = io.read_logits(paths)
     stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
     kind, note = identify(stored, "auto", read.kind, header.path)
+    note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
     labels = argmax_labels(stored).transpose()
     padding = find_padding(stored)
     if padding is not None:
@@ -105,7 +112,7 @@ def read_scores(paths: tuple[Path, ...], like: Volume) -> Scores:
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
             flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
     grid = like.grid_shape
-    return Scores(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
+    return SoftLabels(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
 
 
 def read_image(path: Path, like: Volume) -> NDArray[np.float32]:
@@ -128,5 +135,5 @@ def _require_same_grid(like: Volume, other: VolumeHeader) -> None:
     difference = describe_difference(reference.path, reference.grid_shape, reference.affine, other.path, other.grid_shape, other.affine)
     raise GridMismatchError(
         f"{other.path}: not on the grid of the reference\n{difference}\n"
-        "  Export it on the grid of the image, or resample it with nearest neighbors (docs/formats.md#grids)."
+        "  Export it on the grid of the image, or resample it with nearest neighbors (docs/reference/formats.md#grids)."
     )

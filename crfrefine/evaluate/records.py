@@ -17,12 +17,10 @@ from crfrefine.execution.records import Record
 from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
 from crfrefine.io.json import without_nonfinite
+from crfrefine.metrics.registry import RegionValues
 
 SCHEMA = 1
 """Of the file of a case; a number of its own, so that files of other versions are measured again."""
-
-Values = dict[str, dict[str, float]]
-"""Value of each metric, by region; NaN where undefined."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class CaseResult(Record):
     """
 
     status: str = "measured"
-    values: dict[str, Values] = field(default_factory=dict)
+    values: dict[str, RegionValues] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -101,8 +99,8 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
     methods = {
         name: {
             "label_map": _identity(files.label_map),
-            "scores": [_identity(path) for path in files.scores],
-            "asked_for_scores": files.asked_for_scores,  # Those that cannot be used are a warning, or a failure.
+            "scores": [_identity(path) for path in files.probabilities],
+            "asked_for_scores": files.asked_for_probabilities,  # Those that cannot be used are a warning, or a failure.
         }
         for name, files in pair.methods.items()
     }

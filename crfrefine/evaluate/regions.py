@@ -94,7 +94,13 @@ def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None
         notes.append(f"{error}; going on without its regions")
         found = ()
     labels = {" ".join(name.split()) for name in description.labels}
-    return description, tuple(region for region in found if description.has_regions or region.name not in labels)
+    if not description.has_regions:
+        return description, tuple(region for region in found if region.name not in labels)
+    # A label has a row of its own, whose title says its name: under that name alone it would be there twice.
+    named = (
+        Region(str(region.labels[0]), region.labels) if len(region.labels) == 1 and region.name in labels else region for region in found
+    )
+    return description, tuple(dict.fromkeys(named))
 
 
 def _parse(text: str) -> tuple[Region, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import crfrefine
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.reading import read_image, read_masks, read_reference
-from crfrefine.evaluate.results import Assessment
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.report.model import CaseImages, ReportInput
 
 if TYPE_CHECKING:
@@ -18,45 +18,45 @@ if TYPE_CHECKING:
     from crfrefine.evaluate.pairing import CasePair
 
 
-def make_report_input(assessment: Assessment, note: Callable[[str], None]) -> ReportInput:
+def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> ReportInput:
     """Return what the report shows.
 
     Args:
-        assessment: the results.
+        evaluation: the results.
         note: told of images that cannot be shown.
     """
-    options = assessment.options
-    pairs = {pair.case_id: pair for pair in assessment.pairs}
-    baseline = options.baseline if assessment.verdict is not None else None
+    options = evaluation.options
+    pairs = {pair.case_id: pair for pair in evaluation.pairs}
+    baseline = options.baseline if evaluation.verdict is not None else None
     return ReportInput(
         title=options.name if baseline is None else f"{options.name} against {baseline}",
-        table=assessment.table,
+        table=evaluation.table,
         method=options.name,
         baseline=baseline,
-        summary=assessment.summary,
-        verdict=assessment.verdict,
-        region_labels=assessment.regions,
-        region_titles=assessment.titles,
-        failures=assessment.failures,
-        left_out=assessment.left_out_text,
-        settings=_settings(assessment),
+        summary=evaluation.summary,
+        verdict=evaluation.verdict,
+        region_labels=evaluation.regions,
+        region_titles=evaluation.titles,
+        failures=evaluation.failures,
+        left_out=evaluation.left_out_text,
+        settings=_settings(evaluation),
         load_case=lambda case_id: _load(pairs[case_id], options.name, baseline, note),
-        mean_regions=assessment.judged_regions,
+        mean_regions=evaluation.judged_regions,
     )
 
 
-def _settings(assessment: Assessment) -> dict[str, str]:
-    options, plan = assessment.options, assessment.settings.plan
+def _settings(evaluation: Evaluation) -> dict[str, str]:
+    options, plan = evaluation.options, evaluation.settings.plan
     shown = {
         "reference": str(options.labels),
         **{f"method {name}": str(path) for name, path in options.methods.items()},
         **{f"probabilities of {name}": str(path) for name, path in options.probabilities},
         "images": "none" if options.images is None else str(options.images),
-        "mean over regions": ", ".join(assessment.titles.get(name, name) for name in assessment.judged_regions),
+        "mean over regions": ", ".join(evaluation.titles.get(name, name) for name in evaluation.judged_regions),
         "tolerance of the surface Dice": f"{options.tolerance_mm:g} mm",
         "ignored label": "none" if plan.ignore_label is None else str(plan.ignore_label),
-        "could have been seen": assessment.power_note or "",
-        "notes": " ".join(assessment.notes),
+        "could have been seen": evaluation.power_note or "",
+        "notes": " ".join(evaluation.notes),
         "command": options.command_line,
         "version": f"crfrefine {crfrefine.__version__}",
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.cases.completeness import describe_left_out
-from crfrefine.evaluate.records import CaseResult, Settings, Values
-from crfrefine.metrics.calibration import CALIBRATION_METRICS
-from crfrefine.metrics.overlap import METRICS, measure_masks
+from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
+from crfrefine.evaluate.records import CaseResult, Settings
+from crfrefine.metrics.overlap import measure_masks
 from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, summarize
 from crfrefine.statistics.paired import detectable_difference
 from crfrefine.statistics.verdict import Verdict, verdict
@@ -22,7 +23,6 @@ from crfrefine.statistics.wilcoxon import smallest_p_value
 
 if TYPE_CHECKING:
     from crfrefine.cases.completeness import IncompleteCase
-    from crfrefine.evaluate.options import AssessmentOptions
     from crfrefine.evaluate.pairing import CasePair
 
 
@@ -44,7 +44,7 @@ class EmptyMasks:
 
 
 @dataclass
-class Assessment:
+class Evaluation:
     """All that a run found.
 
     Attributes:
@@ -59,7 +59,7 @@ class Assessment:
         left_out: the cases that lack a file, which no number is over.
     """
 
-    options: AssessmentOptions
+    options: EvaluationOptions
     settings: Settings
     pairs: Sequence[CasePair]
     results: Sequence[CaseResult]
@@ -122,7 +122,7 @@ class Assessment:
         baseline = self.options.baseline or self.options.name
         if baseline not in table.methods:
             baseline = self.options.name
-        rows = summarize(table, baseline, metrics=METRICS, regions=tuple(self.regions), mean_regions=self.judged_regions)
+        rows = summarize(table, baseline, metrics=tuple(MASK_METRICS), regions=tuple(self.regions), mean_regions=self.judged_regions)
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
         rows += summarize(table, baseline, metrics=calibrated, regions=tuple(self.regions), mean_regions=self.judged_regions)
         rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,) if calibrated else ())
@@ -135,7 +135,7 @@ class Assessment:
         others = [name for name, _ in options.baselines[1:]]
         if options.baseline is None or not {options.name, options.baseline} <= set(self.table.methods):
             return None
-        subject = "the prediction" if options.name == "prediction" else options.name
+        subject = "the refinement" if options.name == DEFAULT_NAME else options.name
         return verdict(
             self.table,
             options.name,
@@ -171,9 +171,11 @@ class Assessment:
         seen = detectable_difference(comparison.standard_deviation, count, alpha=level)
         if not seen > 0:
             return f"the differences of all {cases} are equal: there is no scatter to tell what could have been seen"
+        unit = DICE.difference_unit
         return (
-            f"with {cases} and differences that scatter by {100 * comparison.standard_deviation:.2f} points, a mean difference of Dice "
-            f"below {100 * seen:.2f} points could hardly have been seen (power 80 %, level {level:.3g})"
+            f"with {cases} and differences that scatter by {DICE.difference_text(comparison.standard_deviation, '')} {unit}, a mean "
+            f"difference of {DICE.title} below {DICE.difference_text(seen, '')} {unit} could hardly have been seen "
+            f"(power 80 %, level {level:.3g})"
         )
 
     @cached_property
@@ -205,9 +207,9 @@ class Assessment:
         """The methods that have probabilities in any case."""
         return {name for result in self.results for name, values in result.values.items() if ALL_LABELS in values}
 
-    def _completed(self, method: str, values: Values) -> Values:
+    def _completed(self, method: str, values: RegionValues) -> RegionValues:
         """Return the values of a case with a row for each region: a label that neither map has is an empty mask in both."""
-        completed: Values = {}
+        completed: RegionValues = {}
         for region in self.regions:
             completed[region] = {**_EMPTY, **values.get(region, {})}
         if method in self._calibrated:

@@ -6,13 +6,13 @@ import time
 
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
-from crfrefine.evaluate.observer import AssessmentObserver
-from crfrefine.evaluate.options import AssessmentOptions, check_options
+from crfrefine.evaluate.observer import EvaluationObserver
+from crfrefine.evaluate.options import EvaluationOptions, check_options
 from crfrefine.evaluate.outputs import CASES_NAME, REPORT_NAME, write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
-from crfrefine.evaluate.results import Assessment
+from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.executor import make_executor
 from crfrefine.execution.records import reusable
 from crfrefine.io.atomic import check_replaceable, check_writable
@@ -23,7 +23,7 @@ class StoppedError(CrfRefineError):
     """A case failed, and the run was to stop at the first one that does."""
 
 
-def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | None = None) -> Assessment:
+def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
     """Measure all cases, compare the methods, and write the results into the output folder.
 
     Args:
@@ -39,46 +39,46 @@ def run_assessment(options: AssessmentOptions, observer: AssessmentObserver | No
         KeyboardInterrupt: passed on; what was measured until then is kept for `resume`.
     """
     started = time.perf_counter()
-    observer = observer or AssessmentObserver()
+    observer = observer or EvaluationObserver()
     check_options(options)
     plan = plan_regions(options.regions, options.labels, options.ignore_label)
     pairing = pair_cases(options)
     settings = Settings(plan, options.tolerance_mm)
     notes = (*plan.notes, *pairing.notes)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
-    assessment = Assessment(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
-    _measure(assessment, observer)
+    evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
+    _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
-    if assessment.table.cases:
-        _ = assessment.summary, assessment.verdict
-    assessment.seconds = time.perf_counter() - started
-    write_tables(assessment)
-    if options.report and assessment.table.cases:
+    if evaluation.table.cases:
+        _ = evaluation.summary, evaluation.verdict
+    evaluation.seconds = time.perf_counter() - started
+    write_tables(evaluation)
+    if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
-        write_html(assessment, lambda case_id, number, total: observer.stage_changed(case_id, "report", number, total), observer.note)
-        assessment.has_report = True
+        write_html(evaluation, lambda case_id, number, total: observer.stage_changed(case_id, "report", number, total), observer.note)
+        evaluation.has_report = True
     elif (options.output / REPORT_NAME).exists():
         observer.note(f"{options.output / REPORT_NAME} is of an earlier run")
-    observer.run_ended(assessment)
-    return assessment
+    observer.run_ended(evaluation)
+    return evaluation
 
 
-def _measure(assessment: Assessment, observer: AssessmentObserver) -> None:
-    """Give the assessment its results, in the order of the cases; each is kept in a file of its own as soon as it is measured."""
-    options = assessment.options
+def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
+    """Give the evaluation its results, in the order of the cases; each is kept in a file of its own as soon as it is measured."""
+    options = evaluation.options
     folder = options.output / CASES_NAME
     check_writable(folder)
-    jobs = [Job(pair, assessment.settings, folder / f"{pair.case_id}.json") for pair in assessment.pairs]
+    jobs = [Job(pair, evaluation.settings, folder / f"{pair.case_id}.json") for pair in evaluation.pairs]
     for job in jobs:
         check_replaceable(job.file)
     found = {job.case_id: earlier for job in jobs if (earlier := reusable(job, options.resume)) is not None}
-    assessment.results = list(found.values())
-    observer.run_started(assessment)
-    for note in (*([assessment.left_out_text] if assessment.left_out else []), *assessment.notes):
+    evaluation.results = list(found.values())
+    observer.run_started(evaluation)
+    for note in (*([evaluation.left_out_text] if evaluation.left_out else []), *evaluation.notes):
         observer.note(note)
-    for result in assessment.results:
+    for result in evaluation.results:
         observer.case_ended(result)
-    with make_executor("processes", assessment.num_processes) as executor:
+    with make_executor("processes", evaluation.num_processes) as executor:
         for job, outcome in executor.map(measure_pair, [job for job in jobs if job.case_id not in found]):
             result = outcome.result or CaseResult(job.case_id)
             if outcome.failure is not None:
@@ -88,4 +88,4 @@ def _measure(assessment: Assessment, observer: AssessmentObserver) -> None:
             observer.case_ended(result)
             if result.failures and options.fail_fast:
                 raise StoppedError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
-    assessment.results = [found[job.case_id] for job in jobs]
+    evaluation.results = [found[job.case_id] for job in jobs]

@@ -13,6 +13,7 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.special_files import special_kind
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class OutputFiles:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RefinedArrays:
     """The arrays of a refined case that are still to be written; None: not asked for.
 
     Attributes:
@@ -101,7 +102,7 @@ def plan_outputs(
         raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
     plans = []
     for files in cases:
-        label_map = output if as_file else output / f"{files.case_id}{suffix_of(files.images[0])}"
+        label_map = output if as_file else output / f"{files.case_id}{suffix_to_write(files.images[0])}"
         stem = stem_of(label_map)
         plans.append(
             OutputFiles(
@@ -162,7 +163,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     return all(image.on_same_grid(read_header(path)) for path in volumes)
 
 
-def write_outcome(outcome: Outcome, outputs: OutputFiles, *, threads: int = 1) -> None:
+def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int = 1) -> None:
     """Write the results of a case, each file at once or not at all, the label map last.
 
     Args:
@@ -192,7 +193,7 @@ def _is_whole_picture(path: Path) -> bool:
     return content.startswith(_PNG_START) and content.endswith(_PNG_END)
 
 
-def _write_preview(path: Path, outcome: Outcome, image: NDArray[np.float32], before: NDArray[Any]) -> None:
+def _write_preview(path: Path, outcome: RefinedArrays, image: NDArray[np.float32], before: NDArray[Any]) -> None:
     from crfrefine.pictures.preview import draw_preview
 
     like = outcome.like

@@ -1,4 +1,4 @@
-"""What a folder run did, case by case, and the JSON file that says so. `docs/cli.md` lists the fields."""
+"""What a folder run did, case by case, and the JSON file that says so. `docs/reference/summary.md` lists the fields."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crfrefine.cases.case import Case, CaseFiles
-    from crfrefine.infer.outputs import Outcome, OutputFiles
+    from crfrefine.infer.outputs import OutputFiles, RefinedArrays
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
 
@@ -90,7 +90,7 @@ class _Loaded:
 class _Refined:
     """A case to be written."""
 
-    outcome: Outcome
+    outcome: RefinedArrays
     task: _Task
     record: CaseRecord
 
@@ -202,9 +202,9 @@ class _Run:
         self._finish(record)
         return None
 
-    def _refine_or_raise(self, loaded: _Loaded) -> Outcome:
+    def _refine_or_raise(self, loaded: _Loaded) -> RefinedArrays:
         from crfrefine.arrays.label_maps import count_changes, count_labels
-        from crfrefine.infer.outputs import Outcome
+        from crfrefine.infer.outputs import RefinedArrays
         from crfrefine.refinement import refine
 
         case, record, options = loaded.case, loaded.record, self.options
@@ -240,7 +240,7 @@ class _Run:
         record.voxels_before = count_labels(before, len(case.logits))
         record.voxels_after = count_labels(result.label_map, len(case.logits))
         record.voxels_changed = count_changes(before, result.label_map)
-        return Outcome(
+        return RefinedArrays(
             like=replace(case.like, data=result.label_map),  # the image itself need not stay in memory
             label_map=result.label_map,
             probabilities=result.marginals if options.save_probabilities else None,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
-from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
 from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
@@ -142,13 +142,13 @@ def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: 
 
 
 def is_whole(path: str | Path) -> bool:
-    """Return whether a file is there and can be read to its end: its voxels are as many as its header promises, its checksum is right."""
+    """Return whether a file is there, is what its name says and can be read to its end, with all its voxels and the right checksum."""
     try:
         header = read_header(path)
         read_into(header, allocate(header))
     except CrfRefineError:
         return False
-    return True
+    return header.misnamed is None
 
 
 def _round_in_place(values: NDArray[np.float32]) -> tuple[float, float, float]:
@@ -179,19 +179,6 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
 
 def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: int) -> None:
     """Write ([z,] y, x) labels or (channels, [z,] y, x) logits or probabilities."""
-    suffix = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
+    known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
     values = values.reshape(values.shape[: int(kind != "labels")] + like.grid_shape[::-1])
-    if suffix in NPZ:
-        from crfrefine.io import npz
-
-        npz.write(path, values, kind)
-    elif suffix in NIFTI:
-        from crfrefine.io import nifti
-
-        nifti.write(path, values, like, threads=threads)
-    elif len(like.spacing) not in (2, 3):
-        raise UnsupportedFormatError(f"{path}: {len(like.spacing)}-D grids are written to NIfTI alone")
-    else:
-        from crfrefine.io import text_formats
-
-        text_formats.write(path, values, like, threads=threads)
+    known.load().write(path, values, like, kind=kind, threads=threads)

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from crfrefine.errors import UnexpectedError
 from crfrefine.failures import reading
-from crfrefine.io.paths import METAIMAGE, NRRD, suffix_of, written_voxel_file
+from crfrefine.io.formats import Format
+from crfrefine.io.paths import format_of, written_voxel_file
+from crfrefine.io.recognition import recognize
 
 
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and those with its voxels where its header names such files."""
-    if suffix_of(path) in METAIMAGE + NRRD:
-        from crfrefine.io import text_formats
-
+    known = format_of(path) or recognize(path)
+    if isinstance(known, Format) and known.voxel_endings:
         # Reading the file says what is wrong with it, and names its case: here other cases are looked at as well.
         with suppress(UnexpectedError), reading(path):
-            return (path, *text_formats.detached_voxels(path))
+            return (path, *known.load().voxel_files(path))
     return (path,)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
-from crfrefine.io.paths import NPZ, suffix_of
 from crfrefine.io.volume import VolumeHeader, describe_difference
 from crfrefine.io.volumes import allocate_shape, read_header, read_into
 
@@ -95,8 +94,7 @@ def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
                 "  A label map has lost what is needed; export the network's output before the argmax. A single foreground\n"
                 "  channel needs its background beside it: give one file a label, -p BACKGROUND -p FOREGROUND."
             )
-        kind = first.template.key if suffix_of(first.path) in NPZ else None
-        return LogitsHeader(files, _checked(num_labels, first.path), first.grid_shape, first.affine, kind)
+        return LogitsHeader(files, _checked(num_labels, first.path), first.grid_shape, first.affine, first.kind)
     for file in files:
         if file.num_channels > 1 or file.affine is None:
             raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")

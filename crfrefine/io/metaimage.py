@@ -1,45 +1,71 @@
-"""Writing MetaImage; reading its header is in `metaimage_header`."""
+"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, then zlib; what the header says is read in `metaimage_header`."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.io import metaimage_header
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
 from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.streams import COMPRESSION_LEVEL
+from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.volume import Volume, VolumeHeader
+
+__all__ = ["read_header", "read_into", "recognizes", "voxel_files", "write"]
+
+NAME = "MetaImage"
+
 WRITTEN_TYPES = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_FLOAT"}
 
 
-def geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
-    """Return the lines that place a grid in LPS; the matrix lists one axis after the other, so it is the direction's transpose."""
-    return (
-        f"TransformMatrix = {_numbers(direction.T)}",
-        f"Offset = {_numbers(origin)}",
-        f"CenterOfRotation = {_numbers(np.zeros_like(origin))}",
-        f"ElementSpacing = {_numbers(np.array(spacing))}",
-    )
+def recognizes(start: bytes) -> bool:
+    """Return whether it begins with one of the keys that the format's writers put first, and says how many dimensions there are."""
+    return re.match(rb"\s*(ObjectType|NDims|Comment)\s*[=:]", start) is not None and re.search(rb"\bNDims\s*[=:]", start) is not None
 
 
-def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...]) -> None:
+def read_header(path: Path) -> VolumeHeader:
+    """Read the header alone.
+
+    Raises:
+        UnsupportedFormatError: not such a file, damaged, cut off, or a layout that has no meaning here.
+        InputError: the file with the voxels is missing, or the geometry is not usable.
+    """
+    return volume_header(path, metaimage_header.read(path), NAME)
+
+
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of their own that the voxels of a header are in."""
+    return detached_voxels(metaimage_header.read, path)
+
+
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
     """Write compressed voxels: .mha in one file, .mhd with a .zraw beside it.
 
     Args:
         path: ends in .mhd or .mha.
-        values: ([z,] y, x), or ([z,] y, x, channels); uint8, uint16 or float32.
-        num_axes: 2 or 3.
-        lines: place the grid.
+        values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
+        like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
+        kind: what the voxels are; the file does not say so.
+        threads: zlib takes one.
+
+    Raises:
+        UnsupportedFormatError: sheared axes, or neither two nor three of them.
     """
     from isal import isal_zlib
 
-    compressed = isal_zlib.compress(as_bytes(np.ascontiguousarray(values)), COMPRESSION_LEVEL, 15)
+    num_axes = len(like.spacing)
+    lines = lines_to_write(path, like, NAME, _geometry_lines)
+    values = channels_last(values, like)
+    compressed = isal_zlib.compress(as_bytes(values), COMPRESSION_LEVEL, 15)
     data_path = written_voxel_file(path)
     has_channels = values.ndim > num_axes
     text = "\n".join(
@@ -66,6 +92,16 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
         with atomic_files(data_path, path) as (data_file, header_file):
             data_file.write(compressed)
             header_file.write(text)
+
+
+def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
+    """Return the lines that place a grid in LPS; the matrix lists one axis after the other, so it is the direction's transpose."""
+    return (
+        f"TransformMatrix = {_numbers(direction.T)}",
+        f"Offset = {_numbers(origin)}",
+        f"CenterOfRotation = {_numbers(np.zeros_like(origin))}",
+        f"ElementSpacing = {_numbers(np.array(spacing))}",
+    )
 
 
 def _numbers(values: NDArray[np.float64]) -> str:

@@ -58,7 +58,6 @@ def read(path: Path) -> TextHeader:
         raise fields.damaged("ElementNumberOfChannels", "a number of at least 1")
     grid_shape, num_channels = grid_and_channels(path, sizes, channels)
     return TextHeader(
-        family="metaimage",
         grid_shape=grid_shape,
         num_channels=num_channels,
         affine=_affine(fields, len(sizes), len(grid_shape)),

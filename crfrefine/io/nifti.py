@@ -14,7 +14,7 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import as_bytes, decode_into
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.streams import finish, open_bytes, write_gzip
+from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, open_bytes, read_start, write_gzip
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 
 if TYPE_CHECKING:
@@ -33,28 +33,51 @@ _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
 
 
+def recognizes(start: bytes) -> bool:
+    """Return whether it is a NIfTI-1 or NIfTI-2 header of a single file, in either byte order, compressed or not."""
+    block = inflated(start) or start
+    return block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0"
+
+
 def read_header(path: Path) -> VolumeHeader:
     """Read the header alone; of a compressed file, only its beginning is inflated.
 
     Raises:
         UnsupportedFormatError: not a NIfTI file, damaged, or a kind of voxel or layout that has no meaning here.
     """
-    with open_bytes(path) as reader:
+    container = _container(path)
+    with open_bytes(path, container) as reader:
         block = reader.read(540)
     # Numbers out of range in a damaged header are found by the checks, not by warnings.
     with np.errstate(all="ignore"):
-        return _interpret(block, path)
+        return _interpret(block, path, compressed=container == "gzip")
 
 
-def _interpret(block: bytes, path: Path) -> VolumeHeader:
+def _container(path: Path) -> str:
+    """Return "gzip" or "raw": what the name says, unless the file begins as one of the other kind does."""
+    start = read_start(path, START_BYTES)
+    if _is_named_gzip(path):
+        return "raw" if not start.startswith(GZIP_MAGIC) and recognizes(start) else "gzip"
+    return "gzip" if start.startswith(GZIP_MAGIC) else "raw"
+
+
+def _is_named_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _interpret(block: bytes, path: Path, *, compressed: bool) -> VolumeHeader:
     header = _parse(block, path)
     grid_shape, num_channels = _layout(tuple(int(size) for size in header.get_data_shape()), path)
     dtype = _voxel_type(header, path)
     affine, notes = _geometry(header, path)
     require_usable(affine, len(grid_shape), path)
-    compressed = path.name.lower().endswith(".gz")
     _check_size(path, header, dtype, compressed=compressed)
     version = 2 if header["sizeof_hdr"] == 540 else 1
+    misnamed = None
+    if compressed != _is_named_gzip(path):
+        misnamed = "the file is " + (
+            "compressed, although its name does not say so" if compressed else "not compressed, although its name says so"
+        )
     return VolumeHeader(
         path=path,
         format=f"NIfTI-{version}" + (", gzip" if compressed else ""),
@@ -65,6 +88,8 @@ def _interpret(block: bytes, path: Path) -> VolumeHeader:
         affine=affine,
         template=header,
         notes=notes,
+        details=(("sform, qform", f"codes {int(header['sform_code'])}, {int(header['qform_code'])}"),),
+        misnamed=misnamed,
     )
 
 
@@ -77,19 +102,25 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     """
     template: Any = header.template
     slope, intercept = _scaling(template)
-    with open_bytes(header.path) as reader:
+    with open_bytes(header.path, _container(header.path)) as reader:
         reader.read(_data_offset(template))
         decode_into(values, reader, template.get_data_dtype(), header.path, slope=slope, intercept=intercept)
         finish(reader)
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, threads: int = 1) -> None:
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return no files: the voxels follow the header."""
+    return ()
+
+
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
     """Write voxels with the geometry of another volume.
 
     Args:
         path: ends in .nii or .nii.gz.
         values: ([z,] y, x), or (channels, [z,] y, x) with channels in the fourth dimension of the file; uint8, uint16 or float32.
         like: its geometry is kept bit for bit if it came from a NIfTI file: both transforms with their codes, and the units.
+        kind: what the voxels are; the file does not say so.
         threads: for compression.
     """
     num_axes = len(like.spacing)
@@ -109,7 +140,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, threads: int = 1) -
     header["vox_offset"] = header.single_vox_offset
     with atomic_file(path) as file:
         parts = _parts(header, np.ascontiguousarray(values))
-        if path.name.lower().endswith(".gz"):
+        if _is_named_gzip(path):
             write_gzip(file, parts, threads)
         else:
             file.writelines(parts)

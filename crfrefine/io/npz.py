@@ -25,6 +25,8 @@ from crfrefine.text import listed, shorten_value
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.volume import Volume
+
 LONGEST_ARRAY_HEADER = 1 << 16
 
 _ARRAY_HEADER = re.compile(
@@ -42,6 +44,12 @@ class NpzTemplate:
     key: str
     dtype: np.dtype[Any]
     fortran_order: bool
+
+
+def recognizes(start: bytes) -> bool:
+    """Return whether it is an archive whose first member is an array, or is named as the one that is looked for."""
+    member = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin-1")
+    return start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS)
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -71,6 +79,7 @@ def read_header(path: Path) -> VolumeHeader:
         spacing=None,
         affine=None,
         template=NpzTemplate(key, dtype, fortran_order),
+        kind=key,
     )
 
 
@@ -93,8 +102,13 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         member.check()
 
 
-def write(path: Path, values: NDArray[np.float32], kind: str) -> None:
-    """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"."""
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return no files: an archive names no others."""
+    return ()
+
+
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+    """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
     with (
         atomic_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -178,7 +192,8 @@ def _choose(path: Path, members: list[str]) -> str:
     if "softmax" in keys:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
-            "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI (docs/formats.md#grids)."
+            "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI "
+            "(docs/reference/formats.md#grids)."
         )
     raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
 

@@ -1,4 +1,4 @@
-"""Writing NRRD; reading its header is in `nrrd_header`."""
+"""NRRD, `.nrrd` and `.nhdr`: a text header of `field: value`, then gzip; what the header says is read in `nrrd_header`."""
 
 from __future__ import annotations
 
@@ -8,36 +8,61 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.io import nrrd_header
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
 from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.streams import write_gzip
+from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.volume import Volume, VolumeHeader
+
+__all__ = ["read_header", "read_into", "recognizes", "voxel_files", "write"]
+
+NAME = "NRRD"
+
 WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
-def geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
-    """Return the lines that place a grid in LPS."""
-    num_axes = len(spacing)
-    vectors = " ".join(_vector(direction[:, axis] * spacing[axis]) for axis in range(num_axes))
-    space = "space: left-posterior-superior" if num_axes == 3 else f"space dimension: {num_axes}"
-    return (space, f"space directions: {vectors}", f"space origin: {_vector(origin)}")
+def recognizes(start: bytes) -> bool:
+    """Return whether it begins with the format's magic, whatever the version."""
+    return start.startswith(b"NRRD000")
 
 
-def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...], *, threads: int = 1) -> None:
+def read_header(path: Path) -> VolumeHeader:
+    """Read the header alone.
+
+    Raises:
+        UnsupportedFormatError: not such a file, damaged, cut off, or a layout that has no meaning here.
+        InputError: the file with the voxels is missing, or the geometry is not usable.
+    """
+    return volume_header(path, nrrd_header.read(path), NAME)
+
+
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of their own that the voxels of a header are in."""
+    return detached_voxels(nrrd_header.read, path)
+
+
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it.
 
     Args:
         path: ends in .nrrd or .nhdr.
-        values: ([z,] y, x), or ([z,] y, x, channels); uint8, uint16 or float32.
-        num_axes: 2 or 3.
-        lines: place the grid.
+        values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
+        like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
+        kind: what the voxels are; the file does not say so.
         threads: for compression.
+
+    Raises:
+        UnsupportedFormatError: sheared axes, or neither two nor three of them.
     """
-    values = np.ascontiguousarray(values)
+    num_axes = len(like.spacing)
+    lines = lines_to_write(path, like, NAME, _geometry_lines)
+    values = channels_last(values, like)
     has_channels = values.ndim > num_axes
     data_path = written_voxel_file(path)
     if has_channels:
@@ -66,6 +91,14 @@ def write(path: Path, values: NDArray[Any], num_axes: int, lines: tuple[str, ...
         with atomic_files(data_path, path) as (data_file, header_file):
             write_gzip(data_file, (voxels,), threads)
             header_file.write(text)
+
+
+def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
+    """Return the lines that place a grid in LPS."""
+    num_axes = len(spacing)
+    vectors = " ".join(_vector(direction[:, axis] * spacing[axis]) for axis in range(num_axes))
+    space = "space: left-posterior-superior" if num_axes == 3 else f"space dimension: {num_axes}"
+    return (space, f"space directions: {vectors}", f"space origin: {_vector(origin)}")
 
 
 def _vector(values: NDArray[np.float64]) -> str:

@@ -75,7 +75,6 @@ def read(path: Path) -> TextHeader:
     grid_shape, num_channels = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
     place = placement(fields, num_dims, axes, sizes, len(grid_shape))
     return TextHeader(
-        family="nrrd",
         grid_shape=grid_shape,
         num_channels=num_channels,
         affine=place.affine,

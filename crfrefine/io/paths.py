@@ -1,17 +1,15 @@
-"""File names: which suffix means which format, and what is left of a name without it."""
+"""File names: which suffix means which format, and what is left of a name without it. Nothing is opened here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.formats import FORMATS, Format
 
-NIFTI = (".nii.gz", ".nii")
-METAIMAGE = (".mhd", ".mha")
-NRRD = (".nrrd", ".nhdr")
-NPZ = (".npz",)
-VOLUME_SUFFIXES = NIFTI + METAIMAGE + NRRD
-LOGITS_SUFFIXES = VOLUME_SUFFIXES + NPZ
+VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
+SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
+LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 
 
 def suffix_of(path: Path) -> str:
@@ -21,22 +19,30 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """Return the file's name without the suffix of its format."""
-    return path.name[: len(path.name) - len(suffix_of(path))]
+    """Return the file's name without the suffix of its format; without its last ending where no format has that."""
+    suffix = suffix_of(path)
+    return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format that a file's name says; None where none of them has such names."""
+    suffix = suffix_of(path)
+    return next((known for known in FORMATS if suffix in known.suffixes), None)
 
 
 def written_voxel_file(path: Path) -> Path | None:
     """Return the file beside a text header that its voxels are written to; None for the formats of one file."""
-    ending = {".mhd": ".zraw", ".nhdr": ".raw.gz"}.get(suffix_of(path))
+    known = format_of(path)
+    ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
     return None if ending is None else path.with_name(stem_of(path) + ending)
 
 
-def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> str:
-    """Return the suffix of the format, or raise UnsupportedFormatError where it is not one of `suffixes`."""
-    suffix = suffix_of(path)
-    if suffix not in suffixes:
+def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> Format:
+    """Return the format of a file to write, or raise UnsupportedFormatError where its suffix is not one of `suffixes`."""
+    known = format_of(path)
+    if known is None or suffix_of(path) not in suffixes:
         raise UnsupportedFormatError(f"{path}: unknown file type; expected one of {', '.join(suffixes)}")
-    return suffix
+    return known
 
 
 def require_file(path: Path) -> None:

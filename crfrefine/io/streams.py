@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ INPUT_BYTES = 1 << 18  # What is read from disk at once.
 BLOCK_BYTES = 1 << 20  # What is decoded at once: fits into a second-level cache.
 COMPRESSION_LEVEL = 2  # Of 0 to 3; packs label maps smaller than 3 does, in a tenth of its time or less.
 GZIP_MAGIC = b"\x1f\x8b"
+START_BYTES = 4096  # What formats are recognized by.
 
 
 class ByteReader(Protocol):
@@ -110,6 +112,25 @@ def open_bytes(path: Path, container: str = "by name", offset: int = 0) -> Itera
             yield Inflater(file, path, container)
     except OSError as error:
         raise cannot_read(path, error) from error
+
+
+def read_start(path: Path, size: int) -> bytes:
+    """Return the first bytes of a regular file, b"" for anything else: bytes taken from a pipe would be missing later."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb", buffering=0) as file:
+            return file.read(size)
+    except (OSError, ValueError):  # Opening it to be read says what is wrong.
+        return b""
+
+
+def inflated(start: bytes, size: int = START_BYTES) -> bytes:
+    """Return how the content of a file begins that is compressed with gzip; b"" where it is not."""
+    try:
+        return zlib.decompressobj(31).decompress(start, size) if start.startswith(GZIP_MAGIC) else b""
+    except zlib.error:
+        return b""
 
 
 def finish(reader: ByteReader) -> None:

@@ -1,10 +1,11 @@
-"""MetaImage (.mhd, .mha) and NRRD (.nrrd, .nhdr): a text header, then voxels. Every byte of them is read by code of this folder.
+"""What MetaImage and NRRD have in common: a text header, then voxels. Every byte of them is read by code of this folder.
 
 ITK's libraries crash on damaged headers, and give damaged voxels back without an error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
-from crfrefine.io import metaimage, metaimage_header, nrrd, nrrd_header
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.paths import METAIMAGE, suffix_of
 from crfrefine.io.source import VoxelSource
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 
@@ -24,49 +23,49 @@ if TYPE_CHECKING:
     from crfrefine.io.volume import Volume
     from crfrefine.io.world import TextHeader
 
+GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
+"""From direction, origin and spacing in LPS to the lines that place a grid."""
+
 
 @dataclass(frozen=True)
 class TextTemplate:
     """What the text of a header says beyond the grid.
 
     Attributes:
-        family: "metaimage" or "nrrd".
         geometry: the lines that place its grid in the world, as they stand in the file.
         source: where its voxels are.
     """
 
-    family: str
     geometry: tuple[str, ...]
     source: VoxelSource
 
 
-def read_header(path: Path) -> VolumeHeader:
-    """Read the header alone.
+def volume_header(path: Path, header: TextHeader, format_name: str) -> VolumeHeader:
+    """Return what a text header says, after a check of its geometry and of the files with voxels.
 
     Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or a layout that has no meaning here.
+        UnsupportedFormatError: a file is cut off.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
-    header = _parse(path)
     header.source.check()
     num_axes = len(header.grid_shape)
     require_usable(header.affine, num_axes, path)
     return VolumeHeader(
         path=path,
-        format="MetaImage" if header.family == "metaimage" else "NRRD",
+        format=format_name,
         grid_shape=header.grid_shape,
         num_channels=header.num_channels,
         dtype=header.source.dtype.name,
         spacing=spacing_of(header.affine, num_axes),
         affine=header.affine,
-        template=TextTemplate(header.family, header.geometry, header.source),
+        template=TextTemplate(header.geometry, header.source),
     )
 
 
-def detached_voxels(path: Path) -> tuple[Path, ...]:
+def detached_voxels(parse: Callable[[Path], TextHeader], path: Path) -> tuple[Path, ...]:
     """Return the files of their own that the voxels of a header are in; none where they have none, or the header does not tell."""
     try:
-        return _parse(path).source.detached
+        return parse(path).source.detached
     except CrfRefineError:
         return ()  # Reading the file says what is wrong with it.
 
@@ -82,40 +81,26 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     source.read_into(values)
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, threads: int = 1) -> None:
-    """Write voxels with the geometry of another volume.
+def channels_last(values: NDArray[Any], like: Volume) -> NDArray[Any]:
+    """Return ([z,] y, x) as it is, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as it is stored."""
+    return np.ascontiguousarray(np.moveaxis(values, 0, -1) if values.ndim > len(like.spacing) else values)
 
-    Args:
-        path: ends in .mhd, .mha, .nrrd or .nhdr.
-        values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
-        like: the lines of its header that place the grid are kept as they are if it came from a file of the same format.
-        threads: for compression, where the format allows more than one.
+
+def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
+    """Return the lines that place a grid: those of the volume's own header where that is of the same format, else new ones.
 
     Raises:
-        UnsupportedFormatError: the axes are sheared, which these formats cannot hold or ITK does not take.
+        UnsupportedFormatError: the axes are sheared, which these formats cannot hold or ITK does not take, or not two or three.
     """
     num_axes = len(like.spacing)
-    if values.ndim > num_axes:
-        values = np.moveaxis(values, 0, -1)
-    is_meta = suffix_of(path) in METAIMAGE
-    template = like.header.template if like.header is not None else None
-    lines: tuple[str, ...] = ()
-    if isinstance(template, TextTemplate) and template.family == ("metaimage" if is_meta else "nrrd"):
-        lines = template.geometry
-    if not lines:
-        lines = (metaimage if is_meta else nrrd).geometry_lines(*_world_lps(path, like))
-    if is_meta:
-        metaimage.write(path, values, num_axes, lines)
-    else:
-        nrrd.write(path, values, num_axes, lines, threads=threads)
-
-
-def _parse(path: Path) -> TextHeader:
-    return metaimage_header.read(path) if suffix_of(path) in METAIMAGE else nrrd_header.read(path)
+    if num_axes not in (2, 3):
+        raise UnsupportedFormatError(f"{path}: {num_axes}-D grids are written to NIfTI alone")
+    own: tuple[str, ...] = like.header.template.geometry if like.header is not None and like.header.format == format_name else ()
+    return own or geometry_lines(*_world_lps(path, like))
 
 
 def _world_lps(path: Path, like: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, ...]]:
-    """Return (direction, origin, spacing) in LPS, one column of the direction a grid axis."""
+    """Return (direction, origin, spacing) in LPS, one column of the direction per grid axis."""
     if is_sheared(like.affine):
         raise UnsupportedFormatError(
             f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"

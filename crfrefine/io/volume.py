@@ -44,6 +44,10 @@ class VolumeHeader:
         affine: (4, 4) voxel to world RAS+ mm; None where the file has no geometry.
         template: format-specific; lets the writer restore what an affine does not hold.
         notes: what a reader of the file should know, such as two geometries that disagree.
+        family: name of the format in the table of `crfrefine.io.formats`.
+        kind: "logits" or "probabilities" where the file says so.
+        details: more to show to people, pairs of a name and a value.
+        misnamed: what it was read as where its name says something else.
     """
 
     path: Path
@@ -55,6 +59,15 @@ class VolumeHeader:
     affine: NDArray[np.float64] | None
     template: Any = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    family: str = ""
+    kind: str | None = None
+    details: tuple[tuple[str, str], ...] = ()
+    misnamed: str | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know about the file: that its name misleads, if it does, and the notes."""
+        return self.notes if self.misnamed is None else (self.misnamed, *self.notes)
 
     @property
     def orientation(self) -> str | None:

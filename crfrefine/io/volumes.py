@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.errors import CapacityError
+from crfrefine.errors import CapacityError, UnsupportedFormatError
 from crfrefine.failures import reading
-from crfrefine.io.paths import LOGITS_SUFFIXES, NIFTI, NPZ, require_file, require_suffix
+from crfrefine.io.formats import FORMATS, Format
+from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
+from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +24,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     """Read what a file says about its volume, without its voxels.
 
     Args:
-        path: its suffix names the format.
+        path: its suffix names the format; its content does where that says something else, and `misnamed` tells.
         suffixes: the formats that may be.
 
     Raises:
@@ -31,11 +33,19 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         UnexpectedError: the reader was not prepared for what is in the file.
     """
     path = Path(path)
-    require_suffix(path, suffixes)
+    known = format_to_read(path, suffixes)
     require_file(path)
     with reading(path):
-        header: VolumeHeader = _module(path).read_header(path)
-    return header
+        try:
+            return _read_as(path, known)
+        except UnsupportedFormatError as error:
+            found = recognize(path)
+            if found is None or found is known:
+                raise
+            # The voxels of other files are looked for, and kept from being replaced, by the name of the header.
+            if isinstance(found, Format) and is_allowed(found, suffixes) and not found.load().voxel_files(path):
+                return _read_as(path, found)
+            raise UnsupportedFormatError(f"{error}\n  {way_out(found)}") from None
 
 
 def allocate(header: VolumeHeader) -> NDArray[np.float32]:
@@ -69,19 +79,15 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         UnexpectedError: the reader was not prepared for what is in the file.
     """
     with reading(header.path):
-        _module(header.path).read_into(header, values)
+        _named(header.family).load().read_into(header, values)
 
 
-def _module(path: Path) -> ModuleType:
-    suffix = require_suffix(path)
-    if suffix in NIFTI:
-        from crfrefine.io import nifti
+def _read_as(path: Path, known: Format) -> VolumeHeader:
+    header = replace(known.load().read_header(path), family=known.name)
+    if format_of(path) is known:
+        return header
+    return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as that")
 
-        return nifti
-    if suffix in NPZ:
-        from crfrefine.io import npz
 
-        return npz
-    from crfrefine.io import text_formats
-
-    return text_formats
+def _named(family: str) -> Format:
+    return next(known for known in FORMATS if known.name == family)

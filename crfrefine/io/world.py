@@ -24,7 +24,6 @@ class TextHeader:
     """The header of a MetaImage or NRRD file.
 
     Attributes:
-        family: "metaimage" or "nrrd".
         grid_shape: voxels along x, y(, z).
         num_channels: 1 for a scalar volume.
         affine: (4, 4) voxel to world RAS+ mm.
@@ -32,7 +31,6 @@ class TextHeader:
         source: where the voxels are.
     """
 
-    family: str
     grid_shape: tuple[int, ...]
     num_channels: int
     affine: NDArray[np.float64]

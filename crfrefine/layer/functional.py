@@ -96,7 +96,7 @@ def mean_field(
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
-    Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/math.md.
+    Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
     inputs.engine_for(logits.device)

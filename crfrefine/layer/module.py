@@ -46,7 +46,7 @@ class CrfRnn(CrfValues):
         num_iterations: mean-field steps, all of which are taken.
         threads: CPU threads; None: as many as `torch.get_num_threads()`.
 
-    Source: Zheng et al. 2015; Monteiro et al. 2018; docs/layer.md, docs/math.md.
+    Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
 
     @functional.outside_compiled_graphs

@@ -68,7 +68,7 @@ class CrfValues(nn.Module):
 
         Raises:
             ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
-                that the layer can hold (docs/layer.md).
+                that the layer can hold (docs/guide/layer.md).
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)

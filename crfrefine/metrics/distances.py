@@ -1,4 +1,4 @@
-"""Distances between the boundaries of two masks, in mm. What a boundary is, and what distances are made of, is in `docs/metrics.md`."""
+"""Distances between the boundaries of two masks, in mm. `docs/reference/metrics.md` defines boundary and distance."""
 
 from __future__ import annotations
 

@@ -1,60 +1,24 @@
-"""The metrics of one case: overlap, volume, distances of boundaries, pieces. `docs/metrics.md` has the conventions, the same in all."""
+"""The metrics of one case: a label map against the reference, region by region. Conventions: `docs/reference/metrics.md`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.volume import TIMES
-from crfrefine.metrics.distances import boundary_distances
-from crfrefine.metrics.scores import count_components
+from crfrefine.metrics.masks import MaskPair
+from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ONE_VOXEL = (slice(0, 1), ...)
 """What is measured where there is nothing."""
-
-Better = Literal["higher", "lower", "nearer_zero"]
-
-_BETTER: dict[str, Better | None] = {
-    "dice": "higher",
-    "iou": "higher",
-    "sensitivity": "higher",
-    "precision": "higher",
-    "volume_ml": None,
-    "volume_difference_ml": "nearer_zero",
-    "surface_dice": "higher",
-    "hd_mm": "lower",
-    "hd95_mm": "lower",
-    "assd_mm": "lower",
-    "num_components": None,
-}
-
-METRICS = tuple(_BETTER)
-"""What `measure_masks` can measure, in the order of reports."""
-
-RATIOS = ("dice", "iou", "sensitivity", "precision", "surface_dice")
-"""The metrics between 0 and 1, which reports show as points: hundredths."""
-
-_BOUNDARY = ("surface_dice", "hd_mm", "hd95_mm", "assd_mm")
-
-# Three voxels of 0.1 mm are a little more than 0.3 mm in floating point, and an oblique 1 mm a little more than 1 mm in headers, which
-# keep float32 or six digits; they are within a tolerance of 0.3 mm or 1 mm all the same.
-_ROUNDING = 1e-5
-
-
-def better_direction(metric: str) -> Better | None:
-    """Return which values of a metric are better; None for one that only describes, such as a volume.
-
-    Calibration errors ("ece", "brier", "nll") are known here as well, although they are not measured on masks.
-    """
-    return "lower" if metric in ("ece", "brier", "nll") else _BETTER.get(metric)
 
 
 def measure_case(
@@ -64,9 +28,9 @@ def measure_case(
     spacing: Sequence[float],
     *,
     tolerance_mm: float = 1.0,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = tuple(MASK_METRICS),
     ignore_label: int | None = None,
-) -> dict[str, dict[str, float]]:
+) -> RegionValues:
     """Measure how well a label map agrees with the reference, region by region.
 
     Args:
@@ -75,7 +39,7 @@ def measure_case(
         regions: the labels that make up each named region.
         spacing: mm, one a grid axis.
         tolerance_mm: of the surface Dice.
-        metrics: some of METRICS.
+        metrics: names of MASK_METRICS.
         ignore_label: voxels where the reference has this value count as background in both maps.
 
     Returns:
@@ -113,7 +77,7 @@ def measure_masks(
     spacing: Sequence[float],
     *,
     tolerance_mm: float = 1.0,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = tuple(MASK_METRICS),
 ) -> dict[str, float]:
     """Measure how well one mask agrees with the reference; arguments, result and errors as in `measure_case`, with (*grid) bool masks."""
     for name, mask in (("prediction", prediction), ("reference", reference)):
@@ -133,49 +97,8 @@ def _measure(
 ) -> dict[str, float]:
     """Measure two masks on a grid around which there is nothing of either; the volume of a voxel is in cubic mm."""
     box = bounding_box(prediction | reference) or _ONE_VOXEL
-    prediction, reference = prediction[box], reference[box]
-    num_found, num_wanted = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
-    num_both = int(np.count_nonzero(prediction & reference))
-    values = {
-        "dice": _ratio(2 * num_both, num_found + num_wanted),
-        "iou": _ratio(num_both, num_found + num_wanted - num_both),
-        "sensitivity": _ratio(num_both, num_wanted),
-        "precision": _ratio(num_both, num_found),
-        "volume_ml": num_found * voxel_volume / 1000.0,
-        "volume_difference_ml": (num_found - num_wanted) * voxel_volume / 1000.0,
-    }
-    if any(metric in _BOUNDARY for metric in metrics):
-        values |= _measure_boundaries(prediction, reference, num_found, num_wanted, spacing, tolerance_mm)
-    if "num_components" in metrics:
-        values["num_components"] = float(count_components(prediction, 1)) if num_found else 0.0
-    return {metric: values[metric] for metric in metrics}
-
-
-def _measure_boundaries(
-    prediction: NDArray[np.bool_],
-    reference: NDArray[np.bool_],
-    num_found: int,
-    num_wanted: int,
-    spacing: Sequence[float],
-    tolerance_mm: float,
-) -> dict[str, float]:
-    if not num_found or not num_wanted:
-        # No voxel of the only boundary is near the other one, of which there is none.
-        undefined = dict.fromkeys(_BOUNDARY, math.nan)
-        return undefined | {"surface_dice": _ratio(0, num_found + num_wanted)}
-    directed = boundary_distances(prediction, reference, spacing)
-    distances = np.concatenate(directed)
-    return {
-        "surface_dice": float(np.count_nonzero(distances <= tolerance_mm * (1 + _ROUNDING)) / distances.size),
-        "hd_mm": float(distances.max()),
-        "hd95_mm": max(float(np.percentile(one_way, 95)) for one_way in directed),
-        "assd_mm": float(distances.mean()),
-    }
-
-
-def _ratio(part: int, whole: int) -> float:
-    """Return part / whole; a ratio of nothing to nothing is undefined."""
-    return part / whole if whole else math.nan
+    pair = MaskPair(prediction[box], reference[box], spacing, voxel_volume, tolerance_mm)
+    return {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}
 
 
 def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
@@ -207,6 +130,6 @@ def _check(
         raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one an axis, got {tuple(spacing)}")
     if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"tolerance_mm: expected a number of mm from 0 on, got {tolerance_mm}")
-    unknown = next((metric for metric in metrics if metric not in _BETTER), None)
+    unknown = next((metric for metric in metrics if metric not in MASK_METRICS), None)
     if unknown is not None:
-        raise ConfigError(f"unknown metric {unknown!r}; known are {', '.join(METRICS)}")
+        raise ConfigError(f"unknown metric {unknown!r}; known are {', '.join(MASK_METRICS)}")

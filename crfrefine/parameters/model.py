@@ -1,6 +1,6 @@
 """The parameters of a refinement: read from and written to TOML, addressed by dotted keys, resolved for a case.
 
-The tables and their keys are in sections.py; what the model does with them is in docs/math.md.
+The tables and their keys are in sections.py; what the model does with them is in docs/reference/math.md.
 """
 
 from __future__ import annotations

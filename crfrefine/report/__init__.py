@@ -1,6 +1,6 @@
 """One self-contained page that shows what a method did to each case: `report.html`. Numbers and volumes come from the caller.
 
-`docs/report.md` says what stands on the page and what it costs.
+`docs/reference/report.md` says what stands on the page and what it costs.
 """
 
 from __future__ import annotations

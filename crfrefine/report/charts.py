@@ -41,10 +41,9 @@ def drawn_cases(pairs: Pairs) -> NDArray[np.intp]:
 def paired_plot(name: str, pairs: Pairs, wording: Wording, before: str, after: str) -> str:
     """Draw each case as a line from before to after."""
     assert pairs.before is not None
-    factor = wording.factor
-    plot = Plot(name, f"{wording.title}, each case from before to after", _count_text(pairs, after))
+    plot = Plot(name, f"{wording.metric.title}, each case from before to after", _count_text(pairs, after))
     left, right, top, bottom = plot.inner
-    scale = scale_over([factor * float(value) for values in (pairs.before, pairs.after) for value in values], bottom, top)
+    scale = scale_over([float(value) for values in (pairs.before, pairs.after) for value in values], bottom, top)
     plot.y_axis(scale, wording.axis)
     x_before, x_after = left + 0.2 * (right - left), left + 0.8 * (right - left)
     lines: dict[int, list[str]] = defaultdict(list)
@@ -52,7 +51,7 @@ def paired_plot(name: str, pairs: Pairs, wording: Wording, before: str, after: s
     tips: dict[int, list[str]] = defaultdict(list)
     alone = len(pairs.cases) <= MOST_MARKS
     for index in drawn_cases(pairs):
-        start, end = scale(factor * float(pairs.before[index])), scale(factor * float(pairs.after[index]))
+        start, end = scale(float(pairs.before[index])), scale(float(pairs.after[index]))
         gain = int(pairs.gains[index])
         lines[gain].append(f"M{short(x_before)} {short(start)}L{short(x_after)} {short(end)}")
         marks[gain].append((_mark(x_before, start, 0) if alone else "") + _mark(x_after, end, gain))
@@ -62,7 +61,7 @@ def paired_plot(name: str, pairs: Pairs, wording: Wording, before: str, after: s
     for x, values, where, method in ((x_before, pairs.before, -1, before), (x_after, pairs.after, 1, after)):
         mean = float(values.mean())
         tip = element("title", escape(f"mean {wording.quantity(mean)}"))
-        plot.add(element("path", tip, d=f"M{short(x + 14 * where)} {short(scale(factor * mean))}l{8 * where} -5v10z", class_="mean"))
+        plot.add(element("path", tip, d=f"M{short(x + 14 * where)} {short(scale(mean))}l{8 * where} -5v10z", class_="mean"))
         plot.text(x, bottom + 18, _clipped(method, 24), anchor="middle", class_="tick")
         plot.text(x, bottom + 34, f"mean {wording.number(mean)}", anchor="middle", class_="tick")
     return plot.markup()
@@ -75,27 +74,27 @@ def bland_altman_plot(name: str, pairs: Pairs, wording: Wording) -> str:
         Bland & Altman 1986, Lancet 327 (8476), 307-310.
     """
     assert pairs.before is not None
-    factor = wording.factor
+    factor = wording.metric.difference_factor
     differences = factor * pairs.differences
-    means = factor * (pairs.before + pairs.after) / 2
+    means = (pairs.before + pairs.after) / 2
     bias = float(differences.mean())
     levels = {"mean": bias}
     if len(differences) > 1:
         spread = 1.96 * float(differences.std(ddof=1))
         levels |= {"+1.96 SD": bias + spread, "\u22121.96 SD": bias - spread}
-    said = "; ".join(f"{label}: {wording.quantity(level / factor, signed=True)}" for label, level in levels.items())
-    plot = Plot(name, f"{wording.title}, Bland-Altman: difference over mean", said, right=64)
+    said = "; ".join(f"{label}: {wording.change_quantity(level / factor)}" for label, level in levels.items())
+    plot = Plot(name, f"{wording.metric.title}, Bland-Altman: difference over mean", said, right=64)
     left, right, top, bottom = plot.inner
     x, y = scale_over(list(means), left, right), scale_over([*differences, *levels.values(), 0.0], bottom, top)
-    plot.y_axis(y, f"Difference ({wording.unit})" if wording.unit else "Difference")
-    plot.x_axis(x, f"Mean of both ({wording.unit})" if wording.unit else "Mean of both")
+    plot.y_axis(y, wording.difference_axis)
+    plot.x_axis(x, f"Mean of both ({wording.metric.unit})" if wording.metric.unit else "Mean of both")
     plot.add(element("path", d=f"M{short(left)} {short(y(0.0))}H{short(right)}", class_="zero"))
     _add_points(plot, pairs, wording, [x(float(value)) for value in means], [y(float(value)) for value in differences])
     for (label, level), place in zip(levels.items(), _apart([y(level) for level in levels.values()], 24), strict=True):
         class_ = "level" if label == "mean" else "level limit"
         plot.add(element("path", d=f"M{short(left)} {short(y(level))}H{short(right)}", class_=class_))
         plot.text(right + 4, place - 1, label, class_="tick")
-        plot.text(right + 4, place + 11, wording.number(level / factor, signed=True), class_="tick strong")
+        plot.text(right + 4, place + 11, wording.change(level / factor), class_="tick strong")
     return plot.markup()
 
 
@@ -111,21 +110,22 @@ def difference_plot(
         mean: of the comparison; default: that of the values.
         interval: of the comparison's mean difference; default: a bootstrap of the values.
     """
-    factor, is_difference = wording.factor, pairs.before is not None
+    is_difference = pairs.before is not None
+    factor = wording.metric.difference_factor if is_difference else 1.0
+    number, quantity = (wording.change, wording.change_quantity) if is_difference else (wording.number, wording.quantity)
     values = pairs.differences
     mean = float(values.mean()) if mean is None else mean
     low, high = interval if interval is not None else bootstrap_interval(values)
     what = "differences" if is_difference else "values"
-    said = f"mean {wording.quantity(mean, signed=is_difference)}"
+    said = f"mean {quantity(mean)}"
     has_interval = not np.isnan(low)
     if has_interval:
-        said += f", 95 % CI {wording.number(low, signed=is_difference)} to {wording.number(high, signed=is_difference)}"
-    plot = Plot(name, f"{wording.title}, distribution of the {what}", said, left=36)
+        said += f", 95 % CI {number(low)} to {number(high)}"
+    plot = Plot(name, f"{wording.metric.title}, distribution of the {what}", said, left=36)
     left, right, top, bottom = plot.inner
     shown = [factor * float(value) for value in values] + [factor * mean] + [factor * end for end in (low, high) if has_interval]
     x = scale_over([*shown, 0.0] if is_difference else shown, left, right)
-    unit = f" ({wording.unit})" if wording.unit else ""
-    plot.x_axis(x, f"Difference{unit}" if is_difference else wording.axis)
+    plot.x_axis(x, wording.difference_axis if is_difference else wording.axis)
     if is_difference:
         plot.add(element("path", d=f"M{short(x(0.0))} {short(top + 40)}V{short(bottom)}", class_="zero"))
         plot.text(x(0.0), top + 36, "no change", anchor="middle", class_="tick")
@@ -158,6 +158,8 @@ def _add_stacks(plot: Plot, pairs: Pairs, wording: Wording, x: Scale, factor: fl
             size *= 0.9
         _add_points(plot, pairs, wording, places, [bottom - size * (level + 0.5) for level in levels], size=size / 9.0)
         return
+    metric = wording.metric
+    number, unit = (wording.number, metric.unit) if pairs.before is None else (wording.change, metric.difference_unit)
     # Zero is an edge: no bar holds gains and losses.
     step = round_ticks(x.low, x.high, 30)
     width_of_bin = step[1] - step[0]
@@ -173,8 +175,8 @@ def _add_stacks(plot: Plot, pairs: Pairs, wording: Wording, x: Scale, factor: fl
             if not count:
                 continue
             height = room * count / tallest
-            low, high = (wording.number(float(edge) / factor, signed=pairs.before is not None) for edge in edges[place : place + 2])
-            tip = f"{count} {'case' if count == 1 else 'cases'}, {low} to {high} {wording.unit}".rstrip()
+            low, high = (number(float(edge) / factor) for edge in edges[place : place + 2])
+            tip = f"{count} {'case' if count == 1 else 'cases'}, {low} to {high} {unit}".rstrip()
             title = element("title", escape(f"{tip}: {_KINDS[gain]}" if pairs.before is not None else tip))
             width = max(end - start - 1, 0.5)
             class_ = f"bar {_KINDS[gain]}"
@@ -234,7 +236,7 @@ def _case_tip(pairs: Pairs, index: int, wording: Wording) -> str:
     before = float(pairs.before[index])
     return (
         f"{pairs.cases[index]}: {wording.number(before)} → {wording.quantity(after)}"
-        f" ({wording.number(after - before, signed=True)}), {_KINDS[int(pairs.gains[index])]}"
+        f" ({wording.change_quantity(after - before)}), {_KINDS[int(pairs.gains[index])]}"
     )
 
 

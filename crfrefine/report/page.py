@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.metrics.overlap import better_direction
+from crfrefine.metrics.registry import Metric, metric_named
 from crfrefine.pictures.display import label_color
 from crfrefine.report import charts
 from crfrefine.report.cutting import CHANGE_COLORS
@@ -84,7 +84,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     )
     environment.globals |= {"asset": _asset, "words": wording_of}
     metrics = [metric for metric in report.table.metrics if region_choices(report, metric)]
-    tested = sorted((metric for metric in metrics if better_direction(metric) is not None), key=lambda metric: metric != ENDPOINT)
+    tested = sorted((metric for metric in metrics if metric_named(metric).better is not None), key=lambda metric: metric != ENDPOINT)
     rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
     cases = _table_cases(report, metrics)
     has_viewer = any(view.viewer is not None for view in views)
@@ -100,20 +100,20 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         ]
         if ENDPOINT in report.table.metrics
         else [],
-        unsigned=[wording_of(metric).title for metric in metrics if is_shown_unsigned(report, metric)],
+        unsigned=[metric_named(metric).title for metric in metrics if is_shown_unsigned(report, metric)],
         lines=list(_summary_lines(report, report.method)),
         rivals=[(rival, list(_summary_lines(report, rival))) for rival in rivals],
         judged_rivals=_judged_rivals(report),
-        metrics=[wording_of(metric) for metric in tested],
+        metrics=[metric_named(metric) for metric in tested],
         charts=list(_charts(report, tested)),
         is_aggregated=len(report.table.cases) > charts.MOST_MARKS,
         num_drawn=charts.MOST_DRAWN,
-        table_metrics=[wording_of(metric) for metric in metrics],
+        table_metrics=[metric_named(metric) for metric in metrics],
         num_cases=len(report.table.cases),
         num_in_table=len(cases),
         data=_json(_table_data(report, metrics, cases, views)),
         views=views,
-        groups=[(reason, [view for view in views if view.shown.reason == reason]) for reason in ("worst", "median", "best")],
+        groups=list(_groups(views)),
         labels=_label_legend(report, views),
         dice=wording_of(ENDPOINT),
         lead_region=region_title(report, (*region_choices(report, ENDPOINT), MEAN)[0]) if ENDPOINT in metrics else "",
@@ -144,20 +144,38 @@ def _tone(report: ReportInput) -> str:
 def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
     """Return the few numbers beside the verdict: name, number, remark."""
     dice = wording_of(ENDPOINT)
+    title = dice.metric.title
     if report.verdict is None:
         rows = (row for row in report.summary if row.method == report.method and row.metric == ENDPOINT)
         row = next((row for row in rows if _is_lead(report, row)), None)
         if row is None:
             return []
-        return [("Mean Dice", dice.number(row.mean), f"points, n = {row.num_values}"), ("Median Dice", dice.number(row.median), "points")]
+        return [(f"Mean {title}", dice.number(row.mean), f"n = {row.num_values}"), (f"Median {title}", dice.number(row.median), "")]
     comparison, p_holm = report.verdict.comparison, report.verdict.p_holm
     means = f"{dice.number(comparison.mean_baseline)} → {dice.number(comparison.mean)}"
     return [
-        ("Mean Dice", means, f"points, {report.baseline} → {report.method}"),
-        ("Difference", dice.number(comparison.mean_difference, signed=True), f"95 % CI {_interval(comparison, dice)}"),
+        (f"Mean {title}", means, f"{report.baseline} → {report.method}"),
+        ("Difference", dice.change(comparison.mean_difference), f"{dice.metric.difference_unit}, 95 % CI {_interval(comparison, dice)}"),
         ("p (Wilcoxon)", _p(p_holm), "after Holm" if report.verdict.num_comparisons > 1 else "two-sided, paired"),
         ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
     ]
+
+
+def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
+    """Yield the pictures that belong together, under what is true of them: where every case gains, the worst of them do, too."""
+    for reason in ("worst", "median", "best"):
+        group = [view for view in views if view.shown.reason == reason]
+        if group:
+            yield _group_heading(reason, [view.shown for view in group]), group
+
+
+def _group_heading(reason: str, cases: Sequence[ShownCase]) -> str:
+    changes = [case.after - case.before for case in cases if case.before is not None]
+    if reason == "worst" and changes and min(changes) >= 0:
+        return "Smallest gains: no case is worse"
+    if reason == "best" and changes and max(changes) <= 0:
+        return "Smallest losses: no case is better"
+    return reason.capitalize()
 
 
 def _is_lead(report: ReportInput, row: SummaryRow) -> bool:
@@ -182,7 +200,7 @@ def _summary_lines(report: ReportInput, method: str) -> Iterator[_Line]:
             method=method,
             before=wording.number(comparison.mean_baseline if comparison else baseline.mean if baseline else float("nan")),
             after=wording.number(comparison.mean if comparison else row.mean),
-            difference=wording.number(comparison.mean_difference, signed=True) if comparison else UNDEFINED,
+            difference=wording.change(comparison.mean_difference) if comparison else UNDEFINED,
             interval=_interval(comparison, wording) if comparison else UNDEFINED,
             p_value=_p(row.p_holm) if comparison else UNDEFINED,
             effect=_effect(comparison) if comparison else UNDEFINED,
@@ -202,7 +220,7 @@ def _judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
             "name": rival.name,
             "theirs": dice.number(rival.comparison.mean_baseline),
             "ours": dice.number(rival.comparison.mean),
-            "difference": dice.number(rival.comparison.mean_difference, signed=True),
+            "difference": dice.change(rival.comparison.mean_difference),
             "interval": _interval(rival.comparison, dice),
             "p_value": _p(rival.p_holm),
             "counts": f"{rival.comparison.wins} / {rival.comparison.ties} / {rival.comparison.losses}",
@@ -234,8 +252,8 @@ def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, A
             yield {
                 "metric": metric,
                 "region": region,
-                "title": f"{wording.title}, {region_title(report, region)}",
-                "advice": wording.advice,
+                "title": f"{wording.metric.title}, {region_title(report, region)}",
+                "advice": wording.metric.advice,
                 "is_magnitude": is_shown_unsigned(report, metric),
                 "num_pairs": len(pairs.cases),
                 "num_left_out": len(report.table.cases) - len(pairs.cases),
@@ -276,7 +294,7 @@ def _table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int
         "cases": [table.cases[case] for case in cases],
         "methods": [*first, *rivals],
         "compared": report.baseline is not None,
-        "metrics": {metric: _metric_data(wording_of(metric)) for metric in metrics},
+        "metrics": {metric: _metric_data(metric_named(metric)) for metric in metrics},
         # In order: the keys of an object that look like numbers come first in JavaScript.
         "choices": {metric: [(region, region_title(report, region)) for region in region_choices(report, metric)] for metric in metrics},
         "values": values,
@@ -284,13 +302,11 @@ def _table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int
     }
 
 
-def _metric_data(wording: Wording) -> dict[str, Any]:
+def _metric_data(metric: Metric) -> dict[str, Any]:
     return {
-        "title": wording.title,
-        "unit": wording.unit,
-        "factor": wording.factor,
-        "decimals": wording.decimals,
-        "better": better_direction(wording.metric),
+        "values": {"unit": metric.unit, "factor": 1, "digits": metric.digits},
+        "differences": {"unit": metric.difference_unit, "factor": metric.difference_factor, "digits": metric.difference_digits},
+        "better": metric.better,
     }
 
 
@@ -305,7 +321,7 @@ def _interval(comparison: PairedComparison, wording: Wording) -> str:
     low, high = comparison.interval
     if np.isnan(low):
         return UNDEFINED
-    return f"{wording.number(low, signed=True)} to {wording.number(high, signed=True)}"
+    return f"{wording.change(low)} to {wording.change(high)}"
 
 
 def _effect(comparison: PairedComparison) -> str:

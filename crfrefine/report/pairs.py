@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.metrics.overlap import better_direction
+from crfrefine.metrics.registry import metric_named
 from crfrefine.report.model import ReportInput
 from crfrefine.statistics.comparison import MEAN, ResultTable
 from crfrefine.statistics.verdict import ENDPOINT
@@ -57,7 +57,7 @@ def region_choices(report: ReportInput, metric: str) -> tuple[str, ...]:
     measured = [region for region in report.table.regions if _is_measured(report, region, metric)]
     if len(regions) == 1:
         return tuple(sorted(measured, key=lambda region: region not in regions))
-    has_mean = len(regions) > 1 and better_direction(metric) is not None and any(region in measured for region in regions)
+    has_mean = len(regions) > 1 and metric_named(metric).better is not None and any(region in measured for region in regions)
     return ((MEAN,) if has_mean else ()) + tuple(measured)
 
 
@@ -76,7 +76,7 @@ def shown_values(report: ReportInput, methods: Sequence[str], region: str, metri
 
 def is_shown_unsigned(report: ReportInput, metric: str) -> bool:
     """Return whether values of a metric are shown without their sign."""
-    return report.baseline is not None and better_direction(metric) == "nearer_zero"
+    return report.baseline is not None and metric_named(metric).better == "nearer_zero"
 
 
 def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:
@@ -92,7 +92,7 @@ def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:
     differences = after - before
     scale = max(float(np.abs(values[:, kept]).max(initial=0.0)), np.finfo(float).tiny)
     signs = np.where(np.abs(differences) <= _ROUNDING * scale, 0, np.sign(differences)).astype(np.int64)
-    better = better_direction(metric)
+    better = metric_named(metric).better
     return Pairs(cases, before, after, signs * (0 if better is None else 1 if better == "higher" else -1))
 
 

@@ -1,6 +1,6 @@
 """The slice viewer: brainsprite, read at run time from the installed nilearn, which keeps it up; nilearn itself is never imported.
 
-`docs/report.md` says why this one. A case goes into the page as sprites: pictures of all its slices.
+`docs/decisions/viewer.md` says why this one. A case goes into the page as sprites: pictures of all its slices.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
-from crfrefine.metrics.overlap import RATIOS, better_direction
 from crfrefine.metrics.regions import RESERVED
+from crfrefine.metrics.registry import metric_named
 from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, holm
 from crfrefine.text import listed
 
@@ -122,7 +122,7 @@ class ResultTable:
         num_resamples: int = NUM_RESAMPLES,
     ) -> PairedComparison:
         """Compare two methods in a metric that has better values; of the region MEAN in the mean over `regions`, default all."""
-        better = better_direction(metric)
+        better = metric_named(metric).better
         if better is None:
             raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
         if region == MEAN:
@@ -138,7 +138,7 @@ class ResultTable:
 
     def _magnitudes(self, metric: str) -> ResultTable:
         """A volume too large in one region must not make up for one too small in another."""
-        if better_direction(metric) != "nearer_zero":
+        if metric_named(metric).better != "nearer_zero":
             return self
         return ResultTable(
             Measurement(item.case, item.region, item.metric, abs(item.value), item.method) for item in self if item.metric == metric
@@ -210,7 +210,7 @@ def summarize(
     averaged = chosen if mean_regions is None else tuple(mean_regions)
     rows = []
     for metric in table.metrics if metrics is None else metrics:
-        is_tested = better_direction(metric) is not None
+        is_tested = metric_named(metric).better is not None
         names = (*chosen, MEAN) if is_tested and len(averaged) > 1 else chosen
         for method in table.methods:
             comparisons: list[PairedComparison | None] = [None] * len(names)
@@ -233,7 +233,7 @@ def summary_dicts(rows: Iterable[SummaryRow]) -> list[dict[str, Any]]:
 
 
 def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
-    """Return the summary as cells of a table, the head first; ratios are in points, which is hundredths."""
+    """Return the summary as cells of a table, the head first; differences of ratios are in points, which are hundredths."""
     head = [
         "metric",
         "region",
@@ -280,25 +280,21 @@ def _summary_row(
 
 
 def _cells(row: SummaryRow) -> list[str]:
-    unit = 100.0 if row.metric in RATIOS else 1.0
-
-    def number(value: float, sign: str = "") -> str:
-        return "" if math.isnan(value) else f"{unit * value:{sign}.2f}"
-
-    cells = [row.metric, row.region, row.method, str(row.num_values), str(row.num_undefined), number(row.mean), number(row.median)]
+    metric = metric_named(row.metric)
+    means = metric.value_text(row.mean), metric.value_text(row.median)
+    cells = [row.metric, row.region, row.method, str(row.num_values), str(row.num_undefined), *means]
     if row.comparison is None:
         return cells + [""] * 7
     comparison = row.comparison
-    low, high = comparison.interval
     return [
         *cells,
-        number(comparison.mean_difference, "+"),
-        "" if math.isnan(low) else f"{number(low, '+')} to {number(high, '+')}",
+        metric.difference_text(comparison.mean_difference),
+        metric.interval_text(*comparison.interval),
         format_p(comparison.p_value),
         format_p(row.p_holm),
         "" if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}",
         f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
-        f"{comparison.worst[0][0]} {number(comparison.worst[0][1], '+')}" if comparison.worst else "",
+        f"{comparison.worst[0][0]} {metric.difference_text(comparison.worst[0][1])}" if comparison.worst else "",
     ]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.errors import InputError
-from crfrefine.metrics.overlap import Better
+from crfrefine.metrics.registry import Better
 from crfrefine.statistics.wilcoxon import signed_rank, smallest_p_value
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Does the method help? One plain sentence, and the numbers behind it. `docs/metrics.md` says how it is decided."""
+"""Does the method help? One plain sentence, and the numbers behind it. `docs/reference/metrics.md` says how it is decided."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
+from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, format_p
 from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, detectable_difference, holm
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
-ENDPOINT = "dice"
+_METRIC = DICE
+ENDPOINT = _METRIC.name
 """What decides: in each case the mean of this metric over the regions."""
 
 _MOST_NAMED = 10
@@ -166,7 +168,7 @@ def _decide(
     count = primary.num_pairs
     figures = _figures(primary, p_holm, family)
     if count and primary.ties == count:
-        return Outcome.NO_DIFFERENCE, f"no difference (the same mean Dice in {_all_cases(count)}): do not use it"
+        return Outcome.NO_DIFFERENCE, f"no difference (the same mean {_METRIC.title} in {_all_cases(count)}): do not use it"
     if family * smallest_p_value(count) > alpha:
         return Outcome.TOO_FEW, _too_few(primary, family, alpha)
     direction = _direction(primary, p_holm, alpha)
@@ -175,7 +177,7 @@ def _decide(
     if direction == 0:
         # Holm's strictest level: how far it is relaxed depends on the other comparisons.
         seen = detectable_difference(primary.standard_deviation, count, alpha=alpha / family)
-        power = f"; a mean difference below {100 * seen:.2f} points could hardly have been seen"
+        power = f"; a mean difference below {_quantity(seen, '')} could hardly have been seen"
         return Outcome.NO_DIFFERENCE, f"no significant difference ({figures}{power}): do not use it"
     if direction < 0:
         return Outcome.HURTS, f"it hurts ({figures}): do not use it"
@@ -213,7 +215,7 @@ def _against_rivals(rivals: Sequence[Rival], family: int, *, rivals_are_simple: 
 def _mixed(primary: PairedComparison, figures: str) -> str:
     if primary.effect_size < 0:
         return f"no clear benefit: more cases lose than gain, though their mean may be zero or better ({figures}): do not use it"
-    worst = ", ".join(f"{case} {_points(difference)}" for case, difference in primary.worst)
+    worst = ", ".join(f"{case} {_METRIC.difference_text(difference)}" for case, difference in primary.worst)
     advice = f"look at the worst cases before using it ({worst})" if worst else "do not rely on it"
     return f"no clear benefit: more cases gain than lose, but their mean may be zero or worse ({figures}); {advice}"
 
@@ -226,17 +228,17 @@ def _too_few(primary: PairedComparison, family: int, alpha: float) -> str:
         correction = f" after Holm over {family} comparisons" if family > 1 else ""
         best = min(1.0, family * smallest_p_value(count))
         seen = (
-            f" (mean Dice {_points(primary.mean_difference)} points, {_better_cases(primary)}; "
+            f" (mean {_METRIC.title} {_quantity(primary.mean_difference)}, {_better_cases(primary)}; "
             f"even if all cases agreed p would be {format_p(best)}{correction})"
         )
     return f"too few cases to tell: n = {count}{seen}, and at least {enough} are needed for p < {alpha:g}"
 
 
 def _figures(comparison: PairedComparison, p_holm: float, family: int) -> str:
-    low, high = comparison.interval
-    parts = [f"mean Dice {_points(comparison.mean_difference)} points"]
-    if not math.isnan(low):
-        parts.append(f"95 % CI {100 * low:.2f} to {100 * high:.2f}")
+    parts = [f"mean {_METRIC.title} {_quantity(comparison.mean_difference)}"]
+    interval = _METRIC.interval_text(*comparison.interval, sign="")
+    if interval:
+        parts.append(f"95 % CI {interval}")
     parts.append(f"p {format_p(p_holm)}" + (" after Holm" if family > 1 else ""))
     return ", ".join([*parts, _better_cases(comparison)])
 
@@ -248,8 +250,8 @@ def _better_cases(comparison: PairedComparison) -> str:
     return f"{number} of {comparison.num_pairs} cases {word}"
 
 
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f}"
+def _quantity(difference: float, sign: str = "+") -> str:
+    return f"{_METRIC.difference_text(difference, sign)} {_METRIC.difference_unit}"
 
 
 def _all_cases(count: int) -> str:
@@ -260,7 +262,7 @@ def _notes(table: ResultTable, method: str, baseline: str, regions: Sequence[str
     notes = []
     left_out = primary.num_only_method + primary.num_only_baseline + primary.num_neither
     if left_out:
-        notes.append(f"{left_out} of {len(table.cases)} cases are left out: no region has a Dice in both methods.")
+        notes.append(f"{left_out} of {len(table.cases)} cases are left out: no region has a {_METRIC.title} in both methods.")
     for name in (method, baseline):
         missing = table.missing_cases(name)
         if missing:

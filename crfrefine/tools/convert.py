@@ -65,7 +65,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     require_suffix(target, io.VOLUME_SUFFIXES)
     labels = io.read_labels(header.path)
     io.write_label_map(target, labels.data.reshape(like.grid_shape), like)
-    return f"{header.path}: label map, {_size(header)} -> {target}: label map"
+    return f"{_told(header)} -> {target}: label map"
 
 
 def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
@@ -73,12 +73,12 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
     values, kind = read.values, read.kind
     if to == "labels":
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like)
-        return f"{header.path}: {header.num_channels} labels, {_size(header)} -> {target}: label map"
-    if to is not None or (kind is None and io.suffix_of(target) == ".npz"):
+        return f"{_told(header)} -> {target}: label map"
+    if to is not None or (kind is None and require_suffix(target).holds_scores_alone):
         values, kind = _as_kind(values, kind, to, header.path)
     written = kind or "logits"
     io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=written)
-    return f"{header.path}: {header.num_channels} labels, {_size(header)} -> {target}: {kind or 'the same values'}"
+    return f"{_told(header)} -> {target}: {kind or 'the same values'}"
 
 
 def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
@@ -104,7 +104,7 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
             raise GridMismatchError(f"{header.path}: not on the grid of --like\n{difference}")
     chosen = like or header
     if chosen.affine is None or chosen.spacing is None:
-        if io.suffix_of(target) != ".npz":
+        if not require_suffix(target).holds_scores_alone:
             raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
         num_axes = len(chosen.grid_shape)
         return Volume(_empty(chosen.grid_shape), np.eye(4), (1.0,) * num_axes)
@@ -115,5 +115,8 @@ def _empty(grid_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.broadcast_to(np.uint8(0), grid_shape)
 
 
-def _size(header: VolumeHeader) -> str:
-    return TIMES.join(str(size) for size in header.grid_shape)
+def _told(header: VolumeHeader) -> str:
+    """Return what was read, in a sentence's first half."""
+    kind = "label map" if header.num_channels == 1 else f"{header.num_channels} labels"
+    remark = "" if header.misnamed is None else f" ({header.misnamed})"
+    return f"{header.path}: {kind}, {TIMES.join(str(size) for size in header.grid_shape)}{remark}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crfrefine import io
 from crfrefine.cases.discovery import CaseFiles, CaseList, discover_cases, list_files
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import CaseWork, Failure
+from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, 
     if header.affine is not None:
         lines.append(("orientation", f"{header.orientation}"))
         lines.append(("first voxel", "(" + ", ".join(f"{value:.6g}" for value in header.affine[:3, 3]) + ") mm in RAS+"))
-    lines += _transform_codes(header)
-    lines += [("note", note) for note in header.notes]
+    lines += header.details
+    lines += [("note", note) for note in header.remarks]
     if values:
         lines += _describe_values(header)
     return lines
@@ -122,8 +123,8 @@ def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None
 
 
 def _archives(folder: Path) -> list[Path]:
-    """Return the .npz files of a folder that has nothing else."""
-    return [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, (".npz",))
+    """Return the files of logits without geometry (.npz) of a folder that has nothing else."""
+    return [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, SCORES_SUFFIXES)
 
 
 def _discover(folder: Path) -> CaseList:
@@ -134,13 +135,6 @@ def _discover(folder: Path) -> CaseList:
     if images is not None:
         return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
     return discover_cases(folder, None)
-
-
-def _transform_codes(header: VolumeHeader) -> list[tuple[str, str]]:
-    if not header.format.startswith("NIfTI"):
-        return []
-    template: Any = header.template
-    return [("sform, qform", f"codes {int(template['sform_code'])}, {int(template['qform_code'])}")]
 
 
 def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:

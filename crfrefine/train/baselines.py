@@ -1,4 +1,4 @@
-"""What a trained CRF must beat, tuned on the same cases: vector scaling (temperature, a bias a label), smoothing, the largest component."""
+"""What a trained CRF must beat, tuned on the same cases: vector scaling, smoothing, the largest component."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from crfrefine.arrays.components import postprocess
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import PostprocessParameters
 from crfrefine.train.crops import Crop, count_confusion
-from crfrefine.train.fitting import Material, draw
 from crfrefine.train.folds import Split
+from crfrefine.train.material import Material
 from crfrefine.train.model import dice_of, flat_logits, mean_defined, mean_dice
-from crfrefine.train.starts import BATCH_SIZE
+from crfrefine.train.starts import BATCH_SIZE, voxel_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,8 +30,9 @@ SIGMAS_VOXELS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 LARGEST_KINDS = ("foreground", "each")
 """Which largest component is kept: of all labels together, or of each label by itself."""
 
-SCALING_ITERATIONS = 60
-SCALING_RATE = 0.1
+SCALING_STEPS = 60
+SCALING_STEP_LENGTH = 0.1
+"""Of the first optimizer steps of vector scaling; the last ones come to a stop."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class VectorScaling:
 
     Attributes:
         temperature: positive.
-        bias: one a label.
+        bias: one per label.
     """
 
     temperature: float
@@ -58,20 +59,20 @@ def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> Ve
     num_labels = material.sizes[0]
     log_temperature = torch.zeros((), requires_grad=True)
     bias = torch.zeros(num_labels, requires_grad=True)
-    optimizer = torch.optim.Adam([log_temperature, bias], lr=SCALING_RATE)
+    optimizer = torch.optim.Adam([log_temperature, bias], lr=SCALING_STEP_LENGTH)
 
     def gradient(crop: Crop, threads: int) -> tuple[torch.Tensor, ...]:
         logits, labels = flat_logits(crop, material.device)
         value = material.loss(logits / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
         return torch.autograd.grad(value, [log_temperature, bias])
 
-    cases = sorted({*split.training, *split.deciding})
-    for iteration in range(SCALING_ITERATIONS):
-        batch = draw(np.random.default_rng([material.seed, iteration]), material.crops, cases, BATCH_SIZE)
+    cases = split.seen
+    for optimizer_step in range(SCALING_STEPS):
+        batch = material.batch(optimizer_step, cases, BATCH_SIZE)
         parts = workers.run_on_device(gradient, batch)
         for parameter, own in zip((log_temperature, bias), zip(*parts, strict=True), strict=True):
             parameter.grad = sum(own[1:], own[0]) / len(batch)
-        optimizer.param_groups[0]["lr"] = SCALING_RATE * 0.5 * (1.0 + math.cos(math.pi * iteration / SCALING_ITERATIONS))
+        optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
         optimizer.step()
     centered = (bias - bias.mean()).detach()
     return VectorScaling(float(log_temperature.detach().exp()), tuple(centered.tolist()))
@@ -83,8 +84,38 @@ def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequen
 
     if sigma_mm == 0:
         return logits
-    widths = [sigma_mm / step for step in spacing]
+    widths = [sigma_mm / distance for distance in spacing]
     return np.stack([gaussian_filter(label, widths, mode="nearest") for label in logits])
+
+
+@dataclass(frozen=True)
+class RivalScores:
+    """How good the rivals are that need no training: every choice there is, on every case.
+
+    Attributes:
+        sigmas_mm: widths of the smoothing Gaussian.
+        smoothing: (cases, sigmas) mean Dice with each width.
+        largest: (cases, LARGEST_KINDS) mean Dice with the largest component of each kind kept.
+    """
+
+    sigmas_mm: tuple[float, ...]
+    smoothing: NDArray[np.float64]
+    largest: NDArray[np.float64]
+
+    def best_sigma_mm(self, cases: Sequence[int]) -> float:
+        """Return the best width of the smoothing Gaussian on some cases."""
+        return choose_best(self.smoothing, self.sigmas_mm, cases)
+
+    def best_kind(self, cases: Sequence[int]) -> str:
+        """Return which largest component is best kept on some cases."""
+        return choose_best(self.largest, LARGEST_KINDS, cases)
+
+
+def score_rivals(material: Material, spacing: Sequence[float], workers: Workers) -> RivalScores:
+    """Measure every width and every kind of component on every case; `spacing` is that of a typical case."""
+    sigmas_mm = tuple(sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS)
+    smoothing = smoothing_scores(material.crops, material.regions, sigmas_mm, workers)
+    return RivalScores(sigmas_mm, smoothing, largest_scores(material.crops, material.regions, workers))
 
 
 def smoothing_scores(

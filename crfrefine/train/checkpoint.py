@@ -12,6 +12,7 @@ from crfrefine.cases.case import CaseFiles
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
+from crfrefine.train.done import Done
 
 SCHEMA = 1
 SAVE_SECONDS = 10.0
@@ -42,7 +43,7 @@ class Checkpoint:
         self._digest = digest
         self._saved = time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> Done | None:
         """Return what the stopped run had; None: there is no such file.
 
         Raises:
@@ -50,25 +51,24 @@ class Checkpoint:
         """
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            schema, digest, state = content["schema"], content["fingerprint"], content["state"]
+            if content["schema"] == SCHEMA and content["fingerprint"] == self._digest:
+                return Done.from_dict(content["state"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._path}: not a checkpoint of train-crf ({error}); remove it to start anew") from None
-        if schema != SCHEMA or digest != self._digest or not isinstance(state, dict):
-            raise InputError(
-                f"{self._path}: is of a run with other data, options or another version; repeat its options exactly, "
-                "or leave --resume out to start anew"
-            )
-        return state
+        raise InputError(
+            f"{self._path}: is of a run with other data, options or another version; repeat its options exactly, "
+            "or leave --resume out to start anew"
+        )
 
     def is_due(self) -> bool:
         """Return whether it is time to save again."""
         return time.monotonic() - self._saved >= SAVE_SECONDS
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, done: Done) -> None:
         """Write the file, whole or not at all."""
-        content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": state})
+        content = json.dumps({"schema": SCHEMA, "fingerprint": self._digest, "state": done.to_dict()})
         with atomic_file(self._path) as file:
             file.write(content.encode())
         self._saved = time.monotonic()

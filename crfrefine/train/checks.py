@@ -23,8 +23,8 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
         raise ConfigError(f"--learn: expected some of {', '.join(LEARNABLE)}, separated by commas; got {given}")
     if options.loss not in LOSSES:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
-    if options.num_iterations is not None and options.num_iterations < 1:
-        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_iterations}")
+    if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
+        raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_optimizer_steps}")
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
     if options.output.suffix != ".toml" or options.output.is_dir():

@@ -1,124 +1,53 @@
-"""All methods on cases that no part of them has seen: measured by the code that `infer` runs, on whole volumes."""
+"""The methods against each other, on cases that no part of them has seen: the table, its summary, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy as np
-
-from crfrefine.arrays.components import postprocess
-from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.metrics.overlap import measure_case
-from crfrefine.parameters.model import CrfParameters, PostprocessParameters
-from crfrefine.refinement import refine
-from crfrefine.statistics.comparison import Measurement, ResultTable, measurements_of
+from crfrefine.statistics.comparison import Measurement, ResultTable, measurements_of, summarize
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
-from crfrefine.train.baselines import VectorScaling, smoothed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from crfrefine.cases.case import Case
-
-NETWORK = "network"
-SCALING = "vector scaling"
-SMOOTHING = "Gaussian smoothing"
-LARGEST = "largest component"
-DEFAULT = "default CRF"
-TRAINED = "trained CRF"
-TRAINED_LARGEST = "trained CRF + largest component"
-METHODS = (NETWORK, SCALING, SMOOTHING, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
-"""What is shown, in this order."""
-
-SCALING_LARGEST = "vector scaling + largest component"
-SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
-MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
-"""What is measured: those that are shown, and what the CRF with the largest component must beat."""
-
-METRICS = ("dice", "hd95_mm", "assd_mm")
+from crfrefine.train.methods import (
+    LARGEST,
+    MEASURED,
+    NETWORK,
+    SCALING,
+    SCALING_LARGEST,
+    SMOOTHING,
+    SMOOTHING_LARGEST,
+    TRAINED,
+    TRAINED_LARGEST,
+    MethodValues,
+)
+from crfrefine.train.results import Comparison, FoldResult, num_cut_short
 
 _RECALIBRATIONS = (SCALING, SMOOTHING)
 _RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
 
-Values = dict[str, dict[str, dict[str, float]]]
-"""Of one case: method, region, metric."""
 
-
-@dataclass(frozen=True)
-class Contestants:
-    """What was tuned on other cases than those that are measured.
-
-    Attributes:
-        trained: the trained CRF.
-        default: the CRF as it comes, with the trained one's normalization of the image.
-        scaling: the recalibrated network.
-        sigma_mm: width of the smoothing Gaussian.
-        keep_largest: which largest component is kept: "foreground" or "each".
-    """
-
-    trained: CrfParameters
-    default: CrfParameters
-    scaling: VectorScaling
-    sigma_mm: float
-    keep_largest: str
-
-
-def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestants: Contestants, device: str, threads: int) -> Values:
-    """Return Dice and surface distances of every method on one case.
+def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
+    """Return how the methods compare on the cases that the folds held out.
 
     Args:
-        case: read with its labels, where L marks voxels without a reference.
-        regions: labels of each region, by name.
-        contestants: tuned elsewhere.
-        device: of the CRF.
-        threads: for the CRF.
+        folds: which together hold out every case once.
+        seed: of the intervals.
     """
-    if case.labels is None:
-        raise ValueError("the case was read without labels")
-
-    keep = PostprocessParameters(keep_largest=contestants.keep_largest)
-
-    def crf(parameters: CrfParameters) -> NDArray[Any]:
-        found = refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, mask=case.mask, device=device, threads=threads)
-        return found.label_map
-
-    def largest(labels: NDArray[Any]) -> NDArray[Any]:
-        return postprocess(labels, keep, float(np.prod(case.spacing)) / 1000.0)
-
-    def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
-        """As for the CRF, the network's labels stay outside the mask."""
-        found = argmax_labels(logits)
-        return found if case.mask is None else np.where(case.mask, found, network)
-
-    network = argmax_labels(case.logits)
-    trained = crf(contestants.trained)
-    scaled = within_mask(contestants.scaling.apply(case.logits))
-    smooth = within_mask(smoothed(case.logits, contestants.sigma_mm, case.spacing))
-    maps = {
-        NETWORK: network,
-        SCALING: scaled,
-        SMOOTHING: smooth,
-        LARGEST: largest(network),
-        DEFAULT: crf(contestants.default),
-        TRAINED: trained,
-        TRAINED_LARGEST: largest(trained),
-        SCALING_LARGEST: largest(scaled),
-        SMOOTHING_LARGEST: largest(smooth),
-    }
-    known: dict[bytes, dict[str, dict[str, float]]] = {}
-    values: Values = {}
-    for name, labels in maps.items():
-        # Methods often agree, and distances are what takes time.
-        key = labels.tobytes()
-        if key not in known:
-            known[key] = measure_case(labels, case.labels, regions, case.spacing, metrics=METRICS, ignore_label=case.num_labels)
-        values[name] = known[key]
-    return values
+    measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
+    table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
+    pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
+    read, alone = judge(table)
+    if num_cut_short(folds):
+        read, alone = (replace(one, sentence=f"the time ran out before the training was finished: {one.sentence}") for one in (read, alone))
+    return Comparison(
+        table=table,
+        summary=summarize(table, NETWORK, seed=seed),
+        summary_of_largest=summarize(pair, LARGEST, seed=seed),
+        verdict=read,
+        verdict_alone=alone,
+    )
 
 
-def make_table(measured: Mapping[str, Values]) -> ResultTable:
+def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
     """Return the measurements of all cases, by the case's name, as a table."""
     lines: list[Measurement] = []
     for case_id, values in measured.items():
@@ -141,28 +70,3 @@ def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
         subject = "with the largest component kept, the trained CRF"
         return verdict(table, TRAINED_LARGEST, LARGEST, rivals=_RECALIBRATIONS_LARGEST, subject=subject), alone
     return alone, alone
-
-
-def plain_values(values: Iterable[tuple[str, Values]]) -> dict[str, Any]:
-    """Return measurements as JSON has them: NaN as None."""
-    return {
-        case_id: {
-            method: {region: {name: None if np.isnan(value) else value for name, value in row.items()} for region, row in rows.items()}
-            for method, rows in own.items()
-        }
-        for case_id, own in values
-    }
-
-
-def restored_values(plain: Mapping[str, Any]) -> dict[str, Values]:
-    """Return what `plain_values` was made of."""
-    return {
-        case_id: {
-            method: {
-                region: {name: float("nan") if value is None else float(value) for name, value in row.items()}
-                for region, row in rows.items()
-            }
-            for method, rows in own.items()
-        }
-        for case_id, own in plain.items()
-    }

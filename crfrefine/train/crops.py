@@ -49,7 +49,7 @@ class Crop:
         logits: (L, *box) float16: three digits are plenty for a gradient.
         labels: (*box) the reference; L where there is none.
         mask: (*box) True near possible foreground, inside the case's mask.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
         outside: (L, L) voxels of the case that are not in `mask`, by reference (row) and the network's label (column).
         tiles: boxes that share out the masked voxels, at most about TILE_VOXELS each.
         tile_weights: how often each is drawn; sums to 1.
@@ -113,7 +113,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         near &= case_mask
     if not near.any():
         near = np.ones_like(near) if case_mask is None else case_mask.copy()
-    box = _box_around(near, [MARGIN_MM / step for step in case.spacing])
+    box = _box_around(near, [MARGIN_MM / distance for distance in case.spacing])
     mask = _dilated(near[box], case.spacing)
     if case_mask is not None:
         mask &= case_mask[box]

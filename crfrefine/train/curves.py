@@ -1,4 +1,4 @@
-"""The picture of the training curves: loss, Dice of the cases that decide, and bandwidths over the iterations.
+"""The picture of the training curves: loss, Dice of the cases that decide, and bandwidths over the optimizer steps.
 
 Matplotlib is imported when the picture is drawn, never before.
 """
@@ -14,7 +14,7 @@ from crfrefine.train.starts import length_unit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from crfrefine.train.fitting import FitResult
+    from crfrefine.train.fit_result import FitResult
     from crfrefine.train.results import TrainingResult
 
 # Okabe & Ito 2008: told apart with every common color vision deficiency.
@@ -30,7 +30,7 @@ def draw_curves(result: TrainingResult) -> bytes:
     figure = Figure(figsize=(12.0, 7.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, 2)
-    runs = [(fold.name, fold.fit) for fold in result.folds] + [("all cases", result.final)]
+    runs = [(fold.name, fold.tuned.fit) for fold in result.folds] + [("all cases", result.final.fit)]
     for number, (name, fit) in enumerate(runs):
         color = _COLORS[number % len(_COLORS)]
         for start, history in fit.histories.items():
@@ -70,15 +70,15 @@ def draw_curves(result: TrainingResult) -> bytes:
     return buffer.getvalue()
 
 
-def _plot(axes: Axes, iterations: Sequence[int], values: Sequence[float], label: str | None, style: dict[str, Any]) -> None:
+def _plot(axes: Axes, optimizer_steps: Sequence[int], values: Sequence[float], label: str | None, style: dict[str, Any]) -> None:
     if values:
-        axes.plot(iterations, values, label=label, **style)
+        axes.plot(optimizer_steps, values, label=label, **style)
 
 
 def _mark_best(axes: Axes, fit: FitResult, scored: Sequence[dict[str, Any]], color: str) -> None:
-    best = [record for record in scored if record["iteration"] == fit.best_iteration]
+    best = [record for record in scored if record["iteration"] == fit.best_optimizer_step]
     if best:
-        axes.plot([fit.best_iteration], [100.0 * (best[0]["score"] - fit.network_score)], marker="o", color=color, markersize=6)
+        axes.plot([fit.best_optimizer_step], [100.0 * (best[0]["score"] - fit.network_score)], marker="o", color=color, markersize=6)
 
 
 def _values(history: Sequence[dict[str, Any]], key: str) -> Iterator[list[float]]:

@@ -40,7 +40,7 @@ class LabeledCases:
         num_labels: L, background included: channels of the logits.
         num_modalities: channels of the image.
         num_dims: axes of the grid.
-        label_names: one a label, background first.
+        label_names: one per label, background first.
         description: of `dataset.json`, where there is one.
         notes: what was left aside and why.
         left_out: the cases that lack a file, sorted by name.
@@ -138,7 +138,7 @@ def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
             "at least two cases with image, labels and logits"
             + ("" if data.masks is None else " and mask")
             + ": training holds cases out to measure on",
-            "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz (docs/formats.md).",
+            "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz (docs/reference/formats.md).",
         )
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")

@@ -31,6 +31,11 @@ class Split:
     held_out: tuple[int, ...]
 
     @property
+    def seen(self) -> list[int]:
+        """The cases that anything may be fitted to: all but those held out."""
+        return sorted({*self.training, *self.deciding})
+
+    @property
     def decides_in_turns(self) -> bool:
         """Whether there are too few cases to set some aside."""
         return self.training == self.deciding and len(self.training) > 1
@@ -63,6 +68,12 @@ def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
         rest = [int(case) for case in order if int(case) not in held_out]
         splits.append(split_training(rest, seed + fold, held_out))
     return splits
+
+
+def all_cases(num_cases: int) -> Split:
+    """Return the split of the training on all cases: each is trained on and decides."""
+    everything = tuple(range(num_cases))
+    return Split(everything, everything, ())
 
 
 def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crfrefine.layer.functional import build_kernels, mean_field
 from crfrefine.layer.module import CrfRnn
+from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
@@ -185,13 +186,7 @@ def _score(refined: Tensor, labels: Tensor, crop: Crop, loss: Loss) -> CaseScore
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     """Return the Dice of each region from counts (L, L) by reference and found label; NaN where neither has the region."""
-    values = np.full(len(regions), np.nan)
-    for number, region in enumerate(regions):
-        members = list(region)
-        size = confusion[members].sum() + confusion[:, members].sum()
-        if size:
-            values[number] = 2.0 * confusion[np.ix_(members, members)].sum() / size
-    return values
+    return np.array([dice(OverlapCounts.of_confusion(confusion, region)) for region in regions])
 
 
 def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:

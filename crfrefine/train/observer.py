@@ -15,17 +15,17 @@ class Step:
     Attributes:
         stage: such as "fold 2 of 5" or "all cases".
         start: name of the start.
-        iteration: of this start, from 1.
-        num_iterations: how many it may have.
-        loss: of the cases of this iteration.
+        optimizer_step: of this start, from 1.
+        num_optimizer_steps: how many it may make.
+        loss: of the cases of this step.
         score: mean Dice of the cases that decide, where they were just measured.
         thetas: current bandwidths as text.
     """
 
     stage: str
     start: str
-    iteration: int
-    num_iterations: int
+    optimizer_step: int
+    num_optimizer_steps: int
     loss: float
     score: float | None
     thetas: str

@@ -40,7 +40,7 @@ class TrainingOptions:
         learn: which of LEARNABLE are learned; the others stay as they start.
         num_folds: parts of the cross-validation; None: 5, or the number of cases where that is smaller.
         loss: one of LOSSES.
-        num_iterations: of the optimizer, for the start that is trained to its end; None: the built-in number.
+        num_optimizer_steps: for the start that is trained to its end; None: the built-in number.
         regions: `NAME=1+3+4`, what the comparison reports and the Dice loss weighs; empty: each foreground label.
         seed: order of the cases and their folds; the same seed gives the same result.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -58,7 +58,7 @@ class TrainingOptions:
     learn: tuple[str, ...] = LEARNABLE
     num_folds: int | None = None
     loss: str = LOSSES[0]
-    num_iterations: int | None = None
+    num_optimizer_steps: int | None = None
     regions: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"

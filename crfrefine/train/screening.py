@@ -1,4 +1,4 @@
-"""Which of the built-in starts suit the data: each tried on some cases without any training, once for all folds.
+"""The stage that says which starts suit the data: each tried on some cases without any training, once for all folds.
 
 A forward pass costs a fraction of a gradient, and at a bandwidth ten times too large there is nothing to learn from the gradient.
 """
@@ -6,20 +6,57 @@ A forward pass costs a fraction of a gradient, and at a bandwidth ten times too 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.execution.threads import Workers
-from crfrefine.train.fitting import Material
+from crfrefine.train.folds import Split
+from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_defined, mean_dice
-from crfrefine.train.starts import Start
+from crfrefine.train.preparation import Prepared
+from crfrefine.train.session import Session
+from crfrefine.train.starts import NUM_TRAINED, Start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_SCREENED = 40
 """Cases that the starts are tried on, at most."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The starts, and what trying them has shown.
+
+    Attributes:
+        starts: all of them.
+        cases: that they were tried on.
+        dice: mean Dice of each of these cases (row) with each start (column); None: there are too few starts to choose from.
+    """
+
+    starts: tuple[Start, ...]
+    cases: tuple[int, ...]
+    dice: list[list[float]] | None
+
+    def starts_for(self, split: Split) -> list[Start]:
+        """Return the starts that are worth a training on the cases of a split."""
+        if self.dice is None:
+            return list(self.starts)
+        return choose_starts(self.starts, np.array(self.dice, dtype=float), self.cases, split.seen, NUM_TRAINED)
+
+
+def screen_starts(prepared: Prepared, session: Session) -> Screened:
+    """Try all starts on some cases, unless the journal has what came of it; what comes of it serves all folds."""
+    starts, material = prepared.starts, prepared.material
+    cases = tuple(screened_cases(len(material.crops)))
+    dice = session.journal.done.screening
+    if dice is None and len(starts) > NUM_TRAINED:
+        session.observer.stage_started(f"trying {len(starts)} starts")
+        dice = screen(material, starts, cases, session.workers, lambda count: session.progress.tried(count, len(starts)))
+        session.journal.note_screening(dice)
+    return Screened(starts, cases, dice)
 
 
 def screened_cases(num_cases: int) -> list[int]:

@@ -25,8 +25,8 @@ LEARNS_MATRIX = False
 NUM_ITERATIONS = 5
 """Mean-field steps, in training and afterwards: what was trained with five must run with five."""
 
-LEARNING_RATES = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04}
-"""A step of Adam, at first, in the layer's own parameters: logarithms for theta and temperature."""
+STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04}
+"""Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature."""
 
 PRIOR = 0.15
 """Added to the loss: this, over the number of cases trained on, times the sum of squared logarithms of each value over its start's. With a
@@ -36,9 +36,9 @@ NUM_TRAINED = 2
 """Of the starts, so many are trained; the others are only tried."""
 
 RUNGS = ((8, 1),)
-"""After so many iterations, so many starts go on."""
+"""After so many optimizer steps, so many starts go on."""
 
-TRAINING_ITERATIONS = 40
+NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
 EVALUATE_EVERY = 8
 PATIENCE = 3
@@ -68,10 +68,10 @@ def make_starts(
         learn: what is learned; without theta, and with a model given, there is nothing to choose from.
         num_labels: L, background included.
         num_modalities: channels of the image.
-        spacing: typical distance of voxels in mm, one a grid axis.
+        spacing: typical distance of voxels in mm, one per grid axis.
     """
     base = prepare(built_in() if given is None else given, learn, num_labels, num_modalities)
-    voxel = 1.0 if base.mean_field.positions == "voxels" else math.prod(spacing) ** (1.0 / len(spacing))
+    voxel = 1.0 if base.mean_field.positions == "voxels" else voxel_length(spacing)
     unit = length_unit(base)
     starts = [Start("given", base)] if given is not None else []
     if given is not None and "theta" not in learn:
@@ -90,6 +90,11 @@ def make_starts(
     return starts
 
 
+def voxel_length(spacing: Sequence[float]) -> float:
+    """Return the side in mm of a cube as large as a voxel."""
+    return math.prod(spacing) ** (1.0 / len(spacing))
+
+
 def length_unit(parameters: CrfParameters) -> str:
     """Return the unit of bandwidths along the axes."""
     return "voxels" if parameters.mean_field.positions == "voxels" else "mm"
@@ -106,7 +111,7 @@ def built_in() -> CrfParameters:
 
 
 def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int) -> CrfParameters:
-    """Return the model with as many parameters as are to be learned: a weight a label, a bandwidth a modality, a full matrix."""
+    """Return the model with as many parameters as are to be learned: a weight per label, a bandwidth per modality, a full matrix."""
 
     def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
         return value if isinstance(value, tuple) else (value,) * count

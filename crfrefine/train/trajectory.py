@@ -1,4 +1,4 @@
-"""One start on its way: the model, Adam with a falling rate, what happened, the best values so far; all of it goes into a checkpoint."""
+"""One start on its way: the model, Adam, what happened, and the best values so far; all of it goes into a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.model import Model
-from crfrefine.train.starts import LEARNING_RATES, Start
+from crfrefine.train.schedule import Schedule
+from crfrefine.train.starts import STEP_LENGTHS, Start
 
-FINAL_RATE = 0.05
-"""Learning rate at the end, as a share of that at the beginning; between them half a cosine."""
+LAST_STEP_LENGTH = 0.05
+"""Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine."""
 
 LARGEST_GRADIENT = 10.0
 """Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size."""
@@ -28,8 +29,7 @@ class Trajectory:
         start: where it begins.
         learn: the groups of parameters that move.
         sizes: labels, modalities, axes.
-        num_iterations: over which the learning rate falls.
-        rate: factor on all learning rates.
+        schedule: over its optimizer steps, they become shorter.
         prior: weight of what pulls the parameters back to where they began.
         device: where the model computes; its parameters, and all that is kept of them, stay on the CPU.
     """
@@ -39,23 +39,23 @@ class Trajectory:
         start: Start,
         learn: Sequence[str],
         sizes: tuple[int, int, int],
-        num_iterations: int,
-        rate: float = 1.0,
+        schedule: Schedule,
+        *,
         prior: float = 0.0,
         device: TrainingDevice = CPU,
     ) -> None:
         self.start = start
         self._prior = prior
-        self.num_iterations = num_iterations
-        self.iteration = 0
+        self.num_optimizer_steps = schedule.num_optimizer_steps
+        self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
         self.best_score = -math.inf
-        self.best_iteration = 0
+        self.best_optimizer_step = 0
         self.model = Model(start.parameters, learn, sizes, device)
         self._best = self._values()
         self._origin = self.model.positions()
         groups = self.model.groups
-        self._rates = [rate * LEARNING_RATES[group] for group in groups]
+        self._step_lengths = [schedule.step_length * STEP_LENGTHS[group] for group in groups]
         self._optimizer = torch.optim.Adam([{"params": parameters} for parameters in groups.values()], betas=(0.8, 0.95))
 
     @property
@@ -64,19 +64,19 @@ class Trajectory:
         return self.start.name
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
-        """Move along the gradients, one a learned parameter, and that of the prior."""
+        """Move along the gradients, one per learned parameter, and that of the prior."""
         parameters = [parameter for _, parameter in self.model.learned]
         pulls = self.model.pull(self._origin)
         for parameter, gradient, pull in zip(parameters, gradients, pulls, strict=True):
             parameter.grad = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) + self._prior * pull
         torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-        share = min(1.0, self.iteration / self.num_iterations)
-        factor = FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + math.cos(math.pi * share))
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        share = min(1.0, self.optimizer_step / self.num_optimizer_steps)
+        factor = LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * 0.5 * (1.0 + math.cos(math.pi * share))
+        for group, step_length in zip(self._optimizer.param_groups, self._step_lengths, strict=True):
+            group["lr"] = step_length * factor
         self._optimizer.step()
-        self.iteration += 1
-        self.history.append({"iteration": self.iteration, "loss": loss, "thetas": self.thetas()})
+        self.optimizer_step += 1
+        self.history.append({"iteration": self.optimizer_step, "loss": loss, "thetas": self.thetas()})
 
     def scored(self, score: float, loss: float) -> None:
         """Note how good the present values are on the deciding cases, and keep them if they are the best."""
@@ -84,7 +84,7 @@ class Trajectory:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
         if score > self.best_score:
-            self.best_score, self.best_iteration, self._best = score, self.iteration, self._values()
+            self.best_score, self.best_optimizer_step, self._best = score, self.optimizer_step, self._values()
 
     @property
     def last_score(self) -> float:
@@ -93,7 +93,7 @@ class Trajectory:
 
     def evaluations_since_best(self) -> int:
         """Return how many evaluations in a row brought nothing better."""
-        return sum("score" in record and record["iteration"] > self.best_iteration for record in self.history)
+        return sum("score" in record and record["iteration"] > self.best_optimizer_step for record in self.history)
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""
@@ -119,10 +119,10 @@ class Trajectory:
         """Return all that is needed to go on, as JSON has it."""
         moments = self._optimizer.state_dict()["state"]
         return {
-            "iteration": self.iteration,
+            "iteration": self.optimizer_step,
             "history": list(self.history),
             "best_score": self.best_score if math.isfinite(self.best_score) else None,
-            "best_iteration": self.best_iteration,
+            "best_iteration": self.best_optimizer_step,
             "best": self._best,
             "values": self._values(),
             "moments": {str(key): {name: _plain(value) for name, value in entry.items()} for key, entry in moments.items()},
@@ -130,10 +130,10 @@ class Trajectory:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to where `state` was taken."""
-        self.iteration = state["iteration"]
+        self.optimizer_step = state["iteration"]
         self.history = list(state["history"])
         self.best_score = -math.inf if state["best_score"] is None else state["best_score"]
-        self.best_iteration = state["best_iteration"]
+        self.best_optimizer_step = state["best_iteration"]
         self._best = state["best"]
         self._restore(state["values"])
         whole = self._optimizer.state_dict()

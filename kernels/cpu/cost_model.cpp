@@ -3,19 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <stdexcept>
 
 #include "cpu/features.h"
 #include "cpu/grid.h"
 #include "cpu/lattice_build.h"
-#include "cpu/truncated.h"
+#include "cpu/window.h"
 
 namespace crf {
 
 namespace {
 
-// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/benchmarks.md. Only their
-// ratios decide, and those move little from one processor to the next.
+// Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/reference/benchmarks.md. Only
+// their ratios decide, and those move little from one processor to the next. The exact sum is the exception: a pair takes 0.2 with AVX-512
+// and over 3 without, so its price is one in between.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
 constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;
@@ -36,7 +36,7 @@ struct Work {
     int num_features, num_modalities;
     int num_channels, num_filterings;
 
-    // Sum of cost(channels of a group) over the groups of all filterings, two of which are of a single channel (the normalization).
+    // Sum of cost(channels of a group) over the groups of all filterings, and over the two of a single channel for the normalization.
     template <class Cost>
     double filterings(Cost&& cost) const {
         double once = 0;
@@ -63,22 +63,26 @@ double grid_cost(const Work& work, const GridSize& size) {
 double lattice_cost(const Work& work, double vertices) {
     const double corners = work.voxels * (work.num_features + 1), steps = vertices * (work.num_features + 1);
     const double build = corners * kLatticeBuildCorner + steps * kLatticeBuildNeighbor;
-    return kLatticeHandicap * (build + work.filterings([&](int channels) {
-               return corners * (kLatticeCorner + kLatticeCornerChannel * channels) +
-                      steps * (kLatticeStep + kLatticeStepChannel * channels);
-           }));
+    return build + work.filterings([&](int channels) {
+        return corners * (kLatticeCorner + kLatticeCornerChannel * channels) + steps * (kLatticeStep + kLatticeStepChannel * channels);
+    });
+}
+
+Work describe(const BilateralInput& input, int num_channels, int num_filterings) {
+    return {static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()), num_channels,
+            num_filterings};
 }
 
 std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_grid) {
     const auto noticed = [](double cost) { return std::max(cost, kUnnoticed); };
     const double exact = noticed(exact_cost(work));
-    const double truncated = noticed(truncated_cost(work, num_truncated_pairs(input)));
+    const double truncated = noticed(truncated_cost(work, num_window_pairs(input)));
     const GridSize size = grid_size(input);
     const double grid = may_be_grid && fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
     // How many vertices a lattice would have takes time to estimate, so only where it decides: between next to none and all its simplices'
     // own.
-    const auto with_vertices = [&](double a_voxel) { return noticed(lattice_cost(work, a_voxel * work.voxels)); };
+    const auto with_vertices = [&](double a_voxel) { return noticed(kLatticeHandicap * lattice_cost(work, a_voxel * work.voxels)); };
     const int most = work.num_features + 1;
     if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {
         const double vertices = with_vertices(most) < direct && fits_lattice(input) ? most : estimate_vertices_per_voxel(input);
@@ -90,12 +94,18 @@ std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_
 
 }  // namespace
 
+FilterCosts estimate_costs(const BilateralInput& input, int num_channels, int num_filterings) {
+    const Work work = describe(input, num_channels, num_filterings);
+    const GridSize size = grid_size(input);
+    const double never = std::numeric_limits<double>::infinity();
+    return {exact_cost(work), truncated_cost(work, num_window_pairs(input)), fits_grid(input, size) ? grid_cost(work, size) : never,
+            fits_lattice(input) ? lattice_cost(work, estimate_vertices_per_voxel(input) * work.voxels) : never};
+}
+
 std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings,
                           bool may_be_grid) {
     if (requested != "auto") return requested;
-    const Work work{static_cast<double>(input.voxels->num_voxels), num_features(input), static_cast<int>(input.intensity.size()),
-                    num_channels, num_filterings};
-    return cheapest(input, work, may_be_grid);
+    return cheapest(input, describe(input, num_channels, num_filterings), may_be_grid);
 }
 
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, const BilateralInput& input, int num_channels,
@@ -105,7 +115,7 @@ std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested, cons
     if (chosen == "truncated") return make_truncated_filter(input, pool);
     if (chosen == "grid") return make_grid_filter(input, grid_size(input), pool);
     if (chosen == "lattice") return make_lattice_filter(input, pool);
-    throw std::invalid_argument("unknown filter '" + requested + "'");
+    throw InputError("unknown filter '" + requested + "'");
 }
 
 }  // namespace crf

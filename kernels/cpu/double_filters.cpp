@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "cpu/cost_model.h"
 #include "cpu/features.h"
 #include "cpu/lattice_rows.h"
 #include "cpu/spatial_taps.h"
-#include "cpu/truncated.h"
+#include "cpu/window.h"
 
 namespace crf {
 
@@ -87,13 +86,13 @@ class DoubleExactFilter final : public DoubleFilter {
     const Voxels& voxels_;
     ThreadPool& pool_;
     DoubleFeatures features_;
-    std::vector<double> step_;  // spacing over theta_alpha, one a box axis
+    std::vector<double> step_;  // spacing over theta_alpha, one per box axis
 };
 
 class DoubleTruncatedFilter final : public DoubleFilter {
    public:
     DoubleTruncatedFilter(const BilateralInput& input, const std::vector<const double*>& image, ThreadPool& pool)
-        : voxels_(*input.voxels), pool_(pool), features_(input, image), offsets_(truncated_window(input)) {
+        : voxels_(*input.voxels), pool_(pool), features_(input, image), offsets_(list_window(input)) {
         compact_.assign(voxels_.box_size, -1);
         for (const Run& run : voxels_.runs)
             for (int32_t i = 0; i < run.length; ++i) compact_[run.box + i] = run.voxel + i;
@@ -191,33 +190,51 @@ class DoubleLatticeFilter final : public DoubleFilter {
 class DoubleSpatialFilter final : public DoubleFilter {
    public:
     DoubleSpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool)
-        : voxels_(voxels), pool_(pool), taps_(spatial_taps(voxels, theta_gamma)) {}
+        : voxels_(voxels), pool_(pool), taps_(spatial_taps(voxels, theta_gamma, kSpatialRadius<double>)) {}
 
     void accumulate(const double* values, int num_channels, const double* pre, const double* post, const double* channel_weight,
                     double* sum, Workspace& workspace) override {
-        double* const box = workspace.values<double>(2 * voxels_.box_size);
         for (int c = 0; c < num_channels; ++c) {
-            double *from = box, *to = box + voxels_.box_size;
-            std::fill(from, from + voxels_.box_size, 0.0);
-            for (const Run& run : voxels_.runs)
-                for (int32_t i = 0; i < run.length; ++i)
-                    from[run.box + i] = values[c * voxels_.num_voxels + run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0);
-            int64_t inner = voxels_.box_size;
-            for (int a = 0; a < voxels_.num_axes; ++a) {
-                inner /= voxels_.box_shape[a];
-                filter_axis(taps_[a], voxels_.box_shape[a], inner, from, to);
-                std::swap(from, to);
-            }
+            const double* const filtered = filter(values + c * voxels_.num_voxels, pre, kNoAxis, workspace);
             for (const Run& run : voxels_.runs)
                 for (int32_t i = 0; i < run.length; ++i)
                     sum[c * voxels_.num_voxels + run.voxel + i] +=
-                        channel_weight[c] * (post ? post[run.voxel + i] : 1.0) * from[run.box + i];
+                        channel_weight[c] * (post ? post[run.voxel + i] : 1.0) * filtered[run.box + i];
         }
+    }
+
+    bool second_moments(const double* u, const double* v, int num_channels, double* squared, double* /*pull*/,
+                        Workspace& workspace) override {
+        for (int c = 0; c < num_channels; ++c)
+            for (int axis = 0; axis < voxels_.num_axes; ++axis) {
+                const double* const filtered = filter(v + c * voxels_.num_voxels, nullptr, axis, workspace);
+                for (const Run& run : voxels_.runs)
+                    for (int32_t i = 0; i < run.length; ++i)
+                        squared[axis] += u[c * voxels_.num_voxels + run.voxel + i] * filtered[run.box + i];
+            }
+        return true;
     }
 
     std::string description() const override { return "separable, float64"; }
 
    private:
+    static constexpr int kNoAxis = -1;
+
+    // One channel over the box, by the slopes of `differentiated` in the place of its weights; in the workspace.
+    const double* filter(const double* values, const double* pre, int differentiated, Workspace& workspace) {
+        double *from = workspace.values<double>(2 * voxels_.box_size), *to = from + voxels_.box_size;
+        std::fill(from, from + voxels_.box_size, 0.0);
+        for (const Run& run : voxels_.runs)
+            for (int32_t i = 0; i < run.length; ++i) from[run.box + i] = values[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0);
+        int64_t inner = voxels_.box_size;
+        for (int a = 0; a < voxels_.num_axes; ++a) {
+            inner /= voxels_.box_shape[a];
+            filter_axis(a == differentiated ? taps_[a].slope : taps_[a].weight, voxels_.box_shape[a], inner, from, to);
+            std::swap(from, to);
+        }
+        return from;
+    }
+
     void filter_axis(const std::vector<double>& taps, int64_t length, int64_t inner, const double* from, double* to) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
         pool_.run(voxels_.box_size / inner, [&](int64_t row, int) {
@@ -231,7 +248,7 @@ class DoubleSpatialFilter final : public DoubleFilter {
 
     const Voxels& voxels_;
     ThreadPool& pool_;
-    std::vector<std::vector<double>> taps_;
+    std::vector<SpatialTaps> taps_;
 };
 
 }  // namespace
@@ -243,9 +260,8 @@ std::unique_ptr<DoubleFilter> make_double_bilateral_filter(const std::string& re
     if (chosen == "exact") return std::make_unique<DoubleExactFilter>(input, intensity, pool);
     if (chosen == "truncated") return std::make_unique<DoubleTruncatedFilter>(input, intensity, pool);
     if (chosen == "lattice") return std::make_unique<DoubleLatticeFilter>(input, pool);
-    if (chosen == "grid")
-        throw std::invalid_argument("the filter 'grid' works in single precision only; use float32, or another filter for float64");
-    throw std::invalid_argument("unknown filter '" + requested + "'");
+    if (chosen == "grid") throw InputError("the filter 'grid' works in single precision only; use float32, or another filter for float64");
+    throw InputError("unknown filter '" + requested + "'");
 }
 
 std::unique_ptr<DoubleFilter> make_double_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {

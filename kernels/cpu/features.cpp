@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 #include <utility>
 
 #include "cpu/simd.h"
@@ -19,8 +18,8 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
       highest(intensity.size()) {
     for (int a = 0; a < voxels->num_axes; ++a)
         if (voxels->box_shape[a] * voxels->spacing[a] / theta_alpha[a] > kLargestFeature)
-            throw std::invalid_argument("capacity: theta_alpha " + std::to_string(theta_alpha[a]) +
-                                        " is less than a millionth of the volume's extent; use a larger bandwidth");
+            throw CapacityError("theta_alpha " + std::to_string(theta_alpha[a]) +
+                                " is less than a millionth of the volume's extent; use a larger bandwidth");
     const int64_t num_blocks = num_voxel_blocks(voxels->num_voxels);
     std::vector<float> low(num_blocks), high(num_blocks);
     for (size_t m = 0; m < intensity.size(); ++m) {
@@ -50,12 +49,11 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
         highest[m] = *std::max_element(high.begin(), high.end());
         for (float value : low)
             if (value != value)
-                throw std::invalid_argument("modality " + std::to_string(m) +
-                                            " of the image holds values that are not finite (NaN or infinity)");
+                throw InputError("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
         if ((static_cast<double>(highest[m]) - lowest[m]) / theta_beta[m] > kLargestFeature)
-            throw std::invalid_argument("capacity: theta_beta " + std::to_string(theta_beta[m]) + " of modality " + std::to_string(m) +
-                                        " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
-                                        "intensities");
+            throw CapacityError("theta_beta " + std::to_string(theta_beta[m]) + " of modality " + std::to_string(m) +
+                                " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
+                                "intensities");
     }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/buffer.h"
+#include "cpu/errors.h"
 #include "cpu/thread_pool.h"
 #include "cpu/voxels.h"
 
@@ -34,8 +35,9 @@ class BasicFilter {
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
     virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
 
-    // Moments of the kernel between u and v, where a filter has a faster way than filtering products with the features x (moments.h):
-    // squared[f] += sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and where `pull` is given
+    // Moments of the kernel between u and v, where a filter has a faster or closer way than filtering products with the features x
+    // (moments.h): squared[f] += theta_f times the derivative of sum_c <u_c, K v_c> with respect to theta_f, which for a Gaussian is
+    // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and where `pull` is given
     // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has not.
     virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, T* /*pull*/, Workspace&) {
         return false;
@@ -57,15 +59,16 @@ using Filter = BasicFilter<float>;
 // The bilateral kernel's inputs, divided by nothing yet.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    std::vector<double> theta_alpha;      // mm, one a box axis
-    std::vector<double> theta_beta;       // one a modality
-    std::vector<const float*> intensity;  // whole grid, one array a modality
+    std::vector<double> theta_alpha;      // mm, one per box axis
+    std::vector<double> theta_beta;       // one per modality
+    std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
 
     // Single precision resolves a difference of one bandwidth up to about this many of them.
     static constexpr double kLargestFeature = 1e6;
 
-    // Takes the ranges of the intensities. Throws std::invalid_argument when one is not finite or spans too many bandwidths.
+    // Takes the ranges of the intensities. Throws InputError when one is not finite, CapacityError when one
+    // spans too many bandwidths.
     BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
                    std::vector<const float*> intensity, ThreadPool& pool);
 };

@@ -1,27 +1,19 @@
 // The bilateral kernel on a dense grid over position and intensity, for one or two modalities (Paris & Durand 2006's bilateral grid, with
-// cubic B-splines in place of box cells; docs/math.md).
+// cubic B-splines in place of box cells; docs/reference/math.md).
 //
 // Voxels lie on a regular grid, so the spatial part of splatting and slicing is separable: a row of voxels is splatted into cells along
 // x and intensity only, rows are then added into planes, planes into the grid. A voxel costs 4 (or 16) short vectors whatever the
 // number of axes, and the spline makes the kernel several times more accurate than a lattice with linear cells.
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
 #include "cpu/grid.h"
+#include "cpu/grid_blur.h"
 #include "cpu/simd.h"
 
 namespace crf {
 
 namespace {
-
-// Cells are one bandwidth wide. B-spline * filter * B-spline is then closest, in the least-squares sense over all phases, to
-// exp(-d^2 / 2) with this three-tap filter: RMS 0.0057, at most 0.023 off in one dimension.
-constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
-constexpr int kSpan = 4;  // cells under one cubic B-spline
-
-// A grid with far more cells than voxels is a mistake that would take minutes: this many, or this many a voxel, are allowed, and 8 GB.
-constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
 
 // A row is splatted into this many copies in turn, which are then added: neighboring voxels hit overlapping cells, and a load that partly
 // overlaps a store just made would wait for it. Long rows get fewer, as clearing and adding them costs more than it saves.
@@ -351,39 +343,6 @@ class GridFilter final : public Filter {
         });
     }
 
-    // Along rows of `length` floats that follow one another.
-    static void blur_contiguous(float* rows, int64_t num_rows, int64_t length, float* scratch) {
-        for (float* row = rows; row < rows + num_rows * length; row += length) {
-            scratch[0] = 0.0f;
-            std::copy(row, row + length, scratch + 1);
-            scratch[length + 1] = 0.0f;
-            for (int64_t i = 0; i < length; ++i) row[i] = kCenterTap * scratch[i + 1] + kSideTap * (scratch[i] + scratch[i + 2]);
-        }
-    }
-
-    // Across `count` rows of `length` floats that follow one another.
-    static void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) {
-        blur_columns(rows, count, length, length, scratch);
-    }
-
-    // Across `count` rows, `stride` apart, of which `width` floats are taken. The scratch keeps the row before, unfiltered.
-    static void blur_columns(float* rows, int64_t count, int64_t stride, int64_t width, float* scratch) {
-        std::fill(scratch, scratch + width, 0.0f);
-        for (int64_t r = 0; r < count; ++r) {
-            float* row = rows + r * stride;
-            if (r + 1 < count) {
-                const float* next = row + stride;
-                for (int64_t i = 0; i < width; ++i) {
-                    const float own = row[i];
-                    row[i] = kCenterTap * own + kSideTap * (scratch[i] + next[i]);
-                    scratch[i] = own;
-                }
-            } else {
-                for (int64_t i = 0; i < width; ++i) row[i] = kCenterTap * row[i] + kSideTap * scratch[i];
-            }
-        }
-    }
-
     const Voxels& voxels_;
     ThreadPool& pool_;
     const GridSize size_;
@@ -404,37 +363,12 @@ class GridFilter final : public Filter {
 
 }  // namespace
 
-GridSize grid_size(const BilateralInput& input) {
-    const Voxels& voxels = *input.voxels;
-    GridSize size;
-    double cells = 1;
-    for (int a = 0; a < voxels.num_axes; ++a) {
-        const double extent = (voxels.box_shape[a] - 1) * voxels.spacing[a] / input.theta_alpha[a];
-        size.cells[a] = static_cast<int64_t>(extent) + kSpan;
-        cells *= extent + kSpan;
-    }
-    for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
-        size.lowest[m] = input.lowest[m];
-        const double extent = (static_cast<double>(input.highest[m]) - input.lowest[m]) / input.theta_beta[m];
-        // One more than the span: rounding in single precision may put the highest intensity into the next cell.
-        size.bins[m] = static_cast<int64_t>(extent) + kSpan + 1;
-        cells *= extent + kSpan + 1;
-    }
-    size.num_cells = cells;
-    return size;
-}
-
-bool fits_grid(const BilateralInput& input, const GridSize& size) {
-    const double most = std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
-    return !input.intensity.empty() && input.intensity.size() <= 2 && size.num_cells <= std::min(kLargestGrid, most);
-}
-
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool) {
     if (input.intensity.empty() || input.intensity.size() > 2)
-        throw std::invalid_argument("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
-                                    "; use filter = \"lattice\" or \"auto\"");
+        throw InputError("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
+                         "; use filter = \"lattice\" or \"auto\"");
     if (!fits_grid(input, size))
-        throw std::invalid_argument("capacity: the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
+        throw CapacityError("the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
     return std::make_unique<GridFilter>(input, size, pool);
 }
 

@@ -5,6 +5,8 @@
 
 namespace crf {
 
+constexpr int kSpan = 4;  // cells under one cubic B-spline along an axis
+
 struct GridSize {
     int64_t cells[kMaxAxes]{};  // along each axis of the box
     int64_t bins[2]{1, 1};      // along each modality
@@ -17,7 +19,7 @@ GridSize grid_size(const BilateralInput& input);
 // Whether the grid filter takes this input: one or two modalities, and not far more cells than voxels.
 bool fits_grid(const BilateralInput& input, const GridSize& size);
 
-// Throws std::invalid_argument where it does not fit.
+// Throws InputError or CapacityError where it does not fit.
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool);
 
 }  // namespace crf

@@ -1,6 +1,5 @@
 #include "cpu/kernel_set.h"
 
-#include <stdexcept>
 #include <type_traits>
 
 #include "cpu/cost_model.h"
@@ -9,12 +8,6 @@
 namespace crf {
 
 namespace {
-
-std::vector<double> box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis) {
-    std::vector<double> values;
-    for (int a = 0; a < voxels.num_axes; ++a) values.push_back(per_grid_axis[voxels.source_axis[a]]);
-    return values;
-}
 
 std::unique_ptr<Filter> make_bilateral(const KernelSpecs& specs, const Voxels& voxels, const std::vector<double>& theta_alpha,
                                        const std::vector<double>& theta_beta, const std::vector<const float*>& image, ThreadPool& pool) {
@@ -46,11 +39,17 @@ std::unique_ptr<BasicFilter<T>> make_spatial(const Voxels& voxels, const std::ve
 
 }  // namespace
 
+std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis) {
+    std::vector<double> values;
+    for (int a = 0; a < voxels.num_axes; ++a) values.push_back(per_grid_axis[voxels.source_axis[a]]);
+    return values;
+}
+
 Normalization parse_normalization(const std::string& name) {
     if (name == "symmetric") return Normalization::kSymmetric;
     if (name == "after") return Normalization::kAfter;
     if (name == "none") return Normalization::kNone;
-    throw std::invalid_argument("unknown normalization '" + name + "'");
+    throw InputError("unknown normalization '" + name + "'");
 }
 
 template <class T>
@@ -67,13 +66,13 @@ KernelSet<T>::KernelSet(const Voxels& voxels_in, const std::vector<const T*>& im
     };
     for (size_t k = 0; k < specs.bilateral.size(); ++k) {
         if (callback) callback(static_cast<int>(k), num_kernels);
-        const std::vector<double> theta_alpha = box_axes(voxels, specs.bilateral[k].theta_alpha);
+        const std::vector<double> theta_alpha = on_box_axes(voxels, specs.bilateral[k].theta_alpha);
         const std::vector<double>& theta_beta = specs.bilateral[k].theta_beta;
         add(make_bilateral(specs, voxels, theta_alpha, theta_beta, image, pool), "bilateral." + std::to_string(k));
         features.emplace_back(voxels, theta_alpha, theta_beta, image);
     }
     if (!specs.theta_gamma.empty()) {
-        const std::vector<double> theta_gamma = box_axes(voxels, specs.theta_gamma);
+        const std::vector<double> theta_gamma = on_box_axes(voxels, specs.theta_gamma);
         add(make_spatial<T>(voxels, theta_gamma, pool), "spatial");
         features.emplace_back(voxels, theta_gamma, std::vector<double>(), std::vector<const T*>());
     }

@@ -1,4 +1,5 @@
-// The kernels of one model on one image, normalized and ready to filter: built once, used by every step, forth and back.
+// The kernels of one model on one image, normalized and ready to filter: built once, used by every step of the forward and the backward
+// pass.
 #pragma once
 
 #include <string>
@@ -10,6 +11,9 @@ namespace crf {
 
 Normalization parse_normalization(const std::string& name);
 
+// Of one value per grid axis, those of the box's axes.
+std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis);
+
 // A whole case's model but for weights and compatibility. Bandwidths and spacing have one value a grid axis.
 struct KernelSpecs {
     struct Bilateral {
@@ -19,7 +23,7 @@ struct KernelSpecs {
     std::vector<double> theta_gamma;  // empty: no spatial kernel
     Normalization normalization = Normalization::kSymmetric;
     std::string filter;    // of the bilateral kernels
-    int num_channels = 0;  // what "auto" expects to be filtered, and how often
+    int num_channels = 0;  // what "auto" expects to be filtered, and how often, besides the normalization
     int num_filterings = 0;
 };
 
@@ -31,7 +35,7 @@ template <class T>
 struct KernelSet {
     const Voxels& voxels;
     std::vector<Kernel<T>> kernels;           // the bilateral ones first
-    std::vector<FeatureColumns<T>> features;  // one a kernel
+    std::vector<FeatureColumns<T>> features;  // one per kernel
     std::vector<std::string> descriptions;
 
     KernelSet(const Voxels& voxels, const std::vector<const T*>& image, const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,

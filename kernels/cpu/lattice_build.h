@@ -1,11 +1,17 @@
 // The permutohedral lattice of one image: which vertices there are, how voxels hang on them, and who neighbors whom.
+//
+// It is built in five passes, functions from struct to struct, each in parallel and each with the same result for any number of threads:
+//   1. lattice_tiles: the simplex of every voxel, and each tile's own list of vertices;
+//   2. lattice_blocks: the tiles' vertices sorted into blocks of space;
+//   3. lattice_vertices: duplicates merged and vertices numbered, block by block;
+//   4. lattice_neighbors: chains of neighbors along each direction;
+//   5. lattice_slots: where each tile puts its share of a vertex.
 #pragma once
 
 #include "cpu/filter.h"
+#include "cpu/lattice_geometry.h"
 
 namespace crf {
-
-constexpr int kMaxLatticeFeatures = 28;
 
 struct Lattice {
     // Up to this many voxels, a brick of the box, are splatted into one small buffer whose vertices 16 bits can number.
@@ -52,7 +58,7 @@ struct Lattice {
     double amplitude() const;
 };
 
-// Throws std::invalid_argument ("capacity: ...") when the features span more cells than a 128-bit key can number.
+// Throws CapacityError when the features span more cells than a 128-bit key can number.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 
 // Whether the features fit into the keys of a lattice.

@@ -4,16 +4,15 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/simd.h"
+#include "cpu/softmax_lanes.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 
 namespace {
 
-template <class T>
-constexpr T kTiny = std::numeric_limits<T>::min();  // smallest normal number: keeps logarithms of vanished marginals finite
-constexpr double kEnergyRounding = 1e-6;            // relative rise of the energy that counts as rounding
-constexpr double kFlipsAtConvergence = 1e-4;        // of the voxels, in the last step
+constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
+constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
 // Sums over one block of voxels.
 struct BlockSums {
@@ -57,7 +56,7 @@ class MeanField {
 
     MeanFieldOutcome run(T* out, const StepCallback& callback) {
         MeanFieldOutcome outcome;
-        step_ = T{1} - options_.damping;
+        step_length_ = T{1} - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
         const BlockSums start = total();
         const double largest = start.largest;
@@ -80,7 +79,7 @@ class MeanField {
             T* target = keep || is_last ? out : nullptr;
             if (record_ && !is_last) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
             skip_marginals_ = record_ && is_last;  // the record has no room for them
-            outcome.step.push_back(static_cast<double>(step_));
+            outcome.step.push_back(static_cast<double>(step_length_));
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             old_marginals_ = new_marginals_;
             const BlockSums sums = total();
@@ -88,7 +87,7 @@ class MeanField {
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_ *= static_cast<T>(0.5);
+            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_length_ *= static_cast<T>(0.5);
             last_energy = energy;
             outcome.energy.push_back(energy - largest);
             outcome.num_iterations = t + 1;
@@ -139,89 +138,11 @@ class MeanField {
     }
 
     // Logits over temperature of a block, one row of kVoxelBlock a label; rows are padded with zeros to whole vectors.
-    void load_logits(int64_t block, T* rows) const { load_from_grid(logits_, T{1} / options_.temperature, block, rows); }
-
-    void load_from_grid(const T* array, T scale, int64_t block, T* rows) const {
-        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
-        voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
-            for (int l = 0; l < num_labels_; ++l) {
-                const T* from = array + l * voxels_.grid_size + grid;
-                T* to = rows + l * kVoxelBlock + (voxel - begin);
-                for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
-            }
-        });
-        for (int l = 0; l < num_labels_; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
+    void load_logits(int64_t block, T* rows) const {
+        load_from_grid(voxels_, logits_, T{1} / options_.temperature, block, num_labels_, rows);
     }
 
-    void store_to_grid(const T* rows, int64_t block, T* array) const {
-        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
-        voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
-            for (int l = 0; l < num_labels_; ++l) {
-                const T* from = rows + l * kVoxelBlock + (voxel - begin);
-                std::copy(from, from + length, array + l * voxels_.grid_size + grid);
-            }
-        });
-    }
-
-    void store_marginals(int64_t block, const T* rows) {
-        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels_);
-        for (int c = 0; c < num_channels_; ++c)
-            std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + (end - begin), new_marginals_ + c * num_voxels_ + begin);
-    }
-
-    // x, in place, becomes the softmax over rows; returns sum Q log Q, and the first largest row.
-    struct Softmax {
-        Lanes negative_entropy;
-        Integers label;
-    };
-    template <int L>
-    Softmax softmax(T* x) const {
-        const int num_labels = L > 0 ? L : num_labels_;
-        Lanes largest = load(x);
-        Integers label{};
-        for (int l = 1; l < num_labels; ++l) {
-            const Lanes v = load(x + l * kVoxelBlock);
-            const Integers more = v > largest;
-            largest = more ? v : largest;
-            label = more ? Integers{} + l : label;
-        }
-        const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
-        Lanes total{}, weighted{};
-        for (int l = 0; l < num_labels; ++l) {
-            const Lanes shifted = load(x + l * kVoxelBlock) - largest;
-            const Lanes e = exp_nonpositive(shifted);
-            total += e;
-            weighted += shifted >= lowest ? e * shifted : Lanes{};  // nothing times minus infinity is nothing
-            store(x + l * kVoxelBlock, e);
-        }
-        const Lanes inverse = T{1} / total;
-        for (int l = 0; l < num_labels; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
-        return {weighted * inverse - log_positive(total), label};
-    }
-
-    template <int L>
-    Lanes largest_row(const T* x) const {
-        const int num_labels = L > 0 ? L : num_labels_;
-        Lanes largest = load(x);
-        for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
-        return largest;
-    }
-
-    // KL(new || old) of sixteen voxels, as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing
-    // cancels. An implied marginal is 1 minus the others: what is below their rounding counts as equal.
-    template <int L>
-    Lanes kl_divergence(const T* now, const T* old) const {
-        const int num_labels = L > 0 ? L : num_labels_;
-        const Lanes tiny = splat_lanes(kTiny<T>), rounding = splat_lanes(static_cast<T>(num_labels_) * std::numeric_limits<T>::epsilon());
-        Lanes total{};
-        for (int l = 0; l < num_labels; ++l) {
-            const Lanes least = implied_ && l == num_labels - 1 ? rounding : tiny;
-            const Lanes p = vmax(load(now + l * kVoxelBlock), least);
-            const Lanes ratio = vmax(load(old + l * kVoxelBlock), least) / p;
-            total += vmax(p * (ratio - T{1} - log_positive(vmax(ratio, tiny))), Lanes{});
-        }
-        return total;
-    }
+    void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_channels_, new_marginals_); }
 
     void initialize(int64_t block, T* x) {
         load_logits(block, x);
@@ -229,9 +150,9 @@ class MeanField {
         BlockSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
-            const Lanes largest = largest_row<0>(x + i);
+            const Lanes largest = largest_row<0>(x + i, num_labels_);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
-            sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? softmax<0>(x + i).negative_entropy : Lanes{});
+            sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? softmax_rows<0>(x + i, num_labels_).negative_entropy : Lanes{});
         }
         store_marginals(block, x);
         for (int c = 0; c < num_channels_; ++c) {
@@ -258,7 +179,7 @@ class MeanField {
         }
     }
 
-    // L: number of labels, 0 = any; loops of known length stay in registers.
+    // L: number of labels, 0 = any.
     template <int L>
     void update_labels(int64_t block, T* scratch, T* out) {
         const int num_labels = L > 0 ? L : num_labels_;
@@ -275,7 +196,7 @@ class MeanField {
         const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
         Lanes linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
-            const Lanes largest = largest_row<L>(x + i);
+            const Lanes largest = largest_row<L>(x + i, num_labels_);
             const int64_t left = count - i;
             const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
             Lanes rest = splat_lanes(T{1}), all{};
@@ -309,8 +230,8 @@ class MeanField {
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
         }
-        if (step_ < T{1}) shorten_step(block, q, s, x);
-        if (out) store_to_grid(x, block, out);
+        if (step_length_ < T{1}) shorten_step(block, q, s, x);
+        if (out) store_to_grid(voxels_, x, block, num_labels_, out);
         BlockSums sums;
         Lanes divergence{};
         Integers flips{};
@@ -324,10 +245,10 @@ class MeanField {
                 largest = more ? v : largest;
                 old_label = more ? Integers{} + l : old_label;
             }
-            const Softmax now = softmax<L>(x + i);
+            const SoftmaxLanes<T> now = softmax_rows<L>(x + i, num_labels_);
             sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : Lanes{});
             if (options_.tolerance > 0) {
-                divergence += valid ? kl_divergence<L>(x + i, q + i) : Lanes{};
+                divergence += valid ? kl_divergence<L>(x + i, q + i, num_labels_, implied_) : Lanes{};
                 flips += valid ? (now.label != old_label) : Integers{};  // -1 where true
             }
         }
@@ -342,11 +263,11 @@ class MeanField {
     // x becomes a point between the old logits and x. Where no logits were kept, the logarithms of the old marginals `q` stand for them:
     // the same but for labels that have all but vanished. `old` is scratch.
     void shorten_step(int64_t block, const T* q, T* old, T* x) const {
-        if (kept_) load_from_grid(kept_, T{1}, block, old);
+        if (kept_) load_from_grid(voxels_, kept_, T{1}, block, num_labels_, old);
         for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
             const Lanes from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
             const Lanes to = load(x + i);
-            store(x + i, from == to ? to : from + (to - from) * step_);  // not only faster: both may be minus infinity
+            store(x + i, from == to ? to : from + (to - from) * step_length_);  // not only faster: both may be minus infinity
         }
     }
 
@@ -354,7 +275,7 @@ class MeanField {
         for_blocks([&](int64_t block, int thread) {
             T* x = scratch_[thread].get();
             load_logits(block, x);
-            store_to_grid(x, block, out);
+            store_to_grid(voxels_, x, block, num_labels_, out);
         });
     }
 
@@ -369,7 +290,7 @@ class MeanField {
     const int64_t num_voxels_, num_blocks_;
     int num_channels_ = 0;
     bool implied_ = false;  // the last label's channel is not filtered
-    T step_ = T{1};
+    T step_length_ = T{1};
     const T* kept_ = nullptr;             // (label, *grid) logits of the step before, or nullptr
     Buffer<T> own_marginals_, messages_;  // (channel, voxel)
     T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
@@ -409,50 +330,6 @@ bool MeanFieldOptions<T>::last_is_implied() const {
 }
 
 template <class T>
-void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace) {
-    const int64_t num_voxels = voxels.num_voxels;
-    const T unit = 1;
-    auto fill = [&](Buffer<T>& b, T value) {
-        b = Buffer<T>(num_voxels);
-        pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-            std::fill(b.get() + block * kVoxelBlock, b.get() + std::min((block + 1) * kVoxelBlock, num_voxels), value);
-        });
-    };
-    const bool symmetric = normalization == Normalization::kSymmetric;
-    if (normalization != Normalization::kNone) {
-        kernel.scale = Buffer<T>(num_voxels);
-        if (symmetric) kernel.ones = Buffer<T>(num_voxels);
-        if (kernel.filter->normalize(symmetric, kernel.scale.get(), kernel.ones.get())) {
-            kernel.scales_sent = symmetric;
-            return;
-        }
-        kernel.scale = Buffer<T>();
-        kernel.ones = Buffer<T>();
-    }
-    Buffer<T> ones, degree;
-    fill(ones, 1);
-    fill(degree, 0);
-    kernel.filter->accumulate(ones.get(), 1, nullptr, nullptr, &unit, degree.get(), workspace);
-    if (normalization == Normalization::kNone) {
-        kernel.ones = std::move(degree);
-        return;
-    }
-    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        T* d = degree.get() + block * kVoxelBlock;
-        const int64_t count = std::min(kVoxelBlock, num_voxels - block * kVoxelBlock);
-        for (int64_t i = 0; i < count; ++i) d[i] = d[i] > kTiny<T> ? d[i] : kTiny<T>;
-        if (symmetric)
-            for (int64_t i = 0; i < count; ++i) d[i] = std::sqrt(d[i]);
-        for (int64_t i = 0; i < count; ++i) d[i] = 1 / d[i];
-    });
-    kernel.scale = std::move(degree);
-    kernel.scales_sent = symmetric;
-    if (!symmetric) return;  // D^-1 K 1 = 1
-    fill(kernel.ones, 0);
-    kernel.filter->accumulate(ones.get(), 1, kernel.scale.get(), kernel.scale.get(), &unit, kernel.ones.get(), workspace);
-}
-
-template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,
                                 T* out, T* record, ThreadPool& pool, Workspace& workspace, const StepCallback& callback) {
     const MeanFieldOutcome outcome = MeanField<T>(voxels, kernels, options, logits, record, pool, workspace).run(out, callback);
@@ -462,8 +339,6 @@ MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& ke
 
 template struct MeanFieldOptions<float>;
 template struct MeanFieldOptions<double>;
-template void normalize_kernel(Kernel<float>&, const Voxels&, Normalization, ThreadPool&, Workspace&);
-template void normalize_kernel(Kernel<double>&, const Voxels&, Normalization, ThreadPool&, Workspace&);
 template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<float>>&, const MeanFieldOptions<float>&, const float*, float*,
                                          float*, ThreadPool&, Workspace&, const StepCallback&);
 template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<double>>&, const MeanFieldOptions<double>&, const double*,

@@ -1,4 +1,4 @@
-// The mean-field loop (docs/math.md): messages of every kernel, compatibility, softmax, energy, and when to stop.
+// The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and when to stop.
 #pragma once
 
 #include <functional>
@@ -6,23 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/filter.h"
+#include "cpu/kernel.h"
 
 namespace crf {
-
-enum class Normalization { kSymmetric, kAfter, kNone };
-
-// With D^-1 K the kernel is not symmetric, and the iteration does not lower the energy: it may rise without anything being wrong.
-inline bool energy_is_lowered(Normalization normalization) { return normalization != Normalization::kAfter; }
-
-// A filter with its normalization. T: float or double.
-template <class T>
-struct Kernel {
-    std::unique_ptr<BasicFilter<T>> filter;
-    Buffer<T> scale;           // (voxel) factor of the normalization, empty = ones
-    bool scales_sent = false;  // whether it is applied to what is sent too, not only to what is received
-    Buffer<T> ones;            // (voxel) the normalized message of all ones, empty = ones
-};
 
 template <class T>
 struct MeanFieldOptions {
@@ -52,13 +38,10 @@ struct MeanFieldOutcome {
 // Called before each step; may throw to stop.
 using StepCallback = std::function<void(int step, int num_steps)>;
 
-template <class T>
-void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
-
 // logits, out: (label, *grid). Outside the mask `out` is the logits over the temperature.
 //
-// record: nullptr, or (step, channel, voxel) with room for the marginals that each step starts from: what the way back needs. Without it
-// the kernels and the workspace are given up before the last step's logits are written, so that they and the logits need not fit into
+// record: nullptr, or (step, channel, voxel) with room for the marginals that each step starts from: what the backward pass needs. Without
+// it the kernels and the workspace are given up before the last step's logits are written, so that they and the logits need not fit into
 // memory together.
 template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/simd.h"
+#include "cpu/voxel_rows.h"
 
 namespace crf {
 
@@ -52,17 +53,9 @@ void resize(Buffer<T>& buffer, int64_t size) {
 }
 
 template <class T>
-void clear(T* values, int num_channels, int64_t num_voxels, ThreadPool& pool) {
-    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
-        const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, num_voxels);
-        for (int c = 0; c < num_channels; ++c) std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, T{0});
-    });
-}
-
-template <class T>
 T* clear_pull(const FeatureColumns<T>& features, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool) {
     resize(buffers.pull, features.num_modalities() * num_voxels);
-    clear(buffers.pull.get(), features.num_modalities(), num_voxels, pool);
+    clear_rows(buffers.pull.get(), num_voxels, features.num_modalities(), pool);
     return buffers.pull.get();
 }
 
@@ -132,10 +125,10 @@ void add_moments_singly(BasicFilter<T>& filter, const FeatureColumns<T>& feature
     for (int f = 0; f < features.size(); ++f) {
         T* const gradient = image && f < features.num_modalities() ? image + f * num_voxels : nullptr;
         features.fill(f, column, pool);
-        clear(filtered, num_channels, num_voxels, pool);
+        clear_rows(filtered, num_voxels, num_channels, pool);
         filter.accumulate(v, num_channels, column, nullptr, unit.data(), filtered, workspace);
         if (gradient) {
-            clear(back, num_channels, num_voxels, pool);
+            clear_rows(back, num_voxels, num_channels, pool);
             filter.accumulate_transposed(u, num_channels, column, nullptr, unit.data(), back, workspace);
         }
         const T inverse = static_cast<T>(1 / features.theta(f));

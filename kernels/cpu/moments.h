@@ -1,4 +1,4 @@
-// Derivatives of a filter's sums by its kernel's bandwidths and by the image, in moment form (docs/math.md): for
+// Derivatives of a filter's sums with respect to its kernel's bandwidths and the image, in moment form (docs/reference/math.md): for
 // S = sum_c <u_c, K v_c> and K(n, m) = exp(-1/2 sum_f (x_f(n) - x_f(m))^2),
 //   theta_f dS/dtheta_f = sum_c sum_nm u_c(n) K(n, m) v_c(m) (x_f(n) - x_f(m))^2,
 // which takes one more filtering, of x_f v, for each feature f. Exact for a sum over pairs; for a lattice it is the derivative of the
@@ -15,7 +15,7 @@ namespace crf {
 template <class T>
 class FeatureColumns {
    public:
-    // theta_beta, intensity: empty for a spatial kernel; intensity: whole grid, one array a modality.
+    // theta_beta, intensity: empty for a spatial kernel; intensity: whole grid, one array per modality.
     FeatureColumns(const Voxels& voxels, std::vector<double> theta_position, std::vector<double> theta_beta,
                    std::vector<const T*> intensity);
 

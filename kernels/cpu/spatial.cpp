@@ -1,7 +1,8 @@
 // The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2): a product of one-dimensional Gaussians, so it is applied axis by axis on
-// the mask's bounding box, exactly up to the cut at kRadius standard deviations.
+// the mask's bounding box, exactly but for its tails (spatial_taps.h).
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "cpu/filter.h"
 #include "cpu/simd.h"
@@ -11,13 +12,15 @@ namespace crf {
 
 namespace {
 
-constexpr double kRadius = 4.0;           // standard deviations; the kernel is 3e-4 there
 constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
 
 class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) : voxels_(voxels), pool_(pool) {
-        for (const std::vector<double>& taps : spatial_taps(voxels, theta_gamma)) taps_.emplace_back(taps.begin(), taps.end());
+        for (const SpatialTaps& taps : spatial_taps(voxels, theta_gamma, kSpatialRadius<float>)) {
+            taps_.emplace_back(taps.weight.begin(), taps.weight.end());
+            slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
+        }
         scratch_.resize(pool.num_threads());
     }
 
@@ -27,7 +30,7 @@ class SpatialFilter final : public Filter {
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
             scatter(values + c * voxels_.num_voxels, pre);
-            for (int a = voxels_.num_axes - 1; a >= 0; --a) filter_axis(a);
+            for (int a = voxels_.num_axes - 1; a >= 0; --a) filter_axis(a, taps_[a]);
             gather(post, channel_weight[c], sum + c * voxels_.num_voxels);
         }
     }
@@ -44,6 +47,18 @@ class SpatialFilter final : public Filter {
         }
         fill_product(scales, scale);
         if (ones) fill_product(messages, ones);
+        return true;
+    }
+
+    // The derivative with respect to one axis's bandwidth is the same filter with that axis's slopes in the place of its weights.
+    bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* /*pull*/, Workspace& workspace) override {
+        box_ = workspace.floats(voxels_.box_size);
+        for (int c = 0; c < num_channels; ++c)
+            for (int differentiated = 0; differentiated < voxels_.num_axes; ++differentiated) {
+                scatter(v + c * voxels_.num_voxels, nullptr);
+                for (int a = voxels_.num_axes - 1; a >= 0; --a) filter_axis(a, a == differentiated ? slopes_[a] : taps_[a]);
+                squared[differentiated] += dot_with_box(u + c * voxels_.num_voxels);
+            }
         return true;
     }
 
@@ -120,9 +135,22 @@ class SpatialFilter final : public Filter {
         });
     }
 
-    void filter_axis(int axis) {
-        const std::vector<float>& taps = taps_[axis];
-        if (taps.size() == 1) return;
+    double dot_with_box(const float* values) {
+        std::vector<double> sums(num_run_blocks());
+        pool_.run(num_run_blocks(), [&](int64_t block, int) {
+            const int64_t end = std::min((block + 1) * kRunBlock, static_cast<int64_t>(voxels_.runs.size()));
+            for (int64_t r = block * kRunBlock; r < end; ++r) {
+                const Run& run = voxels_.runs[r];
+                vfloat total{};
+                for (int64_t i = 0; i < run.length; i += kLanes)
+                    total += load_some(values + run.voxel + i, run.length - i) * load_some(box_ + run.box + i, run.length - i);
+                sums[block] += static_cast<double>(sum_lanes(total));
+            }
+        });
+        return std::accumulate(sums.begin(), sums.end(), 0.0);
+    }
+
+    void filter_axis(int axis, const std::vector<float>& taps) {
         const int64_t length = voxels_.box_shape[axis];
         int64_t inner = 1;
         for (int a = axis + 1; a < voxels_.num_axes; ++a) inner *= voxels_.box_shape[a];
@@ -202,22 +230,12 @@ class SpatialFilter final : public Filter {
 
     const Voxels& voxels_;
     ThreadPool& pool_;
-    std::vector<std::vector<float>> taps_;     // one list an axis: weight at distance 0, 1, ... voxels
-    float* box_ = nullptr;                     // in the workspace
-    std::vector<std::vector<float>> scratch_;  // one a thread
+    std::vector<std::vector<float>> taps_, slopes_;  // per axis: SpatialTaps
+    float* box_ = nullptr;                           // in the workspace
+    std::vector<std::vector<float>> scratch_;        // per thread
 };
 
 }  // namespace
-
-std::vector<std::vector<double>> spatial_taps(const Voxels& voxels, const std::vector<double>& theta_gamma) {
-    std::vector<std::vector<double>> taps(voxels.num_axes);
-    for (int a = 0; a < voxels.num_axes; ++a) {
-        const double sigma = theta_gamma[a] / voxels.spacing[a];
-        const int64_t radius = static_cast<int64_t>(std::min(std::ceil(kRadius * sigma), static_cast<double>(voxels.box_shape[a] - 1)));
-        for (int64_t k = 0; k <= radius; ++k) taps[a].push_back(k == 0 ? 1.0 : std::exp(-0.5 * (k / sigma) * (k / sigma)));
-    }
-    return taps;
-}
 
 std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) {
     return std::make_unique<SpatialFilter>(voxels, theta_gamma, pool);

@@ -1,4 +1,4 @@
-// The one-dimensional Gaussians that the spatial kernel is a product of.
+// The one-dimensional kernels that the spatial kernel is a product of.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,20 @@
 
 namespace crf {
 
-// One list a box axis: the weight at distance 0, 1, ... voxels, cut at four standard deviations (where it is 3e-4) or the box's extent.
-std::vector<std::vector<double>> spatial_taps(const Voxels& voxels, const std::vector<double>& theta_gamma);
+// Standard deviations up to which a tap counts in full. A Gaussian is 3e-4 at 4 of them, with 6e-5 of its mass beyond, and 1e-14 at 8.
+template <class T>
+inline constexpr double kSpatialRadius = 4.0;
+template <>
+inline constexpr double kSpatialRadius<double> = 8.0;
+
+// Along one box axis, at distance 0, 1, ... voxels.
+struct SpatialTaps {
+    std::vector<double> weight;
+    std::vector<double> slope;  // theta_gamma times the derivative of the weight with respect to theta_gamma
+};
+
+// The taps of each box axis. Within one voxel beyond `radius` standard deviations the Gaussian fades to zero, with a continuous slope, so
+// that no weight jumps when theta_gamma changes and another voxel comes within reach (docs/reference/math.md).
+std::vector<SpatialTaps> spatial_taps(const Voxels& voxels, const std::vector<double>& theta_gamma, double radius);
 
 }  // namespace crf

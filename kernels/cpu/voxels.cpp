@@ -1,8 +1,9 @@
 #include "cpu/voxels.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <string>
+
+#include "cpu/errors.h"
 
 namespace crf {
 
@@ -22,7 +23,7 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
     const int grid_axes = static_cast<int>(grid_shape.size());
     grid_size = 1;
     for (int64_t extent : grid_shape) grid_size *= extent;
-    if (grid_size == 0) throw std::invalid_argument("the grid has no voxels");
+    if (grid_size == 0) throw InputError("the grid has no voxels");
     const int64_t row_length = grid_shape.back();
     const int64_t num_rows = grid_size / row_length;
 
@@ -51,7 +52,7 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
             low[grid_axes - 1] = std::min(low[grid_axes - 1], first);
             high[grid_axes - 1] = std::max(high[grid_axes - 1], last + 1);
         }
-        if (high[grid_axes - 1] == 0) throw std::invalid_argument("the mask is empty");
+        if (high[grid_axes - 1] == 0) throw InputError("the mask is empty");
     }
 
     // Axes one voxel long say nothing; the row axis is always kept, as rows are what everything is cut into.
@@ -63,7 +64,7 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
     }
     for (int a = 0; a < grid_axes; ++a) {
         if (high[a] - low[a] == 1 && a != grid_axes - 1) continue;
-        if (num_axes == kMaxAxes) throw std::invalid_argument("at most " + std::to_string(kMaxAxes) + " axes longer than one voxel");
+        if (num_axes == kMaxAxes) throw InputError("at most " + std::to_string(kMaxAxes) + " axes longer than one voxel");
         box_shape[num_axes] = high[a] - low[a];
         spacing[num_axes] = spacing_mm[a];
         source_axis[num_axes] = a;

@@ -29,7 +29,7 @@ struct Voxels {
     int64_t num_voxels = 0;
     std::vector<Run> runs;
 
-    // mask: nullptr, or grid_size bytes, nonzero = inside. Throws std::invalid_argument when no voxel is inside.
+    // mask: nullptr, or grid_size bytes, nonzero = inside. Throws InputError when no voxel is inside.
     // user_axis: the number that each axis has for the user, where the grid is a transposed view of the user's; empty: as they are.
     Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
            const std::vector<int>& user_axis = {});

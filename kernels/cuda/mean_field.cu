@@ -1,5 +1,5 @@
-// The mean-field iteration but for its filters (docs/math.md, section 3): compatibility, softmax, energy, divergence, and the step's
-// length. The sums of a step stay on the device: each thread adds up its own voxels, and folding adds those up in a fixed order.
+// The mean-field iteration but for its filters (docs/reference/math.md, section 3): compatibility, softmax, energy, divergence, and the
+// step's length. The sums of a step stay on the device: each thread adds up its own voxels, and folding adds those up in a fixed order.
 //
 // CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less where the last label's follow from the others'.
 // CRF_WIDTH: channels side by side; those of a label l are in group l / CRF_WIDTH.

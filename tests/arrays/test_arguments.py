@@ -39,11 +39,13 @@ def test_probabilities_in_any_memory_order(order):
     np.testing.assert_array_equal(given, before)
 
 
-@pytest.mark.parametrize("input_type", ["auto", "logits"])
-def test_sigmoid_channels_are_refused(input_type):
+def test_sigmoid_channels_are_refused_unless_said_to_be_logits():
     channels = 1 / (1 + np.exp(-CASE.logits))
+    with pytest.raises(InputError, match=r'These look like sigmoid channels(.|\n)*input_type="logits"'):
+        refined(channels)
     with pytest.raises(InputError, match="These look like sigmoid channels"):
-        refined(channels, input_type=input_type)
+        refined(channels, input_type="probabilities")
+    assert refined(channels, input_type="logits").label_map.shape == channels.shape[1:]
 
 
 def test_a_one_hot_map_is_a_probability():

@@ -6,12 +6,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from agreement_helpers import label_dice
 from cli_helpers import data_folder, load_nifti, run_here, save_nifti, write_folders
 from oracles import random_case
 
 from crfrefine import CrfParameters, InputError, refine
 from crfrefine.arrays.padding import find_padding, leave_out
-from crfrefine.metrics.scores import dice_score
 
 # Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
 STRONG = CrfParameters().replace(**{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5})
@@ -159,5 +159,5 @@ def test_a_real_tumor_keeps_its_dice_when_its_logits_are_padded(tmp_path, preset
     for name, path in (("whole", data / "logits" / f"{case_id}.nii.gz"), ("padded", tmp_path / "padded" / f"{case_id}.nii.gz")):
         result = run_here("infer", *images, "-p", path, "-o", tmp_path / f"{name}.nii.gz", "-c", preset)
         assert result.status == 0, result.stderr
-        dice[name] = dice_score(load_nifti(tmp_path / f"{name}.nii.gz") > 0, truth, 1)
+        dice[name] = label_dice(load_nifti(tmp_path / f"{name}.nii.gz") > 0, truth, 1)
     assert dice["padded"] == pytest.approx(dice["whole"], abs=1e-3)

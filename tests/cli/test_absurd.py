@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assessment_helpers import label_map, read_metrics, save_map, write_study
 from cli_helpers import Folders, Result, run_here, run_process, write_case, write_folders
+from evaluation_helpers import label_map, read_metrics, save_map, write_study
 
 DIGITS = "9" * 5000
 LONG = "x" * 100_000

@@ -242,7 +242,7 @@ def test_place_that_cannot_be_written_to(folders, tmp_path, option):
     place = tmp_path / "file" / ("out" if option == "-o" else "summary.json")
     result = run_here("infer", *folders.arguments, option, place)
     assert result.status == 1
-    assert "cannot write" in result.stderr
+    assert ("cannot write" if option == "-o" else "summary.json: cannot be written") in result.stderr
     assert result.stderr.count("crfrefine: error:") == 1
     assert (tmp_path / "file").read_text() == "in the way"
     if option == "-o":

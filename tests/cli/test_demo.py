@@ -35,7 +35,7 @@ def test_table_has_the_dice_of_what_was_written(made):
     for label in (1, 2, 3):
         for labels, shown in ((before, rows[label][1]), (after, rows[label][2])):
             found, wanted = labels == label, truth == label
-            assert shown == f"{2 * (found & wanted).sum() / (found.sum() + wanted.sum()):.3f}"
+            assert shown == f"{2 * (found & wanted).sum() / (found.sum() + wanted.sum()):.4f}"
 
 
 def test_refinement_helps_on_the_phantom(made):

@@ -11,7 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from assessment_helpers import (
+from cli_helpers import command, data_folder, files_in, load_nifti, run_here, run_process
+from evaluation_helpers import (
     SHAPE,
     disturbed,
     expected_calibration,
@@ -25,18 +26,14 @@ from assessment_helpers import (
     softmax,
     write_study,
 )
-from cli_helpers import command, data_folder, files_in, load_nifti, run_here, run_process
 
-from crfrefine.evaluate import AssessmentOptions, run_assessment
+from crfrefine.evaluate import EvaluationOptions, run_evaluation
 from crfrefine.evaluate.report_input import make_report_input
+from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 from crfrefine.statistics.paired import detectable_difference
 
 ROUNDING = 1e-5
 """Relative: headers of NIfTI keep spacing and directions as float32, and so are read probabilities."""
-
-OVERLAP = ("dice", "iou", "sensitivity", "precision", "volume_ml", "volume_difference_ml", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")
-METRICS = (*OVERLAP, "num_components")
-CALIBRATION = ("ece", "brier", "nll")
 
 
 def assert_equal(found: dict, case: str, label: str, method: str, expected: dict) -> None:
@@ -55,7 +52,9 @@ def test_every_value_of_the_table_equals_the_brute_force(tmp_path):
         {"1": (1,), "2": (2,), "whole": (1, 2)},
         {"prediction": "after", "before": "before"},
     )
-    assert set(found) == {(case, label, metric, method) for case in cases for label in labels for metric in METRICS for method in methods}
+    assert set(found) == {
+        (case, label, metric, method) for case in cases for label in labels for metric in MASK_METRICS for method in methods
+    }
     for case in cases:
         for label, members in labels.items():
             for method, folder in methods.items():
@@ -97,7 +96,7 @@ def test_without_a_baseline_there_is_nothing_to_judge(tmp_path):
     assert {method for *_, method in read_metrics(study.output)} == {"prediction"}
     dice = next(line.split("\t") for line in result.stdout.splitlines() if line.startswith("dice\t1\t"))
     expected = [expected_overlap(*(study.maps[name][f"case{n}"] == 1 for name in ("after", "labels")))["dice"] for n in range(3)]
-    assert float(dice[4]) == pytest.approx(100 * np.mean(expected), abs=0.006)  # printed with two decimals
+    assert float(dice[4]) == pytest.approx(np.mean(expected), abs=6e-5)  # printed with four decimals
     summary = json.loads((study.output / "summary.json").read_text())
     assert summary["verdict"] is None
     assert summary["settings"]["baseline"] is None
@@ -131,7 +130,7 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     assert "without a reference" not in result.stderr
     found = read_metrics(study.output)
     # The baseline has no probabilities, so nothing is said about them.
-    assert {(metric, method) for _, _, metric, method in found if method == "before"} == {(metric, "before") for metric in METRICS}
+    assert {(metric, method) for _, _, metric, method in found if method == "before"} == {(metric, "before") for metric in MASK_METRICS}
     for number in range(2):
         case, reference = f"case{number}", study.maps["labels"][f"case{number}"]
         probabilities = softmax(logits_of(reference, number + 90))
@@ -141,7 +140,7 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
             masks = (np.isin(study.maps[name][case], members) for name in ("after", "labels"))
             assert_equal(found, case, label, "prediction", expected_overlap(*masks))
         assert_equal(found, case, "all", "prediction", expected_calibration_of_all(probabilities, reference))
-        assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION]
+        assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION_METRICS]
 
 
 def test_one_file_a_label_of_probabilities(tmp_path):
@@ -225,6 +224,20 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     assert summary["regions"] == {"1": [1], "2": [2], "3": [3], "whole": [1, 2]}
 
 
+def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
+    """Region-based training: the label has a row of its own, under its number and with its name."""
+    study = write_study(tmp_path, 2)
+    labels = {"background": 0, "whole": [1, 2], "rim": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [1, 2]}))
+    result = run_here(*study.arguments)
+    assert result.status == 0, result.stderr
+    summary = json.loads((study.output / "summary.json").read_text())
+    assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2]}
+    assert summary["titles"]["2"] == "2 rim"
+    assert summary["judged_regions"] == ["whole", "2"]
+    assert {label for _, label, *_ in read_metrics(study.output)} == {"1", "2", "whole"}
+
+
 def test_ignored_voxels_count_in_the_calibration_neither(tmp_path):
     study = write_study(tmp_path, 1)
     reference = study.maps["labels"]["case0"]
@@ -259,12 +272,13 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     assert judged["p_holm"] == pytest.approx(2 * 2 / 2**9)  # and there are two comparisons
     assert judged["outcome"] == "not better than simple"
     lines = result.stdout.splitlines()
-    assert lines[-1].startswith("verdict: the prediction helps")
+    assert lines[-1].startswith("verdict: the refinement helps")
     assert "), but not significantly more than twin does (" in lines[-1]
     assert "simple" not in lines[-1]  # nobody said that the twin is
     deviation = (dice["after"] - dice["before"]).std(ddof=1)
     seen = 100 * detectable_difference(deviation, 9, alpha=0.05 / 2)  # Holm's strictest level of two comparisons
     assert lines[-2].startswith("power: with 9 cases")
+    assert "units: differences of dice, surface_dice in points, which are hundredths" in lines
     assert lines[-2].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
 
 
@@ -478,7 +492,7 @@ def test_the_table_fits_a_terminal(tmp_path, columns, is_narrow):
         for folder in ("before", "after")
         for n in (0, 1)
     ]
-    means = [f"{50 * (dice[0] + dice[1]):.2f}", f"{50 * (dice[2] + dice[3]):.2f}"]
+    means = [f"{(dice[0] + dice[1]) / 2:.4f}", f"{(dice[2] + dice[3]) / 2:.4f}"]
     first = next(number for number, line in enumerate(table) if " ".join(line.split()).startswith(("dice, my method", "dice 1")))
     row = table[first + 1 + is_narrow].split()
     expected = ["2", "2", *means] if is_narrow else ["dice", "2", "my", "method", "2", *means]
@@ -487,8 +501,8 @@ def test_the_table_fits_a_terminal(tmp_path, columns, is_narrow):
 
 def test_no_method_takes_the_place_of_a_setting_in_the_report(tmp_path):
     study = write_study(tmp_path, 1)
-    options = AssessmentOptions(study.after, study.labels, study.output, "version", baselines=(("images", study.before),), report=False)
-    settings = make_report_input(run_assessment(options), print).settings
+    options = EvaluationOptions(study.after, study.labels, study.output, "version", baselines=(("images", study.before),), report=False)
+    settings = make_report_input(run_evaluation(options), print).settings
     assert settings["method version"] == str(study.after)
     assert settings["method images"] == str(study.before)
     assert settings["images"] == "none"
@@ -520,6 +534,6 @@ def test_the_fields_of_the_summary_are_documented(tmp_path):
     assert run_here(*study.arguments, "-b", f"rival={study.before}").status == 0
     summary = json.loads((study.output / "summary.json").read_text())
     judged, row = summary["verdict"], next(row for row in summary["summary"] if row["comparison"])
-    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "summary.md").read_text()
     for part in (summary, judged, judged["rivals"][0], judged["comparison"], row, row["comparison"], summary["cases"][0]):
         assert [name for name in part if f"`{name}`" not in text] == []

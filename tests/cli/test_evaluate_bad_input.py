@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from assessment_helpers import SHAPE, affine, read_metrics, save_map, save_npz, softmax, write_study
 from cli_helpers import files_in, run_here
+from evaluation_helpers import SHAPE, affine, read_metrics, save_map, save_npz, softmax, write_study
 from io_helpers import save_nifti
 
 
@@ -229,7 +229,7 @@ def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):
     assert result.status == 1
     lines = result.stdout.splitlines()
     assert "note: rival could not be measured in any case." in lines
-    assert lines[-1].startswith("verdict: the prediction helps (")
+    assert lines[-1].startswith("verdict: the refinement helps (")
     assert lines[-1].endswith("; there is no case to compare it with rival")
     assert any(line.startswith("power: with 6 cases") and line.endswith("level 0.05)") for line in lines)
     judged = json.loads((study.output / "summary.json").read_text())["verdict"]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assessment_helpers import (
+from cli_helpers import command, files_in, run_here, save_nifti
+from evaluation_helpers import (
     SHAPE,
     Study,
     children,
@@ -25,7 +26,6 @@ from assessment_helpers import (
     softmax,
     write_study,
 )
-from cli_helpers import command, files_in, run_here, save_nifti
 
 import crfrefine
 
@@ -214,7 +214,7 @@ def test_after_kill_9_no_worker_is_left(slow):
 def test_scores_that_are_asked_for_now_are_looked_at_again(tmp_path):
     """Before, those beside the label maps could not be used, which was a note; now it is a failure."""
     study = write_study(tmp_path, 1)
-    save_npz(study.after / "case0.npz", np.full((3, *SHAPE), 0.9, np.float32), "probabilities")
+    save_npz(study.after / "case0.npz", np.random.default_rng(0).random((3, *SHAPE), np.float32), "probabilities")
     assert run_here(*study.arguments).status == 0
     result = run_here(*study.arguments, "--continue", "--probabilities", f"prediction={study.after}")
     assert result.status == 1

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from assessment_helpers import SHAPE, read_metrics, save_map, save_npz, softmax, write_study
 from cli_helpers import files_in, run_here
+from evaluation_helpers import SHAPE, read_metrics, save_map, save_npz, softmax, write_study
 from training_helpers import write_cases
 
 

@@ -7,9 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
+from agreement_helpers import label_dice
 from cli_helpers import data_folder, files_in, load_nifti, run_here, run_process
-
-from crfrefine.metrics.scores import dice_score
 
 pytestmark = [
     pytest.mark.data,
@@ -45,7 +44,7 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
         before = stored.argmax(axis=-1)
         after = np.asanyarray(refined.dataobj)
         assert 0 < case["voxels_changed"] == (before != after).sum() < 0.1 * before.size
-        changes += [dice_score(after, truth, label) - dice_score(before, truth, label) for label in (1, 2)]
+        changes += [label_dice(after, truth, label) - label_dice(before, truth, label) for label in (1, 2)]
     # Default parameters need not help; a sign or an axis that is wrong would cost far more than two points.
     assert np.mean(changes) > -0.02
 
@@ -61,7 +60,7 @@ def test_metaimage_cases_come_back_in_their_format(tmp_path):
         truth = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "labels" / f"Case0{number}_segmentation.mhd")))
         for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(refined, get)() == getattr(image, get)()
-        assert min(dice_score(sitk.GetArrayFromImage(refined), truth, label) for label in (1, 2)) > 0.6
+        assert min(label_dice(sitk.GetArrayFromImage(refined), truth, label) for label in (1, 2)) > 0.6
 
 
 def test_info_finds_all_cases_in_order():

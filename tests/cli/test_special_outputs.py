@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from assessment_helpers import write_study
 from cli_helpers import NUM_LABELS, command, files_in, load_nifti, run_here, run_process, write_folders
+from evaluation_helpers import write_study
 from special_file_helpers import Reader, kind_of, make_pipe
 
 from crfrefine.parameters.model import CrfParameters

@@ -14,9 +14,9 @@ from training_helpers import write_cases
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.verdict import Outcome, verdict
-from crfrefine.train import results
-from crfrefine.train.comparison import LARGEST, MEASURED, METHODS, TRAINED_LARGEST
+from crfrefine.train import comparison
 from crfrefine.train.device import choose_device
+from crfrefine.train.methods import LARGEST, MEASURED, METHODS, TRAINED_LARGEST
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -224,7 +224,7 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
     def combined(table):
         return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
 
-    monkeypatch.setattr(results, "judge", combined)
+    monkeypatch.setattr(comparison, "judge", combined)
     result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, "-q")
     assert result.status == 0, result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
@@ -332,6 +332,7 @@ def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     reader = Reader(pipe)
     result = run_here(*options, "--resume")
     assert result.status == 0, result.stderr
+    assert "all cases" not in result.stderr.splitlines()  # not trained again
     CrfParameters.from_toml(reader.result().decode())
     assert kind_of(pipe) == stat.S_IFIFO
     assert files_in(tmp_path) == ["params.curves.png", "params.report.json", "params.toml"]

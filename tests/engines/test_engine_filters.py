@@ -7,12 +7,14 @@ simplex, where float32 and float64 may choose different sides.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ from oracles import Case, brute_force_kernel, normalize_kernel, random_case, res
 import crfrefine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
-from crfrefine.errors import BackendUnavailableError, CapacityError
+from crfrefine.engines.cpu import CpuBackend
+from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 
 GRIDS = {1: (300,), 2: (17, 23), 3: (11, 8, 14), 4: (5, 7, 4, 6)}
 
@@ -46,7 +49,7 @@ def _cubic_spline(x: np.ndarray) -> np.ndarray:
 
 
 def _grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> np.ndarray:
-    """The matrix S G S^T of docs/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
+    """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
     index = np.argwhere(case.inside)
     features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
     for channel in case.image.astype(np.float64):
@@ -141,10 +144,90 @@ def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
 
 
+def test_auto_prices_the_normalization_once(engine: Backend) -> None:
+    """4500 voxels, whose exact sum is priced at 12.8 ms: three filterings are below what counts as 50 ms, five would be above.
+
+    One iteration is one filtering and two for the normalization.
+    """
+    rng = np.random.default_rng(7)
+    image, spacing = rng.random((1, 15, 20, 15), np.float32), (1.0, 1.3, 2.1)
+
+    def chosen(num_iterations: int) -> str:
+        model = {"bilateral": [((1.5,) * 3, (0.1,))], "theta_gamma": None, "normalization": "symmetric", "filter": "auto"}
+        return engine.kernels(image, None, spacing, **model, num_labels=2, num_iterations=num_iterations).filters[0].split()[1]
+
+    assert chosen(1) == "exact"
+    assert chosen(3) == "truncated"
+
+
+@pytest.mark.parametrize(("num_channels", "num_groups"), [(1, 1), (4, 1), (7, 2)])
+def test_the_estimated_cost_grows_with_what_is_filtered(engine: CpuBackend, num_channels: int, num_groups: int) -> None:
+    """An exact sum costs the same for one channel and for four: n filterings by groups, and two of one channel for the normalization."""
+    image = np.random.default_rng(7).random((1, 15, 20, 15), np.float32)
+
+    def seconds(num_filterings: int) -> dict[str, float]:
+        arguments = (image, None, [1.0, 1.3, 2.1], [2.0, 2.0, 4.0], [0.1], num_channels, num_filterings)
+        return dict(engine._engine._estimate_costs(*arguments))
+
+    few, many = seconds(3), seconds(10)
+    assert many["exact"] / few["exact"] == pytest.approx((10 * num_groups + 2) / (3 * num_groups + 2))
+    assert all(0 < few[name] < many[name] < math.inf for name in ("exact", "truncated", "grid", "lattice"))
+
+
 def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:
     image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
     with pytest.raises(CapacityError, match="grid"):
         engine.message(image[:1], image, None, (1.0, 1.0, 2.0), theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid")
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "changes"),
+    [
+        (CapacityError, "theta_alpha 0.000001.* less than a millionth", {"theta_alpha": (1e-6, 2.0, 2.0)}),
+        (CapacityError, "theta_beta 0.000000.* less than a millionth", {"theta_beta": (1e-7, 0.2)}),
+        (CapacityError, "128 is the most", {"theta_alpha": (1e-4,) * 3, "theta_beta": (1e-5,) * 8, "filter": "lattice"}),
+        (CapacityError, "at most 28 features .* not 29", {"theta_beta": (0.2,) * 26, "filter": "lattice"}),
+        (InputError, "unknown filter 'box'", {"filter": "box"}),
+        (InputError, "unknown normalization 'rows'", {"normalization": "rows"}),
+        (InputError, "the mask is empty", {"mask": np.zeros((9, 7, 8), dtype=bool)}),
+    ],
+)
+def test_what_the_engine_refuses_has_a_kind(engine: Backend, kind: type[Exception], match: str, changes: dict[str, Any]) -> None:
+    """Too large for the algorithm, or not usable at all; the engine's own class is the cause."""
+    asked: dict[str, Any] = {"mask": None, "theta_alpha": (2.0,) * 3, "theta_beta": (0.1, 0.2), "filter": "truncated"} | changes
+    image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
+    with pytest.raises(kind, match=match) as caught:
+        engine.message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), **asked)
+    assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
+
+
+def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path: Path) -> None:
+    """In a process of its own, whose address space is limited once the engine is loaded."""
+    script = tmp_path / "little.py"
+    script.write_text(
+        "import resource, numpy as np\n"
+        "from crfrefine.engines import get_backend\n"
+        "engine = get_backend('cpu')\n"
+        "values, image = np.ones((6, 100, 90, 80), np.float32), np.ones((1, 100, 90, 80), np.float32)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
+        "engine.message(values, image, None, (1.0, 1.3, 2.0), theta_alpha=(2.0,) * 3, theta_beta=(0.2,), filter='truncated', threads=1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert "CapacityError: not enough memory to filter 6 channels on a grid of 100x90x80 voxels" in done.stderr
+
+
+def test_a_callback_that_runs_out_of_memory_is_not_taken_for_the_engine(engine: Backend) -> None:
+    """Its own error comes out."""
+    case = random_case(3)
+    raised = MemoryError("the user's own")
+
+    def fail(stage: str, step: int, num_steps: int) -> None:
+        raise raised
+
+    with pytest.raises(MemoryError) as caught:
+        engine.mean_field(case.logits, case.image, None, case.spacing, resolve(case), progress=fail)
+    assert caught.value is raised
 
 
 def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
@@ -153,7 +236,7 @@ def test_an_interrupt_is_noticed_while_the_engine_works(tmp_path: Path) -> None:
     script.write_text(
         "import numpy as np, crfrefine\n"
         "rng = np.random.default_rng(0)\n"
-        "logits, image = rng.random((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
+        "logits, image = rng.standard_normal((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
         "parameters = crfrefine.CrfParameters().replace(**{'mean_field.filter': 'exact'})\n"
         "print('ready', flush=True)\n"
         "crfrefine.refine(logits, image, parameters=parameters, threads=1)\n"

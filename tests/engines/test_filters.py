@@ -345,7 +345,7 @@ def _noisy_image(grid_shape: tuple[int, ...], num_modalities: int) -> np.ndarray
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize(("num_modalities", "bound"), [(1, 0.0117), (2, 0.0133), (4, 0.0146)], ids=["D=4", "D=5", "D=7"])
 def test_lattice_messages_are_as_accurate_as_documented(backend: Backend, num_modalities: int, bound: float, normalization: str) -> None:
-    """RMSE against the exact Gaussian within the table of docs/math.md, for marginals of noisy logits, as a mean field filters them.
+    """RMSE against the exact Gaussian within the table of docs/reference/math.md, for marginals of noisy logits, as in a mean field.
 
     Symmetric normalization sees how far the lattice's row sums are off from place to place, most where its vertices end; in a volume of
     two theta_alpha that is everywhere, so 1.75 times the table's figures, which are from volumes of fifteen, are allowed.
@@ -370,7 +370,7 @@ def test_lattice_messages_are_as_accurate_as_documented(backend: Backend, num_mo
 def test_lattice_sums_have_the_size_of_exact_ones(backend: Backend, num_modalities: int) -> None:
     """Without normalization the lattice's amplitude shows: the mass of the Gaussian, less what is lost beyond the outermost vertices.
 
-    That loss grows with the dimension: 9 to 20 % at D = 4 and 5 where this was measured (docs/math.md), hence 30 %.
+    That loss grows with the dimension: 9 to 20 % at D = 4 and 5 where this was measured (docs/reference/math.md), hence 30 %.
     """
     shape, spacing = (11, 16, 14), (1.0, 0.8, 1.25)
     image = _noisy_image(shape, num_modalities)

@@ -461,6 +461,22 @@ def test_progress_is_reported_and_may_stop_the_run(backend: Backend) -> None:
         backend.mean_field(case.logits, case.image, None, case.spacing, resolve(case), progress=stop)
 
 
+@pytest.mark.parametrize("stage", ["build", "mean field"])
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend: Backend, kind: type[Exception], stage: str) -> None:
+    """It is not taken for bad input."""
+    case = random_case(3)
+    raised = kind("capacity: the user's own")
+
+    def fail(at: str, step: int, num_steps: int) -> None:
+        if at == stage:
+            raise raised
+
+    with pytest.raises(kind) as caught:
+        crfrefine.refine(case.logits, case.image, spacing=case.spacing, device=backend.name, progress=fail)
+    assert caught.value is raised
+
+
 def test_the_monai_preset_is_its_formula(backend: Backend) -> None:
     """softmax(a + 3 (filtered bilateral + filtered spatial)), filters normalized to mean 1, positions in voxels, five times."""
     case = random_case(3, num_modalities=2)

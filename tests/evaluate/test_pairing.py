@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.evaluate import AssessmentOptions
+from crfrefine.evaluate import EvaluationOptions
 from crfrefine.evaluate.pairing import Pairing, pair_cases
 
 
@@ -14,7 +14,7 @@ def pair(root: Path, labels: str, predictions: str, **options: object) -> Pairin
         (root / folder).mkdir(exist_ok=True)
         for name in names.split():
             (root / folder / name).touch()
-    return pair_cases(AssessmentOptions(root / "pred", root / "labels", root / "out", **options))
+    return pair_cases(EvaluationOptions(root / "pred", root / "labels", root / "out", **options))
 
 
 def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str | None, str]]:
@@ -22,7 +22,7 @@ def taken(pairing: Pairing, method: str = "prediction") -> dict[str, tuple[str |
     found = {}
     for case in pairing.cases:
         files = case.methods[method]
-        found[case.case_id] = (files.label_map and files.label_map.name, " ".join(path.name for path in files.scores))
+        found[case.case_id] = (files.label_map and files.label_map.name, " ".join(path.name for path in files.probabilities))
     return found
 
 
@@ -80,7 +80,7 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
 def test_of_one_reference_the_other_predictions_are_a_note(tmp_path):
     """Whoever names one file asks for that case."""
     pair(tmp_path, "a.nii", "a.nii b.nii c.npz")
-    pairing = pair_cases(AssessmentOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
+    pairing = pair_cases(EvaluationOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
     assert left_out(pairing) == {}
     assert "2 files without a reference, such as b.nii" in pairing.notes[0]
 
@@ -135,7 +135,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
     assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction is over the others" in pairing.notes[0]
     method = pairing.cases[2].methods["prediction"]
-    assert (method.lacks_scores, method.scores_problem, method.problem) == (True, None, None)
+    assert (method.lacks_probabilities, method.probabilities_problem, method.problem) == (True, None, None)
 
 
 def test_named_probabilities_that_no_case_has_are_an_error(tmp_path):

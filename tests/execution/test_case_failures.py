@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assessment_helpers import logits_of, save_npz, write_study
 from cli_helpers import Folders, files_in, run_here, run_process, write_folders
+from evaluation_helpers import logits_of, save_npz, write_study
 from training_helpers import write_cases
 
 import crfrefine.cli.main

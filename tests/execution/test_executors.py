@@ -8,7 +8,7 @@ import threading
 
 import pool_functions
 import pytest
-from assessment_helpers import children
+from evaluation_helpers import children
 
 from crfrefine.execution.executor import Executor, Serial, make_executor
 from crfrefine.execution.processes import Processes

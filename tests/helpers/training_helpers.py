@@ -13,10 +13,13 @@ from crfrefine.execution.threads import Workers
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters, IntensityParameters
 from crfrefine.train.crops import Crop, make_crop
-from crfrefine.train.fitting import Fit, FitResult, Hooks, Material
+from crfrefine.train.fit_result import FitResult
+from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
+from crfrefine.train.material import Material
 from crfrefine.train.options import LEARNABLE
+from crfrefine.train.schedule import Schedule
 from crfrefine.train.starts import Start, prepare
 
 GRID_SHAPE = (18, 15, 11)  # no two axes alike
@@ -70,10 +73,8 @@ def start(theta_alpha: float, weight: float = 4.0) -> Start:
 
 
 def fit(
-    cases: Sequence[Crop], *, num_iterations: int = 6, threads: int = 2, learn: tuple[str, ...] = LEARNABLE, hooks: Hooks = SILENT
+    cases: Sequence[Crop], *, num_optimizer_steps: int = 6, threads: int = 2, learn: tuple[str, ...] = LEARNABLE, hooks: Hooks = SILENT
 ) -> FitResult:
-    split = split_training(range(len(cases)), seed=1)
+    split, schedule = split_training(range(len(cases)), seed=1), Schedule(num_optimizer_steps, rungs=((3, 1),))
     with Workers(threads) as workers:
-        return Fit(material(cases, learn), split, [start(4.0), start(8.0)], workers, num_iterations=num_iterations, rungs=((3, 1),)).run(
-            hooks
-        )
+        return Fit(material(cases, learn), split, [start(4.0), start(8.0)], workers, schedule).run(hooks)

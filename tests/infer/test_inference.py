@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agreement_helpers import label_dice
 from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 
+from crfrefine.arrays.components import count_components
 from crfrefine.arrays.label_maps import argmax_labels, count_labels
 from crfrefine.cases.discovery import CaseFiles
 from crfrefine.errors import InputError
@@ -17,7 +19,6 @@ from crfrefine.execution.observer import Observer
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.records import CaseRecord, RunSummary
 from crfrefine.infer.run import run_inference, select_part
-from crfrefine.metrics.scores import count_components, dice_score
 from crfrefine.parameters.model import CrfParameters
 
 
@@ -142,7 +143,7 @@ def test_postprocessing_and_mask_of_the_parameters_are_applied(tmp_path):
     parameters = CrfParameters().replace(**{"postprocess.keep_largest": "each", "intensity.mask": "nonzero"})
     run_inference(options_for(folders, parameters=parameters))
     labels = load_nifti(folders.output / "a.nii.gz")
-    assert max(count_components(labels, label) for label in (1, 2, 3)) == 1
+    assert max(count_components(labels == label) for label in (1, 2, 3)) == 1
 
 
 def test_two_dimensional_images(tmp_path):
@@ -170,12 +171,12 @@ def test_scores_of_drawn_maps():
     found = truth.copy()
     found[1, 1, 1] = 0
     found[5, 6, 2] = 1
-    assert dice_score(found, truth, 1) == 2 * 3 / (4 + 4)
-    assert np.isnan(dice_score(found, truth, 2))
-    assert count_components(found, 1) == 2
+    assert label_dice(found, truth, 1) == 2 * 3 / (4 + 4)
+    assert np.isnan(label_dice(found, truth, 2))
+    assert count_components(found == 1) == 2
     # Corners connect.
     found[3, 3, 2] = 1
-    assert count_components(found, 1) == 2
+    assert count_components(found == 1) == 2
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():

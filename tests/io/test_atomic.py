@@ -182,12 +182,8 @@ def test_the_longest_names_can_be_written(suffix, stem, tmp_path):
     io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
     written = {stem + ending for ending in (suffix, {".mhd": ".zraw", ".nhdr": ".raw.gz"}.get(suffix, suffix))}
     assert names(tmp_path) == written
-    if len(written) == 1 or stem.isascii():
-        found = io.read_volume(path).data if suffix != ".npz" else io.read_logits([path]).values
-        np.testing.assert_array_equal(found, values)
-    else:
-        (voxels,) = written - {path.name}
-        assert path.read_bytes().strip().endswith(voxels.encode())
+    found = io.read_volume(path).data if suffix != ".npz" else io.read_logits([path]).values
+    np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize("name", ["n" * 250 + ".toml", "\u00e9" * 125 + ".toml"])

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from assessment_helpers import write_study
 from cli_helpers import run_here, run_process, write_folders
+from evaluation_helpers import write_study
 from training_helpers import write_cases
 
 from crfrefine.cases.discovery import read_dataset_description

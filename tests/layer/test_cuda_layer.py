@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
 
-from crfrefine import CrfParameters, CrfRnn, _layer_function, _layer_inputs  # noqa: E402
+from crfrefine import CrfParameters, CrfRnn  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
+from crfrefine.layer import autograd, inputs  # noqa: E402
 
 NAMES = ("logits", "image")
 
@@ -67,8 +68,8 @@ def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, monke
     shared = []
     if device == "cpu":
         backend = cuda_shim.shim_backend()
-        monkeypatch.setattr(_layer_inputs, "engine_for", lambda _: backend)
-        monkeypatch.setattr(_layer_function, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
+        monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
+        monkeypatch.setattr(autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
     found = _gradients(_layer(filter_name), device)
     assert device == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
     assert set(found) == set(expected)

@@ -105,7 +105,6 @@ def problem(num_dims: int = 3, *, masked: bool = False, per_label: bool = False,
         "theta_alpha": ramp(1.1, 2.3, 2, axes),
         "theta_beta": ramp(0.13, 0.37, 2, 2),
         "spatial_weight": ramp(0.6, 0.9, labels),
-        # Four of them reach across these grids: the engine cuts the spatial kernel off there, the dense matrices do not.
         "theta_gamma": ramp(2.1, 2.4, axes),
         "compatibility": torch.tensor(ASYMMETRIC).double(),
         "temperature": torch.tensor(1.3).double(),
@@ -160,11 +159,18 @@ def test_gradients_by_one_value_a_label_and_axis(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_gradients_of_the_truncated_sum(name: str) -> None:
-    """Windows that cut off, of the spatial kernel too; no pair lies at a radius itself, where the derivative would jump."""
+    """Windows that cut off; no pair lies at a radius itself, where the derivative would jump."""
     case = problem(masked=True, filter="truncated")
     tensors = case.tensors | {"theta_alpha": torch.tensor([[0.53], [0.67]]).double(), "theta_gamma": torch.tensor(0.41).double()}
     case = replace(case, tensors=tensors)
     check(lambda value: case.refined(**{name: value}), case.tensors[name])
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.625, 1.0])
+def test_gradients_where_a_voxel_comes_within_reach_of_the_spatial_kernel(sigma: float) -> None:
+    """Four or eight theta_gamma are a whole number of voxels: a window that simply ended there would jump."""
+    case = problem(1, masked=True)
+    check(lambda value: case.refined(theta_gamma=value), torch.tensor(sigma * SPACINGS[1][0]).double())
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from assessment_helpers import SHAPE, expected_calibration, expected_calibration_of_all, label_map, logits_of, softmax
+from evaluation_helpers import SHAPE, expected_calibration, expected_calibration_of_all, label_map, logits_of, softmax
 
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.metrics.calibration import _BLOCK_VOXELS, CALIBRATION_METRICS, measure_calibration
-from crfrefine.metrics.overlap import better_direction
+from crfrefine.metrics.calibration import _BLOCK_VOXELS, measure_calibration
 from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS
 
 REGIONS = {"1": (1,), "2": (2,), "both": (1, 2)}
 ROUNDING = 1e-12  # sums of a thousand doubles in another order
@@ -98,7 +98,7 @@ def test_probabilities_a_little_outside_are_moved_to_the_ends():
 
 
 def test_lower_is_better():
-    assert {better_direction(metric) for metric in CALIBRATION_METRICS} == {"lower"}
+    assert {metric.better for metric in CALIBRATION_METRICS.values()} == {"lower"}
 
 
 def test_bad_input_is_named():

@@ -28,6 +28,9 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
+# Rooms whose modules import each other in a circle; not to be copied.
+WITH_CIRCLES = {"evaluate"}
+
 # Library -> the only places that may import it; places are modules or folders of the package.
 HOMES = {
     "SimpleITK": set(),  # only in tests: its readers crash on hostile headers
@@ -76,6 +79,29 @@ def upward_imports(source: str, module: str) -> list[str]:
     return found
 
 
+def circles(imports: dict[str, set[str]]) -> list[str]:
+    """The modules that import themselves through others; what only type checkers see counts too."""
+
+    def reached(first: str) -> set[str]:
+        found, new = set(), {first}
+        while new:
+            new = {other for module in new for other in imports.get(module, ())} - found
+            found |= new
+        return found
+
+    return sorted(module for module in imports if module in reached(module))
+
+
+def imports_within(room: str) -> dict[str, set[str]]:
+    """Module -> the modules of the same room that it imports."""
+    sources = {f"crfrefine.{module_name(path)}": path.read_text(encoding="utf-8") for path in FILES if PACKAGE / room in path.parents}
+    found = {}
+    for module, source in sources.items():
+        names = {name for _, name in imported_modules(ast.parse(source))}
+        found[module] = {name if name in sources else name.rpartition(".")[0] for name in names} & set(sources) - {module}
+    return found
+
+
 def misplaced_imports(source: str, module: str) -> list[str]:
     found = []
     for line, imported in imported_modules(ast.parse(source)):
@@ -104,6 +130,15 @@ def test_imports_go_downward_and_libraries_stay_at_home(path):
     if module:  # the package's __init__ gathers public names from any layer
         assert unit_of(f"crfrefine.{module}") in LEVEL, f"{module} has no line in LAYERS"
         assert upward_imports(source, module) == []
+
+
+@pytest.mark.parametrize("room", sorted({path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE} - WITH_CIRCLES))
+def test_no_module_of_a_room_imports_itself_through_others(room):
+    assert circles(imports_within(room)) == []
+
+
+def test_the_rule_sees_a_circle():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["b", "c"]
 
 
 @pytest.mark.parametrize(

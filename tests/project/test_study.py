@@ -24,6 +24,7 @@ from crfrefine.train.baselines import VectorScaling
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_CASES = 4
+MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("summary", "study", "paper")}
 REGIONS = ("whole=1+2", "cyst=3")
 
 
@@ -56,9 +57,9 @@ def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     data = write_cases(root / "data", NUM_CASES)
     document = root / "results.md"
-    document.write_text(
-        "kept before\n<!-- study:begin -->\nreplaced\n<!-- study:end -->\nkept\n<!-- paper:begin -->\n<!-- paper:end -->\nkept after\n"
-    )
+    begin_study, end_study = MARKERS["study"]
+    lines = ["kept before", *MARKERS["summary"], begin_study, "replaced", end_study, "kept", *MARKERS["paper"], "kept after", ""]
+    document.write_text("\n".join(lines))
     arguments = (
         data,
         "--regions",
@@ -129,6 +130,10 @@ def test_the_tables_are_those_of_the_files(study):
     assert network[1] == f"{before.mean():.4f}"
     assert trained[1] == f"{100 * (after - before).mean():+.2f}".replace("-", "−")
     own = next(row for row in rows if row[:2] == ["data, `logits`", "whole"])
+    head = next(row for row in rows if row[:2] == ["data, `logits`", str(NUM_CASES)])
+    _, mean, interval, p_value, counts = trained[len(REGIONS) : len(REGIONS) + 5]
+    assert head[2:] == [network[len(REGIONS) + 1], head[3], f"{mean} ({interval})", p_value, counts, "too few cases"]
+    assert head[3] == next(row for row in rows if row[0] == "`default`, untrained")[len(REGIONS) + 1]
     assert own[2] == str(NUM_CASES)
     assert own[3] == f"{before.mean():.3f} ± {before.std(ddof=1):.3f}"
     assert own[4] == f"{after.mean():.3f} ± {after.std(ddof=1):.3f}"
@@ -149,7 +154,8 @@ def test_the_commands_agree_and_the_papers_figures_stand_beside(study):
 def test_only_what_is_between_the_markers_is_replaced(study):
     text = study.document.read_text()
     assert "replaced" not in text
-    assert text.startswith("kept before\n<!-- study:begin -->\n")
+    assert text.startswith("kept before\n<!-- summary:begin -->\n")
+    assert "<!-- summary:end -->\n<!-- study:begin -->\n" in text
     assert "<!-- study:end -->\nkept\n<!-- paper:begin -->" in text
     assert text.endswith("<!-- paper:end -->\nkept after\n")
     assert (study.home / "evaluation" / "report.html").stat().st_size > 10_000

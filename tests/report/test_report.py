@@ -14,7 +14,8 @@ from report_helpers import NASTY, make_images, make_report, make_table
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pictures.display import label_color
 from crfrefine.report import missing_viewer, page, write_report
-from crfrefine.report.pairs import choose_cases, pairs_of, region_choices
+from crfrefine.report.page import _group_heading
+from crfrefine.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
 from crfrefine.statistics.comparison import MEAN, format_p, summarize
 from crfrefine.statistics.verdict import verdict
 
@@ -152,8 +153,7 @@ def test_the_summary_table_has_the_numbers_of_the_summary(text):
     report = make_report()
     row = next(row for row in report.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
     comparison = row.comparison
-    numbers = [100 * comparison.mean_baseline, 100 * comparison.mean]
-    expected = f"1 front <part> {numbers[0]:.2f} {numbers[1]:.2f} {100 * comparison.mean_difference:+.2f} "
+    expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
     assert expected.replace("-", "\u2212") in Page(text).text
     low, high = (f"{100 * end:+.2f}".replace("-", "\u2212") for end in comparison.interval)
     assert f"{low} to {high} {format_p(row.p_holm)} {comparison.effect_size:+.2f} " in Page(text).text
@@ -332,3 +332,19 @@ def test_names_of_files_need_not_be_text(tmp_path):
     text = Page(written(tmp_path, report)).text
     assert "labels/\\udcff" in text
     assert "case \\udcfe" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "expected"),
+    [
+        ("worst", [-0.02, 0.01], "Worst"),
+        ("worst", [0.0, 0.108], "Smallest gains: no case is worse"),
+        ("best", [-0.03, 0.01], "Best"),
+        ("best", [-0.03, -0.01], "Smallest losses: no case is better"),
+        ("median", [0.01], "Median"),
+        ("worst", [], "Worst"),
+    ],
+)
+def test_headings_of_pictures_are_true(reason, changes, expected):
+    cases = [ShownCase("case", reason, 0.6, 0.6 + change) for change in changes] or [ShownCase("case", reason, None, 0.6)]
+    assert _group_heading(reason, cases) == expected

@@ -51,7 +51,7 @@ def test_each_case_is_a_line_from_before_to_after():
     # Higher values lie higher, in proportion; coordinates are written to a tenth.
     assert (scale[0.5] - scale[0.6]) == pytest.approx(scale[0.6] - scale[0.7], abs=0.2)
     assert scale[0.5] > scale[0.7]
-    assert "case 0: 50.00 → 60.00 points (+10.00), better" in drawn
+    assert "case 0: 0.5000 → 0.6000 (+10.00 points), better" in drawn
     assert "crf is better in 1, equal in 1 and worse in 1 of 3 cases" in drawn
 
 
@@ -93,15 +93,15 @@ def test_every_mark_lies_where_the_axes_say():
     rng = np.random.default_rng(6)
     before = rng.uniform(0.5, 0.8, 12)
     pairs = make_pairs(before, before + rng.normal(0.01, 0.03, 12))
-    means, differences = 50 * (pairs.before + pairs.after), 100 * pairs.differences
+    means, differences = (pairs.before + pairs.after) / 2, 100 * pairs.differences
     tip = r'class="case (?:better|worse)"><title>case (\d+)[^<]*</title>'
 
     drawn = charts.paired_plot("p", pairs, DICE, "network", "crf")
     value, unit = axis_of(drawn, "y")
     for number, start, end in re.findall(tip + r'<path d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', drawn):
-        assert value([start, end]) == pytest.approx([100 * pairs.before[int(number)], 100 * pairs.after[int(number)]], abs=0.3 * unit)
+        assert value([start, end]) == pytest.approx([pairs.before[int(number)], pairs.after[int(number)]], abs=0.3 * unit)
     arrows = {float(x): value(y) for x, y in re.findall(r'd="M([\d.]+) ([\d.]+)l-?8 -5v10z" class="mean"', drawn)}
-    assert [arrows[x] for x in sorted(arrows)] == pytest.approx([100 * pairs.before.mean(), 100 * pairs.after.mean()], abs=0.3 * unit)
+    assert [arrows[x] for x in sorted(arrows)] == pytest.approx([pairs.before.mean(), pairs.after.mean()], abs=0.3 * unit)
 
     drawn = charts.bland_altman_plot("b", pairs, DICE)
     (value, unit), (across, unit_across) = axis_of(drawn, "y"), axis_of(drawn, "x")
@@ -185,15 +185,16 @@ def test_one_and_two_cases_and_no_differences(count):
 
 
 def test_numbers_are_written_with_their_unit_and_a_true_minus():
-    assert DICE.quantity(0.8671) == "86.71 points"
-    assert DICE.number(-0.0123, signed=True) == "\u22121.23"
-    assert DICE.number(-0.000001, signed=True) == "0.00"
+    assert DICE.quantity(0.8671) == "0.8671"
+    assert DICE.change_quantity(-0.0123) == "\u22121.23 points"
+    assert DICE.change(-0.000001) == "0.00"
+    assert DICE.change_quantity(0.0123) == "+1.23 points"
     assert DICE.quantity(float("nan")) == "–"
     assert wording_of("hd95_mm").axis == "HD95 (mm)"
-    assert wording_of("volume_difference_ml").unit == "ml"
+    assert wording_of("volume_difference_ml").difference_axis == "Difference (ml)"
     assert wording_of("num_components").quantity(3) == "3.0"
-    assert wording_of("ece").number(0.01234) == "0.0123"
-    assert wording_of("hd_mm").advice == "lower is better"
+    assert wording_of("ece").number(0.01234) == "0.01234"
+    assert wording_of("hd_mm").metric.advice == "lower is better"
 
 
 def test_values_that_differ_by_rounding_alone_are_drawn_as_one():

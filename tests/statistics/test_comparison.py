@@ -10,6 +10,7 @@ import pytest
 
 from crfrefine.errors import InputError
 from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.registry import MASK_METRICS
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, measurements_of, summarize, summary_dicts, summary_text
 from crfrefine.statistics.paired import compare_pairs, holm
 
@@ -114,7 +115,9 @@ def test_measured_cases_make_a_table_and_a_json_file():
     table = ResultTable(measurements)
     rows = summarize(table, "network")
     content = json.loads(json.dumps(summary_dicts(rows), allow_nan=False))
-    assert len(content) == len(rows) == 2 * (11 * 2 + 9)
+    assert len(content) == len(rows) == 2 * sum(3 if metric.better else 2 for metric in MASK_METRICS.values()), (
+        "the mean over regions is a row of those with a direction"
+    )
     mean_dice = next(row for row in content if (row["method"], row["region"], row["metric"]) == ("crf", MEAN, "dice"))
     assert mean_dice["comparison"]["wins"] == 3
     # Three cases cannot show anything, so the detectable difference is infinite, which JSON does not know.
@@ -124,9 +127,9 @@ def test_measured_cases_make_a_table_and_a_json_file():
 def test_the_table_for_people():
     rows = summary_text(summarize(_table(), "network"))
     assert len({len(row) for row in rows}) == 1
-    assert rows[1][:7] == ["dice", "whole", "network", "4", "0", "75.00", "75.00"]
+    assert rows[1][:7] == ["dice", "whole", "network", "4", "0", "0.7500", "0.7500"]
     assert set(rows[1][7:]) == {""}
-    assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "76.50", "77.50", "+1.50"]
+    assert rows[4][:8] == ["dice", "whole", "crf", "4", "0", "0.7650", "0.7750", "+1.50"]
     assert rows[4][9:] == ["0.25", "0.5", "+1.00", "3/1/0", ""]
     assert rows[7][-2:] == ["1/1/2", "case_0 -10.00"]
 

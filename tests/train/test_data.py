@@ -12,6 +12,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case import CaseFiles
 from crfrefine.demo.phantom import NUM_LABELS
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
@@ -238,7 +239,7 @@ def test_each_case_is_held_out_once_and_decides_nothing_there(num_cases, num_fol
     for split in splits:
         assert not set(split.held_out) & {*split.training, *split.deciding}
         assert {*split.held_out, *split.training, *split.deciding} == set(range(num_cases))
-        # Few cases decide all together, as docs/training.md says; else those that decide are not trained on.
+        # Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on.
         assert not set(split.training) & set(split.deciding) or split.training == split.deciding
 
 
@@ -256,3 +257,20 @@ def test_dice_of_regions_by_hand():
     confusion[1, 1] = confusion[2, 2] = 3
     confusion[1, 2] = confusion[2, 1] = 1
     np.testing.assert_allclose(dice_of(confusion, [(1,), (1, 2), (3,)]), [0.75, 1.0, np.nan])
+
+
+def test_masks_and_a_confusion_matrix_have_the_same_dice():
+    rng = np.random.default_rng(8)
+    truth, found = rng.integers(0, 4, (2, 9, 5, 4))
+    truth[truth == 3] = 0
+    found[found == 3] = 0
+    confusion = count_confusion(truth, found, 4)
+    regions = [(1,), (1, 2), (3,)]
+    own = [dice(OverlapCounts.of_masks(np.isin(found, labels), np.isin(truth, labels))) for labels in regions]
+    np.testing.assert_array_equal(dice_of(confusion, regions), own)
+    for labels, value in zip(regions[:2], own, strict=False):
+        both = np.isin(found, labels) & np.isin(truth, labels)
+        assert value == 2 * both.sum() / (np.isin(found, labels).sum() + np.isin(truth, labels).sum())
+    assert np.isnan(own[2])
+    of_first = OverlapCounts.of_confusion(confusion, (1,))
+    assert of_first == OverlapCounts(int((found == 1).sum()), int((truth == 1).sum()), int(((found == 1) & (truth == 1)).sum()))

@@ -21,22 +21,24 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 from training_helpers import SIZES, crops, material, start, write_cases  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
-from crfrefine import _layer_inputs  # noqa: E402
 from crfrefine.engines.cuda.backend import CudaBackend  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.execution.threads import Workers  # noqa: E402
+from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train import crops as cropping  # noqa: E402
 from crfrefine.train.baselines import fit_vector_scaling  # noqa: E402
 from crfrefine.train.crops import Crop  # noqa: E402
 from crfrefine.train.dataset import locate_folders  # noqa: E402
 from crfrefine.train.device import CPU, TrainingDevice, choose_device  # noqa: E402
-from crfrefine.train.fitting import Fit, FitResult, Hooks  # noqa: E402
+from crfrefine.train.fit_result import FitResult  # noqa: E402
+from crfrefine.train.fitting import Fit, Hooks  # noqa: E402
 from crfrefine.train.folds import Split  # noqa: E402
 from crfrefine.train.model import Model, network_score  # noqa: E402
 from crfrefine.train.observer import TrainingObserver  # noqa: E402
 from crfrefine.train.options import LEARNABLE, TrainingOptions  # noqa: E402
 from crfrefine.train.run import run_training  # noqa: E402
+from crfrefine.train.schedule import Schedule  # noqa: E402
 from crfrefine.train.starts import Start  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -61,7 +63,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> T
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
     backend = cuda_shim.shim_backend()
-    monkeypatch.setattr(_layer_inputs, "engine_for", lambda _: backend)
+    monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
     return TrainingDevice("cuda-shim", cached_bytes=1e9)
 
 
@@ -85,7 +87,7 @@ def _lattice(theta_alpha: float) -> Start:
 @contextmanager
 def _on_the_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_layer_inputs, "engine_for", lambda _: crfrefine.engines.get_backend("cpu"))
+        patch.setattr(inputs, "engine_for", lambda _: crfrefine.engines.get_backend("cpu"))
         yield
 
 
@@ -130,7 +132,7 @@ def _trained(cases: list[Crop], device: TrainingDevice) -> tuple[FitResult, list
     split = Split((0, 1), (0, 1), ())
     with Workers(2, one_by_one=device.is_gpu) as workers:
         hooks = Hooks(lambda *_: None, lambda state: None, lambda: False)
-        found = Fit(shared, split, [_lattice(4.0), _lattice(8.0)], workers, num_iterations=2, rungs=((1, 1),)).run(hooks)
+        found = Fit(shared, split, [_lattice(4.0), _lattice(8.0)], workers, Schedule(2, rungs=((1, 1),))).run(hooks)
         scaling = fit_vector_scaling(shared, split, workers)
     return found, [scaling.temperature, *scaling.bias]
 

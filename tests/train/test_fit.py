@@ -13,11 +13,13 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.baselines import choose_best, fit_vector_scaling, smoothed, smoothing_scores
-from crfrefine.train.comparison import LARGEST, MEASURED, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST, judge
+from crfrefine.train.comparison import judge
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import Split, split_training
+from crfrefine.train.methods import LARGEST, MEASURED, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
+from crfrefine.train.schedule import Schedule
 from crfrefine.train.screening import choose_starts, screen
 from crfrefine.train.starts import make_starts, without_crf
 from crfrefine.train.trajectory import Trajectory
@@ -46,7 +48,7 @@ def mean_gain(parameters, cases):
 
 
 def test_training_improves_cases_that_it_has_not_seen(useful):
-    result = fit(useful[:3], num_iterations=8)
+    result = fit(useful[:3], num_optimizer_steps=8)
     assert not result.is_network
     gain_before = mean_gain(start(8.0).parameters, useful[3:])
     # The phantom's labels differ in intensity, so that a CRF gains many points; a tenth of that would be a doubtful success.
@@ -54,7 +56,7 @@ def test_training_improves_cases_that_it_has_not_seen(useful):
 
 
 def test_no_crf_is_the_outcome_where_logits_are_right():
-    result = fit(crops(3, "right"), num_iterations=4)
+    result = fit(crops(3, "right"), num_optimizer_steps=4)
     assert result.is_network
     assert result.parameters.bilateral[0].weight == 0.0
     assert result.parameters.mean_field.temperature == 1.0
@@ -65,7 +67,7 @@ def test_a_weight_near_zero_can_be_reached_and_left():
     for kind, weight in (("useful", 0.0), ("scattered", 0.3)):
         cases = crops(2, kind)
         shared = material(cases)
-        trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, 100)
+        trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, Schedule(100))
         for _ in range(7):
             found = [trajectory.model.gradient(crop, shared.loss, 1) for crop in cases]
             trajectory.step([sum(parts[1:], parts[0]) for parts in zip(*(one.gradients for one in found), strict=True)], 0.0)
@@ -79,17 +81,15 @@ def test_a_restored_training_ends_with_the_same_bits(useful, stop_after):
     states = []
     whole = fit(useful[:3], hooks=Hooks(lambda *_: None, lambda state: states.append(json.dumps(state)), lambda: False))
     assert len(states) > stop_after
+    split, schedule = split_training(range(3), seed=1), Schedule(6, rungs=((3, 1),))
     with Workers(1) as workers:
-        again = Fit(
-            material(useful[:3]), split_training(range(3), seed=1), [start(4.0), start(8.0)], workers, num_iterations=6, rungs=((3, 1),)
-        )
-        again.restore(json.loads(states[stop_after]))
+        again = Fit(material(useful[:3]), split, [start(4.0), start(8.0)], workers, schedule, json.loads(states[stop_after]))
         result = again.run(Hooks(lambda *_: None, lambda state: None, lambda: False))
     assert result == whole
 
 
 def test_the_result_does_not_depend_on_threads(useful):
-    assert fit(useful[:3], num_iterations=3, threads=1) == fit(useful[:3], num_iterations=3, threads=3)
+    assert fit(useful[:3], num_optimizer_steps=3, threads=1) == fit(useful[:3], num_optimizer_steps=3, threads=3)
 
 
 def test_time_that_is_up_ends_a_training_with_what_it_has(useful):
@@ -99,15 +99,15 @@ def test_time_that_is_up_ends_a_training_with_what_it_has(useful):
         calls.append(None)
         return len(calls) > 6
 
-    result = fit(useful[:3], num_iterations=50, hooks=Hooks(lambda *_: None, lambda state: None, is_over))
+    result = fit(useful[:3], num_optimizer_steps=50, hooks=Hooks(lambda *_: None, lambda state: None, is_over))
     assert max(len(history) for history in result.histories.values()) < 6
 
 
 def test_without_any_time_the_first_start_is_judged_as_it_is(useful):
-    result = fit(useful[:3], num_iterations=50, hooks=Hooks(lambda *_: None, lambda state: None, lambda: True))
-    assert (result.start, result.best_iteration, result.stopped_by_time) == ("theta_alpha 4", 0, True)
+    result = fit(useful[:3], num_optimizer_steps=50, hooks=Hooks(lambda *_: None, lambda state: None, lambda: True))
+    assert (result.start, result.best_optimizer_step, result.stopped_by_time) == ("theta_alpha 4", 0, True)
     assert result.score > result.network_score
-    assert not fit(useful[:2], num_iterations=2).stopped_by_time
+    assert not fit(useful[:2], num_optimizer_steps=2).stopped_by_time
 
 
 def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
@@ -118,14 +118,14 @@ def test_cases_without_foreground_decide_for_no_crf_without_a_warning():
         crop.outside[:] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = fit(cases, num_iterations=2)
+        result = fit(cases, num_optimizer_steps=2)
     assert result.is_network
     assert np.isnan(result.network_score)
     assert choose_best(np.full((2, 3), np.nan), (0.0, 1.0, 2.0), [0, 1]) == 0.0
 
 
 def test_frozen_groups_stay_as_they_start(useful):
-    result = fit(useful[:2], num_iterations=3, learn=("weights",))
+    result = fit(useful[:2], num_optimizer_steps=3, learn=("weights",))
     (kernel,) = result.parameters.bilateral
     assert kernel.theta_alpha in (4.0, 8.0)
     assert kernel.theta_beta == 0.1
@@ -134,7 +134,7 @@ def test_frozen_groups_stay_as_they_start(useful):
 
 
 def test_a_result_survives_its_own_text(useful):
-    result = fit(useful[:2], num_iterations=2)
+    result = fit(useful[:2], num_optimizer_steps=2)
     assert type(result).from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
@@ -242,7 +242,7 @@ def test_a_strong_prior_keeps_a_training_where_it_began(useful):
     shared = material(useful)
     moved = []
     for prior in (0.0, 10.0):
-        trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, 6, prior=prior)
+        trajectory = Trajectory(start(8.0), LEARNABLE, SIZES, Schedule(6), prior=prior)
         for _ in range(6):
             gradients = trajectory.model.gradient(useful[0], shared.loss, 1).gradients
             trajectory.step(gradients, 0.0)

@@ -1,4 +1,4 @@
-"""The way back through the mean field on the device (docs/math.md; the structure is that of kernels/cpu/mean_field_backward.cpp).
+"""The way back through the mean field on the device (docs/reference/math.md; the structure is that of kernels/cpu/mean_field_backward.cpp).
 
 Names: `y` is the derivative by what a step adds, z = compatibility y, and -weight z the derivative by a kernel's message.
 """

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import check_memory, row_constants
 from crfrefine.engines.cuda.sources import padded_count
@@ -116,24 +118,59 @@ class TruncatedFilter:
             window.add(window.box.place(group, sent), received, weight, out)
 
 
+SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
+"""Standard deviations up to which a tap of the spatial kernel counts in full, by the precision of the values."""
+
+
+def spatial_taps(sigma: float, extent: int, radius: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights of the spatial kernel at distance 0, 1, ... along an axis, and theta_gamma times their derivatives with respect to it.
+
+    Within one voxel beyond `radius` the Gaussian fades to zero, so that no weight jumps when another voxel comes within reach
+    (docs/reference/math.md).
+
+    Args:
+        sigma: standard deviation in voxels.
+        extent: voxels of the box along the axis.
+        radius: standard deviations.
+    """
+    reach = min(radius * sigma, 1e18)
+    distance = np.arange(int(min(math.ceil(reach), extent - 1)) + 1)
+    squared = (distance / sigma) ** 2
+    gaussian = np.exp(-0.5 * squared)
+    x = np.clip(reach + 1.0 - distance, 0.0, 1.0)
+    fade = x * x * (3.0 - 2.0 * x)
+    return gaussian * fade, gaussian * (squared * fade + 6.0 * x * (1.0 - x) * reach)
+
+
 class SpatialFilter:
-    """The spatial kernel, axis by axis, cut at four standard deviations; see `Filter`."""
+    """The spatial kernel, axis by axis; see `Filter`."""
 
-    RADIUS = 4.0
-    """Standard deviations; the kernel is 3e-4 there."""
+    def __init__(self, voxels: Voxels, theta_gamma: Sequence[float], dtype: Any = np.float32, *, differentiated: int | None = None) -> None:
+        """Compute the taps, in the precision of the values.
 
-    def __init__(self, voxels: Voxels, theta_gamma: list[float], dtype: Any = np.float32) -> None:
-        """Compute the taps, in the precision of the values."""
+        Args:
+            voxels: where.
+            theta_gamma: one a box axis.
+            dtype: of the values.
+            differentiated: the axis whose slopes take the place of its weights; None: the kernel itself.
+        """
         self._voxels, self._device = voxels, voxels.device
+        self._theta_gamma, self._dtype = theta_gamma, np.dtype(dtype)
         self._axes: list[tuple[int, int, Any, int]] = []
         for a, (theta, step, extent) in enumerate(zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)):
-            sigma = theta / step
-            radius = int(min(math.ceil(min(self.RADIUS * sigma, 1e18)), extent - 1))
-            taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(dtype)
-            padded = self._device.upload(np.pad(taps, _TAPS_PADDING))
-            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, padded, radius))
+            weights, slopes = spatial_taps(theta / step, extent, SPATIAL_RADIUS[self._dtype])
+            taps = slopes if a == differentiated else weights
+            both_sides = np.concatenate([taps[:0:-1], taps]).astype(dtype)
+            padded = self._device.upload(np.pad(both_sides, _TAPS_PADDING))
+            self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, padded, len(taps) - 1))
         self._boxes: dict[int, Any] = {}
         self.description = "separable"
+
+    def slope(self, axis: int) -> SpatialFilter:
+        """The filter of theta_gamma times the kernel's derivative with respect to one axis's theta_gamma."""
+        slope = SpatialFilter(self._voxels, self._theta_gamma, self._dtype, differentiated=axis)
+        slope._boxes = self._boxes  # one filter at a time works in them
+        return slope
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
         """Add a filtering; see `Filter.accumulate`."""

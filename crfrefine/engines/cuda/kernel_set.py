@@ -15,7 +15,7 @@ from crfrefine.engines.cuda.lattice import COMPILED_FEATURES, LatticeFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import ConfigError
 
-# Of any GPU: arithmetic and memory traffic in these proportions, counted on paper (docs/gpu.md); only the ratio matters.
+# Of any GPU: arithmetic and memory traffic in these proportions, counted on paper (docs/decisions/gpu.md); only the ratio matters.
 _OPERATIONS_A_BYTE = 8.0
 # The lattice's messages are a few percent off, the direct sums' far less: it has to be clearly faster to be taken.
 _LATTICE_HANDICAP = 1.5

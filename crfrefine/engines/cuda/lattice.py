@@ -46,7 +46,7 @@ class KeyLayout:
 
 
 def feature_scales(num_features: int) -> list[float]:
-    """Factors of the features before elevation (docs/math.md, section 6.1), rounded to single precision."""
+    """Factors of the features before elevation (docs/reference/math.md, section 6.1), rounded to single precision."""
     return [float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)]
 
 
@@ -242,7 +242,7 @@ class Lattice:
         self.num_rows = num_vertices + int(is_shared.sum())
 
     def amplitude(self) -> float:
-        """What gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (docs/math.md, section 6)."""
+        """Gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (docs/reference/math.md, section 6)."""
         d = self.num_features
         return math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
 

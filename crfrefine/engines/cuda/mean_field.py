@@ -1,4 +1,4 @@
-"""The mean-field iteration on the device (docs/math.md, section 3): the host only decides what is launched next."""
+"""The mean-field iteration on the device (docs/reference/math.md, section 3): the host only decides what is launched next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Derivatives of a filter's sums by its kernel's bandwidths and by the image, in moment form (docs/math.md; as kernels/cpu/moments.cpp)."""
+"""Gradients of a filter's sums with respect to its bandwidths and the image, in moment form (docs/reference/math.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from crfrefine.engines.cuda.device import row_width, to_channels, to_rows
-from crfrefine.engines.cuda.filters import Filter
+from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.voxels import Voxels
 
 
@@ -73,6 +73,12 @@ def add_moments(
         squared: (feature) float64 on the host; None: not wanted.
         by_image: (modality, voxel) on the device; None: not wanted.
     """
+    if isinstance(plain, SpatialFilter):
+        # Of the taps as they are, where they fade too.
+        if squared is not None:
+            for axis in range(len(features)):
+                squared[axis] += float((u * filtered(plain.slope(axis), voxels, v)).sum(dtype=np.float64))
+        return
     both = (u * kv + v * ktu).sum(axis=0)
     for feature, theta in enumerate(features.thetas):
         wants_image = by_image is not None and feature < features.num_modalities

@@ -1,6 +1,7 @@
 """The way back through the mean field with dense N x N matrices, in float64: the yardstick for every engine's gradients.
 
-Nothing is recomputed, filtered or summed cleverly: derivatives by whole matrices are formed and reduced. docs/math.md has the equations.
+Nothing is recomputed, filtered or summed cleverly: whole matrices of derivatives are formed and reduced
+(docs/reference/math.md has the equations).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `reference` backend: the model in float64 Python, for checks and small grids.
 
-Slow on purpose; see crfrefine/reference for the parts.
+Slow on purpose; see crfrefine/engines/reference for the parts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The permutohedral lattice, transcribed plainly: a dictionary of vertices, float64, one function a stage.
 
-Not for speed. Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice"; docs/math.md has the
-geometry in this project's words and symbols.
+Not for speed. Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice";
+docs/reference/math.md has the geometry in this project's words and symbols.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The mean-field iteration, its energy and its stopping rule, in float64 over the masked voxels.
 
-Not for grids, files or choosing filters: voxels are rows, kernels come as objects that filter. docs/math.md has the equations.
+Not for grids, files or choosing filters: voxels are rows, kernels come as objects that filter. docs/reference/math.md has the equations.
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@
   const names = new Intl.Collator(undefined, { numeric: true });
   let sorting = { key: data.compared ? "difference" : "value-0", down: false }, showAll = false;
 
-  const number = (value, metric, signed) => {
+  const number = (value, shown, signed) => {
     if (value === null) return UNDEFINED;
-    const text = (value * metric.factor).toFixed(metric.decimals), zero = Number(text) === 0;
+    const text = (value * shown.factor).toFixed(shown.digits), zero = Number(text) === 0;
     const sign = zero ? "" : value < 0 ? "\u2212" : signed ? "+" : "";
     return sign + text.replace("-", "");
   };
@@ -100,7 +100,9 @@
   function fillTable() {
     const metricName = tableMetric.value, regionName = tableRegion.value;
     if (!metricName || !regionName) return;
-    const metric = data.metrics[metricName], unit = metric.unit ? ` (${metric.unit})` : "";
+    const metric = data.metrics[metricName];
+    const shownAs = (column) => (column.key === "difference" ? metric.differences : metric.values);
+    const unitOf = (column) => (column.isNumber && shownAs(column).unit ? ` (${shownAs(column).unit})` : "");
     head.replaceChildren(...columns().map((column) => {
       const cell = document.createElement("th"), button = document.createElement("button");
       cell.scope = "col";
@@ -108,7 +110,7 @@
       cell.setAttribute("aria-sort", sorting.key === column.key ? (sorting.down ? "descending" : "ascending") : "none");
       button.type = "button";
       button.dataset.key = column.key;
-      button.textContent = column.title + (column.isNumber ? unit : "");
+      button.textContent = column.title + unitOf(column);
       cell.append(button);
       return cell;
     }));
@@ -135,7 +137,7 @@
           cell.textContent = MARKS[row.kind];
         } else {
           cell.className = "number";
-          cell.textContent = number(row[column.key], metric, column.key === "difference");
+          cell.textContent = number(row[column.key], shownAs(column), column.key === "difference");
         }
         line.append(cell);
       }

@@ -1,0 +1,103 @@
+"""Files that are not read here: what they are, by content or name, and which program converts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from crfrefine.io.streams import inflated
+
+_BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
+_DICOM_SEG = b"1.2.840.10008.5.1.4.1.1.66.4"
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
+_COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
+
+
+@dataclass(frozen=True)
+class ForeignKind:
+    """A kind of file that is not read.
+
+    Attributes:
+        name: with its article, as in "it is a DICOM file".
+        way_out: what to do.
+        suffixes: that such files have.
+        recognizes: whether a file that begins so is of this kind.
+    """
+
+    name: str
+    way_out: str
+    suffixes: tuple[str, ...]
+    recognizes: Callable[[bytes], bool]
+
+
+def _is_mgh(start: bytes) -> bool:
+    """Return whether it is FreeSurfer's header: version 1, four sizes and a type, big-endian."""
+    block = inflated(start) or start
+    version, *sizes, kind = (int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4))
+    return len(block) >= 24 and version == 1 and all(1 <= size <= 1 << 20 for size in sizes) and kind in (0, 1, 3, 4, 10)
+
+
+def _is_pair(start: bytes) -> bool:
+    """Return whether it is the header of an Analyze image or of a NIfTI pair: its length, 348, and a sane number of dimensions."""
+    return any(
+        int.from_bytes(block[:4], order) == 348 and 1 <= int.from_bytes(block[40:42], order) <= 7
+        for block in (inflated(start) or start,)
+        for order in _BYTE_ORDERS
+    )
+
+
+# The first kind that recognizes a file counts.
+FOREIGN_KINDS = (
+    ForeignKind(
+        "a DICOM segmentation",
+        "convert it to NIfTI with segimage2itkimage of dcmqi",
+        (),
+        lambda start: start[128:132] == b"DICM" and _DICOM_SEG in start,
+    ),
+    ForeignKind(
+        "a DICOM file",
+        "convert its series to NIfTI with dcm2niix",
+        (".dcm", ".dicom", ".ima"),
+        lambda start: start[128:132] == b"DICM",
+    ),
+    ForeignKind("a FreeSurfer volume", "convert it with mri_convert IN.mgz OUT.nii.gz", (".mgz", ".mgh"), _is_mgh),
+    ForeignKind(
+        "half of an Analyze or NIfTI pair (.hdr and .img)",
+        "make one file of the pair: nibabel.save(nibabel.load('NAME.img'), 'NAME.nii.gz')",
+        (".hdr", ".img", ".hdr.gz", ".img.gz"),
+        _is_pair,
+    ),
+    ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start.startswith(b"CDF\1")),
+    ForeignKind(
+        "an HDF5 file",
+        "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI",
+        (".h5", ".hdf5"),
+        lambda start: start.startswith(b"\x89HDF\r\n\x1a\n"),
+    ),
+    ForeignKind(
+        "a NumPy array (.npy)",
+        "save it with its name, numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x)",
+        (".npy",),
+        lambda start: start.startswith(b"\x93NUMPY"),
+    ),
+    ForeignKind(
+        "a file of PyTorch or a pickle",
+        "load it where it comes from and save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x)",
+        (".pt", ".pth", ".pkl", ".pickle"),
+        lambda start: start.startswith(b"PK\3\4") and b"/data.pkl" in start[:256],
+    ),
+    ForeignKind(
+        "a picture",
+        "it has no voxel size and no place in the world; export the volume as NIfTI",
+        (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp"),
+        lambda start: start.startswith(_PICTURES),
+    ),
+    ForeignKind("an archive (zip)", "unpack it", (".zip",), lambda start: start.startswith(b"PK\3\4")),
+    ForeignKind(
+        "compressed in another way than with gzip",
+        "decompress it",
+        (".bz2", ".xz", ".zst", ".7z"),
+        lambda start: start.startswith(_COMPRESSED),
+    ),
+)

@@ -1,0 +1,100 @@
+"""The file formats that are read and written: one entry each, in one table.
+
+An entry says what is known without opening a file. The code of a format is a module of its own, imported when a file needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import Volume, VolumeHeader
+
+
+class FormatCode(Protocol):
+    """What the module of a format can do."""
+
+    def recognizes(self, start: bytes) -> bool:
+        """Return whether a file that begins so, compressed or not, is of this format."""
+        ...
+
+    def read_header(self, path: Path) -> VolumeHeader:
+        """Read what a file says about its volume, and check that it can hold its voxels."""
+        ...
+
+    def read_into(self, header: VolumeHeader, values: NDArray[np.float32]) -> None:
+        """Read the voxels, scaled, into an array of shape (channels, [z,] y, x), to the end of the file."""
+        ...
+
+    def voxel_files(self, path: Path) -> tuple[Path, ...]:
+        """Return the other files that a header names for its voxels; none where it names none, or cannot be read."""
+        ...
+
+    def write(self, path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+        """Write a file whole or not at all.
+
+        Args:
+            path: ends in one of the format's suffixes.
+            values: labels ([z,] y, x), or channels (channels, [z,] y, x); uint8, uint16 or float32.
+            like: its geometry is kept, bit for bit where it came from a file of the same format.
+            kind: "labels", "logits" or "probabilities".
+            threads: for compression; the bytes written do not depend on it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    Attributes:
+        name: for people, and in `VolumeHeader.family`.
+        suffixes: the one to write first where nothing else says which; longer ones before those that they end in.
+        load: returns the code.
+        voxel_endings: suffix of a header to the ending of the file with voxels that is written beside it.
+        holds_scores_alone: no geometry: logits and probabilities, but no images, masks or label maps.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    load: Callable[[], FormatCode]
+    voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    holds_scores_alone: bool = False
+
+
+def _nifti() -> FormatCode:
+    from crfrefine.io import nifti
+
+    return nifti
+
+
+def _metaimage() -> FormatCode:
+    from crfrefine.io import metaimage
+
+    return metaimage
+
+
+def _nrrd() -> FormatCode:
+    from crfrefine.io import nrrd
+
+    return nrrd
+
+
+def _npz() -> FormatCode:
+    from crfrefine.io import npz
+
+    return npz
+
+
+FORMATS = (
+    Format("NIfTI", (".nii.gz", ".nii"), _nifti),
+    Format("MetaImage", (".mhd", ".mha"), _metaimage, {".mhd": ".zraw"}),
+    Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
+    Format("nnU-Net npz", (".npz",), _npz, holds_scores_alone=True),
+)

@@ -1,0 +1,65 @@
+"""Overlap of two masks from three counts of voxels: the one Dice of the package, whatever counted them, masks or a confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class OverlapCounts:
+    """Voxels of a predicted mask and its reference.
+
+    Attributes:
+        num_predicted: voxels of the prediction.
+        num_reference: voxels of the reference.
+        num_both: voxels in both.
+    """
+
+    num_predicted: int
+    num_reference: int
+    num_both: int
+
+    @classmethod
+    def of_masks(cls, prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Self:
+        """Count two masks of one shape."""
+        return cls(int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), int(np.count_nonzero(prediction & reference)))
+
+    @classmethod
+    def of_confusion(cls, confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> Self:
+        """Count a region of some labels in (L, L) numbers of voxels by reference (row) and predicted label (column)."""
+        members = list(labels)
+        rows, columns = confusion[members], confusion[:, members]
+        return cls(int(columns.sum()), int(rows.sum()), int(confusion[np.ix_(members, members)].sum()))
+
+
+def ratio(part: int, whole: int) -> float:
+    """Return part / whole; a ratio of nothing to nothing is undefined."""
+    return part / whole if whole else math.nan
+
+
+def dice(counts: OverlapCounts) -> float:
+    """Return 2 |A ∩ B| / (|A| + |B|): 1 is perfect, 0 no overlap."""
+    return ratio(2 * counts.num_both, counts.num_predicted + counts.num_reference)
+
+
+def iou(counts: OverlapCounts) -> float:
+    """Return intersection over union."""
+    return ratio(counts.num_both, counts.num_predicted + counts.num_reference - counts.num_both)
+
+
+def sensitivity(counts: OverlapCounts) -> float:
+    """Return the share of the reference that is found."""
+    return ratio(counts.num_both, counts.num_reference)
+
+
+def precision(counts: OverlapCounts) -> float:
+    """Return the share of the prediction that is right."""
+    return ratio(counts.num_both, counts.num_predicted)

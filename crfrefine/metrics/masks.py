@@ -1,0 +1,104 @@
+"""Two masks of one region, and the metrics that are measured on them. `docs/reference/metrics.md` has the conventions, the same in all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.arrays.components import count_components
+from crfrefine.metrics.counts import OverlapCounts, ratio
+from crfrefine.metrics.distances import boundary_distances
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Three voxels of 0.1 mm are a little more than 0.3 mm in floating point, and an oblique 1 mm a little more than 1 mm in headers, which
+# keep float32 or six digits; they are within a tolerance of 0.3 mm or 1 mm all the same.
+_ROUNDING = 1e-5
+
+
+class MaskPair:
+    """A predicted mask and its reference; what several metrics need is computed once, and only if one of them is measured.
+
+    Args:
+        prediction: (*grid), outside of which there is nothing.
+        reference: (*grid), outside of which there is nothing.
+        spacing: mm, one per grid axis.
+        voxel_volume: cubic mm.
+        tolerance_mm: of the surface Dice.
+    """
+
+    def __init__(
+        self,
+        prediction: NDArray[np.bool_],
+        reference: NDArray[np.bool_],
+        spacing: Sequence[float],
+        voxel_volume: float,
+        tolerance_mm: float,
+    ) -> None:
+        self.prediction = prediction
+        self.reference = reference
+        self.spacing = spacing
+        self.voxel_volume = voxel_volume
+        self.tolerance_mm = tolerance_mm
+
+    @cached_property
+    def counts(self) -> OverlapCounts:
+        """Voxels of both masks."""
+        return OverlapCounts.of_masks(self.prediction, self.reference)
+
+    @cached_property
+    def directed_distances(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Distances in mm from each boundary to the other one; None where a mask is empty."""
+        if not self.counts.num_predicted or not self.counts.num_reference:
+            return None
+        return boundary_distances(self.prediction, self.reference, self.spacing)
+
+    @cached_property
+    def distances(self) -> NDArray[np.float64] | None:
+        """The distances of both directions together."""
+        return None if self.directed_distances is None else np.concatenate(self.directed_distances)
+
+
+def volume_ml(pair: MaskPair) -> float:
+    """Return the volume of the prediction in ml."""
+    return pair.counts.num_predicted * pair.voxel_volume / 1000.0
+
+
+def volume_difference_ml(pair: MaskPair) -> float:
+    """Return how much larger than the reference the prediction is, in ml."""
+    return (pair.counts.num_predicted - pair.counts.num_reference) * pair.voxel_volume / 1000.0
+
+
+def surface_dice(pair: MaskPair) -> float:
+    """Return the share of all boundary voxels that are within the tolerance of the other boundary."""
+    if pair.distances is None:
+        # No voxel of the only boundary is near the other one, of which there is none.
+        return ratio(0, pair.counts.num_predicted + pair.counts.num_reference)
+    return float(np.count_nonzero(pair.distances <= pair.tolerance_mm * (1 + _ROUNDING)) / pair.distances.size)
+
+
+def hausdorff_mm(pair: MaskPair) -> float:
+    """Return the largest distance from one boundary to the other, in mm."""
+    return math.nan if pair.distances is None else float(pair.distances.max())
+
+
+def hausdorff_95_mm(pair: MaskPair) -> float:
+    """Return the larger of the two 95th percentiles, in mm."""
+    if pair.directed_distances is None:
+        return math.nan
+    return max(float(np.percentile(one_way, 95)) for one_way in pair.directed_distances)
+
+
+def average_distance_mm(pair: MaskPair) -> float:
+    """Return the mean distance over both boundaries, in mm."""
+    return math.nan if pair.distances is None else float(pair.distances.mean())
+
+
+def num_components(pair: MaskPair) -> float:
+    """Return the number of connected components of the prediction."""
+    return float(count_components(pair.prediction))

@@ -1,0 +1,225 @@
+"""Every metric of the package: what computes it, what people call it, how its numbers are written, and which of them are better.
+
+Tables, charts, files and the verdict take names, order and wording from here; nothing else lists metrics. A new one is a function, an entry
+here, a row in `docs/reference/metrics.md` and a test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from crfrefine.metrics import counts, masks, reliability
+from crfrefine.metrics.counts import OverlapCounts
+from crfrefine.metrics.masks import MaskPair
+from crfrefine.metrics.reliability import ReliabilitySums
+
+Better = Literal["higher", "lower", "nearer_zero"]
+Empty = Literal["both", "prediction", "reference"]
+"""Which of the two masks of a region are empty: both, or only the one."""
+
+RegionValues = dict[str, dict[str, float]]
+"""Value of each metric, by region; NaN where undefined."""
+
+POINTS = 100.0
+"""Differences of ratios are shown in points, which are hundredths; the ratios themselves as they are, from 0 to 1."""
+
+_ADVICE = {"higher": "higher is better", "lower": "lower is better", "nearer_zero": "nearer to zero is better", None: "only describes"}
+_UNDEFINED: dict[frozenset[Empty], str] = {
+    frozenset(): "",
+    frozenset({"both"}): "where both masks are empty",
+    frozenset({"both", "reference"}): "where the reference is empty",
+    frozenset({"both", "prediction"}): "where the prediction is empty",
+    frozenset({"both", "prediction", "reference"}): "where a mask is empty",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric, as people read it.
+
+    Attributes:
+        name: in files and tables.
+        title: in headings, charts and sentences.
+        better: which values are better; None: it only describes.
+        unit: of its values; empty where they have none.
+        digits: after the point of a value.
+        is_ratio: whether its values are from 0 to 1, and their differences shown in points.
+        source: where `docs/` defines it.
+        in_overview: whether the terminal shows it after `evaluate`; the files and the report have all.
+        in_training: whether `train-crf` measures it, too.
+    """
+
+    name: str
+    title: str
+    better: Better | None = None
+    unit: str = ""
+    digits: int = 2
+    is_ratio: bool = False
+    source: str = ""
+    in_overview: bool = False
+    in_training: bool = False
+
+    @property
+    def advice(self) -> str:
+        """Which values are better, in words."""
+        return _ADVICE[self.better]
+
+    @property
+    def undefined(self) -> str:
+        """Where it has no value, in words; empty where it always has one."""
+        return ""
+
+    @property
+    def difference_unit(self) -> str:
+        """Unit of differences as they are shown."""
+        return "points" if self.is_ratio else self.unit
+
+    @property
+    def difference_factor(self) -> float:
+        """From differences of values to the numbers shown."""
+        return POINTS if self.is_ratio else 1.0
+
+    @property
+    def difference_digits(self) -> int:
+        """After the point of a difference."""
+        return 2 if self.is_ratio else self.digits
+
+    def value_text(self, value: float) -> str:
+        """Return a value as it is shown, without its unit; empty where undefined."""
+        return _number(value, self.digits)
+
+    def difference_text(self, difference: float, sign: str = "+") -> str:
+        """Return a difference of two values as it is shown, without its unit; empty where undefined.
+
+        Args:
+            difference: of two values.
+            sign: "+" to have one in front of positive numbers, too; else "".
+        """
+        return _number(self.difference_factor * difference, self.difference_digits, sign)
+
+    def interval_text(self, low: float, high: float, sign: str = "+") -> str:
+        """Return an interval of differences as it is shown; empty where undefined."""
+        return "" if math.isnan(low) else f"{self.difference_text(low, sign)} to {self.difference_text(high, sign)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskMetric(Metric):
+    """A metric of two masks.
+
+    Attributes:
+        measure: computes it.
+        undefined_if_empty: which masks are empty where it has no value.
+    """
+
+    measure: Callable[[MaskPair], float]
+    undefined_if_empty: frozenset[Empty] = frozenset()
+    source: str = "docs/reference/metrics.md#2-metrics-of-a-case"
+
+    @property
+    def undefined(self) -> str:
+        """Where it has no value, in words; empty where it always has one."""
+        return _UNDEFINED[self.undefined_if_empty]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioMetric(MaskMetric):
+    """A metric of two masks from 0 to 1; 1 is perfect."""
+
+    better: Better | None = "higher"
+    digits: int = 4
+    is_ratio: bool = True
+    undefined_if_empty: frozenset[Empty] = frozenset({"both"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceMetric(MaskMetric):
+    """A distance between the boundaries of two masks."""
+
+    better: Better | None = "lower"
+    unit: str = "mm"
+    undefined_if_empty: frozenset[Empty] = frozenset({"both", "prediction", "reference"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationMetric(Metric):
+    """A metric of probabilities.
+
+    Attributes:
+        measure: computes it from sums over at least one voxel.
+    """
+
+    measure: Callable[[ReliabilitySums], float]
+    better: Better | None = "lower"
+    digits: int = 5
+    source: str = "docs/reference/metrics.md#calibration"
+
+    @property
+    def undefined(self) -> str:
+        """Where it has no value, in words."""
+        return "without probabilities, or where no voxel counts"
+
+
+def _of_counts(function: Callable[[OverlapCounts], float]) -> Callable[[MaskPair], float]:
+    return lambda pair: function(pair.counts)
+
+
+Kind = TypeVar("Kind", bound=Metric)
+
+
+def _by_name(metrics: Iterable[Kind]) -> dict[str, Kind]:
+    return {metric.name: metric for metric in metrics}
+
+
+DICE = RatioMetric(name="dice", title="Dice", measure=_of_counts(counts.dice), in_overview=True, in_training=True)
+"""What the verdict is on."""
+
+MASK_METRICS = _by_name(
+    (
+        DICE,
+        RatioMetric(name="iou", title="IoU", measure=_of_counts(counts.iou)),
+        RatioMetric(
+            name="sensitivity",
+            title="Sensitivity",
+            measure=_of_counts(counts.sensitivity),
+            undefined_if_empty=frozenset({"both", "reference"}),
+        ),
+        RatioMetric(
+            name="precision", title="Precision", measure=_of_counts(counts.precision), undefined_if_empty=frozenset({"both", "prediction"})
+        ),
+        MaskMetric(name="volume_ml", title="Volume", measure=masks.volume_ml, unit="ml"),
+        MaskMetric(
+            name="volume_difference_ml", title="Volume difference", measure=masks.volume_difference_ml, better="nearer_zero", unit="ml"
+        ),
+        RatioMetric(name="surface_dice", title="Surface Dice", measure=masks.surface_dice, in_overview=True),
+        DistanceMetric(name="hd_mm", title="Hausdorff distance", measure=masks.hausdorff_mm),
+        DistanceMetric(name="hd95_mm", title="HD95", measure=masks.hausdorff_95_mm, in_overview=True, in_training=True),
+        DistanceMetric(name="assd_mm", title="ASSD", measure=masks.average_distance_mm, digits=3, in_overview=True, in_training=True),
+        MaskMetric(name="num_components", title="Components", measure=masks.num_components, digits=1),
+    )
+)
+"""What is measured on masks, in the order of reports."""
+
+CALIBRATION_METRICS = _by_name(
+    (
+        CalibrationMetric(name="ece", title="Calibration error (ECE)", measure=reliability.expected_calibration_error, in_overview=True),
+        CalibrationMetric(name="brier", title="Brier score", measure=reliability.brier_score),
+        CalibrationMetric(name="nll", title="Negative log likelihood", measure=reliability.negative_log_likelihood),
+    )
+)
+"""What is measured on probabilities, in the order of reports."""
+
+METRICS: dict[str, Metric] = {**MASK_METRICS, **CALIBRATION_METRICS}
+"""All of them."""
+
+
+def metric_named(name: str) -> Metric:
+    """Return a metric; one that is not known, of a table made elsewhere, only describes, in the unit that its name ends with."""
+    unit = name.rpartition("_")[2]
+    return METRICS.get(name) or Metric(name=name, title=name, unit=unit if unit in ("mm", "ml") else "")
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}" if math.isfinite(value) else ""

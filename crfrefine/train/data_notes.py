@@ -1,0 +1,40 @@
+"""What looks wrong with the data, though a training is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crfrefine.train.baselines import network_dice
+from crfrefine.train.crops import Crop
+
+LOW_DICE = 0.05
+"""A network below this on a case has most likely not been compared with its own reference."""
+
+
+def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
+    """Return a sentence about each thing that looks wrong: hardly any agreement, padded logits, cases without foreground."""
+    dice = network_dice(crops, regions)
+    notes = []
+    defined = dice[~np.isnan(dice).all(axis=1)]
+    if defined.size and float(np.nanmean(defined)) < LOW_DICE:
+        notes.append(
+            f"the network agrees with the reference to a mean Dice of {np.nanmean(defined):.3f}: "
+            "are the logits' channels in the order of the labels, and do logits and labels belong together?"
+        )
+    padded = [crop.case_id for crop in crops if crop.num_padding_voxels]
+    if padded:
+        share = sum(crop.num_padding_voxels for crop in crops) / max(1, sum(crop.num_case_voxels for crop in crops))
+        notes.append(
+            f"{len(padded)} of {len(crops)} cases have voxels whose logits are equal for all labels, as where a cropped output was "
+            f"padded ({share:.1%} of all voxels); they take no part and count as background: {_first_names(padded)}"
+        )
+    empty = [crop.case_id for crop, row in zip(crops, dice, strict=True) if np.isnan(row).all()]
+    if empty:
+        notes.append(f"{len(empty)} of {len(crops)} cases have no foreground in reference and network: {_first_names(empty)}")
+    return notes
+
+
+def _first_names(case_ids: Sequence[str]) -> str:
+    return ", ".join(case_ids[:3]) + (" ..." if len(case_ids) > 3 else "")

@@ -1,0 +1,80 @@
+"""What a run has done so far, and how that goes into a checkpoint and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.fit_result import FitResult
+from crfrefine.train.methods import MethodValues, plain_values, restored_values
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is done of a part of the run: a fold, or the training on all cases.
+
+    Attributes:
+        halves: where halves of the cases decide about the other half: the trainings that are finished.
+        fit: the trained CRF.
+        scaling: the recalibrated network.
+        measured: values of each case held out.
+    """
+
+    halves: tuple[FitResult, ...] = ()
+    fit: FitResult | None = None
+    scaling: VectorScaling | None = None
+    measured: Mapping[str, MethodValues] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "halves": [half.to_dict() for half in self.halves],
+            "fit": None if self.fit is None else self.fit.to_dict(),
+            "scaling": None if self.scaling is None else asdict(self.scaling),
+            "measured": None if self.measured is None else plain_values(self.measured),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Part:
+        """Return what `to_dict` was called on."""
+        fit, scaling, measured = values["fit"], values["scaling"], values["measured"]
+        return cls(
+            halves=tuple(FitResult.from_dict(half) for half in values["halves"]),
+            fit=None if fit is None else FitResult.from_dict(fit),
+            scaling=None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"])),
+            measured=None if measured is None else restored_values(measured),
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run has done so far.
+
+    Attributes:
+        parts: the folds in their order, and the training on all cases.
+        screening: mean Dice of each screened case (row) with each start (column); None: the starts were not tried.
+        training: `Fit.state` of the training that was going on; None: none was.
+        seconds: that the run has taken.
+    """
+
+    parts: tuple[Part, ...]
+    screening: list[list[float]] | None = None
+    training: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "seconds": self.seconds,
+            "screening": self.screening,
+            "parts": [part.to_dict() for part in self.parts],
+            "current": self.training,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Done:
+        """Return what `to_dict` was called on."""
+        parts = tuple(Part.from_dict(part) for part in values["parts"])
+        return cls(parts, values["screening"], values["current"], float(values["seconds"]))

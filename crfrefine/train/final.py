@@ -1,0 +1,67 @@
+"""The stage that makes the parameters to be written: trained on all cases, from the best of what the folds found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from crfrefine.train import starts as setup
+from crfrefine.train.fit_result import FitResult, is_gain, no_crf
+from crfrefine.train.folds import all_cases
+from crfrefine.train.methods import NETWORK, TRAINED
+from crfrefine.train.model import mean_defined
+from crfrefine.train.plan import Plan
+from crfrefine.train.preparation import Prepared
+from crfrefine.train.results import FoldResult
+from crfrefine.train.schedule import Schedule
+from crfrefine.train.session import Session
+from crfrefine.train.starts import Start
+from crfrefine.train.training import Task, train
+from crfrefine.train.tuned import Tuned, tune_rivals
+
+STEP_LENGTH = 0.3
+"""Of the optimizer in the training on all cases, which starts where the folds ended, against that in the folds."""
+
+
+def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> Tuned:
+    """Return what was tuned on all cases; no CRF where the folds found none that helps the cases held out."""
+    number = len(folds)
+    fit = session.journal.part(number).fit
+    if fit is None:
+        fit = _fit(plan, prepared, folds, session)
+        session.journal.note_part(number, replace(session.journal.part(number), fit=fit))
+    tuned = tune_rivals(number, fit, all_cases(plan.num_cases), prepared, session)
+    session.journal.save()
+    return tuned
+
+
+def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> FitResult:
+    gains = _gains_held_out(folds)
+    found = [fold for fold in folds if not fold.tuned.fit.is_network]
+    if not found or not is_gain(gains):
+        network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+        return no_crf(folds[0].tuned.fit.parameters, network_mean, gains)
+    name = plan.part_names[-1]
+    session.observer.stage_started(name)
+    starts = [Start(f"{fold.name}: {fold.tuned.fit.start}", fold.tuned.fit.parameters) for fold in found]
+    half = int(np.median([fold.tuned.fit.best_optimizer_step for fold in found])) // 2
+    num_optimizer_steps = min(max(setup.EVALUATE_EVERY, half), plan.schedule.num_optimizer_steps)
+    # All starts are judged as they are, and the best one goes on.
+    schedule = Schedule(num_optimizer_steps, rungs=((0, 1),), step_length=STEP_LENGTH)
+    fit = train(Task(name, all_cases(plan.num_cases), starts, schedule, num_left=1), prepared.material, session)
+    session.observer.stage_ended(f"{name}: {fit.describe()}")
+    return fit
+
+
+def _gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
+    """Return how much the folds' CRFs added to the mean Dice of each case that they had not seen."""
+    gains = []
+    for fold in folds:
+        for values in fold.measured.values():
+            pairs = [(values[TRAINED][region]["dice"], values[NETWORK][region]["dice"]) for region in values[TRAINED]]
+            defined = [trained - network for trained, network in pairs if not math.isnan(trained - network)]
+            gains += [sum(defined) / len(defined)] if defined else []
+    return tuple(gains)

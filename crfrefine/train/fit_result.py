@@ -1,0 +1,107 @@
+"""What one training came to, and when a CRF counts as better than none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.starts import without_crf
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NO_CRF = "no CRF"
+"""Name of the start that leaves the network's labels as they are."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training came to.
+
+    Attributes:
+        start: name of the start that won; NO_CRF where no CRF was better.
+        parameters: the trained ones; with weights of 0 where no CRF was better.
+        score: mean Dice of the deciding cases with them.
+        network_score: mean Dice of the deciding cases without a CRF.
+        gains: Dice with the best CRF above that without, of each deciding case; empty where nothing could be measured.
+        best_optimizer_step: of the start that won.
+        histories: loss, Dice and bandwidths of each start over its optimizer steps.
+        stopped_by_time: whether the time ran out before the training was finished.
+    """
+
+    start: str
+    parameters: CrfParameters
+    score: float
+    network_score: float
+    gains: tuple[float, ...]
+    best_optimizer_step: int
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stopped_by_time: bool = False
+
+    @property
+    def is_network(self) -> bool:
+        """Whether no CRF was better than the network alone."""
+        return self.start == NO_CRF
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        if math.isnan(self.network_score):
+            return "no CRF is better than the network alone: none of the cases that decide has any foreground"
+        if self.is_network:
+            return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
+        gain = f"Dice {self.network_score:.4f} -> {self.score:.4f}"
+        return f"{self.start}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as the report and the checkpoint have them."""
+        return {
+            "start": self.start,
+            "parameters": self.parameters.to_dict(),
+            "score": self.score,
+            "network_score": self.network_score,
+            "gains": list(self.gains),
+            "best_iteration": self.best_optimizer_step,
+            "histories": self.histories,
+            "stopped_by_time": self.stopped_by_time,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FitResult:
+        """Return what `to_dict` was called on."""
+        return cls(
+            start=values["start"],
+            parameters=CrfParameters.from_dict(values["parameters"]),
+            score=values["score"],
+            network_score=values["network_score"],
+            gains=tuple(values["gains"]),
+            best_optimizer_step=values["best_iteration"],
+            histories=values["histories"],
+            stopped_by_time=values["stopped_by_time"],
+        )
+
+
+def no_crf(
+    parameters: CrfParameters,
+    network_score: float,
+    gains: Sequence[float] = (),
+    histories: dict[str, list[dict[str, Any]]] | None = None,
+    *,
+    stopped_by_time: bool = False,
+) -> FitResult:
+    """Return the outcome of a training in which no CRF was better than the network alone."""
+    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, histories or {}, stopped_by_time)
+
+
+def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Return whether gains of cases are more than chance may do: their mean is more than its standard error above 0.
+
+    No CRF is the simpler model, and stays where there is no more to be had.
+    """
+    values = np.asarray(gains, dtype=float)
+    error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
+    return bool(values.size) and float(values.mean()) > max(error, 0.0)

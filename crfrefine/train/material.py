@@ -1,0 +1,48 @@
+"""What all trainings of a run have in common, and the cases that each optimizer step draws from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from crfrefine.train.crops import Crop
+from crfrefine.train.device import CPU, TrainingDevice
+from crfrefine.train.losses import Loss
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all trainings of a run have in common.
+
+    Attributes:
+        crops: of all cases.
+        loss: of a case.
+        regions: labels of each region whose mean Dice decides.
+        learn: groups of parameters that move.
+        sizes: labels, modalities, axes.
+        seed: of the batches.
+        device: where the models compute.
+    """
+
+    crops: Sequence[Crop]
+    loss: Loss
+    regions: Sequence[tuple[int, ...]]
+    learn: tuple[str, ...]
+    sizes: tuple[int, int, int]
+    seed: int
+    device: TrainingDevice = CPU
+
+    def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
+        """Return one tile each of some cases, drawn at random without repetition.
+
+        The same ones for everything that is trained, at the same optimizer step, so that chance does not decide between them.
+        """
+        random = np.random.default_rng([self.seed, optimizer_step])
+        chosen = random.permutation(np.asarray(cases))[:count]
+        batch = []
+        for case in sorted(int(number) for number in chosen):
+            crop = self.crops[case]
+            batch.append(crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))))
+        return batch

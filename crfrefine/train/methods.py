@@ -1,0 +1,55 @@
+"""The methods that are measured against each other: their names, and the values that each of them gets on a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crfrefine.metrics.registry import MASK_METRICS, RegionValues
+
+NETWORK = "network"
+SCALING = "vector scaling"
+SMOOTHING = "Gaussian smoothing"
+LARGEST = "largest component"
+DEFAULT = "default CRF"
+TRAINED = "trained CRF"
+TRAINED_LARGEST = "trained CRF + largest component"
+METHODS = (NETWORK, SCALING, SMOOTHING, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
+"""What is shown, in this order."""
+
+SCALING_LARGEST = "vector scaling + largest component"
+SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
+MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
+"""What is measured: those that are shown, and what the CRF with the largest component must beat."""
+
+METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
+
+MethodValues = dict[str, RegionValues]
+"""Of one case, by method."""
+
+
+def plain_values(values: Mapping[str, MethodValues]) -> dict[str, Any]:
+    """Return the values of cases as JSON has them: NaN as None."""
+    return {
+        case_id: {
+            method: {region: {name: None if np.isnan(value) else value for name, value in row.items()} for region, row in rows.items()}
+            for method, rows in own.items()
+        }
+        for case_id, own in values.items()
+    }
+
+
+def restored_values(plain: Mapping[str, Any]) -> dict[str, MethodValues]:
+    """Return what `plain_values` was made of."""
+    return {
+        case_id: {
+            method: {
+                region: {name: float("nan") if value is None else float(value) for name, value in row.items()}
+                for region, row in rows.items()
+            }
+            for method, rows in own.items()
+        }
+        for case_id, own in plain.items()
+    }

@@ -1,0 +1,136 @@
+"""What a run is going to do, known before any case is read: its cases, regions, folds, and the model that it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import crfrefine
+from crfrefine.metrics.regions import Region
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train import starts as setup
+from crfrefine.train.checks import choose_regions
+from crfrefine.train.dataset import LabeledCases, find_cases
+from crfrefine.train.device import TrainingDevice
+from crfrefine.train.folds import Split, choose_num_folds, make_folds
+from crfrefine.train.options import LEARNABLE, TrainingOptions
+from crfrefine.train.schedule import Schedule
+
+NUM_TRAININGS_IN_TURNS = 3
+"""Of a fold with few cases: one on each half, and one on both."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do.
+
+    Attributes:
+        options: what was asked for.
+        device: where to compute.
+        cases: the labeled cases.
+        regions: what is measured.
+        folds: of the cross-validation.
+        base: the model that is started from.
+        schedule: of a training in a fold.
+    """
+
+    options: TrainingOptions
+    device: TrainingDevice
+    cases: LabeledCases
+    regions: tuple[Region, ...]
+    folds: tuple[Split, ...]
+    base: CrfParameters
+    schedule: Schedule
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Of the folds and of the training on all cases, which comes last."""
+        num_folds = len(self.folds)
+        return (*(f"fold {fold + 1} of {num_folds}" for fold in range(num_folds)), "all cases")
+
+    @property
+    def num_cases(self) -> int:
+        """Number of cases."""
+        return len(self.cases.files)
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Labels of each region."""
+        return tuple(region.labels for region in self.regions)
+
+    @property
+    def learn(self) -> tuple[str, ...]:
+        """What is learned, in the order of LEARNABLE."""
+        return tuple(group for group in LEARNABLE if group in self.options.learn)
+
+    @property
+    def mask_mode(self) -> str:
+        """How a mask is made from the image where no mask is given."""
+        return self.base.intensity.mask if self.options.data.masks is None else "none"
+
+    def names(self, cases: Sequence[int]) -> tuple[str, ...]:
+        """Return the names of some cases."""
+        return tuple(self.cases.case_ids[case] for case in cases)
+
+    def num_trainings_left(self, number: int, num_halves: int = 0) -> int:
+        """Return the trainings that are still to be done from a fold on; `num_halves` of its own are over."""
+        return sum(NUM_TRAININGS_IN_TURNS if split.decides_in_turns else 1 for split in self.folds[number:]) - num_halves + 1
+
+    def num_planned(self, split: Split, num_starts: int) -> int:
+        """Return the optimizer steps of a fold, if no training is stopped early.
+
+        Args:
+            split: of the fold.
+            num_starts: that there are; the best of them are trained.
+        """
+        once = self.schedule.num_planned(min(num_starts, setup.NUM_TRAINED))
+        return 2 * once + self.schedule.num_optimizer_steps if split.decides_in_turns else once
+
+    def num_planned_of_all(self, num_starts: int) -> int:
+        """Return the optimizer steps of the whole run, if no training is stopped early."""
+        return sum(self.num_planned(split, num_starts) for split in self.folds) + self.schedule.num_optimizer_steps // 2
+
+    def describe(self, threads: int) -> str:
+        """Return the first line that a run says."""
+        cases, num_folds = self.cases, len(self.folds)
+        return (
+            f"{self.num_cases} cases, {cases.num_labels} labels, {cases.num_modalities} "
+            f"modalit{'y' if cases.num_modalities == 1 else 'ies'}; {num_folds} folds"
+            + (", one case each" if num_folds == self.num_cases else "")
+            + f"; {self.device.name}, {threads} thread{'' if threads == 1 else 's'}"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the result depends on, besides the data."""
+        options = self.options
+        return {
+            "version": crfrefine.__version__,
+            "parameters": None if options.parameters is None else options.parameters.to_dict(),
+            "learn": sorted(options.learn),
+            "folds": len(self.folds),
+            "loss": options.loss,
+            "num_iterations": options.num_optimizer_steps,
+            "regions": [[region.name, list(region.labels)] for region in self.regions],
+            "label_names": list(self.cases.label_names),
+            "ignore_label": self.cases.ignore_label,
+            "seed": options.seed,
+            "device": self.device.kind,
+            "input_type": options.input_type,
+        }
+
+
+def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
+    """Find the cases, and decide what is done with them.
+
+    Raises:
+        CrfRefineError: cases, regions, folds or parameters do not fit each other.
+    """
+    cases = find_cases(options.data, strict=options.strict)
+    regions = choose_regions(options.regions, cases)
+    num_folds = choose_num_folds(options.num_folds, len(cases.files))
+    folds = make_folds(len(cases.files), num_folds, options.seed)
+    base = CrfParameters() if options.parameters is None else options.parameters
+    base.resolve(cases.num_labels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
+    schedule = Schedule(options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS)
+    return Plan(options, device, cases, regions, tuple(folds), base, schedule)

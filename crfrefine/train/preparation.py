@@ -1,0 +1,101 @@
+"""The first stage: the cases are read, and what all parts of the run share is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.execution.threads import Workers
+from crfrefine.train.baselines import RivalScores, score_rivals
+from crfrefine.train.crops import Crop, CropStore, make_crop
+from crfrefine.train.data_notes import oddities
+from crfrefine.train.dataset import attempt, raise_all
+from crfrefine.train.losses import make_loss
+from crfrefine.train.material import Material
+from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.plan import Plan
+from crfrefine.train.reading import is_large, on_cases, read_case
+from crfrefine.train.starts import Start, make_starts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all parts of a run share.
+
+    Attributes:
+        material: of all trainings.
+        starts: the models that training may start from.
+        rivals: how good the rivals are that need no training.
+        has_large_cases: whether whole cases are to be in memory one at a time.
+    """
+
+    material: Material
+    starts: tuple[Start, ...]
+    rivals: RivalScores
+    has_large_cases: bool
+
+
+def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingObserver) -> Prepared:
+    """Read the cases and set up what all parts share.
+
+    Raises:
+        CrfRefineError: cases cannot be trained on, or none has any foreground.
+    """
+    observer.stage_started("reading")
+    cases, options = plan.cases, plan.options
+    crops, has_large_cases = _read_crops(plan, store, workers)
+    spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
+    frequencies = _frequencies(crops, cases.num_labels)
+    if sum(frequencies[1:]) == 0:
+        raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
+    loss = make_loss(options.loss, plan.groups, frequencies)
+    sizes = cases.num_labels, cases.num_modalities, cases.num_dims
+    material = Material(crops, loss, plan.groups, plan.learn, sizes, options.seed, plan.device)
+    for note in oddities(crops, plan.groups):
+        observer.note(note)
+    starts = make_starts(options.parameters, plan.learn, cases.num_labels, cases.num_modalities, spacing)
+    return Prepared(material, tuple(starts), score_rivals(material, spacing, workers), has_large_cases)
+
+
+def _read_crops(plan: Plan, store: CropStore, workers: Workers) -> tuple[list[Crop], bool]:
+    """Return what training sees of every case, and whether one of the cases is large; all bad cases are named at once."""
+    crops: list[Crop] = []
+    failed: list[CrfRefineError] = []
+    has_large_cases = False
+    for first in range(0, plan.num_cases, workers.threads):
+        numbers = range(first, min(first + workers.threads, plan.num_cases))
+        for read in on_cases(partial(_try_crop, plan), numbers, workers, one_at_a_time=has_large_cases):
+            if isinstance(read, CrfRefineError):
+                failed.append(read)
+                continue
+            crop, is_of_large_case = read
+            has_large_cases |= is_of_large_case
+            crops.append(store.keep(crop))
+    raise_all(failed, plan.num_cases, plan.options.data.images)
+    return crops, has_large_cases
+
+
+def _try_crop(plan: Plan, number: int, threads: int) -> tuple[Crop, bool] | CrfRefineError:
+    return attempt(partial(_read_crop, plan, number, threads), plan.cases.files[number])
+
+
+def _read_crop(plan: Plan, number: int, threads: int) -> tuple[Crop, bool]:
+    case = read_case(plan, number, threads)
+    return make_crop(case, plan.base.intensity), is_large(case)
+
+
+def _frequencies(crops: Sequence[Crop], num_labels: int) -> tuple[float, ...]:
+    """Return the share of each label among the voxels that are trained on."""
+    counts: NDArray[np.int64] = np.zeros(num_labels + 1, dtype=np.int64)
+    for crop in crops:
+        counts += np.bincount(crop.labels[crop.mask], minlength=num_labels + 1)
+    total = max(1, int(counts[:num_labels].sum()))
+    return tuple(float(count) / total for count in counts[:num_labels])

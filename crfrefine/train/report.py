@@ -1,0 +1,76 @@
+"""The report of a run as JSON: all that was found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import crfrefine
+from crfrefine.io.json import without_nonfinite
+from crfrefine.statistics.comparison import summary_dicts
+from crfrefine.train.fit_result import FitResult
+from crfrefine.train.results import TrainingResult
+from crfrefine.train.tuned import Tuned
+
+SCHEMA = 1
+
+
+def make_report(result: TrainingResult) -> dict[str, Any]:
+    """Return the content of the report, as JSON has it."""
+    options, cases, comparison = result.options, result.cases, result.comparison
+    report: dict[str, Any] = without_nonfinite(
+        {
+            "schema": SCHEMA,
+            "version": crfrefine.__version__,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": result.seconds,
+            "device": result.device,
+            "threads": result.threads,
+            "options": {
+                "images": str(options.data.images),
+                "labels": str(options.data.labels),
+                "logits": str(options.data.logits),
+                "masks": None if options.data.masks is None else str(options.data.masks),
+                "learn": list(options.learn),
+                "loss": options.loss,
+                "num_folds": len(result.folds),
+                "num_iterations": options.num_optimizer_steps,
+                "seed": options.seed,
+                "max_minutes": options.max_minutes,
+                "config": None if options.config is None else str(options.config),
+            },
+            "cases": list(cases.case_ids),
+            "left_out": [case.to_dict() for case in cases.left_out],
+            "label_names": list(cases.label_names),
+            "regions": {region.name: list(region.labels) for region in result.regions},
+            "verdict": comparison.verdict.to_dict(),
+            "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
+            "parameters": result.parameters.to_dict(),
+            "final": _fit_dict(result.final.fit),
+            **_rival_dict(result.final),
+            "folds": [
+                {
+                    "name": fold.name,
+                    "training": list(fold.training),
+                    "deciding": list(fold.deciding),
+                    "held_out": list(fold.held_out),
+                    "fit": _fit_dict(fold.tuned.fit),
+                    **_rival_dict(fold.tuned),
+                }
+                for fold in result.folds
+            ],
+            "comparison": summary_dicts(comparison.summary),
+            "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
+            "measurements": [asdict(line) for line in comparison.table],
+        }
+    )
+    return report
+
+
+def _rival_dict(tuned: Tuned) -> dict[str, Any]:
+    return {"vector_scaling": asdict(tuned.scaling), "smoothing_sigma_mm": tuned.sigma_mm, "keep_largest": tuned.keep_largest}
+
+
+def _fit_dict(fit: FitResult) -> dict[str, Any]:
+    return {**fit.to_dict(), "is_network": fit.is_network}

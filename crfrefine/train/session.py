@@ -1,0 +1,30 @@
+"""What the stages of one run share: where they compute, whom they tell, where they keep what is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crfrefine.execution.threads import Workers
+from crfrefine.train.budget import Budget
+from crfrefine.train.journal import Journal
+from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.progress import Progress
+
+
+@dataclass(frozen=True)
+class Session:
+    """Handed from stage to stage.
+
+    Attributes:
+        workers: to compute with.
+        observer: told what happens.
+        journal: of what is done.
+        budget: of the time.
+        progress: told of every optimizer step.
+    """
+
+    workers: Workers
+    observer: TrainingObserver
+    journal: Journal
+    budget: Budget
+    progress: Progress

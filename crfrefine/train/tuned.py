@@ -1,0 +1,46 @@
+"""What was tuned on the same cases: the CRF, and the rivals that it must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from crfrefine.train.baselines import VectorScaling, fit_vector_scaling
+from crfrefine.train.fit_result import FitResult
+from crfrefine.train.folds import Split
+from crfrefine.train.preparation import Prepared
+from crfrefine.train.session import Session
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The trained CRF and its rivals.
+
+    Attributes:
+        fit: the trained CRF.
+        scaling: the recalibrated network.
+        sigma_mm: width of the smoothing Gaussian.
+        keep_largest: which largest component is kept, "foreground" or "each".
+    """
+
+    fit: FitResult
+    scaling: VectorScaling
+    sigma_mm: float
+    keep_largest: str
+
+
+def tune_rivals(number: int, fit: FitResult, split: Split, prepared: Prepared, session: Session) -> Tuned:
+    """Tune the rivals of a trained CRF on the cases that it was trained on; what the journal has of it is not done again.
+
+    Args:
+        number: of the part of the run.
+        fit: the trained CRF.
+        split: its cases.
+        prepared: what all parts share.
+        session: of the run.
+    """
+    scaling = session.journal.part(number).scaling
+    if scaling is None:
+        scaling = fit_vector_scaling(prepared.material, split, session.workers)
+        session.journal.note_part(number, replace(session.journal.part(number), scaling=scaling))
+    rivals = prepared.rivals
+    return Tuned(fit, scaling, rivals.best_sigma_mm(split.seen), rivals.best_kind(split.seen))

@@ -1,0 +1,44 @@
+// The three-tap filter of the bilateral grid, along one axis at a time and in place.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace crf {
+
+// Cells are one bandwidth wide. B-spline * filter * B-spline is then closest, in the least-squares sense over all phases, to
+// exp(-d^2 / 2) with this three-tap filter: RMS 0.0057, at most 0.023 off in one dimension.
+constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
+
+// Along rows of `length` floats that follow one another.
+inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, float* scratch) {
+    for (float* row = rows; row < rows + num_rows * length; row += length) {
+        scratch[0] = 0.0f;
+        std::copy(row, row + length, scratch + 1);
+        scratch[length + 1] = 0.0f;
+        for (int64_t i = 0; i < length; ++i) row[i] = kCenterTap * scratch[i + 1] + kSideTap * (scratch[i] + scratch[i + 2]);
+    }
+}
+
+// Across `count` rows, `stride` apart, of which `width` floats are taken. The scratch keeps the row before, unfiltered.
+inline void blur_columns(float* rows, int64_t count, int64_t stride, int64_t width, float* scratch) {
+    std::fill(scratch, scratch + width, 0.0f);
+    for (int64_t r = 0; r < count; ++r) {
+        float* row = rows + r * stride;
+        if (r + 1 < count) {
+            const float* next = row + stride;
+            for (int64_t i = 0; i < width; ++i) {
+                const float own = row[i];
+                row[i] = kCenterTap * own + kSideTap * (scratch[i] + next[i]);
+                scratch[i] = own;
+            }
+        } else {
+            for (int64_t i = 0; i < width; ++i) row[i] = kCenterTap * row[i] + kSideTap * scratch[i];
+        }
+    }
+}
+
+// Across `count` rows of `length` floats that follow one another.
+inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) { blur_columns(rows, count, length, length, scratch); }
+
+}  // namespace crf

@@ -1,0 +1,39 @@
+#include <algorithm>
+
+#include "cpu/grid.h"
+
+namespace crf {
+
+namespace {
+
+// A grid with far more cells than voxels is a mistake that would take minutes: this many, or this many per voxel, are allowed, and 8 GB.
+constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
+
+}  // namespace
+
+GridSize grid_size(const BilateralInput& input) {
+    const Voxels& voxels = *input.voxels;
+    GridSize size;
+    double cells = 1;
+    for (int a = 0; a < voxels.num_axes; ++a) {
+        const double extent = (voxels.box_shape[a] - 1) * voxels.spacing[a] / input.theta_alpha[a];
+        size.cells[a] = static_cast<int64_t>(extent) + kSpan;
+        cells *= extent + kSpan;
+    }
+    for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
+        size.lowest[m] = input.lowest[m];
+        const double extent = (static_cast<double>(input.highest[m]) - input.lowest[m]) / input.theta_beta[m];
+        // One more than the span: rounding in single precision may put the highest intensity into the next cell.
+        size.bins[m] = static_cast<int64_t>(extent) + kSpan + 1;
+        cells *= extent + kSpan + 1;
+    }
+    size.num_cells = cells;
+    return size;
+}
+
+bool fits_grid(const BilateralInput& input, const GridSize& size) {
+    const double most = std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
+    return !input.intensity.empty() && input.intensity.size() <= 2 && size.num_cells <= std::min(kLargestGrid, most);
+}
+
+}  // namespace crf

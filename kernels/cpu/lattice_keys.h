@@ -1,0 +1,102 @@
+// The lattice's vertices as numbers (KeyLayout in lattice_math.h): how wide each field must be for an image, and steps between vertices.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/errors.h"
+#include "cpu/features.h"
+#include "cpu/lattice_geometry.h"
+#include "lattice_math.h"
+
+namespace crf {
+
+using WideKey = unsigned __int128;
+
+// Multiplicative hashing: 2^64 over the golden ratio spreads neighboring keys over the high bits.
+inline uint64_t hash_key(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
+inline uint64_t hash_key(WideKey key) {
+    // Another odd constant (of xxHash) folds the upper half in, so that the halves do not cancel.
+    return hash_key(uint64_t{static_cast<uint64_t>(key) ^ static_cast<uint64_t>(key >> 64) * 0xC2B2AE3D27D4EB4Full});
+}
+
+// Throws CapacityError when a feature spans more bandwidths than integers can count.
+KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geometry);
+
+// Bits of all fields of a key together.
+inline int key_bits(const KeyLayout& layout) { return layout.shift[layout.num_features] + layout.width[layout.num_features]; }
+
+// Arithmetic on packed keys. Key: uint64_t or WideKey.
+template <class Key>
+class KeySpace {
+   public:
+    explicit KeySpace(const KeyLayout& layout) : layout_(layout), num_features_(layout.num_features) {
+        for (int i = 0; i <= num_features_; ++i) {
+            unit_[i] = key_unit<Key>(layout, i);
+            bias_ -= unit_[i] * static_cast<Key>(static_cast<int64_t>(layout.lowest[i]));
+            all_units_ += unit_[i];
+        }
+        remainder_mask_ = (Key(1) << layout.width[0]) - 1;
+    }
+
+    const KeyLayout& layout() const { return layout_; }
+    int num_features() const { return num_features_; }
+
+    // Calls body(remainder, key) for the vertices of one lane's simplex, remainder 0 first.
+    template <class Body>
+    void for_corners(const SimplexBatch& batch, int lane, Body&& body) const {
+        const int d = num_features_;
+        Key key = bias_;
+        for (int i = 1; i <= d; ++i) key += unit_[i] * static_cast<Key>(static_cast<int64_t>(batch.quotient[i][lane]));
+        const int wrapped = batch.wrapped[lane];
+        for (int p = 0; p < wrapped; ++p) key -= unit_[batch.order[p][lane]];
+        for (int p = d + 1 + wrapped; p <= d; ++p) key += unit_[batch.order[p][lane]];
+        // From the vertex of remainder k to that of k + 1: one more in every coordinate, but for the k-th smallest residual's.
+        for (int k = 0; k <= d; ++k) {
+            body(k, key);
+            key += Key(1) - unit_[batch.order[d - k][lane]];
+        }
+    }
+
+    // The vertex after `key` along a direction: every coordinate grows by 1 but the direction's own, which falls by D. Where the
+    // remainder wraps to 0, all quotients grow instead.
+    Key after(Key key, int direction) const {
+        const Key d = static_cast<Key>(num_features_);
+        return key + ((key & remainder_mask_) < d ? Key(1) - unit_[direction] : all_units_ - d - unit_[direction]);
+    }
+
+    // The D + 1 coordinates of a vertex, which sum to 0.
+    void decode(Key key, int64_t* coordinate) const {
+        const int64_t size = num_features_ + 1, remainder = static_cast<int64_t>(key & remainder_mask_);
+        coordinate[0] = 0;
+        for (int i = 1; i <= num_features_; ++i) {
+            const int64_t field =
+                static_cast<int64_t>(static_cast<uint64_t>(key >> layout_.shift[i])) & ((int64_t{1} << layout_.width[i]) - 1);
+            coordinate[i] = size * (field + layout_.lowest[i]) + remainder;
+            coordinate[0] -= coordinate[i];
+        }
+    }
+
+   private:
+    KeyLayout layout_;
+    int num_features_;
+    Key unit_[kMaxLatticeFeatures + 1]{};
+    Key bias_ = 0, all_units_ = 0;
+    Key remainder_mask_ = 0;
+};
+
+// Calls function(geometry, key space) with the geometry and the narrowest keys that hold the image's features. Throws CapacityError where
+// there are none.
+template <class Function>
+auto with_key_space(const BilateralInput& input, Function&& function) {
+    const LatticeGeometry geometry = choose_geometry(num_features(input));
+    const KeyLayout layout = layout_keys(input, geometry);
+    const int bits = key_bits(layout);
+    if (bits <= 64) return function(geometry, KeySpace<uint64_t>(layout));
+    if (bits > 128)
+        throw CapacityError("the lattice's cells need " + std::to_string(bits) +
+                            "-bit numbers, and 128 is the most; use larger bandwidths");
+    return function(geometry, KeySpace<WideKey>(layout));
+}
+
+}  // namespace crf

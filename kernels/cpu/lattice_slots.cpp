@@ -1,0 +1,65 @@
+#include "cpu/lattice_slots.h"
+
+#include "cpu/errors.h"
+
+namespace crf {
+
+// Within a block the records are in tile order, so the order in which shares are summed is fixed.
+template <class Key>
+LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool) {
+    const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
+    const auto& begin = records.block_begin;
+    std::vector<std::vector<uint32_t>> shares(pool.num_threads());  // of each vertex of a block
+    auto count_shares = [&](int64_t b, std::vector<uint32_t>& count) {
+        count.assign(vertices.blocks[b].num_vertices, 0);
+        for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) ++count[vertices.number[i]];
+    };
+    // First the sizes of all blocks, then the places they give.
+    std::vector<uint32_t> first_slot(num_blocks), first_shared(num_blocks);
+    for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
+        count_shares(b, shares[thread]);
+        for (uint32_t n : shares[thread]) {
+            first_slot[b] += n > 1 ? n : 0;
+            first_shared[b] += n > 1;
+        }
+    });
+    int64_t slots = vertices.num_vertices;
+    uint32_t shared = 0;
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        const uint32_t in_block = first_slot[b], shared_in_block = first_shared[b];
+        first_slot[b] = static_cast<uint32_t>(slots);
+        first_shared[b] = shared;
+        slots += in_block;
+        shared += shared_in_block;
+    }
+    if (slots > int64_t{0xfffffff0}) throw CapacityError("the lattice would need more than 2^32 slots");
+    LatticeSlots result;
+    result.vertex = Buffer<uint32_t>(records.record.size);
+    result.slot = Buffer<uint32_t>(records.record.size);
+    result.num_slots = slots;
+    result.shared.resize(shared);
+    for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
+        const uint32_t first_vertex = vertices.blocks[b].first_vertex;
+        std::vector<uint32_t>& next = shares[thread];
+        count_shares(b, next);
+        uint32_t slot = first_slot[b], s = first_shared[b];
+        for (uint32_t n = 0; n < next.size(); ++n) {
+            const uint32_t vertex = first_vertex + n, count = next[n];
+            next[n] = count > 1 ? slot : vertex;
+            if (count > 1) {
+                result.shared[s++] = {vertex, slot, count};
+                slot += count;
+            }
+        }
+        for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) {
+            result.vertex[records.record[i]] = first_vertex + vertices.number[i];
+            result.slot[records.record[i]] = next[vertices.number[i]]++;
+        }
+    });
+    return result;
+}
+
+template LatticeSlots assign_slots(const BlockRecords<uint64_t>&, const LatticeVertices<uint64_t>&, ThreadPool&);
+template LatticeSlots assign_slots(const BlockRecords<WideKey>&, const LatticeVertices<WideKey>&, ThreadPool&);
+
+}  // namespace crf

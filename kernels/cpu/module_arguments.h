@@ -1,0 +1,49 @@
+// Arguments as the Python module takes them.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/kernel_set.h"
+
+namespace crf {
+
+using FloatArray = nanobind::ndarray<const float, nanobind::c_contig, nanobind::device::cpu>;
+using FloatOut = nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>;
+using MaskArray = nanobind::ndarray<const bool, nanobind::c_contig, nanobind::device::cpu>;
+
+// Of (channel, *grid).
+template <class Array>
+std::vector<int64_t> grid_shape(const Array& channels) {
+    std::vector<int64_t> shape;
+    for (size_t a = 1; a < channels.ndim(); ++a) shape.push_back(static_cast<int64_t>(channels.shape(a)));
+    return shape;
+}
+
+inline const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
+    return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr;
+}
+
+// Where each of the channels begins.
+template <class T>
+std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64_t grid_size) {
+    std::vector<const T*> pointers;
+    for (size_t m = 0; m < num_channels; ++m) pointers.push_back(data + static_cast<int64_t>(m) * grid_size);
+    return pointers;
+}
+
+// A list of (theta_alpha, theta_beta), one per bilateral kernel.
+std::vector<KernelSpecs::Bilateral> bilateral_specs(const nanobind::list& bilateral);
+
+KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std::vector<double>& theta_gamma,
+                       const std::string& normalization, const std::string& filter, int num_channels, int num_iterations);
+
+// For ThreadPool::poll. Ctrl-C is noticed while the engine works, not only when it returns.
+void check_signals();
+
+}  // namespace crf

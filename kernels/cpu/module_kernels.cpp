@@ -1,0 +1,159 @@
+#include "cpu/module_kernels.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <mutex>
+
+#include "cpu/module_arguments.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace crf {
+
+namespace {
+
+// The kernels of one model on one image, kept between calls; a call at a time. T: float or double.
+template <class T>
+class Kernels {
+   public:
+    using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+    using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
+    Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
+            const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
+            int num_iterations, int threads)
+        : image_(image),
+          num_labels_(num_labels),
+          specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations)) {
+        nb::gil_scoped_release release;
+        const BlockCache cache;
+        pool_ = std::make_unique<ThreadPool>(threads);
+        pool_->poll = check_signals;
+        const Rest rest{*pool_};
+        voxels_ = std::make_unique<Voxels>(grid_shape(image), spacing, mask_data(mask));
+        Workspace workspace;
+        set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
+                                              workspace, BuildCallback());
+    }
+
+    int64_t num_voxels() const { return voxels_->num_voxels; }
+    std::vector<std::string> descriptions() const { return set_->descriptions; }
+
+    // Between calls the pool's workers do not exist.
+    struct Rest {
+        ThreadPool& pool;
+        ~Rest() { pool.rest(); }
+    };
+
+    // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels. Returns the
+    // length of each step.
+    std::vector<double> forward(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
+                                bool is_potts, double temperature, double damping, const Out& out, const Out& record) {
+        const MeanFieldOptions<T> options =
+            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(record.shape(0)));
+        require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
+                "the record has another shape than (steps, channels, voxels)");
+        nb::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const Rest rest{*pool_};
+        const BlockCache cache;
+        Workspace workspace;
+        return run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), record.data(), *pool_, workspace, StepCallback())
+            .step;
+    }
+
+    nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step, const Array& gradient,
+                      const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts, double temperature,
+                      double damping, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
+        const MeanFieldOptions<T> options =
+            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(step.size()));
+        require(record.shape(0) == step.size() && static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
+                    static_cast<int64_t>(record.shape(2)) == num_voxels(),
+                "the record was not produced by forward() with these weights");
+        MeanFieldGradients gradients;
+        {
+            nb::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            const Rest rest{*pool_};
+            const BlockCache cache;
+            Workspace workspace;
+            const BackwardInput<T> input{logits.data(), record.data(), step, gradient.data(), wants_theta};
+            gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
+                                                grad_image ? grad_image->data() : nullptr, *pool_, workspace);
+        }
+        nb::dict result;
+        result["weights"] = gradients.weight;
+        result["compatibility"] = gradients.compatibility;
+        result["temperature"] = gradients.temperature;
+        nb::list theta;
+        for (const std::vector<double>& of_kernel : gradients.theta) theta.append(on_grid_axes(of_kernel));
+        result["theta"] = theta;
+        return result;
+    }
+
+   private:
+    static void require(bool condition, const char* otherwise) {
+        if (!condition) throw InputError(otherwise);
+    }
+
+    MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+                                     double temperature, double damping, int num_iterations) const {
+        require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
+        MeanFieldOptions<T> options;
+        options.num_labels = num_labels_;
+        options.weight = weights;
+        options.compatibility = compatibility;
+        options.is_potts = is_potts;
+        options.num_iterations = num_iterations;
+        options.temperature = static_cast<T>(temperature);
+        options.damping = static_cast<T>(damping);
+        options.watch_energy = energy_is_lowered(specs_.normalization);
+        return options;
+    }
+
+    // Intensities first, then all axes of the grid: nothing depends on the bandwidths of those that are one voxel long.
+    std::vector<double> on_grid_axes(const std::vector<double>& theta) const {
+        const size_t num_modalities = theta.size() - voxels_->num_axes;
+        std::vector<double> values(theta.begin(), theta.begin() + static_cast<std::ptrdiff_t>(num_modalities));
+        values.resize(num_modalities + image_.ndim() - 1, 0.0);
+        for (int a = 0; a < voxels_->num_axes; ++a) values[num_modalities + voxels_->source_axis[a]] = theta[num_modalities + a];
+        return values;
+    }
+
+    const Array image_;  // the features are read from it
+    const int num_labels_;
+    const KernelSpecs specs_;
+    std::unique_ptr<ThreadPool> pool_;
+    std::unique_ptr<Voxels> voxels_;
+    std::unique_ptr<KernelSet<T>> set_;
+    std::mutex mutex_;
+};
+
+template <class T>
+void define_class(nb::module_& m, const char* name) {
+    using K = Kernels<T>;
+    nb::class_<K>(m, name)
+        .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const nb::list&,
+                      const std::vector<double>&, const std::string&, const std::string&, int, int, int>(),
+             "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
+             "num_iterations"_a, "threads"_a)
+        .def("num_voxels", &K::num_voxels)
+        .def("descriptions", &K::descriptions)
+        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "out"_a,
+             "record"_a)
+        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,
+             "temperature"_a, "damping"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
+}
+
+}  // namespace
+
+void define_kernels(nb::module_& m) {
+    define_class<float>(m, "Kernels32");
+    define_class<double>(m, "Kernels64");
+}
+
+}  // namespace crf

@@ -1,0 +1,10 @@
+// What each pass of building a lattice gives, as Python lists: for tests, which compare it with crfrefine/engines/reference/lattice.py.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace crf {
+
+void define_lattice_passes(nanobind::module_& m);
+
+}  // namespace crf

@@ -1,0 +1,76 @@
+// Softmax and its divergence for a vector of voxels at a time, over rows of kVoxelBlock numbers, one per label (voxel_rows.h).
+//
+// L: number of labels, 0 = any; loops of known length stay in registers.
+#pragma once
+
+#include <limits>
+
+#include "cpu/simd.h"
+#include "cpu/voxels.h"
+
+namespace crf {
+
+// Smallest normal number: keeps logarithms of vanished marginals finite.
+template <class T>
+inline constexpr T kTiny = std::numeric_limits<T>::min();
+
+template <class T>
+struct SoftmaxLanes {
+    typename LanesOf<T>::type negative_entropy;  // sum Q log Q
+    typename LanesOf<T>::integer label;          // the first of the largest rows
+};
+
+template <int L, class T>
+typename LanesOf<T>::type largest_row(const T* x, int any_labels) {
+    const int num_labels = L > 0 ? L : any_labels;
+    auto largest = load(x);
+    for (int l = 1; l < num_labels; ++l) largest = vmax(load(x + l * kVoxelBlock), largest);
+    return largest;
+}
+
+// x, in place, becomes its softmax over rows.
+template <int L, class T>
+SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
+    using Lanes = typename LanesOf<T>::type;
+    using Integers = typename LanesOf<T>::integer;
+    const int num_labels = L > 0 ? L : any_labels;
+    Lanes largest = load(x);
+    Integers label{};
+    for (int l = 1; l < num_labels; ++l) {
+        const Lanes v = load(x + l * kVoxelBlock);
+        const Integers more = v > largest;
+        largest = more ? v : largest;
+        label = more ? Integers{} + l : label;
+    }
+    const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
+    Lanes total{}, weighted{};
+    for (int l = 0; l < num_labels; ++l) {
+        const Lanes shifted = load(x + l * kVoxelBlock) - largest;
+        const Lanes e = exp_nonpositive(shifted);
+        total += e;
+        weighted += shifted >= lowest ? e * shifted : Lanes{};  // nothing times minus infinity is nothing
+        store(x + l * kVoxelBlock, e);
+    }
+    const Lanes inverse = T{1} / total;
+    for (int l = 0; l < num_labels; ++l) store(x + l * kVoxelBlock, load(x + l * kVoxelBlock) * inverse);
+    return {weighted * inverse - log_positive(total), label};
+}
+
+// KL(new || old), as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing cancels. Where the last
+// marginal is implied, as 1 minus the others, what is below their rounding counts as equal.
+template <int L, class T>
+typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labels, bool last_is_implied) {
+    using Lanes = typename LanesOf<T>::type;
+    const int num_labels = L > 0 ? L : any_labels;
+    const Lanes tiny = splat_lanes(kTiny<T>), rounding = splat_lanes(static_cast<T>(any_labels) * std::numeric_limits<T>::epsilon());
+    Lanes total{};
+    for (int l = 0; l < num_labels; ++l) {
+        const Lanes least = last_is_implied && l == num_labels - 1 ? rounding : tiny;
+        const Lanes p = vmax(load(now + l * kVoxelBlock), least);
+        const Lanes ratio = vmax(load(old + l * kVoxelBlock), least) / p;
+        total += vmax(p * (ratio - T{1} - log_positive(vmax(ratio, tiny))), Lanes{});
+    }
+    return total;
+}
+
+}  // namespace crf

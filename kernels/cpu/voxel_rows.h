@@ -1,0 +1,65 @@
+// Blocks of voxels as rows of kVoxelBlock numbers, one per label or channel, padded with zeros to whole vectors.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/thread_pool.h"
+#include "cpu/voxels.h"
+
+namespace crf {
+
+inline int64_t block_end(int64_t block, int64_t num_voxels) { return std::min((block + 1) * kVoxelBlock, num_voxels); }
+
+// From (row, *grid), times `scale`.
+template <class T>
+void load_from_grid(const Voxels& voxels, const T* array, T scale, int64_t block, int num_rows, T* rows) {
+    const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
+    voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
+        for (int l = 0; l < num_rows; ++l) {
+            const T* from = array + l * voxels.grid_size + grid;
+            T* to = rows + l * kVoxelBlock + (voxel - begin);
+            for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
+        }
+    });
+    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
+}
+
+// To (row, *grid); places outside the mask are left as they are.
+template <class T>
+void store_to_grid(const Voxels& voxels, const T* rows, int64_t block, int num_rows, T* array) {
+    const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
+    voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
+        for (int l = 0; l < num_rows; ++l) {
+            const T* from = rows + l * kVoxelBlock + (voxel - begin);
+            std::copy(from, from + length, array + l * voxels.grid_size + grid);
+        }
+    });
+}
+
+// From (row, voxel).
+template <class T>
+void load_rows(const T* values, int64_t num_voxels, int64_t block, int num_rows, T* rows) {
+    const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
+    for (int c = 0; c < num_rows; ++c) {
+        std::copy(values + c * num_voxels + begin, values + c * num_voxels + begin + count, rows + c * kVoxelBlock);
+        std::fill(rows + c * kVoxelBlock + count, rows + (c + 1) * kVoxelBlock, T{0});
+    }
+}
+
+// To (row, voxel).
+template <class T>
+void store_rows(const T* rows, int64_t num_voxels, int64_t block, int num_rows, T* values) {
+    const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
+    for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + count, values + c * num_voxels + begin);
+}
+
+// (row, voxel) becomes zero.
+template <class T>
+void clear_rows(T* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
+    pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
+        const int64_t begin = block * kVoxelBlock, end = block_end(block, num_voxels);
+        for (int c = 0; c < num_rows; ++c) std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, T{0});
+    });
+}
+
+}  // namespace crf

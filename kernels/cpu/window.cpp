@@ -1,0 +1,82 @@
+#include "cpu/window.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace crf {
+
+namespace {
+
+// Relative: voxels on the window's surface belong to it, however their distance was rounded.
+constexpr double kRounding = 1e-6;
+
+// Squared distance in standard deviations up to which a voxel belongs to the window.
+constexpr double kLargestSquare = kTruncationRadius * kTruncationRadius * (1 + kRounding);
+
+// More rows than these are not worth counting: such a window is far too large for any use.
+constexpr double kMostRows = 1e6;
+
+}  // namespace
+
+int64_t window_radius(double sigma, int64_t extent) {
+    // Compared as floating point, since a huge bandwidth fits into no integer.
+    return static_cast<int64_t>(std::min(kTruncationRadius * sigma * (1 + kRounding), static_cast<double>(extent - 1)));
+}
+
+std::vector<WindowOffset> list_window(const BilateralInput& input) {
+    const Voxels& voxels = *input.voxels;
+    const int axes = voxels.num_axes;
+    std::vector<WindowOffset> window;
+    int64_t radius[kMaxAxes];
+    WindowOffset offset{};
+    for (int a = 0; a < axes; ++a) {
+        radius[a] = window_radius(input.theta_alpha[a] / voxels.spacing[a], voxels.box_shape[a]);
+        offset.distance[a] = -radius[a];
+    }
+    for (bool more = true; more;) {
+        offset.squared = 0;
+        int sign = 0;
+        for (int a = 0; a < axes; ++a) {
+            const double scaled = offset.distance[a] * voxels.spacing[a] / input.theta_alpha[a];
+            offset.squared += scaled * scaled;
+            if (sign == 0) sign = offset.distance[a] > 0 ? 1 : offset.distance[a] < 0 ? -1 : 0;
+        }
+        if (sign > 0 && offset.squared <= kLargestSquare) window.push_back(offset);
+        more = false;
+        for (int a = axes - 1; a >= 0 && !more; --a) {
+            more = ++offset.distance[a] <= radius[a];
+            if (!more) offset.distance[a] = -radius[a];
+        }
+    }
+    return window;
+}
+
+double num_window_pairs(const BilateralInput& input) {
+    // Rows of the window, counted whole: the sum over the last axis has a closed form.
+    const Voxels& voxels = *input.voxels;
+    const int last = voxels.num_axes - 1;
+    double step[kMaxAxes];
+    int64_t radius[kMaxAxes], d[kMaxAxes];
+    double rows = 1;
+    for (int a = 0; a <= last; ++a) {
+        step[a] = voxels.spacing[a] / input.theta_alpha[a];
+        radius[a] = window_radius(1 / step[a], voxels.box_shape[a]);
+        d[a] = -radius[a];
+        if (a < last) rows *= static_cast<double>(2 * radius[a] + 1);
+    }
+    if (rows > kMostRows) return rows;
+    double count = 0;
+    for (bool more = true; more;) {
+        double left = kLargestSquare;
+        for (int a = 0; a < last; ++a) left -= d[a] * step[a] * d[a] * step[a];
+        if (left >= 0) count += 1 + 2 * std::min<double>(std::floor(std::sqrt(left) / step[last]), static_cast<double>(radius[last]));
+        more = false;
+        for (int a = last - 1; a >= 0 && !more; --a) {
+            more = ++d[a] <= radius[a];
+            if (!more) d[a] = -radius[a];
+        }
+    }
+    return (count - 1) / 2;
+}
+
+}  // namespace crf

@@ -1,0 +1,135 @@
+#include "cpu/window_plan.h"
+
+#include <algorithm>
+
+#include "cpu/simd.h"
+
+namespace crf {
+
+namespace {
+
+constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
+
+// Far below the smallest exponent: a weight of 0.
+constexpr float kNoPair = -1e4f;
+
+constexpr int64_t kRowsInterleaved = 8;  // see list_offsets
+
+void lay_out_padding(const BilateralInput& input, WindowPlan& plan) {
+    const Voxels& voxels = *input.voxels;
+    const int last = voxels.num_axes - 1;
+    plan.padded_size = 1;
+    for (int a = last; a >= 0; --a) {
+        const double sigma = input.theta_alpha[a] / voxels.spacing[a];
+        plan.radius[a] = window_radius(sigma, voxels.box_shape[a]);
+        int64_t extent = voxels.box_shape[a] + plan.radius[a];
+        // Whole vectors: the lanes beyond a row's end must be padding, never the next row's voxels.
+        if (a == last) extent = (extent + kLanes - 1) / kLanes * kLanes;
+        // Whole groups of rows: the row beyond an odd one out must be padding, never the next plane's first.
+        if (a == last - 1) extent = std::max(extent, (voxels.box_shape[a] + kRows - 1) / kRows * kRows);
+        plan.stride[a] = plan.padded_size;
+        plan.padded_size *= extent;
+    }
+    // The row after the first; a box of one axis has none, and gets an empty one behind all others.
+    plan.row_stride = last > 0 ? plan.stride[last - 1] : plan.padded_size;
+    // Distances are positive (half of the window), so only the end needs room for what the last voxels reach.
+    plan.total_size = plan.padded_size + 2 * kLanes + (kRows - 1) * plan.row_stride;
+    for (int a = 1; a <= last; ++a) plan.total_size += plan.radius[a] * plan.stride[a];
+}
+
+void list_offsets(const BilateralInput& input, WindowPlan& plan) {
+    const Voxels& voxels = *input.voxels;
+    struct Entry {
+        int64_t row;  // linear distance without the last axis
+        int64_t x;
+        int first;  // the row that the distance counts from
+        double squared;
+        const int64_t* distance;
+    };
+    std::vector<Entry> entries;
+    const int last = voxels.num_axes - 1;
+    const std::vector<WindowOffset> window = list_window(input);
+    for (const WindowOffset& offset : window) {
+        int64_t row = 0;
+        for (int a = 0; a < last; ++a) row += offset.distance[a] * plan.stride[a];
+        ++plan.num_pairs;
+        for (int first = 0; first < kRows; ++first)
+            entries.push_back({row + first * plan.row_stride, offset.distance[last], first, offset.squared, offset.distance});
+    }
+    // Neighboring distances along a row touch the same cache lines, but a load that overlaps a store just made must wait for it.
+    // So a few rows take turns, distance by distance.
+    std::vector<int64_t> rows;
+    for (const Entry& e : entries) rows.push_back(e.row);
+    std::sort(rows.begin(), rows.end());
+    rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    auto group_of = [&](int64_t row) { return (std::lower_bound(rows.begin(), rows.end(), row) - rows.begin()) / kRowsInterleaved; };
+    std::sort(entries.begin(), entries.end(), [&](const Entry& p, const Entry& q) {
+        const int64_t group_p = group_of(p.row), group_q = group_of(q.row);
+        if (group_p != group_q) return group_p < group_q;
+        return p.x != q.x ? p.x < q.x : p.row < q.row;
+    });
+    for (const Entry& e : entries) {
+        if (plan.offsets.empty() || plan.offsets.back().linear != e.row + e.x) {
+            plan.offsets.push_back({e.row + e.x, {}});
+            std::fill(plan.offsets.back().exponent, plan.offsets.back().exponent + kRows, kNoPair);
+            plan.distances.emplace_back();
+        }
+        plan.offsets.back().exponent[e.first] = static_cast<float>(-0.5 * kLog2e * e.squared);
+        for (int a = 0; a < voxels.num_axes; ++a) {
+            const double scaled = static_cast<double>(e.distance[a]) * voxels.spacing[a] / input.theta_alpha[a];
+            plan.distances.back().squared[e.first][a] = static_cast<float>(scaled * scaled);
+        }
+    }
+}
+
+void pad_runs(const Voxels& voxels, WindowPlan& plan) {
+    plan.padded_run.reserve(voxels.runs.size());
+    for (const Run& run : voxels.runs) {
+        int64_t c[kMaxAxes];
+        voxels.coordinates(run.box, c);
+        int64_t linear = 0;
+        for (int a = 0; a < voxels.num_axes; ++a) linear += c[a] * plan.stride[a];
+        plan.padded_run.push_back(linear);
+    }
+}
+
+// Vectors of the first of kRows rows where one of the rows holds a voxel, cut into slabs along the first axis. A slab writes into
+// itself and into the next one, so first all even slabs are done at the same time, then all odd ones: no two threads meet, and the
+// order of additions is fixed.
+void list_chunks(const Voxels& voxels, WindowPlan& plan) {
+    const int last = voxels.num_axes - 1;
+    int64_t unit = plan.stride[0], planes = plan.radius[0] + 1;
+    if (last == 0) {
+        unit = kLanes;
+        planes = (plan.radius[0] + kLanes - 1) / kLanes + 2;
+    } else if (last == 1) {
+        planes = (plan.radius[0] + kRows + kRows - 1) / kRows * kRows;  // whole groups of rows
+    }
+    plan.slab_size = planes * unit;
+    plan.slabs.resize((plan.padded_size + plan.slab_size - 1) / plan.slab_size);
+    for (size_t r = 0; r < voxels.runs.size(); ++r) {
+        // Row groups begin at even coordinates of the axis before the last.
+        int64_t c[kMaxAxes];
+        voxels.coordinates(voxels.runs[r].box, c);
+        const int64_t up = last > 0 ? c[last - 1] % kRows * plan.row_stride : 0;
+        const int64_t begin = plan.padded_run[r] / kLanes * kLanes - up, end = plan.padded_run[r] - up + voxels.runs[r].length;
+        for (int64_t chunk = begin; chunk < end; chunk += kLanes) plan.slabs[chunk / plan.slab_size].push_back(chunk);
+    }
+    for (auto& slab : plan.slabs) {
+        std::sort(slab.begin(), slab.end());
+        slab.erase(std::unique(slab.begin(), slab.end()), slab.end());
+    }
+}
+
+}  // namespace
+
+WindowPlan plan_window(const BilateralInput& input) {
+    WindowPlan plan;
+    lay_out_padding(input, plan);
+    list_offsets(input, plan);
+    pad_runs(*input.voxels, plan);
+    list_chunks(*input.voxels, plan);
+    return plan;
+}
+
+}  // namespace crf

@@ -1,0 +1,40 @@
+// How the truncated sum goes through memory: a function of the mask, the spacing and the window alone.
+//
+// The box is padded so that every neighbor of a voxel is at one fixed linear distance, and voxels are handled in vectors along the last
+// axis, a few rows at a time.
+#pragma once
+
+#include "cpu/window.h"
+
+namespace crf {
+
+// Rows of voxels that are handled together: what is loaded of a neighbor serves them all.
+constexpr int kRows = 2;
+
+struct PlannedOffset {
+    int64_t linear;         // distance in the padded box from the voxel of the first row, positive
+    float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
+};
+
+// Squared distances along each axis over theta_alpha, for derivatives only: an offset's share of them, kept apart from what filtering
+// reads.
+struct OffsetDistances {
+    float squared[kRows][kMaxAxes]{};
+};
+
+struct WindowPlan {
+    int64_t radius[kMaxAxes]{}, stride[kMaxAxes]{};  // per box axis: of the window, and of the padded box
+    int64_t padded_size = 0;                         // of the padded box
+    int64_t total_size = 0;                          // with what its last voxels reach beyond it
+    int64_t row_stride = 0;                          // from one of the rows handled together to the next
+    int64_t slab_size = 0;
+    int64_t num_pairs = 0;  // per voxel
+    std::vector<PlannedOffset> offsets;
+    std::vector<OffsetDistances> distances;   // of each offset
+    std::vector<int64_t> padded_run;          // place of each run in the padded box
+    std::vector<std::vector<int64_t>> slabs;  // first voxels of the vectors to visit, slab by slab
+};
+
+WindowPlan plan_window(const BilateralInput& input);
+
+}  // namespace crf

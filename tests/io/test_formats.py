@@ -1,0 +1,290 @@
+"""The table of formats, and files that are not what their names say: read as what they are, with a note, or told with a way out."""
+
+import ast
+import gzip
+import os
+import shutil
+import struct
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import run_here
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from io_helpers import numbers, save_itk, save_nifti
+
+import crfrefine
+from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.files import files_read
+from crfrefine.io.formats import FORMATS
+from crfrefine.io.paths import format_of, stem_of
+from crfrefine.io.recognition import recognize
+
+PACKAGE = Path(crfrefine.__file__).parent
+SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
+SHAPE = (5, 6, 7)
+AFFINE = np.diag([1.0, 1.5, 2.25, 1.0])
+
+
+def write_as(path: Path, suffix: str, data=None) -> Path:
+    """Write a label map by another library under a name that may have any suffix."""
+    data = numbers(SHAPE, dtype=np.int16) if data is None else data
+    right = path.with_name(f"right{suffix}")
+    if suffix.startswith(".nii"):
+        save_nifti(right, data, AFFINE)
+    else:
+        save_itk(right, data, spacing=(1.0, 1.5, 2.25), origin=(0.0, 0.0, 0.0))
+    return right.rename(path)
+
+
+def test_every_suffix_has_one_format_and_is_documented():
+    assert len(set(SUFFIXES)) == len(SUFFIXES)
+    for suffix in SUFFIXES:
+        path = Path(f"a.b{suffix.upper()}")
+        assert suffix in format_of(path).suffixes
+        assert stem_of(path) == "a.b"
+    table = (PACKAGE.parent / "docs/reference/formats.md").read_text(encoding="utf-8").partition("### ")[0]
+    assert all(f"`{suffix}`" in table for suffix in SUFFIXES)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_only_the_table_names_suffixes(path):
+    """A new format is its module and its entry: nothing else decides by a suffix. Names of files that are written may end in one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in names}
+    assert path == PACKAGE / "io/formats.py" or not constants.intersection(SUFFIXES)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(SHAPE), AFFINE))
+    io.write_channels(path, numbers((3, *SHAPE)), like)
+    start = path.read_bytes()[:4096]
+    assert [known.name for known in FORMATS if known.load().recognizes(start)] == [format_of(path).name]
+    nameless = path.rename(tmp_path / "nameless")
+    assert recognize(nameless) is format_of(path)
+
+
+@pytest.mark.parametrize("content", [".nii", ".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize("name", ["a.img", "scan", "a.txt", "a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.mhd", "a.nhdr", "a.npz"])
+def test_content_wins_over_the_name_and_a_note_says_so(name, content, tmp_path):
+    path = write_as(tmp_path / name, content)
+    read = io.read_volume(path)
+    np.testing.assert_array_equal(read.data, numbers(SHAPE))
+    np.testing.assert_allclose(read.affine, AFFINE if content.startswith(".nii") else np.diag([-1.0, -1.5, 2.25, 1.0]), atol=1e-6)
+    assert read.header.family == format_of(Path(f"a{content}")).name
+    is_right = name.endswith(content) if content.startswith(".nii") else format_of(path) is format_of(Path(f"a{content}"))
+    assert (read.header.misnamed is None) == is_right
+    assert io.is_whole(path) == is_right, "an output that is not what its name says is written anew"
+    result = run_here("info", path, "-v")
+    assert result.status == 0
+    assert ("although its name" in result.stdout) == (not is_right)
+    assert "0 to 209" in result.stdout
+
+
+def test_a_damaged_file_of_another_name_is_still_damaged(tmp_path):
+    for name, content in (("a.img", ".nii.gz"), ("a.nii", ".nii.gz"), ("a.nii", ".nrrd"), ("a", ".mha")):
+        path = write_as(tmp_path / name, content)
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(UnsupportedFormatError, match="cut off"):
+            io.read_volume(path)
+        assert run_here("info", path, "-v").status == 1
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
+    save_itk(tmp_path / f"right{suffix}", numbers(SHAPE), compress=False)
+    header = (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt")
+    np.testing.assert_array_equal(io.read_volume(header).data, numbers(SHAPE))
+    assert files_read(header) == (header, tmp_path / "right.raw")
+    # These voxels must not be replaced.
+    (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
+    header.write_text(header.read_text().replace("right.raw", "a.zraw"))
+    before = (tmp_path / "a.zraw").read_bytes()
+    result = run_here("convert", header, tmp_path / "a.mhd")
+    assert result.status == 1
+    assert "is the input too" in result.stderr
+    assert (tmp_path / "a.zraw").read_bytes() == before
+
+
+@pytest.mark.parametrize(("suffix", "names"), [(".mhd", ".mhd or .mha"), (".nhdr", ".nrrd or .nhdr")])
+def test_a_header_named_as_another_format_is_refused_where_its_voxels_are_elsewhere(suffix, names, tmp_path):
+    save_itk(tmp_path / f"right{suffix}", numbers(SHAPE))
+    (tmp_path / f"right{suffix}").rename(tmp_path / "a.nii")
+    with pytest.raises(UnsupportedFormatError, match=rf"a\.nii: not a NIfTI file, .*\n  It is \w+ by its content: name it {names}"):
+        io.read_header(tmp_path / "a.nii")
+
+
+def mgh() -> bytes:
+    return gzip.compress(nib.MGHImage(numbers(SHAPE), AFFINE).to_bytes())
+
+
+def dicom(folder: Path) -> bytes:
+    sitk.WriteImage(sitk.Image([6, 5], sitk.sitkUInt16), str(folder / "right.dcm"))
+    return (folder / "right.dcm").read_bytes()
+
+
+def picture(folder: Path) -> bytes:
+    sitk.WriteImage(sitk.Image([6, 5], sitk.sitkUInt8), str(folder / "right.png"))
+    return (folder / "right.png").read_bytes()
+
+
+def pair(kind: type, folder: Path) -> bytes:
+    nib.save(kind(numbers(SHAPE, dtype=np.int16), None), folder / "right.img")
+    return (folder / "right.hdr").read_bytes()
+
+
+def archive(folder: Path) -> bytes:
+    with zipfile.ZipFile(folder / "right.zip", "w") as file:
+        file.writestr("a.nii", b"")
+    return (folder / "right.zip").read_bytes()
+
+
+def array(folder: Path) -> bytes:
+    np.save(folder / "right.npy", numbers(SHAPE))
+    return (folder / "right.npy").read_bytes()
+
+
+FOREIGN = [
+    pytest.param(dicom, "a DICOM file: .*dcm2niix", id="DICOM"),
+    pytest.param(
+        lambda folder: dicom(folder) + b"1.2.840.10008.5.1.4.1.1.66.4", "a DICOM segmentation: .*segimage2itkimage", id="DICOM-SEG"
+    ),
+    pytest.param(lambda folder: mgh(), "a FreeSurfer volume: .*mri_convert", id="mgz"),
+    pytest.param(lambda folder: gzip.decompress(mgh()), "a FreeSurfer volume: .*mri_convert", id="mgh"),
+    pytest.param(lambda folder: pair(nib.AnalyzeImage, folder), r"half of an Analyze or NIfTI pair .*nibabel\.save", id="Analyze"),
+    pytest.param(lambda folder: pair(nib.Nifti1Pair, folder), r"half of an Analyze or NIfTI pair .*nibabel\.save", id="NIfTI pair"),
+    pytest.param(picture, "a picture: .*export the volume as NIfTI", id="PNG"),
+    pytest.param(archive, r"an archive \(zip\): unpack it", id="zip"),
+    pytest.param(array, r"a NumPy array \(\.npy\): .*savez_compressed", id="npy"),
+    pytest.param(lambda folder: b"\x89HDF\r\n\x1a\n" + bytes(500), "an HDF5 file: .*savez_compressed", id="HDF5"),
+    pytest.param(lambda folder: b"BZh9" + bytes(500), "compressed in another way than with gzip: decompress it", id="bzip2"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), FOREIGN)
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mha", "a.nrrd", "a.bin", "IM0001"])
+def test_what_is_not_read_is_told_with_a_way_out(name, content, expected, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content(tmp_path))
+    for read in (io.read_volume, io.read_labels, lambda path: io.read_logits([path])):
+        with pytest.raises(UnsupportedFormatError, match=rf"{name}: .*\n  It is {expected}.*\.$"):
+            read(path)
+    result = run_here("info", path)
+    assert result.status == 1
+    assert result.stderr.count("crfrefine: error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.DCM", "By its name, it is a DICOM file: .*dcm2niix"),
+        ("a.img", "By its name, it is half of an Analyze or NIfTI pair"),
+        ("a.mnc", "By its name, it is a MINC volume: .*mnc2nii"),
+        ("a.pt", "By its name, it is a file of PyTorch"),
+        ("a.npz", "By its name, it is a file of logits or probabilities .*, which has no geometry"),
+    ],
+)
+def test_a_name_alone_gives_a_hint(name, expected, tmp_path):
+    (tmp_path / name).write_bytes(b"\1" * 300)
+    with pytest.raises(UnsupportedFormatError, match=rf"{name}: unknown file type; expected one of .*\n  {expected}"):
+        io.read_volume(tmp_path / name)
+
+
+def test_an_archive_of_logits_is_no_image_whatever_its_name(tmp_path):
+    np.savez(tmp_path / "right.npz", logits=numbers((3, 7, 6, 5)))
+    for name in ("a.npz", "a.nii.gz", "a.bin"):
+        shutil.copy(tmp_path / "right.npz", tmp_path / name)
+        with pytest.raises(UnsupportedFormatError, match=r"It is a file of logits or probabilities \(nnU-Net npz\)"):
+            io.read_volume(tmp_path / name)
+        read = io.read_logits([tmp_path / name])
+        np.testing.assert_array_equal(read.values.transpose(0, 3, 2, 1), numbers((3, 7, 6, 5)))
+        assert read.kind == "logits"
+
+
+@settings(deadline=None, max_examples=200)
+@example(start=b"\x1f\x8b\x08", rest=b"")
+@example(start=struct.pack("<i", 348), rest=b"")
+@given(
+    start=st.sampled_from([b"", b"NRRD0004\n", b"ObjectType = Image\nNDims =", b"PK\3\4", b"\x1f\x8b\x08\x00", struct.pack(">i", 348)]),
+    rest=st.binary(max_size=600),
+)
+def test_no_bytes_make_the_reader_raise_anything_else(start, rest):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a")
+        path.write_bytes(start + rest)
+        with pytest.raises(CrfRefineError):
+            io.read_volume(path)
+        for suffix in SUFFIXES:
+            with pytest.raises(CrfRefineError):
+                io.read_header(path.rename(Path(folder, f"a{suffix}")))
+            Path(folder, f"a{suffix}").rename(path)
+
+
+def test_a_pipe_is_not_looked_into(tmp_path):
+    """Opening it would wait for ever for somebody who writes."""
+    os.mkfifo(tmp_path / "a.bin")
+    assert recognize(tmp_path / "a.bin") is None
+    with pytest.raises(UnsupportedFormatError, match="unknown file type"):
+        io.read_header(tmp_path / "a.bin")
+
+
+def test_a_case_of_files_without_suffix_is_refined(tmp_path):
+    image = write_as(tmp_path / "scan.img", ".nii.gz", numbers(SHAPE))
+    np.savez(tmp_path / "right.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    logits = (tmp_path / "right.npz").rename(tmp_path / "logits.bin")
+    mask = write_as(tmp_path / "mask.dat", ".nii", np.ones(SHAPE, np.uint8))
+    result = run_here("infer", "-i", image, "-p", logits, "-m", mask, "-o", tmp_path / "out", "-v")
+    assert result.status == 0, result.stderr
+    for name in ("scan.img", "logits.bin", "mask.dat"):
+        assert f"{name}: the file is " in result.stderr
+    written = nib.load(tmp_path / "out/scan.nii.gz")
+    assert written.shape == SHAPE
+    np.testing.assert_allclose(written.affine, AFFINE, atol=1e-6)
+
+
+def test_a_folder_with_nothing_else_tells_what_there_is(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("IM0001", "IM0002", ".hidden"):
+        (images / name).write_bytes(dicom(tmp_path))
+    write_as(images / "a.img", ".nii")
+    with pytest.raises(InputError, match=r"no case found: .*\n  There is IM0001, which is a DICOM file: .* with dcm2niix\.$"):
+        discover_cases(images, None)
+    result = run_here("evaluate", images, images, "-o", tmp_path / "report")
+    assert result.status == 1
+    assert "There is IM0001, which is a DICOM file" in result.stderr
+    save_nifti(images / "b.nii.gz", numbers(SHAPE))
+    assert [case.case_id for case in discover_cases(images, None)] == ["b"], "beside known files, others are passed over"
+
+
+def test_a_folder_of_files_without_their_suffix_says_how_to_name_them(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    write_as(images / "a.img", ".nii")
+    with pytest.raises(InputError, match=r"There is a\.img, which is NIfTI by its content: name it \.nii\.gz or \.nii\.$"):
+        discover_cases(images, None)
+
+
+def test_evaluate_and_convert_say_so_too(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    reference = save_nifti(tmp_path / "ref.nii.gz", labels, AFFINE).rename(tmp_path / "ref.img")
+    prediction = save_nifti(tmp_path / "pred.nii.gz", labels, AFFINE).rename(tmp_path / "pred.nii")
+    result = run_here("evaluate", prediction, reference, "-o", tmp_path / "report")
+    assert result.status == 0, result.stderr
+    summary = (tmp_path / "report/summary.json").read_text()
+    assert "reference: the file is NIfTI, although its name does not say so" in summary
+    assert "pred.nii: the file is compressed, although its name does not say so" in summary
+    result = run_here("convert", reference, tmp_path / "b.nrrd")
+    assert result.status == 0
+    assert "although its name does not say so" in result.stdout + result.stderr
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "b.nrrd").data, labels)

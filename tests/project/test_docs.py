@@ -1,0 +1,201 @@
+"""The documentation agrees with the tree: links, anchors and paths lead somewhere, and options, keys and examples are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from crfrefine.cli.main import app
+from crfrefine.parameters.sections import SECTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("benchmarks", "configs", "crfrefine", "docs", "examples", "kernels", "tests")
+"""Top-level folders; whatever a text names in one of them must exist."""
+
+SUFFIXES = {".md", ".py", ".toml", ".h", ".cpp", ".cu", ".html", ".css", ".js", ".sh"}
+TEXTS = sorted(
+    path
+    for path in [*ROOT.glob("*.*"), ROOT / "Makefile", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]
+    if path.name == "Makefile" or path.suffix in SUFFIXES
+)
+PAGES = [path for path in TEXTS if path.suffix == ".md"]
+
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_DOCUMENT = re.compile(r"(?<![\w/.-])(docs/[\w./-]+\.(?:md|json|png))(#[\w-]+)?")
+_PATH = re.compile(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]+\.\w+)")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_UNUSUAL = re.compile(
+    r"\bway (?:back|forth)\b|\bforth and back\b|\b(?:derivative|gradient|slope)s? by\b"
+    r"|\b(?:one|values?|numbers?|weights?|bandwidths?|bias|rows?|lines?|files?|nats|voxels|vertices|steps?) an? "
+    r"(?:voxel|vertex|step|iteration|kernel|label|axis|modality|feature|case|fold|thread|metric|library|method)\b",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(r"(?<![\w-])(--?[a-z][a-z-]*)")
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def without_code(text: str) -> str:
+    return _FENCE.sub("", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to headings: lower case, without punctuation, hyphens for spaces, numbered when repeated."""
+    found: dict[str, int] = {}
+    for title in re.findall(r"^#+ +(.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
+        anchor = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
+        found[anchor] = found.get(anchor, -1) + 1
+    return {f"{anchor}-{number}" if number else anchor for anchor, last in found.items() for number in range(last + 1)}
+
+
+def broken_target(page: Path, target: str) -> str | None:
+    """What is wrong with a link, or None."""
+    file, _, anchor = target.partition("#")
+    aim = (page.parent / file).resolve() if file else page
+    if not aim.exists():
+        return f"{target}: no such file"
+    if anchor and (aim.suffix != ".md" or anchor not in anchors(aim)):
+        return f"{target}: no such heading"
+    return None
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    targets = [target for target in _LINK.findall(without_code(text)) if "://" not in target]
+    return [problem for problem in (broken_target(page, target) for target in targets) if problem]
+
+
+def broken_paths(text: str) -> list[str]:
+    """Paths from the root of the repository that do not exist; those in capitals, such as configs/NAME.toml, are placeholders."""
+    paths = {path for path in _PATH.findall(text) if not re.search(r"[A-Z]{4,}\.", path)}
+    documents = (path + anchor for path, anchor in _DOCUMENT.findall(text))
+    missing = [path for path in sorted(paths) if not (ROOT / path).exists()]
+    return missing + [problem for problem in (broken_target(ROOT / "README.md", path) for path in documents) if problem]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_and_path_of_a_page_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    assert broken_links(page, text) == []
+    assert broken_paths(text) == []
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix != ".md" and path != Path(__file__)], ids=named)
+def test_every_document_that_code_and_messages_name_exists(path):
+    documents = (page + anchor for page, anchor in _DOCUMENT.findall(path.read_text(encoding="utf-8")))
+    assert [problem for problem in (broken_target(ROOT / "README.md", page) for page in documents) if problem] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[a](docs/nowhere.md)", "docs/nowhere.md: no such file"),
+        ("[a](docs/README.md#nowhere)", "docs/README.md#nowhere: no such heading"),
+        ("![a](docs/pictures/nowhere.png)", "docs/pictures/nowhere.png: no such file"),
+        ("[a](#nowhere)", "#nowhere: no such heading"),
+    ],
+)
+def test_a_broken_link_is_seen(text, problem):
+    assert broken_links(ROOT / "README.md", text) == [problem]
+
+
+@pytest.mark.parametrize("text", ["see `kernels/nowhere.h`", "(docs/reference/formats.md#nowhere)", "docs/nowhere.md"])
+def test_a_broken_path_is_seen(text):
+    assert len(set(broken_paths(text))) >= 1
+
+
+def test_every_page_is_on_the_map():
+    """From the map of the documentation a reader reaches each of its pages."""
+    index = ROOT / "docs" / "README.md"
+    reached = {(index.parent / target.partition("#")[0]).resolve() for target in _LINK.findall(index.read_text(encoding="utf-8"))}
+    assert {named(page) for page in PAGES if named(page).startswith("docs/") and page != index} <= {named(path) for path in reached}
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path.suffix == ".md" or path.parent.name == "configs"], ids=named)
+def test_pages_use_the_usual_words(path):
+    """ "One per kernel" and "backward pass", as CONTRIBUTING.md asks."""
+    assert _UNUSUAL.findall(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("text", ["one a kernel", "nats a voxel", "the way back", "a gradient by theta", "one bandwidth an axis"])
+def test_unusual_words_are_seen(text):
+    assert len(_UNUSUAL.findall(text)) == 1
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+# ---- Commands
+
+COMMANDS = typer.main.get_command(app).commands
+SECTION_OF = {"info": "info, convert, demo", "convert": "info, convert, demo", "demo": "info, convert, demo"}
+
+
+def options_of(command: str) -> set[str]:
+    """The options that a command takes, long and short, without help."""
+    names = {name for parameter in COMMANDS[command].params if parameter.param_type_name == "option" for name in parameter.opts}
+    return names - {"--help", "-h"}
+
+
+def section(text: str, title: str) -> str:
+    body = text.partition(f"\n## {title}\n")[2]
+    assert body, f"no section {title!r}"
+    return body.partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_option_is_in_the_reference(command):
+    text = section((ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"), SECTION_OF.get(command, command))
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    if command in SECTION_OF:
+        cells = [cell for cell in cells if cell.startswith(f" `{command}")]
+    documented = {name for cell in cells for name in _OPTION.findall(cell)}
+    assert documented == options_of(command)
+
+
+def shell_lines(text: str) -> Iterator[list[str]]:
+    """The calls of crfrefine in the shell blocks of a page, as words."""
+    for language, block in _FENCE.findall(text):
+        if language == "sh":
+            lines = (line.strip() for line in block.replace("\\\n", " ").splitlines())
+            yield from (shlex.split(line, comments=True)[1:] for line in lines if line.startswith("crfrefine "))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_commands_of_examples_exist(page):
+    for command, *words in shell_lines(page.read_text(encoding="utf-8")):
+        words = words[: next((place for place, word in enumerate(words) if word in {"|", "||", "&&", ";"}), None)]
+        used = {word.partition("=")[0] for word in words if _OPTION.fullmatch(word.partition("=")[0])}
+        assert used <= options_of(command), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_python_of_examples_is_python(page):
+    for language, block in _FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            ast.parse(block)
+
+
+# ---- Parameters
+
+
+def test_every_key_is_in_the_reference_with_its_default():
+    text = (ROOT / "docs" / "reference" / "parameters.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip("`"): row[1].strip("`") for row in rows}
+    defaults = {f"{table}.{entry.name}": entry.default for table, kind in SECTIONS.items() for entry in dataclasses.fields(kind)}
+    assert documented.keys() == defaults.keys() | {"schema"}
+    for key, default in defaults.items():
+        shown = None if documented[key] == "not set" else tomllib.loads(f"value = {documented[key]}")["value"]
+        assert (tuple(shown) if isinstance(shown, list) else shown) == default, key

@@ -1,0 +1,114 @@
+"""What passes between the stages of a run: what is done so far, what is planned, how much of it is told."""
+
+import json
+
+import pytest
+from training_helpers import crops, material, start, write_cases
+
+from crfrefine.errors import InputError
+from crfrefine.execution.threads import Workers
+from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.budget import Budget
+from crfrefine.train.checkpoint import Checkpoint
+from crfrefine.train.dataset import locate_folders
+from crfrefine.train.done import Done, Part
+from crfrefine.train.fit_result import no_crf
+from crfrefine.train.fitting import Fit, Hooks
+from crfrefine.train.folds import split_training
+from crfrefine.train.journal import Journal
+from crfrefine.train.observer import TrainingObserver
+from crfrefine.train.options import TrainingOptions
+from crfrefine.train.run import run_training
+from crfrefine.train.schedule import Schedule
+
+FIT = no_crf(start(4.0).parameters, 0.7, (0.25, -0.5), {"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
+
+
+@pytest.fixture
+def done():
+    measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
+    folds = (Part(halves=(FIT, FIT)), Part(fit=FIT, scaling=VectorScaling(0.9, (0.1, -0.1)), measured=measured))
+    return Done((*folds, Part()), screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
+
+
+def test_what_is_done_survives_its_own_text(done):
+    assert Done.from_dict(json.loads(json.dumps(done.to_dict()))) == done
+
+
+def test_a_journal_replaces_and_never_alters(done, tmp_path):
+    """What somebody has read from it stays as it was; a part that is finished ends the training that was going on."""
+    before = json.dumps(done.to_dict())
+    checkpoint = Checkpoint(tmp_path / "c.json", "digest")
+    journal = Journal(done, checkpoint, Budget(None, done.seconds))
+    journal.note_training({"rung": 2})
+    assert journal.done.training == {"rung": 2}
+    journal.note_part(2, Part(fit=FIT))
+    journal.save()
+    assert json.dumps(done.to_dict()) == before
+    saved = checkpoint.load()
+    assert saved.parts == (*done.parts[:2], Part(fit=FIT))
+    assert saved.training is None
+    assert saved.seconds >= 12.5
+
+
+def test_a_checkpoint_of_another_run_is_told_from_a_damaged_one(done, tmp_path):
+    path = tmp_path / "c.json"
+    Checkpoint(path, "digest").save(done)
+    with pytest.raises(InputError, match="of a run with other data, options or another version"):
+        Checkpoint(path, "another").load()
+    content = json.loads(path.read_text())
+    del content["state"]["parts"][1]["fit"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"not a checkpoint of train-crf .*'fit'.*; remove it to start anew"):
+        Checkpoint(path, "digest").load()
+
+
+@pytest.mark.parametrize(("rungs", "expected"), [((), 12), (((3, 1),), 9), (((0, 1),), 6), (((8, 1),), 12), (((2, 2), (4, 1)), 10)])
+def test_a_schedule_knows_how_many_steps_a_training_makes(rungs, expected):
+    """Without rungs both starts are trained to the end; a rung beyond the end is at the end."""
+    schedule, cases, steps = Schedule(6, rungs=rungs), crops(2), []
+    with Workers(1) as workers:
+        hooks = Hooks(lambda *_: steps.append(None), lambda state: None, lambda: False)
+        fit = Fit(material(cases, ("weights",)), split_training(range(2), seed=1), [start(4.0), start(8.0)], workers, schedule)
+        fit.run(hooks)
+    assert len(steps) == fit.num_optimizer_steps == schedule.num_planned(2) == expected
+
+
+class _Fractions(TrainingObserver):
+    """Keeps what it is told of the progress, and stops the run after so many steps."""
+
+    def __init__(self, stop_after=-1):
+        self.fractions = []
+        self._stop_after = stop_after
+
+    def progressed(self, fraction, seconds_left):
+        self.fractions.append(fraction)
+
+    def stepped(self, step):
+        self._stop_after -= 1
+        if self._stop_after == 0:
+            raise KeyboardInterrupt
+
+
+def test_progress_goes_on_where_a_run_was_stopped(tmp_path):
+    """In a training, in the second half of a fold, and in the second fold."""
+    data = locate_folders(write_cases(tmp_path / "data", 4))
+
+    def run(name, observer, *, resume=False):
+        options = TrainingOptions(data, tmp_path / name, num_folds=2, num_optimizer_steps=2, learn=("weights",), threads=1, resume=resume)
+        run_training(options, observer)
+        return observer.fractions
+
+    whole = run("whole.toml", _Fractions())
+    assert whole == sorted(whole)
+    told = []
+    for stop_after in (3, 4, 8):
+        observer = _Fractions(stop_after)
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped.toml", observer, resume=True)
+        told += observer.fractions
+    told += run("stopped.toml", _Fractions(), resume=True)
+    # The step that was made when the run was stopped is counted, but was not told.
+    assert told == sorted(told)
+    assert set(told) < set(whole)
+    assert len(set(whole)) - len(set(told)) == 3
