@@ -10,7 +10,8 @@ import pool_functions
 import pytest
 from evaluation_helpers import children
 
-from crfrefine.execution.executor import Executor, Serial, make_executor
+from crfrefine.execution.executor import Executor, Serial
+from crfrefine.execution.factory import make_executor
 from crfrefine.execution.processes import Processes
 from crfrefine.execution.threads import Threads
 
@@ -119,7 +120,7 @@ def test_a_script_is_not_run_again_in_each_process(tmp_path):
     """Python's own pools import the main script in each process, which then starts processes of its own."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import math\nfrom crfrefine.execution.executor import make_executor\n"
+        "import math\nfrom crfrefine.execution.factory import make_executor\n"
         "with make_executor('processes', 2) as executor:\n    print(executor.results(math.sqrt, [1.0, 4.0, 9.0]))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
