@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import crfrefine
@@ -127,9 +128,14 @@ def refine_in_a_clone(folder: Path, installed: Path) -> subprocess.CompletedProc
         "rng = np.random.default_rng(0)\n"
         "print(crfrefine.refine(rng.normal(size=(2, 5, 3, 4)), rng.normal(size=(5, 3, 4)), spacing=(1, 2, 1.5)), crfrefine.__file__)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    libraries = folder.parent / "libraries"  # those of this environment, without the package that is installed in it
+    libraries.mkdir()
+    for path in Path(np.__file__).parents[1].iterdir():
+        if not path.name.lower().startswith("crfrefine"):
+            (libraries / path.name).symlink_to(path)
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{libraries}"}
     environment.pop("PYTHONSAFEPATH", None)
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-S", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
