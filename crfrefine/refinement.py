@@ -120,6 +120,23 @@ def refine(
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
     Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
+
+    Examples:
+        A network is unsure of one voxel in the middle of a bright structure; the voxels around it decide.
+
+        >>> import numpy as np
+        >>> import crfrefine
+        >>> image = np.zeros((5, 6, 7))
+        >>> image[1:4, 1:5, 2:6] = 100.0
+        >>> logits = np.stack([np.zeros((5, 6, 7)), np.where(image > 0, 2.0, -2.0)])
+        >>> logits[1, 2, 3, 4] = -0.5
+        >>> result = crfrefine.refine(logits, image, spacing=(1.0, 1.0, 2.5))
+        >>> int(result.network_label_map[2, 3, 4]), int(result.label_map[2, 3, 4])
+        (0, 1)
+        >>> result.changes.voxels_changed
+        1
+        >>> result.marginals.shape
+        (2, 5, 6, 7)
     """
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")

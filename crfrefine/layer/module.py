@@ -46,6 +46,22 @@ class CrfRnn(CrfValues):
         num_iterations: mean-field steps, all of which are taken.
         threads: CPU threads; None: as many as `torch.get_num_threads()`.
 
+    Examples:
+        >>> import torch
+        >>> import crfrefine
+        >>> layer = crfrefine.CrfRnn(num_labels=3, num_modalities=2, spatial_dims=3)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> logits = torch.randn(1, 3, 5, 6, 7, generator=generator, requires_grad=True)
+        >>> image = torch.randn(1, 2, 5, 6, 7, generator=generator)
+        >>> refined = layer(logits, image, spacing=(1.0, 1.0, 2.5))
+        >>> refined.shape
+        torch.Size([1, 3, 5, 6, 7])
+        >>> refined.sum().backward()
+        >>> layer.log_theta_alpha.grad is not None
+        True
+        >>> layer.to_parameters().bilateral[0].theta_alpha
+        1.5
+
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
 

@@ -66,6 +66,16 @@ class CrfParameters:
 
     Raises:
         ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
+
+    Examples:
+        >>> import crfrefine
+        >>> parameters = crfrefine.CrfParameters.load("brats")
+        >>> parameters = parameters.replace(**{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 10})
+        >>> parameters.bilateral[0].theta_alpha, parameters.mean_field.num_iterations
+        (2.0, 10)
+        >>> parameters.replace(theta_alpha=2.0)
+        Traceback (most recent call last):
+        crfrefine.errors.ConfigError: theta_alpha: unknown key; did you mean 'bilateral.theta_alpha'?
     """
 
     intensity: IntensityParameters = field(default_factory=IntensityParameters)

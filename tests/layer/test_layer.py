@@ -184,7 +184,7 @@ def test_the_engine_gets_bandwidths_as_they_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(CpuBackend, "kernels", spy)
     for _ in range(3):
         layer(*tensors(case), case.spacing)
-        assert seen[-1].theta_position == (float(layer.theta_alpha[0, 0]),) * 3
+        assert seen[-1].theta_position == (float(layer.theta_alpha.detach()[0, 0]),) * 3
         assert seen[-1].theta_intensity == tuple(layer.theta_beta[0].tolist())
         with torch.no_grad():
             layer.log_theta_alpha += 1e-8
