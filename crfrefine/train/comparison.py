@@ -10,6 +10,7 @@ import numpy as np
 
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.padding import find_padding
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
@@ -82,21 +83,37 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], contestant
     keep = PostprocessParameters(keep_largest=contestants.keep_largest)
 
     def crf(parameters: CrfParameters) -> NDArray[Any]:
-        found = refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, mask=case.mask, device=device, threads=threads)
+        found = refine(
+            case.logits,
+            case.image,
+            spacing=case.spacing,
+            parameters=parameters,
+            mask=case.mask,
+            input_type="logits",
+            device=device,
+            threads=threads,
+        )
         return found.label_map
 
     def largest(labels: NDArray[Any]) -> NDArray[Any]:
         return postprocess(labels, keep, float(np.prod(case.spacing)) / 1000.0)
 
-    def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
-        """As for the CRF, the network's labels stay outside the mask."""
-        found = argmax_labels(logits)
-        return found if case.mask is None else np.where(case.mask, found, network)
-
     network = argmax_labels(case.logits)
+    logits, inside = case.logits, case.mask
+    padding = find_padding(logits.transpose(0, *range(logits.ndim - 1, 0, -1)))  # in the order of memory
+    if padding is not None:
+        padding = padding.transpose()
+        inside = ~padding if inside is None else inside & ~padding
+        logits = np.where(padding, np.float32(0.0), logits)  # any constant says as little, and a large one would drown its neighbors
+
+    def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
+        """As for the CRF, the network's labels stay outside the mask and in padding."""
+        found = argmax_labels(logits)
+        return found if inside is None else np.where(inside, found, network)
+
     trained = crf(contestants.trained)
-    scaled = within_mask(contestants.scaling.apply(case.logits))
-    smooth = within_mask(smoothed(case.logits, contestants.sigma_mm, case.spacing))
+    scaled = within_mask(contestants.scaling.apply(logits))
+    smooth = within_mask(smoothed(logits, contestants.sigma_mm, case.spacing))
     maps = {
         NETWORK: network,
         SCALING: scaled,
