@@ -15,8 +15,11 @@ from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import IntensityParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
-from crfrefine.train.comparison import METRICS, NETWORK, SCALING, SMOOTHING, TRAINED, Contestants, measure_methods
 from crfrefine.train.crops import make_crop
+from crfrefine.train.fit_result import FitResult
+from crfrefine.train.measuring import measure_methods
+from crfrefine.train.methods import METRICS, NETWORK, SCALING, SMOOTHING, TRAINED
+from crfrefine.train.tuned import Tuned
 
 GRID = (11, 9, 7)
 SPACING = (1.0, 0.6, 1.7)
@@ -151,12 +154,14 @@ def test_no_method_of_the_comparison_labels_padding(constant):
     unmasked = np.ones(case.labels.shape, bool)
     unmasked[:, :4] = False
     regions = {str(label): (label,) for label in range(1, len(logits))}
-    contestants = Contestants(CrfParameters(), CrfParameters(), VectorScaling(0.5, (0.0, *[2.0] * (len(logits) - 1))), 1.5, "foreground")
-    found, expected = (measure_methods(item, regions, contestants, "cpu", 1) for item in (given, dataclasses.replace(given, mask=unmasked)))
+    tuned = Tuned(
+        FitResult("start", CrfParameters(), 0.0, 0.0, (), 0), VectorScaling(0.5, (0.0, *[2.0] * (len(logits) - 1))), 1.5, "foreground"
+    )
+    found, expected = (measure_methods(item, regions, tuned, "cpu", 1) for item in (given, dataclasses.replace(given, mask=unmasked)))
     assert expected[SCALING] != expected[NETWORK]
     assert found[SCALING] == expected[SCALING]
     zeros = as_case(type(case)(case.image, case.labels, np.where(unmasked, logits, np.float32(0)), case.spacing))
-    assert found == measure_methods(zeros, regions, contestants, "cpu", 1)
+    assert found == measure_methods(zeros, regions, tuned, "cpu", 1)
     smooth = smoothed(np.where(unmasked, logits, np.float32(0)), 1.5, case.spacing).argmax(axis=0)
     assert smooth[~unmasked].any()
     by_hand = measure_case(np.where(unmasked, smooth, 0), case.labels, regions, case.spacing, metrics=METRICS)
@@ -168,8 +173,8 @@ def test_logits_that_look_like_probabilities_are_compared_as_logits():
     case = phantom(3)
     scores = np.exp(case.logits - case.logits.max(axis=0))
     given = as_case(type(case)(case.image, case.labels, (scores / scores.sum(axis=0)).astype(np.float32), case.spacing))
-    contestants = Contestants(CrfParameters(), CrfParameters(), VectorScaling(1.0, (0.0,) * len(scores)), 0.0, "foreground")
-    assert TRAINED in measure_methods(given, {"1": (1,)}, contestants, "cpu", 1)
+    tuned = Tuned(FitResult("start", CrfParameters(), 0.0, 0.0, (), 0), VectorScaling(1.0, (0.0,) * len(scores)), 0.0, "foreground")
+    assert TRAINED in measure_methods(given, {"1": (1,)}, tuned, "cpu", 1)
 
 
 def test_a_preset_is_given_by_its_name_or_path(tmp_path):

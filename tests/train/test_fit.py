@@ -254,7 +254,7 @@ def test_a_strong_prior_keeps_a_training_where_it_began(useful):
 
 def test_the_final_score_is_that_of_the_parameters_a_file_holds(useful):
     """Written and read again, they are the same and have the same gain: `infer` reproduces what was measured."""
-    result = fit(useful[:3], num_iterations=4)
+    result = fit(useful[:3], num_optimizer_steps=4)
     assert not result.is_network
     read = CrfParameters.from_toml(result.parameters.to_toml())
     assert rounded(read) == read == result.parameters
