@@ -1,6 +1,6 @@
-"""The model's parameters broadcast to a case: what backends take.
+"""The model's parameters broadcast to a case: the input of backends.
 
-Made by `CrfParameters.resolve`; nothing is checked here.
+`CrfParameters.resolve` makes them; nothing is checked here.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class ResolvedParameters:
         spatial: the smoothness kernel; None when its weights are all zero.
         compatibility: (L, L) float32 penalty; row: label of the neighbor, column: own label; zero diagonal.
         is_potts: whether `compatibility` is 1 off the diagonal.
-        num_iterations: steps, at most.
-        tolerance: mean KL in nats a voxel that counts as converged; 0: never stop early.
+        num_iterations: largest number of iterations.
+        tolerance: mean KL divergence in nats per voxel that counts as converged; 0: never stop early.
         temperature: divides the logits.
         normalization: "symmetric", "after" or "none".
-        damping: share of the old log-marginals in a step.
+        damping: share of the old log-marginals in an iteration.
         filter: "auto", "exact", "truncated", "lattice" or "grid".
         positions: "mm" or "voxels".
     """
@@ -72,5 +72,5 @@ class ResolvedParameters:
         )
 
     def position_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
-        """Distance between neighboring voxels in the unit of the bandwidths: the spacing in mm, or 1 a voxel."""
+        """Distance between neighboring voxels in the unit of the bandwidths: the spacing in mm, or 1 for "voxels"."""
         return tuple(float(step) for step in spacing) if self.positions == "mm" else (1.0,) * len(spacing)
