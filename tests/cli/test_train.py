@@ -261,7 +261,7 @@ def test_folders_can_be_named(data, tmp_path):
         (("--regions", "core"), "expected NAME=LABEL"),
         (("--device", "cuda:99"), "NVIDIA GPU"),
         (("--max-minutes", 0), "--max-minutes: expected a positive number"),
-        (("-c", "nowhere.toml"), "there is no such file and no such preset"),
+        (("-c", "nowhere.toml"), "no such file or preset"),
         (("--set", "bilateral.weight=[1,2]"), "bilateral.weight: it has 2 values, but the case has 4 labels"),
     ],
 )
