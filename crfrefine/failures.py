@@ -78,7 +78,7 @@ class CaseWork:
 
 
 def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
-    """Return the error itself if its message is meant for users, else an error that asks for a bug report."""
+    """Return the error itself if its message is meant for users, else one that describes it or asks for a bug report."""
     if isinstance(error, CrfRefineError):
         return error
     failure = describe_failure(error, *paths)

@@ -51,7 +51,7 @@ def listed(items: Collection[object], most: int = MOST_LISTED) -> str:
 def for_terminal(message: str, most: int = MOST_OF_A_LINE) -> str:
     r"""Return a message without terminal control characters; line breaks stay where the next line is indented, as in our messages.
 
-    A line break inside a name is therefore shown as `\n`, unless blanks follow it: an indented line cannot pass for a message of its own.
+    A line break inside a name is therefore shown as `\n`, unless blanks follow it: an indented line cannot pass for a separate message.
     """
     lines: list[str] = []
     for line in message.split("\n"):

@@ -79,7 +79,7 @@ def _scaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any
 
 
 def require_finite(values: NDArray[np.float32], path: Path | str) -> None:
-    """Raise InputError where an array has NaN or infinite values, with how many and where the first one is.
+    """Raise InputError if an array has NaN or infinite values, with their number and the place of the first one.
 
     Args:
         values: (channels, [z,] y, x) C-contiguous.

@@ -100,7 +100,7 @@ def _descriptor(path: Path) -> int | None:
 
 def _reason(path: Path, error: OSError) -> str:
     if error.errno == errno.ENXIO:
-        return f"nobody reads from it (it is {special_kind(path)}); start the reader first"
+        return f"it has no reader (it is {special_kind(path)}); start the reader first"
     if error.errno == errno.EPIPE:
         return "its reader closed it before the end"
     return error.strerror or str(error)

@@ -82,7 +82,7 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
 
 
 def channels_last(values: NDArray[Any], like: Volume) -> NDArray[Any]:
-    """Return ([z,] y, x) as it is, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as in the file."""
+    """Return ([z,] y, x) unchanged, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as in the file."""
     return np.ascontiguousarray(np.moveaxis(values, 0, -1) if values.ndim > len(like.spacing) else values)
 
 
@@ -94,7 +94,7 @@ def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: G
     """
     num_axes = len(like.spacing)
     if num_axes not in (2, 3):
-        raise UnsupportedFormatError(f"{path}: {num_axes}-D grids are written to NIfTI alone")
+        raise UnsupportedFormatError(f"{path}: {num_axes}-D grids can only be written to NIfTI")
     own: tuple[str, ...] = like.header.template.geometry if like.header is not None and like.header.format == format_name else ()
     return own or geometry_lines(*_world_lps(path, like))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ONE_VOXEL = (slice(0, 1), ...)
-"""An empty mask."""
+"""The box to measure if both masks are empty."""
 
 
 def measure_case(
@@ -95,7 +95,7 @@ def _measure(
     tolerance_mm: float,
     metrics: Sequence[str],
 ) -> dict[str, float]:
-    """Measure two masks that end inside the grid; the volume of a voxel is in cubic mm."""
+    """Measure two masks that are empty outside the grid; the volume of a voxel is in cubic mm."""
     box = bounding_box(prediction | reference) or _ONE_VOXEL
     pair = MaskPair(prediction[box], reference[box], spacing, voxel_volume, tolerance_mm)
     return {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}

@@ -109,7 +109,7 @@ class GridFilter final : public Filter {
     int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
 
-    // Planes are splatted in parallel into a batch of their own, then the batch is added to the grid, in parallel over cells and in the
+    // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
     // order of the planes: the same sums for any number of threads.
     void splat(const float* values, const float* pre) {
         clear_in_parallel(grid_, level_[0]);

@@ -222,7 +222,7 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // The tile's voxels, into a buffer of its own vertices, and from there to the vertices or, if other tiles share one, to its slot.
+    // The tile's voxels, into a buffer of the tile's vertices, and from there to the vertices or, if other tiles share one, to its slot.
     template <int C, class Row>
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
         Row* sent = scratch;

@@ -326,7 +326,7 @@ def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     options = ("train-crf", data, "-o", pipe, *SHORT, "--threads", 1)
     result = run_here(*options)
     assert result.status == 1
-    assert f"{pipe}: cannot be written: nobody reads from it" in result.stderr
+    assert f"{pipe}: cannot be written: it has no reader" in result.stderr
     assert kind_of(pipe) == stat.S_IFIFO
     assert "params.checkpoint.json" in files_in(tmp_path)
     reader = Reader(pipe)
