@@ -1,10 +1,10 @@
-"""The errors that users can cause and mend; anything else that is raised is a bug, whose traceback is kept (`crfrefine.failures`)."""
+"""Errors that users can cause and fix. Any other exception is a bug and keeps its traceback (`crfrefine.failures`)."""
 
 from __future__ import annotations
 
 
 class CrfRefineError(Exception):
-    """A problem with the input or the machine: says what was expected, what came, which file, and what to do."""
+    """A problem with the input or the machine: the message says what was expected, what was found, in which file, and what to do."""
 
 
 class ConfigError(CrfRefineError):
@@ -12,7 +12,7 @@ class ConfigError(CrfRefineError):
 
 
 class InputError(CrfRefineError):
-    """The values of an array or file cannot be used: not finite, empty, of the wrong shape or kind."""
+    """An array or file has unusable values: not finite, empty, or of the wrong shape or kind."""
 
 
 class GridMismatchError(CrfRefineError):
@@ -24,12 +24,12 @@ class UnsupportedFormatError(CrfRefineError):
 
 
 class BackendUnavailableError(CrfRefineError):
-    """The asked-for device or engine is not there; the message says what to install."""
+    """The requested device or engine is not available; the message says what to install."""
 
 
 class CapacityError(CrfRefineError):
-    """The problem is larger than the algorithm or the memory can hold; the message has the numbers."""
+    """The problem is larger than the algorithm or the memory can hold; the message gives the sizes."""
 
 
 class UnexpectedError(CrfRefineError):
-    """A file made its reader raise what nobody had foreseen: a bug to be reported, which costs no more than the file's case."""
+    """A file made its reader raise an unexpected exception: a bug to report; only the file's case fails."""

@@ -1,7 +1,7 @@
-"""What a case of a run failed with, and the rule which exceptions cost the case alone.
+"""Why a case of a run failed, and which exceptions fail only the case.
 
-Whatever is raised while a case is worked on is that case's failure, and the other cases are done. `KeyboardInterrupt` and `SystemExit`
-end the run, and so does an exception outside of the work on a case: a bug of the run, which keeps its traceback.
+Any exception raised while a case is processed fails that case only; the other cases continue. `KeyboardInterrupt` and `SystemExit`
+end the run, and so does an exception raised outside the processing of a case: that is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Failure:
     """Why a case failed.
 
     Attributes:
-        message: what was expected, what came, which file; for a bug, what was raised and that it should be reported.
-        kind: name of the error's class.
-        traceback: where it was raised, if nobody expected it.
-        part: the part of the case that it concerns, such as a method that `evaluate` measures; None: all of the case.
+        message: what was expected, what was found, in which file; for a bug, what was raised, with the request to report it.
+        kind: class name of the error.
+        traceback: where an unexpected exception was raised.
+        part: the part of the case that failed, such as a method that `evaluate` measures; None for the whole case.
     """
 
     message: str
@@ -37,11 +37,11 @@ class Failure:
 
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
-    """Return what to say about an error that ended the work on a case.
+    """Return the failure to report for an error that ended the processing of a case.
 
     Args:
-        error: what was raised.
-        paths: files that were worked on, for errors that do not name theirs.
+        error: the exception.
+        paths: the files being processed, for errors that do not name theirs.
     """
     kind = type(error).__name__
     if isinstance(error, UnexpectedError):
@@ -56,10 +56,10 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
 
 
 class CaseWork:
-    """What the work on a case happens in: whatever is raised is handed to `fail` and goes no further; only interrupts do.
+    """Context manager around the processing of a case: passes every exception to `fail`; only interrupts propagate.
 
     Args:
-        fail: told of the failure.
+        fail: called with the failure.
         paths: the case's files, for errors that do not name theirs.
     """
 
@@ -67,10 +67,10 @@ class CaseWork:
         self._fail, self._paths = fail, paths
 
     def __enter__(self) -> None:
-        """Begin the work."""
+        """Begin processing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        """End the work; return whether it ended with an error that costs the case alone."""
+        """End processing; return whether an error was handled, that is, fails only this case."""
         if not isinstance(error, Exception):
             return False
         self._fail(describe_failure(error, *self._paths))
@@ -78,7 +78,7 @@ class CaseWork:
 
 
 def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
-    """Return an error that can be said in a message in place of any other: itself, or one that asks to be reported."""
+    """Return the error itself if its message is meant for users, else one that describes it or asks for a bug report."""
     if isinstance(error, CrfRefineError):
         return error
     failure = describe_failure(error, *paths)
@@ -89,12 +89,12 @@ def expected_error(error: Exception, *paths: Path | None) -> CrfRefineError:
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn what a reader raises into an error that names the file: a damaged file can make libraries raise anything.
+    """Turn exceptions of a reader into errors that name the file: a damaged file can make libraries raise anything.
 
     Raises:
-        UnexpectedError: the reader was not prepared for what is in the file.
-        InputError: the system cannot read it.
-        CapacityError: the memory does not suffice.
+        UnexpectedError: the reader raised an unexpected exception.
+        InputError: the system cannot read the file.
+        CapacityError: not enough memory.
     """
     try:
         yield

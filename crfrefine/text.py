@@ -1,6 +1,6 @@
-"""Text from files and command lines inside messages: shortened, and without characters that move the cursor or break a table.
+"""Prepare text from files and command lines for messages: shorten it, and remove characters that move the cursor or break a table.
 
-Every message and table cell that embeds a name, a key or a value which the user did not write as text to read goes through here.
+Every message and table cell that quotes a name, a key or a value from a file or command line uses these functions.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from itertools import islice
 MOST_CHARACTERS = 80
 MOST_LISTED = 5
 MOST_OF_A_LINE = 5000
-"""More than the longest path that systems allow; a line of a message beyond it was made to flood the terminal."""
+"""Longer than the longest path that systems allow; a longer line of a message can only be an attempt to flood the terminal."""
 
-_LARGEST_BITS = 1000  # Python refuses to write integers of more than 4300 digits, and nobody reads those.
+_LARGEST_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
 
 
 def printable(text: str) -> str:
-    r"""Return the text with `\n`, `\x1b` and the like in place of characters that do not print: line breaks, tabs, escape sequences."""
+    r"""Return the text with `\n`, `\x1b` and the like in place of non-printing characters: line breaks, tabs, escape sequences."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def shorten(text: object, most: int = MOST_CHARACTERS) -> str:
-    """Return a text that prints on one line, with "…" in place of its end where it is longer than `most`."""
+    """Return text that prints on one line; beyond `most` characters, its end is replaced by "…"."""
     whole = str(text)
     shown = printable(whole[: most + 1])
     return shown if len(whole) <= most and len(shown) <= most else shown[: most - 1] + "…"
 
 
 def shorten_value(value: object, most: int = 60) -> str:
-    """Return how a value is written in Python, shortened like `shorten`."""
+    """Return the repr of a value, shortened like `shorten`."""
     if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
         return f"a whole number of about {int(value.bit_length() * 0.30103) + 1} digits"
     if isinstance(value, str):
         value = value[: most + 1]
     try:
         return shorten(repr(value), most)
-    except (ValueError, RecursionError):  # Such an integer inside of a list; lists in lists in lists.
+    except (ValueError, RecursionError):  # Such an integer inside a list; deeply nested lists.
         return f"a {type(value).__name__} too large to show"
 
 
@@ -49,9 +49,9 @@ def listed(items: Collection[object], most: int = MOST_LISTED) -> str:
 
 
 def for_terminal(message: str, most: int = MOST_OF_A_LINE) -> str:
-    r"""Return a message without characters that steer a terminal; line breaks stay where the next line is indented, as in messages.
+    r"""Return a message without terminal control characters; line breaks stay where the next line is indented, as in our messages.
 
-    A line break inside of a name is therefore shown as `\n`, unless blanks follow it: then what follows is indented, no message of its own.
+    A line break inside a name is therefore shown as `\n`, unless blanks follow it: an indented line cannot pass for a separate message.
     """
     lines: list[str] = []
     for line in message.split("\n"):

@@ -1,8 +1,8 @@
-// The geometry of the permutohedral lattice (Adams, Baek & Davis 2010; docs/reference/math.md): the only place where it is written down.
+// The geometry of the permutohedral lattice (Adams, Baek & Davis 2010; docs/reference/math.md), implemented only here.
 //
 // Pure functions of one point, templated on the number type: float and int on a GPU, sixteen lanes of them on a CPU. Every operation is
-// exact or rounds in one fixed way, and none may be contracted into a fused multiply-add (-ffp-contract=off, -fmad=false), so that all
-// backends find the same vertices bit for bit.
+// exact or rounds in one fixed way, and none may be contracted into a fused multiply-add (-ffp-contract=off, -fmad=false): all backends
+// find the same vertices, bit for bit.
 //
 // A vertex has D + 1 integer coordinates that sum to 0 and share one remainder r modulo D + 1: coordinate i is (D + 1) q_i + r.
 #pragma once
@@ -58,7 +58,7 @@ CRF_HD void sort_descending(Int (&values)[N]) {
     }
 }
 
-// values[p] becomes values[(p - shift) mod N], where shift has its own value in each lane, 0 <= shift < N.
+// values[p] becomes values[(p - shift) mod N]; shift differs between lanes, 0 <= shift < N.
 template <int N, int Bit = 0, class Int>
 CRF_HD void rotate_right(Int (&values)[N], const Int& shift) {
     if constexpr ((1 << Bit) < N) {
@@ -92,8 +92,9 @@ CRF_HD void elevate(const Real (&scaled)[D], Real (&elevated)[D + 1]) {
 //
 // quotient: q of the remainder-0 vertex, before the correction below.
 // sorted: residuals in descending order (position = rank, ties by index), as Residual<D> integers.
-// wrapped: how many coordinates the correction wraps. When the rounded quotients sum to h > 0, the h smallest residuals' coordinates are
-//   rounded down instead and become the largest; when h < 0, the |h| largest are rounded up and become the smallest. Forgetting this is
+// wrapped: number of coordinates that the correction wraps. If the rounded quotients sum to h > 0, the h smallest residuals' coordinates
+// are
+//   rounded down instead and become the largest; if h < 0, the |h| largest are rounded up and become the smallest. Forgetting this is
 //   the classic bug of points on the face of a simplex. The caller lowers q of positions 0 .. h - 1 by one, or raises q of the last
 //   |h| positions: `sorted` is already in the final order.
 template <int D, class Real, class Int>

@@ -1,4 +1,4 @@
-// What lets one header serve g++, clang and NVRTC: function qualifiers and scalar forms of the lane operations in cpu/simd.h.
+// Function qualifiers and scalar forms of the lane operations in cpu/simd.h: with them one header serves g++, clang and NVRTC.
 // No standard headers here: NVRTC has none.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace crf {
 
-// Largest integer not above x; floor and not truncation, as coordinates are negative too.
+// Largest integer not above x; floor, not truncation: coordinates can be negative.
 CRF_HD int floor_to_int(float x) {
     const int i = static_cast<int>(x);
     return i - (static_cast<float>(i) > x ? 1 : 0);

@@ -1,4 +1,4 @@
-"""Arrays that a caller gives to `refine`: into numpy's form, or an error that says what was given and what to give instead."""
+"""Convert the arrays passed to `refine` to numpy, or raise an error that says what was passed and what to pass instead."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from crfrefine.errors import InputError
 
 SPACING_RANGE = (1e-9, 1e9)
-"""mm; from far below an electron microscope's voxel to where positions in float32 lose their meaning."""
+"""mm; from far below an electron microscope's voxel to the limit of positions in float32."""
 
 
 def given_array(value: Any, name: str) -> NDArray[Any]:
-    """Return a caller's array of real numbers as numpy's.
+    """Return a caller's array of real numbers as a numpy array.
 
     Args:
-        value: anything that numpy can take as an array: numpy's, PyTorch's on the CPU, nested lists.
+        value: anything that numpy can convert: numpy arrays, PyTorch tensors on the CPU, nested lists.
         name: its name, for errors.
 
     Raises:
@@ -41,7 +41,7 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
         )
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's words for tensors on a GPU or with a gradient
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch's message for tensors on a GPU or with a gradient
         raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers")
@@ -87,7 +87,7 @@ def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: st
 
 def _holds_whole_numbers(values: NDArray[Any]) -> bool:
     first = values[0]
-    if not _whole(first):  # one plane tells logits from labels nearly always
+    if not _whole(first):  # one plane nearly always tells logits from labels
         return False
     return all(_whole(plane) for plane in values)
 
@@ -100,7 +100,7 @@ def given_spacing(spacing: Sequence[float] | float, num_dims: int) -> tuple[floa
     """Return the spacing as one distance in mm per grid axis.
 
     Raises:
-        InputError: another number of them, or a distance that is not positive or beyond SPACING_RANGE.
+        InputError: a wrong number of distances, or one that is not positive or outside SPACING_RANGE.
     """
     try:
         steps = np.asarray(spacing, dtype=np.float64)

@@ -1,6 +1,6 @@
-"""Connected components: their number, and the cleaning of a label map: the largest component, the removal of small ones.
+"""Connected components: their number, and the cleaning of a label map (keep the largest component, remove small ones).
 
-Components are connected over faces, edges and corners (26 neighbors in 3-D). Not part of the model: the CRF comes before.
+Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Label = TypeVar("Label", bound=np.integer[Any])
 
 
 def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
-    """Turn components that are not wanted into background (0).
+    """Turn unwanted components into background (0).
 
-    Components are those of all labels together, or those of each label by itself with `keep_largest = "each"`. The largest is the one with
-    most voxels; of equal ones, the one whose first voxel comes first in C order.
+    Components are those of all labels together, or of each label separately with `keep_largest = "each"`. The largest has the most
+    voxels; among equal ones, the one whose first voxel comes first in C order wins.
 
     Args:
         label_map: (*grid) integers, 0 is background; any number of dimensions.
@@ -28,7 +28,7 @@ def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, vo
         voxel_volume_ml: volume of a voxel in milliliters.
 
     Returns:
-        A label map of the same type and memory order; the one passed in where nothing is to be removed.
+        A label map of the same type and memory order; the one passed in if there is nothing to remove.
     """
     min_voxels = parameters.min_component_ml / voxel_volume_ml
     if parameters.keep_largest == "none" and min_voxels <= 1.0:
@@ -47,7 +47,7 @@ def count_components(mask: NDArray[np.bool_]) -> int:
 
 
 def _label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    """Return the number of the component of each voxel, 0 outside of all, and how many there are."""
+    """Return each voxel's component number, 0 outside all components, and the number of components."""
     from scipy import ndimage
 
     components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))
@@ -55,14 +55,14 @@ def _label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
 
 def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
-    """Set the components of `group` that are not wanted to 0 in `result`, in place."""
+    """Set the unwanted components of `group` to 0 in `result`, in place."""
     box = bounding_box(group)
     if box is None:
         return
     components, count = _label_components(group[box])
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
-    # A component of exactly the smallest size stays, however the division by the voxel's volume was rounded.
+    # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
     keep = sizes >= min_voxels * (1.0 - 1e-9)
     if largest_only:
         largest = sizes == sizes.max()

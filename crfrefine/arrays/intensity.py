@@ -1,6 +1,6 @@
 """Image intensities on a common scale, and the feature vectors that kernels measure distances in.
 
-Not for file formats or masks' origin: arrays come in as `crfrefine.cases` read them.
+File formats and the origin of masks are not handled here: `crfrefine.cases` reads the arrays.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from crfrefine.threads import available_threads
 
 Float32 = NDArray[np.float32]
 
-# Elements handled at a time, so that the passes over a block after the first find it in the second-level cache.
+# Elements processed at a time, so that later passes over a block find it in the second-level cache.
 _BLOCK = 1 << 16
 _SAMPLE = 1 << 16
-# A spread whose inverse does not fit into float32 counts as none.
+# A spread whose inverse does not fit into float32 counts as zero.
 _CONSTANT = float(np.finfo(np.float32).tiny)
 
 
@@ -35,22 +35,22 @@ def normalize_intensity(
 ) -> Float32:
     """Map each modality's intensities to a scale that theta_beta is measured in.
 
-    `zscore`: mean 0, standard deviation 1. `percentile`: the lower percentile to 0, the upper one to 1, values beyond keep going; when both
-    are equal (an image with few values that differ), the smallest and the largest value take their place. `window`: the window's ends to 0
-    and 1, values beyond are clipped. A constant modality becomes 0, save for `none` and `window`.
+    `zscore`: mean 0, standard deviation 1. `percentile`: the lower percentile to 0, the upper one to 1, without clipping; if both
+    are equal (an image with few distinct values), the smallest and the largest value replace them. `window`: the window's ends to 0
+    and 1, with clipping. A constant modality becomes 0, except for `none` and `window`.
 
     Args:
         image: (M, *grid), finite.
-        parameters: one normalization for all modalities, or one each.
-        mask: (*grid); statistics are taken where it is True, the map is applied everywhere. None: everywhere.
-        threads: at most so many modalities at a time; None: the cores this process may use.
+        parameters: one normalization for all modalities, or one per modality.
+        mask: (*grid); statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
+        threads: largest number of modalities at a time; None: the cores this process may use.
 
     Returns:
-        (M, *grid) float32 with the axes in the same order in memory; the image itself where nothing is to be done.
+        (M, *grid) float32 with the axes in the same order in memory; the image itself if there is nothing to do.
 
     Raises:
-        ConfigError: a list in `parameters` does not have one entry a modality.
-        InputError: the mask has another shape than the grid, or is nowhere True.
+        ConfigError: a list in `parameters` does not have one entry per modality.
+        InputError: the mask's shape differs from the grid, or the mask is empty.
     """
     image = np.asarray(image)
     plans = intensity_by_modality(parameters, image.shape[0])
@@ -67,8 +67,8 @@ def normalize_intensity(
         source, target = order.to_storage(image[modality]), order.to_storage(result[modality])
         kind, percentiles, window = plans[modality]
         if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
-            # Types with more digits than float32 keep their texture on a large offset only if that is taken off first; the map does not
-            # care about it.
+            # Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the
+            # result does not depend on it.
             source = (source.astype(np.float64) - float(source.flat[0])).astype(np.float32)
         if kind == "none":
             target[...] = source
@@ -102,12 +102,12 @@ def kernel_features(
 ) -> NDArray[np.float64]:
     """Feature vectors of the masked voxels: intensities over their bandwidths first, positions over theirs last.
 
-    Kernels see differences alone, but where the zero is decides how a lattice's cells lie: intensities count from the lowest inside the
+    Kernels depend only on differences, but the origin decides where a lattice's cells are: intensities count from the lowest inside the
     mask, positions from the first occupied index of each axis, so that neither an offset nor a wider grid around the mask matters.
 
     Args:
         image: (M, *grid) normalized intensity; unused for a spatial kernel.
-        mask: (*grid), somewhere True; None: all voxels.
+        mask: (*grid), not empty; None: all voxels.
         spacing: distance between neighboring voxels along each axis, in the unit of `theta_position`.
         theta_position: bandwidth along each axis.
         theta_intensity: bandwidth of each modality; None: a spatial kernel.
@@ -146,7 +146,7 @@ def _map(source: NDArray[np.generic], target: Float32, shift: float, scale: floa
 
 def _mean_and_deviation(values: Float32) -> tuple[float, float]:
     """Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all."""
-    # Around the first value, so that a large offset with a small spread keeps its digits.
+    # Relative to the first value, so that a small spread on a large offset keeps its digits.
     pivot = values[0]
     total = squares = 0.0
     for block in _blocks(values.size, _BLOCK):
@@ -158,7 +158,7 @@ def _mean_and_deviation(values: Float32) -> tuple[float, float]:
 
 
 def _percentile_range(values: Float32, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """The lower percentile, and the distance to the upper one."""
+    """The lower percentile, and its distance to the upper one."""
     low, high = (_percentile(values, percent / 100.0) for percent in percentiles)
     if high <= low:
         low, high = float(values.min()), float(values.max())
@@ -168,7 +168,7 @@ def _percentile_range(values: Float32, percentiles: tuple[float, float]) -> tupl
 def _percentile(values: Float32, fraction: float) -> float:
     """The exact percentile, interpolated between order statistics as numpy does by default.
 
-    A sample brackets it; one pass counts what lies below the bracket and collects what lies inside, and only that is sorted.
+    A sample brackets it; one pass counts the values below the bracket and collects those inside; only the latter are sorted.
     """
     position = (values.size - 1) * fraction
     first = math.floor(position)

@@ -1,4 +1,4 @@
-"""Label maps as plain arrays: the best label of each voxel, and how many voxels each label has."""
+"""Label maps as plain arrays: the best label of each voxel, and the number of voxels of each label."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MOST_PASSES = 16
 
 
 def argmax_labels(scores: NDArray[Any]) -> NDArray[Any]:
-    """Return the label with the highest score at each voxel, the lowest label of equal ones, in the smallest unsigned type.
+    """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type.
 
     Args:
         scores: (L, *grid) logits or probabilities, in any memory layout.
 
     Returns:
-        (*grid) in the memory layout of the scores: one pass a label, several times faster than numpy's argmax over a strided axis.
+        (*grid) in the memory layout of the scores: one pass per label, several times faster than numpy's argmax over a strided axis.
     """
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
     best = scores[0].copy(order="K")
@@ -79,7 +79,7 @@ def compare_labels(before: NDArray[Any], after: NDArray[Any], num_labels: int) -
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Slices that hold all True voxels; None when there are none."""
+    """Slices that contain all True voxels; None if there are none."""
     box = []
     for axis in range(mask.ndim):
         occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))

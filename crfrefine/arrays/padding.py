@@ -1,6 +1,6 @@
-"""Voxels that a network has said nothing about: all labels have exactly the same logit there.
+"""Padding: voxels without network output, where all labels have exactly the same logit.
 
-Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their neighbors would flood them.
+Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their neighbors' labels would spread over them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def find_padding(logits: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Find the voxels where all labels have exactly the same value.
 
     Args:
-        logits: (L, *grid) logits or probabilities, fastest in C order; nothing but the first two labels is read where these differ.
+        logits: (L, *grid) logits or probabilities, fastest in C order; only the first two labels are read where these differ.
 
     Returns:
-        (*grid), True at those voxels; None: there are none.
+        (*grid), True at those voxels; None if there are none.
     """
     found: NDArray[np.bool_] | None = None
     planes = max(1, BLOCK_VOXELS // max(1, math.prod(logits.shape[2:])))
@@ -50,18 +50,18 @@ def find_padding(logits: NDArray[Any]) -> NDArray[np.bool_] | None:
 
 
 def leave_out(padding: NDArray[np.bool_], mask: NDArray[np.bool_] | None, what: str) -> tuple[NDArray[np.bool_], int]:
-    """Take padding out of a mask.
+    """Remove padding from a mask.
 
     Args:
-        padding: (*grid), of `find_padding`.
+        padding: (*grid), result of `find_padding`.
         mask: (*grid), True where the model applies; None: everywhere.
         what: the name of the logits, for the error.
 
     Returns:
-        (the mask without the padding, how many voxels were taken out of it).
+        (the mask without the padding, the number of voxels removed from it).
 
     Raises:
-        InputError: next to nothing would be left.
+        InputError: almost nothing would be left.
     """
     inside = ~padding if mask is None else mask & ~padding
     num_left = int(np.count_nonzero(inside))
@@ -74,14 +74,14 @@ def check_share(num_padded: int, num_voxels: int, what: str) -> None:
     """Raise InputError where all or nearly all voxels are padding, and the others are only a few."""
     if num_padded and num_padded > LARGEST_SHARE * num_voxels and num_voxels - num_padded < ENOUGH_VOXELS:
         raise InputError(
-            f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so nothing is known about the labels there\n"
-            "  Expected the network's output on this image. Was a cropped output padded beyond recognition, or is the file a placeholder?"
+            f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so the labels there are unknown\n"
+            "  Expected the network's output on this image. Is this a cropped output with mostly padding, or a placeholder file?"
         )
 
 
 def describe_padding(num_padded: int, num_voxels: int) -> str:
-    """Return a note about padding for the user; it begins with what it is about, and the numbers follow a colon."""
+    """Return a note about padding for the user: the subject first, the numbers after a colon."""
     return (
-        "logits that are equal for all labels, as where a cropped output was padded, take no part and become background: "
+        "voxels whose logits are equal for all labels, such as padding around a cropped output, are excluded and become background:  "
         f"{num_padded} of {num_voxels} voxels ({num_padded / num_voxels:.1%})"
     )

@@ -1,4 +1,4 @@
-"""Are a network's outputs logits or probabilities, and from the second to the first."""
+"""Decide whether a network's outputs are logits or probabilities, and convert probabilities to logits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 INPUT_TYPES = ("auto", "logits", "probabilities")
 
 SMALLEST_PROBABILITY = 1e-7
-"""Probabilities are raised to this before the logarithm: an exact zero would otherwise forbid a label forever."""
+"""Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever."""
 
 SUM_TOLERANCE = 1e-3
-"""How far from 1 the sum over labels may be, and a value from [0, 1]: float16 and scaled 16-bit integers stay below it."""
+"""Largest error of the sum over labels, and largest distance of a value from [0, 1]; float16 and scaled 16-bit integers stay below it."""
 
 TOLD_SUM_TOLERANCE = 0.05
-"""The same where the user said that these are probabilities: 8-bit ones stay below it, channels of overlapping regions do not."""
+"""The same for values declared as probabilities: 8-bit ones stay below it, channels of overlapping regions do not."""
 
 BLOCK_VOXELS = 1 << 16
 
 
 def to_logits(values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
-    """Decide what the values are as `identify` does, and turn probabilities into logits in place."""
+    """Decide the type of the values as `identify` does, and turn probabilities into logits in place."""
     found, note = identify(values, input_type, kind, path)
     if found == "probabilities":
         take_logarithms(values)
@@ -38,16 +38,16 @@ def to_logits(values: NDArray[np.float32], input_type: str, kind: str | None, pa
 
 
 def identify(values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
-    """Decide whether values are logits or probabilities, and check them. Voxels where all labels are equal (padding) say nothing.
+    """Decide whether values are logits or probabilities, and check them. Voxels where all labels are equal (padding) are ignored.
 
     Args:
         values: (L, [z,] y, x) C-contiguous, finite.
-        input_type: "auto", "logits" or "probabilities", the user's word.
-        kind: "logits" or "probabilities" where the file says so, else None.
-        path: where they came from, for errors.
+        input_type: "auto", "logits" or "probabilities", as the user says.
+        kind: "logits" or "probabilities" if the file says so, else None.
+        path: the file they came from, for errors.
 
     Returns:
-        ("logits" or "probabilities", a sentence that says what was taken and why).
+        ("logits" or "probabilities", a sentence that says which and why).
 
     Raises:
         InputError: probabilities that are negative, all zero at a voxel, or do not sum to 1; sigmoid channels.
@@ -58,7 +58,7 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
     if input_type == "logits" or (input_type == "auto" and kind == "logits"):
         if outside is None:
             _refuse_sigmoids(values, str(path))
-        return "logits", f"{path.name} is taken as logits: {'asked for' if input_type == 'logits' else 'its array is named so'}"
+        return "logits", f"{path.name} is taken as logits: {'requested' if input_type == 'logits' else 'its array is named so'}"
     surely = input_type == "probabilities" or kind == "probabilities"
     if outside is not None and not surely:
         return "logits", f"{path.name} is taken as logits: it has values outside [0, 1], such as {outside}"
@@ -67,22 +67,22 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
     if input_type == "auto":
         _refuse_rounded(values, str(path))
     _require_sums(values, str(path), TOLD_SUM_TOLERANCE if input_type == "probabilities" else SUM_TOLERANCE)
-    reason = "asked for" if input_type == "probabilities" else "all values lie in [0, 1] and sum to 1 at each voxel"
+    reason = "requested" if input_type == "probabilities" else "all values lie in [0, 1] and sum to 1 at each voxel"
     return "probabilities", f"{path.name} is taken as probabilities: {reason}"
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide the same for an array that a caller gave; "auto" expects logits and refuses what looks like anything else.
+    """Decide the same for an array from a caller; "auto" expects logits and refuses anything that looks different.
 
     Args:
         values: (L, *grid), finite.
-        input_type: "auto", "logits" or "probabilities", the caller's word.
+        input_type: "auto", "logits" or "probabilities", as the caller says.
 
     Returns:
         "logits" or "probabilities".
 
     Raises:
-        InputError: probabilities or sigmoid channels where "auto" was to find logits; probabilities that are no distribution over labels.
+        InputError: probabilities or sigmoid channels although "auto" expects logits; probabilities that are not a distribution over labels.
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
@@ -95,10 +95,10 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     if input_type == "auto" and outside is None:
         found = _off_sums(values, TOLD_SUM_TOLERANCE)
         if found.num_off or found.num_zero:
-            raise InputError(_sigmoid_message(values, found, "logits") + '\n  If these are logits all the same, give input_type="logits".')
+            raise InputError(_sigmoid_message(values, found, "logits") + '\n  If these are logits nevertheless, give input_type="logits".')
         raise InputError(
             "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
-            '  For probabilities, give input_type="probabilities"; if these are logits all the same, input_type="logits".'
+            '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
         )
     return "logits"
 
@@ -110,7 +110,7 @@ def check_input_type(input_type: str) -> None:
 
 
 def take_logarithms(probabilities: NDArray[np.float32]) -> None:
-    """Replace probabilities by log(clip(p, 1e-7, 1)), in place, block by block.
+    """Replace probabilities with log(clip(p, 1e-7, 1)), in place, block by block.
 
     Args:
         probabilities: C-contiguous, of any shape; written to.
@@ -132,7 +132,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _OffSums:
-    """Voxels whose sum over labels is not 1: how many, the first one (flat index) and its sum; those of a sum of zero apart."""
+    """Voxels whose sum over labels is not 1: their number, the first one (flat index) and its sum; zero sums are counted separately."""
 
     num_off: int
     first_off: int
@@ -142,7 +142,7 @@ class _OffSums:
 
 
 def _blocks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (flat index of the first voxel, (L, n) values) of some planes at a time."""
+    """Yield (flat index of the first voxel, (L, n) values) for a few planes at a time."""
     plane = math.prod(values.shape[2:])
     planes = max(1, BLOCK_VOXELS // max(1, plane))
     for start in range(0, values.shape[1], planes):
@@ -150,7 +150,7 @@ def _blocks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
 
 
 def _first_outside(values: NDArray[Any]) -> str | None:
-    """Describe the first value outside [0, 1]; None: there is none but in padding."""
+    """Describe the first value outside [0, 1]; None if there is none except in padding."""
     for start, block in _blocks(values):
         if block.min() >= -SUM_TOLERANCE and block.max() <= 1 + SUM_TOLERANCE:
             continue
@@ -163,7 +163,7 @@ def _first_outside(values: NDArray[Any]) -> str | None:
 
 
 def _off_sums(values: NDArray[Any], tolerance: float) -> _OffSums:
-    """Count the voxels whose sum over labels is not 1, but for padding."""
+    """Count the voxels whose sum over labels is not 1, except padding."""
     num_zero = num_off = 0
     first_zero = first_off = -1
     first_sum = 0.0
@@ -190,9 +190,9 @@ def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
         raise InputError(_sigmoid_message(values, found, name))
     if found.num_zero:
         raise InputError(
-            f"{name}: the probabilities of all labels are next to zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
+            f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
             f"the first one is {_voxel(values, found.first_zero)}\n"
-            "  Outside of what the network saw, background should be 1, or all labels exactly equal."
+            "  Outside the network's field of view, background should be 1, or all labels exactly equal."
         )
 
 
@@ -209,21 +209,21 @@ def _refuse_rounded(values: NDArray[Any], name: str) -> None:
 
 
 def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:
-    """Refuse as logits what lies in [0, 1] everywhere without being a distribution over labels."""
+    """Refuse to take values as logits if all lie in [0, 1] without being a distribution over labels."""
     found = _off_sums(values, TOLD_SUM_TOLERANCE)
     if found.num_off or found.num_zero:
         raise InputError(_sigmoid_message(values, found, name))
 
 
 def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
-    # Where no sum is too large or small, all the voxels in question have next to zero in every channel.
+    # If no sum is too large or small, every channel is almost zero at all these voxels.
     index, total = (found.first_off, found.first_sum) if found.num_off else (found.first_zero, 0.0)
     num_bad = found.num_off + found.num_zero
     return (
         f"{name}: all values lie in [0, 1] but do not sum to 1 at {num_bad} of {math.prod(values.shape[1:])} voxels; the first one is "
         f"{_voxel(values, index)} with a sum of {total:.3f}\n"
-        "  These look like sigmoid channels, as of region-based training: each is a probability of its own, and together they are neither\n"
-        "  logits nor a distribution over labels. Refine each region by itself, as two labels (1 - p, p), or export a softmax."
+        "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are neither\n"
+        "  logits nor a distribution over labels. Refine each region separately, as two labels (1 - p, p), or export a softmax."
     )
 
 

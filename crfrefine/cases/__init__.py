@@ -1,1 +1,1 @@
-"""Which files are a case: discovery, dataset.json, and a case in memory."""
+"""Cases: discovery of their files, dataset.json, and a case in memory."""

@@ -1,4 +1,4 @@
-"""A case: its modalities, logits, mask and labels, found by `crfrefine.cases.discovery`, read and checked here."""
+"""Read and check a case: its modalities, logits, mask and labels, as found by `crfrefine.cases.discovery`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ MASK_MODES = ("none", "nonzero")
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """What the files of a case say without their voxels; all on one grid.
+    """The headers of a case's files; all on one grid.
 
     Attributes:
         files: the paths.
-        images: one a file; several channels only in a lone one.
-        logits: of all labels; None where no logits were asked for.
-        mask: if there is one.
-        labels: if there are some.
+        images: one per file; several channels only in a single file.
+        logits: of all labels; None if no logits were requested.
+        mask: the mask's header, if there is one.
+        labels: the reference's header, if there is one.
     """
 
     files: CaseFiles
@@ -61,7 +61,7 @@ class CaseHeaders:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know: about the geometry of the images, and files that are not what their names say."""
+        """Facts that the user should know: about the images' geometry, and about files whose names are misleading."""
         others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
         return [
             *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
@@ -79,11 +79,11 @@ class Case:
         logits: (L, *grid) float32, higher is better.
         mask: (*grid), True where the model applies; None: everywhere.
         like: the first modality; its geometry is that of the output.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
         num_labels: L, background included.
-        input_kind: "logits" or "probabilities", what the network's file held.
-        notes: what the user should know, a sentence each.
-        labels: (*grid) the reference, where asked for.
+        input_kind: "logits" or "probabilities", the type of the network's output.
+        notes: facts that the user should know, one sentence each.
+        labels: (*grid) the reference, if requested.
     """
 
     case_id: str
@@ -104,7 +104,7 @@ def read_case_headers(files: CaseFiles) -> CaseHeaders:
     Raises:
         InputError: a file is missing, or the number of modalities is wrong.
         GridMismatchError: two files are on different grids; both are named.
-        UnsupportedFormatError: a file cannot be read as asked.
+        UnsupportedFormatError: a file cannot be read as requested.
     """
     if files.problem:
         raise InputError(files.problem)
@@ -114,7 +114,7 @@ def read_case_headers(files: CaseFiles) -> CaseHeaders:
     for image in images if len(images) > 1 else ():
         if image.num_channels > 1:
             raise InputError(
-                f"{image.path}: expected one modality a file, as there are {len(images)} files; this one has {image.num_channels}"
+                f"{image.path}: expected one modality per file, as there are {len(images)} files; this one has {image.num_channels}"
             )
     logits = io.read_logits_header(files.logits) if files.logits else None
     if logits is not None:
@@ -124,7 +124,7 @@ def read_case_headers(files: CaseFiles) -> CaseHeaders:
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             if header.num_channels > 1:
-                raise InputError(f"{header.path}: expected {what} with one value a voxel, this file has {header.num_channels}")
+                raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
             _require_same_grid(files, f"image and {what}", images[0], header, f"Resample the {what} to the image's grid.")
     return CaseHeaders(files, images, logits, mask, labels)
 
@@ -137,19 +137,19 @@ def load_case(
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
-    """Read a case, several files at a time, and check it.
+    """Read and check a case, several files at a time.
 
     Args:
-        files: of `discover_cases`.
-        input_type: "auto", "logits" or "probabilities"; "auto" looks at the values and says in the notes what it took.
-        mask_mode: "none" or "nonzero" (any modality is not 0), where there is no mask file.
+        files: result of `discover_cases`.
+        input_type: "auto", "logits" or "probabilities"; "auto" inspects the values and reports its choice in the notes.
+        mask_mode: "none" or "nonzero" (any modality is not 0), if there is no mask file.
         threads: None: the cores this process may use.
-        with_labels: also read the reference.
+        with_labels: whether to read the reference too.
 
     Raises:
-        InputError: files that are missing or hold values that cannot be used; an empty mask.
+        InputError: files that are missing or hold unusable values; an empty mask.
         GridMismatchError: two files on different grids.
-        UnsupportedFormatError: a file that is damaged, cut off, or of a kind that is not read.
+        UnsupportedFormatError: a file that is damaged, cut off, or of an unsupported kind.
         CapacityError: the case does not fit into memory.
     """
     if mask_mode not in MASK_MODES:

@@ -1,6 +1,6 @@
-"""Cases that lack a file: which ones, what they lack, and how that is said. The files are looked for elsewhere.
+"""Incomplete cases: which ones, what they lack, and the messages about them. `discovery` looks for the files.
 
-A case that lacks a file is left out and is no failure: a half-finished cross-validation is usual. A file that cannot be used is an error.
+An incomplete case is left out and is not a failure: half-finished cross-validations are common. An unusable file is an error.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class IncompleteCase:
 
 
 def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> str:
-    """Return one line: how many cases are left out, and for each reason how many and the first few names."""
+    """Return one line: the number of cases left out, and for each reason the number and the first few names."""
     count = len(incomplete)
     verb = "is" if count == 1 else "are"
     groups = [f"{reason} ({len(names)}): {_shortened(names)}" for reason, names in _by_reason(incomplete).items()]
@@ -40,7 +40,7 @@ def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> s
 
 
 def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int) -> None:
-    """Raise InputError with the name of every incomplete case, where there is one: what `--strict` asks for."""
+    """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
     if not incomplete:
         return
     verb = "is" if len(incomplete) == 1 else "are"
@@ -48,18 +48,18 @@ def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int) -
     raise InputError(
         f"{len(incomplete)} of {_cases(num_found)} {verb} incomplete, which --strict refuses:\n"
         + "\n".join(groups)
-        + "\n  Add what is missing, or run without --strict to go on with the other cases."
+        + "\n  Add the missing files, or run without --strict to continue with the other cases."
     )
 
 
 def too_few_complete(incomplete: Sequence[IncompleteCase], num_found: int, expected: str, what_to_do: str) -> InputError:
-    """Return the error for a run that has too few complete cases to go on.
+    """Return the error for a run with too few complete cases.
 
     Args:
         incomplete: the cases that lack a file.
         num_found: all cases, complete or not.
-        expected: what the run needs, a clause.
-        what_to_do: a sentence.
+        expected: the cases that the run needs, as a clause.
+        what_to_do: the advice, a sentence.
     """
     num_complete = num_found - len(incomplete)
     found = "no case is complete" if num_complete == 0 else f"only {num_complete} of {_cases(num_found)} is complete"

@@ -1,6 +1,6 @@
-"""Which files belong to which case: the naming of nnU-Net, single files, and the names of other tools beside them.
+"""Assign files to cases: the naming of nnU-Net, single files, and the file names of other tools.
 
-Nothing is opened here but `dataset.json`, and what has no known suffix; what the files hold is checked when a case is read.
+Only `dataset.json` and files without a known suffix are opened here; the contents of files are checked when a case is read.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
 LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 
-# Names of files may hold anything, line breaks and digits of all scripts included.
+# File names may contain anything, including line breaks and digits of all scripts.
 _MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
 _LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
 
 _MOST_CHANNELS = 10_000
-_MOST_MODALITIES = 16  # That a message lists.
-_MOST_DIGITS = 9  # Of a number that names a channel or a label.
+_MOST_MODALITIES = 16  # Most modalities that a message lists.
+_MOST_DIGITS = 9  # Most digits of a channel or label number.
 _EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
 
 
@@ -40,12 +40,12 @@ class CaseFiles:
 
     Attributes:
         case_id: its name.
-        images: one a modality, in order, or a lone file with all of them.
-        logits: one with all labels, or one a label in order; empty where no logits were asked for.
+        images: one per modality, in order, or a single file with all of them.
+        logits: one with all labels, or one per label in order; empty if no logits were requested.
         mask: where the model applies, if given.
         labels: the reference, if given.
-        problem: what is wrong with the case as far as names tell; reading it raises this.
-        missing: the part of it that is files not being there, such as "no logits in study/logits".
+        problem: the error of the case as far as names tell; reading the case raises it.
+        missing: the missing files of the case, such as "no logits in study/logits".
     """
 
     case_id: str
@@ -58,7 +58,7 @@ class CaseFiles:
 
 
 class CaseList(list[CaseFiles]):
-    """The cases found, sorted by name; `notes` says what was left aside and why, a sentence each."""
+    """The cases found, sorted by name; `notes` says which files were ignored and why, one sentence each."""
 
     def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
         super().__init__(cases)
@@ -67,13 +67,13 @@ class CaseList(list[CaseFiles]):
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """What a `dataset.json` of nnU-Net says.
+    """The contents of a `dataset.json` of nnU-Net.
 
     Attributes:
         path: the file.
         channel_names: names of the modalities, in order.
         labels: name to number, or to the numbers of a region.
-        file_ending: suffix of the images, if it says so.
+        file_ending: suffix of the images, if given.
         ignore_label: the number of the label named "ignore": voxels without a reference.
     """
 
@@ -85,12 +85,12 @@ class DatasetDescription:
 
     @property
     def has_regions(self) -> bool:
-        """Whether labels are trained as overlapping regions, whose outputs are no distribution over labels."""
+        """Whether labels are trained as overlapping regions, whose outputs are not a distribution over labels."""
         return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
 
 
 def read_dataset_description(folder: Path) -> DatasetDescription | None:
-    """Read `dataset.json` of a folder or of the one above it; None where there is none.
+    """Read `dataset.json` of a folder or of its parent; None if there is none.
 
     Raises:
         InputError: the file is not what nnU-Net writes; the message names the key.
@@ -110,7 +110,7 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:
-    """Return what the entries say that matter here; raise ValueError that names the key of one that cannot be used."""
+    """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
     if not isinstance(content, Mapping):
         raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
     for key in ("labels", "channel_names", "modality", "file_ending"):
@@ -163,17 +163,17 @@ def discover_cases(
     """Find the cases in folders, or the one case of single files.
 
     Args:
-        images: a folder; or the file or files of one case, one a modality.
-        logits: a folder; or one file with all labels, or one file a label in order; None where none are needed.
+        images: a folder; or the file or files of one case, one per modality.
+        logits: a folder; or one file with all labels, or one file per label in order; None if none are needed.
         masks: a folder, or a file for one case.
         labels: a folder, or a file for one case.
-        include_imageless: labels or logits without an image are incomplete cases too, rather than left aside; for folders.
+        include_imageless: for folders: labels or logits without an image count as incomplete cases instead of being ignored.
 
     Returns:
-        The cases, sorted by name; a case that is incomplete is there with its `problem`.
+        The cases, sorted by name; incomplete ones have a `problem`.
 
     Raises:
-        InputError: a path that does not exist, no case at all, or files where one case is expected and several are found.
+        InputError: a path that does not exist, no case at all, or several cases where one is expected.
         UnsupportedFormatError: a single file of an unknown type.
     """
     image_paths = _as_paths(images)
@@ -198,7 +198,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     references = [path for path in paths if any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)]
     if references:
         notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
-    # This tool's own outputs, or logits that lie beside the images (-i FOLDER -p FOLDER), are no cases of their own.
+    # This tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER), are not separate cases.
     names = stems | {stem.rpartition("_")[0] for stem in stems if _MODALITY.fullmatch(stem)}
     found = probabilities_beside(paths, names)
     if found:
@@ -214,7 +214,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         if path in references:
             continue
         match = _MODALITY.fullmatch(stem_of(path))
-        # Four digits at the end may also belong to the name of a case, unless anything says that modalities are numbered.
+        # Four digits at the end may also belong to the name of a case, unless something shows that modalities are numbered.
         if match and stem_of(path) not in logits_stems and (is_numbered or match["case"] in logits_stems):
             groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
@@ -223,7 +223,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         description = read_dataset_description(folder)
     except InputError as error:
         description = None
-        notes.append(f"{error}; going on without it")
+        notes.append(f"{error}; continuing without it")
     if description is not None and description.has_regions:
         notes.append(
             f"{description.path}: has regions of several labels; the outputs of region-based training cannot be refined as one softmax"
@@ -243,10 +243,10 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
 
 
 def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], description: DatasetDescription | None) -> tuple[int, str]:
-    """Return how many modalities a case should have, and who says so."""
+    """Return the expected number of modalities of a case, and the source of that number."""
     if description is not None and description.channel_names:
         return len(description.channel_names), f"as {description.path.name} names"
-    # What most cases have; of two equally frequent numbers the larger one, so that what is missing is found.
+    # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
     counts = Counter(max(numbers) + 1 for numbers in groups.values())
     return max(counts, key=lambda number: (counts[number], number), default=0), "as in the other cases"
 
@@ -268,7 +268,7 @@ def _numbered_case(case_id: str, numbers: Mapping[int, list[Path]], num_expected
 
 
 def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
-    """Add the cases that are known from their labels or logits alone, each with its `problem`."""
+    """Add the cases that are known only from their labels or logits, each with its `problem`."""
     known = {case.case_id for case in cases}
     names: set[str] = set()
     for source, suffixes, endings in (
@@ -281,7 +281,7 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
             one_a_label, modality = _LABEL_FILE.fullmatch(stem), _MODALITY.fullmatch(stem)
             ending = next((ending for ending in endings if stem.endswith(ending)), "")
             name = one_a_label["case"] if one_a_label else stem.removesuffix(ending)
-            # An image beside the labels is no case of its own.
+            # An image beside the labels is not a separate case.
             if not {stem, name, modality["case"] if modality else name} & known:
                 names.add(name)
     lacking = f"no image in {images}"
@@ -296,7 +296,7 @@ def _case_of_files(paths: Sequence[Path]) -> CaseList:
         require_file(path)
     stem = stem_of(paths[0])
     match = _MODALITY.fullmatch(stem)
-    # Without other files to compare with, only the first modality's number is surely not part of the name.
+    # Without other files to compare with, only the first modality's number is certainly not part of the name.
     case_id = match["case"] if match and int(match["number"]) == 0 else stem
     return CaseList([CaseFiles(case_id, tuple(paths))])
 
@@ -305,8 +305,8 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     """Add the logits of each case, or its `problem`.
 
     Args:
-        cases: what is there already.
-        logits: a folder; or for one case a file with all labels, or one file a label in order.
+        cases: the cases found so far.
+        logits: a folder; or for one case a file with all labels, or one file per label in order.
 
     Raises:
         InputError: a file that does not exist, or a file for several cases.
@@ -341,15 +341,15 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
     stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
     notes = list(cases.notes)
     if stray:
-        notes.append(f"{folder}: {len(stray)} files of logits without images, such as {stray[0]}, are left aside")
+        notes.append(f"{folder}: {len(stray)} files of logits without images, such as {stray[0]}, are ignored")
     return CaseList(found, notes)
 
 
 def _choose_logits(
     case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path
 ) -> tuple[tuple[Path, ...], str | None]:
-    """Return the files to read, or none and what is wrong."""
-    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: what names itself wins.
+    """Return the files to read, or none and the error."""
+    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
     telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id] or candidates
     if len(telling) == 1:
         return (telling[0],), None
@@ -393,7 +393,7 @@ def _with_companions(
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the folder's files of the given formats, sorted by name; hidden ones, such as those being written, are passed over."""
+    """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped."""
     try:
         return sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith(".") and path.is_file())
     except OSError as error:
@@ -401,7 +401,7 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are no cases of their own."""
+    """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are not separate cases."""
     return [path for path in paths if any(_is_named(stem_of(path), ending, names) for ending in LOGITS_NAMES)]
 
 
@@ -423,7 +423,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _by_name(labels: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return name to number also for the older files, which have it the other way round."""
+    """Return a mapping of name to number, also for older files, which map number to name."""
     if labels and all(_is_number(key) and isinstance(value, str) for key, value in labels.items()):
         return {value: key for key, value in labels.items()}
     return labels

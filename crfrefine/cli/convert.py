@@ -16,7 +16,7 @@ from crfrefine.text import for_terminal
 
 
 class Kind(StrEnum):
-    """What the values are to be."""
+    """The kind of values to write."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -30,18 +30,18 @@ def convert(
     target: Annotated[
         Path, typer.Argument(metavar="OUT", parser=parse_path, help="File to write; its suffix names the format.", show_default=False)
     ],
-    to: Annotated[Kind | None, typer.Option("--to", help="What the values are to be. Default: what they are.", show_default=False)] = None,
+    to: Annotated[Kind | None, typer.Option("--to", help="Kind of values to write. Default: the kind in IN.", show_default=False)] = None,
     like: Annotated[
         Path | None,
         typer.Option(
             "--like",
             metavar="IMAGE",
             parser=parse_path,
-            help="Image whose geometry OUT gets: needed when IN has none, as .npz.",
+            help="Image whose geometry OUT gets; needed if IN has none, such as .npz.",
             show_default=False,
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an error was raised that nobody expected.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
 ) -> None:
     """Convert logits and label maps between formats, and logits to probabilities or labels."""
     from crfrefine.failures import CaseWork

@@ -1,4 +1,4 @@
-"""`crfrefine demo`: a phantom and a network's imagined logits, refined by the same code as `infer`, with a picture."""
+"""`crfrefine demo`: a phantom with simulated network logits, refined by the same code as `infer`, with a picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from crfrefine.cli.options import ThreadsOption, parse_path
 
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", parser=parse_path, help="Folder to write to.")] = Path("demo"),
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed, another phantom.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")] = 0,
     threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
 ) -> None:
-    """Make a phantom and its logits, refine them, and draw a picture: needs no data."""
+    """Make a phantom and its logits, refine them, and draw a picture; needs no data."""
     from crfrefine.cli.reporting import Reporter, describe_steps, num_changed, print_table
     from crfrefine.demo.demonstration import compare_with_truth, prepare_demo
     from crfrefine.demo.phantom import NUM_LABELS
@@ -47,4 +47,4 @@ def demo(
     print(f"{num_changed(record):,} voxels changed in {describe_steps(record)} and {record.times['refine']:.2f} s")
     print(f"mask:    {record.output}")
     print(f"picture: {record.preview}")
-    print("This is a synthetic phantom: it shows what the tool does, and is no evidence about your data.")
+    print("This is a synthetic phantom: it shows what the tool does, and is not evidence about your data.")

@@ -14,7 +14,7 @@ from crfrefine.text import shorten, shorten_value
 
 
 def parse_named(text: str) -> str:
-    """Return "NAME=FOLDER" as it is; raise BadParameter for anything else."""
+    """Return "NAME=FOLDER" unchanged; raise BadParameter for anything else."""
     name, equals, path = str(text).partition("=")
     if not equals or not name.strip() or not path:
         raise typer.BadParameter(f"{shorten_value(text)}: expected NAME=FOLDER, such as network=predictions")
@@ -24,7 +24,7 @@ def parse_named(text: str) -> str:
 
 
 def parse_name(text: str) -> str:
-    """Return the name of a method as it is; raise BadParameter for one that no table can hold."""
+    """Return the name of a method unchanged; raise BadParameter if it is too long for a table."""
     if len(text) > MOST_OF_A_NAME:
         raise typer.BadParameter(f"{shorten(text)}: a name of {len(text)} characters; at most {MOST_OF_A_NAME}")
     return str(text)
@@ -36,7 +36,7 @@ def evaluate(
         typer.Argument(
             metavar="PREDICTIONS",
             parser=parse_path,
-            help="Folder or file: label maps, or logits or probabilities of all labels. This method is judged.",
+            help="Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.",
             show_default=False,
         ),
     ],
@@ -48,7 +48,7 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             parser=parse_path,
-            help="Gets metrics.csv, summary.json and report.html.",
+            help="Folder for metrics.csv, summary.json and report.html.",
             show_default=False,
         ),
     ],
@@ -59,11 +59,11 @@ def evaluate(
             "--baseline",
             metavar="NAME=FOLDER",
             parser=parse_named,
-            help="What PREDICTIONS are compared with; repeatable: the verdict asks whether they beat the others too.",
+            help="Method to compare PREDICTIONS with; repeatable: the verdict says whether they beat the others too.",
             show_default=False,
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", parser=parse_name, help="What to call PREDICTIONS.")] = "prediction",
+    name: Annotated[str, typer.Option("--name", metavar="NAME", parser=parse_name, help="Name of PREDICTIONS in results.")] = "prediction",
     images: Annotated[
         Path | None,
         typer.Option("-i", "--images", metavar="PATH", parser=parse_path, help="Folder or file, shown in the report.", show_default=False),
@@ -75,7 +75,7 @@ def evaluate(
             "--regions",
             metavar="FILE|NAME=1+3+4",
             parser=path_or_value,
-            help="Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then on these.",
+            help="Labels that count together, such as core=1+3+4, or a JSON file; repeatable. The verdict is then about these.",
             show_default=False,
         ),
     ] = None,
@@ -85,17 +85,17 @@ def evaluate(
             "--probabilities",
             metavar="NAME=FOLDER",
             parser=parse_named,
-            help="Logits or probabilities of a method, for its calibration, where they are not beside its label maps; repeatable.",
+            help="Logits or probabilities of a method, for its calibration, if they are not beside its label maps; repeatable.",
             show_default=False,
         ),
     ] = None,
-    tolerance: Annotated[float, typer.Option("--tolerance", metavar="MM", help="Of the surface Dice.")] = 1.0,
+    tolerance: Annotated[float, typer.Option("--tolerance", metavar="MM", help="Tolerance of the surface Dice.")] = 1.0,
     ignore_label: Annotated[
         int | None,
         typer.Option(
             "--ignore-label",
             metavar="N",
-            help="Voxels where the reference has this label do not count. Default: as dataset.json says.",
+            help="Voxels where the reference has this label are ignored. Default: as in dataset.json.",
             show_default=False,
         ),
     ] = None,
@@ -106,18 +106,18 @@ def evaluate(
             metavar="N",
             min=1,
             max=MAX_THREADS,
-            help="Cases at a time. Default: the cores this process may use.",
+            help="Number of cases at a time. Default: the cores this process may use.",
             show_default=False,
         ),
     ] = None,
     strict: StrictOption = False,
-    resume: Annotated[bool, typer.Option("--continue", help="Reuse cases whose files and options are as in an earlier run.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", help="Reuse cases with the files and options of an earlier run.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
     fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise go on, list the failures at the end.")
+        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors, and the verdict alone.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
     """Measure label maps against a reference: Dice, distances, calibration; is one method better than another?
 
@@ -161,5 +161,5 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _one_line(name: str) -> str:
-    """Names stand in tables: no tabs or line breaks."""
+    """Names appear in tables: no tabs or line breaks."""
     return " ".join(name.split())

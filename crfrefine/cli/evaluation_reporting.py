@@ -1,4 +1,4 @@
-"""What `evaluate` shows: progress on standard error; the comparison, what was counted apart and the verdict on standard output."""
+"""Output of `evaluate`: progress on standard error; the comparison, separate counts and the verdict on standard output."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 _MOST_LISTED = 20
 _RIGHT = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
 _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/equal/worse": ("better/", "equal/worse")}
-"""Heads of columns in two lines, for narrow terminals."""
+"""Column heads in two lines, for narrow terminals."""
 
 
 class EvaluationReporter(RunReporter, EvaluationObserver):
-    """Shows a run: a live bar on a terminal, else a plain line a case.
+    """Shows a run: a live bar on a terminal, else one plain line per case.
 
     Args:
-        verbosity: QUIET: errors alone; NORMAL; VERBOSE: also what was assumed about each case.
+        verbosity: QUIET: only errors; NORMAL; VERBOSE: also what was assumed about each case.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         super().__init__(verbosity)
         self._kept = self._num_cases = 0
-        self._warned: set[str] = set()  # What holds for one case of a method probably holds for all.
+        self._warned: set[str] = set()  # A warning about one case of a method probably applies to all.
 
     def _describe_rest(self) -> str:
-        done = f"{self._kept} of {self._num_cases} cases are measured, run again with --continue for the rest"
+        done = f"{self._kept} of {self._num_cases} cases are measured; run again with --continue for the rest"
         return done if self._num_cases else ""
 
     def run_started(self, evaluation: Evaluation) -> None:
-        """Say how much is to be done."""
+        """Print the amount of work."""
         self._num_cases = num_cases = len(evaluation.pairs)
         num_processes = evaluation.num_processes
         reused = f", {len(evaluation.results)} measured before" if evaluation.results else ""
@@ -48,7 +48,7 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         self._line.start(num_cases, counts=True)
 
     def case_ended(self, result: CaseResult) -> None:
-        """Say what became of a case."""
+        """Print the outcome of a case."""
         self._ended += 1
         self._kept += not result.failures
         is_reused = result.status == "reused"
@@ -70,12 +70,12 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         self._line.update(completed=self._ended, text=result.case_id)
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Name what is done after the cases, and the case that is drawn."""
+        """Show the stage after the cases, and the case being drawn."""
         self._line.update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
-    """Print the comparison, what was counted apart, and the verdict as the last line."""
+    """Print the comparison, the separate counts, and the verdict as the last line."""
     if verbosity > QUIET:
         _print_means(evaluation)
         for line in _empty_lines(evaluation):
@@ -105,7 +105,7 @@ def _print_files(evaluation: Evaluation) -> None:
 
 
 def _print_means(evaluation: Evaluation) -> None:
-    """Print means and differences, and below them in which units these are."""
+    """Print means and differences, and their units below."""
     from crfrefine.metrics.registry import metric_named
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
@@ -125,14 +125,14 @@ def _print_means(evaluation: Evaluation) -> None:
 
 
 def _print_unit(metrics: Collection[Metric]) -> None:
-    """Say which differences are in points; the names of the others end with their unit."""
+    """Print which differences are in points; the names of the others end with their unit."""
     names = [metric.name for metric in metrics if metric.is_ratio]
     if names:
-        print(f"units: differences of {', '.join(sorted(names))} in points, which are hundredths")
+        print(f"units: differences of {', '.join(sorted(names))} in points (hundredths)")
 
 
 def _print_cells(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table whose first columns are metric, region and method; on a narrow terminal, metric and method as lines between rows."""
+    """Print a table whose first columns are metric, region and method; narrow terminals get metric and method on separate lines."""
     from rich.console import Console
 
     width = Console().width
@@ -178,7 +178,7 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
     metric, comparison = metric_named(row.metric), row.comparison
     if comparison is None:
         return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
-    if not comparison.num_pairs:  # Such as the calibration of a method whose baseline has no probabilities.
+    if not comparison.num_pairs:  # For example, the calibration of a method whose baseline has no probabilities.
         return "0", "", metric.value_text(row.mean), "", "", "", ""
     return (
         str(comparison.num_pairs),
@@ -192,7 +192,7 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
 
 
 def _empty_lines(evaluation: Evaluation) -> list[str]:
-    """Return a line a region that is empty in any case, in the reference or in a prediction."""
+    """Return one line per region that is empty in any case, in the reference or in a prediction."""
     lines = []
     for region, by_method in evaluation.empty_masks.items():
         if not any(counts.reference or counts.prediction for counts in by_method.values()):

@@ -12,7 +12,7 @@ from crfrefine.cli.options import MAX_PARTS, OverridesOption, ThreadsOption, par
 
 
 class InputType(StrEnum):
-    """How the network's output is to be taken."""
+    """How to interpret the network's output."""
 
     AUTO = "auto"
     LOGITS = "logits"
@@ -27,7 +27,7 @@ def infer(
             "--images",
             metavar="PATH",
             parser=parse_path,
-            help="Folder, or file; repeat the option for the modalities of one case.",
+            help="Folder or file; repeat the option for the modalities of one case.",
             show_default=False,
         ),
     ],
@@ -38,7 +38,7 @@ def infer(
             "--logits",
             metavar="PATH",
             parser=parse_path,
-            help="Folder, or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file a label, in label order.",
+            help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order.",
             show_default=False,
         ),
     ],
@@ -49,7 +49,7 @@ def infer(
             "--output",
             metavar="PATH",
             parser=parse_path,
-            help="Folder, or (one case) a file. Written in the image's format, grid and orientation.",
+            help="Folder, or for one case a file. Written in the image's format, grid and orientation.",
             show_default=False,
         ),
     ],
@@ -60,7 +60,7 @@ def infer(
             "--masks",
             metavar="PATH|nonzero",
             parser=path_text,
-            help="Folder or file; 'nonzero': where any modality is not 0. Default: the config's choice. Outside, the plain argmax.",
+            help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +68,7 @@ def infer(
         str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
     ] = "default",
     overrides: OverridesOption = None,
-    input_type: Annotated[InputType, typer.Option("--input-type", help="What the network's output is.")] = InputType.AUTO,
+    input_type: Annotated[InputType, typer.Option("--input-type", help="Type of the network's output.")] = InputType.AUTO,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     save_probabilities: Annotated[
@@ -76,7 +76,7 @@ def infer(
     ] = False,
     save_logits: Annotated[bool, typer.Option("--save-logits", help="Also write the refined logits: CASE_logits.nii.gz.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
-    resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output is there and whole.")] = False,
+    resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output exists and is complete.")] = False,
     num_parts: Annotated[
         int, typer.Option("--num-parts", metavar="N", min=1, max=MAX_PARTS, help="Number of processes that share the cases.")
     ] = 1,
@@ -87,23 +87,23 @@ def infer(
             metavar="K",
             min=0,
             max=MAX_PARTS,
-            help="This process among them: takes every N-th case from this one, from 0.",
+            help="Number of this process, from 0: it takes every N-th case from this one.",
             show_default=False,
         ),
     ] = None,
     fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise go on, list the failures at the end.")
+        bool, typer.Option("--fail-fast", help="Stop at the first bad case; otherwise continue, and list the failures at the end.")
     ] = False,
     summary: Annotated[
         Path | None,
         typer.Option("--summary", metavar="FILE.json", parser=parse_path, help="Write a record of each case.", show_default=False),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors alone.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
     if part_id is None and num_parts > 1:
-        raise typer.BadParameter("--num-parts needs --part-id: which of the parts this process does", param_hint="--part-id")
+        raise typer.BadParameter("--num-parts needs --part-id: the part for this process", param_hint="--part-id")
     if part_id is not None and part_id >= num_parts:
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
     if verbose and quiet:

@@ -1,4 +1,4 @@
-"""`crfrefine info`: what a file is, and which cases a folder holds."""
+"""`crfrefine info`: describe a file, or the cases of a folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def info(
 
 
 def _show_folder(path: Path, verbose: bool) -> bool:
-    """Print what a folder holds; return whether all is well with it."""
+    """Print the cases of a folder; return whether there is no problem."""
     from crfrefine.tools.info import inspect_folder
 
     report = inspect_folder(path)

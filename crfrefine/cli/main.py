@@ -1,6 +1,6 @@
-"""The application and its entry point: which commands there are, and how the errors of users become one line and an exit status.
+"""The application and its entry point: the commands, and user errors as one line and an exit status.
 
-Start-up time is felt in shell loops, so that each command imports what it needs when it runs.
+Start-up time matters in shell loops, so each command imports its modules only when it runs.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _MOST_OF_A_USAGE_ERROR = 500
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a job scheduler sends it before it kills: handled like Ctrl-C."""
+    """SIGTERM, which job schedulers send before they kill: handled like Ctrl-C."""
 
 
 class _Stopped(BaseException):
-    """Carries an interrupt past Typer, which would end the process in its own way."""
+    """Carries an interrupt past Typer, which would otherwise end the process itself."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
         self.status = EXIT_TERMINATED if isinstance(cause, Terminated) else EXIT_INTERRUPTED
@@ -53,7 +53,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _short_usage_errors() -> Generator[None]:
-    """Shorten what Typer repeats of a command line."""
+    """Shorten the parts of a command line that Typer quotes."""
     try:
         yield
     except _UsageError as error:
@@ -62,15 +62,15 @@ def _short_usage_errors() -> Generator[None]:
 
 
 class Group(TyperGroup):
-    """The commands, with errors of users and of the system turned into one message on standard error; others keep their traceback."""
+    """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse what stands before the name of a command."""
+        """Parse the options before the name of a command."""
         with _short_usage_errors():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that the arguments name."""
+        """Run the command named in the arguments."""
         arguments = [*ctx._protected_args, *ctx.args]
         try:
             with _short_usage_errors():
@@ -80,7 +80,7 @@ class Group(TyperGroup):
             raise typer.Exit(EXIT_FAILURE) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # Typer ends quietly where nobody reads on.
+                raise  # Typer ends quietly if the reader has gone.
             with contextlib.suppress(OSError):
                 print(for_terminal(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"), file=sys.stderr)
             raise typer.Exit(EXIT_FAILURE) from error
@@ -124,13 +124,13 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 all well, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    """Run the command line and exit: 0 success, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, _raise_terminated)
-    # A closed stream (`>&-`, a service without a terminal) is one that nobody reads, not a reason to fail.
+    # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    # Names of files need not be text, and terminals need not have every letter: neither may end in a traceback.
+    # File names need not be valid text, and terminals may lack letters: neither may cause a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
@@ -145,7 +145,7 @@ def main() -> None:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
 ) -> None:
-    """As one line, without the place in the code."""
+    """Print a warning as one line, without its place in the code."""
     with contextlib.suppress(OSError):
         print(for_terminal(f"crfrefine: warning: {message}"), file=sys.stderr)
 
@@ -155,7 +155,7 @@ def _raise_terminated(signum: int, frame: FrameType | None) -> None:
 
 
 def _leave(stopped: _Stopped) -> None:
-    """End the process at once: a thread that still reads the next case would hold up an ordinary exit."""
+    """End the process at once: a thread that still reads the next case would delay an ordinary exit."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the options of several commands have in common: help without its price, paths that are not empty, a bound on threads."""
+"""Options shared by several commands: fast help, non-empty paths, a limit on threads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def _show_help(ctx: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-# Typer's own --help has no default, which makes it import pydantic to convert nothing: a fifth of the time that `info` takes.
+# Typer's own --help has no default, so Typer imports pydantic to convert nothing: a fifth of the time of `info`.
 HelpOption = Annotated[bool, typer.Option("-h", "--help", help="Show this message and exit.", callback=_show_help, is_eager=True)]
 
-MOST_OF_A_PATH = 4096  # Characters; Linux takes no longer ones.
-MOST_OF_A_NAME = 200  # Of a method, which stands in tables.
+MOST_OF_A_PATH = 4096  # Characters; the limit of Linux.
+MOST_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
 MAX_PARTS = 1_000_000
-LARGEST_SEED = 2**63 - 1  # That all generators of random numbers take.
-MAX_THREADS = 1024  # More than any machine in use has cores; typing errors beyond it would exhaust the system's threads.
+LARGEST_SEED = 2**63 - 1  # Accepted by all random number generators.
+MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
 
 ThreadsOption = Annotated[
     int | None,
@@ -33,13 +33,11 @@ ThreadsOption = Annotated[
 ]
 
 
-StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Refuse cases that lack a file; otherwise leave them out, and say which and why.")
-]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
 
 
 def path_or_value(text: str) -> str:
-    """Return a text that may be a path or something else; raise BadParameter where it is empty: Python would take the current folder."""
+    """Return text that may be a path or something else; raise BadParameter if it is empty: Python would use the current folder."""
     if not text:
         raise typer.BadParameter("the path is empty; an unset variable?")
     if "\0" in text:
@@ -48,7 +46,7 @@ def path_or_value(text: str) -> str:
 
 
 def path_text(text: str | Path) -> str:
-    """Return the text of a path; raise BadParameter where it is empty, or none that a system takes."""
+    """Return the text of a path; raise BadParameter if it is empty or not a valid path."""
     path_or_value(str(text))
     if len(str(text)) > MOST_OF_A_PATH:
         raise typer.BadParameter(f"{shorten(text)}: {len(str(text))} characters are more than a path can have")
@@ -56,7 +54,7 @@ def path_text(text: str | Path) -> str:
 
 
 def parse_path(text: str | Path) -> Path:
-    """Return the path that a text names; raises like `path_text`."""
+    """Return the path of a text; raises like `path_text`."""
     return Path(path_text(text))
 
 

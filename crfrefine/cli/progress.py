@@ -17,14 +17,14 @@ QUIET, NORMAL, VERBOSE = range(3)
 
 
 def print_failure(failure: Failure, *, verbose: bool) -> None:
-    """Print what went wrong on standard error; where it was raised too, if nobody expected it and that is wanted."""
+    """Print a failure on standard error, with the traceback if it was unexpected and the traceback is wanted."""
     print(for_terminal(f"crfrefine: error: {failure.message}"), file=sys.stderr)
     if verbose and failure.traceback is not None:
         print_traceback(failure.traceback)
 
 
 def print_traceback(text: str) -> None:
-    """Print where an error was raised on standard error, indented as what belongs to a message."""
+    """Print a traceback on standard error, indented as part of a message."""
     print(for_terminal(_indented(text)), file=sys.stderr)
 
 
@@ -33,10 +33,10 @@ def _indented(text: str) -> str:
 
 
 class ProgressLine:
-    """A line that is drawn over and over while something goes on, and messages above it.
+    """A line that is redrawn during a run, with messages above it.
 
     Args:
-        verbosity: QUIET: no line, and no message that is not at least as important; NORMAL; VERBOSE.
+        verbosity: QUIET: no line, and only messages of that level; NORMAL; VERBOSE.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
@@ -46,17 +46,17 @@ class ProgressLine:
 
     @property
     def is_shown(self) -> bool:
-        """Whether there is a bar, so that what it shows need not be said."""
+        """Whether there is a bar, so that its content need not be printed."""
         return self._bar is not None
 
     def start(self, total: float, *, counts: bool, text: str = "", detail: str = "") -> None:
         """Show the bar, on a terminal and unless QUIET.
 
         Args:
-            total: what `completed` ends with.
-            counts: whether it is a number of things; otherwise percents are shown.
-            text: what is going on.
-            detail: part of that.
+            total: final value of `completed`.
+            counts: whether it counts things; otherwise percentages are shown.
+            text: the current stage.
+            detail: the part of that stage.
         """
         if self._verbosity <= QUIET or not sys.stderr.isatty():
             return
@@ -86,14 +86,14 @@ class ProgressLine:
         self._bar.start()
 
     def update(self, *, completed: float | None = None, text: str | None = None, detail: str | None = None) -> None:
-        """Change what the bar shows; None leaves it as it is."""
+        """Change the content of the bar; None leaves a value unchanged."""
         if self._bar is None or self._task is None:
             return
         fields: dict[str, Any] = {name: printable(value) for name, value in (("text", text), ("detail", detail)) if value is not None}
         self._bar.update(self._task, completed=completed, **fields)
 
     def say(self, text: str, at_least: int = NORMAL) -> None:
-        """Print a message, unless it takes more verbosity than there is."""
+        """Print a message if the verbosity is high enough."""
         if self._verbosity < at_least:
             return
         text = for_terminal(text)
@@ -103,21 +103,21 @@ class ProgressLine:
             print(text, file=sys.stderr, flush=True)
 
     def say_traceback(self, text: str | None) -> None:
-        """Print where an error that nobody expected was raised, indented as what belongs to a message, if VERBOSE."""
+        """Print the traceback of an unexpected error, indented as part of a message, if VERBOSE."""
         if text is not None and self._verbosity >= VERBOSE:
             self.say(_indented(text), at_least=VERBOSE)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
 
 class RunReporter:
-    """What the three commands that run cases share in showing a run: a line of progress, notes above it, and what an interrupt leaves.
+    """Shared display of the three commands that run cases: a progress line, notes above it, and a message after an interrupt.
 
     Args:
-        verbosity: QUIET: errors alone; NORMAL; VERBOSE: what the command has more to say.
+        verbosity: QUIET: only errors; NORMAL; VERBOSE: further details of the command.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
@@ -134,9 +134,9 @@ class RunReporter:
             error.add_note(left)
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Say what was assumed or left aside."""
+        """Print an assumption, or what was ignored."""
         self._line.say(f"note: {text}")
 
     def _describe_rest(self) -> str:
-        """Return what is done when a run is interrupted, and how to do the rest; empty where there is nothing to say."""
+        """Return how much is done after an interrupt, and how to do the rest; empty if there is nothing to say."""
         return ""

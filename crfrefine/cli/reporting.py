@@ -1,4 +1,4 @@
-"""What a run shows while it goes on (standard error) and when it has ended (standard output)."""
+"""Output of a run: progress on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MOST_LISTED = 20
 
 
 class Reporter(RunReporter, InferenceObserver):
-    """Shows a run: a live bar with case, stage and remaining time on a terminal, else a plain line a case.
+    """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case.
 
     Args:
-        verbosity: QUIET: errors alone; NORMAL; VERBOSE: also filters and times.
+        verbosity: QUIET: only errors; NORMAL; VERBOSE: also filters and times.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
@@ -33,10 +33,10 @@ class Reporter(RunReporter, InferenceObserver):
         if self._summary is None:
             return ""
         done = self._summary.count("done") + self._summary.count("skipped")
-        return f"{done} of {self._summary.num_cases} cases are written and whole, run again with --continue for the rest"
+        return f"{done} of {self._summary.num_cases} cases are written; run again with --continue for the rest"
 
     def run_started(self, summary: RunSummary) -> None:
-        """Say what is going to be done, and where."""
+        """Print the amount of work, and the device."""
         self._summary = summary
         part = f", part {summary.part_id} of {summary.num_parts}" if summary.num_parts > 1 else ""
         count = f"{summary.num_cases} case{'' if summary.num_cases == 1 else 's'}"
@@ -47,25 +47,25 @@ class Reporter(RunReporter, InferenceObserver):
             self._line.start(summary.num_cases, counts=True, detail="reading")
 
     def case_started(self, case_id: str, number: int) -> None:
-        """Name the case."""
+        """Show the name of the case."""
         self._line.update(text=case_id, detail="")
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Name the stage, and count the steps of a case as parts of it, so that the time that is left shows in the first case too."""
+        """Show the stage, and count the steps of a case as parts of it, so that even the first case has a remaining time."""
         self._line.update(text=case_id or None, detail=f"{stage} {step}/{num_steps}" if num_steps > 1 else stage)
         if num_steps > 1:
             self._line.update(completed=self._ended + 0.9 * step / num_steps)
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Say what was assumed; what holds for many cases is said of the first one, or of each when verbose."""
-        # A note begins with the name of a file, and what follows a colon may have its numbers.
+        """Print an assumption; one that applies to many cases is printed for the first one, or for each if verbose."""
+        # A note begins with the name of a file, and the text after a colon may have the case's numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._notes:
             self._line.say(f"{case_id}: {text}" if case_id else text)
         self._notes.add(gist)
 
     def case_ended(self, record: CaseRecord) -> None:
-        """Say what became of a case."""
+        """Print the outcome of a case."""
         self._ended += 1
         total = self._summary.num_cases if self._summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
@@ -73,7 +73,7 @@ class Reporter(RunReporter, InferenceObserver):
             self._line.say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
             self._line.say_traceback(record.failures[0].traceback)
         elif record.status == "skipped":
-            self._line.say(f"{head}: there already, skipped")
+            self._line.say(f"{head}: exists, skipped")
         elif not self._line.is_shown or self._verbosity >= VERBOSE:
             numbers = f"{describe_steps(record)}, {num_changed(record):,} voxels changed, {record.seconds:.2f} s"
             self._line.say(f"{head}: {numbers} -> {record.output}")
@@ -84,13 +84,13 @@ class Reporter(RunReporter, InferenceObserver):
         self._line.update(completed=self._ended)
 
     def run_ended(self, summary: RunSummary) -> None:
-        """Take the bar away and list the failures of a long run again, together."""
+        """Remove the bar and list all failures of a long run again."""
         self._line.stop()
         counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
         if not summary.interrupted:
             left = summary.num_cases - len(summary.cases)
             if left:
-                counts.append(f"{left} not looked at")
+                counts.append(f"{left} not started")
             self._line.say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
@@ -98,7 +98,7 @@ class Reporter(RunReporter, InferenceObserver):
 
 
 def print_results(summary: RunSummary) -> None:
-    """Print a row a case on standard output: a table on a terminal, else values separated by tabs under a line of names."""
+    """Print one row per case on standard output: a table on a terminal, else values separated by tabs under a line of names."""
     names = ("case", "status", "steps", "changed", "seconds", "output")
     rows = [
         (
@@ -116,9 +116,9 @@ def print_results(summary: RunSummary) -> None:
 
 
 def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...] = ()) -> None:
-    """Print a table on standard output, for people on a terminal, for programs elsewhere; the columns in `numbers` are right-aligned.
+    """Print a table on standard output, aligned on a terminal, else for programs; the columns in `numbers` are right-aligned.
 
-    Tabs, line breaks and what else does not print stand in cells as in Python's strings: a row stays a line, a cell a cell.
+    Tabs, line breaks and other non-printing characters are escaped as in Python strings: a row stays one line, a cell one cell.
     """
     rows = [tuple(map(printable, row)) for row in rows]
     if not sys.stdout.isatty():
@@ -150,6 +150,6 @@ def num_changed(record: CaseRecord) -> int:
 
 
 def _with_case(record: CaseRecord) -> str:
-    """Return the error of a case with the case's name in front, unless the message names it already."""
+    """Return the error of a case, prefixed with the case's name unless the message already has it."""
     error = record.failures[0].message
     return error if repr(record.case_id) in error.partition("\n")[0] else f"case {record.case_id!r}: {error}"

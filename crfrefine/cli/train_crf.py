@@ -12,7 +12,7 @@ from crfrefine.cli.options import LARGEST_SEED, MAX_PARTS, OverridesOption, Stri
 
 
 class LossName(StrEnum):
-    """What training makes small."""
+    """The training loss."""
 
     CE_DICE = "ce+dice"
     CE = "ce"
@@ -20,7 +20,7 @@ class LossName(StrEnum):
 
 
 class LogitsType(StrEnum):
-    """How the network's output is to be taken."""
+    """How to interpret the network's output."""
 
     AUTO = "auto"
     LOGITS = "logits"
@@ -36,7 +36,7 @@ def train_crf(
     ],
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="DATA_DIR", parser=parse_path, help="Holds images/ labels/ logits/ [masks/].", show_default=False),
+        typer.Argument(metavar="DATA_DIR", parser=parse_path, help="Folder with images/ labels/ logits/ [masks/].", show_default=False),
     ] = None,
     images: Annotated[
         Path | None, typer.Option("-i", "--images", metavar="FOLDER", parser=parse_path, help="Images.", show_default=False)
@@ -51,7 +51,7 @@ def train_crf(
             "--logits",
             metavar="FOLDER",
             parser=parse_path,
-            help="Logits or probabilities, of cases that the network was not trained on.",
+            help="Logits or probabilities of cases that the network was not trained on.",
             show_default=False,
         ),
     ] = None,
@@ -71,7 +71,7 @@ def train_crf(
     ] = None,
     overrides: OverridesOption = None,
     learn: Annotated[
-        str, typer.Option("--learn", metavar="GROUP,...", help="What is learned; the rest stays as it starts.")
+        str, typer.Option("--learn", metavar="GROUP,...", help="Parameters to learn; the others keep their initial values.")
     ] = "weights,compatibility,theta,temperature",
     folds: Annotated[
         int | None,
@@ -88,7 +88,7 @@ def train_crf(
     num_iterations: Annotated[
         int | None,
         typer.Option(
-            "--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Of the optimizer, at most. Default: built-in.", show_default=False
+            "--num-iterations", metavar="N", min=1, max=MAX_PARTS, help="Most optimizer steps. Default: built-in.", show_default=False
         ),
     ] = None,
     regions: Annotated[
@@ -100,18 +100,18 @@ def train_crf(
             show_default=False,
         ),
     ] = None,
-    input_type: Annotated[LogitsType, typer.Option("--input-type", help="What the network's output is.")] = LogitsType.AUTO,
+    input_type: Annotated[LogitsType, typer.Option("--input-type", help="Type of the network's output.")] = LogitsType.AUTO,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option("--max-minutes", metavar="M", help="Come to a regular end within about this time.", show_default=False),
+        typer.Option("--max-minutes", metavar="M", help="End regularly within about this time.", show_default=False),
     ] = None,
     strict: StrictOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run with the same options was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run with the same options.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: every step of the optimizer.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: errors, and the verdict alone.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     if verbose and quiet:

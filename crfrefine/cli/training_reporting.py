@@ -1,4 +1,4 @@
-"""What a training run shows: progress on standard error, the comparison and the verdict on standard output."""
+"""Output of a training run: progress on standard error, the comparison and the verdict on standard output."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingReporter(RunReporter, TrainingObserver):
-    """Shows a run: a live bar on a terminal, else a plain line now and then.
+    """Shows a run: a live bar on a terminal, else an occasional plain line.
 
     Args:
-        verbosity: QUIET: errors alone; NORMAL; VERBOSE: every step.
+        verbosity: QUIET: only errors; NORMAL; VERBOSE: every step.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
@@ -35,18 +35,18 @@ class TrainingReporter(RunReporter, TrainingObserver):
         return self
 
     def run_started(self, text: str) -> None:
-        """Say what is going to be done."""
+        """Print the amount of work."""
         self._line.say(text)
 
     def stage_started(self, stage: str) -> None:
-        """Name the part of the run."""
+        """Show the part of the run."""
         self._line.update(text=stage)
         if not self._line.is_shown:
             self._line.say(stage)
         self._shown = time.monotonic()
 
     def stepped(self, step: Step) -> None:
-        """Say where the optimizer is, now and then."""
+        """Print the progress of the optimizer occasionally."""
         score = "" if step.score is None else f", Dice {step.score:.4f}"
         text = f"{step.optimizer_step}/{step.num_optimizer_steps}: loss {step.loss:.4f}{score}, {step.thetas}"
         self._line.update(text=f"{step.stage} {text}")
@@ -62,12 +62,12 @@ class TrainingReporter(RunReporter, TrainingObserver):
         self._line.update(completed=fraction)
 
     def stage_ended(self, text: str) -> None:
-        """Say what came of a part."""
+        """Print the result of a part."""
         self._line.say(text)
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
-    """Print the comparison of the methods, what was written where, and the verdict as the last line."""
+    """Print the comparison of the methods, the written files, and the verdict as the last line."""
     if verbosity > QUIET:
         first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
         change = f"change, {_metrics()[0].difference_unit}"
@@ -82,14 +82,14 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
 
 
 def describe_duration(seconds: float) -> str:
-    """Return a time as people say it."""
+    """Return a duration in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
-    """Return a row a region and method, the mean over regions last."""
+    """Return one row per region and method, the mean over regions last."""
     from crfrefine.statistics.comparison import format_p
     from crfrefine.train.methods import METHODS
 
@@ -106,7 +106,7 @@ def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
                     region,
                     method,
                     first.value_text(row.mean),
-                    # The first of the methods is what the others are compared with.
+                    # The others are compared with the first method.
                     "" if comparison is None else first.difference_text(comparison.mean_difference),
                     "" if comparison is None else first.interval_text(*comparison.interval),
                     "" if comparison is None else format_p(row.p_holm),
@@ -118,7 +118,7 @@ def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
 
 
 def _metrics() -> list[Metric]:
-    """Return what is shown of each method: first what the verdict is on, compared with the network."""
+    """Return the displayed metrics: first the one of the verdict, compared with the network."""
     from crfrefine.metrics.registry import metric_named
     from crfrefine.train.methods import METRICS
 

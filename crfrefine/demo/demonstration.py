@@ -1,4 +1,4 @@
-"""The demo's case: a phantom on disk, how to refine it, and how well that went."""
+"""The demo's case: a phantom on disk, the options to refine it, and the quality of the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from crfrefine.demo.phantom import PhantomFiles
 
-# Picked on phantoms of other seeds than the demo's; they say nothing about real images.
+# Chosen on phantoms with other seeds than the demo's; they say nothing about real images.
 _PARAMETERS = {
     "bilateral.weight": 5.0,
     "bilateral.theta_alpha": 2.5,
@@ -23,7 +23,7 @@ _PARAMETERS = {
 
 @dataclass(frozen=True)
 class LabelAgreement:
-    """How one label of the phantom agrees with the truth, before and after the refinement."""
+    """Agreement of one label of the phantom with the truth, before and after the refinement."""
 
     label: int
     dice_before: float
@@ -34,10 +34,10 @@ class LabelAgreement:
 
 
 def prepare_demo(folder: Path, seed: int, threads: int | None) -> tuple[PhantomFiles, InferenceOptions]:
-    """Write a phantom below `folder` and return where, and the options to refine it.
+    """Write a phantom below `folder` and return its place, and the options to refine it.
 
     Args:
-        folder: created if need be.
+        folder: created if necessary.
         seed: another seed, another phantom.
         threads: CPU threads; None: the cores this process may use.
 
@@ -65,7 +65,7 @@ def compare_with_truth(files: PhantomFiles, refined: Path) -> list[LabelAgreemen
     """Compare the network's labels and the refined ones with the phantom's truth, label by label.
 
     Args:
-        files: where the phantom is.
+        files: the files of the phantom.
         refined: the refined label map.
     """
     from crfrefine.arrays.components import count_components

@@ -1,6 +1,6 @@
-"""A synthetic two-modality volume with its labels and imperfect network logits, the same for the same seed.
+"""A synthetic two-modality volume with its labels and imperfect network logits, reproducible from a seed.
 
-For the demo and for tests that need a case without data; it is no evidence about real images.
+For the demo and for tests that need a case without data; it is not evidence about real images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NUM_LABELS = 4
 
-_HEAD_SCALE_MM = 80.0  # lengths below are for a field of view of about this size; smaller phantoms scale them down
+_HEAD_SCALE_MM = 80.0  # the lengths below fit a field of view of about this size; smaller phantoms scale them down
 # center and radii as fractions of the field of view
 _HEAD = ((0.50, 0.50, 0.50), (0.44, 0.46, 0.47))
 _SHELL = ((0.40, 0.57, 0.52), (0.20, 0.17, 0.24))
@@ -33,10 +33,10 @@ class Phantom:
     """A synthetic case.
 
     Attributes:
-        image: (2, *grid) float32, whole numbers up to some thousands, 0 outside the head alone.
+        image: (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
         labels: (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
-        logits: (4, *grid) float32, what a mediocre network might say.
-        spacing: mm, one a grid axis.
+        logits: (4, *grid) float32, as from a mediocre network.
+        spacing: mm, one per grid axis.
     """
 
     image: NDArray[np.float32]
@@ -54,7 +54,7 @@ class Phantom:
 
 @dataclass(frozen=True)
 class PhantomFiles:
-    """Where `write_phantom` put a case: one folder for each kind, named as nnU-Net names them."""
+    """The files that `write_phantom` wrote: one folder for each kind, named as in nnU-Net."""
 
     case_id: str
     images: Path
@@ -63,7 +63,7 @@ class PhantomFiles:
 
     @property
     def image_files(self) -> tuple[Path, ...]:
-        """One file a modality."""
+        """One file per modality."""
         return tuple(self.images / f"{self.case_id}_{modality:04d}.nii.gz" for modality in range(len(_INTENSITIES)))
 
     @property
@@ -73,7 +73,7 @@ class PhantomFiles:
 
     @property
     def logits_file(self) -> Path:
-        """The network's logits, one label a channel."""
+        """The network's logits, one channel per label."""
         return self.logits / f"{self.case_id}.nii.gz"
 
 
@@ -82,12 +82,12 @@ def make_phantom(
     grid_shape: tuple[int, int, int] = (96, 84, 40),
     spacing: tuple[float, float, float] = (0.9, 0.9, 2.0),
 ) -> Phantom:
-    """Make a head with a lesion of two nested labels and a third one apart, and logits with a network's typical mistakes.
+    """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network.
 
     The logits have blurred and wandering borders, false islands and missing parts.
 
     Args:
-        seed: the phantom and its logits follow from it.
+        seed: determines the phantom and its logits.
         grid_shape: voxels along x, y, z; at least 8 each.
         spacing: mm along x, y, z.
 
@@ -115,7 +115,7 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
         path.mkdir(parents=True, exist_ok=True)
     like = Volume(data=phantom.labels, affine=phantom.affine, spacing=phantom.spacing)
     for path, values in zip(files.image_files, phantom.image, strict=True):
-        write_label_map(path, values.astype(np.uint16), like)  # whole numbers, as scanners give them
+        write_label_map(path, values.astype(np.uint16), like)  # whole numbers, as from scanners
     write_label_map(files.label_file, phantom.labels, like)
     write_channels(files.logits_file, phantom.logits, like)
     return files
@@ -184,7 +184,7 @@ def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequ
 
 
 def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float) -> NDArray[np.float32]:
-    """Return a soft ball: 1 in the middle, a half at `radius` mm from the voxel `center`, 0 far away."""
+    """Return a soft ball: 1 in the middle, 0.5 at `radius` mm from the voxel `center`, 0 far away."""
     axes = [(np.arange(n, dtype=np.float32) - c) * step for n, c, step in zip(grid_shape, center, spacing, strict=True)]
     distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
     softness = 0.25 * radius

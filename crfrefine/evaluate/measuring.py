@@ -1,4 +1,4 @@
-"""One case: read its label maps and measure every method. Runs in a process of its own, so that what goes in and out can be pickled."""
+"""One case: read its label maps and measure every method. Runs in a separate process, so inputs and outputs can be pickled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def measure_pair(job: Job) -> CaseResult:
-    """Measure every method in a case; what cannot be measured is recorded, and the rest goes on."""
+    """Measure every method in a case; a method that cannot be measured is recorded, and the others continue."""
     started = time.perf_counter()
     result = CaseResult(job.case_id)
     with CaseWork(result.fail, job.pair.reference):
@@ -48,7 +48,7 @@ class _Reference:
 
     Attributes:
         volume: as read.
-        ignored: (*grid) True where voxels do not count; None: all count.
+        ignored: (*grid) True where voxels are ignored; None: no voxel is ignored.
     """
 
     volume: Volume
@@ -72,7 +72,7 @@ def _without_ignored(volume: Volume, job: Job) -> _Reference:
 
 def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
     label_map, soft = read_masks(files, reference.volume)
-    if files.asked_for_probabilities:  # The calibration is that of others.
+    if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
     if files.label_map is not None:
         result.notes += [f"{name}: {remark}" for remark in remarks_on_name(files.label_map)]

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run."""
+"""The observer of a run."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.observer import Observer
 
 EvaluationObserver = Observer[Evaluation, CaseResult]
-"""When the run starts, the evaluation has the results of an earlier run that are reused."""
+"""At the start of the run, the evaluation has the reused results of an earlier run."""

@@ -1,4 +1,4 @@
-"""What is asked for: the options of `crfrefine evaluate`, and which of them cannot be followed."""
+"""The options of `crfrefine evaluate`, and their checks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ DEFAULT_NAME = "prediction"
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to measure, against what, and where the results go.
+    """Options of an evaluation: what to measure, against what, and where to write the results.
 
     Attributes:
-        predictions: a folder or a file: label maps, or logits or probabilities of all labels. This method is judged.
+        predictions: a folder or a file: label maps, or logits or probabilities of all labels. This is the judged method.
         labels: a folder or a file: the reference.
         output: folder for the results.
-        name: of the judged method.
-        baselines: name and folder of other methods; the first one is what the judged one is compared with, the others are its rivals.
-        probabilities: name of a method and the folder of its logits or probabilities, where they are not beside its label maps.
+        name: name of the judged method.
+        baselines: name and folder of other methods; the judged method is compared with the first one, the others are its rivals.
+        probabilities: name of a method and the folder of its logits or probabilities, if they are not beside its label maps.
         images: a folder or a file; shown in the report.
         regions: each "NAME=1+3+4", or the name of a JSON file.
-        tolerance_mm: of the surface Dice.
-        ignore_label: voxels where the reference has this value do not count; None: as `dataset.json` says.
-        processes: how many cases are measured at a time; None: the cores this process may use.
-        resume: reuse what was measured before, where files and options are the same.
+        tolerance_mm: tolerance of the surface Dice.
+        ignore_label: voxels where the reference has this value are ignored; None: as in `dataset.json`.
+        processes: number of cases measured at a time; None: the cores this process may use.
+        resume: reuse earlier results if files and options are the same.
         report: also write `report.html`.
         fail_fast: stop at the first bad case.
-        strict: refuse cases that lack a file, which are left out otherwise.
+        strict: refuse incomplete cases instead of leaving them out.
         command_line: as typed, for the report.
     """
 
@@ -61,12 +61,12 @@ class EvaluationOptions:
 
     @property
     def baseline(self) -> str | None:
-        """Name of the method that the judged one is compared with."""
+        """Name of the method to compare the judged one with."""
         return self.baselines[0][0] if self.baselines else None
 
 
 def check_options(options: EvaluationOptions) -> None:
-    """Raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    """Raise ConfigError or InputError for invalid options, before anything is read."""
     from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
     from crfrefine.io.atomic import check_small_file
 
@@ -79,11 +79,9 @@ def check_options(options: EvaluationOptions) -> None:
         if name not in names:
             raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
     if not 0 <= options.tolerance_mm < math.inf:
-        raise ConfigError(f"--tolerance: expected a number of mm from 0 on, got {options.tolerance_mm:g}")
+        raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}")
     if options.ignore_label is not None and not 1 <= options.ignore_label <= LARGEST_LABEL:
-        raise ConfigError(
-            f"--ignore-label: expected the number of a label from 1 on, up to {LARGEST_LABEL}, got {shorten_value(options.ignore_label)}"
-        )
+        raise ConfigError(f"--ignore-label: expected a label from 1 to {LARGEST_LABEL}, got {shorten_value(options.ignore_label)}")
     given = [options.labels, *options.methods.values(), *(path for _, path in options.probabilities)]
     for path in given if options.images is None else [*given, options.images]:
         if not path.exists():
@@ -102,5 +100,5 @@ def _require_different(option: str, names: Iterable[str]) -> None:
     seen = set()
     for name in names:
         if name in seen:
-            raise ConfigError(f"{option} {shorten(name)}: two methods have this name; each needs one of its own")
+            raise ConfigError(f"{option} {shorten(name)}: two methods have this name; give each a different one")
         seen.add(name)

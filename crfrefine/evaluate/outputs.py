@@ -1,4 +1,4 @@
-"""The files of a run: `metrics.csv`, `summary.json` and `report.html`, each whole or not at all."""
+"""The files of a run: `metrics.csv`, `summary.json` and `report.html`, each written atomically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
 
 
 def metrics_csv(table: ResultTable) -> str:
-    """Return the tidy table: a line a value, an empty field where it is undefined, otherwise as many digits as it has."""
+    """Return the tidy table: one line per value, in full precision, with an empty field for undefined ones."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -48,7 +48,7 @@ def metrics_csv(table: ResultTable) -> str:
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the content of `summary.json`: plain values, null where a number is undefined or infinite."""
+    """Return the content of `summary.json`: plain values, null for undefined or infinite numbers."""
     options, plan = evaluation.options, evaluation.settings.plan
     summary: dict[str, Any] = without_nonfinite(
         {
@@ -109,11 +109,11 @@ def write_html(evaluation: Evaluation, progress: Callable[[str, int, int], None]
 
     Args:
         evaluation: the results.
-        progress: called with the name of a case that is about to be drawn, how many are done, and how many there are.
-        note: told of what cannot be shown.
+        progress: called before a case is drawn, with its name, the number of cases done, and the number of cases to draw.
+        note: called with a note about anything that cannot be shown.
 
     Raises:
-        CrfRefineError: it cannot be written, or a volume that it shows cannot be read any more.
+        CrfRefineError: it cannot be written, or a volume to show can no longer be read.
     """
     from crfrefine.evaluate.report_input import make_report_input
     from crfrefine.report import missing_viewer, write_report

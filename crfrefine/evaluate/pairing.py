@@ -1,6 +1,6 @@
-"""Which label map of each method belongs to which case, and which cases lack one. No voxels and no headers are read here.
+"""Assign the label maps of each method to cases, and find incomplete cases. No voxels or headers are read here.
 
-A case that lacks a file is left out for all methods, so that every number of a run is over the same cases.
+An incomplete case is left out for all methods, so that every number of a run covers the same cases.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _MODALITY = re.compile(r"(?P<case>.+)_[0-9]{4}", re.DOTALL)
 
 _BROKEN = "is a link to a file that is not there"
 
-# Beside one label map there may be several files of probabilities, which say the same: what `infer` and nnU-Net write, likeliest first.
+# A label map may have several files of probabilities with the same content, from `infer` and nnU-Net; the most likely suffix comes first.
 _SCORES = ("_probabilities", "_probseg", "_softmax", "_logits")
 
 
 @dataclass(frozen=True)
 class MethodFiles:
-    """What a method has for a case.
+    """The files of a method for a case.
 
     Attributes:
-        label_map: one value a voxel; or probabilities of all labels, which only its header tells. None: that of `probabilities`.
-        probabilities: logits or probabilities of all labels: one file, or one a label; empty where there are none.
-        asked_for_probabilities: whether the user named them, rather than that they lie beside the label map.
+        label_map: one value per voxel, or probabilities of all labels (only the header tells). None: derived from `probabilities`.
+        probabilities: logits or probabilities of all labels: one file, or one per label; empty if there are none.
+        asked_for_probabilities: whether the user named them; otherwise they were found beside the label map.
         problem: why the method cannot be measured in this case, as far as names tell.
-        probabilities_problem: why there is no calibration, although probabilities were asked for.
+        probabilities_problem: why there is no calibration, although probabilities were requested.
         is_missing: whether there is no file at all.
     """
 
@@ -68,13 +68,13 @@ class MethodFiles:
 
 @dataclass(frozen=True)
 class CasePair:
-    """A case: its reference, and what each method has for it.
+    """A case: its reference, and the files of each method.
 
     Attributes:
         case_id: its name.
         reference: label map.
         methods: by name.
-        image: the first modality, where images were given.
+        image: the first modality, if images were given.
         problem: why the case cannot be measured at all.
     """
 
@@ -90,9 +90,9 @@ class Pairing:
     """All cases, sorted by name.
 
     Attributes:
-        cases: those that have a file in the reference and in every method.
-        notes: what was left aside, a sentence each.
-        left_out: the cases that lack a file.
+        cases: those with a file in the reference and in every method.
+        notes: what was ignored, one sentence each.
+        left_out: the incomplete cases.
     """
 
     cases: tuple[CasePair, ...]
@@ -101,13 +101,13 @@ class Pairing:
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find what each method has for each case.
+    """Find the files of each method for each case.
 
     Returns:
-        The complete cases; where something is there twice or cannot be followed, with a `problem` of the case or of the method in it.
+        The complete cases; duplicates and broken links become a `problem` of the case or of its method.
 
     Raises:
-        InputError: no reference at all, files where folders are needed, or no case that is complete; with `strict`, any case that is not.
+        InputError: no reference at all, files where folders are needed, or no complete case; with `strict`, any incomplete case.
         UnsupportedFormatError: a single file of an unknown type.
     """
     notes = _same_files(options)
@@ -145,7 +145,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
 
 
 def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
-    """Return the cases that lack something, sorted by name."""
+    """Return the incomplete cases, sorted by name."""
     together: dict[str, list[str]] = {}
     for by_case in reasons:
         for case_id, own in by_case.items():
@@ -156,7 +156,7 @@ def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, 
 def _what_else_lacks(
     options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
 ) -> dict[str, list[str]]:
-    """Return what complete cases lack that was asked for, but that masks can be measured without."""
+    """Return requested files that complete cases lack, but that are not needed to measure masks."""
     lacking: dict[str, list[str]] = {}
     for case_id in case_ids:
         own = [f"no probabilities in {path}" for name, path in options.probabilities if by_method[name][case_id].lacks_probabilities]
@@ -170,7 +170,7 @@ def _what_else_lacks(
 def _check_probabilities(
     options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], notes: list[str]
 ) -> None:
-    """Say which cases have no calibration, although probabilities were asked for; raise InputError where none has."""
+    """Note the cases without calibration although probabilities were requested; raise InputError if no case has any."""
     for name, path in options.probabilities:
         lacking = [case_id for case_id in case_ids if by_method[name][case_id].lacks_probabilities]
         if len(lacking) == len(case_ids):
@@ -178,7 +178,7 @@ def _check_probabilities(
             raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
         if lacking:
             text = f"{path}: no probabilities of {len(lacking)} of {len(case_ids)} cases, such as {lacking[0]}"
-            notes.append(f"{text}; the calibration of {name} is over the others")
+            notes.append(f"{text}; the calibration of {name} covers the others")
 
 
 def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
@@ -189,7 +189,7 @@ def _problem_of(references: Sequence[Path], folder: Path) -> str | None:
 
 
 def _same_files(options: EvaluationOptions) -> list[str]:
-    """Say where one of the folders is given twice: it is hardly what was meant."""
+    """Note if a folder is given twice, which is probably a mistake."""
     places = {"the reference": options.labels, **options.methods}
     names = list(places)
     return [
@@ -206,7 +206,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         require_file(source)
         format_to_read(source, VOLUME_SUFFIXES)
         return {_case_of(source): [source]}
-    # A link to nothing, as of data that were not fetched, is a case that fails, not one that nobody misses.
+    # A broken link, such as to data that were not fetched, makes its case fail; it must not vanish unnoticed.
     paths = _without_probabilities(sorted([*list_files(source, VOLUME_SUFFIXES), *_broken_links(source, VOLUME_SUFFIXES)]))
     stems = {stem_of(path) for path in paths}
     numbered = [path for path in paths if (match := _MODALITY.fullmatch(stem_of(path))) and match["case"] in stems]
@@ -221,9 +221,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
         group.setdefault(_case_of(path), []).append(path)
     images = numbered + [path for case_id in telling for path in plain.pop(case_id, [])]
     if images:
-        notes.append(
-            f"{source}: {len(images)} files beside label maps, such as {images[0].name}, are taken for images and not for references"
-        )
+        notes.append(f"{source}: {len(images)} files beside label maps, such as {images[0].name}, are taken as images, not as references")
     return {**telling, **plain}
 
 
@@ -235,7 +233,7 @@ def _broken_links(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def _of_method(
     source: Path, case_ids: Sequence[str], labels: Path, lacking: dict[str, list[str]], notes: list[str]
 ) -> dict[str, MethodFiles]:
-    """Return what a method has for each case of the reference; add to `lacking` the cases that only one of the two has."""
+    """Return a method's files for each case of the reference; add to `lacking` the cases that only one of the two has."""
     if not source.is_dir():
         require_file(source)
         known = format_to_read(source, LOGITS_SUFFIXES)
@@ -259,7 +257,7 @@ def _of_method(
     others = []
     for path in _without_probabilities(stray):
         name = _predicted_case(path, case_ids)
-        # Of a reference that is one file, or of an image beside its label map, no other case is known to be asked for.
+        # If the reference is a single file, or an image beside its label map, other cases are not expected.
         if labels.is_dir() and name not in case_ids:
             lacking[name] = [f"no label map in {labels}"]
         else:
@@ -270,7 +268,7 @@ def _of_method(
 
 
 def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
-    """Return the case of a file that was not taken: a label map, probabilities alone, or a modality of a known case."""
+    """Return the case of an unused file: a label map, probabilities without one, or a modality of a known case."""
     name = _case_of(path)
     name = next((name.removesuffix(ending) for ending in LOGITS_NAMES if name.endswith(ending) and name != ending), name)
     match = _MODALITY.fullmatch(name)
@@ -278,7 +276,7 @@ def _predicted_case(path: Path, case_ids: Sequence[str]) -> str:
 
 
 def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -> MethodFiles:
-    """Return what a folder has for a case."""
+    """Return the files of a folder for a case."""
     own = by_stem.get(case_id, [])
     telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in SCORES_SUFFIXES]
     label_maps = telling or [path for path in own if suffix_of(path) not in SCORES_SUFFIXES]
@@ -286,7 +284,7 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
         return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
     archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]
     beside = [by_stem[case_id + ending] for ending in _SCORES if case_id + ending in by_stem]
-    # The probabilities of `infer` are those of its label map; an .npz of the same name may be what it was made from.
+    # The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
     candidates = [*beside[:1], archives] if beside and stem_of(beside[0][0]).endswith(_SCORES[0]) else [archives, *beside]
     probabilities = next((paths for paths in candidates if paths), [])
     if len(probabilities) > 1:
@@ -297,14 +295,14 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
 
 
 def _with_probabilities(found: Mapping[str, MethodFiles], source: Path, notes: list[str]) -> dict[str, MethodFiles]:
-    """Replace the probabilities of a method by those of another folder."""
+    """Replace the probabilities of a method with those of another folder."""
     cases = with_logits(CaseList([CaseFiles(case_id, ()) for case_id in found]), [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
         own = found[case.case_id]
         problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
-        # The masks stay those of the method's own file, be it probabilities as well.
+        # The masks still come from the method's own file, even if that holds probabilities.
         label_map = own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
         replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem, own.is_missing)
     return replaced
@@ -335,7 +333,7 @@ def _case_of(path: Path) -> str:
 
 
 def _without_probabilities(paths: Sequence[Path]) -> list[Path]:
-    """Leave out `CASE_probabilities` and the like beside `CASE`: they are no cases of their own."""
+    """Leave out `CASE_probabilities` and the like beside `CASE`: they are not separate cases."""
     stems = {stem_of(path) for path in paths} | {_case_of(path) for path in paths}
     probabilities = set(probabilities_beside(paths, stems))
     return [path for path in paths if path not in probabilities]

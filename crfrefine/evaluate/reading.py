@@ -1,4 +1,4 @@
-"""Reads the label maps and probabilities of a case onto the grid of its reference, one method at a time."""
+"""Read the label maps and probabilities of a case on the grid of its reference, one method at a time."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """What a file of logits or probabilities gives.
+    """The contents of a file of logits or probabilities.
 
     Attributes:
-        label_map: (*grid) the likeliest label.
+        label_map: (*grid) the most probable label.
         probabilities: (L, *grid) float32.
         note: whether they were taken as logits or as probabilities, and why.
     """
@@ -46,17 +46,17 @@ def read_reference(path: Path) -> Volume:
     """
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     if header.num_channels > 1:
-        raise InputError(f"{path}: expected a label map with one value a voxel, this file has {header.num_channels}")
+        raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
     header.geometry()
     return io.read_labels(path)
 
 
 def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
-    """Read the label map of a method, (*grid), with the probabilities that it was made from where the file holds those.
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them.
 
     Raises:
         GridMismatchError: not on the grid of the reference; both grids are described.
-        InputError: nothing there to be read, or neither a label map nor probabilities.
+        InputError: no readable file, or neither a label map nor probabilities.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
     if files.problem:
@@ -68,13 +68,13 @@ def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedint
 
 
 def remarks_on_name(path: Path) -> tuple[str, ...]:
-    """Return what to say about a file whose content is not what its name says."""
+    """Return a remark about a file whose content does not match its name."""
     misnamed = io.read_header(path).misnamed
     return () if misnamed is None else (f"{path.name}: {misnamed}",)
 
 
 def _holds_probabilities(path: Path) -> bool:
-    """Return whether a file has several values a voxel, as logits and probabilities have, or says that it holds such."""
+    """Return whether a file has several values per voxel, like logits and probabilities, or declares such values."""
     header = io.read_header(path)
     return header.num_channels > 1 or header.kind is not None
 
@@ -89,7 +89,7 @@ def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
     """Read logits or probabilities that must be on the grid of the reference.
 
     Raises:
-        GridMismatchError: they are not; both grids are described.
+        GridMismatchError: they are on another grid; both grids are described.
         InputError: neither logits nor a distribution over labels.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
@@ -103,7 +103,7 @@ def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
     labels = order.to_user(argmax_labels(stored))
     padding = find_padding(stored)
     if padding is not None:
-        if kind == "probabilities":  # Equal ones may be a distribution.
+        if kind == "probabilities":  # Equal probabilities may be a distribution.
             padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
         check_share(int(np.count_nonzero(padding)), padding.size, str(header.path))
         if kind == "probabilities":
@@ -121,7 +121,7 @@ def read_image(path: Path, like: Volume) -> NDArray[np.float32]:
     """Read the first channel of an image that must be on the grid of the reference, (*grid).
 
     Raises:
-        GridMismatchError: it is not; both grids are described.
+        GridMismatchError: it is on another grid; both grids are described.
         InputError: values that are NaN or infinite.
         UnsupportedFormatError: damaged or of an unknown kind.
     """

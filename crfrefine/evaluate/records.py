@@ -1,4 +1,4 @@
-"""The result of a case: in memory, as the JSON file that a later run reuses, and what tells whether it may."""
+"""The result of a case, in memory and as a JSON file, and the check whether a later run may reuse it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import RegionValues
 
 SCHEMA = 1
-"""Of the file of a case; a number of its own, so that files of other versions are measured again."""
+"""Schema of a case's file; a case with a file of another schema is measured again."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the values of a case depend on, besides its files.
+    """The settings that the values of a case depend on, besides its files.
 
     Attributes:
         plan: regions, and the label to ignore.
-        tolerance_mm: of the surface Dice.
+        tolerance_mm: tolerance of the surface Dice.
     """
 
     plan: RegionPlan
@@ -38,11 +38,11 @@ class Settings:
 
 @dataclass
 class CaseResult(Record):
-    """What was measured in a case: `status` is "measured", "reused" (an earlier run measured it) or "failed".
+    """The measurements of a case: `status` is "measured", "reused" (an earlier run measured it) or "failed".
 
     Attributes:
-        values: by method; a method that could not be measured is not there.
-        warnings: what is missing although it might have been there, with the name of the method.
+        values: by method; methods that could not be measured are missing.
+        warnings: optional results that are missing, with the name of the method.
     """
 
     status: str = "measured"
@@ -52,12 +52,12 @@ class CaseResult(Record):
 
 @dataclass(frozen=True)
 class Job:
-    """A case to be measured.
+    """A case to measure.
 
     Attributes:
         pair: its files.
-        settings: of the run.
-        file: where its result is kept.
+        settings: settings of the run.
+        file: file of its result.
     """
 
     pair: CasePair
@@ -70,14 +70,14 @@ class Job:
         return self.pair.case_id
 
     def earlier(self) -> CaseResult | None:
-        """Return what an earlier run kept, if it is whole and of these files and settings."""
+        """Return the result of an earlier run, if it is complete and has the same files and settings."""
         try:
             return from_json(self.file, fingerprint(self.pair, self.settings))
         except (CrfRefineError, OSError):
             return None
 
     def keep(self, result: CaseResult) -> None:
-        """Write what was measured, or take away what an earlier run wrote if it failed now."""
+        """Write the result, or remove that of an earlier run if the case failed now."""
         try:
             identity = None if result.failures else fingerprint(self.pair, self.settings)
         except (CrfRefineError, OSError):
@@ -90,17 +90,17 @@ class Job:
 
 
 def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
-    """Return what must be the same for a result to be reused: files with size and time of change, settings, version.
+    """Return what must match for a result to be reused: files with size and time of change, settings, version.
 
     Raises:
-        OSError: a file is not there any more.
+        OSError: a file no longer exists.
         CrfRefineError: a header that names another file cannot be read.
     """
     methods = {
         name: {
             "label_map": _identity(files.label_map),
             "scores": [_identity(path) for path in files.probabilities],
-            "asked_for_scores": files.asked_for_probabilities,  # Those that cannot be used are a warning, or a failure.
+            "asked_for_scores": files.asked_for_probabilities,  # Decides whether unusable ones are a warning or a failure.
         }
         for name, files in pair.methods.items()
     }
@@ -118,7 +118,7 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
 
 
 def to_json(result: CaseResult, identity: Mapping[str, Any]) -> bytes:
-    """Return the content of a case's file; null where a value is undefined."""
+    """Return the content of a case's file; null for undefined values."""
     content = {
         "case": result.case_id,
         "fingerprint": identity,
@@ -131,7 +131,7 @@ def to_json(result: CaseResult, identity: Mapping[str, Any]) -> bytes:
 
 
 def from_json(path: Path, identity: Mapping[str, Any]) -> CaseResult | None:
-    """Return the result in a case's file, or None where there is none that may be reused."""
+    """Return the result in a case's file, or None if there is no reusable one."""
     try:
         content = json.loads(path.read_bytes())
         if content["fingerprint"] != identity:
@@ -146,11 +146,11 @@ def from_json(path: Path, identity: Mapping[str, Any]) -> CaseResult | None:
         times = {"measure": float(content["seconds"])}
         return CaseResult(content["case"], "reused", times, list(content["notes"]), values=values, warnings=list(content["warnings"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # Not there, or not whole, or not ours: measured again.
+        return None  # Missing, incomplete, or not ours: measure again.
 
 
 def _identity(path: Path | None) -> list[Any] | None:
-    """Return name, size and time of change of a file, and of the one with its voxels."""
+    """Return name, size and time of change of a file, and of the file with its voxels."""
     if path is None:
         return None
     found: list[Any] = []

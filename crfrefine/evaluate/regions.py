@@ -1,4 +1,4 @@
-"""Which regions a run measures: each label, those named on the command line or in `dataset.json`, and which of them the verdict is on."""
+"""The regions of a run: each label, those named on the command line or in `dataset.json`, and those that the verdict is about."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from crfrefine.text import shorten
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """What is known about regions before any label map is read.
+    """The regions as known before any label map is read.
 
     Attributes:
-        labels: foreground labels that `dataset.json` names; those found in label maps come on top.
+        labels: foreground labels in `dataset.json`; those found in label maps are added.
         named: sets of labels by their name.
-        judged: names of the regions whose mean Dice the verdict is on; empty: each label.
-        titles: what people call a region, by its name.
-        ignore_label: voxels where the reference has it do not count.
-        notes: what was left aside, a sentence each.
+        judged: names of the regions whose mean Dice decides the verdict; empty: each label.
+        titles: displayed name of a region, by its name.
+        ignore_label: voxels where the reference has this label are ignored.
+        notes: what was ignored, one sentence each.
     """
 
     labels: tuple[int, ...] = ()
@@ -39,16 +39,16 @@ class RegionPlan:
 
 
 def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
-    """Find out which regions are asked for.
+    """Determine the regions of a run.
 
     Args:
         texts: each "NAME=1+3+4", or the name of a JSON file.
-        labels: the reference; a `dataset.json` is looked for in its folder and in the one above.
-        ignore_label: as asked for; None: as `dataset.json` says.
+        labels: the reference; a `dataset.json` is searched in its folder and in the parent folder.
+        ignore_label: as given by the user; None: as in `dataset.json`.
 
     Raises:
-        ConfigError: a region is not written as expected, or has a name that is taken.
-        InputError: a file of regions cannot be read as such.
+        ConfigError: a region has wrong syntax, or a name that is taken.
+        InputError: a file of regions cannot be read.
     """
     notes: list[str] = []
     description, described = _describe(labels if labels.is_dir() else labels.parent, notes)
@@ -57,7 +57,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     named: dict[str, tuple[int, ...]] = {}
     for region in asked:
         if named.setdefault(region.name, region.labels) != region.labels:
-            raise ConfigError(f"--regions {region.name}: is there twice, with different labels")
+            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
     names = tuple(named)
     for region in described:
         named.setdefault(region.name, region.labels)
@@ -65,7 +65,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
         _check_name(name, members)
         if ignored in members:
             raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
-    # A region that is a label, such as "2=2", would be there twice.
+    # A region that equals a label, such as "2=2", would appear twice.
     plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
     numbers = {value for entry in (description.labels.values() if description else ()) for value in _numbers(entry)} - {0, ignored}
@@ -80,23 +80,23 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
 
 
 def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None, tuple[Region, ...]]:
-    """Return what `dataset.json` says, and its regions: all of its labels where some of them are sets, and its entry "regions"."""
+    """Return the contents of `dataset.json` and its regions: all of its labels if some of them are sets, and its entry "regions"."""
     try:
         description = read_dataset_description(folder)
     except InputError as error:
-        notes.append(f"{error}; going on without it")
+        notes.append(f"{error}; continuing without it")
         return None, ()
     if description is None:
         return None, ()
     try:
         found = read_regions(description.path) if description.labels else ()
-    except InputError as error:  # What it says of labels, and which one to ignore, holds all the same.
-        notes.append(f"{error}; going on without its regions")
+    except InputError as error:  # Its labels, and the one to ignore, are still valid.
+        notes.append(f"{error}; continuing without its regions")
         found = ()
     labels = {" ".join(name.split()) for name in description.labels}
     if not description.has_regions:
         return description, tuple(region for region in found if region.name not in labels)
-    # A label has a row of its own, whose title says its name: under that name alone it would be there twice.
+    # A label has its own row, whose title has its name: as a region of that name it would appear twice.
     named = (
         Region(str(region.labels[0]), region.labels) if len(region.labels) == 1 and region.name in labels else region for region in found
     )
@@ -107,7 +107,7 @@ def _parse(text: str) -> tuple[Region, ...]:
     path = Path(text)
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # Too long for the name of a file: a hundred labels; or it holds the character NUL.
+    except (OSError, ValueError):  # Too long for a file name (a hundred labels), or with the character NUL.
         is_file = False
     if is_file:
         found = read_regions(path)
@@ -121,7 +121,7 @@ def _parse(text: str) -> tuple[Region, ...]:
 
 def _check_name(name: str, members: Sequence[int]) -> None:
     if name == ALL_LABELS:
-        raise ConfigError(f"region {name!r}: is what the calibration of all labels together is called; choose another name")
+        raise ConfigError(f"region {name!r}: is the name of the calibration of all labels together; choose another one")
     if name.isdigit() and name != "+".join(map(str, members)):
         raise ConfigError(f"region {name!r}: is the name of label {name}; choose another one")
 

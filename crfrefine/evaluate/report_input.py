@@ -1,4 +1,4 @@
-"""What the report is made of: the results under the names that it knows, and a reader for the volumes of the cases that it shows."""
+"""The input of the report: the results under its names, and a reader for the volumes of the cases to show."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> ReportInput:
-    """Return what the report shows.
+    """Return the contents of the report.
 
     Args:
         evaluation: the results.
-        note: told of images that cannot be shown.
+        note: called with a note about images that cannot be shown.
     """
     options = evaluation.options
     pairs = {pair.case_id: pair for pair in evaluation.pairs}
@@ -83,5 +83,5 @@ def _load(pair: CasePair, method: str, baseline: str | None, note: Callable[[str
 
 
 def _solid(values: NDArray[Any]) -> NDArray[Any]:
-    """Return a slice as a volume of one: (x, y, 1)."""
+    """Return a slice as a volume with one slice: (x, y, 1)."""
     return values if values.ndim >= 3 else values.reshape(values.shape + (1,) * (3 - values.ndim))

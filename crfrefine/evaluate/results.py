@@ -1,4 +1,4 @@
-"""All cases together: the table of measurements with nothing left out, its summary, the verdict, and what could have been seen."""
+"""All cases together: the full table of measurements, its summary, the verdict, and the smallest detectable effect."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmptyMasks:
-    """In how many cases there was nothing, of a method in a region.
+    """Counts of cases with empty masks, for a method in a region.
 
     Attributes:
-        reference: the reference lacks the region.
-        prediction: the prediction lacks it.
-        both: both lack it, and most metrics are undefined.
-        num_cases: that were measured.
+        reference: cases whose reference lacks the region.
+        prediction: cases whose prediction lacks it.
+        both: cases where both lack it and most metrics are undefined.
+        num_cases: number of measured cases.
     """
 
     reference: int
@@ -45,18 +45,18 @@ class EmptyMasks:
 
 @dataclass
 class Evaluation:
-    """All that a run found.
+    """The results of a run.
 
     Attributes:
-        options: what was asked for.
-        settings: what the values depend on.
+        options: options of the run.
+        settings: the settings that the values depend on.
         pairs: the cases, sorted by name.
-        results: of the cases that were looked at, in the same order.
-        notes: what was assumed or left aside, a sentence each.
+        results: results of the processed cases, in the same order.
+        notes: what was assumed or ignored, one sentence each.
         num_processes: cases measured at a time.
-        seconds: of the run.
+        seconds: duration of the run.
         has_report: whether `report.html` is written.
-        left_out: the cases that lack a file, which no number is over.
+        left_out: the incomplete cases, which no number includes.
     """
 
     options: EvaluationOptions
@@ -71,12 +71,12 @@ class Evaluation:
 
     @property
     def left_out_text(self) -> str:
-        """How many cases are left out and why, a line; empty where none is."""
+        """One line: the number of cases left out, and why; empty if there are none."""
         return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out)) if self.left_out else ""
 
     @property
     def failures(self) -> list[tuple[str, str]]:
-        """Case and message of everything that could not be measured."""
+        """Case and message of every failure."""
         return [
             (result.case_id, failure.message if failure.part is None else f"{failure.part}: {failure.message}")
             for result in self.results
@@ -85,12 +85,12 @@ class Evaluation:
 
     @property
     def num_failed(self) -> int:
-        """Cases in which something could not be measured."""
+        """Number of cases with a failure."""
         return sum(bool(result.failures) for result in self.results)
 
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:
-        """Each label that occurs anywhere or is named, then the named regions."""
+        """Each label that occurs or is named, then the named regions."""
         found = {
             int(region) for result in self.results for rows in result.values.values() for region in rows if region not in self._not_labels
         }
@@ -98,7 +98,7 @@ class Evaluation:
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
-        """Over which the mean is taken that decides."""
+        """The regions of the deciding mean."""
         return self.settings.plan.judged or tuple(name for name in self.regions if name not in self.settings.plan.named)
 
     @cached_property
@@ -115,7 +115,7 @@ class Evaluation:
 
     @cached_property
     def summary(self) -> list[SummaryRow]:
-        """Each method, against the baseline where there is one; calibration of those methods alone that have probabilities."""
+        """Each method, compared with the baseline if there is one; calibration only for methods with probabilities."""
         table = self.table
         if not table.cases:
             return []
@@ -130,7 +130,7 @@ class Evaluation:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """On the judged method; None without a baseline, or where one of the two has no case."""
+        """The verdict on the judged method; None without a baseline, or if one of the two has no case."""
         options = self.options
         others = [name for name, _ in options.baselines[1:]]
         if options.baseline is None or not {options.name, options.baseline} <= set(self.table.methods):
@@ -149,17 +149,17 @@ class Evaluation:
 
     @property
     def no_verdict(self) -> str | None:
-        """Why there is no verdict, a sentence; None where there is one, or nothing to compare with."""
+        """One sentence why there is no verdict; None if there is one, or no baseline."""
         if self.options.baseline is None or self.verdict is not None:
             return None
         if not self.regions and any(result.values for result in self.results):
-            return "no verdict: no label map has any label but background"
+            return "no verdict: all label maps have only background"
         missing = [name for name in (self.options.name, self.options.baseline) if name not in self.table.methods]
         return f"no verdict: no case of {' and '.join(missing)} could be measured"
 
     @property
     def power_note(self) -> str | None:
-        """What difference so many cases could have shown; None without a comparison."""
+        """The smallest difference that this many cases can detect; None without a comparison."""
         judged = self.verdict
         if judged is None or not judged.comparison.num_pairs:
             return None
@@ -180,7 +180,7 @@ class Evaluation:
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, EmptyMasks]]:
-        """By region and method, in how many cases there was nothing to measure."""
+        """Counts of cases with empty masks, by region and method."""
         table = self.table
         found: dict[str, dict[str, EmptyMasks]] = {}
         for region in self.regions if table.cases else ():
@@ -195,7 +195,7 @@ class Evaluation:
 
     @property
     def titles(self) -> dict[str, str]:
-        """What people call each region."""
+        """The displayed name of each region."""
         return {region: self.settings.plan.titles.get(region, region) for region in (*self.regions, ALL_LABELS)}
 
     @property
@@ -208,12 +208,12 @@ class Evaluation:
         return {name for result in self.results for name, values in result.values.items() if ALL_LABELS in values}
 
     def _completed(self, method: str, values: RegionValues) -> RegionValues:
-        """Return the values of a case with a row for each region: a label that neither map has is an empty mask in both."""
+        """Return the values of a case with one row per region: a label that neither map has is an empty mask in both."""
         completed: RegionValues = {}
         for region in self.regions:
             completed[region] = {**_EMPTY, **values.get(region, {})}
         if method in self._calibrated:
-            # Said to be improbable everywhere, and rightly so; undefined where the case has no probabilities.
+            # Correctly predicted with probability 0 everywhere; undefined if the case has no probabilities.
             absent = 0.0 if ALL_LABELS in values else math.nan
             for region, row in completed.items():
                 of_region: Mapping[str, float] = values.get(region, {})
@@ -224,4 +224,4 @@ class Evaluation:
 
 _NOTHING = np.zeros((1, 1, 1), bool)
 _EMPTY = measure_masks(_NOTHING, _NOTHING, (1.0, 1.0, 1.0))
-"""What the conventions say of two empty masks."""
+"""The values of two empty masks by convention."""

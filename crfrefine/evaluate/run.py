@@ -1,4 +1,4 @@
-"""The run of `crfrefine evaluate`: pair the cases, reuse what is known, measure the rest in processes, write what was found."""
+"""The run of `crfrefine evaluate`: pair the cases, reuse earlier results, measure the rest in processes, write the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from crfrefine.threads import available_threads
 
 
 class StoppedError(CrfRefineError):
-    """A case failed, and the run was to stop at the first one that does."""
+    """A case failed, and the run stops at the first failure."""
 
 
 def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
@@ -28,15 +28,15 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
 
     Args:
         options: what to do.
-        observer: told of the progress.
+        observer: receives the progress.
 
     Returns:
-        What was found; `num_failed` tells whether all is well.
+        The results; `num_failed` is 0 if there was no failure.
 
     Raises:
-        CrfRefineError: nothing can be done at all: no case, options that contradict each other, no place to write; or a case failed with
+        CrfRefineError: the run is impossible (no case, contradictory options, no place to write), or a case failed with
             `fail_fast`.
-        KeyboardInterrupt: passed on; what was measured until then is kept for `resume`.
+        KeyboardInterrupt: passed on; the results so far are kept for `resume`.
     """
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
@@ -58,13 +58,13 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
         write_html(evaluation, lambda case_id, number, total: observer.stage_changed(case_id, "report", number, total), observer.note)
         evaluation.has_report = True
     elif (options.output / REPORT_NAME).exists():
-        observer.note(f"{options.output / REPORT_NAME} is of an earlier run")
+        observer.note(f"{options.output / REPORT_NAME} is from an earlier run")
     observer.run_ended(evaluation)
     return evaluation
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
-    """Give the evaluation its results, in the order of the cases; each is kept in a file of its own as soon as it is measured."""
+    """Fill in the results of the evaluation, in the order of the cases; each is saved in its own file as soon as it is measured."""
     options = evaluation.options
     folder = options.output / CASES_NAME
     check_writable(folder)

@@ -1,1 +1,1 @@
-"""How many cases are run: in threads, processes or a pipeline; resume, observers, records. README.md has the map."""
+"""Execution of many cases: in threads, processes or a pipeline; resume, observers, records. README.md has the map."""

@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """What came of an item.
+    """The outcome of an item.
 
     Attributes:
         result: what the function returned.
-        error: what it raised, or what became of the worker; None: there is a result.
+        error: what it raised, or the fate of the worker; None: there is a result.
         is_lost: whether the worker died before it had a result.
     """
 
@@ -32,7 +32,7 @@ class Outcome(Generic[Result]):
 
     @property
     def failure(self) -> Failure | None:
-        """What to say about the error."""
+        """The error as a message."""
         return None if self.error is None else describe_failure(self.error)
 
     def get(self) -> Result:
@@ -43,7 +43,7 @@ class Outcome(Generic[Result]):
 
 
 def attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Result]:
-    """Return what comes of an item; interrupts alone go further."""
+    """Return the outcome of an item; only interrupts propagate."""
     try:
         return Outcome(function(item))
     except Exception as error:
@@ -53,7 +53,7 @@ def attempt(function: Callable[[Item], Result], item: Item) -> Outcome[Result]:
 class Executor(ABC):
     """Runs functions on items, in a `with` block.
 
-    When that ends early, by an error or Ctrl-C, work that has not begun is dropped; work in progress is ended where nothing is lost by it
+    If the block ends early, by an error or Ctrl-C, pending work is dropped; work in progress is stopped if that loses nothing
     (processes), else waited for (threads).
     """
 
@@ -65,11 +65,11 @@ class Executor(ABC):
 
     @abstractmethod
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with what came of it, as they come; an error is that item's, and the others are done.
+        """Yield each item with its outcome, as they complete; an error affects only its item.
 
         Args:
-            function: of one item; for other processes, of a module that they can import.
-            items: for other processes, that can be pickled.
+            function: function of one item; for processes, from a module that they can import.
+            items: the items; for processes, they must be picklable.
         """
 
     def results(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -85,19 +85,19 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the work that is left."""
+        """Stop the remaining work."""
 
 
 class Serial(Executor):
-    """One item after the other, where the caller is."""
+    """One item after the other, in the caller's thread."""
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with what came of it, in order."""
+        """Yield each item with its outcome, in order."""
         for item in items:
             yield item, attempt(function, item)
 
     def close(self) -> None:
-        """Nothing is left."""
+        """There is no remaining work."""
 
 
 def _of_numbered(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> Result:

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run; nothing is printed below `cli/`."""
+"""Observers receive the events of a run; nothing is printed below `cli/`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 class Observer(Generic[RunT, RecordT]):
-    """Told what happens in a run; each method may be called from any thread, one call at a time, and may be left as it is."""
+    """Receives the events of a run. Methods may be called from any thread, one call at a time; overriding them is optional."""
 
     def run_started(self, run: RunT) -> None:
-        """It is known what is to be done, and where."""
+        """The cases and the device are known."""
 
     def case_started(self, case_id: str, number: int) -> None:
         """The computation of a case begins; `number` counts from 1."""
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """A case, or where `case_id` is empty, the run went on to a stage, or to the next step of it."""
+        """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Something was assumed or left aside, about a case, or where `case_id` is empty, about all of them."""
+        """Something was assumed or ignored for a case, or with an empty `case_id`, for all cases."""
 
     def case_ended(self, record: RecordT) -> None:
-        """A case is done, was done before, or failed."""
+        """A case is done, was done earlier, or failed."""
 
     def run_ended(self, run: RunT) -> None:
-        """Nothing more will happen."""
+        """The run has ended."""

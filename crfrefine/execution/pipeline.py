@@ -1,4 +1,4 @@
-"""Items through three stages at the same time: the next is read while one is computed and the last is written.
+"""A pipeline of three stages: the next item is read while one is computed and the previous one is written.
 
 At most one item is read ahead and one is being written, so that few are in memory.
 """
@@ -25,15 +25,15 @@ def pipeline(
     stop: threading.Event,
     waiting: Callable[[str], None],
 ) -> None:
-    """Take the items through the stages; a stage that returns None has done with its item.
+    """Run the items through the stages; a stage that returns None ends the processing of its item.
 
     Args:
         items: in the order in which they are read.
-        read: the first stage, in a thread of its own.
+        read: the first stage, in a separate thread.
         compute: the second one, in the caller's thread.
-        write: the last one, in a thread of its own. What it has begun is finished, also after an interrupt.
-        stop: when set, no further item is begun.
-        waiting: told "reading" or "writing" when nothing can be computed because of it.
+        write: the last one, in a separate thread. An item that it has begun is finished, even after an interrupt.
+        stop: when set, no further item is started.
+        waiting: called with "reading" or "writing" while computing waits for it.
     """
     pending = iter(items)
 
@@ -54,15 +54,15 @@ def pipeline(
     reader = ThreadPoolExecutor(1, "read")
     writer = ThreadPoolExecutor(1, "write")
     try:
-        # The thread must be known to the pool before there is anything to interrupt: an exception while it starts would lose it, and
-        # nobody would wait for the file that it writes.
+        # Start the thread before there is anything to interrupt: an exception while it starts would lose it, and the pool would not
+        # wait for the file that it writes.
         writer.submit(int).result()
         writing: Future[None] | None = None
         ahead = reader.submit(read_next)
         while (loaded := result(ahead, "reading")) is not None and not stop.is_set():
             ahead = reader.submit(read_next)
             computed = compute(loaded)
-            del loaded  # not to be held while the next item is waited for
+            del loaded  # free it while waiting for the next item
             if writing is not None:
                 result(writing, "writing")
             writing = None if computed is None else writer.submit(write, computed)
@@ -70,6 +70,6 @@ def pipeline(
         if writing is not None:
             result(writing, "writing")
     finally:
-        # An item that is being read is left to itself: nobody will take it.
+        # Do not wait for an item that is being read: it is no longer needed.
         reader.shutdown(wait=False, cancel_futures=True)
         writer.shutdown(wait=True)

@@ -1,7 +1,7 @@
-"""A function on many items in processes of their own, one item at a time each: a process that is killed costs its item and no other.
+"""Run a function on many items in separate processes, one item at a time each: if a process is killed, only its item is lost.
 
-The pools of the standard library give up all items when one process dies, their processes outlive a parent that was killed, and they run
-the user's script again, which need not be written for it.
+The pools of the standard library lose all items when one process dies, their processes outlive a killed parent, and they run
+the user's script again, which may not be written for that.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class Processes(Executor):
-    """Several items at a time, none of which writes files: closing ends them in the middle of their work.
+    """Several items at a time. The items write no files, so closing stops them in the middle of their work.
 
     Args:
-        num_workers: processes at a time; for a single item, everything happens in this one.
+        num_workers: processes at a time; a single item runs in this process.
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -37,7 +37,7 @@ class Processes(Executor):
         self._workers: list[_Worker[Any, Any]] = []
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with what came of it, as they come; an error has a note that says where it was raised."""
+        """Yield each item with its outcome, as they complete; errors have a note with their traceback."""
         num_workers = min(self._num_workers, len(items))
         if num_workers <= 1:
             yield from Serial().map(function, items)
@@ -62,7 +62,7 @@ class Processes(Executor):
             self.close()
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """Stop the processes, whatever they do."""
         while self._workers:
             self._workers.pop().kill()
 
@@ -80,7 +80,7 @@ class _Worker(Generic[Item, Result]):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **_ONE_THREAD},
-                process_group=0,  # Ctrl-C goes to all of a terminal's group: what becomes of the others is decided here.
+                process_group=0,  # Ctrl-C reaches the terminal's whole process group; this process decides about the workers.
             )
         self._send(function)
 
@@ -89,7 +89,7 @@ class _Worker(Generic[Item, Result]):
         self._send(item)
 
     def take(self) -> tuple[Item, Outcome[Result]]:
-        """Return the item and what came of it."""
+        """Return the item and its outcome."""
         item: Any = self._item
         try:
             return item, self.connection.recv()
@@ -97,17 +97,17 @@ class _Worker(Generic[Item, Result]):
             return item, Outcome(error=InputError(_describe_end(self._process.wait())), is_lost=True)
 
     def end(self) -> None:
-        """Let the process go: at the end of the pipe it ends by itself."""
+        """Release the process: it exits at the end of the pipe."""
         self.connection.close()
         self._process.wait()
 
     def kill(self) -> None:
-        """End the process in the middle of its work; it writes no files."""
+        """Stop the process in the middle of its work; it writes no files."""
         self._process.kill()
         self.end()
 
     def _send(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # It died while it had nothing to do: `take` will see it.
+        with contextlib.suppress(OSError):  # It died while idle: `take` will notice.
             self.connection.send(message)
 
 
@@ -117,15 +117,15 @@ def serve(handle: int) -> None:
         function = connection.recv()
         while True:
             outcome = attempt(function, connection.recv())
-            if outcome.error is not None:  # Its traceback stays behind.
+            if outcome.error is not None:  # The traceback object cannot be sent.
                 outcome.error.add_note("".join(traceback.format_exception(outcome.error)))
             connection.send(outcome)
 
 
 def _describe_end(exit_code: int) -> str:
-    """Return what became of a process before it had a result; negative: the signal that ended it."""
+    """Describe the end of a process without a result; a negative code is the signal that ended it."""
     if exit_code >= 0:
         return f"its process ended with status {exit_code} before it was measured"
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
-    reason = "; the system does so when memory runs out: try fewer --processes" if name == "SIGKILL" else ""
+    reason = "; the system does so when memory runs out; try fewer --processes" if name == "SIGKILL" else ""
     return f"its process was ended by {name}{reason}"

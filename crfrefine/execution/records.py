@@ -1,4 +1,4 @@
-"""What every command keeps on record of a case, and which cases need not be done again."""
+"""The record of a case, common to all commands, and the check which cases an earlier run has done."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ FAILED = "failed"
 
 @dataclass
 class Record:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
         case_id: its name.
-        status: "failed", or what the command calls it else.
+        status: "failed", or another status of the command.
         times: seconds of each stage; "stage.part" is a part of a stage.
-        notes: what was assumed about its files.
-        failures: what went wrong.
+        notes: assumptions about its files.
+        failures: the errors.
     """
 
     case_id: str
@@ -31,7 +31,7 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Spent on the case; its stages may have overlapped those of others."""
+        """Seconds spent on the case; its stages may have overlapped with other cases."""
         return sum(seconds for stage, seconds in self.times.items() if "." not in stage) + 0.0
 
     def fail(self, failure: Failure) -> None:
@@ -40,7 +40,7 @@ class Record:
         self.failures.append(failure)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they stand in a JSON file, the command's own ones after name and status."""
+        """Return the fields for a JSON file, with the command's own fields after name and status."""
         fields = dataclasses.asdict(self)
         shared = {name: fields.pop(name) for name in ("times", "notes")}
         del fields["failures"]
@@ -48,7 +48,7 @@ class Record:
 
 
 def error_fields(failure: Failure | None) -> dict[str, str | None]:
-    """Return a failure as it stands in a JSON file."""
+    """Return a failure for a JSON file."""
     if failure is None:
         return dict.fromkeys(("error", "error_kind", "error_traceback"))
     return {"error": failure.message, "error_kind": failure.kind, "error_traceback": failure.traceback}
@@ -58,16 +58,16 @@ RecordT_co = TypeVar("RecordT_co", bound=Record, covariant=True)
 
 
 class Task(Protocol[RecordT_co]):
-    """A case that is to be done."""
+    """A case to process."""
 
     @property
     def case_id(self) -> str:
         """Its name."""
 
     def earlier(self) -> RecordT_co | None:
-        """Return the record of an earlier run, if its output is there, whole, and of these inputs."""
+        """Return the record of an earlier run, if its output exists, is complete, and comes from these inputs."""
 
 
 def reusable(task: Task[RecordT_co], resume: bool) -> RecordT_co | None:
-    """Return the record that makes it needless to do a case again, with `--continue`; None: it is to be done."""
+    """Return the reusable record of a case with `--continue`; None if the case must be processed."""
     return task.earlier() if resume else None

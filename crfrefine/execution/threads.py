@@ -1,6 +1,6 @@
-"""Cases side by side in threads, where there are enough of them; else one after the other with all threads inside the engine.
+"""Run cases in parallel threads if there are enough of them; else one after the other, with all threads inside the engine.
 
-On a GPU one case at a time: it keeps the GPU busy by itself, and several would share its memory.
+A GPU gets one case at a time: one keeps it busy, and several would share its memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from crfrefine.execution.executor import Executor, Item, Outcome, Result, attemp
 
 
 class Threads(Executor):
-    """Several items at a time; closing drops those that have not begun and waits for the others.
+    """Several items at a time; closing drops pending items and waits for the others.
 
     Args:
         num_workers: items at a time.
@@ -24,7 +24,7 @@ class Threads(Executor):
         self._pool = ThreadPoolExecutor(num_workers, "case")
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
-        """Yield each item with what came of it, as they come."""
+        """Yield each item with its outcome, as they complete."""
         futures = {self._pool.submit(attempt, function, item): item for item in items}
         try:
             for future in as_completed(futures):
@@ -34,16 +34,16 @@ class Threads(Executor):
                 future.cancel()
 
     def close(self) -> None:
-        """Wait for what is going on."""
+        """Wait for items in progress."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Workers:
-    """Shares threads among items and what computes each; the engine and torch release the interpreter's lock while they compute.
+    """Divides threads between items and the computation of each; the engine and torch release the interpreter's lock while they compute.
 
     Args:
-        threads: how many there are.
-        one_by_one: whether what runs on the device runs one at a time.
+        threads: number of threads.
+        one_by_one: whether device computations run one at a time.
     """
 
     def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
@@ -58,11 +58,11 @@ class Workers:
         self._executor.close()
 
     def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
-        """As `run`, for what the model computes."""
+        """Like `run`, for computations of the model."""
         return [function(item, self.threads) for item in items] if self._one_by_one else self.run(function, items)
 
     def run(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
-        """Return `function(item, threads)` of each item, in order; the second argument is how many threads that call may use."""
+        """Return `function(item, threads)` of each item, in order; the second argument is the number of threads that the call may use."""
         if len(items) < self.threads or self.threads == 1:
             return [function(item, self.threads) for item in items]
         return self._executor.results(lambda item: function(item, 1), items)

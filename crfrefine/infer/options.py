@@ -10,7 +10,7 @@ from crfrefine.parameters.model import CrfParameters
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """What to refine, how, and where to; the options of `crfrefine infer`.
+    """Options of `crfrefine infer`: what to refine, how, and where to write.
 
     Attributes:
         images: a folder, or the files of one case's modalities.
@@ -24,12 +24,12 @@ class InferenceOptions:
         save_probabilities: also write the marginals.
         save_logits: also write the refined logits.
         preview: also write a picture.
-        resume: skip cases whose output is there and whole.
+        resume: skip cases whose output exists and is complete.
         num_parts: number of processes that share the cases.
-        part_id: which of them this is, from 0.
+        part_id: number of this process, from 0.
         fail_fast: stop at the first bad case.
         summary: JSON file to write.
-        config: the file that the parameters came from, so that nothing is written over it.
+        config: the file of the parameters, so that no output overwrites it.
     """
 
     images: tuple[Path, ...]

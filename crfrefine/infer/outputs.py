@@ -1,6 +1,6 @@
-"""What `infer` writes for a case, where, and whether it is there already.
+"""The outputs of `infer` for a case: their names, writing them, and whether they exist.
 
-The label map comes last, so that its presence means that the rest is there.
+The label map is written last, so that its presence means that the case is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Where the results of a case go; None: not asked for."""
+    """The output files of a case; None: not requested."""
 
     label_map: Path
     probabilities: Path | None = None
@@ -40,16 +40,16 @@ class OutputFiles:
     preview: Path | None = None
 
     def all(self) -> tuple[Path, ...]:
-        """Return the paths that are asked for, the label map last."""
+        """Return the requested paths, the label map last."""
         return tuple(path for path in (self.probabilities, self.logits, self.preview, self.label_map) if path is not None)
 
 
 @dataclass(frozen=True)
 class RefinedArrays:
-    """The arrays of a refined case that are still to be written; None: not asked for.
+    """The arrays of a refined case to be written; None: not requested.
 
     Attributes:
-        like: the case's first image: grid, format and header of what is written.
+        like: the case's first image: grid, format and header of the outputs.
         label_map: (*grid) integer.
         probabilities: (L, *grid) float32 marginals.
         logits: (L, *grid) float32 refined logits.
@@ -79,20 +79,20 @@ def plan_outputs(
     preview: bool = False,
     config: Path | None = None,
 ) -> list[OutputFiles]:
-    """Name the files that each case will be written to.
+    """Choose the output files of each case.
 
     Args:
         cases: the cases of the run.
         output: a folder; or, when `folder_run` is not set, a file.
         folder_run: whether the images were given as a folder.
-        probabilities: whether the marginals are asked for.
-        logits: whether the refined logits are asked for.
-        preview: whether a picture is asked for.
-        config: the file of the parameters, an input too.
+        probabilities: whether the marginals are requested.
+        logits: whether the refined logits are requested.
+        preview: whether a picture is requested.
+        config: the file of the parameters, which is also an input.
 
     Raises:
         InputError: the output names a file though there may be several cases, or its format holds no label maps,
-            or something written would replace an input.
+            or an output would replace an input.
     """
     suffix = suffix_of(output)
     as_file = bool(suffix) and not output.is_dir()
@@ -121,7 +121,7 @@ def plan_outputs(
 
 
 def check_case_outputs(outputs: OutputFiles) -> None:
-    """Raise CrfRefineError where something stands in the place of a case's output that is not replaced, before the case is computed."""
+    """Raise CrfRefineError, before a case is computed, if the path of an output is something that must not be replaced."""
     for path in (outputs.label_map, outputs.probabilities, outputs.logits):
         if path is not None:
             check_replaceable(*reversed(files_written(path)))
@@ -130,26 +130,26 @@ def check_case_outputs(outputs: OutputFiles) -> None:
 
 
 def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None = None) -> None:
-    """Raise InputError where the summary is a folder, would replace an input or an output, or would pass for a volume.
+    """Raise InputError if the summary is a folder, would replace an input or an output, or has the suffix of a volume.
 
     Args:
         path: the summary.
         cases: the cases of the run.
-        plans: what is written for them.
+        plans: their output files.
         config: the file of the parameters.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
     check_small_file(path)
     if special_kind(path) is not None and not suffix_of(path):
-        return  # What is written to as it is replaces nothing.
+        return  # A device or a pipe replaces no file.
     written = [written for plan in plans for name in plan.all() for written in files_written(name)]
     if suffix_of(path) or identities(path) & _inputs(cases, config).union(*map(identities, written)):
-        raise InputError(f"{path}: the summary would replace a file of this run, or pass for a volume; give it a name of its own in .json")
+        raise InputError(f"{path}: the summary would replace a file of this run, or has a volume's suffix; choose another name in .json")
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
-    """Return whether every output of a case is there, can be read to its end, and is on the grid of the case."""
+    """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
     from crfrefine.io import is_whole, read_header
 
     if not all(path.is_file() for path in outputs.all()):
@@ -164,7 +164,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
 
 
 def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int = 1) -> None:
-    """Write the results of a case, each file at once or not at all, the label map last.
+    """Write the results of a case, each file atomically, the label map last.
 
     Args:
         outcome: the arrays.
@@ -172,7 +172,7 @@ def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int 
         threads: for compression.
 
     Raises:
-        CrfRefineError: the disk is full or the folder has become unwritable; the file in question is not there or is as before.
+        CrfRefineError: the disk is full or the folder is not writable; the file is missing or unchanged.
     """
     from crfrefine.io import write_channels, write_label_map
 
@@ -219,7 +219,7 @@ def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[Outp
 
 
 def _check_folder_of_its_own(cases: Sequence[CaseFiles], output: Path) -> None:
-    """Raise where results would lie among the inputs, and the next run would take them for images or logits."""
+    """Raise if the outputs would be among the inputs, where the next run would take them as images or logits."""
     inputs = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
     if output.resolve() in inputs:
         raise InputError(f"{output}: holds the images or logits of this run; choose another folder for the results")

@@ -1,4 +1,4 @@
-"""What a folder run did, case by case, and the JSON file that says so. `docs/reference/summary.md` lists the fields."""
+"""Records of a folder run, case by case, and their JSON file. `docs/reference/summary.md` lists the fields."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SCHEMA = 1
 
 @dataclass
 class CaseRecord(Record):
-    """What became of one case: `status` is "done", "skipped" (its output was there) or "failed".
+    """The outcome of one case: `status` is "done", "skipped" (its output existed) or "failed".
 
-    Fields stay at their defaults as far as the case did not get.
+    Fields that the case did not reach keep their defaults.
 
     Attributes:
         output: the label map.
-        probabilities: the marginals, where asked for.
-        logits: the refined logits, where asked for.
-        preview: the picture, where asked for.
+        probabilities: the marginals, if requested.
+        logits: the refined logits, if requested.
+        preview: the picture, if requested.
         grid_shape: voxels along each axis.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
         num_labels: L, background included.
         num_modalities: channels of the image.
         num_voxels_in_mask: voxels inside the mask.
@@ -77,20 +77,20 @@ _NOT_REACHED: dict[str, dict[str, Any]] = {
 
 @dataclass
 class RunSummary:
-    """What became of a whole run.
+    """The outcome of a run.
 
     Attributes:
-        device: where it was computed.
-        requested_device: what was asked for, such as "auto".
+        device: the device that computed it.
+        requested_device: the requested device, such as "auto".
         threads: CPU threads.
         parameters: the CRF's parameters as `CrfParameters.to_dict` returns them.
         num_parts: number of processes that share the cases.
         part_id: this process among them, from 0.
         num_cases: cases of this part.
-        started: when, UTC.
+        started: start time, UTC.
         seconds: wall time.
         interrupted: whether it was stopped before the end.
-        cases: one record for each case that was looked at, in order.
+        cases: one record per processed case, in order.
     """
 
     device: str
@@ -110,7 +110,7 @@ class RunSummary:
         return sum(record.status == status for record in self.cases)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values as they stand in the JSON file; None for numbers that JSON does not have."""
+        """Return plain values for the JSON file; None for numbers that JSON does not have."""
         import crfrefine
 
         head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}

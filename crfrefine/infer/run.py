@@ -1,6 +1,6 @@
-"""The folder run of `crfrefine infer`: select the cases, read ahead, refine, write behind, and keep account of each.
+"""The folder run of `crfrefine infer`: select the cases, read ahead, refine, write behind, and record each case.
 
-Nothing is printed here: an `Observer` is told what happens.
+Nothing is printed here: an `Observer` receives the events.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ InferenceObserver = Observer[RunSummary, CaseRecord]
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
-    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts share no case and miss none.
+    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases.
 
     Raises:
         InputError: `part_id` is not one of 0 … `num_parts` - 1.
@@ -43,17 +43,17 @@ def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> lis
 
 
 def run_inference(options: InferenceOptions, observer: InferenceObserver | None = None) -> RunSummary:
-    """Refine the cases that the options name; a bad case is recorded and the others go on.
+    """Refine the cases that the options name; a bad case is recorded and the others continue.
 
     Args:
         options: what to do.
-        observer: told of the progress.
+        observer: receives the progress.
 
     Returns:
-        A record of each case; `count("failed")` tells whether all is well.
+        A record of each case; `count("failed")` is 0 if no case failed.
 
     Raises:
-        CrfRefineError: nothing can be done at all: no case, no device, no place to write.
+        CrfRefineError: the run is impossible: no case, no device, no place to write.
         KeyboardInterrupt: passed on, after the file being written is finished and the summary is saved.
     """
     return _Run(options, observer or Observer()).execute()
@@ -61,7 +61,7 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
 
 @dataclass(frozen=True)
 class _Task:
-    """A case that is to be refined; `number` counts from 1."""
+    """A case to refine; `number` counts from 1."""
 
     number: int
     files: CaseFiles
@@ -72,7 +72,7 @@ class _Task:
         return self.files.case_id
 
     def earlier(self) -> CaseRecord | None:
-        """Return the record of a case whose outputs are there, whole, and on its grid."""
+        """Return the record of a case whose outputs exist, are complete, and are on its grid."""
         from crfrefine.infer.outputs import is_complete
 
         return CaseRecord(self.case_id, "skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
@@ -80,7 +80,7 @@ class _Task:
 
 @dataclass
 class _Loaded:
-    """A case in memory, with what is known about it so far."""
+    """A case in memory, with its record so far."""
 
     case: Case
     task: _Task
@@ -89,7 +89,7 @@ class _Loaded:
 
 @dataclass
 class _Refined:
-    """A case to be written."""
+    """A case to write."""
 
     outcome: RefinedArrays
     task: _Task
@@ -126,7 +126,7 @@ class _Run:
         if options.summary is not None:
             check_summary_path(options.summary, cases, outputs, options.config)
         self._tasks = [_Task(number, *pair) for number, pair in enumerate(zip(cases, outputs, strict=True), start=1)]
-        # Cases that cannot even be read need no folder.
+        # If no case can be read, no folder is needed.
         for folder in {task.outputs.label_map.parent for task in self._tasks if not task.files.problem}:
             check_writable(folder)
         if options.summary is not None:
@@ -235,7 +235,7 @@ class _Run:
         record.num_padding_voxels = result.num_padding_voxels
         record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
         return RefinedArrays(
-            like=replace(case.like, data=result.label_map),  # the image itself need not stay in memory
+            like=replace(case.like, data=result.label_map),  # so that the image can be freed
             label_map=result.label_map,
             probabilities=result.marginals if options.save_probabilities else None,
             logits=result.logits if options.save_logits else None,
@@ -260,7 +260,7 @@ class _Run:
         self._finish(record)
 
     def _work_on(self, record: CaseRecord, files: CaseFiles | None = None) -> CaseWork:
-        """Return what every part of the work on a case happens in: an error of it is the case's failure, and no more."""
+        """Return the context for every part of the processing of a case: an error in it fails only this case."""
 
         def fail(failure: Failure) -> None:
             record.fail(failure)

@@ -1,6 +1,6 @@
-"""Reading and writing volumes, logits and label maps; nibabel is imported here alone, and only when a file needs it.
+"""Reading and writing volumes, logits and label maps; nibabel is imported only in this package, and only when a file needs it.
 
-Arrays keep the order of the files, x fastest: what is handed out are transposed views, ([channel,] x, y, z).
+Arrays keep the order of the files, x fastest; the returned arrays are transposed views, ([channel,] x, y, z).
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def read_volume(path: str | Path) -> Volume:
     """Read a scalar or multi-channel volume as float32, scaled.
 
     Returns:
-        data (x, y, z), (x, y), or (channels, ...) where there are several.
+        data (x, y, z), (x, y), or (channels, ...) if there are several.
 
     Raises:
-        UnsupportedFormatError: the file is of an unknown type, damaged or cut off, or its layout would have to be guessed.
+        UnsupportedFormatError: the file is of unknown type, damaged or cut off, or its layout is ambiguous.
         InputError: no such file, or values that are NaN or infinite.
     """
     header = read_header(path, VOLUME_SUFFIXES)
@@ -63,10 +63,10 @@ def read_volume(path: str | Path) -> Volume:
 
 
 def read_labels(path: str | Path) -> Volume:
-    """Read a label map as the smallest unsigned integer type, also where it is stored as float or with a scaling.
+    """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
 
     Raises:
-        InputError: values that are no whole numbers, negative ones, or ones above 65535; more than one channel.
+        InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
         UnsupportedFormatError: as for `read_volume`.
     """
     volume = _read_scalar(path, "a label map")
@@ -83,13 +83,13 @@ def read_labels(path: str | Path) -> Volume:
 
 
 def read_mask(path: str | Path) -> Volume:
-    """Read a mask: True where the file is not zero."""
+    """Read a mask: True where the value is not zero."""
     volume = _read_scalar(path, "a mask")
     return Volume(volume.data != 0, volume.affine, volume.spacing, volume.path, volume.header)
 
 
 def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
-    """Return uint8 or uint16, whichever is the smallest to hold the label.
+    """Return the smallest of uint8 and uint16 that holds the label.
 
     Raises:
         CapacityError: a label above 65535.
@@ -100,16 +100,16 @@ def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
 
 
 def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1) -> None:
-    """Write a label map as small unsigned integers without scaling, whole or not at all.
+    """Write a label map atomically, as small unsigned integers without scaling.
 
     Args:
         path: its suffix names the format.
         labels: (*grid), from 0 to 65535.
-        like: a volume on the same grid; its geometry is kept, bit for bit where the file is of the same format.
+        like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
         threads: for compression; the bytes written do not depend on it.
 
     Raises:
-        CrfRefineError: the file cannot be written; its kinds: InputError, GridMismatchError, UnsupportedFormatError, CapacityError.
+        CrfRefineError: the file cannot be written (InputError, GridMismatchError, UnsupportedFormatError or CapacityError).
     """
     path = Path(path)
     labels = np.asarray(labels)
@@ -124,7 +124,7 @@ def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Vo
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
-    """Write logits or probabilities as float32, whole or not at all.
+    """Write logits or probabilities atomically, as float32.
 
     Args:
         path: its suffix names the format: NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x).
@@ -134,7 +134,7 @@ def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: 
         threads: for compression; the bytes written do not depend on it.
 
     Raises:
-        CrfRefineError: the file cannot be written; its kinds: GridMismatchError, UnsupportedFormatError.
+        CrfRefineError: the file cannot be written (GridMismatchError or UnsupportedFormatError).
     """
     path = Path(path)
     channels = np.asarray(channels)
@@ -144,7 +144,7 @@ def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: 
 
 
 def is_whole(path: str | Path) -> bool:
-    """Return whether a file is there, is what its name says and can be read to its end, with all its voxels and the right checksum."""
+    """Return whether a file exists, has the format of its name, and can be read to its end, with all voxels and the right checksum."""
     try:
         header = read_header(path)
         read_into(header, allocate(header))
@@ -154,7 +154,7 @@ def is_whole(path: str | Path) -> bool:
 
 
 def _round_in_place(values: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Round to whole numbers, block by block; return how far the farthest one was from one, and the smallest and the largest."""
+    """Round to whole numbers, block by block; return the largest rounding distance, the smallest value and the largest value."""
     off, low, high = 0.0, np.inf, -np.inf
     for start in range(0, values.size, _BLOCK_VOXELS):
         block = values[start : start + _BLOCK_VOXELS]
@@ -168,7 +168,7 @@ def _round_in_place(values: NDArray[np.float32]) -> tuple[float, float, float]:
 def _read_scalar(path: str | Path, what: str) -> Volume:
     volume = read_volume(path)
     if volume.channels.shape[0] > 1:
-        raise InputError(f"{path}: expected {what} with one value a voxel, this file has {volume.channels.shape[0]}")
+        raise InputError(f"{path}: expected {what} with one value per voxel, this file has {volume.channels.shape[0]}")
     return volume
 
 

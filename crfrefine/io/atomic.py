@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all: written under a hidden name beside the target, then renamed.
+"""Atomic files: written under a hidden name beside the target, then renamed.
 
-Through a link the file that it leads to is written, and the link stays. What is no regular file is never replaced: small files are written
-to it as it is (`special_files`), volumes are refused.
+If the target is a link, the file it points to is written and the link stays. Anything but a regular file is never replaced: small files
+are written to it directly (`special_files`), volumes are refused.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import BinaryIO
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
 
-LONGEST_NAME = 255  # bytes, where the system does not say
+LONGEST_NAME = 255  # bytes, if the system does not tell
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when the block ends well.
+    """Open a file for writing; it gets its name only if the block ends without an error.
 
-    Whatever ends the block early, Ctrl-C included, removes what was written; a killed process leaves `.NAME.tmp-…` at most.
+    If anything ends the block early, Ctrl-C included, the partial file is removed; a killed process leaves at most `.NAME.tmp-…`.
 
     Args:
-        path: the file to be; a regular file that is there already is replaced at the end.
+        path: the file to write; an existing regular file is replaced at the end.
 
     Raises:
-        CrfRefineError: the folder cannot be written to, the disk is full, or something that is no regular file has this name.
+        CrfRefineError: the folder is not writable, the disk is full, or the name belongs to something other than a regular file.
     """
     with atomic_files(path) as (file,):
         yield file
@@ -38,13 +38,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files that belong together; the last one names the others and comes into being after them.
+    """Open files that belong together; the last one names the others and is renamed after them.
 
     Args:
-        paths: the files to be, all in one folder, such as the voxels and then their header.
+        paths: the files to write, all in one folder, such as the voxels and then their header.
 
     Raises:
-        CrfRefineError: as for `atomic_file`; the files that were there before are there still.
+        CrfRefineError: as for `atomic_file`; existing files stay unchanged.
     """
     targets = _targets(paths)
     temporary: list[Path] = []
@@ -63,7 +63,7 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             _replace_together(temporary, targets)
     except BaseException as error:
         for file in files:
-            with suppress(OSError):  # On a full disk, closing fails once more.
+            with suppress(OSError):  # On a full disk, closing fails again.
                 file.close()
         for leftover in temporary:
             with suppress(OSError):
@@ -74,7 +74,7 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
 
 
 def write_small_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is there in full, or as it was before; write to a character device or a pipe as it is.
+    """Write a file atomically; write to a character device or a pipe directly.
 
     Raises:
         CrfRefineError: it cannot be written.
@@ -87,21 +87,21 @@ def write_small_file(path: Path, content: bytes) -> None:
 
 
 def check_replaceable(*paths: Path) -> None:
-    """Raise CrfRefineError where `atomic_files` would refuse these paths, which a run should find out before it computes."""
+    """Raise CrfRefineError if `atomic_files` would refuse these paths, so that a run finds out before it computes."""
     _targets(paths)
 
 
 def check_small_file(path: Path) -> None:
-    """Raise CrfRefineError where `write_small_file` would refuse this path, whatever its folder allows."""
+    """Raise CrfRefineError if `write_small_file` would refuse this path, whatever its folder allows."""
     if _kind(path) is not None:
         check_special(path)
 
 
 def remove_file(path: Path) -> None:
-    """Take away a file that was written before, where there is one; what is no regular file is refused, as in writing.
+    """Remove an existing file, if there is one; anything but a regular file is refused, as for writing.
 
     Raises:
-        CrfRefineError: it cannot be taken away.
+        CrfRefineError: it cannot be removed.
     """
     (target,) = _targets((path,))
     try:
@@ -111,24 +111,24 @@ def remove_file(path: Path) -> None:
 
 
 def real_path(path: Path) -> Path:
-    """Return the file that a link leads to, whether it is there or not; any other path as it is."""
-    with suppress(OSError):  # What the system refuses to look at, it refuses to open too.
+    """Return the target of a link, whether it exists or not; return any other path unchanged."""
+    with suppress(OSError):  # If the system refuses to resolve a path, it refuses to open it too.
         if path.is_symlink():
             return Path(os.path.realpath(path))
     return path
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside the target under which it is written: not to be guessed, of no format, not too long for the disk."""
+    """Return a hidden name beside the target to write to: unpredictable, without a known suffix, not too long for the disk."""
     mark = f".tmp-{os.urandom(8).hex()}"
     name = path.name
     while len(os.fsencode(f".{name}{mark}")) > _longest_name(path.parent):
-        name = name[:-1]  # by letters: half of one is no legal name everywhere
+        name = name[:-1]  # by letters: half a letter is not a legal name everywhere
     return path.with_name(f".{name}{mark}")
 
 
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
-    """Return the error to raise where the operating system refuses to write a file."""
+    """Return the error to raise if the operating system refuses to write a file."""
     folder = real_path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; free some space and run again"
@@ -142,14 +142,14 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
 
 
 def _targets(paths: Sequence[Path]) -> list[Path]:
-    """Return the regular files that the paths stand for, there or to be."""
+    """Return the regular files that the paths stand for, existing or not."""
     for path in paths:
         kind = _kind(path)
         if kind is not None:
             raise CrfRefineError(f"{path}: cannot be written: it is {kind}, which is not replaced by a file; choose another name")
     targets = [real_path(path) for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
-        # A header finds its voxels by their name in its own folder, whichever way it is reached.
+        # A header finds its voxels by their name in its own folder, even if it is reached through a link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
             raise CrfRefineError(
                 f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, where its voxels would not be found\n"
@@ -166,23 +166,23 @@ def _kind(path: Path) -> str | None:
 
 
 def _open_new(target: Path, temporary: list[Path]) -> BinaryIO:
-    """Open a new file beside the target and add its name to the list, which is to be removed whatever happens next."""
+    """Open a new file beside the target and add its name to the list of files to remove afterwards."""
     temporary.append(temporary_name(target))
     try:
-        # Permissions as any new file has them: those that the umask leaves.
+        # The permissions of any new file: those that the umask leaves.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.fdopen(os.open(temporary[-1], flags, 0o666), "wb")
     except FileExistsError:
-        temporary.pop()  # somebody else's
+        temporary.pop()  # another process's file
         raise
 
 
 def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Rename the files, the last one at the end; the old ones come back if that fails."""
+    """Rename the files, the last one at the end; restore the old ones if that fails."""
     aside: list[tuple[Path, Path]] = []
     placed: list[Path] = []
     try:
-        # An old header must not be seen beside new voxels, not even for an instant: it goes first.
+        # An old header must not exist beside new voxels, not even for an instant: it is removed first.
         for target in reversed(targets):
             aside.append((temporary_name(target), target))
             with suppress(FileNotFoundError):
@@ -207,11 +207,11 @@ def _longest_name(folder: Path) -> int:
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (OSError, ValueError):
-        return LONGEST_NAME  # A missing folder is found out about when the file is opened.
+        return LONGEST_NAME  # A missing folder is reported when the file is opened.
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder` and a file in it, so that a run does not find out at the end of its first case.
+    """Create `folder` and a file in it, so that a run does not fail only at the end of its first case.
 
     Raises:
         InputError: the folder cannot be created or written to.
@@ -227,9 +227,9 @@ def check_writable(folder: Path) -> None:
 
 
 def check_small_output(path: Path) -> None:
-    """Raise CrfRefineError where a file cannot be written that `write_small_file` is to write; create its folder.
+    """Raise CrfRefineError if `write_small_file` could not write this file; create its folder.
 
-    The folder of a device or a pipe does not count: nothing is created there.
+    The folder of a device or a pipe is not checked: nothing is created there.
     """
     check_small_file(path)
     if special_kind(path) is None:

@@ -1,4 +1,4 @@
-"""Stored numbers to float32, block by block while they are in the processor's cache, looking for NaN and infinity on the way."""
+"""Convert stored numbers to float32, block by block while they are in the processor's cache, and check for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decode_into(
     intercept: float = 0.0,
     inner: int | None = None,
 ) -> None:
-    """Fill an array with what a stream holds, scaled.
+    """Fill an array with the values of a stream, scaled.
 
     Args:
         values: (channels, [z,] y, x) C-contiguous; written to.
@@ -34,8 +34,8 @@ def decode_into(
         path: for errors.
         slope: value = stored * slope + intercept.
         intercept: see `slope`.
-        inner: how many values of one channel lie side by side in the stream before the next channel begins: 1 where it holds the
-            channels of a voxel together; None where it holds one channel after the other.
+        inner: number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels
+            of a voxel are together; None if one channel follows the other.
 
     Raises:
         UnsupportedFormatError: the stream ends too early.
@@ -44,11 +44,11 @@ def decode_into(
     num_channels = values.shape[0]
     if inner is None or num_channels == 1 or inner * num_channels == values.size:
         num_channels = inner = 1
-    # What repeats in the stream: single values, or `inner` of each channel.
+    # The repeating unit of the stream: single values, or `inner` of each channel.
     width = num_channels * inner
     rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
     if inner == 1:
-        rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three of which one is 1.
+        rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three with one of length 1.
     num_rows = max(BLOCK_BYTES // (width * max(dtype.itemsize, 4)), 1)
     suspicious = False
     for start in range(0, len(rows), num_rows):
@@ -79,7 +79,7 @@ def _scaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any
 
 
 def require_finite(values: NDArray[np.float32], path: Path | str) -> None:
-    """Raise InputError where an array has NaN or infinite values, with how many and where the first one is.
+    """Raise InputError if an array has NaN or infinite values, with their number and the place of the first one.
 
     Args:
         values: (channels, [z,] y, x) C-contiguous.
@@ -102,18 +102,18 @@ def require_finite(values: NDArray[np.float32], path: Path | str) -> None:
 
 
 def voxel_name(index: tuple[np.intp, ...], num_channels: int) -> str:
-    """Describe a place in a (channels, [z,] y, x) array for people: the voxel as (x, y, z), with the channel if there are several."""
+    """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
     voxel = ", ".join(str(int(i)) for i in index[:0:-1])
     return f"voxel ({voxel})" + (f" of channel {int(index[0])}" if num_channels > 1 else "")
 
 
 def _is_finite(block: NDArray[np.float32]) -> bool:
-    # A sum is finite only if all its terms are; of finite terms it may overflow, hence the second look of the caller.
+    # A sum is finite only if all its terms are. A sum of finite terms may overflow, so the caller checks again.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(block.sum()))
 
 
 def as_bytes(values: NDArray[Any]) -> memoryview:
-    """Return the memory of a C-contiguous array as bytes, little-endian as all that is written here."""
+    """Return the memory of a C-contiguous array as bytes, little-endian like everything that is written here."""
     little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
     return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

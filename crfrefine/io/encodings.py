@@ -1,4 +1,4 @@
-"""Encodings of voxels that are rarely met: numbers as text, hexadecimal digits, bzip2. Each is read as a stream, in bounded memory."""
+"""Rare encodings of voxels: numbers as text, hexadecimal digits, bzip2. Each is read as a stream, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TEXT_DTYPE = np.dtype(np.float64)
-"""What a TextReader hands out, whatever the type of the voxels."""
+"""The type that a TextReader returns, whatever the type of the voxels."""
 
 _LONGEST_WORD = 64
 _TO_SPACE = bytes.maketrans(b"\t\r\n\v\f", b"     ")
@@ -30,7 +30,7 @@ class TextReader:
     Args:
         reader: stands at the first number.
         path: the file, for errors.
-        dtype: of the voxels; a number that it cannot hold is an error.
+        dtype: type of the voxels; a number outside its range is an error.
     """
 
     def __init__(self, reader: ByteReader, path: Path, dtype: np.dtype[Any]) -> None:
@@ -57,22 +57,22 @@ class TextReader:
         block = self._reader.read(INPUT_BYTES)
         self._ended = not block
         text = self._rest + block.translate(_TO_SPACE)
-        # What follows the last space may go on in the next block.
+        # The number after the last space may continue in the next block.
         cut = len(text) if self._ended else text.rfind(b" ") + 1
         text, self._rest = text[:cut].replace(b", ", b" "), text[cut:]
         words = text.split()
         if max(map(len, words), default=0) > _LONGEST_WORD or len(self._rest) > _LONGEST_WORD or not _NUMBERS.fullmatch(text):
-            raise self._damaged("what is no number")
+            raise self._damaged("something that is not a number")
         if not words:
             return np.empty(0, TEXT_DTYPE)
         try:
             values = np.array(words).astype(TEXT_DTYPE)
         except ValueError:
-            raise self._damaged("what is no number") from None
+            raise self._damaged("something that is not a number") from None
         if self._dtype.kind in "iu":
             limits = np.iinfo(self._dtype)
             if not ((values >= limits.min) & (values <= limits.max) & (values == np.rint(values))).all():
-                raise self._damaged(f"numbers that are no {self._dtype.name}")
+                raise self._damaged(f"numbers that do not fit {self._dtype.name}")
         return values
 
     def _damaged(self, what: str) -> UnsupportedFormatError:
@@ -80,7 +80,7 @@ class TextReader:
 
 
 class HexReader:
-    """Bytes as hexadecimal digits; white space does not count."""
+    """Bytes as hexadecimal digits; white space is ignored."""
 
     def __init__(self, reader: ByteReader, path: Path, dtype: np.dtype[Any]) -> None:
         del dtype
@@ -115,7 +115,7 @@ class Bzip2Reader:
         self._path = path
 
     def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError where the data are damaged or cut off."""
+        """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError if the data are damaged or cut off."""
         try:
             data: bytes = self._file.read(size)
             return data

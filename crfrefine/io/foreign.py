@@ -1,4 +1,4 @@
-"""Files that are not read here: what they are, by content or name, and which program converts them."""
+"""Unsupported kinds of files: how to recognize them by content or name, and which program converts them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c"
 
 @dataclass(frozen=True)
 class ForeignKind:
-    """A kind of file that is not read.
+    """A kind of file that is not supported.
 
     Attributes:
         name: with its article, as in "it is a DICOM file".
-        way_out: what to do.
-        suffixes: that such files have.
-        recognizes: whether a file that begins so is of this kind.
+        way_out: how to convert it.
+        suffixes: suffixes of such files.
+        recognizes: returns whether a file with this beginning is of this kind.
     """
 
     name: str
@@ -47,7 +47,7 @@ def _is_pair(start: bytes) -> bool:
     )
 
 
-# The first kind that recognizes a file counts.
+# The first kind that recognizes a file wins.
 FOREIGN_KINDS = (
     ForeignKind(
         "a DICOM segmentation",

@@ -1,6 +1,6 @@
-"""The file formats that are read and written: one entry each, in one table.
+"""The supported file formats: one entry each, in one table.
 
-An entry says what is known without opening a file. The code of a format is a module of its own, imported when a file needs it.
+An entry says what is known without opening a file. The code of each format is a separate module, imported when a file needs it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class FormatCode(Protocol):
-    """What the module of a format can do."""
+    """The interface of a format's module."""
 
     def recognizes(self, start: bytes) -> bool:
-        """Return whether a file that begins so, compressed or not, is of this format."""
+        """Return whether a file with this beginning, compressed or not, has this format."""
         ...
 
     def read_header(self, path: Path) -> VolumeHeader:
-        """Read what a file says about its volume, and check that it can hold its voxels."""
+        """Read the header of a file, and check that the file can hold its voxels."""
         ...
 
     def read_into(self, header: VolumeHeader, values: NDArray[np.float32]) -> None:
@@ -33,7 +33,7 @@ class FormatCode(Protocol):
         ...
 
     def voxel_files(self, path: Path) -> tuple[Path, ...]:
-        """Return the other files that a header names for its voxels; none where it names none, or cannot be read."""
+        """Return the other files that a header names for its voxels; none if it names none or cannot be read."""
         ...
 
     def write(self, path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
@@ -42,7 +42,7 @@ class FormatCode(Protocol):
         Args:
             path: ends in one of the format's suffixes.
             values: labels ([z,] y, x), or channels (channels, [z,] y, x); uint8, uint16 or float32.
-            like: its geometry is kept, bit for bit where it came from a file of the same format.
+            like: its geometry is kept, bit for bit if it came from a file of the same format.
             kind: "labels", "logits" or "probabilities".
             voxels: the file beside it for the voxels, by `voxel_endings`; None: they are in the file.
             threads: for compression; the bytes written do not depend on it.
@@ -56,10 +56,10 @@ class Format:
 
     Attributes:
         name: for people, and in `VolumeHeader.family`.
-        suffixes: the one to write first where nothing else says which; longer ones before those that they end in.
-        load: returns the code.
-        voxel_endings: suffix of a header to the ending of the file with voxels that is written beside it.
-        holds_scores_alone: no geometry: logits and probabilities, but no images, masks or label maps.
+        suffixes: the default for writing first; longer ones before those that they end in.
+        load: returns the module.
+        voxel_endings: for each suffix of a header, the ending of the file with voxels that is written beside it.
+        holds_scores_alone: the format has no geometry: it holds logits and probabilities, but no images, masks or label maps.
     """
 
     name: str

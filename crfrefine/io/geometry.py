@@ -1,4 +1,4 @@
-"""Checks of the geometry that a header gives."""
+"""Checks of a header's geometry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALLEST_MM = 1e-9
 
 
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
-    """Raise InputError where an affine does not give each voxel a place of its own, or one out of this world."""
+    """Raise InputError if an affine is singular, or places voxels absurdly far away."""
     is_sane = bool((np.abs(affine) < LARGEST_MM).all())  # Also False for NaN.
     if is_sane and min(spacing_of(affine, num_axes), default=0.0) > SMALLEST_MM and _flatness(affine, num_axes) > 1e-6:
         return

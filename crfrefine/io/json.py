@@ -1,7 +1,7 @@
-"""JSON: files that others write are read strictly, with errors that say in plain words what is wrong and where; values for our own files.
+"""JSON: strict reading of files written by others, with errors that say what is wrong and where; values for our own files.
 
-Python's parser takes NaN, infinity, numbers beyond all bounds and keys that are there twice. Files may hold those where nobody looks:
-they stand as `Unusable` in what is returned, and `require_usable` names the first of them below an entry that counts.
+Python's parser accepts NaN, infinity, numbers of any size and duplicate keys. Files may hold those in entries that are not used:
+the result has `Unusable` in their place, and `require_usable` names the first one below an entry that is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crfrefine.errors import InputError
 from crfrefine.text import shorten
 
 MOST_BYTES = 1 << 26
-"""Of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
+"""Largest size of a file; a `dataset.json` with a hundred thousand cases has a few megabytes."""
 
 _MOST_DIGITS = 30
 _MOST_OF_A_KEY = 400
@@ -40,7 +40,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands for a value that JSON does not have or that has no meaning.
+    """Stands for a value that JSON does not allow or that has no meaning.
 
     Attributes:
         reason: what is wrong with it.
@@ -50,18 +50,18 @@ class Unusable:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; what is unusable in it stands as `Unusable`.
+    """Read a JSON file; unusable values become `Unusable`.
 
     Raises:
-        InputError: it is no regular file, cannot be read, or is not JSON; with line and column.
+        InputError: the file is not a regular file, cannot be read, or is not JSON; with line and column.
     """
     try:
         status = path.stat()
         if not S_ISREG(status.st_mode):
-            raise InputError(f"{path}: expected a file of JSON, this is {'a folder' if S_ISDIR(status.st_mode) else 'no regular file'}")
+            raise InputError(f"{path}: expected a JSON file, this is {'a folder' if S_ISDIR(status.st_mode) else 'not a regular file'}")
         if status.st_size > MOST_BYTES:
             raise InputError(
-                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a file of JSON; at most {MOST_BYTES / 1e6:.0f} MB are read"
+                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a JSON file; at most {MOST_BYTES / 1e6:.0f} MB are read"
             )
         content = path.read_bytes()
     except OSError as error:
@@ -71,7 +71,7 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
-        raise InputError(f"{path}: not JSON: line {line}, byte {column} of it: this is not UTF-8 text; save the file as UTF-8") from None
+        raise InputError(f"{path}: not JSON: line {line}, byte {column}: this is not UTF-8 text; save the file as UTF-8") from None
     try:
         return parse_json(text)
     except ValueError as error:
@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a text of JSON says; raise ValueError with what is wrong in plain words, and its line and column."""
+    """Parse JSON; raise ValueError with a plain explanation, line and column."""
     if not text.strip():
         raise ValueError("the file is empty")
     try:
@@ -93,7 +93,7 @@ def parse_json(text: str) -> Any:
 
 def require_usable(value: Any, key: str) -> None:
     """Raise ValueError with the dotted key of the first `Unusable` in a value, if there is one."""
-    waiting = [(key, value)]  # No recursion: the parser's limit is not Python's.
+    waiting = [(key, value)]  # No recursion: the parser allows deeper nesting than Python.
     while waiting:
         name, entry = waiting.pop()
         if isinstance(entry, Unusable):
@@ -118,13 +118,13 @@ def _number(text: str) -> float | Unusable:
 
 
 def _constant(text: str) -> Unusable:
-    return Unusable(f"{text} is no number that JSON has")
+    return Unusable(f"{text} is not a JSON number")
 
 
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, value in pairs:
-        table[key] = Unusable("the key is there twice") if key in table else value
+        table[key] = Unusable("the key appears twice") if key in table else value
     return table
 
 

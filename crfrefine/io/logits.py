@@ -1,4 +1,4 @@
-"""What a network gave for a case: one file with all labels, or one file a label."""
+"""The network's output for a case: one file with all labels, or one file per label."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MOST_LABELS = 65536
 
 @dataclass(frozen=True)
 class LogitsHeader:
-    """What the files say without their values.
+    """The headers of a case's logits.
 
     Attributes:
-        files: one with all labels, or one a label.
+        files: one with all labels, or one per label.
         num_labels: L, background included.
         grid_shape: voxels along x, y(, z).
         affine: voxel to world RAS+ mm; None for .npz.
-        kind: "logits" or "probabilities" where the file says so, else None.
+        kind: "logits" or "probabilities" if the file says so, else None.
     """
 
     files: tuple[VolumeHeader, ...]
@@ -47,11 +47,11 @@ class LogitsHeader:
         return self.files[0].path
 
     def allocate(self) -> NDArray[np.float32]:
-        """Return an array for the values, (L, [z,] y, x), not filled."""
+        """Return an uninitialized array for the values, (L, [z,] y, x)."""
         return allocate_shape((self.num_labels, *self.grid_shape[::-1]), self.path)
 
     def reading(self, values: NDArray[np.float32]) -> list[Callable[[], None]]:
-        """Return the jobs that fill the array, one a file, free to run at the same time."""
+        """Return the jobs that fill the array, one per file; they may run at the same time."""
         if len(self.files) == 1:
             return [lambda: read_into(self.files[0], values)]
         return [lambda i=i, file=file: read_into(file, values[i : i + 1]) for i, file in enumerate(self.files)]  # type: ignore[misc]
@@ -59,13 +59,13 @@ class LogitsHeader:
 
 @dataclass(frozen=True)
 class LogitsFile:
-    """What a network gave for a case.
+    """The network's output for a case.
 
     Attributes:
         values: (L, *grid) float32, logits or probabilities as they are in the file.
         affine: voxel to world RAS+ mm; None for .npz.
-        kind: "logits" or "probabilities" where the file says so, else None.
-        header: the rest of what the files say.
+        kind: "logits" or "probabilities" if the file says so, else None.
+        header: the headers of the files.
     """
 
     values: NDArray[np.float32]
@@ -78,11 +78,11 @@ def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
     """Read the headers of a case's logits.
 
     Args:
-        paths: one file with all labels, or one file a label in the order of the labels.
+        paths: one file with all labels, or one file per label in label order.
 
     Raises:
-        InputError: one label only, or a file of several among files of one label each.
-        GridMismatchError: files of one label each on different grids.
+        InputError: only one label, or a file with several labels among single-label files.
+        GridMismatchError: single-label files on different grids.
         UnsupportedFormatError: see `read_header`.
     """
     files = tuple(read_header(path) for path in paths)
@@ -91,9 +91,9 @@ def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
         num_labels = first.num_channels
         if num_labels < 2:
             raise InputError(
-                f"{first.path}: logits of one label only; expected one value a label at each voxel, background included\n"
-                "  A label map has lost what is needed; export the network's output before the argmax. A single foreground\n"
-                "  channel needs its background beside it: give one file a label, -p BACKGROUND -p FOREGROUND."
+                f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
+                "  A label map lacks the scores; export the network's output before the argmax. A single foreground\n"
+                "  channel needs its background beside it: give one file per label, -p BACKGROUND -p FOREGROUND."
             )
         return LogitsHeader(files, _checked(num_labels, first.path), first.grid_shape, first.affine, first.kind)
     for file in files:
@@ -108,12 +108,12 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1) -> LogitsFile:
     """Read a case's logits or probabilities.
 
     Args:
-        paths: one file with all labels, or one file a label in the order of the labels.
-        threads: how many files to read at the same time.
+        paths: one file with all labels, or one file per label in label order.
+        threads: number of files to read at the same time.
 
     Raises:
         InputError: as `read_logits_header`, or values that are NaN or infinite.
-        GridMismatchError: files of one label each on different grids.
+        GridMismatchError: single-label files on different grids.
         UnsupportedFormatError: damaged or cut off.
     """
     header = read_logits_header(paths)

@@ -1,4 +1,4 @@
-"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, then zlib; what the header says is read in `metaimage_header`."""
+"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, then zlib data; `metaimage_header` reads the header."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ WRITTEN_TYPES = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_F
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it begins with one of the keys that the format's writers put first, and says how many dimensions there are."""
+    """Return whether it begins with a key that the format's writers put first, and gives the number of dimensions."""
     return re.match(rb"\s*(ObjectType|NDims|Comment)\s*[=:]", start) is not None and re.search(rb"\bNDims\s*[=:]", start) is not None
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header alone.
+    """Read only the header.
 
     Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or a layout that has no meaning here.
+        UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported layout.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
     return volume_header(path, metaimage_header.read(path), NAME)
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the files of their own that the voxels of a header are in."""
+    """Return the separate files with the voxels of a header."""
     return detached_voxels(metaimage_header.read, path)
 
 
@@ -58,7 +58,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
         threads: zlib takes one.
 
     Raises:
-        UnsupportedFormatError: sheared axes, or neither two nor three of them.
+        UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
     from isal import isal_zlib
 

@@ -1,4 +1,4 @@
-"""What the text header of a MetaImage says: grid, place in the world, voxels. Lines are `Key = Value`, ElementDataFile is the last one."""
+"""Read the text header of a MetaImage: grid, place in the world, voxels. Lines are `Key = Value`; ElementDataFile is the last one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The names that the format has had for the same thing.
+# Older and newer names of the same key.
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 _ORIGIN = ("Offset", "Origin", "Position", "ImagePosition")
 _BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
@@ -42,11 +42,11 @@ _TYPES = {
 
 
 def read(path: Path) -> TextHeader:
-    """Read a header to its end and check every field that means something here.
+    """Read a header to its end and check every field that is used.
 
     Raises:
-        UnsupportedFormatError: not such a file, damaged, or of a layout that has no meaning here.
-        InputError: it cannot be opened.
+        UnsupportedFormatError: not such a file, damaged, or of an unsupported layout.
+        InputError: the file cannot be opened.
     """
     with open_header(path) as lines:
         fields = _fields(path, lines)
@@ -71,11 +71,11 @@ def _fields(path: Path, lines: HeaderLines) -> Fields:
     for line in lines:
         if not line.strip():
             continue
-        # MetaIO takes a colon as well.
+        # MetaIO accepts a colon as well.
         name, *values = re.split(rb"[=:]", line, maxsplit=1)
         if not values:
             raise UnsupportedFormatError(
-                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is no `Key = Value`: {shown(line)!r}"
+                f"{path}: not a MetaImage file, although its name says so: line {lines.number} is not `Key = Value`: {shown(line)!r}"
             )
         key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
         if key is not None:
@@ -95,7 +95,7 @@ def _sizes(fields: Fields) -> tuple[int, ...]:
 
 
 def _names(fields: Fields, lines: HeaderLines, sizes: tuple[int, ...]) -> list[str]:
-    """Return the names of the files with voxels; none where they follow the header."""
+    """Return the names of the files with voxels; none if the voxels follow the header."""
     name = fields.text("ElementDataFile")
     if not name:
         raise fields.damaged("ElementDataFile", "the name of a file, or LOCAL")
@@ -124,7 +124,7 @@ def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], 
     skipped = fields.whole("HeaderSize", "0")
     if skipped < FROM_THE_END or (skipped == FROM_THE_END and (is_compressed or not is_binary)):
         raise fields.damaged("HeaderSize", "bytes to skip, or -1 where voxels that are not compressed end the file")
-    # The size is not worth more than that: some files promise too few bytes.
+    # The size is only checked this far: some files promise too few bytes.
     stored = fields.whole("CompressedDataSize", "0") if is_compressed and len(names) <= 1 else 0
     byte_order: Literal[">", "<"] = ">" if _agreed(fields, _BYTE_ORDER, fields.flag, default=False) else "<"
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
@@ -137,7 +137,7 @@ def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], 
         dtype=np.dtype(kind).newbyteorder(byte_order),
         sizes=sizes,
         inner=inner,
-        # Bytes to skip count from the beginning of the file, also where the header is in it.
+        # Bytes to skip count from the beginning of the file, even if the header is in it.
         offset=skipped or (0 if names else end),
         stored_bytes=stored if stored > 0 else None,
     )
@@ -156,7 +156,7 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 
 
 def _agreed(fields: Fields, keys: tuple[str, ...], parse: Callable[[str], T], *, default: T) -> T:
-    """Return what a header says under any of the names for one thing; raise where it says two things."""
+    """Return the value under any of a key's names; raise if two names have different values."""
     found = {key: parse(key) for key in keys if key in fields}
     first = next(iter(found.values()), default)
     for key, value in found.items():
@@ -166,7 +166,7 @@ def _agreed(fields: Fields, keys: tuple[str, ...], parse: Callable[[str], T], *,
 
 
 def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
-    """Return the lines that place the grid, without remarks that are no text or numbers that a writer would have put there."""
+    """Return the lines that place the grid, without anything that a writer would not have put there."""
     lines = []
     for key in GEOMETRY_KEYS:
         if key not in fields:
@@ -176,7 +176,7 @@ def _geometry(fields: Fields, num_dims: int) -> tuple[str, ...]:
             continue
         if key in _REMARKS and not (len(text) <= 100 and text.isascii() and text.isprintable() and text):
             continue
-        # Behind the numbers that count may stand anything.
+        # Anything may follow the numbers that are used.
         used = text if key in _REMARKS else " ".join(text.split()[: num_dims**2 if key in _MATRIX else num_dims])
         lines.append(f"{key} = {used}")
     return tuple(lines)

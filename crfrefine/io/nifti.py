@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from crfrefine.io.volume import Volume
 
-# deflate cannot make data more than 1032 times smaller: a file that promises more is damaged, and must not make us allocate for it.
+# deflate compresses data at most 1032 times: a file that promises more is damaged, and must not make us allocate memory for it.
 LARGEST_RATIO = 1040
 
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
@@ -40,21 +40,21 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header alone; of a compressed file, only its beginning is inflated.
+    """Read only the header; only the beginning of a compressed file is inflated.
 
     Raises:
-        UnsupportedFormatError: not a NIfTI file, damaged, or a kind of voxel or layout that has no meaning here.
+        UnsupportedFormatError: not a NIfTI file, damaged, or an unsupported kind of voxel or layout.
     """
     container = _container(path)
     with open_bytes(path, container) as reader:
         block = reader.read(540)
-    # Numbers out of range in a damaged header are found by the checks, not by warnings.
+    # The checks find out-of-range numbers of a damaged header; warnings are not needed.
     with np.errstate(all="ignore"):
         return _interpret(block, path, compressed=container == "gzip")
 
 
 def _container(path: Path) -> str:
-    """Return "gzip" or "raw": what the name says, unless the file begins as one of the other kind does."""
+    """Return "gzip" or "raw": what the name says, unless the content says otherwise."""
     start = read_start(path, START_BYTES)
     if _is_named_gzip(path):
         return "raw" if not start.startswith(GZIP_MAGIC) and recognizes(start) else "gzip"
@@ -148,7 +148,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
 
 
 def _nibabel() -> Any:
-    """Import nibabel, which takes a twentieth of a second and whose headers have no types."""
+    """Import nibabel: this takes a twentieth of a second, and its headers have no types."""
     import nibabel
 
     return nibabel
@@ -173,7 +173,7 @@ def _parse(block: bytes, path: Path) -> Any:
         header.check_fix(logger=_quiet, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
-        if np.isinf(header["scl_slope"]):  # nibabel would leave the voxels unscaled, as it does for 0 and NaN, which mean just that.
+        if np.isinf(header["scl_slope"]):  # nibabel would leave the voxels unscaled, as it rightly does for 0 and NaN.
             raise UnsupportedFormatError(f"{path}: damaged NIfTI header: its scl_slope is infinite; expected a number, or 0 for no scaling")
         if not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
             raise UnsupportedFormatError(f"{path}: damaged NIfTI header: the voxels begin at byte {header['vox_offset']}")
@@ -193,7 +193,7 @@ def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
     time_steps, channels = shape[3], (*shape[4:], 1)[0]
     if (time_steps > 1 and channels > 1) or max(shape[5:], default=1) > 1:
         raise UnsupportedFormatError(
-            f"{path}: its shape {shape} cannot be told into grid and channels\n"
+            f"{path}: its shape {shape} cannot be split into grid and channels\n"
             "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
         )
     return shape[:3], time_steps * channels
@@ -202,7 +202,7 @@ def _layout(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, ...], int]:
 def _voxel_type(header: Any, path: Path) -> np.dtype[Any]:
     dtype: np.dtype[Any] = header.get_data_dtype()
     if dtype.fields is not None:
-        raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number a voxel, split it into channels first")
+        raise UnsupportedFormatError(f"{path}: a color (RGB) image; expected one number per voxel, split it into channels first")
     if dtype.kind == "c":
         raise UnsupportedFormatError(f"{path}: complex voxels; expected real ones, export the magnitude")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
@@ -231,7 +231,7 @@ def _scaling(header: Any) -> tuple[float, float]:
 
 
 def _geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Return the affine in mm, by nibabel's choice (sform, else qform, else the voxel size alone), and what to know about it."""
+    """Return the affine in mm as nibabel chooses it (sform, else qform, else only the voxel size), and notes about it."""
     try:
         affine = np.asarray(header.get_best_affine(), np.float64)
         qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
@@ -242,17 +242,17 @@ def _geometry(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, 
         return affine, ("no orientation in the header (sform and qform codes are 0)",)
     if qform is None or sform is None or np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
         return affine, ()
-    return affine, ("sform and qform differ; the sform is taken, and both are kept in what is written",)
+    return affine, ("sform and qform differ; the sform is used, and both are kept in output files",)
 
 
 def _header_like(like: Volume) -> Any:
     nifti1_header = _nibabel().Nifti1Header
     template = like.header.template if like.header is not None else None
     if isinstance(template, nifti1_header):
-        # Little-endian always: the same values, and every reader takes them.
+        # Always little-endian: the same values, and every reader accepts them.
         return template.as_byteswapped("<")
     header = nifti1_header()
-    # The quaternion of a qform holds no shear; nibabel would drop it silently.
+    # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
     if not is_sheared(like.affine):
         header.set_qform(like.affine, code=1)
     header.set_sform(like.affine, code=1)

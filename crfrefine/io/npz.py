@@ -38,7 +38,7 @@ KINDS = ("probabilities", "logits")
 
 @dataclass(frozen=True)
 class NpzTemplate:
-    """Which array of the file it is, and how it is stored."""
+    """The array in the file, and how it is stored."""
 
     key: str
     dtype: np.dtype[Any]
@@ -46,7 +46,7 @@ class NpzTemplate:
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it is an archive whose first member is an array, or is named as the one that is looked for."""
+    """Return whether it is an archive whose first member is an array, or has the name of the expected one."""
     member = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin-1")
     return start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS)
 
@@ -83,7 +83,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the array into one of shape (channels, [z,] y, x).
+    """Read the array into an array of shape (channels, [z,] y, x).
 
     Raises:
         UnsupportedFormatError: the file is damaged or cut off.
@@ -102,7 +102,7 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return no files: an archive names no others."""
+    """Return no files: an archive has no separate files."""
     return ()
 
 
@@ -111,7 +111,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
     with (
         atomic_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        # A ZipInfo made by hand has a fixed time: the same data give the same bytes.
+        # An explicit ZipInfo has a fixed time: the same data give the same bytes.
         archive.open(_entry(f"{kind}.npy"), "w", force_zip64=values.nbytes > 1 << 30) as member,
     ):
         np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
@@ -134,7 +134,7 @@ class _MemberReader:
         self._crc, self._crc32 = 0, isal_zlib.crc32
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return the next `size` bytes, fewer only at the end; all that are left without a size."""
+        """Return the next `size` bytes, fewer only at the end; without a size, all that are left."""
         data = self._reader.read(self._remaining if size < 0 else min(size, self._remaining))
         self._remaining -= len(data)
         self._crc = self._crc32(data, self._crc)
@@ -155,7 +155,7 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(path)
     except OSError as error:
         raise cannot_read(path, error) from error
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: versions and names that make no sense.
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
         raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
     with archive:
         yield archive
@@ -165,7 +165,7 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
 def _member(archive: zipfile.ZipFile, key: str, path: Path) -> Iterator[_MemberReader]:
     info = archive.getinfo(f"{key}.npy")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-        raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not use")
+        raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
     if not 0 <= info.header_offset <= path.stat().st_size:
         raise UnsupportedFormatError(f"{path}: damaged zip directory; copy or export it again")
     with open_bytes(path, "raw", info.header_offset) as reader:
@@ -198,7 +198,7 @@ def _choose(path: Path, members: list[str]) -> str:
 
 
 def _array_header(member: _MemberReader, path: Path, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether the first axis is the fastest, and type, as the .npy format has them at its beginning."""
+    """Return shape, whether the first axis is the fastest, and type, from the header of the .npy format."""
     magic = member.read(8)
     size = int.from_bytes(member.read(2 if magic[6:7] == b"\1" else 4), "little")
     text = member.read(min(size, LONGEST_ARRAY_HEADER)).decode("latin-1")

@@ -1,4 +1,4 @@
-"""NRRD, `.nrrd` and `.nhdr`: a text header of `field: value`, then gzip; what the header says is read in `nrrd_header`."""
+"""NRRD, `.nrrd` and `.nhdr`: a text header of `field: value`, then gzip data; `nrrd_header` reads the header."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header alone.
+    """Read only the header.
 
     Raises:
-        UnsupportedFormatError: not such a file, damaged, cut off, or a layout that has no meaning here.
+        UnsupportedFormatError: not such a file, damaged, cut off, or an unsupported layout.
         InputError: the file with the voxels is missing, or the geometry is not usable.
     """
     return volume_header(path, nrrd_header.read(path), NAME)
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the files of their own that the voxels of a header are in."""
+    """Return the separate files with the voxels of a header."""
     return detached_voxels(nrrd_header.read, path)
 
 
@@ -58,7 +58,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
         threads: for compression.
 
     Raises:
-        UnsupportedFormatError: sheared axes, or neither two nor three of them.
+        UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
     num_axes = len(like.spacing)
     lines = lines_to_write(path, like, NAME, _geometry_lines)

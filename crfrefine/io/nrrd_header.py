@@ -1,4 +1,4 @@
-"""What the text header of an NRRD file says: grid, place in the world, voxels. Lines are `field: value`, an empty one ends them."""
+"""Read the text header of an NRRD file: grid, place in the world, voxels. Lines are `field: value`; an empty line ends them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crfrefine.io.world import TextHeader, grid_and_channels
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# All fields of the format: a name that is none of them is damage, and what it said would be missed.
+# All fields of the format: any other name is damage, and its value would be missed.
 _FIELDS = (
     *("type", "dimension", "sizes", "encoding", "endian", "data file", "line skip", "byte skip", "content", "number", "block size"),
     *("space", "space dimension", "space directions", "space origin", "space units", "measurement frame"),
@@ -54,10 +54,10 @@ _CHANNEL_KINDS = (
 
 
 def read(path: Path) -> TextHeader:
-    """Read a header to its end and check every field that means something here.
+    """Read a header to its end and check every field that is used.
 
     Raises:
-        UnsupportedFormatError: not such a file, damaged, or of a layout that has no meaning here.
+        UnsupportedFormatError: not such a file, damaged, or of an unsupported layout.
         InputError: it cannot be opened, or its geometry is not usable.
     """
     with open_header(path) as lines:
@@ -84,7 +84,7 @@ def read(path: Path) -> TextHeader:
 
 
 def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
-    """Return the fields, the files that `data file: LIST` is followed by, and whether an empty line ended them."""
+    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header."""
     fields = Fields(path, "NRRD", ": ")
     for line in lines:
         if lines.number == 1:
@@ -107,7 +107,7 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
             if lines.is_last:
                 break  # Reported as cut off.
             raise UnsupportedFormatError(
-                f"{path}: damaged NRRD header: line {lines.number} is no `field: value` of the format: {shown(line)!r}"
+                f"{path}: damaged NRRD header: line {lines.number} is not a `field: value` of the format: {shown(line)!r}"
             )
     return fields, [], False
 
@@ -122,7 +122,7 @@ def _until_empty(lines: HeaderLines) -> list[str]:
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
-    """Return the one axis that is no axis of the grid, by its kind or because it has no direction; None where there is none."""
+    """Return the one axis that is not a grid axis, by its kind or because it has no direction; None if all are grid axes."""
     kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
     if len(kinds) != num_dims:
         raise fields.damaged("kinds", f"{num_dims} kinds, as many as there are dimensions")
@@ -135,7 +135,7 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
         without = [False] * num_dims
     found = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in (*_NO_KIND, "time") and without[axis])]
     if len(found) > 1:
-        raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be told into grid and channels")
+        raise UnsupportedFormatError(f"{fields.path}: {len(found)} axes of values cannot be split into grid and channels")
     return found[0] if found else None
 
 
@@ -169,7 +169,7 @@ def _source(fields: Fields, names: list[str], end: int, sizes: tuple[int, ...], 
 
 
 def _data_files(fields: Fields, names: list[str], sizes: tuple[int, ...]) -> Iterable[str]:
-    """Return the names of the files with voxels; none where they follow the header."""
+    """Return the names of the files with voxels; none if the voxels follow the header."""
     if "data file" not in fields:
         return []
     name = fields.text("data file")

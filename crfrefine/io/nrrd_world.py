@@ -1,4 +1,4 @@
-"""Where an NRRD header puts its grid: a named world with a vector for each axis, or spacings alone."""
+"""The place of an NRRD grid in the world: a named space with a vector per axis, or only spacings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _RAS = (1.0, 1.0, 1.0)
 _LAS = (-1.0, 1.0, 1.0)
-# Name without hyphens and spaces -> dimensions and the signs that lead to RAS+. As in ITK, what is no anatomical world counts as LPS.
+# Name without hyphens and spaces -> dimensions and the signs that lead to RAS+. As in ITK, a non-anatomical space counts as LPS.
 _SPACES = {
     **dict.fromkeys(("rightanteriorsuperior", "ras"), (3, _RAS)),
     **dict.fromkeys(("leftanteriorsuperior", "las"), (3, _LAS)),
@@ -35,11 +35,11 @@ _SPACES = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a grid lies.
+    """The place of a grid in the world.
 
     Attributes:
         affine: (4, 4) voxel to world RAS+ mm.
-        lines: of the header that say so, without the entries of a channel axis; empty where another file could not use them.
+        lines: the header's lines that say so, without the entries of a channel axis; empty if another file could not use them.
     """
 
     affine: NDArray[np.float64]
@@ -47,17 +47,17 @@ class Placement:
 
 
 def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], num_axes: int) -> Placement:
-    """Read where the grid lies.
+    """Read the place of the grid in the world.
 
     Args:
         fields: of the header.
         num_dims: of the file.
-        axes: those that are no channels.
+        axes: those that are not channels.
         sizes: of all dimensions.
         num_axes: 2 or 3, of the grid: the first ones of `axes`.
 
     Raises:
-        UnsupportedFormatError: damaged, or a combination that means nothing.
+        UnsupportedFormatError: damaged, or a meaningless combination of fields.
     """
     space_dims, signs = _space(fields)
     if space_dims == 0:
@@ -78,7 +78,7 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequenc
         vectors = np.array(_directions(fields, num_dims, axes, space_dims), np.float64).T
     elif signs != LPS:
         signs_of_vectors = np.array([*signs, 1.0])[:space_dims] * np.array([*LPS, 1.0])[:space_dims]
-        vectors = vectors * signs_of_vectors[:, np.newaxis]  # As ITK, which takes its own axes where there are none.
+        vectors = vectors * signs_of_vectors[:, np.newaxis]  # As ITK, which uses its own axes if there are none.
     origin_text = fields.text("space origin", "")
     origin = (0.0,) * space_dims
     if origin_text and not re.fullmatch(r"\(?\s*(nan[\s,]*)+\)?", origin_text.lower()):
@@ -91,7 +91,7 @@ def placement(fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequenc
 
 
 def _space(fields: Fields) -> tuple[int, tuple[float, ...]]:
-    """Return the dimensions of the world, 0 where there is none, and the signs that lead to RAS+."""
+    """Return the dimensions of the space, 0 if there is none, and the signs that lead to RAS+."""
     if "space" in fields and "space dimension" in fields:
         raise fields.damaged("space dimension", "no such line beside `space`")
     if "space" in fields:
@@ -136,7 +136,7 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
 
 
 def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]:
-    """Return the voxel sizes along the axes, 1 where the header says nothing; negative ones turn an axis around, as in ITK."""
+    """Return the voxel sizes along the axes, 1 if the header has none; negative ones flip an axis, as in ITK."""
     if "spacings" not in fields:
         return [1.0] * len(axes)
     words = fields.text("spacings").split()
@@ -150,7 +150,7 @@ def _spacings(fields: Fields, num_dims: int, axes: Sequence[int]) -> list[float]
 def _origin_by_mins(
     fields: Fields, num_dims: int, axes: Sequence[int], sizes: Sequence[int], spacing: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return the center of the first voxel where a header says how far the axes reach; 0 where it does not."""
+    """Return the center of the first voxel if a header gives the extent of the axes; else 0."""
     mins = _bounds(fields, "axis mins", num_dims, axes)
     maxs = _bounds(fields, "axis maxs", num_dims, axes)
     if mins is None or (maxs is None and "spacings" not in fields):

@@ -1,4 +1,4 @@
-"""Running a case's jobs at the same time, such as reading its files: inflating, decoding and arithmetic release Python's lock."""
+"""Run a case's jobs at the same time, such as reading its files: inflating, decoding and arithmetic release Python's lock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 
 def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run the jobs, started in the order given, on at most so many threads; the error of the first one that failed is raised."""
+    """Run the jobs, started in the order given, on at most `threads` threads; raise the error of the first one that failed."""
     if threads <= 1 or len(jobs) <= 1:
         for job in jobs:
             job()

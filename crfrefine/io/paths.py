@@ -1,4 +1,4 @@
-"""File names: which suffix means which format, and what is left of a name without it. Nothing is opened here."""
+"""File names: the format of each suffix, and names without their suffix. No file is opened here."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that names the format, such as ".nii.gz", or "" for a name that none of the formats has."""
+    """Return the suffix that names the format, such as ".nii.gz", or "" for a name without a known suffix."""
     name = path.name.lower()
     return next((suffix for suffix in LOGITS_SUFFIXES if name.endswith(suffix)), "")
 
 
 def stem_of(path: Path) -> str:
-    """Return the file's name without the suffix of its format; without its last ending where no format has that."""
+    """Return the file's name without the suffix of its format, or without its last ending if that is not a known suffix."""
     suffix = suffix_of(path)
     return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format that a file's name says; None where none of them has such names."""
+    """Return the format that a file's name implies; None for an unknown suffix."""
     suffix = suffix_of(path)
     return next((known for known in FORMATS if suffix in known.suffixes), None)
 
 
 def written_voxel_file(path: Path) -> Path | None:
-    """Return the file beside a text header that its voxels are written to; None for the formats of one file."""
+    """Return the file beside a text header that its voxels are written to; None for single-file formats."""
     known = format_of(path)
     ending = known.voxel_endings.get(suffix_of(path)) if known is not None else None
     return None if ending is None else path.with_name(stem_of(path) + ending)
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> Format:
-    """Return the format of a file to write, or raise UnsupportedFormatError where its suffix is not one of `suffixes`."""
+    """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
     known = format_of(path)
     if known is None or suffix_of(path) not in suffixes:
         raise UnsupportedFormatError(f"{path}: unknown file type; expected one of {', '.join(suffixes)}")
@@ -47,7 +47,7 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> F
 
 
 def require_file(path: Path) -> None:
-    """Raise InputError where there is no file to read, with the reason."""
+    """Raise InputError, with the reason, if there is no file to read."""
     try:
         is_folder, is_there, is_file = path.is_dir(), path.exists(), path.is_file()
     except OSError as error:

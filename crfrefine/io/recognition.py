@@ -1,4 +1,4 @@
-"""What a file is by its content, where its name does not say so or says something else, and what to do with files that are not read."""
+"""Recognize files by content if their name is unknown or wrong, and say how to convert unsupported files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _MOST_LOOKED_AT = 32
 
 
 def recognize(path: Path) -> Format | ForeignKind | None:
-    """Return what a file is by its first bytes; None where nothing is known that begins so, or it cannot be read.
+    """Return the kind of a file by its first bytes; None if they are unknown or the file cannot be read.
 
-    Anything but a regular file is not looked at: a pipe would be missing these bytes.
+    Only regular files are opened: a pipe would lose these bytes.
     """
     start = read_start(path, START_BYTES)
     if not start:
         return None
     named = format_of(path)
-    # Most files are what their name says, and the code of the other formats need not be loaded.
+    # Most files have the format of their name; the modules of the other formats are then not needed.
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if known.load().recognizes(start):
             return known
@@ -37,14 +37,14 @@ def recognize(path: Path) -> Format | ForeignKind | None:
 
 
 def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
-    """Return the format to read a file with: that of its name, or that of its content where no format has such names.
+    """Return the format to read a file with: that of its name, or that of its content if the suffix is unknown.
 
     Args:
-        path: the file; it is looked into only if its name has none of the suffixes.
-        suffixes: of the formats that may be.
+        path: the file; it is opened only if its name has none of the suffixes.
+        suffixes: of the accepted formats.
 
     Raises:
-        UnsupportedFormatError: neither name nor content is that of one of these formats; the message names a way out.
+        UnsupportedFormatError: neither name nor content matches one of these formats; the message says how to convert the file.
     """
     named = format_of(path)
     if named is not None and suffix_of(path) in suffixes:
@@ -58,12 +58,12 @@ def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
 
 
 def is_allowed(known: Format, suffixes: tuple[str, ...]) -> bool:
-    """Return whether a format is one of those with these suffixes."""
+    """Return whether a format has one of these suffixes."""
     return set(known.suffixes) <= set(suffixes)
 
 
 def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
-    """Say what a file is that cannot be read in this place, and what to do; "" where nobody knows."""
+    """Say what an unreadable file is and what to do about it; "" if unknown."""
     if found is None:
         return ""
     if not isinstance(found, Format):
@@ -74,7 +74,7 @@ def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
 
 
 def suffix_to_write(path: Path) -> str:
-    """Return the suffix of files that are written in the format of an image: its own, or its format's first where it has none."""
+    """Return the suffix for files written in the format of an image: the image's own, or its format's first if it has none."""
     suffix = suffix_of(path)
     if suffix in VOLUME_SUFFIXES:
         return suffix
@@ -83,7 +83,7 @@ def suffix_to_write(path: Path) -> str:
 
 
 def describe_others(folder: Path) -> str:
-    """Say what the files of a folder are of which none has a known suffix, on a line of its own; "" where nobody knows."""
+    """Say, on a separate line, what the files of a folder are if none has a known suffix; "" if unknown."""
     others = (path for path in folder.iterdir() if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."))
     paths = sorted(path for path in others if path.is_file())[:_MOST_LOOKED_AT]
     kinds = {path: found for path in paths if (found := recognize(path) or _foreign_by_name(path)) is not None}

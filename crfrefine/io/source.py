@@ -1,4 +1,4 @@
-"""Where the voxels of a file with a text header are, and reading them."""
+"""Locate and read the voxels of a file with a text header."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FROM_THE_END = -1
 
-# How many bytes one compressed byte can stand for at most: deflate's longest match, and the longest runs of bzip2.
+# The most bytes that one compressed byte can expand to: deflate's longest match, and the longest runs of bzip2.
 _MOST_PER_BYTE = {"zlib": 1040, "gzip": 1040, "bzip2": 1 << 21}
 
 
@@ -31,15 +31,15 @@ class VoxelSource:
 
     Attributes:
         header_path: the file with the header, which may hold the voxels, too.
-        files: with the voxels.
+        files: the files with the voxels.
         encoding: "raw", "zlib", "gzip", "bzip2", "text" or "hex".
         dtype: as stored, with its byte order.
         sizes: of all axes, the fastest first, channels included.
-        inner: values that lie side by side in one channel before the next channel begins; 1 where channels are the fastest axis.
-        offset: bytes before the voxels in each file; FROM_THE_END where they are the last ones of it.
+        inner: values that lie side by side in one channel before the next channel begins; 1 if channels are the fastest axis.
+        offset: bytes before the voxels in each file; FROM_THE_END if the voxels end the file.
         num_lines: lines to skip after the offset.
         num_bytes_after: bytes to skip after the lines; they count after decompression.
-        stored_bytes: of compressed voxels where the header says so.
+        stored_bytes: size of the compressed voxels, if the header gives it.
     """
 
     header_path: Path
@@ -55,11 +55,11 @@ class VoxelSource:
 
     @property
     def detached(self) -> tuple[Path, ...]:
-        """The files beside that of the header."""
+        """The files other than the header's own."""
         return tuple(path for path in self.files if path != self.header_path)
 
     def check(self) -> None:
-        """Raise InputError or UnsupportedFormatError where a file is not there, or too short for what is promised."""
+        """Raise InputError or UnsupportedFormatError if a file is missing, or shorter than the header promises."""
         num_values = math.prod(self.sizes) // len(self.files)
         needed = num_values * self.dtype.itemsize
         for path in self.files:
@@ -103,13 +103,13 @@ class VoxelSource:
         with open_bytes(path, "raw" if rarely is not None else self.encoding, offset) as stored:
             reader: ByteReader = stored if rarely is None else rarely(stored, path, self.dtype)
             if self.encoding != "raw":
-                # Bytes count after decompression; of voxels as text, they are skipped in the file.
+                # Bytes count after decompression; for voxels as text, they are skipped in the file.
                 _skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)
             yield reader
 
 
 class _Joined:
-    """The voxels of several files, one after the other; each is read to its end, where compressed data have their checksum."""
+    """The voxels of several files, one after the other; each file is read to its end, where the checksum of compressed data is."""
 
     def __init__(self, source: VoxelSource, bytes_per_file: int) -> None:
         self._source, self._bytes_per_file = source, bytes_per_file
@@ -144,7 +144,7 @@ class _Joined:
 
 
 def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> int:
-    """Return where the line after `num_lines` lines begins, in a file that stands at an offset."""
+    """Return the offset of the line after `num_lines` lines, counted from an offset in the file."""
     while block := text.read(INPUT_BYTES):
         breaks = block.count(b"\n")
         if breaks >= num_lines:

@@ -1,4 +1,4 @@
-"""Outputs that are no regular files, such as devices, pipes and /dev/stdout: written to as they are or refused, never replaced."""
+"""Outputs that are not regular files, such as devices, pipes and /dev/stdout: written to directly or refused, never replaced."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
 )
-# Names such as /dev/stdout and /proc/self/fd/1 lead there.
+# Names such as /dev/stdout and /proc/self/fd/1 point there.
 _DESCRIPTOR_FOLDERS = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
 _MOST_LINKS = 40  # as many as Linux follows
 
 
 def special_kind(path: Path) -> str | None:
-    """Return what is in the place of a file, such as "a named pipe"; None for a regular file, and where there is nothing.
+    """Return the kind of a path that is not a regular file, such as "a named pipe"; None for a regular file or a free name.
 
     Links are followed.
 
     Raises:
-        OSError: the system does not say, as for names that are too long and links that lead in a circle.
+        OSError: the system does not tell, as for names that are too long and circular links.
     """
     if _descriptor(path) is not None:
         return "a stream of this process"
@@ -41,9 +41,9 @@ def special_kind(path: Path) -> str | None:
 
 
 def check_special(path: Path) -> None:
-    """Raise CrfRefineError where what is in the place of a file cannot take plain bytes, or this user may not write to it.
+    """Raise CrfRefineError if the path cannot take plain bytes, or this user may not write to it.
 
-    A pipe is not opened: its reader would take the closing for the end.
+    A pipe is not opened: its reader would take the closing for the end of the data.
     """
     kind = special_kind(path)
     if kind in ("a folder", "a block device", "a socket"):
@@ -53,10 +53,10 @@ def check_special(path: Path) -> None:
 
 
 def write_special(path: Path, content: bytes) -> None:
-    """Write to a character device, a pipe that somebody reads, or a stream of this process, without replacing it.
+    """Write to a character device, a pipe with a reader, or a stream of this process, without replacing it.
 
     Raises:
-        CrfRefineError: it is something else, nobody reads the pipe, or the bytes are not taken.
+        CrfRefineError: it is something else, the pipe has no reader, or writing fails.
     """
     check_special(path)
     try:
@@ -67,26 +67,26 @@ def write_special(path: Path, content: bytes) -> None:
 
 
 def _open(path: Path) -> int:
-    """Return a new descriptor that blocks, for what `check_special` has let through."""
+    """Return a new blocking descriptor for a path that passed `check_special`."""
     own = _descriptor(path)
     if own is not None:
-        # A file that a stream goes to must not be opened again: what is written there would begin at its start.
+        # A file that a stream is redirected to must not be opened again: writing would begin at its start.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
                 stream.flush()
         return os.dup(own)
-    # Without O_NONBLOCK, a pipe that nobody reads would hold up the process for ever.
+    # Without O_NONBLOCK, a pipe without a reader would block the process forever.
     descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         os.close(descriptor)
-        raise OSError(errno.EBUSY, "it was exchanged for another file while it was opened")
+        raise OSError(errno.EBUSY, "it was replaced by another file while it was opened")
     os.set_blocking(descriptor, True)
     return descriptor
 
 
 def _descriptor(path: Path) -> int | None:
-    """Return the number of the open file of this process that a name such as /dev/stdout leads to; None for any other name."""
+    """Return the file descriptor of this process that a name such as /dev/stdout points to; None for any other name."""
     folders = {Path(os.path.realpath(folder)) for folder in _DESCRIPTOR_FOLDERS}
     for _ in range(_MOST_LINKS):
         folder = Path(os.path.realpath(path.parent))
@@ -100,7 +100,7 @@ def _descriptor(path: Path) -> int | None:
 
 def _reason(path: Path, error: OSError) -> str:
     if error.errno == errno.ENXIO:
-        return f"nobody reads from it (it is {special_kind(path)}); start the reader first"
+        return f"it has no reader (it is {special_kind(path)}); start the reader first"
     if error.errno == errno.EPIPE:
-        return "its reader has closed it before the end"
+        return "its reader closed it before the end"
     return error.strerror or str(error)

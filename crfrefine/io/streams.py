@@ -1,4 +1,4 @@
-"""Bytes from and to files, through deflate or not, in blocks that stay in the processor's cache: no file is held in memory as a whole."""
+"""Read and write bytes, deflated or not, in blocks that fit the processor's cache: no file is held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, BinaryIO, Protocol
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 
-INPUT_BYTES = 1 << 18  # What is read from disk at once.
-BLOCK_BYTES = 1 << 20  # What is decoded at once: fits into a second-level cache.
-COMPRESSION_LEVEL = 2  # Of 0 to 3; packs label maps smaller than 3 does, in a tenth of its time or less.
+INPUT_BYTES = 1 << 18  # Read from disk at once.
+BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
+COMPRESSION_LEVEL = 2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
 GZIP_MAGIC = b"\x1f\x8b"
-START_BYTES = 4096  # What formats are recognized by.
+START_BYTES = 4096  # Enough to recognize a format.
 
 
 class ByteReader(Protocol):
@@ -26,7 +26,7 @@ class ByteReader(Protocol):
 
 
 class Inflater:
-    """Inflate a file from where it stands, checking length and checksum where the container has them.
+    """Inflate a file from its current position, checking length and checksum if the container has them.
 
     Args:
         file: the open file.
@@ -35,7 +35,7 @@ class Inflater:
     """
 
     def __init__(self, file: BinaryIO, path: Path, container: str) -> None:
-        # Imported here because a look at a file's name alone needs none of it.
+        # Imported here because looking at a file's name does not need it.
         from isal import igzip_lib
 
         self._library: Any = igzip_lib
@@ -47,7 +47,7 @@ class Inflater:
         self._ended = False
 
     def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError where the data are damaged or cut off."""
+        """Return the next `size` bytes, fewer only at the end; raise UnsupportedFormatError if the data are damaged or cut off."""
         parts = []
         while size > 0 and not self._ended:
             try:
@@ -60,7 +60,7 @@ class Inflater:
 
     def _inflate(self, size: int) -> bytes:
         if self._member.eof:
-            # Another member may follow; zeros are padding that some tools leave behind.
+            # Another member may follow; zeros are padding that some tools write.
             rest = (self._pending or self._file.read(INPUT_BYTES)) if self._has_members else b""
             self._ended = not rest
             self._pending = rest.lstrip(b"\0")
@@ -86,7 +86,7 @@ def open_bytes(path: Path, container: str = "by name", offset: int = 0) -> Itera
 
     Args:
         path: the file.
-        container: "raw", "gzip", "zlib" (which may turn out to be gzip), "deflate", or "by name": gzip where the name ends in .gz.
+        container: "raw", "gzip", "zlib" (gzip is accepted), "deflate", or "by name": gzip if the name ends in .gz.
         offset: bytes to skip in the file, before the container begins.
 
     Raises:
@@ -120,12 +120,12 @@ def read_start(path: Path, size: int) -> bytes:
             return b""
         with path.open("rb", buffering=0) as file:
             return file.read(size)
-    except (OSError, ValueError):  # Opening it to be read says what is wrong.
+    except (OSError, ValueError):  # Opening it for reading reports the error.
         return b""
 
 
 def inflated(start: bytes, size: int = START_BYTES) -> bytes:
-    """Return how the content of a file begins that is compressed with gzip; b"" where it is not."""
+    """Return the first uncompressed bytes of a gzip file; b"" if it is not gzip."""
     try:
         return zlib.decompressobj(31).decompress(start, size) if start.startswith(GZIP_MAGIC) else b""
     except zlib.error:
@@ -138,13 +138,13 @@ def cannot_read(path: Path, error: OSError) -> InputError:
 
 
 def finish(reader: ByteReader) -> None:
-    """Read what is left, to the end, where compressed data have their checksum."""
+    """Read the rest, up to the end, where the checksum of compressed data is."""
     while reader.read(BLOCK_BYTES):
         pass
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int = 1) -> None:
-    """Write the parts as one gzip member without a time or a name in it: the same data give the same bytes, with any number of threads."""
+    """Write the parts as one gzip member without time or name: the same data give the same bytes, with any number of threads."""
     from isal import igzip_threaded
 
     threaded: Any = igzip_threaded

@@ -1,6 +1,6 @@
-"""What MetaImage and NRRD have in common: a text header, then voxels. Every byte of them is read by code of this folder.
+"""The common part of MetaImage and NRRD: a text header, then voxels. Code of this folder reads every byte of them.
 
-ITK's libraries crash on damaged headers, and give damaged voxels back without an error.
+ITK's libraries crash on damaged headers, and return damaged voxels without an error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[fl
 
 @dataclass(frozen=True)
 class TextTemplate:
-    """What the text of a header says beyond the grid.
+    """The contents of a text header beyond the grid.
 
     Attributes:
         geometry: the lines that place its grid in the world, as they stand in the file.
-        source: where its voxels are.
+        source: the place of its voxels.
     """
 
     geometry: tuple[str, ...]
@@ -41,7 +41,7 @@ class TextTemplate:
 
 
 def volume_header(path: Path, header: TextHeader, format_name: str) -> VolumeHeader:
-    """Return what a text header says, after a check of its geometry and of the files with voxels.
+    """Return the contents of a text header, after a check of its geometry and of the files with voxels.
 
     Raises:
         UnsupportedFormatError: a file is cut off.
@@ -63,11 +63,11 @@ def volume_header(path: Path, header: TextHeader, format_name: str) -> VolumeHea
 
 
 def detached_voxels(parse: Callable[[Path], TextHeader], path: Path) -> tuple[Path, ...]:
-    """Return the files of their own that the voxels of a header are in; none where they have none, or the header does not tell."""
+    """Return the separate files with the voxels of a header; none if there are none, or the header cannot be read."""
     try:
         return parse(path).source.detached
     except CrfRefineError:
-        return ()  # Reading the file says what is wrong with it.
+        return ()  # Reading the file reports the error.
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
@@ -82,19 +82,19 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
 
 
 def channels_last(values: NDArray[Any], like: Volume) -> NDArray[Any]:
-    """Return ([z,] y, x) as it is, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as it is stored."""
+    """Return ([z,] y, x) unchanged, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as in the file."""
     return np.ascontiguousarray(np.moveaxis(values, 0, -1) if values.ndim > len(like.spacing) else values)
 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
-    """Return the lines that place a grid: those of the volume's own header where that is of the same format, else new ones.
+    """Return the lines that place a grid: those of the volume's own header if it has the same format, else new ones.
 
     Raises:
-        UnsupportedFormatError: the axes are sheared, which these formats cannot hold or ITK does not take, or not two or three.
+        UnsupportedFormatError: sheared axes, which these formats cannot hold or ITK rejects, or a number of axes other than two or three.
     """
     num_axes = len(like.spacing)
     if num_axes not in (2, 3):
-        raise UnsupportedFormatError(f"{path}: {num_axes}-D grids are written to NIfTI alone")
+        raise UnsupportedFormatError(f"{path}: {num_axes}-D grids can only be written to NIfTI")
     own: tuple[str, ...] = like.header.template.geometry if like.header is not None and like.header.format == format_name else ()
     return own or geometry_lines(*_world_lps(path, like))
 

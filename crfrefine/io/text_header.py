@@ -1,6 +1,6 @@
-"""Text headers of MetaImage and NRRD, line by line and number by number: what is read here may be damaged or hostile.
+"""Parse text headers of MetaImage and NRRD, line by line and number by number.
 
-Time and memory are bounded, and whatever is wrong is an UnsupportedFormatError that names the file.
+The input may be damaged or hostile: time and memory are bounded, and every error is an UnsupportedFormatError that names the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import cannot_read
 
-LARGEST_HEADER = 1 << 24  # bytes; the segment tables that 3D Slicer writes take a hundredth of it
+LARGEST_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MOST_LINES = 1 << 18
 LONGEST_FIELD = 1 << 16  # characters of a field that is interpreted
 LONGEST_NUMBER = 400  # digits; a float64 printed in full has 309 before the point
@@ -25,12 +25,12 @@ _LARGEST_WHOLE = 1 << 62
 
 
 class HeaderLines:
-    """The lines of a header, and where in the file the next one begins.
+    """The lines of a header, and the offset of the next one in the file.
 
     Attributes:
         offset: bytes read.
-        number: of the line read last, counted from 1.
-        is_last: the file ends with the line read last, which has no line break.
+        number: number of the line read last, counted from 1.
+        is_last: the line read last ends the file without a line break.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -60,16 +60,16 @@ class HeaderLines:
         self.is_last = not line.endswith(b"\n")
         line = line.rstrip(b"\r\n")
         if b"\r" in line:
-            # Some readers take it for a line break, others for white space.
+            # Some readers treat it as a line break, others as white space.
             raise UnsupportedFormatError(f"{self._path}: damaged header: line {self.number} holds a carriage return before its end")
         return line
 
 
 @contextmanager
 def open_header(path: Path) -> Iterator[HeaderLines]:
-    """Open a file to read its header; raise InputError where that is not possible, UnsupportedFormatError for an empty file."""
+    """Open a file to read its header; raise InputError if that is not possible, UnsupportedFormatError for an empty file."""
     if not path.is_file():
-        # A pipe would keep the reader waiting for ever.
+        # Reading a pipe could block forever.
         raise InputError(f"{path}: expected a regular file")
     try:
         with path.open("rb") as file:
@@ -81,12 +81,12 @@ def open_header(path: Path) -> Iterator[HeaderLines]:
 
 
 class Fields:
-    """The fields of a header by name, read as text, flags and numbers, with an error that quotes the line.
+    """The fields of a header by name, read as text, flags and numbers; errors quote the line.
 
     Args:
         path: the file.
         format_name: "MetaImage" or "NRRD".
-        separator: what stands between name and value, for messages.
+        separator: the text between name and value, for messages.
     """
 
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
@@ -98,12 +98,12 @@ class Fields:
         return name in self._texts
 
     def set(self, name: str, value: bytes) -> None:
-        """Keep what the header says under a name."""
-        # Names of files may be in any encoding: the bytes come back when they are opened.
+        """Store the header's value of a field."""
+        # File names may be in any encoding: surrogates restore the bytes when a file is opened.
         self._texts[name] = value.strip().decode("utf-8", "surrogateescape")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a field as it stands in the file; raise where it is missing and there is no default."""
+        """Return the text of a field; raise if it is missing and there is no default."""
         value = self._texts.get(name, default)
         if value is None:
             raise UnsupportedFormatError(f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`")
@@ -112,7 +112,7 @@ class Fields:
         return value
 
     def flag(self, name: str, default: str = "False") -> bool:
-        """Return a field that says yes or no."""
+        """Return a boolean field."""
         word = self.text(name, default).lower()
         if word not in ("true", "t", "1", "yes", "false", "f", "0", "no"):
             raise self.damaged(name, "True or False")
@@ -136,7 +136,7 @@ class Fields:
         return sizes
 
     def numbers(self, name: str, count: int, *, exact: bool = True) -> tuple[float, ...]:
-        """Return the first `count` finite numbers of a field that has as many, or more where it need not be `exact`."""
+        """Return the first `count` finite numbers of a field; it may have more unless `exact`."""
         values = [finite_number(word) for word in self.text(name).split()]
         wanted = tuple(value for value in values[:count] if value is not None)
         if len(wanted) < count or (exact and len(values) > count):
@@ -150,7 +150,7 @@ class Fields:
 
 
 def finite_number(word: str) -> float | None:
-    """Return the number that a word is, None where it is none, or is not finite."""
+    """Return a word as a number; None if it is not a finite number."""
     if len(word) > LONGEST_NUMBER or not _NUMBER.fullmatch(word):
         return None
     value = float(word)
@@ -158,7 +158,7 @@ def finite_number(word: str) -> float | None:
 
 
 def whole_number(word: str) -> int | None:
-    """Return the whole number that a word is, also where it is written as 4.0 or 1e2; None where it is none, or larger than any file."""
+    """Return a word as a whole number, even if written as 4.0 or 1e2; None if it is not one, or larger than any file."""
     value = finite_number(word)
     if value is None or not value.is_integer() or abs(value) > _LARGEST_WHOLE:
         return None
@@ -166,7 +166,7 @@ def whole_number(word: str) -> int | None:
 
 
 def shown(text: str | bytes, most: int = 60) -> str:
-    """Return text out of a file for a message: of bounded length, without characters that a terminal would obey."""
+    """Return text of a file for a message: of bounded length, without terminal control characters."""
     if isinstance(text, bytes):
         text = text[: 4 * most + 4].decode("utf-8", "backslashreplace")
     cut = text if len(text) <= most else text[: most - 3] + "..."

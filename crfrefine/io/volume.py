@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 TIMES = "\u00d7"
 
 LARGEST_LABEL = 65535
-"""That label maps hold: they are read and written as 16-bit integers at most."""
+"""Largest label of a label map: they are read and written as 16-bit integers at most."""
 
 GRID_TOLERANCE = 0.01
-"""How far apart, in voxels, corners of two grids may lie that count as one: headers keep float32 or six printed digits."""
+"""Largest distance, in voxels, between corners of two grids that count as equal: headers keep float32 or six printed digits."""
 
 SHEAR_TOLERANCE = 1e-4
 """Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a hundred times below it."""
@@ -32,7 +32,7 @@ SHEAR_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What a file says about its volume without its voxels.
+    """The header of a volume: everything but the voxels.
 
     Attributes:
         path: the file.
@@ -40,14 +40,14 @@ class VolumeHeader:
         grid_shape: voxels along x, y(, z).
         num_channels: 1 for a scalar volume.
         dtype: the type as stored, such as "int16".
-        spacing: mm, one a grid axis; None where the file has no geometry.
-        affine: (4, 4) voxel to world RAS+ mm; None where the file has no geometry.
-        template: format-specific; lets the writer restore what an affine does not hold.
-        notes: what a reader of the file should know, such as two geometries that disagree.
+        spacing: mm, one per grid axis; None if the file has no geometry.
+        affine: (4, 4) voxel to world RAS+ mm; None if the file has no geometry.
+        template: format-specific; lets the writer restore what an affine cannot express.
+        notes: facts that users should know, such as two geometries that disagree.
         family: name of the format in the table of `crfrefine.io.formats`.
-        kind: "logits" or "probabilities" where the file says so.
-        details: more to show to people, pairs of a name and a value.
-        misnamed: what it was read as where its name says something else.
+        kind: "logits" or "probabilities" if the file says so.
+        details: further facts to show, as pairs of name and value.
+        misnamed: the format it was read as, if its name says something else.
     """
 
     path: Path
@@ -66,22 +66,22 @@ class VolumeHeader:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user should know about the file: that its name misleads, if it does, and the notes."""
+        """Facts that users should know: a misleading file name, if it is one, and the notes."""
         return self.notes if self.misnamed is None else (self.misnamed, *self.notes)
 
     @property
     def orientation(self) -> str | None:
-        """The world directions of the grid's axes, such as "LPS"; None where the file has no geometry."""
+        """The world directions of the grid's axes, such as "LPS"; None if the file has no geometry."""
         return None if self.affine is None else orientation_codes(self.affine, len(self.grid_shape))
 
     def geometry(self) -> tuple[NDArray[np.float64], tuple[float, ...]]:
-        """Return affine and spacing; raise InputError where the file has none."""
+        """Return affine and spacing; raise InputError if the file has none."""
         if self.affine is None or self.spacing is None:
             raise InputError(f"{self.path}: {self.format} has no geometry; expected a volume with an affine")
         return self.affine, self.spacing
 
     def on_same_grid(self, other: VolumeHeader) -> bool:
-        """Return whether both are on one grid, as far as they say: a file without geometry is compared by its shape."""
+        """Return whether both are on the same grid; a file without geometry is compared by its shape."""
         if self.affine is None or other.affine is None:
             return same_shape(self.grid_shape, other.grid_shape)
         return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
@@ -97,10 +97,10 @@ class Volume:
 
     Attributes:
         data: (*grid), or (channels, *grid).
-        affine: (4, 4) voxel to world RAS+ mm; of a 2-D grid the third column and row are those of a slice 1 mm thick.
-        spacing: mm, one a grid axis.
-        path: where it came from, if anywhere.
-        header: what its file said; None for a volume made in memory.
+        affine: (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1 mm thick.
+        spacing: mm, one per grid axis.
+        path: the file it came from, if any.
+        header: the header of its file; None for a volume made in memory.
     """
 
     data: NDArray[Any]
@@ -126,7 +126,7 @@ def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, .
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
-    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter an axis, each world axis used once."""
+    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter per axis, each world axis used once."""
     rotation = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
     best = max(permutations(range(3)), key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)))
     letters = ("LR", "PA", "IS")
@@ -158,11 +158,11 @@ def same_grid(
         affine: (4, 4) voxel to world mm.
         other_shape: of the other grid.
         other_affine: of the other grid.
-        tolerance: how far corners may lie apart, in units of the smallest voxel spacing.
+        tolerance: largest distance between corners, in units of the smallest voxel spacing.
     """
     if not same_shape(shape, other_shape):
         return False
-    # Corners, not matrix entries: what a rounding in a direction cosine does depends on how long the axis is.
+    # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
     difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
@@ -171,7 +171,7 @@ def same_grid(
 
 
 def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:
-    """Describe a grid for people, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
+    """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
     text = TIMES.join(str(size) for size in shape)
     if affine is None:
         return text
@@ -189,7 +189,7 @@ def describe_difference(
     other_shape: Sequence[int],
     other_affine: NDArray[np.float64] | None,
 ) -> str:
-    """Describe two grids that differ, a line each, with as much as it takes to see how."""
+    """Describe two different grids, one line each, in enough detail to show the difference."""
     grid, other = describe_grid(shape, affine), describe_grid(other_shape, other_affine)
     if grid == other:
         grid, other = describe_grid(shape, affine, placed=True), describe_grid(other_shape, other_affine, placed=True)

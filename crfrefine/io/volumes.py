@@ -1,4 +1,4 @@
-"""One way to read any of the formats: the header first, then the voxels into an array of the caller's."""
+"""Read a file of any supported format: first the header, then the voxels into an array of the caller."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
-    """Read what a file says about its volume, without its voxels.
+    """Read the header of a file, without its voxels.
 
     Args:
-        path: its suffix names the format; its content does where that says something else, and `misnamed` tells.
-        suffixes: the formats that may be.
+        path: its suffix names the format; if the content has another format, that one is used, and `misnamed` names it.
+        suffixes: of the accepted formats.
 
     Raises:
-        UnsupportedFormatError: unknown suffix, damaged or cut off, or a layout that would have to be guessed.
-        InputError: no such file, or it cannot be opened.
-        UnexpectedError: the reader was not prepared for what is in the file.
+        UnsupportedFormatError: unknown suffix, damaged or cut off, or an ambiguous layout.
+        InputError: the file does not exist or cannot be opened.
+        UnexpectedError: the reader raised an unexpected exception.
     """
     path = Path(path)
     known = format_to_read(path, suffixes)
@@ -42,41 +42,41 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             found = recognize(path)
             if found is None or found is known:
                 raise
-            # The voxels of other files are looked for, and kept from being replaced, by the name of the header.
+            # The name of the header decides which other files hold voxels, and which files must not be replaced.
             if isinstance(found, Format) and is_allowed(found, suffixes) and not found.load().voxel_files(path):
                 return _read_as(path, found)
             raise UnsupportedFormatError(f"{error}\n  {way_out(found)}") from None
 
 
 def allocate(header: VolumeHeader) -> NDArray[np.float32]:
-    """Return an array for the voxels of a file, (channels, [z,] y, x), not filled.
+    """Return an uninitialized array for the voxels of a file, (channels, [z,] y, x).
 
     Raises:
-        CapacityError: it does not fit into memory.
+        CapacityError: the array does not fit into memory.
     """
     return allocate_shape((header.num_channels, *header.grid_shape[::-1]), header.path)
 
 
 def allocate_shape(shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
-    """Return a float32 array of a shape, not filled; raise CapacityError that names the file where memory does not suffice."""
+    """Return an uninitialized float32 array; raise a CapacityError that names the file if memory is insufficient."""
     try:
         return np.empty(shape, np.float32)
     except (MemoryError, ValueError):
         size = 4e-9 * float(np.prod(np.array(shape, np.float64)))
-        raise CapacityError(f"{path}: its voxels take {size:.1f} GB as float32, more than there is memory") from None
+        raise CapacityError(f"{path}: its voxels take {size:.1f} GB as float32, more than the available memory") from None
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     """Read the voxels of a file, scaled.
 
     Args:
-        header: of `read_header`.
+        header: result of `read_header`.
         values: (channels, [z,] y, x) C-contiguous; written to.
 
     Raises:
         UnsupportedFormatError: damaged or cut off.
         InputError: values that are NaN or infinite.
-        UnexpectedError: the reader was not prepared for what is in the file.
+        UnexpectedError: the reader raised an unexpected exception.
     """
     with reading(header.path):
         _named(header.family).load().read_into(header, values)
@@ -86,7 +86,7 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
     header = replace(known.load().read_header(path), family=known.name)
     if format_of(path) is known:
         return header
-    return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as that")
+    return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")
 
 
 def _named(family: str) -> Format:

@@ -14,7 +14,7 @@ from crfrefine.io.text_header import Fields, shown, whole_number
 MOST_FILES = 1 << 16
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 
-# A running number such as %d or %03d, once, then its first value, its last one and its step.
+# One running number such as %d or %03d, then its first value, its last value and its step.
 _PATTERN = re.compile(r"([^%]*)%(0?)(\d{0,2})d([^%\s]*)((?:\s+\S+){0,4})", re.ASCII)
 
 
@@ -33,7 +33,7 @@ def pattern_names(fields: Fields, key: str, sizes: tuple[int, ...], *, with_dims
         with_dims: a fourth number may say how many dimensions each file has, as in NRRD.
 
     Raises:
-        UnsupportedFormatError: anything but one `%d` or `%0Nd`, or as many numbers as there are files to be.
+        UnsupportedFormatError: anything but one `%d` or `%0Nd`, or a wrong number of files.
     """
     expected = "one running number such as %03d, then its first value, last value and step" + (", and a dimension" if with_dims else "")
     match = _PATTERN.fullmatch(fields.text(key))
@@ -54,7 +54,7 @@ def pattern_names(fields: Fields, key: str, sizes: tuple[int, ...], *, with_dims
 
 
 def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int) -> int:
-    """Return how many files of `dims` dimensions make up the whole; raise where that is none, or more than any folder has."""
+    """Return how many files of `dims` dimensions make up the volume; raise if that is none, or absurdly many."""
     if not 1 <= dims <= len(sizes):
         raise fields.damaged(key, f"files of 1 to {len(sizes)} dimensions")
     num_files = math.prod(sizes[dims:])
@@ -64,10 +64,10 @@ def number_of_files(fields: Fields, key: str, sizes: tuple[int, ...], dims: int)
 
 
 def voxel_path(header_path: Path, name: str) -> Path:
-    """Return the file that a header names; names are relative to the header's folder, and may lead out of it as in ITK.
+    """Return the file that a header names; names are relative to the header's folder, and may point outside it, as in ITK.
 
     Raises:
-        InputError: it lies outside of the folder, and the environment variable CRFREFINE_OUTSIDE_FILES forbids that.
+        InputError: the file is outside the folder, and the environment variable CRFREFINE_OUTSIDE_FILES forbids that.
     """
     path = header_path.parent / name
     rule = os.environ.get(OUTSIDE_FILES, "allow")
@@ -77,27 +77,27 @@ def voxel_path(header_path: Path, name: str) -> Path:
         folders = {header_path.parent.resolve(), header_path.resolve().parent}
         if not any(folder in _resolved(path, header_path).parents for folder in folders):
             raise InputError(
-                f"{header_path}: its voxels are in {shown(str(path), 200)}, outside of its folder, and {OUTSIDE_FILES} is set to refuse"
+                f"{header_path}: its voxels are in {shown(str(path), 200)}, outside its folder, and {OUTSIDE_FILES} is set to refuse"
             )
     return path
 
 
 def size_of(path: Path, header_path: Path) -> int:
-    """Return the bytes of a file with voxels; raise InputError where there is none, or what is there is not a regular file."""
+    """Return the size of a file with voxels in bytes; raise InputError if it is missing or not a regular file."""
     try:
         status = path.stat()
     except (OSError, ValueError):
         raise InputError(
-            f"{header_path}: its voxels are not there; expected them in {shown(str(path), 400)}, put both files into one folder"
+            f"{header_path}: its voxels are missing; expected them in {shown(str(path), 400)}, put both files into one folder"
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        # A pipe would keep the reader waiting for ever, a device may have no end.
+        # Reading a pipe could block forever; a device may have no end.
         raise InputError(f"{header_path}: expected its voxels in {shown(str(path), 400)}, which is not a regular file")
     return status.st_size
 
 
 def require_listed(header_path: Path, expected: int, found: int) -> None:
-    """Raise UnsupportedFormatError where a header does not list as many files as its sizes ask for."""
+    """Raise UnsupportedFormatError if a header does not list as many files as its sizes require."""
     if found != expected:
         raise UnsupportedFormatError(
             f"{header_path}: its header promises {expected} files of voxels, it lists {found}; copy or export it again"
@@ -108,4 +108,4 @@ def _resolved(path: Path, header_path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError):
-        raise InputError(f"{header_path}: its voxels are not there; expected them in {shown(str(path), 400)}") from None
+        raise InputError(f"{header_path}: its voxels are missing; expected them in {shown(str(path), 400)}") from None

@@ -1,4 +1,4 @@
-"""What a text header comes to: a grid, its place in the world, and where the voxels are."""
+"""The result of reading a text header: a grid, its place in the world, and the place of the voxels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crfrefine.io.source import VoxelSource
 
 LPS = (-1.0, -1.0, 1.0)
-"""Signs that turn left, posterior, superior into the RAS+ of all affines here."""
+"""Signs that turn left, posterior, superior into RAS+, the convention of all affines here."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TextHeader:
         grid_shape: voxels along x, y(, z).
         num_channels: 1 for a scalar volume.
         affine: (4, 4) voxel to world RAS+ mm.
-        geometry: the lines that place the grid in the world, as they stand in the file; empty where another file could not use them.
-        source: where the voxels are.
+        geometry: the lines that place the grid in the world, as in the file; empty if another file could not use them.
+        source: the place of the voxels.
     """
 
     grid_shape: tuple[int, ...]
@@ -39,18 +39,18 @@ class TextHeader:
 
 
 def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:
-    """Tell grid from channels: a fourth dimension is channels where a voxel has one value; raise where that cannot be told."""
+    """Split dimensions into grid and channels: a fourth dimension means channels if a voxel has one value; raise if ambiguous."""
     if 2 <= len(sizes) <= 3:
         return sizes, num_channels
     if len(sizes) != 4 or num_channels > 1:
         raise UnsupportedFormatError(
-            f"{path}: {len(sizes)} dimensions with {num_channels} values a voxel cannot be told into grid and channels"
+            f"{path}: {len(sizes)} dimensions with {num_channels} values per voxel cannot be split into grid and channels"
         )
     return sizes[:3], sizes[3]
 
 
 def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns, in a world of which `signs` leads to RAS+."""
+    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns; `signs` turns their space into RAS+."""
     num_axes = len(origin)
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = vectors

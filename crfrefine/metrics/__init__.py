@@ -1,1 +1,1 @@
-"""How good is a label map: overlap, distances, calibration, connected components; over labels and regions."""
+"""Metrics of label maps: overlap, distances, calibration, connected components; for labels and regions."""

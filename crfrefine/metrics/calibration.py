@@ -17,7 +17,7 @@ from crfrefine.metrics.reliability import ReliabilitySums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_BLOCK_VOXELS = 1 << 15  # A handful of arrays of a block fit into a processor's cache.
+_BLOCK_VOXELS = 1 << 15  # A few arrays of a block fit into a processor's cache.
 
 
 def measure_calibration(
@@ -27,19 +27,19 @@ def measure_calibration(
     *,
     ignore_label: int | None = None,
 ) -> RegionValues:
-    """Measure how well probabilities of labels agree with how often the labels are right, over all voxels.
+    """Measure how well label probabilities agree with the observed frequencies, over all voxels.
 
-    A label without a channel has the probability 0 everywhere.
+    A label without a channel has probability 0 everywhere.
 
     Args:
-        probabilities: (L, *grid) of the labels 0 … L - 1, background first; they should sum to 1 at each voxel. Values a little outside of
-            [0, 1] are moved to its ends.
+        probabilities: (L, *grid) of the labels 0 … L - 1, background first; they should sum to 1 at each voxel. Values slightly outside
+            [0, 1] are clipped.
         reference: (*grid) integers.
-        regions: the labels that make up each named region; its probability is the sum of theirs.
-        ignore_label: voxels where the reference has this value do not count.
+        regions: the labels of each named region; the probability of a region is the sum of theirs.
+        ignore_label: voxels where the reference has this value are ignored.
 
     Returns:
-        For each region, and for all labels together under the name ALL_LABELS, the values of CALIBRATION_METRICS; NaN where no voxel
+        For each region, and for all labels together under the name ALL_LABELS, the values of CALIBRATION_METRICS; NaN if no voxel
         counts.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Overlap of two masks from three counts of voxels: the one Dice of the package, whatever counted them, masks or a confusion matrix."""
+"""Overlap of two masks from three voxel counts: the only Dice of the package, for counts from masks or a confusion matrix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OverlapCounts:
-    """Voxels of a predicted mask and its reference.
+    """Voxel counts of a predicted mask and its reference.
 
     Attributes:
         num_predicted: voxels of the prediction.
@@ -29,19 +29,19 @@ class OverlapCounts:
 
     @classmethod
     def of_masks(cls, prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Self:
-        """Count two masks of one shape."""
+        """Count the voxels of two masks of the same shape."""
         return cls(int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), int(np.count_nonzero(prediction & reference)))
 
     @classmethod
     def of_confusion(cls, confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> Self:
-        """Count a region of some labels in (L, L) numbers of voxels by reference (row) and predicted label (column)."""
+        """Count a region of some labels in an (L, L) confusion matrix with reference labels in rows and predicted ones in columns."""
         members = list(labels)
         rows, columns = confusion[members], confusion[:, members]
         return cls(int(columns.sum()), int(rows.sum()), int(confusion[np.ix_(members, members)].sum()))
 
 
 def ratio(part: int, whole: int) -> float:
-    """Return part / whole; a ratio of nothing to nothing is undefined."""
+    """Return part / whole; NaN if the whole is 0."""
     return part / whole if whole else math.nan
 
 

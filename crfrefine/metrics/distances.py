@@ -10,13 +10,13 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# A search tree costs about thirty times as much for each boundary voxel as a distance transform does for each voxel of the box. The
-# tree wins on smooth regions, where the boundary is a small part of the box; the transform bounds the time on noise.
+# A search tree costs about thirty times as much per boundary voxel as a distance transform per voxel of the box. The tree
+# wins on smooth regions, where the boundary is a small part of the box; the transform bounds the time on noise.
 _VOXELS_PER_POINT = 30
 
 
 def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the voxels of a mask that share a face with a voxel outside of it, or with the border of the grid."""
+    """Return the voxels of a mask that share a face with a voxel outside it, or with the border of the grid."""
     inner = mask.copy(order="K")
     for axis in range(mask.ndim):
         whole, kept = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
@@ -29,15 +29,15 @@ def boundary(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def boundary_distances(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Measure how far each boundary voxel of one mask is from the nearest one of the other, center to center.
+    """Measure the distance from each boundary voxel of one mask to the nearest one of the other, center to center.
 
     Args:
         prediction: (*grid) not empty.
         reference: (*grid) not empty.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
 
     Returns:
-        Distances in mm from each boundary voxel of the prediction to the reference's boundary, and the other way round, in no certain
+        Distances in mm from each boundary voxel of the prediction to the reference's boundary, and the reverse, in no particular
         order.
     """
     edge, other = boundary(prediction), boundary(reference)
@@ -65,7 +65,7 @@ def _nearest_by_tree(points: NDArray[np.bool_], targets: NDArray[np.bool_], spac
 
 
 def _nearest_by_transform(points: NDArray[np.bool_], targets: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
-    """Return the same as `_nearest_by_tree`, in a time that depends on the size of the grid alone."""
+    """Return the same as `_nearest_by_tree`, in a time that depends only on the size of the grid."""
     from scipy import ndimage
 
     distances: NDArray[np.float64] = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points]

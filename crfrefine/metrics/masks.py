@@ -1,4 +1,4 @@
-"""Two masks of one region, and the metrics that are measured on them. `docs/reference/metrics.md` has the conventions, the same in all."""
+"""Two masks of one region, and the metrics measured on them. `docs/reference/metrics.md` has their common conventions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from crfrefine.metrics.distances import boundary_distances
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Three voxels of 0.1 mm are a little more than 0.3 mm in floating point, and an oblique 1 mm a little more than 1 mm in headers, which
-# keep float32 or six digits; they are within a tolerance of 0.3 mm or 1 mm all the same.
+# In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from a header with float32 or six digits
+# is slightly more than 1 mm; both must still be within a tolerance of 0.3 mm or 1 mm.
 _ROUNDING = 1e-5
 
 
 class MaskPair:
-    """A predicted mask and its reference; what several metrics need is computed once, and only if one of them is measured.
+    """A predicted mask and its reference; values shared by several metrics are computed once, and only if needed.
 
     Args:
-        prediction: (*grid), outside of which there is nothing.
-        reference: (*grid), outside of which there is nothing.
+        prediction: (*grid); nothing lies outside it.
+        reference: (*grid); nothing lies outside it.
         spacing: mm, one per grid axis.
         voxel_volume: cubic mm.
         tolerance_mm: of the surface Dice.
@@ -53,14 +53,14 @@ class MaskPair:
 
     @cached_property
     def directed_distances(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Distances in mm from each boundary to the other one; None where a mask is empty."""
+        """Distances in mm from each boundary to the other one; None if a mask is empty."""
         if not self.counts.num_predicted or not self.counts.num_reference:
             return None
         return boundary_distances(self.prediction, self.reference, self.spacing)
 
     @cached_property
     def distances(self) -> NDArray[np.float64] | None:
-        """The distances of both directions together."""
+        """The distances in both directions."""
         return None if self.directed_distances is None else np.concatenate(self.directed_distances)
 
 
@@ -70,14 +70,14 @@ def volume_ml(pair: MaskPair) -> float:
 
 
 def volume_difference_ml(pair: MaskPair) -> float:
-    """Return how much larger than the reference the prediction is, in ml."""
+    """Return the volume of the prediction minus that of the reference, in ml."""
     return (pair.counts.num_predicted - pair.counts.num_reference) * pair.voxel_volume / 1000.0
 
 
 def surface_dice(pair: MaskPair) -> float:
     """Return the share of all boundary voxels that are within the tolerance of the other boundary."""
     if pair.distances is None:
-        # No voxel of the only boundary is near the other one, of which there is none.
+        # One boundary is empty, so no voxel of the other one is near it.
         return ratio(0, pair.counts.num_predicted + pair.counts.num_reference)
     return float(np.count_nonzero(pair.distances <= pair.tolerance_mm * (1 + _ROUNDING)) / pair.distances.size)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ONE_VOXEL = (slice(0, 1), ...)
-"""What is measured where there is nothing."""
+"""The box to measure if both masks are empty."""
 
 
 def measure_case(
@@ -36,18 +36,18 @@ def measure_case(
     Args:
         prediction: (*grid) integers.
         reference: (*grid) integers.
-        regions: the labels that make up each named region.
-        spacing: mm, one a grid axis.
+        regions: the labels of each named region.
+        spacing: mm, one per grid axis.
         tolerance_mm: of the surface Dice.
         metrics: names of MASK_METRICS.
         ignore_label: voxels where the reference has this value count as background in both maps.
 
     Returns:
-        For each region the value of each metric; NaN where it is undefined.
+        The value of each metric for each region; NaN if undefined.
 
     Raises:
         GridMismatchError: the maps differ in shape.
-        InputError: a map does not hold integers, or the spacing is not one positive number an axis.
+        InputError: a map does not hold integers, or the spacing is not one positive number per axis.
         ConfigError: an unknown metric or a negative tolerance.
     """
     for name, labels in (("prediction", prediction), ("reference", reference)):
@@ -57,7 +57,7 @@ def measure_case(
     spacing = tuple(float(size) for size in spacing)
     occupied = (prediction != 0) | (reference != 0)
     box = bounding_box(occupied) or _ONE_VOXEL
-    # On the full grid, whose axes of a single voxel are known here and not after the crop.
+    # On the full grid: its axes of a single voxel are unknown after the crop.
     kept = tuple(axis for axis, size in enumerate(occupied.shape) if size > 1)
     found, wanted = _without_flat_axes(prediction[box], kept), _without_flat_axes(reference[box], kept)
     ignored = wanted == ignore_label if ignore_label is not None else None
@@ -95,7 +95,7 @@ def _measure(
     tolerance_mm: float,
     metrics: Sequence[str],
 ) -> dict[str, float]:
-    """Measure two masks on a grid around which there is nothing of either; the volume of a voxel is in cubic mm."""
+    """Measure two masks that are empty outside the grid; the volume of a voxel is in cubic mm."""
     box = bounding_box(prediction | reference) or _ONE_VOXEL
     pair = MaskPair(prediction[box], reference[box], spacing, voxel_volume, tolerance_mm)
     return {metric: MASK_METRICS[metric].measure(pair) for metric in metrics}
@@ -110,7 +110,7 @@ def _select(labels: NDArray[Any], wanted: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def _without_flat_axes(labels: NDArray[Any], kept: Sequence[int]) -> NDArray[Any]:
-    """Drop the axes along which the grid has a single voxel: along them a slice would be all boundary."""
+    """Drop the axes along which the grid has a single voxel: along them, every voxel of a slice would be boundary."""
     return labels.reshape([labels.shape[axis] for axis in kept] or [1])
 
 
@@ -127,9 +127,9 @@ def _check(
     if prediction.size == 0:
         raise InputError(f"label maps of shape {prediction.shape} have no voxels")
     if len(spacing) != prediction.ndim or not all(0 < size < math.inf for size in spacing):
-        raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one an axis, got {tuple(spacing)}")
+        raise InputError(f"spacing: expected {prediction.ndim} positive numbers in mm, one per axis, got {tuple(spacing)}")
     if not 0 <= tolerance_mm < math.inf:
-        raise ConfigError(f"tolerance_mm: expected a number of mm from 0 on, got {tolerance_mm}")
+        raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
     unknown = next((metric for metric in metrics if metric not in MASK_METRICS), None)
     if unknown is not None:
         raise ConfigError(f"unknown metric {unknown!r}; known are {', '.join(MASK_METRICS)}")

@@ -14,13 +14,13 @@ from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import shorten, shorten_value
 
 RESERVED = "mean"
-"""No region may be called so: it is what reports call the mean over regions."""
+"""Reserved name: reports use it for the mean over regions."""
 
 ALL_LABELS = "all"
-"""What tables call the calibration of all labels together; where there is such a row, no region may have this name."""
+"""Name that tables use for the calibration of all labels together; with such a row, no region may have this name."""
 
 MOST_OF_A_NAME = 200
-"""Characters of the name of a region, which stands in tables."""
+"""Most characters of a region's name, which appears in tables."""
 
 _MOST_DIGITS = 9
 _EXAMPLE = 'such as "core=1+3+4"'
@@ -32,7 +32,7 @@ class Region:
 
     Attributes:
         name: as reports show it.
-        labels: different numbers from 1 on, ascending.
+        labels: distinct numbers, 1 or larger, ascending.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Region:
 
 
 def parse_region(text: str) -> Region:
-    """Read a region as it is given on the command line, such as "core=1+3+4".
+    """Read a region from the command line, such as "core=1+3+4".
 
     Raises:
-        ConfigError: it has no name, or what follows is not labels joined by "+".
+        ConfigError: the name is missing, or is not followed by labels joined by "+".
     """
     name, equals, labels = text.partition("=")
     if not equals:
@@ -61,7 +61,7 @@ def read_regions(path: Path) -> tuple[Region, ...]:
     nnU-Net: then each name of "labels" is a region, background and "ignore" aside, followed by those of a "regions" entry, if there is one.
 
     Raises:
-        InputError: the file is not there, is not JSON, or an entry of it is not a region; the message names the entry.
+        InputError: the file does not exist, is not JSON, or has an entry that is not a region; the message names the entry.
     """
     content = read_json(path)
     try:
@@ -75,7 +75,7 @@ def read_regions(path: Path) -> tuple[Region, ...]:
         extra = content.get("regions", {})
         if not isinstance(extra, Mapping):
             raise ValueError('"regions": expected a mapping of names to labels')
-        # A region that is in both places, the same in both, is no contradiction.
+        # The same region in both places is not a contradiction.
         return _unique([*regions, *(region for region in _regions(extra.items()) if region not in regions)])
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
@@ -85,7 +85,7 @@ def regions_from_labels(labels: Mapping[str, int | Sequence[int]]) -> tuple[Regi
     """Return a region for each named label, or named set of labels, of a `dataset.json`; background and "ignore" are left out.
 
     Args:
-        labels: name to number, or to the numbers of a region; numbers to names, as version 1 of nnU-Net has it, are turned round.
+        labels: name to number, or to the numbers of a region; numbers to names, as in nnU-Net version 1, are reversed.
 
     Raises:
         InputError: an entry is not a region; the message names it.
@@ -116,7 +116,7 @@ def _unique(regions: Sequence[Region]) -> tuple[Region, ...]:
     names = [region.name for region in regions]
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"region {shorten_value(twice)} is there twice, with different labels")
+        raise ValueError(f"region {shorten_value(twice)} appears twice, with different labels")
     return tuple(regions)
 
 
@@ -127,7 +127,7 @@ def _region(name: str, labels: Any) -> Region:
     if len(name) > MOST_OF_A_NAME:
         raise ValueError(f"a name of {len(name)} characters; at most {MOST_OF_A_NAME}")
     if name == RESERVED:
-        raise ValueError(f'the name "{RESERVED}" is that of the mean over regions; choose another one')
+        raise ValueError(f'the name "{RESERVED}" is reserved for the mean over regions; choose another one')
     if isinstance(labels, str):
         labels = labels.split("+")
     elif not isinstance(labels, Sequence):
@@ -141,9 +141,9 @@ def _region(name: str, labels: Any) -> Region:
 def _label(value: Any) -> int:
     text = value.strip() if isinstance(value, str) else shorten_value(value)
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{shorten_value(value)} is not the number of a label; expected numbers from 1 on, {_EXAMPLE}")
+        raise ValueError(f"{shorten_value(value)} is not the number of a label; expected numbers of at least 1, {_EXAMPLE}")
     if not text.strip("0"):
-        raise ValueError("label 0 is the background; a region holds labels from 1 on")
+        raise ValueError("label 0 is the background; regions hold labels of at least 1")
     if len(text) > _MOST_DIGITS or int(text) > LARGEST_LABEL:
         raise ValueError(f"label {shorten(text, 20)}: label maps hold labels up to {LARGEST_LABEL}")
     return int(text)

@@ -1,7 +1,7 @@
-"""Every metric of the package: what computes it, what people call it, how its numbers are written, and which of them are better.
+"""All metrics of the package: their functions, names and number formats, and which values are better.
 
-Tables, charts, files and the verdict take names, order and wording from here; nothing else lists metrics. A new one is a function, an entry
-here, a row in `docs/reference/metrics.md` and a test.
+Tables, charts, files and the verdict take names, order and wording from here; nothing else lists metrics. A new metric needs a function,
+an entry here, a row in `docs/reference/metrics.md` and a test.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from crfrefine.metrics.reliability import ReliabilitySums
 
 Better = Literal["higher", "lower", "nearer_zero"]
 Empty = Literal["both", "prediction", "reference"]
-"""Which of the two masks of a region are empty: both, or only the one."""
+"""Which of the two masks of a region are empty: both, or only one."""
 
 RegionValues = dict[str, dict[str, float]]
 """Value of each metric, by region; NaN where undefined."""
 
 POINTS = 100.0
-"""Differences of ratios are shown in points, which are hundredths; the ratios themselves as they are, from 0 to 1."""
+"""Differences of ratios are shown in points (hundredths); the ratios themselves from 0 to 1."""
 
 _ADVICE = {"higher": "higher is better", "lower": "lower is better", "nearer_zero": "nearer to zero is better", None: "only describes"}
 _UNDEFINED: dict[frozenset[Empty], str] = {
@@ -38,18 +38,18 @@ _UNDEFINED: dict[frozenset[Empty], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric, as people read it.
+    """A metric and its presentation.
 
     Attributes:
-        name: in files and tables.
-        title: in headings, charts and sentences.
-        better: which values are better; None: it only describes.
-        unit: of its values; empty where they have none.
-        digits: after the point of a value.
+        name: name in files and tables.
+        title: name in headings, charts and sentences.
+        better: which values are better; None if it only describes.
+        unit: unit of its values; empty if they have none.
+        digits: decimals of a value.
         is_ratio: whether its values are from 0 to 1, and their differences shown in points.
         source: where `docs/` defines it.
-        in_overview: whether the terminal shows it after `evaluate`; the files and the report have all.
-        in_training: whether `train-crf` measures it, too.
+        in_overview: whether the terminal shows it after `evaluate`; files and report show all metrics.
+        in_training: whether `train-crf` measures it too.
     """
 
     name: str
@@ -69,39 +69,39 @@ class Metric:
 
     @property
     def undefined(self) -> str:
-        """Where it has no value, in words; empty where it always has one."""
+        """Where it has no value, in words; empty if it always has one."""
         return ""
 
     @property
     def difference_unit(self) -> str:
-        """Unit of differences as they are shown."""
+        """Displayed unit of differences."""
         return "points" if self.is_ratio else self.unit
 
     @property
     def difference_factor(self) -> float:
-        """From differences of values to the numbers shown."""
+        """Factor from differences of values to the displayed numbers."""
         return POINTS if self.is_ratio else 1.0
 
     @property
     def difference_digits(self) -> int:
-        """After the point of a difference."""
+        """Decimals of a difference."""
         return 2 if self.is_ratio else self.digits
 
     def value_text(self, value: float) -> str:
-        """Return a value as it is shown, without its unit; empty where undefined."""
+        """Return a value as displayed, without its unit; empty if undefined."""
         return _number(value, self.digits)
 
     def difference_text(self, difference: float, sign: str = "+") -> str:
-        """Return a difference of two values as it is shown, without its unit; empty where undefined.
+        """Return a difference of two values as displayed, without its unit; empty if undefined.
 
         Args:
             difference: of two values.
-            sign: "+" to have one in front of positive numbers, too; else "".
+            sign: "+" to put one in front of positive numbers; else "".
         """
         return _number(self.difference_factor * difference, self.difference_digits, sign)
 
     def interval_text(self, low: float, high: float, sign: str = "+") -> str:
-        """Return an interval of differences as it is shown; empty where undefined."""
+        """Return an interval of differences as displayed; empty if undefined."""
         return "" if math.isnan(low) else f"{self.difference_text(low, sign)} to {self.difference_text(high, sign)}"
 
 
@@ -110,8 +110,8 @@ class MaskMetric(Metric):
     """A metric of two masks.
 
     Attributes:
-        measure: computes it.
-        undefined_if_empty: which masks are empty where it has no value.
+        measure: the function that computes it.
+        undefined_if_empty: it has no value if these masks are empty.
     """
 
     measure: Callable[[MaskPair], float]
@@ -120,7 +120,7 @@ class MaskMetric(Metric):
 
     @property
     def undefined(self) -> str:
-        """Where it has no value, in words; empty where it always has one."""
+        """Where it has no value, in words; empty if it always has one."""
         return _UNDEFINED[self.undefined_if_empty]
 
 
@@ -148,7 +148,7 @@ class CalibrationMetric(Metric):
     """A metric of probabilities.
 
     Attributes:
-        measure: computes it from sums over at least one voxel.
+        measure: the function that computes it from sums over at least one voxel.
     """
 
     measure: Callable[[ReliabilitySums], float]
@@ -174,7 +174,7 @@ def _by_name(metrics: Iterable[Kind]) -> dict[str, Kind]:
 
 
 DICE = RatioMetric(name="dice", title="Dice", measure=_of_counts(counts.dice), in_overview=True, in_training=True)
-"""What the verdict is on."""
+"""The metric that the verdict is about."""
 
 MASK_METRICS = _by_name(
     (
@@ -200,7 +200,7 @@ MASK_METRICS = _by_name(
         MaskMetric(name="num_components", title="Components", measure=masks.num_components, digits=1),
     )
 )
-"""What is measured on masks, in the order of reports."""
+"""The metrics of masks, in the order of reports."""
 
 CALIBRATION_METRICS = _by_name(
     (
@@ -209,14 +209,14 @@ CALIBRATION_METRICS = _by_name(
         CalibrationMetric(name="nll", title="Negative log likelihood", measure=reliability.negative_log_likelihood),
     )
 )
-"""What is measured on probabilities, in the order of reports."""
+"""The metrics of probabilities, in the order of reports."""
 
 METRICS: dict[str, Metric] = {**MASK_METRICS, **CALIBRATION_METRICS}
 """All of them."""
 
 
 def metric_named(name: str) -> Metric:
-    """Return a metric; one that is not known, of a table made elsewhere, only describes, in the unit that its name ends with."""
+    """Return a metric. An unknown one, from a table made elsewhere, only describes, in the unit at the end of its name."""
     unit = name.rpartition("_")[2]
     return METRICS.get(name) or Metric(name=name, title=name, unit=unit if unit in ("mm", "ml") else "")
 

@@ -1,4 +1,4 @@
-"""Sums over voxels that tell how far probabilities can be trusted, and metrics of them. Conventions: `docs/reference/metrics.md`."""
+"""Sums over voxels that measure the reliability of probabilities, and their metrics. Conventions: `docs/reference/metrics.md`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NUM_BINS = 15
-"""Of equal width, between 0 and 1: what Guo et al. 2017 and most after them took."""
+"""Number of bins of equal width between 0 and 1, as in Guo et al. 2017 and most later work."""
 
 SMALLEST_PROBABILITY = 1e-7
-"""What happened counts as at least so probable: a single exact zero would make the mean infinite."""
+"""Smallest probability of the true outcome: a single exact zero would make the mean infinite."""
 
 
 class ReliabilitySums:
@@ -25,21 +25,21 @@ class ReliabilitySums:
         self.squares = self.logarithms = 0.0
 
     def add_binary(self, probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> None:
-        """Count how probable a region was said to be, and where it is."""
+        """Add the probabilities of a region, and where it is."""
         self._add_to_bins(probability, truth)
-        # 1 - p where the region is not: the probability of what is the case.
+        # 1 - p outside the region: the probability of the true outcome.
         of_truth = np.where(truth, probability, 1.0 - probability)
         self.squares += float(((1.0 - of_truth) ** 2).sum())
         self._add_logarithms(of_truth)
 
     def add_labels(self, probabilities: NDArray[np.float64], truth: NDArray[Any]) -> None:
-        """Count how probable the likeliest label was said to be, and where it is right; squares and logarithms are those of all labels."""
+        """Add the probability of the most probable label, and where it is right; squares and logarithms are over all labels."""
         best = probabilities.argmax(axis=0)
         voxels = np.arange(truth.size)
         self._add_to_bins(probabilities[best, voxels], best == truth)
         has_channel = truth < len(probabilities)
         of_truth = np.where(has_channel, probabilities[np.where(has_channel, truth, 0), voxels], 0.0)
-        # The sum of (p - y)² over labels is that of p², but for the label of the reference: (p - 1)² - p² = 1 - 2 p.
+        # The sum of (p - y)² over labels is that of p², except for the label of the reference: (p - 1)² - p² = 1 - 2 p.
         self.squares += float((probabilities**2).sum()) + float((1.0 - 2.0 * of_truth).sum())
         self._add_logarithms(of_truth)
 
@@ -53,7 +53,7 @@ class ReliabilitySums:
 
 
 def expected_calibration_error(sums: ReliabilitySums) -> float:
-    """Return the mean over voxels of how far confidence and share of hits differ in their bin.
+    """Return the mean over voxels of the difference between confidence and accuracy in their bin.
 
     Source:
         Guo et al. 2017, On calibration of modern neural networks, eq. 5.
@@ -71,5 +71,5 @@ def brier_score(sums: ReliabilitySums) -> float:
 
 
 def negative_log_likelihood(sums: ReliabilitySums) -> float:
-    """Return the mean of the negative logarithm of the probability of what is the case."""
+    """Return the mean negative logarithm of the probability of the true outcome."""
     return max(-sums.logarithms, 0.0) / sums.count

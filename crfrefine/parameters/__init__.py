@@ -1,1 +1,1 @@
-"""What can be set: the tables of a parameter file, their checks, TOML, presets, and their resolution to a case."""
+"""Parameters: the tables of a parameter file, their checks, TOML, presets, and their resolution for a case."""

@@ -1,6 +1,6 @@
 """Checks of single configuration values: each takes a value and its dotted key, returns the value in its final type, or raises ConfigError.
 
-Not for what depends on the case (numbers of labels, modalities, axes): `CrfParameters.resolve` compares lengths.
+Lengths that depend on the case (numbers of labels, modalities, axes) are checked by `CrfParameters.resolve`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from crfrefine.text import MOST_CHARACTERS, shorten, shorten_value
 Check = Callable[[Any, str], Any]
 
 LARGEST_PENALTY = 1e6
-"""Weights and penalties are in the unit of logits; their products must stay far inside float32's range, for marginals that are no noise."""
+"""Largest weight or penalty, in the unit of logits: products must stay far inside float32's range, or the marginals would be noise."""
 
 
 LARGEST_COUNT = 1_000_000
-"""Of steps: engines count in 32 bits and keep numbers of each step, and no model needs as many."""
+"""Largest number of iterations: engines count in 32 bits and store values per iteration, and no model needs as many."""
 
 describe = shorten_value
 
@@ -31,13 +31,13 @@ def plain(value: Any) -> Any:
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Say which known name is meant, or list them all."""
+    """Suggest a known name, or list them all."""
     close = difflib.get_close_matches(name[:MOST_CHARACTERS], list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
 
 
 def check_known(table: Mapping[str, object], known: Collection[str], prefix: str) -> None:
-    """Refuse keys that are not known: a misspelled key must not be ignored."""
+    """Refuse unknown keys: a misspelled key must not be ignored."""
     for name in table:
         if name not in known:
             raise ConfigError(f"{prefix}{shorten(name)}: unknown key; {suggestion(str(name), known)}")
@@ -152,7 +152,7 @@ def penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
         if matrix[index][index] != 0.0:
             raise ConfigError(
                 f"{key}[{index}][{index}]: the diagonal must be zero, got {matrix[index][index]:g}; "
-                "subtracting a row's diagonal entry from the whole row leaves the model as it is"
+                "subtracting a row's diagonal entry from the whole row does not change the model"
             )
     return matrix
 

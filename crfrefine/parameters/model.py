@@ -1,6 +1,6 @@
 """The parameters of a refinement: read from and written to TOML, addressed by dotted keys, resolved for a case.
 
-The tables and their keys are in sections.py; what the model does with them is in docs/reference/math.md.
+sections.py defines the tables and their keys; docs/reference/math.md defines the model.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 SCHEMA = 1
-_MOST_BYTES = 1 << 24  # Of a file; one with a penalty for each pair of a thousand labels has five megabytes.
-_MOST_DIGITS = 9  # Of the number of a kernel.
+_MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
+_MOST_DIGITS = 9  # Most digits of a kernel number.
 _MOST_OF_A_REASON = 200
 _MOST_OF_A_PATH = 300
 _SectionType = TypeVar("_SectionType", bound=Section)
@@ -62,7 +62,7 @@ class CrfParameters:
         spatial: the smoothness kernel.
         compatibility: the penalty matrix.
         mean_field: the iteration.
-        postprocess: cleaning of the label map.
+        postprocess: the cleaning of the label map.
 
     Raises:
         ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
@@ -98,13 +98,13 @@ class CrfParameters:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> CrfParameters:
-        """Read a preset by its name, or a TOML file; keys that a file leaves out have their default values.
+        """Read a preset by its name, or a TOML file; missing keys have their default values.
 
         Args:
             name_or_path: a name that `list_presets` returns, or the path of a file.
 
         Raises:
-            ConfigError: there is no such preset or file, it is not TOML, or a key or value in it is wrong.
+            ConfigError: the preset or file does not exist, is not TOML, or has a wrong key or value.
         """
         path = find_config(name_or_path)
         try:
@@ -143,7 +143,7 @@ class CrfParameters:
         return cls(**{name: _sections_from(name, value) for name, value in table.items() if name != "schema"})
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain Python values with the keys of the file; keys that are not set are left out."""
+        """Nested plain Python values with the keys of the file; unset keys are left out."""
         result: dict[str, Any] = {"schema": SCHEMA}
         for name in SECTIONS:
             value = getattr(self, name)
@@ -169,10 +169,10 @@ class CrfParameters:
         return text
 
     def save(self, path: str | Path, comment: str = "") -> None:
-        """Write a TOML file that `load` reads back to equal parameters; a file that is there is replaced at once or not at all.
+        """Write a TOML file that `load` reads back to equal parameters; an existing file is replaced atomically.
 
         Args:
-            path: the file to write; a character device or a pipe is written to as it is.
+            path: the file to write; a character device or a pipe is written to directly.
             comment: lines for the head of the file, without the comment sign.
 
         Raises:
@@ -214,7 +214,7 @@ class CrfParameters:
         return dataclasses.replace(base, bilateral=tuple(kernels), **sections)
 
     def _kernel_key(self, index: int) -> str:
-        """Prefix of the keys of an appearance kernel: numbered where there are several."""
+        """Prefix of the keys of an appearance kernel: numbered if there are several."""
         return f"bilateral.{index}" if len(self.bilateral) > 1 else "bilateral"
 
     def _address(self, key: str) -> tuple[str, int, str]:
@@ -300,7 +300,7 @@ class CrfParameters:
 
 
 def _suggested_key(key: str) -> str:
-    """Say which dotted key is meant: `theta_alpha` is bilateral.theta_alpha's last word, `bilatral.weight` is nearly right."""
+    """Suggest a dotted key: `theta_alpha` is the last part of bilateral.theta_alpha, `bilatral.weight` a misspelling."""
     known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
     section, _, entry = key.partition(".")
     if key and not entry:
@@ -321,7 +321,7 @@ def _check_length(value: Sequence[object], key: str, what: str, size: int) -> No
 
 
 def _per_modality(value: Any, key: str, num_modalities: int) -> tuple[Any, ...]:
-    """Spread a word or a pair over the modalities, or check the length of a list of these."""
+    """Repeat a word or a pair for each modality, or check the length of a list."""
     if isinstance(value, tuple) and isinstance(value[0], str | tuple):
         if len(value) != num_modalities:
             _check_length(value, key, "modality", num_modalities)
@@ -335,7 +335,7 @@ def intensity_by_modality(
     """Normalization, percentiles and window of each modality.
 
     Args:
-        parameters: with one entry for all modalities or one each.
+        parameters: with one entry for all modalities, or one per modality.
         num_modalities: channels of the image.
 
     Raises:
@@ -367,7 +367,7 @@ def _sections_from(name: str, value: Any) -> Any:
 
 
 def _edited(base: _SectionType | type[_SectionType], values: Mapping[str, Any], prefix: str) -> _SectionType:
-    """The section `base` (a class: its defaults) with some values changed; errors name keys by `prefix`."""
+    """The section `base` (for a class, its defaults) with some values changed; errors name keys by `prefix`."""
     fields = {entry.name: entry for entry in dataclasses.fields(base)}
     checks.check_known(values, fields, f"{prefix}.")
     checked = {name: fields[name].metadata["check"](value, f"{prefix}.{name}") for name, value in values.items()}
@@ -383,10 +383,10 @@ def _plain_section(section: Section) -> dict[str, Any]:
 
 
 def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
-    """Return parameters from what a caller may give for them: themselves, a preset's name, a file's path, or None for `default`.
+    """Return parameters from an argument: CrfParameters, a preset's name, a file's path, or None for `default`.
 
     Raises:
-        ConfigError: something else, or there is no such preset or file.
+        ConfigError: another type, or the preset or file does not exist.
     """
     if parameters is None:
         return CrfParameters()
@@ -413,7 +413,7 @@ def list_presets() -> list[str]:
 
 
 def find_config(name_or_path: str | Path) -> Path:
-    """Return the file of a preset's name or of a path; raises ConfigError where there is none."""
+    """Return the file of a preset's name or of a path; raises ConfigError if there is none."""
     presets = list_presets()
     if isinstance(name_or_path, str) and name_or_path in presets:
         return configs_dir() / f"{name_or_path}.toml"
@@ -428,16 +428,16 @@ def find_config(name_or_path: str | Path) -> Path:
     if is_folder:
         raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
     if is_there:
-        raise ConfigError(f"{path}: is no regular file; give a TOML file or a preset ({', '.join(presets)})")
-    raise ConfigError(f"{shorten(name_or_path, _MOST_OF_A_PATH)}: there is no such file and no such preset; presets: {', '.join(presets)}")
+        raise ConfigError(f"{path}: is not a regular file; give a TOML file or a preset ({', '.join(presets)})")
+    raise ConfigError(f"{shorten(name_or_path, _MOST_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
 
 
 def _toml_problem(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "lists or tables are nested too deeply"
-    # Python reads integers of up to 4300 digits, and says so in its own words.
+    # Python reads integers of at most 4300 digits; its message about that is not for users.
     is_known = isinstance(error, tomllib.TOMLDecodeError)
-    return shorten(error, _MOST_OF_A_REASON) if is_known else "a number of more digits than can be read, or no date"
+    return shorten(error, _MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
 
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")

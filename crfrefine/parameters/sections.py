@@ -1,6 +1,6 @@
-"""The tables of a parameter file as checked dataclasses, one a table.
+"""The tables of a parameter file as checked dataclasses, one per table.
 
-Every key, its unit and its meaning stand once, in the fields' metadata; files written by `CrfParameters.save` carry them as comments.
+The fields' metadata hold every key's unit and meaning; files written by `CrfParameters.save` have them as comments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.parameters import checks
 
 LARGEST_TEMPERATURE = 1e6
-"""Far beyond what leaves anything of the logits; how small it may be depends on them (`refine`)."""
+"""Far above any temperature that preserves the logits; the smallest one depends on the logits (`refine`)."""
 
 _positive = checks.in_range(0.0, low_open=True)
 
@@ -33,7 +33,7 @@ class Section:
 
     def _check(self, prefix: str) -> None:
         for entry in dataclasses.fields(self):
-            # The dataclass is frozen for its users; this only puts values into their final type.
+            # The dataclass is frozen for its users; this only converts values to their final type.
             object.__setattr__(self, entry.name, entry.metadata["check"](getattr(self, entry.name), f"{prefix}.{entry.name}"))
         self._check_together(prefix)
 
@@ -114,9 +114,9 @@ class MeanFieldParameters(Section):
     """How the marginals are computed."""
 
     section: ClassVar[str] = "mean_field"
-    num_iterations: int = _key(5, checks.whole(1), "steps, at most")
+    num_iterations: int = _key(5, checks.whole(1), "largest number of iterations")
     tolerance: float = _key(
-        1e-5, checks.in_range(0.0), "nats a voxel: mean KL between two steps that counts as converged; 0 = always all the steps"
+        1e-5, checks.in_range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
     )
     temperature: float = _key(1.0, checks.in_range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
     normalization: str = _key("symmetric", checks.choice("symmetric", "after", "none"), "symmetric | after | none")
@@ -131,11 +131,11 @@ class MeanFieldParameters(Section):
 
 @dataclass(frozen=True)
 class PostprocessParameters(Section):
-    """What is done to the label map after the CRF."""
+    """Cleaning of the label map after the CRF."""
 
     section: ClassVar[str] = "postprocess"
     keep_largest: str = _key(
-        "none", checks.choice("none", "foreground", "each"), "none | foreground (all labels together) | each (label by itself)"
+        "none", checks.choice("none", "foreground", "each"), "none | foreground (all labels together) | each (each label separately)"
     )
     min_component_ml: float = _key(0.0, checks.in_range(0.0), "ml; smaller components (found as for keep_largest) become background")
 

@@ -1,1 +1,1 @@
-"""How volumes are shown: upright, cropped, windowed, and the preview of a case."""
+"""Display of volumes (upright, cropped, windowed), and the preview picture of a case."""

@@ -1,4 +1,4 @@
-"""Volumes as people look at them: upright, cropped around what matters, windowed, and a color for each label."""
+"""Prepare volumes for display: upright, cropped around the foreground, windowed, with a color for each label."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Okabe & Ito 2008: told apart with every common color vision deficiency, and on gray.
+# Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
-"""Of the labels 1 to 7; the next seven use them again."""
+"""Colors of the labels 1 to 7; the next seven reuse them."""
 
 PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
 """Name, axis across the picture and axis up the picture, of an upright volume."""
@@ -34,14 +34,14 @@ def label_color(label: int) -> str:
 
 @dataclass(frozen=True)
 class Upright:
-    """How an array is turned to (right to left, posterior to anterior, inferior to superior), as nearly as its axes allow.
+    """How to turn an array to (right to left, posterior to anterior, inferior to superior), as nearly as its axes allow.
 
-    The patient's right is shown at the left, as radiologists look at it.
+    The patient's right is shown at the left, as in radiology.
 
     Attributes:
         axis_order: the axis of the array that becomes each axis of the upright one.
-        flips: whether it is reversed.
-        sides: the letters of both ends of each upright axis, such as "RL"; empty where it is not known what is up.
+        flips: whether each of these axes is reversed.
+        sides: the letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown.
     """
 
     axis_order: tuple[int, ...]
@@ -50,7 +50,7 @@ class Upright:
 
     @classmethod
     def of(cls, affine: NDArray[np.float64] | None, num_dims: int) -> Upright:
-        """Return how an array on a grid is turned; of a grid without an affine, and of one that is not 3-D, not at all."""
+        """Return how to turn an array on a grid; grids without an affine and grids that are not 3-D are not turned."""
         if affine is None or num_dims != 3:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
         codes = orientation_codes(affine)
@@ -59,18 +59,18 @@ class Upright:
         return cls(axis_order, flips, SIDES)
 
     def turn(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the array upright, a view; axes beyond those of the grid stay where they are."""
+        """Return the array upright, a view; further axes stay in place."""
         array = array.transpose(*self.axis_order, *range(len(self.axis_order), array.ndim))
         return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
 def find_largest_change(before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], window_mm: float = 12.0) -> tuple[int, ...]:
-    """Return the voxel with the most changed voxels around it; without a change the middle of the foreground, or of the grid.
+    """Return the voxel with the most changed voxels around it; without changes, the middle of the foreground, or of the grid.
 
     Args:
         before: (*grid) labels.
         after: (*grid) labels.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
         window_mm: edge of the box in which changed voxels are counted.
     """
     from scipy.ndimage import uniform_filter
@@ -78,7 +78,7 @@ def find_largest_change(before: NDArray[Any], after: NDArray[Any], spacing: Sequ
     changed = before != after
     if changed.any():
         box = [2 * round(window_mm / 2 / step) + 1 for step in spacing]  # odd, so that it has a middle
-        # Only voxels that changed themselves: a plane next to the change would show nothing.
+        # Only changed voxels qualify: a plane next to the change would show nothing.
         density = np.where(changed, uniform_filter(changed.astype(np.float32), box, mode="constant"), -1)
         return tuple(int(i) for i in np.unravel_index(int(density.argmax()), density.shape))
     foreground = np.argwhere(after > 0)
@@ -88,11 +88,11 @@ def find_largest_change(before: NDArray[Any], after: NDArray[Any], spacing: Sequ
 
 
 def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[slice]:
-    """Return slices around all of the foreground with a margin, so that small structures are not lost in a large field of view.
+    """Return slices around the foreground with a margin, so that small structures are visible in a large field of view.
 
     Args:
-        foreground: (*grid); the whole grid is kept where it is empty.
-        steps: mm, one a grid axis.
+        foreground: (*grid); if it is empty, the whole grid is kept.
+        steps: mm, one per grid axis.
     """
     box = bounding_box(foreground)
     if box is None:
@@ -106,7 +106,7 @@ def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[s
 
 
 def display_range(image: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the intensities shown black and white: nearly all of those that are finite and not exactly zero, which is often no tissue."""
+    """Return the black and white levels: they span nearly all finite intensities except exact zeros, which are often not tissue."""
     sample = image[np.isfinite(image) & (image != 0)]
     if sample.size < 2:
         return 0.0, 1.0

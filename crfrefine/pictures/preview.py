@@ -1,6 +1,6 @@
-"""The picture of one case: image, network's contour, refined contour and what changed, in the planes through the largest change.
+"""The picture of one case: image, network contour, refined contour and changed voxels, in planes through the largest change.
 
-Matplotlib is imported when a picture is drawn, never before.
+Matplotlib is imported only when a picture is drawn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Plane:
     """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the bottom."""
 
     name: str
-    edges: tuple[str, str, str, str]  # letters at the left, right, bottom and top: where the patient's sides are
+    edges: tuple[str, str, str, str]  # letters of the patient's sides at the left, right, bottom and top
     size_mm: tuple[float, float]  # width, height
     image: NDArray[np.float32]
     before: NDArray[Any]
@@ -55,13 +55,13 @@ def draw_preview(
     title: str = "",
     subtitle: str = "",
 ) -> bytes:
-    """Draw what the refinement did to one case and return the picture as PNG.
+    """Draw the effect of the refinement on one case and return the picture as PNG.
 
     Args:
         image: (M, *grid) any intensity; the first modality is shown.
         before: (*grid) integer labels of the network's argmax; 0 is background.
         after: (*grid) integer labels after refinement.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
         affine: (4, 4) voxel to world RAS+; with it the planes are upright and the patient's sides are named.
         title: first line, such as the case's name.
         subtitle: second line, such as its numbers.
@@ -110,15 +110,15 @@ def draw_preview(
 def _cut_planes(
     image: NDArray[np.float32], before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], affine: NDArray[np.float64] | None
 ) -> list[_Plane]:
-    """Cut the volume through its largest change, upright where the affine says what is up, and cropped around the labels."""
+    """Cut the volume through its largest change, upright if the affine gives the orientation, and cropped around the labels."""
     keep = min(3, before.ndim)
     pose = Upright.of(affine, keep)
     sides = pose.sides
     shown, network, refined = pose.turn(image[0]), pose.turn(before), pose.turn(after)
     steps = [float(spacing[axis]) for axis in pose.axis_order]
-    # Looked for in the upright volume: of two equal changes, a patient stored in another orientation must show the same one.
+    # Searched in the upright volume: of two equal changes, the same one must be shown whatever the stored orientation.
     point = find_largest_change(network, refined, [*steps, *(float(step) for step in spacing[keep:])])
-    for moment in reversed(point[keep:]):  # further axes (time) are held where the change is
+    for moment in reversed(point[keep:]):  # further axes (time) are fixed at the change
         shown, network, refined = shown[..., moment], network[..., moment], refined[..., moment]
     crop = crop_around((network > 0) | (refined > 0), steps)
     window = display_range(shown)
@@ -178,7 +178,7 @@ def _draw_contours(axes: Axes, labels: NDArray[Any], size_mm: tuple[float, float
         rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
         first_row, first_column = int(rows[0]), int(columns[0])
         inside = inside[first_row : rows[-1] + 1, first_column : columns[-1] + 1]
-        # A contour cuts corners: of finer pixels it cuts off so little that the voxels show.
+        # A contour cuts corners; with finer pixels it cuts off so little that the voxels stay visible.
         fine = np.pad(inside.repeat(_FINER, axis=0).repeat(_FINER, axis=1).astype(np.float32), 1)
         x = ((np.arange(fine.shape[1]) - 0.5) / _FINER + first_column) * steps[0]
         y = ((np.arange(fine.shape[0]) - 0.5) / _FINER + first_row) * steps[1]
@@ -220,7 +220,7 @@ def _draw_legend(figure: Figure, planes: Sequence[_Plane]) -> None:
 
 
 def _drawable(text: str) -> str:
-    """Return the text with a question mark for what the font has no glyph of, which would be drawn as a box under a warning."""
+    """Replace characters that the font lacks with question marks; they would be drawn as boxes, with a warning."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans"))

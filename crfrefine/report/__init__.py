@@ -1,6 +1,6 @@
-"""One self-contained page that shows what a method did to each case: `report.html`. Numbers and volumes come from the caller.
+"""The report: one self-contained page, `report.html`, with the effect of a method on each case. The caller provides numbers and volumes.
 
-`docs/reference/report.md` says what stands on the page and what it costs.
+`docs/reference/report.md` describes the page and its costs.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from crfrefine.report.viewer import read_viewer, viewer_case
 __all__ = ["CaseImages", "ReportInput", "missing_viewer", "write_report"]
 
 MOST_BYTES_OF_CASE = 3_000_000
-"""That a case adds to the page for the viewer."""
+"""Most bytes that a case adds to the page for the viewer."""
 
 MOST_BYTES_OF_VIEWER = 15_000_000
-"""That all cases together add for it: a page of twenty megabytes still opens at once and passes as an attachment."""
+"""Most bytes that all cases add for the viewer: a page of twenty megabytes still opens at once and can be sent as an attachment."""
 
 
 def missing_viewer() -> str:
-    """Return why reports have no slice viewer on this machine, and what to do about it; empty if they have one."""
+    """Return why reports on this machine have no slice viewer, and what to do about it; empty if they have one."""
     return _viewer()[1]
 
 
 def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progress: Callable[[str, int, int], None] | None = None) -> None:
-    """Write the report, whole or not at all.
+    """Write the report atomically.
 
-    Without the package that ships the slice viewer, the page has the pictures alone and says why: see `missing_viewer`.
+    Without the package that ships the slice viewer, the page has only the pictures and says why: see `missing_viewer`.
 
     Args:
-        path: of the page.
-        report: what it says.
-        num_shown: how many of the worst, the median and the best cases are shown each.
-        progress: called with the name of a case that is about to be drawn, how many are done, and how many there are.
+        path: file of the page.
+        report: contents of the page.
+        num_shown: number of worst, median and best cases to show, each.
+        progress: called before a case is drawn, with its name, the number of cases done, and the number of cases to draw.
 
     Raises:
         CrfRefineError: the page cannot be written. A case whose volumes cannot be read is named on the page instead.
@@ -55,11 +55,11 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
         most_bytes = min(MOST_BYTES_OF_CASE, MOST_BYTES_OF_VIEWER // len(chosen))
         views.append(_view(report, shown, f"case-{number}", most_bytes if source else 0))
     page = render(report, views, source, problem)
-    write_small_file(path, page.encode("utf-8", "backslashreplace"))  # names of files need not be text
+    write_small_file(path, page.encode("utf-8", "backslashreplace"))  # file names need not be valid text
 
 
 def _viewer() -> tuple[str, str]:
-    """The source of the slice viewer, or why there is none; the other is empty."""
+    """The source of the slice viewer, or the reason why there is none; the other one is empty."""
     try:
         return read_viewer(), ""
     except BackendUnavailableError as error:

@@ -1,7 +1,7 @@
-"""The charts of two methods on the same cases: paired lines, Bland-Altman, differences; and of one method alone its values.
+"""Charts of two methods on the same cases (paired lines, Bland-Altman, differences), and of the values of one method.
 
-Better, worse and equal differ in color, in the shape of the mark and in the line. With many cases the marks of one kind become one path
-without tooltips, and of very many only some are drawn, the extremes always among them: the page stays small, and says so.
+Better, worse and equal differ in color, mark shape and line style. With many cases, the marks of one kind become one path without
+tooltips; with very many, only some are drawn, always including the extremes. The page stays small, and says so.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_MARKS = 150
-"""Cases up to which each has a mark of its own with a tooltip."""
+"""Largest number of cases with one mark and tooltip per case."""
 
 MOST_DRAWN = 300
-"""Cases up to which all are drawn."""
+"""Largest number of cases that are all drawn."""
 
 _KINDS = {1: "better", -1: "worse", 0: "equal"}
 
 
 def drawn_cases(pairs: Pairs) -> NDArray[np.intp]:
-    """Return which cases are drawn, in order of their difference: all, or evenly many of them with both ends."""
+    """Return the cases to draw, ordered by difference: all, or an evenly spaced subset with both ends."""
     order = np.argsort(pairs.differences, kind="stable")
     if len(order) <= MOST_DRAWN:
         return order
@@ -68,7 +68,7 @@ def paired_plot(name: str, pairs: Pairs, wording: Wording, before: str, after: s
 
 
 def bland_altman_plot(name: str, pairs: Pairs, wording: Wording) -> str:
-    """Draw the difference of each case over the mean of both values, with the mean difference and its limits of agreement.
+    """Draw each case's difference over the mean of its two values, with the mean difference and the limits of agreement.
 
     Source:
         Bland & Altman 1986, Lancet 327 (8476), 307-310.
@@ -101,12 +101,12 @@ def bland_altman_plot(name: str, pairs: Pairs, wording: Wording) -> str:
 def difference_plot(
     name: str, pairs: Pairs, wording: Wording, mean: float | None = None, interval: tuple[float, float] | None = None
 ) -> str:
-    """Draw the distribution of the differences as stacked dots, or of the values where there is no baseline.
+    """Draw the distribution of the differences as stacked dots; without a baseline, of the values.
 
     Args:
-        name: of the drawing.
+        name: name of the drawing.
         pairs: the values.
-        wording: of the metric.
+        wording: wording of the metric.
         mean: of the comparison; default: that of the values.
         interval: of the comparison's mean difference; default: a bootstrap of the values.
     """
@@ -147,7 +147,7 @@ def difference_plot(
 
 
 def _add_stacks(plot: Plot, pairs: Pairs, wording: Wording, x: Scale, factor: float) -> None:
-    """Add a dot a case where they fit, else bars that count them."""
+    """Add one dot per case if they fit, else bars that count them."""
     left, right, top, bottom = plot.inner
     values = pairs.differences
     room = bottom - top - 48
@@ -160,7 +160,7 @@ def _add_stacks(plot: Plot, pairs: Pairs, wording: Wording, x: Scale, factor: fl
         return
     metric = wording.metric
     number, unit = (wording.number, metric.unit) if pairs.before is None else (wording.change, metric.difference_unit)
-    # Zero is an edge: no bar holds gains and losses.
+    # Zero is an edge: no bar mixes gains and losses.
     step = round_ticks(x.low, x.high, 30)
     width_of_bin = step[1] - step[0]
     edges = np.arange(np.floor(x.low / width_of_bin), np.ceil(x.high / width_of_bin) + 1) * width_of_bin
@@ -185,7 +185,7 @@ def _add_stacks(plot: Plot, pairs: Pairs, wording: Wording, x: Scale, factor: fl
 
 
 def _stacked(places: list[float], size: float) -> list[int]:
-    """Return a level for each mark, the lowest where it covers none of those before it."""
+    """Return a level for each mark: the lowest one where it covers none of the earlier marks."""
     levels = [0] * len(places)
     last: list[float] = []
     for index in sorted(range(len(places)), key=lambda index: places[index]):
@@ -207,7 +207,7 @@ def _add_points(plot: Plot, pairs: Pairs, wording: Wording, x: list[float], y: l
 
 
 def _add_marks(plot: Plot, gain: int, tips: list[str], lines: list[str], marks: list[str], *, alone: bool) -> None:
-    """Add marks with their lines, one element a case with a tooltip, or all in one where they are many."""
+    """Add marks with their lines: one element with a tooltip per case, or a single element if there are many."""
     if not marks:
         return
     kind = _KINDS[gain]
@@ -246,7 +246,7 @@ def _count_text(pairs: Pairs, after: str) -> str:
 
 
 def _apart(places: list[float], distance: float) -> list[float]:
-    """Move labels apart so that none covers another, in the order in which they lie."""
+    """Move labels apart so that they do not overlap; their order stays."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
     for upper, lower in itertools.pairwise(order):

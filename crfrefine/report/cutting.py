@@ -1,4 +1,4 @@
-"""One case made ready to be shown: upright, cropped around its labels, gray values in 8 bits, and what changed where."""
+"""Prepare a case for display: upright, cropped around its labels, gray values in 8 bits, and a map of changes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GAINED, LOST, RELABELED = 1, 2, 3
-"""What happened to a changed voxel: it got a label, lost it, or has another one."""
+"""Kinds of changed voxels: gained a label, lost its label, or has another label."""
 
 CHANGE_COLORS = {GAINED: "#00FFFF", LOST: "#FF40E0", RELABELED: "#FFE100"}
-"""Cyan, magenta and yellow: no colors of labels, and told apart with every common color vision deficiency, and on gray."""
+"""Cyan, magenta and yellow: no label has these colors; they are distinguishable with every common color vision deficiency, and on gray."""
 
 
 @dataclass(frozen=True)
 class FileAxis:
-    """How the voxels along an upright axis are counted in the file, from 1: other viewers show the same slice under this number.
+    """The numbers in the file of the voxels along an upright axis, from 1, as other viewers count slices.
 
     Attributes:
-        number: of the file's axis, from 0.
+        number: index of the file's axis, from 0.
         first: number of the first voxel.
-        step: from a voxel to the next one, negative where the axis is flipped.
+        step: from one voxel to the next, negative if the axis is flipped.
         size: the number of voxels in the file.
     """
 
@@ -39,21 +39,21 @@ class FileAxis:
 
     @classmethod
     def of(cls, number: int, size: int, crop: slice, *, is_flipped: bool) -> FileAxis:
-        """Return that of an axis of which a part is kept, counted as it is shown."""
+        """Return the counting after a crop; the kept part is given in upright order."""
         return cls(number, size - crop.start if is_flipped else crop.start + 1, -1 if is_flipped else 1, size)
 
     def coarser(self, factor: int, middle: int) -> FileAxis:
-        """Return that of voxels that are larger by a factor and stand for their middle one."""
+        """Return the counting of voxels merged by a factor, each represented by its middle voxel."""
         return replace(self, first=self.first + self.step * middle, step=self.step * factor)
 
     def place(self, index: int) -> str:
-        """Return where a voxel is, in words."""
+        """Return the position of a voxel in words."""
         return f"voxel {self.first + self.step * index} of {self.size} along the file’s {('first', 'second', 'third')[self.number]} axis"
 
 
 @dataclass(frozen=True)
 class UprightCase:
-    """A case whose axes run from right to left, posterior to anterior and inferior to superior, as nearly as they do.
+    """A case whose axes run, as nearly as possible, from right to left, posterior to anterior and inferior to superior.
 
     Attributes:
         case: its name.
@@ -61,11 +61,11 @@ class UprightCase:
         reference: (x, y, z) labels.
         before: (x, y, z) labels; None without a baseline.
         after: (x, y, z) labels.
-        changes: (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference where there is no baseline.
-        steps: mm, one an axis.
+        changes: (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference without a baseline.
+        steps: mm, one per axis.
         point: the voxel with the most changes around it.
-        axes: of the file, one an axis.
-        reduced: by how much the voxels were made larger, an integer an axis.
+        axes: the counting in the file, one per axis.
+        reduced: the factor by which voxels were enlarged, one integer per axis.
     """
 
     case: str
@@ -111,7 +111,7 @@ def upright_case(images: CaseImages) -> UprightCase:
 
 def _gray_values(image: NDArray[np.float32], box: tuple[slice, ...]) -> NDArray[np.uint8]:
     low, high = display_range(image)
-    # Where there is no number, as outside of the brain in the images of some programs, it is black. In place: volumes can be large.
+    # NaN becomes black; some programs write it outside the brain. In place: volumes can be large.
     shown = np.nan_to_num(image[box].astype(np.float32), copy=False, nan=low, posinf=high, neginf=low)
     shown -= low
     shown *= 255 / (high - low)
@@ -119,7 +119,7 @@ def _gray_values(image: NDArray[np.float32], box: tuple[slice, ...]) -> NDArray[
 
 
 def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return what happened to each voxel."""
+    """Return the kind of change of each voxel."""
     changes = np.zeros(after.shape, np.uint8)
     changed = before != after
     changes[changed] = RELABELED
@@ -129,9 +129,9 @@ def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uin
 
 
 def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
-    """Return the case with voxels so large that there are no more than allowed; the finest axes are made coarser first.
+    """Return the case with voxels enlarged until there are no more than allowed; the finest axes are coarsened first.
 
-    Gray values are means over the new voxels; labels are those of the middle voxel, so a map never holds what was in none.
+    Gray values are means over the new voxels; labels come from the middle voxel, so no new label can appear.
     """
     factors = [1, 1, 1]
     shape = case.after.shape

@@ -1,4 +1,4 @@
-"""Pictures as data URLs: gray values, and labels as colors on nothing."""
+"""Pictures as data URLs: gray values, and labels as colors on a transparent background."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def label_png(labels: NDArray[Any], colors: Mapping[int, str]) -> str:
 
 
 def sprite(volume: NDArray[Any]) -> NDArray[Any]:
-    """Return (x, y, z) as one picture of all sagittal slices, row by row, each (z from top to bottom, y): what brainsprite takes.
+    """Return (x, y, z) as one picture of all sagittal slices, row by row, each (z from top to bottom, y), as brainsprite expects.
 
     Free places at the end are filled with zeros.
     """
@@ -49,7 +49,7 @@ def sprite(volume: NDArray[Any]) -> NDArray[Any]:
 
 
 def sprite_columns(shape: tuple[int, ...]) -> int:
-    """Return how many slices lie side by side, so that the picture is about square: canvases are limited in each direction."""
+    """Return the number of slices side by side that makes the picture about square: canvases are limited in each direction."""
     num_x, num_y, num_z = shape
     return int(np.clip(round(np.sqrt(num_x * num_z / num_y)), 1, num_x))
 

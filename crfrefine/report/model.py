@@ -1,4 +1,4 @@
-"""What a report is made of: numbers that were computed elsewhere, and the volumes of the few cases that it shows."""
+"""The contents of a report: numbers computed elsewhere, and the volumes of the few cases that it shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CaseImages:
-    """The volumes of one case, all on one grid, as stored: the report turns them upright itself.
+    """The volumes of one case, all on one grid, as stored; the report turns them upright.
 
     Attributes:
         case: its name.
@@ -38,22 +38,22 @@ class CaseImages:
 
 @dataclass(frozen=True)
 class ReportInput:
-    """All that a report says.
+    """The contents of a report.
 
     Attributes:
-        title: its heading.
+        title: heading of the report.
         table: the measurements: cases, regions, metrics and methods.
-        method: the method that is judged.
-        baseline: what it is compared with; None: the report shows the method alone.
-        summary: a row a method, region and metric.
-        verdict: what comes first; None without a baseline.
+        method: the judged method.
+        baseline: the method it is compared with; None: the report shows only the judged method.
+        summary: one row per method, region and metric.
+        verdict: shown first; None without a baseline.
         region_labels: the labels of each region.
-        region_titles: what people call each region; default: its name.
-        failures: the cases that could not be evaluated, with the reason.
+        region_titles: displayed name of each region; default: its name.
+        failures: cases that could not be evaluated, with the reason.
         settings: shown at the end, such as folders, tolerance, version, date and command line.
         load_case: reads the volumes of one case; called only for the cases that are shown.
-        left_out: which cases lack a file and are left out, a line; empty where none is.
-        mean_regions: the regions that the mean over regions is taken of; default: those of the verdict, else all whose labels are known.
+        left_out: one line about the incomplete cases that are left out; empty if there are none.
+        mean_regions: the regions that the mean over regions covers; default: those of the verdict, else all whose labels are known.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""The cuts through a case's largest change, as panels of SVG: image, reference, before, after, changes; contours stay sharp at any size."""
+"""Cuts through a case's largest change, as SVG panels: image, reference, before, after, changes. Contours are sharp at any size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Cut:
-    """One plane of a case: its name, where it lies, and its panels."""
+    """One plane of a case: its name, its position, and its panels."""
 
     name: str
     place: str
@@ -39,11 +39,11 @@ class Cut:
 
 
 def cuts_of(name: str, case: UprightCase, before: str, after: str) -> list[Cut]:
-    """Cut a case in three planes; planes that are a line, as of a single slice, are left out.
+    """Cut a case in three planes; planes that are only a line, as with a single slice, are left out.
 
     Args:
-        name: unique in the page; names the elements that others refer to.
-        case: to be shown.
+        name: unique in the page; prefix of the ids of elements that others refer to.
+        case: the case to show.
         before: name of the baseline.
         after: name of the judged method.
     """
@@ -98,7 +98,7 @@ def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before:
 
 
 def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: float) -> str:
-    """Return the changed voxels, each kind in its color and pattern; the pitch of the patterns is in mm."""
+    """Return the changed voxels, each kind with its color and pattern; the pitch of the patterns is in mm."""
     unit = f"{pitch:.4g}"
     fills = {GAINED: CHANGE_COLORS[GAINED], LOST: f"url(#{name}-hatched)", RELABELED: f"url(#{name}-dotted)"}
     square = element("rect", width=unit, height=unit, fill=CHANGE_COLORS[LOST])

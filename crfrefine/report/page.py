@@ -1,4 +1,4 @@
-"""The page: what stands where, filled into the template, which escapes all that comes from users."""
+"""Fill the page template; the template escapes everything that comes from users."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from crfrefine.statistics.paired import PairedComparison
 from crfrefine.statistics.verdict import ENDPOINT, Outcome
 
 MOST_VALUES = 300_000
-"""Values that the case table brings along; with more, only the cases that changed most are in it."""
+"""Largest number of values in the case table; with more, it has only the cases that changed most."""
 
 _ASSETS = files("crfrefine.report") / "assets"
 
@@ -34,11 +34,11 @@ class CaseView:
     """Pictures of one case.
 
     Attributes:
-        shown: which case, and why it is shown.
+        shown: the case, and why it is shown.
         cuts: through its largest change.
-        viewer: None where there is no viewer.
-        problem: why it cannot be shown; empty if it can.
-        labels: the labels in it.
+        viewer: None if there is no viewer.
+        problem: why the case cannot be shown; empty if it can.
+        labels: the labels in the case.
     """
 
     shown: ShownCase
@@ -72,10 +72,10 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     """Return the page.
 
     Args:
-        report: what it says.
+        report: contents of the page.
         views: the pictures.
         viewer_source: the viewer's script; empty without one.
-        viewer_problem: why there is none; empty if there is.
+        viewer_problem: why there is no viewer; empty if there is one.
     """
     import jinja2
 
@@ -127,14 +127,14 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
 
 
 def region_title(report: ReportInput, region: str) -> str:
-    """Return what people call a region."""
+    """Return the displayed name of a region."""
     if region == MEAN:
         return "mean over regions"
     return report.region_titles.get(region, region)
 
 
 def _tone(report: ReportInput) -> str:
-    """Return how the verdict is marked: good, bad or neither."""
+    """Return the tone of the verdict: good, bad or neither."""
     if report.verdict is None:
         return "open"
     good, bad = {Outcome.HELPS}, {Outcome.HURTS}
@@ -162,7 +162,7 @@ def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
 
 
 def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
-    """Yield the pictures that belong together, under what is true of them: where every case gains, the worst of them do, too."""
+    """Yield groups of pictures under an accurate heading: if every case gains, even the worst cases do."""
     for reason in ("worst", "median", "best"):
         group = [view for view in views if view.shown.reason == reason]
         if group:
@@ -179,7 +179,7 @@ def _group_heading(reason: str, cases: Sequence[ShownCase]) -> str:
 
 
 def _is_lead(report: ReportInput, row: SummaryRow) -> bool:
-    """Return whether the row stands for its metric where the regions are not shown."""
+    """Return whether the row represents its metric while the regions are hidden."""
     return row.region == (region_choices(report, row.metric) or ("",))[0]
 
 
@@ -262,7 +262,7 @@ def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, A
 
 
 def _table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
-    """Return which cases the case table has: all, or those that changed most in mean Dice."""
+    """Return the cases in the case table: all, or those whose mean Dice changed most."""
     num_cases = len(report.table.cases)
     each = sum(len(region_choices(report, metric)) for metric in metrics) * len(report.table.methods)
     most = max(100, MOST_VALUES // max(each, 1))
@@ -274,12 +274,12 @@ def _table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
     methods = [report.method] if report.baseline is None else [report.baseline, report.method]
     values = shown_values(report, methods, choices[0], ENDPOINT)
     size = np.abs(values[-1] - (values[0] if report.baseline is not None else np.nanmean(values[-1])))
-    # Cases that cannot be compared are looked at, too: they come first.
+    # Cases that cannot be compared come first, so that they are looked at too.
     return sorted(int(index) for index in np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:most])
 
 
 def _table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Sequence[CaseView]) -> dict[str, Any]:
-    """Return the values behind the case table: one list a metric, region and method, null where undefined."""
+    """Return the values of the case table: one list per metric, region and method, null if undefined."""
     table = report.table
     first = [report.method] if report.baseline is None else [report.baseline, report.method]
     rivals = [method for method in table.methods if method not in first]
@@ -295,7 +295,7 @@ def _table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int
         "methods": [*first, *rivals],
         "compared": report.baseline is not None,
         "metrics": {metric: _metric_data(metric_named(metric)) for metric in metrics},
-        # In order: the keys of an object that look like numbers come first in JavaScript.
+        # Lists keep the order: JavaScript puts object keys that look like numbers first.
         "choices": {metric: [(region, region_title(report, region)) for region in region_choices(report, metric)] for metric in metrics},
         "values": values,
         "views": {view.shown.case: f"case-{number}" for number, view in enumerate(views)},
@@ -311,7 +311,7 @@ def _metric_data(metric: Metric) -> dict[str, Any]:
 
 
 def _label_legend(report: ReportInput, views: Sequence[CaseView]) -> list[tuple[str, str]]:
-    """Return color and name of each label that the pictures show: the name of the region that is this label alone."""
+    """Return color and name of each label in the pictures; the name is that of the region with only this label."""
     names = {labels[0]: region_title(report, region) for region, labels in report.region_labels.items() if len(labels) == 1}
     labels = sorted({label for view in views for label in view.labels})
     return [(label_color(label), names.get(label, f"label {label}")) for label in labels]
@@ -333,7 +333,7 @@ def _p(p_value: float) -> str:
 
 
 def _plain(value: float) -> float | None:
-    """Return a value with seven digits, which is more than is shown; None where it is undefined."""
+    """Return a value with seven digits, more than are shown; None if it is undefined."""
     return float(f"{value:.7g}") if np.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""The values that charts and the case table show: of the judged method and its baseline, case by case."""
+"""The values in charts and the case table: judged method and baseline, case by case."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from crfrefine.statistics.verdict import ENDPOINT
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# As in the comparisons: what differs by less is rounding.
+# As in the comparisons: smaller differences are rounding errors.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two methods in one metric and region; only the cases that have both values, or the one value where there is no baseline.
+    """Two methods in one metric and region; only cases with both values, or without a baseline, with the single value.
 
     Attributes:
         cases: (n) their names.
         before: (n) values of the baseline; None without one.
         after: (n) values of the judged method.
-        gains: (n) 1 where the method is better, -1 where worse, 0 where equal; all 0 without a baseline or a better direction.
+        gains: (n) 1 if the method is better, -1 if worse, 0 if equal; all 0 without a baseline or a better direction.
     """
 
     cases: tuple[str, ...]
@@ -43,7 +43,7 @@ class Pairs:
 
 
 def mean_regions(report: ReportInput) -> tuple[str, ...]:
-    """Return the regions that the mean over regions is taken of."""
+    """Return the regions that the mean over regions covers."""
     if report.mean_regions is not None:
         return tuple(report.mean_regions)
     if report.verdict is not None:
@@ -52,7 +52,7 @@ def mean_regions(report: ReportInput) -> tuple[str, ...]:
 
 
 def region_choices(report: ReportInput, metric: str) -> tuple[str, ...]:
-    """Return the regions that a metric can be shown in, those with a value: first the mean over regions, or the only one that is judged."""
+    """Return the regions with a value of a metric: first the mean over regions, or the only judged region."""
     regions = mean_regions(report)
     measured = [region for region in report.table.regions if _is_measured(report, region, metric)]
     if len(regions) == 1:
@@ -62,9 +62,9 @@ def region_choices(report: ReportInput, metric: str) -> tuple[str, ...]:
 
 
 def shown_values(report: ReportInput, methods: Sequence[str], region: str, metric: str) -> NDArray[np.float64]:
-    """Return (methods, cases) values as they are compared: signed differences by magnitude, a mean over regions over common ones.
+    """Return (methods, cases) values as compared: signed differences by magnitude, means over regions over the common ones.
 
-    Of a method alone, with which nothing is compared, differences keep their sign, as in the summary.
+    For a single method, without a comparison, differences keep their sign, as in the summary.
     """
     table = report.table
     if is_shown_unsigned(report, metric):
@@ -98,13 +98,13 @@ def pairs_of(report: ReportInput, region: str, metric: str) -> Pairs:
 
 @dataclass(frozen=True)
 class ShownCase:
-    """A case of which pictures are shown.
+    """A case with pictures on the page.
 
     Attributes:
         case: its name.
         reason: "best", "median" or "worst".
-        before: its mean Dice by the baseline; None without one.
-        after: its mean Dice.
+        before: its mean Dice with the baseline; None without one.
+        after: its mean Dice with the judged method.
     """
 
     case: str
@@ -114,9 +114,9 @@ class ShownCase:
 
 
 def choose_cases(report: ReportInput, num_shown: int) -> list[ShownCase]:
-    """Return the best, median and worst cases: by the difference in mean Dice, or by mean Dice where there is no baseline.
+    """Return the best, median and worst cases: by the difference in mean Dice, or by mean Dice without a baseline.
 
-    Each case is there once; where there are few, the worst and the best come before the median ones.
+    Each case appears once; if there are few, worst and best take precedence over median.
     """
     if ENDPOINT not in report.table.metrics:
         return []
@@ -142,7 +142,7 @@ def choose_cases(report: ReportInput, num_shown: int) -> list[ShownCase]:
 
 
 def undefined_counts(report: ReportInput, metric: str) -> Iterator[tuple[str, str, int, int]]:
-    """Yield region, method, the number of cases without a value and that of all cases of the method, where any is without."""
+    """Yield region, method, its number of cases without a value (if any) and its number of cases."""
     for region in region_choices(report, metric):
         if region == MEAN:
             continue

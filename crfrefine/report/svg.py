@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-_ROUNDING = 1e-9  # relative: values that differ by less are drawn as one
-_NOTHING = 1e-12  # what rounding leaves of zero, in points, mm or ml
+_ROUNDING = 1e-9  # relative: values that differ by less count as equal
+_NOTHING = 1e-12  # rounding error of zero, in points, mm or ml
 
 
 def element(tag: str, content: str = "", **attributes: object) -> str:
@@ -22,13 +22,13 @@ def element(tag: str, content: str = "", **attributes: object) -> str:
 
 
 def short(value: float) -> str:
-    """Return a coordinate in as few characters as a tenth of a unit takes."""
+    """Return a coordinate with a precision of a tenth of a unit, in as few characters as possible."""
     text = f"{value:.1f}"
     return text.removesuffix(".0") if text != "-0.0" else "0"
 
 
 def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about as many round numbers as asked for that lie between two numbers."""
+    """Return about the requested number of round numbers between two numbers."""
     if not high > low:
         return [low]
     rough = (high - low) / count
@@ -63,9 +63,9 @@ class Scale:
 
 
 def scale_over(values: Sequence[float], start: float, end: float, *, margin: float = 0.05) -> Scale:
-    """Return a scale that shows all the values, with a margin; of a single value the surroundings."""
+    """Return a scale that shows all values with a margin; for a single value, its surroundings."""
     low, high = min(values), max(values)
-    if high - low <= max(_ROUNDING * max(abs(low), abs(high)), _NOTHING):  # one value, but for rounding
+    if high - low <= max(_ROUNDING * max(abs(low), abs(high)), _NOTHING):  # one value, up to rounding
         room = abs(high) * 0.05 if abs(high) > _NOTHING else 1.0
     else:
         room = (high - low) * margin
@@ -74,12 +74,12 @@ def scale_over(values: Sequence[float], start: float, end: float, *, margin: flo
 
 @dataclass
 class Plot:
-    """A plot that is being drawn: a frame of 360 × 300 units, which is 1:1 on a phone.
+    """A plot under construction: a frame of 360 × 300 units, which is 1:1 on a phone.
 
     Attributes:
-        name: unique in the page; names the elements that others refer to.
-        title: what a screen reader says first.
-        description: what it says then.
+        name: unique in the page; prefix of the ids of elements that others refer to.
+        title: read first by a screen reader.
+        description: read next by a screen reader.
     """
 
     name: str
@@ -95,15 +95,15 @@ class Plot:
 
     @property
     def inner(self) -> tuple[float, float, float, float]:
-        """Left, right, top and bottom of where the values lie."""
+        """Left, right, top and bottom of the data area."""
         return float(self.left), float(self.width - self.right), float(self.top), float(self.height - self.bottom)
 
     def add(self, *markup: str) -> None:
-        """Add elements on top of those there are."""
+        """Add elements on top of the existing ones."""
         self._parts.extend(markup)
 
     def text(self, x: float, y: float, text: str, *, anchor: str = "start", class_: str | None = None, turned: bool = False) -> None:
-        """Add a line of text, or one that reads upward."""
+        """Add a line of text, horizontal or reading upward."""
         turn = f"rotate(-90 {short(x)} {short(y)})" if turned else None
         self.add(element("text", escape(text), x=x, y=y, text_anchor=anchor, class_=class_, transform=turn))
 

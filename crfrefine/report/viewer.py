@@ -1,6 +1,6 @@
-"""The slice viewer: brainsprite, read at run time from the installed nilearn, which keeps it up; nilearn itself is never imported.
+"""The slice viewer: brainsprite, read at run time from the installed nilearn, which maintains it; nilearn itself is never imported.
 
-`docs/decisions/viewer.md` says why this one. A case goes into the page as sprites: pictures of all its slices.
+`docs/decisions/viewer.md` explains the choice. The page holds a case as sprites: pictures of all its slices.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_VOXELS = 4_000_000
-"""Of a case in the viewer: decoded, four bytes each, a phone can hold one case several times."""
+"""Most voxels of a case in the viewer: decoded, at four bytes each, a phone can hold one case several times."""
 
 _GRAY_STEP = 4
-"""Gray values go into the viewer in 64 levels, which compress to two thirds and look the same."""
+"""The viewer's gray values have 64 levels, which compress to two thirds and look the same."""
 
-# Where nilearn keeps it since 0.14, and kept it before.
+# Its place in nilearn since 0.14, and before.
 _PLACES = ("_assets/js/brainsprite.min.js", "plotting/data/js/brainsprite.min.js")
 _ENTRY = "function brainsprite("
 _VERSIONS = "install nilearn 0.12 to 0.14"
-_REMEDY = "pip install 'crfrefine[report]' brings it (pip install --no-deps nilearn is enough: a single file of it is read)"
+_REMEDY = "pip install 'crfrefine[report]' installs it (pip install --no-deps nilearn is enough: only one of its files is read)"
 
 
 def read_viewer() -> str:
     """Return the source of brainsprite.
 
     Raises:
-        BackendUnavailableError: nilearn is not installed, or does not ship it.
+        BackendUnavailableError: nilearn is not installed, or does not contain it.
     """
-    spec = importlib.util.find_spec("nilearn")  # finds the package without importing it
+    spec = importlib.util.find_spec("nilearn")  # locates the package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise BackendUnavailableError(f"the slice viewer of the report is part of nilearn, which is not installed; {_REMEDY}")
     folder = Path(next(iter(spec.submodule_search_locations)))
@@ -49,7 +49,7 @@ def read_viewer() -> str:
         if (folder / place).is_file():
             source = (folder / place).read_text(encoding="utf-8")
             if _ENTRY in source:
-                return source.replace("</", "<\\/")  # nothing in it may end the script element
+                return source.replace("</", "<\\/")  # the source must not end the script element
             raise BackendUnavailableError(f"{folder / place}: expected a slice viewer with {_ENTRY!r}, found none; {_VERSIONS}")
     raise BackendUnavailableError(f"{folder}: expected {' or '.join(_PLACES)}, the slice viewer, found neither; {_VERSIONS}")
 
@@ -60,12 +60,12 @@ class ViewerCase:
 
     Attributes:
         shape: voxels along each upright axis.
-        steps: mm, one an axis.
-        point: where the planes begin.
-        counting: first number, step and number of voxels in the file, one an axis.
+        steps: mm, one per axis.
+        point: initial position of the planes.
+        counting: first number, step and number of voxels in the file, one per axis.
         image: the sprite of gray values.
-        overlays: the sprites of colors by name: reference, before, after and changes, those there are.
-        reduced: by how much voxels were made larger, an integer an axis.
+        overlays: the available sprites of colors by name: reference, before, after and changes.
+        reduced: the factor by which voxels were enlarged, one integer per axis.
     """
 
     shape: tuple[int, ...]
@@ -78,21 +78,21 @@ class ViewerCase:
 
     @property
     def num_bytes(self) -> int:
-        """What it adds to the page."""
+        """The bytes that it adds to the page."""
         return len(self.image) + sum(len(picture) for picture in self.overlays.values())
 
     def spec(self) -> dict[str, Any]:
-        """Return what the page's script needs beside the sprites."""
+        """Return the data that the page's script needs besides the sprites."""
         return {"shape": self.shape, "steps": self.steps, "point": self.point, "counting": self.counting}
 
 
 def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXELS) -> ViewerCase:
-    """Encode a case in no more bytes than allowed: its voxels are made larger until it fits."""
+    """Encode a case in no more bytes than allowed, enlarging voxels until it fits."""
     while True:
         encoded = _encode(reduce_case(case, most_voxels))
         if encoded.num_bytes <= most_bytes or most_voxels < 1000:
             return encoded
-        # A little less than in proportion, so that one more round is nearly always enough.
+        # Slightly less than in proportion, so that one more round is nearly always enough.
         most_voxels = int(0.95 * min(case.after.size, most_voxels) * most_bytes / encoded.num_bytes)
 
 

@@ -1,4 +1,4 @@
-"""How the page writes the numbers of a metric: a true minus, a dash where there is none; the same in charts, tables, tooltips."""
+"""Format the numbers of a metric for the page (a true minus, a dash for undefined), for charts, tables and tooltips alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Wording:
     """A metric in words.
 
     Attributes:
-        metric: what is written about.
+        metric: the metric.
     """
 
     metric: Metric
@@ -32,29 +32,29 @@ class Wording:
 
     @property
     def units(self) -> str:
-        """In which units the numbers of a row of the summary are."""
+        """Units of the numbers in a row of the summary."""
         unit, other = self.metric.unit, self.metric.difference_unit
         return unit if unit == other else f"differences in {other}"
 
     def number(self, value: float) -> str:
-        """Return a value as it is shown, without its unit."""
+        """Return a value as displayed, without its unit."""
         return _typeset(self.metric.value_text(value))
 
     def quantity(self, value: float) -> str:
-        """Return a value as it is shown, with its unit."""
+        """Return a value as displayed, with its unit."""
         return _quantity(self.number(value), self.metric.unit)
 
     def change(self, difference: float) -> str:
-        """Return a difference as it is shown, without its unit."""
+        """Return a difference as displayed, without its unit."""
         return _typeset(self.metric.difference_text(difference))
 
     def change_quantity(self, difference: float) -> str:
-        """Return a difference as it is shown, with its unit."""
+        """Return a difference as displayed, with its unit."""
         return _quantity(self.change(difference), self.metric.difference_unit)
 
 
 def wording_of(metric: str) -> Wording:
-    """Return a metric in words."""
+    """Return the wording of a metric."""
     return Wording(metric_named(metric))
 
 

@@ -1,1 +1,1 @@
-"""Is the difference real: paired tests, intervals, corrections, comparison, verdict."""
+"""Statistics of differences: paired tests, intervals, corrections, comparison, verdict."""

@@ -1,4 +1,4 @@
-"""Methods × regions × metrics, a value a case; and each method against a baseline, as data for tables and files."""
+"""Methods × regions × metrics, one value per case; and each method against a baseline, as data for tables and files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEAN = RESERVED
-"""Stands for the mean over regions where a region is asked for."""
+"""Region name that stands for the mean over regions."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A value, as a line of a tidy table.
+    """A value, as a row of a tidy table.
 
     Attributes:
         case: name of the case.
         region: name of the region.
         metric: such as "dice".
-        value: NaN where undefined.
+        value: NaN if undefined.
         method: name of the method.
     """
 
@@ -43,7 +43,7 @@ class Measurement:
 
 
 def measurements_of(case: str, method: str, values: Mapping[str, Mapping[str, float]]) -> list[Measurement]:
-    """Return what `measure_case` gave for a case as lines of a tidy table."""
+    """Return the result of `measure_case` for a case as rows of a tidy table."""
     return [Measurement(case, region, metric, value, method) for region, row in values.items() for metric, value in row.items()]
 
 
@@ -57,10 +57,10 @@ class ResultTable:
         metrics: their names.
 
     Args:
-        measurements: at most one a case, region, metric and method.
+        measurements: at most one per case, region, metric and method.
 
     Raises:
-        InputError: one is there twice, or a region has the name of the mean.
+        InputError: a measurement appears twice, or a region has the name of the mean.
     """
 
     def __init__(self, measurements: Iterable[Measurement]) -> None:
@@ -68,18 +68,18 @@ class ResultTable:
         for item in measurements:
             key = (item.method, item.region, item.metric, item.case)
             if key in self._values:
-                raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} is there twice")
+                raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice")
             self._values[key] = item.value
         self.methods, self.regions, self.metrics, self.cases = (_distinct(key[part] for key in self._values) for part in range(4))
         if MEAN in self.regions:
-            raise InputError(f'a region is called "{MEAN}", which is the mean over regions; choose another name')
+            raise InputError(f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name')
 
     def __iter__(self) -> Iterator[Measurement]:
         for (method, region, metric, case), value in self._values.items():
             yield Measurement(case, region, metric, value, method)
 
     def values(self, method: str, region: str, metric: str) -> NDArray[np.float64]:
-        """Return a value for each of `cases`, NaN where undefined or missing; of the region MEAN the mean over those defined."""
+        """Return a value for each of `cases`, NaN if undefined or missing; for the region MEAN, the mean over the defined ones."""
         if region == MEAN:
             (means,) = self.means(metric, [method])
             return np.asarray(means)
@@ -87,9 +87,9 @@ class ResultTable:
         return np.array([self._values.get((method, region, metric, case), math.nan) for case in self.cases])
 
     def means(self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None) -> NDArray[np.float64]:
-        """Return, case by case, the mean over regions: over those where every one of the methods has a value.
+        """Return the mean over regions for each case, over the regions where all of the methods have a value.
 
-        So the methods are compared on the same regions. A case without any such region is NaN.
+        The methods are thus compared on the same regions. A case without such a region is NaN.
 
         Args:
             metric: its name.
@@ -121,7 +121,7 @@ class ResultTable:
         seed: int = 0,
         num_resamples: int = NUM_RESAMPLES,
     ) -> PairedComparison:
-        """Compare two methods in a metric that has better values; of the region MEAN in the mean over `regions`, default all."""
+        """Compare two methods in a metric that has better values; for the region MEAN, in the mean over `regions`, default all."""
         better = metric_named(metric).better
         if better is None:
             raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
@@ -132,12 +132,12 @@ class ResultTable:
         return compare_pairs(method_values, baseline_values, cases=self.cases, better=better, seed=seed, num_resamples=num_resamples)
 
     def missing_cases(self, method: str) -> tuple[str, ...]:
-        """Return the cases of which a method has no measurement at all, such as one that failed."""
+        """Return the cases without any measurement of a method, such as failed ones."""
         there = {case for one, _, _, case in self._values if one == method}
         return tuple(case for case in self.cases if case not in there)
 
     def _magnitudes(self, metric: str) -> ResultTable:
-        """A volume too large in one region must not make up for one too small in another."""
+        """A volume too large in one region must not compensate one too small in another."""
         if metric_named(metric).better != "nearer_zero":
             return self
         return ResultTable(
@@ -152,7 +152,7 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A method in a region and a metric.
+    """The results of a method in a region and a metric.
 
     Attributes:
         method: its name.
@@ -162,10 +162,10 @@ class SummaryRow:
         num_undefined: cases without.
         mean: over the cases with a value.
         median: over the cases with a value.
-        comparison: with the baseline, over the cases where both have a value; None for the baseline itself and for metrics that only
-            describe.
+        comparison: with the baseline, over the cases where both have a value; None for the baseline itself and for metrics that
+            only describe.
         p_holm: the p value of the comparison after Holm's correction. The family is the regions of the method in this metric; the row
-            MEAN is a test of its own and keeps its p value.
+            MEAN is a separate test and keeps its p value.
     """
 
     method: str
@@ -196,7 +196,7 @@ def summarize(
         baseline: the method that the others are compared with.
         metrics: default: all.
         regions: default: all.
-        mean_regions: over which a row MEAN is taken; default: `regions`. It follows if there are several and the metric has better values.
+        mean_regions: the regions of a row MEAN; default: `regions`. The row exists if there are several and the metric has better values.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
 
@@ -204,7 +204,7 @@ def summarize(
         Rows by metric, then method, then region.
 
     Raises:
-        InputError: a name that the table does not have.
+        InputError: a name that is not in the table.
     """
     chosen = table.regions if regions is None else tuple(regions)
     averaged = chosen if mean_regions is None else tuple(mean_regions)
@@ -228,12 +228,12 @@ def summarize(
 
 
 def summary_dicts(rows: Iterable[SummaryRow]) -> list[dict[str, Any]]:
-    """Return the summary for a JSON file: plain types, None where a number is undefined or infinite."""
+    """Return the summary for a JSON file: plain types, None for an undefined or infinite number."""
     return [without_nonfinite(asdict(row)) for row in rows]
 
 
 def summary_text(rows: Iterable[SummaryRow]) -> list[list[str]]:
-    """Return the summary as cells of a table, the head first; differences of ratios are in points, which are hundredths."""
+    """Return the summary as cells of a table, the head first; differences of ratios are in points (hundredths)."""
     head = [
         "metric",
         "region",

@@ -34,7 +34,7 @@ class PairedComparison:
     """A method against a baseline on the same cases; differences are method minus baseline, over the pairs where both have a value.
 
     Attributes:
-        num_pairs: cases that count, n.
+        num_pairs: number of cases that count, n.
         num_only_method: cases left out because only the method has a value.
         num_only_baseline: cases left out because only the baseline has a value.
         num_neither: cases left out because neither has a value.
@@ -51,8 +51,8 @@ class PairedComparison:
         wins: cases where the method is better.
         ties: cases where both are equal.
         losses: cases where the method is worse.
-        detectable_difference: the smallest mean difference that as many cases show with a power of 80 %; infinite if they can show none.
-        worst: up to three cases in which the method loses most, with their differences, worst first.
+        detectable_difference: the smallest mean difference that this many cases detect with a power of 80 %; infinite if there is none.
+        worst: up to three cases with the largest losses of the method, with their differences, worst first.
     """
 
     num_pairs: int
@@ -88,10 +88,10 @@ def compare_pairs(
     """Compare the values of a method with those of a baseline, case by case.
 
     Args:
-        values: (num_cases) of the method; NaN where undefined.
-        baseline: (num_cases) of the baseline; NaN where undefined.
-        cases: their names; default: their numbers from 0 on.
-        better: which values are better. With "nearer_zero" the magnitudes are compared.
+        values: (num_cases) of the method; NaN if undefined.
+        baseline: (num_cases) of the baseline; NaN if undefined.
+        cases: their names; default: their numbers, from 0.
+        better: which values are better. "nearer_zero" compares magnitudes.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
 
@@ -101,7 +101,7 @@ def compare_pairs(
     method, other = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     names = [str(number) for number in range(len(method))] if cases is None else list(cases)
     if method.ndim != 1 or method.shape != other.shape or len(names) != len(method):
-        raise InputError(f"expected one value a case, got {method.shape} and {other.shape} values and {len(names)} cases")
+        raise InputError(f"expected one value per case, got {method.shape} and {other.shape} values and {len(names)} cases")
     if np.isinf(method).any() or np.isinf(other).any():
         raise InputError("expected finite values, NaN where undefined; found an infinite one")
     has_method, has_other = ~np.isnan(method), ~np.isnan(other)
@@ -142,15 +142,15 @@ def compare_pairs(
 def bootstrap_interval(
     differences: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[float, float]:
-    """Return a bootstrap confidence interval of the mean: bias-corrected and accelerated (BCa), the same for the same seed.
+    """Return a bootstrap confidence interval of the mean: bias-corrected and accelerated (BCa), reproducible with the same seed.
 
-    With few cases it is too narrow: the resamples know no values beyond those seen.
+    With few cases it is too narrow: resamples contain only observed values.
 
     Args:
         differences: (n) finite.
         confidence: between 0 and 1.
         seed: of the resampling.
-        num_resamples: how many.
+        num_resamples: number of resamples.
 
     Returns:
         Lower and upper end; NaN with fewer than two differences.
@@ -177,10 +177,10 @@ def bootstrap_interval(
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return the p values corrected for their number, so that the chance of any false claim among them stays below the level.
+    """Return the p values corrected for their number, so that the chance of any false positive stays below the level.
 
     Args:
-        p_values: of one family; a NaN stays NaN and does not count.
+        p_values: of one family; NaN stays NaN and is not counted.
 
     Source:
         Holm 1979, Scandinavian Journal of Statistics 6 (2), 65-70.
@@ -197,20 +197,20 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def detectable_difference(
     standard_deviation: float, num_pairs: int, *, alpha: float = 0.05, power: float = 0.8, efficiency: float = _EFFICIENCY
 ) -> float:
-    """Return the smallest mean difference that the test finds with the given power.
+    """Return the smallest mean difference that the test detects with the given power.
 
-    It is that of the two-sided paired t-test with normal differences (noncentral t), with the noncentrality reduced by the efficiency of
-    the signed-rank test.
+    It is computed for the two-sided paired t-test with normal differences (noncentral t), with the noncentrality reduced by the
+    efficiency of the signed-rank test.
 
     Args:
         standard_deviation: of the paired differences.
         num_pairs: cases.
         alpha: level of the test.
-        power: chance to find it.
-        efficiency: against the t-test: 3 / pi for the signed-rank test, 1 for the t-test itself.
+        power: probability of detecting it.
+        efficiency: relative to the t-test: 3 / pi for the signed-rank test, 1 for the t-test itself.
 
     Returns:
-        In the unit of the standard deviation; infinite if so few pairs cannot reach the level at all; NaN with fewer than two.
+        In the unit of the standard deviation; infinite if so few pairs cannot reach the level; NaN with fewer than two.
 
     Source:
         Lehmann 1975, Nonparametrics: Statistical Methods Based on Ranks.
@@ -222,13 +222,13 @@ def detectable_difference(
     from scipy import special
 
     freedom = num_pairs - 1
-    # Rejections in the wrong direction do not count; at a power of 80 % they are rarer than one in a million.
+    # Rejections in the wrong direction are ignored; at a power of 80 % they are rarer than one in a million.
     noncentrality = float(special.nctdtrinc(freedom, 1 - power, special.stdtrit(freedom, 1 - alpha / 2)))
     return noncentrality * standard_deviation / math.sqrt(num_pairs * efficiency)
 
 
 def _rounded_differences(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Subtract, so that differences which are equal but for rounding become equal, and those of nothing but rounding zero."""
+    """Subtract and remove rounding: differences that are equal up to rounding become equal, and pure rounding errors become zero."""
     differences = values - baseline
     scale = max(float(np.abs(values).max(initial=0.0)), float(np.abs(baseline).max(initial=0.0)))
     if scale == 0:

@@ -1,4 +1,4 @@
-"""Does the method help? One plain sentence, and the numbers behind it. `docs/reference/metrics.md` says how it is decided."""
+"""The verdict whether a method helps: one plain sentence and its numbers. `docs/reference/metrics.md` has the rules."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from crfrefine.statistics.wilcoxon import smallest_p_value
 
 _METRIC = DICE
 ENDPOINT = _METRIC.name
-"""What decides: in each case the mean of this metric over the regions."""
+"""The deciding metric: its mean over the regions of each case."""
 
 _MOST_NAMED = 10
 
 
 class Outcome(StrEnum):
-    """What the verdict is, for programs."""
+    """The verdict, for programs."""
 
     HELPS = "helps"
     NOT_BETTER_THAN_SIMPLE = "not better than simple"
@@ -37,11 +37,11 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Rival:
-    """Another method, often a simple one, that the judged one has to beat to be worth its trouble.
+    """Another method, often a simple one, that the judged one must beat to be worth using.
 
     Attributes:
         name: of the rival.
-        comparison: the judged method minus the rival; without pairs where no case of both was measured.
+        comparison: the judged method minus the rival; without pairs if no case has both.
         p_holm: its p value after Holm's correction over all comparisons of the verdict; NaN without pairs.
         is_beaten: whether the judged method is significantly better.
     """
@@ -58,15 +58,15 @@ class Verdict:
 
     Attributes:
         outcome: for programs.
-        sentence: for people.
-        method: what was judged.
-        baseline: what it should improve.
-        regions: over which Dice was averaged.
+        sentence: for users.
+        method: the judged method.
+        baseline: the method that it should improve.
+        regions: the regions over which Dice was averaged.
         comparison: method minus baseline, mean Dice.
         p_holm: its p value after Holm's correction over the baseline and all rivals.
-        alpha: the level that p_holm was held against.
+        alpha: the level that p_holm was compared with.
         rivals: the methods that it should beat as well.
-        notes: what the reader must know besides, a sentence each, such as cases left out.
+        notes: further facts that the reader must know, one sentence each, such as cases left out.
     """
 
     outcome: Outcome
@@ -86,7 +86,7 @@ class Verdict:
         return _family(self.rivals)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for a JSON file: plain types, None where a number is undefined or infinite."""
+        """Return it for a JSON file: plain types, None for an undefined or infinite number."""
         content: dict[str, Any] = without_nonfinite(asdict(self))
         return content | {"outcome": self.outcome.value}
 
@@ -110,18 +110,18 @@ def verdict(
     Args:
         table: the measurements, with Dice.
         method: to be judged.
-        baseline: without it, such as the network alone.
+        baseline: the result without the method, such as the network alone.
         rivals: methods that the judged one should beat, such as a recalibration or the largest component.
-        unmeasured: rivals that have no case in the table: they are not beaten.
-        rivals_are_simple: whether to prefer a rival that is not beaten, and to call them simple methods.
+        unmeasured: rivals without any case in the table; they count as not beaten.
+        rivals_are_simple: whether to call the rivals simple methods, and prefer one that is not beaten.
         regions: whose mean Dice decides; default: all.
-        subject: how the sentence calls the method; default: its name.
+        subject: name of the method in the sentence; default: its name.
         alpha: level of the two-sided test after Holm's correction over the baseline and all rivals.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
 
     Raises:
-        InputError: a name that the table does not have, or a rival that is the method itself or the baseline.
+        InputError: a name that is not in the table, or a rival that is the method itself or the baseline.
     """
     if method == baseline or {method, baseline} & set(rivals) or len(set(rivals)) < len(rivals):
         raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {', '.join(map(repr, rivals))} must differ")
@@ -143,9 +143,9 @@ def verdict(
 
 
 def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int | None:
-    """Return 1 for better, -1 for worse, 0 for no significant difference, None where test and mean do not say the same.
+    """Return 1 for better, -1 for worse, 0 for no significant difference, None if test and mean disagree.
 
-    The test looks at ranks: with many small gains and a few disasters it can be significant while the mean is not.
+    The test uses ranks: with many small gains and a few large losses it can be significant although the mean is not.
     """
     if not p_holm < alpha:
         return 0
@@ -175,7 +175,7 @@ def _decide(
     if direction is None:
         return Outcome.MIXED, _mixed(primary, figures)
     if direction == 0:
-        # Holm's strictest level: how far it is relaxed depends on the other comparisons.
+        # Holm's strictest level; how far Holm relaxes it depends on the other comparisons.
         seen = detectable_difference(primary.standard_deviation, count, alpha=alpha / family)
         power = f"; a mean difference below {_quantity(seen, '')} could hardly have been seen"
         return Outcome.NO_DIFFERENCE, f"no significant difference ({figures}{power}): do not use it"
@@ -187,7 +187,7 @@ def _decide(
 
 
 def _against_rivals(rivals: Sequence[Rival], family: int, *, rivals_are_simple: bool) -> str:
-    """Return how a method that helps does against its rivals, to follow what it does against the baseline."""
+    """Return how a method that helps compares with its rivals; the text follows the comparison with the baseline."""
 
     def figures(rival: Rival) -> str:
         return _figures(rival.comparison, rival.p_holm, family)
@@ -208,7 +208,7 @@ def _against_rivals(rivals: Sequence[Rival], family: int, *, rivals_are_simple: 
             kind += " that could be compared"
         parts.append(f", and more than every {kind}: than the best of them, {strongest.name}, by {figures(strongest)}")
     if missing:
-        parts.append(f"; there is no case to compare it with {' or '.join(missing)}")
+        parts.append(f"; no case allows a comparison with {' or '.join(missing)}")
     return "".join(parts)
 
 
@@ -244,7 +244,7 @@ def _figures(comparison: PairedComparison, p_holm: float, family: int) -> str:
 
 
 def _better_cases(comparison: PairedComparison) -> str:
-    """Say how many cases went the way that most of them went."""
+    """Say how many cases agree with the majority."""
     more_lost = comparison.losses > comparison.wins
     number, word = (comparison.losses, "worse") if more_lost else (comparison.wins, "better")
     return f"{number} of {comparison.num_pairs} cases {word}"
@@ -270,7 +270,7 @@ def _notes(table: ResultTable, method: str, baseline: str, regions: Sequence[str
     alarms = {name: _false_alarms(table, name, other, regions) for name, other in ((method, baseline), (baseline, method))}
     if any(alarms.values()):
         notes.append(
-            "Regions that the reference lacks and one of the two methods finds all the same, which the mean leaves out: "
+            "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: "
             f"{alarms[method]} by {method}, {alarms[baseline]} by {baseline}."
         )
     return tuple(notes)
@@ -288,7 +288,7 @@ def _notes_on_rivals(table: ResultTable, rivals: Sequence[Rival], num_pairs: int
 
 
 def _some(names: Sequence[str]) -> str:
-    """Join names, of which a long list shows the first alone."""
+    """Join names; of a long list, only the first ones."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -296,7 +296,7 @@ def _some(names: Sequence[str]) -> str:
 def _false_alarms(table: ResultTable, method: str, other: str, regions: Sequence[str]) -> int:
     """Count where a method finds what neither the reference nor the other method has.
 
-    The other's Dice is undefined there, so the pair is left out: a false alarm must not vanish unsaid.
+    The other method's Dice is undefined there, so the pair is left out: a false alarm must not go unreported.
     """
     seen = ~np.isin(table.cases, table.missing_cases(other))
     return sum(

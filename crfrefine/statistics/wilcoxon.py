@@ -1,6 +1,6 @@
-"""Wilcoxon's signed-rank test of paired differences, exact with ties as well.
+"""Wilcoxon's signed-rank test of paired differences, exact even with ties.
 
-scipy is exact only without ties, and which method it takes depends on its version; the exact distribution is ten lines.
+scipy is exact only without ties, and its choice of method depends on its version; the exact distribution takes ten lines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def signed_rank(differences: NDArray[np.float64]) -> SignedRank:
     """Test whether paired differences are symmetric around zero.
 
     Zero differences are dropped, as Wilcoxon did; equal magnitudes share their mean rank, and the exact distribution is that of the signs
-    given these ranks. With more than 500 differences it is the normal approximation with the variance of the ranks at hand and a continuity
+    given these ranks. More than 500 differences use the normal approximation with the variance of the actual ranks and a continuity
     correction of one half.
 
     Args:
@@ -65,12 +65,12 @@ def signed_rank(differences: NDArray[np.float64]) -> SignedRank:
 
 
 def smallest_p_value(num_pairs: int) -> float:
-    """Return the two-sided p value when all of the differences have one sign: what so many cases can show at best."""
+    """Return the two-sided p value if all differences have one sign: the smallest that this many cases can reach."""
     return min(1.0, 2.0 ** (1 - num_pairs))
 
 
 def _doubled_ranks(magnitudes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return twice the mean rank, which is a whole number also for ties: the sum of the first and the last rank of its group."""
+    """Return twice the mean rank, a whole number even for ties: the sum of the first and the last rank of its group."""
     ordered = np.sort(magnitudes)
     first = np.searchsorted(ordered, magnitudes, side="left") + 1
     last = np.searchsorted(ordered, magnitudes, side="right")

@@ -1,4 +1,4 @@
-"""Logits, probabilities and label maps from one file format to another, and from one kind of values to the next."""
+"""Convert logits, probabilities and label maps between file formats and between kinds of values."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
     Args:
         source: the file to read.
         target: the file to write; its suffix names the format.
-        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: what the source holds.
-        like: an image on the same grid, whose geometry the target gets; needed where the source has none (.npz).
+        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source.
+        like: an image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
 
     Returns:
-        A sentence that says what was read and what was written.
+        A sentence about the input and the output.
 
     Raises:
-        InputError: the source has no geometry and `like` is missing, or a label map is asked to become logits.
+        InputError: the source has no geometry and `like` is missing, or a label map should become logits.
         GridMismatchError: source and `like` are on different grids.
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """
@@ -55,13 +55,13 @@ def _check_no_input_is_replaced(target: Path, given: list[Path]) -> None:
     inputs = set().union(*(identities(path) for name in given for path in files_read(name)))
     for path in files_written(target):
         if identities(path) & inputs:
-            raise InputError(f"{path}: is the input too; write to another file")
+            raise InputError(f"{path}: is also the input; write to another file")
 
 
 def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
     if to not in (None, "labels"):
         raise InputError(
-            f"{header.path}: holds one value a voxel; a label map cannot become {to}, export the network's output before the argmax"
+            f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
     require_suffix(target, io.VOLUME_SUFFIXES)
     labels = io.read_labels(header.path)
@@ -112,7 +112,7 @@ def _empty(grid_shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _told(header: VolumeHeader) -> str:
-    """Return what was read, in a sentence's first half."""
+    """Return the first half of the sentence: the input."""
     kind = "label map" if header.num_channels == 1 else f"{header.num_channels} labels"
     remark = "" if header.misnamed is None else f" ({header.misnamed})"
     return f"{header.path}: {kind}, {TIMES.join(str(size) for size in header.grid_shape)}{remark}"

@@ -1,4 +1,4 @@
-"""What files and folders are, without or with a look at their voxels, and what is wrong with the cases of a folder."""
+"""Describe files and folders, with or without reading voxels, and list the problems of a folder's cases."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class FolderReport:
 
     Attributes:
         path: the folder.
-        cases: case name and a line about it: modalities, grid, labels, what else there is.
-        notes: what was left aside and why.
-        problems: what is wrong, one message each.
-        tracebacks: where errors were raised that nobody expected.
+        cases: case name and a line about it: modalities, grid, labels, other files.
+        notes: what was ignored and why.
+        problems: one message per problem.
+        tracebacks: tracebacks of unexpected errors.
     """
 
     path: Path
@@ -40,21 +40,21 @@ class FolderReport:
     tracebacks: list[str] = field(default_factory=list)
 
     def fail(self, failure: Failure) -> None:
-        """Record what is wrong with a case."""
+        """Record the problem of a case."""
         self.problems.append(failure.message)
         if failure.traceback is not None:
             self.tracebacks.append(failure.traceback)
 
 
 def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, str]]:
-    """Return what a file says about its volume, as pairs of a name and a value for people.
+    """Describe the volume of a file, as pairs of name and value for display.
 
     Args:
         path: a volume or an .npz.
-        values: also read the voxels: their range in each channel, or how many have each label.
+        values: also read the voxels and report the range of each channel, or the count of each label.
 
     Raises:
-        CrfRefineError: the file cannot be read; its kinds: InputError, UnsupportedFormatError.
+        CrfRefineError: the file cannot be read (InputError or UnsupportedFormatError).
     """
     header = io.read_header(path)
     lines = [
@@ -75,10 +75,10 @@ def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, 
 
 
 def inspect_folder(folder: str | Path) -> FolderReport:
-    """Look at the cases of a folder: one of images in nnU-Net's naming, of logits or labels, or one that holds `images` and more.
+    """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
     Args:
-        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are looked at too.
+        folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
     """
     from crfrefine.cases.case import read_case_headers
 
@@ -109,7 +109,7 @@ def inspect_folder(folder: str | Path) -> FolderReport:
     if len(num_labels) > 1:
         usual = max(num_labels, key=lambda number: len(num_labels[number]))
         report.problems.extend(
-            f"case {case_id!r}: logits of {number} labels, those of most cases have {usual}"
+            f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
             for number, case_ids in num_labels.items()
             for case_id in case_ids
             if number != usual
@@ -123,7 +123,7 @@ def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None
 
 
 def _archives(folder: Path) -> list[Path]:
-    """Return the files of logits without geometry (.npz) of a folder that has nothing else."""
+    """Return the files of logits without geometry (.npz) if the folder has no other files."""
     return [] if list_files(folder, io.VOLUME_SUFFIXES) else list_files(folder, SCORES_SUFFIXES)
 
 
@@ -150,7 +150,7 @@ def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:
 
 
 def _count_whole_values(values: NDArray[np.float32]) -> list[tuple[str, str]]:
-    """Return how often each value occurs, where they are few and whole numbers, as in a label map."""
+    """Return how often each value occurs if there are only a few whole numbers, as in a label map."""
     import numpy as np
 
     found, counts = np.unique(values, return_counts=True)

@@ -1,5 +1,5 @@
-// Memory for large arrays: not cleared, as they are written before they are read, and in huge pages where the system has them, since
-// most time in first touching and in gathering from small pages goes into page faults and misses of the address cache.
+// Memory for large arrays: not cleared, because they are written before they are read, and in huge pages if the system has them: with
+// small pages, page faults and TLB misses dominate the time of first touches and gathers.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@
 
 namespace crf {
 
-// Large blocks that were given back and wait for their next use: memory fresh from the system costs as much to touch for the first time
-// as many passes over it. Blocks are kept while a cache is in force on this thread, and never beside a new one that they do not fit.
+// Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as much as many passes over it. Blocks are
+// kept while a cache is active on this thread, and never beside a new block that they do not fit.
 class BlockCache {
    public:
     static constexpr size_t kHugePage = size_t{1} << 21;
@@ -32,7 +32,7 @@ class BlockCache {
     BlockCache(const BlockCache&) = delete;
     BlockCache& operator=(const BlockCache&) = delete;
 
-    // `bytes` is what is wanted, and becomes what the block has.
+    // `bytes`: the requested size; becomes the size of the block.
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
@@ -59,11 +59,11 @@ class BlockCache {
         }
     }
 
-    // Hands all waiting blocks of the cache in force back to the system.
+    // Returns all idle blocks of the active cache to the system.
     static void release_idle() {
         if (current()) current()->release();
 #if defined(__GLIBC__)
-        malloc_trim(0);  // small blocks freed in between keep the heap long otherwise
+        malloc_trim(0);  // otherwise small freed blocks keep the heap large
 #endif
     }
 
@@ -100,7 +100,7 @@ class BlockCache {
     BlockCache* outer_;
 };
 
-// An array of trivial elements, aligned to a cache line (the widest vector) or, where it is large, to a huge page.
+// An array of trivial elements, aligned to a cache line (the widest vector) or, if it is large, to a huge page.
 template <class T>
 struct Buffer {
     static_assert(std::is_trivially_destructible_v<T>);
@@ -122,7 +122,7 @@ struct Buffer {
     explicit operator bool() const { return static_cast<bool>(data); }
 };
 
-// Memory that filters take turns in: what one leaves there is lost when the next one works.
+// Memory that filters use in turn: the next one overwrites the contents.
 class Workspace {
    public:
     float* floats(int64_t count) { return values<float>(count); }
@@ -131,7 +131,7 @@ class Workspace {
     T* values(int64_t count) {
         const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
         if (memory_.size < bytes) {
-            memory_ = Buffer<std::byte>();  // freed before more is taken
+            memory_ = Buffer<std::byte>();  // freed before more is allocated
             memory_ = Buffer<std::byte>(bytes);
         }
         return reinterpret_cast<T*>(memory_.get());

@@ -14,18 +14,18 @@ namespace crf {
 namespace {
 
 // Nanoseconds on one core of an AMD EPYC 9005 (Zen 5, AVX-512), from the profiles of the workloads in docs/reference/benchmarks.md. Only
-// their ratios decide, and those move little from one processor to the next. The exact sum is the exception: a pair takes 0.2 with AVX-512
-// and over 3 without, so its price is one in between.
+// their ratios matter, and those differ little between processors. The exact sum is the exception: a pair takes 0.2 with AVX-512
+// and over 3 without, so its price lies in between.
 constexpr double kExactPair = 0.35, kExactPairFeature = 0.07;
 constexpr double kTruncatedPair = 0.04, kTruncatedPairModality = 0.035, kTruncatedPairChannel = 0.03;
 constexpr double kGridVoxel[] = {6.0, 14.0}, kGridCell = 4.0;
 constexpr double kLatticeBuildCorner = 9.0, kLatticeBuildNeighbor = 16.0;
 constexpr double kLatticeCorner = 1.5, kLatticeCornerChannel = 0.25, kLatticeStep = 1.2, kLatticeStepChannel = 0.5;
 
-// The lattice's messages are a few percent off, the others' far less: it has to be clearly faster to be taken.
+// The lattice's messages are a few percent off, the others' far less, so it must be clearly faster to be chosen.
 constexpr double kLatticeHandicap = 1.5;
 
-// Below this nobody waits, and the more accurate filter is taken: exact, truncated, grid, lattice in this order.
+// Shorter times are imperceptible; then the most accurate filter is chosen: exact, truncated, grid, lattice, in this order.
 constexpr double kUnnoticed = 50e6;
 
 // Channels are filtered in groups of up to four.
@@ -80,8 +80,8 @@ std::string cheapest(const BilateralInput& input, const Work& work, bool may_be_
     const GridSize size = grid_size(input);
     const double grid = may_be_grid && fits_grid(input, size) ? noticed(grid_cost(work, size)) : std::numeric_limits<double>::infinity();
     const double direct = std::min({exact, truncated, grid});
-    // How many vertices a lattice would have takes time to estimate, so only where it decides: between next to none and all its simplices'
-    // own.
+    // Estimating the number of a lattice's vertices takes time, so it is done only if it can change the choice, between almost no
+    // vertices and separate ones for every simplex.
     const auto with_vertices = [&](double a_voxel) { return noticed(kLatticeHandicap * lattice_cost(work, a_voxel * work.voxels)); };
     const int most = work.num_features + 1;
     if (work.num_features <= kMaxLatticeFeatures && with_vertices(0.1) < direct) {

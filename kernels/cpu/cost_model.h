@@ -7,16 +7,16 @@
 
 namespace crf {
 
-// Estimated nanoseconds on one core, the build included; infinite where a filter does not take the input.
+// Estimated nanoseconds on one core, the build included; infinite if a filter does not support the input.
 struct FilterCosts {
     double exact, truncated, grid, lattice;
 };
 
-// num_filterings: of `num_channels` channels. The two filterings of one channel that the normalization takes are added here.
+// num_filterings: number of filterings of `num_channels` channels. The normalization's two filterings of one channel are added here.
 FilterCosts estimate_costs(const BilateralInput& input, int num_channels, int num_filterings);
 
-// What "auto" stands for: the cheapest by estimated time, or a more accurate one where that is hardly slower. Any other name is returned
-// as it is. num_channels, num_filterings: as for estimate_costs.
+// Resolves "auto": the filter with the smallest estimated time, or a more accurate one that is hardly slower. Any other name is returned
+// unchanged. num_channels, num_filterings: as for estimate_costs.
 std::string choose_filter(const std::string& requested, const BilateralInput& input, int num_channels, int num_filterings,
                           bool may_be_grid);
 

@@ -13,7 +13,7 @@ namespace crf {
 
 namespace {
 
-// sum += channel_weight * post * (what each voxel received), voxel by voxel.
+// sum += channel_weight * post * (the sum received by each voxel), voxel by voxel.
 template <class Receive>
 void receive_all(const Voxels& voxels, int num_channels, const double* post, const double* channel_weight, double* sum, ThreadPool& pool,
                  Receive&& receive) {
@@ -220,7 +220,7 @@ class DoubleSpatialFilter final : public DoubleFilter {
    private:
     static constexpr int kNoAxis = -1;
 
-    // One channel over the box, by the slopes of `differentiated` in the place of its weights; in the workspace.
+    // One channel over the box, with the slopes instead of the weights for the axis `differentiated`; in the workspace.
     const double* filter(const double* values, const double* pre, int differentiated, Workspace& workspace) {
         double *from = workspace.values<double>(2 * voxels_.box_size), *to = from + voxels_.box_size;
         std::fill(from, from + voxels_.box_size, 0.0);

@@ -9,8 +9,8 @@ namespace crf {
 
 using DoubleFilter = BasicFilter<double>;
 
-// As make_bilateral_filter, but for the dense grid, which is in single precision only: "grid" throws InputError, "auto" never
-// takes it. input: with the intensities rounded to float, for the lattice's geometry; intensity: as they are, one array per modality.
+// Like make_bilateral_filter, except for the dense grid, which exists only in single precision: "grid" throws InputError, "auto" never
+// chooses it. input: with the intensities rounded to float, for the lattice's geometry; intensity: unrounded, one array per modality.
 std::unique_ptr<DoubleFilter> make_double_bilateral_filter(const std::string& requested, const BilateralInput& input,
                                                            const std::vector<const double*>& intensity, int num_channels,
                                                            int num_filterings, ThreadPool& pool);

@@ -1,12 +1,12 @@
-// The errors that a caller can act on. The Python module gives each a class of its own, so that no other exception, such as one that a
-// progress callback raises, is taken for one of these.
+// Errors that a caller can handle. The Python module maps each to its own class, so that other exceptions, such as those of a progress
+// callback, are not mistaken for them.
 #pragma once
 
 #include <stdexcept>
 
 namespace crf {
 
-// The problem is larger than an algorithm can hold; the message has the numbers.
+// The problem is larger than an algorithm can hold; the message gives the sizes.
 struct CapacityError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };

@@ -10,7 +10,7 @@ namespace {
 
 constexpr float kSqrtHalfLog2e = 0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
 constexpr int kGroup = 4;                       // channels whose sums share one evaluation of the weights
-constexpr int64_t kPartial = 1024;              // senders whose sum is kept in a register before it joins the total: limits rounding
+constexpr int64_t kPartial = 1024;              // senders that are summed in a register before the total: limits rounding
 
 class ExactFilter final : public Filter {
    public:
@@ -34,10 +34,10 @@ class ExactFilter final : public Filter {
                              sum + c * num_voxels_);
     }
 
-    // Pair by pair, as the weights are.
+    // Pair by pair, like the weights.
     bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace&) override {
         if (num_features_ > kMostFeatures) return false;
-        // Features were scaled to give exponents of 2.
+        // Features are scaled to give exponents of 2.
         constexpr float kUnscale = 1.0f / kSqrtHalfLog2e;
         const int64_t num_items = padded_ / kLanes;
         std::vector<double> sums(num_items * num_features_);
@@ -135,7 +135,7 @@ class ExactFilter final : public Filter {
     ThreadPool& pool_;
     int64_t num_voxels_, padded_;
     int num_features_, num_modalities_;
-    std::vector<int> axis_feature_;  // which of the position features belongs to each box axis
+    std::vector<int> axis_feature_;  // the position feature of each box axis
     Buffer<float> features_;         // (feature, padded voxel), scaled by kSqrtHalfLog2e
 };
 

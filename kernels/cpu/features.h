@@ -6,7 +6,7 @@
 namespace crf {
 
 // Features of `count` compact voxels from `first` on, as num_modalities + num_axes arrays of `stride` floats.
-// Intensities are taken relative to the lowest inside the mask: large offsets cost no precision, and a lattice lies the same however the
+// Intensities are relative to the lowest inside the mask: large offsets cost no precision, and a lattice does not depend on how the
 // voxels are numbered.
 void gather_features(const BilateralInput& input, int64_t first, int64_t count, float* features, int64_t stride);
 

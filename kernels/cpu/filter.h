@@ -1,4 +1,4 @@
-// What every way of computing messages has in common: a symmetric kernel applied to values at the compact voxels.
+// The interface of all filters: a symmetric kernel applied to values at the compact voxels.
 #pragma once
 
 #include <cstdint>
@@ -25,38 +25,39 @@ class BasicFilter {
     virtual void accumulate(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
                             Workspace& workspace) = 0;
 
-    // The same with K transposed: another operator only for the lattice, whose kernel is not quite symmetric.
+    // The same with K transposed: a different operator only for the lattice, whose kernel is not exactly symmetric.
     virtual void accumulate_transposed(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
                                        Workspace& workspace) {
         accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);
     }
 
-    // Fills in the normalization without filtering, where a filter can: scale[n] = (K 1)^-1/2 and ones[n] = the message of all ones if
+    // Computes the normalization without filtering, if the filter can: scale[n] = (K 1)^-1/2 and ones[n] = the message of all ones if
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
     virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
 
-    // Moments of the kernel between u and v, where a filter has a faster or closer way than filtering products with the features x
+    // Moments of the kernel between u and v, if a filter has a faster or more accurate way than filtering products with the features x
     // (moments.h): squared[f] += theta_f times the derivative of sum_c <u_c, K v_c> with respect to theta_f, which for a Gaussian is
-    // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and where `pull` is given
-    // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has not.
+    // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and if `pull` is given,
+    // pull[f][n] += sum_c sum_m K(n, m) (u[c][n] v[c][m] + v[c][n] u[c][m]) (x_f(n) - x_f(m)) for the intensities. False: it has no such
+    // way.
     virtual bool second_moments(const T* /*u*/, const T* /*v*/, int /*num_channels*/, double* /*squared*/, T* /*pull*/, Workspace&) {
         return false;
     }
 
-    // Whether the filter does several columns of features at once faster than one after the other, and how:
+    // Whether the filter processes several columns of features faster together than one by one, and the function for it:
     // cross[f] += sum_c <x_f u_c, K (x_f v_c)> for up to kMostColumns columns x_f.
     static constexpr int kMostColumns = 4;
     virtual bool has_cross_moments() const { return false; }
     virtual void cross_moments(const T* const* /*columns*/, int /*num_columns*/, const T* /*u*/, const T* /*v*/, int /*num_channels*/,
                                double* /*cross*/, Workspace&) {}
 
-    // One line for people: which algorithm, with its size.
+    // One line for display: the algorithm and its size.
     virtual std::string description() const = 0;
 };
 
 using Filter = BasicFilter<float>;
 
-// The bilateral kernel's inputs, divided by nothing yet.
+// The bilateral kernel's inputs, not divided by bandwidths.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
     std::vector<double> theta_alpha;      // mm, one per box axis
@@ -64,10 +65,10 @@ struct BilateralInput {
     std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
 
-    // Single precision resolves a difference of one bandwidth up to about this many of them.
+    // Largest range, in bandwidths, at which single precision resolves a difference of one bandwidth.
     static constexpr double kLargestFeature = 1e6;
 
-    // Takes the ranges of the intensities. Throws InputError when one is not finite, CapacityError when one
+    // Computes the ranges of the intensities. Throws InputError if one is not finite, CapacityError if one
     // spans too many bandwidths.
     BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
                    std::vector<const float*> intensity, ThreadPool& pool);

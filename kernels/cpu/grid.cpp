@@ -15,8 +15,8 @@ namespace crf {
 
 namespace {
 
-// A row is splatted into this many copies in turn, which are then added: neighboring voxels hit overlapping cells, and a load that partly
-// overlaps a store just made would wait for it. Long rows get fewer, as clearing and adding them costs more than it saves.
+// A row is splatted into this many copies in turn, which are then added: neighboring voxels touch overlapping cells, and a load that
+// partly overlaps a recent store would wait for it. Long rows get fewer, because clearing and adding copies costs more than it saves.
 constexpr int kMostCopies = 4;
 constexpr int64_t kLongRow = 1024;                  // floats
 constexpr int64_t kBatchFloats = int64_t{1} << 22;  // 16 MiB of planes are splatted before they are added to the grid
@@ -63,7 +63,7 @@ class GridFilter final : public Filter {
             intensity_[m] = input.intensity[m];
             scale_[m] = static_cast<float>(1.0 / input.theta_beta[m]);
         }
-        // Sizes in floats of what stands for one row, plane, ...: level_[a] covers axes a .. last and all intensities.
+        // Sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities.
         bins_ = size.bins[0] * (num_modalities_ == 2 ? size.bins[1] : 1);
         level_[axes - 1] = whole_vectors(size.cells[axes - 1] * bins_);
         for (int a = axes - 2; a >= 0; --a) level_[a] = size.cells[a] * level_[a + 1];
@@ -77,7 +77,7 @@ class GridFilter final : public Filter {
         plane_size_ = axes > 1 ? level_[1] : level_[0];
         batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
         filled_.resize(batch_);
-        int64_t inner = 0;  // what the levels below a plane need
+        int64_t inner = 0;  // size of the levels below a plane
         for (int a = 2; a < axes; ++a) inner += level_[a];
         scratch_.resize(pool.num_threads());
         for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + (kMostCopies - 1) * level_[axes - 1] + kLanes);
@@ -109,7 +109,7 @@ class GridFilter final : public Filter {
     int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
 
-    // Planes are splatted in parallel into a batch of their own, then the batch is added to the grid, in parallel over cells and in the
+    // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
     // order of the planes: the same sums for any number of threads.
     void splat(const float* values, const float* pre) {
         clear_in_parallel(grid_, level_[0]);
@@ -166,7 +166,7 @@ class GridFilter final : public Filter {
     struct Batch {
         int64_t voxel, x;  // of the first
         int count;
-        int32_t cell[kLanes];  // first of the cells that a voxel touches, from the beginning of the row's cells
+        int32_t cell[kLanes];  // first cell that a voxel touches, relative to the row's first cell
         float fraction[2][kLanes];
     };
 
@@ -347,8 +347,8 @@ class GridFilter final : public Filter {
     ThreadPool& pool_;
     const GridSize size_;
     int num_modalities_;
-    std::vector<Place> axis_[kMaxAxes];  // where each voxel coordinate lies
-    std::vector<int32_t> x_cell_;        // the same for the last axis, apart
+    std::vector<Place> axis_[kMaxAxes];  // cell of each voxel coordinate
+    std::vector<int32_t> x_cell_;        // the same for the last axis, stored separately
     std::vector<vfloat4> x_weight_;
     const float* intensity_[2]{};
     float scale_[2]{};

@@ -1,4 +1,4 @@
-// The dense bilateral grid: its size is known before it is built, which is what its cost depends on.
+// The dense bilateral grid: its cost depends on its size, which is known before it is built.
 #pragma once
 
 #include "cpu/filter.h"
@@ -10,16 +10,16 @@ constexpr int kSpan = 4;  // cells under one cubic B-spline along an axis
 struct GridSize {
     int64_t cells[kMaxAxes]{};  // along each axis of the box
     int64_t bins[2]{1, 1};      // along each modality
-    float lowest[2]{};          // intensity, where the first cell begins
+    float lowest[2]{};          // intensity at the start of the first cell
     double num_cells = 0;
 };
 
 GridSize grid_size(const BilateralInput& input);
 
-// Whether the grid filter takes this input: one or two modalities, and not far more cells than voxels.
+// Whether the grid filter supports this input: one or two modalities, and not far more cells than voxels.
 bool fits_grid(const BilateralInput& input, const GridSize& size);
 
-// Throws InputError or CapacityError where it does not fit.
+// Throws InputError or CapacityError if the input does not fit.
 std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool);
 
 }  // namespace crf

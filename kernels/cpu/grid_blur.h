@@ -10,7 +10,7 @@ namespace crf {
 // exp(-d^2 / 2) with this three-tap filter: RMS 0.0057, at most 0.023 off in one dimension.
 constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
 
-// Along rows of `length` floats that follow one another.
+// Along consecutive rows of `length` floats.
 inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, float* scratch) {
     for (float* row = rows; row < rows + num_rows * length; row += length) {
         scratch[0] = 0.0f;
@@ -20,7 +20,7 @@ inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, float
     }
 }
 
-// Across `count` rows, `stride` apart, of which `width` floats are taken. The scratch keeps the row before, unfiltered.
+// Across the first `width` floats of `count` rows, `stride` apart. The scratch holds the previous row, unfiltered.
 inline void blur_columns(float* rows, int64_t count, int64_t stride, int64_t width, float* scratch) {
     std::fill(scratch, scratch + width, 0.0f);
     for (int64_t r = 0; r < count; ++r) {
@@ -38,7 +38,7 @@ inline void blur_columns(float* rows, int64_t count, int64_t stride, int64_t wid
     }
 }
 
-// Across `count` rows of `length` floats that follow one another.
+// Across `count` consecutive rows of `length` floats.
 inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) { blur_columns(rows, count, length, length, scratch); }
 
 }  // namespace crf

@@ -6,7 +6,8 @@ namespace crf {
 
 namespace {
 
-// A grid with far more cells than voxels is a mistake that would take minutes: this many, or this many per voxel, are allowed, and 8 GB.
+// A grid with far more cells than voxels is a mistake that would take minutes. The limits: this many cells, or this many per voxel, and 8
+// GB.
 constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
 
 }  // namespace

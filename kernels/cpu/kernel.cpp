@@ -9,7 +9,7 @@ namespace crf {
 namespace {
 
 template <class T>
-constexpr T kTiny = std::numeric_limits<T>::min();  // smallest normal number: keeps the factor of a row sum that vanished finite
+constexpr T kTiny = std::numeric_limits<T>::min();  // smallest normal number: keeps the factor of a vanished row sum finite
 
 }  // namespace
 

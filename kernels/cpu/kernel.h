@@ -1,4 +1,4 @@
-// A filter with its normalization: the kernel whose messages the mean field takes.
+// A filter with its normalization: a kernel of the mean field.
 #pragma once
 
 #include "cpu/filter.h"
@@ -7,7 +7,7 @@ namespace crf {
 
 enum class Normalization { kSymmetric, kAfter, kNone };
 
-// With D^-1 K the kernel is not symmetric, and the iteration does not lower the energy: it may rise without anything being wrong.
+// With D^-1 K the kernel is not symmetric, and the iteration does not minimize the energy: it may rise without an error.
 inline bool energy_is_lowered(Normalization normalization) { return normalization != Normalization::kAfter; }
 
 // A filter with its normalization. T: float or double.
@@ -15,11 +15,11 @@ template <class T>
 struct Kernel {
     std::unique_ptr<BasicFilter<T>> filter;
     Buffer<T> scale;           // (voxel) factor of the normalization, empty = ones
-    bool scales_sent = false;  // whether it is applied to what is sent too, not only to what is received
+    bool scales_sent = false;  // whether it scales the sent values too, not only the received ones
     Buffer<T> ones;            // (voxel) the normalized message of all ones, empty = ones
 };
 
-// Computes `scale` and `ones` of a kernel whose filter is there.
+// Computes `scale` and `ones` of a kernel that has its filter.
 template <class T>
 void normalize_kernel(Kernel<T>& kernel, const Voxels& voxels, Normalization normalization, ThreadPool& pool, Workspace& workspace);
 

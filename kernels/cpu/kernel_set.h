@@ -1,4 +1,4 @@
-// The kernels of one model on one image, normalized and ready to filter: built once, used by every step of the forward and the backward
+// The kernels of one model on one image, normalized and ready to filter: built once, used in every step of the forward and backward
 // pass.
 #pragma once
 
@@ -11,10 +11,10 @@ namespace crf {
 
 Normalization parse_normalization(const std::string& name);
 
-// Of one value per grid axis, those of the box's axes.
+// Selects the box's axes from one value per grid axis.
 std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis);
 
-// A whole case's model but for weights and compatibility. Bandwidths and spacing have one value a grid axis.
+// The model of a case, without weights and compatibility. Bandwidths and spacing have one value per grid axis.
 struct KernelSpecs {
     struct Bilateral {
         std::vector<double> theta_alpha, theta_beta;
@@ -23,14 +23,14 @@ struct KernelSpecs {
     std::vector<double> theta_gamma;  // empty: no spatial kernel
     Normalization normalization = Normalization::kSymmetric;
     std::string filter;    // of the bilateral kernels
-    int num_channels = 0;  // what "auto" expects to be filtered, and how often, besides the normalization
+    int num_channels = 0;  // assumed by "auto": channels per filtering, and filterings besides the normalization
     int num_filterings = 0;
 };
 
 // Called before each kernel is built; may throw to stop.
 using BuildCallback = std::function<void(int kernel, int num_kernels)>;
 
-// T: float, or double for layers in float64. image: one array of the whole grid a modality, which outlives the set.
+// T: float, or double for layers in float64. image: one array of the whole grid per modality; must outlive the set.
 template <class T>
 struct KernelSet {
     const Voxels& voxels;

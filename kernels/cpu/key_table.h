@@ -1,4 +1,4 @@
-// A small hash table that numbers keys in the order in which they come; kept by a thread and emptied between uses.
+// A small hash table that numbers keys in order of insertion; each thread reuses its table.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ class KeyTable {
    public:
     KeyTable() { resize(kFirstBits); }
 
-    // Number of the key, given out in order of first touch.
+    // Number of the key, assigned in order of first touch.
     uint32_t find_or_add(Key key) {
         uint64_t bucket = hash_key(key) >> down_;
         while (buckets_[bucket].key != key) {
@@ -31,7 +31,7 @@ class KeyTable {
         return buckets_[bucket].number;
     }
 
-    // Hands the keys over, and empties the table for its next use.
+    // Moves the keys out, and empties the table for its next use.
     std::vector<Key> take() {
         for (uint32_t bucket : places_) buckets_[bucket].key = kEmpty;
         places_.clear();

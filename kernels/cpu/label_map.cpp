@@ -13,7 +13,7 @@ namespace crf {
 
 namespace {
 
-constexpr int64_t kPiece = 4096;  // voxels: 16 KiB a label, so that a piece of a few labels stays in L1
+constexpr int64_t kPiece = 4096;  // voxels: 16 KiB per label, so that a piece of a few labels stays in L1
 
 // body(first voxel, number of voxels) over pieces of the grid, in parallel.
 template <class Body>

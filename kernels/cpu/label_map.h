@@ -15,7 +15,7 @@ void label_map(const nanobind::ndarray<const float, nanobind::c_contig, nanobind
 void softmax(const nanobind::ndarray<const float, nanobind::c_contig, nanobind::device::cpu>& logits, int threads,
              const nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>& out);
 
-// Smallest and largest value of each channel of (channel, *grid), one after the other; both NaN for a channel that holds a value that is
+// Smallest and largest value of each channel of (channel, *grid), one after the other; both NaN for a channel with a value that is
 // not finite.
 std::vector<float> channel_ranges(const nanobind::ndarray<const float, nanobind::c_contig, nanobind::device::cpu>& channels, int threads);
 

@@ -28,7 +28,7 @@ class LatticeFilter final : public Filter {
           lattice_(build_lattice(input, pool)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
-        // With far more vertices than voxels their rows are most of the memory, so fewer channels go at a time.
+        // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time.
         widest_ = lattice_.num_vertices > 2 * num_voxels_ ? 2 : 4;
         amplitude_ = static_cast<float>(lattice_.amplitude());
     }
@@ -46,7 +46,7 @@ class LatticeFilter final : public Filter {
     }
 
     // Rows of sixteen, four columns times four channels, are a cache line: they cost little more than rows of four. With more vertices than
-    // voxels they would be most of the memory.
+    // voxels they would use most of the memory.
     bool has_cross_moments() const override { return lattice_.num_vertices <= num_voxels_; }
 
     void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
@@ -70,7 +70,7 @@ class LatticeFilter final : public Filter {
                 Wide* const received = reinterpret_cast<Wide*>(scratch_[thread].get());
                 Wide* const buffer = received + sent_rows_;
                 slice_rows(lattice_.tiles[t], rows, buffer, received);
-                // The tile's vertices are done with: their place serves the products with u.
+                // The tile's vertices are no longer needed: their memory serves the products with u.
                 load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group, buffer);
                 vfloat total{};
                 for (int64_t i = 0; i < lattice_.tiles[t].num_voxels; ++i) total += received[i] * buffer[i];
@@ -123,7 +123,7 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    // Room for a tile's voxels and for its vertices, in rows of `width`; the latter serve for a tile's voxels once more in cross_moments.
+    // Buffers for a tile's voxels and for its vertices, in rows of `width`; cross_moments reuses the latter for a tile's voxels.
     void grow_scratch(int64_t width) {
         const int64_t size = (std::max(lattice_.largest_tile, sent_rows_) + sent_rows_) * width;
         for (auto& s : scratch_)
@@ -175,7 +175,7 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // Asks for the memory of a later piece: pieces are short and far apart, which no hardware foresees.
+    // Prefetches the memory of a later piece: pieces are short and far apart, so the hardware cannot predict them.
     void fetch_ahead(int64_t p, const float* channels, int num_channels, const float* scale) const {
         constexpr int64_t kAhead = 12;
         if (p + kAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
@@ -205,7 +205,7 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // kCorners: D + 1, or 0 for a number known at run time only.
+    // kCorners: D + 1, or 0 if known only at run time.
     template <int kCorners, class Body>
     void for_corners(const Lattice::Tile& tile, Body&& body) const {
         constexpr int kBatch = 16;  // voxels whose weights are converted at once
@@ -222,7 +222,7 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // The tile's voxels, into a buffer of its own vertices, and from there to the vertices or, where other tiles share one, to its slot.
+    // The tile's voxels, into a buffer of the tile's vertices, and from there to the vertices or, if other tiles share one, to its slot.
     template <int C, class Row>
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
         Row* sent = scratch;
@@ -238,14 +238,14 @@ class LatticeFilter final : public Filter {
                     channel[c] = load_some(values + c * num_voxels_ + n, count);
                     if (pre) channel[c] *= load_some(pre + n, count);
                 }
-                interleave<C>(channel, to);  // whole vectors: the next voxels overwrite what is too many
+                interleave<C>(channel, to);  // whole vectors: the next voxels overwrite the excess
                 to += count * C;
             }
         }
         splat_rows(tile, sent, buffer, rows, shares);
     }
 
-    // From a tile's rows to its vertices in `buffer`, and from there to where the vertices are.
+    // From a tile's rows to its vertices in `buffer`, and from there to the vertices' places.
     template <class Row>
     void splat_rows(const Lattice::Tile& tile, const Row* sent, Row* buffer, Row* rows, Row* shares) const {
         std::fill(buffer, buffer + tile.num_vertices, Row{});

@@ -6,10 +6,10 @@ namespace crf {
 
 namespace {
 
-// No more blocks than these, or than one for so many voxels: most of a block's cost is its list, whether or not it is empty.
+// Most blocks, and fewest voxels per block: most of a block's cost is its list, even if it is empty.
 constexpr double kFewBlocks = 4096, kVoxelsPerBlock = 32;
 
-// Tiles are shared out in this many groups that count and write on their own. Each takes a counter per block.
+// Tiles are divided into this many groups that count and write independently. Each needs a counter per block.
 constexpr int64_t kTileGroups = 16;
 
 }  // namespace
@@ -19,7 +19,7 @@ BlockLayout lay_out_blocks(const KeyLayout& keys, const Voxels& voxels) {
     layout.num_axes = voxels.num_axes;
     const int d = keys.num_features;
     const double most = std::max(kFewBlocks, static_cast<double>(voxels.num_voxels) / kVoxelsPerBlock);
-    // Lowest bits of each coordinate are left out until blocks are few enough.
+    // The lowest bits of each coordinate are dropped until there are few enough blocks.
     int coarser = 0;
     double blocks = 0;
     do {
@@ -37,7 +37,7 @@ BlockLayout lay_out_blocks(const KeyLayout& keys, const Voxels& voxels) {
         layout.mask[a] = (uint64_t{1} << bits[a]) - 1;
         layout.place[a].assign(layout.mask[a] + 1, 0);
     }
-    // Blocks are numbered along a Morton curve: blocks that are near in space, and with them their vertices, are near in memory.
+    // Blocks are numbered along a Morton curve: blocks that are near in space, with their vertices, are near in memory.
     int target = 0;
     for (int bit = 0; bit < most_bits; ++bit)
         for (int a = 0; a < layout.num_axes; ++a) {

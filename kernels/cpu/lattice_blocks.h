@@ -1,8 +1,8 @@
 // Pass 2 of building a lattice: records (vertices as the tiles number them) are sorted into blocks.
 //
-// A vertex's last coordinates depend on position alone, as many of them as there are axes; boxes of these coordinates cut space into
-// blocks. All records of one vertex are in one block, so from here on each block works on its own. Its tables stay in the L1 or L2 cache,
-// and near vertices get near numbers, which is what blurring is fast or slow by.
+// A vertex's last coordinates, one per axis, depend only on position; boxes of these coordinates divide space into blocks. All records
+// of one vertex are in one block, so from here on blocks are independent. Their tables stay in the L1 or L2 cache, and nearby vertices
+// get nearby numbers, which determines the speed of blurring.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace crf {
 
-// Which block a key lies in: some bits of the coordinates that depend on position, and what each of their values adds to the number.
+// The block of a key: some bits of the coordinates that depend on position, and what each of their values adds to the block's number.
 struct BlockLayout {
     int num_axes = 0;
     int shift[kMaxAxes]{};
@@ -38,7 +38,7 @@ struct BlockRecords {
     Buffer<uint32_t> record;  // its number among the tiles' records
 };
 
-// Frees the tiles' keys on the way.
+// Frees the tiles' keys.
 template <class Key>
 BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& layout, ThreadPool& pool);
 

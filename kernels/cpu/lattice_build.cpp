@@ -11,7 +11,7 @@ namespace crf {
 
 namespace {
 
-// Tiles from which the number of vertices is estimated.
+// Number of tiles for the estimate of the number of vertices.
 constexpr int64_t kSampledTiles = 8;
 
 template <class Key>
@@ -21,7 +21,7 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
     const BlockLayout layout = lay_out_blocks(space.layout(), *input.voxels);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
-    BlockCache::release_idle();  // the tiles' own lists, before more is taken
+    BlockCache::release_idle();  // the tiles' own lists, before more is allocated
     LatticeVertices<Key> vertices = number_vertices(records, pool);
     lattice.directions = find_neighbors(vertices, layout, space, pool);
     vertices.keys = Buffer<Key>();

@@ -1,11 +1,11 @@
-// The permutohedral lattice of one image: which vertices there are, how voxels hang on them, and who neighbors whom.
+// The permutohedral lattice of one image: its vertices, the voxels' links to them, and the neighbors of each vertex.
 //
 // It is built in five passes, functions from struct to struct, each in parallel and each with the same result for any number of threads:
 //   1. lattice_tiles: the simplex of every voxel, and each tile's own list of vertices;
 //   2. lattice_blocks: the tiles' vertices sorted into blocks of space;
 //   3. lattice_vertices: duplicates merged and vertices numbered, block by block;
 //   4. lattice_neighbors: chains of neighbors along each direction;
-//   5. lattice_slots: where each tile puts its share of a vertex.
+//   5. lattice_slots: the place of each tile's share of a vertex.
 #pragma once
 
 #include "cpu/filter.h"
@@ -14,7 +14,7 @@
 namespace crf {
 
 struct Lattice {
-    // Up to this many voxels, a brick of the box, are splatted into one small buffer whose vertices 16 bits can number.
+    // Most voxels of a tile, a brick of the box. A tile is splatted into one small buffer, whose vertices are numbered in 16 bits.
     static int64_t tile_voxels(int num_features) { return num_features < 16 ? 4096 : 2048; }
 
     // Consecutive compact voxels of a tile.
@@ -38,8 +38,8 @@ struct Lattice {
     std::vector<Tile> tiles;
     // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their barycentric weights in 1 / 65535.
     Buffer<uint16_t> local, weight;
-    // For each tile's vertices: the vertex's number, and where the tile's share of it is put. A vertex of one tile alone has one share,
-    // at its own number; those of several tiles have consecutive slots above num_vertices, to be summed.
+    // For each tile's vertices: the vertex's number, and the slot of the tile's share of it. A vertex of only one tile has one share,
+    // at its own number; vertices of several tiles have consecutive slots above num_vertices, to be summed.
     Buffer<uint32_t> vertex, slot;
     struct Shared {
         uint32_t vertex, first_slot, num_slots;
@@ -49,22 +49,22 @@ struct Lattice {
     // plus one at the end of its chain; vertices without a neighbor on either side are left out.
     struct Chains {
         Buffer<uint32_t> entries;
-        std::vector<int64_t> pieces;  // where entries may be cut for parallel work: beginnings of chains, and the end
+        std::vector<int64_t> pieces;  // possible cuts for parallel work: beginnings of chains, and the end
     };
     std::vector<Chains> directions;  // D + 1 of them
 
     // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex in
-    // a volume of (D + 1)^(D - 1/2), when the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
+    // a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
     double amplitude() const;
 };
 
-// Throws CapacityError when the features span more cells than a 128-bit key can number.
+// Throws CapacityError if the features span more cells than a 128-bit key can number.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 
 // Whether the features fit into the keys of a lattice.
 bool fits_lattice(const BilateralInput& input);
 
-// Vertices per voxel, estimated from a few tiles: what a lattice's cost depends on. Infinite where no lattice can be built.
+// Vertices per voxel, estimated from a few tiles; a lattice's cost depends on it. Infinite if no lattice can be built.
 double estimate_vertices_per_voxel(const BilateralInput& input);
 
 }  // namespace crf

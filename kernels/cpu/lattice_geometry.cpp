@@ -19,7 +19,7 @@ void find_simplices(const float* features, int64_t stride, const float* scale, S
     elevate<D>(scaled, elevated);
     enclosing_simplex<D>(elevated, quotient, sorted, wrapped);
     barycentric_weights<D>(sorted, weight);
-    // Remainder 0 takes what rounding leaves of the others. Where it has next to none itself, they may already be D / 2 units too many.
+    // Remainder 0 absorbs the rounding errors of the others. If its own weight is almost 0, the sum may be up to D / 2 units too large.
     vint rest = splat_lanes(kWeightUnit);
     for (int k = 1; k <= D; ++k) {
         const vint rounded = truncate_to_int(weight[k] * static_cast<float>(kWeightUnit) + 0.5f);

@@ -1,6 +1,6 @@
-// The simplices around sixteen voxels at a time, by lattice_math.h, for the numbers of features that a lattice is compiled for.
+// The simplices around sixteen voxels at a time (lattice_math.h), for the numbers of features that lattices are compiled for.
 //
-// Compiled without fused multiply-adds (CMakeLists.txt): which simplex a voxel falls into must not depend on the compiler.
+// Compiled without fused multiply-adds (CMakeLists.txt): the simplex of a voxel must not depend on the compiler.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,12 @@ constexpr int kMaxLatticeFeatures = 28;
 // Barycentric weights are kept in 16 bits, in units of 1 / kWeightUnit.
 constexpr int32_t kWeightUnit = 65535;
 
-// What lattice_math.h gives for sixteen voxels, lane by lane.
+// The results of lattice_math.h for sixteen voxels, lane by lane.
 struct SimplexBatch {
     int32_t quotient[kMaxLatticeFeatures + 1][kLanes];  // q of the remainder-0 vertex, before the coordinates that wrap
     int32_t order[kMaxLatticeFeatures + 1][kLanes];     // index of the coordinate at each rank
     int32_t weight[kMaxLatticeFeatures + 1][kLanes];    // of the vertex of each remainder; they sum to kWeightUnit, or to D / 2 more
-    int32_t wrapped[kLanes];                            // how many coordinates wrap, and which way
+    int32_t wrapped[kLanes];                            // number of coordinates that wrap, with the direction as sign
 };
 
 // features: one row of `stride` floats per feature. scale: per feature.
@@ -32,7 +32,7 @@ struct LatticeGeometry {
     SimplexFunction find;
 };
 
-// The smallest compiled lattice that holds so many features; features that are zero everywhere leave the kernel as it is. Throws
+// The smallest compiled lattice for this many features; features that are zero everywhere do not change the kernel. Throws
 // CapacityError for more than kMaxLatticeFeatures.
 LatticeGeometry choose_geometry(int num_features);
 

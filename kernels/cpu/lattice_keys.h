@@ -1,4 +1,4 @@
-// The lattice's vertices as numbers (KeyLayout in lattice_math.h): how wide each field must be for an image, and steps between vertices.
+// The lattice's vertices as numbers (KeyLayout in lattice_math.h): the width of each field for an image, and steps between vertices.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,10 @@ inline uint64_t hash_key(WideKey key) {
     return hash_key(uint64_t{static_cast<uint64_t>(key) ^ static_cast<uint64_t>(key >> 64) * 0xC2B2AE3D27D4EB4Full});
 }
 
-// Throws CapacityError when a feature spans more bandwidths than integers can count.
+// Throws CapacityError if a feature spans more bandwidths than integers can count.
 KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geometry);
 
-// Bits of all fields of a key together.
+// Total bits of a key's fields.
 inline int key_bits(const KeyLayout& layout) { return layout.shift[layout.num_features] + layout.width[layout.num_features]; }
 
 // Arithmetic on packed keys. Key: uint64_t or WideKey.
@@ -51,14 +51,14 @@ class KeySpace {
         const int wrapped = batch.wrapped[lane];
         for (int p = 0; p < wrapped; ++p) key -= unit_[batch.order[p][lane]];
         for (int p = d + 1 + wrapped; p <= d; ++p) key += unit_[batch.order[p][lane]];
-        // From the vertex of remainder k to that of k + 1: one more in every coordinate, but for the k-th smallest residual's.
+        // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of the k-th smallest residual.
         for (int k = 0; k <= d; ++k) {
             body(k, key);
             key += Key(1) - unit_[batch.order[d - k][lane]];
         }
     }
 
-    // The vertex after `key` along a direction: every coordinate grows by 1 but the direction's own, which falls by D. Where the
+    // The vertex after `key` along a direction: every coordinate grows by 1, except the direction's own, which falls by D. If the
     // remainder wraps to 0, all quotients grow instead.
     Key after(Key key, int direction) const {
         const Key d = static_cast<Key>(num_features_);
@@ -85,7 +85,7 @@ class KeySpace {
     Key remainder_mask_ = 0;
 };
 
-// Calls function(geometry, key space) with the geometry and the narrowest keys that hold the image's features. Throws CapacityError where
+// Calls function(geometry, key space) with the geometry and the narrowest keys that hold the image's features. Throws CapacityError if
 // there are none.
 template <class Function>
 auto with_key_space(const BilateralInput& input, Function&& function) {

@@ -8,10 +8,10 @@ namespace {
 
 constexpr uint32_t kNone = 0xffffffff;
 
-// Look-ups go in batches of this many, stage by stage, so that the memory they will need is on its way.
+// Look-ups run in batches of this size, stage by stage, so that memory is prefetched before it is needed.
 constexpr uint32_t kBatch = 128;
 
-// Vertices whose chains are listed together.
+// Number of vertices whose chains are listed together.
 constexpr int64_t kChainBlock = 4096;
 
 // Hash tables of all blocks' vertices, one after the other.
@@ -37,7 +37,7 @@ class BlockTables {
 
     int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
 
-    // Calls found(vertex, next) for every vertex of a block, where `next` follows it along a direction, or is kNone.
+    // Calls found(vertex, next) for every vertex of a block, where `next` is the vertex after it along a direction, or kNone.
     template <class Found>
     void look_up_after(int64_t b, int direction, const KeySpace<Key>& space, Found&& found) const {
         const Block& block = blocks_[b];
@@ -82,7 +82,7 @@ class BlockTables {
         uint32_t tag, number;
     };
 
-    // A look-up under way.
+    // A look-up in progress.
     struct Search {
         Key key;
         const Block* block;
@@ -113,7 +113,7 @@ class BlockTables {
         return s;
     }
 
-    // Moves a search on to the next bucket, from `bucket` on, that may hold its key: the key itself is not looked at.
+    // Moves a search to the next bucket, starting at `bucket`, that may hold its key; the key itself is not compared.
     void advance(Search& s, uint32_t bucket) const {
         const Bucket* buckets = buckets_.get() + s.block->first_bucket;
         while (buckets[bucket].number != kNone && buckets[bucket].tag != s.tag) bucket = s.block->next(bucket);
@@ -127,7 +127,7 @@ class BlockTables {
     Buffer<Bucket> buckets_;
 };
 
-// after: of each vertex the next one along the direction, or kNone. Blocks of vertices list the chains that begin in them.
+// after: for each vertex, the next one along the direction, or kNone. Blocks of vertices list the chains that begin in them.
 Lattice::Chains list_chains(const Buffer<uint8_t>& has_before, const Buffer<uint32_t>& after, ThreadPool& pool) {
     const int64_t num_vertices = after.size, num_blocks = (num_vertices + kChainBlock - 1) / kChainBlock;
     std::vector<std::vector<uint32_t>> found(num_blocks);
@@ -163,7 +163,7 @@ std::vector<Lattice::Chains> find_neighbors(const LatticeVertices<Key>& vertices
     std::vector<Lattice::Chains> directions;
     for (int j = 0; j <= space.num_features(); ++j) {
         std::fill(has_before.get(), has_before.get() + vertices.num_vertices, uint8_t{0});
-        // One look-up per vertex: who follows it is also preceded by it.
+        // One look-up per vertex gives both directions: v follows u, so u precedes v.
         for_blocks(tables.num_blocks(), pool, [&](int64_t b, int) {
             tables.look_up_after(b, j, space, [&](uint32_t vertex, uint32_t next) {
                 after[vertex] = next;

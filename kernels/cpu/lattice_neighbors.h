@@ -1,4 +1,4 @@
-// Pass 4 of building a lattice: who follows whom along each direction, as chains.
+// Pass 4 of building a lattice: the next vertex along each direction, as chains.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// What filtering on a lattice shares between precisions: the blur of one direction, the kernel's amplitude, the words for it.
+// Code of lattice filtering shared between precisions: the blur of one direction, the kernel's amplitude, the description.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 namespace crf {
 
 // Blurs the chains of one piece in place: each row gains half of the rows before and after it. Walking along a chain, every row is
-// read and written once; the values before blurring of the last two are at hand. Row: a number, or a vector of them.
+// read and written once; the unblurred values of the last two are kept. Row: a number, or a vector of them.
 template <class Row>
 void blur_chains(const Lattice::Chains& chains, int64_t piece, Row* rows) {
     const uint32_t* entry = chains.entries.get() + chains.pieces[piece];
@@ -25,7 +25,7 @@ void blur_chains(const Lattice::Chains& chains, int64_t piece, Row* rows) {
     rows[*entry >> 1] = own + before * 0.5f;
 }
 
-// For people: the lattice's size.
+// For display: the lattice's size.
 std::string describe(const Lattice& lattice, int64_t num_voxels);
 
 }  // namespace crf

@@ -14,7 +14,7 @@ LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertice
         count.assign(vertices.blocks[b].num_vertices, 0);
         for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) ++count[vertices.number[i]];
     };
-    // First the sizes of all blocks, then the places they give.
+    // First the sizes of all blocks, then the resulting places.
     std::vector<uint32_t> first_slot(num_blocks), first_shared(num_blocks);
     for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
         count_shares(b, shares[thread]);

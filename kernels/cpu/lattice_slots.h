@@ -1,4 +1,4 @@
-// Pass 5 of building a lattice: where each tile puts its share of a vertex.
+// Pass 5 of building a lattice: the place of each tile's share of a vertex.
 #pragma once
 
 #include <vector>
@@ -7,14 +7,14 @@
 
 namespace crf {
 
-// The parts of a Lattice of these names.
+// The members of a Lattice with these names.
 struct LatticeSlots {
     Buffer<uint32_t> vertex, slot;
     std::vector<Lattice::Shared> shared;
     int64_t num_slots = 0;
 };
 
-// Throws CapacityError where 32 bits cannot number the slots.
+// Throws CapacityError if 32 bits cannot number the slots.
 template <class Key>
 LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool);
 

@@ -11,10 +11,10 @@ namespace crf {
 
 namespace {
 
-// Pieces are short and far apart, which no hardware foresees: the intensities of the piece so many places ahead are fetched in advance.
+// Pieces are short and far apart, so the hardware cannot predict them: the intensities of the piece this many places ahead are prefetched.
 constexpr int64_t kPiecesAhead = 12;
 
-// Room for one tile's features and for one batch of simplices; kept by a thread from tile to tile.
+// Buffers for one tile's features and for one batch of simplices; each thread reuses them.
 struct Scratch {
     explicit Scratch(int64_t count) : features(count) { std::fill(features.get(), features.get() + features.size, 0.0f); }
     Buffer<float> features;
@@ -75,7 +75,7 @@ class TileEmbedding {
     const TileVoxels voxels_;
 };
 
-// Pieces, and of each tile what is known before its vertices are.
+// The pieces, and for each tile the values that are known before its vertices.
 template <class Key>
 void list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
     result.tiles.resize(voxels.num_tiles());
@@ -113,11 +113,11 @@ void number_records(LatticeTiles<Key>& result) {
 TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels) {
     const int axes = voxels.num_axes;
     int64_t extent[kMaxAxes], count[kMaxAxes];
-    // As near to a cube as powers of two allow, but for the last axis, which is cut into whole vectors.
+    // As close to a cube as powers of two allow, except for the last axis, which is cut into whole vectors.
     extent[axes - 1] = axes == 1 ? most_voxels : kLanes;
     for (int64_t a = axes - 2, left = most_voxels / kLanes; a >= 0; --a) {
         const double side = std::pow(static_cast<double>(left), 1.0 / static_cast<double>(a + 1));
-        extent[a] = int64_t{1} << static_cast<int>(std::log2(side) + 1e-9);  // a whole power of two may come out a little below itself
+        extent[a] = int64_t{1} << static_cast<int>(std::log2(side) + 1e-9);  // an exact power of two may come out slightly too small
         left /= extent[a];
     }
     int64_t num_bricks = 1;
@@ -141,7 +141,7 @@ TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels) {
             }
         }
     };
-    // Counted first, then put where they belong.
+    // Count first, then place.
     std::vector<int64_t> position(num_bricks + 1, 0);
     for_brick_pieces([&](int64_t brick, const TilePiece&) { ++position[brick + 1]; });
     TileVoxels tiles;

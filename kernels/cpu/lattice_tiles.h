@@ -1,7 +1,7 @@
-// Pass 1 of building a lattice: the box is cut into tiles, and in each tile every voxel finds its simplex.
+// Pass 1 of building a lattice: the box is cut into tiles, and the simplex of every voxel in each tile is found.
 //
-// A tile is a brick of space, so that its voxels share most of their vertices: it numbers its own vertices in 16 bits, and what is
-// splatted from it fits into one small buffer.
+// A tile is a brick of space, so that its voxels share most of their vertices: its vertices are numbered in 16 bits, and its splatted
+// values fit into one small buffer.
 #pragma once
 
 #include <vector>
@@ -25,10 +25,10 @@ struct TileVoxels {
     int64_t num_tiles() const { return static_cast<int64_t>(first_piece.size()) - 1; }
 };
 
-// Cuts the box into bricks of up to so many voxels and deals the runs out to them; bricks without voxels vanish.
+// Cuts the box into bricks of at most this many voxels and assigns the runs to them; bricks without voxels are dropped.
 TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels);
 
-// The parts of a Lattice of these names, and the keys that its vertices come from. A tile's vertices are its *records*: a vertex of
+// The members of a Lattice with these names, and the keys of its vertices. A tile's vertices are its *records*: a vertex of
 // several tiles has one in each, and they are numbered tile after tile.
 template <class Key>
 struct LatticeTiles {
@@ -40,11 +40,11 @@ struct LatticeTiles {
     int64_t largest_tile = 0;
 };
 
-// Throws CapacityError where 32 bits cannot number the records.
+// Throws CapacityError if 32 bits cannot number the records.
 template <class Key>
 LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool);
 
-// Distinct vertices per voxel in about so many of the tiles, spread over the volume.
+// Distinct vertices per voxel in about this many tiles, spread over the volume.
 template <class Key>
 double sample_vertices_per_voxel(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space,
                                  int64_t num_samples);

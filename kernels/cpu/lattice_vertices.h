@@ -18,7 +18,7 @@ struct LatticeVertices {
     int64_t num_vertices = 0;
 };
 
-// Frees the records' keys on the way. Throws CapacityError where 31 bits cannot number the vertices.
+// Frees the records' keys. Throws CapacityError if 31 bits cannot number the vertices.
 template <class Key>
 LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, ThreadPool& pool);
 

@@ -18,7 +18,7 @@ constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 struct BlockSums {
     double negative_entropy = 0;  // sum Q log Q of the new marginals
     double largest = 0;           // sum of the largest a / T of each voxel
-    double linear = 0;            // <a / T, Q> of the old ones, a taken relative to its largest label
+    double linear = 0;            // <a / T, Q> of the old marginals, with a relative to its largest label
     double quadratic = 0;         // <Q, pairwise> of the old ones
     double divergence = 0;        // sum of KL(new || old)
     int64_t flips = 0;
@@ -61,7 +61,7 @@ class MeanField {
         const BlockSums start = total();
         const double largest = start.largest;
         double negative_entropy = start.negative_entropy, last_energy = 0;
-        // A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
+        // A step that may be the last one stores its logits; a damped step starts from those of the previous step.
         const bool may_stop = options_.tolerance > 0;
         // The energy of a Potts model with one weight for all labels does not rise.
         const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
@@ -83,7 +83,7 @@ class MeanField {
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             old_marginals_ = new_marginals_;
             const BlockSums sums = total();
-            // Each voxel's largest logit is left out until the end: it shifts the energy, and is no measure of its rounding.
+            // Each voxel's largest logit is added only at the end: it shifts the energy, and says nothing about its rounding.
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
@@ -137,7 +137,7 @@ class MeanField {
         }
     }
 
-    // Logits over temperature of a block, one row of kVoxelBlock a label; rows are padded with zeros to whole vectors.
+    // Logits over temperature of a block, one row of kVoxelBlock per label; rows are padded with zeros to whole vectors.
     void load_logits(int64_t block, T* rows) const {
         load_from_grid(voxels_, logits_, T{1} / options_.temperature, block, num_labels_, rows);
     }
@@ -162,8 +162,8 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    // One step for a block: from the messages and old marginals to the new marginals (and logits, where `out` is given). Leaves the
-    // messages at zero, for the next step to add to.
+    // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
+    // messages to zero for the next step.
     void update(int64_t block, T* scratch, T* out) {
         switch (num_labels_) {
             case 2:
@@ -224,7 +224,7 @@ class MeanField {
                         pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels + l];
                 }
                 const Lanes a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
-                // A label that a logit of minus infinity forbids has no part in the sum.
+                // A label with a logit of minus infinity is excluded from the sum.
                 linear += (valid & (a >= lowest)) ? (a - largest) * old : Lanes{};
                 quadratic += valid ? pairwise * old : Lanes{};
                 store(x + l * kVoxelBlock + i, a - pairwise);
@@ -260,14 +260,14 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    // x becomes a point between the old logits and x. Where no logits were kept, the logarithms of the old marginals `q` stand for them:
-    // the same but for labels that have all but vanished. `old` is scratch.
+    // x becomes a point between the old logits and x. If no logits were kept, the logarithms of the old marginals `q` replace them:
+    // the same except for labels that have almost vanished. `old` is scratch.
     void shorten_step(int64_t block, const T* q, T* old, T* x) const {
         if (kept_) load_from_grid(voxels_, kept_, T{1}, block, num_labels_, old);
         for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
             const Lanes from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
             const Lanes to = load(x + i);
-            store(x + i, from == to ? to : from + (to - from) * step_length_);  // not only faster: both may be minus infinity
+            store(x + i, from == to ? to : from + (to - from) * step_length_);  // not only for speed: both may be minus infinity
         }
     }
 
@@ -291,7 +291,7 @@ class MeanField {
     int num_channels_ = 0;
     bool implied_ = false;  // the last label's channel is not filtered
     T step_length_ = T{1};
-    const T* kept_ = nullptr;             // (label, *grid) logits of the step before, or nullptr
+    const T* kept_ = nullptr;             // (label, *grid) logits of the previous step, or nullptr
     Buffer<T> own_marginals_, messages_;  // (channel, voxel)
     T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
     bool skip_marginals_ = false;
@@ -300,7 +300,7 @@ class MeanField {
     std::vector<Buffer<T>> scratch_;
 };
 
-// Outside the mask the result is the logits over the temperature. Written last: memory touched early would lie beside the lattice.
+// Outside the mask the result is the logits over the temperature. Written last, so that its memory is not used while the lattice exists.
 template <class T>
 void write_outside(const Voxels& voxels, const MeanFieldOptions<T>& options, const T* logits, T* out, ThreadPool& pool) {
     if (voxels.num_voxels == voxels.grid_size) return;

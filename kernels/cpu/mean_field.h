@@ -1,4 +1,4 @@
-// The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and when to stop.
+// The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and the stopping rule.
 #pragma once
 
 #include <functional>
@@ -20,9 +20,9 @@ struct MeanFieldOptions {
     double tolerance = 0;
     T temperature = 1;
     T damping = 0;
-    bool watch_energy = true;  // halve the step when the energy rises
+    bool watch_energy = true;  // halve the step if the energy rises
 
-    // Whether the last label's channel need not be filtered: with one weight for all labels its message follows from the others', as
+    // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.
     bool last_is_implied() const;
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
@@ -40,8 +40,8 @@ using StepCallback = std::function<void(int step, int num_steps)>;
 
 // logits, out: (label, *grid). Outside the mask `out` is the logits over the temperature.
 //
-// record: nullptr, or (step, channel, voxel) with room for the marginals that each step starts from: what the backward pass needs. Without
-// it the kernels and the workspace are given up before the last step's logits are written, so that they and the logits need not fit into
+// record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs. Without
+// it the kernels and the workspace are freed before the last step's logits are written, so that they and the logits need not fit into
 // memory together.
 template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kScratchRows = 4;  // per label: those of softmax_back
 
-// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to what a step
-// adds, z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
+// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to the update
+// of a step, z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
 template <class T>
 class Backward {
     using Lanes = typename LanesOf<T>::type;
@@ -73,7 +73,7 @@ class Backward {
 
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
 
-    // The marginals of all labels; the last one's follows from the others' where it is not recorded.
+    // The marginals of all labels; the last one follows from the others if it is not recorded.
     void load_marginals(const T* record, int64_t block, T* rows) const {
         load_rows(record, num_voxels_, block, num_channels_, rows);
         if (num_channels_ == num_labels_) return;
@@ -119,7 +119,7 @@ class Backward {
         }
     }
 
-    // From the marginals to the logits they are the softmax of; the part of the old logits in a damped step joins them.
+    // From the marginals to the logits they are the softmax of; the contribution of the old logits in a damped step is added.
     void softmax_back(const T* record, T step, int64_t block, T* scratch) {
         const int rows = num_labels_ * kVoxelBlock;
         T *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;
@@ -142,7 +142,7 @@ class Backward {
         store_rows(start, num_voxels_, block, num_labels_, grad_start_.get());
     }
 
-    // All that reached x_0 = logits / temperature, whether as the start or as what each step adds.
+    // The sum of all gradients that reached x_0 = logits / temperature, as the start or as the update of a step.
     void finish(T* grad_logits) {
         const T inverse = 1 / options_.temperature;
         pool_.run(num_labels_, [&](int64_t label, int) {
@@ -166,7 +166,7 @@ class Backward {
             for (int l = 0; l < num_labels_; ++l) {
                 const T* gradient = grad_logits + l * voxels_.grid_size;
                 const T* logits = input_.logits + l * voxels_.grid_size;
-                // A logit of minus infinity has no gradient but for rounding, and no part in the sum.
+                // A logit of minus infinity has no gradient except rounding errors, and is excluded from the sum.
                 for (int64_t i = block * kVoxelBlock; i < std::min((block + 1) * kVoxelBlock, voxels_.grid_size); ++i)
                     if (std::isfinite(logits[i])) total += static_cast<double>(gradient[i]) * static_cast<double>(logits[i]);
             }
@@ -181,11 +181,11 @@ class Backward {
     const MeanFieldOptions<T>& options_;
     const BackwardInput<T>& input_;
     ThreadPool& pool_;
-    const int num_labels_, num_sent_, num_channels_;  // num_sent_: labels whose gradient is filtered, all but the last
+    const int num_labels_, num_sent_, num_channels_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
     MeanFieldGradients gradients_;
     MessageBackward<T> messages_;
-    Buffer<T> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; to logits / temperature as far as steps added it
+    Buffer<T> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
     Buffer<T> z_;                    // (label, voxel)
     Buffer<T> grad_marginals_;       // (sent, voxel)
     std::vector<Buffer<T>> scratch_;

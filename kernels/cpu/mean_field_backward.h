@@ -1,6 +1,6 @@
-// The backward pass of the mean field: from the gradient of a loss with respect to the last step's logits to those with respect to all
-// inputs (docs/reference/math.md, section 9). The marginals of each step come from the record of the forward pass; messages are filtered
-// again.
+// The backward pass of the mean field: from the gradient of a loss with respect to the last step's logits to the gradients with respect to
+// all inputs (docs/reference/math.md, section 9). The marginals of each step come from the record of the forward pass; messages are
+// filtered again.
 #pragma once
 
 #include "cpu/mean_field.h"
@@ -11,7 +11,7 @@ namespace crf {
 // Gradients of a loss with respect to parameters, summed in double precision in a fixed order: the same for any number of threads.
 struct MeanFieldGradients {
     std::vector<std::vector<double>> weight;  // (kernel, label)
-    std::vector<double> compatibility;        // (label, label), the diagonal too
+    std::vector<double> compatibility;        // (label, label), including the diagonal
     double temperature = 0;
     std::vector<std::vector<double>> theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted
 };
@@ -19,13 +19,13 @@ struct MeanFieldGradients {
 template <class T>
 struct BackwardInput {
     const T* logits;  // (label, *grid)
-    const T* record;  // (step, channel, voxel) as run_mean_field left it
+    const T* record;  // (step, channel, voxel) from run_mean_field
     std::vector<double> step;
-    const T* gradient;  // (label, *grid), with respect to the logits that run_mean_field gave
+    const T* gradient;  // (label, *grid), with respect to the result of run_mean_field
     bool wants_theta = false;
 };
 
-// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), comes in as zeros and is written inside the mask, or
+// grad_logits: (label, *grid), written everywhere. grad_image: (modality, *grid), zeros on entry, written inside the mask, or
 // nullptr. features: one per kernel.
 template <class T>
 MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel<T>>& kernels,

@@ -68,8 +68,8 @@ void MessageBackward<T>::pass_step(size_t m, const StepGradients<T>& step) {
     const T last_weight = weight[num_sent_];
     const T* const scale = kernel.scale.get();
     const T* const sent_scale = kernel.scales_sent ? scale : nullptr;
-    // Marginals sum to 1, so a gradient with respect to them is known up to one number per voxel: the last label's is taken off, and
-    // its channel need not be filtered. What that leaves for the normalization is kept in grad_ones_.
+    // Marginals sum to 1, so a gradient with respect to them is known up to one number per voxel: the last label's is subtracted, and
+    // its channel need not be filtered. The remainder for the normalization is kept in grad_ones_.
     for_blocks([&](int64_t block, int thread) {
         T *z = scratch_[thread].get(), *g = z + num_labels_ * kVoxelBlock;
         load_rows(step.z, num_voxels_, block, num_labels_, z);
@@ -116,7 +116,7 @@ void MessageBackward<T>::take_messages(size_t m, const StepGradients<T>& step, i
     load_rows(step.grad_x, num_voxels_, block, num_labels_, y);
     if (kernel.scale) load_rows(kernel.scale.get(), num_voxels_, block, 1, scale);
     if (moments_wanted_ && kernel.scale) {
-        // K v and its transpose's K^T u, before the scale of what is received is applied to them.
+        // K v and K^T u, before the scale of the receiver is applied.
         load_rows(grad_message_.get(), num_voxels_, block, num_sent_, g);
         load_rows(step.marginals, num_voxels_, block, num_sent_, q);
         T* const degree = grad_degree_[m].get() + begin;
@@ -177,7 +177,7 @@ void MessageBackward<T>::pass_normalization(size_t m) {
     const Kernel<T>& kernel = kernels_[m];
     const T* const scale = kernel.scale.get();
     T *const u = grad_message_.get(), *const v = sent_.get(), *const kv = filtered_.get(), *const ktu = filtered_back_.get();
-    // u: gradient with respect to the message of all ones, scaled; v: what was sent for it; kv = K v.
+    // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K v.
     for_blocks([&](int64_t block, int) {
         for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
             const T one = kernel.ones ? kernel.ones[n] : T{1};
@@ -190,7 +190,7 @@ void MessageBackward<T>::pass_normalization(size_t m) {
     kernel.filter->accumulate_transposed(u, 1, nullptr, nullptr, unit_.data(), ktu, workspace_);
     add_moments_of(m, u, v, kv, ktu, 1);
     if (!scale) return;
-    // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the side of what is received.
+    // With respect to D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, only on the receiver's side.
     for_blocks([&](int64_t block, int) {
         for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
             T total = grad_degree_[m][n] + grad_ones_[m][n] * kv[n];

@@ -26,7 +26,7 @@ class MessageBackward {
                     const MeanFieldOptions<T>& options, bool wants_theta, bool wants_image, MeanFieldGradients& gradients, ThreadPool& pool,
                     Workspace& workspace);
 
-    // One kernel's part of a step: gradients with respect to its weights, to the marginals that it was sent and, where wanted, to its
+    // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its
     // bandwidths and image.
     void pass_step(size_t m, const StepGradients<T>& step);
 
@@ -51,7 +51,7 @@ class MessageBackward {
     ThreadPool& pool_;
     Workspace& workspace_;
     const bool wants_theta_, moments_wanted_;
-    const int num_labels_, num_sent_;  // num_sent_: labels whose gradient is filtered, all but the last
+    const int num_labels_, num_sent_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
     const int num_sums_;
     int num_modalities_ = 0;

@@ -52,7 +52,7 @@ std::string message(const FloatArray& values, const FloatArray& image, const std
     return kernel.filter->description();
 }
 
-// For tests and measurements: the estimates that "auto" decides by, in seconds.
+// For tests and measurements: the estimates that "auto" uses, in seconds.
 nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
                            const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta, int num_channels,
                            int num_filterings) {
@@ -69,7 +69,7 @@ nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArra
     return seconds;
 }
 
-// Classes of this module's own for what went wrong in the engine: an exception that a progress callback raises passes through as it is.
+// The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
 void define_errors(nb::module_& m) {
     nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
     nb::exception<InputError>(m, "EngineInputError", PyExc_RuntimeError);
@@ -78,7 +78,7 @@ void define_errors(nb::module_& m) {
         [](const std::exception_ptr& thrown, void* type) {
             try {
                 std::rethrow_exception(thrown);
-            } catch (const std::length_error& error) {  // a container that no memory could hold
+            } catch (const std::length_error& error) {  // a container larger than any memory
                 PyErr_SetString(static_cast<PyObject*>(type), error.what());
             }
         },
@@ -89,7 +89,7 @@ void define_errors(nb::module_& m) {
 }  // namespace crf
 
 NB_MODULE(CRFREFINE_MODULE, m) {
-    // Objects may outlive the interpreter, as when a script ends with a graph in a global: nothing to warn of.
+    // Objects may outlive the interpreter, for example if a script ends with a graph in a global variable; no warning is needed.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
     crf::define_errors(m);
@@ -103,7 +103,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
     m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);
 #if defined(__x86_64__)
-    // The highest level of instructions that this processor and operating system run: what the modules beside this one need.
+    // The highest instruction level of this processor and operating system; it decides which of the other modules can be loaded.
     m.def("cpu_level", [] {
         __builtin_cpu_init();
         if (__builtin_cpu_supports("x86-64-v4")) return "avx512";

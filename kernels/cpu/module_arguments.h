@@ -1,4 +1,4 @@
-// Arguments as the Python module takes them.
+// Argument types of the Python module.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -18,7 +18,7 @@ using FloatArray = nanobind::ndarray<const float, nanobind::c_contig, nanobind::
 using FloatOut = nanobind::ndarray<float, nanobind::c_contig, nanobind::device::cpu>;
 using MaskArray = nanobind::ndarray<const bool, nanobind::c_contig, nanobind::device::cpu>;
 
-// Of (channel, *grid).
+// The grid shape of (channel, *grid).
 template <class Array>
 std::vector<int64_t> grid_shape(const Array& channels) {
     std::vector<int64_t> shape;
@@ -30,7 +30,7 @@ inline const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
     return mask ? reinterpret_cast<const uint8_t*>(mask->data()) : nullptr;
 }
 
-// Where each of the channels begins.
+// The start of each channel.
 template <class T>
 std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64_t grid_size) {
     std::vector<const T*> pointers;
@@ -44,7 +44,7 @@ std::vector<KernelSpecs::Bilateral> bilateral_specs(const nanobind::list& bilate
 KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std::vector<double>& theta_gamma,
                        const std::string& normalization, const std::string& filter, int num_channels, int num_iterations);
 
-// For ThreadPool::poll. Ctrl-C is noticed while the engine works, not only when it returns.
+// For ThreadPool::poll: Ctrl-C takes effect while the engine works, not only when it returns.
 void check_signals();
 
 // Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the callback raises comes out of the engine.

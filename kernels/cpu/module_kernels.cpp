@@ -16,7 +16,7 @@ namespace crf {
 
 namespace {
 
-// The kernels of one model on one image, kept between calls; a call at a time. T: float or double.
+// The kernels of one model on one image, kept between calls; one call at a time. T: float or double.
 template <class T>
 class Kernels {
    public:
@@ -44,7 +44,7 @@ class Kernels {
     int64_t num_voxels() const { return voxels_->num_voxels; }
     std::vector<std::string> descriptions() const { return descriptions_; }
 
-    // Between calls the pool's workers do not exist.
+    // The pool has no workers between calls.
     struct Rest {
         ThreadPool& pool;
         ~Rest() { pool.rest(); }
@@ -142,7 +142,7 @@ class Kernels {
         return options;
     }
 
-    // Intensities first, then all axes of the grid: nothing depends on the bandwidths of those that are one voxel long.
+    // Intensities first, then all axes of the grid; the bandwidths of axes with one voxel have no effect.
     std::vector<double> on_grid_axes(const std::vector<double>& theta) const {
         const size_t num_modalities = theta.size() - voxels_->num_axes;
         std::vector<double> values(theta.begin(), theta.begin() + static_cast<std::ptrdiff_t>(num_modalities));
@@ -151,7 +151,7 @@ class Kernels {
         return values;
     }
 
-    const Array image_;  // the features are read from it
+    const Array image_;  // the source of the features
     const int num_labels_;
     const KernelSpecs specs_;
     std::unique_ptr<ThreadPool> pool_;

@@ -1,4 +1,5 @@
-// What each pass of building a lattice gives, as Python lists: for tests, which compare it with crfrefine/engines/reference/lattice.py.
+// The results of each pass of building a lattice, as Python lists: for tests, which compare them with
+// crfrefine/engines/reference/lattice.py.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -47,7 +47,7 @@ namespace {
 template <class T>
 void resize(Buffer<T>& buffer, int64_t size) {
     if (buffer.size < size) {
-        buffer = Buffer<T>();  // freed before more is taken
+        buffer = Buffer<T>();  // freed before more is allocated
         buffer = Buffer<T>(size);
     }
 }
@@ -110,7 +110,7 @@ void add_moments_together(BasicFilter<T>& filter, const FeatureColumns<T>& featu
     }
 }
 
-// One feature after the other, and the image's derivative where asked for.
+// One feature after the other, and the gradient with respect to the image if requested.
 template <class T>
 void add_moments_singly(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
                         int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,

@@ -1,8 +1,8 @@
-// Derivatives of a filter's sums with respect to its kernel's bandwidths and the image, in moment form (docs/reference/math.md): for
+// Gradients of a filter's sums with respect to its kernel's bandwidths and the image, in moment form (docs/reference/math.md): for
 // S = sum_c <u_c, K v_c> and K(n, m) = exp(-1/2 sum_f (x_f(n) - x_f(m))^2),
 //   theta_f dS/dtheta_f = sum_c sum_nm u_c(n) K(n, m) v_c(m) (x_f(n) - x_f(m))^2,
-// which takes one more filtering, of x_f v, for each feature f. Exact for a sum over pairs; for a lattice it is the derivative of the
-// Gaussian under the lattice's weights, since differentiating its own interpolation would be noise from voxel to voxel.
+// which needs one more filtering, of x_f v, for each feature f. Exact for a sum over pairs; for a lattice it is the derivative of the
+// Gaussian under the lattice's weights, because the derivative of its own interpolation would be noise from voxel to voxel.
 #pragma once
 
 #include <vector>
@@ -33,7 +33,7 @@ class FeatureColumns {
     std::vector<double> center_;
 };
 
-// Room for columns of features and for the channels that filtering one of them gives.
+// Buffers for columns of features and for the channels that result from filtering one of them.
 template <class T>
 struct MomentBuffers {
     Buffer<T> columns, filtered, filtered_back;
@@ -41,7 +41,7 @@ struct MomentBuffers {
 };
 
 // Adds theta_f dS/dtheta_f to squared[f]; and dS/dimage to image, (modality, voxel), unless that is nullptr.
-// u, v: (channel, voxel); kv = K v and ktu = transpose(K) u, as no filtering is needed where they are at hand.
+// u, v: (channel, voxel); kv = K v and ktu = transpose(K) u, which are already available and need not be filtered again.
 template <class T>
 void add_moments(BasicFilter<T>& filter, const FeatureColumns<T>& features, const T* u, const T* v, const T* kv, const T* ktu,
                  int num_channels, double* squared, T* image, MomentBuffers<T>& buffers, int64_t num_voxels, ThreadPool& pool,

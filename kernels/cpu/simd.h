@@ -1,6 +1,6 @@
 // Sixteen lanes of float or int32 in the compiler's vector extension, so that one source serves SSE, AVX2, AVX-512 and NEON.
-// Only what the extension cannot express well is written with intrinsics. Lanes of double serve the few routines that come in both
-// precisions; there clarity goes before speed.
+// Intrinsics are used only for operations that the extension cannot express well. Lanes of double serve the few routines in both
+// precisions; there clarity matters more than speed.
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,7 @@ typedef float vfloat4 __attribute__((vector_size(16)));
 typedef double vdouble __attribute__((vector_size(8 * kLanes)));
 typedef int64_t vlong __attribute__((vector_size(8 * kLanes)));
 
-// The lanes of a scalar type, and the integers that comparing them gives.
+// The lanes of a scalar type, and the integers that result from comparing them.
 template <class T>
 struct LanesOf;
 template <>

@@ -48,7 +48,7 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
         const Lanes shifted = load(x + l * kVoxelBlock) - largest;
         const Lanes e = exp_nonpositive(shifted);
         total += e;
-        weighted += shifted >= lowest ? e * shifted : Lanes{};  // nothing times minus infinity is nothing
+        weighted += shifted >= lowest ? e * shifted : Lanes{};  // 0 times minus infinity counts as 0
         store(x + l * kVoxelBlock, e);
     }
     const Lanes inverse = T{1} / total;
@@ -56,8 +56,8 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
     return {weighted * inverse - log_positive(total), label};
 }
 
-// KL(new || old), as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing cancels. Where the last
-// marginal is implied, as 1 minus the others, what is below their rounding counts as equal.
+// KL(new || old), as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing cancels. If the last
+// marginal is implied, as 1 minus the others, differences below the rounding of the others count as zero.
 template <int L, class T>
 typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labels, bool last_is_implied) {
     using Lanes = typename LanesOf<T>::type;

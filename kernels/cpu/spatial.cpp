@@ -1,5 +1,5 @@
 // The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2): a product of one-dimensional Gaussians, so it is applied axis by axis on
-// the mask's bounding box, exactly but for its tails (spatial_taps.h).
+// the mask's bounding box, exact except for its tails (spatial_taps.h).
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -35,7 +35,7 @@ class SpatialFilter final : public Filter {
         }
     }
 
-    // Without a mask K 1 is a product over the axes, and so is everything made of it.
+    // Without a mask K 1 is a product over the axes, and so is everything computed from it.
     bool normalize(bool symmetric, float* scale, float* ones) override {
         if (voxels_.num_voxels != voxels_.box_size) return false;
         std::vector<std::vector<float>> scales, messages;
@@ -50,7 +50,7 @@ class SpatialFilter final : public Filter {
         return true;
     }
 
-    // The derivative with respect to one axis's bandwidth is the same filter with that axis's slopes in the place of its weights.
+    // The derivative with respect to one axis's bandwidth is the same filter with that axis's slopes instead of its weights.
     bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* /*pull*/, Workspace& workspace) override {
         box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c)
@@ -69,7 +69,7 @@ class SpatialFilter final : public Filter {
 
     int64_t num_run_blocks() const { return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock; }
 
-    // The one-dimensional filter of an axis, applied to a profile along it.
+    // Applies the one-dimensional filter of an axis to a profile along it.
     std::vector<float> filter_profile(int axis, const std::vector<float>& profile) const {
         const int64_t length = static_cast<int64_t>(profile.size()), radius = static_cast<int64_t>(taps_[axis].size()) - 1;
         std::vector<float> filtered(length);
@@ -171,7 +171,7 @@ class SpatialFilter final : public Filter {
         }
     }
 
-    // One contiguous row, in place; beyond its ends there is nothing.
+    // One contiguous row, in place; values beyond its ends are zero.
     static void filter_row(float* row, int64_t length, const std::vector<float>& taps, std::vector<float>& scratch) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
         const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
@@ -180,7 +180,7 @@ class SpatialFilter final : public Filter {
         float* center = scratch.data() + margin;
         std::copy(row, row + length, center);
         const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        // Up to one vector away the neighbors are cut out of three loaded vectors, as most loads at odd places cross a cache line.
+        // Neighbors up to one vector away are extracted from three loaded vectors, because most unaligned loads cross a cache line.
         const int64_t near = std::min<int64_t>(radius, kLanes);
         vfloat before = load(center - kLanes), own = load(center);
         for (int64_t i = 0; i < length; i += kLanes) {

@@ -1,4 +1,4 @@
-// The one-dimensional kernels that the spatial kernel is a product of.
+// The one-dimensional factors of the spatial kernel.
 #pragma once
 
 #include <vector>
@@ -7,7 +7,8 @@
 
 namespace crf {
 
-// Standard deviations up to which a tap counts in full. A Gaussian is 3e-4 at 4 of them, with 6e-5 of its mass beyond, and 1e-14 at 8.
+// Radius, in standard deviations, within which a tap has its full weight. A Gaussian is 3e-4 at 4 of them, with 6e-5 of its mass beyond,
+// and 1e-14 at 8.
 template <class T>
 inline constexpr double kSpatialRadius = 4.0;
 template <>

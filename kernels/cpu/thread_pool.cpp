@@ -7,7 +7,7 @@ namespace crf {
 
 namespace {
 
-constexpr int kMostThreads = 512;  // more than the parallel loops have items for; asking for more is a slip
+constexpr int kMostThreads = 512;  // more than the number of items of the parallel loops; a larger request is a mistake
 
 constexpr std::chrono::milliseconds kPollInterval{50};
 
@@ -21,7 +21,7 @@ void ThreadPool::start_workers() {
         const uint64_t seen = generation_;
         for (int t = 1; t < num_threads_; ++t) workers_.emplace_back([this, t, seen] { work(t, seen); });
     } catch (const std::system_error&) {
-        // The system gives no more threads: those that there are do the work, with the same result.
+        // The system refuses more threads: the existing ones do the work, with the same result.
     }
 }
 

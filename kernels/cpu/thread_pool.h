@@ -1,4 +1,4 @@
-// A pool of threads that share out numbered items. What an item computes never depends on which thread takes it, so results
+// A pool of threads that process numbered items. The result of an item never depends on the thread that computes it, so results
 // are the same for any number of threads.
 #pragma once
 
@@ -21,15 +21,15 @@ class ThreadPool {
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    // The caller and its workers; there may be fewer once the system gives no more.
+    // The caller and its workers; fewer if the system refuses to start more.
     int num_threads() const { return num_threads_; }
 
-    // Ends the workers until the next run: a pool that is kept for later holds no threads, which a fork would lose.
+    // Stops the workers until the next run: an idle pool must not hold threads, because a fork would lose them.
     void rest();
 
     // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0).
     // The first exception of a body is rethrown here once all threads are done.
-    // The caller's thread also calls `poll` now and then, where one is set; what it throws ends the run.
+    // The caller's thread also calls `poll` from time to time, if set; an exception from it ends the run.
     void run(int64_t num_items, const std::function<void(int64_t item, int thread)>& body);
 
     std::function<void()> poll;

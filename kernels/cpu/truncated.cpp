@@ -1,8 +1,8 @@
 // The bilateral kernel as a direct sum over a window: pairs farther apart than kTruncationRadius standard deviations in space are left out,
-// everything else is exact. No lattice, no build; the fastest way while theta_alpha is a few voxels.
+// everything else is exact. No lattice, no build; the fastest filter if theta_alpha is a few voxels.
 //
-// Each unordered pair is visited once (half of the window) and its weight used in both directions; two rows of voxels share what is
-// loaded of their neighbors (window_plan.h).
+// Each unordered pair is visited once (half of the window) and its weight used in both directions; two rows of voxels share
+// their loaded neighbors (window_plan.h).
 #include <algorithm>
 #include <cmath>
 
@@ -36,7 +36,7 @@ class TruncatedFilter final : public Filter {
         }
     }
 
-    // Pair by pair, as the kernel's weights are: nothing is written but the sums.
+    // Pair by pair, like the kernel's weights: only the sums are written.
     bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace& workspace) override {
         if (pull || num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
         const int num_features = num_modalities_ + voxels_.num_axes;
@@ -54,7 +54,7 @@ class TruncatedFilter final : public Filter {
                 add_moments_of<kMomentChannels>(plan_.slabs[item], group, of_slab);
             });
         }
-        // Intensities were scaled to be exponents of 2.
+        // Intensities are scaled to give exponents of 2.
         for (size_t slab = 0; slab < plan_.slabs.size(); ++slab)
             for (int f = 0; f < num_features; ++f) squared[f] += sums[slab * num_features + f] * (f < num_modalities_ ? 2 / kLog2e : 1.0);
         return true;

@@ -24,7 +24,7 @@ void load_from_grid(const Voxels& voxels, const T* array, T scale, int64_t block
     for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
 }
 
-// To (row, *grid); places outside the mask are left as they are.
+// To (row, *grid); places outside the mask are unchanged.
 template <class T>
 void store_to_grid(const Voxels& voxels, const T* rows, int64_t block, int num_rows, T* array) {
     const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
@@ -53,7 +53,7 @@ void store_rows(const T* rows, int64_t num_voxels, int64_t block, int num_rows, 
     for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + count, values + c * num_voxels + begin);
 }
 
-// (row, voxel) becomes zero.
+// Sets (row, voxel) to zero.
 template <class T>
 void clear_rows(T* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {

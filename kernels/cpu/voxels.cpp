@@ -55,7 +55,7 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
         if (high[grid_axes - 1] == 0) throw InputError("the mask is empty");
     }
 
-    // Axes one voxel long say nothing; the row axis is always kept, as rows are what everything is cut into.
+    // Axes of one voxel are dropped; the row axis is always kept, because everything is divided into rows.
     std::vector<int64_t> stride(grid_axes, 0);
     box_size = 1;
     for (int a = grid_axes - 1; a >= 0; --a) {

@@ -1,4 +1,4 @@
-// Which voxels take part: those inside the mask, numbered in raster order ("compact" index n), inside the mask's bounding box.
+// The voxels of the model: those inside the mask, numbered in raster order ("compact" index n), inside the mask's bounding box.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +23,14 @@ struct Voxels {
     int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest
     double spacing[kMaxAxes]{};     // mm
     int source_axis[kMaxAxes]{};    // the grid's axis that each box axis came from
-    int feature[kMaxAxes]{};        // which of the positions among the features the axis is: not its place in memory decides
+    int feature[kMaxAxes]{};        // index of the axis among the positions of the features; independent of its place in memory
     int64_t grid_size = 0;
     int64_t box_size = 0;
     int64_t num_voxels = 0;
     std::vector<Run> runs;
 
-    // mask: nullptr, or grid_size bytes, nonzero = inside. Throws InputError when no voxel is inside.
-    // user_axis: the number that each axis has for the user, where the grid is a transposed view of the user's; empty: as they are.
+    // mask: nullptr, or grid_size bytes, nonzero = inside. Throws InputError if no voxel is inside.
+    // user_axis: the user's number of each axis, if the grid is a transposed view of the user's; empty: the same order.
     Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
            const std::vector<int>& user_axis = {});
 
@@ -40,7 +40,7 @@ struct Voxels {
     // Coordinates in the box of a linear box index.
     void coordinates(int64_t box_index, int64_t* coordinate) const;
 
-    // Calls body(voxel, grid, box, length) for the pieces of runs within compact voxels [begin, end).
+    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end).
     template <class Body>
     void for_pieces(int64_t begin, int64_t end, Body&& body) const {
         for (int64_t r = find_run(begin); begin < end; ++r) {

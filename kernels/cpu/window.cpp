@@ -19,7 +19,7 @@ constexpr double kMostRows = 1e6;
 }  // namespace
 
 int64_t window_radius(double sigma, int64_t extent) {
-    // Compared as floating point, since a huge bandwidth fits into no integer.
+    // Compared as floating point, because a huge bandwidth overflows any integer.
     return static_cast<int64_t>(std::min(kTruncationRadius * sigma * (1 + kRounding), static_cast<double>(extent - 1)));
 }
 
@@ -52,7 +52,7 @@ std::vector<WindowOffset> list_window(const BilateralInput& input) {
 }
 
 double num_window_pairs(const BilateralInput& input) {
-    // Rows of the window, counted whole: the sum over the last axis has a closed form.
+    // Rows of the window are counted as a whole: the sum over the last axis has a closed form.
     const Voxels& voxels = *input.voxels;
     const int last = voxels.num_axes - 1;
     double step[kMaxAxes];

@@ -7,7 +7,7 @@ namespace crf {
 
 constexpr double kTruncationRadius = 3.0;  // standard deviations of the spatial part of the kernel
 
-// A pair of voxels of the window: how far apart along each box axis, in voxels, and the square of their distance in standard deviations.
+// A pair of voxels of the window: their offset along each box axis, in voxels, and their squared distance in standard deviations.
 struct WindowOffset {
     int64_t distance[kMaxAxes];
     double squared;
@@ -16,7 +16,7 @@ struct WindowOffset {
 // Voxels on either side along an axis. sigma: standard deviation in voxels; extent: of the box.
 int64_t window_radius(double sigma, int64_t extent);
 
-// One of each two opposite offsets: the one whose first distance that is not zero is positive.
+// One of each pair of opposite offsets: the one whose first nonzero distance is positive.
 std::vector<WindowOffset> list_window(const BilateralInput& input);
 
 // Pairs per voxel, half of the window's other voxels: without listing them.

@@ -23,16 +23,16 @@ void lay_out_padding(const BilateralInput& input, WindowPlan& plan) {
         const double sigma = input.theta_alpha[a] / voxels.spacing[a];
         plan.radius[a] = window_radius(sigma, voxels.box_shape[a]);
         int64_t extent = voxels.box_shape[a] + plan.radius[a];
-        // Whole vectors: the lanes beyond a row's end must be padding, never the next row's voxels.
+        // Whole vectors: lanes beyond a row's end must be padding, never the next row's voxels.
         if (a == last) extent = (extent + kLanes - 1) / kLanes * kLanes;
-        // Whole groups of rows: the row beyond an odd one out must be padding, never the next plane's first.
+        // Whole groups of rows: the row after a last odd one must be padding, never the next plane's first.
         if (a == last - 1) extent = std::max(extent, (voxels.box_shape[a] + kRows - 1) / kRows * kRows);
         plan.stride[a] = plan.padded_size;
         plan.padded_size *= extent;
     }
-    // The row after the first; a box of one axis has none, and gets an empty one behind all others.
+    // The row after the first; a box of one axis has none, and gets an empty one after all others.
     plan.row_stride = last > 0 ? plan.stride[last - 1] : plan.padded_size;
-    // Distances are positive (half of the window), so only the end needs room for what the last voxels reach.
+    // Distances are positive (half of the window), so only the end needs room for the reach of the last voxels.
     plan.total_size = plan.padded_size + 2 * kLanes + (kRows - 1) * plan.row_stride;
     for (int a = 1; a <= last; ++a) plan.total_size += plan.radius[a] * plan.stride[a];
 }
@@ -56,8 +56,8 @@ void list_offsets(const BilateralInput& input, WindowPlan& plan) {
         for (int first = 0; first < kRows; ++first)
             entries.push_back({row + first * plan.row_stride, offset.distance[last], first, offset.squared, offset.distance});
     }
-    // Neighboring distances along a row touch the same cache lines, but a load that overlaps a store just made must wait for it.
-    // So a few rows take turns, distance by distance.
+    // Neighboring distances along a row touch the same cache lines, but a load that overlaps a recent store must wait for it.
+    // So a few rows are interleaved, distance by distance.
     std::vector<int64_t> rows;
     for (const Entry& e : entries) rows.push_back(e.row);
     std::sort(rows.begin(), rows.end());
@@ -93,9 +93,9 @@ void pad_runs(const Voxels& voxels, WindowPlan& plan) {
     }
 }
 
-// Vectors of the first of kRows rows where one of the rows holds a voxel, cut into slabs along the first axis. A slab writes into
-// itself and into the next one, so first all even slabs are done at the same time, then all odd ones: no two threads meet, and the
-// order of additions is fixed.
+// Vectors of the first of kRows rows if any of the rows has a voxel, cut into slabs along the first axis. A slab writes into
+// itself and into the next one, so all even slabs are processed in parallel first, then all odd ones: no two threads write to the same
+// place, and the order of additions is fixed.
 void list_chunks(const Voxels& voxels, WindowPlan& plan) {
     const int last = voxels.num_axes - 1;
     int64_t unit = plan.stride[0], planes = plan.radius[0] + 1;

@@ -1,6 +1,6 @@
-// How the truncated sum goes through memory: a function of the mask, the spacing and the window alone.
+// The memory access order of the truncated sum: a function of only the mask, the spacing and the window.
 //
-// The box is padded so that every neighbor of a voxel is at one fixed linear distance, and voxels are handled in vectors along the last
+// The box is padded so that every neighbor of a voxel is at one fixed linear distance, and voxels are processed in vectors along the last
 // axis, a few rows at a time.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace crf {
 
-// Rows of voxels that are handled together: what is loaded of a neighbor serves them all.
+// Rows of voxels that are processed together: each loaded neighbor serves all of them.
 constexpr int kRows = 2;
 
 struct PlannedOffset {
@@ -16,8 +16,8 @@ struct PlannedOffset {
     float exponent[kRows];  // log2 of the spatial part of the weight, from the voxel of each row
 };
 
-// Squared distances along each axis over theta_alpha, for derivatives only: an offset's share of them, kept apart from what filtering
-// reads.
+// Squared distances along each axis over theta_alpha, for derivatives only: an offset's share of them, stored apart from the data of
+// filtering.
 struct OffsetDistances {
     float squared[kRows][kMaxAxes]{};
 };
@@ -25,8 +25,8 @@ struct OffsetDistances {
 struct WindowPlan {
     int64_t radius[kMaxAxes]{}, stride[kMaxAxes]{};  // per box axis: of the window, and of the padded box
     int64_t padded_size = 0;                         // of the padded box
-    int64_t total_size = 0;                          // with what its last voxels reach beyond it
-    int64_t row_stride = 0;                          // from one of the rows handled together to the next
+    int64_t total_size = 0;                          // including the places that its last voxels reach beyond it
+    int64_t row_stride = 0;                          // between rows that are processed together
     int64_t slab_size = 0;
     int64_t num_pairs = 0;  // per voxel
     std::vector<PlannedOffset> offsets;

@@ -1,7 +1,6 @@
 // The bilateral kernel summed directly: over all pairs of voxels (`exact`) or over those of a window (`truncated`). Weights are computed
-// where they are used; every voxel gathers its own sum, in a fixed order. Here each thread reads what it needs for itself, which serves
-// any window and any mask; exact_tiles.cu and window_tiles.cu have
-// the same sums in tiles.
+// where they are used; every voxel gathers its own sum, in a fixed order. Here each thread reads its own data, which works for
+// any window and any mask; exact_tiles.cu and window_tiles.cu compute the same sums in tiles.
 //
 // CRF_WIDTH: channels that are filtered together. CRF_FEATURES: features of all pairs, or modalities inside a window.
 #include "cuda/launch.h"
@@ -11,9 +10,9 @@ namespace crf {
 using Channels = Row<CRF_WIDTH>;
 using Intensities = Features<CRF_FEATURES>;
 constexpr int kFeatures = CRF_FEATURES;
-constexpr int kPartial = 512;  // senders whose sum is kept apart before it joins the total: limits rounding
+constexpr int kPartial = 512;  // senders that are summed separately before the total: limits rounding
 
-// One thread a voxel n: sum += channel_weight * scale[n] * sum over m of 2^-|f_n - f_m|^2 * scale[m] * values[m].
+// One thread per voxel n: sum += channel_weight * scale[n] * sum over m of 2^-|f_n - f_m|^2 * scale[m] * values[m].
 //
 // features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale: (voxel) or nullptr.
 CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Channels* values, const Real* sent_scale,
@@ -45,7 +44,7 @@ CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Chann
     sum[n] = out;
 }
 
-// One thread a voxel: its intensities to its place in a box.
+// One thread per voxel: its intensities to its place in a box.
 CRF_KERNEL(place_intensities, const Real* features, int64 num_voxels, const int64* index, Real factor, Intensities* box) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
@@ -55,7 +54,7 @@ CRF_KERNEL(place_intensities, const Real* features, int64 num_voxels, const int6
     box[index[n]] = row;
 }
 
-// One thread a voxel: its values to its place in a box, whose other places stay zero.
+// One thread per voxel: its values to its place in a box, whose other places stay zero.
 CRF_KERNEL(place_values, const Channels* values, const Real* scale, int64 num_voxels, const int64* index, Channels* box) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
@@ -64,8 +63,8 @@ CRF_KERNEL(place_values, const Channels* values, const Real* scale, int64 num_vo
     box[index[n]] = row;
 }
 
-// One thread a voxel: as filter_all_pairs, over the voxels at the given linear distances in the padded box. Whatever is not a voxel sends
-// zeros.
+// One thread per voxel: like filter_all_pairs, over the voxels at the given linear distances in the padded box. Places without a voxel
+// send zeros.
 //
 // offset, distance: (offset) in the box; minus log2 of the spatial part of the weight. intensity, padded: (padded box).
 CRF_KERNEL(filter_window, const Intensities* intensity, const int64* padded_index, int64 num_voxels, const int64* offset,

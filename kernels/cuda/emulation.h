@@ -1,8 +1,8 @@
-// Kernels without a GPU: what launch.h's macros become for a C++ compiler, so that tests run the very sources of the GPU.
+// Kernels without a GPU: launch.h's macros for a C++ compiler, so that tests run the same sources as the GPU.
 //
-// Threads run one after the other, in order, in reverse, or on several of the processor's at once; threads of a block one after the other
-// inside each phase. What a block shares is watched: an element that is read before it is written, or that one thread writes and another
-// reads or writes in the same phase, is a fault, which the launch returns. So is a place outside of an array.
+// Threads run one after the other, in order or in reverse, or on several CPU threads at once; threads of a block run one after the other
+// inside each phase. Shared arrays are checked: an element that is read before it is written, or that one thread writes and another
+// reads or writes in the same phase, is a fault, which the launch returns. So is an index outside an array.
 #pragma once
 
 #include <atomic>
@@ -27,8 +27,8 @@ inline void report(const char* what) {
     fault.compare_exchange_strong(none, what);  // the first one is the cause
 }
 
-// As a driver's launch: `arguments` points at one value a parameter. num_workers: 1 runs the items in order, 0 in reverse, more share them
-// out. Returns a fault, or nullptr.
+// Like a driver's launch: `arguments` points to one value per parameter. num_workers: 1 runs the items in order, 0 in reverse, more run
+// in parallel. Returns a fault, or nullptr.
 template <class... Parameters, std::size_t... Index>
 const char* run_each(void (*kernel)(Parameters...), long long num_items, int num_workers, void** arguments, std::index_sequence<Index...>) {
     fault.store(nullptr);
@@ -57,7 +57,7 @@ const char* run(void (*kernel)(Parameters...), long long num_items, int num_work
 
 // ---- Blocks ----------------------------------------------------------------------------------------------------------------------
 
-// Which thread's turn it is; -1 after the last one. With several workers each takes the threads in a scrambled order of its own.
+// The thread to run next; -1 after the last one. With several workers, each runs the threads in a different scrambled order.
 inline int begin_turn(int turn, int num_threads) {
     if (turn == 0) ++current_phase;
     current_thread = turn;
@@ -67,7 +67,7 @@ inline int begin_turn(int turn, int num_threads) {
     return current_thread;
 }
 
-// What is kept for each thread from phase to phase.
+// A variable per thread that keeps its value between phases.
 template <class T, int NumThreads>
 class PerThread {
    public:

@@ -1,6 +1,6 @@
 // The sum over all pairs (direct.cu: filter_all_pairs) in tiles of senders, which the threads of a block load into shared memory together.
 //
-// CRF_WIDTH: channels that are filtered together. CRF_FEATURES: features. CRF_THREADS: of a block. CRF_SENDERS: of a tile.
+// CRF_WIDTH: channels that are filtered together. CRF_FEATURES: features. CRF_THREADS: per block. CRF_SENDERS: per tile.
 #include "cuda/launch.h"
 
 namespace crf {
@@ -9,8 +9,8 @@ using Channels = Row<CRF_WIDTH>;
 using Intensities = Features<CRF_FEATURES>;
 constexpr int kFeatures = CRF_FEATURES;
 
-// One block CRF_THREADS voxels: as filter_all_pairs of direct.cu, with CRF_SENDERS senders at a time in shared memory, where all threads
-// of a warp read the same one at once.
+// One block per CRF_THREADS voxels: as filter_all_pairs of direct.cu, with CRF_SENDERS senders at a time in shared memory, where all
+// threads of a warp read the same one at once.
 CRF_BLOCK_KERNEL(filter_all_tiles, const Real* features, int64 num_voxels, const Channels* values, const Real* sent_scale,
                  const Real* received_scale, const Real* channel_weight, Channels* sum) {
     CRF_SHARED(Intensities, near_features, CRF_SENDERS);
@@ -30,7 +30,7 @@ CRF_BLOCK_KERNEL(filter_all_tiles, const Real* features, int64 num_voxels, const
     for (int64 begin = 0; begin < num_voxels; begin += CRF_SENDERS) {
         const int count = num_voxels - begin < CRF_SENDERS ? static_cast<int>(num_voxels - begin) : CRF_SENDERS;
         CRF_PHASE(thread) {
-            // Several at once would take the registers that keep twice as many threads resident.
+            // Several at once would use the registers that allow twice as many resident threads.
             CRF_ROLLED
             for (int i = thread; i < count; i += CRF_THREADS) {
                 const int64 m = begin + i;

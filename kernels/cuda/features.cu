@@ -1,13 +1,13 @@
-// Features of the compact voxels, intensity over theta_beta first, position over theta_alpha last: the very numbers of cpu/features.cpp,
+// Features of the compact voxels, intensity over theta_beta first, position over theta_alpha last: exactly the numbers of cpu/features.cpp,
 // because the lattice's integers follow from them. Compiled without fused multiply-adds.
 #include "cuda/launch.h"
 
 namespace crf {
 
-// One thread a voxel.
+// One thread per voxel.
 //
 // image: (modality, *grid). grid_index, box_index: (voxel) linear indices in the whole grid and in the mask's bounding box.
-// lowest, intensity_scale: (modality). box_shape, position_scale, position_row: (axis); which row of positions an axis goes to.
+// lowest, intensity_scale: (modality). box_shape, position_scale, position_row: (axis); the row of positions of an axis.
 // features: (modality + axis, voxel).
 CRF_KERNEL(gather_features, const Real* image, int64 grid_size, const int64* grid_index, const int64* box_index, int64 num_voxels,
            int num_modalities, const Real* lowest, const Real* intensity_scale, int num_axes, const int64* box_shape,

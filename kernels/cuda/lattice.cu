@@ -1,4 +1,4 @@
-// Filtering on the permutohedral lattice: blur and slice, and what is left of the splat (splat.cu). Sums are gathered in a fixed order,
+// Filtering on the permutohedral lattice: blur and slice, and the end of the splat (splat.cu). Sums are gathered in a fixed order,
 // never scattered: the same bits on every run.
 //
 // CRF_WIDTH: channels that are filtered together.
@@ -8,7 +8,7 @@ namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
 
-// One thread a vertex whose list has several segments: the sum of theirs.
+// One thread per vertex whose list has several segments: the sum of the segments.
 CRF_KERNEL(sum_segments, const int64* shared_vertex, const int64* first_row, const int64* num_rows, int64 num_shared, Channels* rows) {
     const int64 i = thread_number();
     if (i >= num_shared) return;
@@ -17,7 +17,7 @@ CRF_KERNEL(sum_segments, const int64* shared_vertex, const int64* first_row, con
     rows[shared_vertex[i]] = total;
 }
 
-// One thread a vertex, [1 2 1] / 2 along one direction; the missing factors of 1 / 2 are in `amplitude` of slice_values.
+// One thread per vertex, [1 2 1] / 2 along one direction; the missing factors of 1 / 2 are in `amplitude` of slice_values.
 CRF_KERNEL(blur, const Channels* from, const int* before, const int* after, int64 num_vertices, Channels* to) {
     const int64 v = thread_number();
     if (v >= num_vertices) return;
@@ -28,7 +28,7 @@ CRF_KERNEL(blur, const Channels* from, const int* before, const int* after, int6
     to[v] = total;
 }
 
-// One thread a voxel: sum += channel_weight * amplitude * scale * (values of its vertices, interpolated).
+// One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices, interpolated).
 //
 // corner_vertex, corner_weight: (corner, voxel). scale: (voxel) or nullptr. channel_weight: (CRF_WIDTH).
 CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, const uint16* corner_weight, int num_corners, int64 num_voxels,

@@ -1,7 +1,7 @@
-// Builds the permutohedral lattice: the simplex of every voxel, a hash table of vertices, their numbers, who neighbors whom, and the lists
+// Builds the permutohedral lattice: the simplex of every voxel, a hash table of vertices, their numbers, their neighbors, and the lists
 // that splatting reads. Compiled without fused multiply-adds: keys and weights are those of cpu/lattice_build.cpp, bit for bit.
 //
-// CRF_FEATURES: dimensions D of the lattice. CRF_WIDE_KEYS: 1 where a vertex needs up to 128 bits instead of 64.
+// CRF_FEATURES: dimensions D of the lattice. CRF_WIDE_KEYS: 1 if a vertex needs up to 128 bits instead of 64.
 #include "cuda/launch.h"
 #include "lattice_math.h"
 
@@ -9,7 +9,7 @@ namespace crf {
 
 constexpr int kFeatures = CRF_FEATURES;
 constexpr uint64 kEmpty = ~0ull;
-constexpr int kMostProbes = 512;  // a table at most half full has chains of a few dozen; more than this: it is full
+constexpr int kMostProbes = 512;  // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
 
 #if CRF_WIDE_KEYS
 using Key = unsigned __int128;
@@ -26,10 +26,10 @@ CRF_D Key key_from(const uint64* low, const uint64*, int64 i) { return low[i]; }
 // One unit of q_i in a packed key; q_0 has no field.
 CRF_D Key unit_of(const int* shift, int i) { return i == 0 ? Key(0) : Key(1) << shift[i]; }
 
-// One thread a voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its weights there in 1 / 65535.
+// One thread per voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its weights there in 1 / 65535.
 //
 // features: (feature, voxel); the lattice's first `num_padding` features are zero and not stored. scale: (D). shift: (D + 1) of the key's
-// fields. bias_*: what brings the fields' smallest values to zero.
+// fields. bias_*: offsets that shift the fields' smallest values to zero.
 CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padding, const float* scale, const int* shift, uint64 bias_low,
            uint64 bias_high, uint64* key_low, uint64* key_high, uint16* corner_weight) {
     const int64 n = thread_number();
@@ -63,7 +63,7 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
         if (p < wrapped) key -= unit[p];
         if (p >= kFeatures + 1 + wrapped) key += unit[p];
     }
-    // From the vertex of remainder k to that of k + 1: one more in every coordinate, but for the k-th smallest residual's.
+    // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of the k-th smallest residual.
     CRF_UNROLL
     for (int k = 0; k <= kFeatures; ++k) {
         key_low[k * num_voxels + n] = static_cast<uint64>(key);
@@ -74,9 +74,9 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
     }
 }
 
-// One thread a corner (a voxel's vertex): the slot of its key in the table, where the key is put if it is not there yet. A slot holds the
-// key itself, or with wide keys the number of a corner that has it. `overflow` is set when the table is too full: the slots mean nothing
-// then, and a larger table must be tried.
+// One thread per corner (a voxel's vertex): the slot of its key in the table; a missing key is inserted. A slot holds the
+// key itself, or with wide keys the number of a corner that has it. `overflow` is set if the table is too full: the slots are invalid
+// then, and a larger table is needed.
 CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64 num_corners, uint64* table, int table_bits,
            uint32* corner_slot, uint64* overflow) {
     const int64 i = thread_number();
@@ -103,7 +103,7 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
     compare_and_swap(overflow, 0, 1);
 }
 
-// One thread a vertex: its key, from the slot that holds it.
+// One thread per vertex: its key, from the slot that holds it.
 CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const uint64* table, const int64* slots, int64 num_vertices,
            uint64* vertex_low, uint64* vertex_high) {
     const int64 v = thread_number();
@@ -117,13 +117,13 @@ CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const u
 #endif
 }
 
-// One thread a vertex: order[v] is the place of the vertex's key among those read, and its slot learns the vertex's number.
+// One thread per vertex: order[v] is the place of the vertex's key among those read; its slot gets the vertex's number.
 CRF_KERNEL(number_slots, const int64* order, const int64* slots, int64 num_vertices, uint32* slot_vertex) {
     const int64 v = thread_number();
     if (v < num_vertices) slot_vertex[slots[order[v]]] = static_cast<uint32>(v);
 }
 
-// One thread a corner: its vertex, and the pair (vertex, corner) as one number, by which splatting's lists are sorted.
+// One thread per corner: its vertex, and the pair (vertex, corner) as one number, by which splatting's lists are sorted.
 CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners, uint32* corner_vertex, uint64* pair) {
     const int64 i = thread_number();
     if (i >= num_corners) return;
@@ -132,7 +132,7 @@ CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex,
     pair[i] = static_cast<uint64>(vertex) << 32 | static_cast<uint64>(i);
 }
 
-// One thread a sorted pair: the voxel and weight that it stands for, and at each vertex's first pair, where its list begins.
+// One thread per sorted pair: its voxel and weight, and at each vertex's first pair, the start of its list.
 CRF_KERNEL(list_entries, const uint64* pair, int64 num_corners, int64 num_voxels, const uint16* corner_weight, uint32* entry_voxel,
            uint16* entry_weight, int64* vertex_begin) {
     const int64 i = thread_number();
@@ -145,7 +145,7 @@ CRF_KERNEL(list_entries, const uint64* pair, int64 num_corners, int64 num_voxels
     if (i + 1 == num_corners) vertex_begin[vertex + 1] = num_corners;
 }
 
-// One thread a vertex: its neighbor one step up along every direction, and that neighbor's one step down; -1 = absent.
+// One thread per vertex: its neighbor one step up along every direction, and that neighbor's one step down; -1 = absent.
 //
 // vertex_*: (vertex) sorted keys. after, before: (direction, vertex), `before` filled with -1. remainder_bits: width of the lowest field.
 CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices, const uint64* key_low,
@@ -158,7 +158,7 @@ CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, 
     const bool wraps = (static_cast<uint64>(own) & ((1ull << remainder_bits) - 1)) >= static_cast<uint64>(kFeatures);
     Key all_units = 0;
     for (int i = 1; i <= kFeatures; ++i) all_units += unit_of(shift, i);
-    // Along a direction every coordinate grows by 1 but the direction's own, which falls by D.
+    // Along a direction every coordinate grows by 1, except the direction's own, which falls by D.
     const Key step = wraps ? all_units - static_cast<Key>(kFeatures) : Key(1);
     for (int j = 0; j <= kFeatures; ++j) {
         const Key key = own + step - unit_of(shift, j);

@@ -1,17 +1,17 @@
-// What lets the kernels in cuda/*.cu be compiled by NVRTC and nvcc for a GPU, and by any C++ compiler for tests without one.
+// Macros with which the kernels in cuda/*.cu compile with NVRTC and nvcc for a GPU, and with any C++ compiler for tests without one.
 //
 // CRF_KERNEL(name, parameters...) { body of one thread } has no barrier and shares nothing between threads.
 //
 // CRF_BLOCK_KERNEL(name, parameters...) { body of a block of CRF_THREADS threads } is written in phases:
 //
-//     CRF_SHARED(float, tile, 256);                        // what the threads of the block share
-//     CRF_PER_THREAD(float, total);                        // what each keeps to itself from phase to phase
+//     CRF_SHARED(float, tile, 256);                        // shared by the threads of the block
+//     CRF_PER_THREAD(float, total);                        // one per thread, kept between phases
 //     CRF_PHASE(thread) { tile[thread] = from[thread]; }   // all threads; a barrier follows
 //     CRF_PHASE(thread) { total[thread] = tile[255 - thread]; }
 //
-// Inside a phase `continue` ends it for the thread, and nothing may `return`. What stands outside of phases (loops around them, variables)
-// must be the same for all threads of the block. A shared element is taken out and put back as a whole. Compiled as C++ a phase is a loop
-// over the block's threads (emulation.h), which finds out a missing barrier and what was never loaded.
+// Inside a phase `continue` ends it for the thread, and nothing may `return`. Code outside phases (loops around them, variables)
+// must be the same for all threads of the block. A shared element is read and written as a whole. Compiled as C++, a phase is a loop
+// over the block's threads (emulation.h), which detects missing barriers and uninitialized elements.
 #pragma once
 
 #include "portable.h"
@@ -27,10 +27,10 @@ using uint64 = unsigned long long;
 using uint32 = unsigned int;
 using uint16 = unsigned short;
 
-// Of all values. Double for layers in float64; the lattice is built from single precision either way.
+// Type of all values. Double for layers in float64; the lattice is built from single precision either way.
 #if CRF_DOUBLE
 using Real = double;
-constexpr Real kTiny = 2.2250738585072014e-308;    // smallest normal number: keeps divisors and logarithms' arguments off zero
+constexpr Real kTiny = 2.2250738585072014e-308;    // smallest normal number: keeps divisors and arguments of logarithms above zero
 constexpr Real kLowest = -1.7976931348623157e308;  // least finite number
 constexpr Real kEpsilon = 2.220446049250313e-16;   // spacing of numbers at 1
 #else
@@ -51,14 +51,14 @@ constexpr Real kEpsilon = 1.1920929e-7f;
 // Number of this thread in the whole launch.
 CRF_D int64 thread_number() { return static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// Writes `desired` where `expected` stands; returns what stood there.
+// Atomically replaces `expected` with `desired`; returns the old value.
 CRF_D uint64 compare_and_swap(uint64* place, uint64 expected, uint64 desired) { return atomicCAS(place, expected, desired); }
 
-// What stands where other threads of the same launch may write: never a value kept from before.
+// Reads memory that other threads of the same launch may write, never a cached value.
 CRF_D uint64 read_shared(uint64* place) { return *static_cast<const volatile uint64*>(place); }
 
-// 2^x, within two units in the last place; what is below the normal numbers is 0. The hardware's instruction, without the detour by which
-// exp2 gets those too.
+// 2^x, within two units in the last place; results below the normal numbers are 0. The hardware's instruction, without the extra steps
+// with which exp2 computes those too.
 CRF_D float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -66,8 +66,8 @@ CRF_D float power_of_two(float x) {
 }
 CRF_D double power_of_two(double x) { return exp2(x); }
 
-// So many threads are resident on a multiprocessor that 128 registers are left for each, 255 in double precision; left to itself the
-// compiler spills to have more of them.
+// The number of resident threads per multiprocessor leaves 128 registers for each, 255 in double precision; without this bound, the
+// compiler spills registers to have more threads.
 #if CRF_DOUBLE
 #define CRF_RESIDENT 256
 #else
@@ -129,8 +129,8 @@ struct alignas(Width * sizeof(Real) >= 16 ? 16 : Width * sizeof(Real)) Row {
     Real value[Width];
 };
 
-// Features of a voxel side by side. From three on there are as many as fill whole loads of 16 bytes (of 32 in double precision); the
-// additional ones are zero.
+// Features of a voxel side by side. Three or more are padded with zeros to whole loads of 16 bytes (32 in double
+// precision).
 CRF_HD constexpr int padded_count(int count) { return count <= 2 ? count : (count + 3) / 4 * 4; }
 template <int Count>
 using Features = Row<padded_count(Count)>;
@@ -143,7 +143,7 @@ CRF_D Row<Width> zero_row() {
     return row;
 }
 
-// to += factor * from. Rows go by value: behind a reference the compiler loads each number for itself.
+// to += factor * from. Rows are passed by value: with a reference, the compiler loads each number separately.
 template <int Width>
 CRF_D void add_scaled(Row<Width>& to, Row<Width> from, Real factor) {
     CRF_UNROLL

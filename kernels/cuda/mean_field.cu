@@ -1,13 +1,13 @@
-// The mean-field iteration but for its filters (docs/reference/math.md, section 3): compatibility, softmax, energy, divergence, and the
-// step's length. The sums of a step stay on the device: each thread adds up its own voxels, and folding adds those up in a fixed order.
+// The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility, softmax, energy, divergence, and the
+// step's length. The sums of a step stay on the device: each thread sums its own voxels, and folding adds these sums in a fixed order.
 //
-// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less where the last label's follow from the others'.
-// CRF_WIDTH: channels side by side; those of a label l are in group l / CRF_WIDTH.
+// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less if the last label's follow from the others'.
+// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH.
 #include "cuda/launch.h"
 
 namespace crf {
 
-// Arrays of many labels lie in memory of the thread's own either way; loops over them written out would take a compiler minutes.
+// Arrays of many labels are in the thread's local memory in any case; unrolled loops over them would take a compiler minutes.
 #if CRF_LABELS <= 32
 #define CRF_OVER_LABELS CRF_UNROLL
 #else
@@ -18,12 +18,12 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
-constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so is what it is multiplied with, also where a logit is minus infinity
+constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so are products with it, even if a logit is minus infinity
 constexpr bool kImplied = kChannels < kLabels;
 constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
-// What is summed over the voxels.
+// Sums over the voxels.
 enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };
 
 // The run's state; the energies of the steps follow, then their lengths.
@@ -87,7 +87,7 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 }
 
 // KL(now || old) as a sum of p (r - 1 - log r) with r = old / now: no term is negative, and near r = 1 nothing cancels. An implied
-// marginal is 1 minus the others: what is below their rounding counts as equal.
+// marginal is 1 minus the others: differences below the rounding of the others count as zero.
 CRF_D Real divergence_of(const Real (&now)[kLabels], const Real (&old)[kLabels]) {
     Real total = Real(0.0);
     CRF_OVER_LABELS
@@ -105,7 +105,7 @@ CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_th
     for (int i = 0; i < kNumSums; ++i) partial[i * num_threads + thread] = sums[i];
 }
 
-// One thread a number of (label, *grid): the logits over the temperature, which is what they stay outside the mask.
+// One thread per number of (label, *grid): the logits over the temperature, which is the result outside the mask.
 CRF_KERNEL(scale_logits, const Real* logits, int64 size, Real inverse_temperature, Real* out) {
     const int64 i = thread_number();
     if (i < size) out[i] = logits[i] * inverse_temperature;
@@ -132,11 +132,11 @@ CRF_KERNEL(start, const Real* logits, int64 grid_size, const int64* grid_index, 
     store_sums(sums, thread, num_threads, partial);
 }
 
-// One step for every num_threads-th voxel: from the messages and old marginals to the new marginals. Leaves the messages at zero, for the
-// next step to add to.
+// One step for every num_threads-th voxel: from the messages and old marginals to the new marginals. Resets the messages to zero for
+// the next step.
 //
-// weighted_ones: (voxel) the weighted message of all ones, only where the last label is implied. compatibility: (label, label), row: the
-// neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms stand for them.
+// weighted_ones: (voxel) the weighted message of all ones, only if the last label is implied. compatibility: (label, label), row: the
+// neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
 // out: (label, *grid) or nullptr; may be `kept`.
 CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, Real inverse_temperature,
            Channels* marginals, Channels* messages, const Real* weighted_ones, const Real* compatibility, int is_potts,
@@ -177,7 +177,7 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
                 CRF_OVER_LABELS
                 for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
             }
-            // A label that a logit of minus infinity forbids has no part in the sum.
+            // A label with a logit of minus infinity is excluded from the sum.
             if (x[l] >= kLowest) linear += (x[l] - largest) * old[l];
             quadratic += pairwise * old[l];
             x[l] -= pairwise;
@@ -203,7 +203,7 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
     store_sums(sums, thread, num_threads, partial);
 }
 
-// One thread a sum and remainder modulo num_folded: adds up what has that remainder.
+// One thread per sum and remainder modulo num_folded: sums the values with that remainder.
 CRF_KERNEL(fold_sums, const double* partial, int64 count, int64 num_folded, double* folded) {
     const int64 i = thread_number();
     if (i >= kNumSums * num_folded) return;
@@ -225,16 +225,16 @@ CRF_KERNEL(begin_run, const double* partial, int64 count, double step, double* s
     state[kLastEnergy] = state[kNumSteps] = state[kConverged] = 0.0;
 }
 
-// A single thread: the energy that the step started from, the length of the next one, and whether the run has converged.
+// A single thread: the energy at the start of the step, the length of the next one, and whether the run has converged.
 //
-// tolerance: mean divergence a voxel that counts as converged; 0: never.
+// tolerance: mean divergence per voxel that counts as converged; 0: never.
 CRF_KERNEL(end_step, const double* partial, int64 count, int64 num_voxels, int watches_energy, double tolerance, int most_steps,
            double* state) {
     if (thread_number() != 0) return;
     double total[kNumSums] = {};
     for (int i = 0; i < kNumSums; ++i)
         for (int64 j = 0; j < count; ++j) total[i] += partial[i * count + j];
-    // Each voxel's largest logit is left out until the end: it shifts the energy, and is no measure of its rounding.
+    // Each voxel's largest logit is added only at the end: it shifts the energy, and says nothing about its rounding.
     const double linear = total[kLinear], quadratic = 0.5 * total[kQuadratic], negative_entropy = state[kStartEntropy];
     const double energy = negative_entropy - linear + quadratic;
     const double size = (negative_entropy < 0 ? -negative_entropy : negative_entropy) + (linear < 0 ? -linear : linear) +

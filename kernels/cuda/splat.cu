@@ -1,19 +1,19 @@
-// The first step of filtering on the permutohedral lattice: what the voxels give to the vertices. Sums are gathered in a fixed order, never
+// The first step of filtering on the permutohedral lattice: the sums of voxels at the vertices. Sums are gathered in a fixed order, never
 // scattered: the same bits on every run.
 //
-// CRF_WIDTH: channels that are filtered together. CRF_THREADS: of a block.
+// CRF_WIDTH: channels that are filtered together. CRF_THREADS: per block.
 #include "cuda/launch.h"
 
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
-constexpr int kGroup = 8;  // threads that share a segment: their entries lie side by side, and long segments hold up a warp less
+constexpr int kGroup = 8;  // threads that share a segment: their entries are adjacent, and long segments delay a warp less
 constexpr int kSegments = CRF_THREADS / kGroup;
-constexpr int kStride = kSegments + 1;  // odd: the rows that a group writes lie in different banks
+constexpr int kStride = kSegments + 1;  // odd: the rows that a group writes are in different banks
 
-// One block kSegments segments of vertices' lists: of each the weighted sum of its voxels' values, in units of the 16-bit weights.
+// One block per kSegments segments of vertices' lists: for each, the weighted sum of its voxels' values, in units of the 16-bit weights.
 //
-// segment_begin: (segment + 1) places in the entries. segment_row: where the sum goes. scale: (voxel) or nullptr for ones.
+// segment_begin: (segment + 1) places in the entries. segment_row: row of the sum. scale: (voxel) or nullptr for ones.
 CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel, const uint16* entry_weight,
                  const int64* segment_begin, const int64* segment_row, int64 num_segments, Channels* rows) {
     CRF_SHARED(Channels, partial, kGroup * kStride);

@@ -1,4 +1,4 @@
-// Between arrays of channels on the whole grid and rows of channels at the compact voxels; what normalization does to each voxel.
+// Conversion between arrays of channels on the whole grid and rows of channels at the compact voxels; normalization factors of voxels.
 //
 // CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
@@ -7,7 +7,7 @@ namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
 
-// One thread a voxel: rows of the first `num_channels` channels, the others zero.
+// One thread per voxel: rows of the first `num_channels` channels, the others zero.
 CRF_KERNEL(gather_rows, const Real* channels, int64 grid_size, int num_channels, const int64* grid_index, int64 num_voxels,
            Channels* rows) {
     const int64 n = thread_number();
@@ -19,7 +19,7 @@ CRF_KERNEL(gather_rows, const Real* channels, int64 grid_size, int num_channels,
     rows[n] = row;
 }
 
-// One thread a voxel: the other way.
+// One thread per voxel: the reverse.
 CRF_KERNEL(scatter_rows, const Channels* rows, int64 num_voxels, const int64* grid_index, int num_channels, int64 grid_size,
            Real* channels) {
     const int64 n = thread_number();
@@ -30,7 +30,7 @@ CRF_KERNEL(scatter_rows, const Channels* rows, int64 num_voxels, const int64* gr
         if (c < num_channels) channels[c * grid_size + grid_index[n]] = row.value[c];
 }
 
-// One thread a voxel: the factor of the normalization, from the sum of the kernel's row.
+// One thread per voxel: the factor of the normalization, from the sum of the kernel's row.
 CRF_KERNEL(normalizer, const Real* row_sum, int64 num_voxels, int is_symmetric, Real* scale) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;

@@ -1,8 +1,8 @@
 // The sum over a window (direct.cu: filter_window) in tiles of the box: the threads of a block load a tile's surroundings into shared
-// memory together, and each adds up the sums of its own few receivers. A sender that was fetched from shared memory serves all of them.
+// memory together, and each computes the sums of its own few receivers. A sender fetched from shared memory serves all of them.
 //
 // CRF_WIDTH: channels that are filtered together. CRF_FEATURES: modalities. CRF_OUTER: axes of the box before y and x, its last two; at
-// least 1. CRF_THREADS: of a block. CRF_OUTPUTS: receivers of a thread, neighbors along y. CRF_SENDERS: that fit into shared memory.
+// least 1. CRF_THREADS: per block. CRF_OUTPUTS: receivers per thread, neighbors along y. CRF_SENDERS: number that fits into shared memory.
 #include "cuda/launch.h"
 
 namespace crf {
@@ -25,7 +25,7 @@ struct Sums {
     Channels row[kOutputs];
 };
 
-// One block a tile of the box, 1 * ... * kRows * kLanes places. For each plane of the window (the tile moved along the outer axes), and
+// One block per tile of the box, 1 * ... * kRows * kLanes places. For each plane of the window (the tile moved along the outer axes), and
 // there for `most_steps` steps along x at a time, the tile's surroundings are loaded and summed.
 //
 // intensity, values: (box), zero where there is no voxel. number: (box) of the voxels, -1 elsewhere; nullptr: each place is the voxel of
@@ -110,7 +110,7 @@ CRF_BLOCK_KERNEL(filter_window_tiles, const Intensities* intensity, const Channe
             CRF_PHASE(thread) {
                 const Receivers own = receivers[thread];
                 if (!own.any) continue;
-                Sums partial;  // of few enough senders to limit rounding
+                Sums partial;  // of few senders, to limit rounding
                 CRF_UNROLL
                 for (int k = 0; k < kOutputs; ++k) partial.row[k] = zero_row<CRF_WIDTH>();
                 for (int s = 0; s < steps; ++s) {
@@ -118,7 +118,7 @@ CRF_BLOCK_KERNEL(filter_window_tiles, const Intensities* intensity, const Channe
                     const int half = half_height[p * (2 * radius_x + 1) + radius_x + dx];
                     if (half < 0) continue;
                     const Real column = plane_distance[p] + distance_x[dx < 0 ? -dx : dx];
-                    // At each step along y every receiver moves to the next sender, and one more is fetched for the last of them.
+                    // At each step along y every receiver moves to the next sender, and one more sender is fetched for the last receiver.
                     int from = (thread / kLanes * kOutputs + radius_y - half) * columns + thread % kLanes + s;
                     Intensities at[kOutputs];
                     Channels sent[kOutputs];

@@ -124,7 +124,7 @@ def test_parameters_by_name_and_path(tmp_path):
     expected = refined(parameters=parameters)
     for given in ("krahenbuhl", tmp_path / "own.toml"):
         np.testing.assert_array_equal(refined(parameters=given).logits, expected.logits)
-    with pytest.raises(ConfigError, match="no such preset"):
+    with pytest.raises(ConfigError, match="no such file or preset"):
         refined(parameters="krahenbul")
     with pytest.raises(ConfigError, match=r"expected CrfParameters, a preset's name or a file's path, got \{'bilateral'"):
         refined(parameters={"bilateral": {"weight": 2.0}})

@@ -73,7 +73,7 @@ def test_eight_bit_probabilities_are_taken_on_the_users_word():
     with pytest.raises(InputError, match=message) as caught:
         identify(values, "auto", None, PATH)
     assert "sigmoid" not in str(caught.value)
-    assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: asked for")
+    assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: requested")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
     values = softmax()
     values[:, 2, 1, 3] = (0, 1e-5, 0)
     values[:, 4, 0, 0] = (0, 0, 1e-6)
-    with pytest.raises(InputError, match=r"of all labels are next to zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
+    with pytest.raises(InputError, match=r"of all labels are almost zero at 2 of 120 voxels; the first one is voxel \(3, 1, 2\)"):
         identify(values, "auto", None, PATH)
 
 

@@ -61,7 +61,7 @@ def test_a_lone_file_of_all_modalities(tmp_path):
     case = load_case(with_(files, images=(save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE),)))
     np.testing.assert_array_equal(case.image, np.moveaxis(stacked, -1, 0))
     assert case.like.grid_shape == SHAPE
-    with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality a file, as there are 2 files; this one has 4"):
+    with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality per file, as there are 2 files; this one has 4"):
         load_case(with_(files, images=(tmp_path / "all.nii.gz", files.images[0])))
 
 

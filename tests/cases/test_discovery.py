@@ -115,7 +115,7 @@ def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
     cases = discover_cases(folder(tmp_path, "images", "a_0000.nii", "b_0000.nii"), logits)
     assert cases[0].problem is None
     assert f"case 'b': no logits in {logits}; expected b with one of .nii.gz, .nii" in str(cases[1].problem)
-    assert cases.notes == [f"{logits}: 2 files of logits without images, such as x.npz, are left aside"]
+    assert cases.notes == [f"{logits}: 2 files of logits without images, such as x.npz, are ignored"]
 
 
 def test_masks_and_labels_by_name(tmp_path):
@@ -224,7 +224,7 @@ def test_a_description_that_is_none(content, tmp_path):
         read_dataset_description(images)
     cases = discover_cases(images, None)
     assert [case.case_id for case in cases] == ["a"]
-    assert "going on without it" in cases.notes[0]
+    assert "continuing without it" in cases.notes[0]
 
 
 def test_logits_beside_the_images_are_no_cases(tmp_path):

@@ -364,7 +364,7 @@ def test_a_mask_of_several_channels_fails_its_case_alone(folders, tmp_path):
     save_nifti(tmp_path / "masks" / "bad.nii.gz", np.ones((*GRID_SHAPE, 2), np.uint8))
     result = run_here("infer", *folders.arguments, "-m", tmp_path / "masks")
     assert result.status == 1
-    assert "one value a voxel" in result.stderr
+    assert "one value per voxel" in result.stderr
     assert files_in(folders.output) == ["good.nii.gz"]
 
 

@@ -106,7 +106,7 @@ def test_asking_for_what_it_is_changes_nothing(files, tmp_path):
         pytest.param(["{labels}", "{root}/x.npz"], "x.npz", id="labels to npz"),
         pytest.param(["{logits}", "{root}/x.png"], "x.png: unknown file type", id="unknown target"),
         pytest.param(["{root}/nowhere.nii", "{root}/x.nii"], "nowhere.nii: no such file", id="no source"),
-        pytest.param(["{logits}", "{logits}"], "is the input too", id="onto itself"),
+        pytest.param(["{logits}", "{logits}"], "is also the input", id="onto itself"),
         pytest.param(["{logits}", "{root}/nowhere/x.nii"], "there is no folder", id="no folder"),
         pytest.param(["{logits}", "{root}/x.nii", "--like", "{other}"], "not on the grid of --like", id="other grid"),
         pytest.param(["{float}", "{root}/x.nii"], "not a label map", id="an image"),
@@ -128,7 +128,7 @@ def test_the_image_named_by_like_is_never_replaced(files):
     before = files["image"].read_bytes()
     result = run_here("convert", files["logits"], files["image"], "--like", files["image"])
     assert result.status == 1
-    assert "is the input too" in result.stderr
+    assert "is also the input" in result.stderr
     assert files["image"].read_bytes() == before
 
 
@@ -142,7 +142,7 @@ def test_the_voxels_of_an_input_are_never_replaced(files, tmp_path, end, voxels,
     arguments = (files["labels"], tmp_path / f"a{end}", "--like", source) if as_like else (source, tmp_path / f"a{end}")
     result = run_here("convert", *arguments)
     assert result.status == 1
-    assert "is the input too" in result.stderr
+    assert "is also the input" in result.stderr
     assert (tmp_path / f"a{voxels}").read_bytes() == before
     assert not (tmp_path / f"a{end}").exists()
 

@@ -49,7 +49,7 @@ def test_says_where_things_are_and_that_it_is_no_evidence(made):
     folder, result = made
     assert str(folder / "refined" / "phantom.nii.gz") in result.stdout
     assert str(folder / "refined" / "phantom_preview.png") in result.stdout
-    assert "no evidence" in result.stdout
+    assert "not evidence" in result.stdout
 
 
 def test_another_seed_is_another_phantom(made, tmp_path):

@@ -278,7 +278,7 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     deviation = (dice["after"] - dice["before"]).std(ddof=1)
     seen = 100 * detectable_difference(deviation, 9, alpha=0.05 / 2)  # Holm's strictest level of two comparisons
     assert lines[-2].startswith("power: with 9 cases")
-    assert "units: differences of dice, surface_dice in points, which are hundredths" in lines
+    assert "units: differences of dice, surface_dice in points (hundredths)" in lines
     assert lines[-2].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
 
 
@@ -388,7 +388,7 @@ def test_the_report_of_a_method_alone(tmp_path):
     assert result.status == 0, result.stderr
     assert "case1" in (study.output / "report.html").read_text(encoding="utf-8")
     again = run_here("evaluate", study.after, study.labels, "-o", study.output, "--no-report")
-    assert "report.html is of an earlier run" in again.stderr
+    assert "report.html is from an earlier run" in again.stderr
 
 
 def test_help_is_quick_and_names_the_options():

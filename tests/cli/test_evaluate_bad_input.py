@@ -78,7 +78,7 @@ def padding_alone(study):
         (truncated, "before", ["case1.nii.gz"]),
         (twice, "prediction", ["expected one label map, found case1.mha, case1.nii.gz"]),
         (two_references, None, ["expected one label map, found case1_label.mha, case1_seg.mha"]),
-        (reference_of_scores, None, ["expected a label map with one value a voxel, this file has 3"]),
+        (reference_of_scores, None, ["expected a label map with one value per voxel, this file has 3"]),
         (sigmoid_channels, "prediction", ["do not sum to 1", "region-based training"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
@@ -129,7 +129,7 @@ def test_named_probabilities_that_one_case_lacks(tmp_path):
     save_npz(tmp_path / "scores" / "case0.npz", probabilities, "probabilities")
     result = run_here(*study.arguments, "--probabilities", f"prediction={tmp_path / 'scores'}")
     assert result.status == 0, result.stderr
-    assert "no probabilities of 1 of 2 cases, such as case1; the calibration of prediction is over the others" in result.stderr
+    assert "no probabilities of 1 of 2 cases, such as case1; the calibration of prediction covers the others" in result.stderr
     found = read_metrics(study.output)
     assert not np.isnan(found["case0", "all", "ece", "prediction"])
     assert np.isnan(found["case1", "all", "ece", "prediction"])
@@ -159,7 +159,7 @@ def test_label_maps_of_background_alone(tmp_path):
             save_map(folder / f"{case}.nii.gz", np.zeros(SHAPE, np.uint8))
     result = run_here(*study.arguments)
     assert result.status == 0, result.stderr
-    assert result.stdout == "verdict: no verdict: no label map has any label but background\n"
+    assert result.stdout == "verdict: no verdict: all label maps have only background\n"
     assert read_metrics(study.output) == {}
 
 
@@ -184,11 +184,11 @@ def test_fail_fast_stops_at_the_first_bad_case(tmp_path):
         (["-r", "mean=1+2"], "mean over regions"),
         (["-r", "all=1+2"], "calibration of all labels together"),
         (["-r", "2=1+3"], "is the name of label 2"),
-        (["-r", "a=1", "-r", "a=2"], "is there twice, with different labels"),
+        (["-r", "a=1", "-r", "a=2"], "appears twice, with different labels"),
         (["-r", "a=1+9", "--ignore-label", "9"], "label 9 marks voxels that are ignored"),
-        (["--tolerance", "-1"], "--tolerance: expected a number of mm from 0 on, got -1"),
+        (["--tolerance", "-1"], "--tolerance: expected a number of mm, at least 0, got -1"),
         (["--tolerance", "nan"], "--tolerance"),
-        (["--ignore-label", "0"], "--ignore-label: expected the number of a label from 1 on"),
+        (["--ignore-label", "0"], "--ignore-label: expected a label from 1 to 65535"),
         (["-i", "{root}/none"], "no such file or folder"),
         (["-o", "{after}"], "is an input of this run"),
         (["-o", "{after}/case0.nii.gz"], "is a file; name a folder"),
@@ -230,7 +230,7 @@ def test_a_rival_that_cannot_be_measured_is_in_the_verdict(tmp_path):
     lines = result.stdout.splitlines()
     assert "note: rival could not be measured in any case." in lines
     assert lines[-1].startswith("verdict: the refinement helps (")
-    assert lines[-1].endswith("; there is no case to compare it with rival")
+    assert lines[-1].endswith("; no case allows a comparison with rival")
     assert any(line.startswith("power: with 6 cases") and line.endswith("level 0.05)") for line in lines)
     judged = json.loads((study.output / "summary.json").read_text())["verdict"]
     assert judged["outcome"] == "not better than simple"
@@ -262,7 +262,7 @@ def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label
     (study.labels / "dataset.json").write_text(json.dumps(described))
     result = run_here(*study.arguments)
     assert result.status == 0, result.stderr
-    assert "dataset.json: region 'mean': the name \"mean\" is that of the mean over regions" in result.stderr
-    assert result.stderr.count("going on without its regions") == 1
+    assert "dataset.json: region 'mean': the name \"mean\" is reserved for the mean over regions" in result.stderr
+    assert result.stderr.count("continuing without its regions") == 1
     assert {label for _, label, _, _ in read_metrics(study.output)} == {"1"}
     assert json.loads((study.output / "summary.json").read_text())["settings"]["ignore_label"] == 2

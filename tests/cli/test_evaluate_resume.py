@@ -177,7 +177,7 @@ def test_a_polite_signal_ends_the_run_in_one_line(slow, number, status, word):
     assert process.returncode == status
     assert out == ""
     assert err.startswith(f"crfrefine: {word}: ")
-    assert f"of {NUM_SLOW} cases are measured, run again with --continue" in err
+    assert f"of {NUM_SLOW} cases are measured; run again with --continue" in err
     assert err.count("\n") == 1
     assert files_in(slow.output) == ["cases"]
     assert not [worker for worker in busy if is_running(worker)]
@@ -192,7 +192,7 @@ def test_a_killed_worker_costs_its_case_alone(slow):
         os.kill(children(process.pid)[0], signal.SIGKILL)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "its process was ended by SIGKILL; the system does so when memory runs out: try fewer --processes" in err
+    assert "its process was ended by SIGKILL; the system does so when memory runs out; try fewer --processes" in err
     assert f"(1 of {NUM_SLOW} cases)" in err.splitlines()[-1]
     assert out.splitlines()[-1].startswith("verdict: ")
     assert statuses(slow).count("failed") == 1

@@ -247,7 +247,7 @@ def test_fail_fast_stops_at_the_first_bad_case(folders):
         path.unlink()
     stopped = infer(folders, "--fail-fast")
     assert stopped.status == 1
-    assert "not looked at" in stopped.stderr
+    assert "not started" in stopped.stderr
     assert files_in(folders.output) == []
 
 

@@ -103,7 +103,7 @@ def test_logits_with_another_number_of_labels(root):
     save_nifti(root / "logits" / "b.nii.gz", load_nifti(root / "logits" / "b.nii.gz")[..., :3])
     result = run_here("info", root)
     assert result.status == 1
-    assert "case 'b': logits of 3 labels, those of most cases have 4" in result.stdout
+    assert "case 'b': logits have 3 labels, those of most cases have 4" in result.stdout
 
 
 def test_a_folder_of_archives(tmp_path):

@@ -41,7 +41,7 @@ def test_nobody_reads_the_summary(folders, tmp_path):
     pipe = make_pipe(tmp_path / "summary")
     result = run_here("infer", *folders.arguments, "--summary", pipe)
     assert result.status == 1
-    assert f"crfrefine: error: {pipe}: cannot be written: nobody reads from it" in result.stderr
+    assert f"crfrefine: error: {pipe}: cannot be written: it has no reader" in result.stderr
     assert files_in(folders.output) == ["one.nii.gz", "two.nii.gz"]
     assert kind_of(pipe) == stat.S_IFIFO
 

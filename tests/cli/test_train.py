@@ -261,7 +261,7 @@ def test_folders_can_be_named(data, tmp_path):
         (("--regions", "core"), "expected NAME=LABEL"),
         (("--device", "cuda:99"), "NVIDIA GPU"),
         (("--max-minutes", 0), "--max-minutes: expected a positive number"),
-        (("-c", "nowhere.toml"), "there is no such file and no such preset"),
+        (("-c", "nowhere.toml"), "no such file or preset"),
         (("--set", "bilateral.weight=[1,2]"), "bilateral.weight: it has 2 values, but the case has 4 labels"),
     ],
 )
@@ -326,7 +326,7 @@ def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     options = ("train-crf", data, "-o", pipe, *SHORT, "--threads", 1)
     result = run_here(*options)
     assert result.status == 1
-    assert f"{pipe}: cannot be written: nobody reads from it" in result.stderr
+    assert f"{pipe}: cannot be written: it has no reader" in result.stderr
     assert kind_of(pipe) == stat.S_IFIFO
     assert "params.checkpoint.json" in files_in(tmp_path)
     reader = Reader(pipe)

@@ -133,7 +133,7 @@ def test_named_probabilities_replace_those_beside(tmp_path):
         (tmp_path / "scores" / name).touch()
     pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a_logits.nii b.nii c.nii", probabilities=(("prediction", tmp_path / "scores"),))
     assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
-    assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction is over the others" in pairing.notes[0]
+    assert "no probabilities of 1 of 3 cases, such as c; the calibration of prediction covers the others" in pairing.notes[0]
     method = pairing.cases[2].methods["prediction"]
     assert (method.lacks_probabilities, method.probabilities_problem, method.problem) == (True, None, None)
 

@@ -112,7 +112,7 @@ def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
     before = (tmp_path / "a.zraw").read_bytes()
     result = run_here("convert", header, tmp_path / "a.mhd")
     assert result.status == 1
-    assert "is the input too" in result.stderr
+    assert "is also the input" in result.stderr
     assert (tmp_path / "a.zraw").read_bytes() == before
 
 

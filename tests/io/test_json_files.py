@@ -31,12 +31,12 @@ BAD: dict[str, tuple[bytes, str]] = {
     "line break": (b'{"labels": {"a\nb": 1}}', "line 1, column 15: a line break or control character inside a text"),
     "brackets": (b"[" * 100_000, "nested too deeply"),
     "tables": (b'{"labels":' * 100_000, "nested too deeply"),
-    "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2, byte 5 of it: this is not UTF-8 text"),
+    "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "line 2, byte 5: this is not UTF-8 text"),
     "a list": (b"[1]", 'expected a mapping with "labels"'),
     "infinite": (b'{"labels": {"background": 0, "tumor": 1e999}}', "labels.tumor: 1e999 is larger than any number"),
     "negative infinite": (b'{"labels": {"tumor": -1e999}}', "labels.tumor: -1e999 is larger than any number"),
-    "NaN": (b'{"labels": {"tumor": NaN}}', "labels.tumor: NaN is no number that JSON has"),
-    "Infinity": (b'{"labels": {"tumor": [1, Infinity]}}', "labels.tumor[1]: Infinity is no number that JSON has"),
+    "NaN": (b'{"labels": {"tumor": NaN}}', "labels.tumor: NaN is not a JSON number"),
+    "Infinity": (b'{"labels": {"tumor": [1, Infinity]}}', "labels.tumor[1]: Infinity is not a JSON number"),
     "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "labels.tumor: 9999999999999999999… is a number of 5000 digits"),
     "text of digits": (
         f'{{"labels": {{"tumor": "{DIGITS}"}}}}'.encode(),
@@ -50,8 +50,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a table": (b'{"labels": {"tumor": {"a": 1}}}', "labels.tumor: expected a whole number from 0 to 65535, got {'a': 1}"),
     "nested": (b'{"labels": {"tumor": [[1]]}}', "labels.tumor[0]: expected a whole number from 0 to 65535, got [1]"),
     "labels": (b'{"labels": [1]}', "labels: expected a mapping with names and numbers"),
-    "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: the key is there twice"),
-    "twice above": (b'{"labels": {}, "labels": {"a": 1}}', "labels: the key is there twice"),
+    "twice": (b'{"labels": {"a": 1, "a": 2}}', "labels.a: the key appears twice"),
+    "twice above": (b'{"labels": {}, "labels": {"a": 1}}', "labels: the key appears twice"),
     "long": (json.dumps({"labels": {"x" * 100_000: -1}}).encode(), f"labels.{'x' * 79}…: expected a whole number"),
     "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
     "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
@@ -106,7 +106,7 @@ def make_dangling(path: Path) -> None:
     ("make", "words"),
     [
         (make_folder, "this is a folder"),
-        (os.mkfifo, "this is no regular file"),
+        (os.mkfifo, "this is not a regular file"),
         (make_dangling, "No such file"),
         (make_loop, "symbolic links"),
     ],
@@ -130,7 +130,7 @@ def test_a_file_of_regions(tmp_path):
 def test_a_file_of_any_size_is_not_read(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(InputError, match="1074 MB are too much for a file of JSON"):
+    with pytest.raises(InputError, match="1074 MB are too much for a JSON file"):
         read_json(tmp_path / "a.json")
 
 
@@ -162,7 +162,7 @@ def test_no_command_ends_in_a_traceback(tmp_path, command, name):
     assert result.status == (1 if command == "train-crf" else 0)
     assert "dataset.json: not a dataset.json as nnU-Net writes it: " in said
     assert words in said
-    assert "going on without it" in said or command == "train-crf"
+    assert "continuing without it" in said or command == "train-crf"
     assert all(line.isprintable() and len(line) < 1000 for line in said.replace("\t", "").split("\n"))
 
 
@@ -171,4 +171,4 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(folders.images / "dataset.json")
     result = run_process("infer", *folders.arguments, timeout=60)
     assert result.status == 0
-    assert "dataset.json: not a dataset.json as nnU-Net writes it: expected a file of JSON, this is no regular file" in result.stderr
+    assert "dataset.json: not a dataset.json as nnU-Net writes it: expected a JSON file, this is not a regular file" in result.stderr

@@ -298,9 +298,7 @@ def test_a_header_that_promises_too_few_compressed_bytes(tmp_path):
 def test_missing_voxels_are_named(suffix, tmp_path, capfd):
     path = save_itk(tmp_path / f"a{suffix}", numbers((4, 5, 6)), compress=False)
     (tmp_path / "a.raw").rename(tmp_path / "b.raw")
-    with pytest.raises(
-        InputError, match=rf"a{suffix}: its voxels are not there; expected them in .*a\.raw, put both files into one folder"
-    ):
+    with pytest.raises(InputError, match=rf"a{suffix}: its voxels are missing; expected them in .*a\.raw, put both files into one folder"):
         io.read_header(path)
     assert capfd.readouterr() == ("", "")
 

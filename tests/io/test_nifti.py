@@ -106,7 +106,7 @@ def test_both_transforms_and_their_codes_are_kept_bit_for_bit(two_transforms, tm
     assert type(before) is type(after)
     np.testing.assert_array_equal(image.affine, before.get_sform())
     np.testing.assert_array_equal(image.data, nib.load(two_transforms).get_fdata(dtype=np.float32))
-    assert image.header.notes == ("sform and qform differ; the sform is taken, and both are kept in what is written",)
+    assert image.header.notes == ("sform and qform differ; the sform is used, and both are kept in output files",)
 
 
 def test_label_maps_have_slope_one_and_nothing_left_of_the_intensities(two_transforms, tmp_path):
@@ -224,7 +224,7 @@ def test_labels_saved_as_float_or_with_a_scaling(suffix, tmp_path):
         (np.full((2, 3, 4), 0.5, np.float32), r"expected whole numbers, found values up to 0\.5 away"),
         (np.full((2, 3, 4), -1, np.int16), r"expected labels from 0 to 65535, found -1 to -1"),
         (np.full((2, 3, 4), 70000, np.int32), r"found 70000 to 70000"),
-        (np.zeros((2, 3, 4, 2), np.uint8), r"expected a label map with one value a voxel, this file has 2"),
+        (np.zeros((2, 3, 4, 2), np.uint8), r"expected a label map with one value per voxel, this file has 2"),
     ],
     ids=["fractions", "negative", "too large", "two channels"],
 )
@@ -378,7 +378,7 @@ def test_colors_complex_numbers_and_odd_layouts_are_refused(tmp_path):
     cases = [
         (rgb, "a color .RGB. image"),
         (np.zeros((3, 4, 5), np.complex64), "complex voxels"),
-        (np.zeros((3, 4, 5, 2, 3), np.float32), r"its shape \(3, 4, 5, 2, 3\) cannot be told into grid and channels"),
+        (np.zeros((3, 4, 5, 2, 3), np.float32), r"its shape \(3, 4, 5, 2, 3\) cannot be split into grid and channels"),
     ]
     for data, message in cases:
         nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii.gz")

@@ -331,7 +331,7 @@ def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypat
     assert_data(path)
     assert_as_simpleitk(path)
     monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", "refuse")
-    with pytest.raises(InputError, match=r"here/a\.mhd: its voxels are in .*, outside of its folder, and CRFREFINE_OUTSIDE_FILES"):
+    with pytest.raises(InputError, match=r"here/a\.mhd: its voxels are in .*, outside its folder, and CRFREFINE_OUTSIDE_FILES"):
         io.read_header(path)
     (tmp_path / "here" / "a.raw").write_bytes(DATA.tobytes())
     assert_data(mha(tmp_path / "here", "ElementDataFile = ./a.raw", data=b"", name="a.mhd"))

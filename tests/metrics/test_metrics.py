@@ -383,7 +383,7 @@ def test_only_the_metrics_asked_for():
         ({"prediction": np.ones((3, 4))}, InputError, "the prediction has values of type float64"),
         ({"spacing": (1.0,)}, InputError, "expected 2 positive numbers in mm"),
         ({"spacing": (1.0, 0.0)}, InputError, "expected 2 positive numbers in mm"),
-        ({"tolerance_mm": -1.0}, ConfigError, "tolerance_mm: expected a number of mm from 0 on, got -1.0"),
+        ({"tolerance_mm": -1.0}, ConfigError, "tolerance_mm: expected a number of mm, at least 0, got -1.0"),
         ({"metrics": ("dicee",)}, ConfigError, "unknown metric 'dicee'; known are dice, iou"),
     ],
 )

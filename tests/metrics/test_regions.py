@@ -91,7 +91,7 @@ def test_labels_as_tuples():
         ({"core": None}, "region 'core': None is not the number of a label"),
         ({"labels": {"core": [0, 1]}}, "region 'core': label 0 is the background"),
         ({"labels": {"a": 1}, "regions": [1]}, '"regions": expected a mapping'),
-        ({"labels": {"a": 1}, "regions": {"a": [1, 2]}}, "region 'a' is there twice, with different labels"),
+        ({"labels": {"a": 1}, "regions": {"a": [1, 2]}}, "region 'a' appears twice, with different labels"),
     ],
 )
 def test_a_bad_file_is_named_with_its_entry(tmp_path, content, complaint):

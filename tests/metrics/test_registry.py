@@ -26,7 +26,7 @@ def rows_of(text, head):
 
 @pytest.fixture(scope="module")
 def page():
-    return (DOCS / "metrics.md").read_text(encoding="utf-8")
+    return (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_the_page_has_every_metric_with_its_unit_and_direction(page):

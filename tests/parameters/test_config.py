@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None
 
 def test_a_missing_preset_lists_those_that_exist() -> None:
     """A typing error must not need the manual."""
-    with pytest.raises(ConfigError, match="hipocampus: there is no such file and no such preset; presets: default, brats, "):
+    with pytest.raises(ConfigError, match="hipocampus: no such file or preset; presets: default, brats, "):
         CrfParameters.load("hipocampus")
 
 

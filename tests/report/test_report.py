@@ -240,7 +240,7 @@ def test_a_case_that_cannot_be_read_is_named_on_the_page(tmp_path):
         return make_images(case)
 
     report = make_report(4, load_case=load)
-    assert f"It cannot be shown: images/{NASTY}.nii.gz: cut off" in Page(written(tmp_path, report)).text
+    assert f"This case cannot be shown: images/{NASTY}.nii.gz: cut off" in Page(written(tmp_path, report)).text
 
 
 @pytest.mark.parametrize("num_cases", [1, 2])
@@ -308,7 +308,7 @@ def test_without_the_viewers_package_the_page_says_what_to_install(tmp_path, mon
     monkeypatch.setitem(sys.modules, "nilearn", None)
     assert "nilearn, which is not installed" in missing_viewer()
     found = Page(written(tmp_path, make_report(), num_shown=1))
-    assert "There is no interactive viewer in this report" in found.text
+    assert "This report has no interactive viewer" in found.text
     assert "pip install 'crfrefine[report]'" in found.text
     assert not any("viewer" in (attributes.get("class") or "") for _, attributes in found.elements)
 
@@ -324,7 +324,7 @@ def test_a_package_without_the_viewer_is_an_error_that_says_so(tmp_path, monkeyp
     viewer.parent.mkdir(parents=True)
     viewer.write_text("export default class Another {}", encoding="utf-8")
     assert f"{viewer}: expected a slice viewer" in missing_viewer()
-    assert "There is no interactive viewer" in Page(written(tmp_path, make_report(), num_shown=1)).text
+    assert "This report has no interactive viewer" in Page(written(tmp_path, make_report(), num_shown=1)).text
 
 
 def test_names_of_files_need_not_be_text(tmp_path):

@@ -151,7 +151,7 @@ def test_names_that_are_not_there_are_listed():
 
 def test_two_values_for_one_thing_are_refused():
     item = Measurement("c", "x", "dice", 0.5, "a")
-    with pytest.raises(InputError, match="case 'c', region 'x': dice of 'a' is there twice"):
+    with pytest.raises(InputError, match="case 'c', region 'x': dice of 'a' appears twice"):
         ResultTable([item, item])
 
 

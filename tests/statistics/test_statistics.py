@@ -215,8 +215,8 @@ def test_one_pair_and_none(num_pairs):
 @pytest.mark.parametrize(
     ("values", "baseline", "cases", "text"),
     [
-        ([1.0, 2.0], [1.0], None, "expected one value a case"),
-        ([1.0, 2.0], [1.0, 2.0], ["a"], "expected one value a case"),
+        ([1.0, 2.0], [1.0], None, "expected one value per case"),
+        ([1.0, 2.0], [1.0, 2.0], ["a"], "expected one value per case"),
         ([1.0, math.inf], [1.0, 2.0], None, "expected finite values"),
     ],
 )

@@ -180,8 +180,7 @@ def test_what_is_left_out_is_said():
     assert judged.notes == (
         "4 of 12 cases are left out: no region has a Dice in both methods.",
         "crf has no measurements of c11.",
-        "Regions that the reference lacks and one of the two methods finds all the same, which the mean leaves out: "
-        "1 by crf, 1 by network.",
+        "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: 1 by crf, 1 by network.",
     )
 
 
@@ -219,7 +218,7 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     gains = {"crf": [*_spread(9, 1.0, 0.5), math.nan], "rival": [math.nan] * 9 + [0.0]}
     judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better); there is no case to compare it with rival or other")
+    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better); no case allows a comparison with rival or other")
     assert judged.num_comparisons == 1
     assert [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals] == [
         ("rival", False, 0),
@@ -234,7 +233,7 @@ def test_what_is_said_of_the_rivals_that_are_there_if_one_is_missing():
     judged = verdict(_table(gains), "crf", "network", rivals=["rival"], unmeasured=["other"], rivals_are_simple=False)
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     assert ", and more than every other method that could be compared: than the best of them, rival, by mean Dice" in judged.sentence
-    assert judged.sentence.endswith("; there is no case to compare it with other")
+    assert judged.sentence.endswith("; no case allows a comparison with other")
     assert judged.notes == ("The comparison with rival is over 19 cases, not 20.", "other could not be measured in any case.")
 
 

@@ -1,4 +1,4 @@
-// The page's controls: theme, metric tabs, regions, and the table of cases. Without it the charts are all there, one below the other.
+// The page's controls: theme, metric tabs, regions, and the table of cases. Without it, the page shows all charts, one below the other.
 (function () {
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -89,7 +89,7 @@
     });
   }
 
-  // Undefined values stand last in both directions; equal ones in the order of names.
+  // Undefined values come last in both directions; equal ones are sorted by name.
   function compare(one, other) {
     const [a, b] = [one[sorting.key], other[sorting.key]], sign = sorting.down ? -1 : 1;
     const missing = (value) => value === null || value === undefined || (sorting.key === "kind" && value === "undefined");

@@ -1,5 +1,5 @@
-// A case's viewer: brainsprite cuts the planes out of the sprites and paints what is filled; this puts them on the page, with sliders, the
-// patient's sides and outlines that stay sharp.
+// A case's viewer: brainsprite cuts the planes out of the sprites and paints filled areas; this script puts them on the page, with sliders,
+// the patient's sides and sharp outlines.
 (function () {
   "use strict";
   const specs = JSON.parse(document.getElementById("viewer-specs").textContent);
@@ -14,7 +14,7 @@
     return node;
   }
 
-  // The colors of a sprite's voxels as numbers, zero where there is none, looked up by the place in the volume.
+  // The colors of a sprite's voxels as numbers (zero: no color), looked up by position in the volume.
   function readSprite(picture, [, numY, numZ]) {
     const canvas = make("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
     const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -24,7 +24,7 @@
     return ([x, y, z]) => codes[(Math.floor(x / columns) * numZ + numZ - 1 - z) * canvas.width + (x % columns) * numY + y];
   }
 
-  // The outline of each color in a plane, along the edges of its voxels: colors and paths. Edges are gathered with the color at their right.
+  // The outline of each color in a plane, along the edges of its voxels: colors and paths. Edges are grouped by the color at their right.
   function outlines(codeAt, shape, place, [, through, across, up]) {
     const columns = shape[across], rows = shape[up], width = columns + 1, edges = new Map(), index = [0, 0, 0];
     index[through] = place;
@@ -51,7 +51,7 @@
     return [...edges].map(([code, ends]) => [`rgb(${code & 255},${(code >> 8) & 255},${(code >> 16) & 255})`, loops(ends, width)]);
   }
 
-  // Edges, from corner to corner, as closed lines: dashes would begin anew with each edge.
+  // Join edges into closed lines: dashes would otherwise restart at each edge.
   function loops(edges, width) {
     let path = "";
     for (const [start, ends] of edges) {
@@ -85,7 +85,7 @@
     const numSlice = { X: spec.point[0], Y: spec.point[1], Z: spec.point[2] };
     const brain = brainsprite({
       canvas: stage.id, sprite: image.id, nbSlice, numSlice, colorCrosshair: "#FFFFFF", sizeCrosshair: 1, showLR: false,
-      nanValue: true, // no value is read back from the overlay at each step
+      nanValue: true, // do not read a value back from the overlay at each step
       overlay: { sprite: overlay.id, nbSlice, opacity: 0.6 },
     });
     const isOn = (name) => box.querySelector(`input[name="${name}"]`).checked;
@@ -123,7 +123,7 @@
         move(brain.numSlice[AXES[through]] + (event.deltaY > 0 ? -1 : 1));
       }, { passive: false });
       const point = (event) => {
-        if (event.type === "pointerdown") picture.setPointerCapture(event.pointerId); // a drag goes on beyond the edge
+        if (event.type === "pointerdown") picture.setPointerCapture(event.pointerId); // a drag continues beyond the edge
         else if (!(event.buttons & 1)) return;
         const area = picture.getBoundingClientRect();
         const place = (axis, share) => Math.max(0, Math.min(spec.shape[axis] - 1, Math.floor(share * spec.shape[axis])));
@@ -168,7 +168,7 @@
       for (const { name, picture, codeAt } of overlays) if (isOn(name) && (!codeAt || isOn("filled"))) context.drawImage(picture, 0, 0);
       brain.overlay.opacity = Number(box.querySelector('input[name="opacity"]').value) / 100;
       brain.crosshair = isOn("crosshair");
-      brain.init(); // paints image and overlay into one, and makes the canvases of the planes anew
+      brain.init(); // paints image and overlay into one, and recreates the canvases of the planes
       const canvases = { axial: brain.planes.canvasZ, coronal: brain.planes.canvasY, sagittal: brain.planes.canvasX };
       planes.forEach((plane, index) => {
         const name = PLANES[index][0], canvas = canvases[name];
@@ -184,7 +184,7 @@
     controls.addEventListener("input", compose);
     compose();
     box.dataset.ready = "true";
-    box.addEventListener("toggle", () => { // closed: give the memory back, which phones have little of
+    box.addEventListener("toggle", () => { // when closed, free the memory: phones have little
       controls.removeEventListener("input", compose);
       for (const canvas of [stage, overlay, brain.planes.canvasMaster]) canvas.width = canvas.height = 0;
       box.querySelector(".planes").replaceChildren();
