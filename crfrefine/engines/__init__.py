@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -58,6 +59,10 @@ def _cuda(device: str) -> Backend:
 
     _, _, number = device.partition(":")
     return CudaBackend(CupyDevice(int(number) if number else None))
+
+
+# A device does not survive a fork: there it is made anew, or found not to work, as by whoever asks first.
+os.register_at_fork(after_in_child=_cuda.cache_clear)
 
 
 def _reference(_: str) -> Backend:

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import MeanFieldResult, Progress, Range
+from crfrefine.engines.base import Backend, MeanFieldResult, Progress, Range
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.device import CallbackMemoryError, Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import bilateral_filter, build_kernels, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOptions, run_mean_field
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.reference.engine import ReferenceBackend
+from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import ResolvedParameters
@@ -54,7 +56,6 @@ class CudaBackend:
             ConfigError: the filter is `grid`, which this engine does not have.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
         """
-        started = time.perf_counter()
         spatial, device = parameters.spatial, self.device
         weights = [kernel.weight for kernel in parameters.bilateral] + ([] if spatial is None else [spatial.weight])
         num_labels = len(logits)
@@ -79,11 +80,14 @@ class CudaBackend:
                 filter_name=parameters.filter,
             )
             check_memory(device, needed, f"a case of {inside} voxels and {num_labels} labels")
+            started = time.perf_counter()
+            on_device, guide = (device.upload(np.asarray(channels, dtype=np.float32)) for channels in (logits, image))
+            device.synchronize()
+            uploaded = time.perf_counter()
             voxels = Voxels(device, logits.shape[1:], parameters.position_spacing(spacing), mask, axes)
-            on_device = device.upload(np.asarray(logits, dtype=np.float32))
             kernels, filters = build_kernels(
                 voxels,
-                device.upload(np.asarray(image, dtype=np.float32)),
+                guide,
                 [(kernel.theta_alpha.tolist(), kernel.theta_beta.tolist()) for kernel in parameters.bilateral],
                 None if spatial is None else spatial.theta_gamma.tolist(),
                 normalization=parameters.normalization,
@@ -92,18 +96,25 @@ class CudaBackend:
                 num_filterings=options.num_iterations,
                 progress=_staged(progress, "build"),
             )
+            del guide  # the filters have what they need of it
             device.synchronize()
             built = time.perf_counter()
             outcome = run_mean_field(voxels, kernels, options, on_device, _staged(progress, "mean field"))
             stepped = time.perf_counter()  # the steps are done: their energies are here
             result = device.download(outcome.logits)
+            downloaded = time.perf_counter()
         return MeanFieldResult(
             logits=result,
             num_iterations=outcome.num_iterations,
             converged=outcome.converged,
             energy=outcome.energy,
             filters=tuple(filters),
-            timings={"build": built - started, "steps": stepped - built, "download": time.perf_counter() - stepped},
+            timings={
+                "upload": uploaded - started,
+                "build": built - uploaded,
+                "steps": stepped - built,
+                "download": downloaded - stepped,
+            },
         )
 
     def message(
@@ -217,9 +228,21 @@ class CudaBackend:
         return self._host.channel_ranges(channels, threads=threads)
 
     @cached_property
-    def _host(self) -> CpuBackend:
-        return CpuBackend()
+    def _host(self) -> Backend:
+        try:
+            return CpuBackend()
+        except BackendUnavailableError:  # a checkout without the compiled engine: the same answers from numpy, in more time
+            return ReferenceBackend()
 
 
 def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda step, num_steps: progress(stage, step, num_steps)
+    if progress is None:
+        return None
+
+    def call(step: int, num_steps: int) -> None:
+        try:
+            progress(stage, step, num_steps)
+        except MemoryError as error:
+            raise CallbackMemoryError(error) from error
+
+    return call

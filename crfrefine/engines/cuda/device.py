@@ -80,11 +80,22 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
         )
 
 
+class CallbackMemoryError(Exception):
+    """Carries the MemoryError of a caller's function past `capacity`: it says nothing about the GPU's memory."""
+
+    def __init__(self, error: MemoryError) -> None:
+        """Take the error."""
+        super().__init__(str(error))
+        self.error = error
+
+
 @contextmanager
 def capacity(shape: Sequence[int]) -> Iterator[None]:
     """Turn a failed allocation into an error that a user can act on."""
     try:
         yield
+    except CallbackMemoryError as found:
+        raise found.error from None
     except MemoryError as error:  # CuPy's is one of these too
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
