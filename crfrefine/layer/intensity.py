@@ -82,9 +82,7 @@ def _percentiles(values: Tensor, fractions: Sequence[float]) -> list[Tensor]:
     ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
     found = values[_holders(values.detach(), ranks)]
     starts, ends = found[::2], found[1::2]
-    return [
-        start + (end - start) * (position - rank) for start, end, position, rank in zip(starts, ends, positions, first, strict=True)
-    ]
+    return [start + (end - start) * (position - rank) for start, end, position, rank in zip(starts, ends, positions, first, strict=True)]
 
 
 def _holders(values: Tensor, ranks: Sequence[int]) -> Tensor:

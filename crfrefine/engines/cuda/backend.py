@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from crfrefine.engines.base import Backend, MeanFieldResult, Progress, Range
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.engines.cuda.device import CallbackMemoryError, Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.callbacks import staged
+from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import bilateral_filter, build_kernels, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
@@ -94,12 +95,12 @@ class CudaBackend:
                 filter_name=parameters.filter,
                 num_channels=options.num_channels,
                 num_filterings=options.num_iterations,
-                progress=_staged(progress, "build"),
+                progress=staged(progress, "build"),
             )
             del guide  # the filters have what they need of it
             device.synchronize()
             built = time.perf_counter()
-            outcome = run_mean_field(voxels, kernels, options, on_device, _staged(progress, "mean field"))
+            outcome = run_mean_field(voxels, kernels, options, on_device, staged(progress, "mean field"))
             stepped = time.perf_counter()  # the steps are done: their energies are here
             result = device.download(outcome.logits)
             downloaded = time.perf_counter()
@@ -233,16 +234,3 @@ class CudaBackend:
             return CpuBackend()
         except BackendUnavailableError:  # a checkout without the compiled engine: the same answers from numpy, in more time
             return ReferenceBackend()
-
-
-def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-
-    def call(step: int, num_steps: int) -> None:
-        try:
-            progress(stage, step, num_steps)
-        except MemoryError as error:
-            raise CallbackMemoryError(error) from error
-
-    return call

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.engines.cuda.callbacks import CallbackMemoryError
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
 
@@ -78,15 +79,6 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
             "use a mask or a smaller region, fewer labels at a time, or --device cpu"
         )
-
-
-class CallbackMemoryError(Exception):
-    """Carries the MemoryError of a caller's function past `capacity`: it says nothing about the GPU's memory."""
-
-    def __init__(self, error: MemoryError) -> None:
-        """Take the error."""
-        super().__init__(str(error))
-        self.error = error
 
 
 @contextmanager
