@@ -61,6 +61,9 @@ def failures(content: dict[str, Any]) -> list[str]:
     """What went wrong, a line each; nothing where all is well."""
     found = [f"check {name}: {entry['failed']}" for name, entry in content.get("check", {}).items() if "failed" in entry]
     found += [f"{name}: {entry['failed']}" for name, entry in content.get("workloads", {}).items() if "failed" in entry]
+    for name, entry in content.get("workloads", {}).items():
+        runs = [run for run in entry.get("compile", {}).values() if isinstance(run, dict) and "failed" in run]
+        found += [f"{name} in a process of its own: {run['failed']}" for run in runs[:1]]
     for name in ("tests", "sanitizer", "plain_torch"):
         if "failed" in content.get(name, {}):
             found.append(f"{name}: {content[name]['failed']}")

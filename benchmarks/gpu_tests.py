@@ -33,7 +33,7 @@ TESTS = (
 _MISSED = re.compile(r"^SKIPPED .*(?:no NVIDIA GPU|needs a GPU|needs PyTorch|needs a PyTorch|needs CuPy|could not import 'cupy')")
 TOOLS = ("memcheck", "initcheck", "racecheck")
 _FAULT = 9  # what compute-sanitizer is asked to exit with
-_KEPT_LINES = 400
+_KEPT_LINES = 4000
 _SAVED_EVERY = 5.0  # seconds
 
 Keep = Callable[[dict[str, Any]], None]
@@ -51,7 +51,7 @@ def run_tests(keep: Keep) -> None:
     """Run the tests that need a GPU; `keep` is called with the outcome so far."""
     # Other people's warnings are their own business: which there are depends on what else is installed. A graph that could not be
     # recorded is a RuntimeWarning.
-    options = ["-v", "-rs", "-k", "cuda and not shim", "-p", "no:cacheprovider", "-W", "default", "-W", "error::RuntimeWarning"]
+    options = ["-v", "-rs", "--tb=short", "-k", "cuda and not shim", "-p", "no:cacheprovider", "-W", "default", "-W", "error::RuntimeWarning"]
     if importlib.util.find_spec("xdist") is not None:
         options += ["-n", "4"]  # most of the time goes into compiling kernels
     status, lines, found = _stream([sys.executable, "-m", "pytest", *options, *TESTS], tests_environment(), keep, seconds=None)
