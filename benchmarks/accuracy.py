@@ -21,6 +21,7 @@ from workloads import WorkloadSpec, accuracy_spec, store
 
 from crfrefine.engines import get_backend
 from crfrefine.errors import CapacityError
+from crfrefine.specs import KernelSetSpec, KernelSpec
 
 DIMENSIONS = range(2, 10)
 SETTINGS = ((1.5, 0.05), (3.0, 0.05), (8.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1
@@ -34,15 +35,13 @@ def _message_errors(workload: Workload, filter_name: str, exact: NDArray[np.floa
     """RMS and largest error of messages."""
     meta = workload.meta
     values = softmax(workload.logits).astype(np.float32)
+    kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * len(workload.image))
     message = get_backend("cpu").message(
         values,
         workload.image.astype(np.float32) / np.float32(255.0),
         None,
         meta["spacing"],
-        theta_alpha=[meta["theta_alpha"]] * len(workload.grid_shape),
-        theta_beta=[meta["theta_beta"]] * len(workload.image),
-        normalization="after",
-        filter=filter_name,
+        KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1),
     )
     difference = message.reshape(len(message), -1)[:, voxels] - exact
     return {"rms": float(np.sqrt(np.mean(difference**2))), "max": float(np.abs(difference).max())}

@@ -49,18 +49,17 @@ def check_labels(ours: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, f
 def check_against_exact_rows(workload: Workload, *, filter_name: str = "auto") -> dict[str, float]:
     """Compare one bilateral message of the engine with rows of the exact one, at sampled voxels."""
     from crfrefine.engines import get_backend
+    from crfrefine.specs import KernelSetSpec, KernelSpec
 
     meta = workload.meta
     values = softmax(workload.logits).astype(np.float32)
+    kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * workload.image.shape[0])
     message = get_backend("cpu").message(
         values,
         workload.image.astype(np.float32) / np.float32(255.0),
         workload.mask,
         meta["spacing"],
-        theta_alpha=[meta["theta_alpha"]] * len(workload.grid_shape),
-        theta_beta=[meta["theta_beta"]] * workload.image.shape[0],
-        normalization="after",
-        filter=filter_name,
+        KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1),
         threads=1,
     )
     voxels = sample_voxels(workload, NUM_ROWS)

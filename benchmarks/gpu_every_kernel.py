@@ -14,6 +14,7 @@ from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
 
@@ -64,7 +65,8 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         for inside, others in ((mask, {}), (None, {"mean_field.damping": 0.2, "mean_field.tolerance": 1e-6})):
             parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
             engine.mean_field(logits, image, inside, SPACING, parameters)
-        engine.message(logits, image, mask, SPACING, theta_alpha=(theta_alpha,) * 3, theta_beta=(theta_beta,) * 4, filter=filter_name)
+        kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
+        engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_direct_sums(watched, image, mask)
     for dtype in (np.float32, np.float64):
         for filter_name in ("exact", "truncated", "lattice"):
@@ -86,21 +88,13 @@ def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
-    kernels = engine.kernels(
-        image,
-        mask,
-        SPACING,
-        bilateral=[((1.2, 1.7, 1.4), (0.4,) * 4)],
-        theta_gamma=(1.1, 1.2, 1.3),
-        normalization="symmetric",
-        filter=filter_name,
-        num_labels=5,
-        num_iterations=2,
-    )
-    model = {"weights": np.full((2, 5), 0.5), "compatibility": 1.0 - np.eye(5), "temperature": 1.0}
-    model["weights"][0, 1] = 0.8
-    tape = kernels.forward(logits, **model, num_iterations=2)
-    kernels.backward(tape, logits, np.ones_like(logits), **model, wants_theta=True, wants_image=True)
+    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * 4), KernelSpec((1.1, 1.2, 1.3)))
+    kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", filter_name, num_labels=5, num_iterations=2))
+    weights = np.full((2, 5), 0.5)
+    weights[0, 1] = 0.8
+    model = MeanFieldSpec(weights, 1.0 - np.eye(5), 2)
+    tape = kernels.forward(logits, model)
+    kernels.backward(tape, logits, np.ones_like(logits), model, wants_theta=True, wants_image=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from workloads import WORKLOADS, WorkloadArrays, WorkloadSpec, make
 
 from crfrefine.engines.base import Backend
+from crfrefine.specs import KernelSetSpec, KernelSpec
 
 REPEATS = 5
 
@@ -55,8 +56,9 @@ def plain_torch(gpu: Backend) -> dict[str, Any]:
         return torch.cat(parts).T.cpu().numpy()
 
     def run_ours() -> NDArray[np.float32]:
-        thetas = {"theta_alpha": (spec.theta_alpha,) * 3, "theta_beta": (spec.theta_beta,)}
-        return gpu.message(values, image, None, spec.spacing, **thetas, filter="exact").reshape(len(values), -1)
+        kernel = KernelSpec((spec.theta_alpha,) * 3, (spec.theta_beta,))
+        kernels = KernelSetSpec((kernel,), "none", "exact", num_labels=len(values), num_iterations=1)
+        return gpu.message(values, image, None, spec.spacing, kernels).reshape(len(values), -1)
 
     theirs, ours = run_torch(), run_ours()
     difference = float(np.abs(theirs - ours).max() / np.abs(theirs).max())

@@ -51,7 +51,19 @@ def run_tests(keep: Keep) -> None:
     """Run the tests that need a GPU; `keep` is called with the outcome so far."""
     # Other people's warnings are their own business: which there are depends on what else is installed. A graph that could not be
     # recorded is a RuntimeWarning.
-    options = ["-v", "-rs", "--tb=short", "-k", "cuda and not shim", "-p", "no:cacheprovider", "-W", "default", "-W", "error::RuntimeWarning"]
+    options = [
+        "-v",
+        "-rs",
+        "--tb=short",
+        "-k",
+        "cuda and not shim",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "-W",
+        "error::RuntimeWarning",
+    ]
     if importlib.util.find_spec("xdist") is not None:
         options += ["-n", "4"]  # most of the time goes into compiling kernels
     status, lines, found = _stream([sys.executable, "-m", "pytest", *options, *TESTS], tests_environment(), keep, seconds=None)

@@ -29,6 +29,7 @@ from workloads import WorkloadSpec
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Kernels
 from crfrefine.errors import CapacityError
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 BANDWIDTHS = ((1.5, 0.05), (3.0, 0.1), (5.0, 0.1), (8.0, 0.3))  # theta_alpha in mm, theta_beta on the scale 0 to 1
 LOSSES = ("cross entropy", "random linear")
@@ -38,11 +39,9 @@ NUM_LABELS = 3
 NUM_ITERATIONS = 5
 NUM_CASES = 5
 BILATERAL_WEIGHT, SPATIAL_WEIGHT, THETA_GAMMA = 3.0, 1.0, 3.0
-SETTINGS: dict[str, Any] = {
-    "weights": np.repeat([[BILATERAL_WEIGHT], [SPATIAL_WEIGHT]], NUM_LABELS, axis=1),
-    "compatibility": 1.0 - np.eye(NUM_LABELS),
-    "temperature": 1.0,
-}
+RUN = MeanFieldSpec(
+    np.repeat([[BILATERAL_WEIGHT], [SPATIAL_WEIGHT]], NUM_LABELS, axis=1), 1.0 - np.eye(NUM_LABELS), num_iterations=NUM_ITERATIONS
+)
 PATCH_VOXELS, PATCH_AMPLITUDE = 2.0, 2.0  # of the errors that logits have besides the workloads' white noise
 OWN_SLOPE_STEP = 0.1  # of log theta, each way
 SPACINGS = {2: (1.0, 1.5), 3: (1.0, 1.5, 0.8)}
@@ -104,30 +103,21 @@ class Gradients:
 
 def _kernels(case: Case, filter_name: str, theta_alpha: float, theta_beta: Sequence[float]) -> Kernels:
     num_axes = len(case.spacing)
-    return get_backend("cpu").kernels(
-        case.image,
-        None,
-        case.spacing,
-        bilateral=[([theta_alpha] * num_axes, theta_beta)],
-        theta_gamma=[THETA_GAMMA] * num_axes,
-        normalization="symmetric",
-        filter=filter_name,
-        num_labels=NUM_LABELS,
-        num_iterations=NUM_ITERATIONS,
-        threads=1,
-    )
+    kernels = KernelSpec((theta_alpha,) * num_axes, tuple(theta_beta)), KernelSpec((THETA_GAMMA,) * num_axes)
+    spec = KernelSetSpec(kernels, "symmetric", filter_name, NUM_LABELS, NUM_ITERATIONS)
+    return get_backend("cpu").kernels(case.image, None, case.spacing, spec, threads=1)
 
 
 def approximate(case: Case, filter_name: str, theta_alpha: float, theta_beta: float) -> tuple[list[Gradients], str]:
     """What a layer with this filter gets, in float32, one entry a loss; and the filter's description."""
     kernels = _kernels(case, filter_name, theta_alpha, [theta_beta] * len(case.image))
-    tape = kernels.forward(case.logits, num_iterations=NUM_ITERATIONS, **SETTINGS)
+    tape = kernels.forward(case.logits, RUN)
     result = []
     for loss in LOSSES:
         gradient = case.loss_gradient(tape.logits, loss).astype(np.float32)
         # Apart, since bandwidths without the image go another way.
-        found = kernels.backward(tape, case.logits, gradient, **SETTINGS, wants_theta=True)
-        image = kernels.backward(tape, case.logits, gradient, **SETTINGS, wants_theta=False, wants_image=True).image
+        found = kernels.backward(tape, case.logits, gradient, RUN, wants_theta=True)
+        image = kernels.backward(tape, case.logits, gradient, RUN, wants_theta=False, wants_image=True).image
         result.append(
             Gradients(
                 found.logits.astype(np.float64),
@@ -149,7 +139,7 @@ def own_slopes(case: Case, filter_name: str, theta_alpha: float, theta_beta: flo
         for sign in (-1.0, 1.0):
             moved = theta * np.exp(sign * OWN_SLOPE_STEP * (np.arange(theta.size) == index))
             kernels = _kernels(case, filter_name, moved[0], moved[1:].tolist())
-            tape = kernels.forward(case.logits, num_iterations=NUM_ITERATIONS, **SETTINGS)
+            tape = kernels.forward(case.logits, RUN)
             ends.append(case.cross_entropy(tape.logits))
         slopes[index] = (ends[1] - ends[0]) / (2.0 * OWN_SLOPE_STEP)
     return slopes

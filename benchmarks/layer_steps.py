@@ -14,6 +14,7 @@ from workers.measure import Workload
 from workloads import WORKLOADS, WorkloadSpec, store
 
 from crfrefine.engines import get_backend
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 TRUNCATED = WorkloadSpec(
     "layer-truncated", (60, 60, 50), 3, 1, theta_alpha=1.5, theta_beta=0.1, theta_gamma=2.0, spacing=(1.0, 1.0, 1.2), peers=()
@@ -35,11 +36,11 @@ def _seconds(call: Callable[..., Any], *arguments: Any, **more: Any) -> tuple[fl
 def _measure(spec: WorkloadSpec, filter_name: str, rounds: int, threads: int) -> dict[str, Any]:
     workload = Workload(store(spec, BENCH / "data"))
     image = workload.image.astype(np.float32) / np.float32(255.0)
-    settings: dict[str, Any] = {
-        "weights": np.repeat([[spec.bilateral_weight], [spec.spatial_weight]], spec.num_labels, axis=1),
-        "compatibility": 1.0 - np.eye(spec.num_labels),
-        "temperature": 1.0,
-    }
+    num_axes = len(spec.spacing)
+    kernels_wanted = KernelSpec((spec.theta_alpha,) * num_axes, (spec.theta_beta,) * len(image)), KernelSpec((spec.theta_gamma,) * num_axes)
+    wanted = KernelSetSpec(kernels_wanted, "symmetric", filter_name, spec.num_labels, spec.num_iterations)
+    weights = np.repeat([[spec.bilateral_weight], [spec.spatial_weight]], spec.num_labels, axis=1)
+    run = MeanFieldSpec(weights, 1.0 - np.eye(spec.num_labels), spec.num_iterations)
     gradient = np.random.default_rng(0).standard_normal(workload.logits.shape, dtype=np.float32)
     runs: dict[str, list[float]] = {name: [] for name in ("build", "forward", *BACKWARD)}
     for turn in range(rounds):
@@ -48,20 +49,15 @@ def _measure(spec: WorkloadSpec, filter_name: str, rounds: int, threads: int) ->
             image,
             workload.mask,
             spec.spacing,
-            bilateral=[([spec.theta_alpha] * len(spec.spacing), [spec.theta_beta] * len(image))],
-            theta_gamma=[spec.theta_gamma] * len(spec.spacing),
-            normalization="symmetric",
-            filter=filter_name,
-            num_labels=spec.num_labels,
-            num_iterations=spec.num_iterations,
+            wanted,
             threads=threads,
         )
         runs["build"].append(seconds)
-        seconds, tape = _seconds(kernels.forward, workload.logits, num_iterations=spec.num_iterations, **settings)
+        seconds, tape = _seconds(kernels.forward, workload.logits, run)
         runs["forward"].append(seconds)
         found = []
         for name, wants in BACKWARD.items():
-            seconds, gradients = _seconds(kernels.backward, tape, workload.logits, gradient, **settings, **wants)
+            seconds, gradients = _seconds(kernels.backward, tape, workload.logits, gradient, run, **wants)
             runs[name].append(seconds)
             found.append(gradients.logits)
         if not all(np.array_equal(found[0], other) for other in found):

@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import LabelChanges, compare_labels
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
+from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldResult, Progress
+from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Progress, Reported
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.specs import ModelSpec
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
@@ -33,16 +36,14 @@ _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, repr=False)
-class RefinementResult:
+class RefinementResult(Reported):
     """A refined case.
 
     Attributes:
         label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
+        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, what the network alone said.
         logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input over the temperature.
-        num_iterations: mean-field steps taken.
-        converged: whether the stopping rule was met.
-        energy: the variational free energy of the marginals that each step started from, one value a step.
-        filters: how each kernel's messages were computed, a line a kernel.
+        report: num_iterations, converged, energy and filters, which are attributes of the result, too.
         timings: seconds of each stage: normalize, build, steps, labels.
         device: where it was computed.
         threads: CPU threads that it was computed with; None: the cores this process may use.
@@ -51,11 +52,9 @@ class RefinementResult:
     """
 
     label_map: NDArray[np.unsignedinteger[Any]]
+    network_label_map: NDArray[np.unsignedinteger[Any]]
     logits: NDArray[np.float32]
-    num_iterations: int
-    converged: bool
-    energy: tuple[float, ...]
-    filters: tuple[str, ...] = ()
+    report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)
     device: str = "cpu"
     threads: int | None = None
@@ -72,9 +71,13 @@ class RefinementResult:
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
         """(L, *grid) float32, the softmax of the logits; computed when first asked for."""
-        order = _memory_order(self.logits[0])
-        marginals = get_backend(self.device).softmax(_permuted(self.logits, order), threads=self.threads)
-        return _permuted(marginals, _inverse(order))
+        order = StorageOrder.of_memory(self.logits[0])
+        return order.to_user(get_backend(self.device).softmax(order.to_storage(self.logits), threads=self.threads))
+
+    @cached_property
+    def changes(self) -> LabelChanges:
+        """How many voxels each label had and has, and how many changed theirs; counted when first asked for."""
+        return compare_labels(self.network_label_map, self.label_map, len(self.logits))
 
 
 def refine(
@@ -117,6 +120,23 @@ def refine(
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
     Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
+
+    Examples:
+        A network is unsure of one voxel in the middle of a bright structure; the voxels around it decide.
+
+        >>> import numpy as np
+        >>> import crfrefine
+        >>> image = np.zeros((5, 6, 7))
+        >>> image[1:4, 1:5, 2:6] = 100.0
+        >>> logits = np.stack([np.zeros((5, 6, 7)), np.where(image > 0, 2.0, -2.0)])
+        >>> logits[1, 2, 3, 4] = -0.5
+        >>> result = crfrefine.refine(logits, image, spacing=(1.0, 1.0, 2.5))
+        >>> int(result.network_label_map[2, 3, 4]), int(result.label_map[2, 3, 4])
+        (0, 1)
+        >>> result.changes.voxels_changed
+        1
+        >>> result.marginals.shape
+        (2, 5, 6, 7)
     """
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")
@@ -128,29 +148,30 @@ def refine(
     check_shapes(logits, image, mask)
     num_dims = logits.ndim - 1
     steps = given_spacing(spacing, num_dims)
-    resolved = parameters.resolve(len(logits), len(image), num_dims)
+    spec = parameters.resolve(len(logits), len(image), num_dims)
     backend = get_backend(device)
     inside = None if mask is None else mask != 0
 
-    # The model knows no order of axes, so the engine gets them in the order of memory: nothing is copied for a volume read from a file.
+    # The model knows no order of axes, so the engine gets them in storage order: nothing is copied for a volume read from a file.
     with np.errstate(over="ignore"):
         logits = logits.astype(np.float32, copy=False)
-    order = _memory_order(logits[0])
-    ordered_logits, ordered_image = _permuted(logits, order), _permuted(image, order)
+    order = StorageOrder.of_memory(logits[0])
+    ordered_logits, ordered_image = order.to_storage(logits), order.to_storage(image)
     largest = _check_finite(backend, ordered_logits, "logits", threads)
     if identify_array(ordered_logits, input_type) == "probabilities":
         ordered_logits = np.array(ordered_logits, order="C")
         take_logarithms(ordered_logits)
         largest = -math.log(SMALLEST_PROBABILITY)
     # Energies and marginals are sums of a few of these in float32; a temperature near zero would make them infinite, and then NaN.
-    if largest / resolved.temperature > LARGEST_LOGIT:
+    temperature = spec.mean_field.temperature
+    if largest / temperature > LARGEST_LOGIT:
         raise ConfigError(
-            f"mean_field.temperature: {resolved.temperature:g} turns logits up to {largest:g} into {largest / resolved.temperature:.1g}, "
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
             "too large for float32; use a larger temperature"
         )
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
-    ordered_mask = None if inside is None else inside.transpose(order)
+    ordered_mask = None if inside is None else order.to_storage(inside)
     # Padding of the logits is no property of the image: intensities are normalized as if there were none.
     normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
     normalize_seconds = time.perf_counter() - started
@@ -164,44 +185,29 @@ def refine(
         ordered_logits,
         normalized,
         ordered_mask,
-        [steps[axis] for axis in order],
-        resolved.permuted(order),
-        axes=order,
+        order.axes_to_storage(steps),
+        ModelSpec(spec.kernels.in_storage(order), spec.mean_field),
+        axes=order.axes,
         threads=threads,
         progress=progress,
     )
     _check_outcome(backend, outcome, threads)
     started = time.perf_counter()
-    back = _inverse(order)
-    labels = backend.label_map(outcome.logits, threads=threads).transpose(back)
+    network = order.to_user(backend.label_map(ordered_logits, threads=threads))
+    labels = order.to_user(backend.label_map(outcome.logits, threads=threads))
     label_map = postprocess(labels, parameters.postprocess, math.prod(steps) / 1000.0)
     timings = {"normalize": normalize_seconds, **outcome.timings, "labels": time.perf_counter() - started}
     return RefinementResult(
         label_map=label_map,
-        logits=_permuted(outcome.logits, back),
-        num_iterations=outcome.num_iterations,
-        converged=outcome.converged,
-        energy=outcome.energy,
-        filters=outcome.filters,
+        network_label_map=network,
+        logits=order.to_user(outcome.logits),
+        report=outcome.report,
         timings=timings,
         device=backend.name,
         threads=threads,
         num_padding_voxels=num_padding,
         notes=notes,
     )
-
-
-def _memory_order(array: NDArray[Any]) -> tuple[int, ...]:
-    """Return the axes from the slowest to the fastest in memory."""
-    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
-
-
-def _inverse(order: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(order)), key=lambda axis: order[axis]))
-
-
-def _permuted(channels: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
-    return channels.transpose(0, *(axis + 1 for axis in order))
 
 
 def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import IntensityParameters, intensity_by_modality
 from crfrefine.threads import available_threads
@@ -63,7 +63,8 @@ def normalize_intensity(
     result = np.empty_like(image, dtype=np.float32, order="K", subok=False)
 
     def run(modality: int) -> None:
-        source, target = _memory_order(image[modality]), _memory_order(result[modality], like=image[modality])
+        order = StorageOrder.of_memory(image[modality])
+        source, target = order.to_storage(image[modality]), order.to_storage(result[modality])
         kind, percentiles, window = plans[modality]
         if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
             # Types with more digits than float32 keep their texture on a large offset only if that is taken off first; the map does not
@@ -76,7 +77,7 @@ def normalize_intensity(
         else:
             values = source.reshape(-1)
             if mask is not None:
-                values = values[_memory_order(mask, like=image[modality]).reshape(-1)]
+                values = values[order.to_storage(mask).reshape(-1)]
             values = values.astype(np.float32, copy=False)
             shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
             _map(source, target, shift, 1.0 / width if width > _CONSTANT else 0.0)
@@ -126,12 +127,6 @@ def kernel_features(
     for index, step, theta in zip(np.nonzero(inside), spacing, theta_position, strict=True):
         columns.append((index - index.min()) * (step / theta))
     return np.stack(columns, axis=1)
-
-
-def _memory_order(array: NDArray[Any], like: NDArray[Any] | None = None) -> NDArray[Any]:
-    """The array with its axes (or those of `like`) from the slowest to the fastest in memory; a view."""
-    strides = (array if like is None else like).strides
-    return array.transpose(sorted(range(array.ndim), key=lambda axis: -abs(strides[axis])))
 
 
 def _blocks(length: int, size: int) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,26 @@ def foreground_labels(labels: NDArray[Any]) -> list[int]:
 def count_changes(before: NDArray[Any], after: NDArray[Any]) -> int:
     """Return the number of voxels whose label differs."""
     return int(np.count_nonzero(before != after))
+
+
+@dataclass(frozen=True)
+class LabelChanges:
+    """What became of a label map.
+
+    Attributes:
+        voxels_changed: voxels whose label differs.
+        voxels_before: voxels of each label before.
+        voxels_after: voxels of each label after.
+    """
+
+    voxels_changed: int
+    voxels_before: tuple[int, ...]
+    voxels_after: tuple[int, ...]
+
+
+def compare_labels(before: NDArray[Any], after: NDArray[Any], num_labels: int) -> LabelChanges:
+    """Count what changed from one label map to another."""
+    return LabelChanges(count_changes(before, after), count_labels(before, num_labels), count_labels(after, num_labels))
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:

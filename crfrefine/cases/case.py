@@ -10,10 +10,11 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.probabilities import identify, take_logarithms
+from crfrefine.axes import StorageOrder, file_order
 from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
-from crfrefine.io.volume import Volume, VolumeHeader, describe_difference, same_shape
+from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
 from crfrefine.threads import available_threads
 
@@ -178,12 +179,13 @@ def load_case(
     input_kind, note = identify(logits_values, input_type, headers.logits.kind, headers.logits.path)
     if input_kind == "probabilities":
         run_all([partial(take_logarithms, label) for label in logits_values], threads)
-    image = _user_view(image_values)
+    image = file_order(image_values).to_user(image_values)
+    logits_values = logits_values.reshape(headers.logits.num_labels, *storage_shape)
     mask = _mask(headers, mask_values, image_values, mask_mode)
     return Case(
         case_id=files.case_id,
         image=image,
-        logits=_user_view(logits_values.reshape(headers.logits.num_labels, *storage_shape)),
+        logits=file_order(logits_values).to_user(logits_values),
         mask=mask,
         like=Volume(image[0], affine, spacing, first.path, first),
         spacing=spacing,
@@ -209,12 +211,7 @@ def _mask(
             raise InputError(f"{headers.images[0].path}: the mask `nonzero` is empty: the image is zero everywhere")
     else:
         return None
-    return mask.transpose()
-
-
-def _user_view(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (channels, z, y, x) as a view (channels, x, y, z)."""
-    return values.transpose(0, *range(values.ndim - 1, 0, -1))
+    return StorageOrder.of_files(mask.ndim).to_user(mask)
 
 
 def _require_logits_grid(files: CaseFiles, image: VolumeHeader, logits: VolumeHeader) -> None:
@@ -234,5 +231,4 @@ def _require_same_grid(files: CaseFiles, what: str, image: VolumeHeader, other: 
 
 
 def _mismatch(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> GridMismatchError:
-    difference = describe_difference(image.path, image.grid_shape, image.affine, other.path, other.grid_shape, other.affine)
-    return GridMismatchError(f"case {files.case_id!r}: {what} are on different grids\n{difference}\n  {hint}")
+    return GridMismatchError(f"case {files.case_id!r}: {what} are on different grids\n{image.difference_from(other)}\n  {hint}")

@@ -18,7 +18,7 @@ def demo(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
 ) -> None:
     """Make a phantom and its logits, refine them, and draw a picture: needs no data."""
-    from crfrefine.cli.reporting import Reporter, describe_steps, print_table
+    from crfrefine.cli.reporting import Reporter, describe_steps, num_changed, print_table
     from crfrefine.demo.demonstration import compare_with_truth, prepare_demo
     from crfrefine.demo.phantom import NUM_LABELS
     from crfrefine.errors import CrfRefineError
@@ -44,7 +44,7 @@ def demo(
     ]
     names = ("label", "Dice before", "Dice after", "components in truth", "components before", "components after")
     print_table(names, rows, numbers=names)
-    print(f"{record.voxels_changed:,} voxels changed in {describe_steps(record)} and {record.times['refine']:.2f} s")
+    print(f"{num_changed(record):,} voxels changed in {describe_steps(record)} and {record.times['refine']:.2f} s")
     print(f"mask:    {record.output}")
     print(f"picture: {record.preview}")
     print("This is a synthetic phantom: it shows what the tool does, and is no evidence about your data.")

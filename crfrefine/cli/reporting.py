@@ -75,10 +75,10 @@ class Reporter(RunReporter, InferenceObserver):
         elif record.status == "skipped":
             self._line.say(f"{head}: there already, skipped")
         elif not self._line.is_shown or self._verbosity >= VERBOSE:
-            numbers = f"{describe_steps(record)}, {record.voxels_changed:,} voxels changed, {record.seconds:.2f} s"
+            numbers = f"{describe_steps(record)}, {num_changed(record):,} voxels changed, {record.seconds:.2f} s"
             self._line.say(f"{head}: {numbers} -> {record.output}")
         if self._verbosity >= VERBOSE and record.status == "done":
-            for line in record.filters:
+            for line in record.report.filters if record.report else ():
                 self._line.say(f"    {line}")
             self._line.say("    " + ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()))
         self._line.update(completed=self._ended)
@@ -104,8 +104,8 @@ def print_results(summary: RunSummary) -> None:
         (
             record.case_id,
             record.status,
-            "" if record.num_iterations is None else str(record.num_iterations),
-            "" if record.voxels_changed is None else str(record.voxels_changed),
+            "" if record.report is None else str(record.report.num_iterations),
+            "" if record.changes is None else str(record.changes.voxels_changed),
             f"{record.seconds:.2f}" if record.times else "",
             "" if record.output is None else str(record.output),
         )
@@ -140,8 +140,13 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers
 
 def describe_steps(record: CaseRecord) -> str:
     """Return how many steps were taken, and whether that was enough."""
-    count = record.num_iterations or 0
-    return f"{count} step{'' if count == 1 else 's'}{' (converged)' if record.converged else ''}"
+    count = record.report.num_iterations if record.report else 0
+    return f"{count} step{'' if count == 1 else 's'}{' (converged)' if record.report and record.report.converged else ''}"
+
+
+def num_changed(record: CaseRecord) -> int:
+    """Return how many voxels changed their label."""
+    return record.changes.voxels_changed if record.changes else 0
 
 
 def _with_case(record: CaseRecord) -> str:

@@ -23,7 +23,7 @@ def get_backend(device: str) -> Backend:
 
     Args:
         device: "auto" (a GPU where there are one and CuPy, else the CPU; with a warning where there are both and they do not work),
-            "cpu", "cuda", "cuda:N", or "reference" for the slow float64 model.
+            "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "reference" for the slow float64 model.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
@@ -52,17 +52,22 @@ def _cpu(_: str) -> Backend:
     return CpuBackend()
 
 
-@cache
 def _cuda(device: str) -> Backend:
+    _, _, number = device.partition(":")
+    return _cuda_backend(int(number or 0))
+
+
+@cache
+def _cuda_backend(number: int) -> Backend:
+    """One backend per GPU, under whatever name: its lock lets in one case at a time."""
     from crfrefine.engines.cuda.backend import CudaBackend
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
-    _, _, number = device.partition(":")
-    return CudaBackend(CupyDevice(int(number) if number else None))
+    return CudaBackend(CupyDevice(number))
 
 
 # A device does not survive a fork: there it is made anew, or found not to work, as by whoever asks first.
-os.register_at_fork(after_in_child=_cuda.cache_clear)
+os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
 def _reference(_: str) -> Backend:

@@ -1,6 +1,7 @@
-"""What every backend offers: the mean field of one case, and a single filtering for checks.
+"""What every backend offers: the kernels of a model on one image and the mean field on them, and a single filtering for checks.
 
-The arrays are plain numpy, channel first, C-ordered; callers permute axes beforehand (`crfrefine.refine` does).
+Methods take arrays and a spec (`crfrefine.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring axes into storage
+order beforehand (`crfrefine.refine` does).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.parameters.model import ResolvedParameters
+    from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, step, num_steps) between stages of the computation; may raise to stop it."""
@@ -23,29 +24,66 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class MeanFieldResult:
-    """What a mean-field run returns.
+class MeanFieldReport:
+    """What a mean-field run says about itself: one object from the engine to the user.
 
     Attributes:
-        logits: (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input over the temperature.
         num_iterations: steps taken.
         converged: whether the stopping rule was met before the last allowed step.
-        energy: the variational free energy of the marginals that each step started from, one value a step.
-        filters: how each kernel's messages were computed, one line a kernel.
-        timings: seconds of each stage.
+        energy: the variational free energy of the marginals that each step started from, one value per step.
+        filters: how each kernel's messages were computed, one line per kernel.
     """
 
-    logits: NDArray[np.float32]
     num_iterations: int
     converged: bool
     energy: tuple[float, ...]
     filters: tuple[str, ...] = ()
+
+
+class Reported:
+    """Shows the fields of a report as its own."""
+
+    report: MeanFieldReport
+
+    @property
+    def num_iterations(self) -> int:
+        """Mean-field steps taken."""
+        return self.report.num_iterations
+
+    @property
+    def converged(self) -> bool:
+        """Whether the stopping rule was met."""
+        return self.report.converged
+
+    @property
+    def energy(self) -> tuple[float, ...]:
+        """The variational free energy of the marginals that each step started from, one value per step."""
+        return self.report.energy
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """How each kernel's messages were computed, one line per kernel."""
+        return self.report.filters
+
+
+@dataclass(frozen=True)
+class MeanFieldResult(Reported):
+    """What a mean-field run returns.
+
+    Attributes:
+        logits: (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input over the temperature.
+        report: steps, energy and filters.
+        timings: seconds of each stage.
+    """
+
+    logits: NDArray[np.float32]
+    report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tape:
-    """What a mean-field run leaves for the way back.
+    """State of a mean-field run, saved for the backward pass.
 
     Attributes:
         logits: (L, *grid), x of the last step; outside the mask the input over the temperature.
@@ -61,7 +99,7 @@ class Tape:
 
 @dataclass(frozen=True)
 class MeanFieldGradients:
-    """Partial derivatives of a loss by what a mean-field run was given.
+    """Gradients of a loss with respect to the inputs of a mean-field run.
 
     Attributes:
         logits: (L, *grid).
@@ -91,7 +129,7 @@ class Kernels(Protocol):
     """
 
     filters: tuple[str, ...]
-    """How each kernel's messages are computed, one line a kernel."""
+    """How each kernel's messages are computed, one line per kernel."""
     num_kernels: int
     """The bilateral ones, then the spatial one."""
     num_voxels: int
@@ -101,25 +139,24 @@ class Kernels(Protocol):
     dtype: str
     """"float32" or "float64": of that image, and of all arrays."""
 
-    def forward(
-        self,
-        logits: NDArray[Any],
-        *,
-        weights: NDArray[Any],
-        compatibility: NDArray[Any],
-        temperature: float,
-        num_iterations: int,
-        damping: float = 0.0,
-    ) -> Tape:
-        """Run the mean field and keep what the way back needs.
+    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met, and give the kernels up: nothing can be run on them afterwards.
+
+        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
 
         Args:
             logits: (L, *grid), higher is better.
-            weights: (kernels, L).
-            compatibility: (L, L) penalty, zero diagonal; row: label of the neighbor, column: own label.
-            temperature: divides the logits.
-            num_iterations: steps, all of which are taken.
-            damping: share of the old log-marginals in a step.
+            spec: the run.
+            progress: called before each step.
+        """
+        ...
+
+    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
+        """Run the mean field and keep what the backward pass needs.
+
+        Args:
+            logits: (L, *grid), higher is better.
+            spec: the run; all its steps are taken, whatever its tolerance.
         """
         ...
 
@@ -128,26 +165,20 @@ class Kernels(Protocol):
         tape: Tape,
         logits: NDArray[Any],
         gradient: NDArray[Any],
+        spec: MeanFieldSpec,
         *,
-        weights: NDArray[Any],
-        compatibility: NDArray[Any],
-        temperature: float,
-        damping: float = 0.0,
         wants_theta: bool = True,
         wants_image: bool = False,
     ) -> MeanFieldGradients:
-        """Return the derivatives of a loss by everything that went into `forward`, and by the kernels' bandwidths and image.
+        """Return the gradients of a loss with respect to everything that went into `forward`, and to the kernels' bandwidths and image.
 
         Args:
-            tape: what `forward` returned, for these logits, weights, compatibility, temperature and damping.
+            tape: what `forward` returned, for these logits and this run.
             logits: (L, *grid), as they were.
-            gradient: (L, *grid), derivative of the loss by the tape's logits.
-            weights: (kernels, L).
-            compatibility: (L, L).
-            temperature: divides the logits.
-            damping: share of the old log-marginals in a step.
-            wants_theta: whether to compute the derivatives by the bandwidths, which cost several filterings a step.
-            wants_image: whether to compute that by the image.
+            gradient: (L, *grid), gradient with respect to the tape's logits.
+            spec: the run.
+            wants_theta: whether to compute the gradients with respect to the bandwidths, which cost several filterings per step.
+            wants_image: whether to compute that with respect to the image.
         """
         ...
 
@@ -157,28 +188,52 @@ class Backend(Protocol):
 
     name: str
 
+    def kernels(
+        self,
+        image: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        spec: KernelSetSpec,
+        *,
+        axes: Sequence[int] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> Kernels:
+        """Build the kernels of a model on one image.
+
+        Args:
+            image: (M, *grid) float32 or float64, normalized; it decides the precision and must not change while the kernels are in use.
+            mask: (*grid), True where the model applies; None: everywhere.
+            spacing: mm, one per grid axis.
+            spec: the kernels.
+            axes: the number that each grid axis has for the user, where the arrays are transposed views of the user's: a lattice's cells
+                depend on the order of its features, and must not depend on the order of memory. None: as they are.
+            threads: number of threads; None: the cores this process may use.
+            progress: called before each kernel.
+        """
+        ...
+
     def mean_field(
         self,
         logits: NDArray[np.float32],
         image: NDArray[np.float32],
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
-        parameters: ResolvedParameters,
+        spec: ModelSpec,
         *,
         axes: Sequence[int] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
-        """Run the mean field on one case.
+        """Build the kernels of a model for one case and run the mean field on them: `kernels`, then `run_last`.
 
         Args:
             logits: (L, *grid), higher is better.
             image: (M, *grid), normalized intensity.
             mask: (*grid), True where the model applies; None: everywhere.
-            spacing: mm, one a grid axis.
-            parameters: broadcast to the case's labels, modalities and axes.
-            axes: the number that each grid axis has for the user, where the arrays are transposed views of the user's: a lattice's cells
-                depend on the order of its features, and must not depend on the order of memory. None: as they are.
+            spacing: mm, one per grid axis.
+            spec: the model for the case's labels, modalities and axes.
+            axes: as in `kernels`.
             threads: number of threads; None: the cores this process may use.
             progress: called between stages.
         """
@@ -190,46 +245,13 @@ class Backend(Protocol):
         image: NDArray[np.float32] | None,
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
+        spec: KernelSetSpec,
         *,
-        theta_alpha: Sequence[float],
-        theta_beta: Sequence[float] | None,
-        normalization: str = "none",
-        filter: str = "exact",  # noqa: A002 - the parameter's name in the configuration
         threads: int | None = None,
     ) -> NDArray[np.float32]:
-        """Filter (V, *grid) values once with the bilateral kernel, or with the spatial one where `theta_beta` is None.
+        """Filter (V, *grid) values once with the only kernel of a set; the spatial one needs no image.
 
         Voxels outside the mask neither send nor receive: the result there is 0.
-        """
-        ...
-
-    def kernels(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        *,
-        bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
-        theta_gamma: Sequence[float] | None,
-        normalization: str,
-        filter: str,  # noqa: A002 - the parameter's name in the configuration
-        num_labels: int,
-        num_iterations: int,
-        threads: int | None = None,
-    ) -> Kernels:
-        """Build the kernels of a model on one image, to run forth and back.
-
-        Args:
-            image: (M, *grid) float32 or float64, normalized; it decides the precision and must not change while the kernels are in use.
-            mask: (*grid), True where the model applies; None: everywhere.
-            spacing: distance between neighboring voxels along each axis, in the unit of the bandwidths.
-            bilateral: (theta_alpha, theta_beta) of each bilateral kernel: one value a grid axis, one a modality.
-            theta_gamma: of the spatial kernel, one value a grid axis; None: no such kernel.
-            normalization: "symmetric", "after" or "none".
-            filter: "auto", "exact", "truncated", "lattice" or "grid" (float32 only).
-            num_labels: labels of the logits to come.
-            num_iterations: steps that `auto` chooses a filter for.
-            threads: number of threads; None: the cores this process may use.
         """
         ...
 

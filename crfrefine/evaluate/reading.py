@@ -12,6 +12,7 @@ from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import check_share, find_padding
 from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
+from crfrefine.axes import file_order
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
 
@@ -95,10 +96,11 @@ def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
     header = io.read_logits_header(paths)
     _require_same_grid(like, header.files[0])
     read = io.read_logits(paths)
-    stored = read.values.transpose(0, *range(read.values.ndim - 1, 0, -1))  # contiguous, as in the file
+    order = file_order(read.values)
+    stored = order.to_storage(read.values)  # contiguous
     kind, note = identify(stored, "auto", read.kind, header.path)
     note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
-    labels = argmax_labels(stored).transpose()
+    labels = order.to_user(argmax_labels(stored))
     padding = find_padding(stored)
     if padding is not None:
         if kind == "probabilities":  # Equal ones may be a distribution.

@@ -13,7 +13,7 @@ from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.execution.executor import make_executor
+from crfrefine.execution.factory import make_executor
 from crfrefine.execution.records import reusable
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.threads import available_threads

@@ -1,4 +1,4 @@
-"""A function on many items: what comes of each, who computes it, and the one place that chooses who does."""
+"""A function on many items: what comes of each, and who computes it."""
 
 from __future__ import annotations
 
@@ -98,26 +98,6 @@ class Serial(Executor):
 
     def close(self) -> None:
         """Nothing is left."""
-
-
-def make_executor(kind: str, num_workers: int) -> Executor:
-    """Return whoever runs the cases; an external scheduler gets its branch here, and nothing else in the package changes.
-
-    Args:
-        kind: "threads", which share memory and suit work that releases the interpreter's lock; or "processes", one of which may die.
-        num_workers: items at a time; with one, everything happens where the caller is.
-    """
-    if num_workers <= 1:
-        return Serial()
-    if kind == "threads":
-        from crfrefine.execution.threads import Threads
-
-        return Threads(num_workers)
-    if kind == "processes":
-        from crfrefine.execution.processes import Processes
-
-        return Processes(num_workers)
-    raise ValueError(f"unknown executor {kind!r}")
 
 
 def _of_numbered(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> Result:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import TracebackType
 from typing import Self
 
-from crfrefine.execution.executor import Executor, Item, Outcome, Result, attempt, make_executor
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, attempt
 
 
 class Threads(Executor):
@@ -49,7 +49,7 @@ class Workers:
     def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
         self.threads = threads
         self._one_by_one = one_by_one
-        self._executor = make_executor("threads", threads)
+        self._executor = Threads(threads)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,8 @@ from crfrefine.execution.records import Record
 from crfrefine.io.json import without_nonfinite
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import LabelChanges
+    from crfrefine.engines.base import MeanFieldReport
     from crfrefine.failures import Failure
 
 SCHEMA = 1
@@ -36,13 +38,8 @@ class CaseRecord(Record):
         num_voxels_in_mask: voxels inside the mask.
         num_padding_voxels: those of them where all labels had the same logit; they took no part.
         input_type: "logits" or "probabilities": how the network's output was taken.
-        num_iterations: steps taken.
-        converged: whether the stopping rule was met.
-        energy: free energy, one value a step.
-        filters: how each kernel's messages were computed.
-        voxels_changed: voxels whose label differs from the network's argmax.
-        voxels_before: voxels of each label in the network's argmax.
-        voxels_after: voxels of each label after refinement.
+        report: what the mean field says about its run; None: it did not get there.
+        changes: voxels of each label in the network's argmax and after refinement; None: it did not get there.
     """
 
     output: Path | None = None
@@ -56,18 +53,26 @@ class CaseRecord(Record):
     num_voxels_in_mask: int | None = None
     num_padding_voxels: int | None = None
     input_type: str | None = None
-    num_iterations: int | None = None
-    converged: bool | None = None
-    energy: tuple[float, ...] = ()
-    filters: tuple[str, ...] = ()
-    voxels_changed: int | None = None
-    voxels_before: tuple[int, ...] = ()
-    voxels_after: tuple[int, ...] = ()
+    report: MeanFieldReport | None = None
+    changes: LabelChanges | None = None
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
         super().fail(failure)
         self.output = self.probabilities = self.logits = self.preview = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they stand in a JSON file, those of the run and of the labels beside the others."""
+        values: dict[str, Any] = {}
+        for name, value in super().to_dict().items():
+            values |= (value or _NOT_REACHED[name]) if name in _NOT_REACHED else {name: value}
+        return values
+
+
+_NOT_REACHED: dict[str, dict[str, Any]] = {
+    "report": {"num_iterations": None, "converged": None, "energy": (), "filters": ()},
+    "changes": {"voxels_changed": None, "voxels_before": (), "voxels_after": ()},
+}
 
 
 @dataclass

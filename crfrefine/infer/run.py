@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from crfrefine.cases.case import Case, CaseFiles
     from crfrefine.infer.outputs import OutputFiles, RefinedArrays
+    from crfrefine.refinement import RefinementResult
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
 
@@ -109,7 +110,7 @@ class _Run:
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._backend = get_backend(options.device)
+        backend = get_backend(options.device)
         found = discover_cases(options.images, options.logits, _mask_path(options))
         self._notes = found.notes
         cases = select_part(found, options.num_parts, options.part_id)
@@ -131,7 +132,7 @@ class _Run:
         if options.summary is not None:
             check_small_output(options.summary)
         self._summary = RunSummary(
-            device=self._backend.name,
+            device=backend.name,
             threads=options.threads or available_threads(),
             parameters=options.parameters.to_dict(),
             requested_device=options.device,
@@ -203,7 +204,8 @@ class _Run:
         return None
 
     def _refine_or_raise(self, loaded: _Loaded) -> RefinedArrays:
-        from crfrefine.arrays.label_maps import count_changes, count_labels
+        import numpy as np
+
         from crfrefine.infer.outputs import RefinedArrays
         from crfrefine.refinement import refine
 
@@ -226,29 +228,21 @@ class _Run:
         )
         record.times["refine"] = time.perf_counter() - started
         record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-        # Channel first and x fastest, as files are read: the engine takes the reversed axes without a copy.
-        stored = case.logits.transpose(0, *range(case.logits.ndim - 1, 0, -1))
-        before = self._backend.label_map(stored, threads=options.threads).transpose()
-        record.num_iterations, record.converged = result.num_iterations, result.converged
-        record.energy = tuple(float(value) for value in result.energy)
-        record.filters = tuple(result.filters)
+        record.report, record.changes = result.report, result.changes
         for note in result.notes:
             self._note(record, note)
         record.notes += result.notes
         record.num_padding_voxels = result.num_padding_voxels
-        record.num_voxels_in_mask = before.size if case.mask is None else count_labels(case.mask, 2)[1]
-        record.voxels_before = count_labels(before, len(case.logits))
-        record.voxels_after = count_labels(result.label_map, len(case.logits))
-        record.voxels_changed = count_changes(before, result.label_map)
+        record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
         return RefinedArrays(
             like=replace(case.like, data=result.label_map),  # the image itself need not stay in memory
             label_map=result.label_map,
             probabilities=result.marginals if options.save_probabilities else None,
             logits=result.logits if options.save_logits else None,
             image=case.image[:1] if options.preview else None,
-            before=before if options.preview else None,
+            before=result.network_label_map if options.preview else None,
             title=printable(record.case_id),
-            subtitle=_describe_numbers(record),
+            subtitle=_describe_numbers(result, case.spacing),
         )
 
     def _write(self, refined: _Refined) -> None:
@@ -297,13 +291,13 @@ def _mask_path(options: InferenceOptions) -> Path | None:
     return None if options.masks is None or options.masks == "nonzero" else Path(options.masks)
 
 
-def _describe_numbers(record: CaseRecord) -> str:
+def _describe_numbers(result: RefinementResult, spacing: Sequence[float]) -> str:
     """Return the second line of the preview."""
-    voxels = math.prod(record.grid_shape or ())
-    changed = record.voxels_changed or 0
-    parts = [f"{record.num_iterations} steps", f"{changed:,} of {voxels:,} voxels changed ({changed / max(voxels, 1):.2%})"]
-    voxel_ml = math.prod(record.spacing or ()) / 1000
-    pairs = list(enumerate(zip(record.voxels_before, record.voxels_after, strict=True)))[1:]
+    voxels, changes = result.label_map.size, result.changes
+    share = changes.voxels_changed / voxels
+    parts = [f"{result.num_iterations} steps", f"{changes.voxels_changed:,} of {voxels:,} voxels changed ({share:.2%})"]
+    voxel_ml = math.prod(spacing) / 1000
+    pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
     volumes = [f"{label}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}" for label, (before, after) in pairs if before or after]
     if volumes and len(volumes) <= 6:
         parts.append("ml of label " + ", ".join(volumes))

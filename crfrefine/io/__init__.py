@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.axes import StorageOrder, file_order
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
 from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
@@ -57,7 +58,7 @@ def read_volume(path: str | Path) -> Volume:
     header = read_header(path, VOLUME_SUFFIXES)
     values = allocate(header)
     read_into(header, values)
-    channels = values.transpose(0, *range(values.ndim - 1, 0, -1))
+    channels = file_order(values).to_user(values)
     return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
 
 
@@ -69,7 +70,7 @@ def read_labels(path: str | Path) -> Volume:
         UnsupportedFormatError: as for `read_volume`.
     """
     volume = _read_scalar(path, "a label map")
-    off, low, high = _round_in_place(volume.data.transpose().reshape(-1))
+    off, low, high = _round_in_place(StorageOrder.of_files(volume.data.ndim).to_storage(volume.data).reshape(-1))
     # A scaling that some tools write makes 1 come back as 0.988.
     if off > 0.1:
         raise InputError(
@@ -118,7 +119,8 @@ def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Vo
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
     dtype = smallest_label_type(int(labels.max(initial=0)))
-    _write(path, labels.astype(dtype, order="K", copy=False).transpose(), like, "labels", threads)
+    stored = StorageOrder.of_files(labels.ndim).to_storage(labels.astype(dtype, order="K", copy=False))
+    _write(path, stored, like, "labels", threads)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
@@ -138,7 +140,7 @@ def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: 
     channels = np.asarray(channels)
     _require_grid(path, channels.shape[1:], like)
     values = channels.astype(np.float32, order="K", copy=False)
-    _write(path, values.transpose(0, *range(values.ndim - 1, 0, -1)), like, kind, threads)
+    _write(path, file_order(values).to_storage(values), like, kind, threads)
 
 
 def is_whole(path: str | Path) -> bool:
@@ -181,4 +183,4 @@ def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: i
     """Write ([z,] y, x) labels or (channels, [z,] y, x) logits or probabilities."""
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
     values = values.reshape(values.shape[: int(kind != "labels")] + like.grid_shape[::-1])
-    known.load().write(path, values, like, kind=kind, threads=threads)
+    known.load().write(path, values, like, kind=kind, voxels=written_voxel_file(path), threads=threads)

@@ -36,7 +36,7 @@ class FormatCode(Protocol):
         """Return the other files that a header names for its voxels; none where it names none, or cannot be read."""
         ...
 
-    def write(self, path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+    def write(self, path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
         """Write a file whole or not at all.
 
         Args:
@@ -44,6 +44,7 @@ class FormatCode(Protocol):
             values: labels ([z,] y, x), or channels (channels, [z,] y, x); uint8, uint16 or float32.
             like: its geometry is kept, bit for bit where it came from a file of the same format.
             kind: "labels", "logits" or "probabilities".
+            voxels: the file beside it for the voxels, by `voxel_endings`; None: they are in the file.
             threads: for compression; the bytes written do not depend on it.
         """
         ...

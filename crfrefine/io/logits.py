@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.axes import file_order
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
-from crfrefine.io.volume import VolumeHeader, describe_difference
+from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.volumes import allocate_shape, read_header, read_into
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
         if file.num_channels > 1 or file.affine is None:
             raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")
         if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
-            difference = describe_difference(first.path, first.grid_shape, first.affine, file.path, file.grid_shape, file.affine)
-            raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{difference}")
+            raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
     return LogitsHeader(files, _checked(len(files), first.path), first.grid_shape, first.affine, None)
 
 
@@ -119,7 +119,7 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1) -> LogitsFile:
     header = read_logits_header(paths)
     values = header.allocate()
     run_all(header.reading(values), threads)
-    return LogitsFile(values.transpose(0, *range(values.ndim - 1, 0, -1)), header.affine, header.kind, header)
+    return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)
 
 
 def _checked(num_labels: int, path: Path) -> int:

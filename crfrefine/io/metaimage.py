@@ -11,7 +11,6 @@ import numpy as np
 from crfrefine.io import metaimage_header
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.streams import COMPRESSION_LEVEL
 from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
 
@@ -47,7 +46,7 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return detached_voxels(metaimage_header.read, path)
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write compressed voxels: .mha in one file, .mhd with a .zraw beside it.
 
     Args:
@@ -55,6 +54,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
         values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
         like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
         kind: what the voxels are; the file does not say so.
+        voxels: the file beside the header that gets the voxels; None: they follow it.
         threads: zlib takes one.
 
     Raises:
@@ -66,7 +66,6 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
     lines = lines_to_write(path, like, NAME, _geometry_lines)
     values = channels_last(values, like)
     compressed = isal_zlib.compress(as_bytes(values), COMPRESSION_LEVEL, 15)
-    data_path = written_voxel_file(path)
     has_channels = values.ndim > num_axes
     text = "\n".join(
         [
@@ -80,16 +79,16 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
             "DimSize = " + " ".join(str(size) for size in values.shape[:num_axes][::-1]),
             *([f"ElementNumberOfChannels = {values.shape[-1]}"] if has_channels else []),
             f"ElementType = {WRITTEN_TYPES[values.dtype.name]}",
-            f"ElementDataFile = {'LOCAL' if data_path is None else data_path.name}",
+            f"ElementDataFile = {'LOCAL' if voxels is None else voxels.name}",
             "",
         ]
     ).encode()
-    if data_path is None:
+    if voxels is None:
         with atomic_file(path) as file:
             file.write(text)
             file.write(compressed)
     else:
-        with atomic_files(data_path, path) as (data_file, header_file):
+        with atomic_files(voxels, path) as (data_file, header_file):
             data_file.write(compressed)
             header_file.write(text)
 

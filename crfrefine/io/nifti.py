@@ -113,7 +113,7 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write voxels with the geometry of another volume.
 
     Args:
@@ -121,6 +121,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
         values: ([z,] y, x), or (channels, [z,] y, x) with channels in the fourth dimension of the file; uint8, uint16 or float32.
         like: its geometry is kept bit for bit if it came from a NIfTI file: both transforms with their codes, and the units.
         kind: what the voxels are; the file does not say so.
+        voxels: none, they follow the header.
         threads: for compression.
     """
     num_axes = len(like.spacing)

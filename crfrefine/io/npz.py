@@ -17,8 +17,7 @@ import numpy as np
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.decode import decode_into
-from crfrefine.io.paths import cannot_read
-from crfrefine.io.streams import ByteReader, finish, open_bytes
+from crfrefine.io.streams import ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.text import listed, shorten_value
 
@@ -107,7 +106,7 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
     with (
         atomic_file(path) as file,

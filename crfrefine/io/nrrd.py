@@ -11,7 +11,6 @@ import numpy as np
 from crfrefine.io import nrrd_header
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.paths import written_voxel_file
 from crfrefine.io.streams import write_gzip
 from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
 
@@ -47,7 +46,7 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return detached_voxels(nrrd_header.read, path)
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads: int) -> None:
+def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it.
 
     Args:
@@ -55,6 +54,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
         values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
         like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
         kind: what the voxels are; the file does not say so.
+        voxels: the file beside the header that gets the voxels; None: they follow it.
         threads: for compression.
 
     Raises:
@@ -64,7 +64,6 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
     lines = lines_to_write(path, like, NAME, _geometry_lines)
     values = channels_last(values, like)
     has_channels = values.ndim > num_axes
-    data_path = written_voxel_file(path)
     if has_channels:
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
     text = "\n".join(
@@ -78,18 +77,18 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, threads:
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
             *(["endian: little"] if values.dtype.itemsize > 1 else []),
             "encoding: gzip",
-            *([] if data_path is None else [f"data file: {data_path.name}"]),
-            "\n" if data_path is None else "",
+            *([] if voxels is None else [f"data file: {voxels.name}"]),
+            "\n" if voxels is None else "",
         ]
     ).encode()
-    voxels = as_bytes(values)
-    if data_path is None:
+    content = as_bytes(values)
+    if voxels is None:
         with atomic_file(path) as file:
             file.write(text)
-            write_gzip(file, (voxels,), threads)
+            write_gzip(file, (content,), threads)
     else:
-        with atomic_files(data_path, path) as (data_file, header_file):
-            write_gzip(data_file, (voxels,), threads)
+        with atomic_files(voxels, path) as (data_file, header_file):
+            write_gzip(data_file, (content,), threads)
             header_file.write(text)
 
 

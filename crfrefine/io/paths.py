@@ -6,6 +6,7 @@ from pathlib import Path
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.formats import FORMATS, Format
+from crfrefine.io.streams import cannot_read
 
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
@@ -55,8 +56,3 @@ def require_file(path: Path) -> None:
         raise InputError(f"{path}: expected a file, this is a folder")
     if not is_there:
         raise InputError(f"{path}: no such file")
-
-
-def cannot_read(path: Path, error: OSError) -> InputError:
-    """Return the error to raise where the operating system refuses to read a file."""
-    return InputError(f"{path}: cannot be read: {error.strerror or error}")

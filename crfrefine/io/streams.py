@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.paths import cannot_read
+from crfrefine.errors import InputError, UnsupportedFormatError
 
 INPUT_BYTES = 1 << 18  # What is read from disk at once.
 BLOCK_BYTES = 1 << 20  # What is decoded at once: fits into a second-level cache.
@@ -131,6 +130,11 @@ def inflated(start: bytes, size: int = START_BYTES) -> bytes:
         return zlib.decompressobj(31).decompress(start, size) if start.startswith(GZIP_MAGIC) else b""
     except zlib.error:
         return b""
+
+
+def cannot_read(path: Path, error: OSError) -> InputError:
+    """Return the error to raise where the operating system refuses to read a file."""
+    return InputError(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def finish(reader: ByteReader) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.paths import cannot_read
+from crfrefine.io.streams import cannot_read
 
 LARGEST_HEADER = 1 << 24  # bytes; the segment tables that 3D Slicer writes take a hundredth of it
 MOST_LINES = 1 << 18

@@ -86,6 +86,10 @@ class VolumeHeader:
             return same_shape(self.grid_shape, other.grid_shape)
         return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
 
+    def difference_from(self, other: VolumeHeader) -> str:
+        """Describe how the grids of both differ, a line each."""
+        return describe_difference(self.path, self.grid_shape, self.affine, other.path, other.grid_shape, other.affine)
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -13,19 +13,19 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Kernels
+    from crfrefine.specs import MeanFieldSpec
 
 _NOTHING: NDArray[Any] = np.empty(0)
 
 
 class MeanField(torch.autograd.Function):
-    """Runs an engine's kernels forth and back; its tensors have the precision that the kernels were built in."""
+    """Runs an engine's kernels forward and backward; its tensors have the precision that the kernels were built in."""
 
     @staticmethod
     def forward(
         ctx: Any,
         kernels: Kernels,
-        num_iterations: int,
-        damping: float,
+        spec: MeanFieldSpec,
         logits: Tensor,
         image: Tensor,
         weights: Tensor,
@@ -40,8 +40,7 @@ class MeanField(torch.autograd.Function):
         Args:
             ctx: autograd's.
             kernels: for this item's image and mask, and for these bandwidths.
-            num_iterations: steps.
-            damping: share of the old log-marginals in a step.
+            spec: the run, with the values of the tensors `weights`, `compatibility` and `temperature`.
             logits: (L, *grid).
             image: (M, *grid) normalized.
             weights: (kernels, L), the spatial one last.
@@ -51,19 +50,12 @@ class MeanField(torch.autograd.Function):
             compatibility: (L, L).
             temperature: one number.
         """
-        tape = kernels.forward(
-            to_array(logits),
-            weights=_double(weights),
-            compatibility=_double(compatibility),
-            temperature=float(temperature),
-            num_iterations=num_iterations,
-            damping=damping,
-        )
-        ctx.kernels, ctx.damping = kernels, damping
+        tape = kernels.forward(to_array(logits), spec)
+        ctx.kernels, ctx.spec = kernels, spec
         given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and a change in place is
-        # noticed; that of the image too, whose memory the kernels read again.
+        # noticed; that of the image too, whose memory the kernels read again, and of the parameters, whose values the spec holds.
         ctx.save_for_backward(logits, weights, compatibility, temperature, to_tensor(tape.record), image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
         refined: Tensor = _own(to_tensor(tape.logits))
@@ -73,17 +65,14 @@ class MeanField(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments, in their order."""
-        logits, weights, compatibility, temperature, record, _ = ctx.saved_tensors
-        wants = ctx.needs_input_grad[3:]
+        logits, _, _, _, record, _ = ctx.saved_tensors
+        wants = ctx.needs_input_grad[2:]
         _, wants_image, _, wants_alpha, wants_beta, wants_gamma, _, _ = wants
         grads = ctx.kernels.backward(
             dataclasses.replace(ctx.tape, record=to_array(record)),
             to_array(logits),
             to_array(grad),
-            weights=_double(weights),
-            compatibility=_double(compatibility),
-            temperature=float(temperature),
-            damping=ctx.damping,
+            ctx.spec,
             wants_theta=wants_alpha or wants_beta or wants_gamma,
             wants_image=wants_image,
         )
@@ -101,7 +90,7 @@ class MeanField(torch.autograd.Function):
             torch.as_tensor(_own(to_tensor(value)), dtype=dtype, device=logits.device) if wanted else None
             for value, dtype, wanted in zip(found, ctx.dtypes, wants, strict=True)
         )
-        return None, None, None, *tensors
+        return None, None, *tensors
 
 
 def to_array(tensor: Tensor) -> Any:
@@ -120,8 +109,3 @@ def to_tensor(array: Any) -> Any:
 def _own(value: Any) -> Any:
     """A copy in PyTorch's own memory of what it shares on a GPU: only there PyTorch minds who else, on other streams, still reads it."""
     return value.clone() if isinstance(value, Tensor) and value.device.type != "cpu" else value
-
-
-def _double(tensor: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tensor.detach().double().cpu().numpy()
-    return array

@@ -80,34 +80,26 @@ def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) ->
     return rows, cols
 
 
-def plain_numbers(tensor: Tensor, *, floor: float = 0.0) -> list[float]:
-    """The numbers of a 1-D tensor as a person would write them: each the shortest decimal that float32 does not tell from it.
+def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> list[float]:
+    """The numbers of a 1-D tensor as a person would write them: each the shortest decimal that a precision does not tell from it.
 
-    So that a weight of 4 does not come back as 4.000000476837158. The engine that reads them computes in float32.
+    So that a weight of 4 does not come back as 4.000000476837158.
 
     Args:
         tensor: (n,).
         floor: smaller numbers are as exact as this one; 0: each has its own digits.
+        precision: float32 for what engines compute with in float32; the tensor's own for bandwidths.
     """
-    return [_shortest(value, _ROUNDING * max(abs(value), floor)) for value in tensor.detach().double().tolist()]
-
-
-def as_written(tensor: Tensor) -> Tensor:
-    """The values as `plain_numbers` gives them, in float64; their gradient passes as if nothing were done.
-
-    A file holds these, and the lattice that `infer` makes of them must have the vertices of the one that was trained with.
-    """
-    exact = tensor.double()
-    written = torch.tensor(plain_numbers(tensor.flatten()), dtype=torch.float64, device=tensor.device).reshape(tensor.shape)
-    return exact + (written - exact).detach()
+    rounding = _ROUNDINGS * torch.finfo(precision).eps
+    return [_shortest(value, rounding * max(abs(value), floor)) for value in tensor.detach().double().tolist()]
 
 
 # Half a unit in the last place of the largest logarithm (11.5) that is held, and a few more roundings on the way.
-_ROUNDING = 8.0 * torch.finfo(torch.float32).eps
+_ROUNDINGS = 8.0
 
 
 def _shortest(value: float, tolerance: float) -> float:
-    candidates = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+    candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
     return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
 
 

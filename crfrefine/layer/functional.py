@@ -21,8 +21,12 @@ except ImportError as error:
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.parameters.model import MeanFieldParameters
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from crfrefine.engines.base import Kernels
 
 __all__ = ["build_kernels", "mean_field"]
@@ -140,16 +144,18 @@ def mean_field(
     for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix)):
         if not torch.isfinite(values.detach()).all():
             raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
+    weight = torch.stack(weights) if weights else logits.new_zeros(0, num_labels, dtype=dtype)
     parameters = (
-        torch.stack(weights) if weights else logits.new_zeros(0, num_labels, dtype=dtype),
+        weight,
         torch.stack(alphas) if alphas else logits.new_zeros(0, num_axes),
         torch.stack(betas) if betas else logits.new_zeros(0, num_modalities),
         theta_gamma,
         matrix,
         divisor[0],
     )
+    run = MeanFieldSpec(_double(weight), _double(matrix), num_iterations, temperature=float(divisor[0].detach()), damping=damping)
     items = [
-        MeanField.apply(item, num_iterations, damping, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
+        MeanField.apply(item, run, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
         for item, item_logits, item_image in zip(kernels, logits, image, strict=True)
     ]
     refined = items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)  # A stack of one would be a copy.
@@ -198,34 +204,25 @@ def build_kernels(
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
     num_axes = image.ndim - 2
     spread = functools.partial(_spread, dtype=torch.float64, device=torch.device("cpu"))
-    thetas = [
-        (
-            _positive(spread(alpha, num_axes, f"bilateral.{m}.theta_alpha"), f"bilateral.{m}.theta_alpha"),
-            _positive(spread(beta, image.shape[1], f"bilateral.{m}.theta_beta"), f"bilateral.{m}.theta_beta"),
-        )
+
+    def positive(value: Values, size: int, name: str) -> tuple[float, ...]:
+        return _positive(spread(value, size, name), name)
+
+    wanted = [
+        KernelSpec(positive(alpha, num_axes, f"bilateral.{m}.theta_alpha"), positive(beta, image.shape[1], f"bilateral.{m}.theta_beta"))
         for m, (alpha, beta) in enumerate(bilateral)
     ]
-    gamma = None if theta_gamma is None else _positive(spread(theta_gamma, num_axes, "spatial.theta_gamma"), "spatial.theta_gamma")
+    if theta_gamma is not None:
+        wanted.append(KernelSpec(positive(theta_gamma, num_axes, "spatial.theta_gamma")))
+    spec = KernelSetSpec(tuple(wanted), normalization, filter, num_labels, num_iterations, positions)
     steps = inputs.spacing_by_item(spacing, len(image), num_axes)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     result = []
     for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
-        inside = masks[index]
-        result.append(
-            engine.kernels(
-                to_array(item.to(inputs.compute_dtype(item), copy=copy)),
-                None if inside is None else inside.cpu().numpy(),
-                steps[index] if positions == "mm" else (1.0,) * num_axes,
-                bilateral=thetas,
-                theta_gamma=gamma,
-                normalization=normalization,
-                filter=filter,
-                num_labels=num_labels,
-                num_iterations=num_iterations,
-                threads=threads or torch.get_num_threads(),
-            )
-        )
+        values, inside = to_array(item.to(inputs.compute_dtype(item), copy=copy)), masks[index]
+        where = None if inside is None else inside.cpu().numpy()
+        result.append(engine.kernels(values, where, steps[index], spec, threads=threads or torch.get_num_threads()))
     return result
 
 
@@ -237,12 +234,18 @@ def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype, device: 
     return tensor.expand(size) if tensor.ndim else tensor.unsqueeze(0).expand(size)
 
 
-def _positive(tensor: Tensor, name: str) -> list[float]:
+def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
     """The numbers of a tensor that must be positive, and so not NaN either."""
     values: list[float] = tensor.detach().tolist()
     if not all(0.0 < value < math.inf for value in values):
         raise InputError(f"{name} is {values}; expected positive numbers")
-    return values
+    return tuple(values)
+
+
+def _double(tensor: Tensor) -> NDArray[np.float64]:
+    """A copy of the values: a spec does not change with the tensor."""
+    array: NDArray[np.float64] = tensor.detach().double().cpu().numpy().copy()
+    return array
 
 
 def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, device: torch.device) -> Tensor:

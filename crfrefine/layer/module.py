@@ -18,7 +18,7 @@ except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine.arrays.padding import describe_padding
-from crfrefine.layer import forms, functional, inputs
+from crfrefine.layer import functional, inputs
 from crfrefine.layer.intensity import normalize
 from crfrefine.layer.values import CrfValues
 
@@ -45,6 +45,22 @@ class CrfRnn(CrfValues):
         anisotropic: whether each axis has a bandwidth of its own.
         num_iterations: mean-field steps, all of which are taken.
         threads: CPU threads; None: as many as `torch.get_num_threads()`.
+
+    Examples:
+        >>> import torch
+        >>> import crfrefine
+        >>> layer = crfrefine.CrfRnn(num_labels=3, num_modalities=2, spatial_dims=3)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> logits = torch.randn(1, 3, 5, 6, 7, generator=generator, requires_grad=True)
+        >>> image = torch.randn(1, 2, 5, 6, 7, generator=generator)
+        >>> refined = layer(logits, image, spacing=(1.0, 1.0, 2.5))
+        >>> refined.shape
+        torch.Size([1, 3, 5, 6, 7])
+        >>> refined.sum().backward()
+        >>> layer.log_theta_alpha.grad is not None
+        True
+        >>> layer.to_parameters().bilateral[0].theta_alpha
+        1.5
 
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
@@ -90,13 +106,39 @@ class CrfRnn(CrfValues):
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             image = self._normalized(image, mask, inputs.compute_dtype(logits))
         mask = self._mask_without_padding(logits, mask, kernels)
-        alphas, betas, gamma = self._bandwidths(inputs.compute_dtype(logits))
-        spatial_weight = self.spatial_weight
-        settings = self._start.mean_field
+        return self.refine_normalized(logits, image, spacing, mask, kernels=kernels)
+
+    def refine_normalized(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        spacing: inputs.Spacing = 1.0,
+        mask: Tensor | None = None,
+        *,
+        threads: int | None = None,
+        kernels: Sequence[Kernels] | None = None,
+    ) -> Tensor:
+        """Refine logits with an image that is on the scale of theta_beta already, as where crops of a normalized case are trained on.
+
+        Args:
+            logits: as in `forward`.
+            image: (B, M, *grid), normalized.
+            spacing: as in `forward`.
+            mask: nonzero where the model applies; padding of the logits is not looked for.
+            threads: CPU threads; None: those of the layer.
+            kernels: as in `forward`.
+
+        Returns:
+            As `forward`.
+
+        Raises:
+            InputError, BackendUnavailableError, CapacityError: as `forward`.
+        """
+        spatial_weight, gamma, settings = self.spatial_weight, self.theta_gamma, self._start.mean_field
         return functional.mean_field(
             logits,
             image,
-            bilateral=list(zip(self.bilateral_weight, alphas, betas, strict=True)),
+            bilateral=list(zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)),
             spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
             compatibility=self.compatibility,
             temperature=self.temperature,
@@ -107,7 +149,7 @@ class CrfRnn(CrfValues):
             normalization=settings.normalization,
             filter=settings.filter,
             positions=settings.positions,
-            threads=self.threads,
+            threads=threads or self.threads,
             kernels=kernels,
         )
 
@@ -131,13 +173,23 @@ class CrfRnn(CrfValues):
         inputs.check_image(image)
         self._check_image(image)
         inputs.engine_for(image.device)
+        with torch.no_grad():
+            return self.build_normalized(self._normalized(image, mask, dtype), spacing, mask)
+
+    def build_normalized(
+        self, image: Tensor, spacing: inputs.Spacing = 1.0, mask: Tensor | None = None, *, threads: int | None = None
+    ) -> list[Kernels]:
+        """Build the kernels for an image (B, M, *grid) that is on the scale of theta_beta already, for `refine_normalized`.
+
+        Raises:
+            InputError, BackendUnavailableError, CapacityError: as `forward`.
+        """
         settings = self._start.mean_field
         with torch.no_grad():
-            alphas, betas, gamma = self._bandwidths(dtype)
             return functional.build_kernels(
-                self._normalized(image, mask, dtype),
-                bilateral=list(zip(alphas, betas, strict=True)),
-                theta_gamma=gamma,
+                image,
+                bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
+                theta_gamma=self.theta_gamma,
                 spacing=spacing,
                 mask=mask,
                 normalization=settings.normalization,
@@ -145,7 +197,7 @@ class CrfRnn(CrfValues):
                 positions=settings.positions,
                 num_labels=self.num_labels,
                 num_iterations=self.num_iterations,
-                threads=self.threads,
+                threads=threads or self.threads,
             )
 
     def _mask_without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> Tensor | None:
@@ -171,13 +223,6 @@ class CrfRnn(CrfValues):
             )
         if image.shape[1] != self.num_modalities:
             raise InputError(f"image {tuple(image.shape)} has {image.shape[1]} modalities; the layer was made for {self.num_modalities}")
-
-    def _bandwidths(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """theta_alpha, theta_beta and theta_gamma; in float32 those of `to_parameters` to the last digit."""
-        gamma = self.theta_gamma
-        if dtype == torch.float64:
-            return self.theta_alpha, self.theta_beta, gamma
-        return forms.as_written(self.theta_alpha), forms.as_written(self.theta_beta), None if gamma is None else forms.as_written(gamma)
 
     def _normalized(self, image: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         for index, item in enumerate(image):

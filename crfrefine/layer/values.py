@@ -103,14 +103,13 @@ class CrfValues(nn.Module):
             betas = forms.listed(kernel.theta_beta, num_modalities)
             log_betas.append(forms.log_from_value(betas, forms.INTENSITY_RANGE, f"{name}.theta_beta"))
         self.raw_bilateral_weight = _parameter(raw_weights)
-        self.log_theta_alpha = _parameter(log_alphas)
-        self.log_theta_beta = _parameter(log_betas)
+        self.log_theta_alpha = _parameter(log_alphas, torch.float64)
+        self.log_theta_beta = _parameter(log_betas, torch.float64)
         raw_weight = log_gamma = None
         if self._has_spatial:
             raw_weight = _parameter(forms.raw_from_weight(forms.listed(smoothness.weight, num_weights), "spatial.weight"))
-            log_gamma = _parameter(
-                forms.log_from_value(forms.listed(smoothness.theta_gamma, num_bandwidths), limits, "spatial.theta_gamma")
-            )
+            gammas = forms.listed(smoothness.theta_gamma, num_bandwidths)
+            log_gamma = _parameter(forms.log_from_value(gammas, limits, "spatial.theta_gamma"), torch.float64)
         self.register_parameter("raw_spatial_weight", raw_weight)
         self.register_parameter("log_theta_gamma", log_gamma)
         temperature = [parameters.mean_field.temperature]
@@ -218,13 +217,17 @@ class CrfValues(nn.Module):
         """
         numbers = forms.plain_numbers
         start = self._start
+
+        def digits(bandwidths: Tensor) -> list[float]:
+            return numbers(bandwidths, precision=bandwidths.dtype)
+
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         bilateral = tuple(
             BilateralParameters(
                 weight=forms.number_or_list(numbers(weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights),
-                theta_alpha=forms.number_or_list(numbers(alpha), is_list=self.anisotropic),
+                theta_alpha=forms.number_or_list(digits(alpha), is_list=self.anisotropic),
                 # One number where all agree: then the file fits any number of modalities.
-                theta_beta=forms.number_or_list(numbers(beta), is_list=len(set(numbers(beta))) > 1),
+                theta_beta=forms.number_or_list(digits(beta), is_list=len(set(digits(beta))) > 1),
             )
             for weight, alpha, beta in rows
         )
@@ -242,7 +245,7 @@ class CrfValues(nn.Module):
             changes["spatial.weight"] = forms.number_or_list(
                 numbers(spatial_weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights
             )
-            changes["spatial.theta_gamma"] = forms.number_or_list(numbers(gamma), is_list=self.anisotropic)
+            changes["spatial.theta_gamma"] = forms.number_or_list(digits(gamma), is_list=self.anisotropic)
         return start.replace(**changes)
 
     def _compatibility_parameters(self) -> CompatibilityParameters:
@@ -265,6 +268,10 @@ class CrfValues(nn.Module):
         )
 
 
-def _parameter(values: Any) -> nn.Parameter:
-    """A parameter in PyTorch's default type."""
-    return nn.Parameter(torch.tensor(values, dtype=torch.get_default_dtype()))
+def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """A parameter, in PyTorch's default type unless told else.
+
+    Bandwidths have float64: the last digit of one decides whether a voxel on the face of a lattice's cell adds a vertex, so the lattice
+    that is trained with is that of the file only if both have the same digits.
+    """
+    return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))

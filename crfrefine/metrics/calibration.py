@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.axes import file_order
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import CALIBRATION_METRICS, RegionValues
@@ -49,9 +50,9 @@ def measure_calibration(
         raise GridMismatchError(f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}")
     if reference.dtype.kind not in "biu":
         raise InputError(f"the reference has values of type {reference.dtype}; expected a label map of integers")
-    # x is the fastest axis of what files hold: in its own order nothing is copied.
-    values = probabilities.transpose(0, *range(probabilities.ndim - 1, 0, -1)).reshape(len(probabilities), -1)
-    labels = reference.transpose().reshape(-1)
+    order = file_order(probabilities)  # of what files hold nothing is copied then
+    values = order.to_storage(probabilities).reshape(len(probabilities), -1)
+    labels = order.to_storage(reference).reshape(-1)
     channels = {name: [label for label in sorted(set(members)) if label < len(values)] for name, members in regions.items()}
     members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
     sums = {name: ReliabilitySums() for name in regions}

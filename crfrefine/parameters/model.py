@@ -11,11 +11,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.parameters import checks
-from crfrefine.parameters.resolved import ResolvedBilateral, ResolvedParameters, ResolvedSpatial
 from crfrefine.parameters.sections import (
     SECTIONS,
     BilateralParameters,
@@ -27,11 +26,8 @@ from crfrefine.parameters.sections import (
     SpatialParameters,
 )
 from crfrefine.parameters.toml import toml_comment, toml_entry
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.text import listed, shorten
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = [
     "BilateralParameters",
@@ -40,9 +36,6 @@ __all__ = [
     "IntensityParameters",
     "MeanFieldParameters",
     "PostprocessParameters",
-    "ResolvedBilateral",
-    "ResolvedParameters",
-    "ResolvedSpatial",
     "SpatialParameters",
     "as_parameters",
     "configs_dir",
@@ -73,6 +66,16 @@ class CrfParameters:
 
     Raises:
         ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
+
+    Examples:
+        >>> import crfrefine
+        >>> parameters = crfrefine.CrfParameters.load("brats")
+        >>> parameters = parameters.replace(**{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 10})
+        >>> parameters.bilateral[0].theta_alpha, parameters.mean_field.num_iterations
+        (2.0, 10)
+        >>> parameters.replace(theta_alpha=2.0)
+        Traceback (most recent call last):
+        crfrefine.errors.ConfigError: theta_alpha: unknown key; did you mean 'bilateral.theta_alpha'?
     """
 
     intensity: IntensityParameters = field(default_factory=IntensityParameters)
@@ -235,8 +238,8 @@ class CrfParameters:
             raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
         return name, index, rest[0]
 
-    def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ResolvedParameters:
-        """Broadcast single numbers to the labels, modalities and axes of a case.
+    def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ModelSpec:
+        """Return the model for a case: single numbers spread over its labels, modalities and axes, and terms without weight left out.
 
         Args:
             num_labels: L, background included.
@@ -250,47 +253,49 @@ class CrfParameters:
 
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
 
-        def spread(value: float | tuple[float, ...], key: str, what: str) -> NDArray[np.float64]:
+        def spread(value: float | tuple[float, ...], key: str, what: str) -> tuple[float, ...]:
             if isinstance(value, tuple):
                 _check_length(value, key, what, sizes[what])
-            return np.broadcast_to(np.asarray(value, dtype=np.float64), (sizes[what],)).copy()
+                return value
+            return (value,) * sizes[what]
 
         for name in ("normalization", "percentiles", "window"):
             _per_modality(getattr(self.intensity, name), f"intensity.{name}", num_modalities)
-        bilateral = []
+        terms = []
         for index, kernel in enumerate(self.bilateral):
             prefix = self._kernel_key(index)
-            resolved = ResolvedBilateral(
-                weight=spread(kernel.weight, f"{prefix}.weight", "label").astype(np.float32),
-                theta_alpha=spread(kernel.theta_alpha, f"{prefix}.theta_alpha", "axis"),
-                theta_beta=spread(kernel.theta_beta, f"{prefix}.theta_beta", "modality"),
-            )
-            if resolved.weight.any():
-                bilateral.append(resolved)
-        spatial = ResolvedSpatial(
-            weight=spread(self.spatial.weight, "spatial.weight", "label").astype(np.float32),
-            theta_gamma=spread(self.spatial.theta_gamma, "spatial.theta_gamma", "axis"),
-        )
-        potts = (1.0 - np.eye(num_labels)).astype(np.float32)
-        compatibility = potts
+            weight = spread(kernel.weight, f"{prefix}.weight", "label")
+            alpha = spread(kernel.theta_alpha, f"{prefix}.theta_alpha", "axis")
+            beta = spread(kernel.theta_beta, f"{prefix}.theta_beta", "modality")
+            terms.append((np.array(weight, dtype=np.float32), KernelSpec(alpha, beta)))
+        weight = spread(self.spatial.weight, "spatial.weight", "label")
+        gamma = spread(self.spatial.theta_gamma, "spatial.theta_gamma", "axis")
+        terms.append((np.array(weight, dtype=np.float32), KernelSpec(gamma)))
+        terms = [(weights, kernel) for weights, kernel in terms if weights.any()]
+        compatibility = (1.0 - np.eye(num_labels)).astype(np.float32)
         if self.compatibility.matrix is not None:
             size = len(self.compatibility.matrix)
             if size != num_labels:
                 raise ConfigError(f"compatibility.matrix: it is {size} x {size}, but the case has {num_labels} labels")
             compatibility = np.asarray(self.compatibility.matrix, dtype=np.float32)
-        mean_field = self.mean_field
-        return ResolvedParameters(
-            bilateral=tuple(bilateral),
-            spatial=spatial if spatial.weight.any() else None,
-            compatibility=compatibility,
-            is_potts=bool(np.array_equal(compatibility, potts)),
-            num_iterations=mean_field.num_iterations,
-            tolerance=mean_field.tolerance,
-            temperature=mean_field.temperature,
-            normalization=mean_field.normalization,
-            damping=mean_field.damping,
-            filter=mean_field.filter,
-            positions=mean_field.positions,
+        settings = self.mean_field
+        return ModelSpec(
+            KernelSetSpec(
+                tuple(kernel for _, kernel in terms),
+                normalization=settings.normalization,
+                filter=settings.filter,
+                num_labels=num_labels,
+                num_iterations=settings.num_iterations,
+                positions=settings.positions,
+            ),
+            MeanFieldSpec(
+                np.array([weights for weights, _ in terms], dtype=np.float32).reshape(len(terms), num_labels),
+                compatibility,
+                num_iterations=settings.num_iterations,
+                temperature=settings.temperature,
+                tolerance=settings.tolerance,
+                damping=settings.damping,
+            ),
         )
 
 

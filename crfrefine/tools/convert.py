@@ -10,11 +10,12 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
+from crfrefine.axes import file_order
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
-from crfrefine.io.volume import TIMES, Volume, VolumeHeader, describe_difference, same_grid, same_shape
+from crfrefine.io.volume import TIMES, Volume, VolumeHeader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,25 +84,20 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
 
 def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
     """Return the values as logits or probabilities, whichever is asked for, and the name of what they are."""
-    stored = values.transpose(0, *range(values.ndim - 1, 0, -1))  # as in the file, contiguous
+    order = file_order(values)
+    stored = order.to_storage(values)  # contiguous
     logits = stored.copy()
     found = to_logits(logits, "auto", kind, path)[0]
     if to is None or to == found:
         return values, found
     converted = logits if to == "logits" else softmax(stored)
-    return converted.transpose(0, *range(values.ndim - 1, 0, -1)), to
+    return order.to_user(converted), to
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
-    if like is not None:
-        if header.affine is None or like.affine is None:
-            same = same_shape(header.grid_shape, like.grid_shape)
-        else:
-            same = same_grid(header.grid_shape, header.affine, like.grid_shape, like.affine)
-        if not same:
-            difference = describe_difference(header.path, header.grid_shape, header.affine, like.path, like.grid_shape, like.affine)
-            raise GridMismatchError(f"{header.path}: not on the grid of --like\n{difference}")
+    if like is not None and not header.on_same_grid(like):
+        raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
     chosen = like or header
     if chosen.affine is None or chosen.spacing is None:
         if not require_suffix(target).holds_scores_alone:

@@ -17,6 +17,7 @@ import numpy as np
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
 from crfrefine.arrays.padding import find_padding, leave_out
+from crfrefine.axes import file_order
 from crfrefine.parameters.model import IntensityParameters
 
 if TYPE_CHECKING:
@@ -102,9 +103,10 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         raise ValueError("the case was read without labels")
     labels, logits = case.labels, case.logits
     case_mask, num_padding = case.mask, 0
-    padding = find_padding(logits.transpose(0, *range(logits.ndim - 1, 0, -1)))  # in the order of memory
+    order = file_order(logits)
+    padding = find_padding(order.to_storage(logits))
     if padding is not None:
-        case_mask, num_padding = leave_out(padding.transpose(), case.mask, f"the logits of case {case.case_id!r}")
+        case_mask, num_padding = leave_out(order.to_user(padding), case.mask, f"the logits of case {case.case_id!r}")
     likely = np.array(logits[1], order="K")
     for other in logits[2:]:
         np.maximum(likely, other, out=likely)

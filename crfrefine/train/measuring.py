@@ -11,6 +11,7 @@ import numpy as np
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.metrics.overlap import measure_case
+from crfrefine.metrics.registry import RegionValues
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.refinement import refine
 from crfrefine.train.baselines import smoothed
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
-    """Return Dice and surface distances of every method on one case.
+    """Return METRICS of every method on one case.
 
     Args:
         case: read with its labels, where L marks voxels without a reference.
@@ -79,7 +80,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         SCALING_LARGEST: largest(scaled),
         SMOOTHING_LARGEST: largest(smooth),
     }
-    known: dict[bytes, dict[str, dict[str, float]]] = {}
+    known: dict[bytes, RegionValues] = {}
     values: MethodValues = {}
     for name, labels in maps.items():
         # Methods often agree, and distances are what takes time.

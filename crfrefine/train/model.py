@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.layer.functional import build_kernels, mean_field
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
@@ -60,9 +59,11 @@ class Model:
     def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
         self._device = device
         self._base = parameters
-        self._settings = parameters.mean_field
         has_matrix = parameters.compatibility.matrix is not None
         self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", learn=tuple(learn))
+        if not learn:
+            # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
+            self.layer.double()
         groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
         self.groups = {name: parameters for name, parameters in groups.items() if parameters}
         self._has_fixed_kernels = "theta" not in self.groups
@@ -110,29 +111,11 @@ class Model:
 
     def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Return refined logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
-        layer, settings = self.layer, self._settings
         values = self._device.crop(crop)
         image, mask = values.image[None], values.mask
-        spatial = None
-        if layer.spatial_weight is not None and layer.theta_gamma is not None:
-            spatial = layer.spatial_weight, layer.theta_gamma
-        refined = mean_field(
-            values.logits.float()[None],
-            image,
-            bilateral=list(zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)),
-            spatial=spatial,
-            compatibility=layer.compatibility,
-            temperature=layer.temperature,
-            spacing=crop.spacing,
-            mask=mask,
-            num_iterations=settings.num_iterations,
-            damping=settings.damping,
-            normalization=settings.normalization,
-            filter=settings.filter,
-            positions=settings.positions,
-            threads=threads,
-            kernels=self._fixed_kernels(crop, image, mask, threads) if self._has_fixed_kernels else None,
-        )[0]
+        kernels = self._fixed_kernels(crop, image, mask, threads) if self._has_fixed_kernels else None
+        logits = values.logits.float()[None]
+        refined = self.layer.refine_normalized(logits, image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
         return _counted(refined, values), values.labels
 
     def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[Kernels] | None:
@@ -141,23 +124,8 @@ class Model:
         if key not in self._kernels:
             if self._cached_voxels > MOST_CACHED_VOXELS:
                 return None
-            layer, settings = self.layer, self._settings
-            with torch.no_grad():
-                gamma = layer.theta_gamma
-                self._kernels[key] = build_kernels(
-                    image,
-                    bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
-                    theta_gamma=gamma,
-                    spacing=crop.spacing,
-                    mask=mask,
-                    normalization=settings.normalization,
-                    filter=settings.filter,
-                    positions=settings.positions,
-                    num_labels=crop.num_labels,
-                    num_iterations=settings.num_iterations,
-                    threads=threads,
-                )
-            self._cached_voxels += int(mask.sum()) * (len(layer.theta_alpha) + 1)
+            self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, threads=threads)
+            self._cached_voxels += int(mask.sum()) * (len(self.layer.theta_alpha) + 1)
         return self._kernels[key]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
@@ -13,12 +12,8 @@ from crfrefine.statistics.verdict import Verdict
 from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.methods import TRAINED_LARGEST, MethodValues
 from crfrefine.train.options import TrainingOptions
+from crfrefine.train.rounding import rounded
 from crfrefine.train.tuned import Tuned
-
-DIGITS = 6
-"""Of a trained number in the parameter file; the folds differ in the second or third."""
-
-_SECTIONS = ("bilateral", "spatial", "compatibility", "mean_field")
 
 
 @dataclass(frozen=True)
@@ -109,17 +104,3 @@ class TrainingResult:
 def num_cut_short(folds: tuple[FoldResult, ...]) -> int:
     """Return the number of folds whose training the time limit ended."""
     return sum(fold.tuned.fit.stopped_by_time for fold in folds)
-
-
-def rounded(parameters: CrfParameters) -> CrfParameters:
-    """Return the parameters with numbers of a few digits."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, float):
-            return float(f"{value:.{DIGITS}g}")
-        if isinstance(value, Mapping):
-            return {key: short(entry) for key, entry in value.items()}
-        return [short(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-    table = parameters.to_dict()
-    return CrfParameters.from_dict({name: short(value) if name in _SECTIONS else value for name, value in table.items()})

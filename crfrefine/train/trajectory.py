@@ -12,6 +12,7 @@ from torch import Tensor
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.model import Model
+from crfrefine.train.rounding import rounded
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.starts import STEP_LENGTHS, Start
 
@@ -108,10 +109,10 @@ class Trajectory:
         return values
 
     def best_parameters(self) -> CrfParameters:
-        """Return the best parameters so far."""
+        """Return the best parameters so far, as a file holds them."""
         present = self._values()
         self._restore(self._best)
-        result = self.model.to_parameters()
+        result = rounded(self.model.to_parameters())
         self._restore(present)
         return result
 
@@ -137,7 +138,11 @@ class Trajectory:
         self._best = state["best"]
         self._restore(state["values"])
         whole = self._optimizer.state_dict()
-        moments = {int(key): {name: torch.tensor(value) for name, value in entry.items()} for key, entry in state["moments"].items()}
+        # In float64, which the optimizer turns into each parameter's own precision.
+        moments = {
+            int(key): {name: torch.tensor(value, dtype=torch.float32 if name == "step" else torch.float64) for name, value in entry.items()}
+            for key, entry in state["moments"].items()
+        }
         self._optimizer.load_state_dict({**whole, "state": moments})
 
     def _values(self) -> dict[str, Any]:

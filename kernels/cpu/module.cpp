@@ -4,7 +4,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <new>
 #include <stdexcept>
 
@@ -21,88 +20,16 @@ using namespace nb::literals;
 namespace crf {
 namespace {
 
-class Stopwatch {
-   public:
-    double lap() {
-        const auto now = std::chrono::steady_clock::now();
-        const double seconds = std::chrono::duration<double>(now - last_).count();
-        last_ = now;
-        return seconds;
-    }
-
-   private:
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-// weights: (kernel, label), the spatial kernel last. theta_gamma: empty where there is none. progress(stage, step, num_steps).
-nb::dict mean_field(const FloatArray& logits, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
-                    const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility, bool is_potts,
-                    int num_iterations, double tolerance, float temperature, const std::string& normalization, float damping,
-                    const std::string& filter, const std::vector<int>& user_axis, int threads, const nb::object& progress,
-                    const FloatOut& out) {
-    const KernelSpecs specs =
-        make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, static_cast<int>(logits.shape(0)) - 1, num_iterations);
-    MeanFieldOptions<float> options;
-    options.num_labels = static_cast<int>(logits.shape(0));
-    options.weight = weights;
-    options.compatibility = compatibility;
-    options.is_potts = is_potts;
-    options.num_iterations = num_iterations;
-    options.tolerance = tolerance;
-    options.temperature = temperature;
-    options.damping = damping;
-    options.watch_energy = energy_is_lowered(specs.normalization);
-    const bool has_progress = !progress.is_none();
-    auto report = [&](const char* stage, int step, int num_steps) {
-        nb::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        if (has_progress) progress(stage, step, num_steps);
-    };
-
-    MeanFieldOutcome outcome;
-    std::vector<std::string> descriptions;
-    double build_seconds = 0, steps_seconds = 0;
-    {
-        nb::gil_scoped_release release;
-        const BlockCache cache;
-        Stopwatch watch;
-        ThreadPool pool(threads);
-        pool.poll = check_signals;
-        const Voxels voxels(grid_shape(logits), spacing, mask_data(mask), user_axis);
-        Workspace workspace;
-        KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
-                             [&](int kernel, int num_kernels) { report("build", kernel, num_kernels); });
-        descriptions = set.descriptions;
-        build_seconds = watch.lap();
-        float* const no_record = nullptr;
-        outcome = run_mean_field(voxels, set.kernels, options, logits.data(), out.data(), no_record, pool, workspace,
-                                 [&](int step, int num_steps) { report("mean field", step, num_steps); });
-        steps_seconds = watch.lap();
-    }
-    nb::dict result;
-    result["num_iterations"] = outcome.num_iterations;
-    result["converged"] = outcome.converged;
-    result["energy"] = outcome.energy;
-    result["filters"] = descriptions;
-    result["build_seconds"] = build_seconds;
-    result["steps_seconds"] = steps_seconds;
-    return result;
-}
-
-// theta_beta empty: the spatial kernel of theta_alpha. `out` comes in as zeros.
+// Of the first kernel. `out` comes in as zeros.
 std::string message(const FloatArray& values, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const std::vector<double>& theta_alpha, const std::vector<double>& theta_beta,
-                    const std::string& normalization_name, const std::string& filter, int threads, const FloatOut& out) {
+                    const std::vector<double>& spacing, const nb::list& bilateral, const std::vector<double>& theta_gamma,
+                    const std::string& normalization, const std::string& filter, int threads, const FloatOut& out) {
+    const int num_channels = static_cast<int>(values.shape(0));
+    const KernelSpecs specs = make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_channels, 1);
     nb::gil_scoped_release release;
     ThreadPool pool(threads);
     pool.poll = check_signals;
     const Voxels voxels(grid_shape(values), spacing, mask_data(mask));
-    const int num_channels = static_cast<int>(values.shape(0));
-    const bool is_spatial = theta_beta.empty();
-    const KernelSpecs specs =
-        make_specs(is_spatial ? std::vector<KernelSpecs::Bilateral>() : std::vector<KernelSpecs::Bilateral>{{theta_alpha, theta_beta}},
-                   is_spatial ? theta_alpha : std::vector<double>(), normalization_name, filter, num_channels, 1);
     Workspace workspace;
     const KernelSet<float> set(voxels, channel_pointers(image.data(), image.shape(0), voxels.grid_size), specs, pool, workspace,
                                BuildCallback());
@@ -166,10 +93,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
     crf::define_errors(m);
-    m.def("mean_field", &crf::mean_field, "logits"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "weights"_a,
-          "compatibility"_a, "is_potts"_a, "num_iterations"_a, "tolerance"_a, "temperature"_a, "normalization"_a, "damping"_a, "filter"_a,
-          "user_axis"_a, "threads"_a, "progress"_a.none(), "out"_a);
-    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a, "normalization"_a,
+    m.def("message", &crf::message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
           "filter"_a, "threads"_a, "out"_a);
     m.def("_estimate_costs", &crf::estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
           "num_channels"_a, "num_filterings"_a);

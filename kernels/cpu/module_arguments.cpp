@@ -32,4 +32,12 @@ void check_signals() {
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
 
+std::function<void(int, int)> reporter(const nb::object& progress, const char* stage) {
+    return [&progress, stage](int step, int num_steps) {
+        nb::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        if (!progress.is_none()) progress(stage, step, num_steps);
+    };
+}
+
 }  // namespace crf

@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -45,5 +46,9 @@ KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std:
 
 // For ThreadPool::poll. Ctrl-C is noticed while the engine works, not only when it returns.
 void check_signals();
+
+// Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the callback raises comes out of the engine.
+// `progress` outlives it.
+std::function<void(int, int)> reporter(const nanobind::object& progress, const char* stage);
 
 }  // namespace crf

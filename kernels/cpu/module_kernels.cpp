@@ -25,7 +25,7 @@ class Kernels {
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
-            int num_iterations, int threads)
+            int num_iterations, const std::vector<int>& user_axis, int threads, const nb::object& progress)
         : image_(image),
           num_labels_(num_labels),
           specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations)) {
@@ -34,20 +34,46 @@ class Kernels {
         pool_ = std::make_unique<ThreadPool>(threads);
         pool_->poll = check_signals;
         const Rest rest{*pool_};
-        voxels_ = std::make_unique<Voxels>(grid_shape(image), spacing, mask_data(mask));
+        voxels_ = std::make_unique<Voxels>(grid_shape(image), spacing, mask_data(mask), user_axis);
         Workspace workspace;
         set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
-                                              workspace, BuildCallback());
+                                              workspace, reporter(progress, "build"));
+        descriptions_ = set_->descriptions;
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
-    std::vector<std::string> descriptions() const { return set_->descriptions; }
+    std::vector<std::string> descriptions() const { return descriptions_; }
 
     // Between calls the pool's workers do not exist.
     struct Rest {
         ThreadPool& pool;
         ~Rest() { pool.rest(); }
     };
+
+    // Runs until the stopping rule is met, and gives the kernels up before the last step's logits are written.
+    nb::dict run_last(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+                      double temperature, double damping, int num_iterations, double tolerance, const nb::object& progress,
+                      const Out& out) {
+        MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, num_iterations);
+        options.tolerance = tolerance;
+        MeanFieldOutcome outcome;
+        {
+            nb::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            const Rest rest{*pool_};
+            const BlockCache cache;
+            Workspace workspace;
+            T* const no_record = nullptr;
+            outcome = run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), no_record, *pool_, workspace,
+                                     reporter(progress, "mean field"));
+            set_->kernels.clear();
+        }
+        nb::dict result;
+        result["num_iterations"] = outcome.num_iterations;
+        result["converged"] = outcome.converged;
+        result["energy"] = outcome.energy;
+        return result;
+    }
 
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels. Returns the
     // length of each step.
@@ -102,6 +128,7 @@ class Kernels {
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
                                      double temperature, double damping, int num_iterations) const {
+        require(descriptions_.empty() || !set_->kernels.empty(), "these kernels have had their last run; build them anew");
         require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
         MeanFieldOptions<T> options;
         options.num_labels = num_labels_;
@@ -130,6 +157,7 @@ class Kernels {
     std::unique_ptr<ThreadPool> pool_;
     std::unique_ptr<Voxels> voxels_;
     std::unique_ptr<KernelSet<T>> set_;
+    std::vector<std::string> descriptions_;
     std::mutex mutex_;
 };
 
@@ -138,11 +166,14 @@ void define_class(nb::module_& m, const char* name) {
     using K = Kernels<T>;
     nb::class_<K>(m, name)
         .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const nb::list&,
-                      const std::vector<double>&, const std::string&, const std::string&, int, int, int>(),
+                      const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&, int,
+                      const nb::object&>(),
              "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
-             "num_iterations"_a, "threads"_a)
+             "num_iterations"_a, "user_axis"_a, "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
+        .def("run_last", &K::run_last, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a,
+             "num_iterations"_a, "tolerance"_a, "progress"_a.none(), "out"_a)
         .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "out"_a,
              "record"_a)
         .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,

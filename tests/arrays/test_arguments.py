@@ -147,7 +147,8 @@ def test_an_energy_that_is_not_finite_fails(monkeypatch):
 
         def mean_field(self, *args, **options):
             outcome = backend.mean_field(*args, **options)
-            return dataclasses.replace(outcome, energy=(*outcome.energy[:-1], np.nan))
+            report = dataclasses.replace(outcome.report, energy=(*outcome.energy[:-1], np.nan))
+            return dataclasses.replace(outcome, report=report)
 
     monkeypatch.setattr(module, "get_backend", lambda _: Spoiled())
     with pytest.raises(InputError, match="not finite"):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracles import kernel_set
 
+import crfrefine.engines
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.cupy_device import num_driver_devices
@@ -127,10 +129,24 @@ def test_kernels_of_a_single_label_are_refused() -> None:
             image,
             None,
             (1.0, 1.5, 2.0),
-            bilateral=[((1.0,) * 3, (0.1,))],
-            theta_gamma=None,
-            normalization="symmetric",
-            filter="exact",
-            num_labels=1,
-            num_iterations=2,
+            kernel_set([((1.0,) * 3, (0.1,))], None, normalization="symmetric", filter="exact", num_labels=1, num_iterations=2),
         )
+
+
+def test_a_gpu_is_one_backend_under_all_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would have two locks, and let two cases into the memory of one GPU."""
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            self.name = f"fake {index}"
+
+    monkeypatch.setattr(cupy_device, "CupyDevice", Device)
+    crfrefine.engines._cuda_backend.cache_clear()
+    try:
+        first = get_backend("cuda")
+        assert get_backend("cuda:0") is first
+        assert get_backend("cuda:00") is first
+        assert get_backend("cuda:1") is not first
+        assert get_backend("cuda:1").name == "fake 1"
+    finally:
+        crfrefine.engines._cuda_backend.cache_clear()

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from oracles import kernel_set
 
 from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
+from crfrefine.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
@@ -42,34 +44,33 @@ class Problem:
             values["image"].astype(self.dtype),
             self.mask,
             self.spacing,
-            bilateral=list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
-            theta_gamma=values["theta_gamma"],
-            normalization=self.normalization,
-            filter=self.filter,
-            num_labels=self.num_labels,
-            num_iterations=3,
+            kernel_set(
+                list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
+                values["theta_gamma"],
+                normalization=self.normalization,
+                filter=self.filter,
+                num_labels=self.num_labels,
+                num_iterations=3,
+            ),
             threads=threads,
         )
 
-    def settings(self, values):
-        return {
-            "weights": values["weights"],
-            "compatibility": values["compatibility"],
-            "temperature": float(values["temperature"]),
-            "damping": self.damping,
-        }
+    def run(self, values, num_iterations=3):
+        return MeanFieldSpec(
+            values["weights"], values["compatibility"], num_iterations, temperature=float(values["temperature"]), damping=self.damping
+        )
 
     def loss(self, backend, values):
         kernels = self.kernels(backend, values)
-        tape = kernels.forward(values["logits"].astype(self.dtype), num_iterations=3, **self.settings(values))
+        tape = kernels.forward(values["logits"].astype(self.dtype), self.run(values))
         return float((tape.logits * self.loss_by_logits).sum())
 
     def gradients(self, backend, *, threads=2, **wanted):
         kernels = self.kernels(backend, self.values, threads=threads)
         logits = self.values["logits"].astype(self.dtype)
-        tape = kernels.forward(logits, num_iterations=3, **self.settings(self.values))
+        tape = kernels.forward(logits, self.run(self.values))
         wanted = wanted or {"wants_theta": True, "wants_image": True}
-        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), **self.settings(self.values), **wanted)
+        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), self.run(self.values), **wanted)
 
 
 @pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])
@@ -150,7 +151,7 @@ def test_forward_is_the_mean_field_that_infer_runs(backend, damping, per_label):
 
     problem = Problem(3, per_label=per_label, damping=damping, dtype=np.float32)
     values = problem.values
-    tape = problem.kernels(backend, values).forward(values["logits"].astype(np.float32), num_iterations=3, **problem.settings(values))
+    tape = problem.kernels(backend, values).forward(values["logits"].astype(np.float32), problem.run(values))
     tables = {
         "bilateral": [
             {"weight": weight.tolist(), "theta_alpha": alpha.tolist(), "theta_beta": beta.tolist()}
@@ -194,7 +195,7 @@ def test_arrays_of_another_shape_are_refused(compiled_backend):
     problem = Problem(2)
     kernels = problem.kernels(compiled_backend, problem.values)
     with pytest.raises(InputError, match="built for"):
-        kernels.forward(problem.values["logits"][:, :3], num_iterations=3, **problem.settings(problem.values))
+        kernels.forward(problem.values["logits"][:, :3], problem.run(problem.values))
 
 
 def test_the_grid_filter_refuses_float64():
@@ -212,6 +213,6 @@ def test_a_forbidden_label_leaves_step_control_in_force():
         logits = problem.values["logits"].copy()
         logits[2, 0] = lowest
         kernels = problem.kernels(get_backend("cpu"), problem.values)
-        steps.append(kernels.forward(logits, num_iterations=8, **problem.settings(problem.values)).steps)
+        steps.append(kernels.forward(logits, problem.run(problem.values, 8)).steps)
     assert steps[0] == steps[1]
     assert min(steps[0]) < 1.0

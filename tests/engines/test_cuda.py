@@ -15,10 +15,11 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, random_case, resolve
+from oracles import Case, one_kernel, random_case, resolve
 
 import crfrefine.engines
 from crfrefine import refine
+from crfrefine.axes import StorageOrder
 from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.cuda.device import capacity, grouped, row_width
@@ -28,6 +29,7 @@ from crfrefine.engines.cuda.lattice import SEGMENT, Lattice, LatticeFilter, feat
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
+from crfrefine.specs import ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -115,7 +117,8 @@ def test_the_lattice_is_the_cpus(num_dims: int, num_modalities: int, masked: boo
     bandwidths = {"theta_alpha": (1.37,) * num_dims, "theta_beta": (0.19,) * num_modalities}
     for num_channels in (1, 2, 3, 11):
         found, expected = (
-            engine.message(values[:num_channels], case.image, case.mask, case.spacing, **bandwidths, filter="lattice") for engine in engines
+            engine.message(values[:num_channels], case.image, case.mask, case.spacing, one_kernel(**bandwidths, filter="lattice"))
+            for engine in engines
         )
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     parameters = resolve(case, mean_field__filter="lattice", bilateral__theta_alpha=1.37, bilateral__theta_beta=0.17)
@@ -140,7 +143,11 @@ def test_keys_wider_than_a_word_are_numbered_too() -> None:
     for theta_alpha, theta_beta in ((0.1, 0.005), (0.8, 0.01)):
         found, expected = (
             engine.message(
-                values, case.image, case.mask, case.spacing, theta_alpha=(theta_alpha,) * 4, theta_beta=(theta_beta,) * 8, filter="lattice"
+                values,
+                case.image,
+                case.mask,
+                case.spacing,
+                one_kernel(theta_alpha=(theta_alpha,) * 4, theta_beta=(theta_beta,) * 8, filter="lattice"),
             )
             for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
         )
@@ -248,7 +255,7 @@ def test_long_lists_are_added_up_in_segments() -> None:
     assert len(lattice.shared_vertex) > 0
     ones = np.ones((1, *case.image.shape[1:]), dtype=np.float32)
     found, expected = (
-        engine.message(ones, case.image, None, case.spacing, theta_alpha=(1e3,) * 3, theta_beta=(1e3,), filter="lattice")
+        engine.message(ones, case.image, None, case.spacing, one_kernel(theta_alpha=(1e3,) * 3, theta_beta=(1e3,), filter="lattice"))
         for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -283,7 +290,7 @@ def test_the_order_of_axes_in_memory_does_not_move_the_lattice(masked: bool) -> 
         np.ascontiguousarray(case.image.transpose(0, 3, 1, 2)),
         None if case.mask is None else np.ascontiguousarray(case.mask.transpose(order)),
         [case.spacing[axis] for axis in order],
-        parameters.permuted(order),
+        ModelSpec(parameters.kernels.in_storage(StorageOrder(order)), parameters.mean_field),
         axes=order,
     )
     assert _num_vertices(turned) == _num_vertices(straight)
@@ -306,8 +313,8 @@ def test_bandwidths_beyond_any_integer_average_everything(theta: float) -> None:
     rng = np.random.default_rng(5)
     image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
     engine, spacing = cuda_shim.shim_backend(), (1.0, 2.0, 0.5)
-    truncated = engine.message(values, image, None, spacing, theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
-    spatial = engine.message(values, None, None, spacing, theta_alpha=(theta,) * 3, theta_beta=None)
+    truncated = engine.message(values, image, None, spacing, one_kernel(theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated"))
+    spatial = engine.message(values, None, None, spacing, one_kernel(theta_alpha=(theta,) * 3, theta_beta=None))
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
 

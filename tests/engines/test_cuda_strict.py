@@ -13,7 +13,7 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, random_case, resolve
+from oracles import Case, kernel_set, one_kernel, random_case, resolve
 from strict_device import StrictDevice, StrictError, counts, strict_memory
 
 from crfrefine.engines.base import Kernels, MeanFieldResult
@@ -22,6 +22,7 @@ from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
 from crfrefine.errors import CapacityError
+from crfrefine.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -65,7 +66,9 @@ def test_a_message_and_the_way_back_keep_to_the_rules(device: StrictDevice, filt
     case = random_case(3, num_modalities=2, num_labels=4, masked=True)
     thetas = {"theta_alpha": (1.4,) * 3, "theta_beta": (0.2,) * 2}
     found, expected = (
-        engine.message(case.logits, case.image, case.mask, case.spacing, **thetas, normalization="symmetric", filter=filter_name)
+        engine.message(
+            case.logits, case.image, case.mask, case.spacing, one_kernel(**thetas, normalization="symmetric", filter=filter_name)
+        )
         for engine in (CudaBackend(device), cuda_shim.shim_backend())
     )
     np.testing.assert_array_equal(found, expected)
@@ -91,12 +94,14 @@ def _built(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> Ke
         case.image.astype(dtype),
         case.mask,
         case.spacing,
-        bilateral=[((1.4,) * 3, (0.2,) * 2)],
-        theta_gamma=(1.3,) * 3,
-        normalization="symmetric",
-        filter=filter_name,
-        num_labels=len(case.logits),
-        num_iterations=3,
+        kernel_set(
+            [((1.4,) * 3, (0.2,) * 2)],
+            (1.3,) * 3,
+            normalization="symmetric",
+            filter=filter_name,
+            num_labels=len(case.logits),
+            num_iterations=3,
+        ),
     )
 
 
@@ -106,9 +111,9 @@ def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -
     random = np.random.default_rng(3)
     logits, gradient = case.logits.astype(dtype), random.random(case.logits.shape).astype(dtype)
     matrix = random.random((num_labels, num_labels)) * (1 - np.eye(num_labels))
-    settings = {"weights": random.random((2, num_labels)), "compatibility": matrix, "temperature": 0.8}
-    tape = kernels.forward(logits, num_iterations=3, **settings)
-    found = kernels.backward(tape, logits, gradient, wants_image=True, **settings)
+    run = MeanFieldSpec(random.random((2, num_labels)), matrix, num_iterations=3, temperature=0.8)
+    tape = kernels.forward(logits, run)
+    found = kernels.backward(tape, logits, gradient, run, wants_image=True)
     return [
         tape.logits,
         found.logits,

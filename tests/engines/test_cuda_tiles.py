@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import Case, brute_force_kernel, random_case
+from oracles import Case, brute_force_kernel, one_kernel, random_case
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import window
@@ -238,7 +238,9 @@ def test_the_engines_agree_where_tiles_are_taken() -> None:
     assert _has_tiles(TruncatedFilter(_input(case, 1.1, 0.2)))
     values = np.random.default_rng(3).random((5, *case.image.shape[1:])).astype(np.float32)
     found, expected = (
-        engine.message(values, case.image, case.mask, case.spacing, theta_alpha=(1.1,) * 3, theta_beta=(0.2,) * 2, filter="truncated")
+        engine.message(
+            values, case.image, case.mask, case.spacing, one_kernel(theta_alpha=(1.1,) * 3, theta_beta=(0.2,) * 2, filter="truncated")
+        )
         for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import Case, brute_force_kernel, normalize_kernel, random_case, resolve, rms
+from oracles import Case, brute_force_kernel, kernel_set, normalize_kernel, one_kernel, random_case, resolve, rms
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -73,7 +73,7 @@ def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_moda
     values = _values(case)
     theta_beta = (0.13,) * num_modalities
     result = engine.message(
-        values, case.image, case.mask, case.spacing, theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid"
+        values, case.image, case.mask, case.spacing, one_kernel(theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid")
     )
     expected = values[:, case.inside].astype(np.float64) @ _grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
@@ -92,10 +92,7 @@ def test_grid_messages_are_accurate(engine: Backend, num_modalities: int, theta_
         case.image,
         None,
         case.spacing,
-        theta_alpha=(theta_alpha,) * 3,
-        theta_beta=theta_beta,
-        normalization=normalization,
-        filter="grid",
+        one_kernel(theta_alpha=(theta_alpha,) * 3, theta_beta=theta_beta, normalization=normalization, filter="grid"),
     )
     assert rms(result.reshape(5, -1) - values.reshape(5, -1) @ kernel.T) < 0.5 * 0.0117
 
@@ -110,8 +107,8 @@ def test_the_lattice_is_the_transcribed_one(engine: Backend, num_dims: int, num_
     reference = get_backend("reference")
     arguments = (_values(case), case.image, case.mask, case.spacing)
     bandwidths = {"theta_alpha": (theta_alpha,) * num_dims, "theta_beta": (0.19,) * num_modalities}
-    result = engine.message(*arguments, **bandwidths, filter="lattice")
-    expected = reference.message(*arguments, **bandwidths, filter="lattice")
+    result = engine.message(*arguments, one_kernel(**bandwidths, filter="lattice"))
+    expected = reference.message(*arguments, one_kernel(**bandwidths, filter="lattice"))
     assert np.abs(result - expected).max() < 6e-5 * np.abs(expected).max()
 
     changes = {"mean_field__filter": "lattice", "mean_field__num_iterations": 1}
@@ -127,7 +124,7 @@ def test_an_odd_row_without_a_window_of_its_own_is_counted_once(engine: Backend,
     rng = np.random.default_rng(4)
     image, values = rng.random((1, 6, 5, 7), np.float32), rng.random((3, 6, 5, 7), np.float32)
     fast, plain = (
-        backend.message(values, image, None, (1.0, 1.0, 1.0), theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated")
+        backend.message(values, image, None, (1.0, 1.0, 1.0), one_kernel(theta_alpha=theta_alpha, theta_beta=(5.0,), filter="truncated"))
         for backend in (engine, get_backend("reference"))
     )
     np.testing.assert_allclose(fast, plain, atol=1e-4)
@@ -138,8 +135,10 @@ def test_bandwidths_beyond_any_integer_average_everything(engine: Backend, theta
     """A radius is cut to the volume before it becomes an integer; the sum of all voxels, to single precision."""
     rng = np.random.default_rng(5)
     image, values = np.zeros((1, 4, 5, 7), np.float32), rng.random((1, 4, 5, 7), np.float32)
-    truncated = engine.message(values, image, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
-    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), theta_alpha=(theta,) * 3, theta_beta=None)
+    truncated = engine.message(
+        values, image, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(theta,) * 3, theta_beta=(1.0,), filter="truncated")
+    )
+    spatial = engine.message(values, None, None, (1.0, 2.0, 0.5), one_kernel(theta_alpha=(theta,) * 3, theta_beta=None))
     for result in (truncated, spatial):
         np.testing.assert_allclose(result, values.sum(), rtol=1e-5)
 
@@ -153,8 +152,8 @@ def test_auto_prices_the_normalization_once(engine: Backend) -> None:
     image, spacing = rng.random((1, 15, 20, 15), np.float32), (1.0, 1.3, 2.1)
 
     def chosen(num_iterations: int) -> str:
-        model = {"bilateral": [((1.5,) * 3, (0.1,))], "theta_gamma": None, "normalization": "symmetric", "filter": "auto"}
-        return engine.kernels(image, None, spacing, **model, num_labels=2, num_iterations=num_iterations).filters[0].split()[1]
+        spec = kernel_set([((1.5,) * 3, (0.1,))], None, normalization="symmetric", filter="auto", num_iterations=num_iterations)
+        return engine.kernels(image, None, spacing, spec).filters[0].split()[1]
 
     assert chosen(1) == "exact"
     assert chosen(3) == "truncated"
@@ -177,7 +176,7 @@ def test_the_estimated_cost_grows_with_what_is_filtered(engine: CpuBackend, num_
 def test_a_forced_grid_with_far_more_cells_than_voxels_is_refused(engine: Backend) -> None:
     image = np.random.default_rng(6).random((2, 9, 7, 8), np.float32)
     with pytest.raises(CapacityError, match="grid"):
-        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid")
+        engine.message(image[:1], image, None, (1.0, 1.0, 2.0), one_kernel(theta_alpha=(0.05,) * 3, theta_beta=(1e-4, 1e-4), filter="grid"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +196,7 @@ def test_what_the_engine_refuses_has_a_kind(engine: Backend, kind: type[Exceptio
     asked: dict[str, Any] = {"mask": None, "theta_alpha": (2.0,) * 3, "theta_beta": (0.1, 0.2), "filter": "truncated"} | changes
     image = np.random.default_rng(6).random((len(asked["theta_beta"]), 9, 7, 8), np.float32)
     with pytest.raises(kind, match=match) as caught:
-        engine.message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), **asked)
+        engine.message(image[:1], image, asked.pop("mask"), (1.0, 1.3, 2.0), one_kernel(**asked))
     assert type(caught.value.__cause__).__name__ == f"Engine{kind.__name__}"
 
 
@@ -207,11 +206,13 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity(tmp_path: Pat
     script.write_text(
         "import resource, numpy as np\n"
         "from crfrefine.engines import get_backend\n"
+        "from crfrefine.specs import KernelSetSpec, KernelSpec\n"
+        "kernels = KernelSetSpec((KernelSpec((2.0,) * 3, (0.2,)),), 'none', 'truncated', num_labels=6, num_iterations=1)\n"
         "engine = get_backend('cpu')\n"
         "values, image = np.ones((6, 100, 90, 80), np.float32), np.ones((1, 100, 90, 80), np.float32)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
-        "engine.message(values, image, None, (1.0, 1.3, 2.0), theta_alpha=(2.0,) * 3, theta_beta=(0.2,), filter='truncated', threads=1)\n"
+        "engine.message(values, image, None, (1.0, 1.3, 2.0), kernels, threads=1)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert "CapacityError: not enough memory to filter 6 channels on a grid of 100x90x80 voxels" in done.stderr

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracles import GRIDS, SPACINGS, Case, brute_force_kernel, normalize_kernel, random_case, rms
+from oracles import GRIDS, SPACINGS, Case, brute_force_kernel, normalize_kernel, one_kernel, random_case, rms
 
 from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
@@ -28,7 +28,11 @@ def test_a_single_voxel_keeps_its_value(backend: Backend, filter_name: str, norm
     values = np.array([0.25, -3.0], dtype=np.float32).reshape(2, 1, 1)
     image = np.full((1, 1, 1), 0.7, dtype=np.float32)
     result = backend.message(
-        values, image, None, (1.0, 2.0), theta_alpha=(1.0, 1.0), theta_beta=(0.1,), normalization=normalization, filter=filter_name
+        values,
+        image,
+        None,
+        (1.0, 2.0),
+        one_kernel(theta_alpha=(1.0, 1.0), theta_beta=(0.1,), normalization=normalization, filter=filter_name),
     )
     np.testing.assert_allclose(result, values, rtol=FLOAT32)
 
@@ -41,7 +45,7 @@ def test_two_voxels_follow_the_formula(backend: Backend, filter_name: str) -> No
     k = np.exp(-1.25)
     messages = {
         name: backend.message(
-            values, image, None, (5.0, 1.2), theta_alpha=(9.0, 0.8), theta_beta=(0.2,), normalization=name, filter=filter_name
+            values, image, None, (5.0, 1.2), one_kernel(theta_alpha=(9.0, 0.8), theta_beta=(0.2,), normalization=name, filter=filter_name)
         ).ravel()
         for name in NORMALIZATIONS
     }
@@ -63,10 +67,7 @@ def test_constant_values_stay_constant_after_normalization(backend: Backend, num
         case.image,
         case.mask,
         case.spacing,
-        theta_alpha=(1.5,) * num_dims,
-        theta_beta=(0.1, 0.2),
-        normalization="after",
-        filter=filter_name,
+        one_kernel(theta_alpha=(1.5,) * num_dims, theta_beta=(0.1, 0.2), normalization="after", filter=filter_name),
     )
     np.testing.assert_allclose(result[0][case.inside], 1.0, rtol=FLOAT32)
     assert not result[0][~case.inside].any()
@@ -80,7 +81,11 @@ def test_duplicates_share_their_mean(backend: Backend, filter_name: str) -> None
     image = np.where(group, 0.0, 50.0).astype(np.float32)[None]
     values = _values(case)
     result = backend.message(
-        values, image, None, case.spacing, theta_alpha=(1e4, 1e4, 1e4), theta_beta=(1.0,), normalization="after", filter=filter_name
+        values,
+        image,
+        None,
+        case.spacing,
+        one_kernel(theta_alpha=(1e4, 1e4, 1e4), theta_beta=(1.0,), normalization="after", filter=filter_name),
     )
     for members in (group, ~group):
         mean = values[:, members].mean(axis=1, keepdims=True)
@@ -101,10 +106,7 @@ def test_a_vanishing_bandwidth_is_the_identity(backend: Backend, filter_name: st
         case.image,
         None,
         case.spacing,
-        theta_alpha=(0.06, 0.06, 0.06),
-        theta_beta=(0.1, 0.1),
-        normalization=normalization,
-        filter=filter_name,
+        one_kernel(theta_alpha=(0.06, 0.06, 0.06), theta_beta=(0.1, 0.1), normalization=normalization, filter=filter_name),
     )
     np.testing.assert_allclose(result, values, rtol=FLOAT32)
 
@@ -120,10 +122,7 @@ def test_an_endless_bandwidth_is_the_global_mean(backend: Backend, filter_name: 
         case.image,
         case.mask,
         case.spacing,
-        theta_alpha=(1e4, 1e4),
-        theta_beta=(1e3, 1e3),
-        normalization=normalization,
-        filter=filter_name,
+        one_kernel(theta_alpha=(1e4, 1e4), theta_beta=(1e3, 1e3), normalization=normalization, filter=filter_name),
     )
     mean = values[:, case.inside].mean(axis=1, keepdims=True, dtype=np.float64)
     np.testing.assert_allclose(result[:, case.inside], np.broadcast_to(mean, (3, case.inside.sum())), rtol=FLOAT32)
@@ -141,9 +140,7 @@ def test_filtering_is_linear(backend: Backend, filter_name: str) -> None:
             case.image,
             case.mask,
             case.spacing,
-            theta_alpha=(1.2, 1.2, 1.2),
-            theta_beta=(0.15, 0.15),
-            filter=filter_name,
+            one_kernel(theta_alpha=(1.2, 1.2, 1.2), theta_beta=(0.15, 0.15), filter=filter_name),
         ).astype(np.float64)
 
     right = 2.0 * apply(u) - 3.0 * apply(v)
@@ -163,10 +160,7 @@ def test_the_kernel_is_its_own_adjoint(backend: Backend, filter_name: str, norma
             case.image,
             case.mask,
             case.spacing,
-            theta_alpha=(1.5, 1.5, 1.5),
-            theta_beta=(0.15, 0.15),
-            normalization=name,
-            filter=filter_name,
+            one_kernel(theta_alpha=(1.5, 1.5, 1.5), theta_beta=(0.15, 0.15), normalization=name, filter=filter_name),
         )
         return float(np.sum(left * message[0], where=case.inside, dtype=np.float64))
 
@@ -192,7 +186,11 @@ def test_axes_may_be_exchanged_and_flipped(backend: Backend, order: tuple[int, .
         values: np.ndarray, image: np.ndarray, mask: np.ndarray, spacing: tuple[float, ...], theta: tuple[float, ...]
     ) -> np.ndarray:
         return backend.message(
-            values, image, mask, spacing, theta_alpha=theta, theta_beta=(0.15, 0.2), normalization="symmetric", filter=filter_name
+            values,
+            image,
+            mask,
+            spacing,
+            one_kernel(theta_alpha=theta, theta_beta=(0.15, 0.2), normalization="symmetric", filter=filter_name),
         )
 
     assert case.mask is not None
@@ -216,7 +214,11 @@ def test_the_order_of_voxels_does_not_matter(backend: Backend) -> None:
 
     def message(values: np.ndarray, image: np.ndarray) -> np.ndarray:
         return backend.message(
-            values, image, None, case.spacing, theta_alpha=(1e4, 1e4), theta_beta=(0.1, 0.1), normalization="symmetric", filter="exact"
+            values,
+            image,
+            None,
+            case.spacing,
+            one_kernel(theta_alpha=(1e4, 1e4), theta_beta=(0.1, 0.1), normalization="symmetric", filter="exact"),
         )
 
     np.testing.assert_allclose(message(shuffle(values), shuffle(case.image)), shuffle(message(values, case.image)), rtol=FLOAT32)
@@ -234,10 +236,7 @@ def test_an_offset_of_the_intensities_does_not_matter(backend: Backend, filter_n
             image,
             None,
             case.spacing,
-            theta_alpha=(1.5, 1.5, 1.5),
-            theta_beta=(0.15, 0.15),
-            normalization="symmetric",
-            filter=filter_name,
+            one_kernel(theta_alpha=(1.5, 1.5, 1.5), theta_beta=(0.15, 0.15), normalization="symmetric", filter=filter_name),
         )
 
     np.testing.assert_allclose(message(case.image + np.float32(8.0)), message(case.image), rtol=5e-5)
@@ -250,7 +249,9 @@ def test_voxels_outside_the_mask_neither_send_nor_receive(backend: Backend) -> N
     outside = ~case.inside
 
     def message(values: np.ndarray, image: np.ndarray, filter_name: str) -> np.ndarray:
-        return backend.message(values, image, case.mask, case.spacing, theta_alpha=(2.0,) * 3, theta_beta=(0.2,) * 2, filter=filter_name)
+        return backend.message(
+            values, image, case.mask, case.spacing, one_kernel(theta_alpha=(2.0,) * 3, theta_beta=(0.2,) * 2, filter=filter_name)
+        )
 
     for filter_name in ("exact", "truncated", "lattice"):
         clean = message(values, case.image, filter_name)
@@ -276,10 +277,7 @@ def test_exact_messages_match_brute_force(backend: Backend, num_dims: int, num_m
         case.image,
         case.mask,
         case.spacing,
-        theta_alpha=theta_alpha,
-        theta_beta=theta_beta,
-        normalization=normalization,
-        filter="exact",
+        one_kernel(theta_alpha=theta_alpha, theta_beta=theta_beta, normalization=normalization, filter="exact"),
     )
     assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
 
@@ -300,10 +298,7 @@ def test_truncated_messages_match_brute_force_within_the_ball(backend: Backend, 
             case.image,
             case.mask,
             case.spacing,
-            theta_alpha=theta_alpha,
-            theta_beta=(0.2, 0.2),
-            normalization=normalization,
-            filter="truncated",
+            one_kernel(theta_alpha=theta_alpha, theta_beta=(0.2, 0.2), normalization=normalization, filter="truncated"),
         )
         assert rms(result[:, case.inside] - expected) < FLOAT32 * rms(expected)
 
@@ -317,7 +312,9 @@ def test_spatial_messages_match_brute_force(backend: Backend, num_dims: int, nor
     theta = (0.7, 1.9, 1.2, 0.8)[:num_dims]
     kernel = normalize_kernel(brute_force_kernel(None, case.inside, case.spacing, theta, None), normalization)
     expected = values[:, case.inside].astype(np.float64) @ kernel.T
-    result = backend.message(values, None, case.mask, case.spacing, theta_alpha=theta, theta_beta=None, normalization=normalization)
+    result = backend.message(
+        values, None, case.mask, case.spacing, one_kernel(theta_alpha=theta, theta_beta=None, normalization=normalization)
+    )
     assert rms(result[:, case.inside] - expected) < 2e-4 * rms(expected)
 
 
@@ -358,7 +355,11 @@ def test_lattice_messages_are_as_accurate_as_documented(backend: Backend, num_mo
     kernel = normalize_kernel(brute_force_kernel(image, inside, spacing, 8.0, theta_beta), normalization)
     expected = (kernel @ values.reshape(-1).astype(np.float64)).reshape(shape)
     result = backend.message(
-        values, image, None, spacing, theta_alpha=(8.0,) * 3, theta_beta=theta_beta, normalization=normalization, filter="lattice"
+        values,
+        image,
+        None,
+        spacing,
+        one_kernel(theta_alpha=(8.0,) * 3, theta_beta=theta_beta, normalization=normalization, filter="lattice"),
     )
     error = result[0] - expected
     assert rms(error) < (1.75 * bound if normalization == "symmetric" else bound)
@@ -377,7 +378,7 @@ def test_lattice_sums_have_the_size_of_exact_ones(backend: Backend, num_modaliti
     theta_beta = (0.1,) * num_modalities
     expected = brute_force_kernel(image, np.ones(shape, dtype=bool), spacing, 4.0, theta_beta).sum(axis=1)
     ones = np.ones((1, *shape), dtype=np.float32)
-    result = backend.message(ones, image, None, spacing, theta_alpha=(4.0,) * 3, theta_beta=theta_beta, filter="lattice")
+    result = backend.message(ones, image, None, spacing, one_kernel(theta_alpha=(4.0,) * 3, theta_beta=theta_beta, filter="lattice"))
     assert 0.7 < (result.ravel() / expected).mean() < 1.0
 
 
@@ -395,10 +396,7 @@ def test_the_automatic_choice_is_accurate_at_any_bandwidth(backend: Backend) -> 
             image,
             None,
             spacing,
-            theta_alpha=(theta_alpha,) * 3,
-            theta_beta=(theta_beta,) * 2,
-            normalization="symmetric",
-            filter="auto",
+            one_kernel(theta_alpha=(theta_alpha,) * 3, theta_beta=(theta_beta,) * 2, normalization="symmetric", filter="auto"),
         )
         assert rms(result[0] - expected) < 0.0133
 
@@ -410,5 +408,5 @@ def test_the_reference_has_no_grid_filter() -> None:
     case = random_case(3)
     with pytest.raises(ConfigError, match=r"mean_field\.filter.*grid.*--device cpu"):
         ReferenceBackend().message(
-            _values(case), case.image, None, SPACINGS[3], theta_alpha=(1.0,) * 3, theta_beta=(0.1,) * 2, filter="grid"
+            _values(case), case.image, None, SPACINGS[3], one_kernel(theta_alpha=(1.0,) * 3, theta_beta=(0.1,) * 2, filter="grid")
         )

@@ -6,6 +6,7 @@ Marginals are compared, not logits: a constant added to all labels of a voxel is
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import crfrefine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, MeanFieldResult
 from crfrefine.errors import InputError
-from crfrefine.parameters.model import CrfParameters, ResolvedParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.specs import ModelSpec
 
 # The accuracy that is promised for the exact filter in float32.
 EXACT_RMS = 1e-5
@@ -23,7 +25,7 @@ NORMALIZATIONS = ("symmetric", "after", "none")
 MATRIX = [[0.0, 0.4, 1.5], [0.7, 0.0, -0.3], [1.1, 0.9, 0.0]]
 
 
-def _run(backend: Backend, case: Case, parameters: ResolvedParameters) -> MeanFieldResult:
+def _run(backend: Backend, case: Case, parameters: ModelSpec) -> MeanFieldResult:
     return backend.mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
 
 
@@ -186,8 +188,8 @@ def test_adding_to_a_row_of_the_matrix_changes_nothing(backend: Backend) -> None
     case = random_case(3)
     # One step, since the energy and with it the control of later steps does change.
     half = resolve(case, compatibility__kind="matrix", compatibility__matrix=MATRIX, mean_field__num_iterations=1)
-    shifted_matrix = half.compatibility + np.array([[0.5], [-1.0], [2.0]], dtype=np.float32)
-    shifted = ResolvedParameters(**{**vars(half), "compatibility": shifted_matrix})
+    shifted_matrix = half.mean_field.compatibility + np.array([[0.5], [-1.0], [2.0]], dtype=np.float32)
+    shifted = ModelSpec(half.kernels, replace(half.mean_field, compatibility=shifted_matrix))
     # 1e-5 is the rounding of logits of size 10.
     np.testing.assert_allclose(softmax(_run(backend, case, shifted).logits), softmax(_run(backend, case, half).logits), atol=1e-5)
 

@@ -6,14 +6,13 @@ end before one voxel and, a rounding error later, after it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from oracles import normalize_kernel, softmax
+from oracles import kernel_set, normalize_kernel, one_kernel, softmax
 
 from crfrefine.engines.base import Backend, Kernels
+from crfrefine.specs import MeanFieldSpec
 
 GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
 AT_A_VOXEL = np.array([2.0 * 1.3, 3.0, 2.5 * 0.7])
@@ -52,24 +51,19 @@ class SpatialModel:
             np.zeros((1, *GRID), DTYPES[self.dtype]),
             self.mask,
             SPACING,
-            bilateral=[],
-            theta_gamma=theta.tolist(),
-            normalization=self.normalization,
-            filter="exact",
-            num_labels=3,
-            num_iterations=1,
+            kernel_set([], theta.tolist(), normalization=self.normalization, filter="exact", num_labels=3),
         )
 
-    def settings(self) -> dict[str, Any]:
-        return {"weights": self.weights, "compatibility": self.compatibility, "temperature": 1.0}
+    def run(self) -> MeanFieldSpec:
+        return MeanFieldSpec(self.weights, self.compatibility, num_iterations=1)
 
     def refined(self, backend: Backend, theta: NDArray[np.float64]) -> NDArray[np.floating]:
-        return self.kernels(backend, theta).forward(self.logits, num_iterations=1, **self.settings()).logits
+        return self.kernels(backend, theta).forward(self.logits, self.run()).logits
 
     def derivative(self, backend: Backend, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         kernels = self.kernels(backend, theta)
-        tape = kernels.forward(self.logits, num_iterations=1, **self.settings())
-        found = kernels.backward(tape, self.logits, self.direction, **self.settings()).theta_gamma
+        tape = kernels.forward(self.logits, self.run())
+        found = kernels.backward(tape, self.logits, self.direction, self.run()).theta_gamma
         assert found is not None
         return found
 
@@ -87,7 +81,7 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend: Backen
     values = np.zeros((1, *GRID), np.float32)
     values[0, 5, 1, 7] = 1.0
     theta = [sigma * step for step in SPACING]
-    found = compiled_backend.message(values, None, None, SPACING, theta_alpha=theta, theta_beta=None)[0]
+    found = compiled_backend.message(values, None, None, SPACING, one_kernel(theta_alpha=theta, theta_beta=None))[0]
     axes = [_faded_gaussian(np.arange(n) - at, sigma, RADIUS["float32"]) for n, at in zip(GRID, (5, 1, 7), strict=True)]
     expected = axes[0][:, None, None] * axes[1][:, None] * axes[2]
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from crfrefine.parameters.model import CrfParameters, ResolvedParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.specs import KernelSetSpec, KernelSpec, ModelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
@@ -83,32 +84,31 @@ def softmax(logits: NDArray[np.floating], axis: int = 0) -> NDArray[np.float64]:
     return np.asarray(shifted / shifted.sum(axis=axis, keepdims=True))
 
 
-def kernels_of(case: Case, parameters: ResolvedParameters) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def kernels_of(case: Case, model: ModelSpec) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Normalized kernel matrix and weights of each term."""
-    spacing = case.spacing if parameters.positions == "mm" else (1.0,) * len(case.spacing)
-    radius = 3.0 if parameters.filter == "truncated" else np.inf
+    kernels = model.kernels
+    spacing = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing)
     terms = []
-    for term in parameters.bilateral:
-        kernel = brute_force_kernel(case.image, case.inside, spacing, term.theta_alpha, term.theta_beta, radius=radius)
-        terms.append((normalize_kernel(kernel, parameters.normalization), term.weight.astype(np.float64)))
-    if parameters.spatial is not None:
-        kernel = brute_force_kernel(None, case.inside, spacing, parameters.spatial.theta_gamma, None)
-        terms.append((normalize_kernel(kernel, parameters.normalization), parameters.spatial.weight.astype(np.float64)))
+    for term, weight in zip(kernels.kernels, model.mean_field.weights, strict=True):
+        radius = 3.0 if kernels.filter == "truncated" and not term.is_spatial else np.inf
+        kernel = brute_force_kernel(case.image, case.inside, spacing, term.theta_position, term.theta_intensity, radius=radius)
+        terms.append((normalize_kernel(kernel, kernels.normalization), weight.astype(np.float64)))
     return terms
 
 
-def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
+def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True) -> tuple[NDArray[np.float64], list[float]]:
     """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
 
     With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
     """
-    scores = case.logits[:, case.inside].astype(np.float64) / parameters.temperature
-    terms = kernels_of(case, parameters)
-    penalty = parameters.compatibility.astype(np.float64)
+    run = model.mean_field
+    scores = case.logits[:, case.inside].astype(np.float64) / run.temperature
+    terms = kernels_of(case, model)
+    penalty = run.compatibility.astype(np.float64)
     x = scores
-    step = 1.0 - parameters.damping
+    step = 1.0 - run.damping
     energies: list[float] = []
-    for _ in range(parameters.num_iterations):
+    for _ in range(run.num_iterations):
         marginals = softmax(x)
         pairwise = np.zeros_like(scores)
         for kernel, weight in terms:
@@ -116,7 +116,7 @@ def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halvin
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
         energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)))
         x = (1.0 - step) * x + step * (scores - pairwise)
-        watched = halving and parameters.normalization != "after"
+        watched = halving and model.kernels.normalization != "after"
         linear = np.sum(marginals * (scores - scores.max(axis=0)))
         size = abs(entropy) + abs(linear) + 0.5 * abs(np.sum(marginals * pairwise))
         if watched and len(energies) > 1 and energies[-1] > energies[-2] + 1e-6 * size:
@@ -124,11 +124,30 @@ def brute_force_mean_field(case: Case, parameters: ResolvedParameters, *, halvin
     return softmax(x), energies
 
 
-def resolve(case: Case, **changes: object) -> ResolvedParameters:
+def resolve(case: Case, **changes: object) -> ModelSpec:
     """The default parameters with an exact filter, always all the steps, and `changes`, for a case; dots in keys are written as `__`."""
     fixed: dict[str, object] = {"mean_field.filter": "exact", "mean_field.tolerance": 0.0, "bilateral.theta_beta": 0.15}
     fixed |= {key.replace("__", "."): value for key, value in changes.items()}
     return CrfParameters().replace(**fixed).resolve(case.logits.shape[0], case.image.shape[0], len(case.spacing))
+
+
+def one_kernel(theta_alpha: Sequence[float], theta_beta: Sequence[float] | None, **settings: str) -> KernelSetSpec:
+    """What `Backend.message` takes: one kernel, the spatial one where `theta_beta` is None; exact and not normalized unless told else."""
+    return kernel_set([(theta_alpha, theta_beta)], None, **{"normalization": "none", "filter": "exact", **settings})
+
+
+def kernel_set(
+    bilateral: Sequence[tuple[Sequence[float], Sequence[float] | None]],
+    theta_gamma: Sequence[float] | None,
+    *,
+    num_labels: int = 2,
+    num_iterations: int = 1,
+    **settings: str,
+) -> KernelSetSpec:
+    """What `Backend.kernels` takes, from theta_alpha and theta_beta of each appearance kernel."""
+    kernels = [KernelSpec(tuple(alpha), None if beta is None else tuple(beta)) for alpha, beta in bilateral]
+    kernels += [] if theta_gamma is None else [KernelSpec(tuple(theta_gamma))]
+    return KernelSetSpec(tuple(kernels), settings["normalization"], settings["filter"], num_labels, num_iterations)
 
 
 def rms(difference: NDArray[np.floating]) -> float:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from crfrefine.specs import MeanFieldSpec
+
 TRUNCATION_RADIUS = 3.0
 ENERGY_RISE = 1e-6
 
@@ -149,41 +151,39 @@ class OracleKernels:
         self.num_voxels = int(np.prod(image.shape[1:]) if mask is None else mask.sum())
         self._fixed = {"spacing": spacing, "mask": self.mask, "normalization": normalization, "filter": filter}
 
-    def _inputs(self, logits: Any, weights: Any, compatibility: Any, temperature: float) -> dict[str, Tensor | None]:
-        values = {"logits": logits, "weights": weights, "compatibility": compatibility, "temperature": temperature}
+    def _inputs(self, logits: Any, spec: MeanFieldSpec) -> dict[str, Tensor | None]:
+        values = {"logits": logits, **{name: getattr(spec, name) for name in ("weights", "compatibility", "temperature")}}
         inputs: dict[str, Tensor | None] = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in values.items()}
         return inputs | {name: getattr(self, name) for name in ("theta_alpha", "theta_beta", "theta_gamma", "image")}
 
-    def _run(self, inputs: dict[str, Any], num_iterations: int, damping: float) -> Tensor:
+    def _run(self, inputs: dict[str, Any], spec: MeanFieldSpec) -> Tensor:
         bilateral = [(inputs["weights"][m], inputs["theta_alpha"][m], inputs["theta_beta"][m]) for m in range(self.num_bilateral)]
         spatial = None if self.theta_gamma is None else (inputs["weights"][-1], inputs["theta_gamma"])
         terms = Terms(bilateral, spatial, inputs["compatibility"], inputs["temperature"])
-        return mean_field(inputs["logits"], inputs["image"], terms, num_iterations=num_iterations, damping=damping, **self._fixed)
+        steps = {"num_iterations": spec.num_iterations, "damping": spec.damping}
+        return mean_field(inputs["logits"], inputs["image"], terms, **steps, **self._fixed)
 
-    def forward(self, logits: Any, weights: Any, compatibility: Any, temperature: float, damping: float, num_iterations: int) -> OracleTape:
+    def forward(self, logits: Any, spec: MeanFieldSpec) -> OracleTape:
         """See the engine's `Kernels.forward`; the record holds what this class needs, the number of steps."""
         with torch.no_grad():
-            x = self._run(self._inputs(logits, weights, compatibility, temperature), num_iterations, damping)
-        return OracleTape(x.numpy().astype(self.dtype), np.array([num_iterations]))
+            x = self._run(self._inputs(logits, spec), spec)
+        return OracleTape(x.numpy().astype(self.dtype), np.array([spec.num_iterations]))
 
     def backward(
         self,
         tape: OracleTape,
         logits: Any,
         gradient: Any,
+        spec: MeanFieldSpec,
         *,
-        weights: Any,
-        compatibility: Any,
-        temperature: float,
-        damping: float = 0.0,
         wants_theta: bool = True,
         wants_image: bool = False,
     ) -> OracleGradients:
         """See the engine's `Kernels.backward`."""
-        inputs = self._inputs(logits, weights, compatibility, temperature)
+        inputs = self._inputs(logits, spec)
         leaves = {name: value.clone().requires_grad_() for name, value in inputs.items() if value is not None}
         with torch.enable_grad():
-            x = self._run(inputs | leaves, int(tape.record[0]), damping)
+            x = self._run(inputs | leaves, spec)
             found = torch.autograd.grad(x, list(leaves.values()), torch.tensor(gradient, dtype=torch.float64), materialize_grads=True)
         grads = {name: value.numpy() for name, value in zip(leaves, found, strict=True)}
         thetas = {name: grads[name] * wants_theta if name in grads else None for name in ("theta_alpha", "theta_beta", "theta_gamma")}

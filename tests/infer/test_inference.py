@@ -14,6 +14,7 @@ from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 from crfrefine.arrays.components import count_components
 from crfrefine.arrays.label_maps import argmax_labels, count_labels
 from crfrefine.cases.discovery import CaseFiles
+from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.execution.observer import Observer
 from crfrefine.infer.options import InferenceOptions
@@ -180,7 +181,7 @@ def test_scores_of_drawn_maps():
 
 
 def test_a_summary_has_null_for_what_json_has_no_number_for():
-    record = CaseRecord("a", status="done", energy=(1.5, float("nan"), float("-inf")))
+    record = CaseRecord("a", status="done", report=MeanFieldReport(3, False, (1.5, float("nan"), float("-inf"))))
     summary = RunSummary("cpu", 1, {"bilateral": [{"weight": [float("inf"), 2.0]}]}, cases=[record])
     content = json.loads(summary.to_json(), parse_constant=pytest.fail)
     assert content["cases"][0]["energy"] == [1.5, None, None]

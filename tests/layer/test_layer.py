@@ -25,10 +25,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn, refine  # noqa: E402
 from crfrefine.engines import get_backend  # noqa: E402
+from crfrefine.engines.cpu import CpuBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError  # noqa: E402
 from crfrefine.layer.functional import build_kernels, mean_field  # noqa: E402
 from crfrefine.layer.inputs import engine_for  # noqa: E402
 from crfrefine.parameters.model import list_presets  # noqa: E402
+from crfrefine.specs import KernelSetSpec  # noqa: E402
 
 NORMALIZATIONS = ("symmetric", "after", "none")
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
@@ -106,13 +108,16 @@ def test_the_oracle_is_the_reference_backend(num_dims: int, masked: bool, filter
         **changes,
     )
     expected = get_backend("reference").mean_field(case.logits, case.image, case.mask, case.spacing, resolved).logits
-    assert resolved.spatial is not None
-    bilateral = [tuple(torch.tensor(value).double() for value in (k.weight, k.theta_alpha, k.theta_beta)) for k in resolved.bilateral]
-    spatial = (torch.tensor(resolved.spatial.weight).double(), torch.tensor(resolved.spatial.theta_gamma))
+    run, gamma = resolved.mean_field, resolved.kernels.spatial
+    assert gamma is not None
+    weights = torch.tensor(run.weights).double()
+    thetas = [tuple(torch.tensor(theta).double() for theta in (k.theta_position, k.theta_intensity)) for k in resolved.kernels.bilateral]
+    bilateral = [(weight, *theta) for weight, theta in zip(weights, thetas, strict=False)]
+    spatial = (weights[-1], torch.tensor(gamma.theta_position).double())
     found = oracle.mean_field(
         torch.tensor(case.logits).double(),
         torch.tensor(case.image).double(),
-        oracle.Terms(bilateral, spatial, torch.tensor(resolved.compatibility).double(), resolved.temperature),
+        oracle.Terms(bilateral, spatial, torch.tensor(run.compatibility).double(), run.temperature),
         spacing=case.spacing,
         mask=None if case.mask is None else torch.tensor(case.mask),
         damping=0.2,
@@ -164,6 +169,27 @@ def test_the_lattice_of_a_trained_layer_has_the_vertices_that_refine_makes(seed:
         kernels=layer.build_kernels(torch.tensor(case.image)[None], case.spacing),
     )
     torch.testing.assert_close(by_kernels[0].detach(), found, rtol=0.0, atol=0.0)
+
+
+def test_the_engine_gets_bandwidths_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not rounded to what a file would hold: steps of 1e-8 are steps of the loss, in float32 too."""
+    case = random_case(3, 2, 3)
+    layer, seen = small_layer(), []
+    build = CpuBackend.kernels
+
+    def spy(self: CpuBackend, image: Any, mask: Any, spacing: Any, spec: KernelSetSpec, **rest: Any) -> Any:
+        seen.append(spec.kernels[0])
+        return build(self, image, mask, spacing, spec, **rest)
+
+    monkeypatch.setattr(CpuBackend, "kernels", spy)
+    for _ in range(3):
+        layer(*tensors(case), case.spacing)
+        assert seen[-1].theta_position == (float(layer.theta_alpha.detach()[0, 0]),) * 3
+        assert seen[-1].theta_intensity == tuple(layer.theta_beta[0].tolist())
+        with torch.no_grad():
+            layer.log_theta_alpha += 1e-8
+            layer.log_theta_beta += 1e-8
+    assert len(set(seen)) == 3
 
 
 @pytest.mark.parametrize("preset", list_presets())

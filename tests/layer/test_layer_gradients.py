@@ -166,6 +166,27 @@ def test_gradients_of_the_truncated_sum(name: str) -> None:
     check(lambda value: case.refined(**{name: value}), case.tensors[name])
 
 
+@pytest.mark.parametrize("filter_name", ["exact", "truncated"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_gradients_with_respect_to_bandwidths_at_any_value(seed: int, filter_name: str) -> None:
+    """The parameters as a layer holds them, with gradcheck's own step of 1e-6: the loss is no staircase of rounded bandwidths.
+
+    Windows of the truncated sum jump where three theta_alpha are a distance between voxels; these values are not near such a one.
+    """
+    case = problem(2)
+    layer = CrfRnn(3, 2, 2, CrfParameters().replace(**{"mean_field.filter": filter_name, "spatial.weight": 0.5}), anisotropic=True)
+    generator = torch.Generator().manual_seed(seed)
+    names = ["log_theta_alpha", "log_theta_beta", "log_theta_gamma"]
+    values = [getattr(layer, name) for name in names]
+    values = [value.detach() + 0.3 * torch.rand(value.shape, generator=generator, dtype=torch.float64) for value in values]
+    inputs = case.tensors["logits"][None], case.tensors["image"][None], case.spacing
+
+    def run(*moved: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, moved, strict=True)), inputs)
+
+    check(run, *values)
+
+
 @pytest.mark.parametrize("sigma", [0.5, 0.625, 1.0])
 def test_gradients_where_a_voxel_comes_within_reach_of_the_spatial_kernel(sigma: float) -> None:
     """Four or eight theta_gamma are a whole number of voxels: a window that simply ended there would jump."""

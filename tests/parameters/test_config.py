@@ -25,6 +25,7 @@ from crfrefine.parameters.model import (
     list_presets,
     parse_override,
 )
+from crfrefine.specs import KernelSpec
 
 PRESETS = ["default", "brats", "crfrnn", "hippocampus", "krahenbuhl", "liver-ct", "monai", "prostate"]
 
@@ -379,14 +380,14 @@ def test_overrides_that_cannot_be_read_say_why(text: str, message: str) -> None:
 def test_resolve_spreads_single_numbers() -> None:
     """Over labels, axes and modalities, as arrays."""
     resolved = CrfParameters().resolve(num_labels=3, num_modalities=2, num_dims=4)
-    (kernel,) = resolved.bilateral
-    np.testing.assert_array_equal(kernel.weight, np.full(3, 4.0, dtype=np.float32))
-    assert kernel.weight.dtype == np.float32
-    np.testing.assert_array_equal(kernel.theta_alpha, [1.5] * 4)
-    np.testing.assert_array_equal(kernel.theta_beta, [0.05] * 2)
-    np.testing.assert_array_equal(resolved.compatibility, 1.0 - np.eye(3))
-    assert resolved.compatibility.dtype == np.float32
-    assert resolved.is_potts
+    run = resolved.mean_field
+    assert resolved.kernels.kernels == (KernelSpec((1.5,) * 4, (0.05,) * 2),)
+    np.testing.assert_array_equal(run.weights, np.full((1, 3), 4.0))
+    assert run.weights.dtype == np.float32
+    np.testing.assert_array_equal(run.compatibility, 1.0 - np.eye(3))
+    assert run.compatibility.dtype == np.float32
+    assert run.is_potts
+    assert resolved.kernels.num_labels == run.num_labels == 3
 
 
 def test_resolve_keeps_lists_in_their_order() -> None:
@@ -399,20 +400,18 @@ def test_resolve_keeps_lists_in_their_order() -> None:
         "spatial.theta_gamma": [3, 4],
     }
     resolved = CrfParameters().replace(**changes).resolve(3, 1, 2)
-    np.testing.assert_array_equal(resolved.bilateral[0].weight, [1, 2, 3])
-    np.testing.assert_array_equal(resolved.bilateral[0].theta_alpha, [1, 2])
-    assert resolved.spatial is not None
-    np.testing.assert_array_equal(resolved.spatial.theta_gamma, [3, 4])
+    np.testing.assert_array_equal(resolved.mean_field.weights, [[1, 2, 3], [1, 1, 1]])
+    assert resolved.kernels.kernels == (KernelSpec((1, 2), (0.1,)), KernelSpec((3, 4)))
+    assert resolved.kernels.spatial == KernelSpec((3, 4))
 
 
 def test_resolve_drops_terms_without_weight() -> None:
     """Nothing is computed for a weight of 0; a list with one that is not keeps the term."""
     parameters = _two_kernels().replace(**{"bilateral.0.weight": [0.0, 0.0]})
     resolved = parameters.resolve(2, 1, 3)
-    assert len(resolved.bilateral) == 1
-    np.testing.assert_array_equal(resolved.bilateral[0].theta_alpha, [6.0] * 3)
-    assert resolved.spatial is None
-    assert parameters.replace(**{"spatial.weight": [0.0, 1.0]}).resolve(2, 1, 3).spatial is not None
+    assert [kernel.theta_position for kernel in resolved.kernels.bilateral] == [(6.0,) * 3]
+    assert resolved.kernels.spatial is None
+    assert parameters.replace(**{"spatial.weight": [0.0, 1.0]}).resolve(2, 1, 3).kernels.spatial is not None
 
 
 @pytest.mark.parametrize(
@@ -444,8 +443,8 @@ def test_resolve_refuses_lists_of_the_wrong_length(changes: dict[str, object], m
 def test_a_potts_matrix_is_recognized() -> None:
     """However it is written, the cheaper computation applies."""
     parameters = CrfParameters(compatibility=CompatibilityParameters("matrix", ((0.0, 1.0), (1.0, 0.0))))
-    assert parameters.resolve(2, 1, 3).is_potts
-    other = parameters.replace(**{"compatibility.matrix": [[0.0, 2.0], [1.0, 0.0]]}).resolve(2, 1, 3)
+    assert parameters.resolve(2, 1, 3).mean_field.is_potts
+    other = parameters.replace(**{"compatibility.matrix": [[0.0, 2.0], [1.0, 0.0]]}).resolve(2, 1, 3).mean_field
     assert not other.is_potts
     np.testing.assert_array_equal(other.compatibility, [[0.0, 2.0], [1.0, 0.0]])
 
@@ -453,9 +452,9 @@ def test_a_potts_matrix_is_recognized() -> None:
 def test_positions_decide_the_distance_between_voxels() -> None:
     """Millimeters as they are, or one a voxel."""
     parameters = CrfParameters()
-    assert parameters.resolve(2, 1, 3).position_spacing((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
+    assert parameters.resolve(2, 1, 3).kernels.distances((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
     voxels = parameters.replace(**{"mean_field.positions": "voxels"})
-    assert voxels.resolve(2, 1, 3).position_spacing((0.5, 1.0, 3)) == (1.0, 1.0, 1.0)
+    assert voxels.resolve(2, 1, 3).kernels.distances((0.5, 1.0, 3)) == (1.0, 1.0, 1.0)
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:

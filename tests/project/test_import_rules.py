@@ -14,8 +14,8 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("errors", "text", "threads"),
-    ("failures",),
+    ("axes", "errors", "text", "threads"),
+    ("failures", "specs"),
     ("execution", "io"),
     ("parameters",),
     ("arrays",),

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import crfrefine
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(crfrefine.__file__).parent
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu"}
 
 installed_only = pytest.mark.skipif(
@@ -116,3 +118,50 @@ UNFIT = {
 def test_the_repositorys_text_is_clean(what):
     offenders = [path.relative_to(ROOT).as_posix() for path in repository_texts() if UNFIT[what].search(path.read_text(encoding="utf-8"))]
     assert offenders == []
+
+
+def refine_in_a_clone(folder: Path, installed: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a source tree without a compiled engine, where the package is installed elsewhere."""
+    shutil.copytree(PACKAGE, folder / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__"))
+    code = (
+        "import numpy as np, crfrefine\n"
+        "rng = np.random.default_rng(0)\n"
+        "print(crfrefine.refine(rng.normal(size=(2, 5, 3, 4)), rng.normal(size=(5, 3, 4)), spacing=(1, 2, 1.5)), crfrefine.__file__)"
+    )
+    libraries = folder.parent / "libraries"  # those of this environment, without the package that is installed in it
+    libraries.mkdir()
+    for path in Path(np.__file__).parents[1].iterdir():
+        if not path.name.lower().startswith("crfrefine"):
+            (libraries / path.name).symlink_to(path)
+    environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{libraries}"}
+    environment.pop("PYTHONSAFEPATH", None)
+    return subprocess.run([sys.executable, "-S", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
+    """Python started in a clone meets the source tree first."""
+    installed, clone = tmp_path / "site", tmp_path / "clone"
+    shutil.copytree(PACKAGE, installed / "crfrefine")
+    clone.mkdir()
+    done = refine_in_a_clone(clone, installed)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("<RefinementResult")
+    assert str(clone) in done.stdout
+
+
+def test_a_source_tree_that_hides_another_version_says_so(tmp_path):
+    """An engine with other arguments must not be called."""
+    installed, clone = tmp_path / "site", tmp_path / "clone"
+    shutil.copytree(PACKAGE, installed / "crfrefine")
+    with (installed / "crfrefine" / "engines" / "cpu.py").open("a", encoding="utf-8") as adapter:
+        adapter.write("# changed\n")
+    clone.mkdir()
+    done = refine_in_a_clone(clone, installed)
+    assert "BackendUnavailableError" in done.stderr
+    assert f"source tree {clone / 'crfrefine'}, which has no compiled engine, before the installed package" in done.stderr
+    assert "PYTHONSAFEPATH=1" in done.stderr
+
+
+def test_a_source_tree_without_any_engine_says_so(tmp_path):
+    done = refine_in_a_clone(tmp_path / "clone", tmp_path / "nothing")
+    assert "the compiled CPU engine is missing" in done.stderr

@@ -19,6 +19,7 @@ from crfrefine.train.folds import Split, split_training
 from crfrefine.train.methods import LARGEST, MEASURED, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
+from crfrefine.train.rounding import rounded
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.screening import choose_starts, screen
 from crfrefine.train.starts import make_starts, without_crf
@@ -249,3 +250,12 @@ def test_a_strong_prior_keeps_a_training_where_it_began(useful):
         before, after = Model(start(8.0).parameters, LEARNABLE, SIZES).positions(), trajectory.model.positions()
         moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(after, before, strict=True)))
     assert moved[1] < 0.5 * moved[0]
+
+
+def test_the_final_score_is_that_of_the_parameters_a_file_holds(useful):
+    """Written and read again, they are the same and have the same gain: `infer` reproduces what was measured."""
+    result = fit(useful[:3], num_iterations=4)
+    assert not result.is_network
+    read = CrfParameters.from_toml(result.parameters.to_toml())
+    assert rounded(read) == read == result.parameters
+    assert mean_gain(read, useful[:3]) == pytest.approx(result.score - result.network_score, abs=1e-12)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.mean_field import MeanFieldOptions
 from crfrefine.engines.cuda.moments import FeatureColumns, add_moments, filtered
 from crfrefine.engines.cuda.voxels import Voxels
+
+if TYPE_CHECKING:
+    from crfrefine.specs import MeanFieldSpec
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Backward:
         voxels: Voxels,
         kernels: Sequence[Kernel],
         features: Sequence[FeatureColumns],
-        options: MeanFieldOptions,
+        spec: MeanFieldSpec,
         *,
         wants_theta: bool,
         wants_image: bool,
@@ -56,11 +58,11 @@ class Backward:
             voxels: the masked voxels.
             kernels: normalized.
             features: of each kernel.
-            options: of the run.
+            spec: the run.
             wants_theta: whether to compute derivatives by bandwidths.
             wants_image: whether to compute that by the image.
         """
-        self._voxels, self._kernels, self._features, self._options = voxels, kernels, features, options
+        self._voxels, self._kernels, self._features, self._spec = voxels, kernels, features, spec
         self._wants_theta, self._wants_moments, self._wants_image = wants_theta, wants_theta or wants_image, wants_image
 
     def run(self, record: Any, steps: Sequence[float], by_logits: Any) -> Gradients:
@@ -74,7 +76,7 @@ class Backward:
         xp = self._voxels.device.xp
         num_labels, dtype = len(by_logits), by_logits.dtype
         num_modalities = max((features.num_modalities for features in self._features), default=0)
-        self._compatibility = self._voxels.device.upload(np.asarray(self._options.compatibility, dtype=dtype))
+        self._compatibility = self._voxels.device.upload(np.asarray(self._spec.compatibility, dtype=dtype))
         self._found = Gradients(
             scores=xp.zeros_like(by_logits),
             weights=np.zeros((len(self._kernels), num_labels)),
@@ -108,7 +110,7 @@ class Backward:
         """From the derivative by the logits after a step to that by the logits before it."""
         y = step * by_x
         self._found.scores += y
-        z = y.sum(axis=0) - y if self._options.is_potts else self._by_neighbors(y)
+        z = y.sum(axis=0) - y if self._spec.is_potts else self._by_neighbors(y)
         by_marginals = sum(self._kernel_back(m, marginals, y, z) for m in range(len(self._kernels)))
         # Known up to one number a voxel, which the softmax does not see: the last label's is 0.
         own = self._voxels.device.xp.zeros_like(y)
@@ -125,7 +127,7 @@ class Backward:
     def _kernel_back(self, m: int, marginals: Any, y: Any, z: Any) -> Any:
         """One kernel's part of a step: (label but the last, voxel) derivatives by the marginals it was sent."""
         xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
-        weight = self._options.weights[m].astype(y.dtype)
+        weight = self._spec.weights[m].astype(y.dtype)
         scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
         q = marginals[:-1]
         # Marginals sum to 1: the last label's derivative is taken off, and its channel need not be filtered. What that leaves for the

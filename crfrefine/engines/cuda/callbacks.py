@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 from crfrefine.engines.base import Progress
 
+_MARK = "_is_a_callers"  # of an exception
 
-class CallbackMemoryError(Exception):
-    """Carries the MemoryError of a caller's function past `device.capacity`: it says nothing about the GPU's memory."""
 
-    def __init__(self, error: MemoryError) -> None:
-        """Take the error."""
-        super().__init__(str(error))
-        self.error = error
+def is_a_callers(error: MemoryError) -> bool:
+    """Whether it came from a caller's function, and says nothing about the GPU's memory."""
+    return getattr(error, _MARK, False)
 
 
 def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
@@ -25,6 +23,7 @@ def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] 
         try:
             progress(stage, step, num_steps)
         except MemoryError as error:
-            raise CallbackMemoryError(error) from error
+            setattr(error, _MARK, True)
+            raise
 
     return call

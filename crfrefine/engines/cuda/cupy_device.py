@@ -92,16 +92,16 @@ def is_available() -> bool:
 class CupyDevice:
     """A CUDA device; see `Device`. Everything goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
-    def __init__(self, index: int | None = None) -> None:
+    def __init__(self, index: int = 0) -> None:
         """Take a GPU.
 
         Args:
-            index: its number; None: the first one.
+            index: its number; the first one goes by the name "cuda".
 
         Raises:
             BackendUnavailableError: no driver, no GPU, no such GPU, no CuPy that fits, or a forked process; says what to do.
         """
-        self.name = "cuda" if index is None else f"cuda:{index}"
+        self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
         count = num_driver_devices()
         if count == 0:
@@ -109,13 +109,13 @@ class CupyDevice:
             raise BackendUnavailableError(
                 f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it{also}, or use --device cpu"
             )
-        if index is not None and index >= count:
+        if index >= count:
             raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
         try:
             self.xp: Any = importlib.import_module("cupy")
         except (ImportError, OSError) as error:  # the latter where CuPy can make no folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
-        self._number = index or 0
+        self._number = index
         try:
             with self.active():
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so that a part of the CUDA toolkit that is missing is missed now

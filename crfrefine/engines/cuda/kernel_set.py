@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from crfrefine.engines.cuda.filters import ExactFilter, Filter, SpatialFilter, T
 from crfrefine.engines.cuda.lattice import COMPILED_FEATURES, LatticeFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from crfrefine.specs import KernelSetSpec, KernelSpec
 
 # Of any GPU: arithmetic and memory traffic in these proportions, counted on paper (docs/decisions/gpu.md); only the ratio matters.
 _OPERATIONS_A_BYTE = 8.0
@@ -116,41 +119,29 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
 
 
 def build_kernels(
-    voxels: Voxels,
-    image: Any,
-    bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
-    theta_gamma: Sequence[float] | None,
-    *,
-    normalization: str,
-    filter_name: str,
-    num_channels: int,
-    num_filterings: int,
-    progress: Callable[[int, int], None] | None = None,
+    voxels: Voxels, image: Any, spec: KernelSetSpec, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[Kernel], list[str]]:
     """Build and normalize the kernels of a model, the spatial one last, and describe each in a line.
 
     Args:
         voxels: where.
         image: (M, *grid) on the device; its type is that of all values.
-        bilateral: (theta_alpha, theta_beta) of each appearance kernel: one value a grid axis, one a modality.
-        theta_gamma: of the spatial kernel, one value a grid axis; None: no such kernel.
-        normalization: "symmetric", "after" or "none".
-        filter_name: of the appearance kernels.
-        num_channels: that will be filtered.
-        num_filterings: how often.
+        spec: the kernels.
         progress: called with the number of kernels built and that of all.
     """
     kernels, descriptions = [], []
-    num_kernels = len(bilateral) + (theta_gamma is not None)
-    for number, (theta_alpha, theta_beta) in enumerate(bilateral):
+    for number, kernel in enumerate(spec.kernels):
         if progress is not None:
-            progress(number, num_kernels)
-        features = BilateralInput(voxels, image, voxels.of_box_axes(theta_alpha), theta_beta)
-        plain = bilateral_filter(filter_name, features, num_channels, num_filterings)
-        kernels.append(normalized(plain, voxels, normalization, image.dtype))
-        descriptions.append(f"bilateral.{number}: {plain.description}")
-    if theta_gamma is not None:
-        spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma), image.dtype)
-        kernels.append(normalized(spatial, voxels, normalization, image.dtype))
-        descriptions.append(f"spatial: {spatial.description}")
+            progress(number, len(spec.kernels))
+        plain = build_filter(voxels, image, kernel, spec.filter, spec.num_labels - 1, spec.num_iterations)
+        kernels.append(normalized(plain, voxels, spec.normalization, image.dtype))
+        descriptions.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {plain.description}")
     return kernels, descriptions
+
+
+def build_filter(voxels: Voxels, image: Any, kernel: KernelSpec, filter_name: str, num_channels: int, num_filterings: int) -> Filter:
+    """Build the filter of one kernel, for so many channels and filterings; see `bilateral_filter`."""
+    theta = voxels.of_box_axes(kernel.theta_position)
+    if kernel.theta_intensity is None:
+        return SpatialFilter(voxels, theta, image.dtype)
+    return bilateral_filter(filter_name, BilateralInput(voxels, image, theta, kernel.theta_intensity), num_channels, num_filterings)

@@ -1,24 +1,30 @@
-"""Kernels built once on the device, to run forth and back: what the trainable layer uses."""
+"""Kernels built on the device, to run forward and backward."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import MeanFieldGradients, Tape
+from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
+from crfrefine.engines.cuda.callbacks import staged
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
 from crfrefine.engines.cuda.kernel_set import build_kernels
-from crfrefine.engines.cuda.mean_field import MeanFieldOptions, run_mean_field
+from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.engines.cuda.moments import FeatureColumns
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.errors import InputError
+
+if TYPE_CHECKING:
+    from crfrefine.specs import KernelSetSpec, MeanFieldSpec
 
 
 class CudaKernels:
@@ -34,64 +40,66 @@ class CudaKernels:
         image: Any,
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
-        *,
-        bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
-        theta_gamma: Sequence[float] | None,
-        normalization: str,
-        filter_name: str,
-        num_labels: int,
-        num_iterations: int,
+        spec: KernelSetSpec,
+        axes: Sequence[int] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
-        self._device = device
+        started = time.perf_counter()
+        self._device, self._spec, self._num_labels, self._num_bilateral = device, spec, spec.num_labels, len(spec.bilateral)
         inside = math.prod(image.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        needed = build_bytes(image.shape, inside, num_bilateral=len(bilateral), filter_name=filter_name, dtype=image.dtype)
+        needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
         given = device.upload(image)
+        device.synchronize()
+        self._upload_seconds = time.perf_counter() - started
         self._image = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
         self.image_shape = tuple(self._image.shape)
         self.dtype = str(self._image.dtype)
         self._grid_shape = self.image_shape[1:]
-        self._normalization, self._num_labels, self._num_bilateral = normalization, num_labels, len(bilateral)
-        self._voxels = Voxels(device, self._grid_shape, spacing, mask)
-        thetas = [(_floats(theta_alpha), _floats(theta_beta)) for theta_alpha, theta_beta in bilateral]
-        gamma = None if theta_gamma is None else _floats(theta_gamma)
-        self._kernels, filters = build_kernels(
-            self._voxels,
-            self._image,
-            thetas,
-            gamma,
-            normalization=normalization,
-            filter_name=filter_name,
-            num_channels=num_labels - 1,
-            num_filterings=num_iterations,
-        )
+        self._voxels = Voxels(device, self._grid_shape, spec.distances(spacing), mask, axes)
+        self._kernels, filters = build_kernels(self._voxels, self._image, spec, staged(progress, "build"))
         of_axes = self._voxels.of_box_axes
-        self._features = [FeatureColumns(self._voxels, of_axes(alpha), beta, self._image) for alpha, beta in thetas]
-        if gamma is not None:
-            self._features.append(FeatureColumns(self._voxels, of_axes(gamma), [], self._image))
+        self._features = [
+            FeatureColumns(self._voxels, of_axes(kernel.theta_position), list(kernel.theta_intensity or ()), self._image)
+            for kernel in spec.kernels
+        ]
         self.filters = tuple(filters)
         self.num_kernels = len(self._kernels)
         self.num_voxels = self._voxels.num_voxels
         self._lock = threading.Lock()
         # They may be used on another stream than the one they were built on.
         device.synchronize()
+        self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
-    def forward(
-        self,
-        logits: Any,
-        *,
-        weights: NDArray[Any],
-        compatibility: NDArray[Any],
-        temperature: float,
-        num_iterations: int,
-        damping: float = 0.0,
-    ) -> Tape:
-        """Run the mean field and keep what the way back needs; see `Kernels.forward`."""
-        options = self._options(weights, compatibility, temperature, num_iterations, damping)
+    def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. The kernels can be used again here."""
+        spec = spec.rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            self._check(run_bytes(self._shape(), self.num_voxels, options.num_channels, self.dtype, num_recorded=num_iterations), "a run")
-            outcome = run_mean_field(self._voxels, self._kernels, options, self._array(logits), records=True)
+            started = time.perf_counter()
+            self._check(run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype), "a run")
+            given = self._array(logits)
+            self._device.synchronize()
+            uploaded = time.perf_counter()
+            outcome = self._run(given, spec, staged(progress, "mean field"))
+            stepped = time.perf_counter()  # the steps are done: their energies are here
+            refined = self._give(outcome.logits, logits)
+            report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
+            timings = {
+                "upload": self._upload_seconds + uploaded - started,
+                "build": self._build_seconds,
+                "steps": stepped - uploaded,
+                "download": time.perf_counter() - stepped,
+            }
+            return MeanFieldResult(refined, report, timings)
+
+    def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
+        """Run the mean field and keep what the backward pass needs; see `Kernels.forward`."""
+        spec = replace(spec, tolerance=0.0).rounded(self._image.dtype)
+        with self._lock, active_for(self._device, logits), capacity(self._shape()):
+            needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=spec.num_iterations)
+            self._check(needed, "a run")
+            outcome = self._run(self._array(logits), spec, records=True)
             return Tape(self._give(outcome.logits, logits), self._give(outcome.record, logits), outcome.steps)
 
     def backward(
@@ -99,22 +107,19 @@ class CudaKernels:
         tape: Tape,
         logits: Any,
         gradient: Any,
+        spec: MeanFieldSpec,
         *,
-        weights: NDArray[Any],
-        compatibility: NDArray[Any],
-        temperature: float,
-        damping: float = 0.0,
         wants_theta: bool = True,
         wants_image: bool = False,
     ) -> MeanFieldGradients:
-        """Return the derivatives of a loss; see `Kernels.backward`."""
-        options = self._options(weights, compatibility, temperature, len(tape.steps), damping)
+        """Return the gradients of a loss; see `Kernels.backward`."""
+        spec, temperature = spec.rounded(self._image.dtype), spec.temperature
         index = self._voxels.grid_index
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = backward_bytes(self._shape(), self.num_voxels, self.dtype, num_wanted=len(self._image) * wants_image)
-            self._check(needed, "the way back")
+            self._check(needed, "the backward pass")
             given, by_out = self._array(logits), self._array(gradient)
-            found = Backward(self._voxels, self._kernels, self._features, options, wants_theta=wants_theta, wants_image=wants_image).run(
+            found = Backward(self._voxels, self._kernels, self._features, spec, wants_theta=wants_theta, wants_image=wants_image).run(
                 self._device.upload(tape.record), tape.steps, by_out.reshape(self._num_labels, -1)[:, index]
             )
             inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
@@ -150,20 +155,10 @@ class CudaKernels:
                 image=None if by_image is None else self._give(by_image, logits),
             )
 
-    def _options(
-        self, weights: NDArray[Any], compatibility: NDArray[Any], temperature: float, num_iterations: int, damping: float
-    ) -> MeanFieldOptions:
-        matrix = np.asarray(compatibility, dtype=np.float64)
-        return MeanFieldOptions(
-            weights=np.asarray(weights).astype(self._image.dtype).reshape(self.num_kernels, self._num_labels),
-            compatibility=matrix,
-            is_potts=bool(np.array_equal(matrix, 1.0 - np.eye(len(matrix)))),
-            num_iterations=num_iterations,
-            tolerance=0.0,
-            temperature=temperature,
-            damping=damping,
-            watches_energy=self._normalization != "after",
-        )
+    def _run(
+        self, given: Any, spec: MeanFieldSpec, progress: Callable[[int, int], None] | None = None, *, records: bool = False
+    ) -> MeanFieldOutcome:
+        return run_mean_field(self._voxels, self._kernels, spec, given, progress, watches_energy=self._spec.watches_energy, records=records)
 
     def _shape(self) -> tuple[int, ...]:
         """Of the logits."""
@@ -188,7 +183,3 @@ class CudaKernels:
         values = np.zeros(len(self._grid_shape))
         values[self._voxels.source_axis] = of_box_axes
         return values
-
-
-def _floats(values: Any) -> list[float]:
-    return [float(value) for value in np.asarray(values).ravel()]

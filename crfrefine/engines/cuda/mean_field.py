@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width, to_channels
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MOST_THREADS
 from crfrefine.engines.cuda.voxels import Voxels
+
+if TYPE_CHECKING:
+    from crfrefine.specs import MeanFieldSpec
 
 _FEWEST_REPEATED = 4
 """Steps of a run from which recording them is worth it."""
@@ -21,40 +23,6 @@ _FEWEST_REPEATED = 4
 # As in kernels/cuda/mean_field.cu.
 _NUM_SUMS, _FOLD = 6, 32
 _NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
-
-
-@dataclass(frozen=True)
-class MeanFieldOptions:
-    """What a run is, but for its kernels.
-
-    Attributes:
-        weights: (kernel, label), in the precision of the run.
-        compatibility: (label, label) penalty; row: the neighbor's.
-        is_potts: whether it is 1 off the diagonal.
-        num_iterations: steps, at most.
-        tolerance: mean divergence a voxel that counts as converged; 0: never stop early.
-        temperature: divides the logits.
-        damping: share of the old log-marginals in a step.
-        watches_energy: whether a rise of the energy halves the steps.
-    """
-
-    weights: NDArray[np.floating[Any]]
-    compatibility: NDArray[np.floating[Any]]
-    is_potts: bool
-    num_iterations: int
-    tolerance: float
-    temperature: float
-    damping: float
-    watches_energy: bool
-
-    @property
-    def num_channels(self) -> int:
-        """Of the marginals that are filtered.
-
-        With one weight for all labels the last label's message follows from the others', as marginals sum to 1.
-        """
-        num_labels = len(self.compatibility)
-        return num_labels - 1 if bool((self.weights == self.weights[:, :1]).all()) else num_labels
 
 
 @dataclass(frozen=True)
@@ -81,10 +49,11 @@ class MeanFieldOutcome:
 def run_mean_field(
     voxels: Voxels,
     kernels: Sequence[Kernel],
-    options: MeanFieldOptions,
+    spec: MeanFieldSpec,
     logits: Any,
     progress: Callable[[int, int], None] | None = None,
     *,
+    watches_energy: bool = True,
     records: bool = False,
 ) -> MeanFieldOutcome:
     """Run the iteration.
@@ -92,48 +61,51 @@ def run_mean_field(
     Args:
         voxels: the masked voxels.
         kernels: normalized.
-        options: the rest of the model.
+        spec: the run, with weights of the precision of the logits.
         logits: (label, *grid) float32 or float64, on the device.
         progress: called before each step with its number and that of all.
+        watches_energy: whether a rise of the energy halves the steps.
         records: whether to keep what the way back needs.
     """
-    outcome, num_launched = _iterate(voxels, kernels, options, logits, progress, records=records, repeats=True)
+    kept = {"watches_energy": watches_energy, "records": records}
+    outcome, num_launched = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=True)
     if outcome.num_iterations != num_launched:
         warnings.warn(
             f"a GPU took {outcome.num_iterations} of {num_launched} steps that were recorded; they are launched one by one now",
             RuntimeWarning,
             stacklevel=2,
         )
-        outcome, _ = _iterate(voxels, kernels, options, logits, progress, records=records, repeats=False)
+        outcome, _ = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=False)
     return outcome
 
 
 def _iterate(
     voxels: Voxels,
     kernels: Sequence[Kernel],
-    options: MeanFieldOptions,
+    spec: MeanFieldSpec,
     logits: Any,
     progress: Callable[[int, int], None] | None,
     *,
+    watches_energy: bool,
     records: bool,
     repeats: bool,
 ) -> tuple[MeanFieldOutcome, int]:
     """All steps: what they leave, and how many were launched. `repeats`: steps that launch the same may be recorded."""
-    run = _Run(voxels, kernels, options, logits, records=records)
-    may_stop = options.tolerance > 0.0
+    run = _Run(voxels, kernels, spec, logits, watches_energy=watches_energy, records=records)
+    may_stop = spec.tolerance > 0.0
     # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
     # The energy of a Potts model with one weight for all labels does not rise.
-    may_rise = not (options.is_potts and options.num_channels < len(options.compatibility))
-    keeps = may_stop or options.damping > 0.0 or (options.watches_energy and may_rise)
+    may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
+    keeps = may_stop or spec.damping > 0.0 or (watches_energy and may_rise)
     repeat: Callable[[], None] | None = None
     num_launched = 0
-    for t in range(options.num_iterations):
+    for t in range(spec.num_iterations):
         if progress is not None:
-            progress(t, options.num_iterations)
-        is_last = t + 1 == options.num_iterations
+            progress(t, spec.num_iterations)
+        is_last = t + 1 == spec.num_iterations
         # All steps but the last launch the same: recorded once they have run, as launching one by one takes longer than running. The
         # record writes to the run's buffers, which stay until its outcome has been waited for.
-        if records or not repeats or is_last or t == 0 or options.num_iterations < _FEWEST_REPEATED:
+        if records or not repeats or is_last or t == 0 or spec.num_iterations < _FEWEST_REPEATED:
             run.step(keeps=keeps, is_last=is_last)
         else:
             repeat = repeat or voxels.device.capture(lambda: run.step(keeps=keeps, is_last=False))
@@ -147,31 +119,34 @@ def _iterate(
 class _Run:
     """The arrays of a run, and its launches."""
 
-    def __init__(self, voxels: Voxels, kernels: Sequence[Kernel], options: MeanFieldOptions, logits: Any, *, records: bool) -> None:
-        self._voxels, self._kernels, self._options, self._logits = voxels, kernels, options, logits
+    def __init__(
+        self, voxels: Voxels, kernels: Sequence[Kernel], spec: MeanFieldSpec, logits: Any, *, watches_energy: bool, records: bool
+    ) -> None:
+        self._voxels, self._kernels, self._spec, self._logits = voxels, kernels, spec, logits
+        self._watches_energy = watches_energy
         self._device, xp = voxels.device, voxels.device.xp
         dtype = logits.dtype
-        num_labels, num_channels, num_voxels = len(logits), options.num_channels, voxels.num_voxels
+        num_labels, num_channels, num_voxels = len(logits), spec.num_channels, voxels.num_voxels
         width = row_width(num_channels)
         num_groups = num_row_groups(num_channels)
         self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
-        self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in options.weights]
+        self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
         self._weighted_ones = None
         if num_channels < num_labels:
             self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
-            for kernel, weight in zip(kernels, options.weights, strict=True):
+            for kernel, weight in zip(kernels, spec.weights, strict=True):
                 self._weighted_ones += kernel.ones * float(weight[0])
-        self._compatibility = self._device.upload(np.asarray(options.compatibility, dtype=dtype))
+        self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
         self._messages = xp.empty_like(self._marginals)
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._folded = self._fold_buffers()
-        self._state = xp.zeros(_NUM_STATES + 2 * max(options.num_iterations, 1), dtype=np.float64)
-        self._inverse_temperature = dtype.type(1.0) / dtype.type(options.temperature)
+        self._state = xp.zeros(_NUM_STATES + 2 * max(spec.num_iterations, 1), dtype=np.float64)
+        self._inverse_temperature = dtype.type(1.0) / dtype.type(spec.temperature)
         self._out = xp.empty_like(logits)
         self._num_done = 0
-        self._record = xp.empty((options.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
+        self._record = xp.empty((spec.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
         self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
         self._launch(
             "start",
@@ -187,7 +162,7 @@ class _Run:
             self._partial,
         )
         sums = self._fold()
-        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - float(dtype.type(options.damping)), self._state)
+        self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - float(dtype.type(spec.damping)), self._state)
 
     def step(self, *, keeps: bool, is_last: bool) -> None:
         """Launch one step."""
@@ -196,7 +171,7 @@ class _Run:
             self._num_done += 1
         for kernel, weight in zip(self._kernels, self._weights, strict=True):
             kernel.accumulate(self._marginals, weight, self._messages)
-        voxels, options = self._voxels, self._options
+        voxels, spec = self._voxels, self._spec
         self._launch(
             "update",
             self._num_threads,
@@ -209,8 +184,8 @@ class _Run:
             self._messages,
             self._weighted_ones,
             self._compatibility,
-            int(options.is_potts),
-            int(options.tolerance > 0.0),
+            int(spec.is_potts),
+            int(spec.tolerance > 0.0),
             self._state,
             self._out if keeps else None,
             self._out if keeps or is_last else None,
@@ -224,9 +199,9 @@ class _Run:
             sums,
             sums.shape[1],
             voxels.num_voxels,
-            int(options.watches_energy),
-            options.tolerance,
-            max(options.num_iterations, 1),
+            int(self._watches_energy),
+            spec.tolerance,
+            max(spec.num_iterations, 1),
             self._state,
         )
 
@@ -237,7 +212,7 @@ class _Run:
     def outcome(self) -> MeanFieldOutcome:
         """What is there now."""
         state = self._device.download(self._state)
-        done, most = int(state[_NUM_STEPS]), max(self._options.num_iterations, 1)
+        done, most = int(state[_NUM_STEPS]), max(self._spec.num_iterations, 1)
         energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
         return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()), self._record)
 

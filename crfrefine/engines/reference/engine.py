@@ -1,28 +1,29 @@
 """The `reference` backend: the model in float64 Python, for checks and small grids.
 
-Slow on purpose; see crfrefine/engines/reference for the parts.
+Slow on purpose; its parts are the other modules of this folder.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
-from crfrefine.engines.base import MeanFieldGradients, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
-from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, Term, mean_field
+from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, mean_field
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from crfrefine.parameters.model import ResolvedParameters
+    from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 Float32 = NDArray[np.float32]
 
@@ -32,67 +33,41 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def mean_field(
+    def kernels(
         self,
-        logits: Float32,
-        image: Float32,
+        image: NDArray[Any],
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
-        parameters: ResolvedParameters,
+        spec: KernelSetSpec,
         *,
         axes: Sequence[int] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
-    ) -> MeanFieldResult:
-        """Run the mean field on one case; see `Backend.mean_field`. One thread, whatever `threads` says.
+    ) -> ReferenceKernels:
+        """Build the kernels of a model on one image; see `Backend.kernels`. All work is done in float64, by one thread.
 
         Raises:
             ConfigError: the filter is `grid`, which this backend does not have.
             InputError: the mask is empty.
             CapacityError: too many voxels in the mask.
         """
-        grid_shape = logits.shape[1:]
-        inside = _inside(mask, grid_shape)
-        start = time.perf_counter()
-        if progress is not None:
-            progress("build", 0, 1)
-        steps = parameters.position_spacing(spacing)
-        num_points = int(inside.sum())
-        terms: list[Term] = []
-        filters: list[str] = []
-        for index, kernel in enumerate(parameters.bilateral):
-            features = kernel_features(image, inside, steps, kernel.theta_alpha.tolist(), kernel.theta_beta.tolist(), grid_shape)
-            if axes is not None:
-                features[:, len(image) :] = features[:, len(image) + np.argsort(axes)]
-            filtering, text = _filter(features, len(grid_shape), parameters.filter)
-            terms.append(Term(NormalizedKernel(filtering, num_points, parameters.normalization), kernel.weight))
-            filters.append(f"bilateral.{index}: {text}")
-        if parameters.spatial is not None:
-            features = kernel_features(None, inside, steps, parameters.spatial.theta_gamma.tolist(), None, grid_shape)
-            terms.append(Term(NormalizedKernel(DenseKernel(features), num_points, parameters.normalization), parameters.spatial.weight))
-            filters.append("spatial: exact")
-        built = time.perf_counter()
-        result = np.ascontiguousarray(logits, dtype=np.float64) / parameters.temperature
-        trace = mean_field(
-            logits[:, inside].T.astype(np.float64),
-            terms,
-            parameters.compatibility,
-            num_iterations=parameters.num_iterations,
-            tolerance=parameters.tolerance,
-            temperature=parameters.temperature,
-            damping=parameters.damping,
-            watch_energy=parameters.normalization != "after",
-            progress=None if progress is None else lambda step: progress("mean field", step, parameters.num_iterations),
-        )
-        result[:, inside] = trace.logits.T
-        return MeanFieldResult(
-            logits=result.astype(np.float32),
-            num_iterations=trace.num_iterations,
-            converged=trace.converged,
-            energy=trace.energy,
-            filters=tuple(filters),
-            timings={"build": built - start, "steps": time.perf_counter() - built},
-        )
+        return ReferenceKernels(image, _inside(mask, image.shape[1:]), spacing, spec, axes, progress)
+
+    def mean_field(
+        self,
+        logits: Float32,
+        image: Float32,
+        mask: NDArray[np.bool_] | None,
+        spacing: Sequence[float],
+        spec: ModelSpec,
+        *,
+        axes: Sequence[int] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> MeanFieldResult:
+        """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
+        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, threads=threads, progress=progress)
+        return kernels.run_last(logits, spec.mean_field, progress=progress)
 
     def message(
         self,
@@ -100,49 +75,22 @@ class ReferenceBackend:
         image: Float32 | None,
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
+        spec: KernelSetSpec,
         *,
-        theta_alpha: Sequence[float],
-        theta_beta: Sequence[float] | None,
-        normalization: str = "none",
-        filter: str = "exact",  # noqa: A002 - the parameter's name in the configuration
         threads: int | None = None,
     ) -> Float32:
         """Filter values once; see `Backend.message`. A spatial kernel is always summed exactly.
 
         Raises:
-            ConfigError: the filter is `grid`, which this backend does not have.
-            InputError: the mask is empty.
-            CapacityError: too many voxels in the mask.
+            ConfigError, InputError, CapacityError: as `kernels`.
         """
         grid_shape = values.shape[1:]
         inside = _inside(mask, grid_shape)
-        features = kernel_features(image, inside, spacing, theta_alpha, theta_beta, grid_shape)
-        filtering, _ = _filter(features, len(grid_shape), "exact" if theta_beta is None else filter)
-        kernel = NormalizedKernel(filtering, features.shape[0], normalization)
+        plain, _, _ = _built(spec.kernels[0], spec, image, inside, spacing, None)
+        kernel = NormalizedKernel(plain, int(inside.sum()), spec.normalization)
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
         return result
-
-    def kernels(
-        self,
-        image: NDArray[Any],
-        mask: NDArray[np.bool_] | None,
-        spacing: Sequence[float],
-        *,
-        bilateral: Sequence[tuple[Sequence[float], Sequence[float]]],
-        theta_gamma: Sequence[float] | None,
-        normalization: str,
-        filter: str,  # noqa: A002 - the parameter's name in the configuration
-        num_labels: int,
-        num_iterations: int,
-        threads: int | None = None,
-    ) -> ReferenceKernels:
-        """Build the kernels of a model on one image; see `Backend.kernels`. All work is done in float64."""
-        inside = _inside(mask, image.shape[1:])
-        thetas = [(list(theta_alpha), list(theta_beta)) for theta_alpha, theta_beta in bilateral]
-        return ReferenceKernels(
-            image, inside, list(spacing), thetas, None if theta_gamma is None else list(theta_gamma), normalization, filter
-        )
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
@@ -171,80 +119,63 @@ class ReferenceKernels:
         self,
         image: NDArray[Any],
         inside: NDArray[np.bool_],
-        spacing: list[float],
-        bilateral: list[tuple[list[float], list[float]]],
-        theta_gamma: list[float] | None,
-        normalization: str,
-        filter_name: str,
+        spacing: Sequence[float],
+        spec: KernelSetSpec,
+        axes: Sequence[int] | None,
+        progress: Progress | None,
     ) -> None:
+        started = time.perf_counter()
         self._inside = inside
+        self._spec = spec
         self._dtype = np.float64 if image.dtype == np.float64 else np.float32
         self.image_shape = image.shape
         self.dtype = np.dtype(self._dtype).name
-        self._normalization = normalization
         # Intensities first, positions last, as in kernel_features.
-        self._thetas = [np.array([*theta_beta, *theta_alpha], dtype=np.float64) for theta_alpha, theta_beta in bilateral]
-        self._num_bilateral = len(bilateral)
+        self._thetas = [np.array([*(kernel.theta_intensity or ()), *kernel.theta_position]) for kernel in spec.kernels]
+        self._num_bilateral = len(spec.bilateral)
         self._features: list[NDArray[np.float64]] = []
         self._kernels: list[Filter] = []
         filters: list[str] = []
-        for index, (theta_alpha, theta_beta) in enumerate(bilateral):
-            self._features.append(kernel_features(image, inside, spacing, theta_alpha, theta_beta, inside.shape))
-            filtering, text = _filter(self._features[-1], inside.ndim, filter_name)
-            self._kernels.append(filtering)
-            filters.append(f"bilateral.{index}: {text}")
-        if theta_gamma is not None:
-            self._thetas.append(np.array(theta_gamma, dtype=np.float64))
-            self._features.append(kernel_features(None, inside, spacing, theta_gamma, None, inside.shape))
-            self._kernels.append(DenseKernel(self._features[-1]))
-            filters.append("spatial: exact")
+        for index, kernel in enumerate(spec.kernels):
+            if progress is not None:
+                progress("build", index, len(spec.kernels))
+            plain, text, features = _built(kernel, spec, image, inside, spacing, axes)
+            self._kernels.append(plain)
+            self._features.append(features)
+            filters.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{index}'}: {text}")
         self.filters = tuple(filters)
         self.num_kernels = len(self._kernels)
         self.num_voxels = int(inside.sum())
+        self._normalized = [NormalizedKernel(kernel, self.num_voxels, spec.normalization) for kernel in self._kernels]
+        self._build_seconds = time.perf_counter() - started
 
-    def forward(
-        self,
-        logits: NDArray[Any],
-        *,
-        weights: NDArray[Any],
-        compatibility: NDArray[Any],
-        temperature: float,
-        num_iterations: int,
-        damping: float = 0.0,
-    ) -> Tape:
-        """Run the mean field and keep what the way back needs; see `Kernels.forward`."""
-        terms = [
-            Term(NormalizedKernel(kernel, self.num_voxels, self._normalization), np.asarray(weight, dtype=np.float64))
-            for kernel, weight in zip(self._kernels, weights, strict=True)
-        ]
-        trace = mean_field(
-            self._compact(logits),
-            terms,
-            np.asarray(compatibility, dtype=np.float64),
-            num_iterations=num_iterations,
-            temperature=temperature,
-            damping=damping,
-            watch_energy=self._normalization != "after",
+    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. The kernels can be used again here."""
+        started = time.perf_counter()
+        told = None if progress is None else lambda step: progress("mean field", step, spec.num_iterations)
+        trace = self._run(logits, spec, told)
+        report = MeanFieldReport(trace.num_iterations, trace.converged, trace.energy, self.filters)
+        return MeanFieldResult(
+            self._on_grid(trace, logits, spec), report, {"build": self._build_seconds, "steps": time.perf_counter() - started}
         )
-        refined = np.asarray(logits, dtype=np.float64) / temperature
-        refined[:, self._inside] = trace.logits.T
-        record = np.stack([marginals.T for marginals in trace.marginals])
-        return Tape(refined.astype(self._dtype), record, trace.steps)
+
+    def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
+        """Run the mean field and keep what the backward pass needs; see `Kernels.forward`."""
+        trace = self._run(logits, replace(spec, tolerance=0.0))
+        return Tape(self._on_grid(trace, logits, spec), np.stack([marginals.T for marginals in trace.marginals]), trace.steps)
 
     def backward(
         self,
         tape: Tape,
         logits: NDArray[Any],
         gradient: NDArray[Any],
+        spec: MeanFieldSpec,
         *,
-        weights: NDArray[Any],
-        compatibility: NDArray[Any],
-        temperature: float,
-        damping: float = 0.0,
         wants_theta: bool = True,
         wants_image: bool = False,
     ) -> MeanFieldGradients:
-        """Return the derivatives of a loss; see `Kernels.backward`."""
+        """Return the gradients of a loss; see `Kernels.backward`."""
+        temperature = spec.temperature
         trace = MeanFieldTrace(
             self._compact(tape.logits), len(tape.steps), False, (), tuple(marginals.T for marginals in tape.record), tape.steps
         )
@@ -254,10 +185,10 @@ class ReferenceKernels:
             self._compact(logits),
             self._kernels,
             self._features,
-            np.asarray(weights, dtype=np.float64),
-            np.asarray(compatibility, dtype=np.float64),
+            np.asarray(spec.weights, dtype=np.float64),
+            np.asarray(spec.compatibility, dtype=np.float64),
             temperature=temperature,
-            normalization=self._normalization,
+            normalization=self._spec.normalization,
         )
         by_logits = np.asarray(gradient, dtype=np.float64) / temperature
         outside = ~self._inside
@@ -284,6 +215,15 @@ class ReferenceKernels:
             image=by_image.astype(self._dtype) if wants_image else None,
         )
 
+    def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Callable[[int], None] | None = None) -> MeanFieldTrace:
+        return mean_field(self._compact(logits), self._normalized, spec, watch_energy=self._spec.watches_energy, progress=progress)
+
+    def _on_grid(self, trace: MeanFieldTrace, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
+        """(L, *grid) logits of the last step; outside the mask the input over the temperature."""
+        refined = np.ascontiguousarray(logits, dtype=np.float64) / spec.temperature
+        refined[:, self._inside] = trace.logits.T
+        return refined.astype(self._dtype)
+
     def _compact(self, channels: NDArray[Any]) -> NDArray[np.float64]:
         """(N, channels) of the voxels inside the mask."""
         return np.asarray(channels, dtype=np.float64)[:, self._inside].T
@@ -295,6 +235,27 @@ def _inside(mask: NDArray[np.bool_] | None, grid_shape: tuple[int, ...]) -> NDAr
     if not inside.any():
         raise InputError("the mask is empty")
     return inside
+
+
+def _built(
+    kernel: KernelSpec,
+    spec: KernelSetSpec,
+    image: NDArray[Any] | None,
+    inside: NDArray[np.bool_],
+    spacing: Sequence[float],
+    axes: Sequence[int] | None,
+) -> tuple[Filter, str, NDArray[np.float64]]:
+    """The plain kernel, a line that says how it is computed, and its features."""
+    steps = spec.distances(spacing)
+    features = kernel_features(image, inside, steps, kernel.theta_position, kernel.theta_intensity, inside.shape)
+    if kernel.is_spatial:
+        return DenseKernel(features), "exact", features
+    counted = features
+    if axes is not None:
+        first = features.shape[1] - inside.ndim
+        counted = features.copy()
+        counted[:, first:] = features[:, first + np.argsort(axes)]
+    return *_filter(counted, inside.ndim, spec.filter), features
 
 
 def _filter(features: NDArray[np.float64], num_positions: int, name: str) -> tuple[Filter, str]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from crfrefine.specs import MeanFieldSpec
 
 Float = NDArray[np.float64]
 
@@ -51,14 +54,6 @@ class NormalizedKernel:
 
 
 @dataclass(frozen=True)
-class Term:
-    """A pairwise term: its kernel and its weight for each label (L,)."""
-
-    kernel: NormalizedKernel
-    weight: NDArray[np.floating]
-
-
-@dataclass(frozen=True)
 class MeanFieldTrace:
     """The outcome of a run.
 
@@ -87,45 +82,38 @@ def log_softmax(logits: Float) -> Float:
 
 def mean_field(
     logits: Float,
-    terms: Sequence[Term],
-    compatibility: NDArray[np.floating],
+    kernels: Sequence[NormalizedKernel],
+    spec: MeanFieldSpec,
     *,
-    num_iterations: int,
-    tolerance: float = 0.0,
-    temperature: float = 1.0,
-    damping: float = 0.0,
     watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
     """Run parallel mean-field updates x = a / temperature - pairwise, Q = softmax(x).
 
-    A step moves the log-marginals by 1 - damping of the way. When the energy is watched and rises, all later steps go half as far.
+    A step moves the log-marginals by 1 - damping of the way. When the energy is watched and rises, all later steps go half as far. The run
+    has converged when the mean KL from the old to the new marginals is below a tolerance and almost no label flips.
 
     Args:
         logits: a, (N, L), higher is better.
-        terms: the pairwise terms.
-        compatibility: (L, L) penalty; row: label of the neighbor, column: own label.
-        num_iterations: steps, at most.
-        tolerance: mean KL from the old to the new marginals below which, with almost no label flipped, the iteration stops; 0: never.
-        temperature: divides the logits.
-        damping: share of the old log-marginals in a step.
+        kernels: of the pairwise terms.
+        spec: weights, compatibility, number of steps and all else.
         watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so that the iteration does not
             lower this energy, and a rise says nothing.
         progress: called with the number of steps done.
     """
-    scores = logits / temperature
+    scores = logits / spec.temperature
     x = scores
     log_marginals = log_softmax(x)
-    step = 1.0 - damping
+    step = 1.0 - spec.damping
     energies: list[float] = []
     steps: list[float] = []
     record: list[Float] = []
     converged = False
-    while len(energies) < num_iterations and not converged:
+    while len(energies) < spec.num_iterations and not converged:
         marginals = np.exp(log_marginals)
         pairwise = np.zeros_like(x)
-        for term in terms:
-            pairwise += (term.kernel.message(marginals) * term.weight) @ compatibility
+        for kernel, weight in zip(kernels, spec.weights, strict=True):
+            pairwise += (kernel.message(marginals) * weight) @ spec.compatibility
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         steps.append(step)
         x = (1.0 - step) * x + step * (scores - pairwise)
@@ -138,10 +126,10 @@ def mean_field(
         energies.append(energy)
         record.append(marginals)
         new_log_marginals = log_softmax(x)
-        if tolerance > 0.0:
+        if spec.tolerance > 0.0:
             divergence = (np.exp(new_log_marginals) * (new_log_marginals - log_marginals)).sum(axis=1).mean()
             flipped = (new_log_marginals.argmax(axis=1) != log_marginals.argmax(axis=1)).mean()
-            converged = bool(divergence < tolerance and flipped < FLIPPED_SHARE)
+            converged = bool(divergence < spec.tolerance and flipped < FLIPPED_SHARE)
         log_marginals = new_log_marginals
         if progress is not None:
             progress(len(energies))

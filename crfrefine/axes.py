@@ -1,0 +1,60 @@
+"""The order of a grid's axes: as the user counts them, (x, y, z), and as they lie in memory and in files, slowest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class StorageOrder:
+    """Which of the user's axes comes when in storage. Arrays are turned as views; nothing is copied.
+
+    Attributes:
+        axes: the user's axis that is the k-th in storage, slowest first.
+    """
+
+    axes: tuple[int, ...]
+
+    @classmethod
+    def of_files(cls, num_axes: int) -> StorageOrder:
+        """Return the order of files: x fastest."""
+        return cls(tuple(reversed(range(num_axes))))
+
+    @classmethod
+    def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
+        """Return the order in which the axes of an array (*grid) lie in memory."""
+        return cls(tuple(sorted(range(grid.ndim), key=lambda axis: -abs(grid.strides[axis]))))
+
+    @property
+    def inverse(self) -> tuple[int, ...]:
+        """The axis in storage that is the k-th of the user's."""
+        return tuple(sorted(range(len(self.axes)), key=lambda axis: self.axes[axis]))
+
+    def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return an array (*grid) or (channels, *grid) of the user's with its axes in storage order."""
+        return _turned(array, self.axes)
+
+    def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return an array (*grid) or (channels, *grid) in storage order with the user's axes."""
+        return _turned(array, self.inverse)
+
+    def axes_to_storage(self, per_axis: Sequence[_T]) -> tuple[_T, ...]:
+        """Return the values of the user's axes, such as a spacing, in storage order."""
+        return tuple(per_axis[axis] for axis in self.axes)
+
+
+def file_order(channels: NDArray[Any]) -> StorageOrder:
+    """Return the order of files for an array (channels, *grid)."""
+    return StorageOrder.of_files(channels.ndim - 1)
+
+
+def _turned(array: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    num_leading = array.ndim - len(order)
+    return array.transpose(*range(num_leading), *(axis + num_leading for axis in order))

@@ -1,0 +1,87 @@
+"""Finding and loading the compiled C++ engine.
+
+The engine comes compiled for several instruction sets; the best one that this processor runs is imported. The environment variable
+`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) asks for a lower one, for tests and comparisons.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import BackendUnavailableError, ConfigError
+
+LEVELS = ("baseline", "avx2", "avx512")
+"""The instruction sets that the engine is compiled for, lowest first."""
+
+_ADAPTER = "cpu.py"
+"""What calls the engine: where it is the same file, the same engine fits."""
+
+
+def load_engine() -> Any:
+    """Import the compiled engine.
+
+    Raises:
+        BackendUnavailableError: there is none, or the processor does not run what the environment variable asks for.
+        ConfigError: the environment variable names no instruction set.
+    """
+    asked = os.environ.get("CRFREFINE_CPU_LEVEL")
+    if asked is not None and asked not in LEVELS:
+        raise ConfigError(f"CRFREFINE_CPU_LEVEL is {asked!r}; expected one of {', '.join(LEVELS)}")
+    baseline = _import_level(LEVELS[0])
+    best = LEVELS.index(baseline.cpu_level())
+    wanted = best if asked is None else LEVELS.index(asked)
+    if wanted > best:
+        raise BackendUnavailableError(f"CRFREFINE_CPU_LEVEL asks for {asked}, but this processor runs only {LEVELS[best]}")
+    return _import_level(LEVELS[wanted])
+
+
+def _import_level(level: str) -> Any:
+    name = f"crfrefine._engine_{level}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        installed = _installed_engine(level)
+    except ImportError as error:
+        raise BackendUnavailableError(f"the compiled CPU engine cannot be loaded ({error}); reinstall crfrefine") from error
+    spec = importlib.util.spec_from_file_location(name, installed)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+def _installed_engine(level: str) -> Path:
+    """Return the compiled engine of the installed package, for a source tree that hides it.
+
+    Python started in a clone's folder meets the source tree, which has no compiled engine, before the package that is installed from it.
+
+    Raises:
+        BackendUnavailableError: there is none, or one for another adapter than this file.
+    """
+    own = Path(__file__).resolve().with_name(_ADAPTER)
+    for path in sys.path:
+        package = Path(path, "crfrefine").resolve()
+        adapter = package / "engines" / _ADAPTER
+        engines = sorted(package.glob(f"_engine_{level}.*"))
+        if package == own.parents[1] or not engines or not adapter.is_file():
+            continue
+        if adapter.read_bytes() == own.read_bytes():
+            return engines[0]
+        raise BackendUnavailableError(
+            f"Python has found crfrefine's source tree {own.parents[1]}, which has no compiled engine, before the installed package "
+            f"{package}, whose engine is of another version; run Python outside of the source tree or with PYTHONSAFEPATH=1, or install "
+            "the tree again"
+        )
+    raise BackendUnavailableError(
+        f"the compiled CPU engine is missing from {own.parents[1]}; install crfrefine from there or from the package index "
+        "(building it needs a C++20 compiler)"
+    )

@@ -1,0 +1,45 @@
+"""What `refine` says besides the refined labels: the network's own, and what changed."""
+
+import numpy as np
+import pytest
+from oracles import random_case, softmax
+
+import crfrefine
+from crfrefine import CrfParameters
+
+PARAMETERS = CrfParameters().replace(**{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2})
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_networks_labels_are_those_of_its_largest_logits(backend, order):
+    """In either memory order, outside of the mask too."""
+    case = random_case(3, masked=True)
+    logits = np.asarray(case.logits, order=order)
+    result = crfrefine.refine(logits, case.image, spacing=case.spacing, parameters=PARAMETERS, mask=case.mask, device=backend.name)
+    np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
+    assert result.network_label_map.dtype == result.label_map.dtype == np.uint8
+
+
+def test_the_networks_labels_are_those_of_its_largest_probabilities():
+    case = random_case(3)
+    result = crfrefine.refine(
+        softmax(case.logits).astype(np.float32), case.image, spacing=case.spacing, parameters=PARAMETERS, input_type="probabilities"
+    )
+    np.testing.assert_array_equal(result.network_label_map, case.logits.argmax(0))
+
+
+def test_changes_are_counted():
+    case = random_case(3)
+    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=PARAMETERS)
+    before, after = case.logits.argmax(0), result.label_map
+    assert result.changes.voxels_changed == (before != after).sum() > 0
+    assert result.changes.voxels_before == tuple(np.bincount(before.ravel(), minlength=3))
+    assert result.changes.voxels_after == tuple(np.bincount(after.ravel(), minlength=3))
+
+
+def test_the_report_of_the_run_is_the_results():
+    case = random_case(3)
+    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=PARAMETERS)
+    shown = result.num_iterations, result.converged, result.energy, result.filters
+    assert shown == (result.report.num_iterations, result.report.converged, result.report.energy, result.report.filters)
+    assert len(result.energy) == result.num_iterations
