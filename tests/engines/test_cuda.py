@@ -378,7 +378,7 @@ def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch: pytest.Monk
     found = []
     for missing in (False, True):
         if missing:
-            monkeypatch.setattr(cpu, "_load_engine", _not_built)
+            monkeypatch.setattr(cpu, "load_engine", _not_built)
         found.append(refine(case.logits, case.image, mask=case.mask, spacing=case.spacing, device="cuda"))
     assert found[1].label_map.dtype == found[0].label_map.dtype
     np.testing.assert_array_equal(found[1].label_map, found[0].label_map)

@@ -127,11 +127,11 @@ def test_results_that_differ_are_named_and_the_others_are_compared(load: Any, mo
     assert all(entry.keys() == {"difference"} and entry["difference"] < 1e-3 for entry in saved[-1].values())
 
     class Wrong:
-        def mean_field(self, logits: Any, image: Any, mask: Any, spacing: Any, parameters: Any, **options: Any) -> Any:
-            if parameters.filter == "exact":
+        def mean_field(self, logits: Any, image: Any, mask: Any, spacing: Any, spec: Any, **options: Any) -> Any:
+            if spec.kernels.filter == "exact":
                 raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
-            found = shim.mean_field(logits, image, mask, spacing, parameters, **options)
-            if parameters.filter == "lattice":
+            found = shim.mean_field(logits, image, mask, spacing, spec, **options)
+            if spec.kernels.filter == "lattice":
                 found.logits[1] += np.float32(0.01)
             return found
 
