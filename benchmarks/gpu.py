@@ -74,14 +74,14 @@ def measure(gpu: CudaBackend, record: Record, options: argparse.Namespace) -> No
         run_tests(lambda found: record.save(tests=found))
     if options.sanitize:
         sanitize(lambda found: record.save(sanitizer=found))
-    if options.check_only or failures(record.content):
+    if options.check_only or (options.workloads is None and (options.tests or options.sanitize)) or failures(record.content):
         return
     try:
         record.save(plain_torch=plain_torch(gpu))
     except Exception:  # PyTorch's trouble, or ours: our own times come without it
         record.save(plain_torch={"failed": traceback.format_exc(limit=-6)})
     workloads: dict[str, dict[str, Any]] = {}
-    for name in options.workloads:
+    for name in options.workloads or SPECS:
 
         def keep(found: dict[str, Any], name: str = name) -> None:
             workloads[name] = dict(found)
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--tests", action="store_true", help="run the tests that need a GPU")
     parser.add_argument("--sanitize", action="store_true", help="run every kernel under compute-sanitizer, if that is installed")
     parser.add_argument("--check-only", action="store_true", help="no times")
-    parser.add_argument("--workloads", nargs="+", choices=SPECS, default=list(SPECS), help="which ones to time; the default is all")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=SPECS, help="which ones to time; the default is all, or none with --tests or --sanitize"
+    )
     parser.add_argument("--no-cpu", action="store_true", help="do not time the CPU engine")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--from-record", nargs="+", type=Path, metavar="FILE", help="measure nothing: make the tables of these records")

@@ -76,7 +76,7 @@ def run_tests(keep: Keep) -> None:
     keep(found)
 
 
-def sanitize(keep: Keep, *, seconds: float = 240.0) -> None:
+def sanitize(keep: Keep, *, seconds: float = 100.0) -> None:
     """Run every kernel on a small case under compute-sanitizer's tools; faults in CuPy's kernels alone are noted, and no failure."""
     program = find_sanitizer()
     if program is None:
