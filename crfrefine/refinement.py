@@ -142,7 +142,7 @@ def refine(
     logits, image = given_array(logits, "logits"), given_array(image, "image")
     if mask is not None:
         mask = given_array(mask, "mask")
-    check_no_label_map(logits, image)
+    check_no_label_map(logits, image, input_type)
     if image.ndim == logits.ndim - 1:
         image = image[None]
     check_shapes(logits, image, mask)
@@ -158,6 +158,17 @@ def refine(
     order = StorageOrder.of_memory(logits[0])
     ordered_logits, ordered_image = order.to_storage(logits), order.to_storage(image)
     largest = _check_finite(backend, ordered_logits, "logits", threads)
+    ordered_mask = None if inside is None else order.to_storage(inside)
+    crf_mask, num_padding = ordered_mask, 0
+    notes: tuple[str, ...] = ()
+    padding = find_padding(ordered_logits)
+    if padding is not None:
+        crf_mask, num_padding = leave_out(padding, ordered_mask, "logits")
+        notes = (describe_padding(num_padding, padding.size),) if num_padding else ()
+        if largest / spec.mean_field.temperature > LARGEST_LOGIT:
+            # The constant of the padding is no logit, such as the lowest number of float32: any other one says as little.
+            ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)
+            largest = _check_finite(backend, ordered_logits, "logits", threads)
     if identify_array(ordered_logits, input_type) == "probabilities":
         ordered_logits = np.array(ordered_logits, order="C")
         take_logarithms(ordered_logits)
@@ -171,20 +182,13 @@ def refine(
         )
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
-    ordered_mask = None if inside is None else order.to_storage(inside)
     # Padding of the logits is no property of the image: intensities are normalized as if there were none.
     normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
     normalize_seconds = time.perf_counter() - started
-    padding = find_padding(ordered_logits)
-    num_padding = 0
-    notes: tuple[str, ...] = ()
-    if padding is not None:
-        ordered_mask, num_padding = leave_out(padding, ordered_mask, "logits")
-        notes = (describe_padding(num_padding, padding.size),) if num_padding else ()
     outcome = backend.mean_field(
         ordered_logits,
         normalized,
-        ordered_mask,
+        crf_mask,
         order.axes_to_storage(steps),
         ModelSpec(spec.kernels.in_storage(order), spec.mean_field),
         axes=order.axes,

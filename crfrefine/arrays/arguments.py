@@ -69,16 +69,19 @@ def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] |
         raise InputError("the mask is empty: there is no voxel to refine")
 
 
-def check_no_label_map(logits: NDArray[Any], image: NDArray[Any]) -> None:
+def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: str = "auto") -> None:
     """Raise InputError where logits are a label map: whole numbers, or on the very grid of the image.
 
-    A label map (x, y, z) beside an image (x, y, z) would fit: as x labels on a grid (y, z), with x modalities.
+    A label map (x, y, z) beside an image (x, y, z) would fit: as x labels on a grid (y, z), with x modalities. What is said to be
+    probabilities, and could be, may have the image's shape, as one-hot labels with as many modalities: their sums are checked later.
     """
     advice = "logits are (labels, *grid), one channel per label, of floating-point numbers"
     if logits.dtype.kind != "f":
         what = "a mask" if logits.dtype.kind == "b" else "a label map"
         raise InputError(f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {advice}: convert scores with astype")
-    if logits.shape == image.shape and _holds_whole_numbers(logits):
+    if logits.shape != image.shape or (input_type == "probabilities" and logits.max(initial=0) <= 1):
+        return
+    if _holds_whole_numbers(logits):
         raise InputError(f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {advice}")
 
 

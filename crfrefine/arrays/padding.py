@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_SHARE = 0.999
-"""Of the voxels in the mask. With more padding than this, the logits are not what the network said about this image."""
+"""Of the voxels in the mask. With more padding than this, the logits are hardly what the network said about this image."""
+
+ENOUGH_VOXELS = 1000
+"""So many are an output all the same: the crop around a small organ is a small part of a large scan."""
 
 BLOCK_VOXELS = 1 << 16
 
@@ -68,8 +71,8 @@ def leave_out(padding: NDArray[np.bool_], mask: NDArray[np.bool_] | None, what: 
 
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
-    """Raise InputError where all or nearly all voxels are padding."""
-    if num_padded and num_padded > LARGEST_SHARE * num_voxels:
+    """Raise InputError where all or nearly all voxels are padding, and the others are only a few."""
+    if num_padded and num_padded > LARGEST_SHARE * num_voxels and num_voxels - num_padded < ENOUGH_VOXELS:
         raise InputError(
             f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so nothing is known about the labels there\n"
             "  Expected the network's output on this image. Was a cropped output padded beyond recognition, or is the file a placeholder?"

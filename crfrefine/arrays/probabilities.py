@@ -64,6 +64,8 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
         return "logits", f"{path.name} is taken as logits: it has values outside [0, 1], such as {outside}"
     if outside is not None:
         raise InputError(f"{path}: expected probabilities between 0 and 1, found {outside}; for logits, give --input-type logits")
+    if input_type == "auto":
+        _refuse_rounded(values, str(path))
     _require_sums(values, str(path), TOLD_SUM_TOLERANCE if input_type == "probabilities" else SUM_TOLERANCE)
     reason = "asked for" if input_type == "probabilities" else "all values lie in [0, 1] and sum to 1 at each voxel"
     return "probabilities", f"{path.name} is taken as probabilities: {reason}"
@@ -192,6 +194,18 @@ def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
             f"the first one is {_voxel(values, found.first_zero)}\n"
             "  Outside of what the network saw, background should be 1, or all labels exactly equal."
         )
+
+
+def _refuse_rounded(values: NDArray[Any], name: str) -> None:
+    """Refuse sums that are next to 1 everywhere, but not as near as those of probabilities are; say what to do if they are some."""
+    found = _off_sums(values, SUM_TOLERANCE)
+    if not found.num_off or found.num_zero or _off_sums(values, TOLD_SUM_TOLERANCE).num_off:
+        return
+    raise InputError(
+        f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(values.shape[1:])} voxels; "
+        f"the first one is {_voxel(values, found.first_off)} with a sum of {found.first_sum:.3f}\n"
+        "  Probabilities that were rounded, as to 8 bits, are like that: give --input-type probabilities if these are some."
+    )
 
 
 def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:

@@ -49,10 +49,13 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> F
 def require_file(path: Path) -> None:
     """Raise InputError where there is no file to read, with the reason."""
     try:
-        is_folder, is_there = path.is_dir(), path.exists()
+        is_folder, is_there, is_file = path.is_dir(), path.exists(), path.is_file()
     except OSError as error:
         raise cannot_read(path, error) from error
     if is_folder:
         raise InputError(f"{path}: expected a file, this is a folder")
     if not is_there:
         raise InputError(f"{path}: no such file")
+    if not is_file:
+        # A pipe would keep the reader waiting for ever, a device may have no end.
+        raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")

@@ -21,6 +21,9 @@ from crfrefine.errors import BackendUnavailableError, InputError
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
 
+LARGEST_PADDING = 1e4
+"""Well above any logit of a network."""
+
 Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
 """mm: one number, one an axis, or one row a batch item."""
 
@@ -153,6 +156,16 @@ def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tup
         result.append(inside & ~padded if num_padded else mask)
         counts.append(num_padded)
     return result, counts
+
+
+def without_huge_padding(logits: Tensor) -> Tensor:
+    """Return the logits with 0 where all labels have the same value and it is huge, such as the lowest number of the type.
+
+    The gradient of the temperature sums such values times gradients that cancel but for rounding: of huge ones, only that would be left.
+    """
+    first = logits.detach()[:, 0]
+    huge = (first.abs() > LARGEST_PADDING) & _all_equal(logits.detach())
+    return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits
 
 
 def _all_equal(logits: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class CrfRnn(CrfValues):
         # With kernels at hand, the image matters only if its gradient is wanted.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             image = self._normalized(image, mask, inputs.compute_dtype(logits))
-        mask = self._mask_without_padding(logits, mask, kernels)
+        logits, mask = self._without_padding(logits, mask, kernels)
         return self.refine_normalized(logits, image, spacing, mask, kernels=kernels)
 
     def refine_normalized(
@@ -200,11 +200,11 @@ class CrfRnn(CrfValues):
                 threads=threads or self.threads,
             )
 
-    def _mask_without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> Tensor | None:
+    def _without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Tensor | None]:
         grid = logits.shape[2:]
         masks, counts = inputs.masks_without_padding(logits, inputs.masks_by_item(mask, len(logits), grid))
         if not any(counts):
-            return mask
+            return logits, mask
         for index, (inside, item) in enumerate(zip(masks, kernels or (), strict=False)):
             if inside is not None and item.num_voxels > int(inside.sum()):
                 raise InputError(
@@ -214,7 +214,7 @@ class CrfRnn(CrfValues):
         most = max(counts)
         if most > _WORTH_A_WARNING * grid.numel():
             warnings.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}", stacklevel=3)
-        return inputs.stack_masks(masks, grid, logits.device)
+        return inputs.without_huge_padding(logits), inputs.stack_masks(masks, grid, logits.device)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:

@@ -127,10 +127,14 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     tiles = tuple(_split(mask, case.spacing, _whole(mask.shape)))
     shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
     limit = float(np.finfo(np.float16).max)
+    kept = np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16)
+    if padding is not None:
+        # Any constant says as little; a large one would go out of float16's range when it is divided by a temperature.
+        kept[:, padding.transpose()[box]] = 0.0
     return Crop(
         case_id=case.case_id,
         image=np.ascontiguousarray(image[every]),
-        logits=np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16),
+        logits=kept,
         labels=np.ascontiguousarray(labels[box]),
         mask=np.ascontiguousarray(mask),
         spacing=case.spacing,

@@ -10,6 +10,8 @@ import numpy as np
 
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.padding import find_padding
+from crfrefine.axes import file_order
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
@@ -52,21 +54,38 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     keep = PostprocessParameters(keep_largest=tuned.keep_largest)
 
     def crf(parameters: CrfParameters) -> NDArray[Any]:
-        found = refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, mask=case.mask, device=device, threads=threads)
+        found = refine(
+            case.logits,
+            case.image,
+            spacing=case.spacing,
+            parameters=parameters,
+            mask=case.mask,
+            input_type="logits",
+            device=device,
+            threads=threads,
+        )
         return found.label_map
 
     def largest(labels: NDArray[Any]) -> NDArray[Any]:
         return postprocess(labels, keep, float(np.prod(case.spacing)) / 1000.0)
 
-    def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
-        """As for the CRF, the network's labels stay outside the mask."""
-        found = argmax_labels(logits)
-        return found if case.mask is None else np.where(case.mask, found, network)
-
     network = argmax_labels(case.logits)
+    logits, inside = case.logits, case.mask
+    order = file_order(logits)
+    stored_padding = find_padding(order.to_storage(logits))
+    if stored_padding is not None:
+        padding = order.to_user(stored_padding)
+        inside = ~padding if inside is None else inside & ~padding
+        logits = np.where(padding, np.float32(0.0), logits)  # any constant says as little, and a large one would drown its neighbors
+
+    def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
+        """As for the CRF, the network's labels stay outside the mask and in padding."""
+        found = argmax_labels(logits)
+        return found if inside is None else np.where(inside, found, network)
+
     trained = crf(tuned.fit.parameters.replace(**{"postprocess.keep_largest": "none", "postprocess.min_component_ml": 0.0}))
-    scaled = within_mask(tuned.scaling.apply(case.logits))
-    smooth = within_mask(smoothed(case.logits, tuned.sigma_mm, case.spacing))
+    scaled = within_mask(tuned.scaling.apply(logits))
+    smooth = within_mask(smoothed(logits, tuned.sigma_mm, case.spacing))
     # The CRF as it comes sees the image as the trained one does.
     default = replace(CrfParameters(), intensity=tuned.fit.parameters.intensity)
     maps = {

@@ -53,6 +53,17 @@ def test_a_one_hot_map_is_a_probability():
         refined(np.eye(3, dtype=np.float32)[LABELS].transpose(3, 0, 1, 2))
 
 
+def test_one_hot_probabilities_may_have_the_images_shape():
+    """Three labels and three modalities: on the word of the caller, and their sums, they are no label map."""
+    one_hot = np.eye(3, dtype=np.float32)[LABELS].transpose(3, 0, 1, 2)
+    image = np.stack([CASE.image[0]] * 3)
+    assert refined(one_hot, image, input_type="probabilities").label_map.shape == LABELS.shape
+    with pytest.raises(InputError, match="hold whole numbers"):
+        refined(one_hot, image)
+    with pytest.raises(InputError, match="hold whole numbers"):
+        refined(LABELS.astype(float), CASE.image[0], input_type="probabilities")
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
 @pytest.mark.parametrize("has_channels", [True, False])
 def test_whole_numbers_are_no_logits(dtype, has_channels):

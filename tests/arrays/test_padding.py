@@ -10,7 +10,7 @@ from agreement_helpers import label_dice
 from cli_helpers import data_folder, load_nifti, run_here, save_nifti, write_folders
 from oracles import random_case
 
-from crfrefine import CrfParameters, InputError, refine
+from crfrefine import ConfigError, CrfParameters, InputError, refine
 from crfrefine.arrays.padding import find_padding, leave_out
 
 # Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
@@ -71,6 +71,41 @@ def test_padding_neither_sends_nor_receives(backend, constant, filter_name):
     assert masked.notes == ()
     (note,) = result.notes
     assert f"{padding.sum()} of {padding.size} voxels" in note
+
+
+@pytest.mark.parametrize("constant", [np.finfo(np.float32).min, 1e35])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_padding_may_be_larger_than_any_logit(backend, constant, temperature):
+    """The lowest number of float32 stands for minus infinity in many programs; it is no logit that a temperature could make too large."""
+    case, padding = padded_case(constant)
+    parameters = STRONG.replace(**{"mean_field.filter": "exact", "mean_field.temperature": temperature})
+    arguments = {"spacing": case.spacing, "parameters": parameters, "device": backend.name}
+    result = refine(case.logits, case.image, **arguments)
+    expected = refine(np.where(padding, np.float32(0), case.logits), case.image, **arguments)
+    np.testing.assert_array_equal(result.logits, expected.logits)
+    assert result.num_padding_voxels == padding.sum()
+    assert (case.logits[:, padding] == np.float32(constant)).all()  # what the caller gave stays as it is
+    inside = case.logits.copy()
+    inside[0, ~padding] = constant
+    with pytest.raises(ConfigError, match=r"mean_field\.temperature: .* turns logits up to"):
+        refine(inside, case.image, **arguments)
+
+
+def test_a_small_crop_of_a_large_scan_is_no_placeholder():
+    """The crop around a gland may be less than a thousandth of a scan of the head."""
+    rng = np.random.default_rng(0)
+    logits = np.zeros((2, 120, 115, 105), np.float32)
+    logits[:, 40:51, 50:60, 30:40] = rng.normal(size=(2, 11, 10, 10))
+    result = refine(logits, rng.normal(size=logits.shape[1:]).astype(np.float32), parameters=STRONG)
+    assert result.num_padding_voxels == logits[0].size - 1100
+    logits[:, 40:42] = 0.0
+    with pytest.raises(InputError, match="Was a cropped output padded beyond recognition"):
+        refine(logits, np.zeros(logits.shape[1:], np.float32))
+
+
+def test_logits_of_nothing_but_a_constant_are_not_taken_for_probabilities():
+    with pytest.raises(InputError, match="all labels have the same value at 210 of 210 voxels"):
+        refine(np.full((3, 5, 7, 6), 3.0, np.float32), np.zeros((5, 7, 6)))
 
 
 def test_without_the_rule_padding_would_be_flooded():

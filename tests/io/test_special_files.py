@@ -16,7 +16,7 @@ from io_helpers import affine_of, numbers
 from special_file_helpers import Reader, kind_of, make_device, make_pipe
 
 from crfrefine import io
-from crfrefine.errors import ConfigError, CrfRefineError
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_file, remove_file, write_small_file
 from crfrefine.io.special_files import special_kind
 from crfrefine.io.volume import Volume
@@ -194,3 +194,16 @@ def test_a_further_descriptor_as_shells_give_it(tmp_path):
     os.close(write)
     with os.fdopen(read, "rb") as file:
         assert file.read() == b"in between\n"
+
+
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.nii", "case.nrrd", "case.mha", "case.npz"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    """Nobody writes to it: opened, it would keep the reader waiting for ever."""
+    pipe = make_pipe(tmp_path / name)
+    keeper = os.open(pipe, os.O_RDWR)  # so that a reader that opens it fails instead of waiting
+    os.set_blocking(keeper, False)
+    try:
+        with pytest.raises(InputError, match=f"{name}: expected a regular file, this is a pipe, a device or a socket"):
+            io.read_header(pipe)
+    finally:
+        os.close(keeper)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -11,7 +12,10 @@ from oracles import random_case
 from training_helpers import as_case, phantom
 
 from crfrefine import CrfParameters, CrfRnn, InputError
+from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import IntensityParameters
+from crfrefine.train.baselines import VectorScaling, smoothed
+from crfrefine.train.comparison import METRICS, NETWORK, SCALING, SMOOTHING, TRAINED, Contestants, measure_methods
 from crfrefine.train.crops import make_crop
 
 GRID = (11, 9, 7)
@@ -62,6 +66,28 @@ def test_gradients_pass_padding_as_they_pass_what_is_outside_a_mask():
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_huge_padding_does_not_drown_the_gradient_of_the_temperature(dtype):
+    """What is left of gradients that cancel is rounding, and nothing but that after a product with the lowest number of the type."""
+    logits, image, padding = batch()
+    labels = torch.arange(logits[:, 0].numel()).reshape(logits[:, 0].shape) % 3
+    gradients = []
+    for constant in (0.0, torch.finfo(dtype).min):
+        model = layer(mean_field__filter="exact", mean_field__temperature=2.0).to(dtype=torch.float64 if dtype == torch.float64 else None)
+        values = logits.detach().to(dtype, copy=True)
+        values[1, :, padding] = constant
+        values.requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            refined = model(values, image.to(torch.float64) if dtype == torch.float64 else image, SPACING)
+        torch.nn.functional.cross_entropy(refined.double(), labels).backward()
+        assert values.grad is not None
+        assert model.log_temperature.grad is not None
+        assert torch.isfinite(values.grad).all()
+        gradients.append(model.log_temperature.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
 def test_a_tie_here_and_there_needs_no_warning():
     logits, image, _ = batch()
     logits[1] = torch.from_numpy(random_case(grid_shape=GRID).logits)
@@ -103,6 +129,47 @@ def test_training_leaves_padding_out_of_its_crops():
     lost = (case.labels[:, :4] > 0).sum()
     assert lost > 0
     assert crop.outside[1:, 0].sum() >= lost
+
+
+@pytest.mark.parametrize("constant", [-1000.0, np.finfo(np.float32).min])
+def test_a_crop_forgets_the_constant_of_the_padding(constant):
+    case = phantom(3)
+    logits = case.logits.copy()
+    logits[:, :, :4] = constant
+    crop = make_crop(as_case(type(case)(case.image, case.labels, logits, case.spacing)), IntensityParameters())
+    assert np.abs(crop.logits.astype(np.float32)).max() <= np.abs(case.logits).max()
+    assert (crop.logits[:, (crop.logits == crop.logits[0]).all(axis=0)] == 0).all()
+
+
+@pytest.mark.parametrize("constant", [0.0, -1000.0, np.finfo(np.float32).min])
+def test_no_method_of_the_comparison_labels_padding(constant):
+    """A bias would win in every padded voxel, and a filter would smear labels into them: rivals that fail are no rivals."""
+    case = phantom(3)
+    logits = case.logits.copy()
+    logits[:, :, :4] = constant
+    given = as_case(type(case)(case.image, case.labels, logits, case.spacing))
+    unmasked = np.ones(case.labels.shape, bool)
+    unmasked[:, :4] = False
+    regions = {str(label): (label,) for label in range(1, len(logits))}
+    contestants = Contestants(CrfParameters(), CrfParameters(), VectorScaling(0.5, (0.0, *[2.0] * (len(logits) - 1))), 1.5, "foreground")
+    found, expected = (measure_methods(item, regions, contestants, "cpu", 1) for item in (given, dataclasses.replace(given, mask=unmasked)))
+    assert expected[SCALING] != expected[NETWORK]
+    assert found[SCALING] == expected[SCALING]
+    zeros = as_case(type(case)(case.image, case.labels, np.where(unmasked, logits, np.float32(0)), case.spacing))
+    assert found == measure_methods(zeros, regions, contestants, "cpu", 1)
+    smooth = smoothed(np.where(unmasked, logits, np.float32(0)), 1.5, case.spacing).argmax(axis=0)
+    assert smooth[~unmasked].any()
+    by_hand = measure_case(np.where(unmasked, smooth, 0), case.labels, regions, case.spacing, metrics=METRICS)
+    assert found[SMOOTHING] == by_hand
+
+
+def test_logits_that_look_like_probabilities_are_compared_as_logits():
+    """The user's word was heard when the case was read; it must not be asked for again after hours of training."""
+    case = phantom(3)
+    scores = np.exp(case.logits - case.logits.max(axis=0))
+    given = as_case(type(case)(case.image, case.labels, (scores / scores.sum(axis=0)).astype(np.float32), case.spacing))
+    contestants = Contestants(CrfParameters(), CrfParameters(), VectorScaling(1.0, (0.0,) * len(scores)), 0.0, "foreground")
+    assert TRAINED in measure_methods(given, {"1": (1,)}, contestants, "cpu", 1)
 
 
 def test_a_preset_is_given_by_its_name_or_path(tmp_path):
