@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup demo browser test lint bench bench-layer accuracy study format clean
+.PHONY: help setup wheel-for demo browser test lint bench bench-layer accuracy study format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/reference/accuracy.md and its plot'
 	@echo 'make study     train, infer and evaluate on the labeled cases of CRFREFINE_DATA, rewrite the tables of docs/reference/results.md (STUDY_ARGS="--quick"'
 	@echo '               for a taste, or another folder)'
+	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make clean     remove everything that the other targets made'
 
 setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
@@ -61,6 +62,11 @@ $(VENV)/viewer.stamp: $(VENV)/package.stamp
 # A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
 browser:
 	@sh tests/helpers/find_browser.sh
+
+# A wheel for another Python than the one of .venv, to be carried elsewhere: make wheel-for PYTHON=python3.12
+wheel-for:
+	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheels .
+	@ls build/wheels/*.whl
 
 demo: setup
 	$(BIN)/crfrefine demo -o demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -63,6 +64,10 @@ def _cuda_backend(number: int) -> Backend:
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
     return CudaBackend(CupyDevice(number))
+
+
+# A device does not survive a fork: there it is made anew, or found not to work, as by whoever asks first.
+os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
 def _reference(_: str) -> Backend:

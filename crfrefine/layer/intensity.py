@@ -6,7 +6,9 @@ Percentiles, mean and deviation are functions of the image too, and take part in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,16 +69,28 @@ def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal."""
-    low, high = (_percentile(values, percent / 100.0) for percent in percentiles)
+    low, high = _percentiles(values, [percent / 100.0 for percent in percentiles])
     if float(high.detach()) <= float(low.detach()):
         low, high = values.amin(), values.amax()
     return low, high - low
 
 
-def _percentile(values: Tensor, fraction: float) -> Tensor:
-    """The percentile, interpolated between order statistics; its gradient goes to the voxels that hold these."""
-    position = (values.numel() - 1) * fraction
-    first = math.floor(position)
-    last = min(first + 1, values.numel() - 1)
-    start, end = (torch.kthvalue(values, rank + 1).values for rank in (first, last))
-    return start + (end - start) * (position - first)
+def _percentiles(values: Tensor, fractions: Sequence[float]) -> list[Tensor]:
+    """The percentiles, interpolated between order statistics; their gradients go to the voxels that hold these."""
+    positions = [(values.numel() - 1) * fraction for fraction in fractions]
+    first = [math.floor(position) for position in positions]
+    ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
+    found = values[_holders(values.detach(), ranks)]
+    starts, ends = found[::2], found[1::2]
+    return [start + (end - start) * (position - rank) for start, end, position, rank in zip(starts, ends, positions, first, strict=True)]
+
+
+def _holders(values: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Where the values of these ranks are, counted from the smallest: found at once for all of them.
+
+    A GPU sorts with all its threads, and selects a value of a long list with a few; a processor partitions several times faster than
+    it sorts.
+    """
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.argpartition(values.numpy(), ranks)[list(ranks)])
+    return torch.sort(values, stable=True).indices[list(ranks)]

@@ -51,6 +51,7 @@ def broken_cupy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cupy.py").write_text("raise ImportError('no such library')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
     monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 1)
 
 
@@ -73,6 +74,44 @@ def test_auto_takes_the_cpu_where_the_gpu_does_not_work_and_says_why() -> None:
     """As with a CuPy for another version of CUDA than the driver's."""
     with pytest.warns(RuntimeWarning, match=r"auto takes the CPU.*no such library"):
         assert get_backend("auto").name == "cpu"
+
+
+@pytest.mark.usefixtures("broken_cupy")
+def test_auto_says_that_a_forked_process_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent has used the driver: the CPU computes, and not without a word."""
+
+    def used_before() -> int:
+        raise cupy_device.ForkedError
+
+    monkeypatch.setattr(cupy_device, "num_driver_devices", used_before)
+    with pytest.warns(RuntimeWarning, match=r"auto takes the CPU.*forked.*'spawn'"):
+        assert get_backend("auto").name == "cpu"
+    with pytest.raises(BackendUnavailableError, match=r"forked.*--device cpu"):
+        get_backend("cuda")
+
+
+@pytest.mark.parametrize("missing", ["GPU", "CuPy"])
+def test_auto_leaves_the_driver_alone_where_something_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver once asked, no process that is forked later can use a GPU."""
+
+    def asked() -> int:
+        raise AssertionError("the driver was asked")
+
+    monkeypatch.setattr(cupy_device, "num_driver_devices", asked)
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object())
+    assert not cupy_device.is_available()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, True), ("0,1", True), ("", False), (" ", False), ("-1", False)])
+def test_gpus_that_the_environment_hides_are_not_there(visible: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA does: an empty list, or one that begins with a number below 0."""
+    monkeypatch.setattr(cupy_device, "_GPU_FILES", ("null",))  # there is such a file on every machine
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cupy_device.may_have_gpu() is expected
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CPU", ""])

@@ -17,16 +17,18 @@ import numpy as np
 import pytest
 from oracles import Case, one_kernel, random_case, resolve
 
+import crfrefine.engines
+from crfrefine import refine
 from crfrefine.axes import StorageOrder
-from crfrefine.engines import get_backend
+from crfrefine.engines import cpu, get_backend
 from crfrefine.engines.base import MeanFieldResult
-from crfrefine.engines.cuda.device import grouped, row_width
+from crfrefine.engines.cuda.device import capacity, grouped, row_width
 from crfrefine.engines.cuda.filters import TruncatedFilter
 from crfrefine.engines.cuda.kernel_set import choose_filter
 from crfrefine.engines.cuda.lattice import SEGMENT, Lattice, LatticeFilter, feature_scales
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import CapacityError, ConfigError, InputError
+from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
 from crfrefine.specs import ModelSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
@@ -352,6 +354,50 @@ def test_what_will_not_fit_is_refused_with_the_numbers() -> None:
         Lattice(_input(case, 1.0, 0.1, device))
     with pytest.raises(CapacityError, match="truncated"):
         TruncatedFilter(_input(case, 1.0, 0.1, device))
+
+
+@pytest.mark.parametrize("stage", ["build", "mean field"])
+def test_memory_that_a_callback_lacks_is_not_the_gpus(stage: str) -> None:
+    """Its error arrives as it is, with no advice to use a mask; memory that the engine itself lacks is a CapacityError still."""
+    case = random_case(3, masked=True)
+
+    def progress(current: str, _: int, __: int) -> None:
+        if current == stage:
+            raise MemoryError("no room for the window's picture")
+
+    with pytest.raises(MemoryError, match="the window's picture"):
+        cuda_shim.shim_backend().mean_field(case.logits, case.image, case.mask, case.spacing, resolve(case), progress=progress)
+    with pytest.raises(CapacityError, match="not enough memory on the GPU"), capacity(case.logits.shape):
+        raise MemoryError("4 GB")
+
+
+def test_without_the_compiled_engine_the_host_has_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a checkout that is not built: the same ranges, label maps, and refined logits."""
+    case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(7, 6, 9))
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", (("cuda", lambda _: cuda_shim.shim_backend()), *crfrefine.engines._TABLE))
+    found = []
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setattr(cpu, "load_engine", _not_built)
+        found.append(refine(case.logits, case.image, mask=case.mask, spacing=case.spacing, device="cuda"))
+    assert found[1].label_map.dtype == found[0].label_map.dtype
+    np.testing.assert_array_equal(found[1].label_map, found[0].label_map)
+    np.testing.assert_array_equal(found[1].logits, found[0].logits)
+    bad = case.logits.copy()
+    bad[1, 2, 3, 4] = np.nan
+    with pytest.raises(InputError, match="logits"):
+        refine(bad, case.image, mask=case.mask, spacing=case.spacing, device="cuda")
+
+
+def _not_built() -> Any:
+    raise BackendUnavailableError("the compiled engine is missing")
+
+
+def test_stages_are_timed_apart() -> None:
+    """Copies to the device are no part of building."""
+    case = random_case(3)
+    result = cuda_shim.shim_backend().mean_field(case.logits, case.image, case.mask, case.spacing, resolve(case))
+    assert list(result.timings) == ["upload", "build", "steps", "download"]
 
 
 def test_a_filter_that_is_not_there_is_refused() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'crfrefine[train]'")
+pytest.importorskip("nibabel", reason="training reads cases: needs nibabel")  # which a machine for the GPU's tests may lack
 
 from training_helpers import SIZES, crops, material, start, write_cases  # noqa: E402
 

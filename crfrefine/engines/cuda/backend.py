@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import MeanFieldResult, Progress, Range
+from crfrefine.engines.base import Backend, MeanFieldResult, Progress, Range
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes
 from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.reference.engine import ReferenceBackend
+from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from crfrefine.specs import KernelSetSpec, ModelSpec
@@ -158,5 +160,8 @@ class CudaBackend:
         return self._host.channel_ranges(channels, threads=threads)
 
     @cached_property
-    def _host(self) -> CpuBackend:
-        return CpuBackend()
+    def _host(self) -> Backend:
+        try:
+            return CpuBackend()
+        except BackendUnavailableError:  # a checkout without the compiled engine: the same answers from numpy, in more time
+            return ReferenceBackend()

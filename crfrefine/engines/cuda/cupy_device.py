@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,27 +22,71 @@ from crfrefine.errors import BackendUnavailableError
 BLOCK = 256
 """Threads of a block; no kernel depends on it."""
 
+_LARGE = 1 << 20
+"""Bytes from which an upload has no staging memory of CuPy's, which rounds it up, page-locks it, and keeps it for good."""
+
 _INSTALL = (
     "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version), or use --device cpu"
 )
 _TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 
 
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # of Linux, of Windows' Linux, of boards with a GPU of their own
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: what a forked process gets where its parent has used the driver
+
+
+class ForkedError(BackendUnavailableError):
+    """This process was forked from one that had used the GPU: CUDA does not work in it."""
+
+    def __init__(self, name: str = "cuda") -> None:
+        """Say what to do."""
+        super().__init__(
+            f"--device {name}: the GPU cannot be used in a process that was forked from one that had used it; "
+            "start processes by 'spawn' (multiprocessing.set_start_method), or use --device cpu in them"
+        )
+
+
 def num_driver_devices() -> int:
-    """Return how many GPUs the driver shows; 0 without a driver. Loads the driver's library alone, nothing else."""
+    """Return how many GPUs the driver shows; 0 without a driver. Loads the driver's library alone, nothing else.
+
+    Raises:
+        ForkedError: the driver was used before this process was forked.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    status = driver.cuInit(0)
+    if status == _NOT_INITIALIZED:
+        raise ForkedError
+    if status != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
 
 
+def may_have_gpu() -> bool:
+    """Whether the system shows a GPU, and the environment does not hide all of them; asked without the driver.
+
+    The driver once asked, no process forked from this one can use a GPU.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
+        return False
+    return any(next(Path("/dev").glob(pattern), None) for pattern in _GPU_FILES) or any(Path("/proc/driver/nvidia").glob("gpus/*"))
+
+
 def is_available() -> bool:
-    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for the answer."""
-    return num_driver_devices() > 0 and importlib.util.find_spec("cupy") is not None
+    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for the answer, nor the driver where one is missing.
+
+    True in a forked process that cannot use the GPU: whoever takes the GPU is told.
+    """
+    if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
+        return False
+    try:
+        return num_driver_devices() > 0
+    except ForkedError:
+        return True
 
 
 class CupyDevice:
@@ -53,9 +99,10 @@ class CupyDevice:
             index: its number; the first one goes by the name "cuda".
 
         Raises:
-            BackendUnavailableError: no driver, no GPU, no such GPU, or no CuPy that fits; says what to install.
+            BackendUnavailableError: no driver, no GPU, no such GPU, no CuPy that fits, or a forked process; says what to do.
         """
         self.name = f"cuda:{index}" if index else "cuda"
+        self._process = os.getpid()
         count = num_driver_devices()
         if count == 0:
             also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
@@ -104,6 +151,10 @@ class CupyDevice:
 
     def upload(self, array: Any) -> Any:
         """Return it on the device; see `Device.upload`."""
+        if isinstance(array, np.ndarray) and array.nbytes >= _LARGE:
+            target = self.xp.empty(array.shape, dtype=array.dtype)
+            target.set(np.ascontiguousarray(array))  # on the current stream; the driver has copied the host's memory when this returns
+            return target
         foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
         return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if foreign else self.xp.asarray(array))
 
@@ -117,7 +168,13 @@ class CupyDevice:
         self.xp.cuda.get_current_stream().synchronize()
 
     def active(self) -> AbstractContextManager[Any]:
-        """Make the GPU the current one; see `Device.active`."""
+        """Make the GPU the current one; see `Device.active`.
+
+        Raises:
+            ForkedError: this process was forked from the one that made this device.
+        """
+        if os.getpid() != self._process:
+            raise ForkedError(self.name)
         context: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
         return context
 

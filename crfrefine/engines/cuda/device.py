@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.engines.cuda.callbacks import is_a_callers
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
 
@@ -86,6 +87,8 @@ def capacity(shape: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:  # CuPy's is one of these too
+        if is_a_callers(error):
+            raise
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
             f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
+from crfrefine.engines.cuda.callbacks import staged
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
@@ -50,6 +51,8 @@ class CudaKernels:
         needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
         given = device.upload(image)
+        device.synchronize()
+        self._upload_seconds = time.perf_counter() - started
         self._image = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
         self.image_shape = tuple(self._image.shape)
         self.dtype = str(self._image.dtype)
@@ -67,7 +70,7 @@ class CudaKernels:
         self._lock = threading.Lock()
         # They may be used on another stream than the one they were built on.
         device.synchronize()
-        self._build_seconds = time.perf_counter() - started
+        self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
     def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run_last`. The kernels can be used again here."""
@@ -75,11 +78,19 @@ class CudaKernels:
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
             self._check(run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype), "a run")
-            outcome = self._run(logits, spec, staged(progress, "mean field"))
+            given = self._array(logits)
+            self._device.synchronize()
+            uploaded = time.perf_counter()
+            outcome = self._run(given, spec, staged(progress, "mean field"))
             stepped = time.perf_counter()  # the steps are done: their energies are here
             refined = self._give(outcome.logits, logits)
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
-            timings = {"build": self._build_seconds, "steps": stepped - started, "download": time.perf_counter() - stepped}
+            timings = {
+                "upload": self._upload_seconds + uploaded - started,
+                "build": self._build_seconds,
+                "steps": stepped - uploaded,
+                "download": time.perf_counter() - stepped,
+            }
             return MeanFieldResult(refined, report, timings)
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
@@ -88,7 +99,7 @@ class CudaKernels:
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=spec.num_iterations)
             self._check(needed, "a run")
-            outcome = self._run(logits, spec, records=True)
+            outcome = self._run(self._array(logits), spec, records=True)
             return Tape(self._give(outcome.logits, logits), self._give(outcome.record, logits), outcome.steps)
 
     def backward(
@@ -145,9 +156,8 @@ class CudaKernels:
             )
 
     def _run(
-        self, logits: Any, spec: MeanFieldSpec, progress: Callable[[int, int], None] | None = None, *, records: bool = False
+        self, given: Any, spec: MeanFieldSpec, progress: Callable[[int, int], None] | None = None, *, records: bool = False
     ) -> MeanFieldOutcome:
-        given = self._array(logits)
         return run_mean_field(self._voxels, self._kernels, spec, given, progress, watches_energy=self._spec.watches_energy, records=records)
 
     def _shape(self) -> tuple[int, ...]:
@@ -173,8 +183,3 @@ class CudaKernels:
         values = np.zeros(len(self._grid_shape))
         values[self._voxels.source_axis] = of_box_axes
         return values
-
-
-def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    """Return what tells of the steps of a stage."""
-    return None if progress is None else lambda step, num_steps: progress(stage, step, num_steps)

@@ -1,0 +1,112 @@
+"""Every kernel of the GPU engine on small cases, for tools that watch each access of memory (`gpu_tests.py`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from crfrefine import CrfParameters
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.device import Device
+from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
+from crfrefine.engines.cuda.sources import kernel_source, source_names
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+
+SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
+
+
+class Watched:
+    """A device that remembers what was launched on it; see `Device`."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.launched: set[tuple[str, str]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        if num_threads:
+            self.launched.add((source, kernel))
+        self._device.launch(source, kernel, constants, num_threads, *arguments)
+
+    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+        if num_blocks:
+            self.launched.add((source, kernel))
+        self._device.launch_blocks(source, kernel, constants, num_blocks, *arguments)
+
+
+def every_kernel() -> set[tuple[str, str]]:
+    """(source, kernel) of all there are."""
+    return {(name, kernel) for name in source_names() for kernel in kernel_source(name, {}).kernels}
+
+
+def run_all(device: Device) -> set[tuple[str, str]]:
+    """Run every filter forth and back, in both precisions, with narrow and wide keys, short and long lists; what was launched."""
+    watched = Watched(device)
+    engine: Any = CudaBackend(watched)
+    rng = np.random.default_rng(5)
+    mask = rng.random(SHAPE) < 0.7
+    logits, image = rng.normal(size=(5, *SHAPE)).astype(np.float32), rng.random((4, *SHAPE)).astype(np.float32)
+    common = {"bilateral.theta_beta": 0.4, "spatial.weight": 0.5, "spatial.theta_gamma": 1.2, "mean_field.num_iterations": 5}
+    # A long bandwidth has all voxels on a few vertices, whose lists are cut into segments; a tiny one has keys of more than 64 bits.
+    for filter_name, theta_alpha, theta_beta in (
+        ("exact", 1.7, 0.4),
+        ("truncated", 1.2, 0.4),
+        ("lattice", 1.7, 0.4),
+        ("lattice", 300.0, 300.0),
+        ("lattice", 0.02, 0.001),
+    ):
+        bandwidths = {"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": theta_beta, "mean_field.filter": filter_name}
+        for inside, others in ((mask, {}), (None, {"mean_field.damping": 0.2, "mean_field.tolerance": 1e-6})):
+            parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
+            engine.mean_field(logits, image, inside, SPACING, parameters)
+        kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
+        engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
+    _run_direct_sums(watched, image, mask)
+    for dtype in (np.float32, np.float64):
+        for filter_name in ("exact", "truncated", "lattice"):
+            _run_backward(engine, logits.astype(dtype), image.astype(dtype), mask, filter_name)
+    device.synchronize()
+    return watched.launched
+
+
+def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:
+    """With tiles and without, whichever the engine would choose."""
+    with device.active():
+        voxels = Voxels(device, SHAPE, SPACING, mask)
+        bilateral = BilateralInput(voxels, device.upload(image), [1.2] * 3, [0.4] * 4)
+        values = device.xp.ones((1, voxels.num_voxels, 4), dtype=np.float32)
+        for plain in (ExactFilter, TruncatedFilter):
+            for tiled in (False, True):
+                total = device.xp.zeros_like(values)
+                plain(bilateral, tiled=tiled).accumulate(values, None, None, device.xp.ones((1, 4), dtype=np.float32), total)
+
+
+def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
+    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * 4), KernelSpec((1.1, 1.2, 1.3)))
+    kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", filter_name, num_labels=5, num_iterations=2))
+    weights = np.full((2, 5), 0.5)
+    weights[0, 1] = 0.8
+    model = MeanFieldSpec(weights, 1.0 - np.eye(5), 2)
+    tape = kernels.forward(logits, model)
+    kernels.backward(tape, logits, np.ones_like(logits), model, wants_theta=True, wants_image=True)
+
+
+def main() -> None:
+    """Run on the first GPU, with every array in memory of its own, so that an access beyond it is seen."""
+    from crfrefine.engines.cuda.cupy_device import CupyDevice
+
+    device = CupyDevice()
+    device.xp.cuda.set_allocator(None)
+    if missing := every_kernel() - run_all(device):
+        raise SystemExit(f"these kernels have not run: {sorted(missing)}")
+    sys.stdout.write("every kernel has run\n")
+
+
+if __name__ == "__main__":
+    main()

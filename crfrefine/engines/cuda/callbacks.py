@@ -1,0 +1,29 @@
+"""A caller's progress function inside the engine: its errors are the caller's, lack of memory among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crfrefine.engines.base import Progress
+
+_MARK = "_is_a_callers"  # of an exception
+
+
+def is_a_callers(error: MemoryError) -> bool:
+    """Whether it came from a caller's function, and says nothing about the GPU's memory."""
+    return getattr(error, _MARK, False)
+
+
+def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    """The function for one stage, called with a step and the number of steps."""
+    if progress is None:
+        return None
+
+    def call(step: int, num_steps: int) -> None:
+        try:
+            progress(stage, step, num_steps)
+        except MemoryError as error:
+            setattr(error, _MARK, True)
+            raise
+
+    return call
