@@ -96,9 +96,9 @@ def sanitize(keep: Keep, *, seconds: float = 100.0) -> None:
         status, lines, outcome[tool] = _stream(command, dict(os.environ), keep_tool, seconds=seconds)
         ours = [line for line in lines if line.startswith("=========") and own.search(line)]
         if status == _FAULT and ours:
-            outcome["failed"] = f"{tool}: {ours[0]}"
+            outcome.setdefault("failed", f"{tool}: {ours[0]}")
         elif status not in (0, _FAULT):
-            outcome["failed"] = f"{tool} did not finish: status {status}"
+            outcome.setdefault("failed", f"{tool} did not finish: status {status}")
         outcome[tool]["note"] = "faults in kernels of CuPy's own" if status == _FAULT and not ours else ""
         keep(outcome)
 
