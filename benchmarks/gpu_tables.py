@@ -34,7 +34,7 @@ def _speed_row(name: str, found: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {'×'.join(map(str, found['grid_shape']))}",
         f"{found['voxels']}",
-        f"{found['vertices']}, {found['vertices'] / found['voxels']:.2g} a voxel",
+        f"{found['vertices']}, {found['vertices'] / found['voxels']:.2g} per voxel",
         f"**{1e3 * found['seconds_a_step']:.2f} ms**",
         f"{1e3 * found['floor_seconds_a_step']:.2f} ms, {found['times_the_floor']:.1f}×",
         f"{found['copy_bytes_a_second'] / 1e12:.2f} TB/s",

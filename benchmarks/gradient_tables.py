@@ -23,7 +23,7 @@ def _spread(values: Iterable[float]) -> str:
 
 
 def _vertices(records: list[dict[str, Any]]) -> str:
-    found = [re.search(r"([\d.]+) a voxel", record["description"]) for record in records]
+    found = [re.search(r"([\d.]+) per voxel", record["description"]) for record in records]
     return f"{statistics.median(float(match[1]) for match in found if match):.2g}"
 
 

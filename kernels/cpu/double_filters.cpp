@@ -122,7 +122,7 @@ class DoubleTruncatedFilter final : public DoubleFilter {
         });
     }
 
-    std::string description() const override { return "truncated (" + std::to_string(offsets_.size()) + " pairs a voxel), float64"; }
+    std::string description() const override { return "truncated (" + std::to_string(offsets_.size()) + " pairs per voxel), float64"; }
 
    private:
     const Voxels& voxels_;

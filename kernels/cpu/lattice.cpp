@@ -318,7 +318,7 @@ std::string describe(const Lattice& lattice, int64_t num_voxels) {
     std::ostringstream text;
     text << "lattice (" << lattice.num_vertices << " vertices, ";
     text.precision(2);
-    text << static_cast<double>(lattice.num_vertices) / static_cast<double>(num_voxels) << " a voxel)";
+    text << static_cast<double>(lattice.num_vertices) / static_cast<double>(num_voxels) << " per voxel)";
     return text.str();
 }
 

@@ -60,7 +60,7 @@ class TruncatedFilter final : public Filter {
         return true;
     }
 
-    std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs a voxel)"; }
+    std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)"; }
 
    private:
     static constexpr int kMomentChannels = 4, kMomentModalities = 4, kMomentAxes = 3;

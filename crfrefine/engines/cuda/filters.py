@@ -109,7 +109,7 @@ class TruncatedFilter:
         else:
             self._sum = PlainWindow(bilateral, radius)
         num_pairs = int((2 * planes.half_height.astype(np.int64) + 1).clip(min=0).sum())
-        self.description = f"truncated ({num_pairs // 2} pairs a voxel)"
+        self.description = f"truncated ({num_pairs // 2} pairs per voxel)"
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
         """Add a filtering; see `Filter.accumulate`."""

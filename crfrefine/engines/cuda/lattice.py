@@ -254,7 +254,7 @@ class LatticeFilter:
         """Build the lattice."""
         self.lattice = Lattice(bilateral.single())
         num_voxels = bilateral.voxels.num_voxels
-        self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} a voxel)"
+        self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
         self._rows: dict[int, tuple[Any, Any]] = {}
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
