@@ -1,4 +1,4 @@
-"""The order of a grid's axes: as the user counts them, (x, y, z), and as they lie in memory and in files, slowest first."""
+"""The order of a grid's axes: the user's order, (x, y, z), and the storage order in memory and in files, slowest first."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """Which of the user's axes comes when in storage. Arrays are turned as views; nothing is copied.
+    """The order in which the user's axes are stored. Arrays are transposed as views; nothing is copied.
 
     Attributes:
-        axes: the user's axis that is the k-th in storage, slowest first.
+        axes: for each axis in storage, slowest first, the user's number of it.
     """
 
     axes: tuple[int, ...]
@@ -29,24 +29,24 @@ class StorageOrder:
 
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
-        """Return the order in which the axes of an array (*grid) lie in memory."""
+        """Return the memory order of the axes of an array (*grid)."""
         return cls(tuple(sorted(range(grid.ndim), key=lambda axis: -abs(grid.strides[axis]))))
 
     @property
     def inverse(self) -> tuple[int, ...]:
-        """The axis in storage that is the k-th of the user's."""
+        """For each of the user's axes, its number in storage."""
         return tuple(sorted(range(len(self.axes)), key=lambda axis: self.axes[axis]))
 
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return an array (*grid) or (channels, *grid) of the user's with its axes in storage order."""
+        """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
         return _turned(array, self.axes)
 
     def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return an array (*grid) or (channels, *grid) in storage order with the user's axes."""
+        """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
         return _turned(array, self.inverse)
 
     def axes_to_storage(self, per_axis: Sequence[_T]) -> tuple[_T, ...]:
-        """Return the values of the user's axes, such as a spacing, in storage order."""
+        """Return values per user's axis, such as a spacing, in storage order."""
         return tuple(per_axis[axis] for axis in self.axes)
 
 

@@ -1,6 +1,6 @@
 """Refine one case: the library's main function, from raw intensities and logits to a label map.
 
-Files are `crfrefine.cases.case`'s and folders `crfrefine.infer.run`'s business.
+`crfrefine.cases.case` handles files, and `crfrefine.infer.run` handles folders.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class RefinementResult(Reported):
 
     Attributes:
         label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
-        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, what the network alone said.
-        logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input over the temperature.
-        report: num_iterations, converged, energy and filters, which are attributes of the result, too.
+        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, the network's own result.
+        logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input divided by the temperature.
+        report: num_iterations, converged, energy and filters, which are also attributes of the result.
         timings: seconds of each stage: normalize, build, steps, labels.
-        device: where it was computed.
-        threads: CPU threads that it was computed with; None: the cores this process may use.
+        device: the device that was used.
+        threads: number of CPU threads used; None: the cores this process may use.
         num_padding_voxels: voxels in the mask where all input logits were equal; they took no part.
-        notes: what the caller should know, a sentence each.
+        notes: what the caller should know, one sentence each.
     """
 
     label_map: NDArray[np.unsignedinteger[Any]]
@@ -62,7 +62,7 @@ class RefinementResult(Reported):
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Say what came out in a line; no arrays."""
+        """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
         steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
         energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
@@ -76,7 +76,7 @@ class RefinementResult(Reported):
 
     @cached_property
     def changes(self) -> LabelChanges:
-        """How many voxels each label had and has, and how many changed theirs; counted when first asked for."""
+        """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
         return compare_labels(self.network_label_map, self.label_map, len(self.logits))
 
 
@@ -94,29 +94,29 @@ def refine(
 ) -> RefinementResult:
     """Refine a network's logits with the dense CRF.
 
-    Voxels where all labels have exactly the same logit, as where a crop was padded, take no part: they keep label 0, and neither send nor
+    Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part: they keep label 0 and neither send nor
     receive messages.
 
     Args:
         logits: (L, *grid), higher is better, finite; L >= 2.
-        image: (M, *grid) or (*grid), raw intensities: they are normalized as the parameters say.
-        spacing: distance of neighboring voxels in mm, one a grid axis or one for all.
+        image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
+        spacing: distance between neighboring voxels in mm, one per grid axis or one for all.
         parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
-        input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and what looks like
-            probabilities is refused; "logits": they are logits although they look like probabilities.
+        input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
+            like probabilities are refused; "logits": they are logits even if they look like probabilities.
         device: "auto", "cpu", "cuda", "cuda:N" or "reference".
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
 
     Returns:
-        The refined case. Arrays have the axes in the same memory order as `logits`.
+        The refined case. Its arrays have the same memory order as `logits`.
 
     Raises:
         InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
             place of logits, logits that are equal for all labels nearly everywhere.
-        ConfigError: a list in the parameters has the wrong length for this case, or there is no such preset or file.
-        BackendUnavailableError: the device is not there.
+        ConfigError: a list in the parameters has the wrong length for this case, or the preset or file does not exist.
+        BackendUnavailableError: the device is not available.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
     Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
@@ -152,7 +152,7 @@ def refine(
     backend = get_backend(device)
     inside = None if mask is None else mask != 0
 
-    # The model knows no order of axes, so the engine gets them in storage order: nothing is copied for a volume read from a file.
+    # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
     with np.errstate(over="ignore"):
         logits = logits.astype(np.float32, copy=False)
     order = StorageOrder.of_memory(logits[0])
@@ -166,14 +166,14 @@ def refine(
         crf_mask, num_padding = leave_out(padding, ordered_mask, "logits")
         notes = (describe_padding(num_padding, padding.size),) if num_padding else ()
         if largest / spec.mean_field.temperature > LARGEST_LOGIT:
-            # The constant of the padding is no logit, such as the lowest number of float32: any other one says as little.
+            # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)
             largest = _check_finite(backend, ordered_logits, "logits", threads)
     if identify_array(ordered_logits, input_type) == "probabilities":
         ordered_logits = np.array(ordered_logits, order="C")
         take_logarithms(ordered_logits)
         largest = -math.log(SMALLEST_PROBABILITY)
-    # Energies and marginals are sums of a few of these in float32; a temperature near zero would make them infinite, and then NaN.
+    # Energies and marginals are sums of a few such values in float32; a temperature near zero would make them infinite, and then NaN.
     temperature = spec.mean_field.temperature
     if largest / temperature > LARGEST_LOGIT:
         raise ConfigError(
@@ -182,7 +182,7 @@ def refine(
         )
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
-    # Padding of the logits is no property of the image: intensities are normalized as if there were none.
+    # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
     normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
     normalize_seconds = time.perf_counter() - started
     outcome = backend.mean_field(
@@ -215,7 +215,7 @@ def refine(
 
 
 def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
-    """Raise InputError where a value is NaN or infinite; return the largest magnitude."""
+    """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
     if channels.dtype.kind != "f":
         return 0.0
     largest = 0.0
@@ -231,7 +231,7 @@ def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: 
 
 
 def _check_outcome(backend: Backend, outcome: MeanFieldResult, threads: int | None) -> None:
-    """Raise InputError where the model went out of float32's range: such a label map would be noise."""
+    """Raise InputError if the model left the range of float32: such a label map would be noise."""
     finite = all(math.isfinite(value) for value in outcome.energy)
     if finite:
         finite = all(math.isfinite(low) and math.isfinite(high) for low, high in backend.channel_ranges(outcome.logits, threads=threads))

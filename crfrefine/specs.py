@@ -1,8 +1,8 @@
-"""The model as engines take it: the kernels that are built for an image, and the mean field that runs on them.
+"""The model in the form that engines take: the kernels that are built for an image, and the mean field that runs on them.
 
-`CrfParameters.resolve` makes it for a case and the trainable layer makes it of its tensors; every engine takes it, and the structs of
-kernels/cpu/kernel_set.h and mean_field.h mirror it. It stands below all of them, so that none has to import another. Nothing is checked
-here.
+`CrfParameters.resolve` creates it for a case, and the trainable layer creates it from its tensors; every engine takes it, and the structs
+in kernels/cpu/kernel_set.h and mean_field.h mirror it. This module is below all of them, so none of them has to import another. Nothing is
+checked here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class KernelSpec:
 
     Attributes:
         theta_position: bandwidth along each grid axis: theta_alpha of an appearance kernel, theta_gamma of the spatial one.
-        theta_intensity: bandwidth of each modality, theta_beta; None: the spatial kernel, which does not look at the image.
+        theta_intensity: bandwidth of each modality, theta_beta; None: the spatial kernel, which does not depend on the image.
     """
 
     theta_position: tuple[float, ...]
@@ -34,20 +34,20 @@ class KernelSpec:
 
     @property
     def is_spatial(self) -> bool:
-        """Whether the kernel looks at positions alone."""
+        """Whether the kernel depends on positions only."""
         return self.theta_intensity is None
 
 
 @dataclass(frozen=True)
 class KernelSetSpec:
-    """The kernels of a model, as they are built and normalized for one image.
+    """The kernels of a model, to be built and normalized for one image.
 
     Attributes:
         kernels: the appearance kernels, then the spatial one if there is one.
         normalization: "symmetric", "after" or "none".
         filter: how messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (float32 only).
-        num_labels: L of the logits to come.
-        num_iterations: steps that "auto" chooses a filter for.
+        num_labels: L, channels of the logits.
+        num_iterations: number of steps that "auto" chooses a filter for.
         positions: "mm", or "voxels": bandwidths count voxels, and the spacing is not used.
     """
 
@@ -65,12 +65,12 @@ class KernelSetSpec:
 
     @property
     def spatial(self) -> KernelSpec | None:
-        """The spatial kernel; None: there is none."""
+        """The spatial kernel; None if there is none."""
         return next((kernel for kernel in self.kernels if kernel.is_spatial), None)
 
     @property
     def watches_energy(self) -> bool:
-        """Whether a rise of the energy shortens the steps: D^-1 K is not symmetric, so that a rise says nothing there."""
+        """Whether a rise of the energy shortens the steps: D^-1 K is not symmetric, so a rise means nothing there."""
         return self.normalization != "after"
 
     def distances(self, spacing: Sequence[float]) -> tuple[float, ...]:
@@ -85,14 +85,14 @@ class KernelSetSpec:
 
 @dataclass(frozen=True, eq=False)
 class MeanFieldSpec:
-    """A run of the mean field on kernels that are built.
+    """A run of the mean field on built kernels.
 
     Attributes:
         weights: (kernels, L) in the order of the kernels.
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal.
-        num_iterations: steps, at most.
+        num_iterations: maximum number of steps.
         temperature: divides the logits.
-        tolerance: mean KL in nats per voxel that counts as converged; 0: all steps are taken.
+        tolerance: mean KL in nats per voxel below which the run has converged; 0: all steps are taken.
         damping: share of the old log-marginals in a step.
     """
 
@@ -117,20 +117,20 @@ class MeanFieldSpec:
 
     @cached_property
     def num_channels(self) -> int:
-        """Of the marginals that are filtered.
+        """Number of channels of the marginals that are filtered.
 
-        With one weight for all labels the last label's message follows from the others', as marginals sum to 1.
+        With one weight for all labels, the message of the last label follows from the others, since marginals sum to 1.
         """
         return self.num_labels - 1 if bool((self.weights == self.weights[:, :1]).all()) else self.num_labels
 
     def rounded(self, dtype: Any) -> MeanFieldSpec:
-        """Return it with weights of the precision of a run, which decide `num_channels`."""
+        """Return the spec with weights in the precision of a run, which determine `num_channels`."""
         return dataclasses.replace(self, weights=self.weights.astype(dtype))
 
 
 @dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """The whole model for a case of given labels, modalities and axes: its kernels and its run."""
+    """The whole model for a case with given labels, modalities and axes: its kernels and its run."""
 
     kernels: KernelSetSpec
     mean_field: MeanFieldSpec

@@ -1,4 +1,4 @@
-"""The table of backends: which engine runs a device."""
+"""The table of backends: which engine runs on which device."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
 
 
 def get_backend(device: str) -> Backend:
-    """Return the engine for a device; nothing is loaded before it is asked for.
+    """Return the engine for a device; an engine is loaded when first asked for.
 
     Args:
-        device: "auto" (a GPU where there are one and CuPy, else the CPU; with a warning where there are both and they do not work),
+        device: "auto" (the GPU if there is one and CuPy is installed, else the CPU; warns if both are there but do not work),
             "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "reference" for the slow float64 model.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
-        ConfigError: there is no such device.
+        ConfigError: the device does not exist.
     """
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device):
@@ -59,14 +59,14 @@ def _cuda(device: str) -> Backend:
 
 @cache
 def _cuda_backend(number: int) -> Backend:
-    """One backend per GPU, under whatever name: its lock lets in one case at a time."""
+    """One backend per GPU, whatever name it is asked for by: its lock admits one case at a time."""
     from crfrefine.engines.cuda.backend import CudaBackend
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
     return CudaBackend(CupyDevice(number))
 
 
-# A device does not survive a fork: there it is made anew, or found not to work, as by whoever asks first.
+# A device does not survive a fork: the child creates it again, or finds that it does not work.
 os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 

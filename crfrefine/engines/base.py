@@ -1,4 +1,4 @@
-"""What every backend offers: the kernels of a model on one image and the mean field on them, and a single filtering for checks.
+"""The interface of every backend: the kernels of a model on one image, the mean field on them, and a single filtering for checks.
 
 Methods take arrays and a spec (`crfrefine.specs`). The arrays are plain numpy, channel first, C-ordered; callers bring axes into storage
 order beforehand (`crfrefine.refine` does).
@@ -25,12 +25,12 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class MeanFieldReport:
-    """What a mean-field run says about itself: one object from the engine to the user.
+    """Report of a mean-field run: one object from the engine to the user.
 
     Attributes:
         num_iterations: steps taken.
         converged: whether the stopping rule was met before the last allowed step.
-        energy: the variational free energy of the marginals that each step started from, one value per step.
+        energy: variational free energy of the marginals at the start of each step, one value per step.
         filters: how each kernel's messages were computed, one line per kernel.
     """
 
@@ -41,7 +41,7 @@ class MeanFieldReport:
 
 
 class Reported:
-    """Shows the fields of a report as its own."""
+    """Exposes the fields of a report as its own."""
 
     report: MeanFieldReport
 
@@ -57,7 +57,7 @@ class Reported:
 
     @property
     def energy(self) -> tuple[float, ...]:
-        """The variational free energy of the marginals that each step started from, one value per step."""
+        """Variational free energy of the marginals at the start of each step, one value per step."""
         return self.report.energy
 
     @property
@@ -68,10 +68,11 @@ class Reported:
 
 @dataclass(frozen=True)
 class MeanFieldResult(Reported):
-    """What a mean-field run returns.
+    """Result of a mean-field run.
 
     Attributes:
-        logits: (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input over the temperature.
+        logits: (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input divided by the
+            temperature.
         report: steps, energy and filters.
         timings: seconds of each stage.
     """
@@ -86,10 +87,10 @@ class Tape:
     """State of a mean-field run, saved for the backward pass.
 
     Attributes:
-        logits: (L, *grid), x of the last step; outside the mask the input over the temperature.
-        record: (steps, channels, voxels), the marginals that each step started from at the masked voxels; the last label's channel is left
-            out where it follows from the others'.
-        steps: the length of each step: 1 - damping, less where the energy rose.
+        logits: (L, *grid), x of the last step; outside the mask the input divided by the temperature.
+        record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
+            omitted where it follows from the others.
+        steps: length of each step: 1 - damping, less where the energy rose.
     """
 
     logits: NDArray[Any]
@@ -104,7 +105,7 @@ class MeanFieldGradients:
     Attributes:
         logits: (L, *grid).
         weights: (kernels, L) float64, the spatial kernel last.
-        compatibility: (L, L) float64, the diagonal too.
+        compatibility: (L, L) float64, including the diagonal.
         temperature: number.
         theta_alpha: (bilateral kernels, axes) float64; zeros unless asked for.
         theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
@@ -123,24 +124,24 @@ class MeanFieldGradients:
 
 
 class Kernels(Protocol):
-    """The kernels of a model on one image, built and normalized once, for any number of runs with other weights.
+    """The kernels of a model on one image, built and normalized once, for any number of runs with different weights.
 
-    Arrays have the precision of the image they were built for, float32 or float64. One call at a time is served; others wait.
+    Arrays have the precision of the image they were built for, float32 or float64. Calls are served one at a time; others wait.
     """
 
     filters: tuple[str, ...]
     """How each kernel's messages are computed, one line per kernel."""
     num_kernels: int
-    """The bilateral ones, then the spatial one."""
+    """The bilateral kernels, then the spatial one."""
     num_voxels: int
     """Inside the mask."""
     image_shape: tuple[int, ...]
-    """(M, *grid) of the image they were built for."""
+    """(M, *grid), shape of the image they were built for."""
     dtype: str
-    """"float32" or "float64": of that image, and of all arrays."""
+    """"float32" or "float64": precision of that image and of all arrays."""
 
     def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met, and give the kernels up: nothing can be run on them afterwards.
+        """Run the mean field until its stopping rule is met, and release the kernels: they cannot be used afterwards.
 
         Their memory may be free before the refined logits are written, so that both need not fit into memory together.
 
@@ -152,11 +153,11 @@ class Kernels(Protocol):
         ...
 
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and keep what the backward pass needs.
+        """Run the mean field and save what the backward pass needs.
 
         Args:
             logits: (L, *grid), higher is better.
-            spec: the run; all its steps are taken, whatever its tolerance.
+            spec: the run; all steps are taken, and the tolerance is ignored.
         """
         ...
 
@@ -170,21 +171,21 @@ class Kernels(Protocol):
         wants_theta: bool = True,
         wants_image: bool = False,
     ) -> MeanFieldGradients:
-        """Return the gradients of a loss with respect to everything that went into `forward`, and to the kernels' bandwidths and image.
+        """Return the gradients of a loss with respect to all inputs of `forward` and to the bandwidths and image of the kernels.
 
         Args:
-            tape: what `forward` returned, for these logits and this run.
-            logits: (L, *grid), as they were.
-            gradient: (L, *grid), gradient with respect to the tape's logits.
+            tape: returned by `forward` for these logits and this run.
+            logits: (L, *grid), the same as in `forward`.
+            gradient: (L, *grid), gradient of the loss with respect to the tape's logits.
             spec: the run.
             wants_theta: whether to compute the gradients with respect to the bandwidths, which cost several filterings per step.
-            wants_image: whether to compute that with respect to the image.
+            wants_image: whether to compute the gradient with respect to the image.
         """
         ...
 
 
 class Backend(Protocol):
-    """One way to compute the model; all of them give the same answer to within their filters' accuracy."""
+    """One way to compute the model; all backends agree to within the accuracy of their filters."""
 
     name: str
 
@@ -202,12 +203,12 @@ class Backend(Protocol):
         """Build the kernels of a model on one image.
 
         Args:
-            image: (M, *grid) float32 or float64, normalized; it decides the precision and must not change while the kernels are in use.
+            image: (M, *grid) float32 or float64, normalized; it sets the precision and must not change while the kernels are in use.
             mask: (*grid), True where the model applies; None: everywhere.
             spacing: mm, one per grid axis.
             spec: the kernels.
-            axes: the number that each grid axis has for the user, where the arrays are transposed views of the user's: a lattice's cells
-                depend on the order of its features, and must not depend on the order of memory. None: as they are.
+            axes: the user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend
+                on the order of its features, and must not depend on the memory order. None: the axes are in the user's order.
             threads: number of threads; None: the cores this process may use.
             progress: called before each kernel.
         """
@@ -249,14 +250,14 @@ class Backend(Protocol):
         *,
         threads: int | None = None,
     ) -> NDArray[np.float32]:
-        """Filter (V, *grid) values once with the only kernel of a set; the spatial one needs no image.
+        """Filter (V, *grid) values once with the only kernel of a set; the spatial kernel needs no image.
 
         Voxels outside the mask neither send nor receive: the result there is 0.
         """
         ...
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest of (L, *grid) logits at each voxel, the lowest of equals, in the smallest unsigned type."""
+        """Return the label of the largest of (L, *grid) logits at each voxel, the lowest label on ties, in the smallest unsigned type."""
         ...
 
     def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
@@ -264,5 +265,5 @@ class Backend(Protocol):
         ...
 
     def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
-        """Return the smallest and largest value of each channel; both NaN for a channel that holds a value that is not finite."""
+        """Return the smallest and largest value of each channel; both are NaN for a channel with a value that is not finite."""
         ...

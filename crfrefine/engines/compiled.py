@@ -1,7 +1,7 @@
 """Finding and loading the compiled C++ engine.
 
-The engine comes compiled for several instruction sets; the best one that this processor runs is imported. The environment variable
-`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) asks for a lower one, for tests and comparisons.
+The engine is compiled for several instruction sets; the best one that this processor supports is imported. The environment variable
+`CRFREFINE_CPU_LEVEL` (baseline, avx2, avx512) selects a lower one, for tests and comparisons.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LEVELS = ("baseline", "avx2", "avx512")
 """The instruction sets that the engine is compiled for, lowest first."""
 
 _ADAPTER = "cpu.py"
-"""What calls the engine: where it is the same file, the same engine fits."""
+"""The module that calls the engine: where this file is the same, the engine fits."""
 
 
 def load_engine() -> Any:
     """Import the compiled engine.
 
     Raises:
-        BackendUnavailableError: there is none, or the processor does not run what the environment variable asks for.
+        BackendUnavailableError: there is no engine, or the processor does not support the level that the environment variable asks for.
         ConfigError: the environment variable names no instruction set.
     """
     asked = os.environ.get("CRFREFINE_CPU_LEVEL")
@@ -62,10 +62,10 @@ def _import_level(level: str) -> Any:
 def _installed_engine(level: str) -> Path:
     """Return the compiled engine of the installed package, for a source tree that hides it.
 
-    Python started in a clone's folder meets the source tree, which has no compiled engine, before the package that is installed from it.
+    Python started in the folder of a clone finds the source tree, which has no compiled engine, before the installed package.
 
     Raises:
-        BackendUnavailableError: there is none, or one for another adapter than this file.
+        BackendUnavailableError: there is no installed engine, or it fits a different version of the adapter.
     """
     own = Path(__file__).resolve().with_name(_ADAPTER)
     for path in sys.path:

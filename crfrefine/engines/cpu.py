@@ -132,7 +132,7 @@ class CpuKernels:
         self.filters = tuple(built.descriptions())
 
     def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field and give the kernels up; see `Kernels.run_last`."""
+        """Run the mean field and release the kernels; see `Kernels.run_last`."""
         logits = self._array(logits)
         started = time.perf_counter()
         out = np.empty_like(logits)
@@ -144,7 +144,7 @@ class CpuKernels:
         return MeanFieldResult(out, report, {"build": self._build_seconds, "steps": time.perf_counter() - started})
 
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and keep what the backward pass needs; see `Kernels.forward`."""
+        """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         logits = self._array(logits)
         spec = spec.rounded(logits.dtype)
         out = np.empty_like(logits)
@@ -190,7 +190,7 @@ class CpuKernels:
         )
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
-        """Labels on the image's grid, in its precision."""
+        """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
         if channels.shape != (self._num_labels, *self._image.shape[1:]):
             raise InputError(
                 f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self._image.shape[1:])}"
@@ -199,14 +199,14 @@ class CpuKernels:
 
 
 def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[Any, ...]:
-    """What the C++ engine takes of a set of kernels: spacing, bandwidths, normalization, filter."""
+    """Return the settings of the kernels that the C++ engine takes: spacing, bandwidths, normalization, filter."""
     bilateral = [(list(kernel.theta_position), list(kernel.theta_intensity or ())) for kernel in spec.bilateral]
     gamma = [] if spec.spatial is None else list(spec.spatial.theta_position)
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
 def _run_arguments(spec: MeanFieldSpec) -> tuple[Any, ...]:
-    """What it takes of a run, forward and backward."""
+    """Return the settings of a run that the C++ engine takes, forward and backward."""
     return spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping
 
 
@@ -220,7 +220,7 @@ def _mask(mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
 
 @contextmanager
 def _engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn the engine's own errors into those that a user can act on; all others, as of a progress callback, pass unchanged."""
+    """Turn the engine's own errors into errors that a user can act on; others, such as those of a progress callback, pass unchanged."""
     try:
         yield
     except engine.EngineCapacityError as error:

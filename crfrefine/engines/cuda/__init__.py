@@ -1,5 +1,5 @@
-"""The GPU engine: kernels/cuda/*.cu, compiled for the device at hand when first needed.
+"""The GPU engine: kernels/cuda/*.cu, compiled for the present device when first needed.
 
 `backend` is the engine; it, `mean_field` and the filters are written against `device.Device`, of which `cupy_device` is the real one.
-Nothing is imported here: whether there is a GPU is asked at every start.
+Nothing is imported here, since every start checks whether there is a GPU.
 """

@@ -32,7 +32,7 @@ class CudaBackend:
         """Take a device."""
         self.device = device
         self.name = device.name
-        self._lock = threading.Lock()  # one case at a time: each may need all the memory
+        self._lock = threading.Lock()  # one case at a time: each may need all of the memory
 
     def kernels(
         self,
@@ -45,9 +45,9 @@ class CudaBackend:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> CudaKernels:
-        """Build the kernels of a model on one image; see `Backend.kernels`. `threads` means nothing here.
+        """Build the kernels of a model on one image; see `Backend.kernels`. `threads` has no effect here.
 
-        The image may be on the device already, as anything that shares its memory by DLPack: nothing is copied then.
+        The image may be on the device already, as any object that shares its memory by DLPack: it is then not copied.
 
         Raises:
             InputError: the mask is empty, or an intensity is not finite.
@@ -72,7 +72,7 @@ class CudaBackend:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`.
 
         Raises:
-            InputError, ConfigError, CapacityError: as `kernels`; what the whole case needs is estimated before anything is allocated.
+            InputError, ConfigError, CapacityError: as `kernels`; the memory for the whole case is estimated before anything is allocated.
         """
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
@@ -148,20 +148,20 @@ class CudaBackend:
             return device.download(out)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest logit at each voxel; see `Backend.label_map`. The logits are the host's, and so is the work."""
+        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Logits and computation are on the host."""
         return self._host.label_map(logits, threads=threads)
 
     def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
-        """Return the softmax over labels; see `Backend.softmax`. Done on the host."""
+        """Return the softmax over labels; see `Backend.softmax`. Computed on the host."""
         return self._host.softmax(logits, threads=threads)
 
     def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
-        """Return each channel's extremes; see `Backend.channel_ranges`. Done on the host."""
+        """Return each channel's extremes; see `Backend.channel_ranges`. Computed on the host."""
         return self._host.channel_ranges(channels, threads=threads)
 
     @cached_property
     def _host(self) -> Backend:
         try:
             return CpuBackend()
-        except BackendUnavailableError:  # a checkout without the compiled engine: the same answers from numpy, in more time
+        except BackendUnavailableError:  # a checkout without the compiled engine: numpy gives the same answers, more slowly
             return ReferenceBackend()

@@ -1,6 +1,7 @@
-"""The way back through the mean field on the device (docs/reference/math.md; the structure is that of kernels/cpu/mean_field_backward.cpp).
+"""The backward pass of the mean field on the device (docs/reference/math.md; structured as kernels/cpu/mean_field_backward.cpp).
 
-Names: `y` is the derivative by what a step adds, z = compatibility y, and -weight z the derivative by a kernel's message.
+Names: `y` is the gradient with respect to what a step adds, z = compatibility y, and -weight z the gradient with respect to a kernel's
+message.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Gradients:
-    """Derivatives of a loss; arrays of voxels on the device, sums on the host in float64.
+    """Gradients of a loss; arrays of voxels on the device, sums on the host in float64.
 
     Attributes:
-        scores: (label, voxel), by logits over temperature.
+        scores: (label, voxel), with respect to the logits divided by the temperature.
         weights: (kernel, label).
-        compatibility: (label, label), the diagonal too.
-        theta: (feature) of each kernel, intensities first, box axes last; zeros unless wanted.
-        image: (modality, voxel); None unless wanted.
+        compatibility: (label, label), including the diagonal.
+        theta: (feature) per kernel, intensities first, box axes last; zeros unless asked for.
+        image: (modality, voxel); None unless asked for.
     """
 
     scores: Any
@@ -52,26 +53,26 @@ class Backward:
         wants_theta: bool,
         wants_image: bool,
     ) -> None:
-        """Take the model of the way forth.
+        """Take the model of the forward pass.
 
         Args:
             voxels: the masked voxels.
-            kernels: normalized.
-            features: of each kernel.
+            kernels: the normalized kernels.
+            features: features of each kernel.
             spec: the run.
-            wants_theta: whether to compute derivatives by bandwidths.
-            wants_image: whether to compute that by the image.
+            wants_theta: whether to compute the gradients with respect to the bandwidths.
+            wants_image: whether to compute the gradient with respect to the image.
         """
         self._voxels, self._kernels, self._features, self._spec = voxels, kernels, features, spec
         self._wants_theta, self._wants_moments, self._wants_image = wants_theta, wants_theta or wants_image, wants_image
 
     def run(self, record: Any, steps: Sequence[float], by_logits: Any) -> Gradients:
-        """Go back through the steps.
+        """Run the steps backward.
 
         Args:
-            record: (step, channel, voxel) marginals that each step started from.
+            record: (step, channel, voxel) marginals at the start of each step.
             steps: their lengths.
-            by_logits: (label, voxel) derivative of the loss by the last step's logits.
+            by_logits: (label, voxel) gradient of the loss with respect to the logits of the last step.
         """
         xp = self._voxels.device.xp
         num_labels, dtype = len(by_logits), by_logits.dtype
@@ -84,7 +85,7 @@ class Backward:
             theta=[np.zeros(len(features)) for features in self._features],
             image=xp.zeros((num_modalities, self._voxels.num_voxels), dtype=dtype) if self._wants_image else None,
         )
-        # (voxel) of each kernel: by the normalization's factor, and by the message of all ones; collected over the steps.
+        # (voxel) per kernel: gradients with respect to the factor of the normalization and to the message of all ones, summed over the steps.
         self._by_scale = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
         self._by_ones = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
         by_x = by_logits
@@ -99,7 +100,7 @@ class Backward:
         return self._found
 
     def _marginals(self, channels: Any, num_labels: int) -> Any:
-        """Of all labels; the last one's follows from the others' where it is not recorded."""
+        """Return the marginals of all labels; those of the last label follow from the others where they are not recorded."""
         xp = self._voxels.device.xp
         if len(channels) == num_labels:
             return channels
@@ -107,31 +108,31 @@ class Backward:
         return xp.concatenate([channels, rest[None]])
 
     def _step_back(self, marginals: Any, step: float, by_x: Any) -> Any:
-        """From the derivative by the logits after a step to that by the logits before it."""
+        """Turn the gradient for the logits after a step into that for the logits before it."""
         y = step * by_x
         self._found.scores += y
         z = y.sum(axis=0) - y if self._spec.is_potts else self._by_neighbors(y)
         by_marginals = sum(self._kernel_back(m, marginals, y, z) for m in range(len(self._kernels)))
-        # Known up to one number a voxel, which the softmax does not see: the last label's is 0.
+        # Known up to one number per voxel, to which the softmax is blind: that of the last label is 0.
         own = self._voxels.device.xp.zeros_like(y)
         own[:-1] += by_marginals
         return (1.0 - step) * by_x + marginals * (own - (marginals * own).sum(axis=0))
 
     def _by_neighbors(self, y: Any) -> Any:
-        """Compatibility times y; row by row, as a product of matrices would need a library more and might round to fewer digits."""
+        """Compatibility times y; row by row, since a matrix product would need another library and might round to fewer digits."""
         z = self._voxels.device.xp.empty_like(y)
         for row, out in zip(self._compatibility, z, strict=True):
             out[...] = (row[:, None] * y).sum(axis=0)
         return z
 
     def _kernel_back(self, m: int, marginals: Any, y: Any, z: Any) -> Any:
-        """One kernel's part of a step: (label but the last, voxel) derivatives by the marginals it was sent."""
+        """One kernel's part of a step: gradients (all labels but the last, voxel) with respect to the marginals it was sent."""
         xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
         weight = self._spec.weights[m].astype(y.dtype)
         scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
         q = marginals[:-1]
-        # Marginals sum to 1: the last label's derivative is taken off, and its channel need not be filtered. What that leaves for the
-        # normalization is kept in `_by_ones`.
+        # Marginals sum to 1: the gradient of the last label is subtracted, so its channel need not be filtered. Its effect on the
+        # normalization is collected in `_by_ones`.
         weights = voxels.device.upload(weight[:, None])
         by_message = weights[-1] * z[-1] - weights[:-1] * z[:-1]
         self._by_ones[m] -= weights[-1] * z[-1]
@@ -160,15 +161,15 @@ class Backward:
         add_moments(self._kernels[m].filter, self._voxels, features, u, v, kv, ktu, squared, by_image)
 
     def _normalization_back(self, m: int) -> None:
-        """Through the row sums D.
+        """Backward pass of the row sums D.
 
-        They normalize the messages, and depend on bandwidths and image as well: with the derivatives by the message of all ones and by D,
-        two more sums of the kind <u, K v>.
+        They normalize the messages and depend on bandwidths and image too: with the gradients for the message of all ones and for D,
+        there are two more sums of the form <u, K v>.
         """
         xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
         scale, ones = kernel.scale, kernel.ones
         unit = xp.ones_like(ones)
-        # u: derivative by the message of all ones, scaled; v: what was sent for it.
+        # u: gradient for the message of all ones, scaled; v: the values sent for it.
         u = self._by_ones[m] if scale is None else self._by_ones[m] * scale
         v = scale if kernel.scales_sent else unit
         kv = ones if scale is None else ones / scale
@@ -176,7 +177,7 @@ class Backward:
         self._add_moments(m, u[None], v[None], kv[None], ktu[None])
         if scale is None:
             return
-        # By D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the side of what is received.
+        # The gradient for D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the receiving side.
         total = self._by_scale[m] + self._by_ones[m] * kv
         if kernel.scales_sent:
             u = -0.5 * scale**3 * (total + ktu)

@@ -1,4 +1,4 @@
-"""A caller's progress function inside the engine: its errors are the caller's, lack of memory among them."""
+"""A caller's progress function inside the engine: its errors, including lack of memory, belong to the caller."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from crfrefine.engines.base import Progress
 
-_MARK = "_is_a_callers"  # of an exception
+_MARK = "_is_a_callers"  # attribute of an exception
 
 
 def is_a_callers(error: MemoryError) -> bool:
-    """Whether it came from a caller's function, and says nothing about the GPU's memory."""
+    """Whether the error came from a caller's function, and so means nothing about the GPU's memory."""
     return getattr(error, _MARK, False)
 
 
 def staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    """The function for one stage, called with a step and the number of steps."""
+    """Return the function for one stage, to be called with a step and the number of steps."""
     if progress is None:
         return None
 

@@ -1,4 +1,4 @@
-"""The real device: CuPy allocates, sorts, and compiles the kernels with NVRTC for the GPU at hand."""
+"""The real device: CuPy allocates, sorts, and compiles the kernels with NVRTC for the present GPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
 BLOCK = 256
-"""Threads of a block; no kernel depends on it."""
+"""Threads per block; no kernel depends on it."""
 
 _LARGE = 1 << 20
-"""Bytes from which an upload has no staging memory of CuPy's, which rounds it up, page-locks it, and keeps it for good."""
+"""Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked and kept for good."""
 
 _INSTALL = (
     "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version), or use --device cpu"
@@ -31,12 +31,12 @@ _INSTALL = (
 _TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 
 
-_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # of Linux, of Windows' Linux, of boards with a GPU of their own
-_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: what a forked process gets where its parent has used the driver
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # on Linux, on Windows' Linux, on boards with an integrated GPU
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
 
 
 class ForkedError(BackendUnavailableError):
-    """This process was forked from one that had used the GPU: CUDA does not work in it."""
+    """CUDA does not work in this process, which was forked from one that had used the GPU."""
 
     def __init__(self, name: str = "cuda") -> None:
         """Say what to do."""
@@ -47,7 +47,7 @@ class ForkedError(BackendUnavailableError):
 
 
 def num_driver_devices() -> int:
-    """Return how many GPUs the driver shows; 0 without a driver. Loads the driver's library alone, nothing else.
+    """Return how many GPUs the driver shows; 0 without a driver. Loads only the driver's library.
 
     Raises:
         ForkedError: the driver was used before this process was forked.
@@ -66,9 +66,9 @@ def num_driver_devices() -> int:
 
 
 def may_have_gpu() -> bool:
-    """Whether the system shows a GPU, and the environment does not hide all of them; asked without the driver.
+    """Whether the system shows a GPU, and the environment does not hide all of them; the driver is not used.
 
-    The driver once asked, no process forked from this one can use a GPU.
+    Once the driver is used, no process forked from this one can use a GPU.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
@@ -77,9 +77,9 @@ def may_have_gpu() -> bool:
 
 
 def is_available() -> bool:
-    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for the answer, nor the driver where one is missing.
+    """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for this, nor is the driver if either is missing.
 
-    True in a forked process that cannot use the GPU: whoever takes the GPU is told.
+    True in a forked process that cannot use the GPU: the caller then gets an error on using it.
     """
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
@@ -90,16 +90,16 @@ def is_available() -> bool:
 
 
 class CupyDevice:
-    """A CUDA device; see `Device`. Everything goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
+    """A CUDA device; see `Device`. All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
     def __init__(self, index: int = 0) -> None:
-        """Take a GPU.
+        """Open a GPU.
 
         Args:
-            index: its number; the first one goes by the name "cuda".
+            index: number of the GPU; the first one is named "cuda".
 
         Raises:
-            BackendUnavailableError: no driver, no GPU, no such GPU, no CuPy that fits, or a forked process; says what to do.
+            BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy, or a forked process; says what to do.
         """
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
@@ -113,12 +113,12 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
         try:
             self.xp: Any = importlib.import_module("cupy")
-        except (ImportError, OSError) as error:  # the latter where CuPy can make no folder for compiled kernels
+        except (ImportError, OSError) as error:  # OSError if CuPy cannot create its folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
         try:
             with self.active():
-                int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so that a part of the CUDA toolkit that is missing is missed now
+                int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
         except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError) as error:
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
@@ -132,7 +132,7 @@ class CupyDevice:
         function((-(-num_threads // BLOCK),), (BLOCK,), tuple(packed))
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
-        """Run a kernel of blocks; see `Device.launch_blocks`."""
+        """Run a block kernel; see `Device.launch_blocks`."""
         if num_blocks == 0:
             return
         function = self._function(source, kernel, constants)
@@ -140,7 +140,7 @@ class CupyDevice:
         function((num_blocks,), (constants["CRF_THREADS"],), tuple(packed))
 
     def _function(self, source: str, kernel: str, constants: Mapping[str, int]) -> Any:
-        """The compiled kernel; CuPy keeps what it compiled on disk, by the text."""
+        """Return the compiled kernel; CuPy caches compiled kernels on disk by their text."""
         key = source, kernel, tuple(sorted(constants.items()))
         function = self._functions.get(key)
         if function is None:
@@ -150,10 +150,10 @@ class CupyDevice:
         return function
 
     def upload(self, array: Any) -> Any:
-        """Return it on the device; see `Device.upload`."""
+        """Return the array on the device; see `Device.upload`."""
         if isinstance(array, np.ndarray) and array.nbytes >= _LARGE:
             target = self.xp.empty(array.shape, dtype=array.dtype)
-            target.set(np.ascontiguousarray(array))  # on the current stream; the driver has copied the host's memory when this returns
+            target.set(np.ascontiguousarray(array))  # on the current stream; the driver has copied the host memory when this returns
             return target
         foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
         return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if foreign else self.xp.asarray(array))
@@ -171,7 +171,7 @@ class CupyDevice:
         """Make the GPU the current one; see `Device.active`.
 
         Raises:
-            ForkedError: this process was forked from the one that made this device.
+            ForkedError: this process was forked from the one that created this device.
         """
         if os.getpid() != self._process:
             raise ForkedError(self.name)
@@ -179,7 +179,7 @@ class CupyDevice:
         return context
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Record a CUDA graph; see `Device.capture`. Where a driver will not have it, launch one by one, and say so."""
+        """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""
         try:
             replay = self._record(launches)
         except RuntimeError as error:
@@ -200,20 +200,20 @@ class CupyDevice:
         return repeat
 
     def _record(self, launches: Callable[[], None]) -> Callable[[], None]:
-        # On a stream of its own that does not wait for the default one, as nothing may be recorded there. Nothing runs here: the graph is
-        # launched on the stream that is current then, after all that was launched there before.
+        # On a separate stream that does not wait for the default one, where nothing may be recorded. Nothing runs here: the graph is later
+        # launched on the stream that is then current, after everything launched there before.
         stream = self.xp.cuda.Stream(non_blocking=True)
         with stream:
             stream.begin_capture()
             try:
                 launches()
             finally:
-                graph = stream.end_capture()  # whatever happened: a stream left recording would fail all that follows
+                graph = stream.end_capture()  # in any case: a stream left recording would break everything after it
         replay: Callable[[], None] = graph.launch
         return replay
 
     def free_bytes(self) -> int | None:
-        """Memory that can still be allocated, with what CuPy's pool, or PyTorch's, holds unused; see `Device.free_bytes`."""
+        """Memory that can still be allocated, including unused memory in CuPy's or PyTorch's pool; see `Device.free_bytes`."""
         free, _ = self.xp.cuda.runtime.memGetInfo()
         cached = torch_memory.cached_bytes()
         return int(free) + (int(self.xp.get_default_memory_pool().free_bytes()) if cached is None else cached)

@@ -1,4 +1,4 @@
-"""What the GPU engine needs of a device: arrays with numpy's functions, and kernels to launch on them."""
+"""What the GPU engine needs from a device: arrays with numpy's functions, and kernels to launch on them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Device(Protocol):
         ...
 
     def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
-        """Run a kernel of blocks that share memory: `num_blocks` of them, of constants["CRF_THREADS"] threads each."""
+        """Run a kernel whose threads share memory by block: `num_blocks` blocks of constants["CRF_THREADS"] threads each."""
         ...
 
     def upload(self, array: Any) -> Any:
-        """Return the array on the device, in C order: numpy's copied; one there already, sharing its memory by DLPack, as it is."""
+        """Return the array on the device in C order: a numpy array is copied; one that is there already is shared by DLPack."""
         ...
 
     def download(self, array: Any) -> NDArray[Any]:
-        """Return a copy on the host, when all launches so far are done."""
+        """Return a copy on the host after all launches so far are done."""
         ...
 
     def synchronize(self) -> None:
@@ -42,16 +42,16 @@ class Device(Protocol):
         ...
 
     def active(self) -> AbstractContextManager[Any]:
-        """What all calls, and all arithmetic on the device's arrays, must happen in."""
+        """Return the context in which all calls and all arithmetic on the device's arrays must happen."""
         ...
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
-        """Return what repeats the launches of a function at little cost.
+        """Return a function that repeats the launches of another function at little cost.
 
         Args:
-            launches: launches kernels that have run before, and does nothing else to the device: it allocates nothing, and waits for
-                nothing. It is called once, when nothing is run; all that it uses must outlive the last repetition. Where a device
-                cannot record, it is what is repeated.
+            launches: launches kernels that have run before, and does nothing else on the device: it neither allocates nor waits. It is
+                called once for recording, without running anything; everything it uses must outlive the last repetition. If a
+                device cannot record, this function itself is repeated.
         """
         ...
 
@@ -62,7 +62,7 @@ class Device(Protocol):
 
 @contextmanager
 def active_for(device: Device, array: Any) -> Iterator[None]:
-    """Be active on behalf of an array: for a tensor on a GPU on PyTorch's stream, and in PyTorch's memory."""
+    """Activate the device for work on an array: for a tensor on a GPU, on PyTorch's stream and in PyTorch's memory."""
     with device.active(), following(device.xp, array):
         yield
 
@@ -71,7 +71,7 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
     """Refuse what will not fit, before anything is allocated for it.
 
     Raises:
-        CapacityError: with the estimate and what is free.
+        CapacityError: too little memory is free; the message has the estimate and the free memory.
     """
     free = device.free_bytes()
     if free is not None and num_bytes > free:
@@ -86,7 +86,7 @@ def capacity(shape: Sequence[int]) -> Iterator[None]:
     """Turn a failed allocation into an error that a user can act on."""
     try:
         yield
-    except MemoryError as error:  # CuPy's is one of these too
+    except MemoryError as error:  # CuPy's error is a MemoryError too
         if is_a_callers(error):
             raise
         grid = "x".join(str(extent) for extent in shape[1:])
@@ -102,17 +102,17 @@ def row_width(num_channels: int) -> int:
 
 
 def num_row_groups(num_channels: int) -> int:
-    """Rows that so many channels fill, the last one perhaps in part."""
+    """Rows needed for so many channels; the last one may be filled in part."""
     return -(-num_channels // row_width(num_channels))
 
 
 def padded_channels(num_channels: int) -> int:
-    """Channels with those that fill the last row."""
+    """Number of channels including those that fill the last row."""
     return num_row_groups(num_channels) * row_width(num_channels)
 
 
 def precision(dtype: Any) -> dict[str, int]:
-    """The constants of kernels whose values have that type, float32 or float64."""
+    """The constants of kernels for values of that type, float32 or float64."""
     return {"CRF_DOUBLE": 1} if dtype == np.float64 else {}
 
 
@@ -138,11 +138,11 @@ def to_rows(xp: Any, channels: Any) -> Any:
         padded = xp.zeros((num_groups * width, num_voxels), dtype=channels.dtype)
         padded[:num_channels] = channels
         channels = padded
-    # Copied in any case: those of a single voxel are in order as they are, at an address that wide loads may not take.
+    # Always copied: the values of a single voxel are in order already, but perhaps at an address that wide loads cannot take.
     return channels.reshape(num_groups, width, num_voxels).transpose(0, 2, 1).copy(order="C")
 
 
 def to_channels(rows: Any, num_channels: int) -> Any:
-    """The other way; a view where it can be one."""
+    """The inverse; a view where possible."""
     num_groups, num_voxels, width = rows.shape
     return rows.transpose(0, 2, 1).reshape(num_groups * width, num_voxels)[:num_channels]

@@ -19,7 +19,7 @@ from crfrefine.errors import CapacityError
 _MOST_OFFSETS = 1 << 27
 _EXACT_THREADS = 128
 _TAPS_PADDING = 7  # kPadding of spatial.cu
-_MOST_SENDERS = 512  # whose sum is kept apart before it joins the total: limits rounding
+_MOST_SENDERS = 512  # senders that are summed separately before they join the total: limits rounding
 
 
 class Filter(Protocol):
@@ -31,12 +31,12 @@ class Filter(Protocol):
         """Total += channel_weight * received * K (sent * values).
 
         Args:
-            values: (group, voxel, width), on the device, as all arrays, and all of one type: float32 or float64.
+            values: (group, voxel, width), on the device, like all arrays, which have one type: float32 or float64.
             sent: (voxel) factors, or None for ones.
-            received: the same.
+            received: likewise.
             channel_weight: (group, width).
-            total: as `values`; added to.
-            transposed: apply the transpose of K, which differs only for the lattice.
+            total: like `values`; the result is added to it.
+            transposed: apply the transpose of K, which differs from K only for the lattice.
         """
         ...
 
@@ -49,7 +49,7 @@ class ExactFilter:
 
         Args:
             bilateral: the features.
-            tiled: share what is read among the threads of a block, where a row fits into shared memory at all.
+            tiled: share loads among the threads of a block, if a row fits into shared memory.
         """
         self._device = bilateral.voxels.device
         self._features = bilateral.features * HALF_EXPONENT
@@ -71,7 +71,7 @@ class ExactFilter:
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
-    """Voxels on either side along each box axis; compared as floating point, since a huge bandwidth fits into no integer."""
+    """Voxels on either side along each box axis; compared as floating point, since a huge bandwidth overflows any integer."""
     voxels = bilateral.voxels
     return [
         int(min(TRUNCATION_RADIUS * theta / step * (1.0 + ROUNDING), extent - 1))
@@ -83,11 +83,11 @@ class TruncatedFilter:
     """The pairs of voxels up to three theta_alpha apart; see `Filter`."""
 
     def __init__(self, bilateral: BilateralInput, *, tiled: bool | None = None) -> None:
-        """Describe the window and put the intensities into a box.
+        """Compute the window and put the intensities into a box.
 
         Args:
             bilateral: the features.
-            tiled: share what is read among the threads of a block; None: where that is worth it.
+            tiled: share loads among the threads of a block; None: where that pays off.
 
         Raises:
             CapacityError: the window or the box is too large.
@@ -149,10 +149,10 @@ class SpatialFilter:
         """Compute the taps, in the precision of the values.
 
         Args:
-            voxels: where.
-            theta_gamma: one a box axis.
-            dtype: of the values.
-            differentiated: the axis whose slopes take the place of its weights; None: the kernel itself.
+            voxels: the voxels to filter.
+            theta_gamma: one per box axis.
+            dtype: type of the values.
+            differentiated: the axis whose weights are replaced by their slopes; None: the kernel itself.
         """
         self._voxels, self._device = voxels, voxels.device
         self._theta_gamma, self._dtype = theta_gamma, np.dtype(dtype)
@@ -169,7 +169,7 @@ class SpatialFilter:
     def slope(self, axis: int) -> SpatialFilter:
         """The filter of theta_gamma times the kernel's derivative with respect to one axis's theta_gamma."""
         slope = SpatialFilter(self._voxels, self._theta_gamma, self._dtype, differentiated=axis)
-        slope._boxes = self._boxes  # one filter at a time works in them
+        slope._boxes = self._boxes  # only one filter uses them at a time
         return slope
 
     def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:

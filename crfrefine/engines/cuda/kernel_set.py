@@ -1,4 +1,4 @@
-"""The kernels of one model on one image, normalized and ready to filter; and which filter `auto` stands for."""
+"""The kernels of one model on one image, normalized and ready to filter, and the choice of filter for `auto`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from crfrefine.errors import ConfigError
 if TYPE_CHECKING:
     from crfrefine.specs import KernelSetSpec, KernelSpec
 
-# Of any GPU: arithmetic and memory traffic in these proportions, counted on paper (docs/decisions/gpu.md); only the ratio matters.
+# For any GPU: costs of arithmetic and memory traffic, estimated on paper (docs/decisions/gpu.md); only their ratio matters.
 _OPERATIONS_A_BYTE = 8.0
-# The lattice's messages are a few percent off, the direct sums' far less: it has to be clearly faster to be taken.
+# Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice must be clearly faster to be chosen.
 _LATTICE_HANDICAP = 1.5
-# Operations below which nobody waits, and the most accurate filter is taken.
+# With fewer operations the time is imperceptible, and the most accurate filter is chosen.
 _UNNOTICED = 1e10
 
 
@@ -33,8 +33,8 @@ class Kernel:
     Attributes:
         filter: the plain kernel.
         scale: (voxel) factor of the normalization, or None for ones.
-        scales_sent: whether it is applied to what is sent too, not only to what is received.
-        ones: (voxel) the normalized message of all ones.
+        scales_sent: whether the factor is applied to sent values too, not only to received ones.
+        ones: (voxel) normalized message of all ones.
     """
 
     filter: Filter
@@ -52,9 +52,9 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
 
     Args:
         plain: the kernel.
-        voxels: where it filters.
+        voxels: the voxels to filter.
         normalization: "symmetric", "after" or "none".
-        dtype: of the values to be filtered.
+        dtype: type of the values to be filtered.
     """
     device, xp = voxels.device, voxels.device.xp
     unit = xp.ones((1, 1), dtype=dtype)
@@ -76,9 +76,10 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
 
 
 def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> str:
-    """Return what `auto` stands for: the direct sum with fewer pairs, or the lattice where that is clearly less work.
+    """Return the filter that `auto` chooses: the direct sum with fewer pairs, or the lattice if it is clearly less work.
 
-    Operations are weighed against bytes moved, with as many vertices as voxels: the lattice's true number is not known before it is built.
+    Operations are weighed against bytes moved. The estimate assumes as many vertices as voxels: the true number is known only once the
+    lattice is built.
     """
     voxels = bilateral.voxels
     num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
@@ -101,11 +102,11 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
     Args:
         requested: "auto", "exact", "truncated" or "lattice".
         bilateral: the features.
-        num_channels: that will be filtered.
-        num_filterings: how often.
+        num_channels: number of channels to be filtered.
+        num_filterings: number of filterings.
 
     Raises:
-        ConfigError: there is no such filter on a GPU.
+        ConfigError: the GPU engine does not have this filter.
     """
     filters: dict[str, Callable[[BilateralInput], Filter]] = {
         "exact": ExactFilter,
@@ -121,13 +122,13 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
 def build_kernels(
     voxels: Voxels, image: Any, spec: KernelSetSpec, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[Kernel], list[str]]:
-    """Build and normalize the kernels of a model, the spatial one last, and describe each in a line.
+    """Build and normalize the kernels of a model, the spatial one last, and describe each in one line.
 
     Args:
-        voxels: where.
-        image: (M, *grid) on the device; its type is that of all values.
+        voxels: the voxels to filter.
+        image: (M, *grid) on the device; all values have its type.
         spec: the kernels.
-        progress: called with the number of kernels built and that of all.
+        progress: called with the number of kernels built so far and the number of all kernels.
     """
     kernels, descriptions = [], []
     for number, kernel in enumerate(spec.kernels):
@@ -140,7 +141,7 @@ def build_kernels(
 
 
 def build_filter(voxels: Voxels, image: Any, kernel: KernelSpec, filter_name: str, num_channels: int, num_filterings: int) -> Filter:
-    """Build the filter of one kernel, for so many channels and filterings; see `bilateral_filter`."""
+    """Build the filter of one kernel, for the given numbers of channels and filterings; see `bilateral_filter`."""
     theta = voxels.of_box_axes(kernel.theta_position)
     if kernel.theta_intensity is None:
         return SpatialFilter(voxels, theta, image.dtype)

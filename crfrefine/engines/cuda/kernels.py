@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class CudaKernels:
     """Kernels on a device; see `Kernels`.
 
-    Logits and gradients may be on the device already, as anything that shares its memory by DLPack (such as tensors): results stay there
-    then.
+    Logits and gradients may be on the device already, as any object that shares its memory by DLPack (such as a tensor): results then stay
+    there.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class CudaKernels:
         self.num_kernels = len(self._kernels)
         self.num_voxels = self._voxels.num_voxels
         self._lock = threading.Lock()
-        # They may be used on another stream than the one they were built on.
+        # They may be used on a different stream from the one they were built on.
         device.synchronize()
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
     def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. The kernels can be used again here."""
+        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. Here the kernels can be used again."""
         spec = spec.rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
@@ -82,7 +82,7 @@ class CudaKernels:
             self._device.synchronize()
             uploaded = time.perf_counter()
             outcome = self._run(given, spec, staged(progress, "mean field"))
-            stepped = time.perf_counter()  # the steps are done: their energies are here
+            stepped = time.perf_counter()  # the steps are done, since their energies are on the host
             refined = self._give(outcome.logits, logits)
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
             timings = {
@@ -94,7 +94,7 @@ class CudaKernels:
             return MeanFieldResult(refined, report, timings)
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and keep what the backward pass needs; see `Kernels.forward`."""
+        """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0).rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=spec.num_iterations)
@@ -125,7 +125,7 @@ class CudaKernels:
             inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
             by_logits = by_out * inverse
             by_logits.reshape(self._num_labels, -1)[:, index] = found.scores * inverse
-            # A logit of minus infinity has no gradient but for rounding, and no part in the sum.
+            # A logit of minus infinity has no gradient except for rounding, and must not enter the sum.
             xp = self._device.xp
             finite = xp.where(xp.isfinite(given), given, xp.zeros_like(given))
             by_temperature = -float((by_logits * finite).sum(dtype=np.float64)) / temperature
@@ -141,8 +141,8 @@ class CudaKernels:
                 row[:num_modalities] = theta[:num_modalities]
                 row[num_modalities:] = self._of_grid_axes(theta[num_modalities:])
             spatial = self._of_grid_axes(found.theta[-1]) if self.num_kernels > self._num_bilateral else None
-            # All is done when this returns, as it is after `forward`, which has waited for its energies: the next call may be on another
-            # stream, and has the same buffers.
+            # All work is done when this returns, as after `forward`, which waits for its energies: the next call uses the same buffers,
+            # perhaps on another stream.
             self._device.synchronize()
             return MeanFieldGradients(
                 logits=self._give(by_logits, logits),
@@ -168,18 +168,18 @@ class CudaKernels:
         check_memory(self._device, num_bytes, f"{what} of {self.num_voxels} voxels and {self._num_labels} labels")
 
     def _array(self, channels: Any) -> Any:
-        """Labels on the image's grid, on the device, in the image's precision."""
+        """Return the array on the device in the image's precision; raise InputError unless its channels are labels on the image's grid."""
         expected = self._shape()
         if tuple(channels.shape) != expected:
             raise InputError(f"an array has shape {tuple(channels.shape)}; the kernels were built for {expected}")
         return self._device.upload(channels).astype(self._image.dtype, copy=False)
 
     def _give(self, array: Any, like: Any) -> Any:
-        """The array where `like` is: on the host or on the device."""
+        """Return the array on the host or on the device, wherever `like` is."""
         return self._device.download(array) if isinstance(like, np.ndarray) else array
 
     def _of_grid_axes(self, of_box_axes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of all the grid's axes; zero for those that are one voxel long."""
+        """Return values for all axes of the grid; zero for axes that are one voxel long."""
         values = np.zeros(len(self._grid_shape))
         values[self._voxels.source_axis] = of_box_axes
         return values

@@ -1,6 +1,6 @@
-"""The way back through the mean field with dense N x N matrices, in float64: the yardstick for every engine's gradients.
+"""The backward pass of the mean field with dense N x N matrices, in float64: the reference for the gradients of every engine.
 
-Nothing is recomputed, filtered or summed cleverly: whole matrices of derivatives are formed and reduced
+Nothing is recomputed, filtered or summed cleverly: full gradient matrices are formed and reduced
 (docs/reference/math.md has the equations).
 """
 
@@ -19,14 +19,14 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Partial derivatives of a loss.
+    """Gradients of a loss.
 
     Attributes:
         logits: (N, L).
         weights: (kernels, L).
-        compatibility: (L, L), the diagonal too.
+        compatibility: (L, L), including the diagonal.
         temperature: number.
-        features: (N, D) a kernel, by its features.
+        features: (N, D) per kernel, with respect to its features.
     """
 
     logits: Float
@@ -48,17 +48,17 @@ def mean_field_backward(
     temperature: float,
     normalization: str,
 ) -> Gradients:
-    """Derivatives of a loss by all that went into `mean_field`.
+    """Return the gradients of a loss with respect to all inputs of `mean_field`.
 
     Args:
         trace: the run.
-        gradient: (N, L), derivative of the loss by the run's logits.
-        logits: (N, L), as they went in.
+        gradient: (N, L), gradient of the loss with respect to the run's logits.
+        logits: (N, L), input of the run.
         kernels: the plain kernels.
         features: (N, D) of each kernel.
         weights: (kernels, L).
         compatibility: (L, L).
-        temperature: divided the logits.
+        temperature: the logits were divided by it.
         normalization: "symmetric", "after" or "none".
     """
     num_points, num_labels = logits.shape
@@ -96,7 +96,7 @@ def mean_field_backward(
 
 
 def _by_plain(kernel: Float, by_normalized: Float, normalization: str) -> Float:
-    """From the derivative by the normalized kernel to that by the plain one, whose row sums D are functions of it too."""
+    """Turn the gradient for the normalized kernel into that for the plain kernel, which also determines the row sums D."""
     row_sum = kernel.sum(axis=1)
     if normalization == "none":
         return by_normalized
@@ -109,7 +109,7 @@ def _by_plain(kernel: Float, by_normalized: Float, normalization: str) -> Float:
 
 
 def _by_features(by_kernel: Float, kernel: Float, features: Float) -> Float:
-    """From the derivative by K_ij = exp(-|f_i - f_j|^2 / 2) to that by each f_i."""
+    """Turn the gradient for K_ij = exp(-|f_i - f_j|^2 / 2) into that for each f_i."""
     pull = by_kernel * kernel
     pull = pull + pull.T
     return np.stack([(pull * (column[None, :] - column[:, None])).sum(axis=1) for column in features.T], axis=1)

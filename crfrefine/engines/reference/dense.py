@@ -1,4 +1,4 @@
-"""Gaussian kernels by summing over all pairs of voxels, in float64: the yardstick for every other filter.
+"""Gaussian kernels by summing over all pairs of voxels, in float64: the reference for every other filter.
 
 O(N^2) time: for checks on small grids, refused on large ones.
 """
@@ -16,11 +16,11 @@ TRUNCATION_RADIUS = 3.0
 """Radius of the `truncated` filter in theta_alpha."""
 
 MAX_POINTS = 20_000
-"""More points would take minutes a filtering."""
+"""More points would take minutes per filtering."""
 
 _MAX_STORED = 4096
 _ROWS = 256
-# Positions come as multiples of spacing / theta: a pair at exactly the radius must not depend on how that was rounded.
+# Positions are multiples of spacing / theta: whether a pair at exactly the radius counts must not depend on rounding.
 _BALL_MARGIN = 1e-6
 
 

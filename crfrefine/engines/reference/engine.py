@@ -150,7 +150,7 @@ class ReferenceKernels:
         self._build_seconds = time.perf_counter() - started
 
     def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. The kernels can be used again here."""
+        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. Here the kernels can be used again."""
         started = time.perf_counter()
         told = None if progress is None else lambda step: progress("mean field", step, spec.num_iterations)
         trace = self._run(logits, spec, told)
@@ -160,7 +160,7 @@ class ReferenceKernels:
         )
 
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
-        """Run the mean field and keep what the backward pass needs; see `Kernels.forward`."""
+        """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         trace = self._run(logits, replace(spec, tolerance=0.0))
         return Tape(self._on_grid(trace, logits, spec), np.stack([marginals.T for marginals in trace.marginals]), trace.steps)
 
@@ -198,7 +198,7 @@ class ReferenceKernels:
         by_image = np.zeros(self.image_shape)
         for columns, theta in zip(found.features[: self._num_bilateral], self._thetas, strict=False):
             by_image[:, self._inside] += (columns / theta)[:, :num_modalities].T
-        # A feature is a coordinate over its bandwidth.
+        # A feature is a coordinate divided by its bandwidth.
         by_theta = [
             -(columns * own).sum(axis=0) / theta * wants_theta
             for columns, own, theta in zip(found.features, self._features, self._thetas, strict=True)
@@ -219,13 +219,13 @@ class ReferenceKernels:
         return mean_field(self._compact(logits), self._normalized, spec, watch_energy=self._spec.watches_energy, progress=progress)
 
     def _on_grid(self, trace: MeanFieldTrace, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
-        """(L, *grid) logits of the last step; outside the mask the input over the temperature."""
+        """(L, *grid) logits of the last step; outside the mask the input divided by the temperature."""
         refined = np.ascontiguousarray(logits, dtype=np.float64) / spec.temperature
         refined[:, self._inside] = trace.logits.T
         return refined.astype(self._dtype)
 
     def _compact(self, channels: NDArray[Any]) -> NDArray[np.float64]:
-        """(N, channels) of the voxels inside the mask."""
+        """(N, channels), values of the voxels inside the mask."""
         return np.asarray(channels, dtype=np.float64)[:, self._inside].T
 
 

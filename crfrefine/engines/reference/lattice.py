@@ -1,4 +1,4 @@
-"""The permutohedral lattice, transcribed plainly: a dictionary of vertices, float64, one function a stage.
+"""The permutohedral lattice, transcribed plainly: a dictionary of vertices, float64, one function per stage.
 
 Not for speed. Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice";
 docs/reference/math.md has the geometry in this project's words and symbols.
@@ -104,8 +104,8 @@ def simplex_keys(remainder0: Integer, rank: Integer) -> Integer:
 def amplitude(num_dims: int) -> float:
     """Factor that gives the lattice's kernel the mass of exp(-d^2 / 2), so that sums over many points agree with exact ones.
 
-    Splat, blur and slice alone conserve mass: a single value of 1 comes out as a bump that sums to 1 over one sample a vertex. There is
-    one vertex in a volume of (D+1)^(D-1/2), and the Gaussian has volume (2 pi)^(D/2) * ((D+1) * sqrt(2/3))^D. Normalized messages do not
+    Splat, blur and slice alone conserve mass: a single value of 1 becomes a bump whose sum over all vertices is 1. There is
+    one vertex per volume of (D+1)^(D-1/2), and the Gaussian has volume (2 pi)^(D/2) * ((D+1) * sqrt(2/3))^D. Normalized messages do not
     depend on it.
 
     Args:
@@ -171,7 +171,7 @@ class Lattice:
         """
         directions = range(self.num_dims + 1)
         for direction in reversed(directions) if reverse else directions:
-            # The row appended is read by absent neighbors, whose id is -1.
+            # Absent neighbors have the id -1 and read the appended row.
             padded = np.concatenate([vertex_values, np.zeros((1, vertex_values.shape[1]))])
             down, up = self.neighbors[direction].T
             vertex_values = 0.5 * vertex_values + 0.25 * (padded[down] + padded[up])

@@ -1,6 +1,7 @@
 """The mean-field iteration, its energy and its stopping rule, in float64 over the masked voxels.
 
-Not for grids, files or choosing filters: voxels are rows, kernels come as objects that filter. docs/reference/math.md has the equations.
+Grids, files and the choice of filters are elsewhere: voxels are rows, kernels are objects that filter. docs/reference/math.md has the
+equations.
 """
 
 from __future__ import annotations
@@ -55,15 +56,15 @@ class NormalizedKernel:
 
 @dataclass(frozen=True)
 class MeanFieldTrace:
-    """The outcome of a run.
+    """Result of a run.
 
     Attributes:
         logits: x of the last step, (N, L).
         num_iterations: steps taken.
         converged: whether the stopping rule was met.
-        energy: free energy of the marginals that each step started from.
+        energy: free energy of the marginals at the start of each step.
         marginals: those marginals, (N, L) each.
-        steps: the length of each step.
+        steps: length of each step.
     """
 
     logits: Float
@@ -90,15 +91,15 @@ def mean_field(
 ) -> MeanFieldTrace:
     """Run parallel mean-field updates x = a / temperature - pairwise, Q = softmax(x).
 
-    A step moves the log-marginals by 1 - damping of the way. When the energy is watched and rises, all later steps go half as far. The run
+    A step moves the log-marginals by 1 - damping of the way. If the energy is watched and rises, all later steps are half as long. The run
     has converged when the mean KL from the old to the new marginals is below a tolerance and almost no label flips.
 
     Args:
         logits: a, (N, L), higher is better.
         kernels: of the pairwise terms.
-        spec: weights, compatibility, number of steps and all else.
-        watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so that the iteration does not
-            lower this energy, and a rise says nothing.
+        spec: weights, compatibility, number of steps and all other settings.
+        watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so the iteration need not lower
+            this energy, and a rise means nothing.
         progress: called with the number of steps done.
     """
     scores = logits / spec.temperature
@@ -117,8 +118,8 @@ def mean_field(
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         steps.append(step)
         x = (1.0 - step) * x + step * (scores - pairwise)
-        # From the next step on: a fast implementation knows the energy of the marginals only once it has made the step.
-        # The terms' size, not the sum's: they may cancel, and a constant added to a voxel's scores must not matter.
+        # This applies from the next step on: a fast implementation knows the energy of the marginals only after the step.
+        # Relative to the size of the terms, not of their sum: they may cancel, and a constant added to a voxel's scores must not matter.
         shifted = scores - scores.max(axis=1, keepdims=True)
         size = sum(abs(float((marginals * term).sum())) for term in (log_marginals, shifted, 0.5 * pairwise))
         if watch_energy and energies and energy > energies[-1] + ENERGY_RISE * size:
