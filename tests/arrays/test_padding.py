@@ -99,7 +99,7 @@ def test_a_small_crop_of_a_large_scan_is_no_placeholder():
     result = refine(logits, rng.normal(size=logits.shape[1:]).astype(np.float32), parameters=STRONG)
     assert result.num_padding_voxels == logits[0].size - 1100
     logits[:, 40:42] = 0.0
-    with pytest.raises(InputError, match="Was a cropped output padded beyond recognition"):
+    with pytest.raises(InputError, match="Is this a cropped output with mostly padding, or a placeholder file"):
         refine(logits, np.zeros(logits.shape[1:], np.float32))
 
 

@@ -50,7 +50,7 @@ def test_every_suffix_has_one_format_and_is_documented():
         path = Path(f"a.b{suffix.upper()}")
         assert suffix in format_of(path).suffixes
         assert stem_of(path) == "a.b"
-    table = (PACKAGE.parent / "docs/reference/formats.md").read_text(encoding="utf-8").partition("### ")[0]
+    table = (Path(__file__).parents[2] / "docs/reference/formats.md").read_text(encoding="utf-8").partition("### ")[0]
     assert all(f"`{suffix}`" in table for suffix in SUFFIXES)
 
 
