@@ -202,7 +202,7 @@ def build_kernels(
     """
     inputs.check_image(image)
     engine = inputs.engine_for(image.device)
-    MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for the checks of its constructor
+    MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
     num_axes = image.ndim - 2
     spread = functools.partial(_spread, dtype=torch.float64, device=torch.device("cpu"))
 

@@ -242,8 +242,7 @@ class Lattice:
         self.num_rows = num_vertices + int(is_shared.sum())
 
     def amplitude(self) -> float:
-        """Factor that gives the kernel the mass of exp(-d^2 / 2), including the halves of the blur and the unit of the weights
-        (docs/reference/math.md, section 6)."""
+        """Factor that gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6)."""
         d = self.num_features
         return math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
 
