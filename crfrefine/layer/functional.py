@@ -259,7 +259,7 @@ def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, d
 
 def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
     if len(kernels) != num_items:
-        raise InputError(f"kernels are {len(kernels)}, one a batch item; the batch has {num_items}")
+        raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
     for item in kernels:
         if item.num_kernels != num_kernels:
             raise InputError(f"kernels were built for {item.num_kernels} terms, the model has {num_kernels}; build them anew")

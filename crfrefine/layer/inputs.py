@@ -77,7 +77,7 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
     """Spread the spacing over batch items and axes.
 
     Args:
-        spacing: mm; one number, one an axis, or one row (axes,) for each batch item.
+        spacing: mm; one number, one per axis, or one row (axes,) for each batch item.
         num_items: B.
         num_axes: axes of the grid.
 

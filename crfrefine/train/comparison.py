@@ -59,8 +59,8 @@ def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
 def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
     """Return the main verdict, and the verdict on the trained CRF without postprocessing.
 
-    They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict is then
-    on what the CRF adds to the largest component, and the rivals keep the largest component too.
+    They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
+    is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
     """
     rivals = (*_RECALIBRATIONS, LARGEST)
     alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF")

@@ -41,7 +41,7 @@ class Gradients:
 
 
 class Backward:
-    """One way back."""
+    """One backward pass."""
 
     def __init__(
         self,
