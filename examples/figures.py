@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 PAPER, INK, FAINT = "#101114", "#F2F2F2", "#9AA0A6"
-# Okabe & Ito 2008: told apart with every common color vision deficiency.
+# Okabe & Ito 2008: distinguishable with every common color vision deficiency.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
-_FINER = 5  # Contours cut corners: of finer pixels they cut off so little that the voxels show.
+_FINER = 5  # Contours cut corners: with finer pixels they cut off so little that the voxels remain visible.
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -1,4 +1,4 @@
-"""Overfit a `CrfRnn` on one case, as both experiments on sharp edges do, and keep what happened on the way."""
+"""Overfit a `CrfRnn` on one case, as both experiments on sharp edges do, and record the history."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def overfit(crf: CrfRnn, case: Case, num_steps: int) -> History:
     logits, image = torch.from_numpy(case.logits)[None], torch.from_numpy(case.image)[None]
     labels = torch.from_numpy(case.labels)[None].long()
     learns_theta = any(parameter.requires_grad for parameter in crf.group("theta"))
-    # As long as the bandwidths stay what they are, the kernels do too, and are the larger part of the work.
+    # While the bandwidths stay the same, so do the kernels, which are most of the work.
     kernels = None if learns_theta else crf.build_kernels(image, case.spacing)
     # Bandwidths and temperature are held as logarithms: a step changes them by a tenth at most.
     rates = {"weights": 0.2, "theta": 0.1, "temperature": 0.1}

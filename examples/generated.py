@@ -25,7 +25,7 @@ class Case:
         image: (M, *grid), raw intensities.
         labels: (*grid), the truth: 0 background, 1 and 2.
         logits: (3, *grid), higher is better.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
     """
 
     image: FloatArray
@@ -41,7 +41,7 @@ def smooth_noise(rng: np.random.Generator, grid_shape: Sequence[int], spacing: S
 
 
 def positions(grid_shape: Sequence[int], spacing: Sequence[float]) -> list[FloatArray]:
-    """Distances in mm from the middle of the grid, one array an axis."""
+    """Distances in mm from the middle of the grid, one array per axis."""
     axes = [(np.arange(size, dtype=np.float32) - (size - 1) / 2) * step for size, step in zip(grid_shape, spacing, strict=True)]
     return list(np.meshgrid(*axes, indexing="ij"))
 
@@ -123,7 +123,7 @@ def distorted_logits(seed: int, labels: LabelMap, spacing: Sequence[float], *, e
     Args:
         seed: what goes wrong follows from it.
         labels: (*grid), the truth.
-        spacing: mm, one a grid axis.
+        spacing: mm, one per grid axis.
         error_mm: how far borders are off, and over how much they are blurred.
         num_blobs: holes, and as many islands.
     """

@@ -69,7 +69,7 @@ def run(seed: int = 0, *, quick: bool = False) -> Outcome:
 
 
 def draw(outcome: Outcome, path: Path) -> None:
-    """Picture, truth, distorted, refined before and after learning, and the way there."""
+    """Draw the picture, the truth, the distorted and refined segmentations before and after learning, and the learning curves."""
     figure = figures.new_figure(10.5, 5.2, "Two kernel weights learned on one picture")
     panels = figure.subplots(2, 3).ravel()
     picture = np.moveaxis(outcome.case.image, 0, -1) / 255

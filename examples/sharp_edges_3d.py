@@ -42,7 +42,7 @@ class Fit:
 
     Attributes:
         parameters: the result.
-        history: the way there; None where nothing was learned.
+        history: course of the learning; None if nothing was learned.
         scores: on the volume that it was learned on.
         other_scores: on another one.
     """

@@ -50,7 +50,7 @@ Volume = tuple[FloatArray, LabelMap]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """Results.
 
     Attributes:
         scores: the table, means over held-out volumes.
@@ -89,7 +89,7 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def train(segmenter: Segmenter, volumes: list[Volume], rates: dict[nn.Module, float], num_epochs: int, name: str) -> None:
-    """Adam, one volume a step, in random order."""
+    """Train with Adam, one volume per step, in random order."""
     optimizer = torch.optim.Adam([{"params": list(module.parameters()), "lr": rate} for module, rate in rates.items()])
     for epoch in range(num_epochs):
         losses = []

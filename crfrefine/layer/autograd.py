@@ -1,4 +1,4 @@
-"""The mean field of one batch item as a node of autograd's graph: the bridge between tensors and the engine's arrays."""
+"""The mean field of one batch item as a node of the autograd graph: the bridge between tensors and the engine's arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOTHING: NDArray[Any] = np.empty(0)
 
 
 class MeanField(torch.autograd.Function):
-    """Runs an engine's kernels forward and backward; its tensors have the precision that the kernels were built in."""
+    """Runs an engine's kernels forward and backward; its tensors have the precision of the kernels."""
 
     @staticmethod
     def forward(
@@ -35,10 +35,10 @@ class MeanField(torch.autograd.Function):
         compatibility: Tensor,
         temperature: Tensor,
     ) -> Tensor:
-        """Take all the steps; keep the marginals that each of them starts from for `backward`.
+        """Take all steps; save the marginals at the start of each step for `backward`.
 
         Args:
-            ctx: autograd's.
+            ctx: autograd's context.
             kernels: for this item's image and mask, and for these bandwidths.
             spec: the run, with the values of the tensors `weights`, `compatibility` and `temperature`.
             logits: (L, *grid).
@@ -54,8 +54,8 @@ class MeanField(torch.autograd.Function):
         ctx.kernels, ctx.spec = kernels, spec
         given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
-        # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and a change in place is
-        # noticed; that of the image too, whose memory the kernels read again, and of the parameters, whose values the spec holds.
+        # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
+        # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
         ctx.save_for_backward(logits, weights, compatibility, temperature, to_tensor(tape.record), image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
         refined: Tensor = _own(to_tensor(tape.logits))
@@ -64,7 +64,7 @@ class MeanField(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the arguments, in their order."""
+        """Return the gradients with respect to the arguments, in their order."""
         logits, _, _, _, record, _ = ctx.saved_tensors
         wants = ctx.needs_input_grad[2:]
         _, wants_image, _, wants_alpha, wants_beta, wants_gamma, _, _ = wants
@@ -94,18 +94,18 @@ class MeanField(torch.autograd.Function):
 
 
 def to_array(tensor: Tensor) -> Any:
-    """What an engine takes: the tensor's values in C order as numpy's, or on a GPU the tensor itself; without a copy where they are."""
+    """Return what an engine takes: a numpy array in C order, or on a GPU the tensor itself; copied only if the order differs."""
     values = tensor.detach().contiguous()
     return values.numpy() if values.device.type == "cpu" else values
 
 
 def to_tensor(array: Any) -> Any:
-    """What an engine has given: numpy's arrays, or on a GPU such as share their memory by DLPack; numbers stay numbers."""
+    """Return an engine's result as a tensor, from a numpy array or, on a GPU, by DLPack; numbers stay numbers."""
     if isinstance(array, np.ndarray):
         return torch.from_numpy(array)
     return torch.utils.dlpack.from_dlpack(array) if hasattr(array, "__dlpack__") else array
 
 
 def _own(value: Any) -> Any:
-    """A copy in PyTorch's own memory of what it shares on a GPU: only there PyTorch minds who else, on other streams, still reads it."""
+    """Return a copy in PyTorch's own memory of a shared GPU array: only there PyTorch tracks the other streams that still read it."""
     return value.clone() if isinstance(value, Tensor) and value.device.type != "cpu" else value

@@ -1,6 +1,6 @@
-"""How the layer's tensors hold weights, bandwidths and penalties: unconstrained numbers in, values in a stated range out, and back.
+"""How the layer's tensors hold weights, bandwidths and penalties: unconstrained numbers become values in a stated range, and back.
 
-A value at the end of its range is kept there, and leaves it as soon as the gradient points inward.
+A value at the end of its range stays there until the gradient points inward.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch.nn import functional
 from crfrefine.errors import ConfigError
 
 WEIGHT_RANGE = (0.0, 1e3)
-"""Weights of kernels; 0 is reached."""
+"""Weights of kernels; 0 is included."""
 
 POSITION_RANGE = (0.1, 1e3)
-"""theta_alpha and theta_gamma, in mm, or in voxels where `positions` says so."""
+"""theta_alpha and theta_gamma, in mm, or in voxels if `positions` is "voxels"."""
 
 INTENSITY_RANGE = (1e-3, 1e5)
 """theta_beta, normalized intensity."""
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
-# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and 0 itself is at raw = 0, where
-# the slope is still 0.12. A plain softplus comes near 0 only where its slope vanishes too, and would be stuck there.
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0, where
+# the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
 WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
-"""Weights are differences from this, which sets the digits that small ones have."""
+"""Weights are differences from this, which limits the digits of small weights."""
 
 
 def weight_from_raw(raw: Tensor) -> Tensor:
-    """Weights from their raw values."""
+    """Return weights from their raw values."""
     inside = _clamped(raw, 0.0, _raw_of_weight(WEIGHT_RANGE[1]))
     return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
 
 
 def raw_from_weight(values: Sequence[float], key: str) -> list[float]:
-    """Raw values of weights; raises ConfigError, naming the key, where one is out of range."""
+    """Return the raw values of weights; raise ConfigError, naming the key, if one is out of range."""
     _check_range(values, WEIGHT_RANGE, key)
     return [_raw_of_weight(value) for value in values]
 
@@ -51,25 +51,25 @@ def _raw_of_weight(value: float) -> float:
 
 
 def value_from_log(raw: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Positive values within limits, from their logarithms."""
+    """Return positive values within limits, from their logarithms."""
     return torch.exp(_clamped(raw, math.log(limits[0]), math.log(limits[1])))
 
 
 def log_from_value(values: Sequence[float], limits: tuple[float, float], key: str) -> list[float]:
-    """Logarithms of values; raises ConfigError, naming the key, where one is out of range."""
+    """Return the logarithms of values; raise ConfigError, naming the key, if one is out of range."""
     _check_range(values, limits, key)
     return [math.log(value) for value in values]
 
 
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
-    """The (L, L) matrix with a zero diagonal from its other entries: row by row, of the upper triangle only where it is symmetric."""
+    """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
     rows, cols = _entry_indices(num_labels, symmetric=symmetric, device=entries.device)
     matrix = entries.new_zeros(num_labels, num_labels).index_put((rows, cols), entries)
     return matrix + matrix.T if symmetric else matrix
 
 
 def penalty_entries(matrix: Tensor, *, symmetric: bool) -> Tensor:
-    """The entries that `penalty_matrix` makes the (L, L) matrix of."""
+    """Return the entries from which `penalty_matrix` builds the (L, L) matrix."""
     rows, cols = _entry_indices(len(matrix), symmetric=symmetric, device=matrix.device)
     return matrix[rows, cols]
 
@@ -81,20 +81,20 @@ def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) ->
 
 
 def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> list[float]:
-    """The numbers of a 1-D tensor as a person would write them: each the shortest decimal that a precision does not tell from it.
+    """Return the numbers of a 1-D tensor as a person would write them: the shortest decimals that are equal in a given precision.
 
-    So that a weight of 4 does not come back as 4.000000476837158.
+    A weight of 4 then does not come back as 4.000000476837158.
 
     Args:
         tensor: (n,).
-        floor: smaller numbers are as exact as this one; 0: each has its own digits.
-        precision: float32 for what engines compute with in float32; the tensor's own for bandwidths.
+        floor: smaller numbers get the absolute precision of this one; 0: each has its own.
+        precision: float32 for values that engines use in float32; the tensor's own for bandwidths.
     """
     rounding = _ROUNDINGS * torch.finfo(precision).eps
     return [_shortest(value, rounding * max(abs(value), floor)) for value in tensor.detach().double().tolist()]
 
 
-# Half a unit in the last place of the largest logarithm (11.5) that is held, and a few more roundings on the way.
+# Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
 _ROUNDINGS = 8.0
 
 
@@ -110,12 +110,12 @@ def _check_range(values: Sequence[float], limits: tuple[float, float], key: str)
 
 
 def is_nonzero(weight: float | Sequence[float]) -> bool:
-    """Whether a weight, or one of a list, is not 0."""
+    """Whether a weight, or any of a list, is not 0."""
     return any(weight) if isinstance(weight, Sequence) else weight != 0.0
 
 
 def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
-    """Whether values are lists: as asked, else as they are; raises ConfigError where a list would have to become one number."""
+    """Whether to hold values as lists: as requested, else as they are; raise ConfigError if a list would have to become one number."""
     lists = any(isinstance(value, tuple) for value in values)
     if asked is False and lists:
         raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
@@ -123,7 +123,7 @@ def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argu
 
 
 def listed(value: float | tuple[float, ...], size: int) -> list[float]:
-    """The list of a value that may be one number for all."""
+    """Return the list for a value that may be one number for all."""
     return list(value) if isinstance(value, tuple) else [value] * size
 
 
@@ -133,7 +133,7 @@ def number_or_list(values: Sequence[float], *, is_list: bool) -> float | tuple[f
 
 
 class _ClampInward(torch.autograd.Function):
-    """Clamp to a range; at and beyond its ends, keep the gradient whose descent leads back inside and drop the other."""
+    """Clamp to a range; at and beyond its ends, keep only gradients whose descent leads back inside."""
 
     @staticmethod
     def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:

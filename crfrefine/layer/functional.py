@@ -1,6 +1,6 @@
-"""The dense CRF's mean field as a differentiable function of tensors: what `CrfRnn` computes, without a module around it.
+"""The mean field of the dense CRF as a differentiable function of tensors: the computation of `CrfRnn` without a module.
 
-The image comes normalized; `crfrefine.CrfRnn` takes raw intensities. Needs PyTorch.
+The image must be normalized; `crfrefine.CrfRnn` takes raw intensities. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _R = TypeVar("_R")
 
 
 def outside_compiled_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Have `torch.compile` call a function as it is, between the graphs before and after it."""
+    """Make `torch.compile` call a function unchanged, between the graphs before and after it."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if torch.compiler.is_compiling():
-            # Not as a decorator: that would import the compiler, which takes longer than PyTorch itself.
+            # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
             result: _R = torch.compiler.disable(function)(*args, **kwargs)
             return result
         return function(*args, **kwargs)
@@ -76,19 +76,19 @@ def mean_field(
     Args:
         logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
         image: (B, M, *grid), intensities on the scale of theta_beta, finite.
-        bilateral: weight (one, or L), theta_alpha (one, or one an axis; mm) and theta_beta (one, or M) of each appearance kernel.
-        spatial: weight and theta_gamma (one, or one an axis; mm) of the smoothness kernel; None: no such term.
+        bilateral: weight (one, or L), theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
+        spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None: no such term.
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
         temperature: divides the logits, positive.
-        spacing: mm; one number, one an axis, or (B, axes).
+        spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
-        num_iterations: steps, all of which are taken.
+        num_iterations: number of steps; all are taken.
         damping: share of the old log-marginals in a step, 0 ≤ damping < 1.
         normalization: "symmetric", "after" or "none".
         filter: "auto", "exact", "truncated", "lattice" or "grid" (float32, one or two modalities).
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
         threads: None: as many as `torch.get_num_threads()`.
-        kernels: one for each batch item, from `build_kernels`; then image, bandwidths, spacing and mask are not looked at again.
+        kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
 
     Returns:
         (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least float32); their softmax over labels are
@@ -96,7 +96,7 @@ def mean_field(
 
     Raises:
         InputError: shapes do not fit, an empty mask, an image that is not finite, a bandwidth or temperature that is not positive.
-        ConfigError: a setting is not one of its words or out of its range.
+        ConfigError: a setting is not one of its allowed words, or is out of range.
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
@@ -111,7 +111,7 @@ def mean_field(
     dtype = inputs.compute_dtype(logits)
     out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
     spread = functools.partial(_spread, dtype=dtype, device=logits.device)
-    # Bandwidths keep their digits: rounded ones would give a lattice with other vertices.
+    # Bandwidths keep all digits: rounded ones would give a lattice with different vertices.
     spread_theta = functools.partial(_spread, dtype=torch.float64, device=logits.device)
     weights = [spread(weight, num_labels, f"bilateral.{m}.weight") for m, (weight, _, _) in enumerate(bilateral)]
     alphas = [spread_theta(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (_, alpha, _) in enumerate(bilateral)]
@@ -120,7 +120,7 @@ def mean_field(
     if spatial is not None:
         weights.append(spread(spatial[0], num_labels, "spatial.weight"))
         theta_gamma = spread_theta(spatial[1], num_axes, "spatial.theta_gamma")
-    # Kernels at hand have looked at the image before: it matters only if its gradient is wanted.
+    # Given kernels were built from the image: it matters now only if its gradient is needed.
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
     if kernels is None:
         kernels = build_kernels(
@@ -177,24 +177,25 @@ def build_kernels(
     threads: int | None = None,
     copy: bool = True,
 ) -> list[Kernels]:
-    """Build what depends on images and bandwidths alone, to be used in many calls of `mean_field` while these stay the same.
+    """Build everything that depends only on images and bandwidths, for many calls of `mean_field` while these stay the same.
 
     Args:
-        image: (B, M, *grid) on the scale of theta_beta, finite; float32 or float64 decides the precision.
-        bilateral: theta_alpha (one, or one an axis; mm) and theta_beta (one, or M) of each appearance kernel.
-        theta_gamma: bandwidth of the smoothness kernel (one, or one an axis; mm); None: no such term.
-        spacing: mm; one number, one an axis, or (B, axes).
+        image: (B, M, *grid) on the scale of theta_beta, finite; its type, float32 or float64, sets the precision.
+        bilateral: theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
+        theta_gamma: bandwidth of the smoothness kernel (one, or one per axis; mm); None: no such term.
+        spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         normalization: "symmetric", "after" or "none".
-        filter: as in `mean_field`; "auto" looks at `num_labels` and `num_iterations` too.
+        filter: as in `mean_field`; "auto" also depends on `num_labels` and `num_iterations`.
         positions: "mm" or "voxels".
         num_labels: L.
-        num_iterations: steps.
+        num_iterations: number of steps.
         threads: None: as many as `torch.get_num_threads()`.
-        copy: whether the kernels keep an image of their own; the way back reads it again, so False is for one that nobody writes over.
+        copy: whether the kernels keep their own copy of the image. The backward pass reads it again, so use False only if the image
+            is never overwritten.
 
     Returns:
-        One object for each batch item. It may be used in one call at a time.
+        One object for each batch item; each may be used in one call at a time.
 
     Raises:
         InputError, ConfigError, BackendUnavailableError, CapacityError: as `mean_field`.
@@ -227,7 +228,7 @@ def build_kernels(
 
 
 def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of `size` values from one value for all, or from one each."""
+    """Return a tensor of `size` values from one value for all, or from one each."""
     tensor = torch.as_tensor(value, device=device).to(dtype)
     if tensor.numel() not in (1, size) or tensor.ndim > 1:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected one value" + (f" or {size}" if size > 1 else ""))
@@ -235,7 +236,7 @@ def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype, device: 
 
 
 def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
-    """The numbers of a tensor that must be positive, and so not NaN either."""
+    """Return the numbers of a tensor; raise InputError unless they are positive, and so not NaN."""
     values: list[float] = tensor.detach().tolist()
     if not all(0.0 < value < math.inf for value in values):
         raise InputError(f"{name} is {values}; expected positive numbers")
@@ -243,7 +244,7 @@ def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:
-    """A copy of the values: a spec does not change with the tensor."""
+    """Return a copy of the values: a spec must not change with the tensor."""
     array: NDArray[np.float64] = tensor.detach().double().cpu().numpy().copy()
     return array
 
@@ -258,7 +259,7 @@ def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, d
 
 def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
     if len(kernels) != num_items:
-        raise InputError(f"kernels are {len(kernels)}, one a batch item; the batch has {num_items}")
+        raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
     for item in kernels:
         if item.num_kernels != num_kernels:
             raise InputError(f"kernels were built for {item.num_kernels} terms, the model has {num_kernels}; build them anew")

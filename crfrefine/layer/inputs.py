@@ -1,6 +1,6 @@
-"""Checks of the tensors that the trainable layer is given, and their forms one batch item at a time.
+"""Checks of the tensors that the trainable layer is given, and their split into batch items.
 
-Not for the model: what is checked here is shapes, devices and finite values.
+It checks shapes, devices and finite values, not the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST_PADDING = 1e4
 """Well above any logit of a network."""
 
 Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray[Any]
-"""mm: one number, one an axis, or one row a batch item."""
+"""mm: one number, one per axis, or one row per batch item."""
 
 
 def check_image(image: Tensor) -> None:
@@ -37,7 +37,7 @@ def check_image(image: Tensor) -> None:
 
 
 def check_pair(logits: Tensor, image: Tensor) -> None:
-    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are of one batch, on one grid and on one device."""
+    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) have the same batch, grid and device."""
     if logits.ndim < 3 or min(logits.shape) == 0:
         raise InputError(f"logits have shape {tuple(logits.shape)}; expected (batch, labels, *grid), none of them empty")
     if not logits.is_floating_point():
@@ -77,7 +77,7 @@ def spacing_by_item(spacing: Spacing, num_items: int, num_axes: int) -> list[tup
     """Spread the spacing over batch items and axes.
 
     Args:
-        spacing: mm; one number, one an axis, or one row (axes,) for each batch item.
+        spacing: mm; one number, one per axis, or one row (axes,) for each batch item.
         num_items: B.
         num_axes: axes of the grid.
 
@@ -131,17 +131,17 @@ def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape
 
 
 def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
-    """Take the voxels whose labels all have exactly the same logit out of the masks: as padding does, they say nothing about labels.
+    """Remove voxels whose labels all have exactly the same logit from the masks: like padding, they carry no information on labels.
 
     Args:
         logits: (B, L, *grid).
-        masks: of `masks_by_item`.
+        masks: from `masks_by_item`.
 
     Returns:
-        (a mask (*grid) or None for each batch item, the number of voxels taken out of each).
+        (a mask (*grid) or None for each batch item, the number of voxels removed from each).
 
     Raises:
-        InputError: next to nothing would be left of an item.
+        InputError: almost nothing would be left of an item.
     """
     values = logits.detach()
     same = _all_equal(values)
@@ -161,7 +161,8 @@ def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tup
 def without_huge_padding(logits: Tensor) -> Tensor:
     """Return the logits with 0 where all labels have the same value and it is huge, such as the lowest number of the type.
 
-    The gradient of the temperature sums such values times gradients that cancel but for rounding: of huge ones, only that would be left.
+    The gradient with respect to the temperature sums such values times gradients that cancel up to rounding: with huge values, only the
+    rounding would be left.
     """
     first = logits.detach()[:, 0]
     huge = (first.abs() > LARGEST_PADDING) & _all_equal(logits.detach())
@@ -169,7 +170,7 @@ def without_huge_padding(logits: Tensor) -> Tensor:
 
 
 def _all_equal(logits: Tensor) -> Tensor:
-    """(B, *grid) where all labels are equal; one channel at a time, so that no (B, L, *grid) of booleans is made."""
+    """Return (B, *grid), True where all labels are equal; one channel at a time, to avoid (B, L, *grid) booleans."""
     same = logits[:, 1] == logits[:, 0]
     for label in range(2, logits.shape[1]):
         same &= logits[:, label] == logits[:, 0]
@@ -177,7 +178,7 @@ def _all_equal(logits: Tensor) -> Tensor:
 
 
 def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], device: torch.device) -> Tensor | None:
-    """Return (B, *grid) of the items' masks; None where all of them are."""
+    """Return the items' masks as (B, *grid); None if all of them are None."""
     if all(mask is None for mask in masks):
         return None
     everywhere = torch.ones(tuple(grid_shape), dtype=torch.bool, device=device)
@@ -185,7 +186,7 @@ def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], devic
 
 
 def check_finite(image: Tensor, index: int) -> None:
-    """Raise InputError where an image (M, *grid) of the batch holds NaN or infinity."""
+    """Raise InputError if an image (M, *grid) of the batch contains NaN or infinity."""
     if not image.is_floating_point() or torch.isfinite(image).all():
         return
     for modality, channel in enumerate(image):

@@ -1,6 +1,6 @@
 """Intensity normalization of the layer's image: `features.normalize_intensity` for tensors, differentiable in the image.
 
-Percentiles, mean and deviation are functions of the image too, and take part in its gradient.
+Percentiles, mean and deviation depend on the image too, and contribute to its gradient.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ def normalize(
 ) -> Tensor:
     """Map each modality's intensities to the scale that theta_beta is measured in.
 
-    Where no gradient is asked for, this is the very function that `crfrefine.refine` uses.
+    If no gradient is needed, this is the same function that `crfrefine.refine` uses.
 
     Args:
         image: (M, *grid) raw intensities, finite.
         parameters: one normalization for all modalities, or one each.
         mask: (*grid) bool; statistics are taken where it is True, the map is applied everywhere. None: everywhere.
         dtype: float32 or float64, type of the result.
-        threads: at most so many modalities at a time.
+        threads: maximum number of modalities at a time.
 
     Returns:
         (M, *grid) normalized intensities.
 
     Raises:
-        ConfigError: a list in `parameters` does not have one entry a modality.
+        ConfigError: a list in `parameters` does not have one entry per modality.
     """
     plans = intensity_by_modality(parameters, image.shape[0])
     if all(kind == "none" for kind, _, _ in plans):
@@ -62,7 +62,7 @@ def normalize(
 
 
 def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (population) standard deviation; that of a constant is 0 and has no derivative."""
+    """Mean and (population) standard deviation; the deviation of a constant is 0 and has no gradient."""
     variance, mean = torch.var_mean(values, correction=0)
     return mean, variance.sqrt() if float(variance.detach()) > 0.0 else torch.zeros_like(variance)
 
@@ -76,7 +76,7 @@ def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple
 
 
 def _percentiles(values: Tensor, fractions: Sequence[float]) -> list[Tensor]:
-    """The percentiles, interpolated between order statistics; their gradients go to the voxels that hold these."""
+    """The percentiles, interpolated between order statistics; their gradients go to the voxels with these statistics."""
     positions = [(values.numel() - 1) * fraction for fraction in fractions]
     first = [math.floor(position) for position in positions]
     ranks = [rank for start in first for rank in (start, min(start + 1, values.numel() - 1))]
@@ -86,10 +86,10 @@ def _percentiles(values: Tensor, fractions: Sequence[float]) -> list[Tensor]:
 
 
 def _holders(values: Tensor, ranks: Sequence[int]) -> Tensor:
-    """Where the values of these ranks are, counted from the smallest: found at once for all of them.
+    """Return the places of the values of these ranks, counted from the smallest; all are found at once.
 
-    A GPU sorts with all its threads, and selects a value of a long list with a few; a processor partitions several times faster than
-    it sorts.
+    A GPU sorts with all its threads but selects from a long list with only a few; a CPU partitions several times faster than it
+    sorts.
     """
     if values.device.type == "cpu":
         return torch.from_numpy(np.argpartition(values.numpy(), ranks)[list(ranks)])

@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 __all__ = ["CrfRnn"]
 
 _WORTH_A_WARNING = 0.01
-"""Share of voxels without a preference; a few come about by chance in half precision."""
+"""Share of voxels without a preference; a few occur by chance in half precision."""
 
 
 class CrfRnn(CrfValues):
-    """Dense CRF whose mean-field steps are unrolled, so that its parameters are learned by gradient descent.
+    """Dense CRF with unrolled mean-field steps, whose parameters are learned by gradient descent.
 
-    Every `[[bilateral]]` table of the parameters is a term of the layer, also with weight 0; the spatial term is one if its weight is not 0
-    or if `spatial` asks for it. A weight of 0 is the end of its range, and can be left again.
+    Every `[[bilateral]]` table of the parameters is a term of the layer, even with weight 0. There is a spatial term if its weight is not 0
+    or if `spatial` asks for it. A weight of 0 is the end of its range; training can move it away from there.
 
     Attributes:
         num_labels: L.
         num_modalities: M.
         spatial_dims: axes of the grid.
-        per_label_weights: whether each label has a weight of its own.
-        anisotropic: whether each axis has a bandwidth of its own.
-        num_iterations: mean-field steps, all of which are taken.
+        per_label_weights: whether each label has its own weight.
+        anisotropic: whether each axis has its own bandwidth.
+        num_iterations: number of mean-field steps; all are taken.
         threads: CPU threads; None: as many as `torch.get_num_threads()`.
 
     Examples:
@@ -77,15 +77,15 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine a network's logits.
 
-        Voxels where all labels have exactly the same logit, as where a crop was padded, take no part, as if they were outside the mask. A
-        warning says so where they are more than one in a hundred.
+        Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part, as if they were outside the mask.
+        A warning reports them if they are more than one in a hundred.
 
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
-            image: (B, M, *grid), raw intensities, finite: they are normalized as `parameters.intensity` says, inside the mask.
-            spacing: distance of neighboring voxels in mm; one number, one an axis, or (B, axes).
+            image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
+            spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes).
             mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
-            kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then not looked at again.
+            kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then ignored.
 
         Returns:
             (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least float32); their softmax over labels are
@@ -102,7 +102,7 @@ class CrfRnn(CrfValues):
         if logits.shape[1] != self.num_labels:
             raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
         inputs.engine_for(logits.device)
-        # With kernels at hand, the image matters only if its gradient is wanted.
+        # With given kernels, the image matters only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             image = self._normalized(image, mask, inputs.compute_dtype(logits))
         logits, mask = self._without_padding(logits, mask, kernels)
@@ -118,14 +118,14 @@ class CrfRnn(CrfValues):
         threads: int | None = None,
         kernels: Sequence[Kernels] | None = None,
     ) -> Tensor:
-        """Refine logits with an image that is on the scale of theta_beta already, as where crops of a normalized case are trained on.
+        """Refine logits with an image that is on the scale of theta_beta already, such as a crop of a normalized case.
 
         Args:
             logits: as in `forward`.
             image: (B, M, *grid), normalized.
             spacing: as in `forward`.
-            mask: nonzero where the model applies; padding of the logits is not looked for.
-            threads: CPU threads; None: those of the layer.
+            mask: nonzero where the model applies; padding of the logits is not detected.
+            threads: CPU threads; None: as the layer has.
             kernels: as in `forward`.
 
         Returns:
@@ -156,7 +156,7 @@ class CrfRnn(CrfValues):
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing = 1.0, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> list[Kernels]:
-        """Build what depends on images and bandwidths alone, for many calls while these stay the same, as with theta frozen.
+        """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
         Args:
             image: (B, M, *grid), raw intensities.

@@ -1,6 +1,6 @@
-"""The layer's parameters as a module without a computation: made from `CrfParameters`, learned or frozen in groups, and given back.
+"""The layer's parameters as a module without a computation: created from `CrfParameters`, learned or frozen in groups, and exported.
 
-How single numbers are held within their ranges is in `forms.py`.
+`forms.py` keeps single numbers within their ranges.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from crfrefine.layer import forms
 from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, as_parameters
 
 GROUPS = ("weights", "compatibility", "theta", "temperature")
-"""What can be learned or frozen."""
+"""Groups of parameters that can be learned or frozen."""
 
 
 class CrfValues(nn.Module):
@@ -47,35 +47,35 @@ class CrfValues(nn.Module):
         num_iterations: int | None = None,
         threads: int | None = None,
     ) -> None:
-        """Make a layer that starts as a plain CRF with the given parameters.
+        """Create a layer that starts as a plain CRF with the given parameters.
 
         Args:
             num_labels: L, background included, at least 2.
             num_modalities: M, channels of the image.
             spatial_dims: axes of the grid.
-            parameters: where training starts, and everything that is not learned (intensity, normalization, filter, …): parameters, a
-                preset's name or a file's path; None: the `default` preset. `mean_field.tolerance` is not used: a layer always takes all
-                its steps.
-            per_label_weights: one weight a label instead of one for all; None: if the parameters have lists.
-            compatibility: "full": the penalty of each pair of labels is a parameter, that starts from the parameters' matrix or Potts.
-                "potts": it is 1 for any two labels.
+            parameters: start of training, and all settings that are not learned (intensity, normalization, filter, …): parameters, the
+                name of a preset or the path of a file; None: the `default` preset. `mean_field.tolerance` is ignored: a layer always
+                takes all steps.
+            per_label_weights: one weight per label instead of one for all; None: if the parameters have lists.
+            compatibility: "full": the penalty of each pair of labels is a parameter, which starts from the parameters' matrix or Potts.
+                "potts": the penalty is 1 for any two labels.
             symmetric_compatibility: one penalty for both directions of a pair; None: if the parameters' matrix is symmetric.
-            anisotropic: theta_alpha and theta_gamma have one value an axis instead of one for all; None: if the parameters have lists.
+            anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for all; None: if the parameters have lists.
             spatial: whether there is a spatial term; None: if its weight is not 0.
-            learn: groups that are learned, of "weights", "compatibility", "theta", "temperature"; the others are frozen.
-            num_iterations: steps; None: `mean_field.num_iterations`.
+            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature"; the others are frozen.
+            num_iterations: number of steps; None: `mean_field.num_iterations`.
             threads: CPU threads; None: as many as `torch.get_num_threads()`.
 
         Raises:
             ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
-                that the layer can hold (docs/guide/layer.md).
+                of the layer (docs/guide/layer.md).
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
         for name, value, least in (("num_labels", num_labels, 2), ("num_modalities", num_modalities, 1), ("spatial_dims", spatial_dims, 1)):
             if value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value}")
-        parameters.resolve(num_labels, num_modalities, spatial_dims)  # for its checks of lengths
+        parameters.resolve(num_labels, num_modalities, spatial_dims)  # checks the lengths
         self.num_labels = num_labels
         self.num_modalities = num_modalities
         self.spatial_dims = spatial_dims
@@ -86,7 +86,7 @@ class CrfValues(nn.Module):
         bilateral, smoothness = parameters.bilateral, parameters.spatial
         self._has_spatial = forms.is_nonzero(smoothness.weight) if spatial is None else spatial
         weights, bandwidths = [kernel.weight for kernel in bilateral], [kernel.theta_alpha for kernel in bilateral]
-        if self._has_spatial:  # Lists of a term that the layer does not have do not count.
+        if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
             weights.append(smoothness.weight)
             bandwidths.append(smoothness.theta_gamma)
         self.per_label_weights = forms.decide(per_label_weights, weights, "per_label_weights", "weight")
@@ -169,11 +169,11 @@ class CrfValues(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """What divides the logits, a tensor without axes, in [0.05, 20]."""
+        """Divides the logits; a tensor without axes, in [0.05, 20]."""
         return forms.value_from_log(self.log_temperature, forms.TEMPERATURE_RANGE)
 
     def freeze(self, *groups: str) -> Self:
-        """Have groups keep their values: any of "weights", "compatibility", "theta", "temperature"; none named: all.
+        """Freeze groups: any of "weights", "compatibility", "theta", "temperature"; without names, all.
 
         Raises:
             ConfigError: there is no such group.
@@ -181,7 +181,7 @@ class CrfValues(nn.Module):
         return self._set_learning(groups, learns=False)
 
     def unfreeze(self, *groups: str) -> Self:
-        """Have groups learn: any of "weights", "compatibility", "theta", "temperature"; none named: all.
+        """Let groups learn: any of "weights", "compatibility", "theta", "temperature"; without names, all.
 
         Raises:
             ConfigError: there is no such group.
@@ -212,8 +212,8 @@ class CrfValues(nn.Module):
     def to_parameters(self) -> CrfParameters:
         """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute what the layer does.
 
-        Steps are those of the layer, and the tolerance is 0 so that all are taken. What the layer does not learn (intensity, filter,
-        postprocess, …) is as it was in the parameters that it was made from.
+        The number of steps is the layer's, and the tolerance is 0 so that all are taken. Settings that the layer does not learn (intensity,
+        filter, postprocess, …) are those of the parameters that it was created from.
         """
         numbers = forms.plain_numbers
         start = self._start
@@ -226,7 +226,7 @@ class CrfValues(nn.Module):
             BilateralParameters(
                 weight=forms.number_or_list(numbers(weight, floor=forms.WEIGHT_FLOOR), is_list=self.per_label_weights),
                 theta_alpha=forms.number_or_list(digits(alpha), is_list=self.anisotropic),
-                # One number where all agree: then the file fits any number of modalities.
+                # One number if all agree: the file then fits any number of modalities.
                 theta_beta=forms.number_or_list(digits(beta), is_list=len(set(digits(beta))) > 1),
             )
             for weight, alpha, beta in rows
@@ -269,9 +269,9 @@ class CrfValues(nn.Module):
 
 
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
-    """A parameter, in PyTorch's default type unless told else.
+    """Return a parameter, in PyTorch's default type unless another is given.
 
-    Bandwidths have float64: the last digit of one decides whether a voxel on the face of a lattice's cell adds a vertex, so the lattice
-    that is trained with is that of the file only if both have the same digits.
+    Bandwidths are float64: the last digit of one decides whether a voxel on the face of a lattice cell adds a vertex, so training and
+    the saved file use the same lattice only if both have the same digits.
     """
     return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))

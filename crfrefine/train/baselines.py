@@ -1,4 +1,4 @@
-"""What a trained CRF must beat, tuned on the same cases: vector scaling, smoothing, the largest component."""
+"""The baselines that a trained CRF must beat, tuned on the same cases: vector scaling, smoothing, the largest component."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SIGMAS_VOXELS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Widths of the Gaussian that are tried, in typical voxels; 0 is the network itself."""
 
 LARGEST_KINDS = ("foreground", "each")
-"""Which largest component is kept: of all labels together, or of each label by itself."""
+"""Which largest component is kept: that of all labels together, or that of each label."""
 
 SCALING_STEPS = 60
 SCALING_STEP_LENGTH = 0.1
-"""Of the first optimizer steps of vector scaling; the last ones come to a stop."""
+"""Length of the first optimizer steps of vector scaling; it falls to zero at the end."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class VectorScaling:
     bias: tuple[float, ...]
 
     def apply(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-        """Return (L, *grid) logits, recalibrated."""
+        """Return recalibrated (L, *grid) logits."""
         shift = np.asarray(self.bias, dtype=logits.dtype).reshape(-1, *(1,) * (logits.ndim - 1))
         result: NDArray[np.floating[Any]] = logits / logits.dtype.type(self.temperature) + shift
         return result
 
 
 def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> VectorScaling:
-    """Fit temperature and biases with the loss of the CRF on the cases that it is trained on, too."""
+    """Fit temperature and biases with the same loss and the same cases as the CRF."""
     num_labels = material.sizes[0]
     log_temperature = torch.zeros((), requires_grad=True)
     bias = torch.zeros(num_labels, requires_grad=True)
@@ -90,7 +90,7 @@ def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequen
 
 @dataclass(frozen=True)
 class RivalScores:
-    """How good the rivals are that need no training: every choice there is, on every case.
+    """Dice of the rivals that need no training: every choice on every case.
 
     Attributes:
         sigmas_mm: widths of the smoothing Gaussian.
@@ -107,12 +107,12 @@ class RivalScores:
         return choose_best(self.smoothing, self.sigmas_mm, cases)
 
     def best_kind(self, cases: Sequence[int]) -> str:
-        """Return which largest component is best kept on some cases."""
+        """Return the kind of largest component that is best on some cases."""
         return choose_best(self.largest, LARGEST_KINDS, cases)
 
 
 def score_rivals(material: Material, spacing: Sequence[float], workers: Workers) -> RivalScores:
-    """Measure every width and every kind of component on every case; `spacing` is that of a typical case."""
+    """Measure every width and every kind of component on every case; `spacing` is the spacing of a typical case."""
     sigmas_mm = tuple(sigma * voxel_length(spacing) for sigma in SIGMAS_VOXELS)
     smoothing = smoothing_scores(material.crops, material.regions, sigmas_mm, workers)
     return RivalScores(sigmas_mm, smoothing, largest_scores(material.crops, material.regions, workers))

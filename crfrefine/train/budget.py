@@ -1,19 +1,19 @@
-"""Time: how much of the run is done, how long the rest takes, and when to stop so that the whole ends in time."""
+"""The time budget of a run: time spent, time left, and when to stop each part so that the run ends in time."""
 
 from __future__ import annotations
 
 import time
 
 RESERVED_SHARE = 0.15
-"""Of the time allowed, kept for reading, for measuring and for writing."""
+"""Share of the allowed time reserved for reading, measuring and writing."""
 
 
 class Budget:
-    """Shares the time that is allowed among the parts of a run.
+    """Divides the allowed time among the parts of a run.
 
     Args:
         max_minutes: None: no limit.
-        spent_seconds: by the run that this one resumes.
+        spent_seconds: time spent by the run that this one resumes.
     """
 
     def __init__(self, max_minutes: float | None, spent_seconds: float = 0.0) -> None:
@@ -23,20 +23,20 @@ class Budget:
 
     @property
     def spent_seconds(self) -> float:
-        """Since the run began, without the time between a stop and its resumption."""
+        """Seconds since the run began, without the time between a stop and its resumption."""
         return time.monotonic() - self._started
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is a limit at all."""
+        """Whether there is a limit."""
         return self._limit is not None
 
     def start_part(self, parts_left: int) -> None:
-        """Give the part that begins now its share of what is left; `parts_left` counts it too."""
+        """Give the part that begins now its share of the remaining time; `parts_left` includes it."""
         if self._limit is not None:
             left = self._limit * (1.0 - RESERVED_SHARE) - self.spent_seconds
             self._part_ends = self.spent_seconds + max(0.0, left) / max(1, parts_left)
 
     def is_part_over(self) -> bool:
-        """Return whether the part that was begun last has used up its share."""
+        """Return whether the current part has used up its share."""
         return self._part_ends is not None and self.spent_seconds >= self._part_ends

@@ -1,4 +1,4 @@
-"""What a stopped run leaves, so that `--resume` goes on as if nothing had happened: plain JSON, in which numbers keep all their digits."""
+"""The checkpoint of a stopped run, from which `--resume` continues exactly: plain JSON, in which numbers keep all their digits."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ SAVE_SECONDS = 10.0
 
 
 def fingerprint(settings: dict[str, Any], cases: tuple[CaseFiles, ...]) -> str:
-    """Return a digest of all that the result depends on: settings, and names, sizes and dates of the files."""
+    """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
     entries = []
     for case in cases:
         for path in (*case.images, *case.logits, case.mask, case.labels):
             for file in () if path is None else files_read(path):
-                # Where voxels in a file of their own are not there, reading says so.
+                # If a separate file of voxels is missing, reading reports it.
                 status = file.stat() if file == path or file.exists() else None
                 entries.append([case.case_id, file.name, *((status.st_size, status.st_mtime_ns) if status else ())])
     return hashlib.sha256(json.dumps([settings, entries], sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoint:
-    """The file in which a run keeps what it has.
+    """The file in which a run saves its state.
 
     Args:
         path: the file.
-        digest: of `fingerprint`; a file with another one is refused.
+        digest: from `fingerprint`; a file with a different digest is refused.
     """
 
     def __init__(self, path: Path, digest: str) -> None:
@@ -44,10 +44,10 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def load(self) -> Done | None:
-        """Return what the stopped run had; None: there is no such file.
+        """Return the state of the stopped run; None if the file does not exist.
 
         Raises:
-            InputError: the file is of other data or options, or no checkpoint at all.
+            InputError: the file belongs to other data or options, or is not a checkpoint.
         """
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
@@ -74,5 +74,5 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Take the file away: the run has ended."""
+        """Remove the file: the run has ended."""
         remove_file(self._path)

@@ -1,4 +1,4 @@
-"""What is asked for, checked before anything is read: options that can be followed, regions that the labels have."""
+"""Checks of options and regions before anything is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crfrefine.train.options import LEARNABLE, LOSSES, TrainingOptions
 
 
 def check_options(options: TrainingOptions) -> TrainingDevice:
-    """Return the device; raise ConfigError or InputError for options that cannot be followed, before anything is read."""
+    """Return the device; raise ConfigError or InputError for invalid options, before anything is read."""
     from crfrefine.io.atomic import check_replaceable, check_small_output, check_writable
 
     unknown = [name for name in options.learn if name not in LEARNABLE]
@@ -39,10 +39,10 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
-    """Return the regions asked for, or each foreground label.
+    """Return the requested regions, or each foreground label.
 
     Raises:
-        ConfigError: a region is not written as expected, is there twice, or has labels that the logits do not have.
+        ConfigError: a region is malformed, is given twice, or has labels that the logits do not have.
     """
     if not texts:
         return _default_regions(cases)
@@ -59,7 +59,7 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
 
 
 def _default_regions(cases: LabeledCases) -> tuple[Region, ...]:
-    """Return each foreground label, by its name where that can be used, but not the one that marks voxels without a reference."""
+    """Return each foreground label, by its name if usable, except the label that marks voxels without a reference."""
     labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
     counts = Counter(cases.label_names[label] for label in labels)
     names = [cases.label_names[label] for label in labels]

@@ -1,4 +1,4 @@
-"""The methods against each other, on cases that no part of them has seen: the table, its summary, and the verdict."""
+"""Comparison of the methods on cases that none of them was fitted to: the table, its summary, and the verdict."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
 
 
 def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
-    """Return how the methods compare on the cases that the folds held out.
+    """Return the comparison of the methods on the cases that the folds held out.
 
     Args:
-        folds: which together hold out every case once.
-        seed: of the intervals.
+        folds: together they hold out every case once.
+        seed: seed of the confidence intervals.
     """
     measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
     table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
@@ -57,10 +57,10 @@ def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
 
 
 def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
-    """Return the verdict to read, and the one on the trained CRF without any postprocessing.
+    """Return the main verdict, and the verdict on the trained CRF without postprocessing.
 
-    They are the same unless the CRF alone is held up by the largest component alone. The two can be combined: then it counts what the CRF
-    adds to the largest component, and the rivals keep the largest component too.
+    They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
+    is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
     """
     rivals = (*_RECALIBRATIONS, LARGEST)
     alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF")

@@ -1,4 +1,4 @@
-"""The part of a case that training sees: around what the network or the reference calls foreground, in memory or on disk.
+"""The part of a case that training uses: the surroundings of foreground in the network's labels or the reference, in memory or on disk.
 
 Bandwidths are learned from the surroundings of the labels; the millions of voxels far from them would only cost time.
 """
@@ -26,34 +26,34 @@ if TYPE_CHECKING:
     from crfrefine.cases.case import Case
 
 MARGIN_MM = 10.0
-"""How far around the foreground training sees: farther than kernels reach that ever helped, near enough to leave most of a head out."""
+"""Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head."""
 
 FOREGROUND_RATIO = 0.01
-"""A voxel counts as possible foreground where a label has at least this share of the background's probability."""
+"""A voxel is possible foreground if a label has at least this share of the background's probability."""
 
 TILE_VOXELS = 200_000
-"""Masked voxels that one gradient is taken over: larger crops are cut into tiles, one of which is drawn each time."""
+"""Maximum number of masked voxels per gradient: larger crops are cut into tiles, one of which is drawn each time."""
 
 MEMORY_BYTES = 2 * 1024**3
-"""Crops beyond this go to a temporary folder and are mapped from there."""
+"""Crops beyond this many bytes go to a temporary folder and are mapped from there."""
 
 Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What training sees of a case. Arrays are C-ordered in the axis order of the files' grid.
+    """The part of a case that training uses. Arrays are C-ordered in the axis order of the files' grid.
 
     Attributes:
-        case_id: its name.
+        case_id: name of the case.
         image: (M, *box) float32, normalized on the whole case as `refine` does.
-        logits: (L, *box) float16: three digits are plenty for a gradient.
+        logits: (L, *box) float16: three digits are enough for a gradient.
         labels: (*box) the reference; L where there is none.
         mask: (*box) True near possible foreground, inside the case's mask.
         spacing: mm, one per grid axis.
         outside: (L, L) voxels of the case that are not in `mask`, by reference (row) and the network's label (column).
         tiles: boxes that share out the masked voxels, at most about TILE_VOXELS each.
-        tile_weights: how often each is drawn; sums to 1.
+        tile_weights: probability of drawing each tile; sums to 1.
         num_padding_voxels: voxels of the case's mask that are not in `mask` because all labels have the same logit there.
     """
 
@@ -70,12 +70,12 @@ class Crop:
 
     @property
     def num_voxels(self) -> int:
-        """Voxels in the mask."""
+        """Number of voxels in the mask."""
         return int(np.count_nonzero(self.mask))
 
     @property
     def num_case_voxels(self) -> int:
-        """Voxels of the whole case that have a reference."""
+        """Number of voxels of the whole case that have a reference."""
         return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
 
     @property
@@ -93,7 +93,7 @@ class Crop:
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
-    """Cut out what training sees of a case.
+    """Cut out the part of a case that training uses.
 
     Args:
         case: read with its labels.
@@ -129,7 +129,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     limit = float(np.finfo(np.float16).max)
     kept = np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16)
     if padding is not None:
-        # Any constant says as little; a large one would go out of float16's range when it is divided by a temperature.
+        # Any constant means the same; a large one would leave the range of float16 when divided by a temperature.
         kept[:, padding.transpose()[box]] = 0.0
     return Crop(
         case_id=case.case_id,
@@ -146,13 +146,13 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
 
 
 def count_confusion(labels: NDArray[Any], found: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
-    """Return (L, L) counts of voxels, by reference (row) and found label (column); a reference of L counts nowhere."""
+    """Return (L, L) counts of voxels, by reference (row) and found label (column); voxels with reference L are not counted."""
     pairs = labels.astype(np.int32).ravel() * num_labels + found.ravel()
     return np.bincount(pairs, minlength=num_labels**2)[: num_labels**2].reshape(num_labels, num_labels).astype(np.int64)
 
 
 class CropStore:
-    """Keeps crops: in memory up to a bound, then in a temporary folder, from which the system reads them again as needed."""
+    """Stores crops: in memory up to a limit, then in a temporary folder, from which the system reads them again as needed."""
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._left = memory_bytes
@@ -160,7 +160,7 @@ class CropStore:
         self._count = 0
 
     def keep(self, crop: Crop) -> Crop:
-        """Return an equal crop whose memory is bounded."""
+        """Return an equal crop that respects the limit on memory."""
         size = sum(array.nbytes for array in (crop.image, crop.logits, crop.labels, crop.mask))
         if size <= self._left:
             self._left -= size
@@ -191,7 +191,7 @@ def _whole(shape: Sequence[int]) -> Box:
 
 
 def _box_around(near: NDArray[np.bool_], margin: Sequence[float]) -> Box:
-    """Return the box of the True voxels, wider by so many voxels along each axis."""
+    """Return the box of the True voxels, enlarged by the given number of voxels along each axis."""
     box = bounding_box(near) or _whole(near.shape)
     return tuple(
         slice(max(0, part.start - math.ceil(around)), min(extent, part.stop + math.ceil(around)))
@@ -200,7 +200,7 @@ def _box_around(near: NDArray[np.bool_], margin: Sequence[float]) -> Box:
 
 
 def _dilated(near: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool_]:
-    """Return where the distance to `near` is at most MARGIN_MM."""
+    """Return the voxels whose distance to `near` is at most MARGIN_MM."""
     from scipy.ndimage import distance_transform_edt
 
     if near.all():

@@ -1,4 +1,4 @@
-"""The stage that says what a trained CRF is worth: in each fold, trained on some cases and measured on those held out."""
+"""The cross-validation stage: in each fold, a CRF is trained on some cases and measured on those held out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from crfrefine.train.tuned import Tuned, tune_rivals
 
 
 def cross_validate(plan: Plan, prepared: Prepared, screened: Screened, session: Session) -> tuple[FoldResult, ...]:
-    """Return what every fold found; what the journal has of it is not done again."""
+    """Return the result of every fold; parts that the journal has are not repeated."""
     return tuple(_run_fold(number, plan, prepared, screened.starts_for(split), session) for number, split in enumerate(plan.folds))
 
 
@@ -53,7 +53,7 @@ def _run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Star
 
 
 def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FitResult:
-    """Train on the cases of a fold; with few of them, let halves decide about the other half first."""
+    """Train on the cases of a fold; with few cases, each half first decides about the training on the other half."""
     split, journal = plan.folds[number], session.journal
 
     def train_on(cases: Split, starts: Sequence[Start], schedule: Schedule) -> FitResult:

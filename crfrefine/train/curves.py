@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crfrefine.train.fit_result import FitResult
     from crfrefine.train.results import TrainingResult
 
-# Okabe & Ito 2008: told apart with every common color vision deficiency.
+# Okabe & Ito 2008: distinguishable with every common color vision deficiency.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _LOSS_WINDOW = 5
 
@@ -82,7 +82,7 @@ def _mark_best(axes: Axes, fit: FitResult, scored: Sequence[dict[str, Any]], col
 
 
 def _values(history: Sequence[dict[str, Any]], key: str) -> Iterator[list[float]]:
-    """Yield the course of each bandwidth of a kind, kernel by kernel and entry by entry."""
+    """Yield the history of each bandwidth of a kind, kernel by kernel and entry by entry."""
     names = [name for name in (history[0]["thetas"] if history else {}) if name.endswith(key)]
     for name in names:
         first = history[0]["thetas"][name]

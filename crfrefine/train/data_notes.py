@@ -1,4 +1,4 @@
-"""What looks wrong with the data, though a training is possible."""
+"""Notes on data that look wrong, although training is possible."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from crfrefine.train.baselines import network_dice
 from crfrefine.train.crops import Crop
 
 LOW_DICE = 0.05
-"""A network below this on a case has most likely not been compared with its own reference."""
+"""A mean Dice below this most likely means that the logits do not belong to the reference."""
 
 
 def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[str]:
-    """Return a sentence about each thing that looks wrong: hardly any agreement, padded logits, cases without foreground."""
+    """Return one sentence per suspicious finding: almost no agreement, padded logits, cases without foreground."""
     dice = network_dice(crops, regions)
     notes = []
     defined = dice[~np.isnan(dice).all(axis=1)]

@@ -33,16 +33,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class LabeledCases:
-    """The cases of a run, all alike.
+    """The cases of a run, all with the same labels, modalities and axes.
 
     Attributes:
-        files: of each case, sorted by name.
+        files: files of each case, sorted by name.
         num_labels: L, background included: channels of the logits.
         num_modalities: channels of the image.
         num_dims: axes of the grid.
         label_names: one per label, background first.
-        description: of `dataset.json`, where there is one.
-        notes: what was left aside and why.
+        description: content of `dataset.json`, if there is one.
+        notes: what was ignored, and why.
         left_out: the cases that lack a file, sorted by name.
     """
 
@@ -62,7 +62,7 @@ class LabeledCases:
 
     @property
     def ignore_label(self) -> int | None:
-        """The number that marks voxels without a reference."""
+        """The label that marks voxels without a reference."""
         return None if self.description is None else self.description.ignore_label
 
 
@@ -74,17 +74,17 @@ def locate_folders(
     logits: Path | None = None,
     masks: Path | None = None,
 ) -> DataFolders:
-    """Return where images, labels, logits and masks are.
+    """Return the folders of images, labels, logits and masks.
 
     Args:
-        folder: holds `images/ labels/ logits/` and perhaps `masks/`; None where all are named.
-        images: instead of the one in `folder`; the others likewise.
+        folder: contains `images/ labels/ logits/` and perhaps `masks/`; None if all are named.
+        images: replaces the one in `folder`; the others likewise.
         labels: see `images`.
         logits: see `images`.
         masks: see `images`.
 
     Raises:
-        InputError: one of them is not there.
+        InputError: one of them does not exist.
     """
     given = {"images": images, "labels": labels, "logits": logits, "masks": masks}
     found: dict[str, Path | None] = {}
@@ -110,7 +110,7 @@ def locate_folders(
 def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
     """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
 
-    A case that lacks a file is left out. A file that is there and cannot be used is an error: it can be mended, and a long training without
+    A case that lacks a file is left out. A file that exists but cannot be used is an error: it can be fixed, and a long training without
     the case would have to be repeated.
 
     Args:
@@ -162,7 +162,7 @@ def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
 
 
 def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
-    """Return what the work on a case gives, or the error that it ended with: all bad cases are to be named at once."""
+    """Return the result of the work on a case, or its error, so that all bad cases can be named at once."""
     try:
         return work()
     except Exception as error:
@@ -173,12 +173,12 @@ def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineEr
 
 
 def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> None:
-    """Raise where any case failed: a training without it would have to be repeated once it is mended.
+    """Raise if any case failed: a training without it would have to be repeated once it is fixed.
 
     Raises:
         InputError: several failed; the first few are named.
         CrfRefineError: the error of the one that failed.
-        UnexpectedError: nobody expected the error of one of them.
+        UnexpectedError: the error of one of them was not foreseen.
     """
     if len(failed) == 1:
         raise failed[0]
@@ -194,7 +194,7 @@ def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) ->
 
 
 def _sizes(case: CaseFiles, data: DataFolders) -> tuple[int, int, int]:
-    """Return how many labels, modalities and axes a case has."""
+    """Return the numbers of labels, modalities and axes of a case."""
     headers = read_case_headers(case)
     if headers.logits is None:
         raise InputError(f"case {case.case_id!r}: no logits in {data.logits}")
@@ -204,7 +204,7 @@ def _sizes(case: CaseFiles, data: DataFolders) -> tuple[int, int, int]:
 def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask_mode: str, threads: int) -> Case:
     """Read one case with its reference and check that labels and logits fit.
 
-    Voxels of the ignore label have the label L, one more than there are: they take part in the model and count nowhere.
+    Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted.
 
     Raises:
         InputError: the reference has a label that the logits have no channel for, or files cannot be used.
@@ -221,7 +221,7 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask
         raise InputError(
             f"case {files.case_id!r}: labels and logits do not fit: the reference has a label {largest}, but the logits have "
             f"{case.num_labels} channels (labels 0 to {case.num_labels - 1})\n  {files.labels}\n  {files.logits[0]}\n"
-            "  Give logits with one channel a label, background first; or merge the labels of the reference."
+            "  Give logits with one channel per label, background first; or merge the labels of the reference."
         )
     if ignored is not None and ignored.any():
         if ignored.all():

@@ -1,7 +1,7 @@
-"""Where training computes: the engine's device as PyTorch knows it, and the crops there.
+"""The device for training: the engine's device in PyTorch's terms, and the crops on it.
 
-On a GPU a crop is moved once and stays; logits, marginals, losses and gradients are made there, and only numbers come back. Parameters and
-the optimizer are a few numbers, and stay on the CPU.
+On a GPU a crop is moved once and stays; logits, marginals, losses and gradients are computed there, and only numbers come back. Parameters
+and the optimizer are a few numbers and stay on the CPU.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from crfrefine.train.crops import Crop
 
 CACHED_SHARE = 0.25
-"""Of a GPU's memory that is free at first, for crops; the others are moved each time."""
+"""Share of the initially free GPU memory for crops; other crops are moved each time."""
 
 
 class CropTensors:
-    """A crop, or a tile of one, as tensors; each is made when it is first asked for."""
+    """A crop, or a tile of one, as tensors; each is created when first used."""
 
     def __init__(self, crop: Crop, device: torch.device) -> None:
         """Take a crop; nothing is moved yet."""
@@ -46,7 +46,7 @@ class CropTensors:
 
     @cached_property
     def mask(self) -> Tensor:
-        """(*box), on the CPU: the engine counts its voxels there."""
+        """(*box), on the CPU, where the engine counts its voxels."""
         return torch.from_numpy(np.array(self._crop.mask))
 
     @cached_property
@@ -61,7 +61,7 @@ class CropTensors:
 
     @property
     def num_bytes(self) -> int:
-        """On the device, once all of them are there."""
+        """Bytes on the device once all tensors are there."""
         return 2 * self._crop.logits.size + 4 * self._crop.image.size + 16 * int(np.count_nonzero(self._counted))
 
     @cached_property
@@ -77,23 +77,23 @@ class TrainingDevice:
     """A device for training.
 
     Attributes:
-        name: of the engine.
-        tensors: the same device for PyTorch.
-        note: what is to be said about the choice; empty: nothing.
+        name: the engine's name of the device.
+        tensors: PyTorch's name of the device.
+        note: remark on the choice; may be empty.
     """
 
     def __init__(self, name: str = "cpu", tensors: str = "cpu", note: str = "", cached_bytes: float | None = None) -> None:
-        """Take a device.
+        """Open a device.
 
         Args:
-            name: of the engine.
+            name: the engine's name of the device.
             tensors: PyTorch's name of the device.
-            note: about the choice.
-            cached_bytes: for crops that stay; None: CACHED_SHARE of what is free on a GPU, nothing on the CPU.
+            note: remark on the choice.
+            cached_bytes: memory for crops that stay; None: CACHED_SHARE of the free memory of a GPU, nothing on the CPU.
         """
         self.name, self.note = name, note
         self.tensors = torch.device(tensors)
-        self._cached: dict[tuple[Any, ...], CropTensors] = {}  # each keeps its crop, so that no other comes to lie where it is
+        self._cached: dict[tuple[Any, ...], CropTensors] = {}  # each holds its crop, so that no other crop gets the same address
         self._lock = threading.Lock()
         if cached_bytes is None:
             cached_bytes = CACHED_SHARE * torch.cuda.mem_get_info(self.tensors)[0] if self.is_gpu else 0.0
@@ -101,16 +101,16 @@ class TrainingDevice:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether one case at a time is enough to keep it busy."""
+        """Whether one case at a time keeps the device busy."""
         return self.tensors.type == "cuda"
 
     @property
     def kind(self) -> str:
-        """On another kind results differ by rounding."""
+        """Kind of device; results on different kinds differ by rounding."""
         return "gpu" if self.is_gpu else "cpu"
 
     def crop(self, crop: Crop) -> CropTensors:
-        """Return a crop on the device; on the way back it is written to no more."""
+        """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
         key = identity(crop)
         found = self._cached.get(key)
         if found is not None:
@@ -126,7 +126,7 @@ class TrainingDevice:
         return tensors
 
     def release(self) -> None:
-        """Give back the memory that PyTorch keeps unused: what comes next allocates without it."""
+        """Release PyTorch's unused memory: the next stage allocates without PyTorch."""
         if self.is_gpu:
             torch.cuda.empty_cache()
 
@@ -135,11 +135,11 @@ CPU = TrainingDevice()
 
 
 def choose_device(requested: str) -> TrainingDevice:
-    """Return the device that the engine takes for a request, if PyTorch has it too.
+    """Return the engine's device for a request, if PyTorch has it too.
 
     Raises:
         BackendUnavailableError: the engine or PyTorch does not have the device that was asked for by name.
-        ConfigError: there is no such device.
+        ConfigError: the device does not exist.
     """
     engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
@@ -155,5 +155,5 @@ def choose_device(requested: str) -> TrainingDevice:
 
 
 def identity(crop: Crop) -> tuple[Any, ...]:
-    """Return what tells a crop's memory from that of others; a tile may begin where its crop does."""
+    """Return a key that identifies a crop's memory; a tile may begin at the same address as its crop."""
     return crop.image.__array_interface__["data"][0], crop.image.shape, crop.image.strides

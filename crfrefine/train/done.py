@@ -1,4 +1,4 @@
-"""What a run has done so far, and how that goes into a checkpoint and back."""
+"""The finished work of a run, and its conversion to a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from crfrefine.train.methods import MethodValues, plain_values, restored_values
 
 @dataclass(frozen=True)
 class Part:
-    """What is done of a part of the run: a fold, or the training on all cases.
+    """Finished work of one part of the run: a fold, or the training on all cases.
 
     Attributes:
-        halves: where halves of the cases decide about the other half: the trainings that are finished.
+        halves: the finished trainings in which half of the cases decides about the other half.
         fit: the trained CRF.
         scaling: the recalibrated network.
         measured: values of each case held out.
@@ -50,13 +50,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Done:
-    """What a run has done so far.
+    """Finished work of a run.
 
     Attributes:
         parts: the folds in their order, and the training on all cases.
         screening: mean Dice of each screened case (row) with each start (column); None: the starts were not tried.
-        training: `Fit.state` of the training that was going on; None: none was.
-        seconds: that the run has taken.
+        training: `Fit.state` of the training in progress; None: there is none.
+        seconds: duration of the run so far.
     """
 
     parts: tuple[Part, ...]

@@ -1,4 +1,4 @@
-"""The stage that makes the parameters to be written: trained on all cases, from the best of what the folds found."""
+"""The final stage: it trains the parameters to be written on all cases, starting from the best results of the folds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from crfrefine.train.training import Task, train
 from crfrefine.train.tuned import Tuned, tune_rivals
 
 STEP_LENGTH = 0.3
-"""Of the optimizer in the training on all cases, which starts where the folds ended, against that in the folds."""
+"""Step length in the training on all cases, which starts where the folds ended, relative to that in the folds."""
 
 
 def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: Session) -> Tuned:
-    """Return what was tuned on all cases; no CRF where the folds found none that helps the cases held out."""
+    """Return the methods tuned on all cases; no CRF if no fold found one that helps the cases held out."""
     number = len(folds)
     fit = session.journal.part(number).fit
     if fit is None:
@@ -49,7 +49,7 @@ def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: S
     starts = [Start(f"{fold.name}: {fold.tuned.fit.start}", fold.tuned.fit.parameters) for fold in found]
     half = int(np.median([fold.tuned.fit.best_optimizer_step for fold in found])) // 2
     num_optimizer_steps = min(max(setup.EVALUATE_EVERY, half), plan.schedule.num_optimizer_steps)
-    # All starts are judged as they are, and the best one goes on.
+    # All starts are judged without training, and the best one is trained.
     schedule = Schedule(num_optimizer_steps, rungs=((0, 1),), step_length=STEP_LENGTH)
     fit = train(Task(name, all_cases(plan.num_cases), starts, schedule, num_left=1), prepared.material, session)
     session.observer.stage_ended(f"{name}: {fit.describe()}")

@@ -1,4 +1,4 @@
-"""What one training came to, and when a CRF counts as better than none."""
+"""The result of one training, and the criterion for a CRF to be better than none."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ NO_CRF = "no CRF"
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training came to.
+    """Result of a training.
 
     Attributes:
-        start: name of the start that won; NO_CRF where no CRF was better.
-        parameters: the trained ones; with weights of 0 where no CRF was better.
+        start: name of the start that won; NO_CRF if no CRF was better.
+        parameters: the trained parameters; all weights are 0 if no CRF was better.
         score: mean Dice of the deciding cases with them.
         network_score: mean Dice of the deciding cases without a CRF.
-        gains: Dice with the best CRF above that without, of each deciding case; empty where nothing could be measured.
-        best_optimizer_step: of the start that won.
+        gains: Dice with the best CRF minus Dice without, per deciding case; empty if nothing could be measured.
+        best_optimizer_step: best step of the start that won.
         histories: loss, Dice and bandwidths of each start over its optimizer steps.
         stopped_by_time: whether the time ran out before the training was finished.
     """
@@ -49,7 +49,7 @@ class FitResult:
         return self.start == NO_CRF
 
     def describe(self) -> str:
-        """Return a line for people."""
+        """Return a one-line description."""
         if math.isnan(self.network_score):
             return "no CRF is better than the network alone: none of the cases that decide has any foreground"
         if self.is_network:
@@ -58,7 +58,7 @@ class FitResult:
         return f"{self.start}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as the report and the checkpoint have them."""
+        """Return plain values, for the report and the checkpoint."""
         return {
             "start": self.start,
             "parameters": self.parameters.to_dict(),
@@ -93,14 +93,14 @@ def no_crf(
     *,
     stopped_by_time: bool = False,
 ) -> FitResult:
-    """Return the outcome of a training in which no CRF was better than the network alone."""
+    """Return the result of a training in which no CRF was better than the network alone."""
     return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, histories or {}, stopped_by_time)
 
 
 def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
-    """Return whether gains of cases are more than chance may do: their mean is more than its standard error above 0.
+    """Return whether gains of cases exceed chance: their mean is more than its standard error above 0.
 
-    No CRF is the simpler model, and stays where there is no more to be had.
+    No CRF is the simpler model, and is kept unless a CRF adds something.
     """
     values = np.asarray(gains, dtype=float)
     error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0

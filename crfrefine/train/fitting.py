@@ -1,6 +1,6 @@
-"""One training: several starts, of which fewer and fewer go on; and the network itself, which must be beaten.
+"""One training: several starts, of which fewer and fewer continue, and the network itself, which they must beat.
 
-The state after each optimizer step goes to a hook, so that a run that was stopped goes on as if nothing had happened.
+The state after each optimizer step goes to a hook, so that a stopped run can continue exactly.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_DECIDING = 48
-"""More cases than this do not decide better, only later."""
+"""More deciding cases take longer without improving the decision."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a training asks and tells while it goes on.
+    """Callbacks of a training while it runs.
 
     Attributes:
-        stepped: called with the trajectory, the loss, and the Dice where it was just measured.
+        stepped: called with the trajectory, the loss, and the Dice if it was just measured.
         saved: called with the state after each optimizer step.
         is_over: whether the time is up.
     """
@@ -53,8 +53,8 @@ class Fit:
         split: the cases that are trained on and those that decide.
         starts: at least one.
         workers: to compute with.
-        schedule: how long the training goes on.
-        state: of an earlier object that was made in the same way, to go on from there.
+        schedule: length of the training.
+        state: state of an earlier object with the same arguments, to continue from.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Fit:
 
     @property
     def num_optimizer_steps(self) -> int:
-        """Steps that were made so far, of all starts together."""
+        """Number of steps so far, of all starts together."""
         return sum(trajectory.optimizer_step for trajectory in self._trajectories)
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on, as JSON has it."""
+        """Return everything needed to continue, as JSON values."""
         trajectories = [trajectory.state() for trajectory in self._trajectories]
         return {
             "rung": self._rung,
@@ -106,7 +106,7 @@ class Fit:
             trajectory.restore(own)
 
     def run(self, hooks: Hooks) -> FitResult:
-        """Train, and return what came of it."""
+        """Train, and return the result."""
         crops, loss, device = self._material.crops, self._material.loss, self._material.device
         network = self._workers.run_on_device(lambda case, threads: network_score(crops[case], loss, device), self._deciding)
         while self._rung < len(self._targets) and not self._must_stop(hooks):
@@ -119,17 +119,17 @@ class Fit:
             self._active, self._rung, self._position = ranked[:keep], self._rung + 1, 0
             hooks.saved(self.state())
         if self._is_stopped and not any(math.isfinite(trajectory.best_score) for trajectory in self._trajectories):
-            # The best of the starts that were tried has been seen to be worth something, however little it was trained.
+            # The best start was found useful when the starts were tried, however little it was trained.
             self._trajectories[0].scored(*self._evaluate(self._trajectories[0]))
         return self._result(network)
 
     def _must_stop(self, hooks: Hooks) -> bool:
-        """Return whether the time is up, and remember that it was while there was something left to do."""
+        """Return whether the time is up, and record that work was left to do."""
         self._is_stopped = self._is_stopped or hooks.is_over()
         return self._is_stopped
 
     def _train(self, trajectory: Trajectory, target: int, is_last: bool, hooks: Hooks) -> None:
-        """Bring a start to an optimizer step, or to where it gets no better."""
+        """Train a start up to an optimizer step, or until it stops improving."""
         if target == 0 and not trajectory.history:
             trajectory.scored(*self._evaluate(trajectory))
         while trajectory.optimizer_step < target:

@@ -12,7 +12,7 @@ from crfrefine.errors import ConfigError
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
 FEWEST_DECIDING = 12
-"""With fewer, all training cases take their turns: a half is trained on and the other half decides, then the other way round."""
+"""With fewer cases, the halves take turns: training uses one half and the other half decides, then they swap."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Split:
     """The cases of one training, by their numbers.
 
     Attributes:
-        training: whose gradients are followed.
-        deciding: on which early stopping, and the choice between starts and no CRF, rest. Equal to `training` where there are too few cases
-            to set some aside: then `halves` decide.
-        held_out: looked at only when all is decided.
+        training: cases that supply gradients.
+        deciding: cases that determine early stopping and the choice between starts and no CRF. Equal to `training` if there are too few
+            cases to set some aside: then `halves` decide.
+        held_out: cases that are used only when everything is decided.
     """
 
     training: tuple[int, ...]
@@ -32,7 +32,7 @@ class Split:
 
     @property
     def seen(self) -> list[int]:
-        """The cases that anything may be fitted to: all but those held out."""
+        """All cases that may be used for fitting: those not held out."""
         return sorted({*self.training, *self.deciding})
 
     @property
@@ -50,7 +50,7 @@ def choose_num_folds(asked: int | None, num_cases: int) -> int:
     """Return the number of folds.
 
     Raises:
-        ConfigError: fewer than two, or more than cases.
+        ConfigError: fewer than two folds, or more folds than cases.
     """
     if asked is None:
         return min(DEFAULT_NUM_FOLDS, num_cases)
@@ -60,7 +60,7 @@ def choose_num_folds(asked: int | None, num_cases: int) -> int:
 
 
 def make_folds(num_cases: int, num_folds: int, seed: int) -> list[Split]:
-    """Share out the cases at random, each held out once; with as many folds as cases, in their order."""
+    """Divide the cases at random, each held out once; with as many folds as cases, keep their order."""
     order = np.arange(num_cases) if num_folds == num_cases else np.random.default_rng([seed, num_cases]).permutation(num_cases)
     splits = []
     for fold in range(num_folds):
@@ -77,7 +77,7 @@ def all_cases(num_cases: int) -> Split:
 
 
 def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
-    """Set aside the cases that decide, of those that may be trained on."""
+    """Set aside the deciding cases among those that may be trained on."""
     num_deciding = round(DECIDING_SHARE * len(cases))
     if num_deciding < FEWEST_DECIDING:
         return Split(tuple(sorted(cases)), tuple(sorted(cases)), tuple(held_out))

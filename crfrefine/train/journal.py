@@ -1,4 +1,4 @@
-"""The one place of a run where what is done so far changes: each change puts a new value in the place of the old one."""
+"""The only mutable record of a run's finished work: each change replaces the old value by a new one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crfrefine.train.done import Done, Part
 
 
 class Journal:
-    """Keeps what is done so far, and writes it down now and then.
+    """Keeps the finished work of a run, and saves it from time to time.
 
     Args:
         done: by the run that this one resumes, or nothing yet.
@@ -26,7 +26,7 @@ class Journal:
 
     @property
     def done(self) -> Done:
-        """What is done so far."""
+        """The finished work so far."""
         return self._done
 
     def note_screening(self, screening: list[list[float]]) -> None:
@@ -35,21 +35,21 @@ class Journal:
         self.save()
 
     def note_training(self, state: dict[str, Any]) -> None:
-        """A training goes on, and has come to this state."""
+        """Record the state of the training in progress."""
         self._done = replace(self._done, training=state)
         if self._checkpoint.is_due():
             self.save()
 
     def part(self, number: int) -> Part:
-        """Return what is done of a part of the run."""
+        """Return the finished work of a part of the run."""
         return self._done.parts[number]
 
     def note_part(self, number: int, part: Part) -> None:
-        """Something of a part is finished, and with it the training that was going on."""
+        """Record a finished piece of a part; the training in progress has ended with it."""
         parts = self._done.parts
-        # Both at once: an interrupt finds either the training that goes on or what came of it.
+        # Both at once: an interrupt finds either the training in progress or its result.
         self._done = replace(self._done, parts=(*parts[:number], part, *parts[number + 1 :]), training=None)
 
     def save(self) -> None:
-        """Write down what is done."""
+        """Save the finished work."""
         self._checkpoint.save(replace(self._done, seconds=self._budget.spent_seconds))

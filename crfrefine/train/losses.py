@@ -1,4 +1,4 @@
-"""What training makes small: cross-entropy, soft Dice, or their sum, of one case's refined logits."""
+"""The losses that training minimizes: cross-entropy, soft Dice, or their sum, of the refined logits of one case."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
             found = marginals[members].sum(0)
             wanted = torch.isin(labels, members)
             if not bool(wanted.any()):
-                continue  # Cross-entropy minds false alarms; a Dice of 0 for one voxel too many would outweigh everything.
+                continue  # Cross-entropy penalizes false positives; a Dice of 0 for one voxel too many would outweigh everything.
             overlap = (found * wanted).sum()
             losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (found.sum() + wanted.sum() + DICE_SMOOTHING))
         return torch.stack(losses).mean() if losses else marginals.sum() * 0.0

@@ -1,4 +1,4 @@
-"""What all trainings of a run have in common, and the cases that each optimizer step draws from it."""
+"""Data and settings that all trainings of a run share, and the cases that each optimizer step draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crfrefine.train.losses import Loss
 
 @dataclass(frozen=True)
 class Material:
-    """What all trainings of a run have in common.
+    """Data and settings that all trainings of a run share.
 
     Attributes:
         crops: of all cases.
@@ -37,7 +37,7 @@ class Material:
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
         """Return one tile each of some cases, drawn at random without repetition.
 
-        The same ones for everything that is trained, at the same optimizer step, so that chance does not decide between them.
+        All starts get the same tiles at the same optimizer step, so that chance does not decide between them.
         """
         random = np.random.default_rng([self.seed, optimizer_step])
         chosen = random.permutation(np.asarray(cases))[:count]

@@ -1,4 +1,4 @@
-"""All methods on a case that no part of them has seen: measured by the code that `infer` runs, on the whole volume."""
+"""Measure all methods on the whole volume of a case that none was fitted to, with the code that `infer` runs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     if stored_padding is not None:
         padding = order.to_user(stored_padding)
         inside = ~padding if inside is None else inside & ~padding
-        logits = np.where(padding, np.float32(0.0), logits)  # any constant says as little, and a large one would drown its neighbors
+        logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
 
     def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
         """As for the CRF, the network's labels stay outside the mask and in padding."""
@@ -86,7 +86,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     trained = crf(tuned.fit.parameters.replace(**{"postprocess.keep_largest": "none", "postprocess.min_component_ml": 0.0}))
     scaled = within_mask(tuned.scaling.apply(logits))
     smooth = within_mask(smoothed(logits, tuned.sigma_mm, case.spacing))
-    # The CRF as it comes sees the image as the trained one does.
+    # The built-in CRF gets the same image as the trained one.
     default = replace(CrfParameters(), intensity=tuned.fit.parameters.intensity)
     maps = {
         NETWORK: network,
@@ -102,7 +102,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {}
     for name, labels in maps.items():
-        # Methods often agree, and distances are what takes time.
+        # Methods often agree, and distances take most of the time.
         key = labels.tobytes()
         if key not in known:
             known[key] = measure_case(labels, case.labels, regions, case.spacing, metrics=METRICS, ignore_label=case.num_labels)

@@ -1,4 +1,4 @@
-"""The methods that are measured against each other: their names, and the values that each of them gets on a case."""
+"""The methods that are compared: their names, and the values of each on a case."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT = "default CRF"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = "trained CRF + largest component"
 METHODS = (NETWORK, SCALING, SMOOTHING, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
-"""What is shown, in this order."""
+"""The methods that are shown, in this order."""
 
 SCALING_LARGEST = "vector scaling + largest component"
 SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
@@ -31,7 +31,7 @@ MethodValues = dict[str, RegionValues]
 
 
 def plain_values(values: Mapping[str, MethodValues]) -> dict[str, Any]:
-    """Return the values of cases as JSON has them: NaN as None."""
+    """Return the values of cases for JSON, with None for NaN."""
     return {
         case_id: {
             method: {region: {name: None if np.isnan(value) else value for name, value in row.items()} for region, row in rows.items()}
@@ -42,7 +42,7 @@ def plain_values(values: Mapping[str, MethodValues]) -> dict[str, Any]:
 
 
 def restored_values(plain: Mapping[str, Any]) -> dict[str, MethodValues]:
-    """Return what `plain_values` was made of."""
+    """The inverse of `plain_values`."""
     return {
         case_id: {
             method: {

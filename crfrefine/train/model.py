@@ -91,7 +91,7 @@ class Model:
         return [*logs, layer.compatibility] if "compatibility" in self.groups else logs
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the gradient of the sum of squared distances from where the learned values were, one a learned parameter."""
+        """Return the gradient of the sum of squared distances from where the learned values were, one per learned parameter."""
         distances = [((now - then.detach()) ** 2).sum() for now, then in zip(self.positions(), origin, strict=True)]
         gradients: tuple[Tensor, ...] = torch.autograd.grad(torch.stack(distances).sum(), [parameter for _, parameter in self.learned])
         return gradients
@@ -119,7 +119,7 @@ class Model:
         return _counted(refined, values), values.labels
 
     def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[Kernels] | None:
-        """Return the kernels of a crop, kept from the last time where memory allows it: without theta they stay the same."""
+        """Return the kernels of a crop, cached if memory allows: unless theta is learned, they stay the same."""
         key = identity(crop)
         if key not in self._kernels:
             if self._cached_voxels > MOST_CACHED_VOXELS:
@@ -130,7 +130,7 @@ class Model:
 
 
 def network_score(crop: Crop, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
-    """Return the same for the network's logits as they are."""
+    """Return loss and counts for the network's own logits."""
     with torch.no_grad():
         return _score(*flat_logits(crop, device), crop, loss)
 
@@ -158,7 +158,7 @@ def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> N
 
 
 def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
-    """Return the mean of the values that are defined; NaN where none is."""
+    """Return the mean of the defined values; NaN if there are none."""
     array = np.asarray(values, dtype=np.float64)
     defined = array[~np.isnan(array)]
     return float(defined.mean()) if defined.size else float("nan")

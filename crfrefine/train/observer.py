@@ -1,4 +1,4 @@
-"""Who is told what happens in a training run."""
+"""The interface to which a training run reports its progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crfrefine.execution.records import Record
 
 @dataclass(frozen=True)
 class Step:
-    """Where the optimizer stands.
+    """State of the optimizer.
 
     Attributes:
         stage: such as "fold 2 of 5" or "all cases".
@@ -32,7 +32,7 @@ class Step:
 
 
 class TrainingObserver(Observer[str, Record]):
-    """Told what happens; the run is a text that says how many cases there are, and what is going to be done."""
+    """Receives the events of a run; the run is described by a text with the number of cases and the plan."""
 
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""

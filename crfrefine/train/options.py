@@ -1,4 +1,4 @@
-"""What a training run is asked to do; the options of `crfrefine train-crf`."""
+"""The options of a training run, as of `crfrefine train-crf`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainingOptions:
         seed: order of the cases and their folds; the same seed gives the same result.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; None: the cores this process may use. The result does not depend on it.
-        max_minutes: the run is brought to a regular end within about this time; None: it takes what it takes.
+        max_minutes: the run ends regularly within about this time; None: no limit.
         resume: go on from the checkpoint of a run that was stopped.
         input_type: "auto", "logits" or "probabilities".
         strict: refuse cases that lack a file, which are left out otherwise.
@@ -70,7 +70,7 @@ class TrainingOptions:
 
     @property
     def report(self) -> Path:
-        """The JSON file with everything that was found."""
+        """The JSON file with all results."""
         return self._beside(".report.json")
 
     @property
@@ -80,7 +80,7 @@ class TrainingOptions:
 
     @property
     def checkpoint(self) -> Path:
-        """Where a stopped run leaves what it has; gone when a run has ended."""
+        """The file in which a stopped run saves its state; it is removed when the run has ended."""
         return self._beside(".checkpoint.json")
 
     def _beside(self, ending: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a run is going to do, known before any case is read: its cases, regions, folds, and the model that it starts from."""
+"""The plan of a run, made before any case is read: its cases, regions, folds, and the initial model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_TRAININGS_IN_TURNS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is going to do.
+    """The plan of a run.
 
     Attributes:
         options: what was asked for.
@@ -92,7 +92,7 @@ class Plan:
         return sum(self.num_planned(split, num_starts) for split in self.folds) + self.schedule.num_optimizer_steps // 2
 
     def describe(self, threads: int) -> str:
-        """Return the first line that a run says."""
+        """Return the first line that a run reports."""
         cases, num_folds = self.cases, len(self.folds)
         return (
             f"{self.num_cases} cases, {cases.num_labels} labels, {cases.num_modalities} "
@@ -102,7 +102,7 @@ class Plan:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the result depends on, besides the data."""
+        """Return everything that the result depends on, except the data."""
         options = self.options
         return {
             "version": crfrefine.__version__,

@@ -1,4 +1,4 @@
-"""The first stage: the cases are read, and what all parts of the run share is made of them."""
+"""The first stage: it reads the cases and prepares what all parts of the run share."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingOb
 
 
 def _read_crops(plan: Plan, store: CropStore, workers: Workers) -> tuple[list[Crop], bool]:
-    """Return what training sees of every case, and whether one of the cases is large; all bad cases are named at once."""
+    """Return the part of every case that training uses, and whether any case is large; all bad cases are named at once."""
     crops: list[Crop] = []
     failed: list[CrfRefineError] = []
     has_large_cases = False

@@ -1,4 +1,4 @@
-"""How much of a run is done: the starts that are tried have their share, and every optimizer step has its own."""
+"""The progress of a run: trying the starts counts for a fixed share, and every optimizer step counts equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers that a parameter file gets. What is measured is measured with them, so that `infer` reproduces it from the file."""
+"""Rounding of the numbers in a parameter file. Measurements use the rounded numbers, so `infer` reproduces them from the file."""
 
 from __future__ import annotations
 

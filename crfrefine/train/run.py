@@ -1,7 +1,7 @@
 """The whole of `crfrefine train-crf`, stage after stage: prepare, screen, cross-validate, train on all cases, compare, write.
 
-Each stage is a function of what the stages before it returned. What is finished goes into the checkpoint, and so does the training that is
-going on.
+Each stage is a function of what the stages before it returned. Finished work goes into the checkpoint, and so does the training in
+progress.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stage that says which starts suit the data: each tried on some cases without any training, once for all folds.
+"""The screening stage: it tries each start on some cases without training, once for all folds.
 
 A forward pass costs a fraction of a gradient, and at a bandwidth ten times too large there is nothing to learn from the gradient.
 """
@@ -28,7 +28,7 @@ MOST_SCREENED = 40
 
 @dataclass(frozen=True)
 class Screened:
-    """The starts, and what trying them has shown.
+    """The starts and their results on the screened cases.
 
     Attributes:
         starts: all of them.
@@ -48,7 +48,7 @@ class Screened:
 
 
 def screen_starts(prepared: Prepared, session: Session) -> Screened:
-    """Try all starts on some cases, unless the journal has what came of it; what comes of it serves all folds."""
+    """Try all starts on some cases, unless the journal has the result; all folds use it."""
     starts, material = prepared.starts, prepared.material
     cases = tuple(screened_cases(len(material.crops)))
     dice = session.journal.done.screening

@@ -1,4 +1,4 @@
-"""What the stages of one run share: where they compute, whom they tell, where they keep what is done."""
+"""The objects that the stages of a run share: workers, observer, journal, budget and progress."""
 
 from __future__ import annotations
 

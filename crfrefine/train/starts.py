@@ -1,4 +1,4 @@
-"""The models that training starts from, and how fast each of their parameters may move. The one place to change any of this.
+"""The models that training starts from, and the step length of each of their parameters. This is the only place to change them.
 
 The best bandwidths differ by a factor of ten between data sets and theta is not convex, so several scales are tried, and the best are
 trained. Lengths are in units of the data's voxels, intensities in those that the normalization gives.
@@ -33,10 +33,10 @@ PRIOR = 0.15
 hundred cases it is nothing; with three it keeps bandwidths from running to where a single case wants them."""
 
 NUM_TRAINED = 2
-"""Of the starts, so many are trained; the others are only tried."""
+"""Number of starts that are trained; the others are only tried."""
 
 RUNGS = ((8, 1),)
-"""After so many optimizer steps, so many starts go on."""
+"""Pairs: after so many optimizer steps, so many starts continue."""
 
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8

@@ -1,4 +1,4 @@
-"""One training as a part of a run: in its share of the time, told step by step, and resumed where a stopped run left it."""
+"""One training as part of a run: within its share of the time, reported step by step, and resumed where a stopped run left off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One start on its way: the model, Adam, what happened, and the best values so far; all of it goes into a checkpoint."""
+"""The training of one start: the model, Adam, the history, and the best values so far; a checkpoint holds all of it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Trajectory:
         return next((float(record["score"]) for record in reversed(self.history) if "score" in record), -math.inf)
 
     def evaluations_since_best(self) -> int:
-        """Return how many evaluations in a row brought nothing better."""
+        """Return the number of consecutive evaluations without improvement."""
         return sum("score" in record and record["iteration"] > self.best_optimizer_step for record in self.history)
 
     def thetas(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Trajectory:
         return result
 
     def state(self) -> dict[str, Any]:
-        """Return all that is needed to go on, as JSON has it."""
+        """Return everything needed to continue, as JSON values."""
         moments = self._optimizer.state_dict()["state"]
         return {
             "iteration": self.optimizer_step,

@@ -1,4 +1,4 @@
-"""What was tuned on the same cases: the CRF, and the rivals that it must beat."""
+"""The methods tuned on the same cases: the CRF, and the rivals that it must beat."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tuned:
 
 
 def tune_rivals(number: int, fit: FitResult, split: Split, prepared: Prepared, session: Session) -> Tuned:
-    """Tune the rivals of a trained CRF on the cases that it was trained on; what the journal has of it is not done again.
+    """Tune the rivals of a trained CRF on the cases that it was trained on; parts that the journal has are not repeated.
 
     Args:
         number: of the part of the run.

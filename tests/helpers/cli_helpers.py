@@ -24,7 +24,7 @@ AFFINE = np.array([[0.0, -1.25, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of the command left: exit status and the two streams."""
+    """Result of a run of the command: exit status and the two streams."""
 
     status: int
     stdout: str

@@ -1,6 +1,6 @@
 """Random cases and brute-force answers for the tests, straight from the formulas and without any of the package's arithmetic.
 
-Grids are never cubic and spacings never equal: an exchanged axis must show.
+Grids are never cubic and spacings never equal, so that an exchanged axis shows.
 """
 
 from __future__ import annotations

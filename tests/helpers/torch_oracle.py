@@ -1,7 +1,7 @@
-"""The mean field unrolled in plain torch over dense kernel matrices: the tests' yardstick for the layer's values and gradients.
+"""The mean field unrolled in plain torch over dense kernel matrices: the tests' reference for the layer's values and gradients.
 
 Everything is differentiable by autograd, normalization, image and bandwidths included. `tests/layer/test_layer.py` checks it against the
-`reference` backend, which shares no code with it. O(N^2) memory a kernel: for small grids.
+`reference` backend, which shares no code with it. O(N^2) memory per kernel: for small grids.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def dense_kernel(positions: Tensor, intensities: Tensor | None, theta_alpha: Any
 
 
 def normalized(kernel: Tensor, normalization: str) -> Tensor:
-    """The kernel with its normalization, which takes part in the derivative."""
+    """The kernel with its normalization, which contributes to the gradient."""
     row_sum = kernel.sum(1)
     if normalization == "symmetric":
         return kernel / torch.sqrt(row_sum[:, None] * row_sum[None, :])
@@ -88,7 +88,7 @@ def mean_field(
         pairwise = torch.zeros_like(scores)
         for weight, matrix in pairs:
             pairwise = pairwise + ((matrix @ marginals) * weight) @ penalty
-        with torch.no_grad():  # The length of the steps is a choice of the algorithm and has no derivative.
+        with torch.no_grad():  # The length of the steps is a choice of the algorithm and has no gradient.
             shifted = scores - scores.amax(1, keepdim=True)
             before, energy = energy, float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
             size = sum(abs(float((marginals * part).sum())) for part in (log_marginals, shifted, 0.5 * pairwise))

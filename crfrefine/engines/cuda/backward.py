@@ -41,7 +41,7 @@ class Gradients:
 
 
 class Backward:
-    """One way back."""
+    """One backward pass."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Backward:
             theta=[np.zeros(len(features)) for features in self._features],
             image=xp.zeros((num_modalities, self._voxels.num_voxels), dtype=dtype) if self._wants_image else None,
         )
-        # (voxel) per kernel: gradients with respect to the factor of the normalization and to the message of all ones, over all steps.
+        # (voxel) per kernel: gradients for the factor of the normalization and for the message of all ones, summed over the steps.
         self._by_scale = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
         self._by_ones = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
         by_x = by_logits

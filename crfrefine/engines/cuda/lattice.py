@@ -14,10 +14,10 @@ from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
 COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
-"""Dimensions that the CPU's lattice is compiled for: a case takes the next one, with features of zero, and so does this engine."""
+"""Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros, and so does this engine."""
 
 SEGMENT = 64
-"""Entries of a vertex's list that are added up together, by SPLAT_GROUP threads."""
+"""Entries of a vertex's list that SPLAT_GROUP threads add up together."""
 SPLAT_GROUP = 8
 """kGroup of splat.cu."""
 SPLAT_THREADS = 256
@@ -34,8 +34,8 @@ class KeyLayout:
         lowest: (D + 1) smallest value of each q, which its field counts from; q_0 has no field.
         shift: (D + 1) lowest bit of each field.
         remainder_bits: width of the lowest field.
-        total_bits: of all fields.
-        bias: minus the smallest values, in their fields: what brings them to zero, modulo 2^128.
+        total_bits: width of all fields.
+        bias: minus the smallest values, in their fields: it shifts them to zero, modulo 2^128.
     """
 
     lowest: tuple[int, ...]
@@ -55,7 +55,7 @@ def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLay
 
     Args:
         ranges: (smallest, largest) of each of the lattice's features.
-        scale: their factors before elevation.
+        scale: factors of the features before elevation.
 
     Raises:
         CapacityError: a bandwidth is too small for the range of its feature, or the key has more than 128 bits.
@@ -84,14 +84,14 @@ def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLay
 
 
 class Lattice:
-    """The vertices that voxels need, and how voxels hang on them.
+    """The vertices that voxels need, and the weights between voxels and vertices.
 
     Attributes:
         num_features: D of the lattice, at least that of the image.
         num_vertices: K.
-        vertex_low, vertex_high: (vertex) packed keys in ascending order, `vertex_high` None where 64 bits are enough.
+        vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is None if 64 bits are enough.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
-        entry_voxel, entry_weight: the same sorted by vertex, corner and voxel: what splatting reads.
+        entry_voxel, entry_weight: the same sorted by vertex, corner and voxel, as splatting reads them.
         before, after: (direction, vertex) neighbors, -1 = absent.
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
@@ -170,7 +170,7 @@ class Lattice:
             self.before,
         )
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
-        pairs = key_low  # the keys are done with
+        pairs = key_low  # the keys are no longer needed
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex, pairs)
         del table, slots, corner_slot, slot_vertex, key_low, key_high
         pairs = xp.sort(pairs)
@@ -180,7 +180,7 @@ class Lattice:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
 
     def _fill_table(self, key_low: Any, key_high: Any, num_voxels: int, first_bits: int | None) -> tuple[Any, Any, Any]:
-        """Put every key into a table that ends up at most half full; the table, its slots in use, and each corner's slot."""
+        """Put every key into a table that ends up at most half full; return the table, its used slots, and the slot of each corner."""
         xp = self.device.xp
         num_corners = int(key_low.size)
         bits = first_table_bits(num_voxels) if first_bits is None else first_bits
@@ -204,7 +204,7 @@ class Lattice:
             del table, slots
 
     def _number(self, table: Any, slots: Any) -> Any:
-        """Number the vertices in the order of their keys, whatever slots they came to lie in."""
+        """Number the vertices in the order of their keys, whatever their slots."""
         xp = self.device.xp
         order = xp.argsort(self.vertex_low, kind="stable")
         if self._is_wide:
@@ -216,7 +216,7 @@ class Lattice:
         return slot_vertex
 
     def _list_entries(self, pairs: Any, num_voxels: int) -> None:
-        """Cut each vertex's list of sorted corners into segments; those of a vertex with several get rows of their own."""
+        """Cut each vertex's list of sorted corners into segments; if a vertex has several segments, each gets its own row."""
         xp = self.device.xp
         num_corners, num_vertices = int(pairs.size), self.num_vertices
         self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
@@ -242,7 +242,7 @@ class Lattice:
         self.num_rows = num_vertices + int(is_shared.sum())
 
     def amplitude(self) -> float:
-        """Gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (docs/reference/math.md, section 6)."""
+        """Factor that gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6)."""
         d = self.num_features
         return math.sqrt(d + 1.0) * math.pow(4.0 * math.pi / 3.0, d / 2.0) * math.pow(0.5, d + 1) / 65535.0**2
 

@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from crfrefine.specs import MeanFieldSpec
 
 _FEWEST_REPEATED = 4
-"""Steps of a run from which recording them is worth it."""
+"""Number of steps from which recording them pays off."""
 
-# As in kernels/cuda/mean_field.cu.
+# The same as in kernels/cuda/mean_field.cu.
 _NUM_SUMS, _FOLD = 6, 32
 _NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
 
 
 @dataclass(frozen=True)
 class MeanFieldOutcome:
-    """What a run leaves.
+    """Result of a run.
 
     Attributes:
         logits: (label, *grid) on the device.
         num_iterations: steps taken.
         converged: whether the stopping rule was met.
-        energy: of the marginals that each step started from.
-        steps: the length of each step.
-        record: (step, channel, voxel) marginals that each step started from, on the device; None unless asked for.
+        energy: free energy of the marginals at the start of each step.
+        steps: length of each step.
+        record: (step, channel, voxel) marginals at the start of each step, on the device; None unless asked for.
     """
 
     logits: Any
@@ -60,12 +60,12 @@ def run_mean_field(
 
     Args:
         voxels: the masked voxels.
-        kernels: normalized.
+        kernels: the normalized kernels.
         spec: the run, with weights of the precision of the logits.
         logits: (label, *grid) float32 or float64, on the device.
-        progress: called before each step with its number and that of all.
+        progress: called before each step with its number and the number of all steps.
         watches_energy: whether a rise of the energy halves the steps.
-        records: whether to keep what the way back needs.
+        records: whether to save what the backward pass needs.
     """
     kept = {"watches_energy": watches_energy, "records": records}
     outcome, num_launched = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=True)
@@ -90,10 +90,10 @@ def _iterate(
     records: bool,
     repeats: bool,
 ) -> tuple[MeanFieldOutcome, int]:
-    """All steps: what they leave, and how many were launched. `repeats`: steps that launch the same may be recorded."""
+    """Run all steps; return their result and how many were launched. `repeats`: steps with the same launches may be recorded."""
     run = _Run(voxels, kernels, spec, logits, watches_energy=watches_energy, records=records)
     may_stop = spec.tolerance > 0.0
-    # A step that may turn out to be the last one leaves its logits behind; a damped step starts from those of the step before.
+    # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
     # The energy of a Potts model with one weight for all labels does not rise.
     may_rise = not (spec.is_potts and spec.num_channels < len(spec.compatibility))
     keeps = may_stop or spec.damping > 0.0 or (watches_energy and may_rise)
@@ -103,8 +103,8 @@ def _iterate(
         if progress is not None:
             progress(t, spec.num_iterations)
         is_last = t + 1 == spec.num_iterations
-        # All steps but the last launch the same: recorded once they have run, as launching one by one takes longer than running. The
-        # record writes to the run's buffers, which stay until its outcome has been waited for.
+        # All steps but the last have the same launches. They are recorded after one of them has run, since single launches take longer than
+        # the work itself. The record writes to the buffers of the run, which live until its result has been waited for.
         if records or not repeats or is_last or t == 0 or spec.num_iterations < _FEWEST_REPEATED:
             run.step(keeps=keeps, is_last=is_last)
         else:
@@ -206,11 +206,11 @@ class _Run:
         )
 
     def converged(self) -> bool:
-        """Whether the last step was the last one needed: waits for it."""
+        """Wait for the latest step, and return whether no further one is needed."""
         return bool(self._device.download(self._state)[_CONVERGED])
 
     def outcome(self) -> MeanFieldOutcome:
-        """What is there now."""
+        """Return the present result."""
         state = self._device.download(self._state)
         done, most = int(state[_NUM_STEPS]), max(self._spec.num_iterations, 1)
         energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
@@ -227,7 +227,7 @@ class _Run:
         return buffers
 
     def _fold(self) -> Any:
-        """Add up the threads' sums until few are left."""
+        """Add up the sums of the threads until few are left."""
         sums = self._partial
         for folded in self._folded:
             count = folded.shape[1]

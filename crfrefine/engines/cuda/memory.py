@@ -1,7 +1,7 @@
-"""How much memory is needed, estimated before anything is allocated.
+"""Memory needed, estimated before anything is allocated.
 
-Bytes a voxel, vertex or corner are counted from the arrays that are alive at once, the temporaries of sums, sorts and index arithmetic
-among them. What is known only later (how many vertices a lattice has, how large the mask's box is) is estimated, and refused, then.
+Bytes per voxel, vertex or corner count the arrays that are alive at the same time, including the temporaries of sums, sorts and index
+arithmetic. Some sizes are known only later (vertices of a lattice, box of the mask): they are estimated, and refused, at that point.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from crfrefine.engines.cuda.device import padded_channels
 
 MOST_THREADS = 1 << 17
-"""Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are soon added up."""
+"""Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
 
-_SUMS = 6 * 8.0 * 1.1  # a thread: double precision, and what they are folded into
-_CORNER = 30.0  # a corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
-_TABLE = 13.0  # a slot: the key, whether there is one, and the vertex's number
+_SUMS = 6 * 8.0 * 1.1  # per thread: double precision, and the array that the sums are folded into
+_CORNER = 30.0  # per corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
+_TABLE = 13.0  # per slot: the key, whether there is one, and the number of the vertex
 
 
 def case_bytes(
@@ -29,15 +29,15 @@ def case_bytes(
     num_bilateral: int,
     filter_name: str,
 ) -> float:
-    """Of a run in float32 from the host's arrays: logits in and out, image, voxels, features, kernels, and the steps.
+    """Return the bytes of a float32 run on host arrays: logits in and out, image, voxels, features, kernels, and the steps.
 
     Args:
         logits_shape: (L, *grid).
-        num_modalities: of the image.
-        num_voxels: inside the mask.
-        num_channels: that are filtered.
+        num_modalities: modalities of the image.
+        num_voxels: voxels inside the mask.
+        num_channels: filtered channels.
         num_bilateral: appearance kernels.
-        filter_name: theirs; "auto" counts as one that needs no memory of its own.
+        filter_name: filter of the appearance kernels; "auto" counts as one without memory of its own.
     """
     image_shape = (num_modalities, *logits_shape[1:])
     build = build_bytes(image_shape, num_voxels, num_bilateral=num_bilateral, filter_name=filter_name, dtype="float32")
@@ -45,13 +45,13 @@ def case_bytes(
 
 
 def build_bytes(image_shape: Sequence[int], num_voxels: int, *, num_bilateral: int, filter_name: str, dtype: Any) -> float:
-    """Of the kernels of a model on an image (M, *grid), in the image's precision."""
+    """Return the bytes of the kernels of a model on an image (M, *grid), in the image's precision."""
     size = _itemsize(dtype)
     num_axes, grid_size = len(image_shape) - 1, math.prod(image_shape[1:])
     num_features = image_shape[0] + num_axes
     voxels = num_voxels * (16.0 + 4.0 * num_axes)
     numbering = num_voxels * (16.0 + 8.0 * num_axes) + grid_size  # while voxels are numbered: wide coordinates, and the mask
-    # Features, packed or scaled anew by some filters; the normalization's factor and the message of ones, with what they are made of.
+    # Features, which some filters pack or rescale; the factor of the normalization and the message of ones, with their temporaries.
     features = size * num_voxels * (2.0 * num_features + 4.0)
     kernels = num_bilateral * size * num_voxels * (num_features + 4.0) + 2.0 * size * num_voxels
     lattices = num_bilateral * lattice_bytes(num_voxels, num_features, dtype) if filter_name == "lattice" else 0.0
@@ -59,7 +59,7 @@ def build_bytes(image_shape: Sequence[int], num_voxels: int, *, num_bilateral: i
 
 
 def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, dtype: Any, *, num_recorded: int = 0) -> float:
-    """Of the steps, without the logits that they start from, with `num_recorded` steps' marginals kept."""
+    """Return the bytes of the steps, without the initial logits, with the marginals of `num_recorded` steps kept."""
     size = _itemsize(dtype)
     padded = padded_channels(num_channels)
     rows = num_voxels * (2.0 * padded + 2.0)  # marginals, messages, the weighted message of ones
@@ -68,13 +68,13 @@ def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, d
 
 
 def backward_bytes(logits_shape: Sequence[int], num_voxels: int, dtype: Any, *, num_wanted: int) -> float:
-    """Of the way back, without logits, record and the loss's gradient.
+    """Return the bytes of the backward pass, without logits, record and the gradient of the loss.
 
     Args:
         logits_shape: (L, *grid).
-        num_voxels: inside the mask.
-        dtype: of the values.
-        num_wanted: modalities of which the image's gradient is wanted.
+        num_voxels: voxels inside the mask.
+        dtype: type of the values.
+        num_wanted: modalities for which the gradient of the image is asked for.
     """
     num_labels, grid_size = logits_shape[0], math.prod(logits_shape[1:])
     arrays = 22.0 * num_labels + 12.0 + 2.0 * num_wanted
@@ -82,7 +82,7 @@ def backward_bytes(logits_shape: Sequence[int], num_voxels: int, dtype: Any, *, 
 
 
 def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: int, *, filter_name: str) -> float:
-    """Of one filtering of (C, *grid) values in float32; no modalities: with a spatial kernel."""
+    """Return the bytes of one filtering of (C, *grid) values in float32; no modalities: with a spatial kernel."""
     image_shape = (num_modalities, *values_shape[1:])
     build = build_bytes(
         image_shape,
@@ -95,27 +95,27 @@ def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: 
 
 
 def lattice_bytes(num_voxels: int, num_features: int, dtype: Any, *, is_wide: bool = False) -> float:
-    """Of a lattice but for its vertices: corners, and a table of the size that is tried first. `is_wide`: with keys above 64 bits."""
+    """Return the bytes of a lattice without its vertices: corners, and the first table. `is_wide`: keys have more than 64 bits."""
     single = 4.0 * num_voxels * num_features if _itemsize(dtype) == 8 else 0.0  # it is built from single precision
     return single + (_CORNER + 8.0 * is_wide) * num_voxels * (num_features + 1) + table_bytes(first_table_bits(num_voxels))
 
 
 def first_table_bits(num_voxels: int) -> int:
-    """Of the hash table: for half as many vertices as voxels."""
+    """Return the bits of the first hash table: it has room for half as many vertices as voxels."""
     return max(4, num_voxels.bit_length())
 
 
 def table_bytes(bits: int) -> float:
-    """Of a hash table with 2^bits slots."""
+    """Return the bytes of a hash table with 2^bits slots."""
     return _TABLE * float(1 << bits)
 
 
 def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_bits: int, segment: int) -> float:
-    """Of what comes once the vertices are counted, beside corners and table: numbers, neighbors, and lists cut into segments."""
+    """Return the bytes needed once the vertices are counted, besides corners and table: numbers, neighbors, and segments of lists."""
     num_segments = min(num_corners, num_vertices + num_corners // segment)
-    # Keys, their order, where their lists begin, and two neighbors along each direction.
+    # Keys, their order, the starts of their lists, and two neighbors along each direction.
     own = num_vertices * (40.0 + 8.0 * (num_features + 1))
-    # Beside them one after the other: the table's numbers, the corners' pairs being sorted, the lists and the arithmetic of segments.
+    # In addition, one after the other: the table's numbers, the corners' pairs being sorted, the lists and the arithmetic of segments.
     return own + max(4.0 * float(1 << table_bits), 16.0 * num_corners, 6.0 * num_corners + 64.0 * num_segments)
 
 

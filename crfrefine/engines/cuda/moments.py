@@ -12,20 +12,20 @@ from crfrefine.engines.cuda.voxels import Voxels
 
 
 class FeatureColumns:
-    """The features of one kernel, a column of all voxels at a time, centered: intensities first, box axes last.
+    """The centered features of one kernel, computed one column at a time: intensities first, box axes last.
 
     Attributes:
         thetas: bandwidth of each feature.
-        num_modalities: how many of them are intensities.
+        num_modalities: number of features that are intensities.
     """
 
     def __init__(self, voxels: Voxels, theta_position: list[float], theta_beta: list[float], image: Any) -> None:
         """Find the centers.
 
         Args:
-            voxels: where.
-            theta_position: one a box axis.
-            theta_beta: one a modality; empty for a spatial kernel.
+            voxels: the voxels.
+            theta_position: one per box axis.
+            theta_beta: one per modality; empty for a spatial kernel.
             image: (M, *grid) on the device.
         """
         self._voxels, self._image = voxels, image
@@ -64,17 +64,17 @@ def add_moments(
 
     Args:
         plain: K.
-        voxels: where.
-        features: of K.
+        voxels: the voxels.
+        features: features of K.
         u: (channel, voxel).
-        v: the same.
-        kv: K v, as no filtering is needed where it is at hand.
+        v: (channel, voxel).
+        kv: K v, which need not be filtered again if it is known.
         ktu: transpose(K) u.
-        squared: (feature) float64 on the host; None: not wanted.
-        by_image: (modality, voxel) on the device; None: not wanted.
+        squared: (feature) float64 on the host; None: not asked for.
+        by_image: (modality, voxel) on the device; None: not asked for.
     """
     if isinstance(plain, SpatialFilter):
-        # Of the taps as they are, where they fade too.
+        # The slopes are those of the actual taps, including where they fade.
         if squared is not None:
             for axis in range(len(features)):
                 squared[axis] += float((u * filtered(plain.slope(axis), voxels, v)).sum(dtype=np.float64))

@@ -1,6 +1,6 @@
-"""The kernels' source text: headers inlined, constants defined, and what arguments each kernel takes.
+"""The kernels' source text: headers inlined, constants defined, and the arguments that each kernel takes.
 
-Inlined, because compiled modules are cached by their text: a header behind an include path could change unseen.
+Headers are inlined because compiled modules are cached by their text: a header behind an include path could change unseen.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TYPES: dict[str, type[np.generic]] = {
 _ROWS = {"Channels": "CRF_WIDTH", "Intensities": "CRF_FEATURES"}
 
 UNCONTRACTED = frozenset({"features", "lattice_build"})
-"""Sources whose multiplications and additions must not be fused: integers that all backends share follow from them."""
+"""Sources whose multiplications and additions must not be fused: integers that all backends share depend on them."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a kernel: its name, the number type, whether it is an array of them, and the constant that its last axis goes by."""
+    """A parameter of a kernel: its name, the number type, whether it is an array, and the constant for the length of its last axis."""
 
     name: str
     dtype: np.dtype[Any]
@@ -48,10 +48,10 @@ class KernelSource:
     """A source file ready for a compiler.
 
     Attributes:
-        name: the file's, without suffix.
-        text: with headers and constants.
+        name: file name without suffix.
+        text: source with headers and constants.
         kernels: the parameters of each kernel.
-        options: what NVRTC must be told.
+        options: options for NVRTC.
     """
 
     name: str
@@ -61,7 +61,7 @@ class KernelSource:
 
 
 def padded_count(count: int) -> int:
-    """Features, or channels, that lie side by side: the numbers of `padded_count` in launch.h."""
+    """Return the padded count of features or channels that lie side by side, as `padded_count` in launch.h does."""
     return count if count <= 2 else -(-count // 4) * 4
 
 
@@ -113,8 +113,8 @@ def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
     """Return the text of kernels/cuda/<name>.cu for the given constants.
 
     Args:
-        name: the file's, without suffix.
-        constants: values of the CRF_* constants that the file's first lines ask for.
+        name: file name without suffix.
+        constants: values of the CRF_* constants that the first lines of the file require.
     """
     return _with_constants(name, tuple(sorted(constants.items())))
 
@@ -133,10 +133,10 @@ def _with_constants(name: str, fixed: tuple[tuple[str, int], ...]) -> KernelSour
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
-    """Return a launch's arguments as a driver wants them: arrays checked against the parameters' types, numbers converted, None as null.
+    """Return the arguments of a launch in the driver's form: arrays checked against parameter types, numbers converted, None as null.
 
     Raises:
-        TypeError: an argument does not fit; on a device it would be garbage.
+        TypeError: an argument does not fit; on a device it would be read as garbage.
     """
     parameters = source.kernels[kernel]
     if len(arguments) != len(parameters):

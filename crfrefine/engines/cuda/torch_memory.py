@@ -1,6 +1,6 @@
-"""PyTorch's stream and PyTorch's memory for the engine where it is given tensors: one order of work, one pool of memory.
+"""PyTorch's stream and memory for the engine when it is given tensors: one order of work, one pool of memory.
 
-PyTorch is imported only where a tensor shows that somebody has done so before: refining files never loads it.
+PyTorch is imported only if a tensor shows that it has been imported before: refining files never loads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class _Borrowed:
-    """A stream of PyTorch's, as CuPy takes one from others."""
+    """A stream of PyTorch in the form in which CuPy takes external streams."""
 
     pointer: int
 
@@ -24,7 +24,7 @@ class _Borrowed:
 
 
 class _State(threading.local):
-    """Whether this thread allocates through PyTorch now; which device's memory it is."""
+    """Whether this thread now allocates through PyTorch, and on which device."""
 
     device: int | None = None
 
@@ -36,11 +36,11 @@ _state = _State()
 def following(cupy: Any, array: Any) -> Iterator[None]:
     """Launch on PyTorch's current stream, and allocate through PyTorch, while working for a tensor on a GPU.
 
-    Arrays that are allocated in here may outlive it: each goes back to PyTorch, to the stream that it was allocated for.
+    Arrays allocated inside may outlive the context: each goes back to PyTorch, to the stream that it was allocated for.
 
     Args:
-        cupy: the array module, with its device made current.
-        array: what the engine was given; anything but a tensor on a GPU changes nothing.
+        cupy: the array module; its device is current.
+        array: the engine's input; anything but a tensor on a GPU changes nothing.
     """
     if not _is_tensor(array):
         yield
@@ -49,7 +49,7 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
 
     device = int(array.device.index)
     stream = torch.cuda.current_stream(device).cuda_stream
-    # What CuPy keeps for itself from work without PyTorch cannot be had through PyTorch.
+    # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
     pool = cupy.get_default_memory_pool()
     if pool.free_bytes() > 0:
         pool.free_all_blocks()
@@ -57,12 +57,12 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
     def allocate(size: int, on_device: int) -> int:
         try:
             return int(torch.cuda.caching_allocator_alloc(size, on_device, stream))
-        except torch.cuda.OutOfMemoryError as error:  # CuPy's own is one, and whoever calls expects one
+        except torch.cuda.OutOfMemoryError as error:  # CuPy's own error is a MemoryError, and callers expect one
             raise MemoryError(str(error)) from error
 
     allocator = cupy.cuda.PythonFunctionAllocator(allocate, _free).malloc
     before = _state.device
-    # PyTorch's current device too: it shares no tensor of another one's, and after each allocation it makes its own the driver's again.
+    # PyTorch's current device too: it shares no tensor of another device, and after each allocation it makes its own device current again.
     with torch.cuda.device(device), _as_cupys(cupy, stream, device), cupy.cuda.using_allocator(allocator):
         _state.device = device
         try:
@@ -72,7 +72,7 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
 
 
 def cached_bytes() -> int | None:
-    """Memory that PyTorch holds unused, for whom this thread allocates through it; None: it does not."""
+    """Unused memory that PyTorch holds, if this thread allocates through it; None: it does not."""
     if _state.device is None:
         return None
     import torch
@@ -81,13 +81,13 @@ def cached_bytes() -> int | None:
 
 
 def _is_tensor(array: Any) -> bool:
-    """Whether it is a tensor in a GPU's memory; asked without importing PyTorch."""
+    """Whether an array is a tensor in GPU memory; checked without importing PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor) and array.device.type == "cuda"
 
 
 def _as_cupys(cupy: Any, pointer: int, device: int) -> Any:
-    """PyTorch's stream as one of CuPy's; the default stream is the same one for both."""
+    """Return PyTorch's stream as a CuPy stream; both have the same default stream."""
     streams = cupy.cuda.Stream
     if pointer == 0:
         return streams.null
@@ -97,7 +97,7 @@ def _as_cupys(cupy: Any, pointer: int, device: int) -> Any:
 
 
 def _free(pointer: int, _: int) -> None:
-    if not sys.is_finalizing():  # PyTorch may be gone already, and the memory goes with the process
+    if not sys.is_finalizing():  # PyTorch may be unloaded already, and the memory ends with the process
         import torch
 
         torch.cuda.caching_allocator_delete(pointer)

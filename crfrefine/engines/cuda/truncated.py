@@ -1,4 +1,4 @@
-"""The two kernels for a truncated sum: each thread for itself, or in tiles that the threads of a block share."""
+"""The two kernels for a truncated sum: each thread by itself, or in tiles that the threads of a block share."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Box:
 
         Args:
             bilateral: the features.
-            index: (voxel) place of each.
-            size: places in all.
+            index: (voxel) place of each voxel.
+            size: total number of places.
         """
         self._device: Device = bilateral.voxels.device
         self._size, self._num_voxels, self.index = size, bilateral.voxels.num_voxels, index
@@ -38,7 +38,7 @@ class Box:
         self._values: dict[int, Any] = {}
 
     def place(self, values: Any, scale: Any) -> Any:
-        """Put one group's values there; overwritten by the next of that width."""
+        """Put the values of one group there; the next group of that width overwrites them."""
         width = values.shape[1]
         if width not in self._values:
             self._values[width] = self._device.xp.zeros((self._size, width), dtype=values.dtype)
@@ -49,12 +49,12 @@ class Box:
 
 
 class PlainWindow:
-    """Each thread reads its neighbors for itself, in a box padded so that there is something to read beyond its faces."""
+    """Each thread reads its own neighbors, in a box with padding to read beyond its faces."""
 
     def __init__(self, bilateral: BilateralInput, radius: list[int]) -> None:
         voxels = bilateral.voxels
         self._device = voxels.device
-        # Behind each row, plane, ... lies padding as wide as the window's radius: it is in front of the next one too.
+        # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the next one.
         padded = [extent + r for extent, r in zip(voxels.box_shape, radius, strict=True)]
         strides = [math.prod(padded[a + 1 :]) for a in range(len(padded))]
         lead = sum(r * stride for r, stride in zip(radius, strides, strict=True))

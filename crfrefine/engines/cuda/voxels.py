@@ -13,7 +13,7 @@ from crfrefine.engines.cuda.device import Device, precision
 from crfrefine.errors import CapacityError, InputError
 
 LARGEST_FEATURE = 1e6
-"""Single precision resolves a difference of one bandwidth up to about this many of them."""
+"""Single precision resolves a difference of one bandwidth up to about this many bandwidths."""
 
 
 class Voxels:
@@ -21,10 +21,10 @@ class Voxels:
 
     Attributes:
         num_voxels: inside the mask.
-        grid_size: of the whole grid.
+        grid_size: voxels of the whole grid.
         grid_index, box_index: (voxel) linear indices in the grid and in the box, on the device.
-        box_shape, spacing, source_axis: of the box's axes; axes one voxel long are left out, but for the last one.
-        feature: which of the positions among the features each axis is: not its place in memory decides.
+        box_shape, spacing, source_axis: values of the box's axes; axes one voxel long are left out, except the last one.
+        feature: number of each axis among the position features, which does not depend on its place in memory.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Voxels:
         """Number the voxels.
 
         Args:
-            device: where the indices go.
+            device: device for the indices.
             grid_shape: extents, the last axis fastest.
-            spacing: distance of neighbors, one a grid axis.
+            spacing: distance between neighbors, one per grid axis.
             mask: (*grid) or None for all.
-            axes: the number that each grid axis has for the user; None: as they are.
+            axes: the user's number of each grid axis; None: the axes are in the user's order.
 
         Raises:
             InputError: the mask is empty.
@@ -76,11 +76,11 @@ class Voxels:
 
     @property
     def num_axes(self) -> int:
-        """Axes of the box."""
+        """Number of axes of the box."""
         return len(self.box_shape)
 
     def linear_index(self, shape: Sequence[int]) -> Any:
-        """Each voxel's linear index in a box of that shape with the voxels' box at its corner."""
+        """Return each voxel's linear index in a box of that shape with the voxels' box at its corner."""
         index = self.coordinates[0].astype(np.int64)
         for coordinate, extent in zip(self.coordinates[1:], shape[1:], strict=True):
             index = index * extent + coordinate
@@ -103,10 +103,10 @@ class BilateralInput:
         """Compute the features.
 
         Args:
-            voxels: where.
+            voxels: the voxels.
             image: (M, *grid) float32 or float64, on the device.
-            theta_alpha: one a box axis.
-            theta_beta: one a modality.
+            theta_alpha: one per box axis.
+            theta_beta: one per modality.
 
         Raises:
             InputError: an intensity is not finite.
@@ -159,7 +159,7 @@ class BilateralInput:
         self.ranges = [(0.0, span) for span in (*spans, *positions)]
 
     def single(self) -> BilateralInput:
-        """The same from the image in float32: what a lattice is built from."""
+        """The same features from the image in float32, from which a lattice is built."""
         if self._image.dtype == np.float32:
             return self
         return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_alpha, self.theta_beta)

@@ -1,4 +1,4 @@
-"""The window of a truncated sum, as the two kernels for it want it: a list of neighbors, or planes of a tile's surroundings."""
+"""The window of a truncated sum, in the forms that its two kernels take: a list of neighbors, or planes of a tile's surroundings."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 TRUNCATION_RADIUS = 3.0
 """Standard deviations of the spatial part of the kernel."""
 ROUNDING = 1e-6
-"""Relative: voxels on the window's surface belong to it."""
+"""Relative tolerance: voxels on the window's surface belong to it."""
 LOG2E = 1.4426950408889634
 """exp(x) = 2^(x log2 e)."""
 
 SHARED_BYTES = 48 * 1024
-"""Shared memory that every GPU gives a block without being asked."""
+"""Bytes of shared memory that every GPU gives a block by default."""
 LANES = 32
 """Places of a tile along its last axis: the threads of a warp."""
-_SHARED_STEP = 8 * 1024  # kernels are compiled for multiples of this, not anew for each bandwidth
+_SHARED_STEP = 8 * 1024  # kernels are compiled for multiples of this, not again for each bandwidth
 _LARGEST_BOX = 2**31 - 1  # voxels' numbers in a box are 32 bits wide
 _PATCH_ROWS = 8
-_FEWEST_VOXELS = 0.25  # of a patch's places; with fewer, most of a tile's threads would wait for the others
+_FEWEST_VOXELS = 0.25  # share of a patch's places; with fewer, most threads of a tile would wait for the others
 
 
 def _squared(bilateral: BilateralInput, axis: int, distance: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -42,7 +42,7 @@ def _is_inside(squared: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]) -> tuple[Any, Any]:
-    """Linear distances of the window's voxels in ascending order, the voxel itself among them, and minus log2 of their weights."""
+    """Linear distances of the window's voxels in ascending order, including the voxel itself, and minus log2 of their weights."""
     squared: Any = np.zeros(())
     linear: Any = np.zeros((), dtype=np.int64)
     for axis, (r, stride) in enumerate(zip(radius, strides, strict=True)):
@@ -55,14 +55,14 @@ def list_neighbors(bilateral: BilateralInput, radius: Sequence[int], strides: Se
 
 @dataclass(frozen=True)
 class Planes:
-    """The window cut into planes along the last two axes of a box, y and x; the axes before them are the outer ones, one or more.
+    """The window cut into planes along the last two axes of a box, y and x; there are one or more outer axes before them.
 
     Attributes:
-        extent, radius: (axis) of the box and of the window; boxes of one or two axes get leading ones.
+        extent, radius: (axis) extent of the box and radius of the window; boxes with one or two axes get leading axes of length one.
         offset: (plane, outer axis) steps to a plane.
         plane_distance, distance_y, distance_x: (plane), (steps along y), (steps along x): minus log2 of the weight's spatial part is their
             sum.
-        half_height: (plane, 2 radius_x + 1) how far the window reaches along y, -1: not at all.
+        half_height: (plane, 2 radius_x + 1) reach of the window along y; -1: none.
     """
 
     extent: NDArray[np.int64]
@@ -75,7 +75,7 @@ class Planes:
 
     @property
     def num_outer(self) -> int:
-        """Axes before the last two."""
+        """Number of axes before the last two."""
         return len(self.extent) - 2
 
     def tiling(self, num_bytes: int) -> Tiling | None:
@@ -116,10 +116,10 @@ class Tiling:
     """How a block of threads covers its tile, and how much of the surroundings it loads at a time.
 
     Attributes:
-        warps: of a block.
-        outputs: receivers of a thread, one below the other.
-        steps: along x that are summed between two loads.
-        senders: that shared memory is set aside for.
+        warps: warps per block.
+        outputs: receivers per thread, one below the other.
+        steps: steps along x that are summed between two loads.
+        senders: senders that fit into the reserved shared memory.
     """
 
     warps: int
@@ -133,23 +133,23 @@ class Tiling:
         return self.warps * self.outputs
 
     def constants(self) -> dict[str, int]:
-        """What the kernel is compiled with."""
+        """The constants that the kernel is compiled with."""
         return {"CRF_THREADS": self.warps * LANES, "CRF_OUTPUTS": self.outputs, "CRF_SENDERS": self.senders}
 
 
 def sender_bytes(num_features: int, width: int, itemsize: int) -> int:
-    """Shared memory of a sender: its features and its channels."""
+    """Bytes of shared memory per sender: its features and its channels."""
     return (padded_count(num_features) + width) * itemsize
 
 
 def choose_tiling(extent_y: int, radius_y: int, radius_x: int, num_bytes: int) -> Tiling | None:
-    """Choose the tiling with the fewest loads a voxel; None where not even one step along x fits into shared memory.
+    """Choose the tiling with the fewest loads per voxel; None if not even one step along x fits into shared memory.
 
     Args:
-        extent_y: of the box.
-        radius_y: of the window.
-        radius_x: the same.
-        num_bytes: of a sender.
+        extent_y: extent of the box along y.
+        radius_y: radius of the window along y.
+        radius_x: radius of the window along x.
+        num_bytes: bytes per sender.
     """
     outputs = 4 if num_bytes <= 32 else 2 if num_bytes <= 64 else 1  # as many as registers hold
     reach_y, span = 2 * radius_y, 2 * radius_x + 1
@@ -168,7 +168,7 @@ def choose_tiling(extent_y: int, radius_y: int, radius_x: int, num_bytes: int) -
 
 
 def list_tiles(voxels: Voxels, rows: int) -> Any:
-    """Numbers of the tiles of `rows` x LANES places that hold a voxel, ascending; those along x are numbered first, then y."""
+    """Return the numbers of the tiles of `rows` x LANES places that hold a voxel, ascending; numbers run along x first, then y."""
     xp = voxels.device.xp
     shape = [1, *voxels.box_shape] if voxels.num_axes == 1 else voxels.box_shape
     coordinates = [xp.zeros_like(voxels.coordinates[0]), *voxels.coordinates] if voxels.num_axes == 1 else voxels.coordinates
@@ -184,7 +184,7 @@ def list_tiles(voxels: Voxels, rows: int) -> Any:
 
 
 def is_worth_tiling(bilateral: BilateralInput, planes: Planes) -> bool:
-    """Whether tiles fit, for rows of any width, and at least a quarter of the places in patches of 8 x 32 that hold a voxel are voxels."""
+    """Whether tiles fit for rows of any width, and voxels fill at least a quarter of those 8 x 32 patches that hold any."""
     voxels = bilateral.voxels
     widest = sender_bytes(len(bilateral.theta_beta), 8, bilateral.features.dtype.itemsize)
     if voxels.box_size > _LARGEST_BOX or planes.tiling(widest) is None:
