@@ -53,7 +53,7 @@ def mean_field(
     Args:
         logits: (L, *grid).
         features: (D, N), positions and intensities divided by their bandwidths.
-        spacing: mm, one an axis.
+        spacing: mm, one per axis.
         bilateral_weight: one number, or (L, 1).
         spatial_weight: one number, or (L, 1).
         theta_gamma: mm, for all axes.

@@ -93,7 +93,7 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
 
 
 def _print_files(evaluation: Evaluation) -> None:
-    from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
+    from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 
     names = [METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if evaluation.has_report else [])]
     for name in names:

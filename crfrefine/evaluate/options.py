@@ -11,6 +11,9 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
+METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
+"""Names in the output folder."""
+
 DEFAULT_NAME = "prediction"
 
 
@@ -67,7 +70,6 @@ class EvaluationOptions:
 
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    from crfrefine.evaluate.outputs import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
     from crfrefine.io.atomic import check_small_file
 
     names = [options.name, *(name for name, _ in options.baselines)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import crfrefine
+from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.records import error_fields
 from crfrefine.io.atomic import write_small_file
@@ -21,7 +22,6 @@ from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
-METRICS_NAME, SUMMARY_NAME, REPORT_NAME, CASES_NAME = "metrics.csv", "summary.json", "report.html", "cases"
 
 
 def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:

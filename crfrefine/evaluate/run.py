@@ -7,8 +7,8 @@ import time
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
 from crfrefine.evaluate.observer import EvaluationObserver
-from crfrefine.evaluate.options import EvaluationOptions, check_options
-from crfrefine.evaluate.outputs import CASES_NAME, REPORT_NAME, write_html, write_tables
+from crfrefine.evaluate.options import CASES_NAME, REPORT_NAME, EvaluationOptions, check_options
+from crfrefine.evaluate.outputs import write_html, write_tables
 from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions

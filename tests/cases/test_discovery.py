@@ -97,7 +97,7 @@ def test_two_files_for_one_thing_are_not_guessed_at(tmp_path):
         (["a_ProbMapClass1.nii.gz", "a_ProbMapClass0.nii.gz", "a_ProbMapClass2.nii.gz"], [f"a_ProbMapClass{k}.nii.gz" for k in range(3)]),
         (["a_label10.nii", *(f"a_label{k}.nii" for k in range(10))], [f"a_label{k}.nii" for k in range(11)]),
     ],
-    ids=["nnU-Net", "our logits", "our probabilities", "a file a label", "in numeric order"],
+    ids=["nnU-Net", "our logits", "our probabilities", "a file per label", "in numeric order"],
 )
 def test_logits_beside_label_maps_and_one_file_a_label(files, taken, tmp_path):
     cases = discover_cases(folder(tmp_path, "images", "a_0000.nii.gz"), folder(tmp_path, "logits", *files))

@@ -79,7 +79,7 @@ def test_a_message_and_the_way_back_keep_to_the_rules(device: StrictDevice, filt
 
 @pytest.mark.parametrize("num_labels", [3, 9])
 def test_a_single_voxel_keeps_to_the_rules(device: StrictDevice, num_labels: int) -> None:
-    """Its channels are rows as they lie, but not where a wide load may begin: a weight a label leaves records of an odd number of them."""
+    """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves records of an odd number of them."""
     case = random_case(3, num_modalities=2, num_labels=num_labels)
     mask = np.zeros(case.inside.shape, dtype=bool)
     mask[1, 2, 3] = True

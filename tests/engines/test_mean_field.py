@@ -266,7 +266,7 @@ def test_a_constant_image_is_valid(backend: Backend, filter_name: str) -> None:
 
 
 def test_results_have_the_documented_form(backend: Backend) -> None:
-    """float32 in C order, one energy a step, times of the stages, one line a kernel."""
+    """float32 in C order, one energy per step, times of the stages, one line per kernel."""
     case = random_case(3, num_modalities=1)
     result = _run(backend, case, resolve(case, spatial__weight=1.0, mean_field__num_iterations=4))
     assert result.logits.dtype == np.float32

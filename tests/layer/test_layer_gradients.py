@@ -91,7 +91,7 @@ class Problem:
 
 
 def problem(num_dims: int = 3, *, masked: bool = False, per_label: bool = False, anisotropic: bool = False, **settings: Any) -> Problem:
-    """A case of three labels and two modalities in float64; weights and bandwidths one for all, or one a label and axis."""
+    """A case of three labels and two modalities in float64; weights and bandwidths one for all, or one per label and axis."""
     case = random_case(num_dims, 2, 3, masked=masked, grid_shape=GRIDS[num_dims])
     labels, axes = (3 if per_label else 1), (num_dims if anisotropic else 1)
 

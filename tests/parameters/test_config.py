@@ -450,7 +450,7 @@ def test_a_potts_matrix_is_recognized() -> None:
 
 
 def test_positions_decide_the_distance_between_voxels() -> None:
-    """Millimeters as they are, or one a voxel."""
+    """Millimeters as they are, or one per voxel."""
     parameters = CrfParameters()
     assert parameters.resolve(2, 1, 3).kernels.distances((0.5, 1.0, 3)) == (0.5, 1.0, 3.0)
     voxels = parameters.replace(**{"mean_field.positions": "voxels"})
