@@ -70,10 +70,10 @@ def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] |
 
 
 def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: str = "auto") -> None:
-    """Raise InputError where logits are a label map: whole numbers, or on the very grid of the image.
+    """Raise InputError if logits are a label map: whole numbers, or an array of the image's shape.
 
-    A label map (x, y, z) beside an image (x, y, z) would fit: as x labels on a grid (y, z), with x modalities. What is said to be
-    probabilities, and could be, may have the image's shape, as one-hot labels with as many modalities: their sums are checked later.
+    The shapes alone do not exclude one: a label map (x, y, z) and an image (x, y, z) could be x labels and x modalities on a grid (y, z).
+    Declared probabilities may have the image's shape, such as one-hot labels with as many modalities; their sums are checked later.
     """
     advice = "logits are (labels, *grid), one channel per label, of floating-point numbers"
     if logits.dtype.kind != "f":
@@ -86,10 +86,7 @@ def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: st
 
 
 def _holds_whole_numbers(values: NDArray[Any]) -> bool:
-    first = values[0]
-    if not _whole(first):  # one plane nearly always tells logits from labels
-        return False
-    return all(_whole(plane) for plane in values)
+    return all(_whole(plane) for plane in values)  # the first plane nearly always tells logits from labels
 
 
 def _whole(values: NDArray[Any]) -> bool:

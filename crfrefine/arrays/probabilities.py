@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.arrays.padding import BLOCK_VOXELS, all_equal, plane_blocks
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ SUM_TOLERANCE = 1e-3
 
 TOLD_SUM_TOLERANCE = 0.05
 """The same for values declared as probabilities: 8-bit ones stay below it, channels of overlapping regions do not."""
-
-BLOCK_VOXELS = 1 << 16
 
 
 def to_logits(values: NDArray[np.float32], input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
@@ -64,8 +63,6 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
         return "logits", f"{path.name} is taken as logits: it has values outside [0, 1], such as {outside}"
     if outside is not None:
         raise InputError(f"{path}: expected probabilities between 0 and 1, found {outside}; for logits, give --input-type logits")
-    if input_type == "auto":
-        _refuse_rounded(values, str(path))
     _require_sums(values, str(path), TOLD_SUM_TOLERANCE if input_type == "probabilities" else SUM_TOLERANCE)
     reason = "requested" if input_type == "probabilities" else "all values lie in [0, 1] and sum to 1 at each voxel"
     return "probabilities", f"{path.name} is taken as probabilities: {reason}"
@@ -86,13 +83,15 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
         ConfigError: an unknown input type.
     """
     check_input_type(input_type)
+    if input_type == "logits":
+        return "logits"
     outside = _first_outside(values)
     if input_type == "probabilities":
         if outside is not None:
             raise InputError(f"expected probabilities between 0 and 1, found {outside}; for logits, leave input_type out")
         _require_sums(values, "probabilities", TOLD_SUM_TOLERANCE)
         return "probabilities"
-    if input_type == "auto" and outside is None:
+    if outside is None:
         found = _off_sums(values, TOLD_SUM_TOLERANCE)
         if found.num_off or found.num_zero:
             raise InputError(_sigmoid_message(values, found, "logits") + '\n  If these are logits nevertheless, give input_type="logits".')
@@ -144,9 +143,8 @@ class _OffSums:
 def _blocks(values: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (flat index of the first voxel, (L, n) values) for a few planes at a time."""
     plane = math.prod(values.shape[2:])
-    planes = max(1, BLOCK_VOXELS // max(1, plane))
-    for start in range(0, values.shape[1], planes):
-        yield start * plane, values[:, start : start + planes].reshape(len(values), -1)
+    for planes in plane_blocks(values):
+        yield planes.start * plane, values[:, planes].reshape(len(values), -1)
 
 
 def _first_outside(values: NDArray[Any]) -> str | None:
@@ -155,7 +153,7 @@ def _first_outside(values: NDArray[Any]) -> str | None:
         if block.min() >= -SUM_TOLERANCE and block.max() <= 1 + SUM_TOLERANCE:
             continue
         outside = (block < -SUM_TOLERANCE) | (block > 1 + SUM_TOLERANCE)
-        outside &= ~(block == block[0]).all(axis=0)
+        outside &= ~all_equal(block)
         if outside.any():
             label, voxel = np.unravel_index(int(outside.argmax()), block.shape)
             return f"{block[label, voxel]:.4g} for label {label} at {_voxel(values, start + int(voxel))}"
@@ -172,7 +170,7 @@ def _off_sums(values: NDArray[Any], tolerance: float) -> _OffSums:
         off = np.abs(sums - 1) > tolerance
         if not off.any():
             continue
-        off &= ~(block == block[0]).all(axis=0)
+        off &= ~all_equal(block)
         zero = off & (sums <= SUM_TOLERANCE)
         off &= ~zero
         num_zero, num_off = num_zero + int(zero.sum()), num_off + int(off.sum())
@@ -187,7 +185,8 @@ def _off_sums(values: NDArray[Any], tolerance: float) -> _OffSums:
 def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
     found = _off_sums(values, tolerance)
     if found.num_off:
-        raise InputError(_sigmoid_message(values, found, name))
+        is_rounded = not found.num_zero and _off_sums(values, TOLD_SUM_TOLERANCE).num_off == 0
+        raise InputError((_rounded_message if is_rounded else _sigmoid_message)(values, found, name))
     if found.num_zero:
         raise InputError(
             f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
@@ -196,23 +195,20 @@ def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
         )
 
 
-def _refuse_rounded(values: NDArray[Any], name: str) -> None:
-    """Refuse sums that are next to 1 everywhere, but not as near as those of probabilities are; say what to do if they are some."""
-    found = _off_sums(values, SUM_TOLERANCE)
-    if not found.num_off or found.num_zero or _off_sums(values, TOLD_SUM_TOLERANCE).num_off:
-        return
-    raise InputError(
-        f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(values.shape[1:])} voxels; "
-        f"the first one is {_voxel(values, found.first_off)} with a sum of {found.first_sum:.3f}\n"
-        "  Probabilities that were rounded, as to 8 bits, are like that: give --input-type probabilities if these are some."
-    )
-
-
 def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:
     """Refuse to take values as logits if all lie in [0, 1] without being a distribution over labels."""
     found = _off_sums(values, TOLD_SUM_TOLERANCE)
     if found.num_off or found.num_zero:
         raise InputError(_sigmoid_message(values, found, name))
+
+
+def _rounded_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
+    """Return what to do about sums that are near 1 everywhere, but not as near as those of exact probabilities."""
+    return (
+        f"{name}: all values lie in [0, 1] and sum to about 1, but not to 1 at {found.num_off} of {math.prod(values.shape[1:])} voxels; "
+        f"the first one is {_voxel(values, found.first_off)} with a sum of {found.first_sum:.3f}\n"
+        "  Probabilities that were rounded, as to 8 bits, are like that: give --input-type probabilities if these are some."
+    )
 
 
 def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:

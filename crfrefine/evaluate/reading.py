@@ -10,8 +10,8 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.padding import check_share, find_padding
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, identify, softmax
+from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax
 from crfrefine.axes import file_order
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.volume import Volume, VolumeHeader, describe_difference

@@ -130,11 +130,11 @@ def masks_by_item(mask: Tensor | NDArray[Any] | None, num_items: int, grid_shape
     return list(masks)
 
 
-def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
-    """Remove voxels whose labels all have exactly the same logit from the masks: like padding, they carry no information on labels.
+def masks_without_padding(padding: Tensor, masks: Sequence[Tensor | None]) -> tuple[list[Tensor | None], list[int]]:
+    """Remove padding from the masks: voxels whose labels all have exactly the same logit carry no information on labels.
 
     Args:
-        logits: (B, L, *grid).
+        padding: (B, *grid), from `find_padding`.
         masks: from `masks_by_item`.
 
     Returns:
@@ -143,13 +143,9 @@ def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tup
     Raises:
         InputError: almost nothing would be left of an item.
     """
-    values = logits.detach()
-    same = _all_equal(values)
-    if not same.any():
-        return list(masks), [0] * len(masks)
     result: list[Tensor | None] = []
     counts = []
-    for index, (padded, mask) in enumerate(zip(same, masks, strict=True)):
+    for index, (padded, mask) in enumerate(zip(padding, masks, strict=True)):
         inside = torch.ones_like(padded) if mask is None else mask.to(padded.device)
         num_padded, num_voxels = int((inside & padded).sum()), int(inside.sum())
         check_share(num_padded, num_voxels, f"the logits of batch item {index}")
@@ -158,23 +154,26 @@ def masks_without_padding(logits: Tensor, masks: Sequence[Tensor | None]) -> tup
     return result, counts
 
 
-def without_huge_padding(logits: Tensor) -> Tensor:
-    """Return the logits with 0 where all labels have the same value and it is huge, such as the lowest number of the type.
+def without_huge_padding(logits: Tensor, padding: Tensor) -> Tensor:
+    """Return the logits with 0 where the constant of the padding (B, *grid) is huge, such as the lowest number of the type.
 
     The gradient with respect to the temperature sums such values times gradients that cancel up to rounding: with huge values, only the
     rounding would be left.
     """
-    first = logits.detach()[:, 0]
-    huge = (first.abs() > LARGEST_PADDING) & _all_equal(logits.detach())
+    huge = padding & (logits.detach()[:, 0].abs() > LARGEST_PADDING)
     return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits
 
 
-def _all_equal(logits: Tensor) -> Tensor:
-    """Return (B, *grid), True where all labels are equal; one channel at a time, to avoid (B, L, *grid) booleans."""
-    same = logits[:, 1] == logits[:, 0]
-    for label in range(2, logits.shape[1]):
-        same &= logits[:, label] == logits[:, 0]
-    return same
+def find_padding(logits: Tensor) -> Tensor | None:
+    """Return (B, *grid), True where all labels of (B, L, *grid) logits are equal; None if nowhere.
+
+    It compares one channel at a time, to avoid (B, L, *grid) booleans.
+    """
+    values = logits.detach()
+    same = values[:, 1] == values[:, 0]
+    for label in range(2, values.shape[1]):
+        same &= values[:, label] == values[:, 0]
+    return same if same.any() else None
 
 
 def stack_masks(masks: Sequence[Tensor | None], grid_shape: Sequence[int], device: torch.device) -> Tensor | None:

@@ -201,8 +201,10 @@ class CrfRnn(CrfValues):
             )
 
     def _without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Tensor | None]:
-        grid = logits.shape[2:]
-        masks, counts = inputs.masks_without_padding(logits, inputs.masks_by_item(mask, len(logits), grid))
+        padding, grid = inputs.find_padding(logits), logits.shape[2:]
+        if padding is None:
+            return logits, mask
+        masks, counts = inputs.masks_without_padding(padding, inputs.masks_by_item(mask, len(logits), grid))
         if not any(counts):
             return logits, mask
         for index, (inside, item) in enumerate(zip(masks, kernels or (), strict=False)):
@@ -214,7 +216,7 @@ class CrfRnn(CrfValues):
         most = max(counts)
         if most > _WORTH_A_WARNING * grid.numel():
             warnings.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}", stacklevel=3)
-        return inputs.without_huge_padding(logits), inputs.stack_masks(masks, grid, logits.device)
+        return inputs.without_huge_padding(logits, padding), inputs.stack_masks(masks, grid, logits.device)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:

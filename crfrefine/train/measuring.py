@@ -10,7 +10,7 @@ import numpy as np
 
 from crfrefine.arrays.components import postprocess
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.padding import find_padding, leave_out
 from crfrefine.axes import file_order
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
@@ -75,7 +75,7 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
     stored_padding = find_padding(order.to_storage(logits))
     if stored_padding is not None:
         padding = order.to_user(stored_padding)
-        inside = ~padding if inside is None else inside & ~padding
+        inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
         logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
 
     def within_mask(logits: NDArray[Any]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from crfrefine.metrics.regions import read_regions
 
 DIGITS = "9" * 5000
 
-# Content of a dataset.json, and what is said of it.
+# Content of a dataset.json, and the message about it.
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
     "blank": (b"  \n", "the file is empty"),

@@ -231,7 +231,7 @@ def test_every_cut_is_noticed(suffix, compress, tmp_path, capfd):
             io.read_volume(path)
         assert not io.is_whole(path)
     out, err = capfd.readouterr()
-    assert (out, err) == ("", ""), "nothing is said but by the error"
+    assert (out, err) == ("", ""), "only the error itself may report anything"
 
 
 @settings(deadline=None, max_examples=150)
