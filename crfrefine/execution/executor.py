@@ -1,4 +1,4 @@
-"""A function on many items: what comes of each, and who computes it."""
+"""Run a function on many items: the outcome of each item, and the executor interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that chooses who runs the cases."""
+"""The one place that chooses the executor for the cases."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from crfrefine.execution.threads import Threads
 
 
 def make_executor(kind: str, num_workers: int) -> Executor:
-    """Return whoever runs the cases; an external scheduler gets its entry here, and nothing else in the package changes.
+    """Return the executor for the cases. An external scheduler gets an entry here; nothing else in the package changes.
 
     Args:
-        kind: "threads", which share memory and suit work that releases the interpreter's lock; or "processes", one of which may die.
-        num_workers: items at a time; with one, everything happens where the caller is.
+        kind: "threads", which share memory and suit work that releases the interpreter's lock; or "processes", which may die one by one.
+        num_workers: items at a time; with one, everything runs in the caller's thread.
     """
     kinds = {"threads": Threads, "processes": Processes}
     if kind not in kinds:

@@ -36,10 +36,10 @@ class CaseRecord(Record):
         num_labels: L, background included.
         num_modalities: channels of the image.
         num_voxels_in_mask: voxels inside the mask.
-        num_padding_voxels: those of them where all labels had the same logit; they took no part.
-        input_type: "logits" or "probabilities": how the network's output was taken.
-        report: what the mean field says about its run; None: it did not get there.
-        changes: voxels of each label in the network's argmax and after refinement; None: it did not get there.
+        num_padding_voxels: voxels in the mask that were excluded because all labels had the same logit.
+        input_type: "logits" or "probabilities": type of the network's output.
+        report: iterations, convergence, energy and filters of the mean field; None: the case did not get that far.
+        changes: voxels of each label in the network's argmax and after refinement; None: the case did not get that far.
     """
 
     output: Path | None = None

@@ -71,7 +71,7 @@ def read_labels(path: str | Path) -> Volume:
     """
     volume = _read_scalar(path, "a label map")
     off, low, high = _round_in_place(StorageOrder.of_files(volume.data.ndim).to_storage(volume.data).reshape(-1))
-    # A scaling that some tools write makes 1 come back as 0.988.
+    # Some tools write a scaling that turns 1 into 0.988.
     if off > 0.1:
         raise InputError(
             f"{path}: not a label map: expected whole numbers, found values up to {off:.2g} away from one; "

@@ -120,7 +120,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
         path: ends in .nii or .nii.gz.
         values: ([z,] y, x), or (channels, [z,] y, x) with channels in the fourth dimension of the file; uint8, uint16 or float32.
         like: its geometry is kept bit for bit if it came from a NIfTI file: both transforms with their codes, and the units.
-        kind: what the voxels are; the file does not say so.
+        kind: what the voxels are; not stored in the file.
         voxels: none, they follow the header.
         threads: for compression.
     """

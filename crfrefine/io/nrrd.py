@@ -53,7 +53,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
         path: ends in .nrrd or .nhdr.
         values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
         like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
-        kind: what the voxels are; the file does not say so.
+        kind: what the voxels are; not stored in the file.
         voxels: the file beside the header that gets the voxels; None: they follow it.
         threads: for compression.
 
