@@ -9,18 +9,20 @@ STUDY_ARGS ?=
 STRICT ?= OFF
 
 VENV := .venv
+NNUNET_VENV := .venv-nnunet
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo browser test lint bench bench-layer accuracy study format clean
+.PHONY: help setup wheel-for demo browser test test-nnunet lint bench bench-layer accuracy study format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
 	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
 	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
+	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
@@ -81,6 +83,19 @@ lint: setup $(VENV)/train.stamp
 test: setup lint browser
 	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
 
+# nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,
+# it is left out: only networks other than U-Nets need it.
+$(NNUNET_VENV)/nnunet.stamp: $(VENV)/package.stamp
+	test -x $(NNUNET_VENV)/bin/python || $(PYTHON) -m venv $(NNUNET_VENV)
+	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]" pytest
+	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt nnunetv2
+	$(NNUNET_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall dist/*.whl
+	$(NNUNET_VENV)/bin/python -c 'import torchvision' 2>/dev/null || $(NNUNET_VENV)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+test-nnunet: $(NNUNET_VENV)/nnunet.stamp
+	PYTHONSAFEPATH=1 $(NNUNET_VENV)/bin/python -m pytest tests/cli/test_nnunet_real.py
+
 format: setup
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
@@ -100,5 +115,5 @@ study: setup $(VENV)/train.stamp
 	$(BIN)/python benchmarks/study.py $(STUDY_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NNUNET_VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

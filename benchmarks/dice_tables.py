@@ -71,7 +71,7 @@ def score(data: Path, logits: str, parameters: list[str], regions: Mapping[str, 
         case = load_case(files, threads=threads, with_labels=True)
         assert case.labels is not None
         parts = {str(label): (label,) for label in range(1, case.num_labels)} | dict(regions)
-        plain = argmax_labels(case.logits)
+        plain = np.asarray(case.channel_labels or range(case.num_labels))[argmax_labels(case.logits)]
         before[files.case_id] = {name: dice(plain, case.labels, labels) for name, labels in parts.items()}
     records = []
     for chosen in parameters:

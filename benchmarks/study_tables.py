@@ -137,7 +137,9 @@ def study_section(findings: Findings) -> str:
     folds = len(findings.training["folds"])
     largest = findings.training["verdict"]["method"] == TRAINED_LARGEST
     verdicts = [findings.summary["verdict"], *([findings.summary_largest["verdict"]] if largest else [])]
-    sentences = "\n>\n".join("\n>\n".join(f"> {text}" for text in (one["sentence"], *one["notes"])) for one in verdicts)
+    sentences = "\n>\n".join(
+        "\n>\n".join(f"> {text}" for text in (one["sentence"], one["harm"]["sentence"], *one["notes"])) for one in verdicts
+    )
     power = findings.summary["power_note"]
     parts = [
         f"### {findings.data}, `{findings.logits}`, {findings.num_cases} cases, {folds} folds\n",

@@ -1,6 +1,24 @@
 """Refine 3-D medical segmentations with a dense CRF run as a recurrent network.
 
-The public names are imported on first use, so that `import crfrefine` costs next to nothing.
+    refine              refine one case, given as arrays: a network's logits, the image, the spacing
+    RefinementResult    what `refine` returns: label map, marginals, logits, what changed, energy
+    RegionScheme        overlapping regions, one sigmoid channel each, and the labels they become
+    CrfParameters       the parameters of the CRF: presets, TOML files, dotted keys
+    CrfRnn              the CRF as a PyTorch module, to train it behind a network (needs PyTorch)
+
+`help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
+
+Errors that a user can cause are kinds of CrfRefineError, and their messages say what to do:
+
+    BackendUnavailableError    the device or engine is not available
+    CapacityError              too large for the memory or the algorithm
+    ConfigError                a parameter is unknown or outside its range
+    ExportError                a CrfRnn cannot become part of an exported graph
+    GridMismatchError          two files or arrays are on different grids
+    InputError                 an array or file has unusable values
+    UnsupportedFormatError     a file cannot be read or written as asked
+
+The names are imported on first use, so that `import crfrefine` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -8,17 +26,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
     from crfrefine.errors import CapacityError as CapacityError
     from crfrefine.errors import ConfigError as ConfigError
     from crfrefine.errors import CrfRefineError as CrfRefineError
+    from crfrefine.errors import ExportError as ExportError
     from crfrefine.errors import GridMismatchError as GridMismatchError
     from crfrefine.errors import InputError as InputError
     from crfrefine.errors import UnsupportedFormatError as UnsupportedFormatError
     from crfrefine.layer.module import CrfRnn as CrfRnn
     from crfrefine.parameters.model import CrfParameters as CrfParameters
-    from crfrefine.refinement import RefinementResult as RefinementResult
     from crfrefine.refinement import refine as refine
+    from crfrefine.refinement_result import RefinementResult as RefinementResult
 
 __version__ = "0.1.0"
 
@@ -27,6 +47,7 @@ _ERRORS = (
     "CapacityError",
     "ConfigError",
     "CrfRefineError",
+    "ExportError",
     "GridMismatchError",
     "InputError",
     "UnsupportedFormatError",
@@ -34,12 +55,15 @@ _ERRORS = (
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
-    "RefinementResult": "crfrefine.refinement",
+    "RefinementResult": "crfrefine.refinement_result",
+    "RegionScheme": "crfrefine.arrays.region_scheme",
     "refine": "crfrefine.refinement",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }
 
-__all__ = ["__version__", *sorted(_MODULE_OF)]
+# What `import *` binds, and `help(crfrefine)` prints in full. CrfRnn is not among them: importing it takes PyTorch and seconds, and
+# its page has a thousand lines on the methods of every PyTorch module.
+__all__ = ["CrfParameters", "RefinementResult", "refine"]
 
 
 def __getattr__(name: str) -> Any:
@@ -53,4 +77,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    from importlib.util import find_spec
+
+    # `help` and completion get every name that is listed: without PyTorch, CrfRnn raises BackendUnavailableError.
+    return sorted({"__version__", *_MODULE_OF} - ({"CrfRnn"} if find_spec("torch") is None else set()))

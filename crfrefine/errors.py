@@ -31,5 +31,9 @@ class CapacityError(CrfRefineError):
     """The problem is larger than the algorithm or the memory can hold; the message gives the sizes."""
 
 
+class ExportError(CrfRefineError):
+    """The trainable layer cannot become part of an exported graph; the message says what to export instead."""
+
+
 class UnexpectedError(CrfRefineError):
     """A file made its reader raise an unexpected exception: a bug to report; only the file's case fails."""

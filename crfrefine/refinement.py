@@ -8,76 +8,42 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_spacing
-from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_label_map, given_spacing
+from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import LabelChanges, compare_labels
+from crfrefine.arrays.one_hot import channels_of, one_hot_logits, present_labels
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
+from crfrefine.arrays.region_channels import (
+    LARGEST_LOG_ODDS,
+    check_channels,
+    describe_undecided,
+    find_undecided,
+    identify_regions,
+    take_log_odds,
+)
+from crfrefine.arrays.region_scheme import RegionScheme, check_regions
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Progress, Reported
+from crfrefine.engines.base import Backend, MeanFieldResult, Progress
+from crfrefine.engines.regions import region_mean_field
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.parameters.region_model import resolve_regions
+from crfrefine.refinement_result import RefinementResult
 from crfrefine.specs import ModelSpec
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
 
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, repr=False)
-class RefinementResult(Reported):
-    """A refined case.
-
-    Attributes:
-        label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
-        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, the network's own result.
-        logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input divided by the temperature.
-        report: num_iterations, converged, energy and filters, which are also attributes of the result.
-        timings: seconds of each stage: normalize, build, steps, labels.
-        device: the device that was used.
-        threads: number of CPU threads used; None: the cores this process may use.
-        num_padding_voxels: voxels in the mask where all input logits were equal; they took no part.
-        notes: what the caller should know, one sentence each.
-    """
-
-    label_map: NDArray[np.unsignedinteger[Any]]
-    network_label_map: NDArray[np.unsignedinteger[Any]]
-    logits: NDArray[np.float32]
-    report: MeanFieldReport
-    timings: dict[str, float] = field(default_factory=dict)
-    device: str = "cpu"
-    threads: int | None = None
-    num_padding_voxels: int = 0
-    notes: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        """Summarize the result in one line, without arrays."""
-        grid = "×".join(str(extent) for extent in self.label_map.shape)
-        steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
-        energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
-        return f"<RefinementResult: {len(self.logits)} labels on {grid} voxels, {steps}{energy}, on {self.device}>"
-
-    @cached_property
-    def marginals(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, the softmax of the logits; computed when first asked for."""
-        order = StorageOrder.of_memory(self.logits[0])
-        return order.to_user(get_backend(self.device).softmax(order.to_storage(self.logits), threads=self.threads))
-
-    @cached_property
-    def changes(self) -> LabelChanges:
-        """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
-        return compare_labels(self.network_label_map, self.label_map, len(self.logits))
 
 
 def refine(
@@ -88,23 +54,27 @@ def refine(
     parameters: CrfParameters | str | Path | None = None,
     mask: NDArray[Any] | None = None,
     input_type: str = "auto",
+    regions: RegionScheme | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RefinementResult:
-    """Refine a network's logits with the dense CRF.
+    """Refine a network's logits, or a label map, with the dense CRF.
 
     Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part: they keep label 0 and neither send nor
-    receive messages.
+    receive messages. With `regions`, these are the voxels where all log-odds are exactly 0.
 
     Args:
-        logits: (L, *grid), higher is better, finite; L >= 2.
+        logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
+            `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
         spacing: distance between neighboring voxels in mm, one per grid axis or one for all.
         parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
         mask: (*grid), nonzero where the model applies; None: everywhere.
         input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
-            like probabilities are refused; "logits": they are logits even if they look like probabilities.
+            like probabilities are refused; "logits": they are logits even if they look like probabilities; "labels": a label map.
+        regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
+            labels on the same kernels, and together they become the label map. None: the channels are labels, together one softmax.
         device: "auto", "cpu", "cuda", "cuda:N" or "reference".
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
@@ -140,15 +110,27 @@ def refine(
     """
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")
+    if input_type == "labels":
+        return _refine_label_map(
+            given_label_map(logits, image),
+            image,
+            parameters,
+            spacing=spacing,
+            mask=mask,
+            device=device,
+            threads=threads,
+            progress=progress,
+        )
     if mask is not None:
         mask = given_array(mask, "mask")
     check_no_label_map(logits, image, input_type)
     if image.ndim == logits.ndim - 1:
         image = image[None]
-    check_shapes(logits, image, mask)
+    regions = check_regions(regions)
+    check_shapes(logits, image, mask, fewest_channels=2 if regions is None else 1)
     num_dims = logits.ndim - 1
     steps = given_spacing(spacing, num_dims)
-    spec = parameters.resolve(len(logits), len(image), num_dims)
+    models = _resolve(parameters, logits, len(image), num_dims, regions)
     backend = get_backend(device)
     inside = None if mask is None else mask != 0
 
@@ -161,20 +143,23 @@ def refine(
     ordered_mask = None if inside is None else order.to_storage(inside)
     crf_mask, num_padding = ordered_mask, 0
     notes: tuple[str, ...] = ()
-    padding = find_padding(ordered_logits)
+    temperature = models[0].mean_field.temperature
+    if regions is not None:
+        ordered_logits, largest = _as_log_odds(ordered_logits, input_type, largest)
+    padding = find_padding(ordered_logits) if regions is None else find_undecided(ordered_logits)
     if padding is not None:
         crf_mask, num_padding = leave_out(padding, ordered_mask, "logits")
-        notes = (describe_padding(num_padding, padding.size),) if num_padding else ()
-        if largest / spec.mean_field.temperature > LARGEST_LOGIT:
+        describe = describe_padding if regions is None else describe_undecided
+        notes = (describe(num_padding, padding.size),) if num_padding else ()
+        if largest / temperature > LARGEST_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)
             largest = _check_finite(backend, ordered_logits, "logits", threads)
-    if identify_array(ordered_logits, input_type) == "probabilities":
+    if regions is None and identify_array(ordered_logits, input_type) == "probabilities":
         ordered_logits = np.array(ordered_logits, order="C")
         take_logarithms(ordered_logits)
         largest = -math.log(SMALLEST_PROBABILITY)
     # Energies and marginals are sums of a few such values in float32; a temperature near zero would make them infinite, and then NaN.
-    temperature = spec.mean_field.temperature
     if largest / temperature > LARGEST_LOGIT:
         raise ConfigError(
             f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
@@ -185,24 +170,21 @@ def refine(
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
     normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
     normalize_seconds = time.perf_counter() - started
-    outcome = backend.mean_field(
-        ordered_logits,
-        normalized,
-        crf_mask,
-        order.axes_to_storage(steps),
-        ModelSpec(spec.kernels.in_storage(order), spec.mean_field),
-        axes=order.axes,
-        threads=threads,
-        progress=progress,
-    )
+    models = [ModelSpec(model.kernels.in_storage(order), model.mean_field) for model in models]
+    case = normalized, crf_mask, order.axes_to_storage(steps)
+    settings: dict[str, Any] = {"axes": order.axes, "threads": threads, "progress": progress}
+    if regions is None:
+        outcome = backend.mean_field(ordered_logits, *case, models[0], **settings)
+    else:
+        outcome = region_mean_field(backend, ordered_logits, *case, models, **settings)
     _check_outcome(backend, outcome, threads)
     started = time.perf_counter()
-    network = order.to_user(backend.label_map(ordered_logits, threads=threads))
-    labels = order.to_user(backend.label_map(outcome.logits, threads=threads))
-    label_map = postprocess(labels, parameters.postprocess, math.prod(steps) / 1000.0)
+    decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
+    network, labels = order.to_user(decode(ordered_logits)), order.to_user(decode(outcome.logits))
+    cleaned = clean(labels, parameters.postprocess, math.prod(steps) / 1000.0)
     timings = {"normalize": normalize_seconds, **outcome.timings, "labels": time.perf_counter() - started}
     return RefinementResult(
-        label_map=label_map,
+        label_map=cleaned.label_map,
         network_label_map=network,
         logits=order.to_user(outcome.logits),
         report=outcome.report,
@@ -210,8 +192,52 @@ def refine(
         device=backend.name,
         threads=threads,
         num_padding_voxels=num_padding,
+        voxels_removed=cleaned.voxels_removed,
+        voxels_filled=cleaned.voxels_filled,
         notes=notes,
+        spacing=tuple(steps),
+        regions=regions,
     )
+
+
+def _resolve(
+    parameters: CrfParameters, logits: NDArray[Any], num_modalities: int, num_dims: int, regions: RegionScheme | None
+) -> Sequence[ModelSpec]:
+    """Return the model of the labels, or one per region."""
+    if regions is None:
+        return [parameters.resolve(len(logits), num_modalities, num_dims)]
+    check_channels(logits, regions)
+    parameters.postprocess.check_lengths(regions.num_labels)
+    return resolve_regions(parameters, len(logits), num_modalities, num_dims)
+
+
+def _as_log_odds(channels: NDArray[np.float32], input_type: str, largest: float) -> tuple[NDArray[np.float32], float]:
+    """Return the log-odds of regions and their largest magnitude; "auto" expects log-odds and refuses what looks like probabilities."""
+    if input_type != "logits" and identify_regions(channels, input_type, kind="logits")[0] == "probabilities":
+        channels = np.array(channels, order="C")
+        take_log_odds(channels)
+        return channels, -math.log(SMALLEST_PROBABILITY)
+    if largest > LARGEST_LOG_ODDS:
+        return np.clip(channels, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), LARGEST_LOG_ODDS
+    return channels, largest
+
+
+def _refine_label_map(
+    labels: NDArray[np.unsignedinteger[Any]], image: NDArray[Any], parameters: CrfParameters, **options: Any
+) -> RefinementResult:
+    """Refine a label map (*grid): only the labels that occur take part, since e^0 for each of a hundred others would outweigh a label."""
+    order = StorageOrder.of_memory(labels)
+    stored = np.ascontiguousarray(order.to_storage(labels))
+    channels = channels_of(present_labels(stored))
+    num_labels = parameters.num_labels or channels[-1] + 1
+    if channels[-1] >= num_labels:
+        raise InputError(
+            f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give parameters for "
+            "all labels, or merge labels"
+        )
+    logits = order.to_user(one_hot_logits(stored, channels))
+    result = refine(logits, image, parameters=parameters.select_labels(channels, num_labels), input_type="logits", **options)
+    return result.renumbered(channels, num_labels)
 
 
 def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:

@@ -42,6 +42,11 @@ def shorten_value(value: object, most: int = 60) -> str:
         return f"a {type(value).__name__} too large to show"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with its noun: "1 region", "3 regions"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def listed(items: Collection[object], most: int = MOST_LISTED) -> str:
     """Return the first few items, each shortened, separated by commas, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""

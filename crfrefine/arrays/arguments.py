@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.errors import InputError
+from crfrefine.io.volume import LARGEST_LABEL
 
 SPACING_RANGE = (1e-9, 1e9)
 """mm; from far below an electron microscope's voxel to the limit of positions in float32."""
@@ -48,12 +49,12 @@ def given_array(value: Any, name: str) -> NDArray[Any]:
     return array
 
 
-def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] | None) -> None:
+def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] | None, *, fewest_channels: int = 2) -> None:
     """Raise InputError unless logits (L, *grid), image (M, *grid) and mask (*grid) fit together."""
     if logits.ndim < 2:
         raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid)")
     grid = logits.shape[1:]
-    if len(logits) < 2:
+    if len(logits) < fewest_channels:
         raise InputError(f"logits have {len(logits)} label; at least two are needed, the background among them")
     if math.prod(grid) == 0:
         raise InputError(f"the grid {grid} has no voxels")
@@ -73,16 +74,52 @@ def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: st
     """Raise InputError if logits are a label map: whole numbers, or an array of the image's shape.
 
     The shapes alone do not exclude one: a label map (x, y, z) and an image (x, y, z) could be x labels and x modalities on a grid (y, z).
-    Declared probabilities may have the image's shape, such as one-hot labels with as many modalities; their sums are checked later.
+    Declared probabilities may have the image's shape, such as one-hot labels with as many modalities; their sums are checked later. So may
+    declared logits, such as those of a label map of two labels with two modalities.
     """
     advice = "logits are (labels, *grid), one channel per label, of floating-point numbers"
     if logits.dtype.kind != "f":
         what = "a mask" if logits.dtype.kind == "b" else "a label map"
-        raise InputError(f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {advice}: convert scores with astype")
-    if logits.shape != image.shape or (input_type == "probabilities" and logits.max(initial=0) <= 1):
+        raise InputError(
+            f"logits have type {logits.dtype} and shape {logits.shape}, as {what} has; {advice}: convert scores with astype; "
+            'to refine a label map (*grid), give input_type="labels"'
+        )
+    if logits.shape != image.shape or input_type == "logits" or (input_type == "probabilities" and logits.max(initial=0) <= 1):
         return
     if _holds_whole_numbers(logits):
-        raise InputError(f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {advice}")
+        raise InputError(
+            f"logits have the image's shape {logits.shape} and hold whole numbers from 0 up, as a label map does; {advice}; "
+            'to refine a label map (*grid), give input_type="labels"'
+        )
+
+
+def given_label_map(labels: NDArray[Any], image: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+    """Return a caller's label map in an unsigned type, in its own memory order.
+
+    Args:
+        labels: (*grid) whole numbers from 0 up, of any type.
+        image: (M, *grid) or (*grid).
+
+    Raises:
+        InputError: another shape, or values that are not labels.
+    """
+    if labels.ndim < 1 or labels.shape not in (image.shape, image.shape[1:]):
+        raise InputError(
+            f"the label map has shape {labels.shape} and the image {image.shape}; expected a label map (*grid), one label per voxel, and "
+            "an image (modalities, *grid) or (*grid)"
+        )
+    if labels.size == 0:
+        raise InputError(f"the grid {labels.shape} has no voxels")
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise InputError("the label map holds values that are not finite (NaN or infinity); expected whole numbers from 0 up")
+    low, high = labels.min(), labels.max()
+    if low < 0 or high > LARGEST_LABEL:
+        raise InputError(f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to {LARGEST_LABEL}")
+    if labels.dtype.kind == "f" and not _holds_whole_numbers(labels):
+        raise InputError(
+            'the label map holds values that are not whole numbers; for logits or probabilities, leave input_type="labels" out'
+        )
+    return labels.astype(np.min_scalar_type(int(high)), order="K")
 
 
 def _holds_whole_numbers(values: NDArray[Any]) -> bool:

@@ -1,52 +1,89 @@
-"""Connected components: their number, and the cleaning of a label map (keep the largest component, remove small ones).
+"""Connected components: their number, and the small-object rules that clean a label map (`[postprocess]` of a parameter file).
 
-Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF.
+Components are connected over faces, edges and corners (26 neighbors in 3-D). This is not part of the model: it follows the CRF. Holes are
+in holes.py.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.holes import fill_holes
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.parameters.model import PostprocessParameters
+from crfrefine.parameters.object_rules import ObjectRule, object_rules
+from crfrefine.parameters.sections import PostprocessParameters
 
 Label = TypeVar("Label", bound=np.integer[Any])
 
 
-def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
-    """Turn unwanted components into background (0).
+@dataclass(frozen=True)
+class Cleaned(Generic[Label]):
+    """A label map after the small-object rules.
 
-    Components are those of all labels together, or of each label separately with `keep_largest = "each"`. The largest has the most
-    voxels; among equal ones, the one whose first voxel comes first in C order wins.
+    Attributes:
+        label_map: (*grid), of the type and memory order of the one passed in.
+        voxels_removed: voxels of components that became background.
+        voxels_filled: voxels of holes that got a label, among them such as had just been removed.
+    """
+
+    label_map: NDArray[Label]
+    voxels_removed: int = 0
+    voxels_filled: int = 0
+
+
+def postprocess(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> NDArray[Label]:
+    """Return the label map after the small-object rules, as `clean` applies them."""
+    return clean(label_map, parameters, voxel_volume_ml).label_map
+
+
+def clean(label_map: NDArray[Label], parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned[Label]:
+    """Apply the small-object rules, in this order.
+
+    1. Of the components of all foreground labels together, those that are too small or not among the largest become background (0).
+    2. Then the same for the components of each label separately.
+    3. Then holes are filled, also those that a removed component has left (`fill_holes`).
+
+    The largest components have the most voxels; among equal ones, those whose first voxel comes first in C order are kept.
 
     Args:
         label_map: (*grid) integers, 0 is background; any number of dimensions.
-        parameters: what to remove.
+        parameters: the rules; a list has one value for each label that the map may have, background included.
         voxel_volume_ml: volume of a voxel in milliliters.
 
     Returns:
-        A label map of the same type and memory order; the one passed in if there is nothing to remove.
+        The clean map, which is the one passed in if no rule is on, and what was changed.
+
+    Raises:
+        ConfigError: lists differ in length, or the map has a label beyond them.
     """
-    min_voxels = parameters.min_component_ml / voxel_volume_ml
-    if parameters.keep_largest == "none" and min_voxels <= 1.0:
-        return label_map
-    by_label = parameters.keep_largest == "each"
+    lengths = [len(value) for value in vars(parameters).values() if isinstance(value, tuple)]
+    together, *by_label = object_rules(parameters, max([int(label_map.max(initial=0)) + 1, *lengths]))
+    removed = filled = 0
+    if not any(rule.removes or rule.fills_holes for rule in (together, *by_label)):
+        return Cleaned(label_map)
     result = label_map.copy(order="K")
-    for label in np.unique(label_map[label_map != 0]) if by_label else (None,):
-        group = label_map != 0 if label is None else label_map == label
-        _remove(result, group, parameters.keep_largest != "none", min_voxels)
-    return result
+    if together.removes and (box := bounding_box(result != 0)) is not None:
+        removed += _remove(result[box], result[box] != 0, together, voxel_volume_ml)
+    if any(rule.removes for rule in by_label):
+        for label, (rule, box) in enumerate(zip(by_label, boxes_of_labels(result), strict=False), start=1):
+            if rule.removes and box is not None:
+                removed += _remove(result[box], result[box] == label, rule, voxel_volume_ml)
+    to_fill = [label for label, rule in enumerate(by_label, start=1) if rule.fills_holes]
+    if together.fills_holes or to_fill:
+        filled = fill_holes(result, to_fill, any_hole=together.fills_holes)
+    return Cleaned(result, removed, filled)
 
 
 def count_components(mask: NDArray[np.bool_]) -> int:
     """Return the number of connected components of a mask of any number of dimensions."""
-    return _label_components(mask)[1]
+    return label_components(mask)[1]
 
 
-def _label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+def label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """Return each voxel's component number, 0 outside all components, and the number of components."""
     from scipy import ndimage
 
@@ -54,20 +91,42 @@ def _label_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     return components, int(count)
 
 
-def _remove(result: NDArray[Label], group: NDArray[np.bool_], largest_only: bool, min_voxels: float) -> None:
-    """Set the unwanted components of `group` to 0 in `result`, in place."""
-    box = bounding_box(group)
-    if box is None:
-        return
-    components, count = _label_components(group[box])
-    sizes = np.bincount(components.ravel(), minlength=count + 1)
-    sizes[0] = 0
+def boxes_of_labels(label_map: NDArray[np.integer[Any]]) -> list[tuple[slice, ...] | None]:
+    """Return the bounding box of each label from 1 on, None for labels that do not occur."""
+    from scipy import ndimage
+
+    boxes: list[tuple[slice, ...] | None] = ndimage.find_objects(label_map)
+    return boxes
+
+
+def kept_components(components: NDArray[np.int32], sizes: NDArray[np.integer[Any]], rule: ObjectRule, voxel_ml: float) -> NDArray[np.bool_]:
+    """Return whether a rule keeps each component; number 0, which is none, is kept.
+
+    Args:
+        components: (*box) number of each voxel's component.
+        sizes: (components + 1,) voxels of each number.
+        rule: what stays.
+        voxel_ml: volume of a voxel in milliliters.
+    """
     # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
-    keep = sizes >= min_voxels * (1.0 - 1e-9)
-    if largest_only:
-        largest = sizes == sizes.max()
-        first = components.ravel()[np.argmax(largest[components].ravel())]
-        keep &= np.arange(count + 1) == first
+    keep: NDArray[np.bool_] = sizes >= rule.min_ml / voxel_ml * (1.0 - 1e-9)
+    if rule.num_kept is not None and rule.num_kept < len(sizes) - 1:
+        smallest = np.sort(sizes[1:])[-rule.num_kept]
+        is_largest, is_tied = sizes > smallest, sizes == smallest
+        is_largest[0] = is_tied[0] = False
+        tied = components.ravel()[is_tied[components.ravel()]]
+        numbers, first = np.unique(tied, return_index=True)
+        is_largest[numbers[np.argsort(first)][: rule.num_kept - np.count_nonzero(is_largest)]] = True
+        keep &= is_largest
     keep[0] = True
+    return keep
+
+
+def _remove(part: NDArray[Any], group: NDArray[np.bool_], rule: ObjectRule, voxel_ml: float) -> int:
+    """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
+    components, count = label_components(group)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    keep = kept_components(components, sizes, rule, voxel_ml)
     if not keep.all():
-        result[box][~keep[components]] = 0
+        part[~keep[components]] = 0
+    return int(sizes[~keep].sum())

@@ -16,7 +16,7 @@ from crfrefine.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-INPUT_TYPES = ("auto", "logits", "probabilities")
+INPUT_TYPES = ("auto", "logits", "probabilities", "labels")
 
 SMALLEST_PROBABILITY = 1e-7
 """Smallest probability before the logarithm: an exact zero would otherwise forbid a label forever."""
@@ -41,7 +41,7 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
 
     Args:
         values: (L, [z,] y, x) C-contiguous, finite.
-        input_type: "auto", "logits" or "probabilities", as the user says.
+        input_type: "auto", "logits" or "probabilities", as the user says; "labels" is for label maps, which have no channels.
         kind: "logits" or "probabilities" if the file says so, else None.
         path: the file they came from, for errors.
 
@@ -100,6 +100,14 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits".'
         )
     return "logits"
+
+
+def is_distribution(values: NDArray[Any], tolerance: float) -> bool:
+    """Return whether values are probabilities of labels: all lie in [0, 1], and they sum to 1 at each voxel."""
+    if len(values) < 2 or _first_outside(values) is not None:
+        return False
+    found = _off_sums(values, tolerance)
+    return not found.num_off and not found.num_zero
 
 
 def check_input_type(input_type: str) -> None:
@@ -186,12 +194,13 @@ def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
     found = _off_sums(values, tolerance)
     if found.num_off:
         is_rounded = not found.num_zero and _off_sums(values, TOLD_SUM_TOLERANCE).num_off == 0
-        raise InputError((_rounded_message if is_rounded else _sigmoid_message)(values, found, name))
+        raise InputError((_rounded_message if is_rounded else _sigmoid_message)(values, found, name) + _binary_hint(values))
     if found.num_zero:
         raise InputError(
             f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
             f"the first one is {_voxel(values, found.first_zero)}\n"
             "  Outside the network's field of view, background should be 1, or all labels exactly equal."
+            f"{_binary_hint(values)}"
         )
 
 
@@ -199,7 +208,13 @@ def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:
     """Refuse to take values as logits if all lie in [0, 1] without being a distribution over labels."""
     found = _off_sums(values, TOLD_SUM_TOLERANCE)
     if found.num_off or found.num_zero:
-        raise InputError(_sigmoid_message(values, found, name))
+        raise InputError(_sigmoid_message(values, found, name) + _binary_hint(values))
+
+
+def _binary_hint(values: NDArray[Any]) -> str:
+    """Return a line of advice if all values are 0 or 1."""
+    is_binary = all(((block == 0) | (block == 1)).all() for _, block in _blocks(values))
+    return "\n  All values are 0 or 1: for one binary file per structure, give --input-type labels." if is_binary else ""
 
 
 def _rounded_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
@@ -219,7 +234,8 @@ def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
         f"{name}: all values lie in [0, 1] but do not sum to 1 at {num_bad} of {math.prod(values.shape[1:])} voxels; the first one is "
         f"{_voxel(values, index)} with a sum of {total:.3f}\n"
         "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are neither\n"
-        "  logits nor a distribution over labels. Refine each region separately, as two labels (1 - p, p), or export a softmax."
+        "  logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels, regions_class_order), or\n"
+        "  with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) (docs/reference/formats.md#regions)."
     )
 
 

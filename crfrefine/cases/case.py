@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.probabilities import identify, take_logarithms
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.padding import find_padding
+from crfrefine.arrays.region_channels import find_undecided
 from crfrefine.axes import StorageOrder, file_order
 from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
-from crfrefine.errors import ConfigError, GridMismatchError, InputError
+from crfrefine.cases.label_input import KIND
+from crfrefine.cases.network_output import NetworkOutputReader, read_network_header
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
+from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
@@ -21,24 +26,25 @@ from crfrefine.threads import available_threads
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.region_scheme import RegionScheme
+
 __all__ = [
     "Case",
     "CaseFiles",
     "CaseHeaders",
     "CaseList",
     "DatasetDescription",
+    "ReadingOptions",
     "discover_cases",
     "load_case",
     "read_case_headers",
     "read_dataset_description",
 ]
 
-MASK_MODES = ("none", "nonzero")
-
 
 @dataclass(frozen=True)
 class CaseHeaders:
-    """The headers of a case's files; all on one grid.
+    """The headers of a case's files; all on one grid, unless the options allow to resample.
 
     Attributes:
         files: the paths.
@@ -60,6 +66,12 @@ class CaseHeaders:
         return sum(image.num_channels for image in self.images)
 
     @property
+    def on_other_grids(self) -> tuple[VolumeHeader, ...]:
+        """The files that are to be interpolated onto the image's grid."""
+        companions = (self.logits.files[0] if self.logits is not None else None, self.mask, self.labels)
+        return tuple(header for header in companions if header is not None and not self.images[0].on_same_grid(header))
+
+    @property
     def notes(self) -> list[str]:
         """Facts that the user should know: about the images' geometry, and about files whose names are misleading."""
         others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
@@ -76,14 +88,18 @@ class Case:
     Attributes:
         case_id: its name.
         image: (M, *grid) float32, as stored, scaled.
-        logits: (L, *grid) float32, higher is better.
+        logits: (L, *grid) float32, higher is better; of regions: (R, *grid), log-odds.
         mask: (*grid), True where the model applies; None: everywhere.
         like: the first modality; its geometry is that of the output.
         spacing: mm, one per grid axis.
-        num_labels: L, background included.
-        input_kind: "logits" or "probabilities", the type of the network's output.
+        num_labels: L of a label map, background included; the logits of a label map have channels only for the labels that occur.
+        input_kind: "logits", "probabilities" or "labels", the type of the network's output.
         notes: facts that the user should know, one sentence each.
         labels: (*grid) the reference, if requested.
+        regions: the regions of the channels; None: the channels are labels.
+        channel_labels: the label of each channel of the logits; empty: 0, 1, 2 …
+        absent_labels: labels that have a channel although the label map, if it is one, lacks them.
+        times: seconds of parts of reading.
     """
 
     case_id: str
@@ -96,44 +112,66 @@ class Case:
     input_kind: str
     notes: list[str] = field(default_factory=list)
     labels: NDArray[np.unsignedinteger[Any]] | None = None
+    regions: RegionScheme | None = None
+    channel_labels: tuple[int, ...] = ()
+    absent_labels: tuple[int, ...] = ()
+    times: dict[str, float] = field(default_factory=dict)
+
+    def decode(self, logits: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label map of channels like those of `logits`, (*grid) in the smallest unsigned type."""
+        return argmax_labels(logits) if self.regions is None else self.regions.decode(logits)
+
+    def find_padding(self) -> NDArray[np.bool_] | None:
+        """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
+        order = file_order(self.logits)
+        stored = order.to_storage(self.logits)
+        padding = find_padding(stored) if self.regions is None else find_undecided(stored)
+        return None if padding is None else order.to_user(padding)
 
 
-def read_case_headers(files: CaseFiles) -> CaseHeaders:
-    """Read the headers of a case's files and check that all are on one grid, without reading voxels.
+def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
+    """Read the headers of a case's files and check their grids, without reading voxels.
+
+    Args:
+        files: result of `discover_cases`.
+        options: how to read.
 
     Raises:
         InputError: a file is missing, or the number of modalities is wrong.
-        GridMismatchError: two files are on different grids; both are named.
+        GridMismatchError: two files are on different grids, both are named; with `options.resample` only modalities,
+            files without geometry, and grids that do not overlap.
         UnsupportedFormatError: a file cannot be read as requested.
     """
     if files.problem:
         raise InputError(files.problem)
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
     for image in images[1:]:
-        _require_same_grid(files, "two modalities", images[0], image, "Resample the modalities to one grid.")
+        if not images[0].on_same_grid(image):
+            raise _mismatch(files, "two modalities", images[0], image, "Resample the modalities to one grid.")
     for image in images if len(images) > 1 else ():
         if image.num_channels > 1:
             raise InputError(
                 f"{image.path}: expected one modality per file, as there are {len(images)} files; this one has {image.num_channels}"
             )
-    logits = io.read_logits_header(files.logits) if files.logits else None
+    logits = read_network_header(files, options) if files.logits else None
     if logits is not None:
-        _require_logits_grid(files, images[0], logits.files[0])
+        what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
+        for file in logits.files if files.are_structures else logits.files[:1]:
+            _require_grid(files, what, images[0], file, options)
     mask = io.read_header(files.mask, io.VOLUME_SUFFIXES) if files.mask else None
     labels = io.read_header(files.labels, io.VOLUME_SUFFIXES) if files.labels else None
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             if header.num_channels > 1:
                 raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
-            _require_same_grid(files, f"image and {what}", images[0], header, f"Resample the {what} to the image's grid.")
+            _require_grid(files, what, images[0], header, options)
     return CaseHeaders(files, images, logits, mask, labels)
 
 
 def load_case(
     files: CaseFiles,
+    options: ReadingOptions = DEFAULT_READING,
     *,
-    input_type: str = "auto",
-    mask_mode: str = "none",
     threads: int | None = None,
     with_labels: bool = False,
 ) -> Case:
@@ -141,8 +179,7 @@ def load_case(
 
     Args:
         files: result of `discover_cases`.
-        input_type: "auto", "logits" or "probabilities"; "auto" inspects the values and reports its choice in the notes.
-        mask_mode: "none" or "nonzero" (any modality is not 0), if there is no mask file.
+        options: how to read.
         threads: None: the cores this process may use.
         with_labels: whether to read the reference too.
 
@@ -152,9 +189,7 @@ def load_case(
         UnsupportedFormatError: a file that is damaged, cut off, or of an unsupported kind.
         CapacityError: the case does not fit into memory.
     """
-    if mask_mode not in MASK_MODES:
-        raise ConfigError(f"intensity.mask = {mask_mode!r}: expected one of {', '.join(MASK_MODES)}")
-    headers = read_case_headers(files)
+    headers = read_case_headers(files, options)
     if headers.logits is None:
         raise InputError(f"case {files.case_id!r}: no logits")
     threads = threads or available_threads()
@@ -162,11 +197,11 @@ def load_case(
     affine, spacing = first.geometry()
     storage_shape = first.grid_shape[::-1]
     image_values = allocate_shape((headers.num_modalities, *storage_shape), first.path)
-    logits_values = headers.logits.allocate()
+    network = NetworkOutputReader(headers.logits, first, options, are_structures=files.are_structures)
     mask_values = io.allocate(headers.mask) if headers.mask else None
 
     # The longest job first: the logits; each file inflates on one thread.
-    jobs = headers.logits.reading(logits_values)
+    jobs = network.jobs()
     if len(headers.images) == 1:
         jobs.append(lambda: io.read_into(first, image_values.reshape(-1, *first.grid_shape[::-1])))
     else:
@@ -176,33 +211,43 @@ def load_case(
         jobs.append(lambda: io.read_into(headers.mask, mask_values))  # type: ignore[arg-type]
     run_all(jobs, threads)
 
-    input_kind, note = identify(logits_values, input_type, headers.logits.kind, headers.logits.path)
-    if input_kind == "probabilities":
-        run_all([partial(take_logarithms, label) for label in logits_values], threads)
+    output = network.finish(threads)
     image = file_order(image_values).to_user(image_values)
-    logits_values = logits_values.reshape(headers.logits.num_labels, *storage_shape)
-    mask = _mask(headers, mask_values, image_values, mask_mode)
+    notes: list[str] = []
+    mask = _mask(headers, mask_values, image_values, options.mask_mode, notes)
+    labels = _read_labels(headers, notes) if with_labels else None
     return Case(
         case_id=files.case_id,
         image=image,
-        logits=file_order(logits_values).to_user(logits_values),
+        logits=file_order(output.logits).to_user(output.logits),
         mask=mask,
         like=Volume(image[0], affine, spacing, first.path, first),
         spacing=spacing,
-        num_labels=headers.logits.num_labels,
-        input_kind=input_kind,
-        notes=[note, *headers.notes],
-        labels=io.read_labels(files.labels).data.reshape(first.grid_shape) if with_labels and files.labels else None,
+        num_labels=output.num_labels,
+        input_kind=output.kind,
+        notes=[*output.notes, *notes, *headers.notes],
+        labels=labels,
+        regions=output.regions,
+        channel_labels=output.channel_labels,
+        absent_labels=output.absent_labels,
+        times=output.times,
     )
 
 
 def _mask(
-    headers: CaseHeaders, mask_values: NDArray[np.float32] | None, image_values: NDArray[np.float32], mask_mode: str
+    headers: CaseHeaders,
+    mask_values: NDArray[np.float32] | None,
+    image_values: NDArray[np.float32],
+    mask_mode: str,
+    notes: list[str],
 ) -> NDArray[np.bool_] | None:
     if mask_values is not None and headers.mask is not None:
-        mask: NDArray[np.bool_] = (mask_values != 0).reshape(image_values.shape[1:])
-        if not mask.any():
+        found: NDArray[np.bool_] = mask_values[0] != 0
+        if not found.any():
             raise InputError(f"{headers.mask.path}: the mask is empty: it has no voxel that is not zero")
+        mask = WorkGrid(headers.images[0]).nearest(headers.mask, found, "mask", notes, outside="are outside the mask")
+        if not mask.any():
+            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: no voxel of the image lies in it")
     elif mask_mode == "nonzero":
         mask = image_values[0] != 0
         for modality in image_values[1:]:
@@ -214,20 +259,36 @@ def _mask(
     return StorageOrder.of_files(mask.ndim).to_user(mask)
 
 
-def _require_logits_grid(files: CaseFiles, image: VolumeHeader, logits: VolumeHeader) -> None:
-    if image.on_same_grid(logits):
+def _read_labels(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:
+    if headers.labels is None:
+        return None
+    values = io.read_labels(headers.labels.path).data
+    order = StorageOrder.of_files(values.ndim)
+    grid = WorkGrid(headers.images[0])
+    stored = grid.nearest(headers.labels, order.to_storage(values), "labels", notes, outside="are background")
+    return StorageOrder.of_files(stored.ndim).to_user(stored)
+
+
+def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions) -> None:
+    """Raise GridMismatchError unless a file is on the image's grid, or on one that it may be interpolated from."""
+    if image.on_same_grid(other):
         return
-    hint = (
-        "The logits may have been saved on the network's cropped grid; export them on the image's grid (docs/reference/formats.md#grids)."
-    )
-    if logits.affine is None and same_shape(image.grid_shape, logits.grid_shape[::-1]):
-        hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/reference/formats.md#grids)."
-    raise _mismatch(files, "logits and image", image, logits, hint)
-
-
-def _require_same_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> None:
-    if not image.on_same_grid(other):
-        raise _mismatch(files, what, image, other, hint)
+    if options.resample:
+        try:
+            WorkGrid(image).require_overlap(other, what)
+        except GridMismatchError as error:
+            raise GridMismatchError(f"case {files.case_id!r}: {error}") from None
+        return
+    hint = f"Resample the {what} to the image's grid with nearest neighbors."
+    if what == "logits":
+        hint = (
+            "The logits may have been saved on the network's cropped grid; export them on the image's grid "
+            "(docs/reference/formats.md#grids)."
+        )
+        if other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
+            hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/reference/formats.md#grids)."
+    names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"
+    raise _mismatch(files, names, image, other, hint + WorkGrid(image).way_out(other))
 
 
 def _mismatch(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, hint: str) -> GridMismatchError:

@@ -39,8 +39,14 @@ def describe_left_out(incomplete: Sequence[IncompleteCase], num_found: int) -> s
     return f"{count} of {_cases(num_found)} {verb} left out: {'; '.join(groups)}"
 
 
-def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int) -> None:
-    """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
+def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int, advice: Sequence[str] = ()) -> None:
+    """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires.
+
+    Args:
+        incomplete: the cases that lack a file.
+        num_found: all cases, complete or not.
+        advice: how to make what is missing, a sentence each.
+    """
     if not incomplete:
         return
     verb = "is" if len(incomplete) == 1 else "are"
@@ -48,6 +54,7 @@ def require_all_complete(incomplete: Sequence[IncompleteCase], num_found: int) -
     raise InputError(
         f"{len(incomplete)} of {_cases(num_found)} {verb} incomplete, which --strict refuses:\n"
         + "\n".join(groups)
+        + "".join(f"\n  {sentence}" for sentence in advice)
         + "\n  Add the missing files, or run without --strict to continue with the other cases."
     )
 

@@ -46,6 +46,7 @@ class CaseFiles:
         labels: the reference, if given.
         problem: the error of the case as far as names tell; reading the case raises it.
         missing: the missing files of the case, such as "no logits in study/logits".
+        are_structures: whether the logits are binary masks, one file per structure, which has the name of its file.
     """
 
     case_id: str
@@ -55,6 +56,7 @@ class CaseFiles:
     labels: Path | None = None
     problem: str | None = None
     missing: tuple[str, ...] = ()
+    are_structures: bool = False
 
 
 class CaseList(list[CaseFiles]):
@@ -75,6 +77,7 @@ class DatasetDescription:
         labels: name to number, or to the numbers of a region.
         file_ending: suffix of the images, if given.
         ignore_label: the number of the label named "ignore": voxels without a reference.
+        regions_class_order: the label that each region writes into the label map, in the order of the regions, if given.
     """
 
     path: Path
@@ -82,11 +85,24 @@ class DatasetDescription:
     labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
     file_ending: str | None = None
     ignore_label: int | None = None
+    regions_class_order: tuple[int, ...] | None = None
+
+    @property
+    def label_titles(self) -> dict[int, str]:
+        """Names to show for the labels that have one of their own: "1 anterior" for label 1."""
+        numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in self.labels.items()}
+        return {found[0]: f"{found[0]} {shorten(' '.join(name.split()))}" for name, found in numbers.items() if len(found) == 1}
 
     @property
     def has_regions(self) -> bool:
         """Whether labels are trained as overlapping regions, whose outputs are not a distribution over labels."""
         return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
+
+    @property
+    def num_labels(self) -> int:
+        """Channels of a softmax over all labels, background included and "ignore" aside."""
+        numbers = {number for value in self.labels.values() for number in (value if isinstance(value, tuple) else (value,))}
+        return len((numbers | {0}) - {self.ignore_label})
 
 
 def read_dataset_description(folder: Path) -> DatasetDescription | None:
@@ -113,7 +129,7 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
     if not isinstance(content, Mapping):
         raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
-    for key in ("labels", "channel_names", "modality", "file_ending"):
+    for key in ("labels", "channel_names", "modality", "file_ending", "regions_class_order"):
         if key in content:
             require_usable(content[key], key)
     labels = content.get("labels", {})
@@ -131,7 +147,17 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         labels=numbers,
         file_ending=file_ending,
         ignore_label=ignore if isinstance(ignore, int) else None,
+        regions_class_order=_class_order(content.get("regions_class_order")),
     )
+
+
+def _class_order(order: Any) -> tuple[int, ...] | None:
+    """Return the labels that regions write; None where there is no such entry."""
+    if order is None:
+        return None
+    if not isinstance(order, list):
+        raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
+    return tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order))
 
 
 def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
@@ -159,6 +185,7 @@ def discover_cases(
     labels: Path | None = None,
     *,
     include_imageless: bool = False,
+    choose_logits: bool = True,
 ) -> CaseList:
     """Find the cases in folders, or the one case of single files.
 
@@ -168,6 +195,7 @@ def discover_cases(
         masks: a folder, or a file for one case.
         labels: a folder, or a file for one case.
         include_imageless: for folders: labels or logits without an image count as incomplete cases instead of being ignored.
+        choose_logits: whether cases get their logits; otherwise, they serve only to tell case names from numbers of modalities.
 
     Returns:
         The cases, sorted by name; incomplete ones have a `problem`.
@@ -186,7 +214,7 @@ def discover_cases(
     cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
     if folders and include_imageless:
         cases = _with_imageless(cases, folders[0], labels, logits_paths)
-    cases = with_logits(cases, logits_paths) if logits is not None else cases
+    cases = with_logits(cases, logits_paths) if logits is not None and choose_logits else cases
     cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES, lambda case, path: replace(case, mask=path))
     return _with_companions(cases, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
 
@@ -224,10 +252,6 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     except InputError as error:
         description = None
         notes.append(f"{error}; continuing without it")
-    if description is not None and description.has_regions:
-        notes.append(
-            f"{description.path}: has regions of several labels; the outputs of region-based training cannot be refined as one softmax"
-        )
     expected = _expected_modalities(groups, description)
     cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
     for case_id, candidates in lone.items():
@@ -335,7 +359,8 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
         candidates = [path for name in ("", *LOGITS_NAMES) for path in by_stem.get(case.case_id + name, [])]
         one_a_label = by_label.get(case.case_id, {})
         taken |= {*candidates, *(path for paths in one_a_label.values() for path in paths)}
-        chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder)
+        has_structures = (folder / case.case_id).is_dir() or (len(cases) == 1 and len(by_stem) > 1)
+        chosen, problem = _choose_logits(case.case_id, candidates, one_a_label, folder, has_structures=has_structures)
         missing = () if candidates or one_a_label else (f"no logits in {folder}",)
         found.append(replace(case, logits=chosen, problem=case.problem or problem, missing=case.missing + missing))
     stray = sorted(path.name for paths in by_stem.values() for path in paths if path not in taken)
@@ -346,9 +371,9 @@ def with_logits(cases: CaseList, logits: Sequence[Path]) -> CaseList:
 
 
 def _choose_logits(
-    case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path
+    case_id: str, candidates: Sequence[Path], one_a_label: Mapping[int, list[Path]], folder: Path, *, has_structures: bool
 ) -> tuple[tuple[Path, ...], str | None]:
-    """Return the files to read, or none and the error."""
+    """Return the files to read, or none and the error, with advice if the folder may have one file per structure."""
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
     telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id] or candidates
     if len(telling) == 1:
@@ -356,7 +381,8 @@ def _choose_logits(
     if telling:
         return (), f"case {case_id!r}: expected one file of logits, found {_names(telling)} in {folder}"
     if not one_a_label:
-        return (), f"case {case_id!r}: no logits in {folder}; expected {case_id} with one of {', '.join(LOGITS_SUFFIXES)}"
+        hint = "; for one binary file per structure, give --input-type labels" if has_structures else ""
+        return (), f"case {case_id!r}: no logits in {folder}; expected {case_id} with one of {', '.join(LOGITS_SUFFIXES)}{hint}"
     if sorted(one_a_label) != list(range(len(one_a_label))) or any(len(paths) > 1 for paths in one_a_label.values()):
         there = _names([path for paths in one_a_label.values() for path in paths])
         return (), f"case {case_id!r}: expected one file for each label from 0, found {there} in {folder}"

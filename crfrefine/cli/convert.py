@@ -43,7 +43,7 @@ def convert(
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
 ) -> None:
-    """Convert logits and label maps between formats, and logits to probabilities or labels."""
+    """Convert logits and label maps between formats. Logits can become probabilities or labels."""
     from crfrefine.failures import CaseWork
     from crfrefine.tools.convert import convert_file
 

@@ -17,7 +17,7 @@ def demo(
     threads: ThreadsOption = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
 ) -> None:
-    """Make a phantom and its logits, refine them, and draw a picture; needs no data."""
+    """Refine a phantom and draw a picture of it; needs no data."""
     from crfrefine.cli.reporting import Reporter, describe_steps, num_changed, print_table
     from crfrefine.demo.demonstration import compare_with_truth, prepare_demo
     from crfrefine.demo.phantom import NUM_LABELS

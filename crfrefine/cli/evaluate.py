@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, StrictOption, parse_path, path_or_value, path_text
+from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, ResampleOption, StrictOption, parse_path, path_or_value, path_text
 from crfrefine.text import shorten, shorten_value
 
 
@@ -99,6 +99,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    structures: Annotated[
+        bool | None,
+        typer.Option(
+            "--structures/--no-structures",
+            help="Folders hold one binary file per structure of a case, or a folder per case of such files. Default: where it is clear.",
+            show_default=False,
+        ),
+    ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -110,6 +118,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    resample: ResampleOption = False,
     strict: StrictOption = False,
     resume: Annotated[bool, typer.Option("--continue", help="Reuse cases with the files and options of an earlier run.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
@@ -119,10 +128,10 @@ def evaluate(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
 ) -> None:
-    """Measure label maps against a reference: Dice, distances, calibration; is one method better than another?
+    """Measure label maps against a reference, and compare methods.
 
-    The cases are those for which LABELS and every method have a file. With --baseline, the verdict says whether PREDICTIONS have a higher
-    mean Dice.
+    The metrics are Dice, distances and calibration. The cases are those for which LABELS and every method have a file. With --baseline, the
+    verdict says whether PREDICTIONS have a higher mean Dice.
     """
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
@@ -141,6 +150,8 @@ def evaluate(
         tolerance_mm=tolerance,
         ignore_label=ignore_label,
         processes=processes,
+        structures=structures,
+        resample=resample,
         resume=resume,
         report=not no_report,
         fail_fast=fail_fast,

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from crfrefine.statistics.comparison import SummaryRow
 
 _MOST_LISTED = 20
+_MOST_REGIONS = 20
+"""Most regions that the tables have a row for."""
+
 _RIGHT = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
 _NARROW = {"difference": ("", "change"), "p (Holm)": ("p", "(Holm)"), "better/equal/worse": ("better/", "equal/worse")}
 """Column heads in two lines, for narrow terminals."""
@@ -75,17 +78,29 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
-    """Print the comparison, the separate counts, and the verdict as the last line."""
+    """Print the comparison, the separate counts, what got worse, and the verdict as the last line."""
+    from crfrefine.evaluate.options import SUMMARY_NAME
+
     if verbosity > QUIET:
-        _print_means(evaluation)
-        for line in _empty_lines(evaluation):
+        _print_means(evaluation, verbosity)
+        lines = _empty_lines(evaluation)
+        shown = lines if verbosity >= VERBOSE else lines[:_MOST_REGIONS]
+        for line in shown:
             print(for_terminal(f"empty masks: {line}"))
+        if len(shown) < len(lines):
+            print(
+                for_terminal(
+                    f"empty masks: {len(lines) - len(shown)} more regions in {evaluation.options.output / SUMMARY_NAME}; -v prints them"
+                )
+            )
         judged = evaluation.verdict
         for note in judged.notes if judged is not None else ():
             print(for_terminal(f"note: {note}"))
         if evaluation.power_note:
             print(f"power: {evaluation.power_note}")
         _print_files(evaluation)
+        if judged is not None and judged.harm is not None:
+            print(for_terminal(judged.harm.sentence))
     if evaluation.verdict is not None:
         print(for_terminal(f"verdict: {evaluation.verdict.sentence}"))
     elif evaluation.no_verdict:
@@ -104,11 +119,17 @@ def _print_files(evaluation: Evaluation) -> None:
         print(f"failed: {listed(cases, most=_MOST_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
 
 
-def _print_means(evaluation: Evaluation) -> None:
-    """Print means and differences, and their units below."""
+def _print_means(evaluation: Evaluation, verbosity: int) -> None:
+    """Print means and differences, and their units below; of many regions, such as the structures of a body, only their mean."""
+    from crfrefine.evaluate.options import METRICS_NAME
     from crfrefine.metrics.registry import metric_named
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
+    num_regions = len(evaluation.regions)
+    if num_regions > _MOST_REGIONS and verbosity < VERBOSE:
+        rows = [row for row in rows if row.region not in evaluation.regions]
+        told = f"{num_regions} regions: the table has their means; {evaluation.options.output / METRICS_NAME} has each, and -v prints them"
+        print(for_terminal(told), file=sys.stderr)
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
         names: tuple[str, ...] = (

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_PARTS, OverridesOption, ThreadsOption, parse_path, path_text
-
-
-class InputType(StrEnum):
-    """How to interpret the network's output."""
-
-    AUTO = "auto"
-    LOGITS = "logits"
-    PROBABILITIES = "probabilities"
+from crfrefine.cli.options import (
+    MAX_PARTS,
+    NNUNET_HAS_PROBABILITIES,
+    InputType,
+    InputTypeOption,
+    NnunetOption,
+    OverridesOption,
+    ResampleOption,
+    ThreadsOption,
+    parse_path,
+    path_text,
+)
 
 
 def infer(
-    images: Annotated[
-        list[Path],
-        typer.Option(
-            "-i",
-            "--images",
-            metavar="PATH",
-            parser=parse_path,
-            help="Folder or file; repeat the option for the modalities of one case.",
-            show_default=False,
-        ),
-    ],
-    logits: Annotated[
-        list[Path],
-        typer.Option(
-            "-p",
-            "--logits",
-            metavar="PATH",
-            parser=parse_path,
-            help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order.",
-            show_default=False,
-        ),
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -53,6 +33,29 @@ def infer(
             show_default=False,
         ),
     ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-i",
+            "--images",
+            metavar="PATH",
+            parser=parse_path,
+            help="Folder or file; repeat the option for the modalities of one case.",
+            show_default=False,
+        ),
+    ] = None,
+    logits: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-p",
+            "--logits",
+            metavar="PATH",
+            parser=parse_path,
+            help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
+            show_default=False,
+        ),
+    ] = None,
+    nnunet: NnunetOption = None,
     masks: Annotated[
         str | None,
         typer.Option(
@@ -68,13 +71,35 @@ def infer(
         str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
     ] = "default",
     overrides: OverridesOption = None,
-    input_type: Annotated[InputType, typer.Option("--input-type", help="Type of the network's output.")] = InputType.AUTO,
+    input_type: InputTypeOption = InputType.AUTO,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--regions",
+            metavar="NAME=1+2+3",
+            help="A region with a sigmoid channel of its own; repeatable, in the order of the channels. Default: as in dataset.json.",
+            show_default=False,
+        ),
+    ] = None,
+    regions_class_order: Annotated[
+        str | None,
+        typer.Option(
+            "--regions-class-order",
+            metavar="1,2,3",
+            help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
+            show_default=False,
+        ),
+    ] = None,
+    resample: ResampleOption = False,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
     ] = False,
     save_logits: Annotated[bool, typer.Option("--save-logits", help="Also write the refined logits: CASE_logits.nii.gz.")] = False,
+    save_structures: Annotated[
+        bool, typer.Option("--save-structures", help="Also write one binary file per structure, as the input has: CASE/NAME.nii.gz.")
+    ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
     resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output exists and is complete.")] = False,
     num_parts: Annotated[
@@ -108,22 +133,33 @@ def infer(
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    if nnunet is not None and logits:
+        raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
+    if nnunet is not None and input_type is InputType.LABELS:
+        raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+    if nnunet is None and not (images and logits):
+        missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
+        raise typer.BadParameter(f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet", param_hint=missing[0])
+    from crfrefine.cli.region_options import parse_scheme
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.infer.options import InferenceOptions
     from crfrefine.infer.run import run_inference
     from crfrefine.parameters.model import CrfParameters, find_config, parse_override
 
     options = InferenceOptions(
-        images=tuple(images),
-        logits=tuple(logits),
+        images=tuple(images or ()),
+        logits=tuple(logits or ()),
         output=output,
         masks=masks if masks in (None, "nonzero") else Path(masks),
         parameters=CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ())),
         input_type=input_type.value,
+        regions=parse_scheme(regions or (), regions_class_order),
+        resample=resample,
         device=device,
         threads=threads,
         save_probabilities=save_probabilities,
         save_logits=save_logits,
+        save_structures=save_structures,
         preview=preview,
         resume=resume,
         num_parts=num_parts,
@@ -131,6 +167,7 @@ def infer(
         fail_fast=fail_fast,
         summary=summary,
         config=find_config(config),
+        nnunet=nnunet,
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)

@@ -17,7 +17,7 @@ def info(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
     wants_help: HelpOption = False,
 ) -> None:
-    """Show what a file is, its geometry, which cases a folder holds and what is wrong with them."""
+    """Show what a file is, or what is wrong in a folder of cases."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,25 @@ ThreadsOption = Annotated[
 ]
 
 
+class InputType(StrEnum):
+    """How to interpret the network's output."""
+
+    AUTO = "auto"
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    LABELS = "labels"
+
+
+InputTypeOption = Annotated[InputType, typer.Option("--input-type", help="The network's output; labels: label maps.")]
+
+ResampleOption = Annotated[
+    bool,
+    typer.Option(
+        "--resample",
+        help="Interpolate logits, masks and label maps that are on another grid of the same world; otherwise they are an error.",
+    ),
+]
+
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
 
 
@@ -57,6 +77,19 @@ def parse_path(text: str | Path) -> Path:
     """Return the path of a text; raises like `path_text`."""
     return Path(path_text(text))
 
+
+NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
+
+NnunetOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--nnunet",
+        metavar="FOLDER",
+        parser=parse_path,
+        help="Folder of nnU-Net v2: a trained network, or for infer also predictions. The other files are found from there.",
+        show_default=False,
+    ),
+]
 
 OverridesOption = Annotated[
     list[str] | None,

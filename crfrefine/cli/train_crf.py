@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import LARGEST_SEED, MAX_PARTS, OverridesOption, StrictOption, ThreadsOption, parse_path, path_text
+from crfrefine.cli.options import (
+    LARGEST_SEED,
+    MAX_PARTS,
+    NNUNET_HAS_PROBABILITIES,
+    InputType,
+    InputTypeOption,
+    NnunetOption,
+    OverridesOption,
+    ResampleOption,
+    StrictOption,
+    ThreadsOption,
+    parse_path,
+    path_text,
+)
 
 
 class LossName(StrEnum):
@@ -19,25 +32,23 @@ class LossName(StrEnum):
     DICE = "dice"
 
 
-class LogitsType(StrEnum):
-    """How to interpret the network's output."""
-
-    AUTO = "auto"
-    LOGITS = "logits"
-    PROBABILITIES = "probabilities"
-
-
 def train_crf(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE.toml", parser=parse_path, help="Parameters to write, for infer -c.", show_default=False
-        ),
-    ],
     folder: Annotated[
         Path | None,
         typer.Argument(metavar="DATA_DIR", parser=parse_path, help="Folder with images/ labels/ logits/ [masks/].", show_default=False),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.toml",
+            parser=parse_path,
+            help="Parameters to write, for infer -c. Needed unless --nnunet is given, whose folder then gets crfrefine.toml.",
+            show_default=False,
+        ),
+    ] = None,
+    nnunet: NnunetOption = None,
     images: Annotated[
         Path | None, typer.Option("-i", "--images", metavar="FOLDER", parser=parse_path, help="Images.", show_default=False)
     ] = None,
@@ -71,7 +82,12 @@ def train_crf(
     ] = None,
     overrides: OverridesOption = None,
     learn: Annotated[
-        str, typer.Option("--learn", metavar="GROUP,...", help="Parameters to learn; the others keep their initial values.")
+        str,
+        typer.Option(
+            "--learn",
+            metavar="GROUP,...",
+            help="What to learn, the rest keeps its initial values; postprocess: also choose the small-object rules.",
+        ),
     ] = "weights,compatibility,theta,temperature",
     folds: Annotated[
         int | None,
@@ -100,7 +116,8 @@ def train_crf(
             show_default=False,
         ),
     ] = None,
-    input_type: Annotated[LogitsType, typer.Option("--input-type", help="Type of the network's output.")] = LogitsType.AUTO,
+    input_type: InputTypeOption = InputType.AUTO,
+    resample: ResampleOption = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
@@ -116,28 +133,40 @@ def train_crf(
     """Fit the CRF to labeled cases, and say whether it helps."""
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    if folder is None and images is None and labels is None and logits is None:
-        raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits", param_hint="DATA_DIR")
+    if nnunet is None and folder is None and images is None and labels is None and logits is None:
+        raise typer.BadParameter("name the folder of the data, or --images, --labels and --logits, or --nnunet", param_hint="DATA_DIR")
+    if nnunet is not None and (folder is not None or logits is not None):
+        surplus = "DATA_DIR" if folder is not None else "--logits"
+        raise typer.BadParameter(f"--nnunet finds the cases and their probabilities; leave {surplus} out", param_hint=surplus)
+    if nnunet is not None and input_type is InputType.LABELS:
+        raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+    if nnunet is None and output is None:
+        raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.model import CrfParameters, find_config, parse_override
 
     try:
-        from crfrefine.train.dataset import locate_folders
+        from crfrefine.train.dataset import locate_folders, locate_nnunet
         from crfrefine.train.options import TrainingOptions
+        from crfrefine.train.origin import default_output
         from crfrefine.train.run import run_training
     except ImportError as error:
         if error.name != "torch":
             raise
         raise BackendUnavailableError("train-crf needs PyTorch, which is not installed: pip install 'crfrefine[train]'") from error
 
+    if nnunet is None:
+        data = locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks)
+    else:
+        data = locate_nnunet(nnunet, images=images, labels=labels, masks=masks)
     parameters = None
     if config is not None or overrides:
         changes = dict(parse_override(text) for text in overrides or ())
         parameters = CrfParameters.load(config or "default").replace(**changes)
     options = TrainingOptions(
-        data=locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks),
-        output=output,
+        data=data,
+        output=default_output(data.logits) if output is None else output,
         parameters=parameters,
         config=None if config is None else find_config(config),
         learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
@@ -151,6 +180,7 @@ def train_crf(
         max_minutes=max_minutes,
         resume=resume,
         input_type=input_type.value,
+        resample=resample,
         strict=strict,
     )
     with TrainingReporter(verbosity=1 + verbose - quiet) as reporter:

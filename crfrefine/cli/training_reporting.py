@@ -67,7 +67,8 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
-    """Print the comparison of the methods, the written files, and the verdict as the last line."""
+    """Print the comparison of the methods, the written files, what got worse, and the verdict as the last line."""
+    judged = result.comparison.verdict
     if verbosity > QUIET:
         first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
         change = f"change, {_metrics()[0].difference_unit}"
@@ -75,10 +76,11 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         print_table(names, _rows(result), numbers=(first, change, *others))
         for path in (result.options.output, result.options.report, result.options.curves):
             print(for_terminal(f"written: {path}"), file=sys.stderr)
-    for note in result.comparison.verdict.notes:
-        if verbosity > QUIET:
+        for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
-    print(for_terminal(f"verdict: {result.comparison.verdict.sentence}"))
+        if judged.harm is not None:
+            print(for_terminal(judged.harm.sentence))
+    print(for_terminal(f"verdict: {judged.sentence}"))
 
 
 def describe_duration(seconds: float) -> str:
@@ -91,14 +93,14 @@ def describe_duration(seconds: float) -> str:
 def _rows(result: TrainingResult) -> list[tuple[str, ...]]:
     """Return one row per region and method, the mean over regions last."""
     from crfrefine.statistics.comparison import format_p
-    from crfrefine.train.methods import METHODS
+    from crfrefine.train.methods import shown_methods
 
     first, *others = _metrics()
     found = {(row.metric, row.region, row.method): row for row in result.comparison.summary}
     regions = list(dict.fromkeys(row.region for row in result.comparison.summary))
     rows: list[tuple[str, ...]] = []
     for region in regions:
-        for method in METHODS:
+        for method in shown_methods(result.comparison.table.methods):
             row = found[first.name, region, method]
             comparison = row.comparison
             rows.append(
@@ -122,4 +124,4 @@ def _metrics() -> list[Metric]:
     from crfrefine.metrics.registry import metric_named
     from crfrefine.train.methods import METRICS
 
-    return [metric_named(name) for name in METRICS]
+    return [metric for metric in map(metric_named, METRICS) if metric.in_overview]

@@ -140,15 +140,20 @@ class Kernels(Protocol):
     dtype: str
     """"float32" or "float64": precision of that image and of all arrays."""
 
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met, and release the kernels: they cannot be used afterwards.
-
-        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
+    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met.
 
         Args:
             logits: (L, *grid), higher is better.
             spec: the run.
             progress: called before each step.
+        """
+        ...
+
+    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run like `run`, and release the kernels: they cannot be used afterwards.
+
+        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
         """
         ...
 

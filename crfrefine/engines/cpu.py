@@ -131,15 +131,21 @@ class CpuKernels:
         self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
 
+    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+        return self._run(logits, spec, progress, is_last=False)
+
     def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
         """Run the mean field and release the kernels; see `Kernels.run_last`."""
+        return self._run(logits, spec, progress, is_last=True)
+
+    def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Progress | None, *, is_last: bool) -> MeanFieldResult:
         logits = self._array(logits)
         started = time.perf_counter()
         out = np.empty_like(logits)
         with _engine_errors(self._engine, logits.shape):
-            outcome = self._built.run_last(
-                logits, *_run_arguments(spec.rounded(logits.dtype)), spec.num_iterations, spec.tolerance, progress, out
-            )
+            run = _run_arguments(spec.rounded(logits.dtype))
+            outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         return MeanFieldResult(out, report, {"build": self._build_seconds, "steps": time.perf_counter() - started})
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.cases.region_reading import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import MethodFiles
-from crfrefine.evaluate.reading import SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
+from crfrefine.evaluate.reading import ReferenceGrid, SoftLabels, read_masks, read_probabilities, read_reference, remarks_on_name
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.failures import CaseWork, Failure
-from crfrefine.metrics.calibration import measure_calibration
+from crfrefine.metrics.calibration import measure_calibration, measure_channel_calibration
 from crfrefine.metrics.overlap import measure_case
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def measure_pair(job: Job) -> CaseResult:
     with CaseWork(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
-        reference = _without_ignored(read_reference(job.pair.reference), job)
+        reference = _without_ignored(read_reference(job.pair.reference, job.pair.structures), job)
         if reference.volume.header is not None:
             result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
@@ -59,6 +60,11 @@ class _Reference:
         """(*grid)."""
         return self.volume.data
 
+    def grid(self, *, resample: bool) -> ReferenceGrid:
+        """Return its grid, for one method."""
+        assert self.volume.header is not None
+        return ReferenceGrid(self.volume.header, resample)
+
 
 def _without_ignored(volume: Volume, job: Job) -> _Reference:
     ignore_label = job.settings.plan.ignore_label
@@ -71,7 +77,9 @@ def _without_ignored(volume: Volume, job: Job) -> _Reference:
 
 
 def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
-    label_map, soft = read_masks(files, reference.volume)
+    grid = reference.grid(resample=settings.resample)
+    channels = settings.channels.get(name, NO_REGIONS)
+    label_map, soft = read_masks(files, grid, channels)
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
     if files.label_map is not None:
@@ -90,10 +98,11 @@ def _measure_method(name: str, files: MethodFiles, reference: _Reference, settin
         if files.probabilities_problem:
             raise InputError(files.probabilities_problem)
         if soft is None and files.probabilities:
-            soft = read_probabilities(files.probabilities, reference.volume)
+            soft = read_probabilities(files.probabilities, grid, channels)
         if soft is not None:
             _add_calibration(values, soft, reference, settings)
             result.notes.append(f"{name}: {soft.note}")
+    result.notes += [f"{name}: {note}" for note in dict.fromkeys(grid.notes)]
 
 
 def _fail_method(result: CaseResult, name: str, failure: Failure) -> None:
@@ -116,8 +125,13 @@ def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Set
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: _Reference, settings: Settings) -> None:
-    num_channels = len(soft.probabilities)
-    regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_channels)])
-    measured = measure_calibration(soft.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
+    num_labels = len(soft.probabilities) if soft.regions is None else soft.regions.num_labels
+    regions = settings.plan.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
+    measured: RegionValues
+    if soft.regions is None:
+        measured = measure_calibration(soft.probabilities, reference.labels, regions, ignore_label=settings.plan.ignore_label)
+    else:
+        labels, ignored = soft.regions.labels, settings.plan.ignore_label
+        measured = measure_channel_calibration(soft.probabilities, labels, reference.labels, regions, ignore_label=ignored)
     for region, row in measured.items():
         values.setdefault(region, {}).update(row)

@@ -33,6 +33,8 @@ class EvaluationOptions:
         tolerance_mm: tolerance of the surface Dice.
         ignore_label: voxels where the reference has this value are ignored; None: as in `dataset.json`.
         processes: number of cases measured at a time; None: the cores this process may use.
+        structures: whether folders hold one binary file per structure of a case; None: where it is clear.
+        resample: whether predictions and images on another grid are interpolated onto that of the reference.
         resume: reuse earlier results if files and options are the same.
         report: also write `report.html`.
         fail_fast: stop at the first bad case.
@@ -51,6 +53,8 @@ class EvaluationOptions:
     tolerance_mm: float = 1.0
     ignore_label: int | None = None
     processes: int | None = None
+    structures: bool | None = None
+    resample: bool = False
     resume: bool = False
     report: bool = True
     fail_fast: bool = False

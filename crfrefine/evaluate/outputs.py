@@ -66,6 +66,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
                 "images": None if options.images is None else str(options.images),
                 "tolerance_mm": options.tolerance_mm,
                 "ignore_label": plan.ignore_label,
+                "resample": options.resample,
                 "processes": evaluation.num_processes,
                 "command_line": options.command_line,
             },

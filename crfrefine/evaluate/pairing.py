@@ -46,6 +46,8 @@ class MethodFiles:
         problem: why the method cannot be measured in this case, as far as names tell.
         probabilities_problem: why there is no calibration, although probabilities were requested.
         is_missing: whether there is no file at all.
+        structures: number of each structure by its name: the label map is a folder of structures, or its labels have these names; empty:
+            neither.
     """
 
     label_map: Path | None = None
@@ -54,6 +56,7 @@ class MethodFiles:
     problem: str | None = None
     probabilities_problem: str | None = None
     is_missing: bool = False
+    structures: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -74,15 +77,17 @@ class CasePair:
         case_id: its name.
         reference: label map.
         methods: by name.
-        image: the first modality, if images were given.
+        images: the files of its modalities, in order; empty if no images were given, or none of this case.
         problem: why the case cannot be measured at all.
+        structures: as in `MethodFiles`, of the reference.
     """
 
     case_id: str
     reference: Path
     methods: Mapping[str, MethodFiles] = field(default_factory=dict)
-    image: Path | None = None
+    images: tuple[Path, ...] = ()
     problem: str | None = None
+    structures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,13 @@ class Pairing:
         cases: those with a file in the reference and in every method.
         notes: what was ignored, one sentence each.
         left_out: the incomplete cases.
+        structures: number of each structure by its name; empty: cases are label maps.
     """
 
     cases: tuple[CasePair, ...]
     notes: tuple[str, ...]
     left_out: tuple[IncompleteCase, ...] = ()
+    structures: Mapping[str, int] = field(default_factory=dict)
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
@@ -118,10 +125,10 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     complete = [case_id for case_id in references if case_id not in lacking]
     for name, path in options.probabilities:
         by_method[name] = _with_probabilities(by_method[name], path, notes)
-    images = _images(options.images, list(references), complete, notes)
+    images = find_images(options.images, list(references), complete, notes)
     if options.strict:
-        require_all_complete(_incomplete(lacking, _what_else_lacks(options, complete, by_method, images)), num_found)
-    left_out = _incomplete(lacking)
+        require_all_complete(incomplete_cases(lacking, _what_else_lacks(options, complete, by_method, images)), num_found)
+    left_out = incomplete_cases(lacking)
     if not complete:
         raise too_few_complete(
             left_out,
@@ -135,7 +142,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
             case_id,
             paths[0],
             {name: files[case_id] for name, files in by_method.items()},
-            images.get(case_id),
+            images.get(case_id, ()),
             _problem_of(paths, options.labels),
         )
         for case_id, paths in references.items()
@@ -144,7 +151,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     return Pairing(tuple(sorted(cases, key=lambda case: case.case_id)), tuple(notes), left_out)
 
 
-def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
+def incomplete_cases(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, ...]:
     """Return the incomplete cases, sorted by name."""
     together: dict[str, list[str]] = {}
     for by_case in reasons:
@@ -154,7 +161,10 @@ def _incomplete(*reasons: Mapping[str, Sequence[str]]) -> tuple[IncompleteCase, 
 
 
 def _what_else_lacks(
-    options: EvaluationOptions, case_ids: Sequence[str], by_method: Mapping[str, Mapping[str, MethodFiles]], images: Mapping[str, Path]
+    options: EvaluationOptions,
+    case_ids: Sequence[str],
+    by_method: Mapping[str, Mapping[str, MethodFiles]],
+    images: Mapping[str, tuple[Path, ...]],
 ) -> dict[str, list[str]]:
     """Return requested files that complete cases lack, but that are not needed to measure masks."""
     lacking: dict[str, list[str]] = {}
@@ -308,7 +318,8 @@ def _with_probabilities(found: Mapping[str, MethodFiles], source: Path, notes: l
     return replaced
 
 
-def _images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str], notes: list[str]) -> dict[str, Path]:
+def find_images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str], notes: list[str]) -> dict[str, tuple[Path, ...]]:
+    """Return the files of each case's image, and note complete cases that have none."""
     if source is None:
         return {}
     if not source.is_dir():
@@ -316,8 +327,8 @@ def _images(source: Path | None, case_ids: Sequence[str], complete: Sequence[str
         format_to_read(source, VOLUME_SUFFIXES)
         if len(case_ids) != 1:
             raise InputError(f"{source}: an image for {len(case_ids)} cases; give a folder")
-        return {case_ids[0]: source}
-    found = {case.case_id: case.images[0] for case in discover_cases(source, None)}
+        return {case_ids[0]: (source,)}
+    found = {case.case_id: case.images for case in discover_cases(source, None)}
     missing = [case_id for case_id in complete if case_id not in found]
     if missing:
         notes.append(f"{source}: no image of {len(missing)} of {len(complete)} cases, such as {missing[0]}; the report shows them without")

@@ -1,8 +1,8 @@
-"""Read the label maps and probabilities of a case on the grid of its reference, one method at a time."""
+"""Read the label maps and probabilities of a case on the grid of its reference, or interpolated onto it, one method at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,21 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import BLOCK_VOXELS, check_share, find_padding
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax
-from crfrefine.axes import file_order
+from crfrefine.arrays.probabilities import SUM_TOLERANCE, identify, softmax, take_logarithms
+from crfrefine.arrays.region_channels import find_undecided, sigmoid, take_log_odds
+from crfrefine.axes import StorageOrder, file_order
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.volume import Volume, VolumeHeader, describe_difference
+from crfrefine.evaluate.structure_maps import read_structures
+from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.evaluate.pairing import MethodFiles
 
 
@@ -27,23 +34,64 @@ class SoftLabels:
     """The contents of a file of logits or probabilities.
 
     Attributes:
-        label_map: (*grid) the most probable label.
-        probabilities: (L, *grid) float32.
+        label_map: (*grid) the most probable label; of regions as nnU-Net combines them.
+        probabilities: (L, *grid) float32; of regions: (R, *grid).
         note: whether they were taken as logits or as probabilities, and why.
+        regions: the regions of the channels; None: the channels are labels.
     """
 
     label_map: NDArray[np.unsignedinteger[Any]]
     probabilities: NDArray[np.float32]
     note: str
+    regions: RegionScheme | None = None
 
 
-def read_reference(path: Path) -> Volume:
+@dataclass(frozen=True)
+class ReferenceGrid:
+    """The grid of a case's reference, onto which predictions on another grid are interpolated if that is requested.
+
+    Attributes:
+        header: the header of the reference.
+        resample: whether to interpolate; otherwise another grid is an error.
+        notes: gets a sentence about each file that was interpolated.
+    """
+
+    header: VolumeHeader
+    resample: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def work(self) -> WorkGrid:
+        """The same grid, to interpolate onto."""
+        return WorkGrid(self.header, "reference")
+
+    def check(self, other: VolumeHeader, what: str) -> None:
+        """Raise GridMismatchError if a file is on another grid, and cannot or must not be interpolated."""
+        if self.header.on_same_grid(other):
+            return
+        if self.resample:
+            self.work.require_overlap(other, what)
+            return
+        raise GridMismatchError(
+            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n"
+            "  Export it on the grid of the image, or resample it with nearest neighbors (docs/reference/formats.md#grids)."
+            + self.work.way_out(other)
+        )
+
+
+def read_reference(path: Path, structures: Mapping[str, int] | None = None) -> Volume:
     """Read the label map of the reference.
+
+    Args:
+        path: a label map; with `structures`, perhaps a folder of them.
+        structures: number of each structure by its name.
 
     Raises:
         InputError: not a label map, or a file without geometry.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
+    if structures:
+        return read_structures(path, structures)
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     if header.num_channels > 1:
         raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
@@ -51,8 +99,10 @@ def read_reference(path: Path) -> Volume:
     return io.read_labels(path)
 
 
-def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
-    """Read the label map of a method, (*grid), with its probabilities if the file holds them.
+def read_masks(
+    files: MethodFiles, grid: ReferenceGrid, regions: RegionReading = NO_REGIONS
+) -> tuple[NDArray[np.unsignedinteger[Any]], SoftLabels | None]:
+    """Read the label map of a method, (*grid), with its probabilities if the file holds them; `regions`: which channels are regions.
 
     Raises:
         GridMismatchError: not on the grid of the reference; both grids are described.
@@ -61,81 +111,124 @@ def read_masks(files: MethodFiles, like: Volume) -> tuple[NDArray[np.unsignedint
     """
     if files.problem:
         raise InputError(files.problem)
-    if files.label_map is not None and not _holds_probabilities(files.label_map):
-        return _read_label_map(files.label_map, like), None
-    soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), like)
+    if files.label_map is not None and files.structures:
+        return _onto(grid, read_structures(files.label_map, files.structures), "structures"), None
+    if files.label_map is not None and not _holds_probabilities(files.label_map, regions):
+        return _read_label_map(files.label_map, grid), None
+    soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), grid, regions)
     return soft.label_map, soft
 
 
 def remarks_on_name(path: Path) -> tuple[str, ...]:
     """Return a remark about a file whose content does not match its name."""
+    if path.is_dir():
+        return ()
     misnamed = io.read_header(path).misnamed
     return () if misnamed is None else (f"{path.name}: {misnamed}",)
 
 
-def _holds_probabilities(path: Path) -> bool:
-    """Return whether a file has several values per voxel, like logits and probabilities, or declares such values."""
+def _holds_probabilities(path: Path, regions: RegionReading) -> bool:
+    """Return whether a file has several values per voxel, like logits and probabilities, declares such values, or is a region's channel."""
     header = io.read_header(path)
-    return header.num_channels > 1 or header.kind is not None
+    return header.num_channels > 1 or header.kind is not None or regions.is_channel(header)
 
 
-def _read_label_map(path: Path, like: Volume) -> NDArray[np.unsignedinteger[Any]]:
-    _require_same_grid(like, io.read_header(path, io.VOLUME_SUFFIXES))
-    labels: NDArray[np.unsignedinteger[Any]] = io.read_labels(path).data.reshape(like.grid_shape)
-    return labels
+def _read_label_map(path: Path, grid: ReferenceGrid) -> NDArray[np.unsignedinteger[Any]]:
+    grid.check(io.read_header(path, io.VOLUME_SUFFIXES), "label map")
+    return _onto(grid, io.read_labels(path), "label map")
 
 
-def read_probabilities(paths: tuple[Path, ...], like: Volume) -> SoftLabels:
-    """Read logits or probabilities that must be on the grid of the reference.
+def _onto(grid: ReferenceGrid, found: Volume, what: str) -> NDArray[np.unsignedinteger[Any]]:
+    """Return labels on the grid of the reference, (*grid)."""
+    assert found.header is not None
+    grid.check(found.header, what)
+    stored = StorageOrder.of_files(found.data.ndim).to_storage(found.data)
+    labels: NDArray[np.unsignedinteger[Any]] = grid.work.nearest(found.header, stored, what, grid.notes, outside="are background")
+    return StorageOrder.of_files(labels.ndim).to_user(labels)
+
+
+def read_probabilities(paths: tuple[Path, ...], grid: ReferenceGrid, regions: RegionReading = NO_REGIONS) -> SoftLabels:
+    """Read logits or probabilities on the grid of the reference; on another grid, the logits are interpolated, not the probabilities.
+
+    Args:
+        paths: a file with all channels, or one per label.
+        grid: of the reference.
+        regions: which channels are regions.
 
     Raises:
         GridMismatchError: they are on another grid; both grids are described.
         InputError: neither logits nor a distribution over labels.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
-    header = io.read_logits_header(paths)
-    _require_same_grid(like, header.files[0])
-    read = io.read_logits(paths)
-    order = file_order(read.values)
-    stored = order.to_storage(read.values)  # contiguous
-    kind, note = identify(stored, "auto", read.kind, header.path)
+    header = io.read_logits_header(paths, fewest=regions.fewest_channels)
+    grid.check(header.files[0], "logits")
+    read = io.read_logits(paths, fewest=regions.fewest_channels)
+    stored = file_order(read.values).to_storage(read.values)  # contiguous
+    scheme = regions.scheme_of(stored, header.path)
+    decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
+    kind, note = decide(stored, "auto", read.kind, header.path)
     note = "; ".join([note, *(f"{file.path.name}: {file.misnamed}" for file in header.files if file.misnamed is not None)])
-    labels = order.to_user(argmax_labels(stored))
+    is_elsewhere = not grid.header.on_same_grid(header.files[0])
+    if is_elsewhere:
+        if kind == "probabilities":
+            convert(stored)
+            kind = "logits"
+        del read
+        if scheme is None:
+            stored = grid.work.logits(header.files[0], stored, grid.notes, outside="are background")
+        else:
+            stored = grid.work.linear(header.files[0], stored, "logits", grid.notes, outside="are background")
+    if scheme is not None:
+        return _soft_regions(stored, scheme, kind, note, grid)
+    labels = argmax_labels(stored)
     padding = find_padding(stored)
     if padding is not None:
         if kind == "probabilities":  # Equal probabilities may be a distribution.
             padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
         check_share(int(np.count_nonzero(padding)), padding.size, str(header.path))
-        if kind == "probabilities":
-            for label, channel in enumerate(stored):
-                channel[padding] = float(label == 0)
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
             flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
-    grid = like.grid_shape
-    return SoftLabels(labels.reshape(grid), read.values.reshape((len(stored), *grid), order="A"), note)
+    if padding is not None and (kind == "probabilities" or is_elsewhere):
+        for label, channel in enumerate(stored):
+            channel[padding] = float(label == 0)
+    return _soft_labels(labels, stored, note, grid)
 
 
-def read_image(path: Path, like: Volume) -> NDArray[np.float32]:
-    """Read the first channel of an image that must be on the grid of the reference, (*grid).
+def _soft_regions(stored: NDArray[np.float32], scheme: RegionScheme, kind: str, note: str, grid: ReferenceGrid) -> SoftLabels:
+    """Return the label map and the sigmoid probabilities of regions, in place; `stored` are (R, [z,] y, x) log-odds or probabilities."""
+    if kind == "logits":
+        for channel in stored:
+            channel[:] = sigmoid(channel)
+    undecided = find_undecided(stored - np.float32(0.5))
+    if undecided is not None:
+        check_share(int(np.count_nonzero(undecided)), undecided.size, note)
+        stored[:, undecided] = 0.0
+    return _soft_labels(scheme.decode(stored - np.float32(0.5)), stored, note, grid, scheme)
+
+
+def _soft_labels(
+    labels: NDArray[Any], stored: NDArray[np.float32], note: str, grid: ReferenceGrid, scheme: RegionScheme | None = None
+) -> SoftLabels:
+    """Return arrays in storage order, ([z,] y, x) and (channels, [z,] y, x), in the user's."""
+    shape = grid.header.grid_shape
+    order = StorageOrder.of_files(len(shape))
+    probabilities = order.to_user(stored.reshape(len(stored), *shape[::-1]))
+    return SoftLabels(order.to_user(labels.reshape(shape[::-1])), probabilities, note, scheme)
+
+
+def read_image(path: Path, grid: ReferenceGrid) -> NDArray[np.float32]:
+    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file.
 
     Raises:
         GridMismatchError: it is on another grid; both grids are described.
         InputError: values that are NaN or infinite.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
-    _require_same_grid(like, io.read_header(path, io.VOLUME_SUFFIXES))
-    image: NDArray[np.float32] = io.read_volume(path).channels[0].reshape(like.grid_shape)
-    return image
-
-
-def _require_same_grid(like: Volume, other: VolumeHeader) -> None:
-    reference = like.header
-    if reference is None or reference.on_same_grid(other):
-        return
-    difference = describe_difference(reference.path, reference.grid_shape, reference.affine, other.path, other.grid_shape, other.affine)
-    raise GridMismatchError(
-        f"{other.path}: not on the grid of the reference\n{difference}\n"
-        "  Export it on the grid of the image, or resample it with nearest neighbors (docs/reference/formats.md#grids)."
-    )
+    header = io.read_header(path, io.VOLUME_SUFFIXES)
+    grid.check(header, "image")
+    values = io.allocate(header)
+    io.read_into(header, values)
+    image = grid.work.linear(header, values, "image", grid.notes, outside="are 0")
+    return StorageOrder.of_files(image.ndim - 1).to_user(image)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import crfrefine
+from crfrefine.cases.region_reading import RegionReading
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.regions import RegionPlan
@@ -30,10 +31,14 @@ class Settings:
     Attributes:
         plan: regions, and the label to ignore.
         tolerance_mm: tolerance of the surface Dice.
+        resample: whether predictions on another grid are interpolated onto that of the reference.
+        channels: by method, which channels of its files are regions.
     """
 
     plan: RegionPlan
     tolerance_mm: float
+    resample: bool = False
+    channels: Mapping[str, RegionReading] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,9 +116,15 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
         "reference": _identity(pair.reference),
         "methods": methods,
         "tolerance_mm": settings.tolerance_mm,
+        "resample": settings.resample,
         "ignore_label": plan.ignore_label,
         "labels": list(plan.labels),
         "regions": {name: list(labels) for name, labels in plan.named.items()},
+        "structures": dict(pair.structures),
+        "channels": {
+            name: [reading.problem, reading.num_labels, None if reading.scheme is None else reading.scheme.to_dict()]
+            for name, reading in settings.channels.items()
+        },
     }
 
 
@@ -154,7 +165,8 @@ def _identity(path: Path | None) -> list[Any] | None:
     if path is None:
         return None
     found: list[Any] = []
-    for one in files_read(path):
+    # Of a folder of structures, every file counts.
+    for one in sorted(path.iterdir()) if path.is_dir() else files_read(path):
         status = one.stat()
         found.append([str(one.resolve()), status.st_size, status.st_mtime_ns])
     return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.cases.discovery import DatasetDescription, read_dataset_description
@@ -37,6 +38,14 @@ class RegionPlan:
         numbers = sorted({*labels, *self.labels} - {0, self.ignore_label})
         return {**{str(label): (label,) for label in numbers}, **self.named}
 
+    def with_structures(self, structures: Mapping[str, int]) -> RegionPlan:
+        """Return the plan for label maps of structures (number by name), which have nothing to do with the labels of a `dataset.json`."""
+        if not structures:
+            return self
+        named = {name: self.named[name] for name in self.judged}
+        titles = {str(number): f"{number} {shorten(' '.join(name.split()))}" for name, number in structures.items()}
+        return replace(self, labels=(), named=named, titles=titles, ignore_label=None)
+
 
 def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -> RegionPlan:
     """Determine the regions of a run.
@@ -53,7 +62,8 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
     notes: list[str] = []
     description, described = _describe(labels if labels.is_dir() else labels.parent, notes)
     ignored = ignore_label if ignore_label is not None or description is None else description.ignore_label
-    asked = [region for text in texts for region in _parse(text)]
+    titles = _titles(description)
+    asked = [_as_label(region, titles) for text in texts for region in _parse(text, titles)]
     named: dict[str, tuple[int, ...]] = {}
     for region in asked:
         if named.setdefault(region.name, region.labels) != region.labels:
@@ -73,7 +83,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
         labels=tuple(sorted(numbers | plain)),
         named=named,
         judged=names or tuple(region.name for region in described),
-        titles=_titles(description),
+        titles=titles,
         ignore_label=ignored,
         notes=tuple(notes),
     )
@@ -96,14 +106,23 @@ def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None
     labels = {" ".join(name.split()) for name in description.labels}
     if not description.has_regions:
         return description, tuple(region for region in found if region.name not in labels)
-    # A label has its own row, whose title has its name: as a region of that name it would appear twice.
-    named = (
-        Region(str(region.labels[0]), region.labels) if len(region.labels) == 1 and region.name in labels else region for region in found
-    )
-    return description, tuple(dict.fromkeys(named))
+    titles = _titles(description)
+    return description, tuple(dict.fromkeys(_as_label(region, titles) for region in found))
 
 
-def _parse(text: str) -> tuple[Region, ...]:
+def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
+    """Return a label that has the name of the region; else the region.
+
+    A label has its own row, whose title has its name: as a region of that name it would appear twice.
+    """
+    number = str(region.labels[0])
+    if len(region.labels) == 1 and titles.get(number) == _title(number, region.name):
+        return Region(number, region.labels)
+    return region
+
+
+def _parse(text: str, titles: dict[str, str]) -> tuple[Region, ...]:
+    """Return the regions that a text or the file of that name has; names of labels in a `dataset.json` are added to the titles."""
     path = Path(text)
     try:
         is_file = path.is_file()
@@ -113,6 +132,11 @@ def _parse(text: str) -> tuple[Region, ...]:
         found = read_regions(path)
         if not found:
             raise InputError(f'{path}: holds no region; expected names and labels, such as {{"core": [1, 3, 4]}}')
+        if path.name == "dataset.json":
+            with suppress(InputError):  # Then its labels stay regions under their names.
+                titles.update(
+                    {number: title for number, title in _titles(read_dataset_description(path.parent)).items() if number not in titles}
+                )
         return found
     if "=" not in text:
         raise ConfigError(f'--regions {shorten(text)}: no such file, and not a region such as "core=1+3+4"')
@@ -132,9 +156,8 @@ def _numbers(entry: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def _titles(description: DatasetDescription | None) -> dict[str, str]:
     """Return "1 anterior" for label 1."""
-    titles: dict[str, str] = {}
-    for name, entry in description.labels.items() if description else ():
-        numbers = _numbers(entry)
-        if len(numbers) == 1:
-            titles[str(numbers[0])] = f"{numbers[0]} {shorten(' '.join(name.split()))}"
-    return titles
+    return {str(label): title for label, title in description.label_titles.items()} if description else {}
+
+
+def _title(number: str, name: str) -> str:
+    return f"{number} {shorten(' '.join(name.split()))}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import crfrefine
+from crfrefine.cases.naming import Names, read_names
 from crfrefine.errors import CrfRefineError
-from crfrefine.evaluate.reading import read_image, read_masks, read_reference
+from crfrefine.evaluate.reading import ReferenceGrid, read_image, read_masks, read_reference
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.report.model import CaseImages, ReportInput
 
@@ -27,6 +30,10 @@ def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> Re
     """
     options = evaluation.options
     pairs = {pair.case_id: pair for pair in evaluation.pairs}
+    names = read_names([options.images, options.labels]) if options.images is not None else Names()
+    for text in names.notes:
+        if text not in evaluation.notes:
+            note(text)
     baseline = options.baseline if evaluation.verdict is not None else None
     return ReportInput(
         title=options.name if baseline is None else f"{options.name} against {baseline}",
@@ -40,7 +47,7 @@ def make_report_input(evaluation: Evaluation, note: Callable[[str], None]) -> Re
         failures=evaluation.failures,
         left_out=evaluation.left_out_text,
         settings=_settings(evaluation),
-        load_case=lambda case_id: _load(pairs[case_id], options.name, baseline, note),
+        load_case=lambda case_id: _load(pairs[case_id], evaluation, baseline, names.modalities, note),
         mean_regions=evaluation.judged_regions,
     )
 
@@ -64,21 +71,30 @@ def _settings(evaluation: Evaluation) -> dict[str, str]:
     return {name: text for name, text in shown.items() if text}
 
 
-def _load(pair: CasePair, method: str, baseline: str | None, note: Callable[[str], None]) -> CaseImages:
-    reference = read_reference(pair.reference)
-    image = None
-    if pair.image is not None:
+def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: Sequence[str], note: Callable[[str], None]) -> CaseImages:
+    reference = read_reference(pair.reference, pair.structures)
+    assert reference.header is not None
+    grid = ReferenceGrid(reference.header, evaluation.options.resample)
+    method, regions = evaluation.options.name, evaluation.settings.channels
+    channels: list[NDArray[np.float32]] = []
+    titles: list[str] = []
+    for number, path in enumerate(pair.images):
         try:
-            image = _solid(read_image(pair.image, reference))
+            found = read_image(path, grid)
         except (CrfRefineError, OSError) as error:
-            note(f"case {pair.case_id!r}: shown without its image: {error}")
+            note(f"case {pair.case_id!r}: shown without {'its image' if len(pair.images) == 1 else path.name}: {error}")
+            continue
+        first = len(channels) if len(pair.images) == 1 else number
+        titles += [names[place] if place < len(names) else f"modality {place + 1}" for place in range(first, first + len(found))]
+        channels += [_solid(channel) for channel in found]
     return CaseImages(
         case=pair.case_id,
-        image=image,
+        image=np.stack(channels) if channels else None,
         reference=_solid(reference.data),
-        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], reference)[0]),
-        after=_solid(read_masks(pair.methods[method], reference)[0]),
+        before=None if baseline is None else _solid(read_masks(pair.methods[baseline], grid, regions[baseline])[0]),
+        after=_solid(read_masks(pair.methods[method], grid, regions[method])[0]),
         affine=reference.affine,
+        modality_names=tuple(titles),
     )
 
 

@@ -145,6 +145,8 @@ class Evaluation:
             rivals_are_simple=False,
             regions=self.judged_regions,
             subject=subject,
+            summary=self.summary,
+            titles=self.titles,
         )
 
     @property

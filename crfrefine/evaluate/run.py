@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.measuring import measure_pair
 from crfrefine.evaluate.observer import EvaluationObserver
@@ -13,6 +14,7 @@ from crfrefine.evaluate.pairing import pair_cases
 from crfrefine.evaluate.records import CaseResult, Job, Settings
 from crfrefine.evaluate.regions import plan_regions
 from crfrefine.evaluate.results import Evaluation
+from crfrefine.evaluate.structures import has_structures, pair_structures
 from crfrefine.execution.factory import make_executor
 from crfrefine.execution.records import reusable
 from crfrefine.io.atomic import check_replaceable, check_writable
@@ -42,11 +44,12 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     observer = observer or EvaluationObserver()
     check_options(options)
     plan = plan_regions(options.regions, options.labels, options.ignore_label)
-    pairing = pair_cases(options)
-    settings = Settings(plan, options.tolerance_mm)
-    notes = (*plan.notes, *pairing.notes)
+    pairing = pair_structures(options) if has_structures(options) else pair_cases(options)
+    plan = plan.with_structures(pairing.structures)
+    notes = [*plan.notes, *pairing.notes]
+    settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
-    evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out)
+    evaluation = Evaluation(options, settings, pairing.cases, (), tuple(notes), num_processes, left_out=pairing.left_out)
     _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
     if evaluation.table.cases:
@@ -61,6 +64,16 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
         observer.note(f"{options.output / REPORT_NAME} is from an earlier run")
     observer.run_ended(evaluation)
     return evaluation
+
+
+def _channels(options: EvaluationOptions, notes: list[str]) -> dict[str, RegionReading]:
+    """Return which channels of each method's files are regions: as the `dataset.json` beside them says, or that of the reference.
+
+    One that cannot be read is noted.
+    """
+    named = dict(options.probabilities)
+    places = {name: (named.get(name, folder), folder, options.labels) for name, folder in options.methods.items()}
+    return {name: find_regions(None, [path if path.is_dir() else path.parent for path in paths], notes) for name, paths in places.items()}
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.parameters.model import CrfParameters
 
 
@@ -13,16 +14,19 @@ class InferenceOptions:
     """Options of `crfrefine infer`: what to refine, how, and where to write.
 
     Attributes:
-        images: a folder, or the files of one case's modalities.
-        logits: a folder, or the file(s) of one case.
+        images: a folder, or the files of one case's modalities; with `nnunet`, a folder or nothing.
+        logits: a folder, or the file(s) of one case; label maps or structures too; nothing with `nnunet`.
         output: a folder, or for one case a file.
         masks: a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says.
         parameters: the CRF.
-        input_type: "auto", "logits" or "probabilities".
+        input_type: "auto", "logits", "probabilities" or "labels".
+        regions: the regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
+        resample: whether logits and masks on another grid are interpolated onto the image's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; None: the cores this process may use.
         save_probabilities: also write the marginals.
         save_logits: also write the refined logits.
+        save_structures: also write one binary file per structure, where the input was such files.
         preview: also write a picture.
         resume: skip cases whose output exists and is complete.
         num_parts: number of processes that share the cases.
@@ -30,6 +34,7 @@ class InferenceOptions:
         fail_fast: stop at the first bad case.
         summary: JSON file to write.
         config: the file of the parameters, so that no output overwrites it.
+        nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
     """
 
     images: tuple[Path, ...]
@@ -38,10 +43,13 @@ class InferenceOptions:
     masks: Path | str | None = None
     parameters: CrfParameters = field(default_factory=CrfParameters)
     input_type: str = "auto"
+    regions: RegionScheme | None = None
+    resample: bool = False
     device: str = "auto"
     threads: int | None = None
     save_probabilities: bool = False
     save_logits: bool = False
+    save_structures: bool = False
     preview: bool = False
     resume: bool = False
     num_parts: int = 1
@@ -49,3 +57,9 @@ class InferenceOptions:
     fail_fast: bool = False
     summary: Path | None = None
     config: Path | None = None
+    nnunet: Path | None = None
+
+    @property
+    def is_folder_run(self) -> bool:
+        """Whether the run is on a folder, and not on the files of one case."""
+        return self.nnunet is not None or self.images[0].is_dir()

@@ -5,19 +5,22 @@ The label map is written last, so that its presence means that the case is compl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.cases.naming import Names
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.files import files_read, files_written, identities
+from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.special_files import special_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -32,16 +35,21 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The output files of a case; None: not requested."""
+    """The output files of a case; None, or no structures: not requested. Each structure's file has its name."""
 
     label_map: Path
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
+    structures: tuple[Path, ...] = ()
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths, the label map last."""
-        return tuple(path for path in (self.probabilities, self.logits, self.preview, self.label_map) if path is not None)
+        return tuple(path for path in (self.probabilities, self.logits, self.preview, *self.structures, self.label_map) if path is not None)
+
+    def volumes(self) -> tuple[Path, ...]:
+        """Return the requested paths except the picture, the label map first."""
+        return tuple(path for path in (self.label_map, self.probabilities, self.logits, *self.structures) if path is not None)
 
 
 @dataclass(frozen=True)
@@ -53,20 +61,24 @@ class RefinedArrays:
         label_map: (*grid) integer.
         probabilities: (L, *grid) float32 marginals.
         logits: (L, *grid) float32 refined logits.
-        image: (M, *grid) the image of the preview.
+        structure_numbers: number of each structure by its name.
+        image: (M, *grid) the image, for the preview.
         before: (*grid) integer, the network's labels, for the preview.
         title: first line of the preview.
         subtitle: second line of the preview.
+        names: of labels and modalities, for the preview.
     """
 
     like: Volume
     label_map: NDArray[Any]
     probabilities: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
+    structure_numbers: Mapping[str, int] = field(default_factory=dict)
     image: NDArray[np.float32] | None = None
     before: NDArray[Any] | None = None
     title: str = ""
     subtitle: str = ""
+    names: Names = field(default_factory=Names)
 
 
 def plan_outputs(
@@ -77,6 +89,7 @@ def plan_outputs(
     probabilities: bool = False,
     logits: bool = False,
     preview: bool = False,
+    structures: bool = False,
     config: Path | None = None,
 ) -> list[OutputFiles]:
     """Choose the output files of each case.
@@ -88,6 +101,7 @@ def plan_outputs(
         probabilities: whether the marginals are requested.
         logits: whether the refined logits are requested.
         preview: whether a picture is requested.
+        structures: whether one file per structure is requested, for cases whose input was such files.
         config: the file of the parameters, which is also an input.
 
     Raises:
@@ -110,6 +124,7 @@ def plan_outputs(
                 probabilities=label_map.with_name(f"{stem}_probabilities.nii.gz") if probabilities else None,
                 logits=label_map.with_name(f"{stem}_logits.nii.gz") if logits else None,
                 preview=label_map.with_name(f"{stem}_preview.png") if preview else None,
+                structures=_structure_files(files, label_map.with_name(stem)) if structures else (),
             )
         )
     if as_file and suffix not in VOLUME_SUFFIXES:
@@ -122,9 +137,8 @@ def plan_outputs(
 
 def check_case_outputs(outputs: OutputFiles) -> None:
     """Raise CrfRefineError, before a case is computed, if the path of an output is something that must not be replaced."""
-    for path in (outputs.label_map, outputs.probabilities, outputs.logits):
-        if path is not None:
-            check_replaceable(*reversed(files_written(path)))
+    for path in outputs.volumes():
+        check_replaceable(*reversed(files_written(path)))
     if outputs.preview is not None:
         check_small_file(outputs.preview)
 
@@ -156,7 +170,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
         return False
     if outputs.preview is not None and not _is_whole_picture(outputs.preview):
         return False
-    volumes = [path for path in (outputs.label_map, outputs.probabilities, outputs.logits) if path is not None]
+    volumes = outputs.volumes()
     if not all(is_whole(path) for path in volumes):
         return False
     image = read_header(files.images[0])
@@ -182,7 +196,22 @@ def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int 
         write_channels(outputs.logits, outcome.logits, outcome.like, threads=threads)
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
+    run_all([partial(_write_structure, path, outcome) for path in outputs.structures], threads)
     write_label_map(outputs.label_map, outcome.label_map, outcome.like)
+
+
+def _structure_files(files: CaseFiles, folder: Path) -> tuple[Path, ...]:
+    """Return the files of the structures that the input of a case has, with the same names, in its folder."""
+    if not files.are_structures:
+        return ()
+    return tuple(folder / f"{stem_of(path)}{suffix_to_write(path)}" for path in files.logits)
+
+
+def _write_structure(path: Path, outcome: RefinedArrays) -> None:
+    from crfrefine.io import write_label_map
+
+    mask = (outcome.label_map == outcome.structure_numbers[stem_of(path)]).view("u1")
+    write_label_map(path, mask, outcome.like)
 
 
 def _is_whole_picture(path: Path) -> bool:
@@ -198,7 +227,15 @@ def _write_preview(path: Path, outcome: RefinedArrays, image: NDArray[np.float32
 
     like = outcome.like
     picture = draw_preview(
-        image, before, outcome.label_map, like.spacing, affine=like.affine, title=outcome.title, subtitle=outcome.subtitle
+        image,
+        before,
+        outcome.label_map,
+        like.spacing,
+        affine=like.affine,
+        title=outcome.title,
+        subtitle=outcome.subtitle,
+        label_names=outcome.names.labels,
+        modality_names=outcome.names.modalities,
     )
     write_small_file(path, picture)
 
@@ -221,5 +258,8 @@ def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[Outp
 def _check_folder_of_its_own(cases: Sequence[CaseFiles], output: Path) -> None:
     """Raise if the outputs would be among the inputs, where the next run would take them as images or logits."""
     inputs = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
+    # Structures are in a folder per case.
+    of_structures = {(files.case_id, path.parent) for files in cases if files.are_structures for path in files.logits}
+    inputs |= {folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id}
     if output.resolve() in inputs:
         raise InputError(f"{output}: holds the images or logits of this run; choose another folder for the results")

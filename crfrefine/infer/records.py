@@ -14,6 +14,7 @@ from crfrefine.io.json import without_nonfinite
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import LabelChanges
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import MeanFieldReport
     from crfrefine.failures import Failure
 
@@ -24,49 +25,68 @@ SCHEMA = 1
 class CaseRecord(Record):
     """The outcome of one case: `status` is "done", "skipped" (its output existed) or "failed".
 
-    Fields that the case did not reach keep their defaults.
+    Fields that the case did not reach keep their defaults. A skipped case has those of the run that refined it, where its summary is known.
 
     Attributes:
         output: the label map.
+        written: time of the label map's last change, UTC: a later change shows that the record is not about that label map.
         probabilities: the marginals, if requested.
         logits: the refined logits, if requested.
         preview: the picture, if requested.
+        structures: the folder of one binary file per structure, if requested.
         grid_shape: voxels along each axis.
         spacing: mm, one per grid axis.
         num_labels: L, background included.
         num_modalities: channels of the image.
         num_voxels_in_mask: voxels inside the mask.
         num_padding_voxels: voxels in the mask that were excluded because all labels had the same logit.
-        input_type: "logits" or "probabilities": type of the network's output.
+        voxels_removed: voxels of components that the small-object rules turned into background.
+        voxels_filled: voxels of holes that they filled.
+        input_type: "logits", "probabilities" or "labels": type of the network's output.
+        regions: the regions of the network's sigmoid channels; None: its channels are labels.
         report: iterations, convergence, energy and filters of the mean field; None: the case did not get that far.
         changes: voxels of each label in the network's argmax and after refinement; None: the case did not get that far.
+        other_parameters: the tables of parameters that a skipped case was refined with, those that are not as in this run.
+        kept: the record as the summary of an earlier run has it; its fields stand in the file, but for `status`, `output` and
+            `other_parameters`.
     """
 
     output: Path | None = None
+    written: str | None = None
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
+    structures: Path | None = None
     grid_shape: tuple[int, ...] | None = None
     spacing: tuple[float, ...] | None = None
     num_labels: int | None = None
     num_modalities: int | None = None
     num_voxels_in_mask: int | None = None
     num_padding_voxels: int | None = None
+    voxels_removed: int | None = None
+    voxels_filled: int | None = None
     input_type: str | None = None
+    regions: RegionScheme | None = None
     report: MeanFieldReport | None = None
     changes: LabelChanges | None = None
+    other_parameters: dict[str, Any] | None = None
+    kept: dict[str, Any] | None = None
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""
         super().fail(failure)
-        self.output = self.probabilities = self.logits = self.preview = None
+        self.output = self.written = self.probabilities = self.logits = self.preview = self.structures = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they stand in a JSON file, those of the run and of the labels beside the others."""
         values: dict[str, Any] = {}
         for name, value in super().to_dict().items():
             values |= (value or _NOT_REACHED[name]) if name in _NOT_REACHED else {name: value}
-        return values
+        if self.regions is not None:
+            values["regions"] = self.regions.to_dict()
+        kept = values.pop("kept") or {}
+        own = {"status": self.status, "other_parameters": self.other_parameters} | ({"output": self.output} if self.output else {})
+        return values | kept | own
 
 
 _NOT_REACHED: dict[str, dict[str, Any]] = {
@@ -86,11 +106,13 @@ class RunSummary:
         parameters: the CRF's parameters as `CrfParameters.to_dict` returns them.
         num_parts: number of processes that share the cases.
         part_id: this process among them, from 0.
+        label_names: name of each label by its number, where each structure has a file of its own; else empty.
         num_cases: cases of this part.
         started: start time, UTC.
         seconds: wall time.
         interrupted: whether it was stopped before the end.
         cases: one record per processed case, in order.
+        earlier: records of an earlier run of the same cases, kept until these are processed.
     """
 
     device: str
@@ -99,11 +121,13 @@ class RunSummary:
     requested_device: str = "auto"
     num_parts: int = 1
     part_id: int = 0
+    label_names: dict[int, str] = field(default_factory=dict)
     num_cases: int = 0
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
     interrupted: bool = False
     cases: list[CaseRecord] = field(default_factory=list)
+    earlier: list[CaseRecord] = field(default_factory=list)
 
     def count(self, status: str) -> int:
         """Return the number of cases that are "done", "skipped" or "failed"."""
@@ -113,15 +137,28 @@ class RunSummary:
         """Return plain values for the JSON file; None for numbers that JSON does not have."""
         import crfrefine
 
-        head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cases"}
+        head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("cases", "earlier")}
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
-        cases = [record.to_dict() for record in self.cases]
-        summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, "cases": cases})
+        reached = {record.case_id for record in self.cases}
+        lists = {
+            "cases": [record.to_dict() for record in self.cases],
+            "not_reached": [record.to_dict() for record in self.earlier if record.case_id not in reached],
+        }
+        summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, **lists})
         return summary
 
     def to_json(self) -> str:
         """Return the text of the JSON file."""
         return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def time_of_change(path: Path) -> str | None:
+    """Return the time of a file's last change, UTC; None if it does not exist."""
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
 
 
 def _plain(value: object) -> str:

@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.errors import InputError
@@ -18,15 +17,18 @@ from crfrefine.execution.pipeline import pipeline
 from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.records import CaseRecord, RunSummary
+from crfrefine.infer.records import CaseRecord, RunSummary, time_of_change
 from crfrefine.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from crfrefine.cases.case import Case, CaseFiles
     from crfrefine.infer.outputs import OutputFiles, RefinedArrays
-    from crfrefine.refinement import RefinementResult
+    from crfrefine.refinement_result import RefinementResult
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
 
@@ -61,11 +63,12 @@ def run_inference(options: InferenceOptions, observer: InferenceObserver | None 
 
 @dataclass(frozen=True)
 class _Task:
-    """A case to refine; `number` counts from 1."""
+    """A case to refine; `number` counts from 1, and `recorded` is what an earlier summary says of its output."""
 
     number: int
     files: CaseFiles
     outputs: OutputFiles
+    recorded: CaseRecord | None = None
 
     @property
     def case_id(self) -> str:
@@ -75,7 +78,8 @@ class _Task:
         """Return the record of a case whose outputs exist, are complete, and are on its grid."""
         from crfrefine.infer.outputs import is_complete
 
-        return CaseRecord(self.case_id, "skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
+        record = self.recorded or CaseRecord(self.case_id)
+        return replace(record, status="skipped", output=self.outputs.label_map) if is_complete(self.outputs, self.files) else None
 
 
 @dataclass
@@ -100,9 +104,12 @@ class _Run:
     """One call of `run_inference`."""
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
-        from crfrefine.cases.case import discover_cases
         from crfrefine.engines import get_backend
+        from crfrefine.infer.earlier import EarlierRecords, read_earlier
+        from crfrefine.infer.inputs import find_inputs
         from crfrefine.infer.outputs import check_summary_path, plan_outputs
+        from crfrefine.infer.structure_names import check_names_file
+        from crfrefine.infer.summary_file import SummaryFile
         from crfrefine.io.atomic import check_small_output, check_writable
         from crfrefine.threads import available_threads
 
@@ -111,24 +118,34 @@ class _Run:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         backend = get_backend(options.device)
-        found = discover_cases(options.images, options.logits, _mask_path(options))
-        self._notes = found.notes
-        cases = select_part(found, options.num_parts, options.part_id)
+        inputs = self._inputs = find_inputs(options)
+        self._notes = list(inputs.notes)
+        cases = select_part(inputs.cases, options.num_parts, options.part_id)
         outputs = plan_outputs(
             cases,
             options.output,
-            folder_run=options.images[0].is_dir(),
+            folder_run=options.is_folder_run,
             probabilities=options.save_probabilities,
             logits=options.save_logits,
             preview=options.preview,
+            structures=options.save_structures,
             config=options.config,
         )
         if options.summary is not None:
             check_summary_path(options.summary, cases, outputs, options.config)
-        self._tasks = [_Task(number, *pair) for number, pair in enumerate(zip(cases, outputs, strict=True), start=1)]
+        earlier = EarlierRecords()
+        if options.summary is not None and options.resume:
+            label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
+            earlier = read_earlier(options.summary, label_maps, options.parameters.to_dict(), (options.num_parts, options.part_id))
+        self._notes += earlier.notes
+        self._tasks = [
+            _Task(number, files, plan, earlier.of_outputs.get(files.case_id))
+            for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
+        ]
         # If no case can be read, no folder is needed.
-        for folder in {task.outputs.label_map.parent for task in self._tasks if not task.files.problem}:
+        for folder in {path.parent for task in self._tasks if not task.files.problem for path in task.outputs.all()}:
             check_writable(folder)
+        self._names_file = check_names_file(self._inputs.structures, cases, options.output)
         if options.summary is not None:
             check_small_output(options.summary)
         self._summary = RunSummary(
@@ -138,15 +155,22 @@ class _Run:
             requested_device=options.device,
             num_parts=options.num_parts,
             part_id=options.part_id,
+            label_names={number: name for name, number in self._inputs.structures.items()},
             num_cases=len(cases),
+            earlier=earlier.all(),
         )
+        self._file = SummaryFile(options.summary, self._summary)
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written."""
+        from crfrefine.infer.structure_names import write_names
+
         started = time.perf_counter()
         self._tell(self._observer.run_started, self._summary)
         for note in self._notes:
             self._tell(self._observer.note, note)
+        if self._names_file is not None:
+            write_names(self._names_file, self._inputs.structures)
         try:
             pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
         except KeyboardInterrupt:
@@ -155,8 +179,8 @@ class _Run:
         finally:
             self._summary.seconds = time.perf_counter() - started
             order = {task.case_id: task.number for task in self._tasks}
-            self._summary.cases.sort(key=lambda record: order[record.case_id])
-            self._save_summary()
+            self._summary.cases = sorted(self._summary.cases, key=lambda record: order[record.case_id])
+            self._file.save_last()
             self._tell(self._observer.run_ended, self._summary)
         return self._summary
 
@@ -180,14 +204,14 @@ class _Run:
     def _load(self, task: _Task, record: CaseRecord) -> _Loaded:
         from crfrefine.cases.case import load_case
 
-        options = self.options
-        mask_mode = options.parameters.intensity.mask if options.masks is None else "nonzero" if options.masks == "nonzero" else "none"
         started = time.perf_counter()
-        case = load_case(task.files, input_type=options.input_type, mask_mode=mask_mode, threads=options.threads)
+        case = load_case(task.files, self._inputs.reading, threads=self.options.threads)
         record.times["read"] = time.perf_counter() - started
+        record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
         record.grid_shape = tuple(case.image.shape[1:])
         record.spacing = tuple(float(step) for step in case.spacing)
-        record.num_modalities, record.num_labels = len(case.image), len(case.logits)
+        record.num_modalities, record.num_labels = len(case.image), case.num_labels
+        record.regions = case.regions
         record.input_type = case.input_kind
         record.notes = list(case.notes)
         return _Loaded(case, task, record)
@@ -206,10 +230,13 @@ class _Run:
     def _refine_or_raise(self, loaded: _Loaded) -> RefinedArrays:
         import numpy as np
 
+        from crfrefine.arrays.label_maps import vanished_labels
+        from crfrefine.arrays.one_hot import ABSENT_LOGIT, describe_labels
         from crfrefine.infer.outputs import RefinedArrays
         from crfrefine.refinement import refine
 
         case, record, options = loaded.case, loaded.record, self.options
+        channels = case.channel_labels
 
         def progress(stage: str, step: int, num_steps: int) -> None:
             self._tell(self._observer.stage_changed, record.case_id, stage, step, num_steps)
@@ -219,30 +246,41 @@ class _Run:
             case.logits,
             case.image,
             spacing=case.spacing,
-            parameters=options.parameters,
+            parameters=options.parameters.select_labels(channels, case.num_labels) if channels else options.parameters,
             mask=case.mask,
             input_type="logits",
+            regions=case.regions,
             device=options.device,
             threads=options.threads,
             progress=progress,
         )
+        if channels:
+            result = result.renumbered(channels, case.num_labels)
         record.times["refine"] = time.perf_counter() - started
         record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
         record.report, record.changes = result.report, result.changes
         for note in result.notes:
             self._note(record, note)
         record.notes += result.notes
+        vanished = vanished_labels(result.changes) if case.input_kind == "labels" else ()
+        if vanished:
+            text = f"labels that vanished: {describe_labels(vanished)}; a lower bilateral.weight or mean_field.temperature changes less"
+            self._note(record, text)
+            record.notes.append(text)
         record.num_padding_voxels = result.num_padding_voxels
+        record.voxels_removed, record.voxels_filled = result.voxels_removed, result.voxels_filled
         record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
         return RefinedArrays(
             like=replace(case.like, data=result.label_map),  # so that the image can be freed
             label_map=result.label_map,
-            probabilities=result.marginals if options.save_probabilities else None,
-            logits=result.logits if options.save_logits else None,
-            image=case.image[:1] if options.preview else None,
+            probabilities=_of_all_labels(result, result.marginals, 0.0) if options.save_probabilities else None,
+            logits=_of_all_labels(result, result.logits, ABSENT_LOGIT) if options.save_logits else None,
+            structure_numbers=self._inputs.structures,
+            image=case.image if options.preview else None,
             before=result.network_label_map if options.preview else None,
             title=printable(record.case_id),
-            subtitle=_describe_numbers(result, case.spacing),
+            subtitle=_describe_numbers(result, case.spacing, self._inputs.names.labels),
+            names=self._inputs.names,
         )
 
     def _write(self, refined: _Refined) -> None:
@@ -256,6 +294,8 @@ class _Run:
             record.times["write"] = time.perf_counter() - started
             record.output, record.probabilities = outputs.label_map, outputs.probabilities
             record.logits, record.preview = outputs.logits, outputs.preview
+            record.written = time_of_change(outputs.label_map)
+            record.structures = outputs.structures[0].parent if outputs.structures else None
             record.status = "done"
         self._finish(record)
 
@@ -271,6 +311,7 @@ class _Run:
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)
+        self._file.save_soon()
         self._tell(self._observer.case_ended, record)
 
     def _note(self, record: CaseRecord, text: str) -> None:
@@ -280,25 +321,28 @@ class _Run:
         with self._lock:
             method(*arguments, **named)
 
-    def _save_summary(self) -> None:
-        if self.options.summary is not None:
-            from crfrefine.io.atomic import write_small_file
 
-            write_small_file(self.options.summary, self._summary.to_json().encode())
+def _of_all_labels(result: RefinementResult, values: NDArray[np.float32], absent: float) -> NDArray[np.float32]:
+    """Return (L, *grid) values; those of labels without a channel are `absent`. Channels of regions stay as they are."""
+    if result.regions is not None or len(values) == result.num_labels:
+        return values
+    from crfrefine.arrays.one_hot import expand_channels
+
+    return expand_channels(values, result.channel_labels, result.num_labels, absent)
 
 
-def _mask_path(options: InferenceOptions) -> Path | None:
-    return None if options.masks is None or options.masks == "nonzero" else Path(options.masks)
-
-
-def _describe_numbers(result: RefinementResult, spacing: Sequence[float]) -> str:
+def _describe_numbers(result: RefinementResult, spacing: Sequence[float], names: Mapping[int, str]) -> str:
     """Return the second line of the preview."""
     voxels, changes = result.label_map.size, result.changes
     share = changes.voxels_changed / voxels
     parts = [f"{result.num_iterations} steps", f"{changes.voxels_changed:,} of {voxels:,} voxels changed ({share:.2%})"]
     voxel_ml = math.prod(spacing) / 1000
     pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
-    volumes = [f"{label}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}" for label, (before, after) in pairs if before or after]
+    volumes = [
+        f"{names.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"
+        for label, (before, after) in pairs
+        if before or after
+    ]
     if volumes and len(volumes) <= 6:
-        parts.append("ml of label " + ", ".join(volumes))
+        parts.append("ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes))  # a line is not broken inside
     return "   ·   ".join(parts)

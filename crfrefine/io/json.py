@@ -49,8 +49,8 @@ class Unusable:
     reason: str
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; unusable values become `Unusable`.
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """Read a JSON file of at most `most_bytes`; unusable values become `Unusable`.
 
     Raises:
         InputError: the file is not a regular file, cannot be read, or is not JSON; with line and column.
@@ -59,9 +59,9 @@ def read_json(path: Path) -> Any:
         status = path.stat()
         if not S_ISREG(status.st_mode):
             raise InputError(f"{path}: expected a JSON file, this is {'a folder' if S_ISDIR(status.st_mode) else 'not a regular file'}")
-        if status.st_size > MOST_BYTES:
+        if status.st_size > most_bytes:
             raise InputError(
-                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a JSON file; at most {MOST_BYTES / 1e6:.0f} MB are read"
+                f"{path}: {status.st_size / 1e6:.0f} MB are too much for a JSON file; at most {most_bytes / 1e6:.0f} MB are read"
             )
         content = path.read_bytes()
     except OSError as error:

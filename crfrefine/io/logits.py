@@ -32,7 +32,7 @@ class LogitsHeader:
         num_labels: L, background included.
         grid_shape: voxels along x, y(, z).
         affine: voxel to world RAS+ mm; None for .npz.
-        kind: "logits" or "probabilities" if the file says so, else None.
+        kind: "logits" or "probabilities" if the file says so, "labels" for a label map (by `crfrefine.cases.label_input`), else None.
     """
 
     files: tuple[VolumeHeader, ...]
@@ -74,11 +74,12 @@ class LogitsFile:
     header: LogitsHeader
 
 
-def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
+def read_logits_header(paths: Sequence[str | Path], *, fewest: int = 2) -> LogitsHeader:
     """Read the headers of a case's logits.
 
     Args:
         paths: one file with all labels, or one file per label in label order.
+        fewest: channels; 1 if the only channel is that of a region, whose background it implies.
 
     Raises:
         InputError: only one label, or a file with several labels among single-label files.
@@ -89,11 +90,12 @@ def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
     first = files[0]
     if len(files) == 1:
         num_labels = first.num_channels
-        if num_labels < 2:
+        if num_labels < fewest:
             raise InputError(
                 f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
-                "  A label map lacks the scores; export the network's output before the argmax. A single foreground\n"
-                "  channel needs its background beside it: give one file per label, -p BACKGROUND -p FOREGROUND."
+                "  A label map lacks the scores; export the network's output before the argmax, or refine the label map with\n"
+                "  --input-type labels. A single foreground channel needs its background beside it: give one file per label,\n"
+                "  -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels: --regions NAME=1."
             )
         return LogitsHeader(files, _checked(num_labels, first.path), first.grid_shape, first.affine, first.kind)
     for file in files:
@@ -104,11 +106,12 @@ def read_logits_header(paths: Sequence[str | Path]) -> LogitsHeader:
     return LogitsHeader(files, _checked(len(files), first.path), first.grid_shape, first.affine, None)
 
 
-def read_logits(paths: Sequence[str | Path], *, threads: int = 1) -> LogitsFile:
+def read_logits(paths: Sequence[str | Path], *, threads: int = 1, fewest: int = 2) -> LogitsFile:
     """Read a case's logits or probabilities.
 
     Args:
         paths: one file with all labels, or one file per label in label order.
+        fewest: as in `read_logits_header`.
         threads: number of files to read at the same time.
 
     Raises:
@@ -116,7 +119,7 @@ def read_logits(paths: Sequence[str | Path], *, threads: int = 1) -> LogitsFile:
         GridMismatchError: single-label files on different grids.
         UnsupportedFormatError: damaged or cut off.
     """
-    header = read_logits_header(paths)
+    header = read_logits_header(paths, fewest=fewest)
     values = header.allocate()
     run_all(header.reading(values), threads)
     return LogitsFile(file_order(values).to_user(values), header.affine, header.kind, header)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -20,6 +20,7 @@ except ImportError as error:
 
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, to_array
+from crfrefine.layer.graphs import outside_graphs
 from crfrefine.parameters.model import MeanFieldParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
@@ -34,25 +35,8 @@ __all__ = ["build_kernels", "mean_field"]
 Values = Tensor | Sequence[float] | float
 """One number for all labels, axes or modalities, or one each."""
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def outside_compiled_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make `torch.compile` call a function unchanged, between the graphs before and after it."""
-
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if torch.compiler.is_compiling():
-            # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
-            result: _R = torch.compiler.disable(function)(*args, **kwargs)
-            return result
-        return function(*args, **kwargs)
-
-    return call
-
-
-@outside_compiled_graphs
+@outside_graphs
 def mean_field(
     logits: Tensor,
     image: Tensor,

@@ -5,9 +5,8 @@ The computation is `crfrefine.layer.functional`'s; this module holds the paramet
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -18,7 +17,7 @@ except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
 from crfrefine.arrays.padding import describe_padding
-from crfrefine.layer import functional, inputs
+from crfrefine.layer import functional, graphs, inputs, notices
 from crfrefine.layer.intensity import normalize
 from crfrefine.layer.values import CrfValues
 
@@ -65,12 +64,12 @@ class CrfRnn(CrfValues):
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
 
-    @functional.outside_compiled_graphs
+    @graphs.outside_graphs
     def forward(
         self,
         logits: Tensor,
         image: Tensor,
-        spacing: inputs.Spacing = 1.0,
+        spacing: inputs.Spacing | None = None,
         mask: Tensor | None = None,
         *,
         kernels: Sequence[Kernels] | None = None,
@@ -83,7 +82,8 @@ class CrfRnn(CrfValues):
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, every other type in float32.
             image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
-            spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes).
+            spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes). None: 1 mm, with a warning the first
+                time; it does not matter with `kernels`, or if `mean_field.positions` is "voxels".
             mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
             kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then ignored.
 
@@ -96,6 +96,7 @@ class CrfRnn(CrfValues):
                 a batch item whose logits are equal for all labels nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
+            ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
         """
         inputs.check_pair(logits, image)
         self._check_image(image)
@@ -106,7 +107,11 @@ class CrfRnn(CrfValues):
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
             image = self._normalized(image, mask, inputs.compute_dtype(logits))
         logits, mask = self._without_padding(logits, mask, kernels)
-        return self.refine_normalized(logits, image, spacing, mask, kernels=kernels)
+        return self.refine_normalized(logits, image, 1.0 if kernels is not None else self._known_spacing(spacing), mask, kernels=kernels)
+
+    def __prepare_scriptable__(self) -> Self:
+        """Refuse `torch.jit.script`, which calls this for every module that it meets."""
+        raise graphs.cannot_export("torch.jit.script")
 
     def refine_normalized(
         self,
@@ -154,7 +159,7 @@ class CrfRnn(CrfValues):
         )
 
     def build_kernels(
-        self, image: Tensor, spacing: inputs.Spacing = 1.0, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+        self, image: Tensor, spacing: inputs.Spacing | None = None, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
     ) -> list[Kernels]:
         """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
@@ -174,12 +179,20 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         inputs.engine_for(image.device)
         with torch.no_grad():
-            return self.build_normalized(self._normalized(image, mask, dtype), spacing, mask)
+            return self.build_normalized(self._normalized(image, mask, dtype), self._known_spacing(spacing), mask)
 
     def build_normalized(
-        self, image: Tensor, spacing: inputs.Spacing = 1.0, mask: Tensor | None = None, *, threads: int | None = None
+        self,
+        image: Tensor,
+        spacing: inputs.Spacing = 1.0,
+        mask: Tensor | None = None,
+        *,
+        num_labels: int | None = None,
+        threads: int | None = None,
     ) -> list[Kernels]:
         """Build the kernels for an image (B, M, *grid) that is on the scale of theta_beta already, for `refine_normalized`.
+
+        With another number of labels than the layer's, they are for other runs on the same kernels.
 
         Raises:
             InputError, BackendUnavailableError, CapacityError: as `forward`.
@@ -195,10 +208,23 @@ class CrfRnn(CrfValues):
                 normalization=settings.normalization,
                 filter=settings.filter,
                 positions=settings.positions,
-                num_labels=self.num_labels,
+                num_labels=num_labels or self.num_labels,
                 num_iterations=self.num_iterations,
                 threads=threads or self.threads,
             )
+
+    def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
+        """Return the spacing, or 1 mm with a warning, once per layer."""
+        if spacing is not None:
+            return spacing
+        told = self.__dict__.setdefault("_told", set())
+        if self._start.mean_field.positions != "voxels" and "spacing" not in told:
+            told.add("spacing")
+            notices.warn(
+                "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis "
+                "of the grid (spacing=1.0 if they are)"
+            )
+        return 1.0
 
     def _without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Tensor | None]:
         padding, grid = inputs.find_padding(logits), logits.shape[2:]
@@ -215,7 +241,7 @@ class CrfRnn(CrfValues):
                 )
         most = max(counts)
         if most > _WORTH_A_WARNING * grid.numel():
-            warnings.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}", stacklevel=3)
+            notices.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}")
         return inputs.without_huge_padding(logits, padding), inputs.stack_masks(masks, grid, logits.device)
 
     def _check_image(self, image: Tensor) -> None:

@@ -83,6 +83,7 @@ class CrfValues(nn.Module):
         if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
             raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
         self.threads = threads
+        self._told: set[str] = set()  # warnings issued so far; the replicas of DataParallel share it
         bilateral, smoothness = parameters.bilateral, parameters.spatial
         self._has_spatial = forms.is_nonzero(smoothness.weight) if spatial is None else spatial
         weights, bandwidths = [kernel.weight for kernel in bilateral], [kernel.theta_alpha for kernel in bilateral]

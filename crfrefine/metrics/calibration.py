@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +46,54 @@ def measure_calibration(
         GridMismatchError: probabilities and reference differ in shape.
         InputError: the reference does not hold integers.
     """
+    channels = {name: [label for label in sorted(set(members)) if label < len(probabilities)] for name, members in regions.items()}
+    members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
+    sums = {name: ReliabilitySums() for name in regions}
+    together = ReliabilitySums()
+    for block, truth in _blocks(probabilities, reference, ignore_label):
+        for name, of_region in sums.items():
+            of_region.add_binary(_region_probability(block, channels[name]), _is_any(truth, members[name]))
+        together.add_labels(block, truth)
+    return {name: _metrics_of(of_region) for name, of_region in (*sums.items(), (ALL_LABELS, together))}
+
+
+def measure_channel_calibration(
+    probabilities: NDArray[np.floating[Any]],
+    channels: Sequence[Iterable[int]],
+    reference: NDArray[Any],
+    regions: Mapping[str, Iterable[int]],
+    *,
+    ignore_label: int | None = None,
+) -> RegionValues:
+    """Measure how well the probabilities of overlapping regions agree with the observed frequencies, each on its own channel.
+
+    Args:
+        probabilities: (R, *grid), one channel per region of the network.
+        channels: the labels of each channel's region.
+        reference: as in `measure_calibration`.
+        regions: the labels of each named region.
+        ignore_label: as in `measure_calibration`.
+
+    Returns:
+        As `measure_calibration`; NaN for a region that no channel stands for, and for all labels together, which have no distribution.
+
+    Raises:
+        GridMismatchError, InputError: as `measure_calibration`.
+    """
+    channel_of = {frozenset(labels): number for number, labels in enumerate(channels)}
+    found = {name: channel_of[frozenset(members)] for name, members in regions.items() if frozenset(members) in channel_of}
+    members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
+    sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
+    for block, truth in _blocks(probabilities, reference, ignore_label):
+        for name, channel in found.items():
+            sums[name].add_binary(block[channel], _is_any(truth, members[name]))
+    return {name: _metrics_of(of_region) for name, of_region in sums.items()}
+
+
+def _blocks(
+    probabilities: NDArray[np.floating[Any]], reference: NDArray[Any], ignore_label: int | None
+) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
+    """Yield probabilities (channels, n) and reference labels (n,), without the voxels that are ignored."""
     if probabilities.shape[1:] != reference.shape:
         raise GridMismatchError(f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}")
     if reference.dtype.kind not in "biu":
@@ -53,22 +101,13 @@ def measure_calibration(
     order = file_order(probabilities)  # of what files hold nothing is copied then
     values = order.to_storage(probabilities).reshape(len(probabilities), -1)
     labels = order.to_storage(reference).reshape(-1)
-    channels = {name: [label for label in sorted(set(members)) if label < len(values)] for name, members in regions.items()}
-    members = {name: np.array(sorted(set(numbers))) for name, numbers in regions.items()}
-    sums = {name: ReliabilitySums() for name in regions}
-    together = ReliabilitySums()
     for start in range(0, labels.size, _BLOCK_VOXELS):
         block, truth = values[:, start : start + _BLOCK_VOXELS], labels[start : start + _BLOCK_VOXELS]
         if ignore_label is not None and (truth == ignore_label).any():
             kept = truth != ignore_label
             block, truth = block[:, kept], truth[kept]
-        if not truth.size:
-            continue
-        block = np.clip(block, 0.0, 1.0, dtype=np.float64, casting="unsafe")
-        for name, of_region in sums.items():
-            of_region.add_binary(_region_probability(block, channels[name]), _is_any(truth, members[name]))
-        together.add_labels(block, truth)
-    return {name: _metrics_of(of_region) for name, of_region in (*sums.items(), (ALL_LABELS, together))}
+        if truth.size:
+            yield np.clip(block, 0.0, 1.0, dtype=np.float64, casting="unsafe"), truth
 
 
 def _metrics_of(sums: ReliabilitySums) -> dict[str, float]:

@@ -42,14 +42,16 @@ class Metric:
 
     Attributes:
         name: name in files and tables.
-        title: name in headings, charts and sentences.
+        title: name in headings and charts.
         better: which values are better; None if it only describes.
         unit: unit of its values; empty if they have none.
         digits: decimals of a value.
         is_ratio: whether its values are from 0 to 1, and their differences shown in points.
         source: where `docs/` defines it.
         in_overview: whether the terminal shows it after `evaluate`; files and report show all metrics.
-        in_training: whether `train-crf` measures it too.
+        in_training: whether `train-crf` measures it too; it shows those that are in the overview.
+        noun: name inside of a sentence on what got worse, if the title would not do; else empty.
+        follows: name of another metric of which it is a function; a loss in it is not reported again. Empty: of none.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Metric:
     source: str = ""
     in_overview: bool = False
     in_training: bool = False
+    noun: str = ""
+    follows: str = ""
 
     @property
     def advice(self) -> str:
@@ -179,21 +183,34 @@ DICE = RatioMetric(name="dice", title="Dice", measure=_of_counts(counts.dice), i
 MASK_METRICS = _by_name(
     (
         DICE,
-        RatioMetric(name="iou", title="IoU", measure=_of_counts(counts.iou)),
+        RatioMetric(name="iou", title="IoU", measure=_of_counts(counts.iou), follows="dice"),
         RatioMetric(
             name="sensitivity",
             title="Sensitivity",
+            noun="sensitivity",
             measure=_of_counts(counts.sensitivity),
             undefined_if_empty=frozenset({"both", "reference"}),
+            in_training=True,
         ),
         RatioMetric(
-            name="precision", title="Precision", measure=_of_counts(counts.precision), undefined_if_empty=frozenset({"both", "prediction"})
+            name="precision",
+            title="Precision",
+            noun="precision",
+            measure=_of_counts(counts.precision),
+            undefined_if_empty=frozenset({"both", "prediction"}),
+            in_training=True,
         ),
         MaskMetric(name="volume_ml", title="Volume", measure=masks.volume_ml, unit="ml"),
         MaskMetric(
-            name="volume_difference_ml", title="Volume difference", measure=masks.volume_difference_ml, better="nearer_zero", unit="ml"
+            name="volume_difference_ml",
+            title="Volume difference",
+            noun="volume error",
+            measure=masks.volume_difference_ml,
+            better="nearer_zero",
+            unit="ml",
+            in_training=True,
         ),
-        RatioMetric(name="surface_dice", title="Surface Dice", measure=masks.surface_dice, in_overview=True),
+        RatioMetric(name="surface_dice", title="Surface Dice", noun="surface Dice", measure=masks.surface_dice, in_overview=True),
         DistanceMetric(name="hd_mm", title="Hausdorff distance", measure=masks.hausdorff_mm),
         DistanceMetric(name="hd95_mm", title="HD95", measure=masks.hausdorff_95_mm, in_overview=True, in_training=True),
         DistanceMetric(name="assd_mm", title="ASSD", measure=masks.average_distance_mm, digits=3, in_overview=True, in_training=True),
@@ -204,9 +221,20 @@ MASK_METRICS = _by_name(
 
 CALIBRATION_METRICS = _by_name(
     (
-        CalibrationMetric(name="ece", title="Calibration error (ECE)", measure=reliability.expected_calibration_error, in_overview=True),
+        CalibrationMetric(
+            name="ece",
+            title="Calibration error (ECE)",
+            noun="calibration error (ECE)",
+            measure=reliability.expected_calibration_error,
+            in_overview=True,
+        ),
         CalibrationMetric(name="brier", title="Brier score", measure=reliability.brier_score),
-        CalibrationMetric(name="nll", title="Negative log likelihood", measure=reliability.negative_log_likelihood),
+        CalibrationMetric(
+            name="nll",
+            title="Negative log likelihood",
+            noun="negative log likelihood",
+            measure=reliability.negative_log_likelihood,
+        ),
     )
 )
 """The metrics of probabilities, in the order of reports."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from crfrefine.errors import ConfigError
@@ -34,6 +34,16 @@ def suggestion(name: str, known: Collection[str]) -> str:
     """Suggest a known name, or list them all."""
     close = difflib.get_close_matches(name[:MOST_CHARACTERS], list(known), n=1)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
+
+
+def check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
+    """Refuse a list that does not have one value per label, modality or axis of the case."""
+    if len(value) != size:
+        plural = {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
+        count = f"1 {what}" if size == 1 else f"{size} {plural}"
+        given = "1 value" if len(value) == 1 else f"{len(value)} values"
+        one = "word" if isinstance(value[0], str) else "number"
+        raise ConfigError(f"{key}: it has {given}, but the case has {count}; give one {one} for all, or one per {what}")
 
 
 def check_known(table: Mapping[str, object], known: Collection[str], prefix: str) -> None:
@@ -106,6 +116,11 @@ def choice(*names: str) -> Check:
 
 def one_or_many(item: Check) -> Check:
     """One value, or a list with one for each label, modality or axis."""
+    return one_or_per_label(item, item, item)
+
+
+def one_or_per_label(item: Check, together: Check, own: Check) -> Check:
+    """One value, or a list with one per label, whose first entry, the background's, stands for all foreground labels together."""
 
     def check(value: Any, key: str) -> Any:
         value = plain(value)
@@ -113,7 +128,7 @@ def one_or_many(item: Check) -> Check:
             return item(value, key)
         if not value:
             raise ConfigError(f"{key}: the list is empty")
-        return tuple(item(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+        return tuple((own if index else together)(entry, f"{key}[{index}]") for index, entry in enumerate(value))
 
     return check
 

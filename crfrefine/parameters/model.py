@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from crfrefine.errors import ConfigError, CrfRefineError
+from crfrefine.notebook import html_table
 from crfrefine.parameters import checks
 from crfrefine.parameters.sections import (
     SECTIONS,
@@ -25,7 +26,7 @@ from crfrefine.parameters.sections import (
     Section,
     SpatialParameters,
 )
-from crfrefine.parameters.toml import toml_comment, toml_entry
+from crfrefine.parameters.toml import toml_comment, toml_entry, toml_value
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 from crfrefine.text import listed, shorten
 
@@ -49,6 +50,7 @@ _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pai
 _MOST_DIGITS = 9  # Most digits of a kernel number.
 _MOST_OF_A_REASON = 200
 _MOST_OF_A_PATH = 300
+_MOST_OF_A_CELL = 120
 _SectionType = TypeVar("_SectionType", bound=Section)
 
 
@@ -168,6 +170,19 @@ class CrfParameters:
                 text += "".join(toml_entry(key.name, getattr(entry, key.name), key.metadata["comment"]) for key in dataclasses.fields(kind))
         return text
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: every key with its value and its meaning."""
+        rows = []
+        for name in SECTIONS:
+            value = getattr(self, name)
+            for index, section in enumerate(value if name == "bilateral" else (value,)):
+                prefix = self._kernel_key(index) if name == "bilateral" else name
+                for key in dataclasses.fields(section):
+                    entry = getattr(section, key.name)
+                    text = "not set" if entry is None else shorten(" ".join(toml_value(entry).split()), _MOST_OF_A_CELL)
+                    rows.append((f"{prefix}.{key.name}", text, key.metadata["comment"]))
+        return html_table("CrfParameters", ("key", "value", "meaning"), rows)
+
     def save(self, path: str | Path, comment: str = "") -> None:
         """Write a TOML file that `load` reads back to equal parameters; an existing file is replaced atomically.
 
@@ -238,6 +253,48 @@ class CrfParameters:
             raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
         return name, index, rest[0]
 
+    @property
+    def num_labels(self) -> int | None:
+        """L, if a value per label or a matrix says so; None if all values hold for any number of labels."""
+        weights = (*(kernel.weight for kernel in self.bilateral), self.spatial.weight)
+        lists: tuple[Any, ...] = (*(weight for weight in weights if isinstance(weight, tuple)), self.compatibility.matrix)
+        return next((len(values) for values in lists if values is not None), None)
+
+    def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
+        """A copy for a case in which only some labels take part: values per label are those of these labels.
+
+        Args:
+            labels: which labels, in the order of the case's channels.
+            num_labels: L, background included, as the values per label have it.
+
+        Raises:
+            ConfigError: a list has the wrong length; the message names the key.
+        """
+
+        def chosen(value: Any, key: str) -> Any:
+            if not isinstance(value, tuple):
+                return value
+            checks.check_length(value, key, "label", num_labels)
+            return tuple(value[label] for label in labels)
+
+        kernels = tuple(
+            dataclasses.replace(kernel, weight=chosen(kernel.weight, f"{self._kernel_key(index)}.weight"))
+            for index, kernel in enumerate(self.bilateral)
+        )
+        matrix = self.compatibility.matrix
+        if matrix is not None:
+            _check_matrix_size(len(matrix), num_labels)
+            matrix = tuple(tuple(matrix[row][column] for column in labels) for row in labels)
+        return dataclasses.replace(
+            self,
+            bilateral=kernels,
+            spatial=dataclasses.replace(self.spatial, weight=chosen(self.spatial.weight, "spatial.weight")),
+            compatibility=dataclasses.replace(self.compatibility, matrix=matrix),
+            postprocess=dataclasses.replace(
+                self.postprocess, **{key: chosen(value, f"postprocess.{key}") for key, value in vars(self.postprocess).items()}
+            ),
+        )
+
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ModelSpec:
         """Return the model for a case: single numbers spread over its labels, modalities and axes, and terms without weight left out.
 
@@ -255,7 +312,7 @@ class CrfParameters:
 
         def spread(value: float | tuple[float, ...], key: str, what: str) -> tuple[float, ...]:
             if isinstance(value, tuple):
-                _check_length(value, key, what, sizes[what])
+                checks.check_length(value, key, what, sizes[what])
                 return value
             return (value,) * sizes[what]
 
@@ -274,10 +331,9 @@ class CrfParameters:
         terms = [(weights, kernel) for weights, kernel in terms if weights.any()]
         compatibility = (1.0 - np.eye(num_labels)).astype(np.float32)
         if self.compatibility.matrix is not None:
-            size = len(self.compatibility.matrix)
-            if size != num_labels:
-                raise ConfigError(f"compatibility.matrix: it is {size} x {size}, but the case has {num_labels} labels")
+            _check_matrix_size(len(self.compatibility.matrix), num_labels)
             compatibility = np.asarray(self.compatibility.matrix, dtype=np.float32)
+        self.postprocess.check_lengths(num_labels)
         settings = self.mean_field
         return ModelSpec(
             KernelSetSpec(
@@ -312,19 +368,16 @@ def _suggested_key(key: str) -> str:
     return checks.suggestion(key, known)
 
 
-def _check_length(value: Sequence[object], key: str, what: str, size: int) -> None:
-    if len(value) != size:
-        plural = {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
-        count = f"1 {what}" if size == 1 else f"{size} {plural}"
-        given = "1 value" if len(value) == 1 else f"{len(value)} values"
-        raise ConfigError(f"{key}: it has {given}, but the case has {count}; give one number for all, or one per {what}")
+def _check_matrix_size(size: int, num_labels: int) -> None:
+    if size != num_labels:
+        raise ConfigError(f"compatibility.matrix: it is {size} x {size}, but the case has {num_labels} labels")
 
 
 def _per_modality(value: Any, key: str, num_modalities: int) -> tuple[Any, ...]:
     """Repeat a word or a pair for each modality, or check the length of a list."""
     if isinstance(value, tuple) and isinstance(value[0], str | tuple):
         if len(value) != num_modalities:
-            _check_length(value, key, "modality", num_modalities)
+            checks.check_length(value, key, "modality", num_modalities)
         return value
     return (value,) * num_modalities
 

@@ -134,10 +134,41 @@ class PostprocessParameters(Section):
     """Cleaning of the label map after the CRF."""
 
     section: ClassVar[str] = "postprocess"
-    keep_largest: str = _key(
-        "none", checks.choice("none", "foreground", "each"), "none | foreground (all labels together) | each (each label separately)"
+    keep_largest: str | tuple[str, ...] = _key(
+        "none",
+        checks.one_or_per_label(
+            checks.choice("none", "foreground", "each"), checks.choice("none", "foreground"), checks.choice("none", "each")
+        ),
+        "none | foreground (all labels together) | each (label by itself); or one per label",
     )
-    min_component_ml: float = _key(0.0, checks.in_range(0.0), "ml; smaller components (found as for keep_largest) become background")
+    min_component_ml: float | tuple[float, ...] = _key(
+        0.0,
+        checks.one_or_many(checks.in_range(0.0)),
+        "ml; smaller components (found as for keep_largest) become background; or one per label",
+    )
+    num_components: int | tuple[int, ...] = _key(
+        1, checks.one_or_many(checks.whole(1)), "how many of the largest components keep_largest keeps; or one per label"
+    )
+    fill_holes: str | tuple[str, ...] = _key(
+        "none",
+        checks.one_or_per_label(
+            checks.choice("none", "foreground", "each"), checks.choice("none", "foreground"), checks.choice("none", "each")
+        ),
+        "none | foreground (any hole) | each (holes inside a single label); or one per label",
+    )
+
+    def _check_together(self, prefix: str) -> None:
+        if self.keep_largest == "none" and self.num_components != 1:
+            raise ConfigError(
+                f"{prefix}.num_components: only used with {prefix}.keep_largest, which is 'none'; set that to 'foreground' or 'each' too"
+            )
+
+    def check_lengths(self, num_labels: int) -> None:
+        """Raise ConfigError, naming the key, if a list does not have one value per label, background included."""
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, tuple):
+                checks.check_length(value, f"{self.section}.{entry.name}", "label", num_labels)
 
 
 SECTIONS: dict[str, type[Section]] = {

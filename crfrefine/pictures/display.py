@@ -1,4 +1,4 @@
-"""Prepare volumes for display: upright, cropped around the foreground, windowed, with a color for each label."""
+"""Prepare volumes for display: upright, cropped around the foreground, with a color for each label."""
 
 from __future__ import annotations
 
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
 """Colors of the labels 1 to 7; the next seven reuse them."""
-
-PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
-"""Name, axis across the picture and axis up the picture, of an upright volume."""
-
 
 SIDES = ("RL", "PA", "IS")
 """Letters at the low and the high end of each axis of an upright volume."""
@@ -64,29 +60,6 @@ class Upright:
         return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
-def find_largest_change(before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], window_mm: float = 12.0) -> tuple[int, ...]:
-    """Return the voxel with the most changed voxels around it; without changes, the middle of the foreground, or of the grid.
-
-    Args:
-        before: (*grid) labels.
-        after: (*grid) labels.
-        spacing: mm, one per grid axis.
-        window_mm: edge of the box in which changed voxels are counted.
-    """
-    from scipy.ndimage import uniform_filter
-
-    changed = before != after
-    if changed.any():
-        box = [2 * round(window_mm / 2 / step) + 1 for step in spacing]  # odd, so that it has a middle
-        # Only changed voxels qualify: a plane next to the change would show nothing.
-        density = np.where(changed, uniform_filter(changed.astype(np.float32), box, mode="constant"), -1)
-        return tuple(int(i) for i in np.unravel_index(int(density.argmax()), density.shape))
-    foreground = np.argwhere(after > 0)
-    if len(foreground):
-        return tuple(int(i) for i in foreground.mean(axis=0).round())
-    return tuple(n // 2 for n in after.shape)
-
-
 def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[slice]:
     """Return slices around the foreground with a margin, so that small structures are visible in a large field of view.
 
@@ -103,12 +76,3 @@ def crop_around(foreground: NDArray[np.bool_], steps: Sequence[float]) -> list[s
         margin = int(np.ceil(0.12 * extent / step))
         slices.append(slice(max(0, occupied.start - margin), min(size, occupied.stop + margin)))
     return slices
-
-
-def display_range(image: NDArray[np.float32]) -> tuple[float, float]:
-    """Return the black and white levels: they span nearly all finite intensities except exact zeros, which are often not tissue."""
-    sample = image[np.isfinite(image) & (image != 0)]
-    if sample.size < 2:
-        return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(sample[:: max(1, sample.size // 200_000)], (0.5, 99.5)))
-    return (low, high) if high > low else (low - 0.5, low + 0.5)

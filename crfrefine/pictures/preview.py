@@ -1,48 +1,68 @@
-"""The picture of one case: image, network contour, refined contour and changed voxels, in planes through the largest change.
-
-Matplotlib is imported only when a picture is drawn.
-"""
+"""The preview of a case: image, network contour, refined contour and changed voxels, in planes through structure and largest change."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.pictures.display import LABEL_COLORS, PLANES, Upright, crop_around, display_range, find_largest_change, label_color
+from crfrefine.pictures import drawing
+from crfrefine.pictures.display import Upright, crop_around
+from crfrefine.pictures.planes import CHANGE_WINDOW_MM, PLANES, Places, choose_places
+from crfrefine.pictures.windows import choose_modality, choose_window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-LineStyle = Literal["solid", "dashed", "dotted"]
-
-_LINE_STYLES: tuple[LineStyle, ...] = ("solid", "dashed", "dotted")  # the next seven labels repeat the colors with another line
-_NOW_BACKGROUND = "#FFFFFF"
-_PAPER, _INK, _FAINT_INK = "#101114", "#F2F2F2", "#9AA0A6"
-_MAX_LEGEND_ENTRIES = 12
-_FINER = 5  # how much finer than voxels contours are drawn
-_PANEL_WIDTH = 2.9  # inches
-_TOP, _LEGEND, _MARGIN, _GAP, _CORNER = 1.0, 0.5, 0.12, 0.08, 0.28  # inches; the corner holds the names of the planes
+_PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
+_DIMMED = 0.55  # below changed voxels
 _COLUMNS = ("image", "network", "refined", "changed voxels")
+_MAX_LEGEND_ENTRIES = 12
+# Pixels.
+_PANEL_WIDTH, _LARGEST_PANEL = 320, 640
+_CORNER, _MARGIN, _GAP = 32, 14, 8
+_TITLE, _TEXT, _SMALL = 21, 15, 13
+_TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
 
 
 @dataclass(frozen=True)
-class _Plane:
-    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the bottom."""
+class Plane:
+    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top.
+
+    Attributes:
+        name: such as "axial".
+        edges: letters of the patient's sides at the left, right, bottom and top; empty if unknown.
+        size_mm: width and height.
+        image: gray values.
+        before: labels of the network.
+        after: labels after refinement.
+        frame: columns and rows around the largest change, (left, top, right, bottom) in voxels, if the plane shows it.
+    """
 
     name: str
-    edges: tuple[str, str, str, str]  # letters of the patient's sides at the left, right, bottom and top
-    size_mm: tuple[float, float]  # width, height
-    image: NDArray[np.float32]
+    edges: str
+    size_mm: tuple[float, float]
+    image: NDArray[np.uint8]
     before: NDArray[Any]
     after: NDArray[Any]
+    frame: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The planes of a case.
+
+    Attributes:
+        planes: those through the structure, then the one through the largest change if those do not show it.
+        shown: a line that says which modality and which gray values are shown.
+    """
+
+    planes: tuple[Plane, ...]
+    shown: str
 
 
 def draw_preview(
@@ -54,178 +74,200 @@ def draw_preview(
     affine: NDArray[np.float64] | None = None,
     title: str = "",
     subtitle: str = "",
+    label_names: Mapping[int, str] | None = None,
+    modality_names: Sequence[str] = (),
 ) -> bytes:
     """Draw the effect of the refinement on one case and return the picture as PNG.
 
     Args:
-        image: (M, *grid) any intensity; the first modality is shown.
+        image: (M, *grid) any intensity; the modality with the highest contrast at the borders of the labels is shown.
         before: (*grid) integer labels of the network's argmax; 0 is background.
         after: (*grid) integer labels after refinement.
         spacing: mm, one per grid axis.
         affine: (4, 4) voxel to world RAS+; with it the planes are upright and the patient's sides are named.
         title: first line, such as the case's name.
         subtitle: second line, such as its numbers.
+        label_names: names for the legend; labels without one are numbered.
+        modality_names: names of the modalities, in order; without them they are numbered.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    planes = _cut_planes(image, before, after, spacing, affine)
-    heights = [
-        float(np.clip(_PANEL_WIDTH * plane.size_mm[1] / plane.size_mm[0], 0.5 * _PANEL_WIDTH, 1.6 * _PANEL_WIDTH)) for plane in planes
-    ]
-    width = _CORNER + len(_COLUMNS) * (_PANEL_WIDTH + _GAP) + _MARGIN
-    height = _TOP + sum(heights) + len(planes) * _GAP + _LEGEND
-    figure = Figure(figsize=(width, height), dpi=110, facecolor=_PAPER)
-    FigureCanvasAgg(figure)
-    top = height - _TOP
-    for row, (plane, panel_height) in enumerate(zip(planes, heights, strict=True)):
+    cuts = cut_planes(image, before, after, spacing, affine, modality_names)
+    widest = max(max(plane.image.shape) for plane in cuts.planes)
+    panels = drawing.panel_sizes([plane.size_mm for plane in cuts.planes], int(np.clip(widest, _PANEL_WIDTH, _LARGEST_PANEL)))
+    width = _CORNER + len(_COLUMNS) * (panels[0][0] + _GAP) - _GAP + _MARGIN
+    room = width - _CORNER - _MARGIN
+    lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(cuts.shown, _TEXT, room)]
+    legend = _lay_out_legend(_legend_entries(cuts.planes, label_names or {}, room), room)
+    top = _MARGIN + _TITLE_LINE + len(lines) * _TEXT_LINE + _HEADING_LINE
+    height = top + sum(down + _GAP for _, down in panels) + len(legend) * _LEGEND_LINE + _MARGIN
+    canvas = drawing.Canvas((width, height), _PAPER)
+    canvas.text((_CORNER, _MARGIN), drawing.cut_off(title, _TITLE, room, is_bold=True), _TITLE, _INK, is_bold=True)
+    for number, line in enumerate(lines):
+        canvas.text((_CORNER, _MARGIN + _TITLE_LINE + number * _TEXT_LINE), line, _TEXT, _FAINT_INK)
+    for row, (plane, size) in enumerate(zip(cuts.planes, panels, strict=True)):
         for column, heading in enumerate(_COLUMNS):
-            left = _CORNER + column * (_PANEL_WIDTH + _GAP)
-            axes = figure.add_axes((left / width, (top - panel_height) / height, _PANEL_WIDTH / width, panel_height / height))
-            _draw_panel(axes, plane, column)
+            left = _CORNER + column * (size[0] + _GAP)
             if row == 0:
-                axes.set_title(heading, color=_INK, fontsize=11, pad=6)
-        figure.text(
-            _CORNER / 2 / width,
-            (top - panel_height / 2) / height,
-            plane.name,
-            color=_FAINT_INK,
-            fontsize=10,
-            rotation=90,
-            ha="center",
-            va="center",
-        )
-        top -= panel_height + _GAP
-    for text, below, color, size, weight in ((title, 0.18, _INK, 14, "bold"), (subtitle, 0.46, _FAINT_INK, 10, "normal")):
-        # A $ in a case's name does not begin a formula.
-        figure.text(
-            _CORNER / width, 1 - below / height, _drawable(text), color=color, fontsize=size, fontweight=weight, va="top", parse_math=False
-        )
-    _draw_legend(figure, planes)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=_PAPER, metadata={"Software": None})  # no version: equal input, equal bytes
-    return buffer.getvalue()
+                canvas.text((left + size[0] / 2, top - 9), heading, _TEXT, _INK, anchor="md")
+            _draw_panel(canvas, plane, heading, (left, top), size)
+        canvas.upward_text((_CORNER / 2, top + size[1] / 2), plane.name, _SMALL, _FAINT_INK, _PAPER)
+        top += size[1] + _GAP
+    for entries in legend:
+        _draw_legend_line(canvas, entries, width, top + _LEGEND_LINE / 2)
+        top += _LEGEND_LINE
+    return canvas.png()
 
 
-def _cut_planes(
-    image: NDArray[np.float32], before: NDArray[Any], after: NDArray[Any], spacing: Sequence[float], affine: NDArray[np.float64] | None
-) -> list[_Plane]:
-    """Cut the volume through its largest change, upright if the affine gives the orientation, and cropped around the labels."""
+def cut_planes(
+    image: NDArray[np.float32],
+    before: NDArray[Any],
+    after: NDArray[Any],
+    spacing: Sequence[float],
+    affine: NDArray[np.float64] | None,
+    modality_names: Sequence[str] = (),
+) -> Cuts:
+    """Cut the volume through its labels and their largest change, upright if the orientation is known, and cropped around the labels.
+
+    Arguments are those of `draw_preview`.
+    """
     keep = min(3, before.ndim)
     pose = Upright.of(affine, keep)
-    sides = pose.sides
-    shown, network, refined = pose.turn(image[0]), pose.turn(before), pose.turn(after)
+    # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
+    modalities = [pose.turn(channel) for channel in image]
+    network, refined = pose.turn(before), pose.turn(after)
     steps = [float(spacing[axis]) for axis in pose.axis_order]
-    # Searched in the upright volume: of two equal changes, the same one must be shown whatever the stored orientation.
-    point = find_largest_change(network, refined, [*steps, *(float(step) for step in spacing[keep:])])
-    for moment in reversed(point[keep:]):  # further axes (time) are fixed at the change
-        shown, network, refined = shown[..., moment], network[..., moment], refined[..., moment]
-    crop = crop_around((network > 0) | (refined > 0), steps)
-    window = display_range(shown)
-    planes = []
-    for name, across, up in PLANES[: 1 if keep == 2 else 3]:
+    if before.ndim > keep:  # Further axes (time) are fixed where most changes.
+        moment = choose_places((network, refined), network != refined, [*steps, *(float(step) for step in spacing[keep:])]).structure[keep:]
+        when: Any = (..., *moment)
+        modalities = [channel[when] for channel in modalities]
+        network, refined = network[when], refined[when]
+    structure = (network > 0) | (refined > 0)
+    places = choose_places((network, refined), network != refined, steps)
+    windows = [choose_window(channel, structure) for channel in modalities]
+    chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
+    window = windows[chosen]
+    crop = crop_around(structure, steps)
+
+    def cut(plane: int, point: Sequence[int], *, is_change: bool = False) -> Plane:
+        name, across, up = PLANES[plane]
         index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(keep))
-        cut = shown[index].T.astype(np.float32)
-        planes.append(
-            _Plane(
-                name=name if sides else f"axes {across}, {up}",
-                edges=(sides[across][0], sides[across][1], sides[up][0], sides[up][1]) if sides else ("", "", "", ""),
-                size_mm=(cut.shape[1] * steps[across], cut.shape[0] * steps[up]),
-                image=(np.clip(cut, *window) - window[0]) / (window[1] - window[0]),
-                before=network[index].T,
-                after=refined[index].T,
-            )
+        labels = refined[index].T[::-1]
+        if not pose.sides:
+            name = f"axes {across}, {up}"
+        return Plane(
+            name=f"largest change, {name}" if is_change else name,
+            edges=pose.sides[across] + pose.sides[up] if pose.sides else "",
+            size_mm=(labels.shape[1] * steps[across], labels.shape[0] * steps[up]),
+            image=window.gray(modalities[chosen][index]).T[::-1],
+            before=network[index].T[::-1],
+            after=labels,
+            frame=_frame_of(places, (across, up), crop, steps) if is_change else None,
         )
-    return planes
+
+    flat = [size == 1 for size in refined.shape]
+    shown = [plane for plane, (_, *axes) in enumerate(PLANES) if keep == 3 and not any(flat[axis] for axis in axes)] or [0]
+    planes = [cut(plane, places.structure) for plane in shown]
+    if places.change is not None:
+        planes.append(cut(places.change_plane, places.change, is_change=True))
+    return Cuts(tuple(planes), _describe_image(chosen, len(image), modality_names, str(window), window.name))
 
 
-def _draw_panel(axes: Axes, plane: _Plane, column: int) -> None:
-    from matplotlib.patheffects import withStroke
+def _frame_of(places: Places, axes: tuple[int, int], crop: Sequence[slice], steps: Sequence[float]) -> tuple[int, int, int, int]:
+    """Return the voxels around the largest change in a plane: left, top, right and bottom, exclusive, of the cropped plane."""
+    assert places.change is not None
+    (left, right), (low, high) = (
+        (max(0, place - reach - crop[axis].start), min(crop[axis].stop, place + reach + 1) - crop[axis].start)
+        for axis in axes
+        for place, reach in [(places.change[axis], round(CHANGE_WINDOW_MM / steps[axis]))]
+    )
+    rows = crop[axes[1]].stop - crop[axes[1]].start
+    return left, rows - high, right, rows - low
 
-    width, height = plane.size_mm
-    extent = (0.0, width, 0.0, height)
-    dimmed = 0.55 if _COLUMNS[column] == "changed voxels" else 1.0
-    axes.imshow(plane.image * dimmed, cmap="gray", vmin=0, vmax=1, origin="lower", extent=extent, interpolation="nearest", aspect="equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_facecolor(_PAPER)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if _COLUMNS[column] == "network":
-        _draw_contours(axes, plane.before, plane.size_mm)
-    elif _COLUMNS[column] == "refined":
-        _draw_contours(axes, plane.after, plane.size_mm)
-    elif _COLUMNS[column] == "changed voxels":
-        axes.imshow(_paint_changes(plane.before, plane.after), origin="lower", extent=extent, interpolation="nearest", aspect="equal")
+
+def _describe_image(chosen: int, num_modalities: int, names: Sequence[str], levels: str, window: str) -> str:
+    is_named = len(names) == num_modalities
+    if num_modalities > 1:
+        name = f": {names[chosen]}" if is_named else ""
+        text = f"modality {chosen + 1} of {num_modalities}{name}, with the highest contrast at the borders of the labels"
     else:
-        for letter, x, y, ha, va in zip(
-            plane.edges,
-            (0.01, 0.99, 0.5, 0.5),
-            (0.5, 0.5, 0.01, 0.99),
-            ("left", "right", "center", "center"),
-            ("center", "center", "bottom", "top"),
-            strict=True,
-        ):
-            outline = [withStroke(linewidth=2, foreground=_PAPER)]
-            axes.text(x, y, letter, transform=axes.transAxes, color=_INK, fontsize=8, ha=ha, va=va, path_effects=outline)
+        text = f"image{f': {names[0]}' if is_named else ''}"
+    return f"{text}; black to white: {levels}{f' HU ({window})' if window else ''}"
 
 
-def _draw_contours(axes: Axes, labels: NDArray[Any], size_mm: tuple[float, float]) -> None:
-    """Draw the border of each label along the edges of its voxels."""
-    steps = size_mm[0] / labels.shape[1], size_mm[1] / labels.shape[0]
-    for label in foreground_labels(labels):
-        inside = labels == label
-        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        first_row, first_column = int(rows[0]), int(columns[0])
-        inside = inside[first_row : rows[-1] + 1, first_column : columns[-1] + 1]
-        # A contour cuts corners; with finer pixels it cuts off so little that the voxels stay visible.
-        fine = np.pad(inside.repeat(_FINER, axis=0).repeat(_FINER, axis=1).astype(np.float32), 1)
-        x = ((np.arange(fine.shape[1]) - 0.5) / _FINER + first_column) * steps[0]
-        y = ((np.arange(fine.shape[0]) - 0.5) / _FINER + first_row) * steps[1]
-        axes.contour(x, y, fine, levels=[0.5], colors=[label_color(label)], linewidths=1.3, linestyles=[_line_style(label)])
-    axes.set_xlim(0, size_mm[0])
-    axes.set_ylim(0, size_mm[1])
-
-
-def _paint_changes(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float32]:
-    """Return (rows, columns, 4) RGBA: each changed voxel in the color of its new label, the others transparent."""
-    from matplotlib.colors import to_rgba
-
-    painted = np.zeros((*after.shape, 4), np.float32)
-    changed = before != after
-    for label in np.unique(after[changed]):
-        painted[changed & (after == label)] = to_rgba(_NOW_BACKGROUND if label == 0 else label_color(int(label)), 0.95)
-    return painted
-
-
-def _draw_legend(figure: Figure, planes: Sequence[_Plane]) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in foreground_labels(labels)})
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], color=label_color(label), linewidth=2.5, linestyle=_line_style(label), label=f"label {label}")
-        for label in seen[:_MAX_LEGEND_ENTRIES]
-    ]
-    if len(seen) > _MAX_LEGEND_ENTRIES:
-        handles.append(Line2D([], [], linestyle="none", label=f"and {len(seen) - _MAX_LEGEND_ENTRIES} more"))
-    if any((plane.before != plane.after).any() for plane in planes):
-        handles.append(Patch(facecolor=_NOW_BACKGROUND, label="changed to background"))
-    if handles:
-        legend = figure.legend(
-            handles=handles, loc="lower center", ncols=min(len(handles), 7), frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.0)
+def _draw_panel(canvas: drawing.Canvas, plane: Plane, heading: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """Draw a plane in the middle of its panel, in true proportions."""
+    scale = min(pixels / mm for pixels, mm in zip(size, plane.size_mm, strict=True))
+    inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
+    left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
+    dimmed = _DIMMED if heading == "changed voxels" else 1.0
+    pixels = (drawing.resize_gray(plane.image, inner) * (dimmed * drawing.WHITE / 255)).astype(np.uint8)
+    if heading in ("network", "refined"):
+        labels = drawing.enlarge(plane.before if heading == "network" else plane.after, inner)
+        is_line = drawing.outline(labels)
+        pixels[is_line] = drawing.label_levels(labels[is_line])
+    elif heading == "changed voxels":
+        pixels = paint_changes(pixels, drawing.enlarge(plane.before, inner), drawing.enlarge(plane.after, inner))
+    canvas.paste(pixels, (left, top))
+    if plane.frame is not None and heading in ("image", "changed voxels"):
+        across, down = inner[0] / plane.image.shape[1], inner[1] / plane.image.shape[0]
+        first, above, last, below = plane.frame
+        canvas.frame(
+            (left + round(first * across), top + round(above * down), left + round(last * across) - 1, top + round(below * down) - 1),
+            _FRAME,
         )
-        for text in legend.get_texts():
-            text.set_color(_INK)
+    if heading == "image" and plane.edges:
+        middle, center = left + inner[0] / 2, top + inner[1] / 2
+        places = (
+            (left + 5, center, "lm"),
+            (left + inner[0] - 5, center, "rm"),
+            (middle, top + inner[1] - 4, "md"),
+            (middle, top + 4, "ma"),
+        )
+        for letter, (x, y, anchor) in zip(plane.edges, places, strict=True):
+            canvas.text((x, y), letter, _SMALL, _INK, anchor=anchor, edge=_PAPER)  # type: ignore[arg-type]
 
 
-def _drawable(text: str) -> str:
-    """Replace characters that the font lacks with question marks; they would be drawn as boxes, with a warning."""
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont("DejaVu Sans"))
-    return "".join(letter if font.get_char_index(ord(letter)) else "?" for letter in text)
+def paint_changes(pixels: NDArray[np.uint8], before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return (rows, columns) levels in which each changed pixel has the color of its new label; white is background."""
+    return np.where(before != after, drawing.label_levels(after), pixels)
 
 
-def _line_style(label: int) -> LineStyle:
-    return _LINE_STYLES[(label - 1) // len(LABEL_COLORS) % len(_LINE_STYLES)]
+def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], room: float) -> list[tuple[int | None, str]]:
+    """Return label and text of each entry; the label is 0 for changes to background, and None for text alone."""
+    seen = sorted({label for plane in planes for labels in (plane.before, plane.after) for label in foreground_labels(labels)})
+    entries: list[tuple[int | None, str]] = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]
+    if len(seen) > _MAX_LEGEND_ENTRIES:
+        entries.append((None, f"and {len(seen) - _MAX_LEGEND_ENTRIES} more"))
+    if any(((plane.before != plane.after) & (plane.after == 0)).any() for plane in planes):
+        entries.append((0, "changed to background"))
+    return [(label, drawing.cut_off(text, _SMALL, room / 3)) for label, text in entries]
+
+
+_SAMPLE, _SPACE = 34, 26  # pixels: length of a line sample with its gap, and space between entries
+
+
+def _lay_out_legend(entries: Sequence[tuple[int | None, str]], room: float) -> list[list[tuple[int | None, str]]]:
+    """Return the entries in lines no wider than allowed."""
+    lines: list[list[tuple[int | None, str]]] = []
+    for entry in entries:
+        if lines and sum(map(_entry_width, [*lines[-1], entry])) - _SPACE <= room:
+            lines[-1].append(entry)
+        else:
+            lines.append([entry])
+    return lines
+
+
+def _entry_width(entry: tuple[int | None, str]) -> float:
+    return (0 if entry[0] is None else _SAMPLE) + drawing.text_width(entry[1], _SMALL) + _SPACE
+
+
+def _draw_legend_line(canvas: drawing.Canvas, entries: Sequence[tuple[int | None, str]], width: int, middle: float) -> None:
+    left = (width - sum(map(_entry_width, entries)) + _SPACE) / 2
+    for label, text in entries:
+        start = left
+        if label is not None:
+            sample = np.full((12 if label == 0 else 3, _SAMPLE - 8), label)
+            pixels = np.where(drawing.is_dashed_on(sample), drawing.label_levels(sample), np.uint8(_PAPER))
+            canvas.paste(pixels, (round(left), round(middle - len(sample) / 2)))
+            start += _SAMPLE
+        canvas.text((start, middle), text, _SMALL, _INK, anchor="lm")
+        left += _entry_width((label, text))

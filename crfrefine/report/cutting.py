@@ -1,4 +1,4 @@
-"""Prepare a case for display: upright, cropped around its labels, gray values in 8 bits, and a map of changes."""
+"""Prepare a case for display: upright, cropped around its labels, with the planes to show, a window per modality, and a map of changes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.io.volume import spacing_of
-from crfrefine.pictures.display import Upright, crop_around, display_range, find_largest_change
+from crfrefine.pictures.display import Upright, crop_around
+from crfrefine.pictures.planes import choose_places
+from crfrefine.pictures.windows import Window, choose_modality, choose_window
 from crfrefine.report.model import CaseImages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 GAINED, LOST, RELABELED = 1, 2, 3
@@ -57,19 +61,27 @@ class UprightCase:
 
     Attributes:
         case: its name.
-        gray: (x, y, z) 0 to 255; None without an image.
+        images: (M, x, y, z) finite intensities; None without an image.
+        modality_names: one per modality.
+        windows: one per modality.
+        modality: the number of the one with the highest contrast at the border of the labels.
         reference: (x, y, z) labels.
         before: (x, y, z) labels; None without a baseline.
         after: (x, y, z) labels.
         changes: (x, y, z) 0, GAINED, LOST or RELABELED: after against before, or against the reference without a baseline.
         steps: mm, one per axis.
-        point: the voxel with the most changes around it.
+        point: one index per axis: the planes through the structure.
+        change: the voxel with the most changes around it, if no plane through the structure passes by it.
+        change_plane: the plane that shows most of that change, by its number.
         axes: the counting in the file, one per axis.
         reduced: the factor by which voxels were enlarged, one integer per axis.
     """
 
     case: str
-    gray: NDArray[np.uint8] | None
+    images: NDArray[np.float32] | None
+    modality_names: tuple[str, ...]
+    windows: tuple[Window, ...]
+    modality: int
     reference: NDArray[Any]
     before: NDArray[Any] | None
     after: NDArray[Any]
@@ -77,7 +89,14 @@ class UprightCase:
     steps: tuple[float, float, float]
     point: tuple[int, int, int]
     axes: tuple[FileAxis, ...]
+    change: tuple[int, int, int] | None = None
+    change_plane: int = 0
     reduced: tuple[int, int, int] = (1, 1, 1)
+
+    @property
+    def gray(self) -> NDArray[np.uint8] | None:
+        """Gray values of the shown modality, (x, y, z); None without an image."""
+        return None if self.images is None else self.windows[self.modality].gray(self.images[self.modality])
 
 
 def upright_case(images: CaseImages) -> UprightCase:
@@ -90,18 +109,27 @@ def upright_case(images: CaseImages) -> UprightCase:
     changes = changes_between(reference if before is None else before, after)
     foreground = (reference > 0) | (after > 0) | (changes > 0)
     box = tuple(crop_around(foreground, steps))
-    gray = None if images.image is None else _gray_values(pose.turn(images.image), box)
-    after, changes = after[box], changes[box]
-    point = find_largest_change(np.zeros_like(changes), changes, steps) if changes.any() else find_largest_change(after, after, steps)
+    modalities = [pose.turn(channel) for channel in images.image] if images.image is not None else []
+    windows = tuple(choose_window(channel, foreground) for channel in modalities)
+    shown = np.stack([channel[box] for channel in modalities]).astype(np.float32) if modalities else None
+    reference, after, changes = reference[box], after[box], changes[box]
+    modality = 0 if shown is None else choose_modality(list(shown), windows, reference if reference.any() else after, steps)
+    before = None if before is None else before[box]
+    places = choose_places([reference, after] if before is None else [reference, before, after], changes > 0, steps)
     return UprightCase(
         case=images.case,
-        gray=gray,
-        reference=reference[box],
-        before=None if before is None else before[box],
+        images=None if shown is None else _finite(shown),
+        modality_names=images.modality_names or tuple(f"modality {number + 1}" for number in range(len(modalities))),
+        windows=windows,
+        modality=modality,
+        reference=reference,
+        before=before,
         after=after,
         changes=changes,
         steps=(steps[0], steps[1], steps[2]),
-        point=(point[0], point[1], point[2]),
+        point=_three(places.structure),
+        change=None if places.change is None else _three(places.change),
+        change_plane=places.change_plane,
         axes=tuple(
             FileAxis.of(number, images.after.shape[number], crop, is_flipped=flip)
             for number, flip, crop in zip(pose.axis_order, pose.flips, box, strict=True)
@@ -109,13 +137,19 @@ def upright_case(images: CaseImages) -> UprightCase:
     )
 
 
-def _gray_values(image: NDArray[np.float32], box: tuple[slice, ...]) -> NDArray[np.uint8]:
-    low, high = display_range(image)
-    # NaN becomes black; some programs write it outside the brain. In place: volumes can be large.
-    shown = np.nan_to_num(image[box].astype(np.float32), copy=False, nan=low, posinf=high, neginf=low)
-    shown -= low
-    shown *= 255 / (high - low)
-    return np.clip(shown, 0, 255, out=shown).round(out=shown).astype(np.uint8)
+def _finite(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Replace, in place and per modality, what is not finite: NaN and -inf by the smallest number, which is black, inf by the largest."""
+    for channel in images:
+        is_finite = np.isfinite(channel)
+        if not is_finite.all():
+            low, high = (float(channel[is_finite].min()), float(channel[is_finite].max())) if is_finite.any() else (0.0, 0.0)
+            np.nan_to_num(channel, copy=False, nan=low, posinf=high, neginf=low)
+    return images
+
+
+def _three(values: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = values
+    return x, y, z
 
 
 def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uint8]:
@@ -131,7 +165,7 @@ def changes_between(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.uin
 def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
     """Return the case with voxels enlarged until there are no more than allowed; the finest axes are coarsened first.
 
-    Gray values are means over the new voxels; labels come from the middle voxel, so no new label can appear.
+    Intensities are means over the new voxels; labels come from the middle voxel, so no new label can appear.
     """
     factors = [1, 1, 1]
     shape = case.after.shape
@@ -145,25 +179,30 @@ def reduce_case(case: UprightCase, most_voxels: int) -> UprightCase:
     middles = tuple(slice(first, None, factor) for first, factor in zip(middle, factors, strict=True))
     counts = tuple(len(range(size)[middle]) for size, middle in zip(shape, middles, strict=True))
     before = case.before
+
+    def coarser(point: tuple[int, int, int]) -> tuple[int, int, int]:
+        return _three([min(place // factor, count - 1) for place, factor, count in zip(point, factors, counts, strict=True)])
+
     return replace(
         case,
-        gray=None if case.gray is None else _block_means(case.gray, factors, counts),
+        images=None if case.images is None else np.stack([_block_means(channel, factors, counts) for channel in case.images]),
         reference=case.reference[middles],
         before=None if before is None else before[middles],
         after=case.after[middles],
         changes=changes_between(case.reference[middles] if before is None else before[middles], case.after[middles]),
         steps=tuple(step * factor for step, factor in zip(case.steps, factors, strict=True)),  # type: ignore[arg-type]
-        point=tuple(min(place // factor, count - 1) for place, factor, count in zip(case.point, factors, counts, strict=True)),  # type: ignore[arg-type]
+        point=coarser(case.point),
+        change=None if case.change is None else coarser(case.change),
         axes=tuple(axis.coarser(factor, first) for axis, factor, first in zip(case.axes, factors, middle, strict=True)),
         reduced=(factors[0], factors[1], factors[2]),
     )
 
 
-def _block_means(gray: NDArray[np.uint8], factors: list[int], counts: tuple[int, ...]) -> NDArray[np.uint8]:
-    values: NDArray[Any] = gray
+def _block_means(image: NDArray[np.float32], factors: list[int], counts: tuple[int, ...]) -> NDArray[np.float32]:
+    values: NDArray[Any] = image
     for axis, (factor, count) in enumerate(zip(factors, counts, strict=True)):
         starts = np.arange(count) * factor
         sums = np.add.reduceat(values, starts, axis=axis, dtype=np.float32)  # large volumes: single precision, and no copy of the whole
         sizes = np.diff(np.append(starts, values.shape[axis])).astype(np.float32)
         values = sums / sizes.reshape([-1 if other == axis else 1 for other in range(3)])
-    return values.round().astype(np.uint8)
+    return values

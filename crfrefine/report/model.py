@@ -21,11 +21,12 @@ class CaseImages:
 
     Attributes:
         case: its name.
-        image: (x, y, z) any intensity, the first modality; None if there are no images.
+        image: (M, x, y, z) any intensity; None if there are no images.
         reference: (x, y, z) labels of the reference, 0 is background.
         before: (x, y, z) labels of the baseline; None without a baseline.
         after: (x, y, z) labels of the judged method.
         affine: (4, 4) voxel to world RAS+ mm.
+        modality_names: one per modality; default: they are numbered.
     """
 
     case: str
@@ -34,6 +35,7 @@ class CaseImages:
     before: NDArray[np.integer[Any]] | None
     after: NDArray[np.integer[Any]]
     affine: NDArray[np.float64]
+    modality_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
-"""Cuts through a case's largest change, as SVG panels: image, reference, before, after, changes. Contours are sharp at any size."""
+"""Cuts through a case's structure and its largest change, as SVG panels: image, reference, before, after, changes.
+
+Contours are sharp at any size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -10,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
-from crfrefine.pictures.display import PLANES, SIDES, label_color
+from crfrefine.pictures.display import SIDES, label_color
+from crfrefine.pictures.planes import PLANES
 from crfrefine.report.cutting import CHANGE_COLORS, GAINED, LOST, RELABELED, UprightCase
 from crfrefine.report.encoding import gray_png
 from crfrefine.report.svg import element
@@ -38,23 +42,41 @@ class Cut:
     panels: tuple[Panel, ...]
 
 
-def cuts_of(name: str, case: UprightCase, before: str, after: str) -> list[Cut]:
-    """Cut a case in three planes; planes that are only a line, as with a single slice, are left out.
+def cuts_of(name: str, case: UprightCase, before: str, after: str, titles: Mapping[int, str] | None = None) -> list[Cut]:
+    """Cut a case in three planes through the structure, and in a fourth one through the largest change if those do not show it.
+
+    Planes that are only a line, as with a single slice, are left out.
 
     Args:
         name: unique in the page; prefix of the ids of elements that others refer to.
         case: the case to show.
         before: name of the baseline.
         after: name of the judged method.
+        titles: names of labels; those without one are numbered.
     """
     is_flat = [size == 1 for size in case.after.shape]
     planes = [plane for plane in PLANES if not (is_flat[plane[1]] or is_flat[plane[2]])] or PLANES[:1]
-    return [_cut(f"{name}-{plane}", case, plane, across, up, before, after) for plane, across, up in planes]
+    methods = (before, after)
+    cuts = [_cut(f"{name}-{plane}", case, plane, (across, up), case.point, methods, titles or {}) for plane, across, up in planes]
+    if case.change is not None:
+        plane, across, up = PLANES[case.change_plane]
+        cuts.append(_cut(f"{name}-change", case, f"largest change, {plane}", (across, up), case.change, methods, titles or {}))
+    return cuts
 
 
-def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before: str, after: str) -> Cut:
+def _cut(
+    name: str,
+    case: UprightCase,
+    plane: str,
+    axes: tuple[int, int],
+    point: tuple[int, int, int],
+    methods: tuple[str, str],
+    titles: Mapping[int, str],
+) -> Cut:
+    across, up = axes
+    before, after = methods
     through = 3 - across - up
-    index: tuple[Any, ...] = tuple(case.point[axis] if axis == through else slice(None) for axis in range(3))
+    index: tuple[Any, ...] = tuple(point[axis] if axis == through else slice(None) for axis in range(3))
 
     def slice_of(volume: NDArray[Any]) -> NDArray[Any]:
         cut: NDArray[Any] = volume[index].T[::-1]  # (rows from top to bottom, columns)
@@ -65,18 +87,30 @@ def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before:
     rows, columns = reference.shape
     width, height = columns * steps[0], rows * steps[1]
     picture = element("rect", width="100%", height="100%", class_="nothing")
-    if case.gray is not None:
+    heading = "Image"
+    if case.images is not None:
+        window = case.windows[case.modality]
+        if len(case.images) > 1:
+            heading = f"Image: {case.modality_names[case.modality]}"
         picture = element(
-            "image", href=gray_png(slice_of(case.gray)), width=width, height=height, preserveAspectRatio="none", class_="voxels"
+            "image",
+            href=gray_png(window.gray(slice_of(case.images[case.modality]))),
+            width=width,
+            height=height,
+            preserveAspectRatio="none",
+            class_="voxels",
         )
     changes = slice_of(case.changes)
     filled = _changes(name, changes, steps, max(width, height) / 80)
     reference_line = contour_path(reference > 0, steps)
     changed = filled + (element("path", d=reference_line, class_="contour reference-line") if reference_line else "")
-    contents = [("Image", ""), ("Reference", _contours(reference, steps))]
+    contents = [(heading, ""), ("Reference", _contours(reference, steps, titles))]
     if case.before is not None:
-        contents += [(before, _contours(slice_of(case.before), steps))]
-    contents += [(after, _contours(slice_of(case.after), steps)), ("Changed voxels" if case.before is not None else "Errors", changed)]
+        contents += [(before, _contours(slice_of(case.before), steps, titles))]
+    contents += [
+        (after, _contours(slice_of(case.after), steps, titles)),
+        ("Changed voxels" if case.before is not None else "Errors", changed),
+    ]
     base = f"{name}-image"
     panels = []
     for number, (heading, drawn) in enumerate(contents):
@@ -94,7 +128,7 @@ def _cut(name: str, case: UprightCase, plane: str, across: int, up: int, before:
                 ),
             )
         )
-    return Cut(plane, case.axes[through].place(case.point[through]), tuple(panels))
+    return Cut(plane, case.axes[through].place(point[through]), tuple(panels))
 
 
 def _changes(name: str, changes: NDArray[Any], steps: Sequence[float], pitch: float) -> str:
@@ -147,11 +181,11 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     return [(int(row), int(start), int(end - start)) for row, start, end in zip(rows, starts, ends, strict=True)]
 
 
-def _contours(labels: NDArray[Any], steps: Sequence[float]) -> str:
+def _contours(labels: NDArray[Any], steps: Sequence[float], titles: Mapping[int, str]) -> str:
     drawn = []
     for label in foreground_labels(labels):
         path = contour_path(labels == label, steps)
-        title = element("title", f"label {label}")
+        title = element("title", escape(titles.get(label, f"label {label}")))
         drawn.append(element("path", title, d=path, class_="contour", style=f"stroke:{label_color(label)}"))
     return "".join(drawn)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,6 +21,7 @@ from crfrefine.report.pairs import ShownCase, is_shown_unsigned, pairs_of, regio
 from crfrefine.report.viewer import ViewerCase
 from crfrefine.report.wording import UNDEFINED, Wording, wording_of
 from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
+from crfrefine.statistics.harm import Decline
 from crfrefine.statistics.paired import PairedComparison
 from crfrefine.statistics.verdict import ENDPOINT, Outcome
 
@@ -85,6 +87,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     environment.globals |= {"asset": _asset, "words": wording_of}
     metrics = [metric for metric in report.table.metrics if region_choices(report, metric)]
     tested = sorted((metric for metric in metrics if metric_named(metric).better is not None), key=lambda metric: metric != ENDPOINT)
+    sets = list(_charts(report, tested))
     rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
     cases = _table_cases(report, metrics)
     has_viewer = any(view.viewer is not None for view in views)
@@ -95,6 +98,7 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         tone=_tone(report),
         verdict_regions=[region_title(report, region) for region in report.verdict.regions] if report.verdict is not None else [],
         figures=_figures(report),
+        declines=list(_declines(report)),
         undefined=[
             (region_title(report, region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
         ]
@@ -104,8 +108,8 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         lines=list(_summary_lines(report, report.method)),
         rivals=[(rival, list(_summary_lines(report, rival))) for rival in rivals],
         judged_rivals=_judged_rivals(report),
-        metrics=[metric_named(metric) for metric in tested],
-        charts=list(_charts(report, tested)),
+        metrics=[metric_named(metric) for metric in dict.fromkeys(drawn["metric"] for drawn in sets)],
+        charts=sets,
         is_aggregated=len(report.table.cases) > charts.MOST_MARKS,
         num_drawn=charts.MOST_DRAWN,
         table_metrics=[metric_named(metric) for metric in metrics],
@@ -134,11 +138,33 @@ def region_title(report: ReportInput, region: str) -> str:
 
 
 def _tone(report: ReportInput) -> str:
-    """Return the tone of the verdict: good, bad or neither."""
+    """Return the tone of the verdict: good, bad or neither, as for help with something that got significantly worse."""
     if report.verdict is None:
         return "open"
-    good, bad = {Outcome.HELPS}, {Outcome.HURTS}
-    return "good" if report.verdict.outcome in good else "bad" if report.verdict.outcome in bad else "open"
+    if report.verdict.outcome == Outcome.HURTS:
+        return "bad"
+    has_harm = report.verdict.harm is not None and bool(report.verdict.harm.significant)
+    return "good" if report.verdict.outcome == Outcome.HELPS and not has_harm else "open"
+
+
+def _declines(report: ReportInput) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield a heading and rows of text for what got worse significantly, and for what got worse in most cases."""
+    harm = report.verdict.harm if report.verdict is not None else None
+    for heading, declines in () if harm is None else (("Significantly", harm.significant), ("In most cases", harm.in_most_cases)):
+        if declines:
+            yield heading, [_decline_cells(report, decline) for decline in declines]
+
+
+def _decline_cells(report: ReportInput, decline: Decline) -> dict[str, Any]:
+    wording, comparison = wording_of(decline.metric), decline.comparison
+    return {
+        "metric": wording.metric.title,
+        "region": region_title(report, decline.region),
+        "counts": (comparison.wins, comparison.ties, comparison.losses),
+        "difference": wording.change_quantity(comparison.mean_difference),
+        "interval": _interval(comparison, wording),
+        "p_value": _p(decline.p_holm),
+    }
 
 
 def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
@@ -162,20 +188,16 @@ def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
 
 
 def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
-    """Yield groups of pictures under an accurate heading: if every case gains, even the worst cases do."""
-    for reason in ("worst", "median", "best"):
+    """Yield groups of pictures under an accurate heading: no case that gained is under "Worst", none that lost under "Best"."""
+    for reason, sign, others in (("worst", 1, "gains"), ("median", 0, ""), ("best", -1, "losses")):
         group = [view for view in views if view.shown.reason == reason]
-        if group:
-            yield _group_heading(reason, [view.shown for view in group]), group
-
-
-def _group_heading(reason: str, cases: Sequence[ShownCase]) -> str:
-    changes = [case.after - case.before for case in cases if case.before is not None]
-    if reason == "worst" and changes and min(changes) >= 0:
-        return "Smallest gains: no case is worse"
-    if reason == "best" and changes and max(changes) <= 0:
-        return "Smallest losses: no case is better"
-    return reason.capitalize()
+        odd = [view for view in group if sign and view.shown.before is not None and sign * (view.shown.after - view.shown.before) >= 0]
+        usual = [view for view in group if view not in odd]
+        if usual:
+            yield reason.capitalize(), usual
+        if odd:
+            none = "" if usual else f": no case is {'worse' if sign > 0 else 'better'}"
+            yield f"Smallest {others}{none}", odd
 
 
 def _is_lead(report: ReportInput, row: SummaryRow) -> bool:
@@ -192,21 +214,34 @@ def _summary_lines(report: ReportInput, method: str) -> Iterator[_Line]:
     for row in rows:
         wording, comparison = wording_of(row.metric), row.comparison
         baseline = baselines.get((row.metric, row.region))
+        before, after, difference = baseline.mean if baseline else math.nan, row.mean, math.nan
+        num_pairs, num_left_out = row.num_values, row.num_undefined
+        if comparison is not None:
+            num_pairs, num_left_out = comparison.num_pairs, len(report.table.cases) - comparison.num_pairs
+            if num_pairs:  # else, as for calibration that the baseline does not have, each has its own mean
+                before, after, difference = comparison.mean_baseline, comparison.mean, comparison.mean_difference
+        elif report.baseline is not None and method != report.baseline:  # a metric that only describes
+            both = shown_values(report, [report.baseline, method], row.region, row.metric)
+            both = both[:, ~np.isnan(both).any(axis=0)]
+            num_pairs, num_left_out = both.shape[1], len(report.table.cases) - both.shape[1]
+            if num_pairs:
+                before, after = (float(values.mean()) for values in both)
+                difference = after - before
         yield _Line(
             metric=row.metric,
             region=region_title(report, row.region),
             is_first=row.metric != previous,
             is_lead=_is_lead(report, row),
             method=method,
-            before=wording.number(comparison.mean_baseline if comparison else baseline.mean if baseline else float("nan")),
-            after=wording.number(comparison.mean if comparison else row.mean),
-            difference=wording.change(comparison.mean_difference) if comparison else UNDEFINED,
+            before=wording.number(before),
+            after=wording.number(after),
+            difference=wording.change(difference),
             interval=_interval(comparison, wording) if comparison else UNDEFINED,
             p_value=_p(row.p_holm) if comparison else UNDEFINED,
             effect=_effect(comparison) if comparison else UNDEFINED,
-            counts=(comparison.wins, comparison.ties, comparison.losses) if comparison else None,
-            num_pairs=comparison.num_pairs if comparison else row.num_values,
-            num_left_out=len(report.table.cases) - comparison.num_pairs if comparison else row.num_undefined,
+            counts=(comparison.wins, comparison.ties, comparison.losses) if comparison and num_pairs else None,
+            num_pairs=num_pairs,
+            num_left_out=num_left_out,
         )
         previous = row.metric
 
@@ -237,18 +272,19 @@ def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, A
         wording = wording_of(metric)
         for region in region_choices(report, metric):
             pairs = pairs_of(report, region, metric)
+            if not pairs.cases:  # such as calibration that only one of the two methods has
+                continue
             number += 1
+            name = f"chart-{number}"
+            row = rows.get((metric, region))
+            comparison = row.comparison if row is not None else None
             drawn = []
-            if pairs.cases:
-                name = f"chart-{number}"
-                row = rows.get((metric, region))
-                comparison = row.comparison if row is not None else None
-                if report.baseline is not None:
-                    drawn.append(("Before and after", charts.paired_plot(f"{name}-paired", pairs, wording, report.baseline, report.method)))
-                    drawn.append(("Agreement (Bland-Altman)", charts.bland_altman_plot(f"{name}-agreement", pairs, wording)))
-                mean, interval = (None, None) if comparison is None else (comparison.mean_difference, comparison.interval)
-                heading = "Values" if report.baseline is None else "Differences"
-                drawn.append((heading, charts.difference_plot(f"{name}-differences", pairs, wording, mean, interval)))
+            if report.baseline is not None:
+                drawn.append(("Before and after", charts.paired_plot(f"{name}-paired", pairs, wording, report.baseline, report.method)))
+                drawn.append(("Agreement (Bland-Altman)", charts.bland_altman_plot(f"{name}-agreement", pairs, wording)))
+            mean, interval = (None, None) if comparison is None else (comparison.mean_difference, comparison.interval)
+            heading = "Values" if report.baseline is None else "Differences"
+            drawn.append((heading, charts.difference_plot(f"{name}-differences", pairs, wording, mean, interval)))
             yield {
                 "metric": metric,
                 "region": region,

@@ -57,7 +57,7 @@ def region_choices(report: ReportInput, metric: str) -> tuple[str, ...]:
     measured = [region for region in report.table.regions if _is_measured(report, region, metric)]
     if len(regions) == 1:
         return tuple(sorted(measured, key=lambda region: region not in regions))
-    has_mean = len(regions) > 1 and metric_named(metric).better is not None and any(region in measured for region in regions)
+    has_mean = len(regions) > 1 and any(region in measured for region in regions)
     return ((MEAN,) if has_mean else ()) + tuple(measured)
 
 

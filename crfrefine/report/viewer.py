@@ -16,6 +16,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.pictures.display import label_color
+from crfrefine.pictures.windows import BONE, LUNG, SOFT_TISSUE, Window
 from crfrefine.report.cutting import CHANGE_COLORS, UprightCase, reduce_case
 from crfrefine.report.encoding import gray_png, label_png, sprite
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 MOST_VOXELS = 4_000_000
 """Most voxels of a case in the viewer: decoded, at four bytes each, a phone can hold one case several times."""
 
-_GRAY_STEP = 4
-"""The viewer's gray values have 64 levels, which compress to two thirds and look the same."""
+_LEVELS_IN_WINDOW = 64
+"""Gray levels of the viewer in the window that it opens with: they compress to two thirds of 256 and look the same."""
+
+_FEWEST_OUTSIDE, _MOST_OUTSIDE = 4, 64
+"""Gray levels below and above that window, where they are half as dense."""
 
 # Its place in nilearn since 0.14, and before.
 _PLACES = ("_assets/js/brainsprite.min.js", "plotting/data/js/brainsprite.min.js")
@@ -55,15 +59,44 @@ def read_viewer() -> str:
 
 
 @dataclass(frozen=True)
+class Modality:
+    """How a modality is shown.
+
+    Attributes:
+        name: such as "FLAIR".
+        levels: the intensity of each gray level of its sprite, ascending.
+        window: the one it is shown with at first.
+    """
+
+    name: str
+    levels: NDArray[np.float64]
+    window: Window
+
+    def spec(self) -> dict[str, Any]:
+        """Return the data that the page's script needs: intensities with seven digits, and the windows to choose from."""
+        windows = [self.window]
+        if self.window.name:
+            windows += [other for other in (SOFT_TISSUE, LUNG, BONE) if other != self.window]
+        return {
+            "name": self.name,
+            "levels": [float(f"{level:.7g}") for level in self.levels],
+            "windows": [[window.name, float(f"{window.low:.7g}"), float(f"{window.high:.7g}")] for window in windows],
+        }
+
+
+@dataclass(frozen=True)
 class ViewerCase:
     """A case in the viewer.
 
     Attributes:
         shape: voxels along each upright axis.
         steps: mm, one per axis.
-        point: initial position of the planes.
+        point: initial position of the planes, through the structure.
+        change: position of the largest change, if the initial planes do not show it.
         counting: first number, step and number of voxels in the file, one per axis.
-        image: the sprite of gray values.
+        images: a sprite of gray levels per modality; without images a single one, of one gray.
+        modalities: how each modality is shown; empty without images.
+        modality: the number of the one that is shown at first.
         overlays: the available sprites of colors by name: reference, before, after and changes.
         reduced: the factor by which voxels were enlarged, one integer per axis.
     """
@@ -71,19 +104,30 @@ class ViewerCase:
     shape: tuple[int, ...]
     steps: tuple[float, float, float]
     point: tuple[int, int, int]
+    change: tuple[int, int, int] | None
     counting: tuple[tuple[int, int, int], ...]
-    image: str
+    images: tuple[str, ...]
+    modalities: tuple[Modality, ...]
+    modality: int
     overlays: Mapping[str, str]
     reduced: tuple[int, int, int]
 
     @property
     def num_bytes(self) -> int:
         """The bytes that it adds to the page."""
-        return len(self.image) + sum(len(picture) for picture in self.overlays.values())
+        return sum(map(len, self.images)) + sum(len(picture) for picture in self.overlays.values())
 
     def spec(self) -> dict[str, Any]:
         """Return the data that the page's script needs besides the sprites."""
-        return {"shape": self.shape, "steps": self.steps, "point": self.point, "counting": self.counting}
+        return {
+            "shape": self.shape,
+            "steps": self.steps,
+            "point": self.point,
+            "change": self.change,
+            "counting": self.counting,
+            "modality": self.modality,
+            "modalities": [modality.spec() for modality in self.modalities],
+        }
 
 
 def viewer_case(case: UprightCase, most_bytes: int, most_voxels: int = MOST_VOXELS) -> ViewerCase:
@@ -105,6 +149,44 @@ def _encode(case: UprightCase) -> ViewerCase:
         overlays["before"] = colored(case.before)
     overlays["after"] = colored(case.after)
     overlays["changes"] = label_png(sprite(case.changes), CHANGE_COLORS)
-    gray = np.full_like(case.changes, 40) if case.gray is None else case.gray // _GRAY_STEP * _GRAY_STEP
+    pictures, modalities = [], []
+    for number, window in enumerate(case.windows):
+        assert case.images is not None
+        levels = _levels(case.images[number], window)
+        pictures.append(gray_png(sprite(_nearest(case.images[number], levels))))
+        modalities.append(Modality(case.modality_names[number], levels, window))
+    if not pictures:
+        pictures = [gray_png(sprite(np.full_like(case.changes, 40)))]
     counting = tuple((axis.first, axis.step, axis.size) for axis in case.axes)
-    return ViewerCase(case.after.shape, case.steps, case.point, counting, gray_png(sprite(gray)), overlays, case.reduced)
+    return ViewerCase(
+        case.after.shape,
+        case.steps,
+        case.point,
+        case.change,
+        counting,
+        tuple(pictures),
+        tuple(modalities),
+        case.modality,
+        overlays,
+        case.reduced,
+    )
+
+
+def _levels(image: NDArray[np.float32], window: Window) -> NDArray[np.float64]:
+    """Return the intensities of the stored gray levels: dense in the window, and sparser below and above it as far as the image goes."""
+    low, high = min(float(image.min()), window.low), max(float(image.max()), window.high)
+
+    def outside(extent: float) -> int:
+        return int(np.clip(_LEVELS_IN_WINDOW / 2 * extent / (window.high - window.low), _FEWEST_OUTSIDE, _MOST_OUTSIDE))
+
+    parts = [np.linspace(window.low, window.high, _LEVELS_IN_WINDOW)]
+    if low < window.low:
+        parts.insert(0, np.linspace(low, window.low, outside(window.low - low), endpoint=False))
+    if high > window.high:
+        parts.append(np.linspace(high, window.high, outside(high - window.high), endpoint=False)[::-1])
+    return np.concatenate(parts)
+
+
+def _nearest(image: NDArray[np.float32], levels: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the number of the nearest level of each voxel."""
+    return np.searchsorted((levels[1:] + levels[:-1]) / 2, image).astype(np.uint8)

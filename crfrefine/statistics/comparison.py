@@ -196,7 +196,7 @@ def summarize(
         baseline: the method that the others are compared with.
         metrics: default: all.
         regions: default: all.
-        mean_regions: the regions of a row MEAN; default: `regions`. The row exists if there are several and the metric has better values.
+        mean_regions: the regions of a row MEAN; default: `regions`. The row exists if there are several.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
 
@@ -211,7 +211,7 @@ def summarize(
     rows = []
     for metric in table.metrics if metrics is None else metrics:
         is_tested = metric_named(metric).better is not None
-        names = (*chosen, MEAN) if is_tested and len(averaged) > 1 else chosen
+        names = (*chosen, MEAN) if len(averaged) > 1 else chosen
         for method in table.methods:
             comparisons: list[PairedComparison | None] = [None] * len(names)
             if is_tested and method != baseline:

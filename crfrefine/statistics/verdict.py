@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
-from crfrefine.statistics.comparison import MEAN, ResultTable, format_p
+from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
+from crfrefine.statistics.harm import Harm, find_harm
 from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, detectable_difference, holm
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
@@ -67,6 +68,7 @@ class Verdict:
         alpha: the level that p_holm was compared with.
         rivals: the methods that it should beat as well.
         notes: further facts that the reader must know, one sentence each, such as cases left out.
+        harm: what got worse besides; None if no other metric was looked at.
     """
 
     outcome: Outcome
@@ -79,6 +81,7 @@ class Verdict:
     alpha: float
     rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
+    harm: Harm | None = None
 
     @property
     def num_comparisons(self) -> int:
@@ -101,6 +104,8 @@ def verdict(
     rivals_are_simple: bool = True,
     regions: Sequence[str] | None = None,
     subject: str | None = None,
+    summary: Sequence[SummaryRow] | None = None,
+    titles: Mapping[str, str] | None = None,
     alpha: float = 0.05,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
@@ -116,6 +121,9 @@ def verdict(
         rivals_are_simple: whether to call the rivals simple methods, and prefer one that is not beaten.
         regions: whose mean Dice decides; default: all.
         subject: name of the method in the sentence; default: its name.
+        summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse is looked up there. Default:
+            no other metric is looked at.
+        titles: displayed name of each region; default: its name.
         alpha: level of the two-sided test after Holm's correction over the baseline and all rivals.
         seed: of the bootstrap.
         num_resamples: of the bootstrap.
@@ -139,7 +147,9 @@ def verdict(
     outcome, sentence = _decide(subject or method, comparisons[0], adjusted[0], judged, alpha, rivals_are_simple=rivals_are_simple)
     chosen = table.regions if regions is None else tuple(regions)
     notes = _notes(table, method, baseline, chosen, comparisons[0]) + _notes_on_rivals(table, judged, comparisons[0].num_pairs)
-    return Verdict(outcome, sentence, method, baseline, chosen, comparisons[0], adjusted[0], alpha, judged, notes)
+    harm = None if summary is None else find_harm(summary, method, chosen, titles=titles, alpha=alpha)
+    sentence += _but(outcome, harm, baseline, has_rivals=bool(judged))
+    return Verdict(outcome, sentence, method, baseline, chosen, comparisons[0], adjusted[0], alpha, judged, notes, harm)
 
 
 def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int | None:
@@ -210,6 +220,15 @@ def _against_rivals(rivals: Sequence[Rival], family: int, *, rivals_are_simple: 
     if missing:
         parts.append(f"; no case allows a comparison with {' or '.join(missing)}")
     return "".join(parts)
+
+
+def _but(outcome: Outcome, harm: Harm | None, baseline: str, *, has_rivals: bool) -> str:
+    """Return the end of a sentence of praise if something got significantly worse; else nothing."""
+    if harm is None or not harm.headline or outcome not in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE):
+        return ""
+    worse = f"{harm.headline} got significantly worse"
+    # After a sentence on the rivals, "worse" needs its counterpart.
+    return f"; {worse} than with {baseline}" if has_rivals else f", but {worse}"
 
 
 def _mixed(primary: PairedComparison, figures: str) -> str:

@@ -10,15 +10,20 @@ import numpy as np
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
+from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.axes import file_order
+from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader
+from crfrefine.text import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
 
 
 def convert_file(source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None) -> str:
@@ -27,7 +32,8 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
     Args:
         source: the file to read.
         target: the file to write; its suffix names the format.
-        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source.
+        to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source. Sigmoid channels whose regions a
+            `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them.
         like: an image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
 
     Returns:
@@ -46,9 +52,11 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
     geometry = _geometry(header, io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None, target)
-    if header.num_channels == 1:
+    notes: list[str] = []
+    regions = find_regions(None, [source.parent], notes)
+    if header.num_channels == 1 and not regions.is_channel(header):
         return _convert_labels(header, target, to, geometry)
-    return _convert_channels(header, target, to, geometry)
+    return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])
 
 
 def _check_no_input_is_replaced(target: Path, given: list[Path]) -> None:
@@ -69,17 +77,41 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     return f"{_told(header)} -> {target}: label map"
 
 
-def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume) -> str:
-    read = io.read_logits([header.path])
+def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading) -> str:
+    read = io.read_logits([header.path], fewest=regions.fewest_channels)
     values, kind = read.values, read.kind
+    needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
+    scheme = regions.scheme_of(values, header.path) if needs_kind else None
+    if scheme is not None:
+        return _convert_regions(header, target, to, like, values, kind, scheme)
     if to == "labels":
         io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like)
         return f"{_told(header)} -> {target}: label map"
-    if to is not None or (kind is None and require_suffix(target).holds_scores_alone):
+    if needs_kind:
         values, kind = _as_kind(values, kind, to, header.path)
     written = kind or "logits"
     io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=written)
     return f"{_told(header)} -> {target}: {kind or 'the same values'}"
+
+
+def _convert_regions(
+    header: VolumeHeader, target: Path, to: str | None, like: Volume, values: NDArray[np.float32], kind: str | None, scheme: RegionScheme
+) -> str:
+    """Write the channels of regions as log-odds, as probabilities, or as the label map that nnU-Net makes of them."""
+    order = file_order(values)
+    log_odds = order.to_storage(values).copy()
+    found, _ = identify_regions(log_odds, "auto", kind=kind, name=str(header.path))
+    if found == "probabilities":
+        take_log_odds(log_odds)
+    grid, source = like.grid_shape, _told(header, counted(scheme.num_regions, "region"))
+    if to == "labels":
+        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like)
+        return f"{source} -> {target}: label map"
+    written = to or found
+    if written != found:
+        values = order.to_user(log_odds if written == "logits" else sigmoid(log_odds))
+    io.write_channels(target, values.reshape(len(values), *grid), like, kind=written)
+    return f"{source} -> {target}: {written}"
 
 
 def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path: Path) -> tuple[NDArray[np.float32], str]:
@@ -111,8 +143,8 @@ def _empty(grid_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.broadcast_to(np.uint8(0), grid_shape)
 
 
-def _told(header: VolumeHeader) -> str:
-    """Return the first half of the sentence: the input."""
-    kind = "label map" if header.num_channels == 1 else f"{header.num_channels} labels"
+def _told(header: VolumeHeader, kind: str = "") -> str:
+    """Return the first half of the sentence: the input; without a `kind`, a label map, or channels of labels."""
+    kind = kind or ("label map" if header.num_channels == 1 else f"{header.num_channels} labels")
     remark = "" if header.misnamed is None else f" ({header.misnamed})"
     return f"{header.path}: {kind}, {TIMES.join(str(size) for size in header.grid_shape)}{remark}"

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from crfrefine import io
 from crfrefine.cases.discovery import CaseFiles, CaseList, discover_cases, list_files
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.cases.region_reading import RegionReading, find_regions
+from crfrefine.cases.structure_folders import case_folders, looks_like_structures
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.io.paths import SCORES_SUFFIXES
@@ -84,36 +87,69 @@ def inspect_folder(folder: str | Path) -> FolderReport:
 
     folder = Path(folder)
     try:
+        structures = _structures(folder)
+        if structures:
+            return _inspect_structures(folder, structures)
         archives = _archives(folder)
         cases = _discover(folder) if not archives else CaseList()
     except CrfRefineError as error:
         return FolderReport(folder, problems=[str(error)])
-    report = FolderReport(folder, notes=list(cases.notes))
+    notes = list(cases.notes)
+    regions = find_regions(None, [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])] or [folder], notes)
+    report = FolderReport(folder, notes=notes, problems=[regions.problem] if regions.problem else [])
     num_labels: dict[int, list[str]] = {}
     for path in archives:
         with CaseWork(report.fail, path):
             header = io.read_header(path)
-            report.cases[io.stem_of(path)] = f"{header.num_channels} labels, {describe_grid(header.grid_shape, header.affine)}"
+            report.cases[io.stem_of(path)] = f"{_channels(header.num_channels, regions)}, {describe_grid(header.grid_shape, header.affine)}"
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
         with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
-            headers = read_case_headers(files)
+            headers = read_case_headers(files, ReadingOptions(regions=regions))
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
             parts.append(describe_grid(image.grid_shape, image.affine))
             if headers.logits is not None:
-                parts.append(f"{headers.logits.num_labels} labels")
-                num_labels.setdefault(headers.logits.num_labels, []).append(files.case_id)
+                count = headers.logits.num_labels
+                parts.append(_channels(count, regions) if count else "label map for logits")
+                num_labels.setdefault(count, []).append(files.case_id)
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
             report.cases[files.case_id] = ", ".join(parts)
     if len(num_labels) > 1:
         usual = max(num_labels, key=lambda number: len(num_labels[number]))
         report.problems.extend(
             f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
+            if number and usual
+            else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
             for number, case_ids in num_labels.items()
             for case_id in case_ids
             if number != usual
         )
+    return report
+
+
+def _channels(number: int, regions: RegionReading) -> str:
+    is_regions = regions.declares(number) and number != regions.num_labels
+    return f"{number} {'region' if is_regions else 'label'}{'' if number == 1 else 's'}"
+
+
+def _structures(folder: Path) -> dict[str, Path]:
+    """Return the folders of structures by case, if the folder holds one binary file per structure, or folders of such files."""
+    known = {"images", "imagesTr", "imagesTs", "labels", "labelsTr", "logits", "masks"}
+    if list_files(folder, io.VOLUME_SUFFIXES):
+        return {folder.resolve().name: folder} if looks_like_structures(folder) else {}
+    found = case_folders(folder)
+    return {} if known & set(found) or not all(looks_like_structures(path) for path in found.values()) else found
+
+
+def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
+    notes = [f"{folder}: one binary file per structure; refine them with -p and --input-type labels"]
+    report = FolderReport(folder, notes=notes)
+    for case_id, path in structures.items():
+        files = list_files(path, io.VOLUME_SUFFIXES)
+        with CaseWork(report.fail, *files):
+            header = io.read_header(files[0])
+            report.cases[case_id] = f"{len(files)} structures, {describe_grid(header.grid_shape, header.affine)}"
     return report
 
 
@@ -132,9 +168,13 @@ def _discover(folder: Path) -> CaseList:
         return next((folder / name for name in names if (folder / name).is_dir()), None)
 
     images = inside("images", "imagesTr")
-    if images is not None:
-        return discover_cases(images, inside("logits"), inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
-    return discover_cases(folder, None)
+    if images is None:
+        return discover_cases(folder, None)
+    logits = inside("logits")
+    cases = discover_cases(images, logits, inside("masks"), inside("labels", "labelsTr"), include_imageless=True)
+    if logits is None:
+        cases.notes.append(f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs")
+    return cases
 
 
 def _describe_values(header: VolumeHeader) -> list[tuple[str, str]]:

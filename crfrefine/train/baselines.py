@@ -41,7 +41,7 @@ class VectorScaling:
 
     Attributes:
         temperature: positive.
-        bias: one per label.
+        bias: one per label, or one per region.
     """
 
     temperature: float
@@ -56,9 +56,9 @@ class VectorScaling:
 
 def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> VectorScaling:
     """Fit temperature and biases with the same loss and the same cases as the CRF."""
-    num_labels = material.sizes[0]
+    num_channels = material.sizes[0]
     log_temperature = torch.zeros((), requires_grad=True)
-    bias = torch.zeros(num_labels, requires_grad=True)
+    bias = torch.zeros(num_channels, requires_grad=True)
     optimizer = torch.optim.Adam([log_temperature, bias], lr=SCALING_STEP_LENGTH)
 
     def gradient(crop: Crop, threads: int) -> tuple[torch.Tensor, ...]:
@@ -74,8 +74,9 @@ def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> Ve
             parameter.grad = sum(own[1:], own[0]) / len(batch)
         optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
         optimizer.step()
-    centered = (bias - bias.mean()).detach()
-    return VectorScaling(float(log_temperature.detach().exp()), tuple(centered.tolist()))
+    # A constant in all biases changes no softmax; log-odds of regions have none to spare.
+    shared = bias.mean() if material.crops[0].regions is None else 0.0
+    return VectorScaling(float(log_temperature.detach().exp()), tuple((bias - shared).detach().tolist()))
 
 
 def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequence[float]) -> NDArray[np.floating[Any]]:
@@ -139,15 +140,24 @@ def largest_scores(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], wo
     """Return the mean Dice (cases, kinds) of each case with the largest component of each kind kept."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
-        network = np.where(crop.mask, crop.logits.argmax(axis=0), 0)
+        network = network_labels(crop)
         values = []
         for kind in LARGEST_KINDS:
             found = postprocess(network, PostprocessParameters(keep_largest=kind), 1.0)
-            confusion = count_confusion(crop.labels[crop.mask], found[crop.mask], crop.num_labels) + crop.outside
-            values.append(mean_dice(confusion, regions))
+            values.append(mean_dice(label_confusion(crop, found), regions))
         return values
 
     return np.array(workers.run(scores, crops))
+
+
+def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
+    return np.where(crop.mask, crop.decode(crop.logits), 0).astype(np.min_scalar_type(crop.num_labels - 1))
+
+
+def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
+    """Return (L, L) counts of the voxels of the whole case, by reference and found label (*box); outside the mask, the network's count."""
+    return count_confusion(crop.labels[crop.mask], found[crop.mask], crop.num_labels) + crop.outside
 
 
 def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
@@ -160,5 +170,5 @@ def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...
 
 
 def _confusion(crop: Crop, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    found = logits.argmax(axis=0)[crop.mask]
+    found = crop.decode(logits)[crop.mask]
     return count_confusion(crop.labels[crop.mask], found, crop.num_labels) + crop.outside

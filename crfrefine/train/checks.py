@@ -10,17 +10,19 @@ from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.text import listed, shorten
 from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.device import TrainingDevice, choose_device
-from crfrefine.train.options import LEARNABLE, LOSSES, TrainingOptions
+from crfrefine.train.options import LEARNABLE, LOSSES, RULES_GROUP, TrainingOptions
 
 
 def check_options(options: TrainingOptions) -> TrainingDevice:
     """Return the device; raise ConfigError or InputError for invalid options, before anything is read."""
     from crfrefine.io.atomic import check_replaceable, check_small_output, check_writable
 
-    unknown = [name for name in options.learn if name not in LEARNABLE]
+    unknown = [name for name in options.learn if name not in (*LEARNABLE, RULES_GROUP)]
     if unknown or not options.learn:
         given = listed(options.learn) or "nothing"
-        raise ConfigError(f"--learn: expected some of {', '.join(LEARNABLE)}, separated by commas; got {given}")
+        raise ConfigError(f"--learn: expected some of {', '.join((*LEARNABLE, RULES_GROUP))}, separated by commas; got {given}")
+    if not any(name in LEARNABLE for name in options.learn):
+        raise ConfigError(f"--learn: {RULES_GROUP} goes with a CRF that is learned; add some of {', '.join(LEARNABLE)}")
     if options.loss not in LOSSES:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
     if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
@@ -39,7 +41,7 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
-    """Return the requested regions, or each foreground label.
+    """Return the requested regions, or those of the channels, or each foreground label.
 
     Raises:
         ConfigError: a region is malformed, is given twice, or has labels that the logits do not have.
@@ -59,7 +61,10 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
 
 
 def _default_regions(cases: LabeledCases) -> tuple[Region, ...]:
-    """Return each foreground label, by its name if usable, except the label that marks voxels without a reference."""
+    """Return the regions of the channels, or each foreground label by its name if usable, except the one without a reference."""
+    if cases.regions is not None:
+        names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
+        return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
     labels = [label for label in range(1, cases.num_labels) if label != cases.ignore_label]
     counts = Counter(cases.label_names[label] for label in labels)
     names = [cases.label_names[label] for label in labels]

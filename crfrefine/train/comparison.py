@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from crfrefine.statistics.comparison import Measurement, ResultTable, measurements_of, summarize
+from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.methods import (
+    ALL_MEASURED,
     LARGEST,
-    MEASURED,
     NETWORK,
+    NNUNET,
+    RULES,
     SCALING,
     SCALING_LARGEST,
+    SCALING_RULES,
     SMOOTHING,
     SMOOTHING_LARGEST,
+    SMOOTHING_RULES,
     TRAINED,
     TRAINED_LARGEST,
+    TRAINED_RULES,
     MethodValues,
 )
 from crfrefine.train.results import Comparison, FoldResult, num_cut_short
 
 _RECALIBRATIONS = (SCALING, SMOOTHING)
 _RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
+_RECALIBRATIONS_RULES = (SCALING_RULES, SMOOTHING_RULES)
 
 
 def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
@@ -34,14 +40,18 @@ def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
     """
     measured = {case_id: values for fold in folds for case_id, values in fold.measured.items()}
     table = make_table({case_id: measured[case_id] for case_id in sorted(measured)})
-    pair = ResultTable(line for line in table if line.method in (LARGEST, TRAINED_LARGEST))
-    read, alone = judge(table)
+    pair, pair_of_rules = (
+        ResultTable(line for line in table if line.method in methods) for methods in ((LARGEST, TRAINED_LARGEST), (RULES, TRAINED_RULES))
+    )
+    summary, summary_of_largest = summarize(table, NETWORK, seed=seed), summarize(pair, LARGEST, seed=seed)
+    read, alone = judge(table, summary, summary_of_largest)
     if num_cut_short(folds):
         read, alone = (replace(one, sentence=f"the time ran out before the training was finished: {one.sentence}") for one in (read, alone))
     return Comparison(
         table=table,
-        summary=summarize(table, NETWORK, seed=seed),
-        summary_of_largest=summarize(pair, LARGEST, seed=seed),
+        summary=summary,
+        summary_of_largest=summary_of_largest,
+        summary_of_rules=summarize(pair_of_rules, RULES, seed=seed) if TRAINED_RULES in table.methods else [],
         verdict=read,
         verdict_alone=alone,
     )
@@ -51,22 +61,39 @@ def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
     """Return the measurements of all cases, by the case's name, as a table."""
     lines: list[Measurement] = []
     for case_id, values in measured.items():
-        for method in MEASURED:
-            lines += measurements_of(case_id, method, values[method])
+        for method in ALL_MEASURED:
+            lines += measurements_of(case_id, method, values[method]) if method in values else []
     return ResultTable(lines)
 
 
-def judge(table: ResultTable) -> tuple[Verdict, Verdict]:
+def judge(
+    table: ResultTable, summary: Sequence[SummaryRow] | None = None, summary_of_largest: Sequence[SummaryRow] | None = None
+) -> tuple[Verdict, Verdict]:
     """Return the main verdict, and the verdict on the trained CRF without postprocessing.
 
     They are the same unless the largest component alone is the only rival that the CRF does not beat. The two can be combined: the verdict
-    is then on what the CRF adds to the largest component, and the rivals keep the largest component too.
+    is then on what the CRF adds to the largest component, and the rivals keep the largest component too. nnU-Net's own postprocessing, most
+    often a largest component as well, is a rival of both where there is one.
+
+    If small-object rules were chosen, the main verdict is on the CRF together with them, and the rivals have rules too.
+
+    Args:
+        table: the measurements.
+        summary: each method against the network, in which what got worse is looked up; default: that is not looked at.
+        summary_of_largest: the same for the CRF with the largest component, against the largest component.
     """
-    rivals = (*_RECALIBRATIONS, LARGEST)
-    alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF")
+    nnunet = (NNUNET,) if NNUNET in table.methods else ()
+    rivals = (*_RECALIBRATIONS, LARGEST, *nnunet)
+    alone = verdict(table, TRAINED, NETWORK, rivals=rivals, subject="the trained CRF", summary=summary)
+    if TRAINED_RULES in table.methods:
+        subject = "the trained CRF with small-object rules"
+        with_rules = (*_RECALIBRATIONS_RULES, LARGEST, RULES, *nnunet)
+        return verdict(table, TRAINED_RULES, NETWORK, rivals=with_rules, subject=subject, summary=summary), alone
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
     helps = alone.outcome in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE)
-    if helps and unbeaten == [LARGEST]:
+    if helps and LARGEST in unbeaten and set(unbeaten) <= {LARGEST, NNUNET}:
         subject = "with the largest component kept, the trained CRF"
-        return verdict(table, TRAINED_LARGEST, LARGEST, rivals=_RECALIBRATIONS_LARGEST, subject=subject), alone
+        rivals_of_largest = (*_RECALIBRATIONS_LARGEST, *nnunet)
+        read = verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals_of_largest, subject=subject, summary=summary_of_largest)
+        return read, alone
     return alone, alone

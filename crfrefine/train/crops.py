@@ -16,13 +16,14 @@ import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
-from crfrefine.arrays.padding import find_padding, leave_out
-from crfrefine.axes import file_order
+from crfrefine.arrays.padding import leave_out
+from crfrefine.cases.label_input import KIND
 from crfrefine.parameters.model import IntensityParameters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.cases.case import Case
 
 MARGIN_MM = 10.0
@@ -47,14 +48,15 @@ class Crop:
     Attributes:
         case_id: name of the case.
         image: (M, *box) float32, normalized on the whole case as `refine` does.
-        logits: (L, *box) float16: three digits are enough for a gradient.
-        labels: (*box) the reference; L where there is none.
+        logits: (L, *box) float16: three digits are enough for a gradient. Of regions: (R, *box), log-odds.
+        labels: (*box) the reference; L where there is none, or where it has a label that a label map in place of logits lacks.
         mask: (*box) True near possible foreground, inside the case's mask.
         spacing: mm, one per grid axis.
         outside: (L, L) voxels of the case that are not in `mask`, by reference (row) and the network's label (column).
         tiles: boxes that share out the masked voxels, at most about TILE_VOXELS each.
         tile_weights: probability of drawing each tile; sums to 1.
         num_padding_voxels: voxels of the case's mask that are not in `mask` because all labels have the same logit there.
+        regions: the regions of the channels; None: the channels are labels.
     """
 
     case_id: str
@@ -67,6 +69,7 @@ class Crop:
     tiles: tuple[Box, ...]
     tile_weights: tuple[float, ...]
     num_padding_voxels: int = 0
+    regions: RegionScheme | None = None
 
     @property
     def num_voxels(self) -> int:
@@ -80,8 +83,12 @@ class Crop:
 
     @property
     def num_labels(self) -> int:
-        """L."""
-        return len(self.logits)
+        """L of a label map, background included."""
+        return len(self.logits) if self.regions is None else self.regions.num_labels
+
+    def decode(self, logits: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label map of channels like those of `logits`, (*box) in the smallest unsigned type."""
+        return argmax_labels(logits) if self.regions is None else self.regions.decode(logits)
 
     def tile(self, number: int) -> Crop:
         """Return the part of the crop in one of its tiles; views."""
@@ -103,14 +110,12 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         raise ValueError("the case was read without labels")
     labels, logits = case.labels, case.logits
     case_mask, num_padding = case.mask, 0
-    order = file_order(logits)
-    padding = find_padding(order.to_storage(logits))
+    padding = case.find_padding()
     if padding is not None:
-        case_mask, num_padding = leave_out(order.to_user(padding), case.mask, f"the logits of case {case.case_id!r}")
-    likely = np.array(logits[1], order="K")
-    for other in logits[2:]:
-        np.maximum(likely, other, out=likely)
-    near = (likely - logits[0] > math.log(FOREGROUND_RATIO)) | ((labels > 0) & (labels < case.num_labels))
+        case_mask, num_padding = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
+    # The confidence of a label map says nothing about where else a label is possible.
+    least = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
+    near = (_foreground_ratio(case) > least) | ((labels > 0) & (labels < case.num_labels))
     if case_mask is not None:
         near &= case_mask
     if not near.any():
@@ -120,17 +125,20 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     if case_mask is not None:
         mask &= case_mask[box]
     image = normalize_intensity(case.image, intensity, case.mask)
-    network = argmax_labels(logits)
+    network = case.decode(logits)
     everything = count_confusion(labels, network, case.num_labels)
     inside = count_confusion(labels[box][mask], network[box][mask], case.num_labels)
     every = (slice(None), *box)
     tiles = tuple(_split(mask, case.spacing, _whole(mask.shape)))
     shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
+    if case.absent_labels:
+        # No parameters can give a voxel a label that takes no part, so its loss would be a large constant that hides the others.
+        labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
     limit = float(np.finfo(np.float16).max)
     kept = np.clip(np.ascontiguousarray(logits[every]), -limit, limit).astype(np.float16)
     if padding is not None:
         # Any constant means the same; a large one would leave the range of float16 when divided by a temperature.
-        kept[:, padding.transpose()[box]] = 0.0
+        kept[:, padding[box]] = 0.0
     return Crop(
         case_id=case.case_id,
         image=np.ascontiguousarray(image[every]),
@@ -142,7 +150,17 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         tiles=tiles,
         tile_weights=tuple(float(share) for share in shares / shares.sum()),
         num_padding_voxels=num_padding,
+        regions=case.regions,
     )
+
+
+def _foreground_ratio(case: Case) -> NDArray[np.float32]:
+    """Return the logarithm of the ratio of the likeliest label's probability to that of background; of regions: the largest log-odds."""
+    first = 0 if case.regions is not None else 1
+    likely: NDArray[np.float32] = np.array(case.logits[first], order="K")
+    for other in case.logits[first + 1 :]:
+        np.maximum(likely, other, out=likely)
+    return likely if case.regions is not None else likely - case.logits[0]
 
 
 def count_confusion(labels: NDArray[Any], found: NDArray[Any], num_labels: int) -> NDArray[np.int64]:

@@ -41,7 +41,7 @@ def _run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Star
     else:
         fit = part.fit
         session.progress.training_finished(plan.num_planned(split, len(prepared.starts)))
-    tuned = tune_rivals(number, fit, split, prepared, session)
+    tuned = tune_rivals(number, fit, split, plan, prepared, session)
     measured = part.measured
     if measured is None:
         session.observer.stage_started(f"{name}: measuring the cases held out")
@@ -91,4 +91,4 @@ def _measure(split: Split, plan: Plan, prepared: Prepared, tuned: Tuned, session
 
 def _measure_case(plan: Plan, tuned: Tuned, number: int, threads: int) -> MethodValues:
     regions = {region.name: region.labels for region in plan.regions}
-    return measure_methods(read_case(plan, number, threads), regions, tuned, plan.device.name, threads)
+    return measure_methods(read_case(plan, number, threads), regions, tuned, plan.device.name, threads, plan.cases.postprocessing)

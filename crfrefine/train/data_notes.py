@@ -19,9 +19,10 @@ def oddities(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> list[
     notes = []
     defined = dice[~np.isnan(dice).all(axis=1)]
     if defined.size and float(np.nanmean(defined)) < LOW_DICE:
+        channels = "labels" if crops[0].regions is None else "regions"
         notes.append(
             f"the network agrees with the reference to a mean Dice of {np.nanmean(defined):.3f}: "
-            "are the logits' channels in the order of the labels, and do logits and labels belong together?"
+            f"are the logits' channels in the order of the {channels}, and do logits and labels belong together?"
         )
     padded = [crop.case_id for crop in crops if crop.num_padding_voxels]
     if padded:

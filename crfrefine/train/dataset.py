@@ -10,11 +10,29 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.cases.case import CaseFiles, DatasetDescription, discover_cases, load_case, read_case_headers, read_dataset_description
+from crfrefine import io
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.cases.case import (
+    CaseFiles,
+    CaseList,
+    DatasetDescription,
+    ReadingOptions,
+    load_case,
+    read_case_headers,
+    read_dataset_description,
+)
 from crfrefine.cases.completeness import IncompleteCase, describe_left_out, require_all_complete, too_few_complete
+from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
+from crfrefine.cases.label_files import discover_network_cases
+from crfrefine.cases.label_input import KIND
+from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
+from crfrefine.cases.nnunet.layout import require_trained
+from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe_missing, find_postprocessing
+from crfrefine.cases.nnunet.trained import find_trained_cases
+from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.failures import expected_error
-from crfrefine.text import shorten
+from crfrefine.text import listed, shorten
 from crfrefine.train.options import DataFolders
 
 if TYPE_CHECKING:
@@ -37,13 +55,17 @@ class LabeledCases:
 
     Attributes:
         files: files of each case, sorted by name.
-        num_labels: L, background included: channels of the logits.
+        num_labels: L of a label map, background included: channels of the logits unless these are regions, or the declared labels.
         num_modalities: channels of the image.
         num_dims: axes of the grid.
         label_names: one per label, background first.
         description: content of `dataset.json`, if there is one.
         notes: what was ignored, and why.
         left_out: the cases that lack a file, sorted by name.
+        reading: which channels are regions, and not labels.
+        regions: the regions of the channels; None: the channels are labels.
+        declared: the labels of label maps in place of logits; None: there are logits.
+        postprocessing: what nnU-Net has chosen for the network; None: nothing, or it is not of nnU-Net.
     """
 
     files: tuple[CaseFiles, ...]
@@ -54,6 +76,10 @@ class LabeledCases:
     description: DatasetDescription | None
     notes: tuple[str, ...]
     left_out: tuple[IncompleteCase, ...] = ()
+    reading: RegionReading = NO_REGIONS
+    regions: RegionScheme | None = None
+    declared: DeclaredLabels | None = None
+    postprocessing: NnunetPostprocessing | None = None
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -64,6 +90,11 @@ class LabeledCases:
     def ignore_label(self) -> int | None:
         """The label that marks voxels without a reference."""
         return None if self.description is None else self.description.ignore_label
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the logits: one per label, or one per region."""
+        return self.num_labels if self.regions is None else self.regions.num_regions
 
 
 def locate_folders(
@@ -107,7 +138,28 @@ def locate_folders(
     return DataFolders(found["images"], found["labels"], found["logits"], found["masks"])
 
 
-def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
+def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
+    """Return where nnU-Net has images, labels and probabilities of a trained network.
+
+    Args:
+        folder: `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
+        images: replaces the folder in which nnU-Net has the images; labels likewise.
+        labels: see `images`.
+        masks: a folder; nnU-Net has none.
+
+    Raises:
+        InputError: it is not such a folder, or images or labels are not found.
+    """
+    network = require_trained(folder)
+    if masks is not None and not masks.is_dir():
+        raise InputError(f"{masks}: no such folder; --masks names the folder of masks")
+    found_images = locate_images(network, images)
+    return DataFolders(found_images, locate_labels(network, found_images, labels), network.folder, masks, network.folder)
+
+
+def find_cases(
+    data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: bool = False, num_labels: int | None = None
+) -> LabeledCases:
     """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
 
     A case that lacks a file is left out. A file that exists but cannot be used is an error: it can be fixed, and a long training without
@@ -116,15 +168,18 @@ def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
     Args:
         data: the folders.
         strict: refuse cases that lack a file.
+        input_type: "auto", "logits", "probabilities" or "labels".
+        resample: accept logits, labels and masks on another grid than the image.
+        num_labels: L, if the parameters have values per label.
 
     Raises:
         InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
         GridMismatchError: files of one case are on different grids.
     """
-    found = discover_cases(data.images, data.logits, data.masks, data.labels, include_imageless=True)
+    found, description, advice = _discover(data, input_type)
     left_out = tuple(IncompleteCase(case.case_id, case.missing) for case in found if case.missing)
     if strict:
-        require_all_complete(left_out, len(found))
+        require_all_complete(left_out, len(found), advice)
     files = [case for case in found if not case.missing]
     problems = [case.problem for case in files if case.problem]
     if problems:
@@ -138,27 +193,84 @@ def find_cases(data: DataFolders, *, strict: bool = False) -> LabeledCases:
             "at least two cases with image, labels and logits"
             + ("" if data.masks is None else " and mask")
             + ": training holds cases out to measure on",
-            "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz (docs/reference/formats.md).",
+            "\n  ".join(advice) or "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz (docs/reference/formats.md).",
         )
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
+    reading = ReadingOptions(input_type, resample=resample, regions=find_regions(None, [data.logits, data.images]))
     first: tuple[int, int, int] | None = None
     failed: list[CrfRefineError] = []
+    elsewhere: list[str] = []
     for case in files:
-        sizes = attempt(partial(_sizes, case, data), case)
+        sizes = attempt(partial(_sizes, case, data, reading, elsewhere), case)
         if isinstance(sizes, CrfRefineError):
             failed.append(sizes)
             continue
         first = first or sizes
-        for what, size, expected in zip(("labels in the logits", "modalities", "axes"), sizes, first, strict=True):
+        if (sizes[0] == 0) != (first[0] == 0):
+            own, others = ("a label map", "logits") if sizes[0] == 0 else ("logits", "a label map")
+            raise InputError(f"case {case.case_id!r}: {own}, but case {files[0].case_id!r} has {others}; all must be alike")
+        channels = f"{'labels' if reading.regions.scheme is None else 'channels'} in the logits"
+        for what, size, expected in zip((channels, "modalities", "axes"), sizes, first, strict=True):
             if size != expected:
                 raise InputError(f"case {case.case_id!r}: {size} {what}, but case {files[0].case_id!r} has {expected}; all must be alike")
     raise_all(failed, len(files), data.images)
     if first is None:
         raise InputError(f"{data.images}: no case found")
-    description = read_dataset_description(data.images)
-    notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *found.notes]
-    return LabeledCases(tuple(files), *first, _label_names(description, first[0]), description, tuple(notes), left_out)
+    regions = _regions_of(files[0], reading, first[0])
+    count = first[0] if regions is None else regions.num_labels
+    notes = [*([describe_left_out(left_out, len(found))] if left_out else []), *advice, *found.notes]
+    if regions is not None:
+        notes.append(f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}")
+    if elsewhere:
+        notes.append(f"files of {len(elsewhere)} of {len(files)} cases are interpolated onto the grid of the image: {listed(elsewhere)}")
+    declared = None
+    if count == 0:
+        declared, ignored = declared_labels(files, (data.logits, data.images), num_labels)
+        notes += [note for note in ignored if note not in notes]
+        declared = declared or _labels_found(files, data)
+        count = declared.num_labels
+    postprocessing, about = _nnunet_postprocessing(data)
+    notes += about
+    return LabeledCases(
+        tuple(files),
+        count,
+        *first[1:],
+        label_names=_label_names(description, count),
+        description=description,
+        notes=tuple(notes),
+        left_out=left_out,
+        reading=reading.regions,
+        regions=regions,
+        declared=declared,
+        postprocessing=postprocessing,
+    )
+
+
+def _regions_of(case: CaseFiles, reading: ReadingOptions, num_channels: int) -> RegionScheme | None:
+    """Return the regions of the channels; where their number does not tell, the values of a case do."""
+    if not num_channels or not reading.regions.declares(num_channels):
+        return None
+    return reading.regions.scheme if num_channels != reading.regions.num_labels else load_case(case, reading).regions
+
+
+def _discover(data: DataFolders, input_type: str) -> tuple[CaseList, DatasetDescription | None, tuple[str, ...]]:
+    """Return all cases, the description of their labels, and how to complete the incomplete ones."""
+    if data.nnunet is None:
+        found = discover_network_cases(data.images, data.logits, data.masks, data.labels, input_type=input_type, include_imageless=True)
+        return found, read_dataset_description(data.images), ()
+    trained = find_trained_cases(require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks)
+    return trained.cases, trained.description or read_dataset_description(data.images), trained.advice
+
+
+def _nnunet_postprocessing(data: DataFolders) -> tuple[NnunetPostprocessing | None, list[str]]:
+    """Return the postprocessing that nnU-Net has chosen, if it has any rule, and a note about it."""
+    if data.nnunet is None:
+        return None, []
+    network = require_trained(data.nnunet)
+    found = find_postprocessing(network)
+    notes = [f"nnU-Net's postprocessing: {describe_missing(network) if found is None else found.describe()}"]
+    return found if found is not None and found.rules else None, notes
 
 
 def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
@@ -193,15 +305,43 @@ def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) ->
     raise InputError(message)
 
 
-def _sizes(case: CaseFiles, data: DataFolders) -> tuple[int, int, int]:
-    """Return the numbers of labels, modalities and axes of a case."""
-    headers = read_case_headers(case)
+def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: list[str]) -> tuple[int, int, int]:
+    """Return the numbers of channels (0: a label map), modalities and axes; add the case to `elsewhere` if a file is on another grid."""
+    if case.are_structures:
+        raise InputError(
+            f"case {case.case_id!r}: {case.logits[0].parent} has one file per structure; training needs label maps with the numbers of the "
+            "reference: merge the structures first"
+        )
+    headers = read_case_headers(case, reading)
     if headers.logits is None:
         raise InputError(f"case {case.case_id!r}: no logits in {data.logits}")
+    if headers.on_other_grids:
+        elsewhere.append(case.case_id)
+    if headers.logits.kind == KIND:
+        return 0, headers.num_modalities, len(headers.images[0].grid_shape)
     return headers.logits.num_labels, headers.num_modalities, len(headers.images[0].grid_shape)
 
 
-def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask_mode: str, threads: int) -> Case:
+def _labels_found(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
+    """Return the labels up to the largest one of all label maps and references, if nothing else says how many there are."""
+    failed: list[CrfRefineError] = []
+    largest = 1
+    for case in files:
+        found = attempt(partial(_largest_label, case), case)
+        if isinstance(found, CrfRefineError):
+            failed.append(found)
+        else:
+            largest = max(largest, found)
+    raise_all(failed, len(files), data.images)
+    return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+
+
+def _largest_label(case: CaseFiles) -> int:
+    paths = [path for path in (*case.logits, case.labels) if path is not None]
+    return max(int(io.read_labels(path).data.max(initial=0)) for path in paths)
+
+
+def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
     """Read one case with its reference and check that labels and logits fit.
 
     Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted.
@@ -211,12 +351,26 @@ def read_labeled(files: CaseFiles, cases: LabeledCases, *, input_type: str, mask
         GridMismatchError: files are on different grids.
         UnsupportedFormatError: a file is damaged.
     """
-    case = load_case(files, input_type=input_type, mask_mode=mask_mode, threads=threads, with_labels=True)
+    case = load_case(files, reading, threads=threads, with_labels=True)
     if case.labels is None:
         raise InputError(f"case {files.case_id!r}: no labels")
+    if case.regions != cases.regions:
+        has = "labels" if case.regions is None else "regions"
+        raise InputError(f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}")
     labels = case.labels
     ignored = None if cases.ignore_label is None else labels == cases.ignore_label
     largest = int(labels.max(initial=0) if ignored is None else labels.max(initial=0, where=~ignored))
+    if largest >= case.num_labels and case.regions is not None:
+        raise InputError(
+            f"case {files.case_id!r}: labels and regions do not fit: the reference has a label {largest}, which belongs to no region\n"
+            f"  {files.labels}\n  {case.regions.describe()}"
+        )
+    if largest >= case.num_labels and cases.declared is not None:
+        raise InputError(
+            f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
+            f"{case.num_labels - 1}) according to {cases.declared.source}\n  {files.labels}\n"
+            "  Add it there, or merge the labels of the reference."
+        )
     if largest >= case.num_labels:
         raise InputError(
             f"case {files.case_id!r}: labels and logits do not fit: the reference has a label {largest}, but the logits have "

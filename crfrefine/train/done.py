@@ -9,6 +9,7 @@ from typing import Any
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.methods import MethodValues, plain_values, restored_values
+from crfrefine.train.small_objects import ChosenRules
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Part:
         fit: the trained CRF.
         scaling: the recalibrated network.
         measured: values of each case held out.
+        rules: the small-object rules, if they were asked for.
     """
 
     halves: tuple[FitResult, ...] = ()
     fit: FitResult | None = None
     scaling: VectorScaling | None = None
     measured: Mapping[str, MethodValues] | None = None
+    rules: ChosenRules | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -34,17 +37,19 @@ class Part:
             "fit": None if self.fit is None else self.fit.to_dict(),
             "scaling": None if self.scaling is None else asdict(self.scaling),
             "measured": None if self.measured is None else plain_values(self.measured),
+            "rules": None if self.rules is None else self.rules.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Part:
         """Return what `to_dict` was called on."""
-        fit, scaling, measured = values["fit"], values["scaling"], values["measured"]
+        fit, scaling, measured, rules = values["fit"], values["scaling"], values["measured"], values["rules"]
         return cls(
             halves=tuple(FitResult.from_dict(half) for half in values["halves"]),
             fit=None if fit is None else FitResult.from_dict(fit),
             scaling=None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"])),
             measured=None if measured is None else restored_values(measured),
+            rules=None if rules is None else ChosenRules.from_dict(rules),
         )
 
 

@@ -33,7 +33,7 @@ def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResul
     if fit is None:
         fit = _fit(plan, prepared, folds, session)
         session.journal.note_part(number, replace(session.journal.part(number), fit=fit))
-    tuned = tune_rivals(number, fit, all_cases(plan.num_cases), prepared, session)
+    tuned = tune_rivals(number, fit, all_cases(plan.num_cases), plan, prepared, session)
     session.journal.save()
     return tuned
 

@@ -21,7 +21,7 @@ class Material:
         loss: of a case.
         regions: labels of each region whose mean Dice decides.
         learn: groups of parameters that move.
-        sizes: labels, modalities, axes.
+        sizes: channels of the logits (labels or regions), modalities, axes.
         seed: of the batches.
         device: where the models compute.
     """

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.components import postprocess
-from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.padding import find_padding, leave_out
-from crfrefine.axes import file_order
+from crfrefine.arrays.padding import leave_out
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
@@ -22,12 +20,17 @@ from crfrefine.train.methods import (
     LARGEST,
     METRICS,
     NETWORK,
+    NNUNET,
+    RULES,
     SCALING,
     SCALING_LARGEST,
+    SCALING_RULES,
     SMOOTHING,
     SMOOTHING_LARGEST,
+    SMOOTHING_RULES,
     TRAINED,
     TRAINED_LARGEST,
+    TRAINED_RULES,
     MethodValues,
 )
 from crfrefine.train.tuned import Tuned
@@ -36,9 +39,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.cases.case import Case
+    from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing
 
 
-def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
+def measure_methods(
+    case: Case,
+    regions: Mapping[str, Sequence[int]],
+    tuned: Tuned,
+    device: str,
+    threads: int,
+    nnunet: NnunetPostprocessing | None = None,
+) -> MethodValues:
     """Return METRICS of every method on one case.
 
     Args:
@@ -47,11 +58,12 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         tuned: on other cases.
         device: of the CRF.
         threads: for the CRF.
+        nnunet: nnU-Net's own postprocessing of the network; None: there is none.
     """
     if case.labels is None:
         raise ValueError("the case was read without labels")
 
-    keep = PostprocessParameters(keep_largest=tuned.keep_largest)
+    keep, rules = PostprocessParameters(keep_largest=tuned.keep_largest), tuned.rules
 
     def crf(parameters: CrfParameters) -> NDArray[Any]:
         found = refine(
@@ -61,29 +73,28 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
             parameters=parameters,
             mask=case.mask,
             input_type="logits",
+            regions=case.regions,
             device=device,
             threads=threads,
         )
         return found.label_map
 
-    def largest(labels: NDArray[Any]) -> NDArray[Any]:
-        return postprocess(labels, keep, float(np.prod(case.spacing)) / 1000.0)
+    def cleaned(labels: NDArray[Any], parameters: PostprocessParameters = keep) -> NDArray[Any]:
+        return postprocess(labels, parameters, float(np.prod(case.spacing)) / 1000.0)
 
-    network = argmax_labels(case.logits)
+    network = case.decode(case.logits)
     logits, inside = case.logits, case.mask
-    order = file_order(logits)
-    stored_padding = find_padding(order.to_storage(logits))
-    if stored_padding is not None:
-        padding = order.to_user(stored_padding)
+    padding = case.find_padding()
+    if padding is not None:
         inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
         logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
 
     def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
         """As for the CRF, the network's labels stay outside the mask and in padding."""
-        found = argmax_labels(logits)
+        found = case.decode(logits)
         return found if inside is None else np.where(inside, found, network)
 
-    trained = crf(tuned.fit.parameters.replace(**{"postprocess.keep_largest": "none", "postprocess.min_component_ml": 0.0}))
+    trained = crf(replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
     scaled = within_mask(tuned.scaling.apply(logits))
     smooth = within_mask(smoothed(logits, tuned.sigma_mm, case.spacing))
     # The built-in CRF gets the same image as the trained one.
@@ -92,13 +103,18 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         NETWORK: network,
         SCALING: scaled,
         SMOOTHING: smooth,
-        LARGEST: largest(network),
+        LARGEST: cleaned(network),
         DEFAULT: crf(default),
         TRAINED: trained,
-        TRAINED_LARGEST: largest(trained),
-        SCALING_LARGEST: largest(scaled),
-        SMOOTHING_LARGEST: largest(smooth),
+        TRAINED_LARGEST: cleaned(trained),
+        SCALING_LARGEST: cleaned(scaled),
+        SMOOTHING_LARGEST: cleaned(smooth),
     }
+    if rules is not None:
+        maps[RULES], maps[TRAINED_RULES] = cleaned(network, rules.network), cleaned(trained, rules.trained)
+        maps[SCALING_RULES], maps[SMOOTHING_RULES] = cleaned(scaled, rules.network), cleaned(smooth, rules.network)
+    if nnunet is not None:
+        maps[NNUNET] = nnunet.apply(network)
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {}
     for name, labels in maps.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,34 @@ TRAINED_LARGEST = "trained CRF + largest component"
 METHODS = (NETWORK, SCALING, SMOOTHING, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
 """The methods that are shown, in this order."""
 
+NNUNET = "nnU-Net postprocessing"
+"""Measured and shown where nnU-Net has chosen a postprocessing for the network."""
+
+RULES = "small-object rules"
+TRAINED_RULES = "trained CRF + small-object rules"
+"""Measured and shown where small-object rules are chosen."""
+
+_IN_ORDER = (NETWORK, SCALING, SMOOTHING, LARGEST, NNUNET, RULES, DEFAULT, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
+
 SCALING_LARGEST = "vector scaling + largest component"
 SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
 MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
 """What is measured: those that are shown, and what the CRF with the largest component must beat."""
 
+SCALING_RULES = "vector scaling + small-object rules"
+SMOOTHING_RULES = "Gaussian smoothing + small-object rules"
+ALL_MEASURED = (*MEASURED, NNUNET, RULES, TRAINED_RULES, SCALING_RULES, SMOOTHING_RULES)
+"""The same, with those that are measured only in some runs."""
+
 METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
 
 MethodValues = dict[str, RegionValues]
 """Of one case, by method."""
+
+
+def shown_methods(measured: Collection[str]) -> tuple[str, ...]:
+    """Return the methods to show, in order, among those that were measured."""
+    return tuple(method for method in _IN_ORDER if method in METHODS or method in measured)
 
 
 def plain_values(values: Mapping[str, MethodValues]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from crfrefine.metrics.counts import OverlapCounts, dice
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.device import CPU, CropTensors, TrainingDevice, identity
+from crfrefine.train.region_problem import decode_regions, refine_regions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +53,7 @@ class Model:
     Args:
         parameters: where it begins, and everything that is not learned.
         learn: groups of parameters that may move.
-        sizes: labels, modalities, axes.
+        sizes: channels of the logits (labels or regions), modalities, axes.
         device: where to compute.
     """
 
@@ -109,14 +110,27 @@ class Model:
             refined, labels = self._refine(crop, threads)
             return _score(refined, labels, crop, loss)
 
+    def label_map(self, crop: Crop, threads: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the refined labels (*box) of a crop, background outside its mask."""
+        with torch.no_grad():
+            found = _decode(self._refine_box(crop, threads), crop).cpu().numpy()
+        return np.where(crop.mask, found, 0).astype(np.min_scalar_type(crop.num_labels - 1))
+
     def _refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Return refined logits (L, N) and labels (N,) of the voxels in the mask that have a reference."""
         values = self._device.crop(crop)
+        return _counted(self._refine_box(crop, threads), values), values.labels
+
+    def _refine_box(self, crop: Crop, threads: int) -> Tensor:
+        """Return refined logits (L, *box) of a crop; of regions: log-odds (R, *box)."""
+        values = self._device.crop(crop)
         image, mask = values.image[None], values.mask
         kernels = self._fixed_kernels(crop, image, mask, threads) if self._has_fixed_kernels else None
-        logits = values.logits.float()[None]
-        refined = self.layer.refine_normalized(logits, image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
-        return _counted(refined, values), values.labels
+        logits = values.logits.float()
+        if crop.regions is not None:
+            kernels = kernels or self.layer.build_normalized(image, crop.spacing, mask, num_labels=2, threads=threads)
+            return refine_regions(self.layer, self._base.mean_field, logits, image, threads, kernels)
+        return self.layer.refine_normalized(logits[None], image, crop.spacing, mask, threads=threads, kernels=kernels)[0]
 
     def _fixed_kernels(self, crop: Crop, image: Tensor, mask: Tensor, threads: int) -> list[Kernels] | None:
         """Return the kernels of a crop, cached if memory allows: unless theta is learned, they stay the same."""
@@ -124,7 +138,8 @@ class Model:
         if key not in self._kernels:
             if self._cached_voxels > MOST_CACHED_VOXELS:
                 return None
-            self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, threads=threads)
+            num_labels = None if crop.regions is None else 2
+            self._kernels[key] = self.layer.build_normalized(image, crop.spacing, mask, num_labels=num_labels, threads=threads)
             self._cached_voxels += int(mask.sum()) * (len(self.layer.theta_alpha) + 1)
         return self._kernels[key]
 
@@ -147,9 +162,14 @@ def _counted(channels: Tensor, values: CropTensors) -> Tensor:
 
 
 def _score(refined: Tensor, labels: Tensor, crop: Crop, loss: Loss) -> CaseScore:
-    pairs = torch.bincount(labels * crop.num_labels + refined.argmax(0), minlength=crop.num_labels**2)
+    pairs = torch.bincount(labels * crop.num_labels + _decode(refined, crop), minlength=crop.num_labels**2)
     confusion = pairs.cpu().numpy().reshape(crop.num_labels, crop.num_labels)
     return CaseScore(float(loss(refined, labels)), confusion + crop.outside)
+
+
+def _decode(refined: Tensor, crop: Crop) -> Tensor:
+    """Return the labels of refined channels."""
+    return refined.argmax(0) if crop.regions is None else decode_regions(refined, crop.regions)
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:

@@ -8,6 +8,9 @@ from pathlib import Path
 from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature")
+RULES_GROUP = "postprocess"
+"""The small-object rules: chosen only if asked for, by a search that needs no gradient."""
+
 LOSSES = ("ce+dice", "ce", "dice")
 
 
@@ -18,14 +21,16 @@ class DataFolders:
     Attributes:
         images: folder of images.
         labels: folder of reference label maps.
-        logits: folder of the network's logits, of cases that it was not trained on.
+        logits: folder of the network's logits or label maps, of cases that it was not trained on.
         masks: folder of masks; None: as the parameters' `intensity.mask` says.
+        nnunet: folder of a trained network of nnU-Net, in whose folds the logits are; None: they are in `logits`.
     """
 
     images: Path
     labels: Path
     logits: Path
     masks: Path | None = None
+    nnunet: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class TrainingOptions:
         output: the parameter file to write; the report, the curves and the checkpoint go beside it.
         parameters: the model to start from; None: the built-in starts.
         config: the file that the parameters came from, so that it is not written over.
-        learn: which of LEARNABLE are learned; the others stay as they start.
+        learn: which of LEARNABLE are learned, the others stay as they start; RULES_GROUP: the small-object rules are chosen too.
         num_folds: parts of the cross-validation; None: 5, or the number of cases where that is smaller.
         loss: one of LOSSES.
         num_optimizer_steps: for the start that is trained to its end; None: the built-in number.
@@ -47,7 +52,8 @@ class TrainingOptions:
         threads: CPU threads; None: the cores this process may use. The result does not depend on it.
         max_minutes: the run ends regularly within about this time; None: no limit.
         resume: go on from the checkpoint of a run that was stopped.
-        input_type: "auto", "logits" or "probabilities".
+        input_type: "auto", "logits", "probabilities" or "labels".
+        resample: whether logits, labels and masks on another grid are interpolated onto the image's.
         strict: refuse cases that lack a file, which are left out otherwise.
     """
 
@@ -66,6 +72,7 @@ class TrainingOptions:
     max_minutes: float | None = None
     resume: bool = False
     input_type: str = "auto"
+    resample: bool = False
     strict: bool = False
 
     @property

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import crfrefine
-from crfrefine.parameters.model import CrfParameters
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters, PostprocessParameters
+from crfrefine.text import MOST_OF_A_LINE
 from crfrefine.train.results import TrainingResult
+
+DEFAULT_NAME = "crfrefine.toml"
+"""The parameter file in the folder of a trained network of nnU-Net."""
+
+_FIRST_WORDS = "Written by crfrefine"
+
+
+def default_output(folder: Path) -> Path:
+    """Return the parameter file to write in a folder, unless it holds a file of that name that `train-crf` has not written.
+
+    Raises:
+        InputError: there is such a file.
+    """
+    path = folder / DEFAULT_NAME
+    if os.path.lexists(path):
+        if not path.is_file():
+            raise InputError(f"{path}: is not a regular file, so it is not replaced; name another file with --output")
+        with path.open("rb") as file:
+            if not file.readline(MOST_OF_A_LINE).startswith(f"# {_FIRST_WORDS}".encode()):
+                raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
+    return path
 
 
 def describe_origin(result: TrainingResult) -> str:
     """Return the head of the parameter file: who wrote it, what the verdict was, and where each value comes from."""
     final, options = result.final.fit, result.options
     lines = [
-        f"Written by crfrefine {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.cases.files)} cases, "
+        f"{_FIRST_WORDS} {crfrefine.__version__} train-crf on {datetime.now(UTC):%Y-%m-%d}: {len(result.cases.files)} cases, "
         f"{len(result.folds)} folds, loss {options.loss}, seed {options.seed}.",
         f"Verdict on cases held out: {result.comparison.verdict.sentence}.",
     ]
+    if result.cases.regions is not None:
+        lines.append(f"For one sigmoid channel per region, lists of weights in their order: {result.cases.regions.describe()}.")
+    if result.cases.declared is not None:
+        lines.append("Trained on label maps: mean_field.temperature is that of their confidence, so use the file with label maps alone.")
     if result.cases.left_out:
         lines.append(f"{len(result.cases.left_out)} further cases were left out because a file was missing (see left_out in the report).")
     if result.num_cut_short:
@@ -28,7 +57,7 @@ def describe_origin(result: TrainingResult) -> str:
         )
     if final.is_network:
         lines.append("No CRF was better than the network alone: all weights are 0, and `infer` returns the network's labels.")
-        return _wrapped(lines)
+        return _wrapped([*lines, *_rules_lines(result)])
     if final.stopped_by_time:
         lines.append("The time (--max-minutes) ran out before the training on all cases was finished.")
     if final.best_optimizer_step == 0:
@@ -39,6 +68,7 @@ def describe_origin(result: TrainingResult) -> str:
         lines.append(
             f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
         )
+    lines += _rules_lines(result)
     started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
     fold_tables = [dict(_entries(fit.parameters)) for fit in (fold.tuned.fit for fold in result.folds) if not fit.is_network]
@@ -49,6 +79,20 @@ def describe_origin(result: TrainingResult) -> str:
             lines.append(f"  {key}: trained, {_number(value)}{spread}")
     lines.append(f"All other values are those of {started}; mean_field.num_iterations and tolerance are as in training.")
     return _wrapped(lines)
+
+
+def _rules_lines(result: TrainingResult) -> list[str]:
+    """Say where the small-object rules come from, if they were asked for."""
+    if result.final.rules is None:
+        return []
+    chosen = result.final.rules.trained
+    if chosen == PostprocessParameters():
+        return ["postprocess: no small-object rule was worth it on all cases. The verdict is on those of the folds, if any."]
+    same = sum(fold.tuned.rules is not None and fold.tuned.rules.trained == chosen for fold in result.folds)
+    return [
+        f"postprocess: the small-object rules that are best on all cases; {same} of {len(result.folds)} folds chose the same. "
+        "The verdict is on the CRF together with the rules of the folds."
+    ]
 
 
 def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:

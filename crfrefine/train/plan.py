@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import crfrefine
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.train import starts as setup
 from crfrefine.train.checks import choose_regions
 from crfrefine.train.dataset import LabeledCases, find_cases
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.folds import Split, choose_num_folds, make_folds
-from crfrefine.train.options import LEARNABLE, TrainingOptions
+from crfrefine.train.options import LEARNABLE, RULES_GROUP, TrainingOptions
 from crfrefine.train.schedule import Schedule
 
 NUM_TRAININGS_IN_TURNS = 3
@@ -61,13 +65,21 @@ class Plan:
 
     @property
     def learn(self) -> tuple[str, ...]:
-        """What is learned, in the order of LEARNABLE."""
-        return tuple(group for group in LEARNABLE if group in self.options.learn)
+        """What is learned, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn."""
+        fixed = ("compatibility",) if self.cases.regions is not None else ()
+        return tuple(group for group in LEARNABLE if group in self.options.learn and group not in fixed)
 
     @property
-    def mask_mode(self) -> str:
-        """How a mask is made from the image where no mask is given."""
-        return self.base.intensity.mask if self.options.data.masks is None else "none"
+    def learns_rules(self) -> bool:
+        """Whether small-object rules are chosen."""
+        return RULES_GROUP in self.options.learn
+
+    @property
+    def reading(self) -> ReadingOptions:
+        """How the cases are read."""
+        mask_mode = self.base.intensity.mask if self.options.data.masks is None else "none"
+        cases = self.cases
+        return ReadingOptions(self.options.input_type, mask_mode, self.options.resample, cases.reading, cases.declared, all_labels=True)
 
     def names(self, cases: Sequence[int]) -> tuple[str, ...]:
         """Return the names of some cases."""
@@ -94,8 +106,10 @@ class Plan:
     def describe(self, threads: int) -> str:
         """Return the first line that a run reports."""
         cases, num_folds = self.cases, len(self.folds)
+        kind = "" if cases.declared is None else " with label maps"
+        channels = "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
         return (
-            f"{self.num_cases} cases, {cases.num_labels} labels, {cases.num_modalities} "
+            f"{self.num_cases} cases{kind}, {channels}{cases.num_labels} labels, {cases.num_modalities} "
             f"modalit{'y' if cases.num_modalities == 1 else 'ies'}; {num_folds} folds"
             + (", one case each" if num_folds == self.num_cases else "")
             + f"; {self.device.name}, {threads} thread{'' if threads == 1 else 's'}"
@@ -113,10 +127,13 @@ class Plan:
             "num_iterations": options.num_optimizer_steps,
             "regions": [[region.name, list(region.labels)] for region in self.regions],
             "label_names": list(self.cases.label_names),
+            "channels": None if self.cases.regions is None else self.cases.regions.to_dict(),
             "ignore_label": self.cases.ignore_label,
             "seed": options.seed,
             "device": self.device.kind,
             "input_type": options.input_type,
+            "resample": options.resample,
+            "nnunet_postprocessing": None if self.cases.postprocessing is None else self.cases.postprocessing.plain_rules(),
         }
 
 
@@ -126,11 +143,22 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     Raises:
         CrfRefineError: cases, regions, folds or parameters do not fit each other.
     """
-    cases = find_cases(options.data, strict=options.strict)
+    base = CrfParameters() if options.parameters is None else options.parameters
+    cases = find_cases(
+        options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
+    )
     regions = choose_regions(options.regions, cases)
     num_folds = choose_num_folds(options.num_folds, len(cases.files))
     folds = make_folds(len(cases.files), num_folds, options.seed)
     base = CrfParameters() if options.parameters is None else options.parameters
-    base.resolve(cases.num_labels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
+    if cases.regions is not None and cases.regions.num_regions < 2:
+        raise InputError(
+            f"{options.data.logits}: the logits have one region only; training needs at least two channels\n"
+            "  A single region is a problem of two labels: give its logits as two channels, zeros and the log-odds of the region."
+        )
+    resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
+    resolve(cases.num_channels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
+    if cases.regions is not None and options.learn == ("compatibility",):
+        raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
     schedule = Schedule(options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS)
     return Plan(options, device, cases, regions, tuple(folds), base, schedule)

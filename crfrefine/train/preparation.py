@@ -20,6 +20,7 @@ from crfrefine.train.material import Material
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.plan import Plan
 from crfrefine.train.reading import is_large, on_cases, read_case
+from crfrefine.train.region_problem import make_region_loss
 from crfrefine.train.starts import Start, make_starts
 
 if TYPE_CHECKING:
@@ -56,12 +57,15 @@ def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingOb
     frequencies = _frequencies(crops, cases.num_labels)
     if sum(frequencies[1:]) == 0:
         raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
-    loss = make_loss(options.loss, plan.groups, frequencies)
-    sizes = cases.num_labels, cases.num_modalities, cases.num_dims
+    if cases.regions is None:
+        loss = make_loss(options.loss, plan.groups, frequencies)
+    else:
+        loss = make_region_loss(options.loss, cases.regions, frequencies)
+    sizes = cases.num_channels, cases.num_modalities, cases.num_dims
     material = Material(crops, loss, plan.groups, plan.learn, sizes, options.seed, plan.device)
     for note in oddities(crops, plan.groups):
         observer.note(note)
-    starts = make_starts(options.parameters, plan.learn, cases.num_labels, cases.num_modalities, spacing)
+    starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
     return Prepared(material, tuple(starts), score_rivals(material, spacing, workers), has_large_cases)
 
 

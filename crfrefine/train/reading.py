@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 
 def read_case(plan: Plan, number: int, threads: int) -> Case:
     """Read one case of a run."""
-    files, input_type = plan.cases.files[number], plan.options.input_type
-    return read_labeled(files, plan.cases, input_type=input_type, mask_mode=plan.mask_mode, threads=threads)
+    return read_labeled(plan.cases.files[number], plan.cases, plan.reading, threads=threads)
 
 
 def is_large(case: Case) -> bool:

@@ -32,17 +32,22 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
                 "labels": str(options.data.labels),
                 "logits": str(options.data.logits),
                 "masks": None if options.data.masks is None else str(options.data.masks),
+                "input_type": "labels" if cases.declared is not None else options.input_type,
+                "nnunet": None if options.data.nnunet is None else str(options.data.nnunet),
                 "learn": list(options.learn),
                 "loss": options.loss,
                 "num_folds": len(result.folds),
                 "num_iterations": options.num_optimizer_steps,
                 "seed": options.seed,
                 "max_minutes": options.max_minutes,
+                "resample": options.resample,
                 "config": None if options.config is None else str(options.config),
             },
             "cases": list(cases.case_ids),
             "left_out": [case.to_dict() for case in cases.left_out],
             "label_names": list(cases.label_names),
+            "channels": None if cases.regions is None else cases.regions.to_dict(),
+            "nnunet_postprocessing": None if cases.postprocessing is None else cases.postprocessing.to_dict(),
             "regions": {region.name: list(region.labels) for region in result.regions},
             "verdict": comparison.verdict.to_dict(),
             "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
@@ -62,6 +67,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             ],
             "comparison": summary_dicts(comparison.summary),
             "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
+            **({"comparison_with_small_object_rules": summary_dicts(comparison.summary_of_rules)} if result.final.rules else {}),
             "measurements": [asdict(line) for line in comparison.table],
         }
     )
@@ -69,7 +75,8 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 
 
 def _rival_dict(tuned: Tuned) -> dict[str, Any]:
-    return {"vector_scaling": asdict(tuned.scaling), "smoothing_sigma_mm": tuned.sigma_mm, "keep_largest": tuned.keep_largest}
+    values = {"vector_scaling": asdict(tuned.scaling), "smoothing_sigma_mm": tuned.sigma_mm, "keep_largest": tuned.keep_largest}
+    return values if tuned.rules is None else {**values, "small_object_rules": tuned.rules.to_dict()}
 
 
 def _fit_dict(fit: FitResult) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Comparison:
         table: every method on every case, each measured in the fold that held it out.
         summary: each method against the network alone.
         summary_of_largest: the trained CRF with the largest component kept, against the largest component alone.
+        summary_of_rules: the trained CRF with small-object rules against the rules alone; empty if no rules were chosen.
         verdict: the one to read.
         verdict_alone: the one on the CRF without postprocessing.
     """
@@ -52,6 +53,7 @@ class Comparison:
     table: ResultTable
     summary: list[SummaryRow]
     summary_of_largest: list[SummaryRow]
+    summary_of_rules: list[SummaryRow]
     verdict: Verdict
     verdict_alone: Verdict
 
@@ -98,6 +100,8 @@ class TrainingResult:
     def parameters(self) -> CrfParameters:
         """What is written: trained on all cases, with as many digits as mean something, and the postprocessing that the verdict is on."""
         parameters = rounded(self.final.fit.parameters)
+        if self.final.rules is not None:
+            return parameters.replace(postprocess=self.final.rules.trained)
         return parameters.replace(**{"postprocess.keep_largest": self.final.keep_largest}) if self.keeps_largest else parameters
 
 

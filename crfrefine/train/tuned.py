@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from crfrefine.train.baselines import VectorScaling, fit_vector_scaling
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.folds import Split
+from crfrefine.train.plan import Plan
 from crfrefine.train.preparation import Prepared
 from crfrefine.train.session import Session
+from crfrefine.train.small_objects import ChosenRules, choose_rules_for
 
 
 @dataclass(frozen=True)
@@ -20,21 +22,26 @@ class Tuned:
         scaling: the recalibrated network.
         sigma_mm: width of the smoothing Gaussian.
         keep_largest: which largest component is kept, "foreground" or "each".
+        rules: the small-object rules; None: they were not asked for.
     """
 
     fit: FitResult
     scaling: VectorScaling
     sigma_mm: float
     keep_largest: str
+    rules: ChosenRules | None = None
 
 
-def tune_rivals(number: int, fit: FitResult, split: Split, prepared: Prepared, session: Session) -> Tuned:
-    """Tune the rivals of a trained CRF on the cases that it was trained on; parts that the journal has are not repeated.
+def tune_rivals(number: int, fit: FitResult, split: Split, plan: Plan, prepared: Prepared, session: Session) -> Tuned:
+    """Tune the rivals of a trained CRF on the cases that it was trained on, and choose the small-object rules if they are asked for.
+
+    Parts that the journal has are not repeated.
 
     Args:
         number: of the part of the run.
         fit: the trained CRF.
         split: its cases.
+        plan: of the run.
         prepared: what all parts share.
         session: of the run.
     """
@@ -42,5 +49,10 @@ def tune_rivals(number: int, fit: FitResult, split: Split, prepared: Prepared, s
     if scaling is None:
         scaling = fit_vector_scaling(prepared.material, split, session.workers)
         session.journal.note_part(number, replace(session.journal.part(number), scaling=scaling))
+    rules = session.journal.part(number).rules
+    if plan.learns_rules and rules is None:
+        session.observer.stage_started(f"{plan.part_names[number]}: choosing small-object rules")
+        rules = choose_rules_for(fit, split.seen, prepared.material, session.workers)
+        session.journal.note_part(number, replace(session.journal.part(number), rules=rules))
     rivals = prepared.rivals
-    return Tuned(fit, scaling, rivals.best_sigma_mm(split.seen), rivals.best_kind(split.seen))
+    return Tuned(fit, scaling, rivals.best_sigma_mm(split.seen), rivals.best_kind(split.seen), rules)

@@ -71,7 +71,7 @@ class MeanField {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
             const bool is_last = t + 1 == options_.num_iterations;
-            if (is_last && !record_) {
+            if (is_last && options_.is_last_run) {
                 kernels_.clear();
                 workspace_ = Workspace();
                 BlockCache::release_idle();
@@ -125,7 +125,7 @@ class MeanField {
                 weighted_ones_[n] = total;
             }
         });
-        if (record_) return;
+        if (!options_.is_last_run) return;
         for (Kernel<T>& k : kernels_) k.ones = Buffer<T>();
     }
 

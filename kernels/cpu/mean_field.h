@@ -21,6 +21,7 @@ struct MeanFieldOptions {
     T temperature = 1;
     T damping = 0;
     bool watch_energy = true;  // halve the step if the energy rises
+    bool is_last_run = false;  // free kernels and workspace before the last step's logits are written: they need not fit together
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.
@@ -40,9 +41,7 @@ using StepCallback = std::function<void(int step, int num_steps)>;
 
 // logits, out: (label, *grid). Outside the mask `out` is the logits over the temperature.
 //
-// record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs. Without
-// it the kernels and the workspace are freed before the last step's logits are written, so that they and the logits need not fit into
-// memory together.
+// record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs.
 template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,
                                 T* out, T* record, ThreadPool& pool, Workspace& workspace, const StepCallback& callback);

@@ -50,12 +50,13 @@ class Kernels {
         ~Rest() { pool.rest(); }
     };
 
-    // Runs until the stopping rule is met, and gives the kernels up before the last step's logits are written.
-    nb::dict run_last(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                      double temperature, double damping, int num_iterations, double tolerance, const nb::object& progress,
-                      const Out& out) {
+    // Runs until the stopping rule is met. The last run gives the kernels up before the last step's logits are written.
+    nb::dict run(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+                 double temperature, double damping, int num_iterations, double tolerance, bool is_last_run, const nb::object& progress,
+                 const Out& out) {
         MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, num_iterations);
         options.tolerance = tolerance;
+        options.is_last_run = is_last_run;
         MeanFieldOutcome outcome;
         {
             nb::gil_scoped_release release;
@@ -66,7 +67,7 @@ class Kernels {
             T* const no_record = nullptr;
             outcome = run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), no_record, *pool_, workspace,
                                      reporter(progress, "mean field"));
-            set_->kernels.clear();
+            if (is_last_run) set_->kernels.clear();
         }
         nb::dict result;
         result["num_iterations"] = outcome.num_iterations;
@@ -172,8 +173,8 @@ void define_class(nb::module_& m, const char* name) {
              "num_iterations"_a, "user_axis"_a, "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run_last", &K::run_last, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a,
-             "num_iterations"_a, "tolerance"_a, "progress"_a.none(), "out"_a)
+        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,
+             "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
         .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "out"_a,
              "record"_a)
         .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,

@@ -7,7 +7,6 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 import torch
 from oracles import random_case, softmax
 
-import crfrefine
 from crfrefine import ConfigError, CrfParameters, InputError, refine
 
 CASE = random_case(grid_shape=(9, 6, 7))
@@ -62,6 +61,15 @@ def test_one_hot_probabilities_may_have_the_images_shape():
         refined(one_hot, image)
     with pytest.raises(InputError, match="hold whole numbers"):
         refined(LABELS.astype(float), CASE.image[0], input_type="probabilities")
+
+
+def test_declared_logits_may_be_whole_numbers_in_the_images_shape():
+    """As those of a label map with as many labels as there are modalities."""
+    one_hot = 2 * np.eye(3, dtype=np.float32)[LABELS].transpose(3, 0, 1, 2)
+    image = np.stack([CASE.image[0]] * 3)
+    assert refined(one_hot, image, input_type="logits").label_map.shape == LABELS.shape
+    with pytest.raises(InputError, match="hold whole numbers"):
+        refined(one_hot, image)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
@@ -170,7 +178,3 @@ def test_a_result_is_shown_in_a_line():
     text = repr(refined())
     assert text.startswith("<RefinementResult: 3 labels on 9×6×7 voxels, 5 steps")
     assert len(text) < 120
-
-
-def test_dir_shows_the_public_names_only():
-    assert dir(crfrefine) == sorted(crfrefine.__all__)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.components import clean, postprocess
+from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import PostprocessParameters
 
 
@@ -92,3 +93,98 @@ def test_a_component_of_exactly_the_smallest_size_stays() -> None:
     label_map = _drawing("111.11")
     result = postprocess(label_map, PostprocessParameters(min_component_ml=0.3), 0.1)
     np.testing.assert_array_equal(result, _drawing("111..."))
+
+
+def test_the_two_largest_components_of_each_label() -> None:
+    """Label 2 has components of 2, 1 and 1 voxels: of the equal ones, the first in C order stays. A list may say it of one label alone."""
+    kept = _drawing("11..2...", "12.....3", ".2......", "....1...")
+    parameters = PostprocessParameters(keep_largest="each", num_components=2)
+    np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), kept)
+    only_label_2 = PostprocessParameters(keep_largest=("none", "none", "each", "none"), num_components=(9, 9, 2, 9))
+    np.testing.assert_array_equal(postprocess(ISLANDS, only_label_2, 0.002), kept)
+    only_label_1 = PostprocessParameters(keep_largest=("none", "each", "none", "none"))
+    np.testing.assert_array_equal(postprocess(ISLANDS, only_label_1, 0.002), _drawing("11..2...", "12.....3", ".2...2..", "........"))
+
+
+def test_more_components_than_there_are_keep_all() -> None:
+    """The map has four islands, the last two of a voxel each."""
+    for number in (4, 5, 1000):
+        parameters = PostprocessParameters(keep_largest="foreground", num_components=number)
+        np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), ISLANDS)
+    three = PostprocessParameters(keep_largest="foreground", num_components=3)
+    np.testing.assert_array_equal(postprocess(ISLANDS, three, 0.002), _drawing("11..2...", "12......", ".2...2..", "....1..."))
+
+
+def test_a_smallest_size_per_label() -> None:
+    """The voxels are 0.002 ml: label 1 loses its single voxel, label 2 keeps its own, label 3 has no rule."""
+    parameters = PostprocessParameters(min_component_ml=(0.0, 0.004, 0.0, 0.0))
+    np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), _drawing("11..2...", "12.....3", ".2...2..", "........"))
+    together_too = PostprocessParameters(min_component_ml=(0.004, 0.0, 0.006, 0.0))
+    np.testing.assert_array_equal(postprocess(ISLANDS, together_too, 0.002), _drawing("11......", "1.......", "........", "....1..."))
+
+
+def test_all_labels_together_come_before_each_label() -> None:
+    """As nnU-Net's postprocessing does it: the two largest islands of all labels, and then the largest component of label 2 in them."""
+    label_map = _drawing("1122..2.", "1122.222", ".....2..", "2.......")
+    parameters = PostprocessParameters(keep_largest=("foreground", "none", "each"), num_components=(2, 1, 1))
+    np.testing.assert_array_equal(postprocess(label_map, parameters, 1.0), _drawing("11....2.", "11...222", ".....2..", "........"))
+    one = PostprocessParameters(keep_largest=("foreground", "none", "each"))
+    np.testing.assert_array_equal(postprocess(label_map, one, 1.0), _drawing("1122....", "1122....", "........", "........"))
+
+
+def test_words_are_short_for_lists() -> None:
+    """What a word says of all labels, a list says of each."""
+    random = np.random.default_rng(3)
+    islands, holes = (random.choice(4, size=(9, 11, 7), p=(share, *[(1 - share) / 3] * 3)).astype(np.uint8) for share in (0.9, 0.1))
+    holes[1, 1:4, 1:4] = holes[0:3, 2, 1:4] = holes[0:3, 1:4, 2] = 2
+    holes[1, 2, 2] = 0
+    pairs = [
+        (PostprocessParameters("each", 0.02), PostprocessParameters(("none", "each", "each", "each"), (0.0, 0.02, 0.02, 0.02))),
+        (PostprocessParameters("foreground", 0.02), PostprocessParameters(("foreground", "none", "none", "none"), (0.02, 0.0, 0.0, 0.0))),
+        (PostprocessParameters("none", 0.02), PostprocessParameters("none", (0.02, 0.0, 0.0, 0.0))),
+        (
+            PostprocessParameters(("none", "each", "none", "none"), 0.02),
+            PostprocessParameters(("none", "each", "none", "none"), (0, *[0.02] * 3)),
+        ),
+        (PostprocessParameters(fill_holes="each"), PostprocessParameters(fill_holes=("none", "each", "each", "each"))),
+        (PostprocessParameters(fill_holes="foreground"), PostprocessParameters(fill_holes=("foreground", "none", "each", "none"))),
+    ]
+    for word, listed in pairs:
+        label_map = islands if word.fill_holes == "none" else holes
+        result = postprocess(label_map, word, 0.01)
+        assert (result != label_map).any()
+        np.testing.assert_array_equal(result, postprocess(label_map, listed, 0.01))
+
+
+def test_holes_of_each_label_and_any_holes() -> None:
+    """One hole touches label 1 alone, the other 1 and 2; a list says it of one label."""
+    label_map = _drawing("111111", "1.1..2", "111222")
+    each = _drawing("111111", "111..2", "111222")
+    np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes="each"), 1.0), each)
+    np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes=("none", "each", "none")), 1.0), each)
+    np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes=("none", "none", "each")), 1.0), label_map)
+    every = _drawing("111111", "111112", "111222")
+    np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes="foreground"), 1.0), every)
+
+
+def test_the_hole_of_a_removed_island_is_filled() -> None:
+    """Holes come last; what was removed and filled counts as both."""
+    label_map = _drawing("11111..", "1...1..", "1.2.122", "1...1..", "11111..")
+    cleaned = clean(label_map, PostprocessParameters("each", fill_holes="each"), 1.0)
+    np.testing.assert_array_equal(cleaned.label_map, _drawing("11111..", "11111..", "1111122", "11111..", "11111.."))
+    assert (cleaned.voxels_removed, cleaned.voxels_filled) == (1, 9)
+
+
+def test_what_was_changed_is_counted() -> None:
+    """Two voxels of label 2 and one of 1 go; nothing is filled."""
+    cleaned = clean(ISLANDS, PostprocessParameters("each"), 0.002)
+    assert (cleaned.voxels_removed, cleaned.voxels_filled) == (3, 0)
+    assert clean(ISLANDS, PostprocessParameters(), 0.002).voxels_removed == 0
+
+
+def test_lists_must_fit_the_label_map() -> None:
+    """A label without a rule would silently stay as it is."""
+    with pytest.raises(ConfigError, match=r"^postprocess\.min_component_ml: it has 3 values, but the case has 4 labels"):
+        postprocess(ISLANDS, PostprocessParameters(min_component_ml=(0.0, 1.0, 1.0)), 1.0)
+    with pytest.raises(ConfigError, match=r"^postprocess\.fill_holes: it has 4 values, but the case has 5 labels"):
+        postprocess(ISLANDS, PostprocessParameters(("none",) * 5, fill_holes=("none",) * 4), 1.0)

@@ -123,5 +123,13 @@ def test_negative_probabilities_are_refused(input_type, kind):
 
 
 def test_an_unknown_input_type():
-    with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities"):
+    with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities, labels"):
         identify(softmax(), "softmax", None, PATH)
+
+
+def test_binary_channels_name_the_input_type_for_structures():
+    """Two structures overlap at a voxel."""
+    values = np.zeros((3, 6, 5, 4), np.float32)
+    values[0], values[1, 2, 3, 1] = 1, 1
+    with pytest.raises(InputError, match="All values are 0 or 1: for one binary file per structure, give --input-type labels"):
+        identify(values, "auto", None, PATH)

@@ -8,7 +8,7 @@ import pytest
 from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
 
 from crfrefine import io
-from crfrefine.cases.case import CaseFiles, discover_cases, load_case, read_case_headers
+from crfrefine.cases.case import CaseFiles, ReadingOptions, discover_cases, load_case, read_case_headers
 from crfrefine.errors import ConfigError, GridMismatchError, InputError, UnsupportedFormatError
 
 SHAPE = (5, 6, 7)
@@ -82,7 +82,7 @@ def test_probabilities_of_nnunet(tmp_path):
     np.testing.assert_allclose(cases[0].logits, np.log(probabilities), atol=1e-6)
     assert cases[0].input_kind == "probabilities"
     assert cases[0].notes == ["a.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"]
-    assert load_case(with_(files, logits=(tmp_path / "a.npz",)), input_type="logits").input_kind == "logits"
+    assert load_case(with_(files, logits=(tmp_path / "a.npz",)), ReadingOptions("logits")).input_kind == "logits"
     np.savez_compressed(tmp_path / "b.npz", logits=probabilities.transpose(0, 3, 2, 1))
     assert load_case(with_(files, logits=(tmp_path / "b.npz",))).input_kind == "logits", "its array is named so"
 
@@ -103,7 +103,7 @@ def test_a_plane(tmp_path):
     """ITK writes a plane's channels as (x, y, 1, 1, channel)."""
     image = save_itk(tmp_path / "image.nii.gz", numbers((5, 6)))
     logits = save_itk(tmp_path / "logits.nii.gz", logits_values(shape=(5, 6)), channels=True)
-    case = load_case(CaseFiles("a", (image,), (logits,)), mask_mode="nonzero")
+    case = load_case(CaseFiles("a", (image,), (logits,)), ReadingOptions(mask_mode="nonzero"))
     assert (case.image.shape, case.logits.shape, len(case.spacing)) == ((1, 5, 6), (3, 5, 6), 2)
     np.testing.assert_array_equal(case.logits, logits_values(shape=(5, 6)))
     assert case.mask is not None
@@ -113,7 +113,7 @@ def test_a_plane(tmp_path):
 def test_a_mask_file(tmp_path):
     mask = numbers(SHAPE, dtype=np.int16) % 3 - 1
     files = with_(make_case(tmp_path), mask=save_nifti(tmp_path / "mask.nii.gz", mask, AFFINE))
-    case = load_case(files, mask_mode="nonzero")
+    case = load_case(files, ReadingOptions(mask_mode="nonzero"))
     assert case.mask is not None
     np.testing.assert_array_equal(case.mask, mask != 0)
     save_nifti(tmp_path / "mask.nii.gz", mask * 0, AFFINE)
@@ -128,16 +128,16 @@ def test_the_mask_of_what_is_not_zero_in_any_modality(tmp_path):
     images[1, 4, 5, 6] = 2
     for m, path in enumerate(files.images):
         save_nifti(path, images[m], AFFINE)
-    mask = load_case(files, mask_mode="nonzero").mask
+    mask = load_case(files, ReadingOptions(mask_mode="nonzero")).mask
     assert mask is not None
     np.testing.assert_array_equal(np.argwhere(mask), [[1, 2, 3], [4, 5, 6]])
-    assert load_case(files, mask_mode="none").mask is None
+    assert load_case(files, ReadingOptions(mask_mode="none")).mask is None
     for path in files.images:
         save_nifti(path, images[0] * 0, AFFINE)
     with pytest.raises(InputError, match=r"a_0000\.nii\.gz: the mask `nonzero` is empty: the image is zero everywhere"):
-        load_case(files, mask_mode="nonzero")
+        load_case(files, ReadingOptions(mask_mode="nonzero"))
     with pytest.raises(ConfigError, match=r"intensity\.mask = 'brain': expected one of none, nonzero"):
-        load_case(files, mask_mode="brain")
+        load_case(files, ReadingOptions(mask_mode="brain"))
 
 
 def test_labels_are_read_on_demand(tmp_path):

@@ -200,7 +200,9 @@ def test_a_description_of_nnunet(tmp_path):
     assert found.channel_names == ("FLAIR", "T1c")
     assert dict(found.labels) == {"background": 0, "whole": (1, 2), "core": (2,), "ignore": 3}
     assert (found.file_ending, found.ignore_label, found.has_regions) == (".nii.gz", 3, True)
-    assert "regions" in discover_cases(images, None).notes[0]
+    assert found.regions_class_order is None
+    assert found.num_labels == 3
+    assert discover_cases(images, None).notes == []
 
 
 @pytest.mark.parametrize("channels", [{"0": "MRI"}, ["MRI"]])

@@ -30,6 +30,7 @@ from evaluation_helpers import (
 from crfrefine.evaluate import EvaluationOptions, run_evaluation
 from crfrefine.evaluate.report_input import make_report_input
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
+from crfrefine.report import missing_viewer
 from crfrefine.statistics.paired import detectable_difference
 
 ROUNDING = 1e-5
@@ -238,6 +239,23 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
     assert {label for _, label, *_ in read_metrics(study.output)} == {"1", "2", "whole"}
 
 
+@pytest.mark.parametrize("is_beside_the_labels", [True, False])
+def test_labels_of_a_dataset_json_that_is_asked_for_are_there_once(tmp_path, is_beside_the_labels):
+    """`--regions dataset.json`: one row `2 posterior`, and none `posterior`; a name that dataset.json does not have stays a region."""
+    study = write_study(tmp_path / "study", 2)
+    path = (study.root if is_beside_the_labels else tmp_path) / "dataset.json"
+    path.write_text(json.dumps({"labels": {"background": 0, "anterior": 1, "posterior": 2}, "regions": {"whole": [1, 2]}}))
+    result = run_here(*study.arguments, "-r", path, "-r", "back=2")
+    assert result.status == 0, result.stderr
+    summary = json.loads((study.output / "summary.json").read_text())
+    assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2], "back": [2]}
+    assert summary["judged_regions"] == ["1", "2", "whole", "back"]
+    assert summary["titles"]["2"] == "2 posterior"
+    assert [line.split("\t")[1] for line in result.stdout.splitlines() if line.startswith("dice\t")] == [
+        *("1 anterior", "2 posterior", "whole", "back", "mean")
+    ]
+
+
 def test_ignored_voxels_count_in_the_calibration_neither(tmp_path):
     study = write_study(tmp_path, 1)
     reference = study.maps["labels"]["case0"]
@@ -277,9 +295,45 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(tmp_path)
     assert "simple" not in lines[-1]  # nobody said that the twin is
     deviation = (dice["after"] - dice["before"]).std(ddof=1)
     seen = 100 * detectable_difference(deviation, 9, alpha=0.05 / 2)  # Holm's strictest level of two comparisons
-    assert lines[-2].startswith("power: with 9 cases")
+    assert lines[-2] == judged["harm"]["sentence"] == "No other metric got worse in most cases, nor Dice in any region."
+    assert lines[-3].startswith("power: with 9 cases")
     assert "units: differences of dice, surface_dice in points (hundredths)" in lines
-    assert lines[-2].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
+    assert lines[-3].endswith(f" below {seen:.2f} points could hardly have been seen (power 80 %, level 0.025)")
+
+
+def _better_but_smaller(root):
+    """Ten cases: the baseline has far too much of label 1, the prediction a little too little; return the summary, with the output."""
+    for number in range(10):
+        reference, before = np.zeros((2, *SHAPE), np.uint8)
+        reference[2 : 8 + number % 3, 2:8, 2:5] = 1
+        before[1:12, 1 : 9 + number % 2, 1:6] = 1
+        after = reference.copy()
+        after[2, 2 : 4 + number % 4] = 0
+        for folder, values in (("labels", reference), ("before", before), ("after", after)):
+            save_map(root / folder / f"case{number}.nii.gz", values)
+    (root / "labels" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1}}))
+    arguments = ("evaluate", root / "after", root / "labels", "-b", f"network={root / 'before'}", "-o", root / "report")
+    result = run_here(*arguments)
+    assert result.status == 0, result.stderr
+    return json.loads((root / "report" / "summary.json").read_text()) | {"stdout": result.stdout}
+
+
+def test_what_got_worse_is_said_beside_the_verdict(tmp_path):
+    """Dice rises in every case, and sensitivity falls in every case: terminal, summary and page say both."""
+    summary = _better_but_smaller(tmp_path)
+    judged = summary["verdict"]
+    assert judged["outcome"] == "helps"
+    assert judged["sentence"].endswith("10 of 10 cases better), but sensitivity got significantly worse")
+    (decline,) = judged["harm"]["significant"]
+    assert (decline["metric"], decline["region"], decline["is_overall"]) == ("sensitivity", "1", True)
+    assert (decline["comparison"]["losses"], decline["comparison"]["num_pairs"]) == (10, 10)
+    compared = ("sensitivity", "precision", "volume_difference_ml", "surface_dice", "hd_mm", "hd95_mm", "assd_mm")
+    assert decline["p_holm"] == pytest.approx(len(compared) * 2 / 2**10), "all signs agree, in a family of seven"
+    change = 100 * decline["comparison"]["mean_difference"]
+    expected = f"What got worse (p after Holm): sensitivity in 10 of 10 cases ({change:.2f} points on average, p 0.014)."
+    assert judged["harm"]["sentence"] == expected
+    assert summary["stdout"].splitlines()[-2:] == [expected, f"verdict: {judged['sentence']}"]
+    assert expected in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_the_mean_is_over_the_regions_that_were_asked_for(tmp_path):
@@ -373,13 +427,42 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path):
         path.unlink()
     result = run_here(*(argument for argument in study.arguments if argument != "--no-report"), "--images", images, "-r", "whole=1+2")
     assert result.status == 0, result.stderr
-    assert "case 'case1': shown without its image" in result.stderr
+    assert "case 'case1': shown without case1_0000.nii.gz: " in result.stderr
+    assert result.stderr.count("shown without") == 1, "the second modality is on the grid"
     assert "no image of 1 of 3 cases, such as case2" in result.stderr
     assert files_in(study.output) == ["cases", "metrics.csv", "report.html", "summary.json"]
     page = (study.output / "report.html").read_text(encoding="utf-8")
     assert "too few cases to tell: n = 3" in page
     assert "whole" in page
     assert str(images) in page
+
+
+@pytest.mark.parametrize("is_one_file", [False, True])
+def test_the_report_has_all_modalities_under_their_names(tmp_path, is_one_file):
+    """The second one alone shows the labels, so it is the first to be seen; the names are those of `dataset.json`."""
+    study = write_study(tmp_path, 2)
+    for seed, (case, reference) in enumerate(study.maps["labels"].items()):
+        noise = np.random.default_rng(seed).normal(0, 1, (3, *reference.shape)).astype(np.float32)
+        noise[1] += 40 * (reference > 0)
+        if is_one_file:
+            save_map(tmp_path / "images" / f"{case}.nii.gz", np.moveaxis(noise, 0, -1))
+        else:
+            for modality, values in enumerate(noise):
+                save_map(tmp_path / "images" / f"{case}_{modality:04d}.nii.gz", values)
+    description = {"channel_names": {"0": "T1", "1": "<FLAIR>", "2": "T2"}, "labels": {"background": 0, "edema": 1, "core": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    arguments = (argument for argument in study.arguments if argument != "--no-report")
+    result = run_here(*arguments, "--images", tmp_path / "images")
+    assert result.status == 0, result.stderr
+    page = (study.output / "report.html").read_text(encoding="utf-8")
+    assert "<figcaption>Image: &lt;FLAIR&gt;</figcaption>" in page
+    assert "<title>1 edema</title>" in page
+    found = re.search(r'<script type="application/json" id="viewer-specs">(.*?)</script>', page)
+    if not missing_viewer():
+        for spec in json.loads(found[1]).values():
+            assert [modality["name"] for modality in spec["modalities"]] == ["T1", "<FLAIR>", "T2"]
+            assert spec["modality"] == 1
+        assert page.count('class="sprite-image"') == 2 * 3
 
 
 def test_the_report_of_a_method_alone(tmp_path):
@@ -535,5 +618,7 @@ def test_the_fields_of_the_summary_are_documented(tmp_path):
     summary = json.loads((study.output / "summary.json").read_text())
     judged, row = summary["verdict"], next(row for row in summary["summary"] if row["comparison"])
     text = (Path(__file__).parents[2] / "docs" / "reference" / "summary.md").read_text()
-    for part in (summary, judged, judged["rivals"][0], judged["comparison"], row, row["comparison"], summary["cases"][0]):
+    worse = _better_but_smaller(tmp_path / "worse")["verdict"]["harm"]
+    parts = (judged["rivals"][0], judged["comparison"], row, row["comparison"], summary["cases"][0], worse, worse["significant"][0])
+    for part in (summary, judged, *parts):
         assert [name for name in part if f"`{name}`" not in text] == []

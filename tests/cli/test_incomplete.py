@@ -71,6 +71,11 @@ def test_info_names_each_incomplete_case_of_a_study(half, tmp_path):
     assert f"no logits in {data / 'logits'}; expected case8 with" in both
     assert both.endswith(f"; no labels in {data / 'labels'}")
     assert run_here("info", data / "images").status == 0  # The images alone are well, and no reason to go on.
+    shutil.rmtree(data / "logits")
+    assert (
+        f"  note: {data}: no case has logits: there is no folder {data / 'logits'}, which train-crf needs\n"
+        in run_here("info", data).stdout
+    )
 
 
 @pytest.fixture

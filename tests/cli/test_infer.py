@@ -134,6 +134,23 @@ def test_preview_is_a_picture(folders):
     assert (folders.output / "a_preview.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_preview_has_the_names_of_dataset_json(folders):
+    """The names change nothing but the picture; a file that cannot be used is named once, and the run goes on."""
+    assert infer(folders, "--preview").status == 0
+    plain = (folders.output / "a_preview.png").read_bytes()
+    labels = load_nifti(folders.output / "a.nii.gz")
+    description = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "edema": 1, "core": 2}}
+    for folder, content, is_named in ((folders.logits, "{", False), (folders.logits, json.dumps(description), True)):
+        (folder / "dataset.json").write_text(content, encoding="utf-8")
+        result = infer(folders, "--preview")
+        assert result.status == 0
+        assert result.stderr.count("not a dataset.json as nnU-Net writes it") == (not is_named)
+        assert ((folders.output / "a_preview.png").read_bytes() != plain) == is_named
+        np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), labels)
+    (folders.logits / "dataset.json").write_text("{", encoding="utf-8")
+    assert infer(folders).stderr.count("not a dataset.json") == 1, "it may also say which channels are regions"
+
+
 def test_mask_file_leaves_the_plain_argmax_outside(folders, tmp_path):
     mask = np.zeros(GRID_SHAPE, np.uint8)
     mask[4:12, 3:11, 2:9] = 1
@@ -258,7 +275,7 @@ def test_summary_has_a_record_of_each_case(folders):
     summary = json.loads(path.read_text())
     assert set(summary) == {
         *("schema", "version", "device", "requested_device", "threads", "parameters", "num_parts", "part_id", "num_cases"),
-        *("started", "seconds", "interrupted", "num_done", "num_skipped", "num_failed", "cases"),
+        *("started", "seconds", "interrupted", "num_done", "num_skipped", "num_failed", "label_names", "cases", "not_reached"),
     }
     assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)
     assert not summary["interrupted"]
@@ -285,6 +302,29 @@ def test_summary_has_a_record_of_each_case(folders):
     assert failed["output"] is None
     assert failed["error_kind"] == "UnsupportedFormatError"
     assert "b.nii.gz" in failed["error"]
+
+
+def test_small_object_rules_are_applied_and_counted(folders):
+    """The same as the rules alone on the label map without them; the summary says what they did."""
+    from crfrefine.arrays.components import clean
+    from crfrefine.parameters.model import PostprocessParameters
+
+    plain = summary_of(folders)
+    without = {case_id: load_nifti(folders.output / f"{case_id}.nii.gz") for case_id in "abc"}
+    assert [(case["voxels_removed"], case["voxels_filled"]) for case in plain["cases"]] == [(0, 0)] * 3
+    words = '["none", "each", "none", "none"]'
+    rules = (f"keep_largest={words}", "num_components=2", "min_component_ml=[0, 0, 0.05, 0]", "fill_holes=foreground")
+    ruled = summary_of(folders, *(item for rule in rules for item in ("--set", f"postprocess.{rule}")))
+    parameters = PostprocessParameters(("none", "each", "none", "none"), (0.0, 0.0, 0.05, 0.0), 2, "foreground")
+    voxel_ml = float(np.prod(np.linalg.norm(AFFINE[:3, :3], axis=0))) / 1000
+    for case in ruled["cases"]:
+        expected = clean(without[case["case_id"]], parameters, voxel_ml)
+        np.testing.assert_array_equal(load_nifti(folders.output / f"{case['case_id']}.nii.gz"), expected.label_map)
+        assert (case["voxels_removed"], case["voxels_filled"]) == (expected.voxels_removed, expected.voxels_filled)
+        assert case["voxels_removed"] > 0
+    wrong = infer(folders, "--set", "postprocess.min_component_ml=[0, 0.1]")
+    assert wrong.status == 1
+    assert f"postprocess.min_component_ml: it has 2 values, but the case has {NUM_LABELS} labels" in wrong.stderr
 
 
 def test_standard_output_has_results_alone_and_quiet_has_nothing(folders):

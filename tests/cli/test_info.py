@@ -120,3 +120,28 @@ def test_an_empty_folder(tmp_path):
     result = run_here("info", tmp_path)
     assert result.status == 1
     assert "no case found" in result.stdout
+
+
+def test_one_file_per_structure_is_described_as_such(tmp_path):
+    """Not as a hundred cases; folders of such folders have a line per case."""
+    for case_id in ("s1", "s2"):
+        for number, name in enumerate(("aorta", "liver", "spleen")):
+            mask = np.zeros(GRID_SHAPE, np.uint8)
+            mask[3 * number : 3 * number + 2] = 1
+            save_nifti(tmp_path / case_id / f"{name}.nii.gz", mask)
+    result = run_here("info", tmp_path / "s1")
+    assert result.status == 0
+    assert "s1  3 structures, 18×15×11" in result.stdout
+    assert "--input-type labels" in result.stdout
+    result = run_here("info", tmp_path)
+    assert f"{tmp_path}: 2 cases in order, 0 problems" in result.stdout
+    assert "s2  3 structures" in result.stdout
+
+
+def test_label_maps_in_place_of_logits(tmp_path):
+    folders = write_folders(tmp_path, "a", "b")
+    save_nifti(folders.logits / "a.nii.gz", np.zeros(GRID_SHAPE, np.uint8))
+    result = run_here("info", tmp_path)
+    assert "label map for logits" in result.stdout
+    assert result.status == 1
+    assert "case 'a': has a label map, most cases have logits" in result.stdout or "case 'b': has logits" in result.stdout

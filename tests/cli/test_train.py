@@ -6,17 +6,29 @@ import stat
 import subprocess
 import time
 
+import nibabel as nib
 import numpy as np
 import pytest
 from cli_helpers import command, files_in, load_nifti, run_here, run_process
 from special_file_helpers import Reader, kind_of, make_pipe
 from training_helpers import write_cases
 
-from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.statistics.verdict import Outcome, verdict
 from crfrefine.train import comparison
 from crfrefine.train.device import choose_device
-from crfrefine.train.methods import LARGEST, MEASURED, METHODS, TRAINED_LARGEST
+from crfrefine.train.methods import (
+    ALL_MEASURED,
+    LARGEST,
+    MEASURED,
+    METHODS,
+    NNUNET,
+    RULES,
+    TRAINED,
+    TRAINED_LARGEST,
+    TRAINED_RULES,
+    shown_methods,
+)
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,12 +78,16 @@ def test_infer_runs_what_was_trained(trained, data, tmp_path):
 
 
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
-    _, result = trained
+    output, result = trained
     lines = result.stdout.splitlines()
-    table = [line.split("\t") for line in lines[:-1]]
+    table = [line.split("\t") for line in lines[:-2]]
     assert table[0][:3] == ["region", "method", "Dice"]
     assert [(row[0], row[1]) for row in table[1:]] == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
     assert lines[-1].startswith("verdict: too few cases to tell: n = 4")
+    harm = json.loads(output.with_name("params.report.json").read_text())["verdict"]["harm"]
+    assert lines[-2] == harm["sentence"]
+    # Dice is judged in the mean over two regions; sensitivity, precision, volume, HD95 and ASSD are looked at there too.
+    assert harm["num_comparisons"] == 5 * 3 + 2
     dice = {(row[0], row[1]): float(row[2]) for row in table[1:]}
     assert dice["mean", "trained CRF"] > dice["mean", "network"] + 0.02
 
@@ -90,7 +106,7 @@ def test_the_report_holds_what_was_found(trained, data):
         assert fold["vector_scaling"]["temperature"] > 0
     assert CrfParameters.from_dict(report["parameters"]) == values_of(output)
     measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
-    assert len(measured) == 4 * len(MEASURED) * 2 * 3
+    assert len(measured) == 4 * len(MEASURED) * 2 * 6
     assert not any(part["stopped_by_time"] for part in (report["final"], *(fold["fit"] for fold in report["folds"])))
     truth, network = load_nifti(data / "labels" / "case2.nii.gz") == 3, load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
@@ -119,7 +135,7 @@ def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_
     folder = write_cases(tmp_path / "data", 4, kind)
     result = run_here("train-crf", folder, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 4)
     assert result.status == 0, result.stderr
-    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-1])}
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-2])}
     # A third of a point, where the same training gains more than ten on images that help; 0 if no CRF is chosen, as is usual.
     assert float(rows["mean", "trained CRF"][2]) >= float(rows["mean", "network"][2]) - 0.003
     assert "do not use it" in result.stdout.splitlines()[-1] or "too few cases" in result.stdout.splitlines()[-1]
@@ -214,14 +230,14 @@ def test_without_any_time_the_starts_are_still_candidates(data, tmp_path):
     """Here an untrained CRF gains many points, so that its weights must not become 0."""
     result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--max-minutes", 0.0001)
     assert result.status == 0, result.stderr
-    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-1])}
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-2])}
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert np.max(CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight) > 0
     assert "training on all cases brought nothing better" in " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
 
 
 def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(data, tmp_path, monkeypatch):
-    def combined(table):
+    def combined(table, *summaries):
         return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
 
     monkeypatch.setattr(comparison, "judge", combined)
@@ -231,6 +247,35 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
     assert report["keep_largest"] in ("foreground", "each")
     assert CrfParameters.load(tmp_path / "p.toml").postprocess.keep_largest == report["keep_largest"]
     assert f'postprocess.keep_largest: "{report["keep_largest"]}", best on all cases' in (tmp_path / "p.toml").read_text()
+
+
+def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
+    """The networks see a false island of 2 ml in each case; `infer` does to it what the verdict is on."""
+    data = write_cases(tmp_path / "data", 4)
+    for path in (data / "logits").iterdir():
+        volume = nib.load(path)
+        logits = np.asarray(volume.dataobj).copy()
+        logits[1:3, 1:4, 1:5, 1] = logits.max() + 5
+        nib.save(nib.Nifti1Image(logits, volume.affine), path)
+    groups = "weights,temperature,postprocess"
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, "--set", "bilateral.theta_beta=0.1", "--learn", groups)
+    assert result.status == 0, result.stderr
+    report = json.loads((tmp_path / "p.report.json").read_text())
+    assert report["options"]["learn"] == groups.split(",")
+    rows = [line.split("\t")[:2] for line in result.stdout.splitlines()[1:-2]]
+    assert [method for region, method in rows if region == "mean"] == [name for name in shown_methods(ALL_MEASURED) if name != NNUNET]
+    assert {line["method"] for line in report["measurements"]} == set(ALL_MEASURED) - {NNUNET}
+    assert (report["verdict"]["method"], report["verdict_without_postprocessing"]["method"]) == (TRAINED_RULES, TRAINED)
+    assert {row["method"] for row in report["comparison_with_small_object_rules"]} == {RULES, TRAINED_RULES}
+    chosen = values_of(tmp_path / "p.toml").postprocess
+    assert chosen == PostprocessParameters(**report["small_object_rules"]["trained"]) != PostprocessParameters()
+    assert PostprocessParameters(**report["small_object_rules"]["network"]) != PostprocessParameters()
+    assert all("small_object_rules" in fold for fold in report["folds"])
+    head = " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
+    assert "postprocess: the small-object rules that are best on all cases" in head
+    refined = run_here("infer", "-i", data / "images", "-p", data / "logits", "-o", tmp_path / "out", "-c", tmp_path / "p.toml")
+    assert refined.status == 0, refined.stderr
+    assert not load_nifti(tmp_path / "out" / "case1.nii.gz")[1:3, 1:4, 1:5].any()
 
 
 def test_what_is_not_learned_stays_as_given(data, tmp_path):
@@ -256,6 +301,7 @@ def test_folders_can_be_named(data, tmp_path):
     [
         (("--learn", "weights,thetas"), "--learn: expected some of weights, compatibility, theta, temperature"),
         (("--learn", ","), "got nothing"),
+        (("--learn", "postprocess"), "--learn: postprocess goes with a CRF that is learned; add some of weights, compatibility"),
         (("--folds", 5), "--folds: expected 2 to 4"),
         (("--regions", "core=1+9"), "--regions core: label 9 is not among the logits' 0 to 3"),
         (("--regions", "core"), "expected NAME=LABEL"),

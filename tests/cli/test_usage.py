@@ -16,6 +16,13 @@ def test_help_lists_the_commands():
     assert "Traceback" not in result.stderr
 
 
+def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == 6
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
+
+
 def test_help_of_infer_has_every_option_of_the_interface():
     text = run_here("infer", "--help").stdout
     for option in (

@@ -85,7 +85,7 @@ def _layer_run(torch: Any, device: str, *, on_side_stream: bool = False, keeps: 
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         scaled = logits * 3.0  # still in flight when the engine begins
-        refined = layer(scaled, image)
+        refined = layer(scaled, image, spacing=1.0)
         loss = refined.square().sum()
         loss.backward(retain_graph=keeps is not None)
     if keeps is not None:

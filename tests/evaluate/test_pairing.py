@@ -144,12 +144,12 @@ def test_named_probabilities_that_no_case_has_are_an_error(tmp_path):
         pair(tmp_path, "a.nii b.nii", "a.nii b.nii", probabilities=(("prediction", tmp_path / "scores"),))
 
 
-def test_the_first_modality_is_the_image_that_is_shown(tmp_path):
+def test_all_modalities_of_a_case_are_shown(tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("a_0000.nii.gz", "a_0001.nii.gz", "x_0000.nii.gz", "x_0001.nii.gz"):
         (tmp_path / "images" / name).touch()
     pairing = pair(tmp_path, "a.nii b.nii", "a.nii b.nii", images=tmp_path / "images")
-    assert [case.image and case.image.name for case in pairing.cases] == ["a_0000.nii.gz", None]
+    assert [[path.name for path in case.images] for case in pairing.cases] == [["a_0000.nii.gz", "a_0001.nii.gz"], []]
     assert "no image of 1 of 2 cases, such as b" in pairing.notes[0]
 
 

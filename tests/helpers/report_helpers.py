@@ -42,7 +42,7 @@ def make_images(case: str, *, has_image: bool = True, has_before: bool = True) -
     after[3:7, 4:10, 2] = 1
     after[3:7, 9, 3:9] = 0
     image = np.random.default_rng(5).normal(100, 8, STORED_SHAPE).astype(np.float32) + 60 * (reference > 0)
-    return CaseImages(case, image if has_image else None, reference, before if has_before else None, after, AFFINE)
+    return CaseImages(case, image[None] if has_image else None, reference, before if has_before else None, after, AFFINE)
 
 
 def make_table(num_cases: int = 13, *, methods: Sequence[str] = ("network", "crf", "smoothing"), seed: int = 3) -> ResultTable:
@@ -70,13 +70,14 @@ def make_report(num_cases: int = 13, *, compared: bool = True, **changes: Any) -
     """A report with a rival and a failed case, or on one method alone."""
     table = make_table(num_cases) if compared else make_table(num_cases, methods=("crf",))
     baseline = "network" if compared else None
+    summary = summarize(table, baseline or "crf", num_resamples=500)
     content: dict[str, Any] = {
         "title": "Report on <b>crf</b> & others",
         "table": table,
         "method": "crf",
         "baseline": baseline,
-        "summary": summarize(table, baseline or "crf", num_resamples=500),
-        "verdict": verdict(table, "crf", "network", rivals=["smoothing"], num_resamples=500) if compared else None,
+        "summary": summary,
+        "verdict": verdict(table, "crf", "network", rivals=["smoothing"], summary=summary, num_resamples=500) if compared else None,
         "region_labels": {"1": (1,), "2": (2,)},
         "region_titles": {"1": "1 front <part>"},
         "failures": [(f"broken {NASTY}", "labels/x.nii.gz: cut off </dl></script>")],

@@ -85,10 +85,10 @@ def test_at_most_one_case_is_read_ahead_and_one_is_being_written(tmp_path, monke
     most_alive, started, ahead = 0, [], []
     load_case = crfrefine.cases.case.load_case
 
-    def counting_load_case(files: CaseFiles, **options: object) -> crfrefine.cases.case.Case:
+    def counting_load_case(files: CaseFiles, *arguments: object, **named: object) -> crfrefine.cases.case.Case:
         nonlocal most_alive
         ahead.append("abcdefghij".index(files.case_id) - len(started))
-        case = load_case(files, **options)
+        case = load_case(files, *arguments, **named)
         alive.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
         most_alive = max(most_alive, sum(any(array() is not None for array in arrays) for arrays in alive))
         return case
@@ -111,9 +111,9 @@ def test_next_case_is_read_while_one_is_computed(tmp_path, monkeypatch):
     computing = threading.Event()
     load_case = crfrefine.cases.case.load_case
 
-    def waiting_load_case(files: CaseFiles, **options: object) -> crfrefine.cases.case.Case:
+    def waiting_load_case(files: CaseFiles, *arguments: object, **named: object) -> crfrefine.cases.case.Case:
         assert files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
-        return load_case(files, **options)
+        return load_case(files, *arguments, **named)
 
     class Started(Observer):
         def case_started(self, case_id: str, number: int) -> None:

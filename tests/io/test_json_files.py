@@ -63,6 +63,12 @@ BAD: dict[str, tuple[bytes, str]] = {
         "channel_names: 100000 channels; files of images are numbered",
     ),
     "file ending": (b'{"file_ending": 3}', "file_ending: expected a suffix"),
+    "class order": (
+        b'{"regions_class_order": "1,2"}',
+        "regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'",
+    ),
+    "class order of words": (b'{"regions_class_order": [1, "core"]}', "regions_class_order[1]: expected a whole number from 0 to 65535"),
+    "class order without value": (b'{"regions_class_order": [NaN]}', "regions_class_order[0]: NaN is not a JSON number"),
 }
 
 

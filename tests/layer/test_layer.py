@@ -420,7 +420,7 @@ def test_a_layer_survives_saving_and_copying() -> None:
     logits, image = batch(1)
     for twin in (loaded, copy.deepcopy(layer), copy.copy(layer)):
         assert twin.to_parameters() == layer.to_parameters()
-        torch.testing.assert_close(twin(logits, image), layer(logits, image), rtol=0.0, atol=0.0)
+        torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
     deep = copy.deepcopy(layer)
     perturb(deep)
     assert deep.to_parameters() != layer.to_parameters()
@@ -430,15 +430,15 @@ def test_no_graph_is_made_under_no_grad() -> None:
     logits, image = batch(1)
     layer = small_layer()
     with torch.no_grad():
-        plain = layer(logits.requires_grad_(), image.requires_grad_())
+        plain = layer(logits.requires_grad_(), image.requires_grad_(), SPACING)
     assert not plain.requires_grad
-    torch.testing.assert_close(plain, layer(logits, image.detach()).detach(), rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(plain, layer(logits, image.detach(), SPACING).detach(), rtol=0.0, atol=1e-5)
 
 
 def test_kernels_and_record_are_let_go_with_the_graph() -> None:
     logits, image = batch(1)
     layer = small_layer()
-    kernels = layer.build_kernels(image)
+    kernels = layer.build_kernels(image, SPACING)
     alive = weakref.ref(kernels[0])
     loss = layer(logits, image, kernels=kernels).sum()
     del kernels
@@ -455,9 +455,9 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     logits, image = batch(1)
     half = logits.to(dtype).requires_grad_()
     layer = small_layer()
-    refined = layer(half, image)
+    refined = layer(half, image, SPACING)
     assert refined.dtype == dtype
-    torch.testing.assert_close(refined, layer(half.detach().float(), image).to(dtype), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(refined, layer(half.detach().float(), image, SPACING).to(dtype), rtol=0.0, atol=0.0)
     refined.sum().backward()
     assert half.grad is not None
     assert half.grad.dtype == dtype
@@ -470,10 +470,10 @@ def test_autocast_computes_in_float32() -> None:
     layer = small_layer()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         handed = network(logits)
-        refined = layer(handed, image)
+        refined = layer(handed, image, SPACING)
     assert handed.dtype == torch.bfloat16
     assert refined.dtype == torch.float32
-    torch.testing.assert_close(refined, layer(handed.float(), image), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(refined, layer(handed.float(), image, SPACING), rtol=0.0, atol=0.0)
     refined.square().sum().backward()
     assert network.weight.grad is not None
     assert layer.log_theta_alpha.grad is not None
@@ -506,15 +506,15 @@ def test_data_parallel_replicas_compute_the_same() -> None:
     """Without GPUs DataParallel calls the module; a replica is made as it makes them: its parameters are tensors with a history."""
     logits, image = batch(1)
     layer = small_layer()
-    torch.testing.assert_close(nn.DataParallel(layer)(logits, image), layer(logits, image), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(nn.DataParallel(layer)(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
     replica = layer._replicate_for_data_parallel()
     for name, parameter in layer.named_parameters():
         setattr(replica, name, 1.0 * parameter)
     assert not list(replica.parameters())
-    replica(logits, image).square().sum().backward()
+    replica(logits, image, SPACING).square().sum().backward()
     through_replica = [parameter.grad.clone() for parameter in layer.parameters()]
     layer.zero_grad()
-    layer(logits, image).square().sum().backward()
+    layer(logits, image, SPACING).square().sum().backward()
     for one, other in zip(layer.parameters(), through_replica, strict=True):
         torch.testing.assert_close(other, one.grad, rtol=0.0, atol=0.0)
 
@@ -524,11 +524,11 @@ def test_threads_do_not_disturb_each_other(shared: bool) -> None:
     """Two threads go forth and back at once, on items of their own or on the same kernels; the answers are those of one after the other."""
     logits, image = batch()
     layer = small_layer()
-    kernels = layer.build_kernels(image[:1]) if shared else None
+    kernels = layer.build_kernels(image[:1], SPACING) if shared else None
 
     def run(index: int) -> list[Tensor]:
         item = logits[index : index + 1].clone().requires_grad_()
-        out = layer(item, image[:1] if shared else image[index : index + 1], kernels=kernels)
+        out = layer(item, image[:1] if shared else image[index : index + 1], SPACING, kernels=kernels)
         return [out.detach(), *torch.autograd.grad(out.square().sum(), [item, *layer.parameters()])]
 
     expected = [run(0), run(1)]
@@ -599,7 +599,7 @@ def test_values_that_are_not_finite_are_named() -> None:
     logits, image = batch()
     image[1, 0, 2, 3, 4] = torch.inf
     with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
-        small_layer(intensity__normalization="zscore")(logits, image)
+        small_layer(intensity__normalization="zscore")(logits, image, SPACING)
     with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
         mean_field(logits, image, bilateral=[(1.0, 1.0, 0.1)])
 
@@ -614,14 +614,14 @@ def test_integer_logits_and_complex_images_are_refused() -> None:
 
 def test_kernels_for_another_model_are_refused() -> None:
     logits, image = batch(1)
-    other = CrfRnn(3, 2).build_kernels(image)
+    other = CrfRnn(3, 2).build_kernels(image, SPACING)
     with pytest.raises(InputError, match="built for 1 terms, the model has 3"):
         small_layer()(logits, image, kernels=other)
-    smaller = small_layer().build_kernels(image[..., :5])
+    smaller = small_layer().build_kernels(image[..., :5], SPACING)
     with pytest.raises(InputError, match="kernels were built for an image of shape"):
         small_layer()(logits, image, kernels=smaller)
     with pytest.raises(InputError, match=r"in float32, the call has .* in float64"):
-        small_layer()(logits.double(), image, kernels=small_layer().build_kernels(image))
+        small_layer()(logits.double(), image, kernels=small_layer().build_kernels(image, SPACING))
 
 
 def test_prebuilt_kernels_do_not_see_what_is_written_over_their_image_later() -> None:
@@ -629,7 +629,7 @@ def test_prebuilt_kernels_do_not_see_what_is_written_over_their_image_later() ->
     logits, image = batch(1)
     layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
     buffer = image / image.std()
-    kernels = layer.build_kernels(buffer)
+    kernels = layer.build_kernels(buffer, SPACING)
     wanted = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
     buffer.copy_(torch.rand_like(buffer) * 100)
     found = torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta])
@@ -673,7 +673,7 @@ def test_weights_that_became_nan_are_refused(name: str) -> None:
     with torch.no_grad():
         getattr(layer, name).fill_(torch.nan)
     with pytest.raises(InputError, match="not finite"):
-        layer(*batch(1))
+        layer(*batch(1), SPACING)
 
 
 def test_kernels_at_rest_hold_no_threads() -> None:
@@ -686,7 +686,7 @@ def test_kernels_at_rest_hold_no_threads() -> None:
     logits, image = batch(1)
     layer = CrfRnn(3, 2, 3, parameters_with(), threads=4)
     before = len(list(tasks.iterdir()))
-    kept = [layer.build_kernels(image) for _ in range(20)]
+    kept = [layer.build_kernels(image, SPACING) for _ in range(20)]
     refined = [layer(logits, image, kernels=kernels) for kernels in kept]
     assert len(refined) == 20
     assert len(list(tasks.iterdir())) < before + 20
@@ -719,7 +719,7 @@ def test_parameters_of_the_function_that_do_not_fit_are_named() -> None:
 def test_a_device_without_an_engine_is_named() -> None:
     logits, image = (tensor.to("meta") for tensor in batch(1))
     with pytest.raises(BackendUnavailableError, match="no engine for tensors on meta; move the layer"):
-        small_layer()(logits, image)
+        small_layer()(logits, image, SPACING)
     with pytest.raises(BackendUnavailableError, match=r"no engine for tensors on cuda:1 .*move the layer"):
         engine_for(torch.device("cuda:1"))
 

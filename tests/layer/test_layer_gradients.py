@@ -20,6 +20,7 @@ from crfrefine.layer.functional import build_kernels, mean_field  # noqa: E402
 
 # Small: a finite difference by each of their voxels and labels.
 GRIDS = {1: (11,), 2: (5, 4), 3: (3, 4, 2), 4: (2, 3, 1, 4)}
+SPACING = SPACINGS[3]
 NORMALIZATIONS = ("symmetric", "after", "none")
 GROUPS = ("logits", "image", "weights", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature")
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
@@ -342,8 +343,8 @@ def test_parameters_gather_the_gradients_of_all_items() -> None:
     logits, image = batch()
     layer = small_layer()
     parameters = list(layer.parameters())
-    together = torch.autograd.grad(layer(logits, image).square().sum(), parameters)
-    parts = [torch.autograd.grad(layer(logits[i : i + 1], image[i : i + 1]).square().sum(), parameters) for i in range(2)]
+    together = torch.autograd.grad(layer(logits, image, SPACING).square().sum(), parameters)
+    parts = [torch.autograd.grad(layer(logits[i : i + 1], image[i : i + 1], SPACING).square().sum(), parameters) for i in range(2)]
     for both, first, second in zip(together, *parts, strict=True):
         torch.testing.assert_close(both, first + second)
 
@@ -356,7 +357,7 @@ def test_a_frozen_group_gets_no_gradient_and_changes_no_other(group: str) -> Non
     frozen = {id(parameter) for parameter in part.group(group)}
     assert frozen
     for layer in (whole, part):
-        layer(logits, image).square().sum().backward()
+        layer(logits, image, SPACING).square().sum().backward()
     for one, other in zip(whole.parameters(), part.parameters(), strict=True):
         assert one.grad is not None
         assert (other.grad is None) == (id(other) in frozen)
@@ -427,7 +428,7 @@ def test_a_constant_modality_has_no_gradient() -> None:
     for intensity in ("zscore", "percentile"):
         raw = image.clone().requires_grad_()
         layer = small_layer(intensity__normalization=intensity)
-        (grad,) = torch.autograd.grad(layer(logits, raw).square().sum(), raw)
+        (grad,) = torch.autograd.grad(layer(logits, raw, SPACING).square().sum(), raw)
         assert not grad[:, 1].any()
         assert torch.isfinite(grad).all()
         assert grad[:, 0].any()
@@ -436,7 +437,7 @@ def test_a_constant_modality_has_no_gradient() -> None:
 def test_second_derivatives_are_refused() -> None:
     logits, image = batch(1)
     logits.requires_grad_()
-    (grad,) = torch.autograd.grad(small_layer()(logits, image).square().sum(), logits, create_graph=True)
+    (grad,) = torch.autograd.grad(small_layer()(logits, image, SPACING).square().sum(), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -445,7 +446,7 @@ def test_second_derivatives_are_refused() -> None:
 def test_a_change_in_place_before_the_way_back_is_noticed(changed: str) -> None:
     logits, image = batch(1)
     given = {"logits": logits, "image": image}
-    out = small_layer(intensity__normalization="none")(logits, image)
+    out = small_layer(intensity__normalization="none")(logits, image, SPACING)
     given[changed].add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()

@@ -76,7 +76,7 @@ def test_the_default_values_are_the_documented_ones() -> None:
             "filter": "auto",
             "positions": "mm",
         },
-        "postprocess": {"keep_largest": "none", "min_component_ml": 0.0},
+        "postprocess": {"keep_largest": "none", "min_component_ml": 0.0, "num_components": 1, "fill_holes": "none"},
     }
 
 
@@ -115,7 +115,12 @@ def any_parameters(draw: st.DrawFn) -> CrfParameters:
         mean_field=MeanFieldParameters(
             draw(st.integers(1, 99)), draw(st.floats(0.0, 1.0)), draw(positives), damping=draw(st.floats(0.0, 0.99))
         ),
-        postprocess=PostprocessParameters("each", draw(st.floats(0.0, 1e3))),
+        postprocess=PostprocessParameters(
+            draw(st.sampled_from(["each", ["foreground", "none", "each"]])),
+            draw(_one_or_many(st.floats(0.0, 1e3))),
+            draw(st.one_of(st.integers(1, 99), st.lists(st.integers(1, 99), min_size=1, max_size=5))),
+            draw(st.sampled_from(["none", "foreground", "each", ["none", "each"]])),
+        ),
     )
 
 
@@ -233,6 +238,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, lattice, grid"),
         ("[mean_field]\npositions = 'pixels'", r"mean_field\.positions: expected one of mm, voxels"),
         ("[postprocess]\nkeep_largest = 'all'", r"postprocess\.keep_largest: expected one of none, foreground, each"),
+        ("[postprocess]\nkeep_largest = ['each', 'none']", r"postprocess\.keep_largest\[0\]: expected one of none, foreground; got 'each'"),
+        ("[postprocess]\nkeep_largest = ['none', 'foreground']", r"postprocess\.keep_largest\[1\]: expected one of none, each; got"),
+        ("[postprocess]\nkeep_largest = []", r"postprocess\.keep_largest: the list is empty"),
+        ("[postprocess]\nnum_components = 2", r"postprocess\.num_components: only used with postprocess\.keep_largest, which is 'none'"),
+        ("[postprocess]\nkeep_largest = 'each'\nnum_components = 0", r"postprocess\.num_components: must be at least 1, got 0"),
+        ("[postprocess]\nfill_holes = true", r"postprocess\.fill_holes: expected one of none, foreground, each; got True"),
+        ("[postprocess]\nfill_holes = ['each', 'none']", r"postprocess\.fill_holes\[0\]: expected one of none, foreground; got"),
+        ("[postprocess]\nmin_component_ml = [0.0, -1]", r"postprocess\.min_component_ml\[1\]: must be at least 0, got -1"),
         ("[postprocess]\nmin_component_ml = -1", r"postprocess\.min_component_ml: must be at least 0, got -1"),
     ],
 )
@@ -428,6 +441,16 @@ def test_resolve_drops_terms_without_weight() -> None:
         ({"bilateral": [{}, {"theta_beta": [0.1]}]}, r"bilateral\.1\.theta_beta: it has 1 value, but the case has 2 modalities"),
         ({"intensity.normalization": ["zscore"]}, r"intensity\.normalization: it has 1 value, but the case has 2 modalities"),
         ({"intensity.percentiles": [[1.0, 99.0]] * 3}, r"intensity\.percentiles: it has 3 values, but the case has 2 modalities"),
+        ({"postprocess.min_component_ml": [0.0, 0.1]}, r"postprocess\.min_component_ml: it has 2 values, but the case has 3 labels"),
+        (
+            {"postprocess.keep_largest": ["none", "each"]},
+            r"postprocess\.keep_largest: it has 2 values, but the case has 3 labels; give one word for all, or one per label",
+        ),
+        (
+            {"postprocess.keep_largest": "each", "postprocess.num_components": [1] * 4},
+            r"postprocess\.num_components: it has 4 values, but the case has 3 labels",
+        ),
+        ({"postprocess.fill_holes": ["none"]}, r"postprocess\.fill_holes: it has 1 value, but the case has 3 labels"),
         (
             {"compatibility.kind": "matrix", "compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]},
             r"compatibility\.matrix: it is 2 x 2, but the case has 3 labels",

@@ -144,7 +144,12 @@ SECTION_OF = {"info": "info, convert, demo", "convert": "info, convert, demo", "
 
 def options_of(command: str) -> set[str]:
     """The options that a command takes, long and short, without help."""
-    names = {name for parameter in COMMANDS[command].params if parameter.param_type_name == "option" for name in parameter.opts}
+    names = {
+        name
+        for parameter in COMMANDS[command].params
+        if parameter.param_type_name == "option"
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     return names - {"--help", "-h"}
 
 

@@ -1,4 +1,4 @@
-"""The picture: upright planes through the largest change, colors that can be told apart, the same bytes for the same input."""
+"""The picture: upright planes through the structure, colors that can be told apart, names, the same bytes for the same input."""
 
 import io
 import itertools
@@ -9,8 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from crfrefine.pictures import preview
-from crfrefine.pictures.display import LABEL_COLORS, find_largest_change
-from crfrefine.pictures.preview import draw_preview
+from crfrefine.pictures.display import LABEL_COLORS
+from crfrefine.pictures.drawing import WHITE, label_levels
+from crfrefine.pictures.preview import cut_planes, draw_preview
 from crfrefine.report.cutting import CHANGE_COLORS
 
 GRID_SHAPE = (40, 30, 12)
@@ -39,21 +40,6 @@ def num_pixels_of(picture: np.ndarray, color: str) -> int:
     return int((np.abs(picture - to_rgb(color)) < 0.02).all(axis=-1).sum())
 
 
-def test_planes_go_through_the_middle_of_the_largest_change(case):
-    _, before, after = case
-    x, y, z = find_largest_change(before, after, SPACING)
-    assert before[x, y, z] != after[x, y, z]
-    assert (15 < x < 20, 14 < y < 20, 5 < z < 9) == (True, True, True)
-
-
-def test_without_a_change_planes_go_through_the_labels_or_the_middle(case):
-    _, _, after = case
-    x, y, z = find_largest_change(after, after, SPACING)
-    assert after[x, y, z] == 1
-    nothing = np.zeros(GRID_SHAPE, np.uint8)
-    assert find_largest_change(nothing, nothing, SPACING) == (20, 15, 6)
-
-
 def test_contours_have_the_colors_of_their_labels(case):
     image, before, after = case
     nothing = np.zeros_like(before)
@@ -66,10 +52,57 @@ def test_contours_have_the_colors_of_their_labels(case):
 def test_changed_voxels_have_the_color_of_their_new_label_and_white_is_background():
     before = np.array([[0, 1, 2], [1, 1, 0]])
     after = np.array([[0, 0, 1], [1, 2, 0]])
-    painted = preview._paint_changes(before, after)
-    np.testing.assert_array_equal(painted[..., 3] > 0, before != after)
-    for place, color in (((0, 1), "#FFFFFF"), ((0, 2), "#E69F00"), ((1, 1), "#56B4E9")):
-        np.testing.assert_allclose(painted[place][:3], to_rgb(color), atol=1e-6)  # float32
+    painted = preview.paint_changes(np.full(before.shape, 7, np.uint8), before, after)
+    first, second = label_levels(np.array([1, 2]))
+    assert painted.tolist() == [[7, WHITE, first], [7, second, 7]]
+
+
+def test_a_large_change_elsewhere_has_a_row_of_its_own(case):
+    image, before, after = case
+    assert [plane.name for plane in cut_planes(image, before, after, SPACING, AFFINE).planes] == ["axial", "coronal", "sagittal"]
+    before[30:39, 24:29, :2] = 2
+    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
+    assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "largest change, axial"]
+    for plane in planes[:3]:
+        assert (plane.after == 1).sum() >= 0.8 * 6 * 10, "a large cross-section of the block"
+    left, top, right, bottom = planes[3].frame
+    changed = planes[3].before != planes[3].after
+    assert changed[top:bottom, left:right].sum() == changed.sum() == 45
+
+
+def test_the_modality_with_the_clearest_border_is_shown(case):
+    image, before, after = case
+    blurred = np.full_like(image, 3)
+    blurred[0, 10:20, 8:20, 3:9] += np.random.default_rng(2).normal(0, 1, (10, 12, 6))
+    cuts = cut_planes(np.concatenate([blurred, image]), before, after, SPACING, AFFINE, ("T1", "FLAIR"))
+    alone = cut_planes(image, before, after, SPACING, AFFINE)
+    np.testing.assert_array_equal(cuts.planes[0].image, alone.planes[0].image)
+    assert cuts.shown.startswith("modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8")
+    assert alone.shown.startswith("image; black to white: 8")
+    ct = cut_planes(np.where(image > 150, 60, -1000), before, after, SPACING, AFFINE)
+    assert ct.shown == "image; black to white: −160 to 240 HU (soft tissue)"
+
+
+def test_names_are_in_the_legend_and_change_nothing_else(case):
+    image, before, after = case
+    plain = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
+    named = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "1 hippocampus", 9: "9 not here"}))
+    different = np.flatnonzero((plain != named).any(axis=(1, 2)))
+    assert len(different) > 5
+    assert different.min() > len(plain) - 40, "at the bottom"
+    again = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "label 1"}))
+    np.testing.assert_array_equal(again, plain)
+
+
+def test_long_names_fit_into_the_picture(case):
+    image, before, after = case
+    many = (np.indices(GRID_SHAPE)[0] // 3).astype(np.uint8)
+    names = {label: f"{label} " + 30 * "long name " for label in range(1, 40)}
+    few = pixels(draw_preview(image, before, after, SPACING, title=200 * "W", subtitle=60 * "word ", label_names=names))
+    long = pixels(draw_preview(image, before, many, SPACING, title=200 * "W", subtitle=60 * "word ", label_names=names))
+    assert few.shape[1] == long.shape[1] == pixels(draw_preview(image, before, after, SPACING)).shape[1]
+    for picture in (few, long):
+        assert np.ptp(picture[:, -10:], axis=(0, 1)).max() == 0, "nothing runs over the margin"
 
 
 def test_same_input_same_bytes(case):
@@ -100,7 +133,7 @@ def test_orientation_of_the_array_does_not_change_the_picture(case):
 
 def test_anisotropic_voxels_keep_their_proportions(case):
     image, before, after = case
-    planes = preview._cut_planes(image, before, after, SPACING, AFFINE)
+    planes = cut_planes(image, before, after, SPACING, AFFINE).planes
     for plane, (across, up) in zip(planes, ((0, 1), (0, 2), (1, 2)), strict=True):
         rows, columns = plane.image.shape
         assert plane.size_mm == pytest.approx((columns * SPACING[across], rows * SPACING[up]))
@@ -112,12 +145,12 @@ def test_right_of_the_patient_is_shown_at_the_left(case):
         labels[...] = 0
         labels[:34, :24, :9] = 1
     after[33, 23, 8] = 2  # right, anterior, superior in RAS+
-    axial, coronal, sagittal = preview._cut_planes(image, before, after, SPACING, AFFINE)
-    assert (axial.edges, coronal.edges, sagittal.edges) == (("R", "L", "P", "A"), ("R", "L", "I", "S"), ("P", "A", "I", "S"))
+    axial, coronal, sagittal = cut_planes(image, before, after, SPACING, AFFINE).planes[:3]
+    assert (axial.edges, coronal.edges, sagittal.edges) == ("RLPA", "RLIS", "PAIS")
     for plane, is_left in ((axial, True), (coronal, True), (sagittal, False)):
         (row,), (column,) = np.nonzero(plane.after == 2)
         rows, columns = np.nonzero(plane.after == 1)
-        assert row == rows.max(), "the first row is at the bottom"
+        assert row == rows.min(), "the first row is at the top"
         assert column == (columns.min() if is_left else columns.max())
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from report_helpers import NASTY, make_images, make_report, make_table
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pictures.display import label_color
 from crfrefine.report import missing_viewer, page, write_report
-from crfrefine.report.page import _group_heading
+from crfrefine.report.page import CaseView, _groups
 from crfrefine.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
-from crfrefine.statistics.comparison import MEAN, format_p, summarize
-from crfrefine.statistics.verdict import verdict
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
+from crfrefine.statistics.verdict import Outcome, verdict
 
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 
@@ -128,6 +129,60 @@ def test_the_verdicts_mark_says_what_its_sentence_says(tmp_path, method, baselin
     assert any(attributes.get("class") == f"verdict {tone}" for _, attributes in found.elements), judged.sentence
 
 
+def test_what_got_worse_stands_beside_the_verdict_and_takes_away_its_color(tmp_path):
+    """Dice rises in every case; the size of the volume difference, too."""
+    table = ResultTable(
+        Measurement(f"case {number}", region, metric, value + (method == "crf") * change * (1 + number / 50), method)
+        for metric, value, change in (("dice", 0.6, 0.1), ("volume_difference_ml", 0.2, 0.3))
+        for number in range(12)
+        for region in ("1", "2")
+        for method in ("network", "crf")
+    )
+    rows = summarize(table, "network", num_resamples=200)
+    judged = verdict(table, "crf", "network", summary=rows, titles={"1": "1 front <part>"}, num_resamples=200)
+    found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=judged), num_shown=1))
+    assert judged.outcome == Outcome.HELPS
+    assert f"Verdict {judged.sentence} {judged.harm.sentence} " in found.text
+    assert "but volume error got significantly worse What got worse (p after Holm): volume error in 12 of 12 cases (" in found.text
+    assert any(attributes.get("class") == "verdict open" for _, attributes in found.elements)
+    mean, front = judged.harm.significant[:2]
+    for decline, name in ((mean, "mean over regions"), (front, "1 front <part>")):
+        change = f"{decline.comparison.mean_difference:+.2f} ml"
+        assert f"Volume difference {name} ▲ 0 ● 0 ▼ 12 {change} " in found.text
+    assert f" {format_p(mean.p_holm)} Volume difference 1 front" in found.text
+
+
+def test_metrics_that_only_describe_have_their_mean_over_regions_and_their_change(tmp_path):
+    """Cases that only one of the methods has are in neither mean."""
+    table = ResultTable(
+        Measurement(f"case {number}", region, metric, (number + 2.0) * factor, method)
+        for number in range(5)
+        for region, factor in (("1", 1.0), ("2", 3.0))
+        for method, metric in (("network", "volume_ml"), ("crf", "volume_ml"), ("network", "dice"), ("crf", "dice"))
+        if (number, method) != (4, "crf")
+    )
+    table = ResultTable(replace(line, value=line.value + (line.method == "crf") * 0.5) for line in table)
+    rows = summarize(table, "network", num_resamples=200)
+    found = Page(written(tmp_path, make_report(table=table, summary=rows, verdict=None), num_shown=1))
+    # (2 + 3 + 4 + 5) / 4 is 3.5 in region 1, three times that in region 2, and twice that in their mean.
+    for region, before in (("mean over regions", 7.0), ("1 front <part>", 3.5), ("2", 10.5)):
+        assert f" {region} {before:.2f} {before + 0.5:.2f} +0.50 – – – – 4 1 " in found.text
+    assert (MEAN, "mean over regions") in [tuple(choice) for choice in json.loads(found.scripts["data"])["choices"]["volume_ml"]]
+
+
+def test_a_metric_that_only_one_of_the_methods_has_has_no_chart_but_its_mean(tmp_path):
+    """As the calibration of a baseline without probabilities."""
+    lines = [*make_table(6), *(Measurement(case, "1", "ece", 0.25, "crf") for case in make_table(6).cases)]
+    table = ResultTable(lines)
+    rows = summarize(table, "network", num_resamples=200)
+    found = Page(written(tmp_path, make_report(table=table, summary=rows), num_shown=1))
+    assert "tab-ece" not in [attributes.get("id") for _, attributes in found.elements]
+    assert "ece" not in [attributes.get("data-metric") for tag, attributes in found.elements if tag == "section"]
+    assert "No case has a value" not in found.text
+    assert " 1 front <part> – 0.25000 – – – – – 0 6 " in found.text
+    assert json.loads(found.scripts["data"])["values"]["ece"]["1"][1] == [0.25] * 6, "the table of cases has it"
+
+
 def test_the_numbers_on_the_page_are_those_of_the_table(text):
     report = make_report()
     data = json.loads(Page(text).scripts["data"])
@@ -164,7 +219,7 @@ def test_the_legend_has_the_colors_of_the_pictures(text):
     colors = [attributes["style"] for _, attributes in Page(text).elements if attributes.get("class") == "swatch"]
     assert colors == [f"background:{label_color(label)}" for label in (1, 2)]
     assert "1 front <part> 2 gained a label" in Page(text).text
-    assert set(re.findall(r'class="contour" style="stroke:(#\w+)"><title>label 1<', text)) == {label_color(1)}
+    assert set(re.findall(r'class="contour" style="stroke:(#\w+)"><title>1 front &lt;part&gt;<', text)) == {label_color(1)}
 
 
 def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
@@ -261,7 +316,7 @@ def test_thousands_of_cases_do_not_make_the_page_large(tmp_path, monkeypatch):
     text = written(tmp_path, make_report(3, table=table, summary=rows, verdict=judged), num_shown=1)
     found = Page(text)
     data = json.loads(found.scripts["data"])
-    assert len(data["cases"]) == 20_000 // (11 * 3), "11 choices of metric and region, 3 methods"
+    assert len(data["cases"]) == 20_000 // (12 * 3), "12 choices of metric and region, 3 methods"
     assert f"Of 1000 cases, the {len(data['cases'])} whose mean Dice changed most" in found.text
     assert "There are 1000 cases" in found.text
     changes = np.abs(np.diff(table.means("dice", ["network", "crf"]), axis=0)[0])
@@ -337,14 +392,17 @@ def test_names_of_files_need_not_be_text(tmp_path):
 @pytest.mark.parametrize(
     ("reason", "changes", "expected"),
     [
-        ("worst", [-0.02, 0.01], "Worst"),
-        ("worst", [0.0, 0.108], "Smallest gains: no case is worse"),
-        ("best", [-0.03, 0.01], "Best"),
-        ("best", [-0.03, -0.01], "Smallest losses: no case is better"),
-        ("median", [0.01], "Median"),
-        ("worst", [], "Worst"),
+        ("worst", [-0.02, 0.01], {"Worst": [-0.02], "Smallest gains": [0.01]}),
+        ("worst", [0.0, 0.108], {"Smallest gains: no case is worse": [0.0, 0.108]}),
+        ("worst", [-0.03, -0.01], {"Worst": [-0.03, -0.01]}),
+        ("best", [0.03, -0.01], {"Best": [0.03], "Smallest losses": [-0.01]}),
+        ("best", [-0.01, -0.03], {"Smallest losses: no case is better": [-0.01, -0.03]}),
+        ("median", [0.01, -0.01], {"Median": [0.01, -0.01]}),
+        ("worst", [None], {"Worst": [None]}),
     ],
 )
 def test_headings_of_pictures_are_true(reason, changes, expected):
-    cases = [ShownCase("case", reason, 0.6, 0.6 + change) for change in changes] or [ShownCase("case", reason, None, 0.6)]
-    assert _group_heading(reason, cases) == expected
+    """No case that gained is under "Worst"; without a baseline there are neither gains nor losses."""
+    cases = [ShownCase("case", reason, None if change is None else 0.0, change or 0.0) for change in changes]
+    found = _groups([CaseView(shown, (), None) for shown in cases])
+    assert {heading: [None if view.shown.before is None else view.shown.after for view in group] for heading, group in found} == expected

@@ -1,11 +1,15 @@
 """The report as people meet it: opened from disk in a real browser, clicked, sorted, scrolled, on a phone and in the dark."""
 
+import base64
+import io
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from browser_helpers import missing_browser, open_browser, prefer, requested, resize
+from PIL import Image
 from report_helpers import NASTY, STEPS, make_images, make_report, make_table
 
 from crfrefine.errors import InputError
@@ -221,7 +225,7 @@ def test_text_can_be_read_in_the_light_and_in_the_dark(page, preferred):
         assert [text for contrast, text in contrasts if contrast < 4.5] == []
         is_dark = (preferred == "dark") ^ (len(seen) == 2)
         # The page hears of the system's preference with the next frame.
-        wait(page, f"document.querySelector('#theme').ariaPressed === '{str(is_dark).lower()}'")
+        wait(page, f"document.querySelector('#theme').textContent === '{'Light' if is_dark else 'Dark'} theme'")
         find(page, "#theme").click()
     assert seen[0] != seen[1], "the button turns the theme around"
     assert page.execute_script(paper) == seen[0]
@@ -239,6 +243,54 @@ def test_nothing_is_wider_than_the_screen(page, width):
         "return [...document.querySelectorAll('.chart')].filter((node) => node.checkVisibility()).map((node) => node.clientWidth)"
     )
     assert min(widths) > 280, "drawn for 360: its texts are at least three quarters of their size"
+
+
+def test_a_table_wider_than_the_screen_says_so(page):
+    """On a phone the summary goes on to the right: a hint above it, and a shadow at the side where it goes on."""
+    shown = "return [...document.querySelectorAll('.more-columns')].map((hint) => hint.checkVisibility())"
+    resize(page, 1200)
+    wait(page, "![...document.querySelectorAll('.more-columns')].some((hint) => hint.checkVisibility())")
+    resize(page, 360)
+    wait(page, "document.querySelector('#summary .more-columns').checkVisibility()")
+    hint = find(page, "#summary .more-columns")
+    assert hint.text == "Scroll sideways for more columns →"
+    assert page.execute_script("return arguments[0].nextElementSibling.className", hint) == "scroll"
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not any(page.execute_script(shown))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.parametrize("preferred", ["light", "dark"])
+def test_the_side_where_a_table_goes_on_is_in_shadow(page, preferred):
+    """Pixels at the edges of the box, between two rows of text: shaded on the right first, on the left after scrolling to the end."""
+    prefer(page, preferred)
+    resize(page, 360)
+    box = find(page, "#summary .scroll")
+    page.execute_script("arguments[0].scrollIntoView({block: 'start'})", box)
+
+    def edges():
+        area = page.execute_script(
+            "const b = arguments[0].getBoundingClientRect(); return [b.left + scrollX, b.top + scrollY, b.width]", box
+        )
+        clip = {"x": area[0] + 2, "y": area[1] + 2, "width": area[2] - 4, "height": 60, "scale": 1}
+        shot = page.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "clip": clip, "captureBeyondViewport": True})["data"]
+        row = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot))).convert("L"), int)[1]
+        middle = int(row[len(row) // 2])
+        return [
+            "shaded" if abs(int(row[at]) - middle) > 20 else "plain" if abs(int(row[at]) - middle) <= 2 else "between" for at in (1, -2)
+        ]
+
+    def settles_at(expected):
+        """A browser paints when it has time: under load the first screenshot may be one of before."""
+        for _ in range(50):
+            if edges() == expected:
+                break
+            time.sleep(0.1)
+        return edges() == expected
+
+    assert settles_at(["plain", "shaded"]), edges()
+    page.execute_script("arguments[0].scrollLeft = arguments[0].scrollWidth", box)
+    assert settles_at(["shaded", "plain"]), edges()
 
 
 def test_pictures_keep_the_proportions_of_the_patient(page):
@@ -325,7 +377,7 @@ def test_a_report_without_any_picture_works(browser, tmp_path):
 @needs_viewer
 def test_of_a_single_slice_one_plane_is_shown(browser, tmp_path):
     flat = np.pad(np.ones((6, 5, 1), np.uint8), ((4, 4), (4, 4), (0, 0)))
-    images = CaseImages("flat", flat.astype(np.float32), flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
+    images = CaseImages("flat", flat.astype(np.float32)[None], flat, flat, np.roll(flat, 1, 0), np.diag([1.0, 1.0, 5.0, 1.0]))
     open_other(browser, tmp_path, make_report(3, load_case=lambda case: images), num_shown=1)
     open_viewer(browser)
     planes = "return [...document.querySelectorAll('#case-0 .plane')].filter((plane) => plane.checkVisibility())"
@@ -532,3 +584,180 @@ def test_a_viewer_can_be_closed_and_opened_again(page):
     assert page.execute_script("return document.querySelectorAll('#case-0 details.viewer canvas').length") == 0
     open_viewer(page)
     np.testing.assert_array_equal(pixels(page, "coronal"), first)
+
+
+def two_modalities(case):
+    """A second modality whose intensities run the other way, and a far change that needs a plane of its own."""
+    reference = np.zeros((40, 30, 12), np.uint8)
+    reference[4:16, 5:20, 2:10] = 1
+    before = reference.copy()
+    before[32:36, 22:26, 10:12] = 2
+    clear = np.random.default_rng(7).normal(100, 8, reference.shape) + 60 * (reference > 0)
+    images = np.stack([-0.01 * clear + np.random.default_rng(8).normal(0, 0.5, reference.shape), clear]).astype(np.float32)
+    images[1, 4, 4, 1] = 900  # far outside of the window
+    return CaseImages(case, images, reference, before, reference, np.diag([-1.0, -1.5, 3.0, 1.0]), ("T1", "FLAIR"))
+
+
+@pytest.fixture
+def two(browser, tmp_path):
+    """A report on cases with two modalities, its first viewer open without overlays, and the case in it."""
+    resize(browser, 1200)
+    open_other(browser, tmp_path, make_report(3, load_case=two_modalities), num_shown=1)
+    bare(browser)
+    yield browser, upright_case(two_modalities("a"))
+    assert browser.get_log("browser") == []
+
+
+def values_of(page, *names):
+    """The values of sliders and choices of the first viewer."""
+    return [float(page.execute_script("return document.querySelector(`#case-0 [name=${arguments[0]}]`).value", name)) for name in names]
+
+
+@needs_viewer
+def test_the_viewer_shows_each_modality(two):
+    page, case = two
+    assert values_of(page, "modality") == [1], "the one with the clearest border comes first"
+    for number in (1, 0):
+        select(page, "#case-0 select[name=modality]", str(number))
+        expected = case.windows[number].gray(case.images[number])[:, :, case.point[2]].T[::-1].astype(int)
+        # The viewer's gray values have 64 levels; their distance is 4.05 of 255, and rounding adds 0.5 on both sides.
+        assert np.abs(pixels(page, "axial")[..., 0] - expected).max() <= 3
+        assert expected.std() > 10
+    names = page.execute_script("return [...document.querySelector('#case-0 select[name=modality]').options].map((one) => one.text)")
+    assert names == ["T1", "FLAIR"]
+
+
+@needs_viewer
+def test_level_and_width_set_black_and_white(two):
+    page, case = two
+    select(page, "#case-0 input[name=level]", "150")
+    select(page, "#case-0 input[name=width]", "40")
+    assert values_of(page, "level", "width") == [150, 40]
+    image = case.images[1][:, :, case.point[2]].T[::-1]
+    shown = pixels(page, "axial")[..., 0]
+    assert (shown[image < 127] == 0).all()
+    assert (shown[image > 173] == 255).all()
+    step = (case.windows[1].high - case.windows[1].low) / 63
+    within = (image > 135) & (image < 165)
+    assert within.any()
+    # At most half of a stored level away, in shades: 255 for 40.
+    assert np.abs(shown - 255 * (image - 130) / 40)[within].max() <= 255 * step / 2 / 40 + 0.5
+    # The stored levels reach up to the brightest voxel, which the first window does not show.
+    assert page.execute_script("return Number(document.querySelector('#case-0 [name=level]').max)") == 900
+    find(page, "#case-0 .view button:last-child").click()
+    np.testing.assert_allclose(values_of(page, "level", "width"), [sum(pair) for pair in window_of(case)], rtol=1e-6)
+
+
+def window_of(case):
+    low, high = case.windows[1].low, case.windows[1].high
+    return (low / 2, high / 2), (-low, high)
+
+
+@needs_viewer
+def test_a_drag_with_shift_sets_the_window(two):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page, _case = two
+    picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    level, width = values_of(page, "level", "width")
+    mean, places = pixels(page, "axial")[..., 0].mean(), values_of(page, "level")
+    drag = ActionChains(page, duration=10).key_down(Keys.SHIFT).click_and_hold(picture)
+    drag.move_by_offset(40, -30).release().key_up(Keys.SHIFT).perform()
+    found = values_of(page, "level", "width")
+    assert found[0] < level, "up is brighter"
+    assert found[1] > width, "right is softer"
+    assert pixels(page, "axial")[..., 0].mean() > mean
+    assert places == [level]
+
+
+@needs_viewer
+def test_the_keyboard_reaches_window_and_zoom(two):
+    from selenium.webdriver.common.keys import Keys
+
+    page, _case = two
+    for name in ("level", "width", "zoom"):
+        before = values_of(page, name)
+        find(page, f"#case-0 .view input[name={name}]").send_keys(Keys.ARROW_LEFT if name == "width" else Keys.ARROW_RIGHT)
+        assert values_of(page, name) != before
+        assert find(page, f"#case-0 .view input[name={name}]").get_attribute("aria-valuetext")
+
+
+@needs_viewer
+def test_zoom_enlarges_and_pointing_still_finds_the_voxel(two):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page, case = two
+    box = "return document.querySelector('#case-0 .plane[data-plane=axial] {}').getBoundingClientRect().toJSON()"
+    whole = page.execute_script(box.format(".picture"))
+    slider = "#case-0 .plane[data-plane={}] input"
+    place = [int(find(page, slider.format(name)).get_attribute("value")) - 1 for name in ("sagittal", "coronal", "axial")]
+
+    def position(area):
+        """Where the chosen voxel lies on the screen."""
+        shares = (place[0] + 0.5) / case.after.shape[0], 1 - (place[1] + 0.5) / case.after.shape[1]
+        return area["x"] + shares[0] * area["width"], area["y"] + shares[1] * area["height"]
+
+    select(page, "#case-0 input[name=zoom]", "3")
+    zoomed = page.execute_script(box.format(".content"))
+    assert page.execute_script(box.format(".picture")) == whole, "the frame stays"
+    assert (zoomed["width"], zoomed["height"]) == pytest.approx((3 * whole["width"], 3 * whole["height"]), rel=1e-3)
+    assert position(zoomed) == pytest.approx(position(whole), abs=0.15 * whole["width"]), "it stays about where it was"
+    assert zoomed["left"] <= whole["left"] + 0.5
+    assert zoomed["right"] >= whole["right"] - 0.5
+    picture = find(page, "#case-0 .plane[data-plane=axial] .picture")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    seen, area = page.execute_script(box.format(".content")), page.execute_script(box.format(".picture"))
+    ActionChains(page).move_to_element(picture).click().perform()
+    share = (area["x"] + area["width"] / 2 - seen["x"]) / seen["width"]
+    assert abs(float(find(page, slider.format("sagittal")).get_attribute("value")) - 1 - share * case.after.shape[0]) < 1.1
+    page.execute_script(
+        "arguments[0].dispatchEvent(new WheelEvent('wheel', {deltaY: 100, ctrlKey: true, cancelable: true}))",
+        picture,
+    )
+    assert values_of(page, "zoom") == [2.5], "the slider has steps of a quarter"
+
+
+@needs_viewer
+def test_a_button_goes_to_the_largest_change_and_back(two):
+    page, case = two
+    titles = [button.text for button in page.find_elements("css selector", "#case-0 .view button")]
+    assert titles == ["structure", "largest change", "reset"]
+
+    def position():
+        return [
+            int(find(page, f"#case-0 .plane[data-plane={name}] input").get_attribute("value")) - 1
+            for name in ("sagittal", "coronal", "axial")
+        ]
+
+    assert position() == list(case.point)
+    select(page, "#case-0 input[name=zoom]", "4")
+    page.find_elements("css selector", "#case-0 .view button")[1].click()
+    assert position() == list(case.change)
+    picture, content = (
+        page.execute_script(f"return document.querySelector('#case-0 .plane[data-plane=axial] {name}').getBoundingClientRect().toJSON()")
+        for name in (".picture", ".content")
+    )
+    assert content["width"] == pytest.approx(4 * picture["width"], rel=1e-3)
+    x = content["x"] + (case.change[0] + 0.5) / case.after.shape[0] * content["width"]
+    assert picture["left"] < x < picture["right"], "the zoomed plane follows"
+    page.find_elements("css selector", "#case-0 .view button")[2].click()
+    assert (position(), values_of(page, "zoom")) == (list(case.point), [1])
+
+
+@needs_viewer
+def test_ct_has_its_usual_windows(browser, tmp_path):
+    def load(case):
+        images = make_images(case)
+        return replace(images, image=np.where(images.reference[None] > 0, 60, -1000).astype(np.float32))
+
+    open_other(browser, tmp_path, make_report(3, load_case=load), num_shown=1)
+    open_viewer(browser)
+    options = "return [...document.querySelector('#case-0 select[name=window]').options].map((one) => one.text)"
+    assert browser.execute_script(options) == ["soft tissue", "lung", "bone"]
+    assert values_of(browser, "level", "width") == [40, 400]
+    select(browser, "#case-0 select[name=window]", "1")
+    assert values_of(browser, "level", "width") == [-600, 1500]
+    assert browser.execute_script("return document.querySelector('#case-0 select[name=modality]')") is None
+    assert browser.get_log("browser") == []

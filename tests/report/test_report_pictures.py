@@ -4,13 +4,15 @@ import base64
 import io
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from report_helpers import AFFINE, STEPS, STORED_SHAPE, UPRIGHT_SHAPE, make_images, world_of
 
-from crfrefine.pictures.display import display_range, label_color
+from crfrefine.pictures.display import label_color
+from crfrefine.pictures.planes import PLANES
 from crfrefine.report.cutting import GAINED, LOST, RELABELED, changes_between, reduce_case, upright_case
 from crfrefine.report.encoding import gray_png, label_png, sprite, sprite_columns
 from crfrefine.report.model import CaseImages
@@ -52,7 +54,7 @@ def test_sides_are_right_however_the_volume_is_stored(axes, signs):
     centered = np.indices(shape).reshape(3, -1) - (np.array(shape)[:, None] - 1) / 2
     away = (affine[:3, :3] @ centered).reshape(3, *shape)  # from the middle to the right, the front and the top
     after = np.where((away > 0).all(axis=0), 2, 1).astype(np.uint8)
-    case = upright_case(CaseImages("a", after.astype(np.float32), after * 0 + 1, after * 0 + 1, after, affine))
+    case = upright_case(CaseImages("a", after.astype(np.float32)[None], after * 0 + 1, after * 0 + 1, after, affine))
     assert case.steps == pytest.approx((1.0, 0.7, 2.5))
     size = np.multiply(case.after.shape, case.steps)
     for cut, (across, up) in zip(cuts_of("x", case, "net", "crf"), ((0, 1), (0, 2), (1, 2)), strict=True):
@@ -65,7 +67,10 @@ def test_sides_are_right_however_the_volume_is_stored(axes, signs):
         assert (y - size[up] / 2) * (letters["RAS"[up]][1] - size[up] / 2) > 0
     viewer = viewer_case(case, 10**9)
     num_x, num_y, num_z = viewer.shape
-    for picture in (decoded(viewer.image)[..., 0] > 128, decoded(viewer.overlays["changes"])[..., 3] > 0):
+    for picture in (
+        decoded(viewer.images[0])[..., 0] > decoded(viewer.images[0])[..., 0].max() / 2,
+        decoded(viewer.overlays["changes"])[..., 3] > 0,
+    ):
         rows, columns = np.nonzero(picture)
         slices = rows // num_z * sprite_columns(viewer.shape) + columns // num_y
         assert slices.mean() < num_x / 2, "the right comes first"
@@ -90,16 +95,10 @@ def test_slices_are_counted_as_in_the_file():
     assert whole.axes[2].place(0) == "voxel 8 of 10 along the file’s first axis", "from below, in a file that begins at the top"
 
 
-def test_the_window_holds_nearly_all_numbers_that_are_not_zero():
-    values = np.concatenate([np.zeros(5000), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
-    assert display_range(values) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
-    assert display_range(np.full(9, np.nan, np.float32)) == (0.0, 1.0)
-
-
 def test_voxels_without_a_number_are_black():
     images = make_images("a")
     image = np.where(images.reference == 0, np.nan, images.image)
-    image[-1, -1, -1] = np.inf
+    image[0, -1, -1, -1] = np.inf
     case = upright_case(CaseImages("a", image, images.reference, images.before, images.after, AFFINE))
     inside = case.gray[case.reference > 0]
     assert inside.std() > 20, "the window is that of the numbers"
@@ -113,11 +112,56 @@ def test_changes_are_gained_lost_or_relabeled():
     assert changes_between(before, after).tolist() == [0, GAINED, LOST, RELABELED, 0]
 
 
-def test_planes_lie_through_a_changed_voxel():
+def test_planes_lie_through_the_labels_and_a_far_change_has_its_own():
+    """A block that all maps agree on, and an island far away that the judged method loses: the block is shown, then the island."""
+    reference = np.zeros((50, 30, 16), np.uint8)
+    reference[5:17, 4:22, 3:12] = 1
+    before = reference.copy()
+    before[38:44, 22:27, 12:15] = 2
+    images = CaseImages("a", None, reference, before, reference, np.diag([-1.0, -1.5, 3.0, 1.0]))
+    case = upright_case(images)
+    assert case.after[case.point] == 1
+    assert case.before[case.change] == 2
+    assert PLANES[case.change_plane][0] == "axial"
+    cuts = cuts_of("x", case, "net", "crf")
+    assert [cut.name for cut in cuts] == ["axial", "coronal", "sagittal", "largest change, axial"]
+    assert [cut.place for cut in cuts][-1] == "voxel 13 of 16 along the file’s third axis"
+    assert "change lost" in cuts[-1].panels[-1].markup
+    assert len({identity for cut in cuts for identity in re.findall(r'id="([^"]*)"', cut.panels[0].markup)}) == 4
+    small = reduce_case(case, 1500)
+    assert small.changes[small.change] > 0
+
+
+def test_the_planes_of_a_case_whose_changes_lie_at_its_labels_are_enough():
     case = upright_case(make_images("a"))
-    assert case.changes[case.point] > 0
+    assert case.change is None
+    assert case.after[case.point] > 0
     assert case.gray.min() == 0
     assert case.gray.max() == 255
+
+
+def test_the_modality_with_the_clearest_border_is_shown_and_named():
+    images = make_images("a")
+    flat = np.full_like(images.image, 100) + np.random.default_rng(1).normal(0, 5, images.image.shape).astype(np.float32)
+    images = replace(images, image=np.concatenate([flat, images.image]), modality_names=("T2", "FLAIR <1>"))
+    case = upright_case(images)
+    assert case.modality == 1
+    panel = cuts_of("x", case, "net", "crf", {1: "1 front <part>"})[0].panels[0]
+    assert panel.heading == "Image: FLAIR <1>"
+    assert "FLAIR &lt;1&gt;" in panel.markup
+    assert "<title>1 front &lt;part&gt;</title>" in cuts_of("x", case, "net", "crf", {1: "1 front <part>"})[0].panels[1].markup
+    viewer = viewer_case(case, 10**9)
+    assert [modality["name"] for modality in viewer.spec()["modalities"]] == ["T2", "FLAIR <1>"]
+    assert viewer.spec()["modality"] == 1
+    for number, (picture, modality) in enumerate(zip(viewer.images, viewer.modalities, strict=True)):
+        stored = modality.levels[decoded(picture)[..., 0]]
+        expected = sprite(case.images[number])
+        width = modality.window.high - modality.window.low
+        is_filled = sprite(np.ones(case.after.shape)) > 0
+        inside = is_filled & (expected >= modality.window.low) & (expected <= modality.window.high)
+        # Half of the distance of two of the 64 levels, and rounding.
+        assert np.abs(stored - expected)[inside].max() <= width / 63 / 2 * 1.001
+        assert np.abs(stored - expected)[is_filled].max() <= width, "sparser levels reach over the whole range"
 
 
 def test_without_a_baseline_errors_are_shown():
@@ -219,7 +263,7 @@ def test_the_montage_paints_each_change_at_its_voxels():
 
 def test_slices_of_a_single_voxel_can_be_shown():
     flat = np.ones((6, 5, 1), np.uint8)
-    images = CaseImages("flat", flat.astype(np.float32), flat, flat, flat, np.diag([1.0, 1.0, 5.0, 1.0]))
+    images = CaseImages("flat", flat.astype(np.float32)[None], flat, flat, flat, np.diag([1.0, 1.0, 5.0, 1.0]))
     case = upright_case(images)
     assert [cut.name for cut in cuts_of("x", case, "a", "b")] == ["axial"], "the others are lines"
     assert viewer_case(case, 10**6).shape == (6, 5, 1)
@@ -227,6 +271,6 @@ def test_slices_of_a_single_voxel_can_be_shown():
 
 def test_nothing_in_any_map_shows_the_whole_grid():
     nothing = np.zeros((5, 6, 7), np.uint8)
-    case = upright_case(CaseImages("empty", nothing + np.float32(2), nothing, nothing, nothing, np.diag([-1.0, -1.0, 1.0, 1.0])))
+    case = upright_case(CaseImages("empty", (nothing + np.float32(2))[None], nothing, nothing, nothing, np.diag([-1.0, -1.0, 1.0, 1.0])))
     assert case.after.shape == (5, 6, 7)
     assert "contour" not in cuts_of("x", case, "a", "b")[0].panels[2].markup

@@ -97,8 +97,9 @@ def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     assert comparison.mean_difference == pytest.approx((0.375 + 0.25) / 2 - 1.0)
     assert comparison.wins == 2
     described = summarize(_table(values, "volume_ml"), "a")
-    assert [row.region for row in described] == ["x", "y"] * 2
+    assert [row.region for row in described] == ["x", "y", MEAN] * 2
     assert all(row.comparison is None for row in described)
+    assert described[-1].mean == (0.5 + 0.25 + 0.5 + 0.0) / 4
     with pytest.raises(InputError, match="volume_ml has no better values"):
         _table(values, "volume_ml").compare("b", "a", "x", "volume_ml")
 
@@ -115,9 +116,9 @@ def test_measured_cases_make_a_table_and_a_json_file():
     table = ResultTable(measurements)
     rows = summarize(table, "network")
     content = json.loads(json.dumps(summary_dicts(rows), allow_nan=False))
-    assert len(content) == len(rows) == 2 * sum(3 if metric.better else 2 for metric in MASK_METRICS.values()), (
-        "the mean over regions is a row of those with a direction"
-    )
+    assert len(content) == len(rows) == 2 * 3 * len(MASK_METRICS), "two methods; two regions and their mean"
+    tested = {row["metric"] for row in content if row["comparison"] is not None}
+    assert tested == {name for name, metric in MASK_METRICS.items() if metric.better}
     mean_dice = next(row for row in content if (row["method"], row["region"], row["metric"]) == ("crf", MEAN, "dice"))
     assert mean_dice["comparison"]["wins"] == 3
     # Three cases cannot show anything, so the detectable difference is infinite, which JSON does not know.

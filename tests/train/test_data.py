@@ -9,7 +9,7 @@ from training_helpers import GRID_SHAPE, as_case, crops, phantom, write_cases
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.cases.case import CaseFiles
+from crfrefine.cases.case import CaseFiles, ReadingOptions
 from crfrefine.demo.phantom import NUM_LABELS
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.counts import OverlapCounts, dice
@@ -25,7 +25,7 @@ from crfrefine.train.model import dice_of
 
 def read_all(folder):
     cases = find_cases(locate_folders(folder))
-    return [read_labeled(files, cases, input_type="auto", mask_mode="none", threads=1) for files in cases.files]
+    return [read_labeled(files, cases, ReadingOptions(), threads=1) for files in cases.files]
 
 
 def rewrite_labels(folder, case_id, change, dtype=np.uint8):

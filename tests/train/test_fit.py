@@ -16,7 +16,7 @@ from crfrefine.train.baselines import choose_best, fit_vector_scaling, smoothed,
 from crfrefine.train.comparison import judge
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import Split, split_training
-from crfrefine.train.methods import LARGEST, MEASURED, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST
+from crfrefine.train.methods import LARGEST, MEASURED, NNUNET, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.rounding import rounded
@@ -173,6 +173,35 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
     assert (read.method, read.baseline, alone.method) == (TRAINED_LARGEST, LARGEST, TRAINED)
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), (SMOOTHING_LARGEST, True)]
+
+
+@pytest.mark.parametrize(("gain", "is_beaten"), [(0.01, True), (0.09, False)], ids=["weaker than the CRF", "better than the CRF"])
+def test_the_postprocessing_of_nnunet_is_a_rival(gain, is_beaten):
+    random = np.random.default_rng(0)
+    gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.05, NNUNET: gain}
+    lines = [
+        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
+        for name, gain in gains.items()
+        for case in range(20)
+    ]
+    read, alone = judge(ResultTable(lines))
+    assert read == alone
+    assert [(rival.name, rival.is_beaten) for rival in read.rivals][-1] == (NNUNET, is_beaten)
+    assert read.outcome == (Outcome.HELPS if is_beaten else Outcome.NOT_BETTER_THAN_SIMPLE)
+
+
+def test_the_crf_with_the_largest_component_is_compared_with_nnunet_too():
+    """Both postprocessings alone are as good as the CRF; what counts is whether the CRF with one of them is better than both."""
+    random = np.random.default_rng(0)
+    gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, NNUNET: 0.03, TRAINED_LARGEST: 0.06}
+    lines = [
+        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
+        for name, gain in gains.items()
+        for case in range(20)
+    ]
+    read, _ = judge(ResultTable(lines))
+    assert (read.method, read.outcome) == (TRAINED_LARGEST, Outcome.HELPS)
+    assert [rival.name for rival in read.rivals] == [SCALING_LARGEST, SMOOTHING_LARGEST, NNUNET]
 
 
 def test_a_given_model_keeps_its_structure_and_is_the_only_start_without_theta():

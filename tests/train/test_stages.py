@@ -7,6 +7,7 @@ from training_helpers import crops, material, start, write_cases
 
 from crfrefine.errors import InputError
 from crfrefine.execution.threads import Workers
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint
@@ -20,14 +21,16 @@ from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import TrainingOptions
 from crfrefine.train.run import run_training
 from crfrefine.train.schedule import Schedule
+from crfrefine.train.small_objects import ChosenRules
 
+RULES = ChosenRules(PostprocessParameters(), PostprocessParameters(("none", "each"), (0.0, 0.3), fill_holes="foreground"))
 FIT = no_crf(start(4.0).parameters, 0.7, (0.25, -0.5), {"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
 
 
 @pytest.fixture
 def done():
     measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
-    folds = (Part(halves=(FIT, FIT)), Part(fit=FIT, scaling=VectorScaling(0.9, (0.1, -0.1)), measured=measured))
+    folds = (Part(halves=(FIT, FIT)), Part(fit=FIT, scaling=VectorScaling(0.9, (0.1, -0.1)), measured=measured, rules=RULES))
     return Done((*folds, Part()), screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
 
 

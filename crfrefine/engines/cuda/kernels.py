@@ -73,7 +73,11 @@ class CudaKernels:
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
     def run_last(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. Here the kernels can be used again."""
+        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
+        return self.run(logits, spec, progress=progress)
+
+    def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         spec = spec.rounded(self._image.dtype)
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()

@@ -150,7 +150,11 @@ class ReferenceKernels:
         self._build_seconds = time.perf_counter() - started
 
     def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run_last`. Here the kernels can be used again."""
+        """Run like `run`; see `Kernels.run_last`. Here the kernels can be used again."""
+        return self.run(logits, spec, progress=progress)
+
+    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         started = time.perf_counter()
         told = None if progress is None else lambda step: progress("mean field", step, spec.num_iterations)
         trace = self._run(logits, spec, told)

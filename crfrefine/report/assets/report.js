@@ -7,7 +7,7 @@
   const root = document.documentElement, themeButton = byId("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
 
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const showTheme = () => themeButton.setAttribute("aria-pressed", String(isDark()));
+  const showTheme = () => { themeButton.textContent = isDark() ? "Light theme" : "Dark theme"; };  // what a click brings
   themeButton.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; showTheme(); });
   dark.addEventListener("change", showTheme);
   showTheme();
@@ -24,7 +24,8 @@
 
   function fillRegions(select, metric) {
     const wanted = select.value;
-    const choices = data.choices[metric] ?? [];
+    const isDrawn = (name) => sets.some((set) => set.dataset.metric === metric && set.dataset.region === name);
+    const choices = (data.choices[metric] ?? []).filter(([name]) => select !== region || isDrawn(name));
     select.replaceChildren(...choices.map(([name, title]) => new Option(title, name)));
     if (choices.some(([name]) => name === wanted)) select.value = wanted;
   }
@@ -158,6 +159,18 @@
   tableMetric.addEventListener("input", () => { fillRegions(tableRegion, tableMetric.value); fillTable(); });
   for (const control of [tableRegion, filter, kind]) control?.addEventListener("input", fillTable);
   more.addEventListener("click", () => { showAll = true; fillTable(); });
+  // ---- tables wider than the screen ----
+  const tables = [...document.querySelectorAll(".scroll")].map((box) => {
+    const hint = document.createElement("p");
+    hint.className = "more-columns";
+    hint.textContent = "Scroll sideways for more columns →";
+    box.before(hint);
+    return { box, hint };
+  });
+  const showHints = () => { for (const { box, hint } of tables) hint.hidden = box.scrollWidth <= box.clientWidth + 1; };
+  const watcher = new ResizeObserver(showHints);
+  for (const { box } of tables) { watcher.observe(box); watcher.observe(box.firstElementChild); }
+
   if (tabs.length) choose(tabs[0], false);
   else if (tableMetric.value) { fillRegions(tableRegion, tableMetric.value); fillTable(); }
 })();

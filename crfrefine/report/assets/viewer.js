@@ -1,5 +1,5 @@
 // A case's viewer: brainsprite cuts the planes out of the sprites and paints filled areas; this script puts them on the page, with sliders,
-// the patient's sides and sharp outlines.
+// gray values by modality and window, zoom, the patient's sides and sharp outlines.
 (function () {
   "use strict";
   const specs = JSON.parse(document.getElementById("viewer-specs").textContent);
@@ -23,6 +23,32 @@
     const columns = canvas.width / numY;
     return ([x, y, z]) => codes[(Math.floor(x / columns) * numZ + numZ - 1 - z) * canvas.width + (x % columns) * numY + y];
   }
+
+  // The gray levels of a sprite: the red part of each pixel.
+  function readLevels(picture) {
+    const canvas = make("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(picture, 0, 0);
+    const colors = context.getImageData(0, 0, canvas.width, canvas.height).data, found = new Uint8Array(colors.length / 4);
+    for (let index = 0; index < found.length; index++) found[index] = colors[4 * index];
+    return found;
+  }
+
+  // A slider with its name and its value, and a function that shows a value.
+  function slider(name, title, attributes, onInput) {
+    const input = make("input", { type: "range", name, step: "any", ...attributes }), output = make("output", {});
+    input.setAttribute("aria-label", title);
+    input.addEventListener("input", () => onInput(Number(input.value)));
+    const show = (value, text) => {
+      input.value = value;
+      output.textContent = text;
+      input.setAttribute("aria-valuetext", text);
+    };
+    return { node: make("label", { title }, name, " ", input, " ", output), input, show };
+  }
+
+  const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+  const inWords = (value) => String(Number(value.toPrecision(3))).replace("-", "\u2212");
 
   // The outline of each color in a plane, along the edges of its voxels: colors and paths. Edges are grouped by the color at their right.
   function outlines(codeAt, shape, place, [, through, across, up]) {
@@ -72,15 +98,15 @@
     const number = box.dataset.case, spec = specs[number];
     const backstage = make("div", { className: "backstage" });
     backstage.append(box.querySelector("template").content.cloneNode(true));
-    const image = backstage.querySelector(".sprite-image");
-    image.id = `viewer-${number}-image`;
+    const pictures = [...backstage.querySelectorAll(".sprite-image")];
+    const image = make("canvas", { id: `viewer-${number}-image` });
     const stage = make("canvas", { id: `viewer-${number}-stage` });
     const overlay = make("canvas", { id: `viewer-${number}-overlay` });
-    backstage.append(make("div", {}, stage), overlay);
+    backstage.append(make("div", {}, stage), image, overlay);
     box.append(backstage);
     await Promise.all(Array.from(backstage.querySelectorAll("img"), (picture) => picture.decode()));
-    overlay.width = image.naturalWidth;
-    overlay.height = image.naturalHeight;
+    image.width = overlay.width = pictures[0].naturalWidth;
+    image.height = overlay.height = pictures[0].naturalHeight;
     const nbSlice = { X: spec.shape[0], Y: spec.shape[1], Z: spec.shape[2] };
     const numSlice = { X: spec.point[0], Y: spec.point[1], Z: spec.point[2] };
     const brain = brainsprite({
@@ -102,7 +128,8 @@
       drawing.setAttribute("viewBox", `0 0 ${spec.shape[across]} ${spec.shape[up]}`);
       drawing.setAttribute("preserveAspectRatio", "none");
       drawing.setAttribute("aria-hidden", "true");
-      picture.append(drawing);
+      const content = make("div", { className: "content" }, drawing); // larger than the picture when zoomed
+      picture.append(content);
       const places = [["left:3px;top:45%", SIDES[across][0]], ["right:3px;top:45%", SIDES[across][1]],
         ["bottom:3px;left:48%", SIDES[up][0]], ["top:3px;left:48%", SIDES[up][1]]];
       picture.append(...places.map(([style, letter]) => {
@@ -120,12 +147,17 @@
       slider.addEventListener("input", () => move(Number(slider.value) - 1));
       picture.addEventListener("wheel", (event) => {
         event.preventDefault();
+        if (event.ctrlKey) { zoomTo(zoom * (event.deltaY > 0 ? 1 / 1.25 : 1.25)); return; } // also two fingers on a touchpad
         move(brain.numSlice[AXES[through]] + (event.deltaY > 0 ? -1 : 1));
       }, { passive: false });
       const point = (event) => {
         if (event.type === "pointerdown") picture.setPointerCapture(event.pointerId); // a drag continues beyond the edge
-        else if (!(event.buttons & 1)) return;
-        const area = picture.getBoundingClientRect();
+        if (event.buttons & 2 || (event.buttons & 1 && event.shiftKey)) {
+          if (event.type === "pointermove") stretch(event.movementX, event.movementY);
+          return;
+        }
+        if (!(event.buttons & 1)) return;
+        const area = content.getBoundingClientRect();
         const place = (axis, share) => Math.max(0, Math.min(spec.shape[axis] - 1, Math.floor(share * spec.shape[axis])));
         brain.numSlice[AXES[across]] = place(across, (event.clientX - area.left) / area.width);
         brain.numSlice[AXES[up]] = place(up, 1 - (event.clientY - area.top) / area.height);
@@ -133,12 +165,116 @@
       };
       picture.addEventListener("pointerdown", point);
       picture.addEventListener("pointermove", point);
+      picture.addEventListener("contextmenu", (event) => event.preventDefault()); // the right button sets the window
       const figure = make("figure", { className: "plane" }, picture, make("label", {}, name, slider, output));
       figure.dataset.plane = name;
       figure.hidden = [across, up].some((axis) => spec.shape[axis] === 1) && through !== spec.shape.indexOf(1);
       box.querySelector(".planes").append(figure);
-      return { picture, slider, output, through, drawing };
+      return { content, slider, output, through, across, up, drawing, left: 0, top: 0 };
     });
+
+    // Gray values: a table from the levels of the sprite to those of the screen.
+    const modalities = spec.modalities, levels = new Map();
+    let shown = spec.modality, low = 0, high = 1, zoom = 1;
+    // Smallest and largest value of black and white: those of the image and of its usual windows.
+    const range = () => {
+      const { levels: values, windows } = modalities[shown];
+      return [Math.min(values[0], ...windows.map(([, black]) => black)), Math.max(values.at(-1), ...windows.map(([, , white]) => white))];
+    };
+    function shade() {
+      const context = image.getContext("2d");
+      if (!modalities.length) { context.drawImage(pictures[0], 0, 0); return; }
+      if (!levels.has(shown)) levels.set(shown, readLevels(pictures[shown]));
+      const grays = new Uint32Array(256);
+      modalities[shown].levels.forEach((value, level) => {
+        grays[level] = 0xff000000 + 0x010101 * clamp(Math.round(((value - low) / (high - low)) * 255), 0, 255);
+      });
+      const shades = context.createImageData(image.width, image.height), codes = levels.get(shown);
+      const target = new Uint32Array(shades.data.buffer);
+      for (let index = 0; index < codes.length; index++) target[index] = grays[codes[index]];
+      context.putImageData(shades, 0, 0);
+    }
+    function setWindow(level, width) {
+      const [first, last] = range(), span = last - first;
+      width = clamp(width, span / 200, span);
+      level = clamp(level, first, last);
+      low = level - width / 2;
+      high = level + width / 2;
+      levelSlider.show(level, inWords(level));
+      widthSlider.show(width, inWords(width));
+      shade();
+      compose();
+    }
+    function chooseModality(place) {
+      shown = place;
+      const { windows } = modalities[shown], [first, last] = range();
+      Object.assign(levelSlider.input, { min: first, max: last });
+      Object.assign(widthSlider.input, { min: (last - first) / 200, max: last - first });
+      windowChoice.replaceChildren(...windows.map(([name], index) => new Option(name || "usual", index)));
+      chooseWindow(0);
+    }
+    function chooseWindow(place) {
+      const [, black, white] = modalities[shown].windows[place];
+      windowChoice.value = place;
+      setWindow((black + white) / 2, white - black);
+    }
+    // Like radiologists' viewers: up is brighter, right is softer.
+    function stretch(right, down) {
+      if (modalities.length) setWindow((low + high) / 2 + ((high - low) * down) / 300, (high - low) * Math.exp(right / 200));
+    }
+    function zoomTo(value) {
+      const before = zoom;
+      zoom = clamp(value, 1, 8);
+      for (const plane of planes) { // the chosen voxel stays where it is
+        const [x, y] = shareOf(plane);
+        plane.left = x - ((x - plane.left) * before) / zoom;
+        plane.top = y - ((y - plane.top) * before) / zoom;
+      }
+      zoomSlider.show(zoom, `${inWords(zoom)}×`);
+      draw();
+    }
+    // Where the chosen voxel lies in a plane, as shares of its width and height.
+    const shareOf = ({ across, up }) => [
+      (brain.numSlice[AXES[across]] + 0.5) / spec.shape[across], 1 - (brain.numSlice[AXES[up]] + 0.5) / spec.shape[up]];
+    // Move the enlarged plane no more than needed to show the chosen voxel.
+    function scroll(plane) {
+      const seen = 1 / zoom, margin = 0.1 * seen;
+      [plane.left, plane.top] = shareOf(plane).map((share, axis) =>
+        clamp(clamp(axis ? plane.top : plane.left, share - seen + margin, share - margin), 0, 1 - seen));
+      Object.assign(plane.content.style, {
+        width: `${100 * zoom}%`, height: `${100 * zoom}%`, left: `${-100 * zoom * plane.left}%`, top: `${-100 * zoom * plane.top}%` });
+    }
+    function goTo(place) {
+      AXES.forEach((name, axis) => { brain.numSlice[name] = place[axis]; });
+      draw();
+    }
+
+    const modalityChoice = make("select", { name: "modality" }, ...modalities.map(({ name }, place) => new Option(name, place)));
+    const windowChoice = make("select", { name: "window" });
+    const levelSlider = slider("level", "Level: the intensity that is shown as middle gray", {}, (value) => setWindow(value, high - low));
+    const widthSlider = slider("width", "Width: the range of intensities from black to white", {},
+      (value) => setWindow((low + high) / 2, value));
+    const zoomSlider = slider("zoom", "Zoom", { min: 1, max: 8, step: 0.25 }, zoomTo);
+    const button = (name, onClick) => {
+      const node = make("button", { type: "button", textContent: name });
+      node.addEventListener("click", onClick);
+      return node;
+    };
+    modalityChoice.value = shown;
+    modalityChoice.addEventListener("input", () => chooseModality(Number(modalityChoice.value)));
+    windowChoice.addEventListener("input", () => chooseWindow(Number(windowChoice.value)));
+    const view = make("fieldset", { className: "view" }, make("legend", { textContent: "View" }));
+    if (modalities.length > 1) view.append(make("label", {}, "modality ", modalityChoice));
+    if (modalities.some(({ windows }) => windows.length > 1)) view.append(make("label", {}, "window ", windowChoice));
+    if (modalities.length) view.append(levelSlider.node, widthSlider.node);
+    view.append(zoomSlider.node);
+    if (spec.change) view.append(button("structure", () => goTo(spec.point)), button("largest change", () => goTo(spec.change)));
+    view.append(button("reset", () => {
+      if (modalities.length) chooseWindow(0);
+      zoomTo(1);
+      goTo(spec.point);
+    }));
+    box.querySelector(".planes").before(view);
 
     function draw() {
       brain.drawAll();
@@ -148,6 +284,7 @@
         const [first, step, size] = spec.counting[plane.through]; // as other viewers count the file's voxels
         plane.output.textContent = `${first + step * place} of ${size}`;
         plane.slider.setAttribute("aria-valuetext", plane.output.textContent);
+        scroll(plane);
         plane.drawing.replaceChildren();
         for (const { name, codeAt } of overlays) {
           if (!codeAt || !isOn(name) || isOn("filled")) continue;
@@ -174,20 +311,23 @@
         const name = PLANES[index][0], canvas = canvases[name];
         canvas.setAttribute("role", "img");
         canvas.setAttribute("aria-label", `${name} plane`);
-        plane.picture.querySelector("canvas")?.remove();
-        plane.picture.prepend(canvas);
+        plane.content.querySelector("canvas")?.remove();
+        plane.content.prepend(canvas);
       });
       draw();
     }
 
     const controls = box.querySelector("fieldset");
     controls.addEventListener("input", compose);
-    compose();
+    zoomSlider.show(1, "1×");
+    if (modalities.length) chooseModality(shown);
+    else { shade(); compose(); }
     box.dataset.ready = "true";
     box.addEventListener("toggle", () => { // when closed, free the memory: phones have little
       controls.removeEventListener("input", compose);
-      for (const canvas of [stage, overlay, brain.planes.canvasMaster]) canvas.width = canvas.height = 0;
+      for (const canvas of [stage, image, overlay, brain.planes.canvasMaster]) canvas.width = canvas.height = 0;
       box.querySelector(".planes").replaceChildren();
+      view.remove();
       backstage.remove();
       delete box.dataset.ready;
       delete box.dataset.opening;

@@ -1,0 +1,107 @@
+"""Label maps as logits: a fixed value for the label of each voxel. docs/reference/math.md#7-before-and-after says what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.axes import StorageOrder
+from crfrefine.errors import InputError
+from crfrefine.text import listed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CONFIDENCE = 2.0
+"""Logit of a voxel's label; that of the other labels is 0. Division by the temperature makes it stronger or weaker."""
+
+ABSENT_LOGIT = -1e4
+"""Logit of a label that does not occur in the case, where it has a channel at all. Its marginal is 0, and float16 holds the value."""
+
+MOST_PRESENT = 4096
+"""Most labels that may occur in a label map: whole-body atlases have some hundreds; an image has thousands of gray values."""
+
+MOST_SHOWN = 12
+"""Most labels that a message lists."""
+
+
+def present_labels(label_map: NDArray[Any]) -> tuple[int, ...]:
+    """Return the labels that occur, ascending.
+
+    Args:
+        label_map: whole numbers from 0 up, of any shape and type.
+
+    Raises:
+        InputError: more than MOST_PRESENT labels occur.
+    """
+    counts = np.zeros(0, np.int64)
+    flat = label_map.reshape(len(label_map), -1) if label_map.ndim > 1 else label_map.reshape(1, -1)
+    for plane in flat:  # Counting widens each voxel to 64 bits.
+        own = np.bincount(plane.astype(np.int64, copy=False))
+        if own.size > counts.size:
+            own[: counts.size] += counts
+            counts = own
+        else:
+            counts[: own.size] += own
+    found = np.flatnonzero(counts)
+    if len(found) > MOST_PRESENT:
+        raise InputError(f"a label map with {len(found)} different labels; expected at most {MOST_PRESENT}. Is it an image?")
+    return tuple(int(label) for label in found)
+
+
+def channels_of(present: Sequence[int]) -> tuple[int, ...]:
+    """Return the labels that get a channel: those that occur, the background, and at least two."""
+    channels = sorted({0, *present})
+    return tuple(channels) if len(channels) > 1 else (0, 1)
+
+
+def one_hot_logits(label_map: NDArray[Any], channels: Sequence[int], present: Sequence[int] | None = None) -> NDArray[np.float32]:
+    """Return logits of a label map: CONFIDENCE for the label of a voxel, 0 for the other labels.
+
+    Args:
+        label_map: (*grid), C-contiguous.
+        channels: the label of each channel.
+        present: labels whose absence elsewhere is an error of the label map; channels of other labels are ABSENT_LOGIT everywhere.
+            None: all.
+
+    Returns:
+        (len(channels), *grid).
+    """
+    logits = np.empty((len(channels), *label_map.shape), np.float32)
+    for number, label in enumerate(channels):
+        if present is not None and label not in present:
+            logits[number] = ABSENT_LOGIT
+        else:
+            np.multiply(label_map == label, np.float32(CONFIDENCE), out=logits[number])
+    return logits
+
+
+def renumber(indices: NDArray[Any], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:
+    """Return a label map from (*grid) channel numbers, in the smallest unsigned type and the same memory layout."""
+    table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
+    labels: NDArray[np.unsignedinteger[Any]] = np.empty_like(indices, dtype=table.dtype)
+    np.take(table, indices, out=labels)
+    return labels
+
+
+def expand_channels(values: NDArray[np.float32], channels: Sequence[int], num_labels: int, absent: float) -> NDArray[np.float32]:
+    """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory.
+
+    Args:
+        values: (len(channels), *grid).
+        channels: the label of each channel.
+        num_labels: L, background included.
+        absent: value of the other labels.
+    """
+    order = StorageOrder.of_memory(values[0])
+    expanded = order.to_user(np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32))
+    for channel, label in zip(values, channels, strict=True):
+        expanded[label] = channel
+    return expanded
+
+
+def describe_labels(labels: Sequence[int]) -> str:
+    """Return the labels as a list for a message."""
+    return listed([str(label) for label in labels], MOST_SHOWN)

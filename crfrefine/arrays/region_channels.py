@@ -1,0 +1,123 @@
+"""Sigmoid channels of regions as log-odds: their type, their logarithms, and the voxels where they say nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.padding import BLOCK_VOXELS, plane_blocks
+from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, SUM_TOLERANCE, check_input_type
+from crfrefine.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+
+LARGEST_LOG_ODDS = 1e4
+"""Far beyond the log-odds of any probability; larger values, such as the lowest float32 in padding, mean the same."""
+
+
+def check_channels(log_odds: NDArray[Any], scheme: RegionScheme) -> None:
+    """Raise InputError unless there is one channel per region."""
+    if log_odds.ndim < 2 or len(log_odds) != scheme.num_regions:
+        raise InputError(
+            f"the log-odds have shape {log_odds.shape}; expected ({scheme.num_regions}, *grid), one channel per region: {scheme.describe()}"
+        )
+
+
+def identify_regions(values: NDArray[Any], input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
+    """Decide whether the channels of regions are log-odds ("logits") or sigmoid probabilities.
+
+    Args:
+        values: (R, *grid), finite.
+        input_type: "auto", "logits" or "probabilities", as the user says.
+        kind: "logits" or "probabilities" if the file says so, else None.
+        name: where they came from, for errors.
+
+    Returns:
+        ("logits" or "probabilities", the reason).
+
+    Raises:
+        InputError: the values are not what the user or the file says.
+        ConfigError: an unknown input type.
+    """
+    check_input_type(input_type)
+    lowest, highest = float(values.min()), float(values.max())
+    is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
+    told = kind if input_type == "auto" else input_type
+    reason = "all values lie in [0, 1]" if is_inside else f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
+    if told != "probabilities" and not is_inside and lowest >= 0 and not np.mod(values, 1).any():
+        raise InputError(
+            f"{name}: whole numbers from 0 to {highest:.0f}, as in a label map; expected log-odds or sigmoid probabilities of regions; "
+            "for a label map, give --input-type labels"
+        )
+    if told == "logits" and is_inside:
+        raise InputError(
+            f"{name}: expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do\n"
+            "  For probabilities, give --input-type probabilities (in Python: input_type)."
+        )
+    if told == "probabilities" and not is_inside:
+        raise InputError(
+            f"{name}: expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}\n"
+            "  For log-odds, the network's output before the sigmoid, give --input-type logits (in Python: input_type)."
+        )
+    if told is not None:
+        reason = "requested" if input_type != "auto" else "its array is named so"
+    return told or ("probabilities" if is_inside else "logits"), reason
+
+
+def take_log_odds(probabilities: NDArray[np.float32]) -> None:
+    """Replace probabilities with log(p / (1 - p)), in place, block by block; p and 1 - p are at least 1e-7.
+
+    Args:
+        probabilities: C-contiguous, of any shape; written to.
+    """
+    flat = probabilities.reshape(-1)
+    for start in range(0, flat.size, BLOCK_VOXELS):
+        block = flat[start : start + BLOCK_VOXELS]
+        others = np.log(np.maximum(1.0 - block, SMALLEST_PROBABILITY))
+        np.log(np.maximum(block, SMALLEST_PROBABILITY), out=block)
+        np.subtract(block, others, out=block)
+
+
+def sigmoid(log_odds: NDArray[Any]) -> NDArray[np.float32]:
+    """Return 1 / (1 + exp(-x)) without overflow, float32 in the memory layout of the log-odds."""
+    from scipy.special import expit
+
+    probabilities: NDArray[np.float32] = expit(log_odds).astype(np.float32, copy=False)
+    return probabilities
+
+
+def find_undecided(log_odds: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Find the voxels where the log-odds of all regions are exactly 0, such as padding: they say nothing about any region.
+
+    Any other constant says something, unlike in a softmax: probabilities that are 0 in all channels are certain background.
+
+    Args:
+        log_odds: (R, *grid), fastest in C order.
+
+    Returns:
+        (*grid), True at those voxels; None if there are none.
+    """
+    found: NDArray[np.bool_] | None = None
+    for planes in plane_blocks(log_odds):
+        same: NDArray[np.bool_] = log_odds[0, planes] == 0
+        for channel in log_odds[1:]:
+            if not same.any():
+                break
+            same &= channel[planes] == 0
+        if same.any():
+            if found is None:
+                found = np.zeros(log_odds.shape[1:], np.bool_)
+            found[planes] = same
+    return found
+
+
+def describe_undecided(num_voxels: int, num_all: int) -> str:
+    """Return a note about voxels whose channels say nothing."""
+    return (
+        "voxels whose log-odds are 0 for all regions, such as padding around a cropped output, are excluded and become background: "
+        f"{num_voxels} of {num_all} voxels ({num_voxels / num_all:.1%})"
+    )

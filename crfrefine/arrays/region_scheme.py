@@ -1,0 +1,175 @@
+"""The overlapping regions that a network's sigmoid channels stand for, and the label map that they become, as in nnU-Net.
+
+How files declare them is in `cases/`; how channels become log-odds is in `region_channels.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.text import listed, shorten, shorten_value
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_EXAMPLE = 'such as RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})'
+
+
+@dataclass(frozen=True)
+class RegionScheme:
+    """The regions of a network with one sigmoid channel per region, in the order of its channels.
+
+    Attributes:
+        names: of the regions.
+        labels: the labels of each region, ascending; regions may overlap.
+        class_order: the label that each region writes into the label map, `regions_class_order` of nnU-Net: later regions overwrite
+            earlier ones.
+
+    Raises:
+        ConfigError: the three do not fit each other.
+
+    Examples:
+        >>> scheme = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
+        >>> scheme.class_order
+        (1, 2, 3)
+        >>> scheme.decode(np.array([[4.0, 4.0, 4.0, -4.0], [-4.0, 4.0, 4.0, -4.0], [-4.0, -4.0, 4.0, -4.0]]))
+        array([1, 2, 3, 0], dtype=uint8)
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[tuple[int, ...], ...]
+    class_order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Check that names, labels and order fit each other."""
+        if not self.names or len(self.names) != len(self.labels):
+            raise ConfigError(
+                f"regions: expected a name and labels for each region, got {len(self.names)} names and {len(self.labels)} sets"
+            )
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        if twice:
+            raise ConfigError(f"region {shorten_value(twice[0])} appears twice")
+        for name, labels in zip(self.names, self.labels, strict=True):
+            _check_labels(name, labels)
+        if len(self.class_order) != len(self.names):
+            raise ConfigError(
+                f"the class order has {len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)}); "
+                "expected one label per region: the one that the region writes into the label map"
+            )
+        for name, labels, written in zip(self.names, self.labels, self.class_order, strict=True):
+            if written not in labels:
+                raise ConfigError(
+                    f"the class order has label {written} for region {shorten_value(name)}, which consists of the labels "
+                    f"{_joined(labels)}; expected one of these"
+                )
+
+    @classmethod
+    def of(cls, regions: Mapping[str, int | Sequence[int]], class_order: Sequence[int] | None = None) -> RegionScheme:
+        """Return the scheme of some regions.
+
+        Args:
+            regions: name to label or labels, in the order of the channels.
+            class_order: the label that each region writes; None: the only label that belongs to the region and to none after it.
+
+        Raises:
+            ConfigError: the arguments do not fit each other, or a region does not have exactly one such label.
+        """
+        if not isinstance(regions, Mapping) or not all(isinstance(name, str) for name in regions):
+            raise ConfigError(f"regions: expected a mapping of names to labels, {_EXAMPLE}; got {shorten_value(regions)}")
+        labels = tuple(_labels(name, value) for name, value in regions.items())
+        order = derive_class_order(tuple(regions), labels) if class_order is None else tuple(int(label) for label in class_order)
+        return cls(tuple(regions), labels, order)
+
+    @property
+    def num_regions(self) -> int:
+        """R, channels of the network's output."""
+        return len(self.names)
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of a label map, background included: one more than the largest."""
+        return 1 + max(max(labels) for labels in self.labels)
+
+    def decode(self, log_odds: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label map: background, over which each region in turn writes its label where its probability is above one half.
+
+        Args:
+            log_odds: (R, *grid), above 0 where the probability is above 0.5.
+
+        Returns:
+            (*grid) in the memory layout of the log-odds, in the smallest unsigned type.
+
+        Source: nnU-Net version 2, `convert_probabilities_to_segmentation`.
+        """
+        label_map: NDArray[np.unsignedinteger[Any]] = np.zeros_like(log_odds[0], dtype=np.min_scalar_type(self.num_labels - 1))
+        for channel, label in zip(log_odds, self.class_order, strict=True):
+            np.copyto(label_map, label_map.dtype.type(label), where=channel > 0)
+        return label_map
+
+    def describe(self) -> str:
+        """Return the regions in one line, such as "whole = 1+2+3, core = 2+3; written as 1, 2"."""
+        regions = [f"{name} = {_joined(labels)}" for name, labels in zip(self.names, self.labels, strict=True)]
+        return f"{listed(regions, 8)}; written as {listed(self.class_order, 8)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as in a `dataset.json`."""
+        return {
+            "labels": {name: list(labels) for name, labels in zip(self.names, self.labels, strict=True)},
+            "regions_class_order": list(self.class_order),
+        }
+
+
+def derive_class_order(names: Sequence[str], labels: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return for each region the only label that belongs to it and to no region after it.
+
+    Raises:
+        ConfigError: a region has no such label, or several; the message names it.
+    """
+    order = []
+    for number, (name, members) in enumerate(zip(names, labels, strict=True)):
+        later = {label for others in labels[number + 1 :] for label in others}
+        own = sorted(set(members) - later)
+        if len(own) != 1:
+            found = "has none" if not own else f"has {_joined(own)}"
+            raise ConfigError(
+                f"region {shorten_value(name)} = {_joined(members)}: the label that it writes is not clear: expected exactly one label "
+                f"that belongs to no later region, it {found}\n"
+                "  Give the label of each region, in the order of the regions: --regions-class-order 1,2,3, or class_order=(1, 2, 3)."
+            )
+        order.append(own[0])
+    return tuple(order)
+
+
+def check_regions(regions: object) -> RegionScheme | None:
+    """Return the argument `regions` of a function, a RegionScheme or None; raise InputError for anything else."""
+    if regions is None or isinstance(regions, RegionScheme):
+        return regions
+    raise InputError(f"regions: expected a RegionScheme, {_EXAMPLE}; got {shorten_value(regions)}")
+
+
+def _labels(name: str, value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    for label in values:
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            raise ConfigError(f"region {shorten_value(name)}: {shorten_value(label)} is not the number of a label")
+    return tuple(sorted({int(label) for label in values}))
+
+
+def _check_labels(name: str, labels: Sequence[int]) -> None:
+    if not labels:
+        raise ConfigError(f"region {shorten_value(name)}: it has no labels")
+    if min(labels) < 1:
+        raise ConfigError(f"region {shorten_value(name)}: label 0 is the background; regions hold labels of at least 1")
+    if max(labels) > LARGEST_LABEL:
+        raise ConfigError(f"region {shorten_value(name)}: label {shorten(max(labels), 20)}: label maps hold labels up to {LARGEST_LABEL}")
+
+
+def _joined(labels: Sequence[int]) -> str:
+    return "+".join(map(str, labels))

@@ -1,0 +1,110 @@
+"""Which label map, or which files of single structures, belong to a case. How they are read is in label_input.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files
+from crfrefine.errors import InputError
+from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
+from crfrefine.io.recognition import format_to_read
+from crfrefine.text import listed
+
+
+def discover_network_cases(
+    images: Path | Sequence[Path],
+    logits: Path | Sequence[Path],
+    masks: Path | None = None,
+    labels: Path | None = None,
+    *,
+    input_type: str = "auto",
+    include_imageless: bool = False,
+) -> CaseList:
+    """Find cases as `discover_cases` does; with the input type "labels", label maps win over logits of the same case.
+
+    Args:
+        images: a folder; or the file or files of one case.
+        logits: a folder; or the file or files of one case. With "labels": a folder of label maps, or of a folder per case with one file per
+            structure; a label map; or the folder or the files of one case's structures.
+        masks: a folder, or a file for one case.
+        labels: the reference: a folder, or a file for one case.
+        input_type: "auto", "logits", "probabilities" or "labels".
+        include_imageless: see `discover_cases`.
+
+    Raises:
+        InputError: a path that does not exist, no case at all, or several cases where one is expected.
+        UnsupportedFormatError: a single file of an unknown type.
+    """
+    as_labels = input_type == "labels"
+    cases = discover_cases(images, logits, masks, labels, include_imageless=include_imageless, choose_logits=not as_labels)
+    if not as_labels:
+        return cases
+    paths = [Path(logits)] if isinstance(logits, str | Path) else [Path(path) for path in logits]
+    images = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
+    if len(paths) == 1 and paths[0].is_dir():
+        return _of_folder(cases, paths[0], is_single=not images[0].is_dir())
+    for path in paths:
+        require_file(path)
+        format_to_read(path, VOLUME_SUFFIXES)
+    if len(cases) != 1:
+        raise InputError(f"{paths[0]}: a file of labels for {len(cases)} cases; give a folder of label maps, or the images of one case")
+    return CaseList([_with_structures(cases[0], paths) if len(paths) > 1 else replace(cases[0], logits=tuple(paths))], cases.notes)
+
+
+def _of_folder(cases: CaseList, folder: Path, *, is_single: bool) -> CaseList:
+    by_stem: dict[str, list[Path]] = {}
+    for path in list_files(folder, VOLUME_SUFFIXES):
+        by_stem.setdefault(stem_of(path), []).append(path)
+    found = []
+    taken: set[Path] = set()
+    for case in cases:
+        chosen = _choose(case, by_stem, folder, is_single=is_single)
+        taken |= set(chosen.logits)
+        found.append(chosen)
+    known = {case.case_id for case in cases}
+    stray = sorted(
+        path.name for stem, paths in by_stem.items() for path in paths if path not in taken and not _is_of_known_case(stem, known)
+    )
+    notes = list(cases.notes)
+    if stray and not is_single:
+        notes.append(f"{folder}: {len(stray)} label maps without images, such as {stray[0]}, are ignored")
+    return CaseList(found, notes)
+
+
+def _is_of_known_case(stem: str, known: set[str]) -> bool:
+    """Return whether a file is one of this tool's outputs or of another name for a case that is there."""
+    return stem in known or any(stem.endswith(ending) and stem.removesuffix(ending) in known for ending in (*LOGITS_NAMES, *LABEL_SUFFIXES))
+
+
+def _choose(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, is_single: bool) -> CaseFiles:
+    """Return the case with its label map, its structures, or its problem."""
+    telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case.case_id + ending, [])]
+    candidates = telling or [path for path in by_stem.get(case.case_id, []) if path not in case.images]
+    if len(candidates) == 1:
+        return replace(case, logits=(candidates[0],))
+    if candidates:
+        names = listed([path.name for path in sorted(candidates)])
+        return replace(case, problem=case.problem or f"case {case.case_id!r}: expected one label map, found {names} in {folder}")
+    own = folder / case.case_id
+    structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
+    if not structures and is_single:
+        structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
+    if structures:
+        return _with_structures(case, structures)
+    expected = f"expected {case.case_id} with one of {', '.join(VOLUME_SUFFIXES)}, or a folder {case.case_id} with one file per structure"
+    problem = f"case {case.case_id!r}: no label map in {folder}; {expected}"
+    return replace(case, problem=case.problem or problem, missing=(*case.missing, f"no label map in {folder}"))
+
+
+def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
+    """Return the case with its structures, sorted by name."""
+    ordered = tuple(sorted(paths, key=lambda path: (stem_of(path), path)))
+    twice = next((name for name, count in Counter(map(stem_of, ordered)).items() if count > 1), None)
+    problem = None
+    if twice is not None:
+        names = listed([str(path) for path in ordered if stem_of(path) == twice])
+        problem = f"case {case.case_id!r}: expected one file per structure, found {names}"
+    return replace(case, logits=ordered, are_structures=True, problem=case.problem or problem)

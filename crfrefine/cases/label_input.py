@@ -1,0 +1,301 @@
+"""Read a label map, or one binary file per structure, in place of a network's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.one_hot import channels_of, describe_labels, one_hot_logits, present_labels
+from crfrefine.arrays.padding import plane_blocks
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.logits import LogitsHeader
+from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.io.volumes import allocate_shape
+from crfrefine.text import counted, shorten
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from crfrefine.cases.declared_labels import DeclaredLabels
+    from crfrefine.cases.reading_options import ReadingOptions
+    from crfrefine.io.volume import VolumeHeader
+
+Place = Callable[["NDArray[Any]"], "NDArray[Any]"]
+"""Returns ([z,] y, x) labels of a file on the grid of the image."""
+
+KIND = "labels"
+"""`LogitsHeader.kind` of a label map."""
+
+_MOST_GRAY_VALUES = 256
+"""Under "auto", a file with more different values is rather an image."""
+
+_MOST_OFF = 0.1
+"""Largest distance from a whole number: some tools write a scaling that turns 1 into 0.988."""
+
+
+@dataclass(frozen=True)
+class LabelInput:
+    """A label map as logits.
+
+    Attributes:
+        logits: (channels, [z,] y, x) float32.
+        channel_labels: the label of each channel.
+        num_labels: L, background included.
+        notes: what the user should know, one sentence each.
+        absent: labels that have a channel without occurring in the case.
+    """
+
+    logits: NDArray[np.float32]
+    channel_labels: tuple[int, ...]
+    num_labels: int
+    notes: tuple[str, ...]
+    absent: tuple[int, ...] = ()
+
+
+def read_label_header(paths: Sequence[Path], are_structures: bool, options: ReadingOptions) -> LogitsHeader | None:
+    """Read the headers of a label map or of structures; return None if the files are to be read as logits or probabilities.
+
+    Raises:
+        InputError: a file with several values per voxel, although the options say that it is a label map.
+        UnsupportedFormatError: a file cannot be read.
+    """
+    if options.input_type not in ("auto", KIND) or (len(paths) > 1 and not are_structures):
+        return None
+    files = tuple(io.read_header(path) for path in paths)
+    for file in files:
+        if file.num_channels == 1 and file.affine is not None:
+            continue
+        if options.input_type == "auto":
+            return None
+        what = "no geometry" if file.affine is None else f"{file.num_channels}"
+        raise InputError(
+            f"{file.path}: expected a label map with one value per voxel, this file has {what}; for logits or probabilities, leave "
+            "--input-type labels out"
+        )
+    declared = options.declared
+    # Without a declaration, only the voxels tell.
+    num_labels = 0 if declared is None else declared.num_labels
+    return LogitsHeader(files, num_labels, files[0].grid_shape, files[0].affine, KIND)
+
+
+class LabelMapReader:
+    """Reads the label map of one case: first `jobs` run, together with those of the case's other files, then `finish`.
+
+    Args:
+        header: of the label map.
+        options: how to read.
+    """
+
+    def __init__(self, header: LogitsHeader, options: ReadingOptions) -> None:
+        self._file = header.files[0]
+        self._options = options
+        self._values = io.allocate(self._file)
+
+    def jobs(self) -> list[Callable[[], None]]:
+        """Return the job that reads the file."""
+        return [partial(io.read_into, self._file, self._values)]
+
+    def finish(self, place: Place) -> LabelInput:
+        """Return the label map as logits, after the job has run.
+
+        Args:
+            place: puts the labels onto the image's grid.
+
+        Raises:
+            InputError: values that are not labels, or labels that are not declared.
+        """
+        path = self._file.path
+        labels = _as_labels(self._values[0], path, is_certain=self._options.input_type == KIND)
+        present = present_labels(labels)
+        if self._options.input_type != KIND and len(present) > _MOST_GRAY_VALUES:
+            raise InputError(
+                f"{path}: one value per voxel, {len(present)} different ones, as in an image; expected logits with one value per label, "
+                "background included. For a label map, give --input-type labels"
+            )
+        _require_declared(present, self._options.declared, path)
+        reason = "requested" if self._options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
+        return _as_logits(place(labels), self._options, (f"{path.name} is taken as a label map: {reason}",))
+
+
+class StructuresReader:
+    """Reads one binary file per structure into one label map, file after file; `finish` does the work.
+
+    Args:
+        header: of the files.
+        options: how to read; `declared` has the numbers of the structures.
+    """
+
+    def __init__(self, header: LogitsHeader, options: ReadingOptions) -> None:
+        self._files = header.files
+        self._options = options
+
+    def jobs(self) -> list[Callable[[], None]]:
+        """Return no job: the files are read one after the other, so that only one of them is in memory."""
+        return []
+
+    def finish(self, place: Place) -> LabelInput:
+        """Return the structures as the logits of one label map.
+
+        Args:
+            place: puts the labels onto the image's grid.
+
+        Raises:
+            InputError: a file is not binary.
+            GridMismatchError: two structures are on different grids.
+        """
+        declared = self._options.declared
+        assert declared is not None
+        labels, overlap = merge_structures(self._files, declared.structures)
+        present = present_labels(labels)
+        num_found = len(set(present) - {0})
+        folder = self._files[0].path.parent.name
+        notes = [f"{folder} is taken as one file per structure: {counted(len(self._files), 'file')}, {num_found} not empty"]
+        if overlap.num_voxels:
+            notes.append(overlap.note)
+        return _as_logits(place(labels), self._options, tuple(notes))
+
+
+@dataclass
+class Overlap:
+    """Voxels of several structures: their number, and the names of two such structures."""
+
+    num_voxels: int = 0
+    example: tuple[str, str] = ("", "")
+
+    @property
+    def note(self) -> str:
+        """One sentence."""
+        one, other = map(shorten, self.example)
+        return f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {one} and {other}"
+
+
+def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:
+    """Read one binary file per structure, one after the other, into one label map.
+
+    Where structures overlap, the one with the fewest voxels keeps a voxel (of two equally large ones the first by number), so that a
+    structure inside another one survives. The order of the files does not matter.
+
+    Args:
+        files: headers.
+        numbers: number of each structure by its name, which is that of its file.
+
+    Returns:
+        The label map ([z,] y, x), and where structures overlapped.
+
+    Raises:
+        InputError: a file is not binary.
+        GridMismatchError: two structures are on different grids.
+    """
+    first = files[0]
+    for file in files:
+        if not first.on_same_grid(file):
+            raise GridMismatchError(f"{file.path}: not on the grid of the other structures\n{first.difference_from(file)}")
+    largest = max(numbers.values())
+    shape = files[0].grid_shape[::-1]
+    labels: NDArray[np.unsignedinteger[Any]] = np.zeros(shape, np.min_scalar_type(largest))
+    shared = np.zeros(shape, np.bool_)
+    values = allocate_shape((1, *shape), files[0].path)
+    overlap = Overlap()
+    names = {number: name for name, number in numbers.items()}
+    sizes = np.zeros(largest + 1, np.int64)
+    for file in files:
+        number = numbers[io.stem_of(file.path)]
+        io.read_into(file, values.reshape(1, *file.grid_shape[::-1]))
+        if not values.any():
+            continue
+        inside = _inside(values[0], file.path)
+        sizes[number] = np.count_nonzero(inside)
+        if not sizes[number]:
+            continue
+        others = labels[inside]
+        taken = others != 0
+        if taken.any():
+            if not overlap.num_voxels:
+                overlap.example = names[int(others[taken][0])], names[number]
+            twice = inside.copy()
+            twice[inside] = taken
+            shared |= twice
+            overlap.num_voxels = int(np.count_nonzero(shared))
+        # Of two equally large ones, the first by name keeps the voxel.
+        wins = ~taken | (sizes[number] < sizes[others]) | ((sizes[number] == sizes[others]) & (number < others))
+        labels[inside] = np.where(wins, labels.dtype.type(number), others)
+    return labels, overlap
+
+
+def refuse_structures(values: NDArray[np.float32], path: Path) -> None:
+    """Raise InputError if files that are to be one per label look like structures: only 0 and 1, and voxels in none of them.
+
+    Otherwise, the first structure would be taken for background, and the background for padding.
+
+    Args:
+        values: (L, [z,] y, x), one file per label.
+        path: of the first file.
+    """
+    num_nowhere = 0
+    for planes in plane_blocks(values):
+        block = values[:, planes]
+        if not bool(((block == 0) | (block == 1)).all()):
+            return
+        num_nowhere += int(np.count_nonzero(~block.any(axis=0)))
+    if num_nowhere:
+        raise InputError(
+            f"{path}: {len(values)} files of 0 and 1, none of them 1 at {num_nowhere} voxels, as for one binary file per structure\n"
+            "  For structures, give --input-type labels; for probabilities of all labels, background first, --input-type probabilities."
+        )
+
+
+def _inside(values: NDArray[np.float32], path: Path) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = values == 1
+    if not bool(((values == 0) | inside).all()):
+        odd = values[(values != 0) & ~inside]
+        raise InputError(
+            f"{path}: expected 0 and 1, as in a binary file of one structure; found {odd[0]:.6g} at {odd.size} voxels\n"
+            "  A label map with several labels is given by itself: -p FILE, or -p FOLDER with the name of the case."
+        )
+    return inside
+
+
+def _as_labels(values: NDArray[np.float32], path: Path, *, is_certain: bool) -> NDArray[np.uint16]:
+    """Return values as labels; in doubt, only whole numbers are."""
+    rounded = np.rint(values)
+    off = float(np.abs(values - rounded).max())
+    if off > (_MOST_OFF if is_certain else 0.0):
+        raise InputError(
+            f"{path}: one label only: one value per voxel, and not a whole number (up to {off:.2g} away from one) as in a label map\n"
+            "  Logits need one value per label at each voxel, background included. A single foreground channel needs its background\n"
+            "  beside it: give one file per label, -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
+            "  --regions NAME=1."
+        )
+    low, high = float(rounded.min()), float(rounded.max())
+    if low < 0 or high > LARGEST_LABEL:
+        raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {low:.0f} to {high:.0f}")
+    return rounded.astype(np.uint16)
+
+
+def _require_declared(present: Sequence[int], declared: DeclaredLabels | None, path: Path) -> None:
+    unknown = sorted(set(present) - set(declared.numbers)) if declared is not None else []
+    if declared is not None and unknown:
+        raise InputError(
+            f"{path}: has labels that are not declared: {describe_labels(unknown)}; it holds {describe_labels(present)}\n"
+            f"  Expected labels among {describe_labels(declared.numbers)} of {declared.source}.\n"
+            "  Add them there, or merge them in the label map; parameters with a value per label need a value for each."
+        )
+
+
+def _as_logits(labels: NDArray[Any], options: ReadingOptions, notes: tuple[str, ...]) -> LabelInput:
+    channels = channels_of(present_labels(labels))
+    declared = options.declared
+    num_labels = channels[-1] + 1 if declared is None else declared.num_labels
+    if not options.all_labels:
+        return LabelInput(one_hot_logits(labels, channels), channels, num_labels, notes)
+    everything = tuple(range(num_labels))
+    absent = tuple(label for label in everything if label not in channels)
+    return LabelInput(one_hot_logits(labels, everything, channels), everything, num_labels, notes, absent)

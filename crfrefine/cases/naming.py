@@ -1,0 +1,46 @@
+"""Names of labels and modalities for pictures, as `dataset.json` beside the files of a run has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crfrefine.cases.discovery import read_dataset_description
+from crfrefine.errors import InputError
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of what a picture shows.
+
+    Attributes:
+        labels: name of a label by its number.
+        modalities: names of the modalities, in order; empty if unknown.
+        notes: files that could not be used, one sentence each.
+    """
+
+    labels: Mapping[int, str] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_names(places: Sequence[Path]) -> Names:
+    """Read the first `dataset.json` in these folders, or in their parent folders.
+
+    Args:
+        places: folders, or files whose folders are meant.
+
+    Returns:
+        The names; none if there is no such file. A file that cannot be used is named in `notes`: names change no result.
+    """
+    notes: list[str] = []
+    for path in dict.fromkeys(places):
+        try:
+            found = read_dataset_description(path if path.is_dir() else path.parent)
+        except InputError as error:
+            notes.append(f"{error}; continuing without it")
+            continue
+        if found is not None:
+            return Names(found.label_titles, found.channel_names, tuple(dict.fromkeys(notes)))
+    return Names(notes=tuple(dict.fromkeys(notes)))

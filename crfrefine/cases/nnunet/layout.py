@@ -1,0 +1,239 @@
+"""The folders of nnU-Net version 2: which kind a folder is, and the commands that fill it.
+
+A trained network is in `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`, predictions are wherever the user put them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import InputError
+from crfrefine.io.json import read_json
+from crfrefine.io.paths import SCORES_SUFFIXES, suffix_of
+
+PLANS = "plans.json"
+PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
+"""What `nnUNetv2_predict` writes about its own run."""
+
+_FOLD = "fold_"
+_RESULTS = "nnUNet_results"
+_OF_VERSION_1 = (
+    "plans.pkl",
+    "*/plans.pkl",
+    "model_final_checkpoint.model",
+    *("*/" * level + "Task*/*/plans.pkl" for level in range(3)),
+)
+"""Its files, seen from a trained network, its predictions, a fold, a task, or up to three folders above tasks."""
+
+_LEVELS_ABOVE = 4
+_LEVELS_BELOW = 3
+_MOST_CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The folder of a trained configuration of nnU-Net.
+
+    Attributes:
+        folder: absolute.
+        dataset: name, such as "Dataset004_Hippocampus".
+        trainer: name of the trainer class.
+        plans: name of the plans.
+        configuration: such as "3d_fullres".
+        reader: the class with which nnU-Net reads and writes images; None if the plans do not name it.
+    """
+
+    folder: Path
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+    reader: str | None
+
+    @property
+    def results(self) -> Path:
+        """The folder of all results of nnU-Net."""
+        return self.folder.parent.parent
+
+    def fold_folders(self) -> dict[str, Path]:
+        """Return the folders of the folds by name ("0", "1", ..., "all"), in order."""
+        names = sorted(_fold_names(self.folder), key=lambda name: (not name.isdigit(), name.zfill(9)))
+        return {name: self.folder / f"{_FOLD}{name}" for name in names}
+
+    @property
+    def options(self) -> str:
+        """Its names, as the arguments of nnU-Net's commands for trained networks."""
+        return shlex.join([self.dataset, "-c", self.configuration, "-tr", self.trainer, "-p", self.plans])
+
+    def training_command(self, fold: str, *flags: str) -> str:
+        """Return the command that trains or validates a fold, to be pasted into a shell."""
+        return shlex.join(["nnUNetv2_train", self.dataset, self.configuration, fold, *flags, "-tr", self.trainer, "-p", self.plans])
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """A folder that `nnUNetv2_predict` or `nnUNetv2_ensemble` wrote.
+
+    Attributes:
+        folder: absolute.
+        reader: see `TrainedNetwork`.
+    """
+
+    folder: Path
+    reader: str | None
+
+
+def recognize_folder(path: Path) -> TrainedNetwork | PredictionFolder:
+    """Return what a folder of nnU-Net holds.
+
+    Raises:
+        InputError: it is neither; the message names what was looked for, and the folders nearby that are.
+    """
+    folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
+    if not folder.is_dir():
+        raise InputError(f"{path}: no such folder{_beside_results(path)}")
+    if _is_trained(folder):
+        return _trained(folder)
+    has_plans, has_arguments = ((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
+    networks = _networks_near(folder)
+    if _is_below_trained(folder) and not has_arguments:
+        raise InputError(f"{path}: lies inside a trained network of nnU-Net{_advice(networks)}")
+    if not has_plans and not networks:
+        _refuse_version_1(path, folder)
+    if has_plans or has_arguments or _has_archives(folder):
+        return PredictionFolder(folder, _reader_of(folder / PLANS) if has_plans else None)
+    raise InputError(f"{path}: {_what_is_missing(folder)}{_advice(networks)}")
+
+
+def require_trained(path: Path) -> TrainedNetwork:
+    """Return the trained network of a folder.
+
+    Raises:
+        InputError: see `recognize_folder`; or it holds predictions, which have no labels to learn from.
+    """
+    found = recognize_folder(path)
+    if isinstance(found, PredictionFolder):
+        raise InputError(
+            f"{path}: holds predictions of nnU-Net; learning needs the cases of its validation, which have labels\n"
+            f"  Expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION with {PLANS} and {_FOLD}0, {_FOLD}1, ..."
+        )
+    return found
+
+
+def read_table(path: Path) -> Mapping[str, Any]:
+    """Return the content of a JSON file of nnU-Net, a table.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")
+    return content
+
+
+def _trained(folder: Path) -> TrainedNetwork:
+    plans = read_table(folder / PLANS)
+    names = folder.name.split("__")
+    # Where the folder was renamed, the plans still tell most.
+    trainer, plans_name, configuration = names if len(names) == 3 else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
+    dataset = plans.get("dataset_name", folder.parent.name)
+    return TrainedNetwork(folder, str(dataset), trainer, plans_name, configuration, _reader_of(folder / PLANS))
+
+
+def _reader_of(plans: Path) -> str | None:
+    reader = read_table(plans).get("image_reader_writer")
+    return reader if isinstance(reader, str) else None
+
+
+def _is_trained(folder: Path) -> bool:
+    return (folder / PLANS).is_file() and any(_fold_names(folder))
+
+
+def _is_below_trained(folder: Path) -> bool:
+    """Return whether it is a fold, its validation, or the gathered results of a cross-validation."""
+    return any(_is_trained(above) for above in folder.parents[:2])
+
+
+def _fold_names(folder: Path) -> Iterable[str]:
+    for path in _subfolders(folder):
+        name = path.name.removeprefix(_FOLD)
+        if name != path.name and (name == "all" or (name.isascii() and name.isdigit() and len(name) < 9)):
+            yield name
+
+
+def _has_archives(folder: Path) -> bool:
+    return any(suffix_of(path) in SCORES_SUFFIXES for path in _entries(folder))
+
+
+def _refuse_version_1(path: Path, folder: Path) -> None:
+    """Raise for the folders of nnU-Net version 1, whose probabilities have no place in the image."""
+    found = next((found for pattern in _OF_VERSION_1 for found in folder.glob(pattern)), None)
+    if found is not None:
+        raise InputError(
+            f"{path}: of nnU-Net version 1, as {found.relative_to(folder)} shows; expected version 2, which has {PLANS}\n"
+            "  Version 1 saves probabilities on the network's cropped grid. Train with version 2; or export probabilities on the image's\n"
+            "  grid, and give them with --images and --logits (docs/reference/formats.md#grids)."
+        )
+
+
+def _what_is_missing(folder: Path) -> str:
+    if any(_fold_names(folder)):
+        return f"has folds, but no {PLANS}, which nnU-Net version 2 puts beside them"
+    if (folder / "imagesTr").is_dir() or (folder / "gt_segmentations").is_dir():
+        return "holds the data of nnU-Net and not its results"
+    return (
+        f"neither a trained network of nnU-Net version 2 ({PLANS} beside {_FOLD}0, {_FOLD}1, ...) nor its predictions "
+        f"({PREDICTION_ARGUMENTS}, or CASE.npz)"
+    )
+
+
+def _networks_near(folder: Path) -> list[Path]:
+    """Return the trained networks above and below a folder, or in the results of its dataset."""
+    above = [parent for parent in folder.parents[:_LEVELS_ABOVE] if _is_trained(parent)]
+    below = [found for level in range(_LEVELS_BELOW) for found in sorted(folder.glob("*/" * level + "*__*__*"))]
+    found = above + [candidate for candidate in below if _is_trained(candidate)]
+    results = None if found else _results_folder(folder)
+    return found if results is None else [one for one in _subfolders(results / folder.name) if _is_trained(one)]
+
+
+def _advice(networks: Sequence[Path]) -> str:
+    """Return the lines of an error that say what to name instead."""
+    if not networks:
+        return f"\n  Expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION, with {PLANS} and {_FOLD}0, {_FOLD}1, ..."
+    shown = "".join(f"\n    {network}" for network in networks[:_MOST_CANDIDATES])
+    more = f"\n    and {len(networks) - _MOST_CANDIDATES} more" if len(networks) > _MOST_CANDIDATES else ""
+    return f"\n  Name {'this folder' if len(networks) == 1 else 'one of these folders'}:{shown}{more}"
+
+
+def folder_of_environment(variable: str) -> Path | None:
+    """Return the folder that an environment variable of nnU-Net names; None if it is not set."""
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+def _results_folder(dataset: Path) -> Path | None:
+    """Return nnU-Net's folder of results, by the environment or beside the folder of all datasets."""
+    places = (folder_of_environment(_RESULTS), dataset.parent.parent / _RESULTS)
+    return next((place for place in places if place is not None and place.is_dir()), None)
+
+
+def _beside_results(path: Path) -> str:
+    results = folder_of_environment(_RESULTS)
+    return f"; there is {results / path}" if results is not None and not path.is_absolute() and (results / path).is_dir() else ""
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error

@@ -1,0 +1,40 @@
+"""How the files of a case are read: one object from the command to every reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crfrefine.cases.declared_labels import DeclaredLabels
+from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
+from crfrefine.errors import ConfigError
+
+MASK_MODES = ("none", "nonzero")
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How the files of a case are read.
+
+    Attributes:
+        input_type: "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its choice in the notes.
+        mask_mode: "none" or "nonzero" (any modality is not 0), if there is no mask file.
+        resample: whether logits, masks and labels on another grid are interpolated onto the image's; otherwise they are an error.
+        regions: which channels are regions, and not labels.
+        declared: the labels that label maps may hold; None: any.
+        all_labels: whether label maps get a channel for each declared label, not only for those that occur.
+    """
+
+    input_type: str = "auto"
+    mask_mode: str = "none"
+    resample: bool = False
+    regions: RegionReading = NO_REGIONS
+    declared: DeclaredLabels | None = None
+    all_labels: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an unknown mask mode."""
+        if self.mask_mode not in MASK_MODES:
+            raise ConfigError(f"intensity.mask = {self.mask_mode!r}: expected one of {', '.join(MASK_MODES)}")
+
+
+DEFAULT_READING = ReadingOptions()

@@ -1,0 +1,42 @@
+"""The options that name the regions of sigmoid channels: `--regions` and `--regions-class-order` of `infer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from crfrefine.errors import ConfigError
+from crfrefine.text import shorten_value
+
+if TYPE_CHECKING:
+    from crfrefine.arrays.region_scheme import RegionScheme
+
+
+def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionScheme | None:
+    """Return the regions that the options name, in the order of the network's channels; None: none are named.
+
+    Args:
+        regions: each "NAME=1+2+3".
+        class_order: the label that each region writes, such as "1,2,3"; None: the only one that no later region has.
+
+    Raises:
+        ConfigError: an option cannot be read, or they contradict each other.
+    """
+    if not regions:
+        if class_order is not None:
+            raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
+        return None
+    from crfrefine.arrays.region_scheme import RegionScheme, derive_class_order
+    from crfrefine.metrics.regions import parse_region
+
+    parsed = [parse_region(text) for text in regions]
+    names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
+    order = derive_class_order(names, labels) if class_order is None else _numbers(class_order)
+    return RegionScheme(names, labels, order)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
+        raise ConfigError(f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3")
+    return tuple(map(int, parts))

@@ -1,0 +1,72 @@
+"""Read the label map of a case whose labels are structures with names: a folder of binary files, or a label map with a `dataset.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.axes import StorageOrder
+from crfrefine.cases.discovery import list_files, read_dataset_description
+from crfrefine.cases.label_input import merge_structures
+from crfrefine.errors import InputError
+from crfrefine.io.volume import Volume
+
+
+def read_structures(path: Path, numbers: Mapping[str, int]) -> Volume:
+    """Read a folder of structures, or a label map whose labels have names, with the numbers of a run.
+
+    Args:
+        path: a folder with one binary file per structure, or a label map with a `dataset.json` in its folder or the one above.
+        numbers: number of each structure by its name.
+
+    Raises:
+        InputError: a file is not binary, or the label map has a label without a name.
+        GridMismatchError: structures on different grids.
+        UnsupportedFormatError: a file is damaged or of an unknown kind.
+    """
+    if not path.is_dir():
+        return _renumbered(io.read_labels(path), path, numbers)
+    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]
+    first = headers[0]
+    for header in headers:
+        if header.num_channels > 1:
+            raise InputError(
+                f"{header.path}: expected one value per voxel, as in a binary file of one structure; found {header.num_channels}"
+            )
+    labels, _ = merge_structures(headers, numbers)
+    return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *first.geometry(), first.path, first)
+
+
+def names_of(path: Path) -> dict[str, int]:
+    """Return the number of each label of a label map by its name, background aside.
+
+    Raises:
+        InputError: no `dataset.json` in its folder or the one above has names of single labels.
+    """
+    description = read_dataset_description(path if path.is_dir() else path.parent)
+    labels = description.labels if description is not None else {}
+    names = {name: value for name, value in labels.items() if isinstance(value, int) and value != 0}
+    if not names:
+        raise InputError(
+            f"{path}: a label map is compared with structures by the names of its labels, but no dataset.json beside it has them; expected "
+            '{"labels": {"background": 0, "liver": 1}}, as `crfrefine infer` writes it'
+        )
+    return names
+
+
+def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
+    names = names_of(path)
+    table = np.full(int(volume.data.max(initial=0)) + 1, -1)
+    table[0] = 0
+    for name, own in names.items():
+        if own < len(table):
+            table[own] = numbers[name]
+    found = np.unique(volume.data)
+    nameless = [int(label) for label in found if table[label] < 0]
+    if nameless:
+        raise InputError(f"{path}: label {nameless[0]} has no name in dataset.json; labels are compared with structures by their names")
+    data = table.astype(np.min_scalar_type(max(numbers.values())))[volume.data]
+    return Volume(data, volume.affine, volume.spacing, volume.path, volume.header)

@@ -1,0 +1,140 @@
+"""Pair folders that hold one binary file per structure: each such folder is one case, whose labels have the names of the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crfrefine.cases.completeness import require_all_complete, too_few_complete
+from crfrefine.cases.declared_labels import number_structures
+from crfrefine.cases.discovery import CaseFiles, list_files, probabilities_beside, read_dataset_description
+from crfrefine.cases.structure_folders import case_folders, is_nested, looks_like_structures
+from crfrefine.errors import InputError
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.pairing import CasePair, MethodFiles, Pairing, find_images, incomplete_cases
+from crfrefine.evaluate.structure_maps import names_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a path of the command line holds.
+
+    Attributes:
+        path: as given.
+        cases: the folder of structures, or the label map, of each case; the name None is the only case.
+        names: names of all structures.
+    """
+
+    path: Path
+    cases: Mapping[str | None, Path] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+
+def has_structures(options: EvaluationOptions) -> bool:
+    """Return whether the folders hold one binary file per structure: on request, or where nothing else is likely.
+
+    It is clear if a folder holds only folders of volumes, or if many files are measured for one image. Otherwise the files must be binary,
+    be on one grid, hardly overlap, and have names that are not one name with different numbers.
+    """
+    if options.structures is not None:
+        return options.structures
+    places = [options.labels, *options.methods.values()]
+    folders = [place for place in places if place.is_dir()]
+    if any(is_nested(folder) for folder in folders):
+        return True
+    if not options.labels.is_dir() or len(folders) < len(places):
+        return False
+    is_single = options.images is not None and options.images.is_file()
+    if is_single and all(len(list_files(folder, VOLUME_SUFFIXES)) > 1 for folder in folders):
+        return True
+    return looks_like_structures(options.labels)
+
+
+def pair_structures(options: EvaluationOptions) -> Pairing:
+    """Find the structures of each method for each case.
+
+    Raises:
+        InputError: nothing to measure, several cases where one is expected, or label maps without names; with `strict`, incomplete cases.
+    """
+    if options.probabilities:
+        raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
+    reference = _look_at(options.labels)
+    methods = {name: _look_at(path) for name, path in options.methods.items()}
+    places = [reference, *methods.values()]
+    numbers = {name: number for number, name in enumerate(sorted(frozenset().union(*(place.names for place in places))), start=1)}
+    by_case = [_by_case(place, places, options) for place in places]
+    everything = sorted(set().union(*by_case))
+    lacking: dict[str, list[str]] = {}
+    for place, cases in zip(places, by_case, strict=True):
+        what = "label map" if place is reference else "prediction"
+        for case_id in everything:
+            if case_id not in cases:
+                lacking.setdefault(case_id, []).append(f"no {what} in {place.path}")
+    left_out = incomplete_cases(lacking)
+    if options.strict:
+        require_all_complete(left_out, len(everything))
+    complete = [case_id for case_id in everything if case_id not in lacking]
+    if not complete:
+        raise too_few_complete(left_out, len(everything), "cases with structures in the labels and in every method", "Name other folders.")
+    notes: list[str] = []
+    images = find_images(options.images, complete, complete, notes)
+    pairs = tuple(
+        CasePair(
+            case_id,
+            by_case[0][case_id],
+            {name: MethodFiles(cases[case_id], structures=numbers) for name, cases in zip(methods, by_case[1:], strict=True)},
+            images.get(case_id, ()),
+            structures=numbers,
+        )
+        for case_id in complete
+    )
+    about = f"{len(numbers)} structures in {len(complete)} case{'' if len(complete) == 1 else 's'}"
+    told = f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"
+    return Pairing(pairs, (told, *notes), left_out, numbers)
+
+
+def _look_at(path: Path) -> _Place:
+    if not path.is_dir():
+        require_file(path)
+        return _Place(path, {None: path}, frozenset(names_of(path)))
+    files = list_files(path, VOLUME_SUFFIXES)
+    if not files:
+        cases: dict[str | None, Path] = dict(case_folders(path).items())
+        if not cases:
+            raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
+        return _Place(path, cases, _structure_names(cases.values()))
+    if (path / "dataset.json").exists() and _named_labels(path):
+        stems = {stem_of(file) for file in files}
+        beside = set(probabilities_beside(files, stems))
+        return _Place(path, {stem_of(file): file for file in files if file not in beside}, frozenset(names_of(path)))
+    return _Place(path, {None: path}, _structure_names([path]))
+
+
+def _named_labels(folder: Path) -> bool:
+    description = read_dataset_description(folder)
+    return description is not None and description.path.parent == folder and bool(description.labels)
+
+
+def _structure_names(folders: Iterable[Path]) -> frozenset[str]:
+    """Return the names of the structures of some folders; raise InputError for a name that none may have."""
+    cases = [CaseFiles(folder.name, (), tuple(list_files(folder, VOLUME_SUFFIXES)), are_structures=True) for folder in folders]
+    return frozenset(number_structures(cases).structures)
+
+
+def _by_case(place: _Place, places: Sequence[_Place], options: EvaluationOptions) -> dict[str, Path]:
+    """Return the files of each case; a place without names of cases has the one case of the others."""
+    if None not in place.cases:
+        return {name: path for name, path in place.cases.items() if name is not None}
+    names = sorted({name for other in places for name in other.cases if name is not None})
+    if len(names) > 1:
+        raise InputError(
+            f"{place.path}: taken for the structures of one case, but there are {len(names)} cases; give a folder with a folder per case, "
+            "or label maps beside a dataset.json that names their labels"
+        )
+    if names:
+        return {names[0]: place.cases[None]}
+    image = options.images if options.images is not None and options.images.is_file() else None
+    single = image or options.labels
+    return {stem_of(single) if single.is_file() else single.resolve().name: place.cases[None]}

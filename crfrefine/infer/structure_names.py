@@ -1,0 +1,62 @@
+"""The names of structures beside the label maps of a run: a `dataset.json` in the output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crfrefine.cases.discovery import read_dataset_description
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import check_small_file, write_small_file
+from crfrefine.io.paths import suffix_of
+
+if TYPE_CHECKING:
+    from crfrefine.cases.discovery import CaseFiles
+
+NAMES_FILE = "dataset.json"
+
+
+def check_structures(structures: Mapping[str, int]) -> None:
+    """Raise InputError if `--save-structures` is given without structures."""
+    if not structures:
+        raise InputError(
+            "--save-structures needs one binary file per structure as input, such as -p FOLDER --input-type labels; the input has none"
+        )
+
+
+def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], output: Path) -> Path | None:
+    """Return the file of names to write; None if none is needed: no structures, a single output file, or the same names are there.
+
+    Raises:
+        InputError: a file with other labels is there; it is not replaced.
+    """
+    is_file = bool(suffix_of(output)) and not output.is_dir()
+    if not structures or is_file or all(files.problem for files in cases):
+        return None
+    path = output / NAMES_FILE
+    if not os.path.lexists(path):
+        check_small_file(path)
+        return path
+    try:
+        description = read_dataset_description(output)
+        same = description is not None and dict(description.labels) == _labels(structures)
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(
+            f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "
+            "output folder, or remove the file"
+        )
+    return None
+
+
+def write_names(path: Path, structures: Mapping[str, int]) -> None:
+    """Write the number of each structure by its name, as nnU-Net does."""
+    write_small_file(path, (json.dumps({"labels": _labels(structures)}, indent=1) + "\n").encode())
+
+
+def _labels(structures: Mapping[str, int]) -> dict[str, int]:
+    return {"background": 0, **structures}

@@ -1,0 +1,48 @@
+"""The mean field and PyTorch's graphs: `torch.compile` calls it between its graphs, and exporters are refused in plain words."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from crfrefine.errors import ExportError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# PyTorch tells since 2.7; before, exporters raise errors of their own.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
+
+
+def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make `torch.compile` call a function unchanged, between the graphs before and after it; refuse what needs one whole graph."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if _is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise cannot_export(_exporter())
+        if torch.compiler.is_compiling():
+            # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
+            result: _R = torch.compiler.disable(function)(*args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return call
+
+
+def cannot_export(exporter: str) -> ExportError:
+    """Return the error for a function such as "torch.export.export", which needs the whole computation as one graph."""
+    return ExportError(
+        f"{exporter} cannot take crfrefine.CrfRnn: the CRF is computed outside of PyTorch, so no graph can contain it; export the network "
+        "without this layer and refine its logits afterwards, with the layer or with crfrefine.refine (to keep what the layer learned: "
+        "state_dict() or to_parameters().save(path))"
+    )
+
+
+def _exporter() -> str:
+    if torch.onnx.is_in_onnx_export():
+        return "torch.onnx.export"
+    return "torch.export.export" if _is_exporting() else "torch.jit.trace"

@@ -1,0 +1,16 @@
+"""Warnings of the layer, shown at the user's line that called it rather than inside PyTorch."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+_OWN = ("crfrefine", "torch")
+
+
+def warn(text: str) -> None:
+    """Issue a UserWarning at the first line up the stack that is neither this package's nor PyTorch's."""
+    level, frame = 1, sys._getframe().f_back
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level + 1)

@@ -1,0 +1,58 @@
+"""The model of overlapping regions: one binary CRF per region on the same kernels, from the parameters of one CRF."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from crfrefine.errors import ConfigError
+from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.model import CrfParameters
+
+
+def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int) -> tuple[ModelSpec, ...]:
+    """Return the binary model of each region, with the labels "outside" and "inside"; all have the same kernels.
+
+    Bandwidths, temperature and steps are shared. A weight is one number for all regions, or one per region; it holds for both labels.
+
+    Args:
+        parameters: the CRF.
+        num_regions: R, channels of the network's output.
+        num_modalities: M, channels of the image.
+        num_dims: axes of the grid.
+
+    Raises:
+        ConfigError: a list has the wrong length, or there is a compatibility matrix; the message names the key.
+    """
+    import numpy as np
+
+    if parameters.compatibility.matrix is not None:
+        raise ConfigError(
+            "compatibility.matrix: it cannot be used with overlapping regions, each of which is a problem of two labels; "
+            'set compatibility.kind = "potts" and leave the matrix out'
+        )
+    kernels = [
+        (f"bilateral.{index}" if len(parameters.bilateral) > 1 else "bilateral", kernel.weight)
+        for index, kernel in enumerate(parameters.bilateral)
+    ]
+    for key, weight in (*kernels, ("spatial", parameters.spatial.weight)):
+        if isinstance(weight, tuple) and len(weight) != num_regions:
+            raise ConfigError(
+                f"{key}.weight: it has {len(weight)} value{'' if len(weight) == 1 else 's'}, but the case has {num_regions} "
+                f"region{'' if num_regions == 1 else 's'}; give one number for all, or one per region"
+            )
+    # The small-object rules are about the labels of the map, not about regions.
+    without_rules = dataclasses.replace(parameters, postprocess=PostprocessParameters())
+    together = without_rules.resolve(num_regions, num_modalities, num_dims)
+    shared = dataclasses.replace(together.kernels, num_labels=2)
+    potts = (1.0 - np.eye(2)).astype(np.float32)
+    return tuple(
+        ModelSpec(
+            shared,
+            dataclasses.replace(together.mean_field, weights=together.mean_field.weights[:, [region, region]], compatibility=potts),
+        )
+        for region in range(num_regions)
+    )

@@ -1,0 +1,139 @@
+"""Where to cut a case for display: planes through the structure, and the place of the largest change. Preview and report share the rule.
+
+Planes through the largest change alone can miss the structure: a small island that the CRF removes far away from a tumor is often the
+densest change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import bounding_box
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+PLANES = (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2))
+"""Name, axis across the picture and axis up the picture, of an upright volume."""
+
+CHANGE_WINDOW_MM = 12.0
+"""Edge of the box in which changed voxels are counted."""
+
+_LARGE_SECTION = 0.8
+"""Planes with this share of the largest cross-section show the structure equally well; of these, the one that changed most is shown."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to cut a volume.
+
+    Attributes:
+        structure: one index per axis: the planes through the structure. They need not meet inside it.
+        change: the voxel of the largest change, if no plane through the structure passes by it; else None.
+        change_plane: the plane of `PLANES` that shows most of that change, by its number.
+    """
+
+    structure: tuple[int, ...]
+    change: tuple[int, ...] | None = None
+    change_plane: int = 0
+
+
+def choose_places(maps: Sequence[NDArray[Any]], changed: NDArray[np.bool_], steps: Sequence[float]) -> Places:
+    """Choose the planes that show a case.
+
+    The structure is the largest connected part of what all maps have in common: false islands of one map are not part of it, however many
+    there are. Along each axis, the planes with a large cross-section of it qualify, and of these the one with the most changed voxels is
+    taken.
+
+    Args:
+        maps: label maps, each (*grid), 0 is background: those to show, and the reference if there is one.
+        changed: (*grid).
+        steps: mm, one per grid axis.
+
+    Returns:
+        The places; without foreground the planes go through the largest change, and without that through the middle.
+    """
+    peak = find_largest_change(changed, steps)
+    structure = find_structure(maps)
+    if structure is None:
+        return Places(peak or tuple(size // 2 for size in changed.shape))
+    point = tuple(_best_plane(_sums(structure, axis), _sums(changed, axis)) for axis in range(changed.ndim))
+    if peak is None or changed.ndim < 3:
+        return Places(point)
+    shown = [axis for axis in range(3) if all(changed.shape[other] > 1 for other in range(3) if other != axis)] or [2]
+    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for axis in shown):
+        return Places(point)
+    return Places(point, peak, _plane_of_change(changed, peak, steps, shown))
+
+
+def find_structure(maps: Sequence[NDArray[Any]]) -> NDArray[np.bool_] | None:
+    """Return the largest connected part of what the most maps have as foreground, (*grid); None without any foreground.
+
+    Args:
+        maps: label maps, each (*grid), 0 is background.
+    """
+    from scipy.ndimage import label
+
+    votes = np.zeros(maps[0].shape, np.uint8)
+    for labels in maps:
+        votes += labels > 0
+    box = bounding_box(votes > 0)
+    if box is None:
+        return None
+    parts, _ = label(votes[box] == votes.max())  # connected over faces: fewer bridges to what lies beside it
+    sizes = np.bincount(parts.ravel(order="K"))
+    sizes[0] = 0
+    structure = np.zeros(votes.shape, bool)
+    structure[box] = parts == sizes.argmax()
+    return structure
+
+
+def find_largest_change(changed: NDArray[np.bool_], steps: Sequence[float]) -> tuple[int, ...] | None:
+    """Return the changed voxel with the most changed voxels around it; None without changes.
+
+    Args:
+        changed: (*grid).
+        steps: mm, one per grid axis.
+    """
+    from scipy.ndimage import uniform_filter
+
+    box = bounding_box(changed)
+    if box is None:
+        return None
+    inside = changed[box]
+    size = [2 * round(CHANGE_WINDOW_MM / 2 / step) + 1 for step in steps]  # odd, so that it has a middle
+    # Only changed voxels qualify: a plane next to the change would show nothing.
+    density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
+    found = np.unravel_index(int(density.argmax()), density.shape)
+    return tuple(int(index) + part.start for index, part in zip(found, box, strict=True))
+
+
+def _sums(values: NDArray[Any], axis: int) -> NDArray[np.int64]:
+    sums: NDArray[np.int64] = values.sum(axis=tuple(other for other in range(values.ndim) if other != axis), dtype=np.int64)
+    return sums
+
+
+def _best_plane(sections: NDArray[np.int64], changes: NDArray[np.int64]) -> int:
+    """Return the place along an axis: of those with a large cross-section the one with the most changes, of equal ones the middle one."""
+    changes = np.where(sections >= _LARGE_SECTION * sections.max(), changes, -1)
+    candidates = np.flatnonzero(changes == changes.max())
+    largest = candidates[sections[candidates] == sections[candidates].max()]
+    return int(largest[len(largest) // 2])
+
+
+def _plane_of_change(changed: NDArray[np.bool_], peak: tuple[int, ...], steps: Sequence[float], axes: Sequence[int]) -> int:
+    """Return the number of the plane that holds the most changed voxels around the largest change."""
+    reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
+    around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
+
+    def count(plane: int) -> int:
+        through = 3 - PLANES[plane][1] - PLANES[plane][2]
+        cut = tuple(peak[axis] if axis == through else around[axis] for axis in range(3))
+        return int(np.count_nonzero(changed[cut]))
+
+    return max((plane for plane, (_, across, up) in enumerate(PLANES) if 3 - across - up in axes), key=count)

@@ -1,0 +1,124 @@
+"""What `refine` returns: label maps, refined logits, marginals, and what changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.label_maps import LabelChanges, compare_labels
+from crfrefine.arrays.one_hot import renumber
+from crfrefine.arrays.region_channels import sigmoid
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.axes import StorageOrder
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import MeanFieldReport, Reported
+from crfrefine.notebook import html_table
+
+_MOST_ROWS = 30
+"""Most labels that a notebook shows."""
+
+
+@dataclass(frozen=True, repr=False)
+class RefinementResult(Reported):
+    """A refined case.
+
+    Attributes:
+        label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
+        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, the network's own result.
+        logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input divided by the temperature. For regions: their
+            log-odds, (R, *grid).
+        report: num_iterations, converged, energy and filters, which are also attributes of the result.
+        timings: seconds of each stage: normalize, build, steps, labels.
+        device: the device that was used.
+        threads: number of CPU threads used; None: the cores this process may use.
+        num_padding_voxels: voxels in the mask where all input logits were equal (for regions: 0); they took no part.
+        voxels_removed: voxels of components that `postprocess` turned into background.
+        voxels_filled: voxels of holes that `postprocess` filled.
+        notes: what the caller should know, one sentence each.
+        spacing: mm, one per grid axis, as it was given; None: unknown.
+        regions: the regions of the channels; None: the channels are labels.
+        channel_labels: the label of each channel of `logits` and `marginals`; 0, 1, 2 … unless a label map was refined, which has
+            channels only for the labels that occur in it. Empty for regions.
+        num_labels: L, background included; more than there are channels if some labels do not occur.
+    """
+
+    label_map: NDArray[np.unsignedinteger[Any]]
+    network_label_map: NDArray[np.unsignedinteger[Any]]
+    logits: NDArray[np.float32]
+    report: MeanFieldReport
+    timings: dict[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int | None = None
+    num_padding_voxels: int = 0
+    voxels_removed: int = 0
+    voxels_filled: int = 0
+    notes: tuple[str, ...] = ()
+    spacing: tuple[float, ...] | None = None
+    regions: RegionScheme | None = None
+    channel_labels: tuple[int, ...] = ()
+    num_labels: int = 0
+
+    def __post_init__(self) -> None:
+        """Number the channels from 0, unless the caller has numbered them."""
+        if not self.channel_labels and self.regions is None:
+            object.__setattr__(self, "channel_labels", tuple(range(len(self.logits))))
+        if not self.num_labels:
+            object.__setattr__(self, "num_labels", len(self.logits) if self.regions is None else self.regions.num_labels)
+
+    def __repr__(self) -> str:
+        """Summarize the result in one line, without arrays."""
+        grid = "×".join(str(extent) for extent in self.label_map.shape)
+        steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
+        energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
+        channels = f"{len(self.logits)} {'labels' if self.regions is None else 'regions'}"
+        return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: voxels of each label before and after, and their volume if the grid has three axes."""
+        changes = self.changes
+        found = [label for label in range(len(changes.voxels_before)) if changes.voxels_before[label] or changes.voxels_after[label]]
+        voxel_ml = math.prod(self.spacing) / 1000 if self.spacing is not None and len(self.spacing) == 3 else None
+        rows = []
+        for label in found[:_MOST_ROWS]:
+            counts = changes.voxels_before[label], changes.voxels_after[label]
+            volumes = [] if voxel_ml is None else [f"{count * voxel_ml:.4g}" for count in counts]
+            rows.append([str(label), *(f"{count:,}" for count in counts), f"{counts[1] - counts[0]:+,}", *volumes])
+        names = ["label", "voxels before", "voxels after", "difference", *(["ml before", "ml after"] if voxel_ml is not None else [])]
+        more = [f"and {len(found) - _MOST_ROWS} more labels"] if len(found) > _MOST_ROWS else []
+        changed = f"{changes.voxels_changed:,} of {self.label_map.size:,} voxels changed"
+        step = f"; spacing {' × '.join(f'{one:g}' for one in self.spacing)} mm" if self.spacing is not None else ""
+        return html_table(f"{repr(self)[1:-1]}; {changed}{step}", names, rows, [*more, *self.notes])
+
+    @cached_property
+    def marginals(self) -> NDArray[np.float32]:
+        """(L, *grid) float32, the softmax of the logits; for regions the sigmoid, (R, *grid). Computed when first asked for."""
+        if self.regions is not None:
+            return sigmoid(self.logits)
+        order = StorageOrder.of_memory(self.logits[0])
+        return order.to_user(get_backend(self.device).softmax(order.to_storage(self.logits), threads=self.threads))
+
+    @cached_property
+    def changes(self) -> LabelChanges:
+        """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
+        return compare_labels(self.network_label_map, self.label_map, self.num_labels)
+
+    def renumbered(self, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:
+        """Return the result with label maps that hold the label of each channel, not its number.
+
+        Args:
+            channel_labels: the label of each channel.
+            num_labels: L, background included.
+        """
+        return replace(
+            self,
+            label_map=renumber(self.label_map, channel_labels),
+            network_label_map=renumber(self.network_label_map, channel_labels),
+            channel_labels=tuple(channel_labels),
+            num_labels=num_labels,
+        )

@@ -1,0 +1,160 @@
+"""What got worse, beside a verdict that looks at Dice alone. `docs/reference/metrics.md` has the rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from crfrefine.metrics.registry import DICE, metric_named
+from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
+from crfrefine.statistics.paired import PairedComparison, holm
+
+_MOST_NAMED = 6
+
+
+@dataclass(frozen=True)
+class Decline:
+    """A metric that got worse, over the judged regions or in one region.
+
+    Attributes:
+        metric: its name.
+        region: name of the region, or MEAN.
+        name: both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
+        is_overall: whether it is the mean over the judged regions, or the only judged region.
+        comparison: method minus baseline; `losses` cases are worse, `wins` better.
+        p_holm: its p value after Holm's correction over its family.
+    """
+
+    metric: str
+    region: str
+    name: str
+    is_overall: bool
+    comparison: PairedComparison
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What got worse in comparison with the baseline, besides the mean Dice that decides the verdict.
+
+    Attributes:
+        sentence: for users, with the numbers.
+        significant: what got significantly worse: first the other metrics over the judged regions, then single regions in any metric.
+        in_most_cases: what got worse in more than half of the cases, but not significantly: other metrics over the judged regions, and
+            Dice in single regions.
+        num_comparisons: number of comparisons that were made.
+    """
+
+    sentence: str
+    significant: tuple[Decline, ...]
+    in_most_cases: tuple[Decline, ...]
+    num_comparisons: int
+
+    @property
+    def headline(self) -> str:
+        """The names of what got significantly worse, for a sentence; empty if nothing did."""
+        names = [decline.name for decline in _told(self.significant)]
+        return _joined(names, last=" and ")
+
+
+def find_harm(
+    summary: Iterable[SummaryRow],
+    method: str,
+    regions: Sequence[str],
+    *,
+    titles: Mapping[str, str] | None = None,
+    alpha: float = 0.05,
+) -> Harm:
+    """Find the metrics in which a method is worse than its baseline.
+
+    Holm's correction is over two families: the other metrics over the judged regions, whose strictness must not grow with the number of
+    labels, and all single regions in all metrics, Dice included. A metric that is a function of another one is not repeated.
+
+    Args:
+        summary: rows of `summarize`; those of the method count.
+        method: the judged method.
+        regions: whose mean Dice decides the verdict.
+        titles: displayed name of each region; default: its name.
+        alpha: level of the two-sided tests after Holm's correction.
+    """
+    lead = regions[0] if len(regions) == 1 else MEAN
+    overall: list[tuple[SummaryRow, PairedComparison]] = []
+    single: list[tuple[SummaryRow, PairedComparison]] = []
+    for row in summary:
+        if row.method != method or row.comparison is None or not row.comparison.num_pairs or metric_named(row.metric).follows:
+            continue
+        if row.region != lead:
+            single.append((row, row.comparison))
+        elif row.metric != DICE.name:
+            overall.append((row, row.comparison))
+    significant: list[Decline] = []
+    in_most_cases: list[Decline] = []
+    for family in (overall, single):
+        adjusted = holm([comparison.p_value for _, comparison in family])
+        for (row, comparison), p_holm in zip(family, adjusted, strict=True):
+            name = _name(row, is_overall=family is overall, titles=titles or {})
+            decline = Decline(row.metric, row.region, name, family is overall, comparison, p_holm)
+            # As a test of ranks is significant, so its direction is that of the ranks.
+            if p_holm < alpha and _sign(row.metric) * comparison.effect_size < 0:
+                significant.append(decline)
+            elif comparison.losses > comparison.num_pairs / 2 and (family is overall or row.metric == DICE.name):
+                in_most_cases.append(decline)
+    sentence = _sentence(significant, in_most_cases, num_compared=len(overall) + len(single), has_regions=bool(single))
+    return Harm(sentence, tuple(significant), tuple(in_most_cases), len(overall) + len(single))
+
+
+def _sign(metric: str) -> int:
+    """Return 1 if larger differences are better, else -1; differences of magnitudes are better if they are smaller."""
+    return 1 if metric_named(metric).better == "higher" else -1
+
+
+def _name(row: SummaryRow, *, is_overall: bool, titles: Mapping[str, str]) -> str:
+    metric = metric_named(row.metric)
+    noun = metric.noun or metric.title
+    if is_overall:
+        return noun
+    region = "the mean over regions" if row.region == MEAN else titles.get(row.region, row.region)
+    return f"{noun} of {region}"
+
+
+def _told(declines: Sequence[Decline]) -> list[Decline]:
+    """Return what a sentence names: of a metric that is worse over the judged regions, not the single regions too."""
+    overall = {decline.metric for decline in declines if decline.is_overall}
+    return [decline for decline in declines if decline.is_overall or decline.metric not in overall]
+
+
+def _sentence(significant: Sequence[Decline], in_most_cases: Sequence[Decline], *, num_compared: int, has_regions: bool) -> str:
+    if not num_compared:
+        return "No other metric could be compared."
+    if not significant and not in_most_cases:
+        return f"No other metric got worse in most cases{f', nor {DICE.title} in any region' if has_regions else ''}."
+    parts = []
+    if significant:
+        parts.append(f"What got worse (p after Holm): {_listed(significant)}.")
+    else:
+        parts.append("No other metric got significantly worse.")
+    if in_most_cases:
+        parts.append(f"Worse in most cases, but not significantly: {_listed(in_most_cases)}.")
+    return " ".join(parts)
+
+
+def _listed(declines: Sequence[Decline]) -> str:
+    told = _told(declines)
+    return _joined([_figures(decline, " cases" if decline is told[0] else "") for decline in told], last=", ")
+
+
+def _figures(decline: Decline, unit: str) -> str:
+    metric, comparison = metric_named(decline.metric), decline.comparison
+    change = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip()
+    # Many small losses and a few large gains.
+    odd = ", which is better" if _sign(decline.metric) * comparison.mean_difference > 0 else ""
+    p_value = "" if math.isnan(decline.p_holm) else f", p {format_p(decline.p_holm)}"
+    return f"{decline.name} in {comparison.losses} of {comparison.num_pairs}{unit} ({change} on average{odd}{p_value})"
+
+
+def _joined(names: Sequence[str], *, last: str) -> str:
+    """Join names; of many, only the first ones."""
+    if len(names) > _MOST_NAMED:
+        return ", ".join(names[:_MOST_NAMED]) + f" and {len(names) - _MOST_NAMED} more"
+    return ", ".join(names) if last == ", " or len(names) < 2 else ", ".join(names[:-1]) + last + names[-1]

@@ -1,0 +1,125 @@
+"""Holes of label maps: on drawn examples, and against a flood fill in loops."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from crfrefine.arrays.holes import fill_holes
+
+
+def _drawing(*rows: str) -> np.ndarray:
+    """A label map from rows of digits; `.` is background."""
+    return np.array([[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8)
+
+
+RINGS = _drawing(
+    "111..2222",
+    "1.1..2..3",
+    "111..2222",
+    ".11......",
+    "1.1.333..",
+    "111..3.3.",
+    "......3..",
+)
+
+
+def test_a_hole_inside_one_label_gets_that_label() -> None:
+    """The second hole of label 1 is open over a corner only, which does not open a hole. That of 2 also touches 3."""
+    filled = RINGS.copy()
+    assert fill_holes(filled, (1, 2, 3)) == 3
+    expected = RINGS.copy()
+    expected[1, 1] = expected[4, 1] = 1
+    expected[5, 6] = 3
+    np.testing.assert_array_equal(filled, expected)
+
+
+def test_only_the_holes_of_the_labels_asked_for() -> None:
+    filled = RINGS.copy()
+    assert fill_holes(filled, (3,)) == 1
+    assert filled[5, 6] == 3
+    assert fill_holes(filled, ()) == 0
+
+
+def test_any_hole_gets_the_label_with_the_most_faces() -> None:
+    """The hole between 2 and 3 has five faces of 2 and one of 3. Of equals, the lowest label wins."""
+    filled = RINGS.copy()
+    assert fill_holes(filled, (), any_hole=True) == 5
+    assert (filled[1, 6:8] == 2).all()
+    even = _drawing(".31..", "3..1.", ".31..")
+    assert fill_holes(even, (), any_hole=True) == 2
+    assert even[1].tolist() == [3, 1, 1, 1, 0]
+
+
+def test_a_tunnel_to_the_border_is_no_hole() -> None:
+    """In 3-D, what a slice encloses can be open to the next; two-dimensional grids have only their own plane."""
+    volume = np.ones((4, 5, 6), dtype=np.uint16)
+    volume[1:3, 2, 3] = 0
+    assert fill_holes(volume.copy(), (1,)) == 2
+    volume[3, 2, 3] = 0
+    assert fill_holes(volume, (1,)) == 0
+    assert fill_holes(volume[1], (1,)) == 1
+
+
+def test_an_axis_with_a_single_voxel_has_no_border() -> None:
+    """A slice that is stored as a volume has the holes of the slice."""
+    for axis in range(3):
+        filled, expected = np.expand_dims(RINGS.copy(), axis), RINGS.copy()
+        fill_holes(expected, (1, 2, 3))
+        assert fill_holes(filled, (1, 2, 3)) == 3
+        np.testing.assert_array_equal(np.squeeze(filled, axis), expected)
+
+
+def test_maps_without_holes_stay() -> None:
+    maps = (np.zeros((3, 4, 5)), np.full((3, 4, 5), 7), np.ones((1, 1)), np.eye(4, 5))
+    for label_map in (one.astype(np.uint8) for one in maps):
+        filled = label_map.copy()
+        assert fill_holes(filled, range(1, 9), any_hole=True) == 0
+        np.testing.assert_array_equal(filled, label_map)
+
+
+def _filled_by_loops(label_map: np.ndarray, labels: tuple[int, ...], any_hole: bool) -> np.ndarray:
+    result, seen = label_map.copy(), np.zeros(label_map.shape, dtype=bool)
+    for start in itertools.product(*map(range, label_map.shape)):
+        if label_map[start] or seen[start]:
+            continue
+        region, queue, is_open, faces = [], [start], False, Counter()
+        seen[start] = True
+        while queue:
+            voxel = queue.pop()
+            region.append(voxel)
+            for axis, step in itertools.product(range(label_map.ndim), (-1, 1)):
+                other = (*voxel[:axis], voxel[axis] + step, *voxel[axis + 1 :])
+                if not 0 <= other[axis] < label_map.shape[axis]:
+                    is_open = True
+                elif label_map[other]:
+                    faces[int(label_map[other])] += 1
+                elif not seen[other]:
+                    seen[other] = True
+                    queue.append(other)
+        if not is_open and (any_hole or (len(faces) == 1 and set(faces) <= set(labels))):
+            best = min(faces, key=lambda label: (-faces[label], label))
+            for voxel in region:
+                result[voxel] = best
+    return result
+
+
+@pytest.mark.parametrize("shape", [(31,), (17, 23), (9, 11, 7), (5, 6, 4, 7)], ids=str)
+@pytest.mark.parametrize("any_hole", [False, True], ids=["each", "foreground"])
+def test_holes_are_those_of_a_flood_fill(shape: tuple[int, ...], any_hole: bool) -> None:
+    """In any number of dimensions, in both memory orders; the labels need not begin at 1."""
+    random = np.random.default_rng(len(shape))
+    num_filled = 0
+    for share, others in itertools.product((0.1, 0.3, 0.5), (0.05, 0.3)):
+        shares = (share, (1 - share) * others, (1 - share) * (1 - 2 * others), (1 - share) * others)
+        label_map = random.choice([0, 2, 5, 300], size=shape, p=shares).astype(np.int16)
+        expected = _filled_by_loops(label_map, (2, 5), any_hole)
+        for order in "CF":
+            filled = label_map.copy(order=order)
+            assert fill_holes(filled, (2, 5), any_hole=any_hole) == np.count_nonzero(expected != label_map)
+            np.testing.assert_array_equal(filled, expected)
+        num_filled += np.count_nonzero(expected != label_map)
+    assert num_filled > 0

@@ -1,0 +1,71 @@
+"""Label maps as logits: the fixed value of a voxel's label, channels of the labels that occur, and back to the labels."""
+
+import numpy as np
+import pytest
+
+from crfrefine.arrays.one_hot import (
+    ABSENT_LOGIT,
+    CONFIDENCE,
+    channels_of,
+    expand_channels,
+    one_hot_logits,
+    present_labels,
+    renumber,
+)
+from crfrefine.errors import InputError
+
+LABELS = np.array([[[0, 10, 0], [52, 0, 0]], [[0, 0, 10], [0, 0, 0]]], np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
+def test_the_labels_that_occur(dtype):
+    assert present_labels(LABELS.astype(dtype)) == (0, 10, 52)
+
+
+@pytest.mark.parametrize(
+    ("present", "channels"), [((0, 10, 52), (0, 10, 52)), ((3,), (0, 3)), ((0,), (0, 1))], ids=["sparse", "no background", "nothing else"]
+)
+def test_background_and_one_more_label_always_have_a_channel(present, channels):
+    assert channels_of(present) == channels
+
+
+def test_a_voxels_label_has_the_confidence_and_the_others_zero():
+    logits = one_hot_logits(LABELS, (0, 10, 52))
+    np.testing.assert_array_equal(logits, CONFIDENCE * np.stack([LABELS == 0, LABELS == 10, LABELS == 52]))
+    assert logits.dtype == np.float32
+
+
+def test_a_label_that_does_not_occur_takes_no_part():
+    """Its marginal is exactly zero, whatever the temperature, and half precision holds its logit."""
+    logits = one_hot_logits(LABELS, (0, 1, 10, 52), (0, 10, 52))
+    np.testing.assert_array_equal(logits[1], np.full(LABELS.shape, ABSENT_LOGIT))
+    np.testing.assert_array_equal(np.delete(logits, 1, axis=0), one_hot_logits(LABELS, (0, 10, 52)))
+    assert np.exp(np.float32(ABSENT_LOGIT / 10)) == 0
+    assert np.isfinite(np.float16(ABSENT_LOGIT))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_channels_become_labels_again_in_the_same_memory_order(order):
+    indices = np.searchsorted([0, 10, 52], LABELS).astype(np.uint8, order=order)
+    labels = renumber(indices, (0, 10, 52))
+    np.testing.assert_array_equal(labels, LABELS)
+    assert labels.dtype == np.uint8
+    assert labels.strides == indices.strides
+    assert renumber(indices, (0, 10, 300)).dtype == np.uint16
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_values_of_all_labels(order):
+    values = np.arange(24, dtype=np.float32).reshape(2, 2, 3, 2)
+    values = np.stack([np.array(channel, order=order) for channel in values])
+    if order == "F":
+        values = values.transpose(0, 3, 2, 1).copy().transpose(0, 3, 2, 1)
+    expanded = expand_channels(values, (0, 3), 5, -1.0)
+    np.testing.assert_array_equal(expanded[[0, 3]], values)
+    np.testing.assert_array_equal(expanded[[1, 2, 4]], np.full((3, 2, 3, 2), -1.0))
+    assert np.argsort(expanded.strides[1:]).tolist() == np.argsort(values.strides[1:]).tolist()
+
+
+def test_an_image_is_no_label_map():
+    with pytest.raises(InputError, match=r"5000 different labels; expected at most 4096\. Is it an image"):
+        present_labels(np.arange(5000).reshape(10, 20, 25))

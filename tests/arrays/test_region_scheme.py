@@ -1,0 +1,88 @@
+"""The regions that sigmoid channels stand for: their checks, and the label map, which must be nnU-Net's."""
+
+import numpy as np
+import pytest
+
+from crfrefine import ConfigError, RegionScheme
+
+NESTED = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
+CROSSING = RegionScheme.of({"left": [1, 2], "right": [2, 3], "bridge": (2, 5)}, class_order=(1, 3, 5))
+
+
+def nnunet_segmentation(probabilities, regions_class_order):
+    """The rule of nnU-Net 2, written out: a region is where its probability is above one half, and later regions overwrite earlier ones."""
+    segmentation = np.zeros(probabilities.shape[1:], dtype=int)
+    for index in np.ndindex(*probabilities.shape[1:]):
+        for channel, label in enumerate(regions_class_order):
+            if probabilities[(channel, *index)] > 0.5:
+                segmentation[index] = label
+    return segmentation
+
+
+@pytest.mark.parametrize("scheme", [NESTED, CROSSING], ids=["nested", "crossing"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_label_map_is_nnunets(scheme, order):
+    """On random channels, and with probabilities of exactly one half, which are outside."""
+    rng = np.random.default_rng(1)
+    probabilities = rng.random((3, 5, 6, 4))
+    probabilities[rng.random(probabilities.shape) < 0.2] = 0.5
+    log_odds = np.asarray(np.log(probabilities / (1 - probabilities)), order=order)
+    found = scheme.decode(log_odds)
+    np.testing.assert_array_equal(found, nnunet_segmentation(probabilities, scheme.class_order))
+    assert set(np.unique(found)) == {0, *scheme.class_order}, "the case has every label"
+    assert found.dtype == np.uint8
+    assert found.flags[f"{order}_CONTIGUOUS"]
+
+
+def test_a_large_label_gets_a_larger_type():
+    scheme = RegionScheme.of({"a": [1, 300], "b": 300}, class_order=(1, 300))
+    assert scheme.num_labels == 301
+    found = scheme.decode(np.array([[1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]]))
+    assert found.dtype == np.uint16
+    assert found.tolist() == [1, 300, 0]
+
+
+def test_nested_regions_write_the_label_that_no_later_region_has():
+    assert NESTED.class_order == (1, 2, 3)
+    assert RegionScheme.of({"kidney": (1, 2, 3), "masses": (2, 3), "tumor": 2}).class_order == (1, 3, 2)
+    assert RegionScheme.of({"left": 1, "right": 2}).class_order == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("regions", "told"),
+    [
+        ({"core": [1, 3, 4], "enhancing": 4}, "region 'core' = 1+3+4: the label that it writes is not clear.*it has 1+3"),
+        ({"enhancing": 3, "whole": [1, 3]}, "region 'enhancing' = 3: the label that it writes is not clear.*it has none"),
+    ],
+)
+def test_an_order_that_does_not_follow_is_asked_for(regions, told):
+    with pytest.raises(ConfigError) as caught:
+        RegionScheme.of(regions)
+    start, _, end = told.partition(".*")
+    assert start in str(caught.value)
+    assert end in str(caught.value)
+    assert "--regions-class-order 1,2,3" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("regions", "class_order", "told"),
+    [
+        ({"a": [1, 2], "b": 2}, (1,), "the class order has 1 labels for 2 regions (a, b); expected one label per region"),
+        ({"a": [1, 2], "b": 2}, (1, 1), "the class order has label 1 for region 'b', which consists of the labels 2"),
+        ({"a": [0, 1]}, (1,), "region 'a': label 0 is the background"),
+        ({"a": []}, (1,), "region 'a': it has no labels"),
+        ({"a": [1, 70000]}, (1,), "label 70000: label maps hold labels up to 65535"),
+        ({"a": "1+2"}, (1,), "region 'a': '1+2' is not the number of a label"),
+        ({}, (), "regions: expected a name and labels for each region"),
+        ([1, 2], (1,), "regions: expected a mapping of names to labels"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(regions, class_order, told):
+    with pytest.raises(ConfigError) as caught:
+        RegionScheme.of(regions, class_order)
+    assert told in str(caught.value)
+
+
+def test_a_name_may_appear_once():
+    with pytest.raises(ConfigError, match="region 'a' appears twice"):
+        RegionScheme(("a", "a"), ((1,), (2,)), (1, 2))

@@ -1,0 +1,214 @@
+"""Interpolation onto another grid of the same world, against SimpleITK's resampler and against fields with known values."""
+
+import math
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from io_helpers import OBLIQUE, affine_of, affines, numbers, rotation
+from resampling_helpers import itk_resampled, world_of
+
+from crfrefine.arrays.grid_map import boxes_overlap, map_grid, world_box
+from crfrefine.arrays.resampling import linear_jobs, nearest, resample_logits
+from crfrefine.io.parallel import run_all
+
+SHEARED = np.array([[1.0, 0.3, 0.0], [0.0, 1.0, -0.2], [0.0, 0.0, 1.0]])  # such as only NIfTI and NRRD can hold, and SimpleITK cannot
+PERMUTED = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+
+
+def linear(grid_map, channels, shape, threads=1) -> np.ndarray:
+    """Interpolate (channels, x, y, z), and return the same order of axes."""
+    stored = np.ascontiguousarray(channels.transpose(0, *range(channels.ndim - 1, 0, -1)))
+    target = np.full((len(stored), *shape[::-1]), np.nan, np.float32)
+    run_all(linear_jobs(grid_map, stored, target), threads)
+    return target.transpose(0, *range(target.ndim - 1, 0, -1))
+
+
+def positions_of(grid_map) -> np.ndarray:
+    """Index on the source of every voxel, (x, y, z, 3) in the order x, y, z."""
+    indices = np.stack(np.meshgrid(*(np.arange(size) for size in grid_map.shape), indexing="ij"), axis=-1)
+    return (indices @ grid_map.matrix.T + grid_map.offset).transpose(2, 1, 0, 3)[..., ::-1]
+
+
+def distance_to(values, where) -> np.ndarray:
+    """Distance of positions to the next number of the form whole + `where`."""
+    return np.abs((values - where) - np.rint(values - where))
+
+
+@st.composite
+def pairs_of_grids(draw, num_axes=3):
+    """Two grids around one center: axes parallel, flipped and permuted, or oblique; other spacings, another origin."""
+    shapes = [tuple(draw(st.lists(st.integers(1, 9), min_size=num_axes, max_size=num_axes))) for _ in range(2)]
+    spacings = [[draw(st.floats(0.5, 3.0)) for _ in range(num_axes)] + [1.0] * (3 - num_axes) for _ in range(2)]
+    directions = []
+    for _ in range(2):
+        order = [*draw(st.permutations(range(num_axes))), *range(num_axes, 3)]
+        flips = np.diag([draw(st.sampled_from([-1.0, 1.0])) for _ in range(num_axes)] + [1.0] * (3 - num_axes))
+        directions.append(np.eye(3)[:, order] @ flips)
+    if draw(st.booleans()):
+        # Not between: axes that drift apart by less than 1e-4 voxels count as parallel, as rounded headers make them.
+        angles = [draw(st.sampled_from([-1.0, 0.0, 1.0])) * draw(st.floats(1e-3, 0.6)) for _ in range(3)]
+        directions[0] = rotation(2, angles[2]) @ directions[0]
+        if num_axes == 3:
+            directions[0] = rotation(0, angles[0]) @ rotation(1, angles[1]) @ directions[0]
+    found = []
+    for shape, spacing, direction in zip(shapes, spacings, directions, strict=True):
+        affine = affine_of(spacing, direction=direction)
+        center = np.array([(size - 1) / 2 for size in shape] + [0.0] * (3 - num_axes))
+        shift = np.array([draw(st.floats(-2.0, 2.0)) for _ in range(num_axes)] + [0.0] * (3 - num_axes))
+        affine[:3, 3] = np.array([40.0, -25.0, 0.0]) + shift - affine[:3, :3] @ center
+        found += [shape, affine]
+    return tuple(found)
+
+
+def compare_with_itk(grids) -> None:
+    shape, affine, source_shape, source_affine = grids
+    grid_map = map_grid(shape, affine, source_shape, source_affine)
+    source = numbers(source_shape)
+    positions = positions_of(grid_map)[..., : len(shape)].reshape(*shape, len(shape))
+    sizes = np.array(source_shape)
+    # A voxel exactly at the edge of the field of view is inside here; rounding decides in SimpleITK.
+    clear = (np.minimum(np.abs(positions + 0.5), np.abs(positions - (sizes - 0.5))) > 2e-3).all(axis=-1)
+    inside = ((positions > -0.5) & (positions < sizes - 0.5)).all(axis=-1)
+    found = linear(grid_map, source[np.newaxis], shape)[0]
+    expected = itk_resampled(source, source_affine, shape, affine)
+    # float32 values after three steps with float32 weights: a few roundings of 6e-8 each; a direction's noise in SimpleITK is less.
+    assert np.abs(found - expected)[clear].max(initial=0.0) <= 1e-5 * np.ptp(source) + 1e-6
+    assert not found[clear & ~inside].any()
+    found_labels = nearest(grid_map, np.ascontiguousarray(source.astype(np.uint16).transpose())).reshape(shape[::-1]).transpose()
+    expected_labels = itk_resampled(source.astype(np.uint16), source_affine, shape, affine, sitk.sitkNearestNeighbor)
+    untied = clear & (distance_to(positions, 0.5) > 2e-3).all(axis=-1)
+    np.testing.assert_array_equal(found_labels[untied], expected_labels[untied])
+    assert grid_map.num_inside == pytest.approx(np.count_nonzero(inside), abs=int(np.count_nonzero(~clear)))
+
+
+@settings(deadline=None, max_examples=150)
+@given(pairs_of_grids())
+def test_volumes_are_resampled_as_by_simpleitk(grids):
+    compare_with_itk(grids)
+
+
+@settings(deadline=None, max_examples=100)
+@given(pairs_of_grids(num_axes=2))
+def test_planes_are_resampled_as_by_simpleitk(grids):
+    compare_with_itk(grids)
+
+
+@pytest.mark.parametrize(
+    ("direction", "is_parallel"),
+    [
+        (np.eye(3), True),
+        (np.diag([-1.0, 1.0, -1.0]), True),
+        (PERMUTED, True),
+        (OBLIQUE, False),
+        (rotation(0, 0.1), False),
+        (SHEARED, False),
+    ],
+    ids=["parallel", "flipped", "permuted", "oblique", "tilted", "sheared"],
+)
+def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
+    """Linear interpolation is exact for it, up to rounding in float32; beyond the outermost samples it continues as a constant."""
+    shape, source_shape = (9, 16, 8), (5, 6, 8)
+    affine = affine_of((1.1, 0.7, 2.0), (1.0, -3.0, 2.0))
+    source_affine = affine_of((2.0, 1.5, 1.3), direction=direction)
+    source_affine[:3, 3] = world_of(shape, affine)[4, 8, 4] - source_affine[:3, :3] @ (np.array(source_shape) - 1) / 2
+    grid_map = map_grid(shape, affine, source_shape, source_affine)
+    assert (grid_map.source_axes is not None) == is_parallel
+
+    def field(world):
+        return 2.0 - 0.5 * world[..., 0] + 0.25 * world[..., 1] + 0.75 * world[..., 2]
+
+    found = linear(grid_map, field(world_of(source_shape, source_affine))[np.newaxis].astype(np.float32), shape)[0]
+    positions = positions_of(grid_map)
+    within = ((positions >= 0) & (positions <= np.array(source_shape) - 1)).all(axis=-1)
+    assert 50 < np.count_nonzero(within) < within.size
+    # Values up to 15: float32 keeps them to 1e-6, and a handful of such roundings add up.
+    np.testing.assert_allclose(found[within], field(world_of(shape, affine))[within], atol=1e-5)
+
+
+def test_twice_the_resolution_with_an_origin_half_a_voxel_aside():
+    """Weights of a quarter and three quarters; within half a voxel outside the outermost samples, their value."""
+    source = np.array([0.0, 8.0, 4.0], np.float32).reshape(3, 1, 1)
+    affine, source_affine = affine_of((1.0, 2.0, 3.0), (-0.5, 0.0, 0.0)), affine_of((2.0, 2.0, 3.0))
+    grid_map = map_grid((6, 1, 1), affine, (3, 1, 1), source_affine)
+    assert linear(grid_map, source[np.newaxis], (6, 1, 1)).ravel().tolist() == [0.0, 2.0, 6.0, 7.0, 5.0, 4.0]
+    assert nearest(grid_map, source.transpose()).ravel().tolist() == [0, 0, 8, 8, 4, 4]
+    wider = map_grid((8, 1, 1), affine_of((1.0, 2.0, 3.0), (-1.5, 0.0, 0.0)), (3, 1, 1), source_affine)
+    assert linear(wider, source[np.newaxis] + 1, (8, 1, 1)).ravel().tolist() == [0.0, 1.0, 3.0, 7.0, 8.0, 6.0, 5.0, 0.0]
+    assert wider.num_inside == 6
+
+
+def test_halfway_between_two_samples_the_one_with_the_larger_index_counts():
+    """Also where the header's rounding puts the voxel just below the middle."""
+    source = np.arange(1, 5, dtype=np.uint8).reshape(1, 1, 4)
+    for noise in (0.0, -1e-5, 1e-5):
+        grid_map = map_grid((3, 1, 1), affine_of((1.0, 2.0, 3.0), (0.5 + noise, 0.0, 0.0)), (4, 1, 1), affine_of((1.0, 2.0, 3.0)))
+        assert nearest(grid_map, source).ravel().tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["parallel", "oblique"])
+def test_the_same_bits_with_any_number_of_threads(direction, monkeypatch):
+    shape, source_shape = (13, 9, 11), (5, 8, 7)
+    grid_map = map_grid(shape, affine_of((0.7, 1.0, 1.2)), source_shape, affine_of((1.5, 1.3, 2.1), (0.2, 0.1, 0.4), direction))
+    source = np.random.default_rng(3).normal(size=(4, *source_shape)).astype(np.float32)
+    whole = linear(grid_map, source, shape)
+    monkeypatch.setattr("crfrefine.arrays.resampling.JOB_VOXELS", 100)  # several jobs per channel
+    results = [linear(grid_map, source, shape, threads) for threads in (1, 2, 5)]
+    assert len(linear_jobs(grid_map, np.zeros((1, *source_shape[::-1]), np.float32), np.zeros((1, *shape[::-1]), np.float32))) > 5
+    assert np.abs(results[0]).max() > 0.5
+    assert all(result.tobytes() == results[0].tobytes() for result in results[1:])
+    # scipy adds up the position of an oblique grid's voxel from where its job begins: another rounding in float64.
+    np.testing.assert_allclose(results[0], whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), OBLIQUE], ids=["parallel", "oblique"])
+def test_no_array_but_the_target_is_allocated(direction):
+    import tracemalloc
+
+    shape, source_shape = (60, 70, 40), (31, 35, 21)
+    grid_map = map_grid(shape, affine_of((0.5, 0.5, 0.5)), source_shape, affine_of((1.0, 1.0, 1.0), direction=direction))
+    source, target = np.ones((3, *source_shape[::-1]), np.float32), np.empty((3, *shape[::-1]), np.float32)
+    run_all(linear_jobs(grid_map, source, target), 1)  # imports
+    tracemalloc.start()
+    run_all(linear_jobs(grid_map, source, target), 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Some planes; a channel of the target takes 670 kB, and twice that in float64.
+    assert peak < target[0].nbytes / 4
+
+
+def test_labels_that_meet_by_chance_do_not_become_padding():
+    """A voxel in the middle of 1 against 3 and 3 against 1 is undecided; one outside, or in the padding of the file, has no scores."""
+    source = np.zeros((2, 1, 1, 4), np.float32)
+    source[:, 0, 0, :2] = [[1.0, 3.0], [3.0, 1.0]]  # the two others are padding
+    source[:, 0, 0, 2:] = -3.4e38  # as some programs pad: next to it, no digit of a score would be left
+    grid_map = map_grid((10, 1, 1), affine_of((0.5, 2.0, 3.0), (0.0, 0.0, 0.0)), (4, 1, 1), affine_of((1.0, 2.0, 3.0)))
+    target = np.empty((2, 1, 1, 10), np.float32)
+    run_all(linear_jobs(grid_map, source, target), 1)
+    assert target[0, 0, 0, 1] == target[1, 0, 0, 1] == 2.0
+    resample_logits(grid_map, source, target)
+    assert (target[0] == target[1]).ravel().tolist() == [False, False, False, False, True, True, True, True, True, True]
+    assert target[:, 0, 0, 3].tolist() == [1.5, 0.5]
+    assert target[:, 0, 0, 1] == pytest.approx([2.0, 2.0], rel=1e-5)
+    assert target[0, 0, 0, 1] > target[1, 0, 0, 1], "the background wins, as in an argmax of equal labels"
+
+
+def test_world_boxes_have_the_edges_of_the_voxels():
+    np.testing.assert_allclose(
+        world_box((4, 5, 6), affine_of((1.0, 2.0, 3.0), (10.0, 20.0, 30.0))), [[9.5, 19.0, 28.5], [13.5, 29.0, 46.5]]
+    )
+    np.testing.assert_allclose(world_box((4, 5), affine_of((1.0, 2.0, 0.0), (0.0, 0.0, 7.0))), [[-0.5, -1.0, 6.5], [3.5, 9.0, 7.5]])
+    assert boxes_overlap(np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([[0.9, 0.9, 0.9], [2, 2, 2]]))
+    assert not boxes_overlap(np.array([[0.0, 0, 0], [1, 1, 1]]), np.array([[0.0, 0.0, 1.0], [2, 2, 2]]))
+
+
+@given(affines())
+def test_a_grid_lies_on_itself(affine):
+    grid_map = map_grid((3, 5, 4), affine, (3, 5, 4), affine)
+    assert grid_map.source_axes == (0, 1, 2)
+    assert grid_map.num_inside == math.prod(grid_map.shape)
+    source = numbers((3, 5, 4))
+    # Origins up to 500 mm at spacings from 0.1 mm: the solution of the system is exact to 1e-11 voxels.
+    np.testing.assert_allclose(linear(grid_map, source[np.newaxis], (3, 5, 4))[0], source, atol=1e-4)

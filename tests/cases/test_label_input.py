@@ -1,0 +1,287 @@
+"""Label maps, and one binary file per structure, in place of a network's logits: which files, which labels, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_helpers import save_nifti
+from io_helpers import OBLIQUE, affine_of, numbers
+
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.cases.case import ReadingOptions, load_case, read_case_headers
+from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
+from crfrefine.cases.label_files import discover_network_cases
+from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
+
+SHAPE = (6, 5, 4)
+AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
+LABELS = numbers(SHAPE) % 3 * 5  # 0, 5, 10
+MASKS = {"liver": np.zeros(SHAPE, np.uint8), "tumor": np.zeros(SHAPE, np.uint8), "empty": np.zeros(SHAPE, np.uint8)}
+MASKS["liver"][1:5, 1:4, 1:3] = 1
+MASKS["tumor"][4:6, 2:4, 1:4] = 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images; their label maps; the structures of the first."""
+    for case_id in "ab":
+        save_nifti(tmp_path / "images" / f"{case_id}_0000.nii.gz", numbers(SHAPE, seed=1), AFFINE)
+        save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", LABELS.astype(np.uint8), AFFINE)
+    for name, mask in MASKS.items():
+        save_nifti(tmp_path / "structures" / "a" / f"{name}.nii.gz", mask, AFFINE)
+    save_nifti(tmp_path / "structures" / "b" / "spleen.nii.gz", MASKS["liver"], AFFINE)
+    return tmp_path
+
+
+def read(folder, logits, images="images", **options):
+    """The first case, as `infer` reads it."""
+    reading = ReadingOptions(**{"input_type": "labels", **options})
+    cases = discover_network_cases(folder / images, folder / logits, input_type=reading.input_type)
+    return load_case(cases[0], reading)
+
+
+def one_hot(labels, channels):
+    return CONFIDENCE * np.stack([labels == channel for channel in channels])
+
+
+@pytest.mark.parametrize("input_type", ["labels", "auto"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_label_map_is_read_as_one_hot_logits(folder, input_type, dtype):
+    save_nifti(folder / "maps" / "a.nii.gz", LABELS.astype(dtype), AFFINE)
+    case = read(folder, "maps", input_type=input_type)
+    np.testing.assert_array_equal(case.logits, one_hot(LABELS, (0, 5, 10)))
+    assert (case.channel_labels, case.num_labels, case.input_kind) == ((0, 5, 10), 11, "labels")
+    reason = "requested" if input_type == "labels" else "it has one value per voxel, whole numbers from 0 up"
+    assert case.notes == [f"a.nii.gz is taken as a label map: {reason}"]
+
+
+def test_with_all_labels_those_that_do_not_occur_are_far_below(folder):
+    """As training has them: every case with the same channels."""
+    case = read(folder, "maps", declared=DeclaredLabels(tuple(range(12)), "dataset.json"), all_labels=True)
+    assert case.logits.shape == (12, *SHAPE)
+    np.testing.assert_array_equal(case.logits[[0, 5, 10]], one_hot(LABELS, (0, 5, 10)))
+    assert (np.delete(case.logits, [0, 5, 10], axis=0) == ABSENT_LOGIT).all()
+    assert case.absent_labels == (1, 2, 3, 4, 6, 7, 8, 9, 11)
+
+
+def test_labels_that_are_not_declared_are_named_with_the_way_out(folder):
+    declared = DeclaredLabels((0, 5), "study/dataset.json")
+    with pytest.raises(InputError, match=r"(?s)maps/a\.nii\.gz: has labels that are not declared: 10; it holds 0, 5, 10.*0, 5 of study"):
+        read(folder, "maps", declared=declared)
+
+
+@pytest.mark.parametrize(
+    ("content", "num_labels", "numbers_", "source"),
+    [
+        ({"labels": {"background": 0, "a": 10, "b": 52, "ignore": 53}}, 4, (0, 10, 52), "dataset.json"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, None, (0, 1, 2), "dataset.json"),
+        (None, 4, (0, 1, 2, 3), "the parameters"),
+        ({"channel_names": {"0": "CT"}}, 4, (0, 1, 2, 3), "the parameters"),
+    ],
+)
+def test_who_declares_labels(folder, content, num_labels, numbers_, source):
+    if content is not None:
+        (folder / "dataset.json").write_text(json.dumps(content))
+    declared, notes = declared_labels([], (folder / "maps", folder / "images"), num_labels)
+    assert declared.numbers == numbers_
+    assert source in declared.source
+    assert notes == ()
+
+
+def test_nothing_declares_labels_and_a_bad_dataset_is_told(folder):
+    assert declared_labels([], (folder / "maps",), None) == (None, ())
+    (folder / "maps" / "dataset.json").write_text("{")
+    declared, notes = declared_labels([], (folder / "maps",), None)
+    assert declared is None
+    assert len(notes) == 1
+    assert "continuing without it" in notes[0]
+
+
+def test_beside_logits_the_input_type_decides(folder):
+    """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for."""
+    np.savez(folder / "maps" / "a.npz", logits=np.stack([LABELS, LABELS + 0.5]).transpose(0, 3, 2, 1).astype(np.float32))
+    assert read(folder, "maps", input_type="auto").input_kind == "logits"
+    assert read(folder, "maps").input_kind == "labels"
+
+
+def test_names_that_tell_win(folder):
+    save_nifti(folder / "maps" / "a_seg.nii.gz", (LABELS > 0).astype(np.uint8), AFFINE)
+    cases = discover_network_cases(folder / "images", folder / "maps", input_type="labels")
+    assert [case.logits[0].name for case in cases] == ["a_seg.nii.gz", "b.nii.gz"]
+    assert cases.notes == []
+
+
+def test_label_maps_without_images_are_told(folder):
+    save_nifti(folder / "maps" / "c.nii.gz", LABELS.astype(np.uint8), AFFINE)
+    (folder / "maps" / "b.nii.gz").unlink()
+    cases = discover_network_cases(folder / "images", folder / "maps", input_type="labels")
+    assert cases.notes == [f"{folder / 'maps'}: 1 label maps without images, such as c.nii.gz, are ignored"]
+    assert cases[1].missing == (f"no label map in {folder / 'maps'}",)
+    assert "expected b with one of" in cases[1].problem
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (LABELS * 0.05, {"input_type": "auto"}, r"a\.nii\.gz: one label only: one value per voxel, and not a whole number .*-p BACKGROUND"),
+        (LABELS * 0.05, {}, "not a whole number"),
+        (LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),
+        (np.arange(LABELS.size).reshape(SHAPE) * 3.0, {"input_type": "auto"}, None),
+        (np.stack([LABELS, LABELS], -1) * 1.0, {}, "expected a label map with one value per voxel, this file has 2"),
+        (LABELS * 1.0, {"input_type": "logits"}, "(?s)logits of one label only.*--input-type labels"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(folder, values, options, message):
+    save_nifti(folder / "maps" / "a.nii.gz", values.astype(np.float32), AFFINE)
+    if message is None:
+        assert read(folder, "maps", **options).num_labels == 3 * LABELS.size - 2
+        return
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        read(folder, "maps", **options)
+
+
+def test_an_image_is_not_silently_taken_as_a_label_map(folder):
+    shape = (12, 10, 8)
+    for name in ("images/a_0000", "maps/a"):
+        save_nifti(folder / f"{name}.nii.gz", np.arange(960, dtype=np.int16).reshape(shape), AFFINE)
+    with pytest.raises(InputError, match=r"960 different ones, as in an image; .*For a label map, give --input-type labels"):
+        read(folder, "maps", input_type="auto")
+    assert read(folder, "maps").num_labels == 960
+
+
+def test_a_slope_that_is_nearly_one_is_rounded_on_request(folder):
+    save_nifti(folder / "maps" / "a.nii.gz", (LABELS * 0.995).astype(np.float32), AFFINE)
+    np.testing.assert_array_equal(read(folder, "maps").logits, one_hot(LABELS, (0, 5, 10)))
+    with pytest.raises(InputError, match="not a whole number"):
+        read(folder, "maps", input_type="auto")
+
+
+def test_a_label_map_on_another_grid(folder):
+    save_nifti(folder / "maps" / "a.nii.gz", LABELS[1:].astype(np.uint8), AFFINE)
+    with pytest.raises(GridMismatchError, match=r"(?s)label map and image are on different grids.*nearest neighbors"):
+        read(folder, "maps")
+
+
+def test_an_archive_has_no_label_map(folder):
+    np.savez(folder / "a.npz", logits=LABELS[None].astype(np.float32))
+    with pytest.raises(UnsupportedFormatError, match="npz"):
+        discover_network_cases(folder / "images" / "a_0000.nii.gz", folder / "a.npz", input_type="labels")
+
+
+# ---- Structures
+
+
+def structures(folder, **options):
+    cases = discover_network_cases(folder / "images", folder / "structures", input_type="labels")
+    declared, _ = declared_labels(cases, (), None)
+    return load_case(cases[0], ReadingOptions("labels", declared=declared, **options))
+
+
+def merged(case):
+    return np.asarray(case.channel_labels)[case.logits.argmax(axis=0)]
+
+
+def test_structures_are_numbered_in_the_order_of_their_names_over_all_cases(folder):
+    cases = discover_network_cases(folder / "images", folder / "structures", input_type="labels")
+    assert [case.are_structures for case in cases] == [True, True]
+    assert [path.name for path in cases[0].logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
+    declared, _ = declared_labels(cases, (), None)
+    assert declared.structures == {"empty": 1, "liver": 2, "spleen": 3, "tumor": 4}
+    assert declared.num_labels == 5
+
+
+def test_where_structures_overlap_the_smaller_one_keeps_the_voxel(folder):
+    case = structures(folder)
+    expected = np.where(MASKS["tumor"], 4, np.where(MASKS["liver"], 2, 0))
+    np.testing.assert_array_equal(merged(case), expected)
+    assert case.channel_labels == (0, 2, 4), "an empty structure costs nothing"
+    num_shared = int((MASKS["liver"] & MASKS["tumor"]).sum())
+    assert case.notes[0] == "a is taken as one file per structure: 3 files, 2 not empty"
+    assert case.notes[1] == f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels, such as of liver and tumor"
+
+
+def test_the_order_of_overlapping_structures_does_not_matter(folder):
+    """The names exchanged: the tumor now comes first."""
+    for name, other in (("liver", "tumor"), ("tumor", "liver")):
+        save_nifti(folder / "structures" / "a" / f"{name}.nii.gz", MASKS[other], AFFINE)
+    expected = np.where(MASKS["tumor"], 2, np.where(MASKS["liver"], 4, 0))
+    np.testing.assert_array_equal(merged(structures(folder)), expected)
+
+
+def test_of_three_overlapping_structures_the_smallest_one_stays(folder):
+    tiny = np.zeros(SHAPE, np.uint8)
+    tiny[4, 2, 1] = tiny[1, 1, 1] = 1  # in liver and tumor; in the liver alone
+    save_nifti(folder / "structures" / "a" / "duct.nii.gz", tiny, AFFINE)
+    case = structures(folder)
+    assert merged(case)[4, 2, 1] == merged(case)[1, 1, 1] == 1
+    num_shared = int((MASKS["liver"] + MASKS["tumor"] + tiny > 1).sum())
+    assert f": {num_shared} voxels" in case.notes[1]
+
+
+@pytest.mark.parametrize("as_files", [False, True])
+def test_the_structures_of_one_case(folder, as_files):
+    """A folder, or one -p per file, in any order."""
+    own = folder / "structures" / "a"
+    logits = sorted(own.iterdir(), reverse=True) if as_files else own
+    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", logits, input_type="labels")
+    assert case.are_structures
+    assert [path.name for path in case.logits] == ["empty.nii.gz", "liver.nii.gz", "tumor.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (2 * MASKS["liver"], r"structures/a/liver\.nii\.gz: expected 0 and 1, as in a binary file of one structure; found 2 at 24 voxels"),
+        (MASKS["liver"] * 0.5, "found 0.5 at 24 voxels"),
+    ],
+)
+def test_a_file_that_is_not_binary_is_named(folder, values, message):
+    save_nifti(folder / "structures" / "a" / "liver.nii.gz", values.astype(np.float32), AFFINE)
+    with pytest.raises(InputError, match=message):
+        structures(folder)
+
+
+def test_a_structure_on_another_grid_is_named(folder):
+    save_nifti(folder / "structures" / "a" / "tumor.nii.gz", MASKS["tumor"][1:], AFFINE)
+    with pytest.raises(GridMismatchError, match=r"(?s)structure and image are on different grids.*tumor\.nii\.gz"):
+        structures(folder)
+
+
+def test_names_with_a_meaning_are_refused(folder):
+    save_nifti(folder / "structures" / "b" / "background.nii.gz", MASKS["liver"], AFFINE)
+    with pytest.raises(InputError, match=r"b/background\.nii\.gz: a structure cannot have the name 'background'"):
+        structures(folder)
+
+
+def test_one_structure_in_two_files(folder):
+    save_nifti(folder / "structures" / "a" / "liver.nii", MASKS["liver"], AFFINE)
+    cases = discover_network_cases(folder / "images", folder / "structures", input_type="labels")
+    assert "expected one file per structure, found " in cases[0].problem
+    assert cases[1].problem is None
+
+
+def test_label_maps_and_structures_are_separate_runs(folder):
+    save_nifti(folder / "structures" / "b.nii.gz", LABELS.astype(np.uint8), AFFINE)
+    with pytest.raises(InputError, match=r"b\.nii\.gz: a label map, but other cases have one file per structure"):
+        structures(folder)
+
+
+def test_without_the_input_type_the_error_says_how_to_read_structures(folder):
+    cases = discover_network_cases(folder / "images", folder / "structures")
+    assert cases[0].problem.endswith("for one binary file per structure, give --input-type labels")
+    with pytest.raises(InputError, match="--input-type labels"):
+        read_case_headers(cases[0])
+    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", folder / "structures" / "a")
+    assert case.problem.endswith("for one binary file per structure, give --input-type labels")
+
+
+def test_structures_are_not_taken_for_labels_in_order(folder):
+    """The first one would become the background, and the background padding."""
+    paths = [folder / "structures" / "a" / f"{name}.nii.gz" for name in ("liver", "empty")]
+    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", paths)
+    num_nowhere = int((MASKS["liver"] == 0).sum())
+    with pytest.raises(InputError, match=rf"2 files of 0 and 1, none of them 1 at {num_nowhere} voxels(?s:.*)give --input-type labels"):
+        load_case(case)
+    background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
+    (case,) = discover_network_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])
+    assert load_case(case).input_kind == "probabilities", "one-hot probabilities have a label everywhere"

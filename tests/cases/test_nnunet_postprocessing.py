@@ -1,0 +1,103 @@
+"""nnU-Net's postprocessing.json: the rules that are read, what they do to a label map, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from nnunet_helpers import write_json, write_postprocessing, write_tree
+
+from crfrefine.cases.nnunet.layout import require_trained
+from crfrefine.cases.nnunet.postprocessing import KeepLargest, find_postprocessing, read_postprocessing
+from crfrefine.errors import InputError
+
+
+def drawn(*rows: str) -> np.ndarray:
+    """Label maps of (3, columns, 2): the picture is the middle slice of each plane, the other plane is empty."""
+    values = np.array([[0 if digit == "." else int(digit) for digit in row] for row in rows], dtype=np.uint8)
+    return np.stack([values, np.zeros_like(values)], axis=-1)
+
+
+def kept(label_map: np.ndarray, *labels: int, background: int = 0) -> list[str]:
+    found = KeepLargest(labels, background).apply(label_map)
+    assert found.dtype == label_map.dtype
+    assert not found[..., 1].any()
+    return ["".join("." if value == 0 else str(value) for value in row) for row in found[..., 0]]
+
+
+def test_only_the_largest_component_stays():
+    assert kept(drawn("11...1", "1..2.2", "...2.."), 1) == ["11....", "1..2.2", "...2.."]
+
+
+def test_labels_count_together():
+    assert kept(drawn("11..12", "....22", "3....."), 1, 2) == ["....12", "....22", "3....."]
+
+
+def test_corners_connect():
+    assert kept(drawn("1.....", ".1...1", "..1..1"), 1) == ["1.....", ".1....", "..1..."]
+
+
+def test_all_of_the_largest_size_stay_as_in_nnunet():
+    assert kept(drawn("11..11", "......", "..1..."), 1) == ["11..11", "......", "......"]
+
+
+def test_the_others_become_what_nnunet_calls_background():
+    assert kept(drawn("11...1", "......", "......"), 1, background=2) == ["11...2", "......", "......"]
+
+
+def test_a_label_that_is_not_there_changes_nothing():
+    picture = drawn("22...2", "......", "......")
+    before = picture.copy()
+    assert kept(picture, 1) == ["22...2", "......", "......"]
+    assert np.array_equal(picture, before)
+
+
+@pytest.mark.parametrize(
+    ("written", "labels"), [(2, (2,)), ([1, 2, 3], (1, 2, 3)), ([[1, 2], 3], (1, 2, 3)), ([[1, 2], [2]], (1, 2))], ids=str
+)
+def test_labels_and_regions_are_read(tmp_path, written, labels):
+    tree = write_tree(tmp_path, 2)
+    path = write_postprocessing(tree, written, 1)
+    found = find_postprocessing(require_trained(tree.network))
+    assert (found.path, found.rules) == (path, (KeepLargest(labels), KeepLargest((1,))))
+    assert not tree.trap.exists()
+
+
+def test_rules_follow_each_other(tmp_path):
+    """The body on the right is the largest of both labels, the one on the left the largest of label 2: the first rule decides."""
+    tree = write_tree(tmp_path, 2)
+    picture = drawn("222..1", ".....1", "....22")
+    assert kept(read_postprocessing(write_postprocessing(tree, [1, 2], 2)).apply(picture), 3) == [".....1", ".....1", "....22"]
+    assert kept(read_postprocessing(write_postprocessing(tree, 2, [1, 2])).apply(picture), 3) == ["222...", "......", "......"]
+
+
+def test_that_of_the_most_folds_counts(tmp_path):
+    tree = write_tree(tmp_path, 2)
+    write_postprocessing(tree, 1, folds="0_1_2_3_4")
+    write_postprocessing(tree, 2, folds="0_1")
+    write_postprocessing(tree, 3, folds="9")
+    assert find_postprocessing(require_trained(tree.network)).rules == (KeepLargest((1,)),)
+
+
+def test_without_the_file_there_is_none(tmp_path):
+    tree = write_tree(tmp_path, 2)
+    (tree.network / "other").mkdir()
+    write_json(tree.network / "other" / "postprocessing.json", {})
+    assert find_postprocessing(require_trained(tree.network)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"postprocessing_fns": ["os.system"]}, r"the function 'os\.system' is not known"),
+        ({"postprocessing_fns": []}, "equally long"),
+        ({"postprocessing_kwargs": [{"labels_or_regions": "1"}]}, "expected labels from 0 to 65535, got '1'"),
+        ({"postprocessing_kwargs": [{"labels_or_regions": [True]}]}, "got True"),
+        ({"postprocessing_kwargs": [{"labels_or_regions": 1, "x": 2}]}, "expected labels_or_regions and background_label"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_what_nnunet_would_not_write_is_refused(tmp_path, changes, words):
+    path = write_postprocessing(write_tree(tmp_path, 2), 1, **changes)
+    with pytest.raises(InputError, match=words) as error:
+        read_postprocessing(path)
+    assert str(path) in str(error.value)

@@ -1,0 +1,231 @@
+"""Files of a case on another grid of the same world: interpolated onto the image's if that is requested, and only then."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti
+from resampling_helpers import itk_resampled, world_of
+
+from crfrefine.cases.case import Case, CaseFiles, ReadingOptions, load_case, read_case_headers
+from crfrefine.errors import GridMismatchError, InputError
+
+SHAPE, COARSE = (13, 12, 10), (6, 9, 7)
+AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)
+RESAMPLE = ReadingOptions(resample=True)
+
+
+def beside(direction=OBLIQUE, shift=0.0, shape=COARSE, spacing=(2.3, 2.1, 3.1)) -> np.ndarray:
+    """A coarser grid around the same center; `shift` in mm along x."""
+    affine = affine_of(spacing, direction=direction)
+    middle = AFFINE @ [*((np.array(SHAPE) - 1) / 2), 1.0]
+    affine[:3, 3] = middle[:3] - affine[:3, :3] @ (np.array(shape) - 1) / 2 + [shift, 0.0, 0.0]
+    return affine
+
+
+def scores(num_labels=3, shape=COARSE) -> np.ndarray:
+    return np.random.default_rng(5).normal(0, 3, (num_labels, *shape)).astype(np.float32)
+
+
+def save_scores(path, values, affine):
+    return save_nifti(path, np.moveaxis(values, 0, -1), affine)
+
+
+def make_case(folder, affine=None, values=None) -> CaseFiles:
+    image = save_nifti(folder / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
+    affine = beside() if affine is None else affine
+    return CaseFiles("a", (image,), (save_scores(folder / "a_logits.nii.gz", scores() if values is None else values, affine),))
+
+
+def inside(case: Case) -> np.ndarray:
+    return ~(case.logits == case.logits[0]).all(axis=0)
+
+
+@pytest.mark.parametrize("direction", [OBLIQUE, OBLIQUE @ np.diag([-1.0, 1.0, -1.0]), np.eye(3)], ids=["parallel", "flipped", "oblique"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_logits_are_interpolated_onto_the_grid_of_the_image(direction, threads, tmp_path):
+    affine = beside(direction)
+    case = load_case(make_case(tmp_path, affine), RESAMPLE, threads=threads)
+    expected = np.stack([itk_resampled(channel, affine, SHAPE, AFFINE) for channel in scores()])
+    covered = inside(case)
+    assert 0.3 < covered.mean() <= 1.0
+    # The headers keep float32: positions are off by some 1e-6 voxels, and scores differ by up to 20 from voxel to voxel.
+    np.testing.assert_allclose(case.logits[:, covered], expected[:, covered], atol=1e-4)
+    assert not case.logits[:, ~covered].any()
+    assert np.abs(expected[:, ~covered]).max(initial=0.0) == 0.0
+    assert case.logits.shape == (3, *SHAPE)
+    assert case.logits.strides == (4 * 13 * 12 * 10, 4, 52, 624), "x fastest, channels slowest, and nothing of the file is kept"
+    assert set(case.times) == {"resample"}
+    assert "logits interpolated linearly from 6×9×7, 2.30×2.10×3.10 mm onto the grid of the image" in case.notes
+    num_outside = int(np.count_nonzero(~covered))
+    if num_outside:
+        told = f"voxels outside the grid of the logits become background: {num_outside} of 1560 voxels ({num_outside / 1560:.1%})"
+        assert case.notes[2].startswith(told)
+
+
+def test_without_the_option_the_error_names_it(tmp_path):
+    files = make_case(tmp_path)
+    with pytest.raises(
+        GridMismatchError, match=r"(?s)case 'a': logits and image are on different grids.*give --resample, which interpolates"
+    ):
+        load_case(files)
+    mask = save_nifti(tmp_path / "mask.nii.gz", np.ones(COARSE, np.uint8), beside())
+    on_grid = save_scores(tmp_path / "b.nii.gz", scores(shape=SHAPE), AFFINE)
+    for role in ("mask", "labels"):
+        with pytest.raises(GridMismatchError, match=rf"(?s)image and {role} are on different grids.*--resample"):
+            read_case_headers(replace(files, logits=(on_grid,), **{role: mask}))
+
+
+def test_modalities_are_never_interpolated(tmp_path):
+    files = make_case(tmp_path)
+    other = save_nifti(tmp_path / "a_0001.nii.gz", numbers(COARSE), beside())
+    with pytest.raises(GridMismatchError, match=r"(?s)two modalities are on different grids.*Resample the modalities to one grid"):
+        load_case(replace(files, images=(*files.images, other)), RESAMPLE)
+
+
+def test_files_on_the_grid_of_the_image_are_read_as_they_are(tmp_path):
+    values = scores(shape=SHAPE)
+    case = load_case(make_case(tmp_path, AFFINE, values), RESAMPLE)
+    np.testing.assert_array_equal(case.logits, values)
+    assert not case.times
+    assert len(case.notes) == 1
+
+
+def test_probabilities_lead_to_the_same_logits_as_the_logits_they_come_from(tmp_path):
+    """The logarithms are interpolated: they differ from logits by a number per voxel, the same for all labels, before and after."""
+    values = scores()
+    case = load_case(make_case(tmp_path, values=values), RESAMPLE)
+    exponentials = np.exp(values.astype(np.float64))
+    probabilities = (exponentials / exponentials.sum(axis=0)).astype(np.float32)
+    files = make_case(tmp_path, values=probabilities)
+    of_probabilities = load_case(files, RESAMPLE)
+    assert of_probabilities.input_kind == "probabilities"
+    covered = inside(case)
+    np.testing.assert_array_equal(inside(of_probabilities), covered)
+    differences = [(found - found[0])[:, covered] for found in (case.logits, of_probabilities.logits)]
+    # Rounding of probabilities to float32 moves their logarithm by 1e-7 of its size; the smallest here is about e^-15.
+    np.testing.assert_allclose(differences[0], differences[1], atol=1e-4)
+
+
+def test_one_file_per_label(tmp_path):
+    files = make_case(tmp_path)
+    paths = tuple(save_nifti(tmp_path / f"label{number}.nii.gz", channel, beside()) for number, channel in enumerate(scores()))
+    together, apart = load_case(files, RESAMPLE), load_case(replace(files, logits=paths), RESAMPLE, threads=2)
+    np.testing.assert_array_equal(apart.logits, together.logits)
+
+
+def test_an_image_is_a_plane(tmp_path):
+    spacing, turned = (0.5, 0.75), np.array([[0.0, -1.0], [1.0, 0.0]])
+    image = save_itk(tmp_path / "a.mha", numbers((11, 8)), spacing=spacing, origin=(20.0, 30.0))
+    values = scores(2, (7, 9))
+    # The first axis of the logits runs along world y, the second one against world x; a sixth of the columns have none.
+    logits = save_itk(tmp_path / "s.mha", values, channels=True, spacing=(1.0, 0.6), origin=(24.5, 30.0), direction=turned)
+    case = load_case(CaseFiles("a", (image,), (logits,)), RESAMPLE)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine, source = lps @ affine_of((*spacing, 1.0), (20.0, 30.0, 0.0)), np.eye(4)
+    source[:2, :2], source[:2, 3] = turned * [1.0, 0.6], (24.5, 30.0)
+    expected = np.stack([itk_resampled(channel, lps @ source, (11, 8), affine) for channel in values])
+    np.testing.assert_allclose(case.logits, expected, atol=1e-5)
+    assert 0 < np.count_nonzero(~inside(case)) < 30
+
+
+def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
+    affine = beside(np.eye(3), shift=4.321)
+    affine[1:3, 3] += 0.37, 0.53  # no voxel is halfway between two others
+    marked = (scores(1) > 0)[0].astype(np.uint8)
+    labels = numbers(COARSE).astype(np.uint16) % 3
+    files = replace(
+        make_case(tmp_path),
+        mask=save_nifti(tmp_path / "mask.nii.gz", marked, affine),
+        labels=save_nifti(tmp_path / "labels.nii.gz", labels, affine),
+    )
+    case = load_case(files, RESAMPLE, with_labels=True)
+    np.testing.assert_array_equal(case.mask, itk_resampled(marked, affine, SHAPE, AFFINE, sitk.sitkNearestNeighbor) != 0)
+    np.testing.assert_array_equal(case.labels, itk_resampled(labels, affine, SHAPE, AFFINE, sitk.sitkNearestNeighbor))
+    assert case.mask is not None
+    assert case.mask.any()
+    assert any(note.startswith("mask taken by nearest neighbor from 6×9×7") for note in case.notes)
+    assert any(note.startswith("voxels outside the grid of the labels are background: ") for note in case.notes)
+    headers = read_case_headers(files, RESAMPLE)
+    assert [header.path.name for header in headers.on_other_grids] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
+
+
+def test_a_mask_whose_voxels_are_all_outside_the_image(tmp_path):
+    marked = np.zeros(COARSE, np.uint8)
+    marked[0] = 1
+    mask = save_nifti(tmp_path / "mask.nii.gz", marked, beside(np.eye(3), shift=18.0) @ np.diag([-1.0, 1.0, 1.0, 1.0]))
+    with pytest.raises(InputError, match=r"mask\.nii\.gz: the mask is empty on the image's grid"):
+        load_case(replace(make_case(tmp_path), mask=mask), RESAMPLE)
+
+
+def test_a_small_overlap_is_asked_about(tmp_path):
+    case = load_case(make_case(tmp_path, beside(np.eye(3), shift=10.0)), RESAMPLE)
+    share = 1 - inside(case).mean()
+    assert share > 0.5
+    assert any(note.endswith(f" voxels ({share:.1%}); do the files belong together?") for note in case.notes)
+
+
+@pytest.mark.parametrize(
+    ("affine", "reason"),
+    [
+        (np.diag([-1.0, -1.0, 1.0, 1.0]) @ (beside() + np.array([[0, 0, 0, 60.0], [0] * 4, [0] * 4, [0] * 4])), "Is the transform missing"),
+        (beside(shift=200.0), "Is the transform missing in one of the headers, or is it of another scan"),
+    ],
+    ids=["flipped and far", "far"],
+)
+@pytest.mark.parametrize("options", [RESAMPLE, ReadingOptions()], ids=["resample", "plain"])
+def test_grids_that_do_not_overlap(affine, reason, options, tmp_path):
+    files = make_case(tmp_path, affine)
+    with pytest.raises(GridMismatchError) as caught:
+        read_case_headers(files, options)
+    message = str(caught.value)
+    assert message.startswith("case 'a': ")
+    assert reason in message
+    assert str(files.images[0]) in message
+    assert str(files.logits[0]) in message
+    assert "give --resample" not in message
+    if options.resample:
+        assert "the logits and the image do not overlap in the world" in message
+        lines = [line for line in message.splitlines() if " mm, x " in line]
+        assert len(lines) == 2
+        start, stop = (float(lines[0].split(", x ")[1].split(" mm")[0].split(",")[0].split()[index]) for index in (0, 2))
+        x = world_of(SHAPE, AFFINE)[..., 0]
+        # Half a voxel around the centers is at most half the sum of the three spacings.
+        assert x.min() - 2.3 < start < x.min()
+        assert x.max() < stop < x.max() + 2.3
+
+
+def test_the_signs_of_lps_are_suspected(tmp_path):
+    """The same grid, written as RAS although its numbers are those of LPS."""
+    files = make_case(tmp_path, AFFINE + np.array([[0, 0, 0, 100.0], [0, 0, 0, -70.0], [0] * 4, [0] * 4]))
+    moved = AFFINE + np.array([[0, 0, 0, 100.0], [0, 0, 0, -70.0], [0] * 4, [0] * 4])
+    image = save_nifti(tmp_path / "m.nii.gz", numbers(SHAPE), np.diag([-1.0, -1.0, 1.0, 1.0]) @ moved)
+    with pytest.raises(GridMismatchError, match="With the signs of world x and y exchanged they would"):
+        read_case_headers(replace(files, images=(image,)), RESAMPLE)
+
+
+def test_boxes_that_overlap_without_a_common_voxel(tmp_path):
+    """A thin slab in the empty corner of an oblique volume's box: only its voxels tell."""
+    image = save_nifti(tmp_path / "image.nii.gz", numbers((40, 3, 2)), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))
+    corner = world_of((40, 3, 2), affine_of((1.0, 1.5, 2.0), direction=np.array(OBLIQUE)))[39, 0, 0]
+    logits = save_scores(tmp_path / "logits.nii.gz", scores(2, (3, 4, 2)), affine_of((0.5, 0.4, 0.3), (corner[0], -1.5, -0.3)))
+    files = CaseFiles("a", (image,), (logits,))
+    read_case_headers(files, RESAMPLE)
+    with pytest.raises(GridMismatchError, match="do not overlap in the world"):
+        load_case(files, RESAMPLE)
+
+
+def test_an_archive_without_geometry(tmp_path):
+    files = make_case(tmp_path)
+    np.savez_compressed(tmp_path / "a.npz", logits=scores().transpose(0, 3, 2, 1))
+    for options, text in (
+        (RESAMPLE, "without the geometry to interpolate from"),
+        (ReadingOptions(), "logits and image are on different grids"),
+    ):
+        with pytest.raises(GridMismatchError, match=text) as caught:
+            read_case_headers(replace(files, logits=(tmp_path / "a.npz",)), options)
+        assert "give --resample" not in str(caught.value)
+    np.savez_compressed(tmp_path / "b.npz", logits=scores(shape=SHAPE).transpose(0, 3, 2, 1))
+    case = load_case(replace(files, logits=(tmp_path / "b.npz",)), RESAMPLE)
+    np.testing.assert_array_equal(case.logits, scores(shape=SHAPE))

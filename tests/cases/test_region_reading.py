@@ -1,0 +1,177 @@
+"""Channels of regions in files: what `dataset.json` or the user declares against what a file holds."""
+
+import json
+
+import numpy as np
+import pytest
+from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
+
+from crfrefine import ConfigError, InputError, RegionScheme
+from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
+from crfrefine.cases.region_reading import find_regions
+from crfrefine.cli.region_options import parse_scheme
+
+SHAPE = (5, 6, 7)
+AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
+BRATS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}, "regions_class_order": [1, 2, 3]}
+SCHEME = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
+TWO_LABELS = {"labels": {"background": 0, "both": [1, 2], "a": 1, "b": 2}, "regions_class_order": [1, 1, 2]}
+"""As many regions as a softmax over all labels has channels."""
+
+
+def write_case(folder, channels, description=None, name="a_logits.nii.gz"):
+    (folder / "images").mkdir(exist_ok=True)
+    if description is not None:
+        (folder / "dataset.json").write_text(json.dumps(description))
+    image = save_nifti(folder / "images" / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
+    logits = save_nifti(folder / "images" / name, np.moveaxis(channels, 0, -1).astype(np.float32), AFFINE)
+    return CaseFiles("a", (image,), (logits,))
+
+
+def load(folder, channels, description=None, *, given=None, input_type="auto"):
+    files = write_case(folder, channels, description)
+    return load_case(files, ReadingOptions(input_type, regions=find_regions(given, [folder / "images"])))
+
+
+def sigmoids(num_channels=3, seed=0):
+    """With zeros in all channels at some voxels, as nnU-Net leaves them around its crop."""
+    values = np.random.default_rng(seed).uniform(0.01, 0.99, (num_channels, *SHAPE))
+    values[:, :2] = 0.0
+    return values
+
+
+def log_odds(probabilities):
+    return np.log(np.maximum(probabilities, 1e-7)) - np.log(np.maximum(1 - probabilities, 1e-7))
+
+
+def test_sigmoid_channels_become_log_odds(tmp_path):
+    case = load(tmp_path, sigmoids(), BRATS)
+    assert case.regions == SCHEME
+    assert (case.num_labels, case.input_kind) == (4, "probabilities")
+    np.testing.assert_allclose(case.logits, log_odds(sigmoids()), atol=1e-5)
+    assert case.logits.strides == (4 * 5 * 6 * 7, 4, 20, 120), "x fastest: no copy is made"
+    told = "a_logits.nii.gz is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; "
+    assert case.notes[0].startswith(told)
+    assert case.notes[0].endswith("dataset.json): all values lie in [0, 1]")
+    np.testing.assert_array_equal(case.decode(case.logits), SCHEME.decode(sigmoids() - 0.5))
+
+
+def test_values_beyond_0_and_1_are_log_odds(tmp_path):
+    channels = np.random.default_rng(1).normal(0, 3, (3, *SHAPE))
+    case = load(tmp_path, channels, BRATS)
+    assert (case.regions, case.input_kind) == (SCHEME, "logits")
+    np.testing.assert_array_equal(case.logits, channels.astype(np.float32))
+    assert "is taken as log-odds of 3 regions" in case.notes[0]
+
+
+def test_a_softmax_over_all_labels_is_refined_as_one(tmp_path):
+    """Four channels, one per label, although the file declares three regions."""
+    channels = np.random.default_rng(1).normal(0, 3, (4, *SHAPE))
+    case = load(tmp_path, channels, BRATS)
+    assert (case.regions, case.num_labels, case.input_kind) == (None, 4, "logits")
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "nowhere", "logits"])
+def test_as_many_regions_as_labels(tmp_path, kind):
+    """Only probabilities that sum to 1 are a softmax then."""
+    logits = np.random.default_rng(1).normal(0, 3, (3, *SHAPE))
+    softmax = np.exp(logits) / np.exp(logits).sum(0)
+    channels = {"softmax": softmax, "sigmoid": sigmoids(), "nowhere": np.zeros((3, *SHAPE)), "logits": logits}[kind]
+    case = load(tmp_path, channels, TWO_LABELS)
+    assert (case.regions is None) == (kind == "softmax")
+
+
+def test_the_users_regions_come_before_those_of_the_description(tmp_path):
+    given = RegionScheme.of({"left": 1, "right": 2, "middle": 3})
+    case = load(tmp_path, sigmoids(), BRATS, given=given)
+    assert case.regions == given
+    assert "(left, right, middle; --regions)" in case.notes[0]
+
+
+def test_one_region_needs_one_channel(tmp_path):
+    given = RegionScheme.of({"tumor": 2})
+    case = load(tmp_path, sigmoids(1), given=given)
+    assert case.logits.shape == (1, *SHAPE)
+    assert case.num_labels == 3
+    np.testing.assert_array_equal(case.decode(case.logits), 2 * (sigmoids(1)[0] > 0.5))
+
+
+def refusal(folder, *arguments, **options):
+    with pytest.raises(InputError) as caught:
+        load(folder, *arguments, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("description", "told"),
+    [
+        ({**BRATS, "regions_class_order": [1, 2]}, "the class order has 2 labels for 3 regions (whole, core, enhancing)"),
+        ({**BRATS, "regions_class_order": [1, 2, 1]}, "the class order has label 1 for region 'enhancing', which consists of the labels 3"),
+        ({**BRATS, "regions_class_order": [1, 2, 9]}, "the class order has label 9 for region 'enhancing'"),
+        ({"labels": BRATS["labels"]}, "it has regions of several labels, but no regions_class_order"),
+        (
+            {"labels": {"background": 0, "a": 1, "b": 2, "c": 3}, "regions_class_order": [1, 2, 3]},
+            "it has regions_class_order, but no label of it is a list of several labels",
+        ),
+        ({"labels": {"background": 0, "a": [0, 1], "b": 2}, "regions_class_order": [1, 2]}, "region 'a': label 0 is the background"),
+    ],
+)
+def test_a_description_that_contradicts_itself(tmp_path, description, told):
+    """It fails the cases that need it, with the file's name and what nnU-Net writes; a softmax over all labels goes on."""
+    channels = sigmoids(5)
+    message = refusal(tmp_path, channels, description)
+    assert f"{tmp_path / 'images' / 'a_logits.nii.gz'}: the file has 5 channels, and whether these are regions is not clear" in message
+    assert f"{tmp_path / 'dataset.json'}: {told}" in message
+    assert '"regions_class_order": [1, 2, 3]}' in message
+    num_labels = 3 if "0" in told else 4
+    softmax = np.random.default_rng(1).normal(0, 3, (num_labels, *SHAPE))
+    assert load(tmp_path, softmax, description).regions is None
+
+
+def test_other_numbers_of_channels_are_refused(tmp_path):
+    message = refusal(tmp_path, sigmoids(5), BRATS)
+    assert "the file has 5 channels, expected 3, one per region of " in message
+    assert "dataset.json, or 4, one per label\n  whole = 1+2+3, core = 2+3, enhancing = 3; written as 1, 2, 3" in message
+    assert "expected 3, one per region of --regions\n" in refusal(tmp_path, sigmoids(4), given=SCHEME)
+
+
+def test_values_that_are_not_what_the_user_says(tmp_path):
+    assert "expected log-odds of regions, found values that all lie in [0, 1]" in refusal(tmp_path, sigmoids(), BRATS, input_type="logits")
+    told = refusal(tmp_path, 3 * sigmoids(), BRATS, input_type="probabilities")
+    assert "expected probabilities between 0 and 1, found values from 0 to 2.9" in told
+
+
+def test_without_regions_the_refusal_says_how_to_name_them(tmp_path):
+    message = refusal(tmp_path, sigmoids())
+    assert "do not sum to 1" in message
+    for way in ("dataset.json", "regions_class_order", "--regions whole=1+2 --regions core=2", "RegionScheme.of"):
+        assert way in message
+
+
+def test_the_description_beside_the_logits_comes_first(tmp_path):
+    """nnU-Net writes a dataset.json into the folder of its predictions."""
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "predictions" / "dataset.json").write_text(json.dumps(BRATS))
+    (tmp_path / "dataset.json").write_text(json.dumps(TWO_LABELS))
+    found = find_regions(None, [tmp_path / "predictions", tmp_path / "images"])
+    assert found.scheme == SCHEME
+    assert found.num_labels == 4
+    assert find_regions(None, [tmp_path / "images"]).scheme != SCHEME
+
+
+def test_regions_of_the_command_line():
+    assert parse_scheme(["whole=1+2+3", "core=2+3", "enhancing=3"], None) == SCHEME
+    order = parse_scheme(["whole=1+2+3+4", "core=1+3+4", "enhancing=4"], "2, 1,4")
+    assert order is not None
+    assert order.class_order == (2, 1, 4)
+    assert parse_scheme([], None) is None
+    for regions, class_order, told in (
+        (["whole=1+2+3+4", "core=1+3+4", "enhancing=4"], None, "--regions-class-order 1,2,3"),
+        ([], "1,2", "it belongs to the regions of --regions"),
+        (["a=1"], "1;2", "expected one label per region, separated by commas"),
+        (["a=1", "a=2"], "1,2", "region 'a' appears twice"),
+        (["a=1", "b"], None, "expected NAME=LABEL"),
+    ):
+        with pytest.raises(ConfigError, match=".*" + told):
+            parse_scheme(regions, class_order)

@@ -1,0 +1,191 @@
+"""`infer` on label maps and on one binary file per structure, as users run it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cli_helpers import GRID_SHAPE, SPACING, files_in, load_nifti, run_here, save_nifti, write_folders
+
+import crfrefine
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.demo.phantom import make_phantom
+
+NAMES = {1: "aorta", 2: "kidney", 3: "liver"}
+STRENGTH = ("--set", "bilateral.theta_alpha=3", "--set", "bilateral.theta_beta=0.1")
+PARAMETERS = crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 3.0, "bilateral.theta_beta": 0.1})
+
+
+def network_labels(seed):
+    return make_phantom(seed, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
+
+
+def refined(seed, labels, parameters=PARAMETERS):
+    image = make_phantom(seed, GRID_SHAPE, SPACING).image.astype(np.int16)
+    return crfrefine.refine(np.asfortranarray(labels), image, spacing=SPACING, parameters=parameters, input_type="labels")
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Two cases with label maps of the labels 0, 10, 20, 30."""
+    folders = write_folders(tmp_path, "a", "b")
+    for seed, case_id in enumerate("ab"):
+        save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", 10 * network_labels(seed))
+    return replace(folders, logits=tmp_path / "maps")
+
+
+@pytest.fixture
+def structures(maps):
+    """The same as one file per structure and case; b lacks one, and has one that a lacks."""
+    root = maps.output.with_name("structures")
+    for seed, case_id in enumerate("ab"):
+        for label, name in NAMES.items():
+            save_nifti(root / case_id / f"{name}.nii.gz", (network_labels(seed) == label).astype(np.uint8))
+    (root / "b" / "liver.nii.gz").rename(root / "b" / "spleen.nii.gz")
+    return replace(maps, logits=root)
+
+
+def infer(folders, *options):
+    return run_here("infer", *folders.arguments, *STRENGTH, *options)
+
+
+@pytest.mark.parametrize("options", [(), ("--input-type", "labels")])
+def test_label_maps_are_refined_and_keep_their_numbers(maps, options):
+    summary = maps.output.with_name("summary.json")
+    result = infer(maps, *options, "--summary", summary, "--preview")
+    assert result.status == 0
+    assert result.stderr.count("a.nii.gz is taken as a label map") == 1
+    for seed, case_id in enumerate("ab"):
+        expected = refined(seed, 10 * network_labels(seed))
+        written = load_nifti(maps.output / f"{case_id}.nii.gz")
+        np.testing.assert_array_equal(written, expected.label_map)
+        assert written.dtype == np.uint8
+        assert expected.changes.voxels_changed > 0
+        record = json.loads(summary.read_text())["cases"][seed]
+        assert (record["input_type"], record["num_labels"], record["num_padding_voxels"]) == ("labels", 31, 0)
+        assert record["voxels_changed"] == expected.changes.voxels_changed
+        assert record["voxels_after"] == list(expected.changes.voxels_after)
+        assert record["structures"] is None
+    assert json.loads(summary.read_text())["label_names"] == {}
+
+
+@pytest.mark.parametrize("largest", [0, 1], ids=["nothing but background", "one label"])
+def test_as_many_labels_as_modalities(maps, largest):
+    """The two logits then have the shape of the two modalities."""
+    labels = np.minimum(network_labels(1), largest)
+    save_nifti(maps.logits / "b.nii.gz", labels)
+    assert infer(maps, "--save-probabilities", "--save-logits", "--preview").status == 0
+    np.testing.assert_array_equal(load_nifti(maps.output / "b.nii.gz"), refined(1, labels).label_map)
+
+
+def test_probabilities_and_logits_have_all_declared_labels(maps):
+    (maps.logits / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 10, "y": 20, "z": 30, "rare": 33}}))
+    assert infer(maps, "--save-probabilities", "--save-logits").status == 0
+    expected = refined(0, 10 * network_labels(0))
+    probabilities, logits = (load_nifti(maps.output / f"a_{what}.nii.gz") for what in ("probabilities", "logits"))
+    assert probabilities.shape == logits.shape == (*GRID_SHAPE, 34)
+    present = [0, 10, 20, 30]
+    np.testing.assert_allclose(np.moveaxis(probabilities[..., present], -1, 0), expected.marginals, atol=1e-6)  # as stored in float32
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-5)
+    assert (np.delete(probabilities, present, axis=-1) == 0).all()
+    assert (np.delete(logits, present, axis=-1) == ABSENT_LOGIT).all()
+
+
+def test_a_label_that_is_not_declared_fails_its_case_alone(maps):
+    (maps.logits / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 10, "y": 20, "z": 30}}))
+    save_nifti(maps.logits / "a.nii.gz", 11 * network_labels(0))
+    result = infer(maps)
+    assert result.status == 1
+    assert "a.nii.gz: has labels that are not declared: 11, 22, 33; it holds 0, 11, 22, 33" in result.stderr
+    assert files_in(maps.output) == ["b.nii.gz"]
+
+
+def test_values_per_label_are_those_of_the_labels_that_occur(maps, tmp_path):
+    weights = [4.0] * 31
+    weights[10], weights[30] = 2.0, 7.0
+    parameters = PARAMETERS.replace(**{"bilateral.weight": weights})
+    parameters.save(tmp_path / "own.toml")
+    assert run_here("infer", *maps.arguments, "-c", tmp_path / "own.toml").status == 0
+    expected = refined(0, 10 * network_labels(0), parameters).label_map
+    np.testing.assert_array_equal(load_nifti(maps.output / "a.nii.gz"), expected)
+    assert (expected != refined(0, 10 * network_labels(0)).label_map).any()
+
+
+def test_structures_become_a_label_map_with_names(structures):
+    summary = structures.output.with_name("summary.json")
+    result = infer(structures, "--input-type", "labels", "--save-structures", "--summary", summary)
+    assert result.status == 0, result.stderr
+    numbers = {"aorta": 1, "kidney": 2, "liver": 3, "spleen": 4}
+    assert json.loads((structures.output / "dataset.json").read_text()) == {"labels": {"background": 0, **numbers}}
+    expected = refined(1, np.array([0, 1, 2, 4])[network_labels(1)]).label_map
+    np.testing.assert_array_equal(load_nifti(structures.output / "b.nii.gz"), expected)
+    assert files_in(structures.output / "b") == ["aorta.nii.gz", "kidney.nii.gz", "spleen.nii.gz"]
+    for name in ("aorta", "kidney", "spleen"):
+        written = load_nifti(structures.output / "b" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(written, expected == numbers[name])
+        assert written.dtype == np.uint8
+    content = json.loads(summary.read_text())
+    assert content["label_names"] == {str(number): name for name, number in numbers.items()}
+    assert content["cases"][1]["structures"] == str(structures.output / "b")
+    assert files_in(structures.output) == ["a", "a.nii.gz", "b", "b.nii.gz", "dataset.json"]
+
+
+def test_a_second_run_continues_where_a_structure_is_missing(structures):
+    options = ("--input-type", "labels", "--save-structures", "--continue")
+    assert infer(structures, *options).status == 0
+    (structures.output / "b" / "kidney.nii.gz").unlink()
+    result = infer(structures, *options)
+    assert [line.split("\t")[:2] for line in result.stdout.splitlines()[1:]] == [["a", "skipped"], ["b", "done"]]
+    assert "kidney.nii.gz" in files_in(structures.output / "b")
+
+
+def test_names_of_other_labels_are_not_replaced(structures):
+    structures.output.mkdir()
+    (structures.output / "dataset.json").write_text('{"labels": {"background": 0, "tumor": 1}}')
+    result = infer(structures, "--input-type", "labels")
+    assert result.status == 1
+    assert "dataset.json: has other labels than the 4 structures of this run" in result.stderr
+    assert files_in(structures.output) == ["dataset.json"]
+
+
+def test_a_single_file_as_output_gets_no_names_beside_it(structures):
+    output = structures.output / "refined.nii.gz"
+    images = [structures.images / f"a_000{modality}.nii.gz" for modality in range(2)]
+    arguments = ("-i", images[0], "-i", images[1], "-p", structures.logits / "a", "-o", output)
+    assert run_here("infer", *arguments, "--input-type", "labels", "--save-structures").status == 0
+    assert files_in(structures.output) == ["refined", "refined.nii.gz"]
+    assert files_in(structures.output / "refined") == ["aorta.nii.gz", "kidney.nii.gz", "liver.nii.gz"]
+
+
+def test_saving_structures_needs_structures(maps):
+    result = infer(maps, "--save-structures")
+    assert result.status == 1
+    assert "--save-structures needs one binary file per structure as input" in result.stderr
+    assert not maps.output.exists()
+
+
+def test_structures_never_replace_their_input(structures):
+    result = infer(replace(structures, output=structures.logits), "--input-type", "labels", "--save-structures")
+    assert result.status == 1
+    assert "would replace an input file" in result.stderr
+
+
+def test_label_maps_are_not_written_among_the_structures(structures):
+    """The next run would take them for the input."""
+    before = files_in(structures.logits)
+    result = infer(replace(structures, output=structures.logits), "--input-type", "labels")
+    assert result.status == 1
+    assert "choose another folder for the results" in result.stderr
+    assert files_in(structures.logits) == before
+
+
+def test_labels_that_vanish_are_told(maps):
+    """A kernel that is wider than the structures outvotes all of their voxels at once."""
+    summary = maps.output.with_name("summary.json")
+    options = ("--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--summary", summary)
+    result = infer(maps, *options)
+    assert result.status == 0
+    note = "labels that vanished: 10, 20, 30; a lower bilateral.weight or mean_field.temperature changes less"
+    assert note in result.stderr
+    assert note in json.loads(summary.read_text())["cases"][0]["notes"]
+    assert set(np.unique(load_nifti(maps.output / "a.nii.gz"))) == {0}

@@ -1,0 +1,233 @@
+"""`--nnunet` on the command line: the same results as by hand, usage errors, and what is written where."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from cli_helpers import files_in, load_nifti, run_here
+from nnunet_helpers import DATASET, describe, write_json, write_postprocessing, write_predictions, write_tree
+
+from crfrefine.cases.nnunet.postprocessing import read_postprocessing
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.methods import METHODS
+
+SHORT = ("--folds", 2, "--num-iterations", 4, "--threads", 1)
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A network on which train-crf was run."""
+    tree = write_tree(tmp_path_factory.mktemp("nnunet"))
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
+    assert result.status == 0, result.stderr
+    return tree, result
+
+
+def test_training_writes_its_files_beside_the_folds(trained):
+    tree, result = trained
+    written = [name for name in files_in(tree.network) if name.startswith("crfrefine")]
+    assert written == ["crfrefine.curves.png", "crfrefine.report.json", "crfrefine.toml"]
+    assert result.stdout.splitlines()[-1].startswith("verdict: ")
+    report = json.loads((tree.network / "crfrefine.report.json").read_text())
+    assert report["options"]["nnunet"] == str(tree.network)
+    assert report["options"]["images"] == str(tree.raw / "imagesTr")
+    assert report["label_names"] == ["background", "shell", "core", "cyst"]
+
+
+def test_without_nnunets_postprocessing_a_note_says_how_to_determine_it(trained):
+    _, result = trained
+    options = f"{DATASET} -c 3d_fullres -tr nnUNetTrainer -p nnUNetPlans -f 0 1"
+    assert f"not determined, so it is not among the methods: nnUNetv2_find_best_configuration {options}\n" in result.stderr
+    assert "nnU-Net postprocessing" not in result.stdout
+
+
+def test_nnunets_postprocessing_is_one_of_the_methods(trained, tmp_path):
+    tree = write_tree(tmp_path)
+    path = write_postprocessing(tree, [1, 2, 3], 2)
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
+    assert result.status == 0, result.stderr
+    assert f"note: nnU-Net's postprocessing: {path}: the largest component of 1+2+3, then of 2 is kept\n" in result.stderr
+    rows = [line.split("\t") for line in result.stdout.splitlines()[1:-1]]
+    methods = [row[1] for row in rows if row[0] == "core"]
+    assert methods == [*METHODS[:4], "nnU-Net postprocessing", *METHODS[4:]]
+    report = json.loads((tree.network / "crfrefine.report.json").read_text())
+    assert report["nnunet_postprocessing"]["rules"] == [{"labels": [1, 2, 3], "background": 0}, {"labels": [2], "background": 0}]
+    assert "nnU-Net postprocessing" in [rival["name"] for rival in report["verdict"]["rivals"]]
+    # The parameters are those of a run without it, and the number is that of the rule on the network's label map.
+    assert CrfParameters.load(tree.network / "crfrefine.toml") == CrfParameters.load(trained[0].network / "crfrefine.toml")
+    cleaned = read_postprocessing(path).apply(load_nifti(tree.validation(1) / "case3.nii.gz")) == 2
+    truth = load_nifti(tree.raw / "labelsTr" / "case3.nii.gz") == 2
+    (dice,) = (
+        line["value"]
+        for line in report["measurements"]
+        if (line["case"], line["method"], line["region"], line["metric"]) == ("case3", "nnU-Net postprocessing", "core", "dice")
+    )
+    assert dice == pytest.approx(2 * (cleaned & truth).sum() / (cleaned.sum() + truth.sum()))
+
+
+def test_a_postprocessing_without_rules_is_told_and_not_measured(tmp_path):
+    tree = write_tree(tmp_path)
+    write_postprocessing(tree)
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
+    assert "no rule: nnU-Net found that none helps" in result.stderr
+    assert "nnU-Net postprocessing" not in result.stdout
+
+
+def test_training_finds_what_one_would_put_together_by_hand(trained, tmp_path):
+    tree, _ = trained
+    (tmp_path / "logits").mkdir()
+    for path in tree.network.glob("fold_*/validation/*.npz"):
+        shutil.copy(path, tmp_path / "logits")
+    (tmp_path / "images").symlink_to(tree.raw / "imagesTr")
+    (tmp_path / "labels").symlink_to(tree.raw / "labelsTr")
+    result = run_here("train-crf", tmp_path, "-o", tmp_path / "params.toml", *SHORT)
+    assert result.status == 0, result.stderr
+    assert CrfParameters.load(tmp_path / "params.toml") == CrfParameters.load(tree.network / "crfrefine.toml")
+
+
+def test_training_again_replaces_its_own_file_and_no_other(trained, tmp_path):
+    tree = write_tree(tmp_path)
+    shutil.copy(trained[0].network / "crfrefine.toml", tree.network)
+    assert run_here("train-crf", "--nnunet", tree.network, *SHORT, "-q").status == 0
+    foreign = tree.network / "crfrefine.toml"
+    foreign.write_text("schema = 1\n")
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
+    assert result.status == 1
+    assert "was not written by train-crf" in result.stderr
+    assert foreign.read_text() == "schema = 1\n"
+    result = run_here("train-crf", "--nnunet", tree.network, "-o", tmp_path / "mine.toml", *SHORT, "-q")
+    assert (result.status, foreign.read_text()) == (0, "schema = 1\n")
+    assert (tmp_path / "mine.toml").is_file()
+
+
+def test_training_leaves_out_folds_that_are_missing_and_names_the_command(tmp_path):
+    tree = write_tree(tmp_path, count=6, num_folds=3)
+    shutil.rmtree(tree.network / "fold_2")
+    command = f"fold 2 is not trained: nnUNetv2_train {DATASET} 3d_fullres 2 --npz -tr nnUNetTrainer -p nnUNetPlans\n"
+    strict = run_here("train-crf", "--nnunet", tree.network, *SHORT, "--strict")
+    assert strict.status == 1
+    assert f"  fold 2 is not trained (2): case2, case5\n  {command}" in strict.stderr
+    result = run_here("train-crf", "--nnunet", tree.network, *SHORT)
+    assert result.status == 0, result.stderr
+    assert "note: 2 of 6 cases are left out: fold 2 is not trained (2): case2, case5\n" in result.stderr
+    assert command in result.stderr
+
+
+def test_with_too_few_probabilities_the_commands_are_in_the_error(tmp_path):
+    tree = write_tree(tmp_path)
+    for path in tree.network.glob("fold_*/validation/*.npz"):
+        path.unlink()
+    result = run_here("train-crf", "--nnunet", tree.network)
+    assert result.status == 1
+    for fold in (0, 1):
+        assert f"nnUNetv2_train {DATASET} 3d_fullres {fold} --val --npz -tr nnUNetTrainer -p nnUNetPlans" in result.stderr
+    assert not [name for name in files_in(tree.network) if name.startswith("crfrefine")]
+
+
+def test_predictions_are_refined_as_with_their_folders_named(trained, tmp_path):
+    tree, _ = trained
+    predictions = write_predictions(tree)
+    parameters = ("-c", tree.network / "crfrefine.toml")
+    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *parameters)
+    assert result.status == 0, result.stderr
+    by_hand = run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *parameters)
+    assert by_hand.status == 0, by_hand.stderr
+    assert files_in(tmp_path / "one") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files_in(tmp_path / "one"))
+    assert not np.array_equal(load_nifti(tmp_path / "one" / "case1.nii.gz"), load_nifti(predictions / "case1.nii.gz"))
+    assert not tree.trap.exists()
+
+
+def test_a_case_that_was_not_predicted_fails_alone(tmp_path):
+    tree = write_tree(tmp_path)
+    (write_predictions(tree) / "case1.npz").unlink()
+    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out", "--set", "mean_field.num_iterations=1")
+    assert result.status == 1
+    assert files_in(tmp_path / "out") == ["case0.nii.gz", "case2.nii.gz"]
+    assert "no case1.npz" in result.stderr
+
+
+def test_validated_cases_are_refined_in_parts(trained, tmp_path):
+    tree, _ = trained
+    for part in (0, 1):
+        result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", "--num-parts", 2, "--part-id", part)
+        assert result.status == 0, result.stderr
+        assert len(files_in(tmp_path / "out")) == 2 * (part + 1)
+
+
+@pytest.mark.parametrize("output", ["predictions", "nnUNet_raw/Dataset007_Phantom/imagesTs"])
+def test_outputs_do_not_go_among_the_inputs(tmp_path, output):
+    tree = write_tree(tmp_path)
+    before = files_in(write_predictions(tree))
+    result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / output)
+    assert result.status == 1
+    assert files_in(tree.predictions) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("infer", "-o", "out"), "expected --images and --logits, or a folder of nnU-Net with --nnunet"),
+        (("infer", "-o", "out", "-i", "images"), "expected --logits, or"),
+        (("infer", "-o", "out", "--nnunet", "x", "-p", "logits"), "leave --logits out"),
+        (("infer", "-o", "out", "--nnunet", "x", "--input-type", "labels"), "--nnunet reads probabilities; for label maps,"),
+        (("train-crf", "-o", "p.toml"), "or --nnunet"),
+        (("train-crf", "--nnunet", "x", "--input-type", "labels"), "--nnunet reads probabilities; for label maps,"),
+        (("train-crf", "study"), "name the file to write"),
+        (("train-crf", "study", "--nnunet", "x"), "leave DATA_DIR out"),
+        (("train-crf", "--nnunet", "x", "-p", "logits"), "leave --logits out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_excludes_or_needs_each_other_is_wrong_usage(arguments, words):
+    result = run_here(*arguments)
+    assert result.status == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_several_folders_of_images_are_refused(tmp_path):
+    tree = write_tree(tmp_path)
+    images = ("-i", tree.raw / "imagesTr", "-i", tree.raw / "labelsTr")
+    result = run_here("infer", "--nnunet", tree.network, "-o", tmp_path / "out", *images)
+    assert result.status == 1
+    assert "give one folder of images" in result.stderr
+
+
+def with_regions(folder, descriptions):
+    """Turn the softmax of a folder's archives into sigmoid channels of overlapping regions, as region-based training leaves them."""
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "cyst": [3]}
+    for path in folder.rglob("*.npz"):
+        softmax = np.load(path)["probabilities"]
+        np.savez_compressed(path, probabilities=np.stack([softmax[1:].sum(0), softmax[2:].sum(0), softmax[3]]))
+    for path in descriptions:
+        write_json(path, describe(labels=labels, regions_class_order=[1, 2, 3]))
+
+
+@pytest.mark.parametrize("described", ["predictions", "raw"])
+def test_regions_of_predictions(tmp_path, described):
+    """The description is beside the predictions, or only beside the images."""
+    tree = write_tree(tmp_path)
+    predictions = write_predictions(tree, 2)
+    (predictions / "dataset.json").unlink()
+    with_regions(predictions, [(predictions if described == "predictions" else tree.raw) / "dataset.json"])
+    result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "out", "--save-probabilities")
+    assert result.status == 0, result.stderr
+    assert "is taken as sigmoid probabilities of 3 regions (whole, core, cyst; " in result.stderr
+    assert load_nifti(tmp_path / "out" / "case0_probabilities.nii.gz").shape[-1] == 3
+    assert set(np.unique(load_nifti(tmp_path / "out" / "case0.nii.gz"))) == {0, 1, 2, 3}
+
+
+def test_regions_of_a_trained_network(tmp_path):
+    tree = write_tree(tmp_path)
+    with_regions(tree.network, [tree.network / "dataset.json"])
+    result = run_here("train-crf", "--nnunet", tree.network, "-o", tmp_path / "p.toml", *SHORT)
+    assert result.status == 0, result.stderr
+    assert "4 cases, 3 overlapping regions, 4 labels, 2 modalities" in result.stderr
+    assert {line.split("\t")[0] for line in result.stdout.splitlines()[1:-2]} == {"whole", "core", "cyst", "mean"}

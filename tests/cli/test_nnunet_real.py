@@ -1,0 +1,174 @@
+"""`--nnunet` on what nnU-Net itself writes: planned, trained for a minute, validated, predicted. `make test-nnunet` runs it."""
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import AFFINE, load_nifti, run_here, save_nifti
+
+from crfrefine.cases.nnunet.layout import require_trained
+from crfrefine.cases.nnunet.postprocessing import KeepLargest, find_postprocessing
+from crfrefine.demo.phantom import make_phantom
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("nnunetv2") is None, reason="nnU-Net is not installed: make test-nnunet")
+
+DATASET = "Dataset007_Phantom"
+GRID_SHAPE, SPACING = (26, 22, 14), (1.0, 1.25, 2.5)  # AFFINE: a quarter turn and two flips
+NUM_CASES, NUM_TEST_CASES = 6, 2
+TRAIN = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "nnunet_brief.py")]
+NAMES = ("-tr", "nnUNetTrainer", "-p", "nnUNetPlans")
+AS_IT_IS = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0", "-q")
+
+
+def nnunet(root: Path, *arguments: str) -> None:
+    """Run a command of nnU-Net; `nnUNetv2_train` is the brief one."""
+    command, *rest = arguments
+    own = TRAIN if command == "nnUNetv2_train" else [str(Path(sys.executable).with_name(command))]
+    done = subprocess.run([*own, *rest], capture_output=True, text=True, timeout=1800, check=False, env=environment(root))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def environment(root: Path) -> dict[str, str]:
+    folders = {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    few = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "2"}
+    return {**os.environ, **folders, **few}
+
+
+def write_dataset(root: Path) -> None:
+    raw = root / "nnUNet_raw" / DATASET
+    for number in range(NUM_CASES + NUM_TEST_CASES):
+        case = make_phantom(number, GRID_SHAPE, SPACING)
+        folder = raw / ("imagesTr" if number < NUM_CASES else "imagesTs")
+        for modality, values in enumerate(case.image):
+            save_nifti(folder / f"case{number}_{modality:04d}.nii.gz", values.astype(np.int16), AFFINE)
+        if number < NUM_CASES:
+            save_nifti(raw / "labelsTr" / f"case{number}.nii.gz", case.labels, AFFINE)
+    labels = {"background": 0, "shell": 1, "core": 2, "cyst": 3}
+    about = {"channel_names": {"0": "T1", "1": "T2"}, "labels": labels, "numTraining": NUM_CASES, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(about))
+    cases = [f"case{number}" for number in range(NUM_CASES)]
+    splits = [{"train": cases[1 - fold :: 2], "val": cases[fold::2]} for fold in range(2)]
+    (root / "nnUNet_preprocessed" / DATASET).mkdir(parents=True)
+    (root / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
+
+
+def shrink_plans(path: Path) -> None:
+    plans = json.loads(path.read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["batch_size"] = 2
+    network = configuration["architecture"]["arch_kwargs"]
+    network["features_per_stage"] = [8] * network["n_stages"]
+    path.write_text(json.dumps(plans))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two folds: the first validated with --npz, the second without."""
+    root = tmp_path_factory.mktemp("nnunet")
+    write_dataset(root)
+    nnunet(root, "nnUNetv2_plan_and_preprocess", "-d", "7", "-c", "3d_fullres", "-npfp", "1", "-np", "1")
+    shrink_plans(root / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json")
+    nnunet(root, "nnUNetv2_train", "7", "3d_fullres", "0", "--npz", "-device", "cpu")
+    nnunet(root, "nnUNetv2_train", "7", "3d_fullres", "1", "-device", "cpu")
+    return root
+
+
+@pytest.fixture(scope="module")
+def network(root):
+    return root / "nnUNet_results" / DATASET / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+
+@pytest.fixture(scope="module")
+def trained(root, network):
+    """Both folds, after the command that the first run of train-crf has named; with postprocessing; train-crf's result."""
+    first = run_here("train-crf", "--nnunet", network, "--strict")
+    assert first.status == 1
+    left_out = run_here("train-crf", "--nnunet", network, "-o", root / "early.toml", "--folds", 2, "--num-iterations", 4)
+    assert left_out.status == 0, left_out.stderr
+    assert "3 of 6 cases are left out: no probabilities in fold_1/validation (3): case1, case3, case5" in left_out.stderr
+    (command,) = (line.partition(": ")[2] for line in left_out.stderr.splitlines() if "without --npz: " in line)
+    command = command[command.index("nnUNetv2_train") :]
+    assert command == f"nnUNetv2_train {DATASET} 3d_fullres 1 --val --npz {' '.join(NAMES)}"
+    nnunet(root, *shlex.split(command), "-device", "cpu")
+    nnunet(root, "nnUNetv2_find_best_configuration", "7", "-c", "3d_fullres", "-f", "0", "1", "-np", "1", "--disable_ensembling")
+    return run_here("train-crf", "--nnunet", network, "--folds", 2, "--num-iterations", 4)
+
+
+def test_training_takes_every_case_from_its_fold(trained, network):
+    assert trained.status == 0, trained.stderr
+    assert "left out" not in trained.stderr
+    report = json.loads((network / "crfrefine.report.json").read_text())
+    assert report["cases"] == [f"case{number}" for number in range(NUM_CASES)]
+    assert report["label_names"] == ["background", "shell", "core", "cyst"]
+    assert trained.stdout.splitlines()[-1].startswith("verdict: ")
+    # The Dice of the network is the one that nnU-Net has measured in its own validation.
+    for fold in range(2):
+        measured = json.loads((network / f"fold_{fold}" / "validation" / "summary.json").read_text())
+        for case in measured["metric_per_case"]:
+            case_id = Path(case["prediction_file"]).name.removesuffix(".nii.gz")
+            own = [
+                line for line in report["measurements"] if (line["case"], line["method"], line["metric"]) == (case_id, "network", "dice")
+            ]
+            assert {line["region"]: line["value"] for line in own} == pytest.approx(
+                {name: case["metrics"][label]["Dice"] for name, label in (("shell", "1"), ("core", "2"), ("cyst", "3"))}, nan_ok=True
+            )
+
+
+def test_without_weights_the_validated_label_maps_come_back(trained, network, tmp_path):
+    """So the axes of the .npz are read as they were written: on an image with a quarter turn and two flips."""
+    result = run_here("infer", "--nnunet", network, "-o", tmp_path / "out", *AS_IT_IS)
+    assert result.status == 0, result.stderr
+    for number in range(NUM_CASES):
+        theirs = load_nifti(network / f"fold_{number % 2}" / "validation" / f"case{number}.nii.gz")
+        np.testing.assert_array_equal(load_nifti(tmp_path / "out" / f"case{number}.nii.gz"), theirs)
+
+
+def test_predictions_are_refined_with_what_was_learned(trained, root, network, tmp_path):
+    images = root / "nnUNet_raw" / DATASET / "imagesTs"
+    predict = ("nnUNetv2_predict", "-i", str(images), "-o", str(root / "predictions"), "-d", "7", "-c", "3d_fullres", "-f", "0", "1")
+    nnunet(root, *predict, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta")
+    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "out")
+    assert result.status == 1
+    assert "run without --save_probabilities" in result.stderr
+    shutil.rmtree(root / "predictions")
+    nnunet(root, *predict, "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta", "--save_probabilities")
+    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "as it is", *AS_IT_IS)
+    assert result.status == 0, result.stderr
+    result = run_here("infer", "--nnunet", root / "predictions", "-o", tmp_path / "refined", "-c", network / "crfrefine.toml")
+    assert result.status == 0, result.stderr
+    for number in range(NUM_CASES, NUM_CASES + NUM_TEST_CASES):
+        name = f"case{number}.nii.gz"
+        np.testing.assert_array_equal(load_nifti(tmp_path / "as it is" / name), load_nifti(root / "predictions" / name))
+        assert load_nifti(tmp_path / "refined" / name).shape == GRID_SHAPE
+
+
+def test_the_postprocessing_that_nnunet_chose_is_read(trained, network):
+    found = find_postprocessing(require_trained(network))
+    assert found is not None
+    assert found.path == network / "crossval_results_folds_0_1" / "postprocessing.json"
+    assert f"note: nnU-Net's postprocessing: {found.path}" in trained.stderr
+    assert ("nnU-Net postprocessing" in trained.stdout) == bool(found.rules)
+    before, after = network / "crossval_results_folds_0_1", network / "crossval_results_folds_0_1" / "postprocessed"
+    for number in range(NUM_CASES):
+        np.testing.assert_array_equal(found.apply(load_nifti(before / f"case{number}.nii.gz")), load_nifti(after / f"case{number}.nii.gz"))
+
+
+@pytest.mark.parametrize("asked", [1, (1, 3), [1, 2], [(1, 2), 4]], ids=str)
+def test_rules_do_what_nnunets_own_function_does(asked):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+    labels = [label for one in (asked if isinstance(asked, list) else [asked]) for label in (one if isinstance(one, tuple) else [one])]
+    random = np.random.default_rng(0)
+    for density in np.linspace(0.02, 0.6, 50):
+        label_map = ((random.random((13, 9, 6)) < density) * random.integers(1, 5, (13, 9, 6))).astype(np.uint8)
+        theirs = remove_all_but_largest_component_from_segmentation(label_map, asked)
+        np.testing.assert_array_equal(KeepLargest(tuple(labels)).apply(label_map), theirs)

@@ -1,0 +1,229 @@
+"""`infer` on the sigmoid channels of nnU-Net's region-based training, as users run it."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_helpers import files_in, load_nifti, run_here, save_nifti, write_folders
+from training_helpers import write_cases
+
+import crfrefine
+from crfrefine import CrfParameters, RegionScheme
+
+BRATS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}
+SCHEME = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
+ON_THE_LINE = ("--regions", "whole=1+2+3", "--regions", "core=2+3", "--regions", "enhancing=3")
+
+
+def write_regions(root, *case_ids, description=BRATS, npz=False):
+    """The phantoms' softmax summed over each region, as a network with sigmoid channels would write it; returns the log-odds too."""
+    folders = write_folders(root, *case_ids)
+    log_odds = {}
+    for case_id in case_ids:
+        logits = np.moveaxis(load_nifti(folders.logits / f"{case_id}.nii.gz"), -1, 0).astype(float)
+        softmax = np.exp(logits) / np.exp(logits).sum(0)
+        sigmoids = np.stack([softmax[list(labels)].sum(0) for labels in SCHEME.labels]).astype(np.float32)
+        if npz:  # (region, z, y, x), beside nnU-Net's own label map
+            np.savez(folders.logits / f"{case_id}.npz", probabilities=sigmoids.transpose(0, 3, 2, 1))
+            save_nifti(folders.logits / f"{case_id}.nii.gz", SCHEME.decode(sigmoids - 0.5))
+        else:
+            save_nifti(folders.logits / f"{case_id}.nii.gz", np.moveaxis(sigmoids, 0, -1))
+        inside = np.maximum(sigmoids.astype(float), 1e-7)
+        log_odds[case_id] = np.log(inside) - np.log(np.maximum(1 - sigmoids.astype(float), 1e-7))
+    if description is not None:
+        (folders.logits / "dataset.json").write_text(json.dumps(description))
+    return folders, log_odds
+
+
+def image_of(folders, case_id):
+    return np.stack([load_nifti(folders.images / f"{case_id}_{modality:04d}.nii.gz") for modality in range(2)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("npz", [False, True], ids=["nifti", "npz"])
+def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
+    folders, log_odds = write_regions(tmp_path, "a", "b", npz=npz)
+    summary = tmp_path / "summary.json"
+    options = "--save-probabilities", "--save-logits", "--preview", "--summary", summary
+    result = run_here("infer", *folders.arguments, *options)
+    assert result.status == 0, result.stderr
+    assert "is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; " in result.stderr
+    for case_id in ("a", "b"):
+        spacing = nib.load(folders.output / f"{case_id}.nii.gz").header.get_zooms()
+        expected = crfrefine.refine(log_odds[case_id], image_of(folders, case_id), spacing=spacing, regions=SCHEME)
+        found = load_nifti(folders.output / f"{case_id}.nii.gz")
+        np.testing.assert_array_equal(found, expected.label_map)
+        assert found.dtype == np.uint8
+        assert set(np.unique(found)) == {0, 1, 2, 3}
+        probabilities = np.moveaxis(load_nifti(folders.output / f"{case_id}_probabilities.nii.gz"), -1, 0)
+        assert probabilities.shape == (3, *found.shape)
+        np.testing.assert_allclose(probabilities, expected.marginals, atol=1e-4)
+        np.testing.assert_array_equal(SCHEME.decode(probabilities - 0.5), found)
+        np.testing.assert_allclose(np.moveaxis(load_nifti(folders.output / f"{case_id}_logits.nii.gz"), -1, 0), expected.logits, atol=1e-3)
+        assert (folders.output / f"{case_id}_preview.png").stat().st_size > 1000
+    first = json.loads(summary.read_text())["cases"][0]
+    assert (first["num_labels"], first["input_type"]) == (4, "probabilities")
+    regions = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+    assert first["regions"] == {"labels": regions, "regions_class_order": [1, 2, 3]}
+    assert len(first["voxels_after"]) == 4
+
+
+def test_regions_of_the_command_line(tmp_path):
+    folders, _ = write_regions(tmp_path / "line", "a", description=None)
+    described, _ = write_regions(tmp_path / "described", "a")
+    assert run_here("infer", *folders.arguments, *ON_THE_LINE).status == 0
+    assert run_here("infer", *described.arguments).status == 0
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz"))
+    again = run_here("infer", *folders.arguments, *ON_THE_LINE, "--regions-class-order", "2,3,3")
+    assert again.status == 0, again.stderr
+    assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
+
+
+def test_one_region_in_one_channel(tmp_path):
+    folders, _ = write_regions(tmp_path, "a", description=None)
+    sigmoids = load_nifti(folders.logits / "a.nii.gz")
+    save_nifti(folders.logits / "a.nii.gz", sigmoids[..., 0])
+    result = run_here("infer", *folders.arguments, "--regions", "tumor=2", "--save-probabilities")
+    assert result.status == 0, result.stderr
+    assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2}
+    assert files_in(folders.output) == ["a.nii.gz", "a_probabilities.nii.gz"]
+    without = run_here("infer", *folders.arguments)
+    assert "--regions NAME=1" in without.stderr
+
+
+def test_one_binary_file_per_region(tmp_path):
+    """The regions are declared, so the files are neither labels in order nor structures."""
+    folders, log_odds = write_regions(tmp_path, "a", description=None)
+    files = [tmp_path / f"{name}.nii.gz" for name in SCHEME.names]
+    for file, channel in zip(files, log_odds["a"], strict=True):
+        save_nifti(file, (channel > 0).astype(np.uint8))
+    images = [argument for modality in range(2) for argument in ("-i", folders.images / f"a_{modality:04d}.nii.gz")]
+    arguments = (*images, *(argument for file in files for argument in ("-p", file)), "-o", tmp_path / "refined.nii.gz")
+    weak = ("--set", "bilateral.weight=0.0")
+    result = run_here("infer", *arguments, *ON_THE_LINE, *weak)
+    assert result.status == 0, result.stderr
+    np.testing.assert_array_equal(load_nifti(tmp_path / "refined.nii.gz"), SCHEME.decode(log_odds["a"]))
+
+
+@pytest.mark.parametrize("options", [("--input-type", "labels"), ()])
+@pytest.mark.parametrize("names", [ON_THE_LINE, ("--regions", "tumor=2")], ids=["three", "one"])
+def test_regions_of_a_label_map_are_refused(tmp_path, options, names):
+    """They would be passed over; or, of a single region, the labels would be taken for log-odds."""
+    folders = write_folders(tmp_path, "a")
+    save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8))
+    result = run_here("infer", *folders.arguments, *names, *options)
+    assert result.status == 1
+    one_by_values = names is not ON_THE_LINE and not options
+    expected = "whole numbers from 0 to 3, as in a label map; " if one_by_values else "leave --regions out"
+    assert f"{folders.logits / 'a.nii.gz'}: " in result.stderr
+    assert expected in result.stderr
+
+
+def test_a_case_with_other_channels_fails_and_the_others_go_on(tmp_path):
+    folders, _ = write_regions(tmp_path, "a", "b", "c")
+    softmax = write_folders(tmp_path / "other", "c")
+    (folders.logits / "c.nii.gz").write_bytes((softmax.logits / "c.nii.gz").read_bytes())
+    save_nifti(folders.logits / "b.nii.gz", load_nifti(folders.logits / "b.nii.gz")[..., :2])
+    result = run_here("infer", *folders.arguments)
+    assert result.status == 1
+    assert "the file has 2 channels, expected 3, one per region of " in result.stderr
+    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"], "c has one channel per label: one softmax"
+
+
+def test_a_description_that_contradicts_itself_fails_the_cases_that_need_it(tmp_path):
+    folders, _ = write_regions(tmp_path, "a", description={**BRATS, "regions_class_order": [1, 2]})
+    result = run_here("infer", *folders.arguments)
+    assert result.status == 1
+    assert f"{folders.logits / 'dataset.json'}: the class order has 2 labels for 3 regions" in result.stderr
+    assert files_in(folders.output) == []
+    assert run_here("infer", *folders.arguments, *ON_THE_LINE).status == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--regions", "core=1+3+4", "--regions", "enhancing=4"), "region 'core' = 1+3+4: the label that it writes is not clear"),
+        (("--regions-class-order", "1,2"), "--regions-class-order: it belongs to the regions of --regions"),
+        (("--regions", "whole"), "expected NAME=LABEL"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, options, told):
+    folders, _ = write_regions(tmp_path, "a", description=None)
+    result = run_here("infer", *folders.arguments, *options)
+    assert (result.status, result.stdout) == (1, "")
+    assert told in result.stderr
+
+
+def test_a_preset_with_a_weight_per_label_is_refused(tmp_path):
+    folders, _ = write_regions(tmp_path, "a")
+    CrfParameters().replace(**{"bilateral.weight": [1.0, 2.0, 3.0, 4.0]}).save(tmp_path / "labels.toml")
+    result = run_here("infer", *folders.arguments, "-c", tmp_path / "labels.toml")
+    assert result.status == 1
+    assert "bilateral.weight: it has 4 values, but the case has 3 regions" in result.stderr
+    assert run_here("infer", *folders.arguments, "--set", "bilateral.weight=[1.0, 2.0, 3.0]").status == 0
+
+
+def test_info_names_regions(tmp_path):
+    folders, _ = write_regions(tmp_path, "a")
+    (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
+    assert ", 3 regions" in run_here("info", tmp_path).stdout
+    (folders.logits / "dataset.json").write_text(json.dumps({**BRATS, "regions_class_order": [1]}))
+    told = run_here("info", tmp_path)
+    assert "the class order has 1 labels for 3 regions" in told.stdout + told.stderr
+
+
+def test_convert_puts_the_label_map_together(tmp_path):
+    """With the dataset.json beside the channels; log-odds and back are the same values."""
+    folders, log_odds = write_regions(tmp_path, "a")
+    channels = folders.logits / "a.nii.gz"
+    assert run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels").status == 0
+    np.testing.assert_array_equal(load_nifti(tmp_path / "labels.nii.gz"), SCHEME.decode(log_odds["a"]))
+    (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
+    assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
+    np.testing.assert_allclose(np.moveaxis(load_nifti(tmp_path / "odds.nii.gz"), -1, 0), log_odds["a"], atol=1e-3)
+    assert run_here("convert", tmp_path / "odds.nii.gz", tmp_path / "back.nii.gz", "--to", "probabilities").status == 0
+    np.testing.assert_allclose(load_nifti(tmp_path / "back.nii.gz"), load_nifti(channels), atol=1e-6)
+
+
+def test_convert_writes_sigmoids_to_npz_as_they_are(tmp_path):
+    """An .npz has a name for its array: the kind of the values is needed although no other is asked for."""
+    folders, _ = write_regions(tmp_path, "a")
+    channels = folders.logits / "a.nii.gz"
+    result = run_here("convert", channels, tmp_path / "a.npz")
+    assert result.status == 0, result.stderr
+    assert "a.nii.gz: 3 regions, " in result.stderr
+    with np.load(tmp_path / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
+
+
+def test_convert_takes_the_channel_of_a_single_region(tmp_path):
+    description = {"labels": {"background": 0, "tumor": [2, 3]}, "regions_class_order": [2]}
+    folders, log_odds = write_regions(tmp_path, "a", description=description)
+    channels = folders.logits / "a.nii.gz"
+    save_nifti(channels, load_nifti(channels)[..., 1])
+    labels = tmp_path / "labels.nii.gz"
+    assert run_here("convert", channels, labels, "--to", "labels").status == 0
+    np.testing.assert_array_equal(load_nifti(labels), 2 * (log_odds["a"][1] > 0))
+    assert run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits").status == 0
+    np.testing.assert_allclose(load_nifti(tmp_path / "odds.nii.gz").reshape(log_odds["a"][1].shape), log_odds["a"][1], atol=1e-3)
+    save_nifti(channels, load_nifti(labels))
+    assert run_here("convert", channels, tmp_path / "copy.mha").status == 0, "a label map stays one"
+
+
+@pytest.mark.parametrize("command", ["infer", "train-crf", "evaluate", "convert"])
+def test_a_description_that_cannot_be_read_is_told(tmp_path, command):
+    """Log-odds of regions could be taken for logits of labels. Training stops; the others go on and say so."""
+    cases = write_cases(tmp_path, 2)
+    written = cases / "logits" / "dataset.json"
+    written.write_text("{broken")
+    one = sorted((cases / "logits").glob("*.nii.gz"))[0]
+    arguments = {
+        "infer": ("-i", cases / "images", "-p", cases / "logits", "-o", tmp_path / "refined", "--input-type", "logits"),
+        "train-crf": (cases, "-o", tmp_path / "p.toml"),
+        "evaluate": (cases / "logits", cases / "labels", "-o", tmp_path / "report", "--no-report", "--processes", 1),
+        "convert": (one, tmp_path / "labels.nii.gz", "--to", "labels"),
+    }[command]
+    result = run_here(command, *arguments)
+    assert result.status == (command == "train-crf")
+    assert result.stderr.count(f"{written}: not a dataset.json as nnU-Net writes it: ") == 1
+    assert ("continuing without it" in result.stderr) == (command != "train-crf")

@@ -1,0 +1,115 @@
+"""`refine` on label maps: the same as on one-hot logits of the labels that occur."""
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine.arrays.one_hot import CONFIDENCE
+from crfrefine.errors import InputError
+
+SHAPE = (9, 7, 6)
+SPACING = (1.0, 1.3, 2.2)
+PARAMETERS = crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1})
+
+
+@pytest.fixture
+def image():
+    rng = np.random.default_rng(0)
+    values = np.zeros(SHAPE)
+    values[2:7, 1:6, 1:5] = 100.0
+    values[2:5, 1:4, 1:3] = 200.0
+    return values + rng.normal(0, 2, SHAPE)
+
+
+@pytest.fixture
+def labels(image):
+    """Labels 10 and 52 with some wrong voxels."""
+    found = np.where(image > 150, 52, np.where(image > 50, 10, 0))
+    found[4, 2, 2] = 0
+    found[0, 0, 0] = 52
+    return found
+
+
+def one_hot(labels, numbers, confidence=CONFIDENCE):
+    return (confidence * np.stack([labels == number for number in numbers])).astype(np.float32)
+
+
+def refined(labels, image, **options):
+    return crfrefine.refine(labels, image, spacing=SPACING, **{"parameters": PARAMETERS, "input_type": "labels", **options})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_label_map_is_one_hot_logits(labels, image, dtype, order):
+    found = refined(np.array(labels, dtype, order=order), image)
+    plain = refined(one_hot(labels, (0, 10, 52)), image, input_type="logits")
+    np.testing.assert_array_equal(found.label_map, np.array([0, 10, 52])[plain.label_map])
+    np.testing.assert_array_equal(found.network_label_map, labels)
+    np.testing.assert_allclose(found.marginals, plain.marginals, atol=1e-6)  # Rounding differs with the order of voxels in memory.
+    assert found.label_map[4, 2, 2] == 52, "the surroundings outvote a wrong voxel"
+    assert (found.channel_labels, found.num_labels, len(found.logits)) == ((0, 10, 52), 53, 3)
+    assert found.label_map.dtype == np.uint8
+    assert found.changes.voxels_before[10] == (labels == 10).sum()
+    assert found.num_padding_voxels == 0
+
+
+def test_the_confidence_is_the_temperature(labels, image):
+    """Half the confidence at temperature 1 is the same model as the whole one at temperature 2."""
+    found = refined(labels, image, parameters=PARAMETERS.replace(**{"mean_field.temperature": 2.0}))
+    plain = refined(one_hot(labels, (0, 10, 52), CONFIDENCE / 2), image, input_type="logits")
+    np.testing.assert_array_equal(found.marginals, plain.marginals)
+
+
+def test_labels_that_do_not_occur_do_not_matter(labels, image):
+    """With 118 declared labels a voxel's own would be left with e²/(e² + 117) of the probability."""
+    weights = np.full(118, 4.0)
+    weights[[0, 10, 52]] = 3.0, 5.0, 6.0
+    found = refined(labels, image, parameters=PARAMETERS.replace(**{"bilateral.weight": weights.tolist()}))
+    plain = refined(
+        one_hot(labels, (0, 10, 52)),
+        image,
+        input_type="logits",
+        parameters=PARAMETERS.replace(**{"bilateral.weight": [3.0, 5.0, 6.0]}),
+    )
+    np.testing.assert_array_equal(found.logits, plain.logits)
+    assert found.num_labels == 118
+
+
+def test_a_map_of_background_stays(image):
+    found = refined(np.zeros(SHAPE, np.uint8), image)
+    assert not found.label_map.any()
+    assert found.changes.voxels_changed == 0
+
+
+def test_outside_the_mask_the_labels_stay(labels, image):
+    mask = np.zeros(SHAPE, bool)
+    mask[:, :, 3:] = True
+    found = refined(labels, image, mask=mask)
+    np.testing.assert_array_equal(found.label_map[~mask], labels[~mask])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda labels: labels - 1, r"holds values from -1 to 51; expected labels from 0 to 65535"),
+        (lambda labels: labels + 65535, "expected labels from 0 to 65535"),
+        (lambda labels: labels + 0.5, "values that are not whole numbers; for logits or probabilities, leave input_type"),
+        (lambda labels: np.where(labels == 10, np.nan, labels), "not finite"),
+        (lambda labels: labels[1:], r"label map has shape \(8, 7, 6\) and the image \(9, 7, 6\)"),
+        (lambda labels: one_hot(labels, (0, 10, 52)), r"label map has shape \(3, 9, 7, 6\)"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(labels, image, change, message):
+    with pytest.raises(InputError, match=message):
+        refined(change(labels), image)
+
+
+def test_more_labels_than_the_parameters_have_values_for(labels, image):
+    with pytest.raises(InputError, match="labels up to 52, but the parameters have values for 3 labels"):
+        refined(labels, image, parameters=PARAMETERS.replace(**{"bilateral.weight": [1.0, 2.0, 3.0]}))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_a_label_map_in_place_of_logits_names_the_input_type(labels, image, dtype):
+    with pytest.raises(InputError, match=r'to refine a label map .*, give input_type="labels"'):
+        refined(labels.astype(dtype), image, input_type="auto")

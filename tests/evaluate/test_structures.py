@@ -1,0 +1,167 @@
+"""Folders that hold one binary file per structure: one case each, whose labels have names."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_helpers import run_here, save_nifti
+from evaluation_helpers import SHAPE, affine, disturbed, label_map
+
+from crfrefine.errors import InputError
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.structures import has_structures, pair_structures
+
+NAMES = {"aorta": 1, "kidney_left": 2, "kidney_right": 3, "nothing": 4}
+
+
+def write_structures(folder, labels, names=NAMES):
+    for name, number in names.items():
+        save_nifti(folder / f"{name}.nii.gz", (labels == number).astype(np.uint8), affine())
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Reference and prediction of two cases: a folder of structures each."""
+    for seed, case_id in enumerate(("p1", "p2")):
+        reference = label_map(seed, (1, 2, 3))
+        write_structures(tmp_path / "ref" / case_id, reference)
+        write_structures(tmp_path / "pred" / case_id, disturbed(reference, seed, 0.2))
+    return tmp_path
+
+
+def evaluate(study, predictions, labels, *options):
+    result = run_here("evaluate", predictions, labels, "-o", study / "report", "--processes", 1, *options)
+    summary = study / "report" / "summary.json"
+    return result, json.loads(summary.read_text()) if summary.exists() else {}
+
+
+def dice(study, case_id, name):
+    from nibabel import load
+
+    one, other = (np.asanyarray(load(study / what / case_id / f"{name}.nii.gz").dataobj) != 0 for what in ("pred", "ref"))
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def mean_dice(summary):
+    return {row["region"]: row["mean"] for row in summary["summary"] if row["metric"] == "dice"}
+
+
+def test_a_folder_per_case_has_named_labels(study):
+    result, summary = evaluate(study, study / "pred", study / "ref")
+    assert result.status == 0, result.stderr
+    assert "4 structures in 2 cases" in result.stderr
+    assert [case["case"] for case in summary["cases"]] == ["p1", "p2"]
+    assert list(summary["regions"]) == ["1", "2", "3"], "a structure that is nowhere has no row"
+    assert summary["titles"]["2"] == "2 kidney_left"
+    means = mean_dice(summary)
+    for name, number in NAMES.items():
+        if name != "nothing":
+            expected = np.mean([dice(study, case_id, name) for case_id in ("p1", "p2")])
+            assert means[str(number)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_two_flat_folders_are_one_case(study):
+    result, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1")
+    assert result.status == 0
+    assert [case["case"] for case in summary["cases"]] == ["p1"]
+    assert mean_dice(summary)["1"] == pytest.approx(dice(study, "p1", "aorta"), rel=1e-12)
+    assert "--no-structures takes each file for a case" in result.stderr
+    assert len((study / "report" / "report.html").read_bytes()) < 2_000_000
+
+
+def test_on_request_each_file_is_a_case(study):
+    result, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-structures", "--no-report")
+    assert result.status == 0
+    assert [case["case"] for case in summary["cases"]] == ["aorta", "kidney_left", "kidney_right", "nothing"]
+
+
+def test_a_label_map_with_names_is_compared_by_name(study):
+    """Other numbers, another order, in the folder that `infer` writes."""
+    from nibabel import load
+
+    numbers = {"kidney_right": 1, "aorta": 2, "nothing": 3, "kidney_left": 7}
+    for case_id in ("p1", "p2"):
+        labels = np.zeros(SHAPE, np.uint8)
+        for name, number in numbers.items():
+            labels[np.asanyarray(load(study / "pred" / case_id / f"{name}.nii.gz").dataobj) != 0] = number
+        save_nifti(study / "maps" / f"{case_id}.nii.gz", labels, affine())
+    (study / "maps" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **numbers}}))
+    result, summary = evaluate(study, study / "maps", study / "ref", "--no-report")
+    assert result.status == 0, result.stderr
+    plain = evaluate(study, study / "pred", study / "ref", "--no-report")[1]
+    assert mean_dice(summary) == mean_dice(plain)
+    (study / "maps" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "aorta": 2}}))
+    result, _ = evaluate(study, study / "maps", study / "ref", "--no-report")
+    assert result.status == 1
+    assert "has no name in dataset.json" in result.stderr
+
+
+def test_a_label_map_without_names_is_refused(study):
+    path = save_nifti(study / "maps" / "p1.nii.gz", label_map(0), affine())
+    with pytest.raises(InputError, match=r"compared with structures by the names of its labels, but no dataset\.json"):
+        pair_structures(EvaluationOptions(path, study / "ref" / "p1", study / "report"))
+
+
+def test_incomplete_cases_are_left_out(study):
+    (study / "pred" / "p2").rename(study / "pred" / "p3")
+    pairing = pair_structures(EvaluationOptions(study / "pred", study / "ref", study / "report"))
+    assert [pair.case_id for pair in pairing.cases] == ["p1"]
+    assert [(case.case_id, case.reasons) for case in pairing.left_out] == [
+        ("p2", (f"no prediction in {study / 'pred'}",)),
+        ("p3", (f"no label map in {study / 'ref'}",)),
+    ]
+
+
+def test_results_are_measured_again_when_a_structure_changes(study):
+    arguments = (study / "pred", study / "ref", "--no-report", "--continue")
+    evaluate(study, *arguments)
+    assert [case["status"] for case in evaluate(study, *arguments)[1]["cases"]] == ["reused", "reused"]
+    save_nifti(study / "pred" / "p2" / "nothing.nii.gz", np.ones(SHAPE, np.uint8), affine())
+    assert [case["status"] for case in evaluate(study, *arguments)[1]["cases"]] == ["reused", "measured"]
+
+
+def write_cohort(folder, names, masks):
+    for name, mask in zip(names, masks, strict=True):
+        save_nifti(folder / f"{name}.nii.gz", mask.astype(np.uint8), affine())
+
+
+HALVES = [np.arange(13)[:, None, None] % 4 == part for part in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("names", "masks", "expected"),
+    [
+        (("heart", "liver", "lung", "spleen"), HALVES, True),
+        (("case_01", "case_02", "case_03", "case_04"), HALVES, False),  # One name with different numbers: cases.
+        (("anna", "berta", "carla", "dora"), [HALVES[0]] * 4, False),  # One organ in four registered cases.
+        (("anna", "berta", "carla", "dora"), [2 * half for half in HALVES], False),  # Not binary.
+        (("heart", "liver"), HALVES[:2], False),  # Too few to tell.
+    ],
+    ids=["structures", "numbered", "overlapping", "not binary", "two"],
+)
+def test_structures_are_told_from_cases(tmp_path, names, masks, expected):
+    for what in ("pred", "ref"):
+        write_cohort(tmp_path / what, names, [np.broadcast_to(mask, SHAPE) for mask in masks])
+    options = EvaluationOptions(tmp_path / "pred", tmp_path / "ref", tmp_path / "report")
+    assert has_structures(options) == expected
+
+
+def test_files_on_several_grids_are_cases(tmp_path):
+    for what in ("pred", "ref"):
+        write_cohort(tmp_path / what, ("heart", "liver", "lung"), [np.broadcast_to(half, SHAPE) for half in HALVES[:3]])
+        save_nifti(tmp_path / what / "lung.nii.gz", np.zeros((5, 4, 3), np.uint8), affine())
+    assert not has_structures(EvaluationOptions(tmp_path / "pred", tmp_path / "ref", tmp_path / "report"))
+
+
+def test_of_many_structures_the_terminal_shows_means(tmp_path):
+    """The files have them all; -v prints them."""
+    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 25
+    names = {f"organ_{chr(97 + number)}": number for number in range(1, 25)}
+    for what, found in (("pred", np.roll(labels, 1, axis=1)), ("ref", labels)):
+        write_structures(tmp_path / what, np.where(np.indices(SHAPE)[0] < 9, found, labels), names)
+    arguments = (tmp_path, tmp_path / "pred", tmp_path / "ref", "--structures", "--no-report")
+    result, summary = evaluate(*arguments)
+    assert "24 regions: the table has their means" in result.stderr
+    assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["mean"] * 4
+    assert len(summary["regions"]) == 24
+    assert len([line for line in evaluate(*arguments, "-v")[0].stdout.splitlines() if line.startswith("dice")]) == 25

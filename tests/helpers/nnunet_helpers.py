@@ -1,0 +1,155 @@
+"""Folder trees as nnU-Net 2.8 leaves them: raw data, preprocessed data, a trained network, predictions. Written without nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cli_helpers import save_nifti
+from training_helpers import phantom
+
+from crfrefine.demo.phantom import Phantom
+
+DATASET = "Dataset007_Phantom"
+NETWORK = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+NAMES = {"background": 0, "shell": 1, "core": 2, "cyst": 3}
+AFFINE = np.array([[-3.6, 0.0, 0.0, 10.0], [0.0, -4.1, 0.0, -20.0], [0.0, 0.0, 5.5, 30.0], [0.0, 0.0, 0.0, 1.0]])  # toward LPS
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The folders of nnU-Net below one root, with one dataset and one trained network."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw" / DATASET
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed" / DATASET
+
+    @property
+    def network(self) -> Path:
+        return self.root / "nnUNet_results" / DATASET / NETWORK
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    @property
+    def trap(self) -> Path:
+        """It is there once a pickle was read."""
+        return self.root / "unpickled"
+
+    def validation(self, fold: int | str) -> Path:
+        return self.network / f"fold_{fold}" / "validation"
+
+    def archive(self, fold: int | str, number: int) -> Path:
+        return self.validation(fold) / f"case{number}.npz"
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return path
+
+
+def write_output(folder: Path, case_id: str, case: Phantom, trap: Path, *, npz: bool = True) -> None:
+    """Write what nnU-Net writes for a case: the label map; with probabilities, the .npz in (label, z, y, x) and a .pkl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = np.exp(case.logits - case.logits.max(axis=0))
+    save_nifti(folder / f"{case_id}.nii.gz", scores.argmax(axis=0).astype(np.uint8), AFFINE)
+    if npz:
+        np.savez_compressed(folder / f"{case_id}.npz", probabilities=(scores / scores.sum(axis=0)).transpose(0, 3, 2, 1))
+        (folder / f"{case_id}.pkl").write_bytes(pickle.dumps(Trap(trap)))
+
+
+def write_raw(tree: Tree, count: int, images: str = "imagesTr", kind: str = "useful") -> None:
+    for number in range(count):
+        case = phantom(number, kind)
+        for modality, values in enumerate(case.image):
+            save_nifti(tree.raw / images / f"case{number}_{modality:04d}.nii.gz", values.astype(np.int16), AFFINE)
+        if images == "imagesTr":
+            save_nifti(tree.raw / "labelsTr" / f"case{number}.nii.gz", case.labels, AFFINE)
+
+
+def describe(**changes: Any) -> dict[str, Any]:
+    """The content of a `dataset.json`."""
+    return {"channel_names": {"0": "T1", "1": "T2"}, "labels": NAMES, "numTraining": 4, "file_ending": ".nii.gz", **changes}
+
+
+def plans(**changes: Any) -> dict[str, Any]:
+    """Of a plans.json, what the tests need."""
+    return {"dataset_name": DATASET, "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "configurations": {}, **changes}
+
+
+def write_tree(root: Path, count: int = 4, num_folds: int = 2, kind: str = "useful") -> Tree:
+    """A network that is trained on all its folds, each validated with --npz: fold k holds out the cases k, k + num_folds, ..."""
+    tree = Tree(root)
+    write_raw(tree, count, kind=kind)
+    cases = [f"case{number}" for number in range(count)]
+    splits = [{"train": [c for i, c in enumerate(cases) if i % num_folds != k], "val": cases[k::num_folds]} for k in range(num_folds)]
+    write_json(tree.preprocessed / "splits_final.json", splits)
+    for folder in (tree.raw, tree.preprocessed, tree.network):
+        write_json(folder / "dataset.json", describe())
+    write_json(tree.network / "plans.json", plans())
+    for fold in range(num_folds):
+        write_fold(tree, fold, range(fold, count, num_folds), kind=kind)
+    return tree
+
+
+def write_fold(tree: Tree, fold: int | str, numbers: Sequence[int], *, npz: bool = True, kind: str = "useful") -> None:
+    for number in numbers:
+        write_output(tree.validation(fold), f"case{number}", phantom(number, kind), tree.trap, npz=npz)
+    write_json(tree.validation(fold) / "summary.json", {"foreground_mean": {"Dice": 0.8}})
+    for checkpoint in ("best", "final"):
+        (tree.validation(fold).parent / f"checkpoint_{checkpoint}.pth").write_bytes(b"weights")
+
+
+def write_predictions(tree: Tree, count: int = 3, *, npz: bool = True, **arguments: Any) -> Path:
+    """A folder as `nnUNetv2_predict` leaves it, of cases whose images are in imagesTs."""
+    write_raw(tree, count, "imagesTs")
+    for number in range(count):
+        write_output(tree.predictions, f"case{number}", phantom(number), tree.trap, npz=npz)
+    write_json(tree.predictions / "dataset.json", describe())
+    write_json(tree.predictions / "plans.json", plans())
+    given = {
+        "list_of_lists_or_source_folder": str(tree.raw / "imagesTs"),
+        "output_folder_or_list_of_truncated_output_files": str(tree.predictions),
+        "save_probabilities": npz,
+        "num_parts": 1,
+        "part_id": 0,
+    }
+    write_json(tree.predictions / "predict_from_raw_data_args.json", given | arguments)
+    return tree.predictions
+
+
+def write_postprocessing(tree: Tree, *labels: Any, folds: str = "0_1", **changes: Any) -> Path:
+    """A postprocessing.json as `nnUNetv2_find_best_configuration` writes it, with one rule per argument."""
+    path = tree.network / f"crossval_results_folds_{folds}" / "postprocessing.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".pkl").write_bytes(pickle.dumps(Trap(tree.trap)))
+    content = {
+        "input_folder": {},
+        "postprocessed": {},
+        "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"] * len(labels),
+        "postprocessing_kwargs": [{"labels_or_regions": own} for own in labels],
+    }
+    return write_json(path, content | changes)

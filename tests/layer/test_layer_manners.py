@@ -1,0 +1,188 @@
+"""What the layer says: to exporters, which it refuses in plain words, and to callers that give no spacing."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracles import SPACINGS
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+
+import crfrefine  # noqa: E402
+
+GRID = (6, 5, 7)
+SPACING = SPACINGS[3]
+WHY = (
+    "cannot take crfrefine.CrfRnn: the CRF is computed outside of PyTorch, so no graph can contain it; export the network without this "
+    "layer and refine its logits afterwards, with the layer or with crfrefine.refine"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Segmenter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv3d(2, 3, 1)
+        self.crf = crfrefine.CrfRnn(3, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        refined: Tensor = self.crf(self.network(image), image, SPACING)
+        return refined
+
+
+def models() -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
+    torch.manual_seed(3)
+    logits, image = (torch.rand(1, channels, *GRID) for channels in (3, 2))
+    return {
+        "alone": (crfrefine.CrfRnn(3, 2), (logits, image)),
+        "in a module": (Segmenter(), (image,)),
+        "in a sequence": (nn.Sequential(nn.Conv3d(2, 3, 1), crfrefine.CrfRnn(3, 2)), (image,)),
+        "frozen": (Segmenter().eval().requires_grad_(False), (image,)),
+    }
+
+
+EXPORTERS: dict[str, Callable[..., object]] = {
+    "torch.jit.script": lambda model, given: torch.jit.script(model),
+    "torch.jit.trace": lambda model, given: torch.jit.trace(model, given),
+    "torch.export.export": lambda model, given: torch.export.export(model, given),
+    "torch.onnx.export": lambda model, given: torch.onnx.export(model, given, io.BytesIO(), dynamo=False),
+}
+
+
+@pytest.mark.parametrize("which", models())
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of the older exporters
+def test_exporters_are_refused_with_what_to_do_instead(exporter: str, which: str) -> None:
+    model, given = models()[which]
+    with pytest.raises(crfrefine.ExportError, match=re.escape(f"{exporter} {WHY}")):
+        EXPORTERS[exporter](model, given)
+    # The attempt leaves a model that works.
+    if which != "in a sequence":
+        assert copy.deepcopy(model)(*given, *((SPACING,) if which == "alone" else ())).shape == (1, 3, *GRID)
+
+
+@pytest.mark.parametrize("which", ["alone", "in a module", "in a sequence"])
+def test_strict_export_quotes_the_sentence(which: str) -> None:
+    """PyTorch puts its own words around what is raised in the code that it analyzes."""
+    model, given = models()[which]
+    with pytest.raises(RuntimeError, match=re.escape(f"torch.export.export {WHY}")):
+        torch.export.export(model, given, strict=True)
+
+
+def test_exporters_of_today_make_no_difference_to_the_advice() -> None:
+    """The newer exporter to ONNX goes by way of torch.export, and quotes the sentence."""
+    pytest.importorskip("onnxscript", reason="the newer exporter to ONNX needs onnxscript")
+    model, given = models()["in a module"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=re.escape(f"torch.onnx.export {WHY}")):
+            torch.onnx.export(model, given, io.BytesIO(), dynamo=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_advice_works(tmp_path: Path) -> None:
+    """Export the network alone, refine what it returns."""
+    model, (image,) = models()["in a module"]
+    exported = torch.jit.trace(model.network, (image,))
+    torch.testing.assert_close(model.crf(exported(image), image, SPACING), model(image), rtol=0.0, atol=1e-6)
+    torch.save(model.crf.state_dict(), tmp_path / "crf.pt")
+    crfrefine.CrfRnn(3, 2).load_state_dict(torch.load(tmp_path / "crf.pt"))
+
+
+def shout_of(call: Callable[[], object]) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    return seen
+
+
+def test_a_missing_spacing_is_said_once_at_the_caller_s_line() -> None:
+    layer, (logits, image) = models()["alone"]
+    seen = [warning for _ in range(3) for warning in shout_of(lambda: layer(logits, image))]
+    assert [str(warning.message) for warning in seen] == [
+        "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis of the "
+        "grid (spacing=1.0 if they are)"
+    ]
+    assert seen[0].category is UserWarning
+    assert seen[0].filename == __file__
+    torch.testing.assert_close(layer(logits, image), layer(logits, image, 1.0), rtol=0.0, atol=0.0)
+
+
+def test_each_layer_says_it_and_its_replicas_do_not() -> None:
+    _, (logits, image) = models()["alone"]
+    for layer in (crfrefine.CrfRnn(3, 2, spatial=True), crfrefine.CrfRnn(3, 2, spatial=True)):
+        replicas = [layer._replicate_for_data_parallel() for _ in range(3)]
+        for replica in replicas:
+            for name, parameter in layer.named_parameters():
+                setattr(replica, name, 1.0 * parameter)
+        assert sum(len(shout_of(lambda replica=replica: replica(logits, image))) for replica in replicas) == 1
+    assert len(shout_of(lambda: crfrefine.CrfRnn(3, 2).build_kernels(image))) == 1
+
+
+def test_nothing_is_said_where_spacing_does_not_matter() -> None:
+    layer, (logits, image) = models()["alone"]
+    kernels = layer.build_kernels(image, SPACING)
+    in_voxels = crfrefine.CrfRnn(3, 2, parameters=crfrefine.CrfParameters().replace(**{"mean_field.positions": "voxels"}))
+    for call in (
+        lambda: layer(logits, image, SPACING),
+        lambda: layer(logits, image, kernels=kernels),
+        lambda: in_voxels(logits, image),
+        lambda: in_voxels.build_kernels(image),
+    ):
+        assert shout_of(call) == []
+
+
+def test_a_layer_that_has_warned_is_saved_and_copied_as_before() -> None:
+    layer, (logits, image) = models()["alone"]
+    assert len(shout_of(lambda: layer(logits, image))) == 1
+    stream = io.BytesIO()
+    torch.save(layer, stream)
+    stream.seek(0)
+    loaded = torch.load(stream, weights_only=False)
+    older = copy.deepcopy(layer)
+    del older.__dict__["_told"]  # as saved by a version without warnings
+    for twin in (loaded, copy.copy(layer), copy.deepcopy(layer)):
+        assert shout_of(lambda twin=twin: twin(logits, image)) == []
+        assert twin.state_dict().keys() == layer.state_dict().keys()
+    assert len(shout_of(lambda: older(logits, image))) == 1
+
+
+class Tagged(torch.Tensor):
+    """A tensor that carries what it was read from, as MONAI's MetaTensor does."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(result, Tagged):
+            result.affine = next((value.affine for value in args if isinstance(value, Tagged) and hasattr(value, "affine")), None)
+        return result
+
+
+def test_subclasses_of_tensors_are_taken() -> None:
+    layer, (logits, image) = models()["alone"]
+    tagged = [tensor.clone().as_subclass(Tagged) for tensor in (logits, image)]
+    for tensor in tagged:
+        tensor.affine = torch.diag(torch.tensor([*SPACING, 1.0]))
+    logits.requires_grad_()
+    tagged[0].requires_grad_()
+    expected, found = layer(logits, image, SPACING), layer(*tagged, SPACING)
+    torch.testing.assert_close(torch.Tensor(found), expected, rtol=0.0, atol=0.0)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    torch.testing.assert_close(torch.Tensor(tagged[0].grad), logits.grad, rtol=0.0, atol=0.0)

@@ -1,0 +1,204 @@
+"""What got worse beside the verdict: which comparisons count, which are significant, and the sentence about them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from crfrefine.metrics.registry import METRICS
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
+from crfrefine.statistics.harm import find_harm
+from crfrefine.statistics.paired import holm
+from crfrefine.statistics.verdict import Outcome, verdict
+
+TITLES = {"1": "1 front", "2": "2 back"}
+
+
+def _spread(num_cases, center, width):
+    """Changes around a center without ties among the magnitudes."""
+    return center + width * np.linspace(-1, 1, num_cases) + 1e-3 * np.cos(np.arange(num_cases))
+
+
+def _table(changes, *, base=0.5, methods=("network", "crf")):
+    """Values of a network, the same in every case, and of a CRF that changes them; `changes` by metric and region."""
+    items = []
+    for (metric, region), steps in changes.items():
+        for number, step in enumerate(steps):
+            for method, value in zip(methods, (base, base + step), strict=True):
+                items.append(Measurement(f"case_{number:02d}", region, metric, value, method))
+    return ResultTable(items)
+
+
+def _harm(table, regions=("1", "2"), **options):
+    summary = summarize(table, "network", mean_regions=regions, num_resamples=50)
+    return find_harm(summary, "crf", regions, **options)
+
+
+def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_significant():
+    """Sensitivity falls in 24 of 30 cases and HD95 rises in 19 of 30, one clearly and one not; precision rises."""
+    falls = -0.01 * _spread(30, 0.6, 1.0)
+    distances = np.where(np.arange(30) < 19, 0.1, -0.2) + 1e-4 * np.arange(30)
+    table = _table(
+        {("dice", "1"): 0.01 + 0 * falls, ("sensitivity", "1"): falls, ("precision", "1"): -falls, ("hd95_mm", "1"): distances}, base=3.0
+    )
+    harm = _harm(table, ["1"])
+    assert [(decline.metric, decline.comparison.losses) for decline in harm.significant] == [("sensitivity", 24)]
+    assert [(decline.metric, decline.comparison.losses) for decline in harm.in_most_cases] == [("hd95_mm", 19)]
+    p_values = [
+        table.compare("crf", "network", "1", metric, num_resamples=50).p_value for metric in ("sensitivity", "precision", "hd95_mm")
+    ]
+    assert harm.significant[0].p_holm == holm(p_values)[0] < 0.001
+    assert harm.in_most_cases[0].p_holm == holm(p_values)[2] > 0.05
+    assert harm.num_comparisons == 3
+    change = 100 * falls.mean()
+    assert harm.sentence == (
+        f"What got worse (p after Holm): sensitivity in 24 of 30 cases ({change:.2f} points on average, "
+        f"p {harm.significant[0].p_holm:.0e}). ".replace("e-0", "e-")
+        + "Worse in most cases, but not significantly: HD95 in 19 of 30 cases "
+        f"({distances.mean():.2f} mm on average, which is better, p {harm.in_most_cases[0].p_holm:.2g})."
+    )
+
+
+@pytest.mark.parametrize("metric", [name for name, metric in METRICS.items() if metric.better and not metric.follows and name != "dice"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_metric_knows_its_direction(metric, sign):
+    """Its value grows in every case, from above zero; worse for a metric of which less is better, and the reverse."""
+    harm = _harm(_table({("dice", "1"): _spread(12, 0.1, 0.01), (metric, "1"): sign * _spread(12, 0.1, 0.02)}), ["1"])
+    is_worse = (METRICS[metric].better == "higher") == (sign < 0)
+    assert [decline.metric for decline in harm.significant] == [metric] * is_worse
+    assert harm.in_most_cases == ()
+    assert (harm.sentence == "No other metric got worse in most cases.") == (not is_worse)
+
+
+def test_volumes_are_compared_by_the_size_of_their_error():
+    """From 0.5 ml too little to 0.1 ml too much is better, though the value grows."""
+    values = {"dice": (0.5, 0.6), "volume_difference_ml": (-0.5, 0.1)}
+    table = ResultTable(
+        Measurement(f"c{number}", "1", metric, pair[place], method)
+        for metric, pair in values.items()
+        for number in range(9)
+        for place, method in enumerate(("network", "crf"))
+    )
+    assert _harm(table, ["1"]).sentence == "No other metric got worse in most cases."
+    swapped = find_harm(summarize(table, "crf", num_resamples=50), "network", ["1"])
+    assert [decline.name for decline in swapped.significant] == ["volume error"]
+
+
+def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
+    changes = {("dice", "1"): _spread(20, 0.06, 0.01), ("dice", "2"): _spread(20, -0.02, 0.01)}
+    table = _table(changes)
+    judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=200), titles=TITLES, num_resamples=200)
+    assert judged.outcome == Outcome.HELPS
+    assert judged.sentence.endswith("20 of 20 cases better), but Dice of 2 back got significantly worse")
+    (decline,) = judged.harm.significant
+    assert (decline.region, decline.name, decline.is_overall) == ("2", "Dice of 2 back", False)
+    assert decline.p_holm == 2 * decline.comparison.p_value == 2 * 2 / 2**20
+    change = 100 * changes["dice", "2"].mean()
+    figures = f"{change:.2f} points on average, p 4e-6"
+    assert judged.harm.sentence == f"What got worse (p after Holm): Dice of 2 back in 20 of 20 cases ({figures})."
+
+
+def test_dice_that_falls_in_most_cases_of_a_label_is_named_but_other_metrics_of_single_labels_only_if_significant():
+    """Among many single regions some are worse in most cases by chance."""
+    mostly = np.where(np.arange(10) < 6, -0.01, 0.02) + 1e-4 * np.arange(10)
+    changes = {
+        ("dice", "1"): _spread(10, 0.1, 0.01),
+        ("dice", "2"): mostly,
+        ("precision", "1"): _spread(10, 0.1, 0.01),
+        ("precision", "2"): mostly,
+    }
+    harm = _harm(_table(changes))
+    assert harm.significant == ()
+    assert [decline.name for decline in harm.in_most_cases] == ["Dice of 2"]
+    assert harm.sentence.startswith(
+        "No other metric got significantly worse. Worse in most cases, but not significantly: Dice of 2 in 6 of 10 cases ("
+    )
+
+
+def test_the_regions_of_a_metric_that_is_worse_in_the_mean_are_listed_but_not_in_the_sentence():
+    changes = {(metric, region): sign * _spread(20, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in "12"}
+    harm = _harm(_table(changes), titles=TITLES)
+    assert [decline.name for decline in harm.significant] == ["sensitivity", "sensitivity of 1 front", "sensitivity of 2 back"]
+    assert [decline.region for decline in harm.significant] == [MEAN, "1", "2"]
+    assert harm.headline == "sensitivity"
+    assert "1 front" not in harm.sentence
+
+
+def test_many_labels_do_not_hide_what_is_worse_in_the_mean():
+    """Eight cases: 2 / 2**8 = 0.0078 would not survive Holm's correction over thirty labels; the mean is a family of its own."""
+    regions = [str(number) for number in range(1, 31)]
+    changes = {(metric, region): sign * _spread(8, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in regions}
+    harm = _harm(_table(changes), regions)
+    assert [(decline.name, decline.p_holm) for decline in harm.significant] == [("sensitivity", 2 / 2**8)]
+    assert harm.num_comparisons == 1 + 2 * 30
+
+
+def test_a_long_list_is_cut_in_the_sentence_alone():
+    regions = [str(number) for number in range(1, 13)]
+    changes = {("dice", region): _spread(20, -0.05, 0.01) if int(region) < 10 else _spread(20, 0.5, 0.01) for region in regions}
+    harm = _harm(_table(changes), regions)
+    assert len(harm.significant) == 9
+    assert harm.headline.endswith("Dice of 6 and 3 more")
+    assert "Dice of 6 in 20 of 20 (" in harm.sentence
+    assert harm.sentence.endswith(" and 3 more.")
+
+
+def test_iou_is_not_reported_beside_dice_whose_function_it_is():
+    harm = _harm(_table({("dice", "1"): _spread(9, -0.1, 0.01), ("iou", "1"): _spread(9, -0.1, 0.01)}), ["1"])
+    assert harm.num_comparisons == 0
+    assert harm.sentence == "No other metric could be compared."
+
+
+def test_a_mean_that_falls_by_a_few_large_losses_is_not_denied():
+    """Precision rises a little in 7 of 9 cases and falls far in two: no majority, but not "no worse" either."""
+    steps = np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9)
+    harm = _harm(_table({("dice", "1"): _spread(9, 0.1, 0.01), ("precision", "1"): steps}), ["1"])
+    assert steps.mean() < 0
+    assert (harm.significant, harm.in_most_cases) == ((), ())
+    assert harm.sentence == "No other metric got worse in most cases."
+
+
+def test_nothing_is_worse():
+    changes = {(metric, region): _spread(9, 0.1, 0.01) for metric in ("dice", "precision") for region in "12"}
+    harm = _harm(_table(changes))
+    assert harm.sentence == "No other metric got worse in most cases, nor Dice in any region."
+    assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
+
+
+def test_with_few_cases_everything_is_named_as_not_significant():
+    table = _table({("dice", "1"): [0.1, 0.2], ("precision", "1"): [-0.1, -0.2], ("hd95_mm", "1"): [math.nan, math.nan]})
+    harm = _harm(table, ["1"])
+    assert harm.sentence == (
+        "No other metric got significantly worse. "
+        "Worse in most cases, but not significantly: precision in 2 of 2 cases (-15.00 points on average, p 0.5)."
+    )
+    assert harm.num_comparisons == 1, "a metric without a value is not compared"
+
+
+def test_praise_on_rivals_ends_with_what_is_worse_than_with_the_baseline():
+    table = _table({("dice", "1"): _spread(20, 0.1, 0.01), ("precision", "1"): _spread(20, -0.1, 0.01)})
+    rival = [Measurement(line.case, line.region, line.metric, 0.5, "rival") for line in table if line.method == "network"]
+    table = ResultTable([*table, *rival])
+    judged = verdict(table, "crf", "network", rivals=["rival"], summary=summarize(table, "network", num_resamples=50), num_resamples=50)
+    assert ", and more than every simple method: than the best of them, rival, by " in judged.sentence
+    assert judged.sentence.endswith("; precision got significantly worse than with network")
+
+
+def test_a_sentence_without_praise_stays_as_it_is():
+    table = _table({("dice", "1"): _spread(20, -0.1, 0.01), ("precision", "1"): _spread(20, -0.1, 0.01)})
+    judged = verdict(table, "crf", "network", summary=summarize(table, "network", num_resamples=50), num_resamples=50)
+    assert judged.outcome == Outcome.HURTS
+    assert judged.sentence == verdict(table, "crf", "network", num_resamples=50).sentence
+    assert judged.harm.headline == "precision"
+
+
+def test_what_got_worse_as_json():
+    table = _table({("dice", "1"): [0.1], ("precision", "1"): [-0.1]})
+    judged = verdict(table, "crf", "network", summary=summarize(table, "network"))
+    content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))["harm"]
+    assert content["in_most_cases"][0]["metric"] == "precision"
+    assert content["in_most_cases"][0]["comparison"]["interval"] == [None, None]
+    assert verdict(table, "crf", "network").to_dict()["harm"] is None

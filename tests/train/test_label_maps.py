@@ -1,0 +1,112 @@
+"""Training on label maps in place of logits."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_helpers import run_here, save_nifti
+from training_helpers import phantom, write_cases
+
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.cases.case import ReadingOptions
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters, IntensityParameters
+from crfrefine.train.crops import make_crop
+from crfrefine.train.dataset import find_cases, locate_folders, read_labeled
+
+
+def write_label_maps(root, count):
+    """Cases whose logits are label maps; case 0 lacks the label 3."""
+    write_cases(root, count)
+    for seed in range(count):
+        labels = phantom(seed).logits.argmax(axis=0).astype(np.uint8)
+        if seed == 0:
+            labels[labels == 3] = 2
+        save_nifti(root / "logits" / f"case{seed}.nii.gz", labels, phantom(seed).affine)
+    return root
+
+
+def read_case(cases, number):
+    reading = ReadingOptions("labels", declared=cases.declared, all_labels=True)
+    return read_labeled(cases.files[number], cases, reading, threads=1)
+
+
+@pytest.mark.parametrize("input_type", ["auto", "labels"])
+def test_all_cases_have_the_same_labels(tmp_path, input_type):
+    """Those of the largest label map or reference, if nothing else says."""
+    cases = find_cases(locate_folders(write_label_maps(tmp_path, 2)), input_type=input_type)
+    assert (cases.num_labels, cases.declared.source) == (4, "the label maps and references")
+    case = read_case(cases, 0)
+    assert case.logits.shape[0] == 4
+    assert (case.logits[3] == ABSENT_LOGIT).all()
+    assert case.absent_labels == (3,)
+    assert set(np.unique(case.logits[:3])) == {0, CONFIDENCE}
+
+
+def test_the_dataset_declares_the_labels(tmp_path):
+    write_label_maps(tmp_path, 2)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "c": 3, "d": 4}}))
+    cases = find_cases(locate_folders(tmp_path), input_type="labels")
+    assert (cases.num_labels, cases.label_names[4]) == (5, "d")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}))
+    cases = find_cases(locate_folders(tmp_path), input_type="labels")
+    with pytest.raises(InputError, match=r"logits/case1\.nii\.gz: has labels that are not declared: 3"):
+        read_case(cases, 1)
+    with pytest.raises(InputError, match=r"the reference has a label 3, but there are 3 labels \(0 to 2\) according to .*dataset"):
+        read_case(cases, 0)
+
+
+def test_a_reference_that_no_parameters_can_give_is_not_trained_on(tmp_path):
+    """The label is not in the label map, so its loss would be a constant of ten thousand per voxel."""
+    cases = find_cases(locate_folders(write_label_maps(tmp_path, 2)), input_type="labels")
+    case = read_case(cases, 0)
+    crop = make_crop(case, IntensityParameters())
+    inside = tuple(slice(0, size) for size in crop.labels.shape)
+    assert (case.labels == 3).any()
+    assert not (crop.labels == 3).any()
+    assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum()
+
+
+def test_only_what_is_near_foreground_is_cropped(tmp_path):
+    """A confidence of 2 leaves background at 12 %: as logits, the whole volume would be possible foreground."""
+    shape, affine = (40, 12, 10), np.diag([3.0, 2.0, 4.0, 1.0])
+    labels = np.zeros(shape, np.uint8)
+    labels[2:5, 4:7, 3:6] = 1
+    for number in range(2):
+        save_nifti(tmp_path / "images" / f"c{number}.nii.gz", np.arange(labels.size, dtype=np.int16).reshape(shape), affine)
+        for what in ("labels", "logits"):
+            save_nifti(tmp_path / what / f"c{number}.nii.gz", labels, affine)
+    crop = make_crop(read_case(find_cases(locate_folders(tmp_path), input_type="labels"), 0), IntensityParameters())
+    assert crop.mask.shape[0] == 5 + 4, "up to 10 mm from the label"
+
+
+def test_label_maps_and_logits_are_not_mixed(tmp_path):
+    write_cases(tmp_path, 2)
+    save_nifti(tmp_path / "logits" / "case1.nii.gz", phantom(1).labels.astype(np.uint8), phantom(1).affine)
+    with pytest.raises(InputError, match="case 'case1': a label map, but case 'case0' has logits; all must be alike"):
+        find_cases(locate_folders(tmp_path))
+
+
+def test_structures_must_be_merged_first(tmp_path):
+    write_label_maps(tmp_path, 2)
+    (tmp_path / "logits" / "case1").mkdir()
+    (tmp_path / "logits" / "case1.nii.gz").rename(tmp_path / "logits" / "case1" / "liver.nii.gz")
+    with pytest.raises(InputError, match=r"case 'case1': .*has one file per structure; training needs label maps"):
+        find_cases(locate_folders(tmp_path), input_type="labels")
+
+
+def test_training_learns_the_confidence_and_infer_uses_it(tmp_path):
+    write_label_maps(tmp_path / "data", 4)
+    output = tmp_path / "own.toml"
+    options = ("--input-type", "labels", "--folds", 2, "--num-iterations", 3, "--threads", 1, "-o", output)
+    result = run_here("train-crf", tmp_path / "data", *options)
+    assert result.status == 0, result.stderr
+    assert "4 cases with label maps, 4 labels" in result.stderr
+    assert result.stdout.splitlines()[-1].startswith("verdict: ")
+    text = output.read_text()
+    assert "Trained on label maps: mean_field.temperature is that of their confidence" in text
+    assert CrfParameters.load(output).mean_field.temperature != CrfParameters().mean_field.temperature
+    report = json.loads(output.with_name("own.report.json").read_text())
+    assert report["options"]["input_type"] == "labels"
+    result = run_here("infer", "-i", tmp_path / "data" / "images", "-p", tmp_path / "data" / "logits", "-o", tmp_path / "out", "-c", output)
+    assert result.status == 0, result.stderr

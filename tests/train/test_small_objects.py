@@ -1,0 +1,223 @@
+"""The choice of small-object rules: on drawn cases with a known best rule, and against the rules applied one by one."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from training_helpers import REGIONS, as_case, crops, material, phantom, start
+
+from crfrefine.arrays.components import clean
+from crfrefine.execution.threads import Workers
+from crfrefine.metrics.overlap import measure_case
+from crfrefine.parameters.model import CrfParameters, IntensityParameters, PostprocessParameters
+from crfrefine.parameters.object_rules import ObjectRule, object_rules, rules_as_parameters
+from crfrefine.refinement import refine
+from crfrefine.statistics.comparison import Measurement, ResultTable
+from crfrefine.statistics.verdict import Outcome
+from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
+from crfrefine.train.comparison import judge
+from crfrefine.train.crops import Crop, make_crop
+from crfrefine.train.fit_result import FitResult, no_crf
+from crfrefine.train.measuring import measure_methods
+from crfrefine.train.methods import (
+    ALL_MEASURED,
+    LARGEST,
+    MEASURED,
+    METRICS,
+    NETWORK,
+    NNUNET,
+    RULES,
+    SCALING_RULES,
+    SMOOTHING_RULES,
+    TRAINED,
+    TRAINED_LARGEST,
+    TRAINED_RULES,
+)
+from crfrefine.train.model import Model, mean_dice
+from crfrefine.train.small_objects import ChosenRules, _best, _effects, _without, choose_rules, choose_rules_for
+from crfrefine.train.tuned import Tuned
+
+SHAPE, SPACING = (24, 19, 13), (4.0, 5.0, 6.0)  # 0.12 ml per voxel
+
+
+def _case(seed: int, num_true_islands: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and label map: label 1 has two true parts of 11.5 ml and false islands of up to 0.48 ml, label 2 one part with a hole.
+
+    Label 2 may have true islands of 0.48 ml, too.
+    """
+    truth = np.zeros(SHAPE, dtype=np.uint8)
+    truth[2:8, 2:6, 2:6] = truth[14:20, 2:6, 7:11] = 1
+    truth[3:10, 10:17, 3:9] = 2
+    for number in range(num_true_islands):
+        truth[21:23, 1 + 3 * number, 0:2] = 2
+    found = truth.copy()
+    found[5, 12, 5:7] = 0
+    lengths = np.random.default_rng(seed).integers(1, 5, size=6)
+    for length, (y, z) in zip(lengths, itertools.product((11, 13, 15), (1, 4)), strict=True):
+        found[12 : 12 + length, y, z] = 1
+    return truth, found
+
+
+def _crop(truth: np.ndarray, found: np.ndarray) -> Crop:
+    logits = 4 * np.eye(3, dtype=np.float32)[found].transpose(3, 0, 1, 2)
+    crop = make_crop(as_case(phantom(0)), IntensityParameters())
+    return replace(
+        crop,
+        image=np.zeros((1, *SHAPE), np.float32),
+        logits=logits.astype(np.float16),
+        labels=truth,
+        mask=np.ones(SHAPE, bool),
+        spacing=SPACING,
+        outside=np.zeros((3, 3), np.int64),
+        tiles=((slice(0, 24), slice(0, 19), slice(0, 13)),),
+        tile_weights=(1.0,),
+    )
+
+
+def _with_an_island(crop: Crop) -> Crop:
+    """The crop of a phantom with an island of label 1 of which the network is not sure."""
+    logits, mask = crop.logits.copy(), np.ones_like(crop.mask)
+    logits[:, 1:3, 1:4, 1:5] = np.array([1.0, 1.5, 0.0, 0.0]).reshape(-1, 1, 1, 1)
+    return replace(crop, logits=logits, mask=mask)
+
+
+def _chosen(pairs, regions=((1,), (2,))) -> PostprocessParameters:
+    cases = [_crop(*pair) for pair in pairs]
+    with Workers(2) as workers:
+        return choose_rules(cases, [network_labels(crop) for crop in cases], regions, workers)
+
+
+def test_with_many_cases_each_label_gets_its_rule():
+    """Label 1 must keep two parts and lose its islands; of the sizes that do it, the smallest is taken. The hole of label 2 is filled."""
+    pairs = [_case(seed) for seed in range(9)]
+    chosen = _chosen(pairs)
+    for truth, found in pairs:
+        np.testing.assert_array_equal(clean(found, chosen, 0.12).label_map, truth)
+    assert chosen.keep_largest == "none"
+    assert chosen.min_component_ml == (1.0, 0.0, 0.0)
+    assert chosen.fill_holes == "each"
+
+
+def test_a_label_with_true_islands_gets_no_rule():
+    """Islands of label 1 are false, those of label 2 true: no rule for all labels together removes the ones and not the others."""
+    pairs = [_case(seed, num_true_islands=6) for seed in range(9)]
+    chosen = _chosen(pairs)
+    _, first, second = object_rules(chosen, 3)
+    assert not second.removes
+    assert first.removes
+    for truth, found in pairs:
+        np.testing.assert_array_equal(clean(found, chosen, 0.12).label_map, truth)
+
+
+def test_with_few_cases_labels_are_treated_alike():
+    """Seven cases of the same kind: no rule is for a single label."""
+    chosen = _chosen([_case(seed, num_true_islands=6) for seed in range(7)])
+    _, first, second = object_rules(chosen, 3)
+    assert first == second
+
+
+def test_what_adds_nothing_is_not_chosen():
+    """Right maps have nothing to gain."""
+    assert _chosen([(truth, truth) for truth, _ in map(_case, range(9))]) == PostprocessParameters()
+
+
+def test_a_choice_must_gain_more_than_the_margin_and_its_standard_error():
+    """Scores of the cases (rows) with each choice; cases without a value have no say; the first of equals is taken."""
+    assert _best([[0.5, 0.5009], [0.6, 0.6009], [0.7, 0.7009]]) == 0
+    assert _best([[0.5, 0.512], [0.6, 0.611], [0.7, 0.713]]) == 1
+    assert _best([[0.5, 0.9], [0.6, 0.3], [0.7, 0.7]]) == 0
+    assert _best([[0.5, 0.51, 0.52, 0.52], [0.6, 0.61, 0.62, 0.62], [math.nan, 0.1, 0.1, 0.1]]) == 2
+    assert _best([[math.nan, 0.4]]) == 0
+
+
+def test_the_effect_of_a_removal_is_that_of_the_rule():
+    """Counted per component once, or by applying each rule to the map: the same counts of voxels."""
+    removals = [ObjectRule(min_ml=0.03), ObjectRule(min_ml=0.3), ObjectRule(num_kept=2), ObjectRule(num_kept=1, min_ml=0.5)]
+    for crop in crops(3, "scattered") + crops(2):
+        found = network_labels(crop)
+        voxel_ml = float(np.prod(crop.spacing)) / 1000
+        together = PostprocessParameters(min_component_ml=0.1)
+        confusion, removed = _effects(crop, found, together, removals)
+        for number, rule in enumerate(removals):
+            for labels in ((1,), (2, 3)):
+                rules = (ObjectRule(min_ml=0.1), *(rule if label in labels else ObjectRule() for label in range(1, crop.num_labels)))
+                applied = clean(found, rules_as_parameters(rules), voxel_ml).label_map
+                np.testing.assert_array_equal(_without(confusion, removed[:, number], labels), label_confusion(crop, applied))
+
+
+def test_rules_of_the_crf_are_those_of_its_own_labels():
+    """Network and CRF get rules of their own; without a CRF both are the network's."""
+    cases = [_with_an_island(crop) for crop in crops(4)]
+    trained = FitResult("start", start(4.0).parameters, 0.8, 0.7, (), 0)
+    with Workers(2) as workers:
+        found = choose_rules_for(trained, range(4), material(cases), workers)
+        maps = [Model(trained.parameters, (), (cases[0].num_labels, 2, 3)).label_map(crop, 1) for crop in cases]
+        assert found.trained == choose_rules(cases, maps, REGIONS, workers)
+        assert found.network == choose_rules(cases, [network_labels(crop) for crop in cases], REGIONS, workers) != found.trained
+        nothing = choose_rules_for(no_crf(trained.parameters, 0.7), range(4), material(cases), workers)
+    assert nothing == ChosenRules(found.network, found.network)
+
+
+def test_the_labels_of_a_crop_are_what_is_scored():
+    (crop,) = crops(1)
+    model = Model(start(4.0).parameters, (), (crop.num_labels, 2, 3))
+    found = model.label_map(crop, 1)
+    assert found.shape == crop.mask.shape
+    assert not found[~crop.mask].any()
+    np.testing.assert_array_equal(label_confusion(crop, found), model.score(crop, material([crop]).loss, 1).confusion)
+
+
+@pytest.mark.parametrize("has_rules", [False, True])
+def test_the_methods_with_rules_are_measured_if_there_are_rules(has_rules):
+    """By the code of `infer`: the maps of the network and of the CRF, each after its own rules."""
+    case = as_case(phantom(3))
+    regions = {str(label): (label,) for label in range(1, len(case.logits))}
+    rules = ChosenRules(PostprocessParameters("each", fill_holes="foreground"), PostprocessParameters("none", (0.0, 1.0, 0.0, 2.0)))
+    parameters = CrfParameters().replace(**{"postprocess.min_component_ml": 1e6})
+    fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
+    tuned = Tuned(fitted, VectorScaling(0.5, (0.0,) * len(case.logits)), 1.5, "foreground", rules if has_rules else None)
+    found = measure_methods(case, regions, tuned, "cpu", 1)
+    assert set(found) == set(ALL_MEASURED) - {NNUNET} if has_rules else set(MEASURED)
+    if has_rules:
+        trained = refine(case.logits, case.image, spacing=case.spacing, parameters=CrfParameters(), input_type="logits").label_map
+        voxel_ml = float(np.prod(case.spacing)) / 1000
+        for name, labels, own in ((RULES, case.logits.argmax(axis=0), rules.network), (TRAINED_RULES, trained, rules.trained)):
+            cleaned = clean(labels, own, voxel_ml).label_map
+            assert (cleaned != labels).any()
+            assert found[name] == measure_case(cleaned, case.labels, regions, case.spacing, metrics=METRICS)
+        without = measure_methods(case, regions, replace(tuned, rules=None), "cpu", 1)
+        assert {name: found[name] for name in without} == without
+
+
+def test_the_verdict_is_on_the_crf_with_its_rules():
+    """The rivals have rules too: here the recalibration with rules is as good as the CRF with them."""
+    random = np.random.default_rng(0)
+    gains = dict.fromkeys((name for name in ALL_MEASURED if name != NNUNET), 0.0)  # in a fixed order, that of the random draws
+    gains |= {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, RULES: 0.01, TRAINED_RULES: 0.06, SCALING_RULES: 0.06}
+    lines = [
+        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
+        for name, gain in gains.items()
+        for case in range(20)
+    ]
+    read, alone = judge(ResultTable(lines))
+    assert (read.method, read.baseline, alone.method) == (TRAINED_RULES, NETWORK, TRAINED)
+    assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
+    expected = {SCALING_RULES: False, SMOOTHING_RULES: True, LARGEST: True, RULES: True}
+    assert {rival.name: rival.is_beaten for rival in read.rivals} == expected
+    assert read.sentence.startswith("the trained CRF with small-object rules helps")
+
+
+def test_chosen_rules_survive_their_own_text():
+    rules = ChosenRules(PostprocessParameters(), PostprocessParameters(("none", "each"), (0.0, 0.3), (1, 2), ("none", "each")))
+    assert ChosenRules.from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
+
+
+def test_scores_are_mean_dice():
+    """A guard for the drawing: the islands and the hole do cost something."""
+    truth, found = _case(0)
+    crop = _crop(truth, found)
+    assert mean_dice(label_confusion(crop, truth), ((1,), (2,))) == 1.0
+    assert mean_dice(label_confusion(crop, found), ((1,), (2,))) < 0.99
