@@ -14,6 +14,7 @@ from crfrefine.axes import StorageOrder, file_order
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
+from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces, reads_in_pieces
 from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
@@ -25,6 +26,7 @@ __all__ = [
     "VOLUME_SUFFIXES",
     "LogitsFile",
     "LogitsHeader",
+    "Piece",
     "VolumeHeader",
     "allocate",
     "is_whole",
@@ -34,7 +36,9 @@ __all__ = [
     "read_logits",
     "read_logits_header",
     "read_mask",
+    "read_pieces",
     "read_volume",
+    "reads_in_pieces",
     "smallest_label_type",
     "stem_of",
     "suffix_of",
@@ -43,6 +47,7 @@ __all__ = [
 ]
 
 _BLOCK_VOXELS = 1 << 16
+_CHECKED_BYTES = 1 << 22  # Decoded at once where nobody needs the values.
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -147,7 +152,8 @@ def is_whole(path: str | Path) -> bool:
     """Return whether a file exists, has the format of its name, and can be read to its end, with all voxels and the right checksum."""
     try:
         header = read_header(path)
-        read_into(header, allocate(header))
+        for _ in decoded_pieces(header, _CHECKED_BYTES):
+            pass
     except CrfRefineError:
         return False
     return header.misnamed is None

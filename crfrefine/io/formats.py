@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.voxel_stream import VoxelStream
 
 
 class FormatCode(Protocol):
@@ -28,8 +30,8 @@ class FormatCode(Protocol):
         """Read the header of a file, and check that the file can hold its voxels."""
         ...
 
-    def read_into(self, header: VolumeHeader, values: NDArray[np.float32]) -> None:
-        """Read the voxels, scaled, into an array of shape (channels, [z,] y, x), to the end of the file."""
+    def open_voxels(self, header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
+        """Open the file at its first voxel."""
         ...
 
     def voxel_files(self, path: Path) -> tuple[Path, ...]:

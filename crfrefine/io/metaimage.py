@@ -12,14 +12,14 @@ from crfrefine.io import metaimage_header
 from crfrefine.io.atomic import atomic_file, atomic_files
 from crfrefine.io.decode import as_bytes
 from crfrefine.io.streams import COMPRESSION_LEVEL
-from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
+from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, open_voxels, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import Volume, VolumeHeader
 
-__all__ = ["read_header", "read_into", "recognizes", "voxel_files", "write"]
+__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 NAME = "MetaImage"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,11 @@ import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.decode import as_bytes, decode_into
+from crfrefine.io.decode import as_bytes
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, open_bytes, read_start, write_gzip
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
+from crfrefine.io.voxel_stream import VoxelStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,19 +96,15 @@ def _interpret(block: bytes, path: Path, *, compressed: bool) -> VolumeHeader:
     )
 
 
-def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the voxels, scaled, into an array of shape (channels, [z,] y, x).
-
-    Raises:
-        UnsupportedFormatError: the file is damaged or cut off.
-        InputError: a value is NaN or infinite.
-    """
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the file at its first voxel; one channel follows the other."""
     template: Any = header.template
     slope, intercept = _scaling(template)
     with open_bytes(header.path, _container(header.path)) as reader:
         reader.read(_data_offset(template))
-        decode_into(values, reader, template.get_data_dtype(), header.path, slope=slope, intercept=intercept)
-        finish(reader)
+        finish_reading = partial(finish, reader)
+        yield VoxelStream(reader, template.get_data_dtype(), header.path, finish_reading, slope=slope, intercept=intercept)
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:

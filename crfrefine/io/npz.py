@@ -16,9 +16,9 @@ import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.decode import decode_into
 from crfrefine.io.streams import ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.voxel_stream import VoxelStream
 from crfrefine.text import listed, shorten_value
 
 if TYPE_CHECKING:
@@ -82,23 +82,13 @@ def read_header(path: Path) -> VolumeHeader:
     )
 
 
-def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the array into an array of shape (channels, [z,] y, x).
-
-    Raises:
-        UnsupportedFormatError: the file is damaged or cut off.
-        InputError: a value is NaN or infinite.
-    """
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the file at its first voxel; one channel follows the other, except in an array in Fortran order."""
     template: NpzTemplate = header.template
     with _open(header.path) as archive, _member(archive, template.key, header.path) as member:
         _array_header(member, header.path, template.key)
-        if template.fortran_order:
-            transposed = np.empty(values.shape[::-1], np.float32)
-            decode_into(transposed, member, template.dtype, header.path)
-            values[...] = transposed.T
-        else:
-            decode_into(values, member, template.dtype, header.path)
-        member.check()
+        yield VoxelStream(member, template.dtype, header.path, member.check, is_reversed=template.fortran_order)
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:

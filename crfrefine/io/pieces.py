@@ -1,0 +1,118 @@
+"""Read the voxels of a file piece by piece, in their stored type and in the order of the file, so that the whole is never in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.failures import reading
+from crfrefine.io.ahead import run_ahead
+from crfrefine.io.decode import Decoder
+from crfrefine.io.volumes import allocate_as, open_voxels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import VolumeHeader
+    from crfrefine.io.voxel_stream import VoxelStream
+
+MOST_BYTES = 64 << 20
+"""Bytes of a piece, if a plane of it is not larger."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive planes of one channel, or of all channels.
+
+    Attributes:
+        channels: the channels, counted from 0.
+        planes: the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid.
+        values: (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type (float16, float32, int8, uint8,
+            int16, uint16, in the machine's byte order) if the file has no scaling; else scaled float32. All pieces of a file have the
+            same type.
+    """
+
+    channels: slice
+    planes: slice
+    values: NDArray[Any]
+
+
+def read_pieces(header: VolumeHeader, *, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+    """Read a file piece by piece, while a thread reads one piece ahead.
+
+    Every voxel is in one piece. Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels last), a piece is a
+    whole channel or planes of it; where the channels of a voxel or of a plane are together (MetaImage and NRRD vectors), it is all
+    channels of some planes. Two pieces are in memory at a time, with the one that the caller holds; a third one for the moment in which
+    the caller gets it. The exception is an .npz in Fortran order, see `reads_in_pieces`.
+
+    Close the generator, or forget it, to stop early.
+
+    Args:
+        header: result of `read_header`.
+        most_bytes: of a piece; a piece has at least one plane, whatever its size.
+
+    Raises:
+        UnsupportedFormatError: damaged or cut off. The checksum is compared at the end of the file, after the last piece.
+        InputError: values that are NaN or infinite; raised at the end of the file, from the first such piece on no piece is returned.
+        CapacityError: a piece does not fit into memory.
+        UnexpectedError: the reader raised an unexpected exception.
+    """
+    return run_ahead(decoded_pieces(header, most_bytes))
+
+
+def reads_in_pieces(header: VolumeHeader) -> bool:
+    """Return whether `read_pieces` holds only pieces in memory; if not, it holds the whole file in its stored type.
+
+    Only an .npz in Fortran order has to be read as a whole: its last voxels may be those of the first plane of the first channel.
+    """
+    with reading(header.path), open_voxels(header) as stream:
+        return not stream.is_reversed
+
+
+def decoded_pieces(header: VolumeHeader, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+    """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
+    shape = (header.num_channels, *header.grid_shape[::-1])
+    with reading(header.path), open_voxels(header) as stream:
+        decoder = Decoder(stream, shape)
+        pieces = _whole_first if stream.is_reversed else _as_stored
+        yield from pieces(header, stream, decoder, most_bytes)
+        decoder.finish()
+
+
+def cuts(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
+    """Yield channels and planes of consecutive pieces of about equal size.
+
+    Args:
+        shape: (channels, [z,] y, x).
+        itemsize: bytes of a value.
+        most_bytes: of a piece, unless a single plane has more.
+        by_channel: one channel after the other; else all channels of some planes.
+    """
+    num_channels, num_planes = shape[:2]
+    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
+    num_pieces = -(-num_planes // most_planes)
+    edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
+    for channels in [slice(i, i + 1) for i in range(num_channels)] if by_channel else [slice(0, num_channels)]:
+        yield from ((channels, slice(start, stop)) for start, stop in pairwise(edges))
+
+
+def _as_stored(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, most_bytes: int) -> Iterator[Piece]:
+    shape, dtype = decoder.shape, stream.kept_type
+    for channels, planes in cuts(shape, dtype.itemsize, most_bytes, by_channel=decoder.one_channel_after_the_other):
+        values = allocate_as((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), dtype, header.path)
+        decoder.fill(values, channels.start, planes.start)
+        if not decoder.found_bad:
+            yield Piece(channels, planes, values)
+        del values  # Before the next one is allocated.
+
+
+def _whole_first(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, most_bytes: int) -> Iterator[Piece]:
+    shape, dtype = decoder.shape, stream.kept_type
+    whole = allocate_as(shape, dtype, header.path, is_reversed=True)
+    decoder.fill(whole)
+    decoder.finish()
+    for channels, planes in cuts(shape, dtype.itemsize, most_bytes, by_channel=True):
+        yield Piece(channels, planes, whole[channels, planes].copy(order="C"))
