@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.axes import StorageOrder, file_order
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
+from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
+from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces, reads_in_pieces
-from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
+from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ __all__ = [
     "write_label_map",
 ]
 
-_BLOCK_VOXELS = 1 << 16
 _CHECKED_BYTES = 1 << 22  # Decoded at once where nobody needs the values.
 
 
 def read_volume(path: str | Path) -> Volume:
     """Read a scalar or multi-channel volume as float32, scaled.
+
+    Beyond the result, it takes a block of the file.
 
     Returns:
         data (x, y, z), (x, y), or (channels, ...) if there are several.
@@ -70,38 +72,29 @@ def read_volume(path: str | Path) -> Volume:
 def read_labels(path: str | Path) -> Volume:
     """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
 
+    Beyond the result, it takes a few megabytes.
+
     Raises:
         InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
         UnsupportedFormatError: as for `read_volume`.
     """
-    volume = _read_scalar(path, "a label map")
-    off, low, high = _round_in_place(StorageOrder.of_files(volume.data.ndim).to_storage(volume.data).reshape(-1))
-    # Some tools write a scaling that turns 1 into 0.988.
-    if off > 0.1:
+    header = read_header(path, VOLUME_SUFFIXES)
+    header.geometry()
+    found = read_whole_numbers(header)
+    if found.off > MOST_OFF:
         raise InputError(
-            f"{path}: not a label map: expected whole numbers, found values up to {off:.2g} away from one; "
+            f"{path}: not a label map: expected whole numbers, found values up to {found.off:.2g} away from one; "
             "it may be a probability map or an image"
         )
-    if low < 0 or high > LARGEST_LABEL:
-        raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {low:.0f} to {high:.0f}")
-    return Volume(volume.data.astype(smallest_label_type(int(high))), volume.affine, volume.spacing, volume.path, volume.header)
+    found.require_range(header.path)
+    return _volume(header, found.labels)
 
 
 def read_mask(path: str | Path) -> Volume:
     """Read a mask: True where the value is not zero."""
-    volume = _read_scalar(path, "a mask")
-    return Volume(volume.data != 0, volume.affine, volume.spacing, volume.path, volume.header)
-
-
-def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest of uint8 and uint16 that holds the label.
-
-    Raises:
-        CapacityError: a label above 65535.
-    """
-    if largest_label > LARGEST_LABEL:
-        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {LARGEST_LABEL}")
-    return np.uint8 if largest_label <= 255 else np.uint16
+    header = read_header(path, VOLUME_SUFFIXES)
+    header.geometry()
+    return _volume(header, read_where(header, is_nonzero))
 
 
 def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1) -> None:
@@ -159,23 +152,8 @@ def is_whole(path: str | Path) -> bool:
     return header.misnamed is None
 
 
-def _round_in_place(values: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Round to whole numbers, block by block; return the largest rounding distance, the smallest value and the largest value."""
-    off, low, high = 0.0, np.inf, -np.inf
-    for start in range(0, values.size, _BLOCK_VOXELS):
-        block = values[start : start + _BLOCK_VOXELS]
-        rounded = np.rint(block)
-        off = max(off, float(np.abs(block - rounded).max()))
-        low, high = min(low, float(rounded.min())), max(high, float(rounded.max()))
-        block[...] = rounded
-    return off, low, high
-
-
-def _read_scalar(path: str | Path, what: str) -> Volume:
-    volume = read_volume(path)
-    if volume.channels.shape[0] > 1:
-        raise InputError(f"{path}: expected {what} with one value per voxel, this file has {volume.channels.shape[0]}")
-    return volume
+def _volume(header: VolumeHeader, values: NDArray[Any]) -> Volume:
+    return Volume(StorageOrder.of_files(values.ndim).to_user(values), *header.geometry(), header.path, header)
 
 
 def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:

@@ -52,7 +52,6 @@ def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
                 item.raise_error()
                 return
             yield item
-            del item  # Else it would live until the next one is ready.
     finally:
         stopped.set()
         wanted.release()
@@ -67,7 +66,6 @@ def _work(items: Generator[T, None, None], done: SimpleQueue[T | _End], wanted: 
             done.put(item)
             if item is end:
                 return
-            del item
     except BaseException as error:
         end.error = error
         done.put(end)

@@ -70,7 +70,6 @@ class LogitsHeader:
                 for piece in decoded_pieces(file, most_bytes):
                     channels = slice(piece.channels.start + first, piece.channels.stop + first)
                     yield Piece(channels, piece.planes, piece.values)
-                    del piece
                 first += file.num_channels
 
         return run_ahead(pieces_of_all())

@@ -106,7 +106,6 @@ def _as_stored(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, most
         decoder.fill(values, channels.start, planes.start)
         if not decoder.found_bad:
             yield Piece(channels, planes, values)
-        del values  # Before the next one is allocated.
 
 
 def _whole_first(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, most_bytes: int) -> Iterator[Piece]:
