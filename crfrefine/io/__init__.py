@@ -12,6 +12,8 @@ import numpy as np
 
 from crfrefine.axes import StorageOrder, file_order
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
+from crfrefine.io.content import Content
+from crfrefine.io.cuts import MOST_BYTES
 from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
@@ -20,6 +22,8 @@ from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "suffix_of",
     "write_channels",
     "write_label_map",
+    "write_pieces",
 ]
 
 _CHECKED_BYTES = 1 << 22  # Decoded at once where nobody needs the values.
@@ -117,8 +122,8 @@ def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Vo
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
     dtype = smallest_label_type(int(labels.max(initial=0)))
-    stored = StorageOrder.of_files(labels.ndim).to_storage(labels.astype(dtype, order="K", copy=False))
-    _write(path, stored, like, "labels", threads)
+    stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
+    _write(Content(path, None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes]), like, "labels", threads)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
@@ -137,8 +142,38 @@ def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: 
     path = Path(path)
     channels = np.asarray(channels)
     _require_grid(path, channels.shape[1:], like)
-    values = channels.astype(np.float32, order="K", copy=False)
-    _write(path, file_order(values).to_storage(values), like, kind, threads)
+    stored = file_order(channels).to_storage(channels).reshape(len(channels), *like.grid_shape[::-1])
+    write_pieces(path, like, len(stored), lambda channel, planes: stored[channel, planes], kind=kind, threads=threads)
+
+
+def write_pieces(
+    path: str | Path,
+    like: Volume,
+    num_channels: int,
+    piece: Callable[[int, slice], NDArray[np.floating[Any]]],
+    *,
+    kind: str = "logits",
+    threads: int = 1,
+    most_bytes: int = MOST_BYTES,
+) -> None:
+    """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`, without the whole array.
+
+    Args:
+        path: as for `write_channels`.
+        like: a volume on the same grid; its geometry is kept.
+        num_channels: of the file.
+        piece: returns the values of planes of a channel, (planes, [y,] x) in the order of storage. Each is asked for once: for NIfTI
+            and .npz channel by channel, for MetaImage and NRRD all channels of some planes, then those of the next ones.
+        kind: "logits" or "probabilities", the name of the array in an .npz.
+        threads: for compression; the bytes written do not depend on it.
+        most_bytes: asked for before they are written, of one channel or of all, whichever comes first; at least one plane.
+
+    Raises:
+        CrfRefineError: the file cannot be written (GridMismatchError or UnsupportedFormatError); nothing is left of it. Whatever
+            `piece` raises does the same.
+    """
+    path = Path(path)
+    _write(Content(path, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes), like, kind, threads)
 
 
 def is_whole(path: str | Path) -> bool:
@@ -163,8 +198,7 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
         )
 
 
-def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: int) -> None:
-    """Write ([z,] y, x) labels or (channels, [z,] y, x) logits or probabilities."""
+def _write(content: Content, like: Volume, kind: str, threads: int) -> None:
+    path = content.path
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
-    values = values.reshape(values.shape[: int(kind != "labels")] + like.grid_shape[::-1])
-    known.load().write(path, values, like, kind=kind, voxels=written_voxel_file(path), threads=threads)
+    known.load().write(path, content, like, kind=kind, voxels=written_voxel_file(path), threads=threads)

@@ -12,8 +12,9 @@ import numpy as np
 from crfrefine.axes import file_order
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.ahead import run_ahead
+from crfrefine.io.cuts import MOST_BYTES
 from crfrefine.io.parallel import run_all
-from crfrefine.io.pieces import MOST_BYTES, Piece, decoded_pieces
+from crfrefine.io.pieces import Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.volumes import allocate_shape, read_header, read_into
 

@@ -22,8 +22,7 @@ from crfrefine.io.voxel_stream import VoxelStream
 from crfrefine.text import listed, shorten_value
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
 LONGEST_ARRAY_HEADER = 1 << 16
@@ -96,15 +95,18 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
+    header = {"descr": np.lib.format.dtype_to_descr(content.dtype), "fortran_order": False, "shape": content.shape}
     with (
         atomic_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         # An explicit ZipInfo has a fixed time: the same data give the same bytes.
-        archive.open(_entry(f"{kind}.npy"), "w", force_zip64=values.nbytes > 1 << 30) as member,
+        archive.open(_entry(f"{kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,
     ):
-        np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
+        np.lib.format.write_array_header_1_0(member, header)
+        for block in content.one_after_the_other():
+            member.write(block)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.failures import reading
 from crfrefine.io.ahead import run_ahead
+from crfrefine.io.cuts import MOST_BYTES, cuts
 from crfrefine.io.decode import Decoder
 from crfrefine.io.volumes import allocate_as, open_voxels
 
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 
     from crfrefine.io.volume import VolumeHeader
     from crfrefine.io.voxel_stream import VoxelStream
-
-MOST_BYTES = 64 << 20
-"""Bytes of a piece, if a plane of it is not larger."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +76,6 @@ def decoded_pieces(header: VolumeHeader, most_bytes: int = MOST_BYTES) -> Genera
         pieces = _whole_first if stream.is_reversed else _as_stored
         yield from pieces(header, stream, decoder, most_bytes)
         decoder.finish()
-
-
-def cuts(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
-    """Yield channels and planes of consecutive pieces of about equal size.
-
-    Args:
-        shape: (channels, [z,] y, x).
-        itemsize: bytes of a value.
-        most_bytes: of a piece, unless a single plane has more.
-        by_channel: one channel after the other; else all channels of some planes.
-    """
-    num_channels, num_planes = shape[:2]
-    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * (1 if by_channel else num_channels)), 1)
-    num_pieces = -(-num_planes // most_planes)
-    edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
-    for channels in [slice(i, i + 1) for i in range(num_channels)] if by_channel else [slice(0, num_channels)]:
-        yield from ((channels, slice(start, stop)) for start, stop in pairwise(edges))
 
 
 def _as_stored(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, most_bytes: int) -> Iterator[Piece]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -76,11 +76,6 @@ def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
     """Open the file with the voxels at the first one; where channels stand is in the header."""
     source: VoxelSource = header.template.source
     return source.stream()
-
-
-def channels_last(values: NDArray[Any], like: Volume) -> NDArray[Any]:
-    """Return ([z,] y, x) unchanged, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as in the file."""
-    return np.ascontiguousarray(np.moveaxis(values, 0, -1) if values.ndim > len(like.spacing) else values)
 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from io_helpers import affine_of, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
-from crfrefine.io import ahead, pieces
+from crfrefine.io import ahead
+from crfrefine.io.cuts import cuts
 from crfrefine.io.logits import read_logits_header
 
 SHAPE = (3, 7, 5, 4)  # channels, z, y, x
@@ -413,7 +414,7 @@ def test_errors_of_the_thread_are_raised_where_its_items_are_used():
 def test_cuts_cover_everything_once():
     for by_channel in (True, False):
         seen = np.zeros((3, 7), int)
-        for channels, planes in pieces.cuts((3, 7, 5, 4), 4, 200, by_channel=by_channel):
+        for channels, planes in cuts((3, 7, 5, 4), 4, 200, by_channel=by_channel):
             seen[channels, planes] += 1
         np.testing.assert_array_equal(seen, 1)
 
