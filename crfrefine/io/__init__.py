@@ -180,7 +180,7 @@ def is_whole(path: str | Path) -> bool:
     """Return whether a file exists, has the format of its name, and can be read to its end, with all voxels and the right checksum."""
     try:
         header = read_header(path)
-        for _ in decoded_pieces(header, _CHECKED_BYTES):
+        for _ in decoded_pieces(header, most_bytes=_CHECKED_BYTES):
             pass
     except CrfRefineError:
         return False

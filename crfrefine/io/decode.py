@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from io import SEEK_CUR, FileIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,26 @@ class Decoder:
             suspicious = suspicious or not _is_finite(target)
         if suspicious:
             self._count_bad(values, first_channel, first_plane)
+
+    def skip(self, num_planes: int) -> None:
+        """Go past the next planes, of one channel or of all, whichever come next; their values are not checked.
+
+        Raises:
+            UnsupportedFormatError: the stream ends too early.
+        """
+        stream = self._stream
+        num_channels = 1 if self.one_channel_after_the_other else self.shape[0]
+        missing = num_planes * num_channels * math.prod(self.shape[2:]) * stream.dtype.itemsize
+        if isinstance(stream.reader, FileIO):  # Not compressed: that it is long enough was checked with the header.
+            stream.reader.seek(missing, SEEK_CUR)
+            self._num_bytes += missing
+            return
+        while missing:
+            data = stream.reader.read(min(missing, BLOCK_BYTES))
+            self._num_bytes += len(data)
+            missing -= len(data)
+            if not data:
+                raise self._cut_off()
 
     def finish(self) -> None:
         """Read the rest of the file.

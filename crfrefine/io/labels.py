@@ -62,7 +62,7 @@ def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
     require_scalar(header, "a label map")
     labels: NDArray[np.unsignedinteger[Any]] = allocate_as(header.grid_shape[::-1], np.dtype(np.uint8), header.path)
     off, low, high = 0.0, np.inf, -np.inf
-    for piece in decoded_pieces(header, _PIECE_BYTES):
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values[0]
         if values.dtype.kind == "f":
             rounded = np.rint(values)
@@ -89,7 +89,7 @@ def read_where(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray
     """
     require_scalar(header, "a mask")
     found: NDArray[np.bool_] = allocate_as(header.grid_shape[::-1], np.dtype(np.bool_), header.path)
-    for piece in decoded_pieces(header, _PIECE_BYTES):
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         found[piece.planes] = condition(piece.values[0])
     return found
 

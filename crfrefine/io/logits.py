@@ -14,7 +14,7 @@ from crfrefine.errors import CapacityError, GridMismatchError, InputError
 from crfrefine.io.ahead import run_ahead
 from crfrefine.io.cuts import MOST_BYTES
 from crfrefine.io.parallel import run_all
-from crfrefine.io.pieces import Piece, decoded_pieces
+from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.volumes import allocate_shape, read_header, read_into
 
@@ -59,7 +59,7 @@ class LogitsHeader:
             return [lambda: read_into(self.files[0], values)]
         return [lambda i=i, file=file: read_into(file, values[i : i + 1]) for i, file in enumerate(self.files)]  # type: ignore[misc]
 
-    def pieces(self, *, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+    def pieces(self, *, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
         """Read the values piece by piece, one file after the other; see `read_pieces`.
 
         Channels are numbered over all files. Pieces of different files may have different types.
@@ -68,7 +68,7 @@ class LogitsHeader:
         def pieces_of_all() -> Generator[Piece, None, None]:
             first = 0
             for file in self.files:
-                for piece in decoded_pieces(file, most_bytes):
+                for piece in decoded_pieces(file, planes, most_bytes):
                     channels = slice(piece.channels.start + first, piece.channels.stop + first)
                     yield Piece(channels, piece.planes, piece.values)
                 first += file.num_channels

@@ -145,6 +145,27 @@ def test_pieces_are_the_dense_array_in_the_stored_type(dtype, writer, shape, mos
     assert io.reads_in_pieces(header) == (writer != "npz, Fortran order")
 
 
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("planes", [slice(0, 3), slice(2, 5), slice(4, 7), slice(6, None), slice(None)], ids=str)
+@pytest.mark.parametrize("most_bytes", [1, 1 << 26])
+def test_a_slab_is_read_alone(writer, planes, most_bytes, tmp_path):
+    values = values_of("uint8")
+    whole = np.zeros_like(values)
+    header = io.read_header(WRITERS[writer](tmp_path, values))
+    for piece in io.read_pieces(header, planes=planes, most_bytes=most_bytes):
+        whole[piece.channels, piece.planes] += piece.values
+    inside = np.zeros(values.shape[1], bool)
+    inside[planes] = True
+    np.testing.assert_array_equal(whole, values * inside[:, None, None])
+
+
+@pytest.mark.parametrize("planes", [slice(3, 3), slice(0, 7, 2), slice(7, 9)], ids=str)
+def test_a_slab_has_consecutive_planes(planes, tmp_path):
+    header = io.read_header(WRITERS["nii"](tmp_path, values_of("uint8")))
+    with pytest.raises(ValueError, match="consecutive planes of the 7"):
+        list(io.read_pieces(header, planes=planes))
+
+
 @pytest.mark.parametrize("writer", ["npz", "npz, Fortran order", "mha of vectors", "nrrd of vectors", "nrrd, channels between", "nii.gz"])
 def test_planes_of_2d_grids_are_rows(writer, tmp_path):
     values = values_of("uint8", (3, 6, 5))
