@@ -48,7 +48,7 @@ def test_the_range_of_all_voxels_is_told(low, high, tmp_path):
 
 def test_how_far_from_whole_numbers_is_told(tmp_path):
     values = np.ones(SHAPE, np.float32)
-    values[0, 0, 0], values[-1, -1, -1] = 0.75, 1.375
+    values[0, 0, 0], values[-1, -1, -1] = 1.375, 0.75
     path = saved(tmp_path / "a.nii.gz", values)
     with pytest.raises(InputError, match=r"a\.nii\.gz: not a label map: expected whole numbers, found values up to 0\.38 away from one"):
         io.read_labels(path)
