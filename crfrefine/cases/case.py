@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from crfrefine.cases.network_output import NetworkOutputReader, read_network_hea
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
@@ -198,7 +200,7 @@ def load_case(
     storage_shape = first.grid_shape[::-1]
     image_values = allocate_shape((headers.num_modalities, *storage_shape), first.path)
     network = NetworkOutputReader(headers.logits, first, options, are_structures=files.are_structures)
-    mask_values = io.allocate(headers.mask) if headers.mask else None
+    masks: list[NDArray[np.bool_]] = []
 
     # The longest job first: the logits; each file inflates on one thread.
     jobs = network.jobs()
@@ -207,14 +209,14 @@ def load_case(
     else:
         for i, header in enumerate(headers.images):
             jobs.append(lambda i=i, header=header: io.read_into(header, image_values[i].reshape(1, *header.grid_shape[::-1])))  # type: ignore[misc]
-    if headers.mask is not None and mask_values is not None:
-        jobs.append(lambda: io.read_into(headers.mask, mask_values))  # type: ignore[arg-type]
+    if headers.mask is not None:
+        jobs.append(lambda: masks.append(read_where(headers.mask, is_nonzero)))  # type: ignore[arg-type]
     run_all(jobs, threads)
 
     output = network.finish(threads)
     image = file_order(image_values).to_user(image_values)
     notes: list[str] = []
-    mask = _mask(headers, mask_values, image_values, options.mask_mode, notes)
+    mask = _mask(headers, masks, image_values, options.mask_mode, notes)
     labels = _read_labels(headers, notes) if with_labels else None
     return Case(
         case_id=files.case_id,
@@ -236,13 +238,13 @@ def load_case(
 
 def _mask(
     headers: CaseHeaders,
-    mask_values: NDArray[np.float32] | None,
+    masks: Sequence[NDArray[np.bool_]],
     image_values: NDArray[np.float32],
     mask_mode: str,
     notes: list[str],
 ) -> NDArray[np.bool_] | None:
-    if mask_values is not None and headers.mask is not None:
-        found: NDArray[np.bool_] = mask_values[0] != 0
+    if headers.mask is not None:
+        (found,) = masks
         if not found.any():
             raise InputError(f"{headers.mask.path}: the mask is empty: it has no voxel that is not zero")
         mask = WorkGrid(headers.images[0]).nearest(headers.mask, found, "mask", notes, outside="are outside the mask")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,8 @@ from crfrefine import io
 from crfrefine.arrays.one_hot import channels_of, describe_labels, one_hot_logits, present_labels
 from crfrefine.arrays.padding import plane_blocks
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.labels import MOST_OFF, WholeNumbers, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsHeader
-from crfrefine.io.volume import LARGEST_LABEL
-from crfrefine.io.volumes import allocate_shape
 from crfrefine.text import counted, shorten
 
 if TYPE_CHECKING:
@@ -36,9 +34,6 @@ KIND = "labels"
 
 _MOST_GRAY_VALUES = 256
 """Under "auto", a file with more different values is rather an image."""
-
-_MOST_OFF = 0.1
-"""Largest distance from a whole number: some tools write a scaling that turns 1 into 0.988."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +92,14 @@ class LabelMapReader:
     def __init__(self, header: LogitsHeader, options: ReadingOptions) -> None:
         self._file = header.files[0]
         self._options = options
-        self._values = io.allocate(self._file)
+        self._found: WholeNumbers | None = None
 
     def jobs(self) -> list[Callable[[], None]]:
         """Return the job that reads the file."""
-        return [partial(io.read_into, self._file, self._values)]
+        return [self._read]
+
+    def _read(self) -> None:
+        self._found = read_whole_numbers(self._file)
 
     def finish(self, place: Place) -> LabelInput:
         """Return the label map as logits, after the job has run.
@@ -113,7 +111,8 @@ class LabelMapReader:
             InputError: values that are not labels, or labels that are not declared.
         """
         path = self._file.path
-        labels = _as_labels(self._values[0], path, is_certain=self._options.input_type == KIND)
+        assert self._found is not None
+        labels = _as_labels(self._found, path, is_certain=self._options.input_type == KIND)
         present = present_labels(labels)
         if self._options.input_type != KIND and len(present) > _MOST_GRAY_VALUES:
             raise InputError(
@@ -202,16 +201,12 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     shape = files[0].grid_shape[::-1]
     labels: NDArray[np.unsignedinteger[Any]] = np.zeros(shape, np.min_scalar_type(largest))
     shared = np.zeros(shape, np.bool_)
-    values = allocate_shape((1, *shape), files[0].path)
     overlap = Overlap()
     names = {number: name for name, number in numbers.items()}
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
         number = numbers[io.stem_of(file.path)]
-        io.read_into(file, values.reshape(1, *file.grid_shape[::-1]))
-        if not values.any():
-            continue
-        inside = _inside(values[0], file.path)
+        inside = _inside(file).reshape(shape)
         sizes[number] = np.count_nonzero(inside)
         if not sizes[number]:
             continue
@@ -252,32 +247,36 @@ def refuse_structures(values: NDArray[np.float32], path: Path) -> None:
         )
 
 
-def _inside(values: NDArray[np.float32], path: Path) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = values == 1
-    if not bool(((values == 0) | inside).all()):
-        odd = values[(values != 0) & ~inside]
+def _inside(file: VolumeHeader) -> NDArray[np.bool_]:
+    """Return where a binary file is 1, ([z,] y, x)."""
+    odd: list[NDArray[Any]] = []
+
+    def is_one(values: NDArray[Any]) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = values == 1
+        if not bool(((values == 0) | inside).all()):
+            odd.append(values[(values != 0) & ~inside])
+        return inside
+
+    inside = read_where(file, is_one)
+    if odd:
         raise InputError(
-            f"{path}: expected 0 and 1, as in a binary file of one structure; found {odd[0]:.6g} at {odd.size} voxels\n"
+            f"{file.path}: expected 0 and 1, as in a binary file of one structure; found {odd[0][0]:.6g} at {sum(map(len, odd))} voxels\n"
             "  A label map with several labels is given by itself: -p FILE, or -p FOLDER with the name of the case."
         )
     return inside
 
 
-def _as_labels(values: NDArray[np.float32], path: Path, *, is_certain: bool) -> NDArray[np.uint16]:
+def _as_labels(found: WholeNumbers, path: Path, *, is_certain: bool) -> NDArray[np.unsignedinteger[Any]]:
     """Return values as labels; in doubt, only whole numbers are."""
-    rounded = np.rint(values)
-    off = float(np.abs(values - rounded).max())
-    if off > (_MOST_OFF if is_certain else 0.0):
+    if found.off > (MOST_OFF if is_certain else 0.0):
         raise InputError(
-            f"{path}: one label only: one value per voxel, and not a whole number (up to {off:.2g} away from one) as in a label map\n"
+            f"{path}: one label only: one value per voxel, and not a whole number (up to {found.off:.2g} away from one) as in a label map\n"
             "  Logits need one value per label at each voxel, background included. A single foreground channel needs its background\n"
             "  beside it: give one file per label, -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
             "  --regions NAME=1."
         )
-    low, high = float(rounded.min()), float(rounded.max())
-    if low < 0 or high > LARGEST_LABEL:
-        raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {low:.0f} to {high:.0f}")
-    return rounded.astype(np.uint16)
+    found.require_range(path)
+    return found.labels
 
 
 def _require_declared(present: Sequence[int], declared: DeclaredLabels | None, path: Path) -> None:

@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.axes import StorageOrder, file_order
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
+from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
+from crfrefine.io.content import Content
+from crfrefine.io.cuts import MOST_BYTES
+from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
-from crfrefine.io.volume import LARGEST_LABEL, Volume, VolumeHeader, same_shape
+from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces, reads_in_pieces
+from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "VOLUME_SUFFIXES",
     "LogitsFile",
     "LogitsHeader",
+    "Piece",
     "VolumeHeader",
     "allocate",
     "is_whole",
@@ -34,19 +41,24 @@ __all__ = [
     "read_logits",
     "read_logits_header",
     "read_mask",
+    "read_pieces",
     "read_volume",
+    "reads_in_pieces",
     "smallest_label_type",
     "stem_of",
     "suffix_of",
     "write_channels",
     "write_label_map",
+    "write_pieces",
 ]
 
-_BLOCK_VOXELS = 1 << 16
+_CHECKED_BYTES = 1 << 22  # Decoded at once where nobody needs the values.
 
 
 def read_volume(path: str | Path) -> Volume:
     """Read a scalar or multi-channel volume as float32, scaled.
+
+    Beyond the result, it takes a block of the file.
 
     Returns:
         data (x, y, z), (x, y), or (channels, ...) if there are several.
@@ -65,38 +77,29 @@ def read_volume(path: str | Path) -> Volume:
 def read_labels(path: str | Path) -> Volume:
     """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
 
+    Beyond the result, it takes a few megabytes.
+
     Raises:
         InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
         UnsupportedFormatError: as for `read_volume`.
     """
-    volume = _read_scalar(path, "a label map")
-    off, low, high = _round_in_place(StorageOrder.of_files(volume.data.ndim).to_storage(volume.data).reshape(-1))
-    # Some tools write a scaling that turns 1 into 0.988.
-    if off > 0.1:
+    header = read_header(path, VOLUME_SUFFIXES)
+    header.geometry()
+    found = read_whole_numbers(header)
+    if found.off > MOST_OFF:
         raise InputError(
-            f"{path}: not a label map: expected whole numbers, found values up to {off:.2g} away from one; "
+            f"{path}: not a label map: expected whole numbers, found values up to {found.off:.2g} away from one; "
             "it may be a probability map or an image"
         )
-    if low < 0 or high > LARGEST_LABEL:
-        raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {low:.0f} to {high:.0f}")
-    return Volume(volume.data.astype(smallest_label_type(int(high))), volume.affine, volume.spacing, volume.path, volume.header)
+    found.require_range(header.path)
+    return _volume(header, found.labels)
 
 
 def read_mask(path: str | Path) -> Volume:
     """Read a mask: True where the value is not zero."""
-    volume = _read_scalar(path, "a mask")
-    return Volume(volume.data != 0, volume.affine, volume.spacing, volume.path, volume.header)
-
-
-def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest of uint8 and uint16 that holds the label.
-
-    Raises:
-        CapacityError: a label above 65535.
-    """
-    if largest_label > LARGEST_LABEL:
-        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {LARGEST_LABEL}")
-    return np.uint8 if largest_label <= 255 else np.uint16
+    header = read_header(path, VOLUME_SUFFIXES)
+    header.geometry()
+    return _volume(header, read_where(header, is_nonzero))
 
 
 def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1) -> None:
@@ -119,8 +122,8 @@ def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Vo
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
     dtype = smallest_label_type(int(labels.max(initial=0)))
-    stored = StorageOrder.of_files(labels.ndim).to_storage(labels.astype(dtype, order="K", copy=False))
-    _write(path, stored, like, "labels", threads)
+    stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
+    _write(Content(path, None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes]), like, "labels", threads)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
@@ -139,37 +142,53 @@ def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: 
     path = Path(path)
     channels = np.asarray(channels)
     _require_grid(path, channels.shape[1:], like)
-    values = channels.astype(np.float32, order="K", copy=False)
-    _write(path, file_order(values).to_storage(values), like, kind, threads)
+    stored = file_order(channels).to_storage(channels).reshape(len(channels), *like.grid_shape[::-1])
+    write_pieces(path, like, len(stored), lambda channel, planes: stored[channel, planes], kind=kind, threads=threads)
+
+
+def write_pieces(
+    path: str | Path,
+    like: Volume,
+    num_channels: int,
+    piece: Callable[[int, slice], NDArray[np.floating[Any]]],
+    *,
+    kind: str = "logits",
+    threads: int = 1,
+    most_bytes: int = MOST_BYTES,
+) -> None:
+    """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`, without the whole array.
+
+    Args:
+        path: as for `write_channels`.
+        like: a volume on the same grid; its geometry is kept.
+        num_channels: of the file.
+        piece: returns the values of planes of a channel, (planes, [y,] x) in the order of storage. Each is asked for once: for NIfTI
+            and .npz channel by channel, for MetaImage and NRRD all channels of some planes, then those of the next ones.
+        kind: "logits" or "probabilities", the name of the array in an .npz.
+        threads: for compression; the bytes written do not depend on it.
+        most_bytes: asked for before they are written, of one channel or of all, whichever comes first; at least one plane.
+
+    Raises:
+        CrfRefineError: the file cannot be written (GridMismatchError or UnsupportedFormatError); nothing is left of it. Whatever
+            `piece` raises does the same.
+    """
+    path = Path(path)
+    _write(Content(path, num_channels, like.grid_shape[::-1], np.dtype(np.float32), piece, most_bytes), like, kind, threads)
 
 
 def is_whole(path: str | Path) -> bool:
     """Return whether a file exists, has the format of its name, and can be read to its end, with all voxels and the right checksum."""
     try:
         header = read_header(path)
-        read_into(header, allocate(header))
+        for _ in decoded_pieces(header, most_bytes=_CHECKED_BYTES):
+            pass
     except CrfRefineError:
         return False
     return header.misnamed is None
 
 
-def _round_in_place(values: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Round to whole numbers, block by block; return the largest rounding distance, the smallest value and the largest value."""
-    off, low, high = 0.0, np.inf, -np.inf
-    for start in range(0, values.size, _BLOCK_VOXELS):
-        block = values[start : start + _BLOCK_VOXELS]
-        rounded = np.rint(block)
-        off = max(off, float(np.abs(block - rounded).max()))
-        low, high = min(low, float(rounded.min())), max(high, float(rounded.max()))
-        block[...] = rounded
-    return off, low, high
-
-
-def _read_scalar(path: str | Path, what: str) -> Volume:
-    volume = read_volume(path)
-    if volume.channels.shape[0] > 1:
-        raise InputError(f"{path}: expected {what} with one value per voxel, this file has {volume.channels.shape[0]}")
-    return volume
+def _volume(header: VolumeHeader, values: NDArray[Any]) -> Volume:
+    return Volume(StorageOrder.of_files(values.ndim).to_user(values), *header.geometry(), header.path, header)
 
 
 def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
@@ -179,8 +198,7 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
         )
 
 
-def _write(path: Path, values: NDArray[Any], like: Volume, kind: str, threads: int) -> None:
-    """Write ([z,] y, x) labels or (channels, [z,] y, x) logits or probabilities."""
+def _write(content: Content, like: Volume, kind: str, threads: int) -> None:
+    path = content.path
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
-    values = values.reshape(values.shape[: int(kind != "labels")] + like.grid_shape[::-1])
-    known.load().write(path, values, like, kind=kind, voxels=written_voxel_file(path), threads=threads)
+    known.load().write(path, content, like, kind=kind, voxels=written_voxel_file(path), threads=threads)

@@ -1,72 +1,182 @@
-"""Convert stored numbers to float32, block by block while they are in the processor's cache, and check for NaN and infinity."""
+"""Convert stored numbers to those of an array, block by block while they are in the processor's cache, and check for NaN and infinity."""
 
 from __future__ import annotations
 
+import math
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from io import SEEK_CUR, FileIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import BLOCK_BYTES, ByteReader, finish
+from crfrefine.io.streams import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.voxel_stream import VoxelStream
 
-def decode_into(
-    values: NDArray[np.float32],
-    reader: ByteReader,
-    dtype: np.dtype[Any],
-    path: Path,
-    *,
-    slope: float = 1.0,
-    intercept: float = 0.0,
-    inner: int | None = None,
-) -> None:
-    """Fill an array with the values of a stream, scaled.
+_BLOCK_VALUES = BLOCK_BYTES // 4
+_LEAST_RUN = 1024  # Values of one channel that are worth a read of their own.
+_HALF_EXPONENT = 0x7C00  # All exponent bits of a float16: NaN or infinite.
+
+
+class Decoder:
+    """Decodes the voxels of a stream into one array after the other, in the order of the stream.
+
+    Values that are NaN or infinite are counted, and reported by `finish`: damage is the likelier reason for them, and the checksum at
+    the end of compressed data tells.
 
     Args:
-        values: (channels, [z,] y, x) C-contiguous; written to.
-        reader: stands at the first value.
-        dtype: as stored, with its byte order.
-        path: for errors.
-        slope: value = stored * slope + intercept.
-        intercept: see `slope`.
-        inner: number of values of one channel that lie side by side in the stream before the next channel begins: 1 if the channels
-            of a voxel are together; None if one channel follows the other.
+        stream: stands at the first value.
+        shape: (channels, [z,] y, x) of the whole volume.
 
-    Raises:
-        UnsupportedFormatError: the stream ends too early.
-        InputError: a value is NaN or infinite.
+    Attributes:
+        shape: as given.
     """
-    num_channels = values.shape[0]
-    if inner is None or num_channels == 1 or inner * num_channels == values.size:
-        num_channels = inner = 1
-    # The repeating unit of the stream: single values, or `inner` of each channel.
-    width = num_channels * inner
-    rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
-    if inner == 1:
-        rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three with one of length 1.
-    num_rows = max(BLOCK_BYTES // (width * max(dtype.itemsize, 4)), 1)
-    suspicious = False
-    for start in range(0, len(rows), num_rows):
-        target = rows[start : start + num_rows]
-        data = reader.read(target.size * dtype.itemsize)
-        if len(data) < target.size * dtype.itemsize:
-            found, expected = start * width * dtype.itemsize + len(data), values.size * dtype.itemsize
-            raise UnsupportedFormatError(
-                f"{path}: the file is cut off: its header promises {expected} bytes of voxels, it holds {found}; copy or export it again"
-            )
-        stored = np.frombuffer(data, dtype).reshape(target.shape)
-        with np.errstate(over="ignore", invalid="ignore"):
-            target[...] = stored if slope == 1.0 and intercept == 0.0 else _scaled(stored, slope, intercept)
-        suspicious = suspicious or not _is_finite(target)
-    if suspicious:
-        # Damage is the likelier reason for such values, and the checksum at the end of compressed data tells.
-        finish(reader)
-        require_finite(values, path)
+
+    def __init__(self, stream: VoxelStream, shape: tuple[int, ...]) -> None:
+        self._stream, self.shape = stream, shape
+        inner = stream.inner
+        self._inner = None if inner is None or shape[0] == 1 or inner * shape[0] == math.prod(shape) else inner
+        self._num_bytes = 0
+        self._num_bad = 0
+        self._first_bad: tuple[tuple[int, ...], str] | None = None
+
+    @property
+    def one_channel_after_the_other(self) -> bool:
+        """Whether all voxels of a channel come before those of the next one; else, planes of all channels come together."""
+        return self._inner is None and not self._stream.is_reversed
+
+    @property
+    def found_bad(self) -> bool:
+        """Whether a value so far is NaN or infinite."""
+        return self._num_bad > 0
+
+    def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
+        """Fill an array with the next values of the stream, scaled.
+
+        Args:
+            values: (channels, planes, [y,] x) C-contiguous: the whole volume, planes of one channel or planes of all channels, whichever
+                come next; of a reversed stream the whole volume, Fortran-contiguous. Float32, or the stream's `kept_type`.
+            first_channel: number of the first channel of the array.
+            first_plane: number of its first plane.
+
+        Raises:
+            UnsupportedFormatError: the stream ends too early.
+        """
+        stream = self._stream
+        suspicious = False
+        for target in self._targets(values):
+            size = target.size * stream.dtype.itemsize
+            data = stream.reader.read(size)
+            self._num_bytes += len(data)
+            if len(data) < size:
+                raise self._cut_off()
+            stored = np.frombuffer(data, stream.dtype).reshape(target.shape)
+            with np.errstate(over="ignore", invalid="ignore"):
+                target[...] = _scaled(stored, stream.slope, stream.intercept) if stream.is_scaled else stored
+            suspicious = suspicious or not _is_finite(target)
+        if suspicious:
+            self._count_bad(values, first_channel, first_plane)
+
+    def skip(self, num_planes: int) -> None:
+        """Go past the next planes, of one channel or of all, whichever come next; their values are not checked.
+
+        Raises:
+            UnsupportedFormatError: the stream ends too early.
+        """
+        stream = self._stream
+        num_channels = 1 if self.one_channel_after_the_other else self.shape[0]
+        missing = num_planes * num_channels * math.prod(self.shape[2:]) * stream.dtype.itemsize
+        if isinstance(stream.reader, FileIO):  # Not compressed: that it is long enough was checked with the header.
+            stream.reader.seek(missing, SEEK_CUR)
+            self._num_bytes += missing
+            return
+        while missing:
+            data = stream.reader.read(min(missing, BLOCK_BYTES))
+            self._num_bytes += len(data)
+            missing -= len(data)
+            if not data:
+                raise self._cut_off()
+
+    def finish(self) -> None:
+        """Read the rest of the file.
+
+        Raises:
+            UnsupportedFormatError: the checksum is wrong.
+            InputError: a value of the volume is NaN or infinite.
+        """
+        self._stream.finish()
+        if self._first_bad is None:
+            return
+        index, kind = self._first_bad
+        raise InputError(
+            f"{self._stream.path}: {self._num_bad} of {math.prod(self.shape)} values are NaN or infinite; "
+            f"the first one ({kind}) is at {voxel_name(index, self.shape[0])}\n"
+            "  Export finite values, or replace them before refining."
+        )
+
+    def _targets(self, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield views of an array in the order of the stream, of about a block each."""
+        if self._inner is None or self._stream.is_reversed:
+            yield from _runs((values.T if self._stream.is_reversed else values).reshape(-1))
+            return
+        num_channels, inner = values.shape[0], self._inner
+        # The repeating unit of the stream: single values, or `inner` of each channel.
+        rows = values.reshape(num_channels, -1, inner).transpose(1, 0, 2)
+        num_rows = max(_BLOCK_VALUES // (num_channels * inner), 1)
+        if num_rows == 1 and inner >= _LEAST_RUN:
+            for row in rows:
+                for run in row:
+                    yield from _runs(run)
+            return
+        if inner == 1:
+            rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three with one of length 1.
+        for start in range(0, len(rows), num_rows):
+            yield rows[start : start + num_rows]
+
+    def _count_bad(self, values: NDArray[Any], first_channel: int, first_plane: int) -> None:
+        for number, channel in enumerate(values, first_channel):
+            bad = ~np.isfinite(channel)
+            num_bad = int(np.count_nonzero(bad))
+            if not num_bad:
+                continue
+            self._num_bad += num_bad
+            plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+            kind = "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite"
+            found = (number, first_plane + plane, *rest), kind
+            self._first_bad = found if self._first_bad is None else min(self._first_bad, found)
+
+    def _cut_off(self) -> UnsupportedFormatError:
+        itemsize = self._stream.dtype.itemsize
+        where = ""
+        if self.one_channel_after_the_other and self.shape[0] > 1:
+            channel = self._num_bytes // (math.prod(self.shape[1:]) * itemsize)
+            where = f", which end in channel {channel} of 0 to {self.shape[0] - 1}"
+        return UnsupportedFormatError(
+            f"{self._stream.path}: the file is cut off: its header promises {math.prod(self.shape) * itemsize} bytes of voxels, "
+            f"it holds {self._num_bytes}{where}; copy or export it again"
+        )
+
+
+def voxel_name(index: tuple[int, ...], num_channels: int) -> str:
+    """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
+    voxel = ", ".join(str(i) for i in index[:0:-1])
+    return f"voxel ({voxel})" + (f" of channel {index[0]}" if num_channels > 1 else "")
+
+
+def as_bytes(values: NDArray[Any]) -> memoryview:
+    """Return the memory of a C-contiguous array as bytes, little-endian like everything that is written here."""
+    little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
+    return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def _runs(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for start in range(0, flat.size, _BLOCK_VALUES):
+        yield flat[start : start + _BLOCK_VALUES]
 
 
 def _scaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
@@ -78,42 +188,11 @@ def _scaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[Any
     return scaled
 
 
-def require_finite(values: NDArray[np.float32], path: Path | str) -> None:
-    """Raise InputError if an array has NaN or infinite values, with their number and the place of the first one.
-
-    Args:
-        values: (channels, [z,] y, x) C-contiguous.
-        path: the file it came from, for the error.
-    """
-    flat = values.reshape(-1)
-    block_size = BLOCK_BYTES // 4
-    if all(_is_finite(flat[start : start + block_size]) for start in range(0, flat.size, block_size)):
-        return
-    bad = ~np.isfinite(values)
-    num_bad = int(np.count_nonzero(bad))
-    if not num_bad:
-        return
-    index = np.unravel_index(int(bad.argmax()), values.shape)
-    kind = "NaN" if np.isnan(values[index]) else "infinite"
-    raise InputError(
-        f"{path}: {num_bad} of {flat.size} values are NaN or infinite; the first one ({kind}) is at {voxel_name(index, values.shape[0])}\n"
-        "  Export finite values, or replace them before refining."
-    )
-
-
-def voxel_name(index: tuple[np.intp, ...], num_channels: int) -> str:
-    """Describe a position in a (channels, [z,] y, x) array: the voxel as (x, y, z), with the channel if there are several."""
-    voxel = ", ".join(str(int(i)) for i in index[:0:-1])
-    return f"voxel ({voxel})" + (f" of channel {int(index[0])}" if num_channels > 1 else "")
-
-
-def _is_finite(block: NDArray[np.float32]) -> bool:
+def _is_finite(block: NDArray[Any]) -> bool:
+    if block.dtype.kind != "f":
+        return True
+    if block.dtype.itemsize == 2:
+        return not bool(((block.view(np.uint16) & _HALF_EXPONENT) == _HALF_EXPONENT).any())
     # A sum is finite only if all its terms are. A sum of finite terms may overflow, so the caller checks again.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(block.sum()))
-
-
-def as_bytes(values: NDArray[Any]) -> memoryview:
-    """Return the memory of a C-contiguous array as bytes, little-endian like everything that is written here."""
-    little = values if values.dtype.byteorder != ">" and sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
-    return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

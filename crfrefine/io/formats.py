@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from contextlib import AbstractContextManager
 
+    from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume, VolumeHeader
+    from crfrefine.io.voxel_stream import VoxelStream
 
 
 class FormatCode(Protocol):
@@ -28,20 +29,20 @@ class FormatCode(Protocol):
         """Read the header of a file, and check that the file can hold its voxels."""
         ...
 
-    def read_into(self, header: VolumeHeader, values: NDArray[np.float32]) -> None:
-        """Read the voxels, scaled, into an array of shape (channels, [z,] y, x), to the end of the file."""
+    def open_voxels(self, header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
+        """Open the file at its first voxel."""
         ...
 
     def voxel_files(self, path: Path) -> tuple[Path, ...]:
         """Return the other files that a header names for its voxels; none if it names none or cannot be read."""
         ...
 
-    def write(self, path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+    def write(self, path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
         """Write a file whole or not at all.
 
         Args:
             path: ends in one of the format's suffixes.
-            values: labels ([z,] y, x), or channels (channels, [z,] y, x); uint8, uint16 or float32.
+            content: labels, logits or probabilities.
             like: its geometry is kept, bit for bit if it came from a file of the same format.
             kind: "labels", "logits" or "probabilities".
             voxels: the file beside it for the voxels, by `voxel_endings`; None: they are in the file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,10 @@ import numpy as np
 
 from crfrefine.axes import file_order
 from crfrefine.errors import CapacityError, GridMismatchError, InputError
+from crfrefine.io.ahead import run_ahead
+from crfrefine.io.cuts import MOST_BYTES
 from crfrefine.io.parallel import run_all
+from crfrefine.io.pieces import ALL_PLANES, Piece, decoded_pieces
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.volumes import allocate_shape, read_header, read_into
 
@@ -55,6 +58,22 @@ class LogitsHeader:
         if len(self.files) == 1:
             return [lambda: read_into(self.files[0], values)]
         return [lambda i=i, file=file: read_into(file, values[i : i + 1]) for i, file in enumerate(self.files)]  # type: ignore[misc]
+
+    def pieces(self, *, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+        """Read the values piece by piece, one file after the other; see `read_pieces`.
+
+        Channels are numbered over all files. Pieces of different files may have different types.
+        """
+
+        def pieces_of_all() -> Generator[Piece, None, None]:
+            first = 0
+            for file in self.files:
+                for piece in decoded_pieces(file, planes, most_bytes):
+                    channels = slice(piece.channels.start + first, piece.channels.stop + first)
+                    yield Piece(channels, piece.planes, piece.values)
+                first += file.num_channels
+
+        return run_ahead(pieces_of_all())
 
 
 @dataclass(frozen=True)

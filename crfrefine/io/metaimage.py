@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.io import metaimage_header
-from crfrefine.io.atomic import atomic_file, atomic_files
-from crfrefine.io.decode import as_bytes
-from crfrefine.io.streams import COMPRESSION_LEVEL
-from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
+from crfrefine.io.atomic import atomic_file, atomic_files, real_path
+from crfrefine.io.streams import BLOCK_BYTES, write_zlib
+from crfrefine.io.text_formats import detached_voxels, lines_to_write, open_voxels, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume, VolumeHeader
 
-__all__ = ["read_header", "read_into", "recognizes", "voxel_files", "write"]
+__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 NAME = "MetaImage"
 
@@ -46,12 +49,12 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return detached_voxels(metaimage_header.read, path)
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write compressed voxels: .mha in one file, .mhd with a .zraw beside it.
 
     Args:
         path: ends in .mhd or .mha.
-        values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
+        content: voxels; the channels of a voxel are put together.
         like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
         kind: what the voxels are; not stored in the file.
         voxels: the file beside the header that gets the voxels; None: they follow it.
@@ -60,37 +63,38 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
     Raises:
         UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
-    from isal import isal_zlib
-
-    num_axes = len(like.spacing)
     lines = lines_to_write(path, like, NAME, _geometry_lines)
-    values = channels_last(values, like)
-    compressed = isal_zlib.compress(as_bytes(values), COMPRESSION_LEVEL, 15)
-    has_channels = values.ndim > num_axes
-    text = "\n".join(
+    if voxels is not None:
+        with atomic_files(voxels, path) as (data_file, header_file):
+            num_bytes = write_zlib(data_file, content.together())
+            header_file.write(_header(content, lines, num_bytes, voxels.name))
+        return
+    # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
+    with atomic_file(path) as file, TemporaryFile(dir=real_path(path).parent) as compressed:
+        num_bytes = write_zlib(compressed, content.together())
+        file.write(_header(content, lines, num_bytes, "LOCAL"))
+        compressed.seek(0)
+        shutil.copyfileobj(compressed, file, BLOCK_BYTES)
+
+
+def _header(content: Content, lines: Sequence[str], num_bytes: int, voxels: str) -> bytes:
+    """Return the header of voxels that take so many bytes compressed."""
+    return "\n".join(
         [
             "ObjectType = Image",
-            f"NDims = {num_axes}",
+            f"NDims = {len(content.grid_shape)}",
             "BinaryData = True",
             "BinaryDataByteOrderMSB = False",
             "CompressedData = True",
-            f"CompressedDataSize = {len(compressed)}",
+            f"CompressedDataSize = {num_bytes}",
             *lines,
-            "DimSize = " + " ".join(str(size) for size in values.shape[:num_axes][::-1]),
-            *([f"ElementNumberOfChannels = {values.shape[-1]}"] if has_channels else []),
-            f"ElementType = {WRITTEN_TYPES[values.dtype.name]}",
-            f"ElementDataFile = {'LOCAL' if voxels is None else voxels.name}",
+            "DimSize = " + " ".join(str(size) for size in content.grid_shape[::-1]),
+            *([] if content.num_channels is None else [f"ElementNumberOfChannels = {content.num_channels}"]),
+            f"ElementType = {WRITTEN_TYPES[content.dtype.name]}",
+            f"ElementDataFile = {voxels}",
             "",
         ]
     ).encode()
-    if voxels is None:
-        with atomic_file(path) as file:
-            file.write(text)
-            file.write(compressed)
-    else:
-        with atomic_files(voxels, path) as (data_file, header_file):
-            data_file.write(compressed)
-            header_file.write(text)
 
 
 def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +14,15 @@ import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.decode import as_bytes, decode_into
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, open_bytes, read_start, write_gzip
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
+from crfrefine.io.voxel_stream import VoxelStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
 # deflate compresses data at most 1032 times: a file that promises more is damaged, and must not make us allocate memory for it.
@@ -93,19 +96,15 @@ def _interpret(block: bytes, path: Path, *, compressed: bool) -> VolumeHeader:
     )
 
 
-def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the voxels, scaled, into an array of shape (channels, [z,] y, x).
-
-    Raises:
-        UnsupportedFormatError: the file is damaged or cut off.
-        InputError: a value is NaN or infinite.
-    """
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the file at its first voxel; one channel follows the other."""
     template: Any = header.template
     slope, intercept = _scaling(template)
     with open_bytes(header.path, _container(header.path)) as reader:
         reader.read(_data_offset(template))
-        decode_into(values, reader, template.get_data_dtype(), header.path, slope=slope, intercept=intercept)
-        finish(reader)
+        finish_reading = partial(finish, reader)
+        yield VoxelStream(reader, template.get_data_dtype(), header.path, finish_reading, slope=slope, intercept=intercept)
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
@@ -113,25 +112,24 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write voxels with the geometry of another volume.
 
     Args:
         path: ends in .nii or .nii.gz.
-        values: ([z,] y, x), or (channels, [z,] y, x) with channels in the fourth dimension of the file; uint8, uint16 or float32.
+        content: voxels; channels get the fourth dimension of the file.
         like: its geometry is kept bit for bit if it came from a NIfTI file: both transforms with their codes, and the units.
         kind: what the voxels are; not stored in the file.
         voxels: none, they follow the header.
         threads: for compression.
     """
     num_axes = len(like.spacing)
-    has_channels = values.ndim > num_axes
-    shape = values.shape[::-1]
-    if has_channels:
+    shape = content.shape[::-1]
+    if content.num_channels is not None:
         shape = shape[:-1] + (1,) * (3 - num_axes) + shape[-1:]
     header = _header_like(like)
     header.set_data_shape(shape)
-    header.set_data_dtype(values.dtype)
+    header.set_data_dtype(content.dtype)
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
     header["cal_min"], header["cal_max"] = 0.0, 0.0
     header["intent_code"], header["intent_name"] = 0, b""
@@ -140,7 +138,7 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     with atomic_file(path) as file:
-        parts = _parts(header, np.ascontiguousarray(values))
+        parts = _parts(header, content)
         if _is_named_gzip(path):
             write_gzip(file, parts, threads)
         else:
@@ -260,6 +258,6 @@ def _header_like(like: Volume) -> Any:
     return header
 
 
-def _parts(header: Any, values: NDArray[Any]) -> Iterator[bytes | memoryview]:
+def _parts(header: Any, content: Content) -> Iterator[bytes | memoryview]:
     yield header.binaryblock + bytes(int(header["vox_offset"]) - len(header.binaryblock))
-    yield as_bytes(values)
+    yield from content.one_after_the_other()

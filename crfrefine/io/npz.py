@@ -16,14 +16,13 @@ import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.decode import decode_into
 from crfrefine.io.streams import ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
+from crfrefine.io.voxel_stream import VoxelStream
 from crfrefine.text import listed, shorten_value
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
 LONGEST_ARRAY_HEADER = 1 << 16
@@ -82,23 +81,13 @@ def read_header(path: Path) -> VolumeHeader:
     )
 
 
-def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the array into an array of shape (channels, [z,] y, x).
-
-    Raises:
-        UnsupportedFormatError: the file is damaged or cut off.
-        InputError: a value is NaN or infinite.
-    """
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the file at its first voxel; one channel follows the other, except in an array in Fortran order."""
     template: NpzTemplate = header.template
     with _open(header.path) as archive, _member(archive, template.key, header.path) as member:
         _array_header(member, header.path, template.key)
-        if template.fortran_order:
-            transposed = np.empty(values.shape[::-1], np.float32)
-            decode_into(transposed, member, template.dtype, header.path)
-            values[...] = transposed.T
-        else:
-            decode_into(values, member, template.dtype, header.path)
-        member.check()
+        yield VoxelStream(member, template.dtype, header.path, member.check, is_reversed=template.fortran_order)
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
@@ -106,15 +95,18 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return ()
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write an array of (channels, [z,] y, x) under the name "probabilities" or "logits"; it has no geometry, and takes one thread."""
+    header = {"descr": np.lib.format.dtype_to_descr(content.dtype), "fortran_order": False, "shape": content.shape}
     with (
         atomic_file(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         # An explicit ZipInfo has a fixed time: the same data give the same bytes.
-        archive.open(_entry(f"{kind}.npy"), "w", force_zip64=values.nbytes > 1 << 30) as member,
+        archive.open(_entry(f"{kind}.npy"), "w", force_zip64=content.num_bytes > 1 << 30) as member,
     ):
-        np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
+        np.lib.format.write_array_header_1_0(member, header)
+        for block in content.one_after_the_other():
+            member.write(block)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

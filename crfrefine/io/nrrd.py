@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.io import nrrd_header
 from crfrefine.io.atomic import atomic_file, atomic_files
-from crfrefine.io.decode import as_bytes
 from crfrefine.io.streams import write_gzip
-from crfrefine.io.text_formats import channels_last, detached_voxels, lines_to_write, read_into, volume_header
+from crfrefine.io.text_formats import detached_voxels, lines_to_write, open_voxels, volume_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume, VolumeHeader
 
-__all__ = ["read_header", "read_into", "recognizes", "voxel_files", "write"]
+__all__ = ["open_voxels", "read_header", "recognizes", "voxel_files", "write"]
 
 NAME = "NRRD"
 
@@ -46,12 +46,12 @@ def voxel_files(path: Path) -> tuple[Path, ...]:
     return detached_voxels(nrrd_header.read, path)
 
 
-def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
     """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it.
 
     Args:
         path: ends in .nrrd or .nhdr.
-        values: ([z,] y, x), or (channels, [z,] y, x); uint8, uint16 or float32.
+        content: voxels; the channels of a voxel are put together.
         like: the lines of its header that place the grid are kept as they are if it came from a file of this format.
         kind: what the voxels are; not stored in the file.
         voxels: the file beside the header that gets the voxels; None: they follow it.
@@ -62,33 +62,33 @@ def write(path: Path, values: NDArray[Any], like: Volume, *, kind: str, voxels: 
     """
     num_axes = len(like.spacing)
     lines = lines_to_write(path, like, NAME, _geometry_lines)
-    values = channels_last(values, like)
-    has_channels = values.ndim > num_axes
-    if has_channels:
+    sizes = content.grid_shape[::-1]
+    has_channels = content.num_channels is not None
+    if content.num_channels is not None:
+        sizes = (content.num_channels, *sizes)
         lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
     text = "\n".join(
         [
             "NRRD0004",
-            f"type: {WRITTEN_TYPES[values.dtype.name]}",
-            f"dimension: {values.ndim}",
+            f"type: {WRITTEN_TYPES[content.dtype.name]}",
+            f"dimension: {len(sizes)}",
             *lines[:1],
-            "sizes: " + " ".join(str(size) for size in values.shape[::-1]),
+            "sizes: " + " ".join(str(size) for size in sizes),
             *lines[1:],
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
-            *(["endian: little"] if values.dtype.itemsize > 1 else []),
+            *(["endian: little"] if content.dtype.itemsize > 1 else []),
             "encoding: gzip",
             *([] if voxels is None else [f"data file: {voxels.name}"]),
             "\n" if voxels is None else "",
         ]
     ).encode()
-    content = as_bytes(values)
     if voxels is None:
         with atomic_file(path) as file:
             file.write(text)
-            write_gzip(file, (content,), threads)
+            write_gzip(file, content.together(), threads)
     else:
         with atomic_files(voxels, path) as (data_file, header_file):
-            write_gzip(data_file, (content,), threads)
+            write_gzip(data_file, content.together(), threads)
             header_file.write(text)
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
-from crfrefine.io.decode import decode_into
 from crfrefine.io.encodings import READERS, TEXT_DTYPE
 from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, ByteReader, finish, open_bytes
 from crfrefine.io.voxel_files import size_of
+from crfrefine.io.voxel_stream import VoxelStream
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
 FROM_THE_END = -1
 
@@ -75,18 +75,21 @@ class VoxelSource:
             if least + self.num_bytes_after > found:
                 raise _cut_off(path, least + self.num_bytes_after, f"it holds {found}")
 
-    def read_into(self, values: NDArray[np.float32]) -> None:
-        """Read the voxels into an array of shape (channels, [z,] y, x)."""
+    @contextmanager
+    def stream(self) -> Iterator[VoxelStream]:
+        """Open the voxels at the first one."""
         dtype = TEXT_DTYPE if self.encoding == "text" else self.dtype
-        reader: ByteReader
         if len(self.files) > 1:
-            reader = _Joined(self, math.prod(self.sizes) // len(self.files) * dtype.itemsize)
-            decode_into(values, reader, dtype, self.header_path, inner=self.inner)
+            with closing(_Joined(self, math.prod(self.sizes) // len(self.files) * dtype.itemsize)) as joined:
+                yield VoxelStream(joined, dtype, self.header_path, partial(finish, joined), self.dtype, inner=self.inner)
             return
         with self.open(self.files[0]) as reader:
-            decode_into(values, reader, dtype, self.files[0], inner=self.inner)
-            if self.encoding != "raw":
-                finish(reader)
+            yield VoxelStream(reader, dtype, self.files[0], partial(self.finish, reader), self.dtype, inner=self.inner)
+
+    def finish(self, reader: ByteReader) -> None:
+        """Read the rest of a file, where the checksum of compressed data is."""
+        if self.encoding != "raw":
+            finish(reader)
 
     @contextmanager
     def open(self, path: Path) -> Iterator[ByteReader]:
@@ -129,7 +132,10 @@ class _Joined:
             size -= len(parts[-1])
         return b"".join(parts)
 
-    def _all(self) -> Iterator[bytes]:
+    def close(self) -> None:
+        self._blocks.close()
+
+    def _all(self) -> Generator[bytes, None, None]:
         for path in self._source.files:
             missing = self._bytes_per_file
             with self._source.open(path) as reader:
@@ -139,8 +145,7 @@ class _Joined:
                         raise _cut_off(path, self._bytes_per_file, f"it holds {self._bytes_per_file - missing}")
                     missing -= len(block)
                     yield block
-                if self._source.encoding != "raw":
-                    finish(reader)
+                self._source.finish(reader)
 
 
 def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> int:

@@ -151,3 +151,14 @@ def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int
     with threaded.open(file, "wb", compresslevel=COMPRESSION_LEVEL, threads=max(threads, 1), block_size=BLOCK_BYTES) as stream:
         for part in parts:
             stream.write(part)
+
+
+def write_zlib(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> int:
+    """Write the parts as one zlib stream, on one thread; return its length in bytes."""
+    from isal import isal_zlib
+
+    deflater: Any = isal_zlib.compressobj(COMPRESSION_LEVEL, wbits=15)
+    num_bytes = 0
+    for part in parts:
+        num_bytes += file.write(deflater.compress(part))
+    return num_bytes + file.write(deflater.flush())

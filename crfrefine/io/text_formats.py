@@ -6,9 +6,10 @@ ITK's libraries crash on damaged headers, and return damaged voxels without an e
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.source import VoxelSource
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
+from crfrefine.io.voxel_stream import VoxelStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,20 +72,10 @@ def detached_voxels(parse: Callable[[Path], TextHeader], path: Path) -> tuple[Pa
         return ()  # Reading the file reports the error.
 
 
-def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    """Read the voxels into an array of shape (channels, [z,] y, x).
-
-    Raises:
-        UnsupportedFormatError: the file is damaged or cut off.
-        InputError: a value is NaN or infinite.
-    """
+def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
+    """Open the file with the voxels at the first one; where channels stand is in the header."""
     source: VoxelSource = header.template.source
-    source.read_into(values)
-
-
-def channels_last(values: NDArray[Any], like: Volume) -> NDArray[Any]:
-    """Return ([z,] y, x) unchanged, (channels, [z,] y, x) with the channels of a voxel together; contiguous, as in the file."""
-    return np.ascontiguousarray(np.moveaxis(values, 0, -1) if values.ndim > len(like.spacing) else values)
+    return source.stream()
 
 
 def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:

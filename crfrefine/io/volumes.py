@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.errors import CapacityError, UnsupportedFormatError
 from crfrefine.failures import reading
+from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import VolumeHeader
+    from crfrefine.io.voxel_stream import VoxelStream
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
@@ -59,11 +63,16 @@ def allocate(header: VolumeHeader) -> NDArray[np.float32]:
 
 def allocate_shape(shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
     """Return an uninitialized float32 array; raise a CapacityError that names the file if memory is insufficient."""
+    return allocate_as(shape, np.dtype(np.float32), path)
+
+
+def allocate_as(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, *, is_reversed: bool = False) -> NDArray[Any]:
+    """Return an uninitialized array, in Fortran order if reversed; raise a CapacityError that names the file if memory is insufficient."""
     try:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, dtype, order="F" if is_reversed else "C")
     except (MemoryError, ValueError):
-        size = 4e-9 * float(np.prod(np.array(shape, np.float64)))
-        raise CapacityError(f"{path}: its voxels take {size:.1f} GB as float32, more than the available memory") from None
+        size = 1e-9 * dtype.itemsize * float(np.prod(np.array(shape, np.float64)))
+        raise CapacityError(f"{path}: its voxels take {size:.1f} GB as {dtype.name}, more than the available memory") from None
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
@@ -78,8 +87,20 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         InputError: values that are NaN or infinite.
         UnexpectedError: the reader raised an unexpected exception.
     """
-    with reading(header.path):
-        _named(header.family).load().read_into(header, values)
+    with reading(header.path), open_voxels(header) as stream:
+        decoder = Decoder(stream, values.shape)
+        if stream.is_reversed:
+            whole = allocate_as(values.shape, stream.kept_type, header.path, is_reversed=True)
+            decoder.fill(whole)
+            values[...] = whole
+        else:
+            decoder.fill(values)
+        decoder.finish()
+
+
+def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
+    """Open a file at its first voxel."""
+    return _named(header.family).load().open_voxels(header)
 
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:

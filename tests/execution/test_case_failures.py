@@ -41,7 +41,7 @@ def folders(tmp_path: Path) -> Folders:
     return write_folders(tmp_path, "bad", "good")
 
 
-def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str = "bad", function: str = "read_into") -> None:
+def break_reader(monkeypatch: pytest.MonkeyPatch, error: BaseException, name: str = "bad", function: str = "open_voxels") -> None:
     """Let the NIfTI reader raise on files whose name begins so: no file is known that makes it raise anything but our errors."""
     whole = getattr(crfrefine.io.nifti, function)
 
@@ -156,14 +156,14 @@ def test_fail_fast_stops_after_what_nobody_expected_too(folders, monkeypatch):
 def test_evaluate_goes_on_after_whatever_a_reader_raises(tmp_path, monkeypatch, error, place):
     study = write_study(tmp_path)
     path = getattr(study, place) / "case1.nii.gz"
-    whole = crfrefine.io.nifti.read_into
+    whole = crfrefine.io.nifti.open_voxels
 
-    def broken(header, values):
+    def broken(header):
         if header.path == path:
             raise error
-        whole(header, values)
+        return whole(header)
 
-    monkeypatch.setattr(crfrefine.io.nifti, "read_into", broken)
+    monkeypatch.setattr(crfrefine.io.nifti, "open_voxels", broken)
     result = run_here(*study.arguments)
     assert result.status == 1
     (line,) = error_lines(result.stderr)
@@ -204,7 +204,7 @@ def test_convert_says_it_in_a_line(folders, monkeypatch):
     assert ", in broken\n" in run_here(*arguments, "-v").stderr
 
 
-@pytest.mark.parametrize("function", ["read_header", "read_into"])
+@pytest.mark.parametrize("function", ["read_header", "open_voxels"])
 def test_train_crf_names_all_bad_cases_before_it_trains(tmp_path, monkeypatch, function):
     write_cases(tmp_path, 4)
     break_reader(monkeypatch, RAISED[3], "case1", function)

@@ -1,0 +1,117 @@
+"""Read label maps and masks piece by piece: a byte or two per voxel, whatever the type in the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.io.pieces import decoded_pieces
+from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.io.volumes import allocate_as
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import VolumeHeader
+
+MOST_OFF = 0.1
+"""Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988."""
+
+_PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """The values of a file, rounded, and whether they can be labels.
+
+    Attributes:
+        labels: ([z,] y, x), the smallest of uint8 and uint16; without meaning if `low` or `high` is out of range.
+        off: largest distance of a value from a whole number.
+        low: smallest value, rounded.
+        high: largest value, rounded.
+    """
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    off: float
+    low: float
+    high: float
+
+    def require_range(self, path: Path) -> None:
+        """Raise InputError if a value cannot be a label."""
+        if self.low < 0 or self.high > LARGEST_LABEL:
+            raise InputError(f"{path}: not a label map: expected labels from 0 to {LARGEST_LABEL}, found {self.low:.0f} to {self.high:.0f}")
+
+
+def read_whole_numbers(header: VolumeHeader) -> WholeNumbers:
+    """Read a file with one value per voxel as whole numbers; beyond the result it takes a few megabytes.
+
+    Args:
+        header: of the file; the type in it may be any, with a scaling.
+
+    Raises:
+        InputError: several values per voxel; values that are NaN or infinite.
+        UnsupportedFormatError: damaged or cut off.
+        CapacityError: the labels do not fit into memory.
+    """
+    require_scalar(header, "a label map")
+    labels: NDArray[np.unsignedinteger[Any]] = allocate_as(header.grid_shape[::-1], np.dtype(np.uint8), header.path)
+    off, low, high = 0.0, np.inf, -np.inf
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        values = piece.values[0]
+        if values.dtype.kind == "f":
+            rounded = np.rint(values)
+            off = max(off, float(np.abs(values - rounded).max()))
+            values = rounded
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if low < 0 or high > LARGEST_LABEL:
+            continue  # The rest tells how far they are out of range.
+        if high > np.iinfo(labels.dtype).max:
+            labels = labels.astype(np.uint16)
+        labels[piece.planes] = values
+    return WholeNumbers(labels, off, low, high)
+
+
+def read_where(header: VolumeHeader, condition: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Return where the values of a file fulfill a condition, ([z,] y, x); beyond the result it takes a few megabytes.
+
+    Args:
+        header: of a file with one value per voxel.
+        condition: of the values of some planes, in the stored type or float32 (see `Piece`).
+
+    Raises:
+        CrfRefineError: as for `read_whole_numbers`.
+    """
+    require_scalar(header, "a mask")
+    found: NDArray[np.bool_] = allocate_as(header.grid_shape[::-1], np.dtype(np.bool_), header.path)
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        found[piece.planes] = condition(piece.values[0])
+    return found
+
+
+def is_nonzero(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are not zero."""
+    found: NDArray[np.bool_] = values != 0
+    return found
+
+
+def require_scalar(header: VolumeHeader, what: str) -> None:
+    """Raise InputError if a file has several values per voxel."""
+    if header.num_channels > 1:
+        raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
+
+
+def smallest_label_type(largest_label: int) -> type[np.unsignedinteger[Any]]:
+    """Return the smallest of uint8 and uint16 that holds the label.
+
+    Raises:
+        CapacityError: a label above 65535.
+    """
+    if largest_label > LARGEST_LABEL:
+        raise CapacityError(f"label {largest_label} does not fit: label maps hold labels up to {LARGEST_LABEL}")
+    return np.uint8 if largest_label <= 255 else np.uint16

@@ -1,0 +1,116 @@
+"""Read the voxels of a file piece by piece, in their stored type and in the order of the file, so that the whole is never in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.failures import reading
+from crfrefine.io.ahead import run_ahead
+from crfrefine.io.cuts import MOST_BYTES, cuts
+from crfrefine.io.decode import Decoder
+from crfrefine.io.volumes import allocate_as, open_voxels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import VolumeHeader
+    from crfrefine.io.voxel_stream import VoxelStream
+
+
+ALL_PLANES = slice(None)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive planes of one channel, or of all channels.
+
+    Attributes:
+        channels: the channels, counted from 0.
+        planes: the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid.
+        values: (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type (float16, float32, int8, uint8,
+            int16, uint16, in the machine's byte order) if the file has no scaling; else scaled float32. All pieces of a file have the
+            same type.
+    """
+
+    channels: slice
+    planes: slice
+    values: NDArray[Any]
+
+
+def read_pieces(header: VolumeHeader, *, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+    """Read a file piece by piece, while a thread reads one piece ahead.
+
+    Every voxel of the planes is in one piece. Where one channel follows the other in the file (NIfTI, .npz, an NRRD with its channels
+    last), a piece is a whole channel or planes of it; where the channels of a voxel or of a plane are together (MetaImage and NRRD
+    vectors), it is all channels of some planes. Two pieces are in memory at a time, with the one that the caller holds; a third one for
+    the moment in which the caller gets it. The exception is an .npz in Fortran order, see `reads_in_pieces`.
+
+    Close the generator, or forget it, to stop early.
+
+    Args:
+        header: result of `read_header`.
+        planes: consecutive planes to read, such as those of a slab. The others are skipped in a file that is not compressed, and inflated
+            but not looked at in others.
+        most_bytes: of a piece; a piece has at least one plane, whatever its size.
+
+    Raises:
+        UnsupportedFormatError: damaged or cut off. The checksum is compared at the end of the file, after the last piece.
+        InputError: values that are NaN or infinite; raised at the end of the file, from the first such piece on no piece is returned.
+        CapacityError: a piece does not fit into memory.
+        UnexpectedError: the reader raised an unexpected exception.
+    """
+    return run_ahead(decoded_pieces(header, planes, most_bytes))
+
+
+def reads_in_pieces(header: VolumeHeader) -> bool:
+    """Return whether `read_pieces` holds only pieces in memory; if not, it holds the whole file in its stored type.
+
+    Only an .npz in Fortran order has to be read as a whole: its last voxels may be those of the first plane of the first channel.
+    """
+    with reading(header.path), open_voxels(header) as stream:
+        return not stream.is_reversed
+
+
+def decoded_pieces(header: VolumeHeader, planes: slice = ALL_PLANES, most_bytes: int = MOST_BYTES) -> Generator[Piece, None, None]:
+    """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
+    shape = (header.num_channels, *header.grid_shape[::-1])
+    first, last, step = planes.indices(shape[1])
+    if step != 1 or first >= last:
+        raise ValueError(f"expected consecutive planes of the {shape[1]} of {header.path}, got {planes}")
+    with reading(header.path), open_voxels(header) as stream:
+        decoder = Decoder(stream, shape)
+        pieces = _whole_first if stream.is_reversed else _as_stored
+        yield from pieces(header, stream, decoder, range(first, last), most_bytes)
+        decoder.finish()
+
+
+def _as_stored(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, window: range, most_bytes: int) -> Iterator[Piece]:
+    shape, dtype = decoder.shape, stream.kept_type
+    for channels, planes in _cuts_of(shape, window, dtype, most_bytes, by_channel=decoder.one_channel_after_the_other):
+        if planes.start == window.start:
+            decoder.skip(window.start)
+        values = allocate_as((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), dtype, header.path)
+        decoder.fill(values, channels.start, planes.start)
+        if not decoder.found_bad:
+            yield Piece(channels, planes, values)
+        if planes.stop == window.stop:
+            decoder.skip(shape[1] - window.stop)
+
+
+def _whole_first(header: VolumeHeader, stream: VoxelStream, decoder: Decoder, window: range, most_bytes: int) -> Iterator[Piece]:
+    shape, dtype = decoder.shape, stream.kept_type
+    whole = allocate_as(shape, dtype, header.path, is_reversed=True)
+    decoder.fill(whole)
+    decoder.finish()
+    for channels, planes in _cuts_of(shape, window, dtype, most_bytes, by_channel=True):
+        yield Piece(channels, planes, whole[channels, planes].copy(order="C"))
+
+
+def _cuts_of(
+    shape: tuple[int, ...], window: range, dtype: np.dtype[Any], most_bytes: int, *, by_channel: bool
+) -> Iterator[tuple[slice, slice]]:
+    for channels, planes in cuts((shape[0], len(window), *shape[2:]), dtype.itemsize, most_bytes, by_channel=by_channel):
+        yield channels, slice(window.start + planes.start, window.start + planes.stop)

@@ -1,0 +1,446 @@
+"""Reading piece by piece, against the dense reader: every format, layout and type."""
+
+import bz2
+import gzip
+import threading
+import tracemalloc
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from io_helpers import affine_of, save_nifti
+
+from crfrefine import io
+from crfrefine.errors import CapacityError, InputError, UnsupportedFormatError
+from crfrefine.io import ahead
+from crfrefine.io.cuts import cuts
+from crfrefine.io.logits import read_logits_header
+
+SHAPE = (3, 7, 5, 4)  # channels, z, y, x
+NRRD_TYPES = {"u1": "uint8", "i1": "int8", "i2": "int16", "u2": "uint16", "i4": "int32", "f4": "float", "f8": "double"}
+META_TYPES = {
+    "u1": "MET_UCHAR",
+    "i1": "MET_CHAR",
+    "i2": "MET_SHORT",
+    "u2": "MET_USHORT",
+    "i4": "MET_INT",
+    "f4": "MET_FLOAT",
+    "f8": "MET_DOUBLE",
+}
+
+
+def values_of(dtype, shape=SHAPE) -> np.ndarray:
+    """Different numbers where the type has room for them, negative ones where it has a sign."""
+    count = np.arange(np.prod(shape)) % 251
+    return (count - (0 if np.dtype(dtype).kind == "u" else 120)).reshape(shape).astype(dtype)
+
+
+def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes, files=1):
+    """Write a file whose axes, slowest first, have the channels at `channel_axis` of (z, y, x) with the channels put in."""
+    stored = np.ascontiguousarray(np.moveaxis(values, 0, channel_axis))
+    kind = stored.dtype.str[1:]
+    num_axes = values.ndim - 1
+    axes = ["vector" if axis == channel_axis else "domain" for axis in range(stored.ndim)][::-1]
+    units = iter(np.eye(num_axes) * np.arange(1, num_axes + 1))
+    directions = " ".join("none" if axis == "vector" else "(" + ",".join(map(str, next(units))) + ")" for axis in axes)
+    lines = ["NRRD0004", f"type: {NRRD_TYPES[kind]}", f"dimension: {stored.ndim}", f"space dimension: {num_axes}"]
+    lines += ["sizes: " + " ".join(map(str, stored.shape[::-1])), f"space directions: {directions}", "kinds: " + " ".join(axes)]
+    lines += ["endian: " + ("big" if stored.dtype.byteorder == ">" else "little"), f"encoding: {encoding}"]
+    if files == 1:
+        path.write_bytes("\n".join([*lines, "", ""]).encode() + encode(stored.tobytes()))
+        return path
+    parts = np.split(stored, files)
+    names = [f"{path.stem}{number}.raw" for number in range(files)]
+    for name, part in zip(names, parts, strict=True):
+        (path.parent / name).write_bytes(encode(part.tobytes()))
+    path.write_text("\n".join([*lines, f"data file: LIST {stored.ndim}", *names, ""]))
+    return path
+
+
+def metaimage(path, values, *, vectors):
+    stored = np.ascontiguousarray(np.moveaxis(values, 0, -1) if vectors else values)
+    sizes = stored.shape[:-1] if vectors else stored.shape
+    lines = ["ObjectType = Image", f"NDims = {len(sizes)}", "CompressedData = True", "DimSize = " + " ".join(map(str, sizes[::-1]))]
+    lines += [f"ElementNumberOfChannels = {values.shape[0]}"] if vectors else []
+    lines += [f"ElementType = {META_TYPES[stored.dtype.str[1:]]}", "ElementDataFile = LOCAL", ""]
+    path.write_bytes("\n".join(lines).encode() + zlib.compress(stored.tobytes()))
+    return path
+
+
+def npz(path, values, *, save=np.savez_compressed):
+    save(path, logits=values)
+    return path
+
+
+def fortran(values):
+    return np.asfortranarray(values)
+
+
+def as_hex(data):
+    return data.hex().encode()
+
+
+def as_text(values):
+    return lambda data: " ".join(map(str, np.frombuffer(data, values.dtype))).encode()
+
+
+WRITERS = {
+    "npz": lambda folder, values: npz(folder / "a.npz", values),
+    "npz, not compressed": lambda folder, values: npz(folder / "a.npz", values, save=np.savez),
+    "npz, Fortran order": lambda folder, values: npz(folder / "a.npz", fortran(values)),
+    "npz, big-endian": lambda folder, values: npz(folder / "a.npz", values.astype(values.dtype.newbyteorder(">"))),
+    "nii": lambda folder, values: save_nifti(folder / "a.nii", values.T),
+    "nii.gz": lambda folder, values: save_nifti(folder / "a.nii.gz", values.T),
+    "nii.gz, as ITK": lambda folder, values: save_nifti(folder / "a.nii.gz", values.T[:, :, :, None]),
+    "mha of vectors": lambda folder, values: metaimage(folder / "a.mha", values, vectors=True),
+    "mha, channels last": lambda folder, values: metaimage(folder / "a.mha", values, vectors=False),
+    "nrrd of vectors": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 1),
+    "nrrd, channels between": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 2),
+    "nrrd, channels slowest": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, encoding="gzip", encode=gzip.compress),
+    "nrrd, bzip2": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=1, encoding="bzip2", encode=bz2.compress),
+    "nrrd, text": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=3, encoding="ascii", encode=as_text(values)),
+    "nrrd, hex": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, encoding="hex", encode=as_hex),
+    "nrrd, several files": lambda folder, values: nrrd(
+        folder / "a.nrrd", values, channel_axis=3, encoding="gzip", encode=gzip.compress, files=7
+    ),
+}
+TYPES = ["float32", "uint8", "int8", "int16", "uint16", "int32", "float64"]
+# Only .npz holds float16.
+WRITERS_AND_TYPES = [(name, dtype) for name in WRITERS for dtype in [*TYPES, *["float16"] * name.startswith("npz")]]
+WRITERS_AND_FLOATS = [(name, dtype) for name, dtype in WRITERS_AND_TYPES if dtype in ("float16", "float32") and "text" not in name]
+
+
+def put_together(header, **options) -> np.ndarray:
+    """The whole from its pieces: every voxel must come once, in the stored type, in contiguous memory."""
+    shape = (header.num_channels, *header.grid_shape[::-1])
+    seen, whole = np.zeros(shape, int), None
+    for piece in io.read_pieces(header, **options):
+        whole = np.zeros(shape, piece.values.dtype) if whole is None else whole
+        assert piece.values.flags.c_contiguous
+        assert piece.values.dtype == whole.dtype
+        assert piece.values.dtype.isnative
+        whole[piece.channels, piece.planes] = piece.values
+        seen[piece.channels, piece.planes] += 1
+    np.testing.assert_array_equal(seen, 1)
+    return whole
+
+
+def dense(header) -> np.ndarray:
+    values = io.allocate(header)
+    io.read_into(header, values)
+    return values
+
+
+@pytest.mark.parametrize(("writer", "dtype"), WRITERS_AND_TYPES)
+@pytest.mark.parametrize("shape", [SHAPE, (1, 7, 5, 4)], ids=["channels", "one channel"])
+@pytest.mark.parametrize("most_bytes", [1, 150, 1 << 26], ids=["planes", "some planes", "channels"])
+def test_pieces_are_the_dense_array_in_the_stored_type(dtype, writer, shape, most_bytes, tmp_path):
+    values = values_of(dtype, shape)
+    header = io.read_header(WRITERS[writer](tmp_path, values))
+    found = put_together(header, most_bytes=most_bytes)
+    assert found.dtype == (np.float32 if dtype in ("int32", "float64") else dtype)
+    np.testing.assert_array_equal(found, values)
+    np.testing.assert_array_equal(found, dense(header))
+    assert io.reads_in_pieces(header) == (writer != "npz, Fortran order")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("planes", [slice(0, 3), slice(2, 5), slice(4, 7), slice(6, None), slice(None)], ids=str)
+@pytest.mark.parametrize("most_bytes", [1, 1 << 26])
+def test_a_slab_is_read_alone(writer, planes, most_bytes, tmp_path):
+    values = values_of("uint8")
+    whole = np.zeros_like(values)
+    header = io.read_header(WRITERS[writer](tmp_path, values))
+    for piece in io.read_pieces(header, planes=planes, most_bytes=most_bytes):
+        whole[piece.channels, piece.planes] += piece.values
+    inside = np.zeros(values.shape[1], bool)
+    inside[planes] = True
+    np.testing.assert_array_equal(whole, values * inside[:, None, None])
+
+
+@pytest.mark.parametrize("planes", [slice(3, 3), slice(0, 7, 2), slice(7, 9)], ids=str)
+def test_a_slab_has_consecutive_planes(planes, tmp_path):
+    header = io.read_header(WRITERS["nii"](tmp_path, values_of("uint8")))
+    with pytest.raises(ValueError, match="consecutive planes of the 7"):
+        list(io.read_pieces(header, planes=planes))
+
+
+@pytest.mark.parametrize("writer", ["npz", "npz, Fortran order", "mha of vectors", "nrrd of vectors", "nrrd, channels between", "nii.gz"])
+def test_planes_of_2d_grids_are_rows(writer, tmp_path):
+    values = values_of("uint8", (3, 6, 5))
+    stored = values if writer != "nii.gz" else values[:, None]
+    header = io.read_header(WRITERS[writer](tmp_path, stored))
+    np.testing.assert_array_equal(put_together(header, most_bytes=20).reshape(values.shape), values)
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(2.0, 0.0), (1.0, -3.0), (0.5, 10.0)])
+def test_scaled_values_are_float32(slope, inter, tmp_path):
+    stored = values_of("int16")
+    header = io.read_header(save_nifti(tmp_path / "a.nii.gz", stored.T, slope=slope, inter=inter))
+    found = put_together(header, most_bytes=300)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, stored * np.float32(slope) + np.float32(inter))
+    np.testing.assert_array_equal(found, dense(header))
+
+
+def test_pieces_come_in_the_order_of_the_file_and_are_as_large_as_asked(tmp_path):
+    values = values_of("int16")  # A plane has 40 bytes, a channel 280.
+    together = io.read_header(WRITERS["mha of vectors"](tmp_path, values))
+    one_by_one = io.read_header(WRITERS["npz"](tmp_path, values))
+
+    def places(header, most_bytes):
+        found = [(piece.channels, piece.planes) for piece in io.read_pieces(header, most_bytes=most_bytes)]
+        return [(channels.start, channels.stop, planes.start, planes.stop) for channels, planes in found]
+
+    assert places(one_by_one, 280) == [(0, 1, 0, 7), (1, 2, 0, 7), (2, 3, 0, 7)]
+    # Two pieces of about the same size, not one of 6 planes and one of 1.
+    assert places(one_by_one, 240)[:2] == [(0, 1, 0, 3), (0, 1, 3, 7)]
+    assert places(together, 840) == [(0, 3, 0, 7)]
+    assert places(together, 839) == [(0, 3, 0, 3), (0, 3, 3, 7)]
+    assert places(together, 1) == [(0, 3, z, z + 1) for z in range(7)]
+
+
+def test_blocks_larger_than_those_of_the_decoder(tmp_path):
+    """The units of a stream of (z, channel, y, x) are larger than what is decoded at once."""
+    values = np.random.default_rng(0).standard_normal((5, 3, 300, 200)).astype("f4")
+    header = io.read_header(nrrd(tmp_path / "a.nrrd", values, channel_axis=1))
+    np.testing.assert_array_equal(put_together(header, most_bytes=1 << 21), values)
+    np.testing.assert_array_equal(dense(header), values)
+
+
+def test_one_file_per_label_counts_its_channels_over_files(tmp_path):
+    values = values_of("uint8")
+    paths = [save_nifti(tmp_path / f"{name}.nii.gz", channel.T) for name, channel in zip("abc", values, strict=True)]
+    header = read_logits_header(paths)
+    found = list(header.pieces(most_bytes=100))
+    assert [piece.channels for piece in found] == [slice(i, i + 1) for i in range(3) for _ in range(2)]
+    whole = np.concatenate([np.concatenate([piece.values for piece in found[i : i + 2]], axis=1) for i in (0, 2, 4)])
+    np.testing.assert_array_equal(whole, values)
+    one = read_logits_header([WRITERS["npz"](tmp_path, values)])
+    np.testing.assert_array_equal(np.concatenate([piece.values for piece in one.pieces()]), values)
+
+
+@pytest.mark.parametrize(("writer", "dtype"), WRITERS_AND_FLOATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, bad, dtype, tmp_path):
+    values = values_of(dtype)
+    values[2, 3, 1, 2] = values[1, 4, 3, 2] = bad
+    header = io.read_header(WRITERS[writer](tmp_path, values))
+    with pytest.raises(InputError, match=r"a\.\w+.*: 2 of 420 values are NaN or infinite.*voxel \(2, 3, 4\) of channel 1") as one:
+        dense(header)
+    returned = []
+    with pytest.raises(InputError) as other:
+        returned.extend(io.read_pieces(header, most_bytes=1))
+    assert str(one.value) == str(other.value)
+    assert all(np.isfinite(piece.values).all() for piece in returned)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("writer", [name for name in WRITERS if "files" not in name and not name.startswith("npz")])
+def test_a_file_that_is_cut_off_is_an_error(writer, share, tmp_path):
+    path = WRITERS[writer](tmp_path, np.random.default_rng(0).integers(0, 250, (3, 30, 20, 10)).astype("u1"))
+    content = path.read_bytes()
+    start = content.index(b"LOCAL\n") + 6 if path.suffix == ".mha" else content.index(b"\n\n") + 2 if path.suffix == ".nrrd" else 400
+    path.write_bytes(content[: start + int(share * (len(content) - start))])
+    with pytest.raises(UnsupportedFormatError, match=r"a\.\w+.*(cut off|end too early)"):
+        put_together(io.read_header(path))
+
+
+@pytest.mark.parametrize("writer", ["nii.gz", "npz", "nrrd, channels slowest"])
+def test_channels_that_are_missing_are_counted(writer, tmp_path):
+    """The container is in order, and its checksum right: only the number of bytes tells."""
+    values = values_of("uint8")
+    if writer == "nii.gz":
+        path = save_nifti(tmp_path / "a.nii", values.T)
+        (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()[:-200]))
+        path = tmp_path / "a.nii.gz"
+    elif writer == "npz":
+        np.save(tmp_path / "a.npy", values)
+        content = (tmp_path / "a.npy").read_bytes()
+        with zipfile.ZipFile(path := tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("logits.npy", content[:-200])
+        # The directory promises as much as the array needs.
+        damaged = path.read_bytes()
+        found, promised = (len(content) - 200).to_bytes(4, "little"), len(content).to_bytes(4, "little")
+        path.write_bytes(damaged.replace(found, promised))
+    else:
+        path = nrrd(tmp_path / "a.nrrd", values, channel_axis=0, encoding="gzip", encode=lambda data: gzip.compress(data[:-200]))
+    header = io.read_header(path)
+    with pytest.raises(UnsupportedFormatError, match="promises 420 bytes of voxels, it holds 220, which end in channel 1 of 0 to 2"):
+        put_together(header)
+    with pytest.raises(UnsupportedFormatError, match="in channel 1 of 0 to 2"):
+        dense(header)
+
+
+@pytest.mark.parametrize("writer", ["nii.gz", "npz", "mha of vectors", "nrrd, bzip2", "nrrd, several files"])
+def test_a_wrong_checksum_is_an_error_after_the_last_piece(writer, tmp_path):
+    """Of several files the last one."""
+    values = values_of("uint8")
+    path = WRITERS[writer](tmp_path, values)
+    target = tmp_path / "a6.raw" if "files" in writer else path
+    content = bytearray(target.read_bytes())
+    if writer == "npz":
+        place = content.index(b"PK\1\2") + 16  # CRC in the directory
+    elif writer == "nrrd, bzip2":
+        place = len(content) - 4
+    else:
+        place = len(content) - (2 if writer.startswith("mha") else 6)
+    content[place] ^= 0xFF
+    target.write_bytes(content)
+    with pytest.raises(UnsupportedFormatError, match="damaged"):
+        put_together(io.read_header(path))
+    with pytest.raises(UnsupportedFormatError, match="damaged"):
+        dense(io.read_header(path))
+
+
+def test_a_checksum_that_is_read_by_itself_is_compared(tmp_path):
+    """It is the only part of the file beyond what is read from the disk at once, so no voxel needs it."""
+
+    def stored(count):
+        return len(gzip.compress(bytes(count), 0))
+
+    count = next(count for count in range((1 << 18) - 200, 1 << 18) if stored(count) == (1 << 18) + 8)
+
+    def damaged(data):
+        content = bytearray(gzip.compress(data, 0))
+        content[-6] ^= 0xFF
+        return bytes(content)
+
+    values = np.zeros((1, 2, 1, count), np.uint8)
+    header = io.read_header(nrrd(tmp_path / "a.nrrd", values, channel_axis=3, encoding="gzip", encode=damaged, files=2))
+    (tmp_path / "a0.raw").write_bytes(gzip.compress(bytes(count), 0))
+    with pytest.raises(UnsupportedFormatError, match=r"a1\.raw: damaged"):
+        put_together(header)
+    with pytest.raises(UnsupportedFormatError, match=r"a1\.raw: damaged"):
+        dense(header)
+
+
+def test_an_archive_that_lies_takes_the_memory_of_two_pieces(tmp_path):
+    """Array and directory promise 2.5 GB; a thousand bytes are there."""
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (300, 64, 512, 256), }".ljust(117) + b"\n"
+    content = np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text + bytes(1000)
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("logits.npy", content)
+    archived, directory = path.read_bytes().split(b"PK\1\2", 1)
+    promised = (300 * 64 * 512 * 256 + 200).to_bytes(4, "little")
+    path.write_bytes(archived + b"PK\1\2" + directory.replace(len(content).to_bytes(4, "little"), promised, 1))
+    header = io.read_header(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnsupportedFormatError, match="promises 2516582400 bytes of voxels, it holds 1000, which end in channel 0"):
+            list(io.read_pieces(header, most_bytes=1 << 20))
+        assert tracemalloc.get_traced_memory()[1] < (2 << 20) + (3 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_piece_that_does_not_fit_is_a_capacity_error(tmp_path, monkeypatch):
+    header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))
+
+    def refuse(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", refuse)
+    with pytest.raises(CapacityError, match=r"a\.npz: its voxels take .* GB as uint8"):
+        list(io.read_pieces(header))
+
+
+@pytest.mark.parametrize(("lets_go", "num_pieces"), [(True, 2), (False, 3)], ids=["let go", "held until the next"])
+@pytest.mark.parametrize("writer", ["npz", "nii", "mha of vectors"])
+def test_forty_channels_take_the_memory_of_two_or_three(writer, lets_go, num_pieces, tmp_path):
+    """With a piece of the memory of a channel; a loop `for piece in pieces` holds a piece until it has the next."""
+    channel, blocks = 96 * 256 * 256, 3 << 20  # The decoder has a few blocks of the file at a time.
+    values = np.broadcast_to(np.arange(40, dtype="u1")[:, None, None, None], (40, 96, 256, 256))
+    header = io.read_header(WRITERS[writer](tmp_path, values))
+    total = 0
+    tracemalloc.start()
+    try:
+        for piece in io.read_pieces(header, most_bytes=channel):
+            total += piece.values.size
+            if lets_go:
+                del piece
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == 40 * channel
+    assert peak < num_pieces * channel + blocks
+    assert not lets_go or peak < 3 * channel
+
+
+def threads_of_readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "crfrefine-ahead"]
+
+
+def test_no_thread_stays_behind(tmp_path):
+    header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))
+    for _ in io.read_pieces(header, most_bytes=1):
+        assert len(threads_of_readers()) == 1
+        break
+    assert not threads_of_readers()
+
+    def use():
+        for _ in io.read_pieces(header, most_bytes=1):
+            raise ValueError("of the caller")
+
+    with pytest.raises(ValueError, match="of the caller"):
+        use()
+    assert not threads_of_readers()
+    reader = io.read_pieces(header)
+    assert not threads_of_readers(), "nothing is read before it is asked for"
+    next(reader)
+    reader.close()
+    assert not threads_of_readers()
+    list(io.read_pieces(header))
+    assert not threads_of_readers()
+    (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(UnsupportedFormatError):
+        next(io.read_pieces(header))
+    assert not threads_of_readers()
+
+
+def test_the_thread_is_one_item_ahead():
+    made = []
+    proceed = threading.Event()
+
+    def items():
+        for number in range(5):
+            made.append(number)
+            yield number
+            if len(made) > 1:
+                proceed.set()
+
+    source = ahead.run_ahead(items())
+    assert next(source) == 0
+    while len(made) < 2:  # It comes without being asked for, and no more than that.
+        pass
+    assert next(source) == 1
+    proceed.wait()
+    assert len(made) <= 3
+    assert list(source) == [2, 3, 4]
+
+
+def test_errors_of_the_thread_are_raised_where_its_items_are_used():
+    def items():
+        yield 1
+        raise KeyError("inside")
+
+    source = ahead.run_ahead(items())
+    assert next(source) == 1
+    with pytest.raises(KeyError, match="inside"):
+        next(source)
+
+
+def test_cuts_cover_everything_once():
+    for by_channel in (True, False):
+        seen = np.zeros((3, 7), int)
+        for channels, planes in cuts((3, 7, 5, 4), 4, 200, by_channel=by_channel):
+            seen[channels, planes] += 1
+        np.testing.assert_array_equal(seen, 1)
+
+
+def test_one_plane_is_the_least(tmp_path):
+    values = values_of("uint8", (2, 3, 5, 4))
+    path = save_nifti(tmp_path / "a.nii", values.T, affine_of((1, 2, 3)))
+    assert {piece.values.shape for piece in io.read_pieces(io.read_header(path), most_bytes=1)} == {(1, 1, 5, 4)}
