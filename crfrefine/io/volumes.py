@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from crfrefine.failures import reading
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
+from crfrefine.memory import SMALL, format_size, memory_limit, require_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,12 +60,18 @@ def allocate(header: VolumeHeader) -> NDArray[np.float32]:
 
 
 def allocate_shape(shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
-    """Return an uninitialized float32 array; raise a CapacityError that names the file if memory is insufficient."""
+    """Return an uninitialized float32 array for the values of a file.
+
+    Raises:
+        CapacityError: the array takes more memory than the system allows; the message names the file.
+    """
+    size = 4 * math.prod(shape)
+    if size > SMALL:
+        require_memory(size, f"{path}: its voxels, read as float32, take", memory_limit())
     try:
         return np.empty(shape, np.float32)
     except (MemoryError, ValueError):
-        size = 4e-9 * float(np.prod(np.array(shape, np.float64)))
-        raise CapacityError(f"{path}: its voxels take {size:.1f} GB as float32, more than the available memory") from None
+        raise CapacityError(f"{path}: its voxels take {format_size(size)} as float32, more than the available memory") from None
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
