@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+from crfrefine.engines.cpu import PlannedFilter
 from crfrefine.specs import KernelSpec, ModelSpec
-from crfrefine.tiles.filter_memory import FilterMemory, Problem, filter_memory, in_buffer
+from crfrefine.tiles.filter_memory import HUGE_PAGE, FilterMemory, Problem, filter_memory, in_buffer
 
 _FLOAT = 4
 _RUN = 32 * 3
@@ -18,6 +19,7 @@ _RUN = 32 * 3
 _BLOCK_SUMS = 48 / 1024
 _FIXED = 1 << 22
 """Stacks of threads, and small arrays."""
+_MORE_VERTICES = 1.3
 _ROWS_A_LABEL = 3 * 1024
 
 
@@ -76,16 +78,19 @@ def estimate_dense(
     *,
     num_voxels: int | None = None,
     box_shape: Sequence[int] | None = None,
+    filters: Sequence[PlannedFilter] | None = None,
     filter_name: str | None = None,
     vertices_per_voxel: float | None = None,
     intensity_ranges: Sequence[tuple[float, float]] | None = None,
     num_recorded: int = 0,
     threads: int = 1,
 ) -> MemoryEstimate:
-    """Estimate the memory that one run of the CPU engine takes, from sizes alone: between 1.0 and 1.5 times the measured peak.
+    """Estimate the memory that one run of the CPU engine takes, from sizes alone.
 
-    The filter "auto" is taken as the largest of those that it may choose. Neither the lattice's vertices nor the grid's range of
-    intensities are known before the image is; without the arguments below, bounds are used that may exceed the peak several times.
+    It is between 1.0 and 1.5 times the measured peak for peaks over 30 MB; below, a constant of 4 MB and buffers per thread count more.
+    Neither the choice of "auto", nor the lattice's vertices, nor the grid's range of intensities are known before the image is: then "auto"
+    counts as the largest of the filters that it may choose, and bounds are used that exceed the peak up to eight times. With the image,
+    `filters` tells.
 
     Args:
         model: number of labels and filtered channels, kernels, and the stopping rule.
@@ -94,6 +99,7 @@ def estimate_dense(
         num_modalities: M.
         num_voxels: voxels inside the mask; None: there is no mask.
         box_shape: extent of the mask's bounding box; None: the whole grid.
+        filters: of the appearance kernels, from `CpuBackend.plan_filters`; the next three arguments are not used then.
         filter_name: filter of the appearance kernels; None: that of `model`.
         vertices_per_voxel: vertices of the lattice per voxel, counted anew in each of its tiles of 4096 voxels (about 1.1 to 2 times those
             of the whole lattice); None: as many as a voxel has corners, features + 1, which no image exceeds. Images have 0.05 to 3, and up
@@ -107,12 +113,19 @@ def estimate_dense(
     voxels = grid_size if num_voxels is None else num_voxels
     box = tuple(grid_shape if box_shape is None else box_shape)
     distances = kernels.distances(spacing)
-    problem = Problem(voxels, box, distances, num_modalities, tuple(intensity_ranges or ()), vertices_per_voxel, threads)
+    problem = Problem(voxels, box, distances, num_modalities, tuple(intensity_ranges or ()), vertices_per_voxel, None, threads)
     is_implied = run.num_channels < run.num_labels
     rows = in_buffer(_FLOAT * run.num_channels * voxels)
     per_voxel = in_buffer(_FLOAT * voxels)
 
-    held = [_largest(problem, kernel, filter_name or kernels.filter, run.num_channels) for kernel in kernels.kernels]
+    if filters is None:
+        held = [_largest(problem, kernel, filter_name or kernels.filter, run.num_channels) for kernel in kernels.kernels]
+    else:
+        of_bilateral = [
+            filter_memory(planned.name, _as_planned(problem, planned), kernel, run.num_channels)
+            for planned, kernel in zip(filters, kernels.bilateral, strict=True)
+        ]
+        held = of_bilateral + [filter_memory("spatial", problem, kernel, run.num_channels) for kernel in (kernels.spatial,) if kernel]
     factors = per_voxel * len(held) if kernels.normalization != "none" else 0
     from_filters = sum(own.kept for own in held if not own.is_lattice) + max([own.working for own in held if not own.is_lattice], default=0)
     lattices = sum(own.kept for own in held if own.is_lattice)
@@ -122,7 +135,9 @@ def estimate_dense(
     num_runs = voxels / box[-1] * (1 if voxels == math.prod(box) else 2)
     other = int(_RUN * num_runs + _BLOCK_SUMS * voxels) + _FIXED + threads * _FLOAT * _ROWS_A_LABEL * run.num_labels
     refined = in_buffer(_FLOAT * run.num_labels * grid_size)
-    reached = in_buffer(int(_FLOAT * run.num_labels * grid_size * box[0] / grid_shape[0]))  # Of the result, while the kernels exist.
+    # Of the result, while the kernels exist: the planes that the mask reaches, in whole pages.
+    planes = _FLOAT * grid_size * box[0] / grid_shape[0] + 2 * HUGE_PAGE
+    reached = min(refined, int(run.num_labels * planes))
     marginals = 0 if num_recorded else rows
     messages = rows + (per_voxel if is_implied else 0)
     record = _FLOAT * num_recorded * run.num_channels * voxels
@@ -153,6 +168,11 @@ def estimate_dense(
         build=build,
         beyond_inputs=other + max(build, steps, arrays + refined),
     )
+
+
+def _as_planned(problem: Problem, planned: PlannedFilter) -> Problem:
+    """Return the sizes with those of a planned filter; eight tiles may have fewer vertices than the others."""
+    return replace(problem, vertices_per_voxel=_MORE_VERTICES * planned.vertices_per_voxel, num_cells=planned.num_cells or None)
 
 
 def _largest(problem: Problem, kernel: KernelSpec, filter_name: str, num_channels: int) -> FilterMemory:

@@ -9,7 +9,7 @@ from crfrefine.specs import KernelSpec
 
 _FLOAT = 4
 _LANES = 16
-_HUGE_PAGE = 1 << 21
+HUGE_PAGE = 1 << 21
 
 _WINDOW_RADIUS = 3.0
 """Reach of the truncated sum in bandwidths, kTruncationRadius."""
@@ -34,6 +34,7 @@ class Problem:
         num_modalities: M.
         intensity_ranges: lowest and highest intensity of each modality; empty: the usual ones.
         vertices_per_voxel: of the lattice, counted in each tile; None: the most there can be.
+        num_cells: of the grid; None: as many as the ranges take.
         threads: CPU threads.
     """
 
@@ -43,6 +44,7 @@ class Problem:
     num_modalities: int
     intensity_ranges: tuple[tuple[float, float], ...] = ()
     vertices_per_voxel: float | None = None
+    num_cells: float | None = None
     threads: int = 1
 
 
@@ -68,7 +70,7 @@ class FilterMemory:
 def in_buffer(size: float) -> int:
     """Return the bytes of an array of the engine: large ones are whole huge pages."""
     size = int(size)
-    return size if size < 2 * _HUGE_PAGE else -(-size // _HUGE_PAGE) * _HUGE_PAGE
+    return size if size < 2 * HUGE_PAGE else -(-size // HUGE_PAGE) * HUGE_PAGE
 
 
 def filter_memory(name: str, problem: Problem, kernel: KernelSpec, num_channels: int) -> FilterMemory:
@@ -124,7 +126,7 @@ def _grid(problem: Problem, kernel: KernelSpec) -> FilterMemory:
         int((high - low) / theta) + _CELLS_OF_SPLINE + 1 for (low, high), theta in zip(ranges, kernel.theta_intensity or (), strict=True)
     ]
     row = -(-cells[-1] * math.prod(bins) // _LANES) * _LANES
-    plane = row * math.prod(cells[1:-1])
+    plane = row * math.prod(cells[1:-1]) if problem.num_cells is None else int(problem.num_cells / cells[0])
     batch = min(max(_GRID_BATCH // plane, 8), problem.box_shape[0])
     kept = problem.threads * _FLOAT * (2 * plane + 4 * row)
     working = in_buffer(_FLOAT * (cells[0] * plane + batch * plane))

@@ -68,6 +68,8 @@ def test_what_is_no_size_is_refused_with_an_example(text):
         (1000, "1000 bytes"),
         (1 << 10, "1.00 KiB"),
         (5e9, "4.66 GiB"),
+        (9.996 * GIB, "10.0 GiB"),
+        (99.96 * GIB, "100 GiB"),
         (999 << 20, "999 MiB"),
         ((1 << 30) - 1, "1.00 GiB"),
         (100 * GIB, "100 GiB"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from crfrefine.engines.cpu import PlannedFilter
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.tiles.estimate import MemoryEstimate, estimate_dense
 from crfrefine.tiles.filter_memory import FilterMemory, Problem, filter_memory
@@ -20,7 +21,7 @@ RANGE = (-0.5, 2.5)
 # Runs a case and prints the peak above what was resident with the inputs loaded, where the mask is, and the filters. A small run comes
 # first, because the first use of the engine has costs of its own; freed memory goes back to the system before the measurement.
 MEASURE = """
-import ctypes, json, re, sys
+import ctypes, dataclasses, json, re, sys
 import numpy as np
 from crfrefine.engines import get_backend
 from crfrefine.parameters.model import CrfParameters
@@ -42,6 +43,7 @@ backend = get_backend("cpu")
 corner = (slice(None), slice(8), slice(9), slice(10))
 backend.mean_field(logits[corner], image[corner], None, case["spacing"], model, threads=2)
 del radius
+planned = backend.plan_filters(image, mask, case["spacing"], model.kernels, threads=2)
 ctypes.CDLL(None).malloc_trim(0)
 before = resident("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
@@ -50,7 +52,7 @@ peak = resident("VmHWM") - before
 where = {}
 if mask is not None:
     where = {"num_voxels": int(mask.sum()), "box_shape": [int(np.ptp(index)) + 1 for index in mask.nonzero()]}
-print(json.dumps([peak, where, result.report.filters]))
+print(json.dumps([peak, where, [dataclasses.astuple(each) for each in planned], result.report.filters]))
 """
 
 
@@ -74,13 +76,19 @@ CASES = {
     "truncated, 5 labels": (5, 1, False, {"mean_field.filter": "truncated"}),
     "truncated, 2 labels, all steps": (2, 1, False, {"mean_field.filter": "truncated", "mean_field.tolerance": 0.0}),
     "truncated and spatial in a mask, 12 labels": (12, 1, True, {"mean_field.filter": "truncated", "spatial.weight": 2.0}),
+    "truncated in a mask, 12 labels, all steps": (12, 1, True, {"mean_field.filter": "truncated", "mean_field.tolerance": 0.0}),
     "one weight per label, 3 modalities": (3, 3, False, {"mean_field.filter": "truncated", "bilateral.weight": [1.0, 2.0, 3.0]}),
     "grid, 5 labels": (5, 1, False, {"mean_field.filter": "grid", "bilateral.theta_beta": 0.1}),
     "lattice, 5 labels": (5, 1, False, {"mean_field.filter": "lattice", "bilateral.theta_alpha": 3.0}),
+    "whatever is chosen, 4 labels": (4, 1, False, {"bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.2}),
+    "two appearance kernels, 3 labels": (
+        3,
+        1,
+        False,
+        {"bilateral": [{"weight": 1.0, "theta_alpha": 1.5}, {"weight": 2.0, "theta_alpha": 3.0}]},
+    ),
     "spatial, 5 labels": (5, 1, False, {"bilateral.weight": 0.0, "spatial.weight": 2.0, "spatial.theta_gamma": 2.0}),
 }
-VERTICES_PER_VOXEL = 1.0
-"""More than the lattice of the case has, counted in each tile."""
 
 
 @pytest.mark.skipif(not can_measure(), reason="the peak of memory cannot be reset on this system")
@@ -93,8 +101,8 @@ def test_the_estimate_is_between_the_peak_and_one_and_a_half_times_the_peak(name
     command = [sys.executable, "-c", MEASURE, json.dumps(case | {"parameters": parameters})]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
-    peak, where, filters = json.loads(done.stdout)
-    found = estimate(num_labels, num_modalities, parameters=parameters, vertices_per_voxel=VERTICES_PER_VOXEL, **where)
+    peak, where, planned, filters = json.loads(done.stdout)
+    found = estimate(num_labels, num_modalities, parameters=parameters, filters=[PlannedFilter(*each) for each in planned], **where)
     assert 1.0 <= found.beyond_inputs / peak <= 1.5, (found, peak, filters)
 
 
