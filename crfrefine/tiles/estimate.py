@@ -20,6 +20,8 @@ _BLOCK_SUMS = 48 / 1024
 _FIXED = 1 << 22
 """Stacks of threads, and small arrays."""
 _MORE_VERTICES = 1.3
+_MARGIN = 1.04
+"""For blocks that are kept for reuse although somewhat too large."""
 _ROWS_A_LABEL = 3 * 1024
 
 
@@ -166,7 +168,7 @@ def estimate_dense(
         record=record,
         other=other,
         build=build,
-        beyond_inputs=other + max(build, steps, arrays + refined),
+        beyond_inputs=other + int(_MARGIN * max(build, steps, arrays + refined)),
     )
 
 
