@@ -13,6 +13,7 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_channels import find_undecided
 from crfrefine.axes import StorageOrder, file_order
+from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.network_output import NetworkOutputReader, read_network_header
@@ -23,6 +24,7 @@ from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
+from crfrefine.memory import memory_limit
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -189,11 +191,13 @@ def load_case(
         InputError: files that are missing or hold unusable values; an empty mask.
         GridMismatchError: two files on different grids.
         UnsupportedFormatError: a file that is damaged, cut off, or of an unsupported kind.
-        CapacityError: the case does not fit into memory.
+        CapacityError: the case does not fit into the memory that `options.max_memory` and the system allow; nothing is allocated then.
     """
     headers = read_case_headers(files, options)
     if headers.logits is None:
         raise InputError(f"case {files.case_id!r}: no logits")
+    limit = memory_limit(options.max_memory)
+    require_case_fits(files.case_id, headers.images, headers.logits, headers.mask, headers.labels if with_labels else None, limit)
     threads = threads or available_threads()
     first = headers.images[0]
     affine, spacing = first.geometry()

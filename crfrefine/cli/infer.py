@@ -12,6 +12,7 @@ from crfrefine.cli.options import (
     NNUNET_HAS_PROBABILITIES,
     InputType,
     InputTypeOption,
+    MaxMemoryOption,
     NnunetOption,
     OverridesOption,
     ResampleOption,
@@ -93,6 +94,7 @@ def infer(
     resample: ResampleOption = False,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
+    max_memory: MaxMemoryOption = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
     ] = False,
@@ -157,6 +159,7 @@ def infer(
         resample=resample,
         device=device,
         threads=threads,
+        max_memory=max_memory,
         save_probabilities=save_probabilities,
         save_logits=save_logits,
         save_structures=save_structures,

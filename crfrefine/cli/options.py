@@ -34,6 +34,30 @@ ThreadsOption = Annotated[
 ]
 
 
+def parse_memory(text: str) -> int:
+    """Return the bytes of a size such as "8GiB"; raise BadParameter if it is none."""
+    from crfrefine.errors import InputError
+    from crfrefine.memory import parse_size
+
+    try:
+        return parse_size(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+MaxMemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        parser=parse_memory,
+        help="Most memory to take, such as 8GiB or 512M; a case whose files take more fails before it is read. "
+        "Default, and at most: what the system allows.",
+        show_default=False,
+    ),
+]
+
+
 class InputType(StrEnum):
     """How to interpret the network's output."""
 

@@ -24,6 +24,7 @@ class InferenceOptions:
         resample: whether logits and masks on another grid are interpolated onto the image's.
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; None: the cores this process may use.
+        max_memory: bytes that the run may take; None, or more than the system allows: what the system allows.
         save_probabilities: also write the marginals.
         save_logits: also write the refined logits.
         save_structures: also write one binary file per structure, where the input was such files.
@@ -47,6 +48,7 @@ class InferenceOptions:
     resample: bool = False
     device: str = "auto"
     threads: int | None = None
+    max_memory: int | None = None
     save_probabilities: bool = False
     save_logits: bool = False
     save_structures: bool = False

@@ -103,6 +103,8 @@ class RunSummary:
         device: the device that computed it.
         requested_device: the requested device, such as "auto".
         threads: CPU threads.
+        max_memory: bytes that the run could take at its start; None: no limit is known.
+        max_memory_source: what sets this limit, a phrase.
         parameters: the CRF's parameters as `CrfParameters.to_dict` returns them.
         num_parts: number of processes that share the cases.
         part_id: this process among them, from 0.
@@ -119,6 +121,8 @@ class RunSummary:
     threads: int
     parameters: dict[str, Any]
     requested_device: str = "auto"
+    max_memory: int | None = None
+    max_memory_source: str = ""
     num_parts: int = 1
     part_id: int = 0
     label_names: dict[int, str] = field(default_factory=dict)

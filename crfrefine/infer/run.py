@@ -111,6 +111,7 @@ class _Run:
         from crfrefine.infer.structure_names import check_names_file
         from crfrefine.infer.summary_file import SummaryFile
         from crfrefine.io.atomic import check_small_output, check_writable
+        from crfrefine.memory import memory_limit
         from crfrefine.threads import available_threads
 
         self.options = options
@@ -148,9 +149,12 @@ class _Run:
         self._names_file = check_names_file(self._inputs.structures, cases, options.output)
         if options.summary is not None:
             check_small_output(options.summary)
+        limit = memory_limit(options.max_memory)
         self._summary = RunSummary(
             device=backend.name,
             threads=options.threads or available_threads(),
+            max_memory=limit.bytes if limit.is_known else None,
+            max_memory_source=limit.source,
             parameters=options.parameters.to_dict(),
             requested_device=options.device,
             num_parts=options.num_parts,

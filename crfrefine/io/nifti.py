@@ -15,7 +15,7 @@ import numpy as np
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, open_bytes, read_start, write_gzip
+from crfrefine.io.streams import GZIP_MAGIC, LARGEST_RATIO, START_BYTES, finish, inflated, open_bytes, read_start, skip, write_gzip
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
-
-# deflate compresses data at most 1032 times: a file that promises more is damaged, and must not make us allocate memory for it.
-LARGEST_RATIO = 1040
 
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -102,7 +99,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     template: Any = header.template
     slope, intercept = _scaling(template)
     with open_bytes(header.path, _container(header.path)) as reader:
-        reader.read(_data_offset(template))
+        skip(reader, _data_offset(template))
         finish_reading = partial(finish, reader)
         yield VoxelStream(reader, template.get_data_dtype(), header.path, finish_reading, slope=slope, intercept=intercept)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.streams import ByteReader, cannot_read, finish, open_bytes
+from crfrefine.io.streams import LARGEST_RATIO, ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.voxel_stream import VoxelStream
 from crfrefine.text import listed, shorten_value
@@ -64,7 +64,8 @@ def read_header(path: Path) -> VolumeHeader:
         raise UnsupportedFormatError(
             f"{path}: the array {key!r} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
         )
-    if math.prod(shape) * dtype.itemsize > archive.getinfo(f"{key}.npy").file_size:
+    member_info, promised = archive.getinfo(f"{key}.npy"), math.prod(shape) * dtype.itemsize
+    if promised > min(member_info.file_size, LARGEST_RATIO * min(member_info.compress_size, path.stat().st_size)):
         raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: the array {key!r} holds {dtype}; expected real numbers")

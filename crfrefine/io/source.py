@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.encodings import READERS, TEXT_DTYPE
-from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, ByteReader, finish, open_bytes
+from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, ByteReader, finish, open_bytes, skip
 from crfrefine.io.voxel_files import size_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FROM_THE_END = -1
 
-# The most bytes that one compressed byte can expand to: deflate's longest match, and the longest runs of bzip2.
-_MOST_PER_BYTE = {"zlib": 1040, "gzip": 1040, "bzip2": 1 << 21}
+# The most bytes that one compressed byte can expand to; bzip2: its longest runs.
+_MOST_PER_BYTE = {"zlib": LARGEST_RATIO, "gzip": LARGEST_RATIO, "bzip2": 1 << 21}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class VoxelSource:
             reader: ByteReader = stored if rarely is None else rarely(stored, path, self.dtype)
             if self.encoding != "raw":
                 # Bytes count after decompression; for voxels as text, they are skipped in the file.
-                _skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)
+                skip(stored if self.encoding in ("text", "hex") else reader, self.num_bytes_after)
             yield reader
 
 
@@ -160,11 +160,6 @@ def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> i
         num_lines -= breaks
         offset += len(block)
     raise UnsupportedFormatError(f"{path}: the file is cut off: its header skips more lines than there are; copy or export it again")
-
-
-def _skip(reader: ByteReader, num_bytes: int) -> None:
-    while num_bytes > 0 and (block := reader.read(min(num_bytes, BLOCK_BYTES))):
-        num_bytes -= len(block)
 
 
 def _cut_off(path: Path, promised: int, found: str) -> UnsupportedFormatError:

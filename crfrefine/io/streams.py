@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, Protocol
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 
+# One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us allocate memory for it.
+LARGEST_RATIO = 1040
 INPUT_BYTES = 1 << 18  # Read from disk at once.
 BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
 COMPRESSION_LEVEL = 2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
@@ -141,6 +143,12 @@ def finish(reader: ByteReader) -> None:
     """Read the rest, up to the end, where the checksum of compressed data is."""
     while reader.read(BLOCK_BYTES):
         pass
+
+
+def skip(reader: ByteReader, num_bytes: int) -> None:
+    """Read on by this many bytes, or to the end; headers may ask for billions."""
+    while num_bytes > 0 and (block := reader.read(min(num_bytes, BLOCK_BYTES))):
+        num_bytes -= len(block)
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int = 1) -> None:

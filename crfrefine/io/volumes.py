@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
+from crfrefine.memory import SMALL, format_size, memory_limit, require_memory
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -62,17 +64,23 @@ def allocate(header: VolumeHeader) -> NDArray[np.float32]:
 
 
 def allocate_shape(shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
-    """Return an uninitialized float32 array; raise a CapacityError that names the file if memory is insufficient."""
+    """Return an uninitialized float32 array for the values of a file; see `allocate_as`."""
     return allocate_as(shape, np.dtype(np.float32), path)
 
 
 def allocate_as(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, *, is_reversed: bool = False) -> NDArray[Any]:
-    """Return an uninitialized array, in Fortran order if reversed; raise a CapacityError that names the file if memory is insufficient."""
+    """Return an uninitialized array for the values of a file, in Fortran order if reversed.
+
+    Raises:
+        CapacityError: the array takes more memory than the system allows; the message names the file.
+    """
+    size = dtype.itemsize * math.prod(shape)
+    if size > SMALL:
+        require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())
     try:
         return np.empty(shape, dtype, order="F" if is_reversed else "C")
     except (MemoryError, ValueError):
-        size = 1e-9 * dtype.itemsize * float(np.prod(np.array(shape, np.float64)))
-        raise CapacityError(f"{path}: its voxels take {size:.1f} GB as {dtype.name}, more than the available memory") from None
+        raise CapacityError(f"{path}: its voxels take {format_size(size)} as {dtype.name}, more than the available memory") from None
 
 
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:

@@ -8,8 +8,10 @@
 #include <stdexcept>
 
 #include "cpu/cost_model.h"
+#include "cpu/grid.h"
 #include "cpu/kernel_set.h"
 #include "cpu/label_map.h"
+#include "cpu/lattice_build.h"
 #include "cpu/module_arguments.h"
 #include "cpu/module_kernels.h"
 #include "cpu/module_lattice.h"
@@ -69,6 +71,25 @@ nb::dict estimate_costs_of(const FloatArray& image, const std::optional<MaskArra
     return seconds;
 }
 
+// The filter that each appearance kernel would get, and what its memory depends on: the lattice's vertices per voxel, estimated from a few
+// tiles, or the grid's cells; 0 for other filters.
+nb::list plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                      const nb::list& bilateral, const std::string& filter, int num_labels, int num_iterations, int threads) {
+    const KernelSpecs specs = make_specs(bilateral_specs(bilateral), {}, "none", filter, num_labels - 1, num_iterations);
+    ThreadPool pool(threads);
+    pool.poll = check_signals;
+    const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
+    nb::list planned;
+    for (const KernelSpecs::Bilateral& kernel : specs.bilateral) {
+        const BilateralInput input(voxels, on_box_axes(voxels, kernel.theta_alpha), kernel.theta_beta,
+                                   channel_pointers(image.data(), image.shape(0), voxels.grid_size), pool);
+        const std::string chosen = choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings, true);
+        planned.append(nb::make_tuple(chosen, chosen == "lattice" ? estimate_vertices_per_voxel(input) : 0.0,
+                                      chosen == "grid" ? grid_size(input).num_cells : 0.0));
+    }
+    return planned;
+}
+
 // The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
 void define_errors(nb::module_& m) {
     nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
@@ -97,6 +118,8 @@ NB_MODULE(CRFREFINE_MODULE, m) {
           "filter"_a, "threads"_a, "out"_a);
     m.def("_estimate_costs", &crf::estimate_costs_of, "image"_a, "mask"_a.none(), "spacing"_a, "theta_alpha"_a, "theta_beta"_a,
           "num_channels"_a, "num_filterings"_a);
+    m.def("plan_filters", &crf::plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
+          "num_iterations"_a, "threads"_a);
     crf::define_lattice_passes(m);
     crf::define_kernels(m);
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);

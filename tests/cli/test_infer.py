@@ -268,6 +268,37 @@ def test_fail_fast_stops_at_the_first_bad_case(folders):
     assert files_in(folders.output) == []
 
 
+def test_a_case_that_takes_more_memory_than_allowed_fails_before_it_is_read(folders):
+    """Two modalities and the logits in float32: of one byte less, only the last case is refused, which has one more label."""
+    voxels = int(np.prod(GRID_SHAPE))
+    logits = load_nifti(folders.logits / "c.nii.gz")
+    save_nifti(folders.logits / "c.nii.gz", np.concatenate([logits, logits[..., :1]], axis=-1))
+    summary = folders.output.with_name("summary.json")
+    result = infer(folders, "--max-memory", 4 * voxels * (2 + NUM_LABELS), "--summary", summary)
+    assert result.status == 1
+    assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz"]
+    assert "case 'c': its files, read as float32, take" in result.stderr
+    assert "of --max-memory" in result.stderr
+    assert "c.nii.gz" in result.stderr
+    record = json.loads(summary.read_text())
+    assert (record["max_memory"], record["max_memory_source"]) == (4 * voxels * (2 + NUM_LABELS), "--max-memory")
+    assert record["cases"][2]["error_kind"] == "CapacityError"
+
+
+@pytest.mark.parametrize("size", ["", "8X", "-1", "0", "lots"])
+def test_a_wrong_size_of_memory_is_wrong_usage(folders, size):
+    result = infer(folders, "--max-memory", size)
+    assert result.status == 2
+    assert "--max-memory" in result.stderr
+    assert "8GiB" in result.stderr
+
+
+def test_without_the_option_the_summary_says_what_the_system_allows(folders):
+    summary = summary_of(folders)
+    assert summary["max_memory"] > 1 << 20
+    assert summary["max_memory_source"] not in ("", "--max-memory")
+
+
 def test_summary_has_a_record_of_each_case(folders):
     (folders.logits / "b.nii.gz").write_bytes(b"")
     path = folders.output.with_name("summary.json")
@@ -276,6 +307,7 @@ def test_summary_has_a_record_of_each_case(folders):
     assert set(summary) == {
         *("schema", "version", "device", "requested_device", "threads", "parameters", "num_parts", "part_id", "num_cases"),
         *("started", "seconds", "interrupted", "num_done", "num_skipped", "num_failed", "label_names", "cases", "not_reached"),
+        *("max_memory", "max_memory_source"),
     }
     assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)
     assert not summary["interrupted"]

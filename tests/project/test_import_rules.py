@@ -14,13 +14,13 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("axes", "errors", "text", "threads"),
-    ("failures", "notebook", "specs"),
+    ("axes", "errors", "memory_sources", "text", "threads"),
+    ("failures", "memory", "notebook", "specs"),
     ("execution", "io"),
     ("parameters",),
     ("arrays",),
     ("cases", "engines", "metrics", "pictures"),
-    ("layer", "refinement_result", "statistics"),
+    ("layer", "refinement_result", "statistics", "tiles"),
     ("refinement",),
     ("infer", "report", "tools"),
     ("demo", "evaluate", "train"),

@@ -1,0 +1,95 @@
+"""A case that cannot fit into memory is refused by its headers, before anything is allocated."""
+
+import math
+
+import numpy as np
+import pytest
+from io_helpers import affine_of, numbers, save_nifti
+
+from crfrefine.cases import case as cases
+from crfrefine.cases.case import CaseFiles, ReadingOptions, load_case
+from crfrefine.errors import CapacityError
+from crfrefine.io import logits as io_logits
+from crfrefine.io import volumes
+
+SHAPE = (5, 6, 7)
+AFFINE = affine_of((1.0, 1.5, 2.25))
+COARSE_SHAPE = (3, 4, 4)
+COARSE = affine_of((2.0, 2.5, 4.5))
+VOXELS, COARSE_VOXELS = math.prod(SHAPE), math.prod(COARSE_SHAPE)
+
+
+def save_logits(path, shape, affine, num_labels=3):
+    return save_nifti(path, np.moveaxis(numbers((num_labels, *shape)) - 100.0, 0, -1), affine)
+
+
+def make_case(folder, kind: str) -> tuple[CaseFiles, dict, int]:
+    """The files of a case, how to read them, and the bytes of their arrays."""
+    image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
+    mask = save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
+    labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)
+    whole = save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE)
+    if kind == "modalities and logits":
+        other = save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)
+        return CaseFiles("a", (image, other), (whole,)), {}, 4 * VOXELS * (2 + 3)
+    if kind == "channels of one file":
+        both = save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2)
+        return CaseFiles("a", (both,), (whole,)), {}, 4 * VOXELS * (2 + 3)
+    if kind == "one file per label":
+        files = tuple(save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE) for k in range(4))
+        return CaseFiles("a", (image,), files), {}, 4 * VOXELS * (1 + 4)
+    if kind == "mask":  # as float32, and as booleans
+        return CaseFiles("a", (image,), (whole,), mask=mask), {}, 4 * VOXELS * (1 + 3 + 1) + VOXELS
+    if kind == "reference":
+        return CaseFiles("a", (image,), (whole,), labels=labels), {"with_labels": True}, 4 * VOXELS * (1 + 3 + 1)
+    if kind == "another grid":  # the logits twice: as they are in the file, and interpolated
+        coarse = save_logits(folder / "a_coarse.nii.gz", COARSE_SHAPE, COARSE)
+        return CaseFiles("a", (image,), (coarse,)), {"resample": True}, 4 * (VOXELS * (1 + 3) + COARSE_VOXELS * 3)
+    assert kind == "label map"  # its values, and two channels or more
+    return CaseFiles("a", (image,), (labels,)), {"input_type": "labels"}, 4 * VOXELS * (1 + 1 + 2)
+
+
+KINDS = ["modalities and logits", "channels of one file", "one file per label", "mask", "reference", "another grid", "label map"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_path, monkeypatch):
+    files, how, needed = make_case(tmp_path, kind)
+    with_labels = how.pop("with_labels", False)
+    load_case(files, ReadingOptions(max_memory=needed, **how), with_labels=with_labels)
+
+    def no_array(*_):
+        raise AssertionError("an array was allocated")
+
+    for module in (volumes, io_logits, cases):
+        monkeypatch.setattr(module, "allocate_shape", no_array)
+    with pytest.raises(CapacityError) as caught:
+        load_case(files, ReadingOptions(max_memory=needed - 1, **how), with_labels=with_labels)
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith("case 'a': its files, read as float32, take ")
+    assert first.endswith("of --max-memory")
+
+    assert any(str(files.logits[0]) in line for line in lines)
+    assert "raise it" in lines[-1]
+
+
+def test_a_reference_that_is_not_read_does_not_count(tmp_path):
+    files, _, needed = make_case(tmp_path, "reference")
+    load_case(files, ReadingOptions(max_memory=needed - 4 * VOXELS))
+
+
+def test_the_three_largest_files_are_named_and_the_others_counted(tmp_path):
+    files, _, _ = make_case(tmp_path, "one file per label")
+    with pytest.raises(CapacityError) as caught:
+        load_case(files, ReadingOptions(max_memory=1))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    assert lines[1] == f"  {files.images[0]}  5×6×7, 840 bytes"
+    assert lines[4] == "  and 2 more"
+
+
+def test_without_an_option_the_system_limits(tmp_path, monkeypatch):
+    files, _, needed = make_case(tmp_path, "mask")
+    monkeypatch.setattr("crfrefine.memory._system_limits", lambda: iter([(needed - 1, "the batch system (X)")]))
+    with pytest.raises(CapacityError, match=r"of the batch system \(X\)"):
+        load_case(files)

@@ -1,0 +1,79 @@
+"""Files that promise more than they hold, or more than memory holds: refused, or read without taking what they promise."""
+
+import gzip
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from io_helpers import affine_of, numbers, save_nifti
+
+from crfrefine import io
+from crfrefine.errors import CapacityError, UnsupportedFormatError
+from crfrefine.io import volumes
+from crfrefine.memory import SMALL, MemoryLimit
+
+SHAPE = (4, 5, 6)
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_skipping_to_far_voxels_takes_no_memory(suffix, tmp_path):
+    """64 MiB before the voxels; blocks of 1 MiB are read. Ten of them allow for copies, and a sixth of what is skipped."""
+    path = save_nifti(tmp_path / "near.nii", numbers(SHAPE), affine_of((1, 2, 3)))
+    data = bytearray(path.read_bytes())
+    data[108:112] = struct.pack("<f", 64 * MIB)
+    data[352:352] = bytes(64 * MIB - 352)
+    far = tmp_path / f"far{suffix}"
+    far.write_bytes(gzip.compress(data, 1) if suffix == ".nii.gz" else data)
+    del data
+    tracemalloc.start()
+    try:
+        read = io.read_volume(far).data
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(read, numbers(SHAPE))
+    assert peak < 10 * MIB
+
+
+def save_hollow_npz(path, shape: tuple[int, ...]) -> None:
+    """An archive that promises an array, also in its directory, and holds a thousand zeros."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode() + bytes(1000)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(content) + packer.flush()
+    name, promised = b"logits.npy", 128 + int(np.prod(shape))
+    sizes = struct.pack("<IIIHH", zlib.crc32(content), len(packed), promised, len(name), 0)
+    local = b"PK\3\4" + struct.pack("<HHHHH", 20, 0, 8, 0, 0x21) + sizes + name
+    entry = b"PK\1\2" + struct.pack("<HHHHHH", 20, 20, 0, 8, 0, 0x21) + sizes + struct.pack("<HHHII", 0, 0, 0, 0, 0) + name
+    end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), len(local) + len(packed), 0)
+    path.write_bytes(local + packed + entry + end)
+
+
+def test_an_npz_too_small_for_its_array_is_damaged(tmp_path):
+    """One deflated byte holds 1032 at most: these few hundred bytes cannot hold 300 million."""
+    path = tmp_path / "hollow.npz"
+    save_hollow_npz(path, (3, 100, 1000, 1000))
+    with pytest.raises(UnsupportedFormatError, match=r"hollow\.npz: damaged: the array 'logits' has shape \(3, 100, 1000, 1000\)"):
+        io.read_header(path)
+
+
+def test_an_npz_of_zeros_is_read(tmp_path):
+    """The best that deflate can do, more than 1010 bytes in one, is not taken for damage."""
+    path, zeros = tmp_path / "zeros.npz", np.zeros((3, 200, 210, 220), np.uint8)
+    np.savez_compressed(path, logits=zeros)
+    assert zeros.size > 1010 * path.stat().st_size
+    assert io.read_header(path).num_channels == 3
+
+
+def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
+    monkeypatch.setattr(volumes, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
+    volumes.allocate_shape((SMALL // 4,), tmp_path / "fits.nii.gz")
+    with pytest.raises(CapacityError) as caught:
+        volumes.allocate_shape((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
+    expected = (
+        f"{tmp_path}/large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, more than the 16.0 MiB of the batch system (X)"
+    )
+    assert str(caught.value).splitlines()[0] == expected
