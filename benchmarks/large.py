@@ -7,6 +7,7 @@ dense engine makes of it. A run that fails is recorded with its message. Records
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -98,10 +99,16 @@ def _run_in_memory(options: LargeOptions, systems: Sequence[str]) -> dict[str, A
         for theta in IN_MEMORY_THETAS_MM if system == "memory" else (PEER_THETA_MM,):
             library, threads = ("crfrefine", str(options.threads)) if system == "memory" else ("pydensecrf2", "1")
             saved = BENCH / "results" / f"{spec.name}-{library}-{theta:g}.npy"
+            load = _others_at_work()
             run = run_worker(library, folder, save=saved, theta_alpha=str(theta), threads=threads)
             labels = np.load(saved, mmap_mode="r").reshape(spec.num_labels, -1).argmax(axis=0).astype(np.uint8).reshape(truth.shape)
             saved.unlink()
-            more = {"dice": [_dice(found, truth, spec.num_labels) for found in (network, labels)], "library": library, "theta_alpha": theta}
+            more = {
+                "dice": [_dice(found, truth, spec.num_labels) for found in (network, labels)],
+                "library": library,
+                "theta_alpha": theta,
+                "load": load,
+            }
             more["equal_to_dense"] = float(np.mean(labels == _dense_labels(folder, f"{theta:g}", options.threads)))
             if system == "memory":
                 _require_agreement(spec.name, more["equal_to_dense"])
@@ -111,6 +118,11 @@ def _run_in_memory(options: LargeOptions, systems: Sequence[str]) -> dict[str, A
 
 def _stamped(run: dict[str, Any], threads: int | str, **more: Any) -> dict[str, Any]:
     return run | more | {"threads": int(threads), "source": source_hash(), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+
+
+def _others_at_work() -> float:
+    """The machine's load before a run: wall times are those of the run alone only where this is near 0."""
+    return os.getloadavg()[0]
 
 
 def _command(case: LargeCase, folder: Path, output: Path, options: LargeOptions) -> list[str | Path]:
@@ -142,8 +154,14 @@ def _run_command(case: LargeCase, options: LargeOptions) -> dict[str, Any]:
     output = BENCH / "results" / f"{case.name}.nii.gz"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
+    load = _others_at_work()
     run = measure_command(_command(case, folder, output, options))
-    run |= {"config": options.config, "max_memory": options.max_memory, "case": json.loads((folder / "case.json").read_text())}
+    run |= {
+        "load": load,
+        "config": options.config,
+        "max_memory": options.max_memory,
+        "case": json.loads((folder / "case.json").read_text()),
+    }
     if "error" not in run:
         labels, truth = _volume(output), _volume(folder / "truth.nii.gz")
         network = _volume(folder / "network.nii.gz")

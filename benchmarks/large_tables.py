@@ -7,7 +7,7 @@ from typing import Any
 from markdown_table import markdown_table
 
 _LARGE_HEADER = ["", "wall time", "processor time", "peak memory", "threads", "Dice, network → refined"]
-_LARGE_HEADER += ["labels equal to the dense engine's", "measured"]
+_LARGE_HEADER += ["labels equal to the dense engine's", "load before", "measured"]
 _SHARPENED_HEADER = ["case, preset", "voxels, labels", "certain voxels", "temperature 1", "temperature 0.2", "relative"]
 
 
@@ -21,7 +21,16 @@ def _row(name: str, run: dict[str, Any]) -> list[str]:
         seconds = [f"fails after {run['seconds']:.1f} s: {run['error']}", f"{run['processor_seconds']:.1f} s"]
     dice = " → ".join(f"{score:.4f}" for score in run["dice"]) if "dice" in run else "–"
     equal = f"{100 * run['equal_to_dense']:.3f} %" if "equal_to_dense" in run else "–"
-    return [name, *seconds, _size(run["peak_mib"]), str(run["threads"]), dice, equal, f"{run['date']}, {run['source']}"]
+    return [
+        name,
+        *seconds,
+        _size(run["peak_mib"]),
+        str(run["threads"]),
+        dice,
+        equal,
+        f"{run['load']:.1f}",
+        f"{run['date']}, {run['source']}",
+    ]
 
 
 def large_section(figures: dict[str, Any]) -> str:

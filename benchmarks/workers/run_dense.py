@@ -13,6 +13,7 @@ from parameters import crf_parameters
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.engines import get_backend
+from crfrefine.io import read_header
 from crfrefine.parameters.model import as_parameters
 
 folder, output, wanted, threads = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -24,9 +25,8 @@ if (folder / "workload.json").exists():
     axes = (0, 1, 2)
 else:
     parameters = as_parameters(wanted)
-    volume = nibabel.load(folder / "image_0000.nii.gz")
-    spacing = tuple(float(step) for step in volume.header.get_zooms()[::-1])
-    image = np.ascontiguousarray(np.asarray(volume.dataobj).T, dtype=np.float32)[None]
+    image = np.ascontiguousarray(np.asarray(nibabel.load(folder / "image_0000.nii.gz").dataobj).T, dtype=np.float32)[None]
+    spacing = read_header(folder / "image_0000.nii.gz").spacing[::-1]
     logits = np.load(folder / "logits.npz")["logits"].astype(np.float32)
     axes = (2, 1, 0)
 normalized = normalize_intensity(image, parameters.intensity, None, threads=threads)
