@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from workloads import store as store_workload
 
 IN_MEMORY_CASE = "body-2.7M"
 IN_MEMORY_THETAS_MM = (1.5, 5.0)
-PEER_THETA_MM = 5.0  # at 1.5 mm the peer's lattice has several vertices per voxel, each with 118 channels: more than the machine's memory
+PEER_THETA_MM = 5.0  # at 1.5 mm the peer's lattice has up to 5 vertices per voxel, twice 118 channels each: 17 GiB
 WINDOW_HU = (-160.0, 240.0)
 DEFAULT_CASES = ("body-2.7M", "body-30M", "ct-400-2", "labels-700")
 LARGEST_DENSE = 1_000_000_000  # values: labels times voxels
@@ -156,13 +157,17 @@ def _run_command(case: LargeCase, options: LargeOptions) -> dict[str, Any]:
     output.unlink(missing_ok=True)
     load = _others_at_work()
     run = measure_command(_command(case, folder, output, options))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     run |= {
         "load": load,
+        "memory_limit_mib": None if limit == resource.RLIM_INFINITY else limit / 2**20,
         "config": options.config,
         "max_memory": options.max_memory,
         "case": json.loads((folder / "case.json").read_text()),
     }
-    if "error" not in run:
+    if "error" in run:
+        run["error"] = run["error"].replace(f"{folder}/", "")
+    else:
         labels, truth = _volume(output), _volume(folder / "truth.nii.gz")
         network = _volume(folder / "network.nii.gz")
         run["dice"] = [_dice(found, truth, case.num_labels) for found in (network, labels)]

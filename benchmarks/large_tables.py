@@ -18,7 +18,9 @@ def _size(mib: float) -> str:
 def _row(name: str, run: dict[str, Any]) -> list[str]:
     seconds = [f"**{run['seconds']:.1f} s**", f"{run['processor_seconds']:.1f} s"]
     if "error" in run:
-        seconds = [f"fails after {run['seconds']:.1f} s: {run['error']}", f"{run['processor_seconds']:.1f} s"]
+        limit = run.get("memory_limit_mib")
+        under = "" if limit is None else f" (limited to {_size(limit)})"
+        seconds = [f"fails after {run['seconds']:.1f} s{under}: {run['error']}", f"{run['processor_seconds']:.1f} s"]
     dice = " → ".join(f"{score:.4f}" for score in run["dice"]) if "dice" in run else "–"
     equal = f"{100 * run['equal_to_dense']:.3f} %" if "equal_to_dense" in run else "–"
     return [

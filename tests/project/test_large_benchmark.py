@@ -119,7 +119,10 @@ def test_tables_show_figures_and_failures(load):
         "date": "2026-01-02",
         "source": "abc",
     }
-    runs = {"a": usual | {"dice": [0.7, 0.8], "equal_to_dense": 0.99995}, "b": usual | {"config": "default", "error": "no room"}}
+    runs = {
+        "a": usual | {"dice": [0.7, 0.8], "equal_to_dense": 0.99995},
+        "b": usual | {"config": "default", "error": "no room", "memory_limit_mib": 3072.0},
+    }
     text = load("large_tables").large_section({"runs": runs})
     assert "| a | **12.0 s** | 20.0 s | 2.0 GiB | 2 | 0.7000 → 0.8000 | 99.995 % | 0.5 | 2026-01-02, abc |" in text
-    assert "| b | fails after 12.0 s: no room |" in text
+    assert "| b | fails after 12.0 s (limited to 3.0 GiB): no room |" in text
