@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 from environment import source_hash
+from markdown_table import markdown_table
 from numpy.typing import NDArray
-from report import markdown_table
 
 import crfrefine
 from crfrefine.arrays.label_maps import argmax_labels

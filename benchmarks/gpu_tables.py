@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from report import markdown_table, provenance
+from markdown_table import markdown_table
+from report import provenance
 
 
 def _times(found: dict[str, Any], key: str, ours: float) -> str:

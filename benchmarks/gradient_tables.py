@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from report import markdown_table
+from markdown_table import markdown_table
 
 FILTERS = ("lattice", "grid", "truncated")
 NAMES = {"logits": "logits", "weight": "weights", "theta_alpha": "theta_alpha", "theta_beta": "theta_beta", "image": "image"}

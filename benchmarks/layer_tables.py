@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from report import markdown_table, provenance
+from markdown_table import markdown_table
+from report import provenance
 
 MUST_BACKWARD = 2.5  # times a step forth, without bandwidths, at 1.4 million voxels
 

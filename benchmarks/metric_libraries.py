@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 from environment import describe
+from markdown_table import markdown_table
 from peers import BENCH, ROOT, WORKERS
 from processes import ONE_THREAD
-from report import markdown_table, provenance, write_between_markers
+from report import provenance, write_between_markers
 
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case import discover_cases, load_case

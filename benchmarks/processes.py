@@ -1,10 +1,11 @@
-"""Fresh processes: one measured run of a worker, or one timed command."""
+"""Fresh processes: one measured run of a worker, or one timed or measured command."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,17 @@ def run_worker(system: str, workload: Path, *, save: Path | None = None, **optio
         save.parent.mkdir(parents=True, exist_ok=True)
         command += ["--save", save]
     done = subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True)
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def measure_command(command: Sequence[str | Path]) -> dict[str, Any]:
+    """What a command and its children need, start-up included: seconds, processor_seconds, peak_mib; `error`, its last line, if it fails.
+
+    A small process starts it, because a child's peak counts from what its parent had resident.
+    """
+    launcher = [sys.executable, "-S", "-I", WORKERS / "run_command.py", *command]
+    done = subprocess.run(launcher, check=True, stdout=subprocess.PIPE, text=True)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return record
 

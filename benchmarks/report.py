@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A header and rows of cells as a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+from large_tables import large_section, sharpened_section
+from markdown_table import markdown_table
 
 
 def _verdict(value: float, must: float, aim: float, *, smaller_is_better: bool) -> str:
@@ -142,7 +138,16 @@ def _startup(figures: dict[str, Any]) -> str:
     return "### Start-up (must ≤ 0.4 s, aim ≤ 0.25 s)\n\n" + markdown_table(["command", "best", "median", ""], rows)
 
 
-_SECTIONS = {"speed": _speed, "precision": _precision, "threads": _threads, "growth": _growth, "case": _case, "startup": _startup}
+_SECTIONS = {
+    "speed": _speed,
+    "precision": _precision,
+    "threads": _threads,
+    "growth": _growth,
+    "case": _case,
+    "startup": _startup,
+    "large": large_section,
+    "sharpened": sharpened_section,
+}
 
 
 def provenance(record: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from report import markdown_table, provenance
+from markdown_table import markdown_table
+from report import provenance
 from study_chain import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, REPORT
 
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p

@@ -35,7 +35,7 @@ class WorkloadSpec:
     theta_beta: float
     theta_gamma: float
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
-    brain: str = "no"  # no | zero outside it | mask: on its bounding box, nothing outside it counts
+    brain: str = "no"  # no | zero outside it | mask: nothing outside it counts
     peers: tuple[str, ...] = ("pydensecrf2", "simplecrf")
     bilateral_weight: float = 3.0
     spatial_weight: float = 1.0
@@ -47,6 +47,7 @@ _HEAD = WorkloadSpec("L", (240, 240, 155), 5, 4, theta_alpha=8.0, theta_beta=0.1
 _BRAIN_ONLY = replace(
     _HEAD, name="Lm", grid_shape=tuple(int(2 * axis) + 1 for axis in BRAIN_SEMI_AXES), brain="mask", peers=("pydensecrf2",)
 )
+_BRAIN_IN_HEAD = replace(_HEAD, name="Lm-full", brain="mask", peers=("pydensecrf2",))
 
 WORKLOADS = {
     spec.name: spec
@@ -58,6 +59,8 @@ WORKLOADS = {
         _BRAIN_ONLY,
         replace(_BRAIN_ONLY, name="Lm-mid", theta_alpha=5.0, theta_beta=0.05),
         replace(_BRAIN_ONLY, name="Lm-fine", theta_alpha=3.0, theta_beta=0.02),
+        _BRAIN_IN_HEAD,
+        replace(_BRAIN_IN_HEAD, name="Lm-mid-full", theta_alpha=5.0, theta_beta=0.05),
     )
 }
 

@@ -25,7 +25,7 @@ def _status_mib(field: str) -> float:
 
 
 class Meter:
-    """Context manager: `seconds` of its body, and `peak_mib`, the resident memory's peak above what was resident at its start."""
+    """Context manager: `seconds` and `processor_seconds` of its body; `peak_mib`, resident memory's peak above what was resident before."""
 
     def __enter__(self) -> Meter:
         gc.collect()
@@ -33,7 +33,7 @@ class Meter:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current VmRSS
         self._resident_mib = _status_mib("VmRSS")
         self._laps: list[tuple[str, float]] = []
-        self._start = time.perf_counter()
+        self._start, self._start_processor = time.perf_counter(), time.process_time()
         return self
 
     def lap(self, name: str) -> None:
@@ -42,6 +42,7 @@ class Meter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.seconds = time.perf_counter() - self._start
+        self.processor_seconds = time.process_time() - self._start_processor
         self.peak_mib = _status_mib("VmHWM") - self._resident_mib
         self.stages: dict[str, float] = {}
         previous = self._start
@@ -75,6 +76,7 @@ def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object
         np.save(save_to, result)
     record = {
         "seconds": meter.seconds,
+        "processor_seconds": meter.processor_seconds,
         "peak_mib": meter.peak_mib,
         "stages": meter.stages,
         "sha256": hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest(),
@@ -84,7 +86,9 @@ def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object
 
 
 def arguments() -> tuple[Workload, str | None, dict[str, str]]:
-    """WORKLOAD_FOLDER [--save FILE] [--NAME VALUE]... of the command line."""
+    """WORKLOAD_FOLDER [--save FILE] [--NAME VALUE]... of the command line; numbers of the workload can be replaced, as --theta_alpha 5."""
     folder, *rest = sys.argv[1:]
     options = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    return Workload(Path(folder)), options.pop("save", None), options
+    workload = Workload(Path(folder))
+    workload.meta |= {name: float(options.pop(name)) for name in list(options) if isinstance(workload.meta.get(name), float)}
+    return workload, options.pop("save", None), options
