@@ -49,9 +49,8 @@ class GridFilter final : public Filter {
         const int axes = voxels_.num_axes;
         for (int a = 0; a < axes; ++a) {
             for (int64_t i = 0; i < voxels_.box_shape[a]; ++i) {
-                const double u = i * voxels_.spacing[a] / input.theta_alpha[a];
-                const int64_t cell = static_cast<int64_t>(u);
-                axis_[a].push_back({cell, spline_weights(static_cast<float>(u - cell))});
+                const double u = (input.first[a] + i) * voxels_.spacing[a] / input.theta_alpha[a], cell = std::floor(u);
+                axis_[a].push_back({static_cast<int64_t>(cell) - size.first_cell[a], spline_weights(static_cast<float>(u - cell))});
             }
         }
         for (const Place& place : axis_[axes - 1]) {
@@ -61,6 +60,7 @@ class GridFilter final : public Filter {
         x_cell_.resize(x_cell_.size() + kLanes);  // read in whole vectors
         for (int m = 0; m < num_modalities_; ++m) {
             intensity_[m] = input.intensity[m];
+            zero_[m] = input.zero[m];
             scale_[m] = static_cast<float>(1.0 / input.theta_beta[m]);
         }
         // Sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities.
@@ -183,9 +183,9 @@ class GridFilter final : public Filter {
                 batch.count = std::min<int32_t>(kLanes, run.length - done);
                 vint bin{};
                 for (int m = 0; m < M; ++m) {
-                    const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - size_.lowest[m]) * scale_[m];
-                    const vint whole = truncate_to_int(u);
-                    bin = bin * static_cast<int32_t>(size_.bins[m]) + whole;
+                    const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) * scale_[m];
+                    const vint whole = floor_to_int(u);
+                    bin = bin * static_cast<int32_t>(size_.bins[m]) + (whole - size_.first_bin[m]);
                     store(batch.fraction[m], u - to_float(whole));
                 }
                 vint first_cell;
@@ -351,7 +351,7 @@ class GridFilter final : public Filter {
     std::vector<int32_t> x_cell_;        // the same for the last axis, stored separately
     std::vector<vfloat4> x_weight_;
     const float* intensity_[2]{};
-    float scale_[2]{};
+    float zero_[2]{}, scale_[2]{};
     int64_t bins_ = 0;  // intensity cells of one spatial cell
     int64_t level_[kMaxAxes]{};
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
