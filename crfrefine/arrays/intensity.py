@@ -99,6 +99,8 @@ def kernel_features(
     theta_position: Sequence[float],
     theta_intensity: Sequence[float] | None,
     grid_shape: Sequence[int],
+    *,
+    origin: tuple[Sequence[int], Sequence[float]] | None = None,
 ) -> NDArray[np.float64]:
     """Feature vectors of the masked voxels: intensities over their bandwidths first, positions over theirs last.
 
@@ -112,6 +114,7 @@ def kernel_features(
         theta_position: bandwidth along each axis.
         theta_intensity: bandwidth of each modality; None: a spatial kernel.
         grid_shape: extents of the grid.
+        origin: position and intensities to count from instead (`FeatureOrigin`).
 
     Returns:
         (N, D) float64, voxels in C order.
@@ -121,11 +124,11 @@ def kernel_features(
     if theta_intensity is not None:
         if image is None:
             raise InputError("an appearance kernel needs an image")
-        for channel, theta in zip(image, theta_intensity, strict=True):
+        for modality, (channel, theta) in enumerate(zip(image, theta_intensity, strict=True)):
             values = channel[inside].astype(np.float64)
-            columns.append((values - values.min()) / theta)
-    for index, step, theta in zip(np.nonzero(inside), spacing, theta_position, strict=True):
-        columns.append((index - index.min()) * (step / theta))
+            columns.append((values - (values.min() if origin is None else origin[1][modality])) / theta)
+    for axis, (index, step, theta) in enumerate(zip(np.nonzero(inside), spacing, theta_position, strict=True)):
+        columns.append((index - (index.min() if origin is None else origin[0][axis])) * (step / theta))
     return np.stack(columns, axis=1)
 
 

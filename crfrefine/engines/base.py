@@ -24,6 +24,22 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class FeatureOrigin:
+    """The point that the features of appearance kernels count from.
+
+    Kernels depend only on differences of features, but the points of a lattice and the cells of a bilateral grid do not. Parts of a volume
+    that share an origin share these points, so their messages agree wherever the cut is out of reach.
+
+    Attributes:
+        position: a voxel, one index per grid axis, relative to the first voxel of the grid that it is given with; it may lie outside.
+        intensity: one normalized intensity per modality.
+    """
+
+    position: tuple[int, ...]
+    intensity: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class MeanFieldReport:
     """Report of a mean-field run: one object from the engine to the user.
 
@@ -202,6 +218,7 @@ class Backend(Protocol):
         spec: KernelSetSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> Kernels:
@@ -214,6 +231,8 @@ class Backend(Protocol):
             spec: the kernels.
             axes: the user's number of each grid axis, where the arrays are transposed views of the user's: the cells of a lattice depend
                 on the order of its features, and must not depend on the memory order. None: the axes are in the user's order.
+            origin: the point that features count from, its axes in the order of `spacing`; None: `default_origin`. Axes along which the
+                mask is one voxel long have no feature. With `filter = "auto"` parts of a volume may get different filters.
             threads: number of threads; None: the cores this process may use.
             progress: called before each kernel.
         """
@@ -228,6 +247,7 @@ class Backend(Protocol):
         spec: ModelSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
@@ -240,6 +260,7 @@ class Backend(Protocol):
             spacing: mm, one per grid axis.
             spec: the model for the case's labels, modalities and axes.
             axes: as in `kernels`.
+            origin: as in `kernels`.
             threads: number of threads; None: the cores this process may use.
             progress: called between stages.
         """

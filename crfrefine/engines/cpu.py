@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.origin import checked_origin
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.threads import available_threads
 
@@ -56,6 +57,7 @@ class CpuBackend:
         spec: KernelSetSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> CpuKernels:
@@ -65,6 +67,7 @@ class CpuBackend:
         image = np.ascontiguousarray(image, dtype=np.float64 if image.dtype == np.float64 else np.float32)
         build = self._engine.Kernels64 if image.dtype == np.float64 else self._engine.Kernels32
         started = time.perf_counter()
+        origin = checked_origin(origin, image.shape)
         with _engine_errors(self._engine, image.shape):
             built = build(
                 image,
@@ -73,6 +76,7 @@ class CpuBackend:
                 spec.num_labels,
                 spec.num_iterations,
                 [] if axes is None else list(axes),
+                None if origin is None else (list(origin.position), list(origin.intensity)),
                 threads or available_threads(),
                 progress,
             )
@@ -105,12 +109,13 @@ class CpuBackend:
         spec: ModelSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         image = np.ascontiguousarray(image, dtype=np.float32)
-        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, threads=threads, progress=progress)
+        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, origin=origin, threads=threads, progress=progress)
         return kernels.run_last(logits, spec.mean_field, progress=progress)
 
     def message(

@@ -1,6 +1,8 @@
 #include "cpu/features.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <utility>
 
@@ -9,17 +11,13 @@
 namespace crf {
 
 BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alpha, std::vector<double> beta,
-                               std::vector<const float*> intensity_in, ThreadPool& pool)
+                               std::vector<const float*> intensity_in, ThreadPool& pool, const FeatureOrigin* origin)
     : voxels(&voxels_in),
       theta_alpha(std::move(alpha)),
       theta_beta(std::move(beta)),
       intensity(std::move(intensity_in)),
       lowest(intensity.size()),
       highest(intensity.size()) {
-    for (int a = 0; a < voxels->num_axes; ++a)
-        if (voxels->box_shape[a] * voxels->spacing[a] / theta_alpha[a] > kLargestFeature)
-            throw CapacityError("theta_alpha " + std::to_string(theta_alpha[a]) +
-                                " is less than a millionth of the volume's extent; use a larger bandwidth");
     const int64_t num_blocks = num_voxel_blocks(voxels->num_voxels);
     std::vector<float> low(num_blocks), high(num_blocks);
     for (size_t m = 0; m < intensity.size(); ++m) {
@@ -50,7 +48,25 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
         for (float value : low)
             if (value != value)
                 throw InputError("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
-        if ((static_cast<double>(highest[m]) - lowest[m]) / theta_beta[m] > kLargestFeature)
+    }
+    zero = lowest;
+    if (origin) {
+        zero.assign(origin->intensity.begin(), origin->intensity.end());
+        for (int a = 0; a < voxels->num_axes; ++a) first[a] = voxels->first[a] - origin->position[voxels->source_axis[a]];
+    }
+    check_span();
+}
+
+void BilateralInput::check_span() const {
+    for (int a = 0; a < voxels->num_axes; ++a) {
+        const int64_t farthest = std::max(std::abs(first[a]), std::abs(first[a] + voxels->box_shape[a]));
+        if (static_cast<double>(farthest) * voxels->spacing[a] / theta_alpha[a] > kLargestFeature)
+            throw CapacityError("theta_alpha " + std::to_string(theta_alpha[a]) +
+                                " is less than a millionth of the volume's extent; use a larger bandwidth");
+    }
+    for (size_t m = 0; m < intensity.size(); ++m) {
+        const double below = static_cast<double>(lowest[m]) - zero[m], above = static_cast<double>(highest[m]) - zero[m];
+        if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] > kLargestFeature)
             throw CapacityError("theta_beta " + std::to_string(theta_beta[m]) + " of modality " + std::to_string(m) +
                                 " is less than a millionth of its range of intensities; use a larger bandwidth, or normalize the "
                                 "intensities");
@@ -63,7 +79,7 @@ void piece_features(const BilateralInput& input, int64_t grid, const int32_t* co
     const int num_axes = voxels.num_axes;
     for (int m = 0; m < num_modalities; ++m) {
         const float* intensity = input.intensity[m];
-        const float zero = input.lowest[m];
+        const float zero = input.zero[m];
         const float scale = static_cast<float>(1.0 / input.theta_beta[m]);
         for (int64_t i = 0; i < length; ++i) features[m * stride + i] = (intensity[grid + i] - zero) * scale;
     }
@@ -71,9 +87,9 @@ void piece_features(const BilateralInput& input, int64_t grid, const int32_t* co
         const double scale = voxels.spacing[a] / input.theta_alpha[a];
         float* row = features + (num_modalities + voxels.feature[a]) * stride;
         if (a < num_axes - 1) {
-            std::fill(row, row + length, static_cast<float>(coordinate[a] * scale));
+            std::fill(row, row + length, static_cast<float>((input.first[a] + coordinate[a]) * scale));
         } else {
-            for (int64_t i = 0; i < length; ++i) row[i] = static_cast<float>((coordinate[a] + i) * scale);
+            for (int64_t i = 0; i < length; ++i) row[i] = static_cast<float>((input.first[a] + coordinate[a] + i) * scale);
         }
     }
 }

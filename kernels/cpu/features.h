@@ -6,8 +6,8 @@
 namespace crf {
 
 // Features of `count` compact voxels from `first` on, as num_modalities + num_axes arrays of `stride` floats.
-// Intensities are relative to the lowest inside the mask: large offsets cost no precision, and a lattice does not depend on how the
-// voxels are numbered.
+// They count from the feature origin. By default that is the box's corner and the lowest intensities: large offsets then cost no precision,
+// and a lattice does not depend on how the voxels are numbered.
 void gather_features(const BilateralInput& input, int64_t first, int64_t count, float* features, int64_t stride);
 
 // The same for `length` voxels that follow one another in a row, from a place in the whole grid and coordinates in the box.

@@ -57,6 +57,13 @@ class BasicFilter {
 
 using Filter = BasicFilter<float>;
 
+// The point that features count from. Kernels depend only on differences of features, but the points of a lattice and the cells of a grid
+// do not: parts of a volume that share an origin share those.
+struct FeatureOrigin {
+    std::vector<int64_t> position;  // a voxel, one index per grid axis; may lie outside the grid
+    std::vector<double> intensity;  // one per modality
+};
+
 // The bilateral kernel's inputs, not divided by bandwidths.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
@@ -64,14 +71,19 @@ struct BilateralInput {
     std::vector<double> theta_beta;       // one per modality
     std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
+    int64_t first[kMaxAxes]{};            // the box's first voxel along each axis, from the feature origin
+    std::vector<float> zero;              // the feature origin's intensity of each modality
 
     // Largest range, in bandwidths, at which single precision resolves a difference of one bandwidth.
     static constexpr double kLargestFeature = 1e6;
 
     // Computes the ranges of the intensities. Throws InputError if one is not finite, CapacityError if one
-    // spans too many bandwidths.
+    // spans too many bandwidths. origin: nullptr for the box's first voxel and the lowest intensities.
     BilateralInput(const Voxels& voxels, std::vector<double> theta_alpha, std::vector<double> theta_beta,
-                   std::vector<const float*> intensity, ThreadPool& pool);
+                   std::vector<const float*> intensity, ThreadPool& pool, const FeatureOrigin* origin = nullptr);
+
+   private:
+    void check_span() const;
 };
 
 std::unique_ptr<Filter> make_exact_filter(const BilateralInput& input, ThreadPool& pool);

@@ -49,9 +49,8 @@ class GridFilter final : public Filter {
         const int axes = voxels_.num_axes;
         for (int a = 0; a < axes; ++a) {
             for (int64_t i = 0; i < voxels_.box_shape[a]; ++i) {
-                const double u = i * voxels_.spacing[a] / input.theta_alpha[a];
-                const int64_t cell = static_cast<int64_t>(u);
-                axis_[a].push_back({cell, spline_weights(static_cast<float>(u - cell))});
+                const double u = (input.first[a] + i) * voxels_.spacing[a] / input.theta_alpha[a], cell = std::floor(u);
+                axis_[a].push_back({static_cast<int64_t>(cell) - size.first_cell[a], spline_weights(static_cast<float>(u - cell))});
             }
         }
         for (const Place& place : axis_[axes - 1]) {
@@ -61,6 +60,7 @@ class GridFilter final : public Filter {
         x_cell_.resize(x_cell_.size() + kLanes);  // read in whole vectors
         for (int m = 0; m < num_modalities_; ++m) {
             intensity_[m] = input.intensity[m];
+            zero_[m] = input.zero[m];
             scale_[m] = static_cast<float>(1.0 / input.theta_beta[m]);
         }
         // Sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities.
@@ -110,19 +110,22 @@ class GridFilter final : public Filter {
     int last() const { return voxels_.num_axes - 1; }
 
     // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
-    // order of the planes: the same sums for any number of threads.
+    // order of the planes: the same sums for any number of threads. What is zero is left out.
     void splat(const float* values, const float* pre) {
         clear_in_parallel(grid_, level_[0]);
         if (voxels_.num_axes == 1) {
             splat_row(0, values, pre, grid_, scratch_[0].get());
             return;
         }
+        occupied_.assign(size_.cells[0], 0);
         for (int64_t begin = 0; begin < num_planes_; begin += batch_) {
             const int64_t count = std::min(batch_, num_planes_ - begin);
             pool_.run(count, [&](int64_t p, int thread) {
                 float* plane = planes_ + p * plane_size_;
                 filled_[p] = splat_below(1, begin + p, values, pre, plane, scratch_[thread].get() + plane_size_);
             });
+            for (int64_t p = 0; p < count; ++p)
+                if (filled_[p]) std::fill_n(occupied_.begin() + axis_[0][begin + p].cell, kSpan, uint8_t{1});
             constexpr int64_t kPiece = 4096;
             pool_.run((plane_size_ + kPiece - 1) / kPiece, [&](int64_t piece, int) {
                 const int64_t first = piece * kPiece, length = std::min(kPiece, plane_size_ - first);
@@ -137,22 +140,31 @@ class GridFilter final : public Filter {
         }
     }
 
-    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). False if no voxel is there.
+    // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). False if nothing is sent there: `to` is
+    // then not written.
     bool splat_below(int axis, int64_t position, const float* values, const float* pre, float* to, float* scratch) {
-        const int64_t rows_below = rows_under(axis);
-        if (first_run_[position * rows_below] == first_run_[(position + 1) * rows_below]) return false;
-        std::fill(to, to + level_[axis], 0.0f);
         if (axis == last()) {
+            if (!row_sends(position, values)) return false;
+            std::fill(to, to + level_[axis], 0.0f);
             splat_row(position, values, pre, to, scratch);
             return true;
         }
+        bool any = false;
         for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
             if (!splat_below(axis + 1, position * voxels_.box_shape[axis] + i, values, pre, scratch, scratch + level_[axis + 1])) continue;
+            if (!any) std::fill(to, to + level_[axis], 0.0f);
+            any = true;
             const Place& place = axis_[axis][i];
             for (int j = 0; j < kSpan; ++j)
                 add_scaled(to + (place.cell + j) * level_[axis + 1], scratch, place.weight[j], level_[axis + 1]);
         }
-        return true;
+        return any;
+    }
+
+    bool row_sends(int64_t row, const float* values) const {
+        for (int32_t r = first_run_[row]; r < first_run_[row + 1]; ++r)
+            if (!is_zero(values + voxels_.runs[r].voxel, voxels_.runs[r].length)) return true;
+        return false;
     }
 
     // Number of rows below one index of the axes before `axis`.
@@ -183,9 +195,9 @@ class GridFilter final : public Filter {
                 batch.count = std::min<int32_t>(kLanes, run.length - done);
                 vint bin{};
                 for (int m = 0; m < M; ++m) {
-                    const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - size_.lowest[m]) * scale_[m];
-                    const vint whole = truncate_to_int(u);
-                    bin = bin * static_cast<int32_t>(size_.bins[m]) + whole;
+                    const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) * scale_[m];
+                    const vint whole = floor_to_int(u);
+                    bin = bin * static_cast<int32_t>(size_.bins[m]) + (whole - size_.first_bin[m]);
                     store(batch.fraction[m], u - to_float(whole));
                 }
                 vint first_cell;
@@ -205,14 +217,15 @@ class GridFilter final : public Filter {
         float* const target[kMostCopies] = {to, copies, num_copies == 2 ? to : copies + size, num_copies == 2 ? copies : copies + 2 * size};
         const int64_t bins = bins_, inner_bins = size_.bins[1];
         const vfloat4* x_weight = x_weight_.data();
-        auto sent = [&](const Batch& batch, float* value) {
+        auto sends = [&](const Batch& batch, float* value) {
             const vfloat v = load_some(values + batch.voxel, batch.count);
             store(value, pre ? v * load_some(pre + batch.voxel, batch.count) : v);
+            return !is_zero_vector(v);
         };
         if (num_modalities_ == 1) {
             for_batches<1>(row, [&](const Batch& batch) {
                 float value[kLanes];
-                sent(batch, value);
+                if (!sends(batch, value)) return;
                 for (int i = 0; i < batch.count; ++i) {
                     float* cell = target[i % kMostCopies] + batch.cell[i];
                     const vfloat4 across = x_weight[batch.x + i] * value[i], weight = spline_weights(batch.fraction[0][i]);
@@ -222,7 +235,7 @@ class GridFilter final : public Filter {
         } else {
             for_batches<2>(row, [&](const Batch& batch) {
                 float value[kLanes];
-                sent(batch, value);
+                if (!sends(batch, value)) return;
                 for (int i = 0; i < batch.count; ++i) {
                     const vfloat4 across = x_weight[batch.x + i] * value[i];
                     const vfloat4 outer = spline_weights(batch.fraction[0][i]), inner = spline_weights(batch.fraction[1][i]);
@@ -240,6 +253,13 @@ class GridFilter final : public Filter {
     void slice_row(int64_t row, const float* from, const float* post, float channel_weight, float* sum) const {
         const int64_t bins = bins_, inner_bins = size_.bins[1];
         const vfloat4* x_weight = x_weight_.data();
+        // The stretch of cells that are not zero, in whole vectors.
+        int64_t begin = 0, end = level_[last()];
+        while (begin < end && is_zero_vector(load(from + begin))) begin += kLanes;
+        while (begin < end && is_zero_vector(load(from + end - kLanes))) end -= kLanes;
+        auto receives = [&](const Batch& batch) {
+            return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin && x_cell_[batch.x] * bins < end;
+        };
         auto receive = [&](const Batch& batch, const vfloat4* total) {
             for (int i = 0; i < batch.count; ++i) {
                 const int64_t voxel = batch.voxel + i;
@@ -249,6 +269,7 @@ class GridFilter final : public Filter {
         vfloat4 total[kLanes];
         if (num_modalities_ == 1) {
             for_batches<1>(row, [&](const Batch& batch) {
+                if (!receives(batch)) return;
                 for (int i = 0; i < batch.count; ++i) {
                     const float* cell = from + batch.cell[i];
                     const vfloat4 across = x_weight[batch.x + i];
@@ -260,6 +281,7 @@ class GridFilter final : public Filter {
             });
         } else {
             for_batches<2>(row, [&](const Batch& batch) {
+                if (!receives(batch)) return;
                 for (int i = 0; i < batch.count; ++i) {
                     const vfloat4 across = x_weight[batch.x + i], outer = spline_weights(batch.fraction[0][i]);
                     vfloat4 blended{};
@@ -286,15 +308,24 @@ class GridFilter final : public Filter {
             if (first_run_[p * rows_below] == first_run_[(p + 1) * rows_below]) return;
             float* plane = scratch_[thread].get();
             const Place& place = axis_[0][p];
+            if (!receives(place.cell)) return;
             blend(plane, grid_ + place.cell * plane_size_, plane_size_, place.weight, plane_size_);
             slice_below(1, p, plane, plane + plane_size_, post, channel_weight, sum);
         });
     }
 
+    // Whether the blur brings anything to the cells along the first axis that a voxel at this one reads.
+    bool receives(int64_t cell) const {
+        const int64_t end = std::min(cell + kSpan + 1, size_.cells[0]);
+        for (int64_t c = std::max<int64_t>(0, cell - 1); c < end; ++c)
+            if (occupied_[c]) return true;
+        return false;
+    }
+
     void slice_below(int axis, int64_t position, const float* from, float* scratch, const float* post, float channel_weight,
                      float* sum) const {
         if (axis == last()) {
-            slice_row(position, from, post, channel_weight, sum);
+            if (!is_zero(from, level_[axis])) slice_row(position, from, post, channel_weight, sum);
             return;
         }
         const int64_t rows_below = rows_under(axis + 1);
@@ -317,6 +348,7 @@ class GridFilter final : public Filter {
     void blur() {
         const int axes = voxels_.num_axes;
         pool_.run(axes > 1 ? size_.cells[0] : 1, [&](int64_t p, int thread) {
+            if (axes > 1 && !occupied_[p]) return;
             float* plane = grid_ + p * plane_size_;
             float* scratch = scratch_[thread].get();
             const int64_t row_size = level_[last()], x_cells = size_.cells[last()];
@@ -351,13 +383,14 @@ class GridFilter final : public Filter {
     std::vector<int32_t> x_cell_;        // the same for the last axis, stored separately
     std::vector<vfloat4> x_weight_;
     const float* intensity_[2]{};
-    float scale_[2]{};
+    float zero_[2]{}, scale_[2]{};
     int64_t bins_ = 0;  // intensity cells of one spatial cell
     int64_t level_[kMaxAxes]{};
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
     std::vector<int32_t> first_run_;             // of each row of the box
     float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
-    std::vector<uint8_t> filled_;
+    std::vector<uint8_t> filled_;                // of each plane of the batch
+    std::vector<uint8_t> occupied_;              // whether a voxel sends to these cells along the first axis
     std::vector<Buffer<float>> scratch_;
 };
 

@@ -7,10 +7,12 @@ namespace crf {
 
 constexpr int kSpan = 4;  // cells under one cubic B-spline along an axis
 
+// Cells are counted from the feature origin, and only those that the box and its intensities need exist.
 struct GridSize {
-    int64_t cells[kMaxAxes]{};  // along each axis of the box
-    int64_t bins[2]{1, 1};      // along each modality
-    float lowest[2]{};          // intensity at the start of the first cell
+    int64_t first_cell[kMaxAxes]{};  // along each axis of the box
+    int64_t cells[kMaxAxes]{};
+    int32_t first_bin[2]{};  // along each modality
+    int64_t bins[2]{1, 1};
     double num_cells = 0;
 };
 

@@ -11,7 +11,7 @@ namespace {
 
 std::unique_ptr<Filter> make_bilateral(const KernelSpecs& specs, const Voxels& voxels, const std::vector<double>& theta_alpha,
                                        const std::vector<double>& theta_beta, const std::vector<const float*>& image, ThreadPool& pool) {
-    const BilateralInput input(voxels, theta_alpha, theta_beta, image, pool);
+    const BilateralInput input(voxels, theta_alpha, theta_beta, image, pool, specs.origin ? &*specs.origin : nullptr);
     return make_bilateral_filter(specs.filter, input, specs.num_channels, specs.num_filterings, pool);
 }
 
@@ -24,7 +24,7 @@ std::unique_ptr<DoubleFilter> make_bilateral(const KernelSpecs& specs, const Vox
         rounded.emplace_back(values, values + voxels.grid_size);
         rounded_image.push_back(rounded.back().data());
     }
-    const BilateralInput input(voxels, theta_alpha, theta_beta, rounded_image, pool);
+    const BilateralInput input(voxels, theta_alpha, theta_beta, rounded_image, pool, specs.origin ? &*specs.origin : nullptr);
     return make_double_bilateral_filter(specs.filter, input, image, specs.num_channels, specs.num_filterings, pool);
 }
 

@@ -2,6 +2,7 @@
 // pass.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,9 @@ struct KernelSpecs {
     std::vector<Bilateral> bilateral;
     std::vector<double> theta_gamma;  // empty: no spatial kernel
     Normalization normalization = Normalization::kSymmetric;
-    std::string filter;    // of the bilateral kernels
-    int num_channels = 0;  // assumed by "auto": channels per filtering, and filterings besides the normalization
+    std::optional<FeatureOrigin> origin;  // none: the mask's own
+    std::string filter;                   // of the bilateral kernels
+    int num_channels = 0;                 // assumed by "auto": channels per filtering, and filterings besides the normalization
     int num_filterings = 0;
 };
 

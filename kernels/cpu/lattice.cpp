@@ -69,7 +69,8 @@ class LatticeFilter final : public Filter {
             pool_.run(num_tiles, [&](int64_t t, int thread) {
                 Wide* const received = reinterpret_cast<Wide*>(scratch_[thread].get());
                 Wide* const buffer = received + sent_rows_;
-                slice_rows(lattice_.tiles[t], rows, buffer, received);
+                load_vertices(lattice_.tiles[t], rows, buffer);
+                slice_rows(lattice_.tiles[t], buffer, received);
                 // The tile's vertices are no longer needed: their memory serves the products with u.
                 load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group, buffer);
                 vfloat total{};
@@ -242,6 +243,10 @@ class LatticeFilter final : public Filter {
                 to += count * C;
             }
         }
+        if (is_zero(reinterpret_cast<const float*>(sent), tile.num_voxels * C)) {
+            std::fill(buffer, buffer + tile.num_vertices, Row{});
+            return store_vertices(tile, buffer, rows, shares);
+        }
         splat_rows(tile, sent, buffer, rows, shares);
     }
 
@@ -253,6 +258,11 @@ class LatticeFilter final : public Filter {
             const Row row = sent[voxel];
             for (int k = 0; k < num_corners; ++k) buffer[local[k]] += row * weight[k];
         });
+        store_vertices(tile, buffer, rows, shares);
+    }
+
+    template <class Row>
+    void store_vertices(const Lattice::Tile& tile, const Row* buffer, Row* rows, Row* shares) const {
         const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) {
             if (slot[i] < lattice_.num_vertices) {
@@ -264,9 +274,13 @@ class LatticeFilter final : public Filter {
     }
 
     template <class Row>
-    void slice_rows(const Lattice::Tile& tile, const Row* rows, Row* buffer, Row* received) const {
+    void load_vertices(const Lattice::Tile& tile, const Row* rows, Row* buffer) const {
         const uint32_t* vertex = lattice_.vertex.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[vertex[i]];
+    }
+
+    template <class Row>
+    void slice_rows(const Lattice::Tile& tile, const Row* buffer, Row* received) const {
         for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             Row total{};
             for (int k = 0; k < num_corners; ++k) total += buffer[local[k]] * weight[k];
@@ -277,8 +291,10 @@ class LatticeFilter final : public Filter {
     template <int C, class Row>
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
                 float* sum) const {
-        Row* received = scratch;
-        slice_rows(tile, rows, scratch + sent_rows_, received);
+        Row *received = scratch, *buffer = scratch + sent_rows_;
+        load_vertices(tile, rows, buffer);
+        if (is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
+        slice_rows(tile, buffer, received);
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];

@@ -27,12 +27,15 @@ KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geomet
     const int d = geometry.num_features;
     const int num_modalities = static_cast<int>(input.intensity.size());
     const int padding = d - num_modalities - voxels.num_axes;
-    std::vector<double> low(d, 0.0), high(d, 0.0);  // of the scaled features, which all begin at 0
-    for (int m = 0; m < num_modalities; ++m)
-        high[padding + m] = (input.highest[m] - input.lowest[m]) / input.theta_beta[m] * geometry.scale[padding + m];
+    std::vector<double> low(d, 0.0), high(d, 0.0);  // of the scaled features; of those that the image lacks, 0
+    for (int m = 0; m < num_modalities; ++m) {
+        low[padding + m] = (input.lowest[m] - input.zero[m]) / input.theta_beta[m] * geometry.scale[padding + m];
+        high[padding + m] = (input.highest[m] - input.zero[m]) / input.theta_beta[m] * geometry.scale[padding + m];
+    }
     for (int a = 0; a < voxels.num_axes; ++a) {
         const int i = padding + num_modalities + voxels.feature[a];
-        high[i] = (voxels.box_shape[a] - 1) * voxels.spacing[a] / input.theta_alpha[a] * geometry.scale[i];
+        low[i] = input.first[a] * voxels.spacing[a] / input.theta_alpha[a] * geometry.scale[i];
+        high[i] = (input.first[a] + voxels.box_shape[a] - 1) * voxels.spacing[a] / input.theta_alpha[a] * geometry.scale[i];
     }
     KeyLayout layout;
     layout.num_features = d;

@@ -16,7 +16,8 @@ std::vector<KernelSpecs::Bilateral> bilateral_specs(const nb::list& bilateral) {
 }
 
 KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std::vector<double>& theta_gamma,
-                       const std::string& normalization, const std::string& filter, int num_channels, int num_iterations) {
+                       const std::string& normalization, const std::string& filter, int num_channels, int num_iterations,
+                       const std::optional<OriginArgument>& origin) {
     KernelSpecs specs;
     specs.bilateral = std::move(bilateral);
     specs.theta_gamma = theta_gamma;
@@ -24,6 +25,7 @@ KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std:
     specs.filter = filter;
     specs.num_channels = num_channels;
     specs.num_filterings = num_iterations;
+    if (origin) specs.origin = FeatureOrigin{origin->first, origin->second};
     return specs;
 }
 

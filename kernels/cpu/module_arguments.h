@@ -8,6 +8,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernel_set.h"
@@ -38,11 +39,15 @@ std::vector<const T*> channel_pointers(const T* data, size_t num_channels, int64
     return pointers;
 }
 
+// Position and intensity of a feature origin.
+using OriginArgument = std::pair<std::vector<int64_t>, std::vector<double>>;
+
 // A list of (theta_alpha, theta_beta), one per bilateral kernel.
 std::vector<KernelSpecs::Bilateral> bilateral_specs(const nanobind::list& bilateral);
 
 KernelSpecs make_specs(std::vector<KernelSpecs::Bilateral> bilateral, const std::vector<double>& theta_gamma,
-                       const std::string& normalization, const std::string& filter, int num_channels, int num_iterations);
+                       const std::string& normalization, const std::string& filter, int num_channels, int num_iterations,
+                       const std::optional<OriginArgument>& origin = std::nullopt);
 
 // For ThreadPool::poll: Ctrl-C takes effect while the engine works, not only when it returns.
 void check_signals();

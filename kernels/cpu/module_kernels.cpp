@@ -1,6 +1,7 @@
 #include "cpu/module_kernels.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -25,10 +26,11 @@ class Kernels {
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
-            int num_iterations, const std::vector<int>& user_axis, int threads, const nb::object& progress)
+            int num_iterations, const std::vector<int>& user_axis, const std::optional<OriginArgument>& origin, int threads,
+            const nb::object& progress)
         : image_(image),
           num_labels_(num_labels),
-          specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations)) {
+          specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin)) {
         nb::gil_scoped_release release;
         const BlockCache cache;
         pool_ = std::make_unique<ThreadPool>(threads);
@@ -167,10 +169,10 @@ void define_class(nb::module_& m, const char* name) {
     using K = Kernels<T>;
     nb::class_<K>(m, name)
         .def(nb::init<const typename K::Array&, const std::optional<MaskArray>&, const std::vector<double>&, const nb::list&,
-                      const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&, int,
-                      const nb::object&>(),
+                      const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&,
+                      const std::optional<OriginArgument>&, int, const nb::object&>(),
              "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
-             "num_iterations"_a, "user_axis"_a, "threads"_a, "progress"_a.none())
+             "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
         .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,

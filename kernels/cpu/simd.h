@@ -85,6 +85,18 @@ inline T sum_of_lanes(V v) {
 inline float sum_lanes(vfloat v) { return sum_of_lanes<float>(v); }
 inline double sum_lanes(vdouble v) { return sum_of_lanes<double>(v); }
 
+// Whether all lanes are +0. False for -0.
+inline bool is_zero_vector(vfloat v) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) == 0;
+#else
+    uint64_t bits[kLanes / 2], any = 0;
+    std::memcpy(bits, &v, sizeof v);
+    for (uint64_t two : bits) any |= two;
+    return any == 0;
+#endif
+}
+
 // The first `count` lanes are ones, the rest zeros.
 inline vint first_lanes(int count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -117,8 +129,11 @@ inline vfloat exp2_nonpositive(vfloat t) {
 #endif
 }
 
-// e^t for t <= 0.
-inline vfloat exp_nonpositive(vfloat t) { return exp2_nonpositive(t * 1.44269504f); }
+// e^t for t <= 0; 0 where it would be below the smallest normal number. Filters skip zeros, and subnormal numbers are slow.
+inline vfloat exp_nonpositive(vfloat t) {
+    const vfloat power = t * 1.44269504f;
+    return power >= -126.0f ? exp2_nonpositive(power) : vfloat{};
+}
 
 // Natural logarithm of a positive normal number, absolute error about 1e-7 of the mantissa's part.
 // Splits off the exponent so that the mantissa is in [sqrt(1/2), sqrt(2)); atanh series in (m - 1) / (m + 1).
@@ -153,6 +168,13 @@ inline vfloat load_some(const float* from, int64_t count) {
     for (int64_t i = 0; i < count; ++i) some[i] = from[i];
     return load(some);
 #endif
+}
+
+// Whether `count` floats are all +0; stops at the first vector that is not.
+inline bool is_zero(const float* values, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLanes)
+        if (!is_zero_vector(load_some(values + i, count - i))) return false;
+    return true;
 }
 
 // The first `count` lanes; the array is not written beyond them.

@@ -1,5 +1,6 @@
 // The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2): a product of one-dimensional Gaussians, so it is applied axis by axis on
-// the mask's bounding box, exact except for its tails (spatial_taps.h).
+// the mask's bounding box, exact except for its tails (spatial_taps.h). Where labels share channels, most of a channel is zero: what
+// follows from zeros alone is not computed.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -125,6 +126,7 @@ class SpatialFilter final : public Filter {
                 const Run& run = runs[r];
                 const float* from = box_ + run.box;
                 float* to = sum + run.voxel;
+                if (is_zero(from, run.length)) continue;
                 if (post) {
                     const float* scale = post + run.voxel;
                     for (int32_t i = 0; i < run.length; ++i) to[i] += weight * scale[i] * from[i];
@@ -179,6 +181,7 @@ class SpatialFilter final : public Filter {
         scratch.assign(padded + 2 * margin + kLanes, 0.0f);
         float* center = scratch.data() + margin;
         std::copy(row, row + length, center);
+        if (is_zero(center, length)) return;
         const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         // Neighbors up to one vector away are extracted from three loaded vectors, because most unaligned loads cross a cache line.
         const int64_t near = std::min<int64_t>(radius, kLanes);
@@ -209,8 +212,26 @@ class SpatialFilter final : public Filter {
             std::copy(panel + i * stride, panel + i * stride + width, center + i * kColumns);
             std::fill(center + i * kColumns + width, center + (i + 1) * kColumns, 0.0f);
         }
-        for (int64_t i = 0; i < length; ++i) {
-            const float* row = center + i * kColumns;
+        // Rows out of reach of all that are not zero stay zero: only the stretches between them are filtered.
+        const auto has_values = [&](int64_t i) { return !is_zero(center + i * kColumns, kColumns); };
+        for (int64_t i = 0, end = 0; i < length;) {
+            if (!has_values(i)) {
+                ++i;
+                continue;
+            }
+            const int64_t begin = std::max(end, i - radius);
+            for (end = i + radius + 1; i < std::min(length, end + radius); ++i)
+                if (has_values(i)) end = i + radius + 1;
+            filter_rows(center, begin, std::min(end, length), taps, panel, stride, width);
+        }
+    }
+
+    // Rows `begin` to `end` of the panel, from its copy.
+    static void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, float* panel, int64_t stride,
+                            int64_t width) {
+        const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+        for (int64_t i = begin; i < end; ++i) {
+            const float* row = copy + i * kColumns;
             vfloat total[4];
             for (int v = 0; v < 4; ++v) total[v] = load(row + v * kLanes) * taps[0];
             for (int64_t k = 1; k <= radius; ++k) {

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "cpu/simd.h"
-#include "cpu/window_plan.h"
+#include "cpu/window_occupancy.h"
 
 namespace crf {
 
@@ -24,15 +24,14 @@ class TruncatedFilter final : public Filter {
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        for (int c = 0; c < num_channels;) {
-            const int group = num_channels - c >= 3 ? std::min(4, num_channels - c) : num_channels - c;
-            const int width = group == 3 ? 4 : group;
-            sent_ = workspace.floats(2 * width * plan_.total_size);
-            received_ = sent_ + width * plan_.total_size;
-            scatter(values + c * voxels_.num_voxels, group, width, pre);
-            filter(width);
-            gather(group, post, channel_weight + c, sum + c * voxels_.num_voxels);
-            c += group;
+        WindowOccupancy occupancy(plan_, std::min(kGroup, num_channels));
+        for (int c = 0; c < num_channels; c += kGroup) {
+            const int group = std::min(kGroup, num_channels - c);
+            sent_ = workspace.floats(2 * group * plan_.total_size);
+            received_ = sent_ + group * plan_.total_size;
+            scatter(values + c * voxels_.num_voxels, group, pre, occupancy);
+            filter(group, occupancy);
+            gather(group, post, channel_weight + c, sum + c * voxels_.num_voxels, occupancy);
         }
     }
 
@@ -45,8 +44,10 @@ class TruncatedFilter final : public Filter {
             const int group = std::min(kMomentChannels, num_channels - c);
             sent_ = workspace.floats(2 * group * plan_.total_size);
             received_ = sent_ + group * plan_.total_size;
-            pad(u + c * voxels_.num_voxels, group, group, nullptr, sent_);
-            pad(v + c * voxels_.num_voxels, group, group, nullptr, received_);
+            pool_.run(group, [&](int64_t i, int) {
+                pad(u + (c + i) * voxels_.num_voxels, nullptr, sent_ + i * plan_.total_size);
+                pad(v + (c + i) * voxels_.num_voxels, nullptr, received_ + i * plan_.total_size);
+            });
             pool_.run(static_cast<int64_t>(plan_.slabs.size()), [&](int64_t item, int) {
                 double* const of_slab = sums.data() + item * num_features;
                 if (group == 1) return add_moments_of<1>(plan_.slabs[item], group, of_slab);
@@ -63,6 +64,7 @@ class TruncatedFilter final : public Filter {
     std::string description() const override { return "truncated (" + std::to_string(plan_.num_pairs) + " pairs per voxel)"; }
 
    private:
+    static constexpr int kGroup = 4;  // channels that share one evaluation of the weights
     static constexpr int kMomentChannels = 4, kMomentModalities = 4, kMomentAxes = 3;
 
     void load_intensity(const BilateralInput& input) {
@@ -82,38 +84,36 @@ class TruncatedFilter final : public Filter {
         });
     }
 
-    void scatter(const float* values, int group, int width, const float* pre) {
-        pad(values, group, width, pre, sent_);
-        // The voxel itself has weight 1.
-        pool_.run(width, [&](int64_t c, int) {
-            std::copy(sent_ + c * plan_.total_size, sent_ + (c + 1) * plan_.total_size, received_ + c * plan_.total_size);
+    void scatter(const float* values, int group, const float* pre, WindowOccupancy& occupancy) {
+        pool_.run(group, [&](int64_t c, int) {
+            float* sent = sent_ + c * plan_.total_size;
+            pad(values + c * voxels_.num_voxels, pre, sent);
+            // The voxel itself has weight 1.
+            std::copy(sent, sent + plan_.total_size, received_ + c * plan_.total_size);
+            occupancy.find(static_cast<int>(c), voxels_, sent);
         });
     }
 
-    // Compact channels into the padded box, zero around the voxels.
-    void pad(const float* values, int group, int width, const float* pre, float* padded) {
-        pool_.run(width, [&](int64_t c, int) {
-            float* to = padded + c * plan_.total_size;
-            std::fill(to, to + plan_.total_size, 0.0f);
-            if (c < group) {
-                const float* from = values + c * voxels_.num_voxels;
-                for (size_t r = 0; r < voxels_.runs.size(); ++r) {
-                    const Run& run = voxels_.runs[r];
-                    float* row = to + plan_.padded_run[r];
-                    for (int32_t i = 0; i < run.length; ++i) row[i] = from[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
-                }
-            }
-        });
+    // A compact channel into the padded box, zero around the voxels.
+    void pad(const float* values, const float* pre, float* padded) const {
+        std::fill(padded, padded + plan_.total_size, 0.0f);
+        for (size_t r = 0; r < voxels_.runs.size(); ++r) {
+            const Run& run = voxels_.runs[r];
+            float* row = padded + plan_.padded_run[r];
+            for (int32_t i = 0; i < run.length; ++i) row[i] = values[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
+        }
     }
 
-    void gather(int group, const float* post, const float* channel_weight, float* sum) {
+    void gather(int group, const float* post, const float* channel_weight, float* sum, const WindowOccupancy& occupancy) {
         constexpr int64_t kRunBlock = 256;
         const int64_t num_runs = static_cast<int64_t>(voxels_.runs.size());
         pool_.run((num_runs + kRunBlock - 1) / kRunBlock, [&](int64_t block, int) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = voxels_.runs[r];
+                const int64_t place = plan_.padded_run[r], num_blocks = (place % kLanes + run.length + kLanes - 1) / kLanes;
                 for (int c = 0; c < group; ++c) {
-                    const float* row = received_ + c * plan_.total_size + plan_.padded_run[r];
+                    if (!occupancy.receives(c, plan_.run_block[r], num_blocks)) continue;
+                    const float* row = received_ + c * plan_.total_size + place;
                     float* to = sum + c * voxels_.num_voxels + run.voxel;
                     for (int32_t i = 0; i < run.length; ++i) to[i] += channel_weight[c] * (post ? post[run.voxel + i] : 1.0f) * row[i];
                 }
@@ -121,69 +121,100 @@ class TruncatedFilter final : public Filter {
         });
     }
 
-    void filter(int width) {
+    void filter(int group, const WindowOccupancy& occupancy) {
         const int64_t num_slabs = static_cast<int64_t>(plan_.slabs.size());
         for (int parity = 0; parity < 2; ++parity) {
             pool_.run((num_slabs - parity + 1) / 2, [&](int64_t item, int) {
-                const auto& slab = plan_.slabs[2 * item + parity];
-                switch (width) {
-                    case 1:
-                        filter_slab<1>(slab);
-                        break;
-                    case 2:
-                        filter_slab<2>(slab);
-                        break;
-                    default:
-                        filter_slab<4>(slab);
-                        break;
+                const std::vector<WindowChunk>& slab = plan_.slabs[2 * item + parity];
+                const WindowChunk *chunk = slab.data(), *const end = chunk + slab.size();
+                while (chunk < end) {
+                    const Channels channels = occupied_channels(*chunk, group, occupancy);
+                    const WindowChunk* const first = chunk;
+                    do ++chunk;
+                    while (chunk < end && occupied_channels(*chunk, group, occupancy) == channels);
+                    filter_channels(first, chunk, channels);
                 }
             });
         }
     }
 
-    template <int C>
-    void filter_slab(const std::vector<int64_t>& slab) {
-        switch (num_modalities_) {
+    // Channels first, first + step, ...
+    struct Channels {
+        int count, first, step;
+        bool operator==(const Channels&) const = default;
+    };
+
+    // Channels that are zero at all voxels concerned are left out, as they would only add zeros; all others are in.
+    static Channels occupied_channels(const WindowChunk& chunk, int group, const WindowOccupancy& occupancy) {
+        int count = 0, first = 0, last = 0;
+        for (int c = 0; c < group; ++c)
+            if (occupancy.has_pairs(c, chunk.block)) {
+                if (count++ == 0) first = c;
+                last = c;
+            }
+        if (count == 2) return {2, first, last - first};
+        if (count == 3 && last - first == 3) return {4, 0, 1};
+        return {count, first, 1};
+    }
+
+    void filter_channels(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
+        switch (channels.count) {
+            case 0:
+                return;
             case 1:
-                return filter_chunks<C, 1>(slab);
+                return filter_modalities<1>(begin, end, channels);
             case 2:
-                return filter_chunks<C, 2>(slab);
+                return filter_modalities<2>(begin, end, channels);
             case 3:
-                return filter_chunks<C, 3>(slab);
-            case 4:
-                return filter_chunks<C, 4>(slab);
+                return filter_modalities<3>(begin, end, channels);
             default:
-                return filter_chunks<C, 0>(slab);
+                return filter_modalities<kGroup>(begin, end, channels);
         }
     }
 
-    // M: number of modalities, 0 = any.
+    template <int C>
+    void filter_modalities(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
+        switch (num_modalities_) {
+            case 1:
+                return filter_chunks<C, 1>(begin, end, channels);
+            case 2:
+                return filter_chunks<C, 2>(begin, end, channels);
+            case 3:
+                return filter_chunks<C, 3>(begin, end, channels);
+            case 4:
+                return filter_chunks<C, 4>(begin, end, channels);
+            default:
+                return filter_chunks<C, 0>(begin, end, channels);
+        }
+    }
+
+    // All pairs of the chunks' voxels. M: number of modalities, 0 = any.
     template <int C, int M>
-    void filter_chunks(const std::vector<int64_t>& slab) {
+    void filter_chunks(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
         constexpr int kHeld = M > 0 ? M : 1;
-        const int64_t channel_stride = plan_.total_size, row_stride = plan_.row_stride;
-        const PlannedOffset* const end = plan_.offsets.data() + plan_.offsets.size();
-        for (const int64_t chunk : slab) {
-            const float* intensity = intensity_.get() + chunk;
-            const float* sent = sent_ + chunk;
-            float* received = received_ + chunk;
+        const int64_t modality_stride = plan_.total_size, channel_stride = channels.step * plan_.total_size, row_stride = plan_.row_stride;
+        const PlannedOffset* const last = plan_.offsets.data() + plan_.offsets.size();
+        for (const WindowChunk* chunk = begin; chunk < end; ++chunk) {
+            const float* intensity = intensity_.get() + chunk->place;
+            const float* sent = sent_ + channels.first * plan_.total_size + chunk->place;
+            float* received = received_ + channels.first * plan_.total_size + chunk->place;
             vfloat own_intensity[kRows][kHeld], own_sent[kRows][C], own_received[kRows][C];
             for (int r = 0; r < kRows; ++r) {
                 if constexpr (M > 0)
-                    for (int m = 0; m < M; ++m) own_intensity[r][m] = load(intensity + m * channel_stride + r * row_stride);
+                    for (int m = 0; m < M; ++m) own_intensity[r][m] = load(intensity + m * modality_stride + r * row_stride);
                 for (int c = 0; c < C; ++c) {
                     own_sent[r][c] = load(sent + c * channel_stride + r * row_stride);
                     own_received[r][c] = vfloat{};
                 }
             }
-            for (const PlannedOffset* offset = plan_.offsets.data(); offset < end; ++offset) {
+            for (const PlannedOffset* offset = plan_.offsets.data(); offset < last; ++offset) {
                 const int64_t linear = offset->linear;
                 vfloat weight[kRows];
                 for (int r = 0; r < kRows; ++r) weight[r] = splat_lanes(offset->exponent[r]);
                 for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
-                    const vfloat other = load(intensity + m * channel_stride + linear);
+                    const vfloat other = load(intensity + m * modality_stride + linear);
                     for (int r = 0; r < kRows; ++r) {
-                        const vfloat own = M > 0 ? own_intensity[r][M > 0 ? m : 0] : load(intensity + m * channel_stride + r * row_stride);
+                        const vfloat own = M > 0 ? own_intensity[r][M > 0 ? m : 0] : load(intensity + m * modality_stride + r * row_stride);
                         const vfloat difference = own - other;
                         weight[r] -= difference * difference;
                     }
@@ -209,7 +240,7 @@ class TruncatedFilter final : public Filter {
 
     // Sums of u_n K(n, m) v_m times squared differences of features, u in `sent_`, v in `received_`, over the pairs of a slab's voxels.
     template <int C>
-    void add_moments_of(const std::vector<int64_t>& slab, int num_channels, double* sums) const {
+    void add_moments_of(const std::vector<WindowChunk>& slab, int num_channels, double* sums) const {
         if (num_modalities_ == 1) return add_moments<C, 1>(slab, num_channels, sums);
         if (num_modalities_ == 2) return add_moments<C, 2>(slab, num_channels, sums);
         add_moments<C, kMomentModalities>(slab, num_channels, sums);
@@ -217,12 +248,12 @@ class TruncatedFilter final : public Filter {
 
     // C, M: room for channels and modalities; loops of known length stay in registers.
     template <int C, int M>
-    void add_moments(const std::vector<int64_t>& slab, int group, double* sums) const {
+    void add_moments(const std::vector<WindowChunk>& slab, int group, double* sums) const {
         constexpr int A = kMomentAxes;  // distances along axes that the box lacks are zero
         const int64_t channel_stride = plan_.total_size, row_stride = plan_.row_stride;
         const int num_channels = C < kMomentChannels ? C : group, num_modalities = M < kMomentModalities ? M : num_modalities_;
-        for (const int64_t chunk : slab) {
-            const float *intensity = intensity_.get() + chunk, *u = sent_ + chunk, *v = received_ + chunk;
+        for (const WindowChunk& chunk : slab) {
+            const float *intensity = intensity_.get() + chunk.place, *u = sent_ + chunk.place, *v = received_ + chunk.place;
             vfloat own_u[kRows][C]{}, own_v[kRows][C]{}, own_intensity[kRows][M]{}, by_modality[M]{}, by_axis[A]{};
             for (int r = 0; r < kRows; ++r) {
                 for (int m = 0; m < num_modalities; ++m) own_intensity[r][m] = load(intensity + m * channel_stride + r * row_stride);

@@ -68,6 +68,7 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
         box_shape[num_axes] = high[a] - low[a];
         spacing[num_axes] = spacing_mm[a];
         source_axis[num_axes] = a;
+        first[num_axes] = low[a];
         ++num_axes;
     }
     const auto number = [&](int a) { return user_axis.empty() ? source_axis[a] : user_axis[source_axis[a]]; };

@@ -23,6 +23,7 @@ struct Voxels {
     int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest
     double spacing[kMaxAxes]{};     // mm
     int source_axis[kMaxAxes]{};    // the grid's axis that each box axis came from
+    int64_t first[kMaxAxes]{};      // the box's first voxel along that axis, in the grid
     int feature[kMaxAxes]{};        // index of the axis among the positions of the features; independent of its place in memory
     int64_t grid_size = 0;
     int64_t box_size = 0;

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "cpu/simd.h"
-
 namespace crf {
 
 namespace {
@@ -14,6 +12,12 @@ constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
 constexpr float kNoPair = -1e4f;
 
 constexpr int64_t kRowsInterleaved = 8;  // see list_offsets
+
+// Rows of a block along every axis but the last: whole groups of rows, and few, because zeros are skipped by whole blocks.
+constexpr int64_t kBlockRows = 4;
+static_assert(kBlockRows % kRows == 0);
+
+int64_t block_extent(const Voxels& voxels, int axis) { return axis == voxels.num_axes - 1 ? kLanes : kBlockRows; }
 
 void lay_out_padding(const BilateralInput& input, WindowPlan& plan) {
     const Voxels& voxels = *input.voxels;
@@ -82,14 +86,32 @@ void list_offsets(const BilateralInput& input, WindowPlan& plan) {
     }
 }
 
+void lay_out_blocks(const Voxels& voxels, WindowPlan& plan) {
+    WindowBlocks& blocks = plan.blocks;
+    blocks.num_axes = voxels.num_axes;
+    blocks.total = 1;
+    for (int a = voxels.num_axes - 1; a >= 0; --a) {
+        const int64_t extent = block_extent(voxels, a);
+        blocks.count[a] = (voxels.box_shape[a] + extent - 1) / extent;
+        blocks.stride[a] = blocks.total;
+        blocks.reach[a] = (plan.radius[a] + extent - 1) / extent;
+        blocks.total *= blocks.count[a];
+    }
+}
+
 void pad_runs(const Voxels& voxels, WindowPlan& plan) {
     plan.padded_run.reserve(voxels.runs.size());
+    plan.run_block.reserve(voxels.runs.size());
     for (const Run& run : voxels.runs) {
         int64_t c[kMaxAxes];
         voxels.coordinates(run.box, c);
-        int64_t linear = 0;
-        for (int a = 0; a < voxels.num_axes; ++a) linear += c[a] * plan.stride[a];
+        int64_t linear = 0, block = 0;
+        for (int a = 0; a < voxels.num_axes; ++a) {
+            linear += c[a] * plan.stride[a];
+            block += c[a] / block_extent(voxels, a) * plan.blocks.stride[a];
+        }
         plan.padded_run.push_back(linear);
+        plan.run_block.push_back(block);
     }
 }
 
@@ -113,11 +135,13 @@ void list_chunks(const Voxels& voxels, WindowPlan& plan) {
         voxels.coordinates(voxels.runs[r].box, c);
         const int64_t up = last > 0 ? c[last - 1] % kRows * plan.row_stride : 0;
         const int64_t begin = plan.padded_run[r] / kLanes * kLanes - up, end = plan.padded_run[r] - up + voxels.runs[r].length;
-        for (int64_t chunk = begin; chunk < end; chunk += kLanes) plan.slabs[chunk / plan.slab_size].push_back(chunk);
+        int64_t block = plan.run_block[r];
+        for (int64_t place = begin; place < end; place += kLanes) plan.slabs[place / plan.slab_size].push_back({place, block++});
     }
     for (auto& slab : plan.slabs) {
-        std::sort(slab.begin(), slab.end());
-        slab.erase(std::unique(slab.begin(), slab.end()), slab.end());
+        std::sort(slab.begin(), slab.end(), [](const WindowChunk& p, const WindowChunk& q) { return p.place < q.place; });
+        const auto is_same = [](const WindowChunk& p, const WindowChunk& q) { return p.place == q.place; };
+        slab.erase(std::unique(slab.begin(), slab.end(), is_same), slab.end());
     }
 }
 
@@ -126,6 +150,7 @@ void list_chunks(const Voxels& voxels, WindowPlan& plan) {
 WindowPlan plan_window(const BilateralInput& input) {
     WindowPlan plan;
     lay_out_padding(input, plan);
+    lay_out_blocks(*input.voxels, plan);
     list_offsets(input, plan);
     pad_runs(*input.voxels, plan);
     list_chunks(*input.voxels, plan);

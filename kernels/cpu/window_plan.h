@@ -4,6 +4,7 @@
 // axis, a few rows at a time.
 #pragma once
 
+#include "cpu/simd.h"
 #include "cpu/window.h"
 
 namespace crf {
@@ -22,6 +23,20 @@ struct OffsetDistances {
     float squared[kRows][kMaxAxes]{};
 };
 
+// The padded box in blocks of some rows of one vector each, numbered in raster order.
+struct WindowBlocks {
+    int num_axes = 0;
+    int64_t count[kMaxAxes]{}, stride[kMaxAxes]{};
+    int64_t reach[kMaxAxes]{};  // blocks on either side that hold all neighbors of a block's voxels
+    int64_t total = 0;
+};
+
+// A vector of voxels in each of kRows rows.
+struct WindowChunk {
+    int64_t place;  // of the first row's first voxel in the padded box
+    int64_t block;
+};
+
 struct WindowPlan {
     int64_t radius[kMaxAxes]{}, stride[kMaxAxes]{};  // per box axis: of the window, and of the padded box
     int64_t padded_size = 0;                         // of the padded box
@@ -30,9 +45,11 @@ struct WindowPlan {
     int64_t slab_size = 0;
     int64_t num_pairs = 0;  // per voxel
     std::vector<PlannedOffset> offsets;
-    std::vector<OffsetDistances> distances;   // of each offset
-    std::vector<int64_t> padded_run;          // place of each run in the padded box
-    std::vector<std::vector<int64_t>> slabs;  // first voxels of the vectors to visit, slab by slab
+    std::vector<OffsetDistances> distances;       // of each offset
+    std::vector<int64_t> padded_run;              // place of each run in the padded box
+    std::vector<int64_t> run_block;               // block of each run's first voxel; the next along the row are the next numbers
+    std::vector<std::vector<WindowChunk>> slabs;  // the vectors to visit, slab by slab
+    WindowBlocks blocks;
 };
 
 WindowPlan plan_window(const BilateralInput& input);

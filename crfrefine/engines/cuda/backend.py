@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import Backend, MeanFieldResult, Progress, Range
+from crfrefine.engines.base import Backend, FeatureOrigin, MeanFieldResult, Progress, Range
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
@@ -42,6 +42,7 @@ class CudaBackend:
         spec: KernelSetSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> CudaKernels:
@@ -55,7 +56,7 @@ class CudaBackend:
             CapacityError: not enough memory, or bandwidths too small for the lattice.
         """
         with self._lock, active_for(self.device, image), capacity(image.shape):
-            return CudaKernels(self.device, image, mask, spacing, spec, axes, progress)
+            return CudaKernels(self.device, image, mask, spacing, spec, axes, progress, origin)
 
     def mean_field(
         self,
@@ -66,6 +67,7 @@ class CudaBackend:
         spec: ModelSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
@@ -86,7 +88,8 @@ class CudaBackend:
                 filter_name=spec.kernels.filter,
             )
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
-            kernels = CudaKernels(self.device, np.asarray(image, dtype=np.float32), mask, spacing, spec.kernels, axes, progress)
+            guide = np.asarray(image, dtype=np.float32)
+            kernels = CudaKernels(self.device, guide, mask, spacing, spec.kernels, axes, progress, origin)
             return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=progress)
 
     def message(

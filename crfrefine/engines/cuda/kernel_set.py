@@ -16,6 +16,7 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from crfrefine.engines.base import FeatureOrigin
     from crfrefine.specs import KernelSetSpec, KernelSpec
 
 # For any GPU: costs of arithmetic and memory traffic, estimated on paper (docs/decisions/gpu.md); only their ratio matters.
@@ -120,7 +121,11 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
 
 
 def build_kernels(
-    voxels: Voxels, image: Any, spec: KernelSetSpec, progress: Callable[[int, int], None] | None = None
+    voxels: Voxels,
+    image: Any,
+    spec: KernelSetSpec,
+    progress: Callable[[int, int], None] | None = None,
+    origin: FeatureOrigin | None = None,
 ) -> tuple[list[Kernel], list[str]]:
     """Build and normalize the kernels of a model, the spatial one last, and describe each in one line.
 
@@ -129,20 +134,30 @@ def build_kernels(
         image: (M, *grid) on the device; all values have its type.
         spec: the kernels.
         progress: called with the number of kernels built so far and the number of all kernels.
+        origin: the point that features count from; None: the voxels' own.
     """
     kernels, descriptions = [], []
     for number, kernel in enumerate(spec.kernels):
         if progress is not None:
             progress(number, len(spec.kernels))
-        plain = build_filter(voxels, image, kernel, spec.filter, spec.num_labels - 1, spec.num_iterations)
+        plain = build_filter(voxels, image, kernel, spec.filter, spec.num_labels - 1, spec.num_iterations, origin)
         kernels.append(normalized(plain, voxels, spec.normalization, image.dtype))
         descriptions.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {plain.description}")
     return kernels, descriptions
 
 
-def build_filter(voxels: Voxels, image: Any, kernel: KernelSpec, filter_name: str, num_channels: int, num_filterings: int) -> Filter:
+def build_filter(
+    voxels: Voxels,
+    image: Any,
+    kernel: KernelSpec,
+    filter_name: str,
+    num_channels: int,
+    num_filterings: int,
+    origin: FeatureOrigin | None = None,
+) -> Filter:
     """Build the filter of one kernel, for the given numbers of channels and filterings; see `bilateral_filter`."""
     theta = voxels.of_box_axes(kernel.theta_position)
     if kernel.theta_intensity is None:
         return SpatialFilter(voxels, theta, image.dtype)
-    return bilateral_filter(filter_name, BilateralInput(voxels, image, theta, kernel.theta_intensity), num_channels, num_filterings)
+    bilateral = BilateralInput(voxels, image, theta, kernel.theta_intensity, origin)
+    return bilateral_filter(filter_name, bilateral, num_channels, num_filterings)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
+from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.callbacks import staged
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
@@ -21,6 +21,7 @@ from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.engines.cuda.moments import FeatureColumns
 from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.origin import checked_origin
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ class CudaKernels:
         spec: KernelSetSpec,
         axes: Sequence[int] | None = None,
         progress: Progress | None = None,
+        origin: FeatureOrigin | None = None,
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
         self._device, self._spec, self._num_labels, self._num_bilateral = device, spec, spec.num_labels, len(spec.bilateral)
+        origin = checked_origin(origin, image.shape)
         inside = math.prod(image.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
         check_memory(device, needed, f"building the kernels of {inside} voxels")
@@ -58,7 +61,7 @@ class CudaKernels:
         self.dtype = str(self._image.dtype)
         self._grid_shape = self.image_shape[1:]
         self._voxels = Voxels(device, self._grid_shape, spec.distances(spacing), mask, axes)
-        self._kernels, filters = build_kernels(self._voxels, self._image, spec, staged(progress, "build"))
+        self._kernels, filters = build_kernels(self._voxels, self._image, spec, staged(progress, "build"), origin)
         of_axes = self._voxels.of_box_axes
         self._features = [
             FeatureColumns(self._voxels, of_axes(kernel.theta_position), list(kernel.theta_intensity or ()), self._image)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.engines.base import FeatureOrigin
 from crfrefine.engines.cuda.device import Device, precision
 from crfrefine.errors import CapacityError, InputError
 
@@ -24,6 +25,7 @@ class Voxels:
         grid_size: voxels of the whole grid.
         grid_index, box_index: (voxel) linear indices in the grid and in the box, on the device.
         box_shape, spacing, source_axis: values of the box's axes; axes one voxel long are left out, except the last one.
+        first: the box's first voxel along each of these axes, in the grid.
         feature: number of each axis among the position features, which does not depend on its place in memory.
     """
 
@@ -67,6 +69,7 @@ class Voxels:
         last = len(grid_shape) - 1
         self.source_axis = [a for a in range(last + 1) if high[a] - low[a] > 1 or a == last]
         self.box_shape = [high[a] - low[a] for a in self.source_axis]
+        self.first = [low[a] for a in self.source_axis]
         self.box_size = math.prod(self.box_shape)
         self.spacing = [float(spacing[a]) for a in self.source_axis]
         number = self.source_axis if axes is None else [axes[a] for a in self.source_axis]
@@ -99,7 +102,14 @@ class BilateralInput:
         ranges: (smallest, largest) of each feature.
     """
 
-    def __init__(self, voxels: Voxels, image: Any, theta_alpha: Sequence[float], theta_beta: Sequence[float]) -> None:
+    def __init__(
+        self,
+        voxels: Voxels,
+        image: Any,
+        theta_alpha: Sequence[float],
+        theta_beta: Sequence[float],
+        origin: FeatureOrigin | None = None,
+    ) -> None:
         """Compute the features.
 
         Args:
@@ -107,6 +117,7 @@ class BilateralInput:
             image: (M, *grid) float32 or float64, on the device.
             theta_alpha: one per box axis.
             theta_beta: one per modality.
+            origin: the point that features count from; None: the box's first voxel and the lowest intensities.
 
         Raises:
             InputError: an intensity is not finite.
@@ -115,17 +126,23 @@ class BilateralInput:
         device, xp = voxels.device, voxels.device.xp
         dtype = image.dtype
         self.voxels, self._image, self.theta_alpha, self.theta_beta = voxels, image, list(theta_alpha), list(theta_beta)
-        for theta, extent, step in zip(theta_alpha, voxels.box_shape, voxels.spacing, strict=True):
-            if extent * step / theta > LARGEST_FEATURE:
+        self._origin = origin
+        begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
+        first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
+        for theta, low, extent, step in zip(theta_alpha, first, voxels.box_shape, voxels.spacing, strict=True):
+            if max(abs(low), abs(low + extent)) * step / theta > LARGEST_FEATURE:
                 raise CapacityError(f"theta_alpha {theta:f} is less than a millionth of the volume's extent; use a larger bandwidth")
-        lowest, highest = [], []
+        lowest, highest, zero = [], [], []
         for m, theta in enumerate(theta_beta):
             inside = image[m].reshape(-1)[voxels.grid_index]
             lowest.append(float(inside.min()))
+            zero.append(lowest[m])
             highest.append(float(inside.max()))
             if not bool(xp.isfinite(inside).all()):
                 raise InputError(f"modality {m} of the image holds values that are not finite (NaN or infinity)")
-            if (highest[m] - lowest[m]) / theta > LARGEST_FEATURE:
+            if origin is not None:
+                zero[m] = float(dtype.type(origin.intensity[m]))
+            if max(abs(lowest[m] - zero[m]), abs(highest[m] - zero[m])) / theta > LARGEST_FEATURE:
                 raise CapacityError(
                     f"theta_beta {theta:f} of modality {m} is less than a millionth of its range of intensities; use a larger bandwidth, "
                     "or normalize the intensities"
@@ -144,25 +161,26 @@ class BilateralInput:
             voxels.box_index,
             voxels.num_voxels,
             len(self.theta_beta),
-            device.upload(np.array(lowest, dtype=dtype)),
+            device.upload(np.array(zero, dtype=dtype)),
             device.upload(np.array([1.0 / theta for theta in theta_beta], dtype=dtype)),
             voxels.num_axes,
             device.upload(np.array(voxels.box_shape, dtype=np.int64)),
             device.upload(np.array(position_scale, dtype=np.float64)),
             device.upload(np.array(voxels.feature, dtype=np.int64)),
+            device.upload(np.array(first, dtype=np.int64)),
             self.features,
         )
-        positions = [0.0] * voxels.num_axes
+        positions = [(0.0, 0.0)] * voxels.num_axes
         for a, scale in enumerate(position_scale):
-            positions[voxels.feature[a]] = (voxels.box_shape[a] - 1) * scale
-        spans = [(top - bottom) / theta for bottom, top, theta in zip(lowest, highest, theta_beta, strict=True)]
-        self.ranges = [(0.0, span) for span in (*spans, *positions)]
+            positions[voxels.feature[a]] = (first[a] * scale, (first[a] + voxels.box_shape[a] - 1) * scale)
+        ends = zip(lowest, highest, zero, theta_beta, strict=True)
+        self.ranges = [((bottom - own) / theta, (top - own) / theta) for bottom, top, own, theta in ends] + positions
 
     def single(self) -> BilateralInput:
         """The same features from the image in float32, from which a lattice is built."""
         if self._image.dtype == np.float32:
             return self
-        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_alpha, self.theta_beta)
+        return BilateralInput(self.voxels, self._image.astype(np.float32), self.theta_alpha, self.theta_beta, self._origin)
 
     @property
     def num_features(self) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
-from crfrefine.engines.base import MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
@@ -41,6 +42,7 @@ class ReferenceBackend:
         spec: KernelSetSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> ReferenceKernels:
@@ -51,7 +53,8 @@ class ReferenceBackend:
             InputError: the mask is empty.
             CapacityError: too many voxels in the mask.
         """
-        return ReferenceKernels(image, _inside(mask, image.shape[1:]), spacing, spec, axes, progress)
+        checked = checked_origin(origin, image.shape)
+        return ReferenceKernels(image, _inside(mask, image.shape[1:]), spacing, spec, axes, checked, progress)
 
     def mean_field(
         self,
@@ -62,11 +65,12 @@ class ReferenceBackend:
         spec: ModelSpec,
         *,
         axes: Sequence[int] | None = None,
+        origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
-        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, threads=threads, progress=progress)
+        kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, origin=origin, threads=threads, progress=progress)
         return kernels.run_last(logits, spec.mean_field, progress=progress)
 
     def message(
@@ -86,7 +90,7 @@ class ReferenceBackend:
         """
         grid_shape = values.shape[1:]
         inside = _inside(mask, grid_shape)
-        plain, _, _ = _built(spec.kernels[0], spec, image, inside, spacing, None)
+        plain, _, _ = _built(spec.kernels[0], spec, image, inside, spacing, None, None)
         kernel = NormalizedKernel(plain, int(inside.sum()), spec.normalization)
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
@@ -122,6 +126,7 @@ class ReferenceKernels:
         spacing: Sequence[float],
         spec: KernelSetSpec,
         axes: Sequence[int] | None,
+        origin: FeatureOrigin | None,
         progress: Progress | None,
     ) -> None:
         started = time.perf_counter()
@@ -139,7 +144,7 @@ class ReferenceKernels:
         for index, kernel in enumerate(spec.kernels):
             if progress is not None:
                 progress("build", index, len(spec.kernels))
-            plain, text, features = _built(kernel, spec, image, inside, spacing, axes)
+            plain, text, features = _built(kernel, spec, image, inside, spacing, axes, origin)
             self._kernels.append(plain)
             self._features.append(features)
             filters.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{index}'}: {text}")
@@ -248,10 +253,12 @@ def _built(
     inside: NDArray[np.bool_],
     spacing: Sequence[float],
     axes: Sequence[int] | None,
+    origin: FeatureOrigin | None,
 ) -> tuple[Filter, str, NDArray[np.float64]]:
     """The plain kernel, a line that says how it is computed, and its features."""
     steps = spec.distances(spacing)
-    features = kernel_features(image, inside, steps, kernel.theta_position, kernel.theta_intensity, inside.shape)
+    counted_from = None if origin is None else (origin.position, origin.intensity)
+    features = kernel_features(image, inside, steps, kernel.theta_position, kernel.theta_intensity, inside.shape, origin=counted_from)
     if kernel.is_spatial:
         return DenseKernel(features), "exact", features
     counted = features

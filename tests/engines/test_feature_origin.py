@@ -1,0 +1,238 @@
+"""The feature origin: parts of a volume that share it filter on the same lattice points and grid cells as the whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from oracles import Case, random_case, resolve
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend, FeatureOrigin
+from crfrefine.engines.origin import default_origin
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.specs import ModelSpec
+
+FILTERS = {"reference": ("exact", "truncated", "lattice"), "cpu": ("exact", "truncated", "grid", "lattice")}
+ALPHA, BETA, SPACING = [1.5, 2.0, 1.7], [0.15, 0.2, 0.25], (0.7, 1.2, 1.9)
+# Messages in float32: sums of some hundred terms in another order.
+ROUNDING = 2e-6
+
+
+def _filters(backend: Backend, num_modalities: int) -> list[str]:
+    names = FILTERS.get(backend.name, ("exact", "truncated", "lattice"))
+    return [name for name in names if name != "grid" or num_modalities <= 2]
+
+
+def _case(grid_shape: Sequence[int], num_modalities: int, *, masked: bool = True) -> Case:
+    case = random_case(len(grid_shape), num_modalities, masked=masked, grid_shape=grid_shape)
+    return replace(case, spacing=SPACING[: len(grid_shape)])
+
+
+def _spec(case: Case, filter_name: str, **changes: object) -> ModelSpec:
+    """One step with plain kernels: what it changes are the messages, times a weight."""
+    fixed: dict[str, object] = {
+        "bilateral__theta_alpha": ALPHA[: len(case.spacing)],
+        "bilateral__theta_beta": BETA[: len(case.image)],
+        "bilateral__weight": 0.5,
+        "mean_field__normalization": "none",
+        "mean_field__num_iterations": 1,
+        "mean_field__filter": filter_name,
+    }
+    return resolve(case, **(fixed | changes))
+
+
+def _pairwise(backend: Backend, case: Case, spec: ModelSpec, origin: FeatureOrigin | None) -> NDArray[np.float64]:
+    result = backend.mean_field(case.logits, case.image, case.mask, case.spacing, spec, origin=origin)
+    return case.logits.astype(np.float64) - result.logits
+
+
+def _cut(case: Case, axis: int, begin: int, end: int) -> Case:
+    part = [slice(None)] * len(case.spacing)
+    part[axis] = slice(begin, end)
+    mask = None if case.mask is None else case.mask[tuple(part)]
+    return Case(case.logits[:, *part], case.image[:, *part], mask, case.spacing)
+
+
+def _moved(origin: FeatureOrigin, axis: int, by: int) -> FeatureOrigin:
+    position = list(origin.position)
+    position[axis] += by
+    return replace(origin, position=tuple(position))
+
+
+def _assert_near(found: NDArray[np.float64], expected: NDArray[np.float64], tolerance: float) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=tolerance * float(np.abs(expected).max()))
+
+
+def test_the_default_is_the_corner_of_the_mask_and_the_lowest_intensity_inside() -> None:
+    """What stands outside the mask does not count."""
+    image = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    mask = np.zeros((3, 4), dtype=bool)
+    mask[1, 3] = mask[2, 1] = True
+    assert default_origin(image, mask) == FeatureOrigin((1, 1), (7.0, 19.0))
+    assert default_origin(image, None) == FeatureOrigin((0, 0), (0.0, 12.0))
+    with pytest.raises(InputError, match="mask is empty"):
+        default_origin(image, np.zeros((3, 4), dtype=bool))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("num_modalities", [1, 2, 3])
+@pytest.mark.parametrize("grid_shape", [(9, 14), (5, 8, 7)], ids=["2d", "3d"])
+def test_the_default_origin_changes_no_bit(backend: Backend, grid_shape: tuple[int, ...], num_modalities: int, masked: bool) -> None:
+    """With every filter, and with the spatial kernel beside it."""
+    case = _case(grid_shape, num_modalities, masked=masked)
+    origin = default_origin(case.image, case.mask)
+    for name in _filters(backend, num_modalities):
+        spec = _spec(case, name, spatial__weight=1.0, mean_field__normalization="symmetric", mean_field__num_iterations=3)
+        np.testing.assert_array_equal(_pairwise(backend, case, spec, origin), _pairwise(backend, case, spec, None), err_msg=name)
+
+
+def test_the_default_origin_changes_no_bit_in_float64(backend: Backend) -> None:
+    """The lattice of an image in float64 is built in float32: the origin is rounded like the image."""
+    case = _case((5, 8, 7), 2)
+    image, logits = case.image.astype(np.float64) * (1.0 + 1e-9), case.logits.astype(np.float64)
+    for name in ("exact", "truncated", "lattice"):
+        spec = _spec(case, name)
+        found = [
+            backend.kernels(image, case.mask, case.spacing, spec.kernels, origin=origin).run(logits, spec.mean_field).logits
+            for origin in (None, default_origin(image, case.mask))
+        ]
+        np.testing.assert_array_equal(found[0], found[1], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("grid_shape", "axis", "num_modalities"),
+    [((40, 5, 3), 0, 1), ((40, 5, 3), 0, 2), ((3, 4, 20), 2, 3), ((40, 7), 0, 1), ((6, 25), 1, 2)],
+    ids=["slabs-1", "slabs-2", "columns-3", "rows-1", "columns-2"],
+)
+@pytest.mark.parametrize("by", ["cut", "mask"])
+def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(
+    backend: Backend, grid_shape: tuple[int, ...], axis: int, num_modalities: int, by: str
+) -> None:
+    """Whether the rest is cut off or left out of the mask: to rounding, five theta_alpha from the cut (math.md, section 5.5).
+
+    Without the origin, messages of the lattice and of the grid are off by 0.1 to 20 % of the largest there.
+    """
+    case = _case(grid_shape, num_modalities)
+    reach = int(np.ceil(5.0 * ALPHA[axis] / SPACING[axis]))
+    begin, end = 3, grid_shape[axis] - 2
+    assert end - begin > 2 * reach
+    origin = default_origin(case.image, case.mask)
+    inner = np.zeros(grid_shape, dtype=bool)
+    np.moveaxis(inner, axis, 0)[begin + reach : end - reach] = True
+    inner &= case.inside
+    kept = np.zeros(grid_shape, dtype=bool)
+    np.moveaxis(kept, axis, 0)[begin:end] = True
+    for name in _filters(backend, num_modalities):
+        spec = _spec(case, name)
+        expected = _pairwise(backend, case, spec, None)
+        found, plain = np.zeros_like(expected), np.zeros_like(expected)
+        for target, shared in ((found, True), (plain, False)):
+            if by == "mask":
+                left = replace(case, mask=case.inside & kept)
+                target[...] = _pairwise(backend, left, spec, origin if shared else None)
+            else:
+                part = _cut(case, axis, begin, end)
+                target[:, kept] = _pairwise(backend, part, spec, _moved(origin, axis, -begin) if shared else None).reshape(len(target), -1)
+        # The exact sum has no reach: what is beyond five theta_alpha weighs e^-12.5 at most.
+        tolerance = 5e-5 if name == "exact" else ROUNDING
+        _assert_near(found[:, inner], expected[:, inner], tolerance)
+        if name in ("grid", "lattice"):
+            scale = float(np.abs(expected[:, inner]).max())
+            assert np.abs(plain - expected)[:, inner].max() > 1e-3 * scale, name
+
+
+@pytest.mark.parametrize("num_modalities", [1, 2])
+def test_an_origin_whole_cells_away_changes_no_message(num_modalities: int) -> None:
+    """Before and behind the voxels, and above and below their intensities: cells are one bandwidth wide, so they are the same."""
+    case = replace(_case((7, 10, 9), num_modalities), spacing=(1.0, 0.5, 2.0))
+    spec = _spec(case, "grid", bilateral__theta_alpha=[2.0, 1.5, 4.0], bilateral__theta_beta=[0.25, 0.125][:num_modalities])
+    cpu, origin = get_backend("cpu"), default_origin(case.image, case.mask)
+    expected = _pairwise(cpu, case, spec, None)
+    for cells in (-40, -1, 1, 3):
+        away = FeatureOrigin(
+            tuple(index + cells * step for index, step in zip(origin.position, (2, 3, 2), strict=True)),
+            tuple(value - cells * theta for value, theta in zip(origin.intensity, (0.25, 0.125), strict=False)),
+        )
+        # The features themselves are rounded, by up to 40 bandwidths' last bit.
+        _assert_near(_pairwise(cpu, case, spec, away), expected, 2e-5)
+
+
+def test_a_distant_origin_needs_no_more_cells() -> None:
+    """At most one more along each axis and modality, because the box then begins inside a cell."""
+    case = _case((7, 10, 9), 1)
+    spec = _spec(case, "grid")
+    cpu = get_backend("cpu")
+
+    def num_cells(origin: FeatureOrigin | None) -> int:
+        line = cpu.kernels(case.image, case.mask, case.spacing, spec.kernels, origin=origin).filters[0]
+        return int(re.findall(r"grid \((\d+) cells\)", line)[0])
+
+    fewest = num_cells(None)
+    for position in ((-20_001, 5, 30_007), (4, 3, 2), (700, -999, 1)):
+        cells = num_cells(FeatureOrigin(position, (-3000.01,)))
+        # The smallest extent is seven cells here: (8 / 7)^4 as many.
+        assert fewest <= cells <= fewest * (8 / 7) ** 4
+
+
+def test_lattices_around_any_origin_are_those_of_the_reference(compiled_backend: Backend) -> None:
+    """Features on both sides of zero, against the reference in float64: weights have 16 bits, and few voxels are near another simplex."""
+    case = _case((5, 8, 7), 2)
+    spec, origin = _spec(case, "lattice"), FeatureOrigin((3, -2, 5), (0.4, -0.3))
+    expected = _pairwise(get_backend("reference"), case, spec, origin)
+    _assert_near(_pairwise(compiled_backend, case, spec, origin), expected, 2e-4)
+    assert np.abs(_pairwise(compiled_backend, case, spec, None) - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_the_origin_has_the_order_of_the_grids_axes(backend: Backend) -> None:
+    """Transposed arrays with a transposed origin, told the user's axes: the same messages."""
+    case, order = _case((5, 8, 7), 2), (2, 0, 1)
+    spec, origin = _spec(case, "lattice"), FeatureOrigin((3, -2, 5), (0.4, -0.3))
+    expected = _pairwise(backend, case, spec, origin)
+    grid = tuple(axis + 1 for axis in order)
+    assert case.mask is not None
+    turned = replace(spec.kernels.kernels[0], theta_position=tuple(ALPHA[axis] for axis in order))
+    result = backend.mean_field(
+        np.ascontiguousarray(case.logits.transpose(0, *grid)),
+        np.ascontiguousarray(case.image.transpose(0, *grid)),
+        np.ascontiguousarray(case.mask.transpose(order)),
+        [case.spacing[axis] for axis in order],
+        replace(spec, kernels=replace(spec.kernels, kernels=(turned,))),
+        axes=order,
+        origin=replace(origin, position=tuple(origin.position[axis] for axis in order)),
+    )
+    found = case.logits - np.transpose(result.logits, (0, *(1 + np.argsort(order))))
+    _assert_near(found, expected, ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        (FeatureOrigin((0, 0), (0.0, 0.0)), "2 axes and 2 modalities; the image has 3 axes and 2 modalities"),
+        (FeatureOrigin((0, 0, 0), (0.0,)), "3 axes and 1 modalities; the image has 3 axes and 2 modalities"),
+        (FeatureOrigin((0, 0, 0), (0.0, float("nan"))), "finite intensities"),
+        (FeatureOrigin((0, 2**40, 0), (0.0, 0.0)), "must be a voxel"),
+    ],
+    ids=["axes", "modalities", "nan", "index"],
+)
+def test_an_origin_of_another_image_is_refused(backend: Backend, origin: FeatureOrigin, message: str) -> None:
+    """Before anything is built."""
+    case = _case((5, 8, 7), 2)
+    with pytest.raises(InputError, match=message):
+        _pairwise(backend, case, _spec(case, "exact"), origin)
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [(FeatureOrigin((0, -30_000_000, 0), (0.0, 0.0)), "theta_alpha"), (FeatureOrigin((0, 0, 0), (0.0, 1e6)), "theta_beta")],
+    ids=["position", "intensity"],
+)
+def test_an_origin_out_of_precision_is_refused(compiled_backend: Backend, origin: FeatureOrigin, message: str) -> None:
+    """A million bandwidths away, single precision no longer resolves a bandwidth."""
+    case = _case((5, 8, 7), 2)
+    with pytest.raises(CapacityError, match=message):
+        _pairwise(compiled_backend, case, _spec(case, "lattice"), origin)

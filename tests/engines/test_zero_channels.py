@@ -1,0 +1,95 @@
+"""Where labels share channels, most of a channel is zero: filters skip what follows from zeros alone, without a trace in the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from oracles import SPACINGS, one_kernel
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend
+from crfrefine.specs import KernelSetSpec
+
+Float32 = NDArray[np.float32]
+
+GRIDS = {1: (150,), 2: (37, 70), 3: (21, 18, 45), 4: (6, 9, 7, 33)}
+# Stands for a zero and is none; sums of it vanish in the rounding of all that is above NEGLIGIBLE.
+TINY = np.float32(1e-34)
+NEGLIGIBLE = 1e-20
+
+
+def _sparse_channels(grid_shape: Sequence[int], num_channels: int, rng: np.random.Generator) -> Float32:
+    """Boxes of random values and size in a background of zeros, at the border too; every fourth channel is zero, the next one full."""
+    values = np.zeros((num_channels, *grid_shape), dtype=np.float32)
+    for number, channel in enumerate(values):
+        if number % 4 == 3:
+            continue
+        begin = [0 if number % 4 == 0 else int(rng.integers(0, extent)) for extent in grid_shape]
+        size = [extent if number % 4 == 0 else int(rng.integers(1, max(2, extent // 3))) for extent in grid_shape]
+        box = tuple(slice(first, first + length) for first, length in zip(begin, size, strict=True))
+        channel[box] = rng.uniform(0.1, 1.0, size=channel[box].shape)
+    return values
+
+
+def _without_negligible(values: Float32) -> Float32:
+    return np.where(np.abs(values) < NEGLIGIBLE, np.float32(0.0), values)
+
+
+def _kernel(filter_name: str, num_dims: int, num_modalities: int) -> KernelSetSpec:
+    theta = [0.9, 1.1, 0.8, 1.2][:num_dims]
+    if filter_name == "spatial":
+        return one_kernel(theta, None)
+    # A large theta_beta: no weight is so small that the sum of tiny numbers counts beside it.
+    return one_kernel(theta, [1.5] * num_modalities, filter=filter_name, normalization="symmetric")
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 9])
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("filter_name", ["truncated", "grid", "lattice", "spatial"])
+def test_skipping_zeros_changes_no_bit(filter_name: str, num_dims: int, num_channels: int, masked: bool) -> None:
+    """Compared with channels where tiny numbers stand for the zeros, so that nothing is skipped; at any number of threads.
+
+    Weights of the lattice and of the grid have few bits, so some products lie halfway between two floats, and a tiny number decides how
+    they are rounded: there a last bit may differ.
+    """
+    rng = np.random.default_rng([num_dims, num_channels, masked])
+    shape = GRIDS[num_dims]
+    num_modalities = 1 + num_channels % 2
+    image = rng.random((num_modalities, *shape)).astype(np.float32)
+    mask = rng.random(shape) < 0.8 if masked else None
+    cpu, spec = get_backend("cpu"), _kernel(filter_name, num_dims, num_modalities)
+    for _ in range(3):
+        values = _sparse_channels(shape, num_channels, rng)
+        full = cpu.message(np.where(values == 0.0, TINY, values), image, mask, SPACINGS[num_dims], spec, threads=1)
+        found = cpu.message(values, image, mask, SPACINGS[num_dims], spec, threads=1)
+        last_bit = 2.5e-7 if filter_name in ("grid", "lattice") else 0.0
+        np.testing.assert_allclose(_without_negligible(found), _without_negligible(full), rtol=last_bit, atol=0.0)
+        np.testing.assert_array_equal(cpu.message(values, image, mask, SPACINGS[num_dims], spec, threads=3), found)
+
+
+@pytest.mark.parametrize("filter_name", ["truncated", "lattice", "spatial"])
+def test_sparse_channels_match_the_reference(compiled_backend: Backend, filter_name: str) -> None:
+    """Against float64, which skips nothing: to the accuracy of the lattice's 16-bit weights and of the spatial kernel's window."""
+    rng = np.random.default_rng(5)
+    shape = (9, 8, 19)
+    image = rng.random((2, *shape)).astype(np.float32)
+    mask = rng.random(shape) < 0.8
+    spec = _kernel(filter_name, 3, 2)
+    values = _sparse_channels(shape, 6, rng)
+    expected = get_backend("reference").message(values, image, mask, SPACINGS[3], spec)
+    found = compiled_backend.message(values, image, mask, SPACINGS[3], spec)
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=2e-4 * float(expected.max()))
+
+
+def test_labels_that_are_ruled_out_have_no_marginal() -> None:
+    """Exactly zero, at every instruction set, because filters skip only exact zeros."""
+    logits = np.zeros((3, 2, 40), dtype=np.float32)
+    logits[1], logits[2, 0], logits[2, 1] = -1e4, -100.0, -80.0
+    marginals = get_backend("cpu").softmax(logits)
+    assert not marginals[1].any()
+    assert not marginals[2, 0].any()
+    np.testing.assert_allclose(marginals[2, 1], np.exp(-80.0), rtol=1e-4)
