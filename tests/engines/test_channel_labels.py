@@ -77,7 +77,7 @@ def test_gradients_in_single_precision(model):
     (_, found), (_, expected) = (
         Corners(model, dtype=dtype).gradients(get_backend("cpu"), dense=False) for dtype in (np.float32, np.float64)
     )
-    assert not found.logits[Corners().held < 0].any()
+    assert np.abs(found.logits[Corners().held < 0]).max() < 1e-30  # the least normal number stands for a softmax of 0 on some processors
     for name in NAMES:
         _close(getattr(found, name), getattr(expected, name), 1e-3, name)
 
