@@ -13,25 +13,26 @@ from crfrefine.engines.base import Backend, Kernels, MeanFieldGradients
 from crfrefine.engines.channel_labels import labels_of_voxels
 from crfrefine.specs import ChannelLabels, MeanFieldSpec
 
-SHAPE = (14, 3, 20)
+DEPTH, WIDTH = 14, 20
 SPACING = (2.0, 1.5, 1.2)
 NUM_LABELS, NUM_CHANNELS = 7, 3
 MODELS = ("potts", "weights", "matrix", "matrix and weights")
 
-# Corners along the first and last axis: where their two labels live, the tiles in which channels 1 and 2 hold them, and these labels.
+# Corners along the first and last axis: where labels live, the tiles in which channels 1 and 2 hold them, and these labels; -1: none.
 _CORNERS = (
     ((slice(0, 2), slice(None), slice(0, 4)), (slice(0, 2), slice(None), slice(0, 2)), (1, 2)),
     ((slice(0, 2), slice(None), slice(16, 20)), (slice(0, 2), slice(None), slice(2, 4)), (4, 3)),
-    ((slice(12, 14), slice(None), slice(0, 4)), (slice(3, 5), slice(None), slice(0, 2)), (5, 6)),
+    ((slice(12, 14), slice(None), slice(0, 4)), (slice(3, 5), slice(None), slice(0, 2)), (5, -1)),
+    ((slice(12, 14), slice(None), slice(16, 20)), (slice(3, 5), slice(None), slice(2, 4)), (-1, 6)),
 )
 
 
-def corner_labels() -> ChannelLabels:
-    """Background in channel 0 everywhere, two labels in each of three corners.
+def corner_labels(height: int) -> ChannelLabels:
+    """Background in channel 0 everywhere, one or two labels in each of four corners of a grid with this middle axis.
 
     From a label's voxels to the end of its tiles it is 8 mm along the first axis and 7.2 mm along the last, with bandwidths below 1 mm.
     """
-    labels = np.full((NUM_CHANNELS, 5, 2, 4), -1, dtype=np.int32)
+    labels = np.full((NUM_CHANNELS, 5, -(-height // 2), 4), -1, dtype=np.int32)
     labels[0] = 0
     for _, tiles, held in _CORNERS:
         labels[1:, *tiles] = np.array(held)[:, None, None, None]
@@ -41,16 +42,17 @@ def corner_labels() -> ChannelLabels:
 class Corners:
     """The case and a model of it; all values are random but the same each time."""
 
-    def __init__(self, model: str = "matrix and weights", *, filter_name: str = "exact", dtype: type = np.float64) -> None:
+    def __init__(self, model: str = "matrix and weights", *, filter_name: str = "exact", dtype: type = np.float64, height: int = 3) -> None:
         rng = np.random.default_rng(5)
         self.dtype, self.filter_name = dtype, filter_name
-        self.mask = rng.random(SHAPE) < 0.7
-        self.image = rng.normal(size=(2, *SHAPE)).astype(dtype)
-        self.shared = corner_labels()
-        self.present = np.zeros((NUM_LABELS, *SHAPE), dtype=bool)
+        self.shape = (DEPTH, height, WIDTH)
+        self.mask = rng.random(self.shape) < 0.7
+        self.image = rng.normal(size=(2, *self.shape)).astype(dtype)
+        self.shared = corner_labels(height)
+        self.present = np.zeros((NUM_LABELS, *self.shape), dtype=bool)
         self.present[0] = True
         for voxels, _, held in _CORNERS:
-            self.present[held, *voxels] = True
+            self.present[[label for label in held if label > 0], *voxels] = True
         self.dense = np.where(self.present, 2.0 * rng.normal(size=self.present.shape), ABSENT_LOGIT).astype(dtype)
         self.loss_by_dense = np.where(self.present, rng.normal(size=self.present.shape), 0.0).astype(dtype)
         weights = rng.uniform(0.5, 3.0, size=(3, NUM_LABELS))
@@ -65,7 +67,7 @@ class Corners:
     def held(self) -> NDArray[np.int32]:
         """(C, *grid), the label of each channel, -1 where it holds none."""
         above = ChannelLabels(self.shared.tile, self.shared.labels + 1)
-        return labels_of_voxels(above, SHAPE) - 1
+        return labels_of_voxels(above, self.shape) - 1
 
     def pack(self, dense: NDArray, absent: float) -> NDArray:
         """Labels in the channels that they share, (C, *grid), from (L, *grid)."""
