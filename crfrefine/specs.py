@@ -46,7 +46,7 @@ class KernelSetSpec:
         kernels: the appearance kernels, then the spatial one if there is one.
         normalization: "symmetric", "after" or "none".
         filter: how messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (float32 only).
-        num_labels: L, channels of the logits.
+        num_labels: L, channels of the logits; fewer where labels share channels (`ChannelLabels`).
         num_iterations: number of steps that "auto" chooses a filter for.
         positions: "mm", or "voxels": bandwidths count voxels, and the spacing is not used.
     """
@@ -84,6 +84,27 @@ class KernelSetSpec:
 
 
 @dataclass(frozen=True, eq=False)
+class ChannelLabels:
+    """The label of each channel from place to place, where labels that never meet share a channel.
+
+    Wherever a label's marginals or its messages are not negligible, its channel must hold this label, and no other channel may.
+
+    Attributes:
+        tile: voxels of a tile along each grid axis, in the grid's order of the arrays that an engine is given; tiles begin at index 0.
+        labels: (C, *tile grid) int32, the label that channel c holds in a tile. -1: none, so the channel's logits are -1e4 in the whole
+            tile; it counts as label 0.
+    """
+
+    tile: tuple[int, ...]
+    labels: NDArray[np.int32]
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
 class MeanFieldSpec:
     """A run of the mean field on built kernels.
 
@@ -94,6 +115,7 @@ class MeanFieldSpec:
         temperature: divides the logits.
         tolerance: mean KL in nats per voxel below which the run has converged; 0: all steps are taken.
         damping: share of the old log-marginals in a step.
+        channel_labels: which labels the C channels of the logits hold; None: channel l holds label l everywhere.
     """
 
     weights: NDArray[np.floating[Any]]
@@ -102,6 +124,7 @@ class MeanFieldSpec:
     temperature: float = 1.0
     tolerance: float = 0.0
     damping: float = 0.0
+    channel_labels: ChannelLabels | None = None
 
     @property
     def num_labels(self) -> int:
@@ -116,12 +139,28 @@ class MeanFieldSpec:
         return bool(np.array_equal(self.compatibility, 1.0 - np.eye(self.num_labels)))
 
     @cached_property
+    def has_one_weight(self) -> bool:
+        """Whether each kernel has the same weight for all labels."""
+        return bool((self.weights == self.weights[:, :1]).all())
+
+    @cached_property
     def num_channels(self) -> int:
         """Number of channels of the marginals that are filtered.
 
-        With one weight for all labels, the message of the last label follows from the others, since marginals sum to 1.
+        With one weight for all labels, the message of the last channel follows from the others, since marginals sum to 1.
         """
-        return self.num_labels - 1 if bool((self.weights == self.weights[:, :1]).all()) else self.num_labels
+        num_rows = self.num_labels if self.channel_labels is None else self.channel_labels.num_channels
+        return num_rows - 1 if self.has_one_weight else num_rows
+
+    def as_plain(self) -> MeanFieldSpec:
+        """Return the same run without `channel_labels`, if it need not know labels: Potts with one weight for all; else itself."""
+        if self.channel_labels is None or not (self.is_potts and self.has_one_weight):
+            return self
+        import numpy as np
+
+        num_channels = self.channel_labels.num_channels
+        weights = np.repeat(self.weights[:, :1], num_channels, axis=1)
+        return dataclasses.replace(self, weights=weights, compatibility=1.0 - np.eye(num_channels), channel_labels=None)
 
     def rounded(self, dtype: Any) -> MeanFieldSpec:
         """Return the spec with weights in the precision of a run, which determine `num_channels`."""

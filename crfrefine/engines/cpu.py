@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
 from crfrefine.errors import CapacityError, InputError
@@ -183,7 +184,7 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty_like(logits)
         with _engine_errors(self._engine, logits.shape):
-            run = _run_arguments(spec.rounded(logits.dtype))
+            run = _run_arguments(self._checked(spec).as_plain())
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         return MeanFieldResult(out, report, {"build": self._build_seconds, "steps": time.perf_counter() - started})
@@ -191,7 +192,7 @@ class CpuKernels:
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         logits = self._array(logits)
-        spec = spec.rounded(logits.dtype)
+        spec = self._checked(spec).as_plain()
         out = np.empty_like(logits)
         try:
             record = np.empty((spec.num_iterations, spec.num_channels, self.num_voxels), logits.dtype)
@@ -215,7 +216,7 @@ class CpuKernels:
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
         by_image = np.zeros_like(self._image) if wants_image else None
-        run = _run_arguments(spec.rounded(logits.dtype))
+        run = _run_arguments(self._checked(spec))
         with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, list(tape.steps), gradient, *run, wants_theta, by_logits, by_image)
         num_modalities, num_axes = len(self._image), self._image.ndim - 1
@@ -225,14 +226,19 @@ class CpuKernels:
         spatial = np.array(sums["theta"][-1]) if self.num_kernels > self._num_bilateral else None
         return MeanFieldGradients(
             logits=by_logits,
-            weights=np.array(sums["weights"]).reshape(self.num_kernels, self._num_labels),
-            compatibility=np.array(sums["compatibility"]).reshape(self._num_labels, self._num_labels),
+            weights=np.array(sums["weights"]).reshape(self.num_kernels, spec.num_labels),
+            compatibility=np.array(sums["compatibility"]).reshape(spec.num_labels, spec.num_labels),
             temperature=float(sums["temperature"]),
             theta_alpha=bilateral[:, num_modalities:],
             theta_beta=bilateral[:, :num_modalities],
             theta_gamma=spatial,
             image=by_image,
         )
+
+    def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
+        """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
+        check_channel_labels(spec, self._num_labels, self._image.shape[1:])
+        return spec.rounded(self._image.dtype)
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
         """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
@@ -252,7 +258,10 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
 
 def _run_arguments(spec: MeanFieldSpec) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
-    return spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping
+    shared = spec.channel_labels
+    labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
+    model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
+    return *model, labels, [] if shared is None else list(shared.tile)
 
 
 def _floats(values: Any) -> list[float]:

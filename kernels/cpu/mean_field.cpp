@@ -12,6 +12,7 @@ namespace crf {
 namespace {
 
 constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
+constexpr int kFarBelow = 100;                // nats under the largest logit: a rounding error of the marginal would count in the energy
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
 // Sums over one block of voxels.
@@ -48,9 +49,10 @@ class MeanField {
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         messages_ = Buffer<T>(num_channels_ * num_voxels_);
         if (implied_) sum_ones();
+        if (options.channel_labels) plan_weights();
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<T>(3 * num_labels_ * kVoxelBlock);
+        for (auto& s : scratch_) s = Buffer<T>((looks_up_penalties_ ? 4 : 3) * num_labels_ * kVoxelBlock);
         BlockCache::release_idle();
     }
 
@@ -74,6 +76,7 @@ class MeanField {
             if (is_last && options_.is_last_run) {
                 kernels_.clear();
                 workspace_ = Workspace();
+                unweighted_ = Buffer<T>();
                 BlockCache::release_idle();
             }
             T* target = keep || is_last ? out : nullptr;
@@ -129,12 +132,46 @@ class MeanField {
         for (Kernel<T>& k : kernels_) k.ones = Buffer<T>();
     }
 
+    // Where labels share channels and a kernel has a weight for each, the receiver's channel says which: within the kernel's reach it holds
+    // the sender's label.
+    void plan_weights() {
+        looks_up_penalties_ = !options_.is_potts;
+        for (size_t k = 0; k < kernels_.size(); ++k) {
+            const T weight = options_.has_one_weight(k) ? options_.weight[k].front() : T{1};
+            channel_weight_.emplace_back(num_labels_, weight);
+            if (k > 0 && !options_.has_one_weight(k) && !unweighted_) {
+                unweighted_ = Buffer<T>(num_channels_ * num_voxels_);
+                clear_rows(unweighted_.get(), num_voxels_, num_channels_, pool_);
+            }
+        }
+    }
+
     void send_messages() {
         for (size_t k = 0; k < kernels_.size(); ++k) {
             const T* scale = kernels_[k].scale.get();
-            kernels_[k].filter->accumulate(old_marginals_, num_channels_, kernels_[k].scales_sent ? scale : nullptr, scale,
-                                           options_.weight[k].data(), messages_.get(), workspace_);
+            const bool looks_up = options_.channel_labels && !options_.has_one_weight(k);
+            const T* weight = options_.channel_labels ? channel_weight_[k].data() : options_.weight[k].data();
+            // The first kernel's messages need no memory of their own.
+            T* const received = looks_up && k > 0 ? unweighted_.get() : messages_.get();
+            kernels_[k].filter->accumulate(old_marginals_, num_channels_, kernels_[k].scales_sent ? scale : nullptr, scale, weight,
+                                           received, workspace_);
+            if (!looks_up) continue;
+            for_blocks([&](int64_t block, int thread) {
+                options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, messages_.get(), scratch_[thread].get());
+            });
         }
+    }
+
+    // The pairwise terms of a block under a penalty for each pair of labels. `messages` is overwritten.
+    void look_up_penalties(int64_t block, T* messages, T* pairwise) const {
+        load_rows(messages_.get(), num_voxels_, block, num_channels_, messages);
+        if (implied_) {
+            T* const last = messages + num_channels_ * kVoxelBlock;
+            load_rows(weighted_ones_.get(), num_voxels_, block, 1, last);
+            for (int c = 0; c < num_channels_; ++c)
+                for (int64_t i = 0; i < kVoxelBlock; ++i) last[i] -= messages[c * kVoxelBlock + i];
+        }
+        options_.channel_labels->penalties(options_.compatibility.data(), false, block, messages, pairwise);
     }
 
     // Logits over temperature of a block, one row of kVoxelBlock per label; rows are padded with zeros to whole vectors.
@@ -189,11 +226,14 @@ class MeanField {
         T* x = scratch;                                 // logits, then the new logits, then the new marginals
         T* q = scratch + num_labels * kVoxelBlock;      // old marginals of all labels
         T* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
+        T* p = scratch + 3 * num_labels * kVoxelBlock;  // pairwise terms, if they are looked up
         const T* marginals = old_marginals_ + begin;
         T* messages = messages_.get() + begin;
         load_logits(block, x);
+        if (looks_up_penalties_) look_up_penalties(block, s, p);
 
         const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
+        const Lanes rounding = splat_lanes(rounding_of_implied<T>(num_labels));
         Lanes linear{}, quadratic{};
         for (int64_t i = 0; i < count; i += kLanes) {
             const Lanes largest = largest_row<L>(x + i, num_labels_);
@@ -219,13 +259,18 @@ class MeanField {
                 Lanes pairwise{};
                 if (options_.is_potts) {
                     pairwise = all - load(s + l * kVoxelBlock + i);
+                } else if (looks_up_penalties_) {
+                    pairwise = load(p + l * kVoxelBlock + i);
                 } else {
                     for (int k = 0; k < num_labels; ++k)
                         pairwise += load(s + k * kVoxelBlock + i) * options_.compatibility[k * num_labels + l];
                 }
                 const Lanes a = load(x + l * kVoxelBlock + i), old = load(q + l * kVoxelBlock + i);
-                // A label with a logit of minus infinity is excluded from the sum.
-                linear += (valid & (a >= lowest)) ? (a - largest) * old : Lanes{};
+                // A label with a logit of minus infinity is excluded from the sum, and so is the rounding error that is left of an implied
+                // marginal where the label is absent.
+                Integers counts = valid & (a >= lowest);
+                if (implied_ && l == last) counts &= (a >= largest - kFarBelow) | (old > rounding);
+                linear += counts ? (a - largest) * old : Lanes{};
                 quadratic += valid ? pairwise * old : Lanes{};
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
@@ -295,7 +340,10 @@ class MeanField {
     Buffer<T> own_marginals_, messages_;  // (channel, voxel)
     T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
     bool skip_marginals_ = false;
-    Buffer<T> weighted_ones_;  // (voxel), only when implied
+    bool looks_up_penalties_ = false;             // labels share channels, and there is a matrix
+    std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
+    Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
+    Buffer<T> weighted_ones_;                     // (voxel), only when implied
     std::vector<BlockSums> block_sums_;
     std::vector<Buffer<T>> scratch_;
 };
@@ -323,10 +371,16 @@ void write_outside(const Voxels& voxels, const MeanFieldOptions<T>& options, con
 }  // namespace
 
 template <class T>
+bool MeanFieldOptions<T>::has_one_weight(size_t kernel) const {
+    const std::vector<T>& of_kernel = weight[kernel];
+    return std::all_of(of_kernel.begin(), of_kernel.end(), [&](T w) { return w == of_kernel.front(); });
+}
+
+template <class T>
 bool MeanFieldOptions<T>::last_is_implied() const {
-    return std::all_of(weight.begin(), weight.end(), [](const std::vector<T>& of_kernel) {
-        return std::all_of(of_kernel.begin(), of_kernel.end(), [&](T w) { return w == of_kernel.front(); });
-    });
+    for (size_t k = 0; k < weight.size(); ++k)
+        if (!has_one_weight(k)) return false;
+    return true;
 }
 
 template <class T>

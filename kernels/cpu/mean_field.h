@@ -2,19 +2,22 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cpu/channel_labels.h"
 #include "cpu/kernel.h"
 
 namespace crf {
 
 template <class T>
 struct MeanFieldOptions {
-    int num_labels = 0;
-    std::vector<std::vector<T>> weight;  // (kernel, label)
-    std::vector<T> compatibility;        // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own
+    int num_labels = 0;                                   // of the arrays: channels, where labels share them
+    std::shared_ptr<const ChannelLabels> channel_labels;  // nullptr: channel l holds label l
+    std::vector<std::vector<T>> weight;                   // (kernel, label), of all labels
+    std::vector<T> compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own
     bool is_potts = true;
     int num_iterations = 5;
     double tolerance = 0;
@@ -26,7 +29,11 @@ struct MeanFieldOptions {
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.
     bool last_is_implied() const;
+    bool has_one_weight(size_t kernel) const;
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
+
+    // Of the weights and the compatibility.
+    int num_all_labels() const { return channel_labels ? channel_labels->num_labels() : num_labels; }
 };
 
 struct MeanFieldOutcome {

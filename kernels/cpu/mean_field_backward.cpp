@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cpu/message_backward.h"
-#include "cpu/simd.h"
+#include "cpu/softmax_lanes.h"
 #include "cpu/voxel_rows.h"
 
 namespace crf {
@@ -65,8 +65,9 @@ class Backward {
    private:
     MeanFieldGradients empty_gradients() const {
         MeanFieldGradients gradients;
-        gradients.weight.assign(kernels_.size(), std::vector<double>(num_labels_));
-        gradients.compatibility.assign(num_labels_ * num_labels_, 0);
+        const int num_all = options_.num_all_labels();
+        gradients.weight.assign(kernels_.size(), std::vector<double>(num_all));
+        gradients.compatibility.assign(num_all * num_all, 0);
         for (const FeatureColumns<T>& f : features_) gradients.theta.emplace_back(f.size());
         return gradients;
     }
@@ -77,13 +78,15 @@ class Backward {
     void load_marginals(const T* record, int64_t block, T* rows) const {
         load_rows(record, num_voxels_, block, num_channels_, rows);
         if (num_channels_ == num_labels_) return;
+        const T least = options_.channel_labels ? rounding_of_implied<T>(num_labels_) : T{0};
         T* last = rows + num_sent_ * kVoxelBlock;
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         std::fill(last + count, last + kVoxelBlock, T{0});
         for (int64_t i = 0; i < count; ++i) {
             T rest = 1;
             for (int l = 0; l < num_sent_; ++l) rest -= rows[l * kVoxelBlock + i];
-            last[i] = std::max(rest, T{0});
+            // Where the last channel holds no label, a rounding error would reach the gradient of a logit of -1e4.
+            last[i] = rest > least ? rest : T{0};
         }
     }
 
@@ -92,7 +95,7 @@ class Backward {
             T *y = scratch_[thread].get(), *z = y + num_labels_ * kVoxelBlock;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, y);
             for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) store(y + i, load(y + i) * step);
-            compatibility_times(y, z);
+            compatibility_times(block, y, z);
             store_rows(z, num_voxels_, block, num_labels_, z_.get());
         });
         clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
@@ -102,7 +105,9 @@ class Backward {
     }
 
     // z_k = sum_l compatibility[k][l] y_l
-    void compatibility_times(const T* y, T* z) const {
+    void compatibility_times(int64_t block, const T* y, T* z) const {
+        if (options_.channel_labels && !options_.is_potts)
+            return options_.channel_labels->penalties(options_.compatibility.data(), true, block, y, z);
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             if (options_.is_potts) {
                 Lanes all{};

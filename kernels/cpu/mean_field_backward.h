@@ -10,7 +10,7 @@ namespace crf {
 
 // Gradients of a loss with respect to parameters, summed in double precision in a fixed order: the same for any number of threads.
 struct MeanFieldGradients {
-    std::vector<std::vector<double>> weight;  // (kernel, label)
+    std::vector<std::vector<double>> weight;  // (kernel, label), of all labels, as in the options
     std::vector<double> compatibility;        // (label, label), including the diagonal
     double temperature = 0;
     std::vector<std::vector<double>> theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted

@@ -11,10 +11,14 @@ namespace {
 
 constexpr int kScratchRows = 7;  // per label: those of take_messages
 
+// Sums over voxels are formed in so many parts at most where labels share channels: one part per block would take more memory than the
+// image if there are a hundred labels, and a number that depends on the threads would change the result.
+constexpr int64_t kMostParts = 128;
+
 template <class T>
-double dot(const T* a, const T* b) {
+double dot(const T* a, const T* b, int64_t count) {
     typename LanesOf<T>::type total{};
-    for (int64_t i = 0; i < kVoxelBlock; i += kLanes) total += load(a + i) * load(b + i);
+    for (int64_t i = 0; i < count; i += kLanes) total += load_some(a + i, count - i) * load_some(b + i, count - i);
     return static_cast<double>(sum_lanes(total));
 }
 
@@ -37,7 +41,9 @@ MessageBackward<T>::MessageBackward(const Voxels& voxels, const std::vector<Kern
       num_sent_(options.num_labels - 1),
       num_voxels_(voxels.num_voxels),
       num_blocks_(num_voxel_blocks(voxels.num_voxels)),
-      num_sums_(num_labels_ + num_labels_ * num_labels_) {
+      num_all_labels_(options.num_all_labels()),
+      num_sums_(num_all_labels_ + num_all_labels_ * num_all_labels_),
+      num_parts_(options.channel_labels ? std::min(num_blocks_, kMostParts) : num_blocks_) {
     for (const FeatureColumns<T>& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
     grad_message_ = Buffer<T>(num_sent_ * num_voxels_);
     filtered_ = Buffer<T>(num_sent_ * num_voxels_);
@@ -56,7 +62,7 @@ MessageBackward<T>::MessageBackward(const Voxels& voxels, const std::vector<Kern
         clear_rows(image_.get(), num_voxels_, num_modalities_, pool_);
     }
     unit_.assign(num_labels_, T{1});
-    block_sums_.resize(num_blocks_ * num_sums_);
+    part_sums_.resize(num_parts_ * num_sums_);
     scratch_.resize(pool.num_threads());
     for (auto& s : scratch_) s = Buffer<T>(kScratchRows * num_labels_ * kVoxelBlock);
 }
@@ -64,30 +70,20 @@ MessageBackward<T>::MessageBackward(const Voxels& voxels, const std::vector<Kern
 template <class T>
 void MessageBackward<T>::pass_step(size_t m, const StepGradients<T>& step) {
     const Kernel<T>& kernel = kernels_[m];
-    const std::vector<T>& weight = options_.weight[m];
-    const T last_weight = weight[num_sent_];
     const T* const scale = kernel.scale.get();
     const T* const sent_scale = kernel.scales_sent ? scale : nullptr;
-    // Marginals sum to 1, so a gradient with respect to them is known up to one number per voxel: the last label's is subtracted, and
-    // its channel need not be filtered. The remainder for the normalization is kept in grad_ones_.
-    for_blocks([&](int64_t block, int thread) {
-        T *z = scratch_[thread].get(), *g = z + num_labels_ * kVoxelBlock;
-        load_rows(step.z, num_voxels_, block, num_labels_, z);
-        const T* last = z + num_sent_ * kVoxelBlock;
-        for (int l = 0; l < num_sent_; ++l)
-            for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
-                store(g + l * kVoxelBlock + i, load(last + i) * last_weight - load(z + l * kVoxelBlock + i) * weight[l]);
-        store_rows(g, num_voxels_, block, num_sent_, grad_message_.get());
-        if (!moments_wanted_) return;
-        T* const ones = grad_ones_[m].get() + block * kVoxelBlock;
-        for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
-    });
+    for_blocks([&](int64_t block, int thread) { differentiate_messages(m, step, block, scratch_[thread].get()); });
     clear_rows(filtered_.get(), num_voxels_, num_sent_, pool_);
     clear_rows(filtered_back_.get(), num_voxels_, num_sent_, pool_);
     kernel.filter->accumulate(step.marginals, num_sent_, sent_scale, nullptr, unit_.data(), filtered_.get(), workspace_);
     kernel.filter->accumulate_transposed(grad_message_.get(), num_sent_, scale, nullptr, unit_.data(), filtered_back_.get(), workspace_);
-    for_blocks([&](int64_t block, int thread) { take_messages(m, step, block, scratch_[thread].get()); });
-    add_block_sums(m);
+    pool_.run(num_parts_, [&](int64_t part, int thread) {
+        double* const sums = part_sums_.data() + part * num_sums_;
+        std::fill(sums, sums + num_sums_, 0.0);
+        for (int64_t block = part * num_blocks_ / num_parts_; block < (part + 1) * num_blocks_ / num_parts_; ++block)
+            take_messages(m, step, block, scratch_[thread].get(), sums);
+    });
+    add_part_sums(m);
     if (!moments_wanted_) return;
     for_blocks([&](int64_t block, int) {
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
@@ -102,9 +98,37 @@ void MessageBackward<T>::pass_step(size_t m, const StepGradients<T>& step) {
     add_moments_of(m, grad_message_.get(), sent_.get(), filtered_.get(), filtered_back_.get(), num_sent_);
 }
 
-// After filtering: sums for the weights and the compatibility, and gradients with respect to the marginals and the normalization.
+// Before filtering: gradients with respect to the messages. Marginals sum to 1, so a gradient with respect to them is known up to one
+// number per voxel: the last label's is subtracted, and its channel need not be filtered. The remainder for the normalization is kept in
+// grad_ones_.
 template <class T>
-void MessageBackward<T>::take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch) {
+void MessageBackward<T>::differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch) {
+    const std::vector<T>& weight = options_.weight[m];
+    const int rows = num_labels_ * kVoxelBlock;
+    T *z = scratch, *g = scratch + rows, *w = scratch + 2 * rows;
+    load_rows(step.z, num_voxels_, block, num_labels_, z);
+    T last_weight = weight[num_sent_];
+    if (options_.channel_labels) {
+        options_.channel_labels->expand(weight.data(), block, w);
+        for (int i = 0; i < rows; i += kLanes) store(z + i, load(z + i) * load(w + i));
+        last_weight = 1;
+    }
+    const T* const last = z + num_sent_ * kVoxelBlock;
+    for (int l = 0; l < num_sent_; ++l) {
+        const T own_weight = options_.channel_labels ? T{1} : weight[l];
+        for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
+            store(g + l * kVoxelBlock + i, load(last + i) * last_weight - load(z + l * kVoxelBlock + i) * own_weight);
+    }
+    store_rows(g, num_voxels_, block, num_sent_, grad_message_.get());
+    if (!moments_wanted_) return;
+    T* const ones = grad_ones_[m].get() + block * kVoxelBlock;
+    for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
+}
+
+// After filtering: sums for the weights and the compatibility, which are added to, and gradients with respect to the marginals and the
+// normalization.
+template <class T>
+void MessageBackward<T>::take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums) {
     const Kernel<T>& kernel = kernels_[m];
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
     const int rows = num_labels_ * kVoxelBlock;
@@ -142,26 +166,40 @@ void MessageBackward<T>::take_messages(size_t m, const StepGradients<T>& step, i
     }
     for (int l = 0; l < num_sent_; ++l)
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kVoxelBlock + i));
-    double* const sums = block_sums_.data() + block * num_sums_;
-    for (int k = 0; k < num_labels_; ++k) {
-        sums[k] = -dot(message + k * kVoxelBlock, z + k * kVoxelBlock);
-        const double factor = -static_cast<double>(options_.weight[m][k]) * static_cast<double>(step.length);
-        for (int l = 0; l < num_labels_; ++l)
-            sums[num_labels_ + k * num_labels_ + l] = factor * dot(message + k * kVoxelBlock, y + l * kVoxelBlock);
-    }
+    sum_over_block(m, step.length, block, message, y, z, sums);
     for (int l = 0; l < num_sent_; ++l) {
         T* const to = step.grad_marginals + l * num_voxels_ + begin;
         for (int64_t i = 0; i < count; ++i) to[i] += back[l * kVoxelBlock + i];
     }
 }
 
+// sums: (label), then (label, label).
 template <class T>
-void MessageBackward<T>::add_block_sums(size_t m) {
+void MessageBackward<T>::sum_over_block(size_t m, T length, int64_t block, const T* message, const T* y, const T* z, double* sums) const {
+    const auto add = [&](int64_t begin, int64_t end, const int32_t* label) {
+        for (int k = 0; k < num_labels_; ++k) {
+            const int own = label ? label[k] : k;
+            const T* const of_k = message + k * kVoxelBlock + begin;
+            sums[own] -= dot(of_k, z + k * kVoxelBlock + begin, end - begin);
+            const double factor = -static_cast<double>(options_.weight[m][own]) * static_cast<double>(length);
+            double* const row = sums + num_all_labels_ + own * num_all_labels_;
+            for (int l = 0; l < num_labels_; ++l) row[label ? label[l] : l] += factor * dot(of_k, y + l * kVoxelBlock + begin, end - begin);
+        }
+    };
+    if (options_.channel_labels) {
+        options_.channel_labels->for_stretches(block, add);
+    } else {
+        add(0, kVoxelBlock, nullptr);
+    }
+}
+
+template <class T>
+void MessageBackward<T>::add_part_sums(size_t m) {
     std::vector<double> total(num_sums_, 0.0);
-    for (int64_t block = 0; block < num_blocks_; ++block)
-        for (int i = 0; i < num_sums_; ++i) total[i] += block_sums_[block * num_sums_ + i];
-    for (int l = 0; l < num_labels_; ++l) gradients_.weight[m][l] += total[l];
-    for (int i = 0; i < num_labels_ * num_labels_; ++i) gradients_.compatibility[i] += total[num_labels_ + i];
+    for (int64_t part = 0; part < num_parts_; ++part)
+        for (int i = 0; i < num_sums_; ++i) total[i] += part_sums_[part * num_sums_ + i];
+    for (int l = 0; l < num_all_labels_; ++l) gradients_.weight[m][l] += total[l];
+    for (int i = 0; i < num_all_labels_ * num_all_labels_; ++i) gradients_.compatibility[i] += total[num_all_labels_ + i];
 }
 
 template <class T>

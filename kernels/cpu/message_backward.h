@@ -39,8 +39,10 @@ class MessageBackward {
 
    private:
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
-    void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch);
-    void add_block_sums(size_t m);
+    void differentiate_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch);
+    void take_messages(size_t m, const StepGradients<T>& step, int64_t block, T* scratch, double* sums);
+    void sum_over_block(size_t m, T length, int64_t block, const T* message, const T* y, const T* z, double* sums) const;
+    void add_part_sums(size_t m);
     void add_moments_of(size_t m, const T* u, const T* v, const T* kv, const T* ktu, int num_channels);
 
     const Voxels& voxels_;
@@ -53,7 +55,8 @@ class MessageBackward {
     const bool wants_theta_, moments_wanted_;
     const int num_labels_, num_sent_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
-    const int num_sums_;
+    const int num_all_labels_, num_sums_;
+    const int64_t num_parts_;
     int num_modalities_ = 0;
     Buffer<T> grad_message_;                     // (sent, voxel)
     Buffer<T> filtered_, filtered_back_, sent_;  // (sent, voxel): K v, K^T u, v
@@ -62,7 +65,7 @@ class MessageBackward {
     Buffer<T> image_;                            // (modality, voxel)
     MomentBuffers<T> moment_buffers_;
     std::vector<T> unit_;
-    std::vector<double> block_sums_;  // (block, weights and compatibility)
+    std::vector<double> part_sums_;  // (part of the blocks, weights and compatibility)
     std::vector<Buffer<T>> scratch_;
 };
 

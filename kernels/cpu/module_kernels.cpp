@@ -23,6 +23,7 @@ class Kernels {
    public:
     using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
     using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+    using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
             const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
@@ -54,9 +55,9 @@ class Kernels {
 
     // Runs until the stopping rule is met. The last run gives the kernels up before the last step's logits are written.
     nb::dict run(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                 double temperature, double damping, int num_iterations, double tolerance, bool is_last_run, const nb::object& progress,
-                 const Out& out) {
-        MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, num_iterations);
+                 double temperature, double damping, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile,
+                 int num_iterations, double tolerance, bool is_last_run, const nb::object& progress, const Out& out) {
+        MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, num_iterations, labels, tile);
         options.tolerance = tolerance;
         options.is_last_run = is_last_run;
         MeanFieldOutcome outcome;
@@ -81,9 +82,10 @@ class Kernels {
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels. Returns the
     // length of each step.
     std::vector<double> forward(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
-                                bool is_potts, double temperature, double damping, const Out& out, const Out& record) {
+                                bool is_potts, double temperature, double damping, const std::optional<LabelArray>& labels,
+                                const std::vector<int64_t>& tile, const Out& out, const Out& record) {
         const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(record.shape(0)));
+            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(record.shape(0)), labels, tile);
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
         nb::gil_scoped_release release;
@@ -97,9 +99,10 @@ class Kernels {
 
     nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step, const Array& gradient,
                       const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts, double temperature,
-                      double damping, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
+                      double damping, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, bool wants_theta,
+                      const Out& grad_logits, const std::optional<Out>& grad_image) {
         const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(step.size()));
+            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(step.size()), labels, tile);
         require(record.shape(0) == step.size() && static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
                     static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record was not produced by forward() with these weights");
@@ -130,7 +133,8 @@ class Kernels {
     }
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                                     double temperature, double damping, int num_iterations) const {
+                                     double temperature, double damping, int num_iterations, const std::optional<LabelArray>& labels,
+                                     const std::vector<int64_t>& tile) const {
         require(descriptions_.empty() || !set_->kernels.empty(), "these kernels have had their last run; build them anew");
         require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
         MeanFieldOptions<T> options;
@@ -142,6 +146,12 @@ class Kernels {
         options.temperature = static_cast<T>(temperature);
         options.damping = static_cast<T>(damping);
         options.watch_energy = energy_is_lowered(specs_.normalization);
+        if (labels) {
+            int num_all = 0;
+            while (static_cast<size_t>(num_all) * num_all < compatibility.size()) ++num_all;
+            options.channel_labels =
+                std::make_shared<ChannelLabels>(*voxels_, grid_shape(image_), tile, labels->data(), num_labels_, num_all);
+        }
         return options;
     }
 
@@ -175,12 +185,12 @@ void define_class(nb::module_& m, const char* name) {
              "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,
-             "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
-        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "out"_a,
-             "record"_a)
+        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "labels"_a.none(),
+             "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
+        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a,
+             "labels"_a.none(), "tile"_a, "out"_a, "record"_a)
         .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,
-             "temperature"_a, "damping"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
+             "temperature"_a, "damping"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
 }
 
 }  // namespace

@@ -14,6 +14,12 @@ namespace crf {
 template <class T>
 inline constexpr T kTiny = std::numeric_limits<T>::min();
 
+// Largest rounding error of a marginal that is implied as 1 minus the others.
+template <class T>
+constexpr T rounding_of_implied(int num_labels) {
+    return static_cast<T>(num_labels) * std::numeric_limits<T>::epsilon();
+}
+
 template <class T>
 struct SoftmaxLanes {
     typename LanesOf<T>::type negative_entropy;  // sum Q log Q
@@ -62,7 +68,7 @@ template <int L, class T>
 typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labels, bool last_is_implied) {
     using Lanes = typename LanesOf<T>::type;
     const int num_labels = L > 0 ? L : any_labels;
-    const Lanes tiny = splat_lanes(kTiny<T>), rounding = splat_lanes(static_cast<T>(any_labels) * std::numeric_limits<T>::epsilon());
+    const Lanes tiny = splat_lanes(kTiny<T>), rounding = splat_lanes(rounding_of_implied<T>(any_labels));
     Lanes total{};
     for (int l = 0; l < num_labels; ++l) {
         const Lanes least = last_is_implied && l == num_labels - 1 ? rounding : tiny;

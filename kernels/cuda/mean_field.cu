@@ -18,7 +18,8 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
-constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so are products with it, even if a logit is minus infinity
+constexpr Real kVanished = Real(-1e4);   // its exponential is 0, and so are products with it, even if a logit is minus infinity
+constexpr Real kFarBelow = Real(100.0);  // nats under the largest logit: a rounding error of the marginal would count in the energy
 constexpr bool kImplied = kChannels < kLabels;
 constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
@@ -177,8 +178,10 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
                 CRF_OVER_LABELS
                 for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
             }
-            // A label with a logit of minus infinity is excluded from the sum.
-            if (x[l] >= kLowest) linear += (x[l] - largest) * old[l];
+            // A label with a logit of minus infinity is excluded from the sum, and so is the rounding error that is left of an implied
+            // marginal where the label is absent.
+            const bool is_rounding = kImplied && l == kLabels - 1 && x[l] < largest - kFarBelow && old[l] <= kLabels * kEpsilon;
+            if (x[l] >= kLowest && !is_rounding) linear += (x[l] - largest) * old[l];
             quadratic += pairwise * old[l];
             x[l] -= pairwise;
         }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
+from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.callbacks import staged
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
@@ -22,7 +23,7 @@ from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.engines.cuda.moments import FeatureColumns
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.origin import checked_origin
-from crfrefine.errors import InputError
+from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec
@@ -81,7 +82,7 @@ class CudaKernels:
 
     def run(self, logits: Any, spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
-        spec = spec.rounded(self._image.dtype)
+        spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
             self._check(run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype), "a run")
@@ -102,7 +103,7 @@ class CudaKernels:
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
-        spec = replace(spec, tolerance=0.0).rounded(self._image.dtype)
+        spec = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=spec.num_iterations)
             self._check(needed, "a run")
@@ -120,6 +121,8 @@ class CudaKernels:
         wants_image: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
+        if spec.channel_labels is not None:
+            raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
         spec, temperature = spec.rounded(self._image.dtype), spec.temperature
         index = self._voxels.grid_index
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
@@ -166,6 +169,17 @@ class CudaKernels:
         self, given: Any, spec: MeanFieldSpec, progress: Callable[[int, int], None] | None = None, *, records: bool = False
     ) -> MeanFieldOutcome:
         return run_mean_field(self._voxels, self._kernels, spec, given, progress, watches_energy=self._spec.watches_energy, records=records)
+
+    def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
+        """Return the run without labels that share channels, which this engine cannot tell apart."""
+        check_channel_labels(spec, self._num_labels, self._grid_shape)
+        plain = spec.as_plain()
+        if plain.channel_labels is not None:
+            raise BackendUnavailableError(
+                "the GPU engine takes labels that share channels only with the Potts model and one weight for all labels of a kernel; "
+                "this model has a weight per label or a matrix: use --device cpu"
+            )
+        return plain
 
     def _shape(self) -> tuple[int, ...]:
         """Of the logits."""

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel
+from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, weights_of, with_penalties
+
+if TYPE_CHECKING:
+    from crfrefine.specs import MeanFieldSpec
 
 Float = NDArray[np.float64]
 
@@ -42,11 +46,10 @@ def mean_field_backward(
     logits: Float,
     kernels: Sequence[Filter],
     features: Sequence[Float],
-    weights: Float,
-    compatibility: Float,
+    spec: MeanFieldSpec,
     *,
-    temperature: float,
     normalization: str,
+    labels: NDArray[np.int32] | None = None,
 ) -> Gradients:
     """Return the gradients of a loss with respect to all inputs of `mean_field`.
 
@@ -56,17 +59,17 @@ def mean_field_backward(
         logits: (N, L), input of the run.
         kernels: the plain kernels.
         features: (N, D) of each kernel.
-        weights: (kernels, L).
-        compatibility: (L, L).
-        temperature: the logits were divided by it.
+        spec: weights, compatibility and temperature of the run, in float64.
         normalization: "symmetric", "after" or "none".
+        labels: (N, channels), as in `mean_field`.
     """
-    num_points, num_labels = logits.shape
+    num_points, num_channels = logits.shape
+    held = np.broadcast_to(np.arange(num_channels), logits.shape) if labels is None else labels
     plain = [kernel.filter(np.eye(num_points)) for kernel in kernels]
     normalized = [NormalizedKernel(kernel, num_points, normalization).message(np.eye(num_points)) for kernel in kernels]
     by_normalized = [np.zeros((num_points, num_points)) for _ in kernels]
-    by_weights = np.zeros((len(kernels), num_labels))
-    by_compatibility = np.zeros((num_labels, num_labels))
+    by_weights = np.zeros((len(kernels), spec.num_labels))
+    by_compatibility = np.zeros((spec.num_labels, spec.num_labels))
     by_scores = np.zeros_like(logits)
     by_x = gradient.astype(np.float64)
     for marginals, step in zip(reversed(trace.marginals), reversed(trace.steps), strict=True):
@@ -75,11 +78,13 @@ def mean_field_backward(
         by_marginals = np.zeros_like(marginals)
         for index, matrix in enumerate(normalized):
             message = matrix @ marginals
-            by_sent = -by_update @ compatibility.T
-            by_compatibility -= (message * weights[index]).T @ by_update
-            by_weights[index] += (message * by_sent).sum(axis=0)
-            by_normalized[index] += (by_sent * weights[index]) @ marginals.T
-            by_marginals += matrix.T @ (by_sent * weights[index])
+            weight = weights_of(spec.weights[index], labels)
+            by_sent = -with_penalties(by_update, spec, labels, transpose=True)
+            pairs = (message * weight)[:, :, None] * by_update[:, None, :]
+            np.subtract.at(by_compatibility, (held[:, :, None], held[:, None, :]), pairs)
+            np.add.at(by_weights[index], held, message * by_sent)
+            by_normalized[index] += (by_sent * weight) @ marginals.T
+            by_marginals += matrix.T @ (by_sent * weight)
         by_x = (1.0 - step) * by_x + marginals * (by_marginals - (marginals * by_marginals).sum(axis=1, keepdims=True))
     by_scores += by_x
     by_features = [
@@ -87,10 +92,10 @@ def mean_field_backward(
         for matrix, by_matrix, columns in zip(plain, by_normalized, features, strict=True)
     ]
     return Gradients(
-        logits=by_scores / temperature,
+        logits=by_scores / spec.temperature,
         weights=by_weights,
         compatibility=by_compatibility,
-        temperature=float(-(by_scores * logits).sum() / temperature**2),
+        temperature=float(-(by_scores * logits).sum() / spec.temperature**2),
         features=tuple(by_features),
     )
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
@@ -194,10 +195,9 @@ class ReferenceKernels:
             self._compact(logits),
             self._kernels,
             self._features,
-            np.asarray(spec.weights, dtype=np.float64),
-            np.asarray(spec.compatibility, dtype=np.float64),
-            temperature=temperature,
+            replace(spec.rounded(np.float64), compatibility=np.asarray(spec.compatibility, dtype=np.float64)),
             normalization=self._spec.normalization,
+            labels=self._labels(spec),
         )
         by_logits = np.asarray(gradient, dtype=np.float64) / temperature
         outside = ~self._inside
@@ -225,7 +225,21 @@ class ReferenceKernels:
         )
 
     def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Callable[[int], None] | None = None) -> MeanFieldTrace:
-        return mean_field(self._compact(logits), self._normalized, spec, watch_energy=self._spec.watches_energy, progress=progress)
+        return mean_field(
+            self._compact(logits),
+            self._normalized,
+            spec,
+            labels=self._labels(spec),
+            watch_energy=self._spec.watches_energy,
+            progress=progress,
+        )
+
+    def _labels(self, spec: MeanFieldSpec) -> NDArray[np.int32] | None:
+        """(N, channels), the label of each channel inside the mask; None where channel l holds label l."""
+        if spec.channel_labels is None:
+            return None
+        check_channel_labels(spec, self._spec.num_labels, self._inside.shape)
+        return labels_of_voxels(spec.channel_labels, self._inside.shape)[:, self._inside].T
 
     def _on_grid(self, trace: MeanFieldTrace, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
         """(L, *grid) logits of the last step; outside the mask the input divided by the temperature."""

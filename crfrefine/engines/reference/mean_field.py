@@ -81,11 +81,27 @@ def log_softmax(logits: Float) -> Float:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
+def weights_of(weight: Float, labels: NDArray[np.int32] | None) -> Float:
+    """Weights (L,) as factors of a message: per label, or per voxel and channel where labels share channels."""
+    return weight if labels is None else np.asarray(weight[labels])
+
+
+def with_penalties(messages: Float, spec: MeanFieldSpec, labels: NDArray[np.int32] | None, *, transpose: bool = False) -> Float:
+    """Multiply (N, L) weighted messages by the compatibility of the labels that the channels hold, or by its transpose."""
+    if labels is None:
+        return np.asarray(messages @ (spec.compatibility.T if transpose else spec.compatibility), dtype=np.float64)
+    penalty = spec.compatibility[labels[:, :, None], labels[:, None, :]]
+    if spec.is_potts:  # two channels are two labels, even where one of them holds none and counts as label 0
+        penalty = np.broadcast_to(1.0 - np.eye(labels.shape[1]), penalty.shape)
+    return np.asarray(np.einsum("nlk,nk->nl" if transpose else "nkl,nk->nl", penalty, messages))
+
+
 def mean_field(
     logits: Float,
     kernels: Sequence[NormalizedKernel],
     spec: MeanFieldSpec,
     *,
+    labels: NDArray[np.int32] | None = None,
     watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
@@ -98,6 +114,7 @@ def mean_field(
         logits: a, (N, L), higher is better.
         kernels: of the pairwise terms.
         spec: weights, compatibility, number of steps and all other settings.
+        labels: (N, channels), the label of each channel at each voxel where labels share channels; None: channel l holds label l.
         watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so the iteration need not lower
             this energy, and a rise means nothing.
         progress: called with the number of steps done.
@@ -114,7 +131,7 @@ def mean_field(
         marginals = np.exp(log_marginals)
         pairwise = np.zeros_like(x)
         for kernel, weight in zip(kernels, spec.weights, strict=True):
-            pairwise += (kernel.message(marginals) * weight) @ spec.compatibility
+            pairwise += with_penalties(kernel.message(marginals) * weights_of(weight, labels), spec, labels)
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         steps.append(step)
         x = (1.0 - step) * x + step * (scores - pairwise)
