@@ -14,21 +14,31 @@ class KeyTable {
    public:
     KeyTable() { resize(kFirstBits); }
 
-    // Number of the key, assigned in order of first touch.
-    uint32_t find_or_add(Key key) {
-        uint64_t bucket = hash_key(key) >> down_;
-        while (buckets_[bucket].key != key) {
-            if (buckets_[bucket].key == kEmpty) {
-                const uint32_t number = static_cast<uint32_t>(found_.size());
-                buckets_[bucket] = {key, number};
-                found_.push_back(key);
-                places_.push_back(static_cast<uint32_t>(bucket));
-                if (2 * found_.size() > buckets_.size()) grow();
-                return number;
+    // Numbers of the keys, assigned in order of first touch. Stage by stage, so that several keys are on their way from memory at once.
+    void find_or_add(const Key* keys, int count, uint16_t* numbers) {
+        while (3 * (found_.size() + static_cast<size_t>(count)) > buckets_.size()) grow();
+        found_.reserve(found_.size() + static_cast<size_t>(count));
+        if (home_.size() < static_cast<size_t>(count)) home_.resize(count);
+        uint64_t* const home = home_.data();
+        Bucket* const buckets = buckets_.data();
+        const uint64_t mask = mask_;
+        const int down = down_;
+        for (int i = 0; i < count; ++i) home[i] = hash_key(keys[i]) >> down;
+        uint32_t num_found = static_cast<uint32_t>(found_.size());
+        for (int i = 0; i < count; ++i) {
+            const Key key = keys[i];
+            uint64_t bucket = home[i];
+            while (buckets[bucket].key != key) {
+                if (buckets[bucket].key == kEmpty) {
+                    buckets[bucket] = {key, num_found++};
+                    found_.push_back(key);
+                    places_.push_back(static_cast<uint32_t>(bucket));
+                    break;
+                }
+                bucket = (bucket + 1) & mask;
             }
-            bucket = (bucket + 1) & mask_;
+            numbers[i] = static_cast<uint16_t>(buckets[bucket].number);
         }
-        return buckets_[bucket].number;
     }
 
     // Moves the keys out, and empties the table for its next use.
@@ -71,6 +81,7 @@ class KeyTable {
     std::vector<Bucket> buckets_;
     std::vector<Key> found_;
     std::vector<uint32_t> places_;  // bucket of each key
+    std::vector<uint64_t> home_;    // the bucket to begin with, for each key of a batch
     uint64_t mask_ = 0;
     int down_ = 0, bits_ = 0;
 };

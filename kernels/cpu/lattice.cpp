@@ -145,12 +145,23 @@ class LatticeFilter final : public Filter {
         });
     }
 
+    // Direction by direction, the last one first if `transposed`; pieces of the local ones, which come first, stay in the cache for all of
+    // them.
     template <class Row>
     void blur(Row* rows, bool transposed) {
-        for (size_t i = 0; i < lattice_.directions.size(); ++i) {
-            const Lattice::Chains& chains = lattice_.directions[transposed ? lattice_.directions.size() - 1 - i : i];
+        const int local = lattice_.num_local, all = static_cast<int>(lattice_.directions.size());
+        const auto blur_local = [&] {
+            if (local == 0) return;
+            pool_.run(static_cast<int64_t>(lattice_.directions[0].pieces.size()) - 1, [&](int64_t piece, int) {
+                for (int i = 0; i < local; ++i) blur_chains(lattice_.directions[transposed ? local - 1 - i : i], piece, rows);
+            });
+        };
+        if (!transposed) blur_local();
+        for (int i = local; i < all; ++i) {
+            const Lattice::Chains& chains = lattice_.directions[transposed ? all - 1 - (i - local) : i];
             pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int) { blur_chains(chains, piece, rows); });
         }
+        if (transposed) blur_local();
     }
 
     // For the voxels of a tile, rows of all products of up to four columns and up to four channels: column after column.

@@ -20,13 +20,16 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     lattice.num_features = geometry.num_features;
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
     const BlockLayout layout = lay_out_blocks(space.layout(), *input.voxels);
+    const VertexOrder<Key> order(space.layout(), input.voxels->num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     BlockCache::release_idle();  // the tiles' own lists, before more is allocated
-    LatticeVertices<Key> vertices = number_vertices(records, pool);
-    lattice.directions = find_neighbors(vertices, layout, space, pool);
+    LatticeVertices<Key> vertices = number_vertices(records, order, pool);
+    LatticeNeighbors neighbors = find_neighbors(vertices, order, layout, space, pool);
     vertices.keys = Buffer<Key>();
     LatticeSlots slots = assign_slots(records, vertices, pool);
 
+    lattice.directions = std::move(neighbors.directions);
+    lattice.num_local = neighbors.num_local;
     lattice.num_vertices = vertices.num_vertices;
     lattice.pieces = std::move(tiles.pieces);
     lattice.tiles = std::move(tiles.tiles);

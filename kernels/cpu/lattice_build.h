@@ -52,6 +52,9 @@ struct Lattice {
         std::vector<int64_t> pieces;  // possible cuts for parallel work: beginnings of chains, and the end
     };
     std::vector<Chains> directions;  // D + 1 of them
+    // The first directions whose pieces are independent of one another: a piece of one has the vertices of the same piece of another, so
+    // that a piece can be blurred along all of them while it is in the cache.
+    int num_local = 0;
 
     // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex in
     // a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.

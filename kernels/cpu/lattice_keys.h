@@ -65,6 +65,9 @@ class KeySpace {
         return key + ((key & remainder_mask_) < d ? Key(1) - unit_[direction] : all_units_ - d - unit_[direction]);
     }
 
+    // What is added to a key if all quotients grow by one.
+    Key after_all() const { return all_units_; }
+
     // The D + 1 coordinates of a vertex, which sum to 0.
     void decode(Key key, int64_t* coordinate) const {
         const int64_t size = num_features_ + 1, remainder = static_cast<int64_t>(key & remainder_mask_);

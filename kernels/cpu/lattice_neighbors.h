@@ -7,8 +7,14 @@
 
 namespace crf {
 
+// The members of a Lattice with these names.
+struct LatticeNeighbors {
+    std::vector<Lattice::Chains> directions;
+    int num_local = 0;
+};
+
 template <class Key>
-std::vector<Lattice::Chains> find_neighbors(const LatticeVertices<Key>& vertices, const BlockLayout& layout, const KeySpace<Key>& space,
-                                            ThreadPool& pool);
+LatticeNeighbors find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout,
+                                const KeySpace<Key>& space, ThreadPool& pool);
 
 }  // namespace crf

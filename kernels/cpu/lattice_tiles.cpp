@@ -43,11 +43,15 @@ class TileEmbedding {
         for (int64_t first = 0; first < count; first += kLanes) {
             geometry_.find(scratch.features.get() + first, tile_voxels_, geometry_.scale.data(), batch);
             const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - first));
-            for (int lane = 0; lane < lanes; ++lane, local += d_ + 1, weight += d_ + 1)
+            Key keys[kLanes * (kMaxLatticeFeatures + 1)];
+            for (int lane = 0; lane < lanes; ++lane)
                 space_.for_corners(batch, lane, [&](int k, Key key) {
-                    local[k] = static_cast<uint16_t>(table.find_or_add(key));
-                    weight[k] = static_cast<uint16_t>(batch.weight[k][lane]);
+                    keys[lane * (d_ + 1) + k] = key;
+                    weight[lane * (d_ + 1) + k] = static_cast<uint16_t>(batch.weight[k][lane]);
                 });
+            table.find_or_add(keys, lanes * (d_ + 1), local);
+            local += lanes * (d_ + 1);
+            weight += lanes * (d_ + 1);
         }
         return count;
     }

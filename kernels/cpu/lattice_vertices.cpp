@@ -1,26 +1,39 @@
 #include "cpu/lattice_vertices.h"
 
 #include "cpu/errors.h"
-#include "cpu/key_table.h"
 
 namespace crf {
 
 template <class Key>
-LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, ThreadPool& pool) {
+LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrder<Key>& order, ThreadPool& pool) {
     const int64_t num_blocks = static_cast<int64_t>(records.block_begin.size()) - 1;
     LatticeVertices<Key> result;
     result.blocks.resize(num_blocks);
     result.number = Buffer<uint32_t>(records.keys.size);
-    std::vector<KeyTable<Key>> tables(pool.num_threads());
+    struct Scratch {
+        KeySorter<Key> sorter;
+        std::vector<Key> unique;
+    };
+    std::vector<Scratch> scratch(pool.num_threads());
     // A block's keys move to its front, one per vertex.
     for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
         const uint32_t begin = records.block_begin[b], end = records.block_begin[b + 1];
         if (begin == end) return;
-        KeyTable<Key>& table = tables[thread];
-        for (uint32_t i = begin; i < end; ++i) result.number[i] = table.find_or_add(records.keys[i]);
-        const std::vector<Key> unique = table.take();
-        std::copy(unique.begin(), unique.end(), records.keys.get() + begin);
-        result.blocks[b].num_vertices = static_cast<uint32_t>(unique.size());
+        auto& [sorter, unique] = scratch[thread];
+        sorter.items.resize(end - begin);
+        for (uint32_t i = begin; i < end; ++i) sorter.items[i - begin] = {order.rank_of(records.keys[i]), i};
+        sorter.sort();
+        unique.resize(end - begin);
+        uint32_t number = 0;
+        Key last = sorter.items.front().rank;
+        for (const auto& [rank, record] : sorter.items) {
+            number += rank != last;
+            last = rank;
+            unique[number] = records.keys[record];
+            result.number[record] = number;
+        }
+        std::copy_n(unique.begin(), number + 1, records.keys.get() + begin);
+        result.blocks[b].num_vertices = number + 1;
     });
     for (auto& block : result.blocks) {
         block.first_vertex = static_cast<uint32_t>(result.num_vertices);
@@ -35,7 +48,7 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, ThreadPool& poo
     return result;
 }
 
-template LatticeVertices<uint64_t> number_vertices(BlockRecords<uint64_t>&, ThreadPool&);
-template LatticeVertices<WideKey> number_vertices(BlockRecords<WideKey>&, ThreadPool&);
+template LatticeVertices<uint64_t> number_vertices(BlockRecords<uint64_t>&, const VertexOrder<uint64_t>&, ThreadPool&);
+template LatticeVertices<WideKey> number_vertices(BlockRecords<WideKey>&, const VertexOrder<WideKey>&, ThreadPool&);
 
 }  // namespace crf

@@ -55,6 +55,7 @@ nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry
     result["tiles"] = describe(tiles, space);
 
     const BlockLayout layout = lay_out_blocks(space.layout(), *input.voxels);
+    const VertexOrder<Key> order(space.layout(), input.voxels->num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     nb::dict blocks;
     blocks["begin"] = records.block_begin;
@@ -62,7 +63,7 @@ nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry
     blocks["vertices"] = coordinates(space, records.keys.get(), records.keys.size);
     result["blocks"] = blocks;
 
-    LatticeVertices<Key> numbered = number_vertices(records, pool);
+    LatticeVertices<Key> numbered = number_vertices(records, order, pool);
     nb::dict vertices;
     std::vector<uint32_t> first_vertex;
     for (const auto& block : numbered.blocks) first_vertex.push_back(block.first_vertex);
@@ -71,8 +72,9 @@ nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry
     vertices["number"] = to_list(numbered.number);
     result["vertices"] = vertices;
 
+    const LatticeNeighbors neighbors = find_neighbors(numbered, order, layout, space, pool);
     nb::list chains;
-    for (const Lattice::Chains& direction : find_neighbors(numbered, layout, space, pool)) chains.append(to_list(direction.entries));
+    for (const Lattice::Chains& direction : neighbors.directions) chains.append(to_list(direction.entries));
     result["chains"] = chains;
 
     const LatticeSlots assigned = assign_slots(records, numbered, pool);

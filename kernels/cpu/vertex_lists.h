@@ -1,0 +1,124 @@
+// The columns and lists of all blocks' vertices (vertex_order.h), and the steps from list to list.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/lattice_vertices.h"
+
+namespace crf {
+
+template <class Key>
+class VertexLists {
+   public:
+    static constexpr uint32_t kNone = 0xffffffff;
+
+    VertexLists(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout, ThreadPool& pool)
+        : keys_(vertices.keys), order_(order), layout_(layout), first_column_(vertices.blocks.size() + 1, 0) {
+        const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
+        // Calls begins(vertex, whether a column begins with it too) for the first vertex of every list of a block.
+        const auto for_lists = [&](int64_t b, auto&& begins) {
+            const uint32_t first = vertices.blocks[b].first_vertex, end = first + vertices.blocks[b].num_vertices;
+            for (uint32_t v = first; v < end; ++v) {
+                if (v != first && order.list_of(keys_[v]) == order.list_of(keys_[v - 1])) continue;
+                begins(v, v == first || order.column_of(keys_[v]) != order.column_of(keys_[v - 1]));
+            }
+        };
+        // First the numbers of lists and columns, then their places.
+        std::vector<uint32_t> first_list(num_blocks + 1, 0);
+        for_blocks(num_blocks, pool, [&](int64_t b, int) {
+            for_lists(b, [&](uint32_t, bool of_column) {
+                ++first_list[b + 1];
+                first_column_[b + 1] += of_column;
+            });
+        });
+        for (int64_t b = 0; b < num_blocks; ++b) {
+            first_list[b + 1] += first_list[b];
+            first_column_[b + 1] += first_column_[b];
+        }
+        begin_ = Buffer<uint32_t>(first_list.back() + 1);
+        begin_[first_list.back()] = static_cast<uint32_t>(vertices.num_vertices);
+        first_list_ = Buffer<uint32_t>(first_column_.back() + 1);
+        first_list_[first_column_.back()] = first_list.back();
+        for_blocks(num_blocks, pool, [&](int64_t b, int) {
+            uint32_t list = first_list[b], column = first_column_[b];
+            for_lists(b, [&](uint32_t v, bool of_column) {
+                if (of_column) first_list_[column++] = list;
+                begin_[list++] = v;
+            });
+        });
+    }
+
+    int64_t num_columns() const { return first_list_.size - 1; }
+    // A column's vertices, from the first to before the one of the next column.
+    uint32_t first_vertex(int64_t column) const { return begin_[first_list_[column]]; }
+
+    // The column whose coordinates are larger than a column's by `step`, or kNone.
+    uint32_t column_after(int64_t column, Key step) const { return find_column(order_.column_of(keys_[first_vertex(column)]) + step); }
+
+    // Fills in after[v] for every vertex v of a column: the vertex after it along a direction, or kNone; and has_before[after[v]].
+    void link_column(int64_t column, int direction, const KeySpace<Key>& space, uint32_t* after, uint8_t* has_before) const {
+        for (uint32_t list = first_list_[column]; list < first_list_[column + 1]; ++list) {
+            const uint32_t begin = begin_[list], end = begin_[list + 1];
+            const Key first = space.after(keys_[begin], direction);
+            const uint32_t target = find_list(order_.list_of(first), list, column);
+            if (target == kNone) {
+                std::fill(after + begin, after + end, kNone);
+            } else {
+                link(begin, end, begin_[target], begin_[target + 1], first - keys_[begin], after, has_before);
+            }
+        }
+    }
+
+   private:
+    uint32_t find_column(Key coordinates) const {
+        const int64_t block = layout_.block_of(coordinates);
+        uint32_t low = first_column_[block], high = first_column_[block + 1];
+        while (low < high) {
+            const uint32_t middle = low + (high - low) / 2;
+            const Key present = order_.column_of(keys_[first_vertex(middle)]);
+            if (present == coordinates) return middle;
+            if (present < coordinates) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return kNone;
+    }
+
+    // The list with these fields, or kNone. It is most often the one after `list`, which is in this column.
+    uint32_t find_list(Key fields, uint32_t list, int64_t column) const {
+        const auto fields_of = [&](uint32_t l) { return order_.list_of(keys_[begin_[l]]); };
+        if (list + 1 < first_list_[column + 1] && fields_of(list + 1) == fields) return list + 1;
+        const uint32_t target = find_column(order_.column_of(fields));
+        if (target == kNone) return kNone;
+        for (uint32_t l = first_list_[target]; l < first_list_[target + 1]; ++l)
+            if (fields_of(l) == fields) return l;
+        return kNone;
+    }
+
+    // From the vertices [u, u_end) to those of [v, v_end) whose keys are larger by `step`. Without branches, which would be mispredicted:
+    // what is written for the vertex that is not passed is written again.
+    void link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step, uint32_t* after, uint8_t* has_before) const {
+        const Key* const keys = keys_.get();
+        while (u < u_end && v < v_end) {
+            const Key wanted = keys[u] + step, present = keys[v];
+            const bool found = wanted == present;
+            after[u] = found ? v : kNone;
+            has_before[v] = found;
+            u += wanted <= present;
+            v += wanted >= present;
+        }
+        std::fill(after + u, after + u_end, kNone);
+    }
+
+    const Buffer<Key>& keys_;
+    const VertexOrder<Key>& order_;
+    const BlockLayout& layout_;
+    std::vector<uint32_t> first_column_;  // of each block, and the end
+    Buffer<uint32_t> first_list_;         // of each column, and the end
+    Buffer<uint32_t> begin_;              // the first vertex of each list, and the end
+};
+
+}  // namespace crf
