@@ -53,6 +53,7 @@ WORKLOADS = {
     spec.name: spec
     for spec in (
         _SMALL_BODY,
+        replace(_SMALL_BODY, name="S-1.5mm", theta_alpha=1.5, theta_beta=0.05, theta_gamma=1.0),
         replace(_SMALL_BODY, name="S-fine", theta_alpha=3.0, theta_beta=0.02),
         replace(_SMALL_BODY, name="M", grid_shape=(200, 200, 63), spacing=(1.0, 1.0, 2.0)),
         _HEAD,

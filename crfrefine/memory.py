@@ -94,6 +94,12 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
     return MemoryLimit(*min(limits, key=lambda limit: limit[0]))
 
 
+def memory_left(limit: MemoryLimit) -> int | None:
+    """Return the bytes that this process may still take; None: there is no limit, or the system does not tell what it has."""
+    own = own_use(read_text(Path("/proc/self/status")))
+    return max(0, limit.bytes - own.resident) if limit.is_known and own.resident else None
+
+
 def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:
     """Raise CapacityError if more memory is needed than allowed.
 

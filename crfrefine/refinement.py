@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_label_map, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.one_hot import channels_of, one_hot_logits, present_labels
+from crfrefine.arrays.one_hot import (
+    ABSENT_LOGIT,
+    channel_numbers,
+    channels_of,
+    leave_far_out,
+    one_hot_logits,
+    present_labels,
+    take_part_nearby,
+)
 from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
 from crfrefine.arrays.region_channels import (
@@ -32,13 +40,21 @@ from crfrefine.arrays.region_channels import (
 from crfrefine.arrays.region_scheme import RegionScheme, check_regions
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import Backend, MeanFieldResult, Progress
+from crfrefine.engines.base import Backend, Progress
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.memory import memory_limit, require_memory
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.region_model import resolve_regions
-from crfrefine.refinement_result import RefinementResult
+from crfrefine.refinement_result import DenseLogits, RefinementResult
 from crfrefine.specs import ModelSpec
+from crfrefine.tiles.cropping import CroppedLogits, box_of
+from crfrefine.tiles.grid import reach_of_axes
+from crfrefine.tiles.label_refining import refine_label_tiles
+from crfrefine.tiles.refining import MOST_DIMS, refine_tiles
+from crfrefine.tiles.running import Settings
+from crfrefine.tiles.streamed_logits import StreamedLogits
+from crfrefine.tiles.tiled_logits import TiledLogits
 
 LARGEST_LOGIT = 1e34
 """Well below float32's 3.4e38: differences and sums over labels must fit too."""
@@ -111,11 +127,21 @@ def refine(
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")
     if input_type == "labels":
-        return _refine_label_map(
-            given_label_map(logits, image),
+        labels = given_label_map(logits, image)
+        channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
+        num_labels = parameters.num_labels or channels[-1] + 1
+        if channels[-1] >= num_labels:
+            raise InputError(
+                f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
+                "parameters for all labels, or merge labels"
+            )
+        return refine_label_map(
+            labels,
             image,
-            parameters,
+            channels,
+            num_labels,
             spacing=spacing,
+            parameters=parameters,
             mask=mask,
             device=device,
             threads=threads,
@@ -155,39 +181,39 @@ def refine(
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)
             largest = _check_finite(backend, ordered_logits, "logits", threads)
-    if regions is None and identify_array(ordered_logits, input_type) == "probabilities":
-        ordered_logits = np.array(ordered_logits, order="C")
-        take_logarithms(ordered_logits)
+    is_probability = regions is None and identify_array(ordered_logits, input_type) == "probabilities"
+    if is_probability:
         largest = -math.log(SMALLEST_PROBABILITY)
-    # Energies and marginals are sums of a few such values in float32; a temperature near zero would make them infinite, and then NaN.
-    if largest / temperature > LARGEST_LOGIT:
-        raise ConfigError(
-            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
-            "too large for float32; use a larger temperature"
-        )
+    _check_temperature(temperature, largest)
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
     normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
-    normalize_seconds = time.perf_counter() - started
+    timings = {"normalize": time.perf_counter() - started}
     models = [ModelSpec(model.kernels.in_storage(order), model.mean_field) for model in models]
     case = normalized, crf_mask, order.axes_to_storage(steps)
     settings: dict[str, Any] = {"axes": order.axes, "threads": threads, "progress": progress}
-    if regions is None:
-        outcome = backend.mean_field(ordered_logits, *case, models[0], **settings)
-    else:
-        outcome = region_mean_field(backend, ordered_logits, *case, models, **settings)
-    _check_outcome(backend, outcome, threads)
-    started = time.perf_counter()
     decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
-    network, labels = order.to_user(decode(ordered_logits)), order.to_user(decode(outcome.logits))
-    cleaned = clean(labels, parameters.postprocess, math.prod(steps) / 1000.0)
-    timings = {"normalize": normalize_seconds, **outcome.timings, "labels": time.perf_counter() - started}
+    refined: CroppedLogits | DenseLogits | TiledLogits | None = None
+    if regions is None:
+        threshold, how = parameters.mean_field.label_threshold, Settings(threads, progress)
+        refined = refine_tiles(backend, ordered_logits, *case, models[0], threshold, how, axes=order.axes, is_probability=is_probability)
+    if refined is None:
+        refined = _refine_all_labels(
+            backend, ordered_logits, case, models, settings, is_region=regions is not None, is_probability=is_probability
+        )
+    _check_outcome(backend, refined, threads)
+    started = time.perf_counter()
+    network = decode(ordered_logits)
+    labels = refined.label_map(network, decode)
+    cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
+    timings |= {**refined.timings, "labels": time.perf_counter() - started}
     return RefinementResult(
         label_map=cleaned.label_map,
-        network_label_map=network,
-        logits=order.to_user(outcome.logits),
-        report=outcome.report,
+        network_label_map=order.to_user(network),
+        channels=refined,
+        order=order,
+        report=refined.report,
         timings=timings,
         device=backend.name,
         threads=threads,
@@ -198,6 +224,32 @@ def refine(
         spacing=tuple(steps),
         regions=regions,
     )
+
+
+def _refine_all_labels(
+    backend: Backend,
+    logits: NDArray[np.float32],
+    case: tuple[NDArray[np.float32], NDArray[np.bool_] | None, tuple[float, ...]],
+    models: Sequence[ModelSpec],
+    settings: dict[str, Any],
+    *,
+    is_region: bool,
+    is_probability: bool,
+) -> CroppedLogits | DenseLogits:
+    """Run the mean field of all labels, or regions, in the mask's box if that is much smaller than the grid."""
+    image, mask, spacing = case
+    box = None if is_region else box_of(mask)
+    everywhere = (slice(None), *(box or ()))
+    inner = logits[everywhere]
+    if is_probability:
+        inner = np.array(inner, order="C")
+        take_logarithms(inner)
+    if is_region:
+        return DenseLogits(region_mean_field(backend, inner, image, mask, spacing, models, **settings))
+    if box is None or mask is None:
+        return DenseLogits(backend.mean_field(inner, image, mask, spacing, models[0], **settings))
+    outcome = backend.mean_field(inner, image[everywhere], mask[box], spacing, models[0], **settings)
+    return CroppedLogits(logits, box, models[0].mean_field.temperature, outcome, is_probability=is_probability)
 
 
 def _resolve(
@@ -222,22 +274,117 @@ def _as_log_odds(channels: NDArray[np.float32], input_type: str, largest: float)
     return channels, largest
 
 
-def _refine_label_map(
-    labels: NDArray[np.unsignedinteger[Any]], image: NDArray[Any], parameters: CrfParameters, **options: Any
+def refine_label_map(
+    labels: NDArray[np.unsignedinteger[Any]],
+    image: NDArray[Any],
+    channels: Sequence[int],
+    num_labels: int,
+    *,
+    spacing: Sequence[float] | float,
+    parameters: CrfParameters,
+    mask: NDArray[Any] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    num_bytes: Callable[[], int | None] | None = None,
 ) -> RefinementResult:
-    """Refine a label map (*grid): only the labels that occur take part, since e^0 for each of a hundred others would outweigh a label."""
+    """Refine a label map whose labels are known: only those that occur take part, and if there are many, only near where they occur.
+
+    Args:
+        labels: (*grid), in an unsigned type.
+        image: (M, *grid) or (*grid), raw intensities.
+        channels: the labels that occur, background, and at least two (`crfrefine.arrays.one_hot.channels_of`).
+        num_labels: L, background included, as values per label in the parameters have it.
+        spacing: as in `refine`.
+        parameters: the model of all labels.
+        mask: as in `refine`.
+        device: as in `refine`.
+        threads: as in `refine`.
+        progress: as in `refine`.
+        num_bytes: called before a run on tiles: what it may take beyond what is in memory then; None: any amount.
+
+    Raises:
+        CrfRefineError: as in `refine`.
+    """
+    chosen = parameters.select_labels(channels, num_labels)
     order = StorageOrder.of_memory(labels)
     stored = np.ascontiguousarray(order.to_storage(labels))
-    channels = channels_of(present_labels(stored))
-    num_labels = parameters.num_labels or channels[-1] + 1
-    if channels[-1] >= num_labels:
-        raise InputError(
-            f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give parameters for "
-            "all labels, or merge labels"
+    options: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
+    if not take_part_nearby(len(channels), stored.size):
+        logits = order.to_user(one_hot_logits(stored, channels))
+        result = refine(logits, image, spacing=spacing, parameters=chosen, mask=mask, input_type="logits", **options)
+        return result.renumbered(channels, num_labels)
+    image = image[None] if image.ndim == labels.ndim else image
+    mask = None if mask is None else given_array(mask, "mask")
+    check_shapes(np.broadcast_to(labels, (len(channels), *labels.shape)), image, mask)
+    steps = given_spacing(spacing, labels.ndim)
+    model = chosen.resolve(len(channels), len(image), labels.ndim)
+    kernels, ordered_steps = model.kernels.in_storage(order), order.axes_to_storage(steps)
+    backend = get_backend(device)
+    if backend.name != "cpu" or labels.ndim > MOST_DIMS or chosen.mean_field.label_threshold <= 0:
+        what = f"the logits of {len(channels)} labels, which only the CPU with mean_field.label_threshold above 0 can do without, take"
+        require_memory(4 * len(channels) * stored.size, what, memory_limit())
+        logits = one_hot_logits(stored, channels)
+        leave_far_out(logits, reach_of_axes(kernels, ordered_steps))
+        result = refine(order.to_user(logits), image, spacing=steps, parameters=chosen, mask=mask, input_type="logits", **options)
+        return result.renumbered(channels, num_labels)
+    _check_temperature(model.mean_field.temperature, -ABSENT_LOGIT)
+    ordered_image = order.to_storage(image)
+    _check_finite(backend, ordered_image, "image", threads)
+    refined = refine_label_tiles(
+        backend,
+        channel_numbers(stored, channels),
+        ordered_image,
+        None if mask is None else order.to_storage(mask != 0),
+        ordered_steps,
+        chosen.intensity,
+        ModelSpec(kernels, model.mean_field),
+        Settings(threads, progress, num_bytes),
+        axes=order.axes,
+    )
+    _check_outcome(backend, refined, threads)
+    return streamed_result(refined, order, chosen, steps, backend.name, threads).renumbered(channels, num_labels)
+
+
+def streamed_result(
+    refined: StreamedLogits, order: StorageOrder, parameters: CrfParameters, spacing: Sequence[float], device: str, threads: int | None
+) -> RefinementResult:
+    """Return the result of a run on tiles, with its label map cleaned.
+
+    Args:
+        refined: the run.
+        order: of the axes in it.
+        parameters: with the small-object rules.
+        spacing: mm, one per grid axis.
+        device: the name of the engine.
+        threads: None: the cores this process may use.
+    """
+    started = time.perf_counter()
+    cleaned = clean(order.to_user(refined.label_map(threads)), parameters.postprocess, math.prod(spacing) / 1000.0)
+    return RefinementResult(
+        label_map=cleaned.label_map,
+        network_label_map=order.to_user(refined.network_label_map),
+        channels=refined,
+        order=order,
+        report=refined.report,
+        timings={**refined.timings, "labels": time.perf_counter() - started},
+        device=device,
+        threads=threads,
+        num_padding_voxels=refined.num_padding,
+        voxels_removed=cleaned.voxels_removed,
+        voxels_filled=cleaned.voxels_filled,
+        notes=refined.notes,
+        spacing=tuple(spacing),
+    )
+
+
+def _check_temperature(temperature: float, largest: float) -> None:
+    """Raise ConfigError if energies and marginals, sums of a few logits over the temperature, would not fit into float32."""
+    if largest / temperature > LARGEST_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into {largest / temperature:.1g}, "
+            "too large for float32; use a larger temperature"
         )
-    logits = order.to_user(one_hot_logits(stored, channels))
-    result = refine(logits, image, parameters=parameters.select_labels(channels, num_labels), input_type="logits", **options)
-    return result.renumbered(channels, num_labels)
 
 
 def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
@@ -256,11 +403,13 @@ def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: 
     return largest
 
 
-def _check_outcome(backend: Backend, outcome: MeanFieldResult, threads: int | None) -> None:
+def _check_outcome(backend: Backend, outcome: CroppedLogits | DenseLogits | StreamedLogits | TiledLogits, threads: int | None) -> None:
     """Raise InputError if the model left the range of float32: such a label map would be noise."""
-    finite = all(math.isfinite(value) for value in outcome.energy)
+    finite = all(math.isfinite(value) for value in outcome.report.energy)
     if finite:
-        finite = all(math.isfinite(low) and math.isfinite(high) for low, high in backend.channel_ranges(outcome.logits, threads=threads))
+        finite = all(
+            math.isfinite(low) and math.isfinite(high) for low, high in backend.channel_ranges(outcome.computed(), threads=threads)
+        )
     if not finite:
         raise InputError(
             "the refined logits or their energy are not finite: the values are beyond float32's range; expected logits, weights and a "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,61 @@ from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import MeanFieldReport, Reported
+from crfrefine.engines.base import MeanFieldReport, MeanFieldResult, Reported
 from crfrefine.notebook import html_table
 
 _MOST_ROWS = 30
 """Most labels that a notebook shows."""
+
+
+class RefinedChannels(Protocol):
+    """Refined logits of a case in storage order, as an array or in a form that becomes one when it is asked for."""
+
+    @property
+    def num_channels(self) -> int:
+        """Labels or regions."""
+        ...
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return (channels, *grid) float32."""
+        ...
+
+
+class DenseLogits:
+    """Refined logits in an array, in storage order."""
+
+    def __init__(self, result: MeanFieldResult) -> None:
+        """Take an engine's result, (channels, *grid)."""
+        self._result = result
+
+    @property
+    def num_channels(self) -> int:
+        """Labels or regions."""
+        return len(self._result.logits)
+
+    @property
+    def report(self) -> MeanFieldReport:
+        """Steps, energy and filters."""
+        return self._result.report
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage."""
+        return self._result.timings
+
+    def computed(self) -> NDArray[np.float32]:
+        """Return what the engine computed."""
+        return self._result.logits
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return the array."""
+        return self._result.logits
+
+    def label_map(
+        self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the refined label map, (*grid); `decode` turns logits into labels."""
+        return decode(self._result.logits)
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,8 +81,8 @@ class RefinementResult(Reported):
     Attributes:
         label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
         network_label_map: (*grid), the same type: the label of the largest input logit at each voxel, the network's own result.
-        logits: (L, *grid) float32, x of the last mean-field step; outside the mask the input divided by the temperature. For regions: their
-            log-odds, (R, *grid).
+        channels: the refined logits, in storage order.
+        order: of the axes of `channels`.
         report: num_iterations, converged, energy and filters, which are also attributes of the result.
         timings: seconds of each stage: normalize, build, steps, labels.
         device: the device that was used.
@@ -50,7 +100,8 @@ class RefinementResult(Reported):
 
     label_map: NDArray[np.unsignedinteger[Any]]
     network_label_map: NDArray[np.unsignedinteger[Any]]
-    logits: NDArray[np.float32]
+    channels: RefinedChannels
+    order: StorageOrder
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)
     device: str = "cpu"
@@ -67,16 +118,16 @@ class RefinementResult(Reported):
     def __post_init__(self) -> None:
         """Number the channels from 0, unless the caller has numbered them."""
         if not self.channel_labels and self.regions is None:
-            object.__setattr__(self, "channel_labels", tuple(range(len(self.logits))))
+            object.__setattr__(self, "channel_labels", tuple(range(self.channels.num_channels)))
         if not self.num_labels:
-            object.__setattr__(self, "num_labels", len(self.logits) if self.regions is None else self.regions.num_labels)
+            object.__setattr__(self, "num_labels", self.channels.num_channels if self.regions is None else self.regions.num_labels)
 
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
         steps = f"{self.num_iterations} step{'' if self.num_iterations == 1 else 's'}{', converged' if self.converged else ''}"
         energy = f", energy {self.energy[-1]:.6g}" if self.energy else ""
-        channels = f"{len(self.logits)} {'labels' if self.regions is None else 'regions'}"
+        channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
         return f"<RefinementResult: {channels} on {grid} voxels, {steps}{energy}, on {self.device}>"
 
     def _repr_html_(self) -> str:
@@ -94,6 +145,15 @@ class RefinementResult(Reported):
         changed = f"{changes.voxels_changed:,} of {self.label_map.size:,} voxels changed"
         step = f"; spacing {' × '.join(f'{one:g}' for one in self.spacing)} mm" if self.spacing is not None else ""
         return html_table(f"{repr(self)[1:-1]}; {changed}{step}", names, rows, [*more, *self.notes])
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """(L, *grid) float32, x of the last mean-field step; outside the mask the input divided by the temperature.
+
+        For regions: their log-odds, (R, *grid). Where labels took no part (`mean_field.label_threshold`), the array is put together when it
+        is first asked for, from the input's array, which must not have changed.
+        """
+        return self.order.to_user(self.channels.dense())
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:

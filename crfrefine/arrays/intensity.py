@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ Float32 = NDArray[np.float32]
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.
 _BLOCK = 1 << 16
 _SAMPLE = 1 << 16
+# Integers of up to this many bytes are counted, not sorted.
+_COUNTED_BYTES = 2
 # A spread whose inverse does not fit into float32 counts as zero.
 _CONSTANT = float(np.finfo(np.float32).tiny)
 
@@ -64,23 +68,9 @@ def normalize_intensity(
 
     def run(modality: int) -> None:
         order = StorageOrder.of_memory(image[modality])
-        source, target = order.to_storage(image[modality]), order.to_storage(result[modality])
-        kind, percentiles, window = plans[modality]
-        if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
-            # Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the
-            # result does not depend on it.
-            source = (source.astype(np.float64) - float(source.flat[0])).astype(np.float32)
-        if kind == "none":
-            target[...] = source
-        elif kind == "window" and window is not None:
-            _map(source, target, window[0], 1.0 / (window[1] - window[0]), clip=True)
-        else:
-            values = source.reshape(-1)
-            if mask is not None:
-                values = values[order.to_storage(mask).reshape(-1)]
-            values = values.astype(np.float32, copy=False)
-            shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
-            _map(source, target, shift, 1.0 / width if width > _CONSTANT else 0.0)
+        stored_mask = None if mask is None else order.to_storage(mask)
+        source = order.to_storage(image[modality])
+        _fit(source, *plans[modality], stored_mask).apply(source, order.to_storage(result[modality]))
 
     workers = min(image.shape[0], threads or available_threads())
     if workers <= 1:
@@ -90,6 +80,77 @@ def normalize_intensity(
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(run, range(image.shape[0])))
     return result
+
+
+@dataclass(frozen=True)
+class IntensityMap:
+    """The map of a modality's intensities: (value - offset - shift) * scale.
+
+    Attributes:
+        shift: subtracted in float32.
+        scale: multiplied; 0 for a constant modality.
+        clip: whether the result is clipped to [0, 1].
+        offset: subtracted in float64 beforehand, where the type has more digits than float32; None: nothing is.
+    """
+
+    shift: float = 0.0
+    scale: float = 1.0
+    clip: bool = False
+    offset: float | None = None
+
+    def apply(self, source: NDArray[np.generic], target: Float32) -> None:
+        """Write the mapped intensities of an array to another one of the same shape, in one pass over memory."""
+        rows = max(1, _BLOCK * source.shape[0] // max(1, source.size)) if source.ndim else 1
+        for block in _blocks(source.shape[0], rows):
+            part, values = target[block], source[block]
+            if self.offset is not None:
+                values = (values.astype(np.float64) - self.offset).astype(np.float32)
+            if self.shift == 0.0 and self.scale == 1.0:
+                part[...] = values
+            else:
+                np.subtract(values, np.float32(self.shift), out=part, casting="unsafe")
+                np.multiply(part, np.float32(self.scale), out=part)
+            if self.clip:
+                np.clip(part, np.float32(0.0), np.float32(1.0), out=part)
+
+
+def fit_intensity(
+    image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: NDArray[np.bool_] | None = None
+) -> tuple[IntensityMap, ...]:
+    """Return the maps that `normalize_intensity` applies, one per modality.
+
+    Args:
+        image: (M, *grid) in storage order, finite.
+        parameters: one normalization for all modalities, or one per modality.
+        mask: (*grid); statistics come from the voxels where it is True; None: everywhere.
+    """
+    plans = intensity_by_modality(parameters, image.shape[0])
+    return tuple(_fit(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
+
+
+def _fit(
+    source: NDArray[Any], kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: NDArray[np.bool_] | None
+) -> IntensityMap:
+    offset = None
+    if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
+        # Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the
+        # result does not depend on it.
+        offset = float(source.flat[0])
+    if kind == "none":
+        return IntensityMap()
+    if kind == "window" and window is not None:
+        return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
+    values = source.reshape(-1)
+    if mask is not None:
+        values = values[mask.reshape(-1)]
+    if kind == "percentile" and values.dtype.kind in "iu" and values.dtype.itemsize <= _COUNTED_BYTES:
+        shift, width = _counted_percentile_range(values, percentiles)
+    else:
+        if offset is not None:
+            values = values.astype(np.float64) - offset
+        values = values.astype(np.float32, copy=False)
+        shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
+    return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)
 
 
 def kernel_features(
@@ -134,17 +195,6 @@ def kernel_features(
 
 def _blocks(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
-
-
-def _map(source: NDArray[np.generic], target: Float32, shift: float, scale: float, *, clip: bool = False) -> None:
-    """Write (source - shift) * scale to target, in one pass over memory."""
-    rows = max(1, _BLOCK * source.shape[0] // max(1, source.size)) if source.ndim else 1
-    for block in _blocks(source.shape[0], rows):
-        part = target[block]
-        np.subtract(source[block], np.float32(shift), out=part, casting="unsafe")
-        np.multiply(part, np.float32(scale), out=part)
-        if clip:
-            np.clip(part, np.float32(0.0), np.float32(1.0), out=part)
 
 
 def _mean_and_deviation(values: Float32) -> tuple[float, float]:
@@ -198,3 +248,24 @@ def _percentile(values: Float32, fraction: float) -> float:
     ordered = np.partition(bracket, (first - below, last - below))
     start, end = float(ordered[first - below]), float(ordered[last - below])
     return start + (end - start) * (position - first)
+
+
+def _counted_percentile_range(values: NDArray[np.integer[Any]], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The lower percentile and its distance to the upper one, of integers of few bits: from the number of voxels of each value."""
+    least = int(values.min())
+    counts = np.zeros(int(values.max()) - least + 1, np.int64)
+    for block in _blocks(values.size, 16 * _BLOCK):  # Counting widens each voxel to 64 bits.
+        counts += np.bincount(values[block].astype(np.int64) - least, minlength=counts.size)
+    up_to = np.cumsum(counts)
+
+    def percentile(percent: float) -> float:
+        position = (values.size - 1) * (percent / 100.0)
+        first = math.floor(position)
+        ends = np.searchsorted(up_to, (first, min(first + 1, values.size - 1)), side="right")
+        start, end = (float(np.float32(least + int(index))) for index in ends)
+        return start + (end - start) * (position - first)
+
+    low, high = (percentile(percent) for percent in percentiles)
+    if high <= low:
+        low, high = float(least), float(least + counts.size - 1)
+    return low, high - low

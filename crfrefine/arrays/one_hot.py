@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import ndimage
 
 from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
@@ -22,6 +23,12 @@ ABSENT_LOGIT = -1e4
 
 MOST_PRESENT = 4096
 """Most labels that may occur in a label map: whole-body atlases have some hundreds; an image has thousands of gray values."""
+
+MANY_LABELS = 16
+"""Channels from which on a label takes part only near where it occurs: e^0 for each of many others would outweigh a voxel's own label."""
+
+LARGEST_IN_MEMORY = 1 << 29
+"""Bytes of logits in float32 that are not made from a label map: beyond them, too, a label takes part only near where it occurs."""
 
 MOST_SHOWN = 12
 """Most labels that a message lists."""
@@ -78,12 +85,59 @@ def one_hot_logits(label_map: NDArray[Any], channels: Sequence[int], present: Se
     return logits
 
 
+def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
+    """Return whether the labels of a label map take part only within the kernels' reach of where they occur.
+
+    Args:
+        num_channels: labels that get a channel.
+        num_voxels: of the grid.
+    """
+    return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > LARGEST_IN_MEMORY
+
+
+def leave_far_out(logits: NDArray[np.float32], reach: Sequence[int]) -> None:
+    """Set the logits of a label to ABSENT_LOGIT where it does not occur within reach: in a box around the voxel.
+
+    Args:
+        logits: (channels, *grid), result of `one_hot_logits`; changed.
+        reach: voxels along each axis, to both sides.
+    """
+    size = tuple(2 * extent + 1 for extent in reach)
+    for channel in logits:
+        near = ndimage.maximum_filter((channel == CONFIDENCE).view(np.uint8), size=size, mode="constant", cval=0)
+        np.copyto(channel, np.float32(ABSENT_LOGIT), where=near == 0)
+
+
+def channel_numbers(labels: NDArray[np.unsignedinteger[Any]], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the number of the channel of each label, in the smallest unsigned type.
+
+    Args:
+        labels: (*grid); every label is in `channels`.
+        channels: the label of each channel, ascending.
+    """
+    dtype = np.min_scalar_type(len(channels) - 1)
+    if channels[-1] == len(channels) - 1:
+        return labels.astype(dtype, copy=False)
+    table = np.zeros(channels[-1] + 1, dtype)
+    table[list(channels)] = np.arange(len(channels))
+    return _looked_up(table, labels)
+
+
 def renumber(indices: NDArray[Any], channels: Sequence[int]) -> NDArray[np.unsignedinteger[Any]]:
     """Return a label map from (*grid) channel numbers, in the smallest unsigned type and the same memory layout."""
     table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
-    labels: NDArray[np.unsignedinteger[Any]] = np.empty_like(indices, dtype=table.dtype)
-    np.take(table, indices, out=labels)
-    return labels
+    if channels[-1] == len(channels) - 1:
+        return indices.astype(table.dtype, copy=False)
+    return _looked_up(table, indices)
+
+
+def _looked_up(table: NDArray[Any], indices: NDArray[Any]) -> NDArray[Any]:
+    """Return (*grid) entries of a table in the memory layout of the indices; numpy widens indices to 64 bits, so a plane at a time."""
+    found = np.empty_like(indices, dtype=table.dtype)
+    order = StorageOrder.of_memory(indices)
+    for plane, target in zip(np.atleast_2d(order.to_storage(indices)), np.atleast_2d(order.to_storage(found)), strict=True):
+        target[...] = table[plane]
+    return found
 
 
 def expand_channels(values: NDArray[np.float32], channels: Sequence[int], num_labels: int, absent: float) -> NDArray[np.float32]:

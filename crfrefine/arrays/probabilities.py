@@ -196,12 +196,7 @@ def _require_sums(values: NDArray[Any], name: str, tolerance: float) -> None:
         is_rounded = not found.num_zero and _off_sums(values, TOLD_SUM_TOLERANCE).num_off == 0
         raise InputError((_rounded_message if is_rounded else _sigmoid_message)(values, found, name) + _binary_hint(values))
     if found.num_zero:
-        raise InputError(
-            f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
-            f"the first one is {_voxel(values, found.first_zero)}\n"
-            "  Outside the network's field of view, background should be 1, or all labels exactly equal."
-            f"{_binary_hint(values)}"
-        )
+        raise InputError(_zero_message(values, found, name) + _binary_hint(values))
 
 
 def _refuse_sigmoids(values: NDArray[Any], name: str) -> None:
@@ -236,6 +231,43 @@ def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
         "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are neither\n"
         "  logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels, regions_class_order), or\n"
         "  with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) (docs/reference/formats.md#regions)."
+    )
+
+
+class SumsOverLabels:
+    """Sums over labels of values that all lie in [0, 1], for channels that are not in memory together."""
+
+    def __init__(self, sums: NDArray[np.float32], is_padding: NDArray[np.bool_]) -> None:
+        """Take (*grid) sums; voxels where `is_padding` is True do not count."""
+        self._sums = sums
+        self._is_padding = is_padding
+
+    def require_distribution(self, name: str, tolerance: float) -> None:
+        """Raise InputError, as `identify` does, if the sums are not 1."""
+        found, told = self._off(tolerance), self._off(TOLD_SUM_TOLERANCE)
+        # Only the shape of the values is needed.
+        shape = np.broadcast_to(np.float32(0.0), (1, *self._sums.shape))
+        if found.num_off:
+            is_rounded = not found.num_zero and told.num_off == 0
+            raise InputError((_rounded_message if is_rounded else _sigmoid_message)(shape, found, name))
+        if found.num_zero:
+            raise InputError(_zero_message(shape, found, name))
+
+    def _off(self, tolerance: float) -> _OffSums:
+        sums = self._sums.reshape(-1)
+        off = (np.abs(sums - 1) > tolerance) & ~self._is_padding.reshape(-1)
+        zero = off & (sums <= SUM_TOLERANCE)
+        off &= ~zero
+        first_off, first_zero = (int(where.argmax()) if where.any() else -1 for where in (off, zero))
+        first_sum = float(sums[first_off]) if first_off >= 0 else 0.0
+        return _OffSums(int(off.sum()), first_off, first_sum, int(zero.sum()), first_zero)
+
+
+def _zero_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
+    return (
+        f"{name}: the probabilities of all labels are almost zero at {found.num_zero} of {math.prod(values.shape[1:])} voxels; "
+        f"the first one is {_voxel(values, found.first_zero)}\n"
+        "  Outside the network's field of view, background should be 1, or all labels exactly equal."
     )
 
 

@@ -240,10 +240,25 @@ def load_case(
     )
 
 
+def read_mask(headers: CaseHeaders, image: NDArray[Any], mask_mode: str, notes: list[str]) -> NDArray[np.bool_] | None:
+    """Return the mask of a case, (*grid); None: the model applies everywhere.
+
+    Args:
+        headers: of the case.
+        image: (M, [z,] y, x) as stored.
+        mask_mode: "none" or "nonzero", what counts if there is no mask file.
+        notes: gets what the user should know.
+
+    Raises:
+        InputError: the mask is empty, or cannot be read.
+    """
+    return _mask(headers, [read_where(headers.mask, is_nonzero)] if headers.mask is not None else [], image, mask_mode, notes)
+
+
 def _mask(
     headers: CaseHeaders,
     masks: Sequence[NDArray[np.bool_]],
-    image_values: NDArray[np.float32],
+    image_values: NDArray[Any],
     mask_mode: str,
     notes: list[str],
 ) -> NDArray[np.bool_] | None:

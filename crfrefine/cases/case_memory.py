@@ -25,6 +25,8 @@ def require_case_fits(
     mask: VolumeHeader | None,
     labels: VolumeHeader | None,
     limit: MemoryLimit,
+    *,
+    as_label_map: bool = False,
 ) -> None:
     """Raise CapacityError if the arrays that a case is read into take more memory than allowed.
 
@@ -37,10 +39,11 @@ def require_case_fits(
         mask: its header, if there is one.
         labels: header of the reference, if it is read.
         limit: what is allowed.
+        as_label_map: whether a label map stays one, a byte per voxel.
     """
     grid = math.prod(images[0].grid_shape)
     sizes = [(header, _FLOAT * header.num_channels * math.prod(header.grid_shape)) for header in images]
-    sizes += _of_logits(logits, images[0])
+    sizes += [(logits.files[0], math.prod(logits.grid_shape))] if as_label_map else _of_logits(logits, images[0])
     if mask is not None:
         sizes.append((mask, _FLOAT * math.prod(mask.grid_shape) + grid))
     if labels is not None:

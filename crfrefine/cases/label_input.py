@@ -37,6 +37,23 @@ _MOST_GRAY_VALUES = 256
 
 
 @dataclass(frozen=True)
+class LabelMap:
+    """A label map on the image's grid.
+
+    Attributes:
+        labels: ([z,] y, x), uint8 or uint16.
+        channel_labels: the labels that occur, background, and at least two; ascending.
+        num_labels: L, background included.
+        notes: what the user should know, one sentence each.
+    """
+
+    labels: NDArray[np.unsignedinteger[Any]]
+    channel_labels: tuple[int, ...]
+    num_labels: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class LabelInput:
     """A label map as logits.
 
@@ -102,10 +119,14 @@ class LabelMapReader:
         self._found = read_whole_numbers(self._file)
 
     def finish(self, place: Place) -> LabelInput:
-        """Return the label map as logits, after the job has run.
+        """Return the label map as logits, after the job has run; as for `place`."""
+        return _as_logits(self.place(place), self._options)
+
+    def place(self, place: Place) -> LabelMap:
+        """Return the label map on the image's grid, after the job has run.
 
         Args:
-            place: puts the labels onto the image's grid.
+            place: puts the labels onto that grid.
 
         Raises:
             InputError: values that are not labels, or labels that are not declared.
@@ -121,7 +142,8 @@ class LabelMapReader:
             )
         _require_declared(present, self._options.declared, path)
         reason = "requested" if self._options.input_type == KIND else "it has one value per voxel, whole numbers from 0 up"
-        return _as_logits(place(labels), self._options, (f"{path.name} is taken as a label map: {reason}",))
+        self._found = None
+        return _placed(labels, present, place, self._options, (f"{path.name} is taken as a label map: {reason}",))
 
 
 class StructuresReader:
@@ -141,10 +163,14 @@ class StructuresReader:
         return []
 
     def finish(self, place: Place) -> LabelInput:
-        """Return the structures as the logits of one label map.
+        """Return the structures as the logits of one label map; as for `place`."""
+        return _as_logits(self.place(place), self._options)
+
+    def place(self, place: Place) -> LabelMap:
+        """Return the structures as one label map on the image's grid.
 
         Args:
-            place: puts the labels onto the image's grid.
+            place: puts the labels onto that grid.
 
         Raises:
             InputError: a file is not binary.
@@ -159,7 +185,7 @@ class StructuresReader:
         notes = [f"{folder} is taken as one file per structure: {counted(len(self._files), 'file')}, {num_found} not empty"]
         if overlap.num_voxels:
             notes.append(overlap.note)
-        return _as_logits(place(labels), self._options, tuple(notes))
+        return _placed(labels, present, place, self._options, tuple(notes))
 
 
 @dataclass
@@ -289,12 +315,20 @@ def _require_declared(present: Sequence[int], declared: DeclaredLabels | None, p
         )
 
 
-def _as_logits(labels: NDArray[Any], options: ReadingOptions, notes: tuple[str, ...]) -> LabelInput:
-    channels = channels_of(present_labels(labels))
+def _placed(
+    labels: NDArray[np.unsignedinteger[Any]], present: Sequence[int], place: Place, options: ReadingOptions, notes: tuple[str, ...]
+) -> LabelMap:
+    placed = place(labels)
+    # On another grid, small structures may have got lost.
+    channels = channels_of(present if np.may_share_memory(placed, labels) else present_labels(placed))
     declared = options.declared
-    num_labels = channels[-1] + 1 if declared is None else declared.num_labels
+    return LabelMap(placed, channels, channels[-1] + 1 if declared is None else declared.num_labels, notes)
+
+
+def _as_logits(found: LabelMap, options: ReadingOptions) -> LabelInput:
+    labels, channels = found.labels, found.channel_labels
     if not options.all_labels:
-        return LabelInput(one_hot_logits(labels, channels), channels, num_labels, notes)
-    everything = tuple(range(num_labels))
+        return LabelInput(one_hot_logits(labels, channels), channels, found.num_labels, found.notes)
+    everything = tuple(range(found.num_labels))
     absent = tuple(label for label in everything if label not in channels)
-    return LabelInput(one_hot_logits(labels, everything, channels), everything, num_labels, notes, absent)
+    return LabelInput(one_hot_logits(labels, everything, channels), everything, found.num_labels, found.notes, absent)

@@ -139,8 +139,8 @@ class MeanFieldGradients:
     image: NDArray[Any] | None
 
 
-class Kernels(Protocol):
-    """The kernels of a model on one image, built and normalized once, for any number of runs with different weights.
+class RecordingKernels(Protocol):
+    """What gradients need of the kernels of a model on one image, built and normalized once.
 
     Arrays have the precision of the image they were built for, float32 or float64. Calls are served one at a time; others wait.
     """
@@ -155,23 +155,6 @@ class Kernels(Protocol):
     """(M, *grid), shape of the image they were built for."""
     dtype: str
     """"float32" or "float64": precision of that image and of all arrays."""
-
-    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met.
-
-        Args:
-            logits: (L, *grid), higher is better.
-            spec: the run.
-            progress: called before each step.
-        """
-        ...
-
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run like `run`, and release the kernels: they cannot be used afterwards.
-
-        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
-        """
-        ...
 
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs.
@@ -201,6 +184,27 @@ class Kernels(Protocol):
             spec: the run.
             wants_theta: whether to compute the gradients with respect to the bandwidths, which cost several filterings per step.
             wants_image: whether to compute the gradient with respect to the image.
+        """
+        ...
+
+
+class Kernels(RecordingKernels, Protocol):
+    """The kernels of a model on one image, built and normalized once, for any number of runs with different weights."""
+
+    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met.
+
+        Args:
+            logits: (L, *grid), higher is better.
+            spec: the run.
+            progress: called before each step.
+        """
+        ...
+
+    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
+        """Run like `run`, and release the kernels: they cannot be used afterwards.
+
+        Their memory may be free before the refined logits are written, so that both need not fit into memory together.
         """
         ...
 

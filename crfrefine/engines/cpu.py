@@ -171,6 +171,11 @@ class CpuKernels:
         self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
 
+    @property
+    def built(self) -> Any:
+        """The engine's own object, for runs on tiles."""
+        return self._built
+
     def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         return self._run(logits, spec, progress, is_last=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from crfrefine.cases.naming import Names
 from crfrefine.errors import InputError
@@ -20,7 +20,7 @@ from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.special_files import special_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -53,14 +53,31 @@ class OutputFiles:
 
 
 @dataclass(frozen=True)
+class ChannelPlanes:
+    """Channels that are made when they are written.
+
+    Attributes:
+        num_channels: of the file.
+        piece: returns planes of a channel in the order of storage, as `crfrefine.io.write_pieces` asks for them.
+    """
+
+    num_channels: int
+    piece: Callable[[int, slice], NDArray[np.float32]]
+
+
+Channels: TypeAlias = "NDArray[np.float32] | ChannelPlanes"
+"""(L, *grid) float32, or channels that are made when they are written."""
+
+
+@dataclass(frozen=True)
 class RefinedArrays:
     """The arrays of a refined case to be written; None: not requested.
 
     Attributes:
         like: the case's first image: grid, format and header of the outputs.
         label_map: (*grid) integer.
-        probabilities: (L, *grid) float32 marginals.
-        logits: (L, *grid) float32 refined logits.
+        probabilities: the marginals.
+        logits: the refined logits.
         structure_numbers: number of each structure by its name.
         image: (M, *grid) the image, for the preview.
         before: (*grid) integer, the network's labels, for the preview.
@@ -71,8 +88,8 @@ class RefinedArrays:
 
     like: Volume
     label_map: NDArray[Any]
-    probabilities: NDArray[np.float32] | None = None
-    logits: NDArray[np.float32] | None = None
+    probabilities: Channels | None = None
+    logits: Channels | None = None
     structure_numbers: Mapping[str, int] = field(default_factory=dict)
     image: NDArray[np.float32] | None = None
     before: NDArray[Any] | None = None
@@ -188,16 +205,25 @@ def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int 
     Raises:
         CrfRefineError: the disk is full or the folder is not writable; the file is missing or unchanged.
     """
-    from crfrefine.io import write_channels, write_label_map
+    from crfrefine.io import write_label_map
 
     if outputs.probabilities is not None and outcome.probabilities is not None:
-        write_channels(outputs.probabilities, outcome.probabilities, outcome.like, kind="probabilities", threads=threads)
+        _write_channels(outputs.probabilities, outcome.probabilities, outcome.like, "probabilities", threads)
     if outputs.logits is not None and outcome.logits is not None:
-        write_channels(outputs.logits, outcome.logits, outcome.like, threads=threads)
+        _write_channels(outputs.logits, outcome.logits, outcome.like, "logits", threads)
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
     run_all([partial(_write_structure, path, outcome) for path in outputs.structures], threads)
     write_label_map(outputs.label_map, outcome.label_map, outcome.like)
+
+
+def _write_channels(path: Path, channels: Channels, like: Volume, kind: str, threads: int) -> None:
+    from crfrefine.io import write_channels, write_pieces
+
+    if isinstance(channels, ChannelPlanes):
+        write_pieces(path, like, channels.num_channels, channels.piece, kind=kind, threads=threads)
+    else:
+        write_channels(path, channels, like, kind=kind, threads=threads)
 
 
 def _structure_files(files: CaseFiles, folder: Path) -> tuple[Path, ...]:

@@ -17,6 +17,7 @@ from crfrefine.execution.pipeline import pipeline
 from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.outputs import ChannelPlanes, Channels
 from crfrefine.infer.records import CaseRecord, RunSummary, time_of_change
 from crfrefine.text import printable
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.cases.case import Case, CaseFiles
+    from crfrefine.cases.label_map_case import LabelMapCase
+    from crfrefine.cases.streamed import StreamedCase
+    from crfrefine.engines.base import Progress
     from crfrefine.infer.outputs import OutputFiles, RefinedArrays
     from crfrefine.refinement_result import RefinementResult
 
@@ -86,7 +90,7 @@ class _Task:
 class _Loaded:
     """A case in memory, with its record so far."""
 
-    case: Case
+    case: Case | StreamedCase | LabelMapCase
     task: _Task
     record: CaseRecord
 
@@ -206,10 +210,19 @@ class _Run:
         return None
 
     def _load(self, task: _Task, record: CaseRecord) -> _Loaded:
-        from crfrefine.cases.case import load_case
+        from crfrefine.cases.case import load_case, read_case_headers
+        from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
+        from crfrefine.cases.streamed import is_streamed, load_streamed_case
 
         started = time.perf_counter()
-        case = load_case(task.files, self._inputs.reading, threads=self.options.threads)
+        headers = read_case_headers(task.files, self._inputs.reading)
+        case: Case | StreamedCase | LabelMapCase
+        if is_label_map_case(headers):
+            case = load_label_map_case(headers, self._inputs.reading, threads=self.options.threads)
+        elif self._may_stream and is_streamed(headers, self._inputs.reading):
+            case = load_streamed_case(headers, self._inputs.reading)
+        else:
+            case = load_case(task.files, self._inputs.reading, threads=self.options.threads)
         record.times["read"] = time.perf_counter() - started
         record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
         record.grid_shape = tuple(case.image.shape[1:])
@@ -235,31 +248,16 @@ class _Run:
         import numpy as np
 
         from crfrefine.arrays.label_maps import vanished_labels
-        from crfrefine.arrays.one_hot import ABSENT_LOGIT, describe_labels
+        from crfrefine.arrays.one_hot import describe_labels
         from crfrefine.infer.outputs import RefinedArrays
-        from crfrefine.refinement import refine
 
         case, record, options = loaded.case, loaded.record, self.options
-        channels = case.channel_labels
 
         def progress(stage: str, step: int, num_steps: int) -> None:
             self._tell(self._observer.stage_changed, record.case_id, stage, step, num_steps)
 
         started = time.perf_counter()
-        result = refine(
-            case.logits,
-            case.image,
-            spacing=case.spacing,
-            parameters=options.parameters.select_labels(channels, case.num_labels) if channels else options.parameters,
-            mask=case.mask,
-            input_type="logits",
-            regions=case.regions,
-            device=options.device,
-            threads=options.threads,
-            progress=progress,
-        )
-        if channels:
-            result = result.renumbered(channels, case.num_labels)
+        result = self._result(case, progress)
         record.times["refine"] = time.perf_counter() - started
         record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
         record.report, record.changes = result.report, result.changes
@@ -277,8 +275,8 @@ class _Run:
         return RefinedArrays(
             like=replace(case.like, data=result.label_map),  # so that the image can be freed
             label_map=result.label_map,
-            probabilities=_of_all_labels(result, result.marginals, 0.0) if options.save_probabilities else None,
-            logits=_of_all_labels(result, result.logits, ABSENT_LOGIT) if options.save_logits else None,
+            probabilities=_probabilities(result) if options.save_probabilities else None,
+            logits=_logits(result) if options.save_logits else None,
             structure_numbers=self._inputs.structures,
             image=case.image if options.preview else None,
             before=result.network_label_map if options.preview else None,
@@ -286,6 +284,49 @@ class _Run:
             subtitle=_describe_numbers(result, case.spacing, self._inputs.names.labels),
             names=self._inputs.names,
         )
+
+    def _result(self, case: Case | StreamedCase | LabelMapCase, progress: Progress) -> RefinementResult:
+        """Return the refined case."""
+        from crfrefine.cases.label_map_case import LabelMapCase
+        from crfrefine.cases.streamed import StreamedCase
+        from crfrefine.infer.streamed import refine_streamed
+        from crfrefine.memory import memory_left, memory_limit
+        from crfrefine.refinement import refine, refine_label_map
+
+        options = self.options
+        if isinstance(case, StreamedCase):
+            return refine_streamed(case, options.parameters, max_memory=options.max_memory, threads=options.threads, progress=progress)
+        if isinstance(case, LabelMapCase):
+            return refine_label_map(
+                case.labels,
+                case.image,
+                case.channel_labels,
+                case.num_labels,
+                spacing=case.spacing,
+                parameters=options.parameters,
+                mask=case.mask,
+                device=options.device,
+                threads=options.threads,
+                progress=progress,
+                num_bytes=lambda: memory_left(memory_limit(options.max_memory)),
+            )
+        return refine(
+            case.logits,
+            case.image,
+            spacing=case.spacing,
+            parameters=options.parameters,
+            mask=case.mask,
+            input_type="logits",
+            regions=case.regions,
+            device=options.device,
+            threads=options.threads,
+            progress=progress,
+        )
+
+    @property
+    def _may_stream(self) -> bool:
+        """Whether large network outputs are streamed: only the CPU engine works on tiles, and only if labels may be left out."""
+        return self._summary.device == "cpu" and self.options.parameters.mean_field.label_threshold > 0
 
     def _write(self, refined: _Refined) -> None:
         """Write a case and close its record. Runs in the writing thread."""
@@ -324,6 +365,39 @@ class _Run:
     def _tell(self, method: Callable[..., None], *arguments: object, **named: object) -> None:
         with self._lock:
             method(*arguments, **named)
+
+
+def _probabilities(result: RefinementResult) -> Channels:
+    """Return the marginals, as an array or plane by plane."""
+    from crfrefine.tiles.streamed_logits import StreamedLogits
+
+    if isinstance(result.channels, StreamedLogits):
+        return _streamed(result, result.channels.probabilities, 0.0)
+    return _of_all_labels(result, result.marginals, 0.0)
+
+
+def _logits(result: RefinementResult) -> Channels:
+    """Return the refined logits, as an array or plane by plane."""
+    from crfrefine.arrays.one_hot import ABSENT_LOGIT
+    from crfrefine.tiles.streamed_logits import StreamedLogits
+
+    if isinstance(result.channels, StreamedLogits):
+        return _streamed(result, result.channels.logits, ABSENT_LOGIT)
+    return _of_all_labels(result, result.logits, ABSENT_LOGIT)
+
+
+def _streamed(result: RefinementResult, piece: Callable[[int, slice], NDArray[np.float32]], absent: float) -> ChannelPlanes:
+    """Return values of all labels, plane by plane; those of labels without a channel are `absent`."""
+    import numpy as np
+
+    numbers = {label: number for number, label in enumerate(result.channel_labels)}
+
+    def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
+        if label in numbers:
+            return piece(numbers[label], planes)
+        return np.full_like(piece(0, planes), absent)
+
+    return ChannelPlanes(result.num_labels, planes_of)
 
 
 def _of_all_labels(result: RefinementResult, values: NDArray[np.float32], absent: float) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
+    from crfrefine.engines.base import RecordingKernels
     from crfrefine.specs import MeanFieldSpec
 
 _NOTHING: NDArray[Any] = np.empty(0)
@@ -24,7 +24,7 @@ class MeanField(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kernels: Kernels,
+        kernels: RecordingKernels,
         spec: MeanFieldSpec,
         logits: Tensor,
         image: Tensor,

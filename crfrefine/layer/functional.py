@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import BackendUnavailableError, InputError
 
@@ -18,22 +18,25 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
-from crfrefine.layer import inputs
+from crfrefine.layer import inputs, label_sets
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
 from crfrefine.parameters.model import MeanFieldParameters
-from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
+from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from crfrefine.engines.base import Kernels
+    from crfrefine.engines.base import RecordingKernels
 
 __all__ = ["build_kernels", "mean_field"]
 
 Values = Tensor | Sequence[float] | float
 """One number for all labels, axes or modalities, or one each."""
+
+KernelMaker = Callable[[int, Any, Any, Sequence[float]], "RecordingKernels | None"]
+"""Called with the number of a batch item, its image (M, *grid), mask (*grid) or None, and spacing."""
 
 
 @outside_graphs
@@ -53,7 +56,8 @@ def mean_field(
     filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
     positions: str = "mm",
     threads: int | None = None,
-    kernels: Sequence[Kernels] | None = None,
+    label_threshold: float = 0.0,
+    kernels: Sequence[RecordingKernels] | None = None,
 ) -> Tensor:
     """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
 
@@ -72,6 +76,8 @@ def mean_field(
         filter: "auto", "exact", "truncated", "lattice" or "grid" (float32, one or two modalities).
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
         threads: None: as many as `torch.get_num_threads()`.
+        label_threshold: on the CPU in float32, on grids of up to three axes: labels whose marginals all stay below it around a tile take no
+            part there, if this saves work (`crfrefine.layer.label_sets`). 0: all labels everywhere.
         kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
 
     Returns:
@@ -89,7 +95,12 @@ def mean_field(
     inputs.check_pair(logits, image)
     inputs.engine_for(logits.device)
     MeanFieldParameters(
-        num_iterations=num_iterations, damping=damping, normalization=normalization, filter=filter, positions=positions
+        num_iterations=num_iterations,
+        damping=damping,
+        normalization=normalization,
+        filter=filter,
+        positions=positions,
+        label_threshold=label_threshold,
     )  # checks
     num_labels, num_modalities, num_axes = logits.shape[1], image.shape[1], logits.ndim - 2
     dtype = inputs.compute_dtype(logits)
@@ -106,22 +117,6 @@ def mean_field(
         theta_gamma = spread_theta(spatial[1], num_axes, "spatial.theta_gamma")
     # Given kernels were built from the image: it matters now only if its gradient is needed.
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
-    if kernels is None:
-        kernels = build_kernels(
-            image,
-            bilateral=list(zip(alphas, betas, strict=True)),
-            theta_gamma=theta_gamma,
-            spacing=spacing,
-            mask=mask,
-            normalization=normalization,
-            filter=filter,
-            positions=positions,
-            num_labels=num_labels,
-            num_iterations=num_iterations,
-            threads=threads,
-            copy=False,
-        )
-    _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
     divisor = spread(temperature, 1, "temperature")
     _positive(divisor, "temperature")
     matrix = _matrix(compatibility, num_labels, dtype, logits.device)
@@ -138,6 +133,17 @@ def mean_field(
         divisor[0],
     )
     run = MeanFieldSpec(_double(weight), _double(matrix), num_iterations, temperature=float(divisor[0].detach()), damping=damping)
+    if kernels is None:
+        wanted = _kernel_set(alphas, betas, theta_gamma, normalization, filter, positions, num_labels, num_iterations)
+        make: KernelMaker | None = None
+        if label_threshold > 0.0 and label_sets.are_possible(logits):
+            tells_labels = matrix.requires_grad or any(
+                label_sets.differs(weight) for weight, *_ in [*bilateral, *([spatial] if spatial else [])]
+            )
+            settings = label_sets.PackSettings(label_threshold, tells_labels, threads or torch.get_num_threads())
+            make = functools.partial(label_sets.pack_item, logits, ModelSpec(wanted, run), settings)
+        kernels = _build(image, wanted, spacing, mask, threads, copy=False, make=make)
+    _check_kernels(kernels, len(logits), len(weights), (num_modalities, *logits.shape[2:]), str(dtype).removeprefix("torch."))
     items = [
         MeanField.apply(item, run, item_logits.to(dtype), item_image, *parameters)  # type: ignore[no-untyped-call]
         for item, item_logits, item_image in zip(kernels, logits, image, strict=True)
@@ -160,7 +166,7 @@ def build_kernels(
     num_iterations: int = 5,
     threads: int | None = None,
     copy: bool = True,
-) -> list[Kernels]:
+) -> list[RecordingKernels]:
     """Build everything that depends only on images and bandwidths, for many calls of `mean_field` while these stay the same.
 
     Args:
@@ -185,29 +191,58 @@ def build_kernels(
         InputError, ConfigError, BackendUnavailableError, CapacityError: as `mean_field`.
     """
     inputs.check_image(image)
-    engine = inputs.engine_for(image.device)
+    inputs.engine_for(image.device)
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
-    num_axes = image.ndim - 2
     spread = functools.partial(_spread, dtype=torch.float64, device=torch.device("cpu"))
+    num_axes = image.ndim - 2
+    alphas = [spread(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (alpha, _) in enumerate(bilateral)]
+    betas = [spread(beta, image.shape[1], f"bilateral.{m}.theta_beta") for m, (_, beta) in enumerate(bilateral)]
+    gamma = None if theta_gamma is None else spread(theta_gamma, num_axes, "spatial.theta_gamma")
+    wanted = _kernel_set(alphas, betas, gamma, normalization, filter, positions, num_labels, num_iterations)
+    return _build(image, wanted, spacing, mask, threads, copy=copy)
 
-    def positive(value: Values, size: int, name: str) -> tuple[float, ...]:
-        return _positive(spread(value, size, name), name)
 
+def _kernel_set(
+    alphas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    theta_gamma: Tensor | None,
+    normalization: str,
+    filter: str,  # noqa: A002 - the parameter's name in the configuration
+    positions: str,
+    num_labels: int,
+    num_iterations: int,
+) -> KernelSetSpec:
+    """Return the kernels for bandwidths with one value per axis or modality."""
     wanted = [
-        KernelSpec(positive(alpha, num_axes, f"bilateral.{m}.theta_alpha"), positive(beta, image.shape[1], f"bilateral.{m}.theta_beta"))
-        for m, (alpha, beta) in enumerate(bilateral)
+        KernelSpec(_positive(alpha, f"bilateral.{m}.theta_alpha"), _positive(beta, f"bilateral.{m}.theta_beta"))
+        for m, (alpha, beta) in enumerate(zip(alphas, betas, strict=True))
     ]
     if theta_gamma is not None:
-        wanted.append(KernelSpec(positive(theta_gamma, num_axes, "spatial.theta_gamma")))
-    spec = KernelSetSpec(tuple(wanted), normalization, filter, num_labels, num_iterations, positions)
-    steps = inputs.spacing_by_item(spacing, len(image), num_axes)
+        wanted.append(KernelSpec(_positive(theta_gamma, "spatial.theta_gamma")))
+    return KernelSetSpec(tuple(wanted), normalization, filter, num_labels, num_iterations, positions)
+
+
+def _build(
+    image: Tensor,
+    wanted: KernelSetSpec,
+    spacing: inputs.Spacing,
+    mask: Tensor | None,
+    threads: int | None,
+    *,
+    copy: bool,
+    make: KernelMaker | None = None,
+) -> list[RecordingKernels]:
+    """Return the kernels of each batch item: those that `make` returns, or the engine's for all labels where it returns None."""
+    engine = inputs.engine_for(image.device)
+    steps = inputs.spacing_by_item(spacing, len(image), image.ndim - 2)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     result = []
     for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
         values, inside = to_array(item.to(inputs.compute_dtype(item), copy=copy)), masks[index]
         where = None if inside is None else inside.cpu().numpy()
-        result.append(engine.kernels(values, where, steps[index], spec, threads=threads or torch.get_num_threads()))
+        made = None if make is None else make(index, values, where, steps[index])
+        result.append(made or engine.kernels(values, where, steps[index], wanted, threads=threads or torch.get_num_threads()))
     return result
 
 
@@ -241,7 +276,7 @@ def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, d
     return compatibility.to(device=device, dtype=dtype)
 
 
-def _check_kernels(kernels: Sequence[Kernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
+def _check_kernels(kernels: Sequence[RecordingKernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:
     if len(kernels) != num_items:
         raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
     for item in kernels:

@@ -22,7 +22,7 @@ from crfrefine.layer.intensity import normalize
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
+    from crfrefine.engines.base import RecordingKernels
 
 __all__ = ["CrfRnn"]
 
@@ -44,6 +44,8 @@ class CrfRnn(CrfValues):
         anisotropic: whether each axis has its own bandwidth.
         num_iterations: number of mean-field steps; all are taken.
         threads: CPU threads; None: as many as `torch.get_num_threads()`.
+        label_threshold: labels whose marginals all stay below it around a tile take no part there, if this saves work; on the CPU, in
+            float32, and without `kernels`. 0: all labels everywhere. docs/guide/layer.md says what gradients leave out.
 
     Examples:
         >>> import torch
@@ -72,7 +74,7 @@ class CrfRnn(CrfValues):
         spacing: inputs.Spacing | None = None,
         mask: Tensor | None = None,
         *,
-        kernels: Sequence[Kernels] | None = None,
+        kernels: Sequence[RecordingKernels] | None = None,
     ) -> Tensor:
         """Refine a network's logits.
 
@@ -121,7 +123,7 @@ class CrfRnn(CrfValues):
         mask: Tensor | None = None,
         *,
         threads: int | None = None,
-        kernels: Sequence[Kernels] | None = None,
+        kernels: Sequence[RecordingKernels] | None = None,
     ) -> Tensor:
         """Refine logits with an image that is on the scale of theta_beta already, such as a crop of a normalized case.
 
@@ -155,12 +157,13 @@ class CrfRnn(CrfValues):
             filter=settings.filter,
             positions=settings.positions,
             threads=threads or self.threads,
+            label_threshold=self.label_threshold,
             kernels=kernels,
         )
 
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing | None = None, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
-    ) -> list[Kernels]:
+    ) -> list[RecordingKernels]:
         """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
         Args:
@@ -189,7 +192,7 @@ class CrfRnn(CrfValues):
         *,
         num_labels: int | None = None,
         threads: int | None = None,
-    ) -> list[Kernels]:
+    ) -> list[RecordingKernels]:
         """Build the kernels for an image (B, M, *grid) that is on the scale of theta_beta already, for `refine_normalized`.
 
         With another number of labels than the layer's, they are for other runs on the same kernels.
@@ -226,7 +229,9 @@ class CrfRnn(CrfValues):
             )
         return 1.0
 
-    def _without_padding(self, logits: Tensor, mask: Tensor | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Tensor | None]:
+    def _without_padding(
+        self, logits: Tensor, mask: Tensor | None, kernels: Sequence[RecordingKernels] | None
+    ) -> tuple[Tensor, Tensor | None]:
         padding, grid = inputs.find_padding(logits), logits.shape[2:]
         if padding is None:
             return logits, mask

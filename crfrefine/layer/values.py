@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
-from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, as_parameters
+from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, MeanFieldParameters, as_parameters
 
 GROUPS = ("weights", "compatibility", "theta", "temperature")
 """Groups of parameters that can be learned or frozen."""
@@ -46,6 +46,7 @@ class CrfValues(nn.Module):
         learn: Iterable[str] = GROUPS,
         num_iterations: int | None = None,
         threads: int | None = None,
+        label_threshold: float | None = None,
     ) -> None:
         """Create a layer that starts as a plain CRF with the given parameters.
 
@@ -65,6 +66,7 @@ class CrfValues(nn.Module):
             learn: groups to learn, any of "weights", "compatibility", "theta", "temperature"; the others are frozen.
             num_iterations: number of steps; None: `mean_field.num_iterations`.
             threads: CPU threads; None: as many as `torch.get_num_threads()`.
+            label_threshold: from 0 to 0.01; None: `mean_field.label_threshold`.
 
         Raises:
             ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
@@ -83,6 +85,8 @@ class CrfValues(nn.Module):
         if not isinstance(self.num_iterations, int) or self.num_iterations < 1:
             raise ConfigError(f"num_iterations: expected a whole number, at least 1; got {num_iterations}")
         self.threads = threads
+        self.label_threshold = parameters.mean_field.label_threshold if label_threshold is None else label_threshold
+        MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
         self._told: set[str] = set()  # warnings issued so far; the replicas of DataParallel share it
         bilateral, smoothness = parameters.bilateral, parameters.spatial
         self._has_spatial = forms.is_nonzero(smoothness.weight) if spatial is None else spatial
@@ -238,6 +242,7 @@ class CrfValues(nn.Module):
             "mean_field.temperature": numbers(self.temperature.reshape(1))[0],
             "mean_field.num_iterations": self.num_iterations,
             "mean_field.tolerance": 0.0,
+            "mean_field.label_threshold": self.label_threshold,
         }
         spatial_weight, gamma = self.spatial_weight, self.theta_gamma
         if spatial_weight is None or gamma is None:

@@ -127,6 +127,11 @@ class MeanFieldParameters(Section):
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key("mm", checks.choice("mm", "voxels"), "mm | voxels: unit of theta_alpha and theta_gamma")
+    label_threshold: float = _key(
+        1e-4,
+        checks.in_range(0.0, 0.01),
+        "a label whose marginals all stay below this around a tile takes no part there; 0 = all labels everywhere",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Large volumes with many labels: cost and memory follow the labels that are present in each part of the volume."""
+"""Label sets per tile: the model's cost and memory follow the labels that are present near a voxel, not those that are declared."""

@@ -15,12 +15,12 @@ from crfrefine.train.losses import Loss, make_loss
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.engines.base import Kernels
+    from crfrefine.engines.base import RecordingKernels
     from crfrefine.parameters.sections import MeanFieldParameters
 
 
 def refine_regions(
-    layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]
+    layer: CrfRnn, settings: MeanFieldParameters, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[RecordingKernels]
 ) -> Tensor:
     """Refine each region as a problem of two labels, differentiable in the layer's parameters.
 

@@ -135,7 +135,13 @@ class DoubleTruncatedFilter final : public DoubleFilter {
 class DoubleLatticeFilter final : public DoubleFilter {
    public:
     DoubleLatticeFilter(const BilateralInput& input, ThreadPool& pool)
-        : voxels_(*input.voxels), pool_(pool), lattice_(build_lattice(input, pool)) {}
+        : voxels_(*input.voxels),
+          pool_(pool),
+          lattice_(build_lattice(input, pool)),
+          vertex_of_further_(lattice_.num_slots - lattice_.num_vertices) {
+        for (const Lattice::Shared& shared : lattice_.shared)
+            std::fill_n(vertex_of_further_.begin() + (shared.first_slot - lattice_.num_vertices), shared.num_slots, shared.vertex);
+    }
 
     void accumulate(const double* values, int num_channels, const double* pre, const double* post, const double* channel_weight,
                     double* sum, Workspace& workspace) override {
@@ -152,6 +158,10 @@ class DoubleLatticeFilter final : public DoubleFilter {
     std::string description() const override { return describe(lattice_, voxels_.num_voxels) + ", float64"; }
 
    private:
+    uint32_t vertex_of(uint32_t slot) const {
+        return slot < lattice_.num_vertices ? slot : vertex_of_further_[slot - lattice_.num_vertices];
+    }
+
     // Calls body(voxel, vertex, weight) for every corner of every voxel of a tile.
     template <class Body>
     void for_corners(const Lattice::Tile& tile, Body&& body) const {
@@ -160,7 +170,8 @@ class DoubleLatticeFilter final : public DoubleFilter {
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p)
             for (int64_t n = lattice_.pieces[p].voxel; n < lattice_.pieces[p].voxel + lattice_.pieces[p].length; ++n)
                 for (int k = 0; k < num_corners; ++k, ++entry)
-                    body(n, lattice_.vertex[tile.first_vertex + lattice_.local[entry]], static_cast<double>(lattice_.weight[entry]));
+                    body(n, vertex_of(lattice_.slot[tile.first_vertex + lattice_.local[entry]]),
+                         static_cast<double>(lattice_.weight[entry]));
     }
 
     void filter(const double* values, const double* pre, const double* post, double channel_weight, double* sum, Workspace& workspace,
@@ -185,6 +196,7 @@ class DoubleLatticeFilter final : public DoubleFilter {
     const Voxels& voxels_;
     ThreadPool& pool_;
     const Lattice lattice_;
+    std::vector<uint32_t> vertex_of_further_;  // of each slot that is not a vertex's own
 };
 
 class DoubleSpatialFilter final : public DoubleFilter {

@@ -53,8 +53,7 @@ class LatticeFilter final : public Filter {
                        Workspace& workspace) override {
         using Wide = vfloat;
         const int64_t num_tiles = static_cast<int64_t>(lattice_.tiles.size());
-        const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
-        auto* const rows = reinterpret_cast<Wide*>(workspace.floats((lattice_.num_vertices + num_shares) * kLanes));
+        auto* const rows = reinterpret_cast<Wide*>(workspace.floats(lattice_.num_slots * kLanes));
         std::vector<vfloat> of_tile(num_tiles);
         grow_scratch(kLanes);
         for (int c = 0; c < num_channels; c += 4) {
@@ -62,10 +61,11 @@ class LatticeFilter final : public Filter {
             pool_.run(num_tiles, [&](int64_t t, int thread) {
                 Wide* const sent = reinterpret_cast<Wide*>(scratch_[thread].get());
                 load_products(lattice_.tiles[t], columns, num_columns, v + c * num_voxels_, group, sent);
-                splat_rows(lattice_.tiles[t], sent, sent + sent_rows_, rows, rows + lattice_.num_vertices);
+                splat_rows(lattice_.tiles[t], sent, sent + sent_rows_, rows);
             });
-            sum_shares(rows, rows + lattice_.num_vertices);
+            sum_shares(rows);
             blur(rows, false);
+            return_shares(rows);
             pool_.run(num_tiles, [&](int64_t t, int thread) {
                 Wide* const received = reinterpret_cast<Wide*>(scratch_[thread].get());
                 Wide* const buffer = received + sent_rows_;
@@ -110,15 +110,14 @@ class LatticeFilter final : public Filter {
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
                 Workspace& workspace, bool transposed) {
         using Row = typename RowOf<C>::type;
-        const int64_t num_shares = lattice_.num_slots - lattice_.num_vertices;
-        auto* const rows = reinterpret_cast<Row*>(workspace.floats((lattice_.num_vertices + num_shares) * C));
-        Row* const shares = rows + lattice_.num_vertices;
+        auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.num_slots * C));
         grow_scratch(C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows, shares);
+            splat<C>(lattice_.tiles[t], values, group, pre, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         });
-        sum_shares(rows, shares);
+        sum_shares(rows);
         blur(rows, transposed);
+        return_shares(rows);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
         });
@@ -131,17 +130,28 @@ class LatticeFilter final : public Filter {
             if (s.size < size) s = Buffer<float>(size);
     }
 
+    // Adds the shares of further tiles to the first tile's.
     template <class Row>
-    void sum_shares(Row* rows, const Row* shares) {
+    void sum_shares(Row* rows) {
+        for_shared([&](const Lattice::Shared& shared) {
+            Row total = rows[shared.vertex];
+            for (uint32_t i = 0; i < shared.num_slots; ++i) total += rows[shared.first_slot + i];
+            rows[shared.vertex] = total;
+        });
+    }
+
+    // Copies the vertices of several tiles to the slots of further tiles, so that each tile finds what it needs where it left its shares.
+    template <class Row>
+    void return_shares(Row* rows) {
+        for_shared(
+            [&](const Lattice::Shared& shared) { std::fill_n(rows + shared.first_slot, shared.num_slots, Row{rows[shared.vertex]}); });
+    }
+
+    template <class Body>
+    void for_shared(Body&& body) {
         const int64_t num_shared = static_cast<int64_t>(lattice_.shared.size());
         pool_.run((num_shared + kSharedBlock - 1) / kSharedBlock, [&](int64_t block, int) {
-            for (int64_t s = block * kSharedBlock; s < std::min((block + 1) * kSharedBlock, num_shared); ++s) {
-                const Lattice::Shared& shared = lattice_.shared[s];
-                const Row* share = shares + (shared.first_slot - lattice_.num_vertices);
-                Row total = share[0];
-                for (uint32_t i = 1; i < shared.num_slots; ++i) total += share[i];
-                rows[shared.vertex] = total;
-            }
+            for (int64_t s = block * kSharedBlock; s < std::min((block + 1) * kSharedBlock, num_shared); ++s) body(lattice_.shared[s]);
         });
     }
 
@@ -234,9 +244,9 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // The tile's voxels, into a buffer of the tile's vertices, and from there to the vertices or, if other tiles share one, to its slot.
+    // The tile's voxels, into a buffer of the tile's vertices, and from there to the tile's slots.
     template <int C, class Row>
-    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows, Row* shares) const {
+    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, Row* scratch, Row* rows) const {
         Row* sent = scratch;
         Row* buffer = scratch + sent_rows_;
         float* to = reinterpret_cast<float*>(sent);
@@ -256,38 +266,32 @@ class LatticeFilter final : public Filter {
         }
         if (is_zero(reinterpret_cast<const float*>(sent), tile.num_voxels * C)) {
             std::fill(buffer, buffer + tile.num_vertices, Row{});
-            return store_vertices(tile, buffer, rows, shares);
+            return store_vertices(tile, buffer, rows);
         }
-        splat_rows(tile, sent, buffer, rows, shares);
+        splat_rows(tile, sent, buffer, rows);
     }
 
-    // From a tile's rows to its vertices in `buffer`, and from there to the vertices' places.
+    // From a tile's rows to its vertices in `buffer`, and from there to their slots.
     template <class Row>
-    void splat_rows(const Lattice::Tile& tile, const Row* sent, Row* buffer, Row* rows, Row* shares) const {
+    void splat_rows(const Lattice::Tile& tile, const Row* sent, Row* buffer, Row* rows) const {
         std::fill(buffer, buffer + tile.num_vertices, Row{});
         for_corners(tile, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
             const Row row = sent[voxel];
             for (int k = 0; k < num_corners; ++k) buffer[local[k]] += row * weight[k];
         });
-        store_vertices(tile, buffer, rows, shares);
+        store_vertices(tile, buffer, rows);
     }
 
     template <class Row>
-    void store_vertices(const Lattice::Tile& tile, const Row* buffer, Row* rows, Row* shares) const {
+    void store_vertices(const Lattice::Tile& tile, const Row* buffer, Row* rows) const {
         const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
-        for (int64_t i = 0; i < tile.num_vertices; ++i) {
-            if (slot[i] < lattice_.num_vertices) {
-                rows[slot[i]] = buffer[i];
-            } else {
-                shares[slot[i] - lattice_.num_vertices] = buffer[i];
-            }
-        }
+        for (int64_t i = 0; i < tile.num_vertices; ++i) rows[slot[i]] = buffer[i];
     }
 
     template <class Row>
     void load_vertices(const Lattice::Tile& tile, const Row* rows, Row* buffer) const {
-        const uint32_t* vertex = lattice_.vertex.get() + tile.first_vertex;
-        for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[vertex[i]];
+        const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
+        for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[slot[i]];
     }
 
     template <class Row>

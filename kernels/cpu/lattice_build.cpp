@@ -36,7 +36,6 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     lattice.local = std::move(tiles.local);
     lattice.weight = std::move(tiles.weight);
     lattice.largest_tile = tiles.largest_tile;
-    lattice.vertex = std::move(slots.vertex);
     lattice.slot = std::move(slots.slot);
     lattice.shared = std::move(slots.shared);
     lattice.num_slots = slots.num_slots;

@@ -26,7 +26,7 @@ struct Lattice {
         int64_t first_piece, num_pieces;
         int64_t first_entry;  // its first voxel in `local` and `weight`, in units of D + 1
         int64_t num_voxels;
-        int64_t first_vertex;  // its first entry of `vertex` and `slot`
+        int64_t first_vertex;  // its first entry of `slot`
         int64_t num_vertices;
     };
 
@@ -38,9 +38,10 @@ struct Lattice {
     std::vector<Tile> tiles;
     // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their barycentric weights in 1 / 65535.
     Buffer<uint16_t> local, weight;
-    // For each tile's vertices: the vertex's number, and the slot of the tile's share of it. A vertex of only one tile has one share,
-    // at its own number; vertices of several tiles have consecutive slots above num_vertices, to be summed.
-    Buffer<uint32_t> vertex, slot;
+    // For each tile's vertices: the slot of the tile's share of it. The first tile's is the vertex's own number; further tiles' are
+    // consecutive and not below num_vertices. They are added to the first before blurring, and get copies of it before slicing.
+    Buffer<uint32_t> slot;
+    // A vertex of several tiles, and the slots of all but the first.
     struct Shared {
         uint32_t vertex, first_slot, num_slots;
     };

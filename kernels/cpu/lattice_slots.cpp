@@ -9,7 +9,7 @@ template <class Key>
 LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool) {
     const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
     const auto& begin = records.block_begin;
-    std::vector<std::vector<uint32_t>> shares(pool.num_threads());  // of each vertex of a block
+    std::vector<std::vector<uint32_t>> shares(pool.num_threads()), further(pool.num_threads());  // of each vertex of a block
     auto count_shares = [&](int64_t b, std::vector<uint32_t>& count) {
         count.assign(vertices.blocks[b].num_vertices, 0);
         for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) ++count[vertices.number[i]];
@@ -19,7 +19,7 @@ LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertice
     for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
         count_shares(b, shares[thread]);
         for (uint32_t n : shares[thread]) {
-            first_slot[b] += n > 1 ? n : 0;
+            first_slot[b] += n - 1;
             first_shared[b] += n > 1;
         }
     });
@@ -34,7 +34,6 @@ LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertice
     }
     if (slots > int64_t{0xfffffff0}) throw CapacityError("the lattice would need more than 2^32 slots");
     LatticeSlots result;
-    result.vertex = Buffer<uint32_t>(records.record.size);
     result.slot = Buffer<uint32_t>(records.record.size);
     result.num_slots = slots;
     result.shared.resize(shared);
@@ -42,18 +41,20 @@ LatticeSlots assign_slots(const BlockRecords<Key>& records, const LatticeVertice
         const uint32_t first_vertex = vertices.blocks[b].first_vertex;
         std::vector<uint32_t>& next = shares[thread];
         count_shares(b, next);
+        std::vector<uint32_t>& after_first = further[thread];
+        after_first.resize(next.size());
         uint32_t slot = first_slot[b], s = first_shared[b];
         for (uint32_t n = 0; n < next.size(); ++n) {
-            const uint32_t vertex = first_vertex + n, count = next[n];
-            next[n] = count > 1 ? slot : vertex;
-            if (count > 1) {
-                result.shared[s++] = {vertex, slot, count};
-                slot += count;
-            }
+            const uint32_t vertex = first_vertex + n, others = next[n] - 1;
+            next[n] = vertex;
+            after_first[n] = slot;
+            if (others > 0) result.shared[s++] = {vertex, slot, others};
+            slot += others;
         }
         for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) {
-            result.vertex[records.record[i]] = first_vertex + vertices.number[i];
-            result.slot[records.record[i]] = next[vertices.number[i]]++;
+            const uint32_t n = vertices.number[i], own = next[n];
+            result.slot[records.record[i]] = own;
+            next[n] = own < vertices.num_vertices ? after_first[n] : own + 1;
         }
     });
     return result;

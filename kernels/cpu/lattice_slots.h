@@ -9,7 +9,7 @@ namespace crf {
 
 // The members of a Lattice with these names.
 struct LatticeSlots {
-    Buffer<uint32_t> vertex, slot;
+    Buffer<uint32_t> slot;
     std::vector<Lattice::Shared> shared;
     int64_t num_slots = 0;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/mean_field_rules.h"
 #include "cpu/softmax_lanes.h"
 #include "cpu/voxel_rows.h"
 
@@ -11,9 +12,7 @@ namespace crf {
 
 namespace {
 
-constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
-constexpr int kFarBelow = 100;                // nats under the largest logit: a rounding error of the marginal would count in the energy
-constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
+constexpr int kFarBelow = 100;  // nats under the largest logit: a rounding error of the marginal would count in the energy
 
 // Sums over one block of voxels.
 struct BlockSums {

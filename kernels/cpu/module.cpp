@@ -15,6 +15,7 @@
 #include "cpu/module_arguments.h"
 #include "cpu/module_kernels.h"
 #include "cpu/module_lattice.h"
+#include "cpu/module_tiles.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -122,6 +123,7 @@ NB_MODULE(CRFREFINE_MODULE, m) {
           "num_iterations"_a, "threads"_a);
     crf::define_lattice_passes(m);
     crf::define_kernels(m);
+    crf::define_tiles(m);
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
     m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
     m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);

@@ -45,6 +45,7 @@ class Kernels {
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
+    KernelSet<T>& set() const { return *set_; }
     std::vector<std::string> descriptions() const { return descriptions_; }
 
     // The pool has no workers between calls.
@@ -194,6 +195,8 @@ void define_class(nb::module_& m, const char* name) {
 }
 
 }  // namespace
+
+KernelSet<float>& kernel_set_of(const nb::handle& kernels) { return nb::cast<const Kernels<float>&>(kernels).set(); }
 
 void define_kernels(nb::module_& m) {
     define_class<float>(m, "Kernels32");

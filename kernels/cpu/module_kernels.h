@@ -3,7 +3,12 @@
 
 #include <nanobind/nanobind.h>
 
+#include "cpu/kernel_set.h"
+
 namespace crf {
+
+// The kernels that an object of the class Kernels32 has built.
+KernelSet<float>& kernel_set_of(const nanobind::handle& kernels);
 
 void define_kernels(nanobind::module_& m);
 

@@ -79,7 +79,6 @@ nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry
 
     const LatticeSlots assigned = assign_slots(records, numbered, pool);
     nb::dict slots;
-    slots["vertex"] = to_list(assigned.vertex);
     slots["slot"] = to_list(assigned.slot);
     slots["num_slots"] = assigned.num_slots;
     nb::list shared;

@@ -24,4 +24,7 @@ struct SpatialTaps {
 // that no weight jumps when theta_gamma changes and another voxel comes within reach (docs/reference/math.md).
 std::vector<SpatialTaps> spatial_taps(const Voxels& voxels, const std::vector<double>& theta_gamma, double radius);
 
+// sigma: standard deviation along each axis, in voxels.
+std::vector<SpatialTaps> spatial_taps(const std::vector<double>& sigma, const std::vector<int64_t>& shape, double radius);
+
 }  // namespace crf

@@ -6,11 +6,16 @@ import pytest
 from crfrefine.arrays.one_hot import (
     ABSENT_LOGIT,
     CONFIDENCE,
+    LARGEST_IN_MEMORY,
+    MANY_LABELS,
+    channel_numbers,
     channels_of,
     expand_channels,
+    leave_far_out,
     one_hot_logits,
     present_labels,
     renumber,
+    take_part_nearby,
 )
 from crfrefine.errors import InputError
 
@@ -42,6 +47,38 @@ def test_a_label_that_does_not_occur_takes_no_part():
     np.testing.assert_array_equal(np.delete(logits, 1, axis=0), one_hot_logits(LABELS, (0, 10, 52)))
     assert np.exp(np.float32(ABSENT_LOGIT / 10)) == 0
     assert np.isfinite(np.float16(ABSENT_LOGIT))
+
+
+@pytest.mark.parametrize(("shape", "reach"), [((5, 4, 7), (1, 0, 2)), ((9, 6), (2, 30)), ((3, 4, 2, 5), (0, 1, 1, 2)), ((11,), (3,))])
+def test_labels_take_part_in_a_box_around_where_they_occur(shape, reach):
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(shape) < 0.1, rng.integers(0, 5, shape), 0)
+    logits = one_hot_logits(labels, range(6))
+    leave_far_out(logits, reach)
+    for voxel in np.ndindex(shape):
+        box = tuple(slice(max(0, at - extent), at + extent + 1) for at, extent in zip(voxel, reach, strict=True))
+        for label in range(6):
+            near = 0.0 if label in labels[box] else ABSENT_LOGIT
+            assert logits[(label, *voxel)] == (CONFIDENCE if labels[voxel] == label else near)
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "num_voxels", "nearby"),
+    [(MANY_LABELS - 1, 1000, False), (MANY_LABELS, 1, True), (2, LARGEST_IN_MEMORY // 8, False), (2, LARGEST_IN_MEMORY // 8 + 1, True)],
+)
+def test_labels_take_part_nearby_if_they_are_many_or_the_grid_is_large(num_channels, num_voxels, nearby):
+    assert take_part_nearby(num_channels, num_voxels) == nearby
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("channels", [(0, 10, 52), tuple(range(53)), (0, 10, 52, 700)])
+def test_labels_become_the_numbers_of_their_channels(order, channels):
+    labels = np.array(LABELS, order=order)
+    numbers = channel_numbers(labels, channels)
+    np.testing.assert_array_equal(numbers, np.searchsorted(channels, LABELS))
+    assert numbers.dtype == np.uint8
+    assert numbers.strides == labels.strides
+    np.testing.assert_array_equal(renumber(numbers, channels), LABELS)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

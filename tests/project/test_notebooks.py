@@ -13,8 +13,10 @@ from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters, RefinementResult, refine
-from crfrefine.engines.base import MeanFieldReport
+from crfrefine.axes import StorageOrder
+from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 from crfrefine.notebook import html_table
+from crfrefine.refinement_result import DenseLogits
 
 
 class Table(HTMLParser):
@@ -54,7 +56,8 @@ def result_of(num_labels: int, spacing: tuple[float, ...] | None, shape: tuple[i
     before = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % num_labels
     after = np.where(before == num_labels - 1, 0, before).astype(np.uint8)
     report = MeanFieldReport(3, True, (-10.0, -12.5))
-    return RefinementResult(after, before, np.zeros((num_labels, *shape), np.float32), report, spacing=spacing, **more)
+    logits = DenseLogits(MeanFieldResult(np.zeros((num_labels, *shape), np.float32), report))
+    return RefinementResult(after, before, logits, StorageOrder.of_memory(after), report, spacing=spacing, **more)
 
 
 def test_a_result_is_a_small_table_of_its_labels():

@@ -1,0 +1,67 @@
+"""Refine a case whose channels are streamed, with the same result as `crfrefine.refine` gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crfrefine.axes import StorageOrder
+from crfrefine.engines import get_backend
+from crfrefine.memory import memory_left, memory_limit
+from crfrefine.refinement import streamed_result
+from crfrefine.specs import ModelSpec
+from crfrefine.tiles.running import Settings
+from crfrefine.tiles.streaming import ChannelStream, refine_stream
+
+if TYPE_CHECKING:
+    from crfrefine.cases.streamed import StreamedCase
+    from crfrefine.engines.base import Progress
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.refinement_result import RefinementResult
+
+
+def refine_streamed(
+    case: StreamedCase,
+    parameters: CrfParameters,
+    *,
+    max_memory: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RefinementResult:
+    """Refine a case on the CPU.
+
+    Args:
+        case: the case.
+        parameters: the model.
+        max_memory: bytes that the process may take; None, or more than the system allows: what the system allows.
+        threads: None: the cores this process may use.
+        progress: called between stages; may raise to stop.
+
+    Raises:
+        InputError: the network's output is not what it is said to be, damaged, or not finite.
+        ConfigError: a list in the parameters has the wrong length for this case.
+        CapacityError: not enough memory.
+    """
+    backend = get_backend("cpu")
+    num_dims = case.image.ndim - 1
+    order = StorageOrder.of_files(num_dims)
+    model = parameters.resolve(case.network.num_labels, len(case.image), num_dims)
+    stream = ChannelStream(
+        case.network.pieces,
+        case.network.num_labels,
+        case.network.grid_shape[::-1],
+        case.input_type,
+        case.network.kind,
+        case.network.path,
+    )
+    refined = refine_stream(
+        stream,
+        order.to_storage(case.image),
+        None if case.mask is None else order.to_storage(case.mask),
+        order.axes_to_storage(case.spacing),
+        parameters,
+        ModelSpec(model.kernels.in_storage(order), model.mean_field),
+        backend,
+        Settings(threads, progress, lambda: memory_left(memory_limit(max_memory))),
+        axes=order.axes,
+    )
+    return streamed_result(refined, order, parameters, case.spacing, backend.name, threads)

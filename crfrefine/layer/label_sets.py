@@ -1,0 +1,56 @@
+"""Labels that are present near a place take part there, the others do not: for tensors on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from crfrefine.engines import get_backend
+from crfrefine.layer.autograd import to_array
+from crfrefine.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels, saves_work
+from crfrefine.tiles.refining import MOST_DIMS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from crfrefine.specs import ModelSpec
+
+__all__ = ["PackSettings", "are_possible", "differs", "pack_item", "saves_work"]
+
+
+def are_possible(logits: Tensor) -> bool:
+    """Return whether labels of (B, L, *grid) logits may share channels: on the CPU, in float32, with up to three axes."""
+    return logits.device.type == "cpu" and logits.dtype != torch.float64 and logits.ndim - 2 <= MOST_DIMS
+
+
+def differs(weight: Any) -> bool:
+    """Return whether a weight's gradient is one number per label."""
+    return isinstance(weight, Tensor) and weight.requires_grad and weight.numel() > 1
+
+
+def pack_item(
+    logits: Tensor,
+    spec: ModelSpec,
+    settings: PackSettings,
+    index: int,
+    image: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    spacing: Sequence[float],
+) -> PackedKernels | None:
+    """Return the kernels of a batch item for its logits; None if it has no use for label sets.
+
+    Args:
+        logits: (B, L, *grid).
+        spec: the model.
+        settings: how.
+        index: of the item.
+        image: (M, *grid), normalized.
+        mask: (*grid), True where the model applies; None: everywhere.
+        spacing: mm, one per grid axis.
+    """
+    values = to_array(logits[index].detach().float())
+    return pack_kernels(get_backend("cpu"), values, image, mask, spacing, spec, settings)

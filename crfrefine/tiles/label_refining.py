@@ -1,0 +1,143 @@
+"""Refine a label map on label sets per tile, where only nearby labels take part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import fit_intensity
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.tiles.choosing import LARGEST_DIRECT_REACH, window_voxels
+from crfrefine.tiles.grid import TILE, TileGrid, kernel_reach
+from crfrefine.tiles.image import TileImage
+from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
+from crfrefine.tiles.problem import TileProblem
+from crfrefine.tiles.refining import settled_energy
+from crfrefine.tiles.solving import solve
+from crfrefine.tiles.streamed_logits import StreamedLogits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.engines.base import Backend
+    from crfrefine.parameters.model import IntensityParameters
+    from crfrefine.specs import ModelSpec
+    from crfrefine.tiles.grid import Extents
+    from crfrefine.tiles.running import Settings
+
+
+MOST_PAIRS = 1000
+"""Voxels in the windows up to which "auto" sums directly: on a whole body, windows of 600 voxels take half as long as the lattice, and less
+than half its memory."""
+
+
+def refine_label_tiles(
+    backend: Backend,
+    numbers: NDArray[np.unsignedinteger[Any]],
+    image: NDArray[Any],
+    mask: NDArray[np.bool_] | None,
+    spacing: Sequence[float],
+    intensity: IntensityParameters,
+    spec: ModelSpec,
+    settings: Settings,
+    *,
+    axes: Sequence[int] | None = None,
+) -> StreamedLogits:
+    """Run the mean field on a label map: a label takes part within the kernels' reach of where it occurs, with the logit 0.
+
+    Args:
+        backend: the CPU engine.
+        numbers: (*grid) channel of each voxel's label, uint8 or uint16, in storage order; at most three axes.
+        image: (M, *grid) as stored, in any type.
+        mask: (*grid), True where the model applies, at one voxel at least; None: everywhere.
+        spacing: mm, one per grid axis.
+        intensity: how intensities are normalized.
+        spec: the model of the labels that have a channel.
+        settings: how.
+        axes: as in `Backend.kernels`.
+
+    Raises:
+        CapacityError: not enough memory.
+    """
+    grid = TileGrid.of(numbers.shape)
+    labels = np.ascontiguousarray(numbers).reshape(grid.shape)
+    inside = None if mask is None else np.ascontiguousarray(mask).reshape(grid.shape)
+    reach = kernel_reach(spec.kernels, spacing)
+    near = find_tiles_near_labels(grid, labels, spec.mean_field.num_labels, reach_of_messages(spec, reach), settings.threads)
+    voxels = count_inside(grid, inside)
+    near &= voxels > 0
+    problem = TileProblem(
+        grid=grid,
+        source=LabelMapChannels(labels, reach),
+        present=near,
+        may_matter=near,
+        mask=inside,
+        image=TileImage(np.ascontiguousarray(image).reshape(-1, *grid.shape), fit_intensity(image, intensity, mask)),
+        spacing=spacing,
+        spec=spec,
+        threshold=None,  # No label was left out because its probability was low.
+        settled=settled_probability(spec),
+        axes=axes,
+    )
+    is_fine = spec.kernels.filter == "auto" and max(reach) <= LARGEST_DIRECT_REACH and window_voxels(problem) <= MOST_PAIRS
+    # Without a kernel, each voxel has only its own label within reach.
+    found = solve(problem, backend, settings, is_direct=True if is_fine else None) if spec.kernels.kernels else None
+    settled = settled_energy(voxels.astype(np.float64) * (CONFIDENCE / spec.mean_field.temperature), found)
+    return StreamedLogits(numbers.shape, spec.mean_field.num_labels, labels.view(), inside, found, settled, (), 0)
+
+
+def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
+    """Return how far from a label's voxels its messages matter, in voxels along each axis.
+
+    They arrive twice as far away as the label takes part. There they penalize all labels that do take part: by the same amount, which
+    changes no marginal, if the model is a Potts model with one weight for all labels. The energy then lacks these pairs.
+
+    Args:
+        spec: the model.
+        reach: of the kernels.
+    """
+    run = spec.mean_field
+    if run.is_potts and run.has_one_weight:
+        return reach
+    first, second, third = reach
+    return 2 * first, 2 * second, 2 * third
+
+
+def settled_probability(spec: ModelSpec) -> float:
+    """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are.
+
+    Minus infinity where that cannot be said: with weights or temperatures that bring ABSENT_LOGIT near the other logits, and where the
+    energy of all pairs of voxels counts (see `reach_of_messages`).
+
+    Args:
+        spec: the model.
+    """
+    run = spec.mean_field
+    strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
+    half = 0.5 * ABSENT_LOGIT / run.temperature
+    is_plain = run.is_potts and run.has_one_weight and spec.kernels.normalization != "none"
+    return half if is_plain and strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf
+
+
+def count_inside(grid: TileGrid, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Return the number of voxels of each tile inside a mask, (*tiles).
+
+    Args:
+        grid: the tiles.
+        mask: (*grid); None: all voxels are.
+    """
+    if mask is None:
+        extents = [np.diff([*range(0, extent, tile), extent]) for extent, tile in zip(grid.shape, TILE, strict=True)]
+        first, second, third = np.ix_(*extents)
+        counts: NDArray[np.int64] = first * second * third
+        return counts
+    counts = np.empty(grid.counts, np.int64)
+    for row in range(grid.counts[0]):
+        planes = mask[row * TILE[0] : (row + 1) * TILE[0]].sum(axis=0, dtype=np.int64)
+        for axis in (0, 1):
+            planes = np.add.reduceat(planes, range(0, planes.shape[axis], TILE[axis + 1]), axis=axis)
+        counts[row] = planes
+    return counts

@@ -1,0 +1,138 @@
+"""Refine logits in memory on label sets per tile, where that is less work than all labels everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.tiles.choosing import choose_tiles
+from crfrefine.tiles.grid import TileGrid
+from crfrefine.tiles.image import TileImage
+from crfrefine.tiles.problem import TileProblem
+from crfrefine.tiles.running import RefinedTiles, Settings
+from crfrefine.tiles.solving import label_sets, solve
+from crfrefine.tiles.sources import DenseChannels
+from crfrefine.tiles.survey import Survey
+from crfrefine.tiles.threshold import Thresholds, find_thresholds
+from crfrefine.tiles.tiled_logits import TiledLogits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.engines.base import Backend
+    from crfrefine.specs import ModelSpec
+
+MOST_DIMS = 3
+"""Most axes of a grid that is cut into tiles."""
+
+
+def refine_tiles(
+    backend: Backend,
+    values: NDArray[np.float32],
+    image: NDArray[np.float32],
+    mask: NDArray[np.bool_] | None,
+    spacing: Sequence[float],
+    spec: ModelSpec,
+    threshold: float,
+    settings: Settings,
+    *,
+    axes: Sequence[int] | None = None,
+    is_probability: bool = False,
+) -> TiledLogits | None:
+    """Run the mean field on the labels that are present in each tile, inside the mask's box.
+
+    Args:
+        backend: the engine.
+        values: (L, *grid) logits, or probabilities, C-contiguous.
+        image: (M, *grid) normalized intensity.
+        mask: (*grid), True where the model applies, at one voxel at least; None: everywhere.
+        spacing: mm, one per grid axis.
+        spec: the model.
+        threshold: `mean_field.label_threshold`.
+        settings: how.
+        axes: as in `Backend.kernels`.
+        is_probability: whether `values` are probabilities, of which the logarithm is taken.
+
+    Returns:
+        The refined logits; None if tiles would not save anything.
+    """
+    num_dims = values.ndim - 1
+    if num_dims > MOST_DIMS or backend.name != "cpu" or not spec.kernels.kernels:
+        return None
+    box = (None if mask is None else bounding_box(mask)) or tuple(slice(0, extent) for extent in values.shape[1:])
+    lead = (1,) * (MOST_DIMS - num_dims)
+    whole = values.reshape(len(values), *lead, *values.shape[1:])
+    source = DenseChannels(whole, (*(slice(0, 1),) * len(lead), *box), is_probability=is_probability)
+    grid = TileGrid(source.shape)
+    everywhere = np.ones((len(values), *grid.counts), np.bool_)
+    problem = TileProblem(
+        grid=grid,
+        source=source,
+        present=everywhere,
+        may_matter=everywhere,
+        mask=None if mask is None else np.ascontiguousarray(mask[box]).reshape(grid.shape),
+        image=TileImage(image[(slice(None), *box)].reshape(-1, *grid.shape)),
+        spacing=spacing,
+        spec=spec,
+        threshold=None,
+        axes=axes,
+    )
+    thresholds = find_thresholds(threshold, spec)
+    survey = None
+    if thresholds is not None:
+        survey = survey_channels(problem, source, settings.threads)
+        present, may_matter = find_present(survey, source, thresholds)
+        problem = dataclasses.replace(
+            problem, present=present, may_matter=may_matter, threshold=threshold, settled=float(thresholds.may_matter.min())
+        )
+    sets = label_sets(problem)
+    is_direct: bool | None = True
+    if sets.active.any():
+        is_direct = choose_tiles(problem, sets, settings.threads)
+        if is_direct is None:
+            return None
+    found = solve(problem, backend, settings, is_direct=is_direct)
+    settled = 0.0 if survey is None else settled_energy(survey.best_by_tile(), found)
+    return TiledLogits(source, spec.mean_field.temperature, problem.mask, found, settled, values.shape[1:], settings.threads)
+
+
+def survey_channels(problem: TileProblem, source: DenseChannels, threads: int | None) -> Survey:
+    """Return what one pass over all channels finds."""
+    run = problem.spec.mean_field
+    survey = Survey(problem.grid, run.num_labels, run.temperature, mask=problem.mask, is_probability=source.is_probability, threads=threads)
+    for label in range(run.num_labels):
+        survey.add(label, source.channel(label))
+    return survey
+
+
+def settled_energy(best_by_tile: NDArray[np.float64], found: RefinedTiles | None) -> float:
+    """Return the energy of the voxels inside the mask that take no part: minus their largest logits over the temperature.
+
+    Args:
+        best_by_tile: result of `Survey.best_by_tile`.
+        found: what took part; None: nothing.
+    """
+    return -float(best_by_tile.sum() if found is None else best_by_tile[~found.sets.active].sum())
+
+
+def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return where labels are present, and where they may matter, (L, *tiles) each.
+
+    Args:
+        survey: of all channels.
+        source: the channels.
+        thresholds: of the model.
+    """
+    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+    for label, margins in enumerate(survey.margins):
+        # The bound was taken before later labels added to the sum.
+        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
+        if len(tiles):
+            exact = survey.margins_of(source.channel(label), tiles, is_whole_grid=True)
+            present[label].flat[tiles] = exact > thresholds.present[label]
+            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+    return present, may_matter

@@ -1,0 +1,101 @@
+"""Volumes beyond the memory that a run may take, in slabs of planes, each with as many planes around it as messages can cross."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.errors import CapacityError
+from crfrefine.memory import format_size
+from crfrefine.tiles.grid import TILE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.tiles.label_sets import LabelSets
+    from crfrefine.tiles.problem import TileProblem
+
+BYTES_PER_ENTRY = 4 * 4 + 1
+"""Per voxel of an entry: logits, marginals, refined logits, and those of the step before where steps may be shortened; the mask."""
+
+BYTES_OF_FILTERS = 160
+"""Per voxel around active tiles, where whole-volume filters are used: values of four channels on their way, padded copies, normalization,
+and the lattice of a usual image. docs/reference/math.md says what is measured."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Planes of a volume.
+
+    Attributes:
+        start: the first plane.
+        stop: the end of the planes.
+        first: the first plane that takes part in the computation.
+        last: the end of those.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def halo_planes(problem: TileProblem) -> int:
+    """Return the number of planes on each side that the result of a plane can depend on, in whole tiles.
+
+    In each step messages come from within the reach, and their normalization from within the reach of those who send.
+    """
+    planes = (problem.spec.mean_field.num_iterations + 1) * problem.reach[0]
+    return math.ceil(planes / TILE[0]) * TILE[0]
+
+
+def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
+    """Return an estimate of what a run on a slab takes."""
+    rows = slice(slab.first // TILE[0], -(-slab.last // TILE[0]))
+    plane = problem.grid.shape[1] * problem.grid.shape[2]
+    voxels = (slab.last - slab.first) * plane
+    entries = int(sets.num_labels_of[rows][sets.active[rows]].sum())
+    image = 0 if problem.image.is_normalized else 4 * problem.image.num_modalities * voxels
+    total = image + entries * math.prod(TILE) * BYTES_PER_ENTRY
+    if is_direct:
+        near = int(np.count_nonzero(sets.active[rows])) * math.prod(TILE)
+        return total + min(3 * near, voxels) * 4 * len(problem.spec.kernels.kernels)
+    return total + voxels * BYTES_OF_FILTERS
+
+
+def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool) -> list[Slab]:
+    """Return the slabs of a volume: as few of equal height as fit.
+
+    Args:
+        problem: the volume.
+        sets: the labels of its tiles.
+        num_bytes: what a run may take; None: any amount.
+        is_direct: whether sums are direct.
+
+    Raises:
+        CapacityError: not even a slab of one tile's height fits; both numbers are told.
+    """
+    num_planes, halo = problem.grid.shape[0], halo_planes(problem)
+    rows = problem.grid.counts[0]
+    needed = 0
+    for count in range(1, rows + 1):
+        height = math.ceil(rows / count) * TILE[0]
+        slabs = [
+            Slab(start, min(start + height, num_planes), max(0, start - halo), min(start + height + halo, num_planes))
+            for start in range(0, num_planes, height)
+        ]
+        needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
+        if num_bytes is None or needed <= num_bytes:
+            return slabs
+    raise CapacityError(
+        f"the case needs about {format_size(needed)} beyond what is in memory already, even in slabs of {TILE[0]} planes; "
+        f"{format_size(max(0, num_bytes or 0))} are left; allow more memory (--max-memory), or use a mask or a smaller region"
+    )
+
+
+def rows_of(tiles: NDArray[np.bool_], slab: Slab) -> NDArray[np.bool_]:
+    """Return the tiles, (…, *tiles), of the planes that take part in a slab."""
+    return tiles[..., slab.first // TILE[0] : -(-slab.last // TILE[0]), :, :]

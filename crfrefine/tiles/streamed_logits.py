@@ -1,0 +1,153 @@
+"""The refined case of a volume whose channels were streamed: label maps, and channels plane by plane when they are asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.engines.base import MeanFieldReport
+from crfrefine.tiles.grid import TILE, TileGrid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.tiles.running import RefinedTiles
+
+
+MOST_DIMS = 3
+
+
+class StreamedLogits:
+    """A refined case; all arrays are in storage order.
+
+    Attributes:
+        num_channels: L.
+        notes: what the user should know, one sentence each.
+        num_padding: voxels in the mask where all logits were equal.
+    """
+
+    def __init__(
+        self,
+        grid_shape: tuple[int, ...],
+        num_labels: int,
+        labels: NDArray[np.unsignedinteger[Any]],
+        mask: NDArray[np.bool_] | None,
+        tiles: RefinedTiles | None,
+        settled_energy: float,
+        notes: tuple[str, ...],
+        num_padding: int,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            grid_shape: of the original grid.
+            num_labels: L.
+            labels: the network's label map on a grid of three axes.
+            mask: (*grid), True where the model applies; None: everywhere.
+            tiles: what was refined; None: nothing.
+            settled_energy: energy of the voxels that took no part.
+            notes: what the user should know.
+            num_padding: voxels in the mask where all logits were equal.
+        """
+        self.num_channels = num_labels
+        self.notes = notes
+        self.num_padding = num_padding
+        self._shape = grid_shape
+        self._mask = mask
+        self._tiles = tiles
+        self._settled_energy = settled_energy
+        self._network = labels
+        self._network.setflags(write=False)
+
+    @property
+    def report(self) -> MeanFieldReport:
+        """Steps, energy and filters."""
+        if self._tiles is None:
+            return MeanFieldReport(0, True, (), ())
+        report = self._tiles.report
+        return MeanFieldReport(
+            report.num_iterations, report.converged, tuple(value + self._settled_energy for value in report.energy), report.filters
+        )
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage."""
+        return {} if self._tiles is None else dict(self._tiles.timings)
+
+    @property
+    def network_label_map(self) -> NDArray[np.unsignedinteger[Any]]:
+        """(*grid), the network's labels."""
+        return self._network.reshape(self._shape)
+
+    def label_map(self, threads: int | None) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the refined label map, (*grid)."""
+        labels = self._network.copy()
+        if self._tiles is not None:
+            self._tiles.decode(labels, threads)
+        return labels.reshape(self._shape)
+
+    def computed(self) -> NDArray[np.float32]:
+        """Return what the engine computed."""
+        return np.zeros((0, 1), np.float32) if self._tiles is None else self._tiles.computed()
+
+    def probabilities(self, label: int, planes: slice) -> NDArray[np.float32]:
+        """Return planes of a label's marginals: 1 or 0 where one label took part, and outside the mask."""
+        return self._piece(label, planes, outside=(1.0, 0.0), is_probability=True)
+
+    def logits(self, label: int, planes: slice) -> NDArray[np.float32]:
+        """Return planes of a label's refined logits: ABSENT_LOGIT where it took no part, 0 where it was the only one."""
+        return self._piece(label, planes, outside=(0.0, ABSENT_LOGIT), is_probability=False)
+
+    def dense(self) -> NDArray[np.float32]:
+        """Return (L, *grid) refined logits."""
+        everything = slice(0, self._shape[0])
+        return np.stack([self.logits(label, everything) for label in range(self.num_channels)])
+
+    def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], is_probability: bool) -> NDArray[np.float32]:
+        network = self._network.reshape(self._shape)[planes]
+        piece = np.where(network == label, np.float32(outside[0]), np.float32(outside[1]))
+        if self._tiles is None:
+            return piece
+        if len(self._shape) == MOST_DIMS:
+            return self._refined(label, planes.start, planes.stop, piece, is_probability)
+        # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
+        whole = np.where(self._network == label, np.float32(outside[0]), np.float32(outside[1]))
+        grid = self._tiles.sets.grid
+        return self._refined(label, 0, grid.shape[0], whole.reshape(grid.shape), is_probability).reshape(self._shape)[planes]
+
+    def _refined(self, label: int, start: int, stop: int, piece: NDArray[np.float32], is_probability: bool) -> NDArray[np.float32]:
+        """Write what was refined of planes start … stop into their piece."""
+        assert self._tiles is not None
+        sets = self._tiles.sets
+        first, last = start // TILE[0], -(-stop // TILE[0])
+        per_row = sets.grid.counts[1] * sets.grid.counts[2]
+        shape = (min(last * TILE[0], sets.grid.shape[0]) - first * TILE[0], *sets.grid.shape[1:])
+        tiles, entries = sets.entries_of(label)
+        begin, end = np.searchsorted(tiles, (first * per_row, last * per_row))
+        values = self._tiles.values[entries[begin:end]]
+        if is_probability:
+            values = np.exp(values - self._log_sums[np.searchsorted(sets.tiles, tiles[begin:end])])
+        part = TileGrid.of(shape)
+        active = part.voxels(sets.active[first:last])
+        spread = part.spread(tiles[begin:end] - first * per_row, values, np.float32(0.0 if is_probability else ABSENT_LOGIT))
+        if self._mask is not None:
+            active &= self._mask[first * TILE[0] : first * TILE[0] + shape[0]]
+        own = slice(start - first * TILE[0], stop - first * TILE[0])
+        return np.where(active[own], spread[own], piece)
+
+    @cached_property
+    def _log_sums(self) -> NDArray[np.float32]:
+        """(active tiles, voxels of a tile), logarithm of the sum of exp(logit) of the labels that take part."""
+        assert self._tiles is not None
+        values, starts = self._tiles.values, self._tiles.sets.first_entry[:-1]
+        largest = np.maximum.reduceat(values, starts, axis=0)
+        sums = np.zeros_like(largest)
+        counts = np.diff(self._tiles.sets.first_entry)
+        for number in range(int(counts.max())):
+            some = np.flatnonzero(counts > number)
+            sums[some] += np.exp(values[starts[some] + number] - largest[some])
+        log_sums: NDArray[np.float32] = largest + np.log(sums)
+        return log_sums

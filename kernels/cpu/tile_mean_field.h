@@ -1,0 +1,26 @@
+// The mean-field loop on label sets per tile: like mean_field.h, for the labels that take part in each tile.
+#pragma once
+
+#include "cpu/mean_field.h"
+#include "cpu/tile_filter.h"
+
+namespace crf {
+
+// Marginals at the borders of labels' domains, which must stay negligible in every step.
+struct BorderCheck {
+    const Borders* borders;
+    float threshold;
+    uint8_t* exceeds;  // (entry) set to 1 where a marginal was above the threshold after any step
+};
+
+// logits: (entry, voxel of a tile), not divided by the temperature. out: the same shape, the refined logits. options: `num_labels` counts
+// all labels; the voxels of settled tiles do not change, and count for convergence: `num_voxels` are all those inside the mask.
+//
+// A voxel is settled, too, if the probability of every other label than its first is below exp(settled) in the network's output: its
+// marginals stay those of the network. The energy is that of the active tiles. check: nullptr: none.
+MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
+                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels,
+                                     const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
+                                     const StepCallback& callback);
+
+}  // namespace crf

@@ -1,0 +1,100 @@
+// The labels of each tile, and values of a label at the voxels of its tiles (docs/reference/math.md).
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/buffer.h"
+#include "cpu/tiles.h"
+
+namespace crf {
+
+// The labels that take part in each tile. An *active* tile has two or more; each (active tile, label) is an entry with one value per voxel
+// of a whole tile. A *settled* tile has one, whose marginal is 1.
+struct TileSet {
+    Tiling tiling;
+    const uint8_t* mask;  // (*grid) nonzero = inside; nullptr: everywhere
+    int64_t num_active;
+    const int64_t* active;       // flat numbers of the active tiles, ascending
+    const int64_t* first_entry;  // (num_active + 1)
+    const int32_t* label;        // (entry) ascending in a tile
+    const int32_t* settled;      // (tile) the only label; -1: none, or the tile is active
+    std::vector<int64_t> index;  // (tile) number among the active ones, or -1
+
+    int64_t num_entries() const { return first_entry[num_active]; }
+    bool is_inside(int64_t voxel) const { return !mask || mask[voxel]; }
+    // The entry of a label in an active tile, or -1.
+    int64_t find_entry(int64_t active_tile, int32_t wanted) const;
+};
+
+// label_map: (*grid) the label of the largest value at the voxels of active tiles inside the mask, the lowest label of equal ones; others
+// are unchanged. values: (entry, voxel of a tile).
+template <class Label>
+void decode_entries(const TileSet& set, const float* values, Label* label_map, ThreadPool& pool);
+
+// is_open: (active tile, row of the tile), 1 where a voxel inside the mask has a label, other than its most probable one, whose probability
+// in the network's output exceeds exp(settled). logits: (entry, voxel of a tile).
+void find_open_rows(const TileSet& set, const float* logits, double temperature, double settled, uint8_t* is_open, ThreadPool& pool);
+
+// The voxels of each entry within reach of a tile where its label takes no part although it might matter there: messages cross the border
+// of the label's domain at these voxels alone.
+class Borders {
+   public:
+    // may_matter: (label, tile). reach: voxels along each axis after which every kernel ends.
+    Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3], ThreadPool& pool);
+
+    // Calls body(place among the tile's voxels) for such voxels of an entry until it returns true; returns whether it did.
+    template <class Body>
+    bool any(int64_t entry, Body&& body) const {
+        if (first_[entry] < 0) return false;
+        for (int64_t w = 0; w < num_words_; ++w)
+            for (uint64_t left = bits_[first_[entry] + w]; left; left &= left - 1)
+                if (body(w * 64 + std::countr_zero(left))) return true;
+        return false;
+    }
+
+   private:
+    int64_t num_words_;
+    std::vector<int64_t> first_;  // (entry) its first word, or -1
+    std::vector<uint64_t> bits_;  // one bit per voxel of the tile
+};
+
+// flags: (entry) set to 1 where the label's marginal may exceed `threshold` at one of its border voxels. values: (entry, voxel of a tile),
+// refined logits; may_matter, reach: as for `Borders`.
+void check_entries(const TileSet& set, const float* values, const bool* may_matter, const int64_t (&reach)[3], double threshold,
+                   uint8_t* flags, ThreadPool& pool);
+
+// A tile and what lies within `halo` voxels of it, as one array; rows along the last axis.
+struct Neighborhood {
+    int64_t halo[3], shape[3], size;  // shape of the array, and its number of voxels
+    int64_t own_row(int64_t z, int64_t y) const { return ((z + halo[0]) * shape[1] + y + halo[1]) * shape[2] + halo[2]; }
+
+    Neighborhood(const Tiling& tiling, const int64_t (&reach)[3]);
+
+    // Calls body(tile, place in the tile, grid index, place in the array, length) for each row of each tile that the neighborhood of
+    // tile `number` overlaps, inside the grid.
+    template <class Body>
+    void for_rows(const Tiling& tiling, int64_t number, Body&& body) const {
+        int64_t at[3], begin[3], end[3];
+        tiling.place(number, at);
+        for (int a = 0; a < 3; ++a) {
+            begin[a] = std::max<int64_t>(0, tiling.begin(a, at[a]) - halo[a]);
+            end[a] = std::min(tiling.shape[a], tiling.begin(a, at[a]) + tiling.tile[a] + halo[a]);
+        }
+        for (int64_t z = begin[0]; z < end[0]; ++z)
+            for (int64_t y = begin[1]; y < end[1]; ++y) {
+                const int64_t tile_row = (z / tiling.tile[0] * tiling.count[1] + y / tiling.tile[1]) * tiling.count[2];
+                const int64_t in_tile = (z % tiling.tile[0] * tiling.tile[1] + y % tiling.tile[1]) * tiling.tile[2];
+                const int64_t row = ((z - tiling.begin(0, at[0]) + halo[0]) * shape[1] + y - tiling.begin(1, at[1]) + halo[1]) * shape[2];
+                for (int64_t x = begin[2]; x < end[2];) {
+                    const int64_t tile_x = x / tiling.tile[2], stop = std::min(end[2], (tile_x + 1) * tiling.tile[2]);
+                    body(tile_row + tile_x, in_tile + x % tiling.tile[2], (z * tiling.shape[1] + y) * tiling.shape[2] + x,
+                         row + x - tiling.begin(2, at[2]) + halo[2], stop - x);
+                    x = stop;
+                }
+            }
+    }
+};
+
+}  // namespace crf

@@ -1,0 +1,188 @@
+#include "cpu/tiles.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace crf {
+
+namespace {
+
+constexpr float kSmallestProbability = 1e-7f;  // as in crfrefine/arrays/probabilities.py
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+// e^-17 is lost when it is added to 1 in single precision.
+constexpr float kNegligible = -17.0f;
+
+float largest_lane(vfloat v) {
+    float largest = v[0];
+    for (int lane = 1; lane < kLanes; ++lane) largest = std::max(largest, v[lane]);
+    return largest;
+}
+
+bool any_lane(vint condition) {
+    int32_t bits = 0;
+    for (int lane = 0; lane < kLanes; ++lane) bits |= condition[lane];
+    return bits != 0;
+}
+
+// log(e^a + e^b), where b may be minus infinity.
+vfloat log_add(vfloat a, vfloat b) {
+    const vfloat high = vmax(a, b), low = vmin(a, b);
+    return high + log_positive(1.0f + exp_nonpositive(vmax(low - high, splat_lanes(-80.0f))));
+}
+
+// Runs body(z, y, first x, number of voxels along x, offset among the tile's voxels) over the rows of a tile.
+template <class Body>
+void for_rows_of_tile(const Tiling& tiling, int64_t number, Body&& body) {
+    int64_t at[3];
+    tiling.place(number, at);
+    const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x;
+    for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
+        for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y)
+            body(z, y, x, length, ((z - tiling.begin(0, at[0])) * tiling.tile[1] + y - tiling.begin(1, at[1])) * tiling.tile[2]);
+}
+
+// Where the row of a tile lies in its source.
+template <class T>
+const T* source_row(const Tiling& tiling, const TileSource<T>& source, int64_t item, int64_t z, int64_t y, int64_t x, int64_t offset) {
+    if (source.is_whole_grid) return source.values + (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+    return source.values + item * tiling.tile_voxels() + offset;
+}
+
+}  // namespace
+
+Tiling::Tiling(const int64_t (&grid)[3], const int64_t (&extents)[3]) {
+    for (int a = 0; a < 3; ++a) {
+        shape[a] = grid[a];
+        tile[a] = extents[a];
+        count[a] = (grid[a] + extents[a] - 1) / extents[a];
+    }
+}
+
+int64_t Tiling::end(int axis, int64_t number) const { return std::min((number + 1) * tile[axis], shape[axis]); }
+
+void Tiling::place(int64_t number, int64_t (&at)[3]) const {
+    at[2] = number % count[2];
+    at[1] = number / count[2] % count[1];
+    at[0] = number / (count[2] * count[1]);
+}
+
+vfloat Decoding::operator()(vfloat stored) const {
+    if (is_probability) stored = log_positive(vmin(vmax(stored, splat_lanes(kSmallestProbability)), splat_lanes(1.0f)));
+    return stored;
+}
+
+template <class T>
+void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, int64_t num_planes, int label, const Decoding& decoding,
+                    const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool) {
+    const int64_t width = tiling.shape[2], first_row = first_plane / tiling.tile[0];
+    const int64_t last_row = (first_plane + num_planes - 1) / tiling.tile[0];
+    pool.run((last_row - first_row + 1) * tiling.count[1], [&](int64_t item, int) {
+        const int64_t tile_z = first_row + item / tiling.count[1], tile_y = item % tiling.count[1];
+        // The largest margin of each column of the tiles' rows, padded to whole vectors.
+        std::vector<float> column((width + kLanes - 1) / kLanes * kLanes, kNothing);
+        const int64_t z_end = std::min(tiling.end(0, tile_z), first_plane + num_planes);
+        for (int64_t z = std::max(tiling.begin(0, tile_z), first_plane); z < z_end; ++z)
+            for (int64_t y = tiling.begin(1, tile_y); y < tiling.end(1, tile_y); ++y) {
+                const T* row = values + ((z - first_plane) * tiling.shape[1] + y) * width;
+                const int64_t at = (z * tiling.shape[1] + y) * width;
+                for (int64_t x = 0; x < width; x += kLanes) {
+                    const int64_t left = width - x, n = at + x;
+                    const int64_t lanes = std::min<int64_t>(left, kLanes);
+                    const vfloat logit = decoding(load_some(row + x, left)), a = logit * survey.inverse_temperature;
+                    vfloat sum;
+                    if (label == 0) {
+                        sum = a;
+                        store_some(survey.log_sum + n, a, left);
+                        store_some(survey.best + n, logit, left);
+                        std::fill(survey.label + n, survey.label + n + lanes, uint16_t{0});
+                        std::fill(survey.is_equal + n, survey.is_equal + n + lanes, true);
+                    } else {
+                        sum = load_some(survey.log_sum + n, left);
+                        if (any_lane(a - sum > kNegligible)) {
+                            sum = log_add(a, sum);
+                            store_some(survey.log_sum + n, sum, left);
+                        }
+                        const vfloat best = load_some(survey.best + n, left);
+                        const vint more = logit > best;
+                        if (any_lane(more)) {
+                            store_some(survey.best + n, vmax(logit, best), left);
+                            for (int64_t i = 0; i < lanes; ++i)
+                                if (more[i]) survey.label[n + i] = static_cast<uint16_t>(label);
+                        }
+                        const vint differs = logit != best;
+                        if (any_lane(differs))
+                            for (int64_t i = 0; i < lanes; ++i) survey.is_equal[n + i] &= !differs[i];
+                    }
+                    vfloat margin = a - sum;
+                    if (mask)
+                        for (int64_t i = 0; i < lanes; ++i) margin[i] = mask[n + i] ? margin[i] : kNothing;
+                    store(column.data() + x, vmax(load(column.data() + x), margin));
+                }
+            }
+        for (int64_t tile_x = 0; tile_x < tiling.count[2]; ++tile_x) {
+            float& margin = tile_margin[(tile_z * tiling.count[1] + tile_y) * tiling.count[2] + tile_x];
+            margin = std::max(margin, *std::max_element(column.begin() + tiling.begin(2, tile_x), column.begin() + tiling.end(2, tile_x)));
+        }
+    });
+}
+
+template <class T>
+void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
+                  float* margin, ThreadPool& pool) {
+    pool.run(source.num_tiles, [&](int64_t item, int) {
+        vfloat largest = splat_lanes(kNothing);
+        for_rows_of_tile(tiling, source.tiles[item], [&](int64_t z, int64_t y, int64_t x, int64_t length, int64_t offset) {
+            const T* row = source_row(tiling, source, item, z, y, x, offset);
+            const int64_t at = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+            for (int64_t i = 0; i < length; i += kLanes) {
+                const int64_t left = length - i;
+                vfloat m = decoding(load_some(row + i, left)) * survey.inverse_temperature - load_some(survey.log_sum + at + i, left);
+                for (int lane = 0; lane < kLanes; ++lane)
+                    if (lane >= left || (mask && !mask[at + i + lane])) m[lane] = kNothing;
+                largest = vmax(largest, m);
+            }
+        });
+        margin[item] = largest_lane(largest);
+    });
+}
+
+template <class T>
+void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, int64_t num_tiles, T* out, ThreadPool& pool) {
+    pool.run(num_tiles, [&](int64_t item, int) {
+        T* tile = out + item * tiling.tile_voxels();
+        std::fill(tile, tile + tiling.tile_voxels(), T{});
+        for_rows_of_tile(tiling, tiles[item], [&](int64_t z, int64_t y, int64_t x, int64_t length, int64_t offset) {
+            const T* row = values + (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+            std::copy(row, row + length, tile + offset);
+        });
+    });
+}
+
+template <class T>
+void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const int64_t* entry, float* out,
+                  ThreadPool& pool) {
+    pool.run(source.num_tiles, [&](int64_t item, int) {
+        float* const to = out + entry[item] * tiling.tile_voxels();
+        std::fill(to, to + tiling.tile_voxels(), 0.0f);
+        for_rows_of_tile(tiling, source.tiles[item], [&](int64_t z, int64_t y, int64_t x, int64_t length, int64_t offset) {
+            const T* row = source_row(tiling, source, item, z, y, x, offset);
+            for (int64_t i = 0; i < length; i += kLanes) store_some(to + offset + i, decoding(load_some(row + i, length - i)), length - i);
+        });
+    });
+}
+
+template void survey_channel(const Tiling&, const float*, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&, float*,
+                             ThreadPool&);
+template void survey_channel(const Tiling&, const Half*, int64_t, int64_t, int, const Decoding&, const uint8_t*, const Survey&, float*,
+                             ThreadPool&);
+template void tile_margins(const Tiling&, const TileSource<float>&, const Decoding&, const uint8_t*, const Survey&, float*, ThreadPool&);
+template void tile_margins(const Tiling&, const TileSource<Half>&, const Decoding&, const uint8_t*, const Survey&, float*, ThreadPool&);
+template void gather_tiles(const Tiling&, const float*, const int64_t*, int64_t, float*, ThreadPool&);
+template void gather_tiles(const Tiling&, const uint16_t*, const int64_t*, int64_t, uint16_t*, ThreadPool&);
+template void fill_entries(const Tiling&, const TileSource<float>&, const Decoding&, const int64_t*, float*, ThreadPool&);
+template void fill_entries(const Tiling&, const TileSource<Half>&, const Decoding&, const int64_t*, float*, ThreadPool&);
+
+}  // namespace crf

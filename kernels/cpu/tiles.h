@@ -1,0 +1,75 @@
+// Label sets per tile (docs/reference/math.md): which labels are present where, and channels that hold a different label in each tile.
+//
+// Grids have three axes, the last fastest; shorter grids have leading axes of one voxel.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/half.h"
+#include "cpu/thread_pool.h"
+
+namespace crf {
+
+// A grid cut into tiles; those at its end may be smaller.
+struct Tiling {
+    int64_t shape[3], tile[3], count[3];
+
+    Tiling(const int64_t (&grid)[3], const int64_t (&extents)[3]);
+    int64_t num_voxels() const { return shape[0] * shape[1] * shape[2]; }
+    int64_t num_tiles() const { return count[0] * count[1] * count[2]; }
+    int64_t tile_voxels() const { return tile[0] * tile[1] * tile[2]; }
+    int64_t begin(int axis, int64_t number) const { return number * tile[axis]; }
+    int64_t end(int axis, int64_t number) const;
+    // The coordinates of a tile among the tiles.
+    void place(int64_t number, int64_t (&at)[3]) const;
+};
+
+// How stored numbers become logits.
+struct Decoding {
+    bool is_probability = false;  // the logarithm is taken of probabilities, which are clipped from below
+
+    vfloat operator()(vfloat stored) const;
+};
+
+// What is known of each voxel after some channels. All of it covers the grid.
+struct Survey {
+    float* log_sum;   // log of the sum over the channels so far of exp(logit / temperature)
+    float* best;      // the largest logit so far
+    uint16_t* label;  // its label, the lowest of equal ones
+    bool* is_equal;   // whether all channels so far have exactly the same logit
+    float inverse_temperature;
+};
+
+// Adds planes [first_plane, first_plane + num_planes) of the channel of a label to the survey.
+//
+// tile_margin: (tile) raised to the largest logit / temperature - log_sum of the voxels inside the mask: an upper bound of the logarithm of
+// the label's largest probability in the tile, because log_sum only grows.
+template <class T>
+void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, int64_t num_planes, int label, const Decoding& decoding,
+                    const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool);
+
+// The channel of a label, at `num_tiles` tiles: either the whole grid, or the tiles' voxels one tile after the other.
+template <class T>
+struct TileSource {
+    const T* values;
+    bool is_whole_grid;
+    const int64_t* tiles;
+    int64_t num_tiles;
+};
+
+// margin: (num_tiles) largest logit / temperature - log_sum of the voxels of a tile inside the mask.
+template <class T>
+void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
+                  float* margin, ThreadPool& pool);
+
+// Writes the logits of the tiles, one after the other at the places of their entries: out[entry[i]] has one number per voxel of a tile,
+// zero beyond the grid's end.
+template <class T>
+void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const int64_t* entry, float* out,
+                  ThreadPool& pool);
+
+// Copies tiles of a channel of the whole grid, one after the other; places beyond the grid's end are zero. T: any type.
+template <class T>
+void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, int64_t num_tiles, T* out, ThreadPool& pool);
+
+}  // namespace crf

@@ -1,0 +1,113 @@
+"""`infer` on label maps with many labels, which stay label maps: the same as `refine`, with every output."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_helpers import SPACING, Folders, files_in, load_nifti, run_here, save_nifti
+
+import crfrefine
+from crfrefine.arrays.one_hot import ABSENT_LOGIT
+
+SHAPE = (37, 26, 19)
+NUMBERS = np.array([0, *range(2, 42, 2)])
+MISSING = [label for label in range(41) if label not in NUMBERS]
+SETTINGS = {"bilateral.theta_alpha": 1.5, "bilateral.theta_beta": 0.05, "mean_field.filter": "truncated"}
+STRENGTH = [text for key, value in SETTINGS.items() for text in ("--set", f"{key}={value}")]
+PARAMETERS = crfrefine.CrfParameters().replace(**SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Blocks of labels with wrong voxels, and an image of them."""
+    rng = np.random.default_rng(0)
+    coarse = NUMBERS[rng.integers(0, len(NUMBERS), (4, 3, 2))]
+    coarse.flat[: len(NUMBERS)] = NUMBERS
+    true = coarse.repeat(10, 0).repeat(10, 1).repeat(10, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    labels = np.where(rng.random(SHAPE) < 0.06, np.roll(true, 1, axis=0), true)
+    return labels.astype(np.uint8), (100 * true + rng.normal(0, 30, SHAPE)).astype(np.int16)
+
+
+@pytest.fixture
+def folders(scene, tmp_path):
+    found = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
+    labels, image = scene
+    save_nifti(found.images / "a_0000.nii.gz", image)
+    save_nifti(found.logits / "a.nii.gz", labels)
+    return found
+
+
+def refined(scene, **changes):
+    labels, image = scene
+    return crfrefine.refine(
+        np.asfortranarray(labels), image, spacing=SPACING, parameters=PARAMETERS.replace(**changes), input_type="labels"
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--input-type", "labels"), ("--set", "mean_field.label_threshold=0")])
+def test_every_output_is_that_of_refine(scene, folders, options):
+    summary = folders.output.with_name("summary.json")
+    kinds = ("--save-probabilities", "--save-logits", "--preview", "--summary", summary)
+    result = run_here("infer", *folders.arguments, *STRENGTH, *options, *kinds)
+    assert result.status == 0, result.stderr
+    assert "a.nii.gz is taken as a label map" in result.stderr
+    assert files_in(folders.output) == ["a.nii.gz", "a_logits.nii.gz", "a_preview.png", "a_probabilities.nii.gz"]
+    expected = refined(scene)
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), expected.label_map)
+    assert expected.changes.voxels_changed > 100
+    probabilities, logits = (np.moveaxis(load_nifti(folders.output / f"a_{kind}.nii.gz"), -1, 0) for kind in ("probabilities", "logits"))
+    np.testing.assert_allclose(probabilities[NUMBERS], expected.marginals, atol=2e-5)
+    np.testing.assert_array_equal(NUMBERS[logits[NUMBERS].argmax(axis=0)], expected.label_map)
+    assert (probabilities[MISSING] == 0).all()
+    assert (logits[MISSING] == ABSENT_LOGIT).all()
+    (record,) = json.loads(summary.read_text())["cases"]
+    assert (record["input_type"], record["num_labels"], record["num_modalities"]) == ("labels", 41, 1)
+    assert record["voxels_changed"] == expected.changes.voxels_changed
+    assert record["voxels_before"] == list(expected.changes.voxels_before)
+    assert ("tiles" in record["filters"][0]) == ("mean_field.label_threshold=0" not in options)
+
+
+def test_declared_labels_and_a_mask(scene, folders, tmp_path):
+    labels, _ = scene
+    names = {"background": 0, **{f"part {label}": int(label) for label in range(1, 60)}}
+    (folders.logits / "dataset.json").write_text(json.dumps({"labels": names}))
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:30, :20] = 1
+    save_nifti(tmp_path / "masks" / "a.nii.gz", mask)
+    result = run_here("infer", *folders.arguments, *STRENGTH, "-m", tmp_path / "masks", "--save-probabilities")
+    assert result.status == 0, result.stderr
+    written = load_nifti(folders.output / "a.nii.gz")
+    np.testing.assert_array_equal(written[mask == 0], labels[mask == 0])
+    assert (written != labels).any()
+    assert load_nifti(folders.output / "a_probabilities.nii.gz").shape == (*SHAPE, 60)
+
+
+def test_values_per_label(scene, folders, tmp_path):
+    weights = np.linspace(1, 8, 41).tolist()
+    parameters = PARAMETERS.replace(**{"bilateral.weight": weights})
+    parameters.save(tmp_path / "own.toml")
+    assert run_here("infer", *folders.arguments, "-c", tmp_path / "own.toml").status == 0
+    expected = refined(scene, **{"bilateral.weight": weights}).label_map
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), expected)
+    assert (expected != refined(scene).label_map).any()
+
+
+def test_one_file_per_structure(scene, folders):
+    labels, _ = scene
+    names = [f"part_{number:02d}" for number in range(1, len(NUMBERS))]
+    for name, label in zip(names, NUMBERS[1:], strict=True):
+        save_nifti(folders.logits / "a" / f"{name}.nii.gz", (labels == label).astype(np.uint8))
+    (folders.logits / "a.nii.gz").unlink()
+    result = run_here("infer", *folders.arguments, *STRENGTH, "--input-type", "labels", "--save-structures")
+    assert result.status == 0, result.stderr
+    expected = refined((np.searchsorted(NUMBERS, labels).astype(np.uint8), scene[1])).label_map
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), expected)
+    np.testing.assert_array_equal(load_nifti(folders.output / "a" / "part_03.nii.gz"), expected == 3)
+
+
+def test_a_case_beyond_the_memory_fails_before_it_is_read(folders):
+    result = run_here("infer", *folders.arguments, "--max-memory", "50KiB")
+    assert result.status == 1
+    assert "its files" in result.stderr
+    assert "50.0 KiB of --max-memory" in result.stderr
+    assert not files_in(folders.output)

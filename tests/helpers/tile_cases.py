@@ -1,0 +1,122 @@
+"""Cases for the tests of tiles: labels in blobs, logits whose sharpness is chosen, and runs with and without labels left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import crfrefine
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement_result import RefinementResult
+from crfrefine.tiles.tiled_logits import TiledLogits
+
+
+@dataclass(frozen=True)
+class TileCase:
+    """Arrays of a case."""
+
+    logits: np.ndarray
+    image: np.ndarray
+    spacing: tuple[float, ...]
+    mask: np.ndarray | None = None
+    input_type: str = "auto"
+
+
+def blobs(rng: np.random.Generator, shape: tuple[int, ...], num_labels: int, size: float = 6.0) -> np.ndarray:
+    """Regions of labels, a few of `size` voxels across."""
+    fields = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), size, mode="nearest") for _ in range(num_labels)])
+    return fields.argmax(axis=0)
+
+
+def make_case(
+    seed: int,
+    shape: tuple[int, ...],
+    num_labels: int,
+    *,
+    softness: float = 1.5,
+    margin: float = 12.0,
+    noise: float = 0.5,
+    num_modalities: int = 1,
+    with_mask: bool = False,
+    padding: int = 0,
+    half: bool = False,
+    probabilities: bool = False,
+) -> TileCase:
+    """A case with labels in blobs.
+
+    Args:
+        seed: of all random numbers.
+        shape: of the grid.
+        num_labels: L.
+        softness: voxels over which the logits fall from one label to the next; 0: at once.
+        margin: by which the logit of the region's label exceeds the others far inside.
+        noise: of the logits.
+        num_modalities: M.
+        with_mask: whether there is a mask, of blobs.
+        padding: planes at the end of the last axis where all logits are equal.
+        half: whether the logits are rounded to float16.
+        probabilities: whether the network's output is a softmax.
+    """
+    rng = np.random.default_rng(seed)
+    labels = blobs(rng, shape, num_labels)
+    image = np.stack([100.0 * labels * (m + 1) % 290 + rng.normal(0, 15, shape) for m in range(num_modalities)]).astype(np.float32)
+    hot = (np.arange(num_labels).reshape(-1, *(1,) * len(shape)) == labels).astype(np.float64)
+    if softness:
+        hot = np.stack([ndimage.gaussian_filter(channel, softness) for channel in hot])
+    logits = (margin * hot + rng.normal(0, noise, hot.shape)).astype(np.float32)
+    if half:
+        logits = logits.astype(np.float16).astype(np.float32)
+    if probabilities:
+        logits = softmax(logits)
+    if padding:
+        logits[..., -padding:] = 1.0 / num_labels if probabilities else 0.0
+    mask = ndimage.gaussian_filter(rng.standard_normal(shape), 5.0) > -0.02 if with_mask else None
+    if mask is not None:
+        mask[tuple(extent // 2 for extent in shape)] = True
+    spacing = (1.0, 1.25, 0.8)[-len(shape) :]
+    return TileCase(logits, image, spacing, mask, "probabilities" if probabilities else "logits")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the first axis."""
+    shifted = np.exp(logits - logits.max(axis=0))
+    return shifted / shifted.sum(axis=0)
+
+
+def refine(case: TileCase, parameters: CrfParameters, threshold: float, **options: Any) -> RefinementResult:
+    """Refine a case; tiles are used wherever labels may be left out, also where that saves nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        # As if tiles were always less work: direct sums where they may be, filters of the whole volume else.
+        def choose(problem: Any, *_: object) -> bool:
+            return problem.spec.kernels.filter == "truncated"
+
+        patch.setattr("crfrefine.tiles.refining.choose_tiles", choose)
+        if threshold <= 0:
+            patch.setattr("crfrefine.refinement.refine_tiles", lambda *_, **__: None)
+        result = crfrefine.refine(
+            case.logits,
+            case.image,
+            spacing=case.spacing,
+            parameters=parameters.replace(**{"mean_field.label_threshold": threshold}),
+            mask=case.mask,
+            input_type=case.input_type,
+            **options,
+        )
+    if options.get("device", "cpu") == "cpu":
+        assert isinstance(result.channels, TiledLogits) == (threshold > 0)
+    return result
+
+
+def num_active(result: RefinementResult) -> int:
+    """Number of tiles that took part."""
+    tiles = result.channels._tiles
+    return 0 if tiles is None else len(tiles.sets.tiles)
+
+
+def domain(result: RefinementResult, label: int) -> np.ndarray:
+    """(*tiles), where a label took part."""
+    return result.channels._tiles.sets.domains[label]

@@ -1,0 +1,155 @@
+"""Leaving labels out where they cannot matter gives what all labels everywhere give, up to the bound of docs/reference/math.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tile_cases import TileCase, make_case, refine
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement_result import RefinementResult
+
+ROUNDING = 3e-5
+"""Of marginals in float32 after several steps; sums run in another order."""
+
+
+def matrix(seed: int, num_labels: int) -> dict[str, Any]:
+    """A symmetric matrix of penalties between 0.5 and 1.5."""
+    penalties = np.random.default_rng(seed).uniform(0.5, 1.5, (num_labels, num_labels))
+    penalties = (penalties + penalties.T) / 2
+    np.fill_diagonal(penalties, 0.0)
+    return {"compatibility.kind": "matrix", "compatibility.matrix": tuple(map(tuple, penalties.tolist()))}
+
+
+def run_both(case: TileCase, parameters: CrfParameters, threshold: float) -> tuple[RefinementResult, RefinementResult]:
+    """Refine with labels left out, and with all of them by the same sums: directly summed windows are those of "truncated"."""
+    tiles = refine(case, parameters, threshold, threads=1)
+    if any("direct" in line for line in tiles.filters):
+        parameters = parameters.replace(**{"mean_field.filter": "truncated"})
+    return tiles, refine(case, parameters, 0.0, threads=1)
+
+
+def assert_agree(tiles: RefinementResult, dense: RefinementResult, threshold: float) -> None:
+    """Marginals: each left-out label holds up to the threshold, a few steps pass that on three-fold at these weights."""
+    bound = 3 * tiles.channels.num_channels * threshold + ROUNDING
+    difference = np.abs(tiles.marginals - dense.marginals).sum(axis=0) / 2
+    assert difference.max() <= bound
+    ordered = np.sort(dense.marginals, axis=0)
+    is_close = ordered[-1] - ordered[-2] <= 2 * bound
+    assert ((tiles.label_map == dense.label_map) | is_close).all()
+    np.testing.assert_array_equal(tiles.network_label_map, dense.network_label_map)
+    assert tiles.logits.shape == dense.logits.shape
+    assert tiles.num_padding_voxels == dense.num_padding_voxels
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, ...]:
+    num_dims = draw(st.integers(1, 3))
+    least, most = {1: (40, 200), 2: (14, 50), 3: (9, 26)}[num_dims]
+    return tuple(draw(st.lists(st.integers(least, most), min_size=num_dims, max_size=num_dims)))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=shapes(),
+    num_labels=st.integers(2, 14),
+    threshold=st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]),
+    softness=st.sampled_from([0.0, 1.0, 2.5]),
+    margin=st.sampled_from([6.0, 12.0, 30.0]),
+    options=st.fixed_dictionaries(
+        {"num_modalities": st.integers(1, 3), "with_mask": st.booleans(), "half": st.booleans(), "probabilities": st.booleans()}
+    ),
+    padding=st.sampled_from([0, 5]),
+    normalization=st.sampled_from(["symmetric", "after", "none"]),
+    model=st.fixed_dictionaries(
+        {
+            "mean_field.filter": st.sampled_from(["truncated", "lattice", "auto"]),
+            "mean_field.num_iterations": st.integers(1, 6),
+            "mean_field.damping": st.sampled_from([0.0, 0.3]),
+            "mean_field.temperature": st.sampled_from([0.5, 1.0, 2.0]),
+            "bilateral.theta_alpha": st.sampled_from([0.8, 1.6]),
+        }
+    ),
+    weight=st.sampled_from([0.5, 3.0]),
+    with_spatial=st.booleans(),
+    with_label_weights=st.booleans(),
+    with_matrix=st.booleans(),
+)
+def test_random_cases_agree(
+    seed: int,
+    shape: tuple[int, ...],
+    num_labels: int,
+    threshold: float,
+    softness: float,
+    margin: float,
+    options: dict[str, Any],
+    padding: int,
+    normalization: str,
+    model: dict[str, Any],
+    weight: float,
+    with_spatial: bool,
+    with_label_weights: bool,
+    with_matrix: bool,
+) -> None:
+    case = make_case(seed, shape, num_labels, softness=softness, margin=margin, padding=padding, **options)
+    weight *= 0.02 if normalization == "none" else 1.0
+    weights = tuple((weight * np.random.default_rng(seed).uniform(0.3, 1.0, num_labels)).tolist())
+    model |= {"bilateral.weight": weights if with_label_weights else weight, "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
+    if with_spatial:
+        model |= {"spatial.weight": weight / 2, "spatial.theta_gamma": 1.2}
+    if with_matrix:
+        model |= matrix(seed, num_labels)
+    parameters = CrfParameters().replace(**model, **{"mean_field.normalization": normalization})
+    assert_agree(*run_both(case, parameters, threshold), threshold)
+
+
+@pytest.mark.parametrize("shape", [(70,), (11, 34), (9, 10, 17)], ids=["1-D", "2-D", "3-D"])
+@pytest.mark.parametrize("with_matrix", [False, True], ids=["Potts", "matrix"])
+def test_tiles_agree_with_the_reference(shape: tuple[int, ...], with_matrix: bool) -> None:
+    """The reference sums all pairs: 3 % of the kernel's mass lies beyond the window of direct sums, so the lattice-free spatial kernel
+    is compared, whose tail is 6e-5."""
+    case = make_case(3, shape, 5, with_mask=True)
+    model = {"bilateral.weight": 0.0, "spatial.weight": 3.0, "spatial.theta_gamma": 1.1, "mean_field.tolerance": 0.0}
+    parameters = CrfParameters().replace(**model, **(matrix(3, 5) if with_matrix else {}))
+    tiles, reference = refine(case, parameters, 1e-4), refine(case, parameters, 0.0, device="reference")
+    np.testing.assert_allclose(tiles.marginals, reference.marginals, atol=3 * 5 * 1e-4)
+    np.testing.assert_allclose(tiles.energy, reference.energy, rtol=1e-3)
+
+
+def test_with_a_matrix_labels_send_to_tiles_where_they_do_not_matter() -> None:
+    """Their message penalizes the labels there differently."""
+    case = make_case(0, (9, 14, 9), 3, softness=1.0, margin=30.0)
+    model = {"mean_field.filter": "truncated", "mean_field.num_iterations": 1, "mean_field.temperature": 0.5, "bilateral.theta_alpha": 0.8}
+    model |= {"bilateral.weight": 0.5, "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
+    assert_agree(*run_both(case, CrfParameters().replace(**model, **matrix(0, 3)), 1e-6), 1e-6)
+
+
+@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
+def test_any_number_of_threads_gives_the_same_bits(filter_name: str) -> None:
+    case = make_case(5, (21, 26, 37), 6, with_mask=True)
+    parameters = CrfParameters().replace(**{"mean_field.filter": filter_name, "bilateral.theta_alpha": 1.6, "spatial.weight": 1.0})
+    one, three = (refine(case, parameters, 1e-4, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.logits, three.logits)
+    assert one.energy == three.energy
+
+
+def test_energy_agrees_and_does_not_rise() -> None:
+    case = make_case(1, (24, 30, 40), 6, margin=12.0, noise=1.5, softness=1.0)
+    model = {"mean_field.filter": "truncated", "bilateral.weight": 3.0, "bilateral.theta_alpha": 1.6, "mean_field.tolerance": 0.0}
+    tiles, dense = run_both(case, CrfParameters().replace(**model), 1e-4)
+    np.testing.assert_allclose(tiles.energy, dense.energy, rtol=1e-3)
+    assert (np.diff(tiles.energy) <= 1e-6 * abs(tiles.energy[-1])).all()
+
+
+def test_shorter_steps_start_from_the_step_before() -> None:
+    """A plain lattice kernel is not positive semidefinite, so the energy of a Potts model may rise, and steps are halved."""
+    case = make_case(297530621, (29, 45), 6, softness=1.0, margin=30.0, num_modalities=3)
+    model = {"mean_field.filter": "lattice", "mean_field.normalization": "none", "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
+    for weight in (0.06, 1.0, 3.0):
+        parameters = CrfParameters().replace(**model, **{"bilateral.weight": weight, "bilateral.theta_alpha": 0.8})
+        assert_agree(*run_both(case, parameters, 1e-6), 1e-6)

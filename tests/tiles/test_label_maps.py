@@ -1,0 +1,272 @@
+"""Label maps with many labels: a label takes part within the kernels' reach of where it occurs, with tiles and without."""
+
+import math
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine import refinement
+from crfrefine.arrays import one_hot
+from crfrefine.arrays.one_hot import ABSENT_LOGIT, MANY_LABELS, leave_far_out, one_hot_logits
+from crfrefine.errors import CapacityError
+from crfrefine.memory import MemoryLimit
+from crfrefine.tiles.grid import TILE, TileGrid
+from crfrefine.tiles.label_refining import count_inside
+from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
+
+SHAPE = (21, 18, 37)
+SPACING = (2.0, 1.3, 0.9)
+DENSE = {"mean_field.label_threshold": 0.0}
+PARAMETERS = crfrefine.CrfParameters().replace(
+    **{
+        "bilateral.theta_alpha": 1.6,
+        "bilateral.theta_beta": 0.05,
+        "spatial.weight": 1.0,
+        "spatial.theta_gamma": 1.0,
+        "mean_field.filter": "truncated",
+    }
+)
+
+
+def blocks(shape, num_labels, seed=0, size=7):
+    """Return a map of blocks of labels, a few voxels of it wrong, and an image of it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, num_labels, [-(-extent // size) for extent in shape])
+    for axis in range(len(shape)):
+        coarse = coarse.repeat(size, axis)
+    true = coarse[tuple(slice(0, extent) for extent in shape)]
+    wrong = rng.random(shape) < 0.08
+    labels = np.where(wrong, np.roll(true, 1, axis=-1), true)
+    return labels, 10.0 * true + rng.normal(0, 4, shape)
+
+
+def refined(labels, image, changes=None, **options):
+    options = {"spacing": SPACING[3 - labels.ndim :], "parameters": PARAMETERS.replace(**(changes or {})), **options}
+    return crfrefine.refine(labels, image, input_type="labels", **options)
+
+
+def is_on_tiles(result):
+    return all("tiles" in line for line in result.filters)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("shape", "reach"), [((21, 18, 37), (2, 3, 5)), ((9, 30, 16), (0, 8, 1)), ((1, 19, 50), (0, 4, 20)), ((60, 20, 21), (0, 60, 60))]
+)
+def test_the_logits_of_tiles_are_those_of_the_whole_label_map(shape, reach, dtype):
+    labels = blocks(shape, 20, size=5)[0].astype(dtype)
+    grid = TileGrid(shape)
+    expected = one_hot_logits(labels, range(20))
+    leave_far_out(expected, reach)
+    near = find_tiles_near_labels(grid, labels, 20, reach, 2)
+    assert not near.all()
+    padding = [(0, count * tile - extent) for count, tile, extent in zip(grid.counts, TILE, shape, strict=True)]
+    for label in range(20):
+        tiles = np.flatnonzero(near[label])
+        found = np.full((len(tiles) + 1, math.prod(TILE)), np.nan, np.float32)
+        entries = np.arange(len(tiles))[::-1] + 1
+        LabelMapChannels(labels, reach).fill_entries(grid.engine(2), label, tiles, entries, found)
+        assert np.isnan(found[0]).all(), "only the entries that are asked for are written"
+        whole = grid.spread(tiles, found[entries], np.float32(ABSENT_LOGIT))
+        np.testing.assert_array_equal(whole, expected[label])
+        # Places beyond the grid are finite.
+        beyond = np.pad(np.zeros(shape, bool), padding, constant_values=True)
+        assert np.isfinite(found[1:]).all()
+        assert beyond.any() == any(after for _, after in padding)
+
+
+@pytest.mark.parametrize("reach", [(6, 3, 2), (6, 80, 80)])
+def test_planes_of_a_label_map_see_what_lies_beyond_them(reach):
+    labels = blocks((40, 11, 20), 20, size=5)[0].astype(np.uint8)
+    expected = one_hot_logits(labels, range(20))
+    leave_far_out(expected, reach)
+    part = LabelMapChannels(labels, reach).planes(8, 32).planes(8, 24)
+    grid = TileGrid((16, 11, 20))
+    tiles = np.arange(grid.num_tiles)
+    for label in (0, 7, 19):
+        found = np.empty((len(tiles), math.prod(TILE)), np.float32)
+        part.fill_entries(grid.engine(1), label, tiles, tiles, found)
+        np.testing.assert_array_equal(grid.spread(tiles, found, np.float32(0)), expected[label, 16:32])
+
+
+def test_voxels_of_a_mask_in_each_tile():
+    grid = TileGrid(SHAPE)
+    mask = np.random.default_rng(0).random(SHAPE) < 0.3
+    expected = [mask[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 16 * x : 16 * x + 16].sum() for z, y, x in np.ndindex(grid.counts)]
+    np.testing.assert_array_equal(count_inside(grid, mask).ravel(), expected)
+    np.testing.assert_array_equal(count_inside(grid, None), count_inside(grid, np.ones(SHAPE, bool)))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [SHAPE, (33, 41)], ids=["3-D", "2-D"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_tiles_and_the_whole_give_the_same(shape, with_mask, order):
+    labels, image = blocks(shape, 40)
+    labels = np.array(3 * labels, np.uint8, order=order)  # gaps in the numbers
+    mask = None
+    if with_mask:
+        mask = np.zeros(shape, bool)
+        mask[3:-5, 10:-2] = True
+        mask[:, 12] = False
+    found, whole = (refined(labels, image, changes, mask=mask) for changes in ({}, DENSE))
+    assert is_on_tiles(found)
+    assert not is_on_tiles(whole)
+    np.testing.assert_array_equal(found.label_map, whole.label_map)
+    np.testing.assert_array_equal(found.network_label_map, labels)
+    assert found.changes == whole.changes
+    assert found.changes.voxels_changed > 5
+    inside = slice(None) if mask is None else mask
+    np.testing.assert_allclose(found.marginals[:, inside], whole.marginals[:, inside], atol=2e-5)
+    np.testing.assert_allclose(found.energy[-1], whole.energy[-1], rtol=1e-3)  # Some pairs of voxels in different tiles are missing.
+    assert (found.channel_labels, found.num_labels) == (whole.channel_labels, whole.num_labels)
+    assert found.channel_labels[1] % 3 == 0
+    if mask is not None:
+        np.testing.assert_array_equal(found.label_map[~mask], labels[~mask])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean_field.normalization": "none", "bilateral.weight": 0.2},
+        {"mean_field.temperature": 2.5, "mean_field.damping": 0.3},
+        {"bilateral.theta_alpha": 6.0, "mean_field.filter": "lattice", "spatial.weight": 0.0},
+    ],
+    ids=["unnormalized", "damped", "lattice"],
+)
+def test_any_model_gives_the_same(changes):
+    labels, image = blocks(SHAPE, 30)
+    found, whole = (refined(labels, image, {**changes, **more}) for more in ({}, DENSE))
+    assert is_on_tiles(found) != (changes.get("mean_field.filter") == "lattice")
+    assert (found.label_map != whole.label_map).mean() <= (1e-3 if "mean_field.filter" in changes else 0)
+
+
+def test_values_per_label_and_penalties_are_those_of_the_labels_that_occur():
+    labels, image = blocks(SHAPE, 25)
+    rng = np.random.default_rng(1)
+    penalties = 1.0 + rng.random((60, 60))
+    np.fill_diagonal(penalties, 0.0)
+    changes = {
+        "bilateral.weight": rng.uniform(2, 6, 60).tolist(),
+        "compatibility.kind": "matrix",
+        "compatibility.matrix": ((penalties + penalties.T) / 2).tolist(),
+    }
+    found, whole = (refined(2 * labels, image, {**changes, **more}) for more in ({}, DENSE))
+    np.testing.assert_array_equal(found.label_map, whole.label_map)
+    np.testing.assert_allclose(found.marginals, whole.marginals, atol=2e-5)
+    np.testing.assert_allclose(found.energy, whole.energy, rtol=1e-5)
+    assert found.num_labels == 60
+
+
+def test_far_labels_do_not_take_anything_from_a_voxels_own():
+    """Two copies of a scene with other numbers, far from each other, are refined as the scene is alone."""
+    labels, image = blocks(SHAPE, 20)
+    gap = np.zeros((20, *SHAPE[1:]))
+    both = np.concatenate([labels, gap, labels + (labels > 0) * 50]).astype(int)
+    images = np.concatenate([image, gap, image])
+    fixed = {"intensity.normalization": "none", "bilateral.theta_beta": 10.0}
+    alone = refined(np.concatenate([labels, gap]).astype(int), np.concatenate([image, gap]), fixed)
+    found = refined(both, images, fixed)
+    np.testing.assert_array_equal(found.label_map[: SHAPE[0]], alone.label_map[: SHAPE[0]])
+    np.testing.assert_allclose(found.marginals[: len(alone.marginals), : SHAPE[0]], alone.marginals[:, : SHAPE[0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, DENSE], ids=["tiles", "whole"])
+def test_the_result_does_not_depend_on_where_tiles_begin(changes):
+    labels, image = blocks(SHAPE, 30)
+    fixed = {"intensity.normalization": "none", "bilateral.theta_beta": 10.0, **changes}
+    shift = (3, 5, 7)
+    padded = np.pad(labels, [(extent, 0) for extent in shift], mode="edge")
+    padded_image = np.pad(image, [(extent, 0) for extent in shift], mode="edge")
+    found, moved = refined(labels, image, fixed), refined(padded, padded_image, fixed)
+    # A voxel depends on others up to the steps times the reach away, and in practice on those near it.
+    inner = (slice(8, None),) * 3
+    np.testing.assert_array_equal(moved.label_map[shift[0] :, shift[1] :, shift[2] :][inner], found.label_map[inner])
+
+
+def test_slabs_give_the_same_as_the_volume_at_once():
+    labels, image = blocks((70, 18, 37), 30)
+    labels = labels.astype(np.uint8)
+    changes = {"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0}
+    channels = tuple(int(label) for label in np.unique(labels))
+    parameters = PARAMETERS.replace(**changes)
+    whole = refined(labels, image, changes)
+    limit = int(whole.channels.computed().size * 17 * 0.8)
+    options = {"spacing": SPACING, "parameters": parameters}
+    cut = refinement.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit)
+    assert "slabs" in cut.filters[0]
+    np.testing.assert_array_equal(cut.label_map, whole.label_map)
+
+
+def test_a_settled_map_stays():
+    """Labels with nothing else within reach: no tile has two of them."""
+    labels = np.zeros((64, 8, 8), np.uint8)
+    image = np.random.default_rng(0).normal(size=labels.shape)
+    found = refined(labels, image)
+    assert not found.label_map.any()
+
+
+@pytest.mark.parametrize(("num_labels", "nearby"), [(MANY_LABELS - 1, False), (MANY_LABELS, True)])
+def test_few_labels_take_part_everywhere(num_labels, nearby):
+    labels = np.zeros((40, 9, 8), np.uint8)
+    labels[0, 0, :num_labels] = 0
+    labels[:2].flat[:num_labels] = np.arange(num_labels)
+    found = refined(labels, np.zeros(labels.shape))
+    far = found.marginals[:, -1, 4, 4]
+    assert (far[1:] == 0).all() == nearby
+
+
+def test_labels_that_would_not_fit_as_logits_take_part_nearby(monkeypatch):
+    labels, image = blocks(SHAPE, 5, size=12)
+    assert not is_on_tiles(refined(labels, image, {"mean_field.filter": "exact"}))
+    monkeypatch.setattr(one_hot, "LARGEST_IN_MEMORY", 4 * 5 * labels.size - 1)
+    found, whole = (refined(labels, image, changes) for changes in ({}, DENSE))
+    assert is_on_tiles(found)
+    assert (found.marginals == 0).any()
+    np.testing.assert_array_equal(found.label_map, whole.label_map)
+
+
+def test_any_device_follows_the_rule():
+    labels, image = blocks((12, 7, 9), 20, size=3)
+    found, plain = (refined(labels, image, {"mean_field.filter": "exact"}, device=device) for device in ("cpu", "reference"))
+    assert plain.device == "reference"
+    assert (plain.marginals == 0).any()
+    np.testing.assert_array_equal(found.label_map, plain.label_map)
+
+
+def test_four_axes_follow_the_rule():
+    labels, image = blocks((6, 9, 8, 10), 20, size=3)
+    found = refined(labels, image, spacing=(1.0, 2.0, 1.0, 1.5))
+    assert (found.marginals == 0).any()
+    assert found.num_labels == 20
+
+
+def test_logits_beyond_the_memory_are_refused(monkeypatch):
+    labels = blocks(SHAPE, 20)[0].astype(np.uint8)
+    num_labels = len(np.unique(labels))
+    monkeypatch.setattr(refinement, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
+    with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
+        refined(labels, np.zeros(SHAPE), DENSE)
+    assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
+
+
+def test_the_given_label_map_stays_writable():
+    labels = blocks(SHAPE, 20)[0].astype(np.uint8)
+    found = refined(labels, np.zeros(SHAPE))
+    labels[:] = 0
+    assert found.network_label_map.any()
+
+
+@pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
+def test_fine_kernels_are_summed_directly(theta_alpha, is_direct):
+    labels, image = blocks(SHAPE, 20)
+    found = refined(labels, image, {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha})
+    assert is_on_tiles(found) == is_direct
+
+
+def test_without_weights_nothing_changes():
+    labels, image = blocks(SHAPE, 20)
+    nothing = {"bilateral.weight": 0.0, "spatial.weight": 0.0}
+    found, whole = (refined(labels, image, {**nothing, **changes}) for changes in ({}, DENSE))
+    np.testing.assert_array_equal(found.label_map, labels)
+    np.testing.assert_array_equal(found.marginals, whole.marginals)

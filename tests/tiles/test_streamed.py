@@ -1,0 +1,218 @@
+"""Cases whose channels are streamed from the file: as in memory, whatever the file, and the same errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import AFFINE, GRID_SHAPE, Folders, Result, files_in, load_nifti, run_here, save_nifti, write_folders
+from tile_cases import TileCase, refine, softmax
+
+from crfrefine.engines import get_backend
+from crfrefine.infer.streamed import refine_streamed
+from crfrefine.io.pieces import Piece
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.tiles.running import Settings
+from crfrefine.tiles.streamed_logits import StreamedLogits
+from crfrefine.tiles.streaming import ChannelStream, refine_stream
+
+MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
+NUM_LABELS = 4
+THRESHOLD = 1e-4
+
+
+def logits_of(folders: Folders) -> np.ndarray:
+    """(L, x, y, z) logits of the case, sharp enough that most labels are left out somewhere."""
+    return np.moveaxis(2 * load_nifti(folders.logits / "a.nii.gz").astype(np.float32), -1, 0)
+
+
+def replace(folders: Folders, name: str) -> Path:
+    (folders.logits / "a.nii.gz").unlink()
+    return folders.logits / name
+
+
+def npz(kind: str, dtype: type) -> Callable[[Folders], None]:
+    def write(folders: Folders) -> None:
+        channels = logits_of(folders)
+        channels = softmax(channels) if kind == "probabilities" else channels
+        np.savez_compressed(replace(folders, "a.npz"), **{kind: channels.transpose(0, 3, 2, 1).astype(dtype)})
+
+    return write
+
+
+def nifti(folders: Folders) -> None:
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(logits_of(folders), 0, -1))
+
+
+def metaimage(folders: Folders) -> None:
+    """Vectors: all channels of a voxel are together. Directions are those of the NIfTI files, x and y reversed as in DICOM."""
+    channels = logits_of(folders)
+    to_dicom = np.diag([-1.0, -1.0, 1.0])
+    directions = to_dicom @ AFFINE[:3, :3] / np.linalg.norm(AFFINE[:3, :3], axis=0)
+    lines = {
+        "ObjectType": "Image",
+        "NDims": 3,
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "TransformMatrix": " ".join(f"{value:g}" for value in directions.T.ravel()),
+        "Offset": " ".join(f"{value:g}" for value in to_dicom @ AFFINE[:3, 3]),
+        "ElementSpacing": " ".join(f"{value:g}" for value in np.linalg.norm(AFFINE[:3, :3], axis=0)),
+        "DimSize": " ".join(map(str, GRID_SHAPE)),
+        "ElementNumberOfChannels": NUM_LABELS,
+        "ElementType": "MET_FLOAT",
+        "ElementDataFile": "LOCAL",
+    }
+    header = "".join(f"{key} = {value}\n" for key, value in lines.items())
+    replace(folders, "a.mha").write_bytes(header.encode() + channels.transpose(3, 2, 1, 0).astype("<f4").tobytes())
+
+
+def with_mask(folders: Folders) -> None:
+    nifti(folders)
+    mask = np.zeros(GRID_SHAPE, np.uint8)
+    mask[3:15, 2:, 1:9] = 1
+    save_nifti(folders.output.parent / "masks" / "a.nii.gz", mask)
+
+
+FORMATS = [
+    pytest.param(npz("probabilities", np.float16), id="npz float16 probabilities"),
+    pytest.param(npz("probabilities", np.float32), id="npz float32 probabilities"),
+    pytest.param(npz("logits", np.float16), id="npz float16 logits"),
+    pytest.param(npz("logits", np.float32), id="npz float32 logits"),
+    pytest.param(nifti, id="NIfTI with four axes"),
+    pytest.param(metaimage, id="MetaImage vectors"),
+    pytest.param(with_mask, id="mask"),
+]
+
+
+def run(folders: Folders, monkeypatch: pytest.MonkeyPatch, *options: object, streams: bool) -> Result:
+    """Run infer; streaming, or with all channels in memory. Says how many cases were streamed in `seen`."""
+    seen: list[str] = []
+
+    def count(case: object, *arguments: object, **options: object) -> object:
+        seen.append("streamed")
+        return refine_streamed(case, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("crfrefine.infer.streamed.refine_streamed", count)
+    for limit in ("LARGEST_IN_MEMORY", "SMALLEST_STREAMED"):
+        monkeypatch.setattr(f"crfrefine.cases.streamed.{limit}", 0 if streams else 1 << 40)
+    masks = folders.output.parent / "masks"
+    options = (*options, "-m", masks) if masks.is_dir() else options
+    result = run_here("infer", *folders.arguments, *MODEL, *options)
+    assert bool(seen) == streams or result.status != 0
+    return result
+
+
+@pytest.mark.parametrize("write", FORMATS)
+def test_streamed_cases_are_as_in_memory(write: Callable[[Folders], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_folders(tmp_path, "a")
+    write(folders)
+    outputs = []
+    for name, streams in (("memory", False), ("streamed", True)):
+        own = Folders(folders.images, folders.logits, tmp_path / name)
+        options = ("--save-probabilities", "--save-logits", "--summary", tmp_path / f"{name}.json")
+        result = run(own, monkeypatch, *options, streams=streams)
+        assert result.status == 0, result.stderr
+        outputs.append([load_nifti(own.output / f"a{suffix}.nii.gz") for suffix in ("", "_probabilities", "_logits")])
+    (labels, probabilities, _), (streamed_labels, streamed, logits) = outputs
+    np.testing.assert_array_equal(streamed_labels, labels)
+    assert streamed.shape == probabilities.shape
+    # The mask's outside: 0 and 1 instead of the network's probabilities.
+    inside = load_nifti(tmp_path / "masks" / "a.nii.gz") != 0 if write is with_mask else np.ones(labels.shape, np.bool_)
+    # The files hold what the labels that took part share: up to a few thresholds less than with all labels.
+    np.testing.assert_allclose(streamed[inside], probabilities[inside], atol=3 * NUM_LABELS * THRESHOLD)
+    np.testing.assert_allclose(streamed.sum(axis=-1), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(logits.argmax(axis=-1), streamed_labels)
+    memory, stream = (json.loads((tmp_path / f"{name}.json").read_text())["cases"][0] for name in ("memory", "streamed"))
+    assert memory["voxels_changed"] == stream["voxels_changed"]
+
+
+def with_nan(folders: Folders) -> None:
+    channels = logits_of(folders)
+    channels[2, 4, 5, 6] = np.nan
+    np.savez(replace(folders, "a.npz"), logits=channels.transpose(0, 3, 2, 1))
+
+
+def cut_off(folders: Folders) -> None:
+    npz("logits", np.float32)(folders)
+    path = folders.logits / "a.npz"
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def wrong_sums(folders: Folders) -> None:
+    channels = softmax(logits_of(folders))
+    channels[:, 3, 4, 5] *= 0.5
+    np.savez(replace(folders, "a.npz"), probabilities=channels.transpose(0, 3, 2, 1))
+
+
+def sigmoids(folders: Folders) -> None:
+    channels = np.random.default_rng(0).random((NUM_LABELS, *GRID_SHAPE), np.float32)
+    np.savez(replace(folders, "a.npz"), probabilities=channels.transpose(0, 3, 2, 1))
+
+
+def logits_named_probabilities(folders: Folders) -> None:
+    channels = logits_of(folders)
+    np.savez(replace(folders, "a.npz"), probabilities=channels.transpose(0, 3, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "spoil", [with_nan, cut_off, wrong_sums, sigmoids, logits_named_probabilities], ids=lambda spoil: spoil.__name__.replace("_", " ")
+)
+def test_bad_files_fail_as_in_memory(spoil: Callable[[Folders], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_folders(tmp_path, "a")
+    spoil(folders)
+    messages = []
+    for streams in (False, True):
+        result = run(folders, monkeypatch, "--save-probabilities", streams=streams)
+        assert result.status == 1, result.stdout
+        assert "a.npz" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert [name for name in files_in(folders.output) if not name.endswith(".json")] == []
+        messages.append(result.stderr)
+    in_memory, streamed = ("sum to 1" in message or "between 0 and 1" in message for message in messages)
+    assert in_memory == streamed
+
+
+class Pieces:
+    """Channels of an array, as pieces of some planes."""
+
+    def __init__(self, case: TileCase, num_planes: int) -> None:
+        self.values, self.num_planes = case.logits, num_planes
+        self.num_readings = 0
+
+    def __call__(self) -> Iterator[Piece]:
+        self.num_readings += 1
+        for label in range(len(self.values)):
+            for start in range(0, self.values.shape[1], self.num_planes):
+                planes = slice(start, min(start + self.num_planes, self.values.shape[1]))
+                yield Piece(slice(label, label + 1), planes, self.values[label : label + 1, planes])
+
+
+@pytest.mark.parametrize("num_planes", [3, 8, 50])
+def test_tiles_are_read_again_where_domains_grow(num_planes: int) -> None:
+    """Label 1 spreads along the last axis, far beyond the tiles that were kept of it."""
+    probabilities = np.full((2, 9, 8, 120), 0.009)
+    probabilities[1, :, :, :20] = 1 - 1e-6
+    probabilities[0] = 1 - probabilities[1]
+    case = TileCase(np.log(probabilities).astype(np.float32), np.zeros((9, 8, 120), np.float32), (1.0, 1.0, 1.0), None, "logits")
+    parameters = CrfParameters().replace(
+        **{
+            "bilateral.weight": (1.0, 16.0),
+            "bilateral.theta_alpha": 1.6,
+            "mean_field.filter": "truncated",
+            "mean_field.num_iterations": 40,
+            "mean_field.tolerance": 0.0,
+            "mean_field.normalization": "after",
+            "mean_field.label_threshold": 0.01,
+        }
+    )
+    read = Pieces(case, num_planes)
+    stream = ChannelStream(read, 2, (9, 8, 120), "logits", None, Path("a.npz"))
+    model = parameters.resolve(2, 1, 3)
+    found = refine_stream(stream, case.image[None], None, case.spacing, parameters, model, get_backend("cpu"), Settings(1))
+    assert isinstance(found, StreamedLogits)
+    dense = refine(case, parameters, 0.0)
+    np.testing.assert_array_equal(found.label_map(1), dense.label_map)
+    assert read.num_readings > 2  # one to survey, one to keep tiles
