@@ -73,7 +73,7 @@ def choose_tiles(problem: TileProblem, sets: LabelSets, threads: int | None) -> 
     num_active, groups = np.count_nonzero(sets.active) * tile, math.ceil(channels / GROUP)
     num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
     own_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
-    with_filters = min(num_around * own_groups, groups * problem.num_voxels)
+    with_filters = min(float(num_around * own_groups), float(groups * problem.num_voxels))
     if max(problem.reach) <= LARGEST_DIRECT_REACH and problem.spec.kernels.filter in ("auto", "truncated"):
         pairs = window_voxels(problem) * num_active
         if name == "truncated" or pairs <= PAIRS_OF_FILTERS * with_filters:
