@@ -129,6 +129,21 @@ def take_logarithms(probabilities: NDArray[np.float32]) -> None:
         np.log(block, out=block)
 
 
+def divided_logits(values: NDArray[np.floating[Any]], temperature: float, *, is_probability: bool) -> NDArray[np.float32]:
+    """Return a network's logits over a temperature, as a C-contiguous copy.
+
+    Args:
+        values: logits, or probabilities.
+        temperature: what the logits are divided by.
+        is_probability: whether `values` are probabilities, of which the logarithm is taken.
+    """
+    logits = np.array(values, np.float32, order="C")
+    if is_probability:
+        take_logarithms(logits)
+    logits *= np.float32(1.0) / np.float32(temperature)
+    return logits
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return exp(logits) normalized to sum to 1 over the first axis, without overflow."""
     probabilities: NDArray[np.float32] = logits - logits.max(axis=0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.probabilities import divided_logits
 from crfrefine.tiles.run_outcome import RunOutcome
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ class TiledLogits(RunOutcome):
         Where a label took no part, its penalty is taken to be the largest of those that did: it cannot be smaller. Voxels that took no part
         keep the network's logits over the temperature.
         """
-        logits = np.array(self._source.values, np.float32, order="C")
-        if self._source.is_probability:
-            take_logarithms(logits)
-        logits *= np.float32(1.0) / np.float32(self._temperature)
+        logits = divided_logits(self._source.values, self._temperature, is_probability=self._source.is_probability)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
         inner = logits[(slice(None), *self._source.box)]
