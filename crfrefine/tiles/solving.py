@@ -57,7 +57,7 @@ def solve(problem: TileProblem, backend: Backend, settings: Settings, *, is_dire
             found = run_slabs(problem, sets, slabs, backend, settings, is_direct=is_direct)
         if problem.threshold is None:
             return found
-        exceeding = found.exceeding(problem)
+        exceeding = found.exceeding()
         if exceeding is None:
             return found
         repeats += 1
