@@ -41,7 +41,7 @@ STREAM_BYTES = 5 * MOST_BYTES
 """Pieces on their way from the file, and the process itself."""
 
 MOST_DIMS = 3
-"""Most axes of a grid that can be streamed."""
+"""Most axes of a grid that can be streamed: as many as `crfrefine.tiles`, which imports this room and not the other way round, can cut."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from crfrefine.engines import get_backend
 from crfrefine.layer.autograd import to_array
+from crfrefine.tiles.grid import MOST_DIMS
 from crfrefine.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels, saves_work
-from crfrefine.tiles.refining import MOST_DIMS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TILE = (8, 8, 16)
 """Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine."""
 
+MOST_DIMS = 3
+"""Most axes of a grid that is cut into tiles."""
+
 REACH, SPATIAL_REACH = 3.0, 4.0
 """Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
 
@@ -40,7 +43,7 @@ class TileGrid:
     @classmethod
     def of(cls, grid_shape: Sequence[int]) -> TileGrid:
         """Return the tiles of a grid of one to three axes."""
-        first, second, third = (1,) * (3 - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
+        first, second, third = (1,) * (MOST_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
         return cls((first, second, third))
 
     @cached_property

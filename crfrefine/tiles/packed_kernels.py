@@ -12,11 +12,11 @@ import numpy as np
 
 from crfrefine.engines.base import MeanFieldGradients, Tape
 from crfrefine.engines.origin import default_origin
-from crfrefine.tiles.grid import TileGrid
+from crfrefine.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.packing import Packing
 from crfrefine.tiles.problem import TileProblem
-from crfrefine.tiles.refining import MOST_DIMS, find_present, survey_channels
+from crfrefine.tiles.refining import find_present, survey_channels
 from crfrefine.tiles.solving import MOST_REPEATS, label_sets
 from crfrefine.tiles.sources import DenseChannels
 from crfrefine.tiles.threshold import find_thresholds

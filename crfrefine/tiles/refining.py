@@ -9,7 +9,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.tiles.choosing import choose_tiles
-from crfrefine.tiles.grid import TileGrid
+from crfrefine.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.running import RefinedTiles, Settings
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Backend
     from crfrefine.specs import MeanFieldSpec, ModelSpec
-
-MOST_DIMS = 3
-"""Most axes of a grid that is cut into tiles."""
 
 
 def refine_tiles(

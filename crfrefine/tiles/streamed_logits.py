@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
-from crfrefine.tiles.grid import TILE, TileGrid
+from crfrefine.tiles.grid import MOST_DIMS, TILE, TileGrid
 from crfrefine.tiles.run_outcome import RunOutcome
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.tiles.running import RefinedTiles
-
-
-MOST_DIMS = 3
 
 
 class StreamedLogits(RunOutcome):
