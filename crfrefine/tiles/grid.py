@@ -14,7 +14,7 @@ from crfrefine.engines.compiled import load_engine
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from crfrefine.specs import KernelSetSpec
 
@@ -86,6 +86,24 @@ class TileGrid:
         whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
         whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
+
+    def sums(self, values: NDArray[Any], dtype: DTypeLike, where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """Return the sum of the voxels of each tile, (*tiles).
+
+        Args:
+            values: (*grid).
+            dtype: of the sums.
+            where: (*grid), True where voxels count; None: everywhere.
+        """
+        sums = np.empty(self.counts, dtype)
+        for row in range(self.counts[0]):
+            planes = slice(row * TILE[0], (row + 1) * TILE[0])
+            part = values[planes] if where is None else np.where(where[planes], values[planes], values.dtype.type(0))
+            total = part.sum(axis=0, dtype=dtype)
+            for axis in (0, 1):
+                total = np.add.reduceat(total, range(0, total.shape[axis], TILE[axis + 1]), axis=axis)
+            sums[row] = total
+        return sums
 
     def box(self, tiles: NDArray[np.bool_]) -> tuple[Extents, Extents]:
         """Return start and stop, in voxels, of the smallest box of tiles that holds those that are True; at least one is."""
