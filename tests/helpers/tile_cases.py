@@ -77,7 +77,8 @@ def make_case(
         logits[..., -padding:] = 1.0 / num_labels if probabilities else 0.0
     mask = ndimage.gaussian_filter(rng.standard_normal(shape), 5.0) > -0.02 if with_mask else None
     if mask is not None:
-        mask[tuple(extent // 2 for extent in shape)] = True
+        # Not in the padding: something must be left to refine.
+        mask[(*(extent // 2 for extent in shape[:-1]), (shape[-1] - padding) // 2)] = True
     spacing = (1.0, 1.25, 0.8)[-len(shape) :]
     return TileCase(logits, image, spacing, mask, "probabilities" if probabilities else "logits")
 
