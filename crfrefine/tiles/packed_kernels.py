@@ -65,7 +65,7 @@ class PackSettings:
 
     Attributes:
         threshold: `mean_field.label_threshold`.
-        tells_labels: whether gradients by weights or penalties of single labels may be asked for.
+        tells_labels: whether gradients with respect to weights or penalties of single labels may be asked for.
         threads: None: the cores this process may use.
     """
 
@@ -269,6 +269,6 @@ def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
 
 
 def _by_temperature(by_logits: NDArray[Any], logits: NDArray[Any], temperature: float) -> float:
-    """Return the gradient by the temperature, which only divides the logits."""
+    """Return the gradient with respect to the temperature, which only divides the logits."""
     sums = (np.multiply(gradient, values, dtype=np.float64).sum() for gradient, values in zip(by_logits, logits, strict=True))
     return -float(sum(sums)) / temperature

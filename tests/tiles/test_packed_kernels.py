@@ -30,7 +30,8 @@ def _always(monkeypatch):
 def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, names=NAMES, *, rise=3.0, **packed) -> None:
     """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest.
 
-    Derivatives by bandwidths are differences of large sums: in float32, dense ones by theta_alpha are off by a part in a thousand.
+    Derivatives with respect to bandwidths are differences of large sums: in float32, dense ones with respect to theta_alpha are off by a
+    part in a thousand.
     """
     kernels = blobs.packed(spec, threshold, **packed)
     found, by_found = blobs.gradients(kernels, spec.mean_field)
@@ -41,7 +42,7 @@ def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, n
         if reference is None:
             assert value is None
             continue
-        # The derivative by the temperature is a sum over all voxels that cancels.
+        # The derivative with respect to the temperature is a sum over all voxels that cancels.
         scale = max(np.abs(reference).max(), 1.0 if name == "temperature" else 5e-2)
         np.testing.assert_allclose(value, reference, rtol=0, atol=max(tolerance, LEAST.get(name, 0.0)) * scale, err_msg=name)
 
