@@ -14,8 +14,8 @@ NUM_ROWS = 100
 MAX_ROW_ERROR = 0.06
 # Errors of messages of that size move marginals near 1/2, of which these noisy workloads have many, by about as much.
 MAX_MARGINAL_RMS = 0.03
-# With several vertices a voxel a lattice's result depends on where its cells happen to lie: flipping the volume alone moves marginals by up
-# to 0.067 RMS at 6 to 9 vertices a voxel. So that much between two lattices says nothing against either.
+# With several vertices per voxel a lattice's result depends on where its cells happen to lie: flipping the volume alone moves marginals by
+# up to 0.067 RMS at 6 to 9 vertices per voxel. So that much between two lattices says nothing against either.
 MAX_LATTICE_RMS = 0.067
 MIN_AGREEMENT = 0.98
 

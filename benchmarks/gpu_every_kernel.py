@@ -46,7 +46,7 @@ def every_kernel() -> set[tuple[str, str]]:
 
 
 def run_all(device: Device) -> set[tuple[str, str]]:
-    """Run every filter forth and back, in both precisions, with narrow and wide keys, short and long lists; what was launched."""
+    """Run every filter forward and backward, in both precisions, with narrow and wide keys, short and long lists; what was launched."""
     watched = Watched(device)
     engine: Any = CudaBackend(watched)
     rng = np.random.default_rng(5)

@@ -66,7 +66,7 @@ class Case:
         return -float(np.log(np.take_along_axis(softmax(refined), self.labels[None].astype(np.int64), axis=0)).mean())
 
     def loss_gradient(self, refined: NDArray[Any], loss: str) -> NDArray[np.float64]:
-        """Derivative of the loss, a mean over voxels, by the refined logits."""
+        """Derivative of the loss, a mean over voxels, with respect to the refined logits."""
         if loss == "random linear":
             return self.direction / self.labels.size
         true = np.arange(NUM_LABELS).reshape(-1, *[1] * self.labels.ndim) == self.labels
@@ -87,7 +87,7 @@ def cases(num_features: int) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Derivatives of one loss; by the logarithms of bandwidths, theta_alpha one for all axes."""
+    """Derivatives of one loss; with respect to the logarithms of bandwidths, theta_alpha one for all axes."""
 
     logits: NDArray[np.float64]
     weight: NDArray[np.float64]  # bilateral, spatial
@@ -146,10 +146,10 @@ def own_slopes(case: Case, filter_name: str, theta_alpha: float, theta_beta: flo
 
 
 def exact(case: Case, theta_alpha: float, theta_beta: float) -> list[tuple[Gradients, dict[str, float]]]:
-    """The truth, in float64; and with each loss what the slopes by the logarithms of theta_alpha and theta_beta are sums of.
+    """The truth, in float64; and with each loss what the slopes along the logarithms of theta_alpha and theta_beta are sums of.
 
-    By each voxel n's feature x the derivative is at hand, and dS/dlog theta = -sum_n x(n) dS/dx(n). Given is the sum of the absolute
-    values of these contributions, x taken from its mean; of theta_beta, the largest of all modalities.
+    The derivative with respect to each voxel n's feature x is at hand, and dS/dlog theta = -sum_n x(n) dS/dx(n). Given is the sum of the
+    absolute values of these contributions, x taken from its mean; of theta_beta, the largest of all modalities.
     """
     num_modalities, num_axes, shape = len(case.image), len(case.spacing), case.labels.shape
     places = dense_torch.positions(shape, case.spacing, torch.float64) / theta_alpha

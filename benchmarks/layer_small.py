@@ -22,7 +22,7 @@ SYSTEMS = {
     "crfrefine, auto": {"engine": "crfrefine", "filter": "auto"},
     "crfrefine, lattice": {"engine": "crfrefine", "filter": "lattice"},
 }
-# Single precision, and sums of thousands of terms in another order; slopes by bandwidths are differences of sums that nearly cancel.
+# Single precision, and sums of thousands of terms in another order; slopes along bandwidths are differences of sums that nearly cancel.
 MOST_DIFFERENCE = {"theta_alpha": 5e-3, "theta_beta": 5e-3, "theta_gamma": 5e-3}
 MOST_DIFFERENCE_ELSEWHERE = 1e-3
 
@@ -44,7 +44,7 @@ def _check(differences: dict[str, float]) -> None:
 
 
 def run(*, quick: bool, threads: int) -> dict[str, Any]:
-    """Best of three rounds of three calls (of one round of one when quick), with and without the way back."""
+    """Best of three rounds of three calls (of one round of one when quick), with and without the backward pass."""
     folder = store(SPEC, BENCH / "data", make=_make)
     saved = {name: BENCH / "results" / f"layer-{index}.npz" for index, name in enumerate(SYSTEMS)}
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {name: {"no": [], "yes": []} for name in SYSTEMS}

@@ -49,9 +49,9 @@ from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement_result import DenseLogits, RefinementResult
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
-from crfrefine.tiles.grid import reach_of_axes
+from crfrefine.tiles.grid import MOST_DIMS, reach_of_axes
 from crfrefine.tiles.label_refining import refine_label_tiles
-from crfrefine.tiles.refining import MOST_DIMS, refine_tiles
+from crfrefine.tiles.refining import refine_tiles
 from crfrefine.tiles.running import Settings
 from crfrefine.tiles.streamed_logits import StreamedLogits
 from crfrefine.tiles.tiled_logits import TiledLogits

@@ -1,4 +1,4 @@
-"""The same pairs of masks through every library: a value a metric, and the seconds of one call; run in the environment that has them all.
+"""The same pairs of masks through every library: one value per metric, and the seconds of one call; run where all are installed.
 
 Usage: measure_with_libraries.py PAIRS.npz, which holds NAME/prediction, NAME/reference (bool) and NAME/spacing; prints JSON. Each library
 is called as its documentation shows it, on the masks as they are, for as many of the metrics as it has.

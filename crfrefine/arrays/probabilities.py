@@ -57,15 +57,37 @@ def identify(values: NDArray[np.float32], input_type: str, kind: str | None, pat
     if input_type == "logits" or (input_type == "auto" and kind == "logits"):
         if outside is None:
             _refuse_sigmoids(values, str(path))
-        return "logits", f"{path.name} is taken as logits: {'requested' if input_type == 'logits' else 'its array is named so'}"
+        return "logits", describe_logits(path, input_type, None)
     surely = input_type == "probabilities" or kind == "probabilities"
     if outside is not None and not surely:
-        return "logits", f"{path.name} is taken as logits: it has values outside [0, 1], such as {outside}"
+        return "logits", describe_logits(path, input_type, outside)
     if outside is not None:
-        raise InputError(f"{path}: expected probabilities between 0 and 1, found {outside}; for logits, give --input-type logits")
+        raise no_probabilities(path, outside)
     _require_sums(values, str(path), TOLD_SUM_TOLERANCE if input_type == "probabilities" else SUM_TOLERANCE)
+    return "probabilities", describe_probabilities(path, input_type)
+
+
+def describe_logits(path: Path, input_type: str, outside: str | None) -> str:
+    """Return the sentence that says why values are taken as logits.
+
+    Args:
+        path: the file they came from.
+        input_type: as the user says.
+        outside: the value outside [0, 1] that decided; None: the user or the file says it.
+    """
+    said = "requested" if input_type == "logits" else "its array is named so"
+    return f"{path.name} is taken as logits: {said if outside is None else f'it has values outside [0, 1], such as {outside}'}"
+
+
+def describe_probabilities(path: Path, input_type: str) -> str:
+    """Return the sentence that says why values are taken as probabilities; arguments as of `describe_logits`."""
     reason = "requested" if input_type == "probabilities" else "all values lie in [0, 1] and sum to 1 at each voxel"
-    return "probabilities", f"{path.name} is taken as probabilities: {reason}"
+    return f"{path.name} is taken as probabilities: {reason}"
+
+
+def no_probabilities(path: Path, outside: str) -> InputError:
+    """Return the error for values that the user or the file calls probabilities, of which one is outside [0, 1]."""
+    return InputError(f"{path}: expected probabilities between 0 and 1, found {outside}; for logits, give --input-type logits")
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
@@ -127,6 +149,21 @@ def take_logarithms(probabilities: NDArray[np.float32]) -> None:
         block = flat[start : start + BLOCK_VOXELS]
         np.clip(block, SMALLEST_PROBABILITY, 1.0, out=block)
         np.log(block, out=block)
+
+
+def divided_logits(values: NDArray[np.floating[Any]], temperature: float, *, is_probability: bool) -> NDArray[np.float32]:
+    """Return a network's logits over a temperature, as a C-contiguous copy.
+
+    Args:
+        values: logits, or probabilities.
+        temperature: what the logits are divided by.
+        is_probability: whether `values` are probabilities, of which the logarithm is taken.
+    """
+    logits = np.array(values, np.float32, order="C")
+    if is_probability:
+        take_logarithms(logits)
+    logits *= np.float32(1.0) / np.float32(temperature)
+    return logits
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

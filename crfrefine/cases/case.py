@@ -178,6 +178,7 @@ def load_case(
     *,
     threads: int | None = None,
     with_labels: bool = False,
+    headers: CaseHeaders | None = None,
 ) -> Case:
     """Read and check a case, several files at a time.
 
@@ -186,6 +187,7 @@ def load_case(
         options: how to read.
         threads: None: the cores this process may use.
         with_labels: whether to read the reference too.
+        headers: result of `read_case_headers` for these files and options; None: they are read.
 
     Raises:
         InputError: files that are missing or hold unusable values; an empty mask.
@@ -193,7 +195,7 @@ def load_case(
         UnsupportedFormatError: a file that is damaged, cut off, or of an unsupported kind.
         CapacityError: the case does not fit into the memory that `options.max_memory` and the system allow; nothing is allocated then.
     """
-    headers = read_case_headers(files, options)
+    headers = headers or read_case_headers(files, options)
     if headers.logits is None:
         raise InputError(f"case {files.case_id!r}: no logits")
     limit = memory_limit(options.max_memory)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.axes import StorageOrder, file_order
-from crfrefine.cases.case import CaseHeaders, read_mask
+from crfrefine.axes import StorageOrder
+from crfrefine.cases.case import CaseHeaders
 from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.label_input import KIND, LabelMap, LabelMapReader, StructuresReader
 from crfrefine.cases.other_grid import WorkGrid
-from crfrefine.cases.streamed import read_as_stored
+from crfrefine.cases.stored_case import StoredCase, read_as_stored, stored_case
 from crfrefine.io.parallel import run_all
-from crfrefine.io.volume import Volume
 from crfrefine.memory import memory_limit
 from crfrefine.threads import available_threads
 
@@ -25,43 +24,24 @@ if TYPE_CHECKING:
     from crfrefine.cases.reading_options import ReadingOptions
 
 
-@dataclass(frozen=True)
-class LabelMapCase:
-    """A case with a label map in place of logits. Arrays are views with x fastest in memory, as in the files.
+@dataclass(frozen=True, kw_only=True)
+class LabelMapCase(StoredCase):
+    """A case with a label map in place of logits.
 
     Attributes:
-        case_id: its name.
-        image: (M, *grid) in the type of the file if it has no scaling, else scaled float32.
         labels: (*grid) uint8 or uint16.
         channel_labels: the labels that occur, background, and at least two; ascending.
         num_labels: L, background included.
-        mask: (*grid), True where the model applies; None: everywhere.
-        like: the first modality; its geometry is that of the output.
-        spacing: mm, one per grid axis.
-        notes: facts that the user should know, one sentence each.
-        times: seconds of parts of reading.
     """
 
-    case_id: str
-    image: NDArray[Any]
     labels: NDArray[np.unsignedinteger[Any]]
     channel_labels: tuple[int, ...]
     num_labels: int
-    mask: NDArray[np.bool_] | None
-    like: Volume
-    spacing: tuple[float, ...]
-    notes: list[str] = field(default_factory=list)
-    times: dict[str, float] = field(default_factory=dict)
 
     @property
     def input_kind(self) -> str:
         """The type of the network's output."""
         return KIND
-
-    @property
-    def regions(self) -> None:
-        """None: there are no regions."""
-        return
 
 
 def is_label_map_case(headers: CaseHeaders) -> bool:
@@ -103,21 +83,12 @@ def load_label_map_case(headers: CaseHeaders, options: ReadingOptions, *, thread
     jobs = [_timed(times, "image", lambda: read.append(read_as_stored(headers.images))), _timed(times, "labels", read_labels)]
     run_all(jobs, threads or available_threads())
     (values,), (label_map,) = read, found
-    notes = [*label_map.notes, *placing]
-    mask = read_mask(headers, values, options.mask_mode, notes)
-    affine, spacing = first.geometry()
-    image = file_order(values).to_user(values)
+    stored = stored_case(headers, values, options.mask_mode, [*label_map.notes, *placing])
     return LabelMapCase(
-        case_id=headers.files.case_id,
-        image=image,
+        **vars(replace(stored, times=times)),
         labels=StorageOrder.of_files(label_map.labels.ndim).to_user(label_map.labels),
         channel_labels=label_map.channel_labels,
         num_labels=label_map.num_labels,
-        mask=mask,
-        like=Volume(image[0], affine, spacing, first.path, first),
-        spacing=spacing,
-        notes=[*notes, *headers.notes],
-        times=times,
     )
 
 

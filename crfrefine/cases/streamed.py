@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine import io
-from crfrefine.axes import file_order
-from crfrefine.cases.case import CaseHeaders, read_mask
+from crfrefine.cases.case import CaseHeaders
 from crfrefine.cases.label_input import KIND
+from crfrefine.cases.stored_case import StoredCase, read_as_stored, stored_case
 from crfrefine.io.cuts import MOST_BYTES
-from crfrefine.io.pieces import read_pieces
-from crfrefine.io.volume import TIMES, Volume, VolumeHeader
-from crfrefine.io.volumes import allocate_as
+from crfrefine.io.volume import TIMES
 from crfrefine.memory import MemoryLimit, memory_limit, require_memory
 from crfrefine.text import shorten
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.cases.reading_options import ReadingOptions
 
 LARGEST_IN_MEMORY = 1 << 29
@@ -41,34 +36,20 @@ STREAM_BYTES = 5 * MOST_BYTES
 """Pieces on their way from the file, and the process itself."""
 
 MOST_DIMS = 3
-"""Most axes of a grid that can be streamed."""
+"""Most axes of a grid that can be streamed: as many as `crfrefine.tiles`, which imports this room and not the other way round, can cut."""
 
 
-@dataclass(frozen=True)
-class StreamedCase:
-    """A case without its logits. Arrays are views with x fastest in memory, as in the files.
+@dataclass(frozen=True, kw_only=True)
+class StreamedCase(StoredCase):
+    """A case without its logits.
 
     Attributes:
-        case_id: its name.
-        image: (M, *grid) in the type of the file if it has no scaling, else scaled float32.
         network: the headers of the network's output.
         input_type: "auto", "logits" or "probabilities", as the user says.
-        mask: (*grid), True where the model applies; None: everywhere.
-        like: the first modality; its geometry is that of the output.
-        spacing: mm, one per grid axis.
-        notes: facts that the user should know, one sentence each.
-        times: seconds of parts of reading.
     """
 
-    case_id: str
-    image: NDArray[Any]
     network: io.LogitsHeader
     input_type: str
-    mask: NDArray[np.bool_] | None
-    like: Volume
-    spacing: tuple[float, ...]
-    notes: list[str] = field(default_factory=list)
-    times: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_labels(self) -> int:
@@ -80,11 +61,6 @@ class StreamedCase:
         """The type of the network's output as far as the file or the user says it; "logits" otherwise, until it is read."""
         said = self.network.kind if self.input_type == "auto" else self.input_type
         return said or "logits"
-
-    @property
-    def regions(self) -> None:
-        """None: the channels are labels."""
-        return
 
 
 def is_streamed(headers: CaseHeaders, options: ReadingOptions) -> bool:
@@ -119,23 +95,9 @@ def load_streamed_case(headers: CaseHeaders, options: ReadingOptions) -> Streame
         CapacityError: the image does not fit into memory.
     """
     assert headers.logits is not None
-    first = headers.images[0]
     require_streamed_fits(headers, memory_limit(options.max_memory))
-    affine, spacing = first.geometry()
-    values = read_as_stored(headers.images)
-    notes: list[str] = []
-    mask = read_mask(headers, values, options.mask_mode, notes)
-    image = file_order(values).to_user(values)
-    return StreamedCase(
-        case_id=headers.files.case_id,
-        image=image,
-        network=headers.logits,
-        input_type=options.input_type,
-        mask=mask,
-        like=Volume(image[0], affine, spacing, first.path, first),
-        spacing=spacing,
-        notes=[*notes, *headers.notes],
-    )
+    stored = stored_case(headers, read_as_stored(headers.images), options.mask_mode)
+    return StreamedCase(**vars(stored), network=headers.logits, input_type=options.input_type)
 
 
 def require_streamed_fits(headers: CaseHeaders, limit: MemoryLimit) -> None:
@@ -154,20 +116,3 @@ def require_streamed_fits(headers: CaseHeaders, limit: MemoryLimit) -> None:
         f"{TIMES.join(map(str, first.grid_shape))} voxels take, without the logits, which are streamed,",
         limit,
     )
-
-
-def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
-    """Return the modalities of a case, (M, [z,] y, x), in their stored type; float32 where types differ or values are scaled."""
-    modalities: list[NDArray[Any]] = []
-    for header in images:
-        whole: NDArray[Any] | None = None
-        for piece in read_pieces(header):
-            if whole is None:
-                whole = allocate_as((header.num_channels, *header.grid_shape[::-1]), piece.values.dtype, header.path)
-            whole[piece.channels, piece.planes] = piece.values
-        assert whole is not None
-        modalities += list(whole) if len(images) > 1 else [whole]
-    if len(images) == 1:
-        return modalities[0]
-    types = {modality.dtype for modality in modalities}
-    return np.stack(modalities).astype(types.pop() if len(types) == 1 else np.float32, copy=False)

@@ -147,7 +147,7 @@ def train_crf(
     from crfrefine.parameters.model import CrfParameters, find_config, parse_override
 
     try:
-        from crfrefine.train.dataset import locate_folders, locate_nnunet
+        from crfrefine.train.folders import locate_folders, locate_nnunet
         from crfrefine.train.options import TrainingOptions
         from crfrefine.train.origin import default_output
         from crfrefine.train.run import run_training

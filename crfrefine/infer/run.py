@@ -222,7 +222,7 @@ class _Run:
         elif self._may_stream and is_streamed(headers, self._inputs.reading):
             case = load_streamed_case(headers, self._inputs.reading)
         else:
-            case = load_case(task.files, self._inputs.reading, threads=self.options.threads)
+            case = load_case(task.files, self._inputs.reading, threads=self.options.threads, headers=headers)
         record.times["read"] = time.perf_counter() - started
         record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
         record.grid_shape = tuple(case.image.shape[1:])

@@ -37,7 +37,7 @@ def refine_streamed(
         progress: called between stages; may raise to stop.
 
     Raises:
-        InputError: the network's output is not what it is said to be, damaged, or not finite.
+        InputError: values that are not finite, or not the logits or probabilities that the user or the file says they are.
         ConfigError: a list in the parameters has the wrong length for this case.
         CapacityError: not enough memory.
     """

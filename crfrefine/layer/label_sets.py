@@ -10,8 +10,9 @@ from torch import Tensor
 
 from crfrefine.engines import get_backend
 from crfrefine.layer.autograd import to_array
-from crfrefine.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels, saves_work
-from crfrefine.tiles.refining import MOST_DIMS
+from crfrefine.tiles.grid import MOST_DIMS
+from crfrefine.tiles.pack_plan import PackSettings, saves_work
+from crfrefine.tiles.packed_kernels import PackedKernels, pack_kernels
 
 if TYPE_CHECKING:
     import numpy as np

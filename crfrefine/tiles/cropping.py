@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.arrays.probabilities import divided_logits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,9 +81,6 @@ class CroppedLogits:
 
     def dense(self) -> NDArray[np.float32]:
         """Return (L, *grid) refined logits; outside the box the network's over the temperature."""
-        logits = np.array(self._values, np.float32, order="C")
-        if self._is_probability:
-            take_logarithms(logits)
-        logits *= np.float32(1.0) / np.float32(self._temperature)
+        logits = divided_logits(self._values, self._temperature, is_probability=self._is_probability)
         logits[(slice(None), *self._box)] = self._refined.logits
         return logits

@@ -14,12 +14,15 @@ from crfrefine.engines.compiled import load_engine
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from crfrefine.specs import KernelSetSpec
 
 TILE = (8, 8, 16)
 """Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine."""
+
+MOST_DIMS = 3
+"""Most axes of a grid that is cut into tiles."""
 
 REACH, SPATIAL_REACH = 3.0, 4.0
 """Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
@@ -40,7 +43,7 @@ class TileGrid:
     @classmethod
     def of(cls, grid_shape: Sequence[int]) -> TileGrid:
         """Return the tiles of a grid of one to three axes."""
-        first, second, third = (1,) * (3 - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
+        first, second, third = (1,) * (MOST_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
         return cls((first, second, third))
 
     @cached_property
@@ -83,6 +86,24 @@ class TileGrid:
         whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
         whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
+
+    def sums(self, values: NDArray[Any], dtype: DTypeLike, where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """Return the sum of the voxels of each tile, (*tiles).
+
+        Args:
+            values: (*grid).
+            dtype: of the sums.
+            where: (*grid), True where voxels count; None: everywhere.
+        """
+        sums = np.empty(self.counts, dtype)
+        for row in range(self.counts[0]):
+            planes = slice(row * TILE[0], (row + 1) * TILE[0])
+            part = values[planes] if where is None else np.where(where[planes], values[planes], values.dtype.type(0))
+            total = part.sum(axis=0, dtype=dtype)
+            for axis in (0, 1):
+                total = np.add.reduceat(total, range(0, total.shape[axis], TILE[axis + 1]), axis=axis)
+            sums[row] = total
+        return sums
 
     def box(self, tiles: NDArray[np.bool_]) -> tuple[Extents, Extents]:
         """Return start and stop, in voxels, of the smallest box of tiles that holds those that are True; at least one is."""

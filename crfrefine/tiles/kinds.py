@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import SUM_TOLERANCE, TOLD_SUM_TOLERANCE, SumsOverLabels, check_input_type
-from crfrefine.errors import InputError
+from crfrefine.arrays.probabilities import (
+    SUM_TOLERANCE,
+    TOLD_SUM_TOLERANCE,
+    SumsOverLabels,
+    check_input_type,
+    describe_logits,
+    describe_probabilities,
+    no_probabilities,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,22 +71,15 @@ class KindFinder:
             is_equal: (*grid), where all labels are exactly equal; such voxels are not checked.
 
         Raises:
-            InputError: the values are not what they are said to be, or sigmoid channels.
+            InputError: the values are not what the user or the file calls them, or sigmoid channels.
         """
-        name = self._path.name
         if self._sums is not None:
             tolerance = SUM_TOLERANCE
             if not self.is_probability or self._input_type == "probabilities":
                 tolerance = TOLD_SUM_TOLERANCE
             SumsOverLabels(self._sums, is_equal).require_distribution(str(self._path), tolerance)
         if not self.is_probability:
-            if self._is_said:
-                return f"{name} is taken as logits: {'requested' if self._input_type == 'logits' else 'its array is named so'}"
-            return f"{name} is taken as logits: it has values outside [0, 1], such as {self._outside}"
+            return describe_logits(self._path, self._input_type, None if self._is_said else self._outside)
         if self._outside is not None:
-            raise InputError(
-                f"{self._path}: expected probabilities between 0 and 1, found {self._outside}; for logits, give --input-type logits"
-            )
-        requested = self._input_type == "probabilities"
-        reason = "requested" if requested else "all values lie in [0, 1] and sum to 1 at each voxel"
-        return f"{name} is taken as probabilities: {reason}"
+            raise no_probabilities(self._path, self._outside)
+        return describe_probabilities(self._path, self._input_type)

@@ -134,10 +134,4 @@ def count_inside(grid: TileGrid, mask: NDArray[np.bool_] | None) -> NDArray[np.i
         first, second, third = np.ix_(*extents)
         counts: NDArray[np.int64] = first * second * third
         return counts
-    counts = np.empty(grid.counts, np.int64)
-    for row in range(grid.counts[0]):
-        planes = mask[row * TILE[0] : (row + 1) * TILE[0]].sum(axis=0, dtype=np.int64)
-        for axis in (0, 1):
-            planes = np.add.reduceat(planes, range(0, planes.shape[axis], TILE[axis + 1]), axis=axis)
-        counts[row] = planes
-    return counts
+    return grid.sums(mask, np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,41 +11,19 @@ import numpy as np
 
 from crfrefine.engines.base import MeanFieldGradients, Tape
 from crfrefine.engines.origin import default_origin
-from crfrefine.tiles.grid import TileGrid
-from crfrefine.tiles.image import TileImage
-from crfrefine.tiles.packing import Packing
-from crfrefine.tiles.problem import TileProblem
-from crfrefine.tiles.refining import MOST_DIMS, find_present, survey_channels
-from crfrefine.tiles.solving import MOST_REPEATS, label_sets
-from crfrefine.tiles.sources import DenseChannels
-from crfrefine.tiles.threshold import find_thresholds
+from crfrefine.tiles.pack_plan import PackingPlan, PackSettings, plan_packing, plan_sets
+from crfrefine.tiles.solving import MOST_REPEATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.engines.base import Backend, Kernels
     from crfrefine.specs import MeanFieldSpec, ModelSpec
-    from crfrefine.tiles.label_sets import LabelSets
-
-WORTH_IT = 0.75
-"""Share of the filtered numbers of all labels below which labels share channels; values are copied to and from these."""
-
-
-_NO_IMAGE = TileImage(np.zeros((0, 0, 0, 0), np.float32))
-_NO_LOGITS = DenseChannels(np.zeros((0, 0, 0, 0), np.float32), ())
+    from crfrefine.tiles.packing import Packing
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
-    """How labels share channels; the packing is None if every tile is settled."""
-
-    problem: TileProblem
-    sets: LabelSets
-    packing: Packing | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Packed(_Plan):
+class _Packed(PackingPlan):
     """A plan and its kernels; None if every tile is settled."""
 
     kernels: Kernels | None
@@ -57,21 +34,6 @@ class PackedTape(Tape):
     """A tape whose record is that of shared channels, and what it was recorded with."""
 
     packed: _Packed
-
-
-@dataclass(frozen=True)
-class PackSettings:
-    """How labels are packed.
-
-    Attributes:
-        threshold: `mean_field.label_threshold`.
-        tells_labels: whether gradients by weights or penalties of single labels may be asked for.
-        threads: None: the cores this process may use.
-    """
-
-    threshold: float
-    tells_labels: bool
-    threads: int | None = None
 
 
 def pack_kernels(
@@ -100,63 +62,14 @@ def pack_kernels(
     """
     if backend.name != "cpu" or image.dtype != np.float32:
         return None
-    plan = _plan(logits, mask, spacing, spec, settings)
+    plan = plan_packing(logits, mask, spacing, spec, settings)
     return None if plan is None else PackedKernels(backend, image, plan, settings)
-
-
-def saves_work(
-    logits: NDArray[np.float32], mask: NDArray[np.bool_] | None, spacing: Sequence[float], spec: ModelSpec, settings: PackSettings
-) -> bool:
-    """Return whether `pack_kernels` would build kernels; arguments as there."""
-    return _plan(logits, mask, spacing, spec, settings) is not None
-
-
-def _plan(
-    logits: NDArray[np.float32], mask: NDArray[np.bool_] | None, spacing: Sequence[float], spec: ModelSpec, settings: PackSettings
-) -> _Plan | None:
-    """Return how labels share channels; None if that is not possible, or saves nothing."""
-    thresholds = find_thresholds(settings.threshold, spec)
-    if thresholds is None or not spec.kernels.kernels or logits.ndim - 1 > MOST_DIMS or logits.dtype != np.float32:
-        return None
-    if not math.isfinite(float(logits.sum(dtype=np.float64))):
-        return None
-    grid = TileGrid.of(logits.shape[1:])
-    values = np.ascontiguousarray(logits).reshape(len(logits), *grid.shape)
-    source = DenseChannels(values, tuple(slice(0, extent) for extent in grid.shape))
-    nowhere = np.zeros((0, *grid.counts), np.bool_)
-    problem = TileProblem(
-        grid=grid,
-        source=source,
-        present=nowhere,
-        may_matter=nowhere,
-        mask=None if mask is None else np.ascontiguousarray(mask).reshape(grid.shape),
-        image=_NO_IMAGE,
-        spacing=spacing,
-        spec=spec,
-        threshold=settings.threshold,
-    )
-    present, may_matter = find_present(survey_channels(problem, source, settings.threads), source, thresholds)
-    # The logits are an argument of each run.
-    problem = dataclasses.replace(problem, source=_NO_LOGITS, present=present, may_matter=may_matter)
-    plan = _plan_sets(problem, settings)
-    if plan.packing is None:
-        return plan
-    num_channels = plan.packing.num_channels - spec.mean_field.has_one_weight
-    num_numbers = num_channels * int(np.count_nonzero(plan.packing.mask))
-    return plan if num_numbers <= WORTH_IT * spec.mean_field.num_channels * problem.num_voxels else None
-
-
-def _plan_sets(problem: TileProblem, settings: PackSettings) -> _Plan:
-    """Return how the labels that are present share channels."""
-    sets, run = label_sets(problem), problem.spec.mean_field
-    tells_labels = settings.tells_labels or not (run.is_potts and run.has_one_weight)
-    return _Plan(problem, sets, Packing(problem, sets, tells_labels=tells_labels) if sets.active.any() else None)
 
 
 class PackedKernels:
     """Kernels for logits of all labels that run on shared channels; see `RecordingKernels`. For the logits that they were built for."""
 
-    def __init__(self, backend: Backend, image: NDArray[np.float32], plan: _Plan, settings: PackSettings) -> None:
+    def __init__(self, backend: Backend, image: NDArray[np.float32], plan: PackingPlan, settings: PackSettings) -> None:
         """Build the kernels; called by `pack_kernels`."""
         self._backend = backend
         self._image = image
@@ -192,7 +105,7 @@ class PackedKernels:
             if repeats >= MOST_REPEATS:
                 exceeding[exceeding.any(axis=(1, 2, 3))] = True
             problem = dataclasses.replace(packed.problem, present=packed.problem.present | exceeding)
-            self._packed = self._build(_plan_sets(problem, self._settings))
+            self._packed = self._build(plan_sets(problem, self._settings))
 
     def backward(
         self,
@@ -223,7 +136,7 @@ class PackedKernels:
         by_logits = packing.unpack_gradient(found.logits, gradient, spec.temperature)
         return dataclasses.replace(found, logits=by_logits, temperature=_by_temperature(by_logits, logits, spec.temperature))
 
-    def _build(self, plan: _Plan) -> _Packed:
+    def _build(self, plan: PackingPlan) -> _Packed:
         problem, sets, packing = plan.problem, plan.sets, plan.packing
         if packing is None:
             return _Packed(problem, sets, None, None)
@@ -246,13 +159,7 @@ class PackedKernels:
         values, flags = packed.packing.entries(refined, self._settings.threads), np.zeros(sets.num_entries, np.uint8)
         engine = sets.engine(problem.mask, self._settings.threads)
         engine.check(values, problem.may_matter, problem.reach, problem.threshold, flags)
-        if not flags.any():
-            return None
-        found = np.zeros_like(problem.present)
-        for label in np.unique(sets.labels[flags != 0]):
-            tiles, entries = sets.entries_of(int(label))
-            found[label].flat[tiles[flags[entries] != 0]] = True
-        return found
+        return sets.flagged(flags)
 
     def _without_messages(
         self, by_logits: NDArray[Any], logits: NDArray[Any], spec: MeanFieldSpec, *, wants_image: bool
@@ -275,12 +182,7 @@ def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
     return dataclasses.replace(spec, channel_labels=packing.shared)
 
 
-def _tells_labels(spec: ModelSpec, settings: PackSettings) -> bool:
-    """Return whether a channel must hold one label wherever anything is heard of it."""
-    return settings.tells_labels or not (spec.mean_field.is_potts and spec.mean_field.has_one_weight)
-
-
 def _by_temperature(by_logits: NDArray[Any], logits: NDArray[Any], temperature: float) -> float:
-    """Return the gradient by the temperature, which only divides the logits."""
+    """Return the gradient with respect to the temperature, which only divides the logits."""
     sums = (np.multiply(gradient, values, dtype=np.float64).sum() for gradient, values in zip(by_logits, logits, strict=True))
     return -float(sum(sums)) / temperature

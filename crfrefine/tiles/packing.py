@@ -82,7 +82,11 @@ class Packing:
         return self._packed(logits, np.float32(ABSENT_LOGIT), self._grid.voxels)
 
     def pack_gradient(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the gradient (C, *grid) by refined channels from that by refined labels (L, *grid): 0 where nothing was refined."""
+        """Return the gradient with respect to refined channels, (C, *grid): 0 where nothing was refined.
+
+        Args:
+            gradient: (L, *grid), with respect to refined labels.
+        """
         return self._packed(gradient, np.float32(0.0), self._active_voxels)
 
     def unpack(self, refined: NDArray[np.float32], logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -107,13 +111,13 @@ class Packing:
         return out
 
     def unpack_gradient(self, by_channels: NDArray[np.float32], gradient: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
-        """Return the gradient by the network's logits, (L, *grid).
+        """Return the gradient with respect to the network's logits, (L, *grid).
 
         A refined logit of a label that took no part counts as that label's logit over the temperature, and a constant.
 
         Args:
-            by_channels: (C, *grid), by the packed logits.
-            gradient: (L, *grid), by the refined logits.
+            by_channels: (C, *grid), with respect to the packed logits.
+            gradient: (L, *grid), with respect to the refined logits.
             temperature: what divides the logits.
         """
         out = gradient / np.float32(temperature)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
-from crfrefine.engines.base import MeanFieldReport
-from crfrefine.tiles.grid import TILE, TileGrid
+from crfrefine.tiles.grid import MOST_DIMS, TILE, TileGrid
+from crfrefine.tiles.run_outcome import RunOutcome
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from crfrefine.tiles.running import RefinedTiles
 
 
-MOST_DIMS = 3
-
-
-class StreamedLogits:
+class StreamedLogits(RunOutcome):
     """A refined case; all arrays are in storage order.
 
     Attributes:
@@ -52,30 +49,14 @@ class StreamedLogits:
             notes: what the user should know.
             num_padding: voxels in the mask where all logits were equal.
         """
+        super().__init__(tiles, settled_energy)
         self.num_channels = num_labels
         self.notes = notes
         self.num_padding = num_padding
         self._shape = grid_shape
         self._mask = mask
-        self._tiles = tiles
-        self._settled_energy = settled_energy
         self._network = labels
         self._network.setflags(write=False)
-
-    @property
-    def report(self) -> MeanFieldReport:
-        """Steps, energy and filters."""
-        if self._tiles is None:
-            return MeanFieldReport(0, True, (), ())
-        report = self._tiles.report
-        return MeanFieldReport(
-            report.num_iterations, report.converged, tuple(value + self._settled_energy for value in report.energy), report.filters
-        )
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds of each stage."""
-        return {} if self._tiles is None else dict(self._tiles.timings)
 
     @property
     def network_label_map(self) -> NDArray[np.unsignedinteger[Any]]:
@@ -88,10 +69,6 @@ class StreamedLogits:
         if self._tiles is not None:
             self._tiles.decode(labels, threads)
         return labels.reshape(self._shape)
-
-    def computed(self) -> NDArray[np.float32]:
-        """Return what the engine computed."""
-        return np.zeros((0, 1), np.float32) if self._tiles is None else self._tiles.computed()
 
     def probabilities(self, label: int, planes: slice) -> NDArray[np.float32]:
         """Return planes of a label's marginals: 1 or 0 where one label took part, and outside the mask."""

@@ -78,7 +78,8 @@ def refine_stream(
         axes: as in `Backend.kernels`.
 
     Raises:
-        InputError: values that are not finite, not what they are said to be, or nearly all equal.
+        InputError: values that are not finite, that are not the logits or probabilities that the user or the file says they are, or that
+            are equal for all labels nearly everywhere.
     """
     grid = TileGrid.of(stream.grid_shape)
     threads = settings.threads

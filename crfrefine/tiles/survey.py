@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.tiles.grid import TILE
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -85,15 +83,8 @@ class Survey:
 
     def best_by_tile(self) -> NDArray[np.float64]:
         """Return the sum of the largest logits over the temperature of the voxels of each tile inside the mask, (*tiles)."""
-        sums = np.zeros(self.grid.counts)
-        for row in range(self.grid.counts[0]):
-            planes = slice(row * TILE[0], (row + 1) * TILE[0])
-            best = self.best[planes] if self.mask is None else np.where(self.mask[planes], self.best[planes], np.float32(0.0))
-            total = best.sum(axis=0, dtype=np.float64)
-            for axis in (0, 1):
-                total = np.add.reduceat(total, range(0, total.shape[axis], TILE[axis + 1]), axis=axis)
-            sums[row] = total
-        return sums / self.temperature
+        sums: NDArray[np.float64] = self.grid.sums(self.best, np.float64, self.mask) / self.temperature
+        return sums
 
     def margins_of(self, values: NDArray[Any], tiles: NDArray[np.int64], *, is_whole_grid: bool) -> NDArray[np.float32]:
         """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import take_logarithms
-from crfrefine.engines.base import MeanFieldReport
+from crfrefine.arrays.probabilities import divided_logits
+from crfrefine.tiles.run_outcome import RunOutcome
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crfrefine.tiles.sources import DenseChannels
 
 
-class TiledLogits:
+class TiledLogits(RunOutcome):
     """The refined logits of a case whose network's logits are in memory, in storage order."""
 
     def __init__(
@@ -40,11 +40,10 @@ class TiledLogits:
             grid_shape: of the original grid, whose axes may be fewer than those of the source.
             threads: for decoding; None: the cores this process may use.
         """
+        super().__init__(tiles, settled_energy)
         self._source = source
         self._temperature = temperature
         self._mask = mask
-        self._tiles = tiles
-        self._settled_energy = settled_energy
         self._grid_shape = grid_shape
         self._threads = threads
 
@@ -52,24 +51,6 @@ class TiledLogits:
     def num_channels(self) -> int:
         """L."""
         return len(self._source.values)
-
-    @property
-    def report(self) -> MeanFieldReport:
-        """Steps, energy and filters."""
-        if self._tiles is None:
-            return MeanFieldReport(0, True, (), ())
-        report = self._tiles.report
-        energy = tuple(value + self._settled_energy for value in report.energy)
-        return MeanFieldReport(report.num_iterations, report.converged, energy, report.filters)
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Seconds of each stage."""
-        return {} if self._tiles is None else dict(self._tiles.timings)
-
-    def computed(self) -> NDArray[np.float32]:
-        """Return what the engine computed, (channels, *box)."""
-        return np.zeros((0, 1), np.float32) if self._tiles is None else self._tiles.computed()
 
     def label_map(self, network: NDArray[np.unsignedinteger[Any]], decode: object = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid), from the network's; tiles are decoded in their own way."""
@@ -87,10 +68,7 @@ class TiledLogits:
         Where a label took no part, its penalty is taken to be the largest of those that did: it cannot be smaller. Voxels that took no part
         keep the network's logits over the temperature.
         """
-        logits = np.array(self._source.values, np.float32, order="C")
-        if self._source.is_probability:
-            take_logarithms(logits)
-        logits *= np.float32(1.0) / np.float32(self._temperature)
+        logits = divided_logits(self._source.values, self._temperature, is_probability=self._source.is_probability)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
         inner = logits[(slice(None), *self._source.box)]

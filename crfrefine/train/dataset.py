@@ -1,14 +1,10 @@
-"""The labeled cases of a run: found, compared with each other, and read one by one with their reference."""
+"""The labeled cases of a run: found, and compared with each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
@@ -25,28 +21,14 @@ from crfrefine.cases.completeness import IncompleteCase, describe_left_out, requ
 from crfrefine.cases.declared_labels import DeclaredLabels, declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.label_input import KIND
-from crfrefine.cases.nnunet.datasets import locate_images, locate_labels
 from crfrefine.cases.nnunet.layout import require_trained
 from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe_missing, find_postprocessing
 from crfrefine.cases.nnunet.trained import find_trained_cases
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
-from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.failures import expected_error
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.text import listed, shorten
+from crfrefine.train.bad_cases import attempt, describe_bad, raise_all
 from crfrefine.train.options import DataFolders
-
-if TYPE_CHECKING:
-    from crfrefine.cases.case import Case
-
-_NAMES = {
-    "images": ("images", "imagesTr"),
-    "labels": ("labels", "labelsTr"),
-    "logits": ("logits",),
-    "masks": ("masks",),
-}
-_MOST_NAMED = 3
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -97,66 +79,6 @@ class LabeledCases:
         return self.num_labels if self.regions is None else self.regions.num_regions
 
 
-def locate_folders(
-    folder: Path | None,
-    *,
-    images: Path | None = None,
-    labels: Path | None = None,
-    logits: Path | None = None,
-    masks: Path | None = None,
-) -> DataFolders:
-    """Return the folders of images, labels, logits and masks.
-
-    Args:
-        folder: contains `images/ labels/ logits/` and perhaps `masks/`; None if all are named.
-        images: replaces the one in `folder`; the others likewise.
-        labels: see `images`.
-        logits: see `images`.
-        masks: see `images`.
-
-    Raises:
-        InputError: one of them does not exist.
-    """
-    given = {"images": images, "labels": labels, "logits": logits, "masks": masks}
-    found: dict[str, Path | None] = {}
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds images/, labels/ and logits/")
-    for what, names in _NAMES.items():
-        path = given[what]
-        if path is None and folder is not None:
-            path = next((folder / name for name in names if (folder / name).is_dir()), None)
-        elif path is not None and not path.is_dir():
-            raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
-        found[what] = path
-    if found["images"] is None or found["labels"] is None or found["logits"] is None:
-        missing = [what for what in ("images", "labels", "logits") if found[what] is None]
-        named = _and(f"--{what}" for what in missing)
-        advice = f"name {named} too, or the folder that holds all"
-        if folder is not None:
-            advice = f"expected {_and(f'{folder / what}/' for what in missing)}; or name them with {named}"
-        raise InputError(f"{folder or 'the data'}: no folder of {_and(missing)}: {advice}")
-    return DataFolders(found["images"], found["labels"], found["logits"], found["masks"])
-
-
-def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
-    """Return where nnU-Net has images, labels and probabilities of a trained network.
-
-    Args:
-        folder: `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
-        images: replaces the folder in which nnU-Net has the images; labels likewise.
-        labels: see `images`.
-        masks: a folder; nnU-Net has none.
-
-    Raises:
-        InputError: it is not such a folder, or images or labels are not found.
-    """
-    network = require_trained(folder)
-    if masks is not None and not masks.is_dir():
-        raise InputError(f"{masks}: no such folder; --masks names the folder of masks")
-    found_images = locate_images(network, images)
-    return DataFolders(found_images, locate_labels(network, found_images, labels), network.folder, masks, network.folder)
-
-
 def find_cases(
     data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: bool = False, num_labels: int | None = None
 ) -> LabeledCases:
@@ -183,9 +105,7 @@ def find_cases(
     files = [case for case in found if not case.missing]
     problems = [case.problem for case in files if case.problem]
     if problems:
-        shown = "\n  ".join(problems[:_MOST_NAMED])
-        more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
-        raise InputError(f"{data.images}: {len(problems)} of {len(files)} cases cannot be trained on:\n  {shown}{more}")
+        raise InputError(describe_bad(problems, len(files), data.images))
     if len(files) < 2 and left_out:
         raise too_few_complete(
             left_out,
@@ -273,38 +193,6 @@ def _nnunet_postprocessing(data: DataFolders) -> tuple[NnunetPostprocessing | No
     return found if found is not None and found.rules else None, notes
 
 
-def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
-    """Return the result of the work on a case, or its error, so that all bad cases can be named at once."""
-    try:
-        return work()
-    except Exception as error:
-        named = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
-        if repr(case.case_id) not in str(named):
-            named.args = (f"case {case.case_id!r}: {named}",)
-        return named
-
-
-def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> None:
-    """Raise if any case failed: a training without it would have to be repeated once it is fixed.
-
-    Raises:
-        InputError: several failed; the first few are named.
-        CrfRefineError: the error of the one that failed.
-        UnexpectedError: the error of one of them was not foreseen.
-    """
-    if len(failed) == 1:
-        raise failed[0]
-    if not failed:
-        return
-    shown = "\n  ".join(str(error) for error in failed[:_MOST_NAMED])
-    more = f"\n  and {len(failed) - _MOST_NAMED} more" if len(failed) > _MOST_NAMED else ""
-    message = f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
-    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
-    if unexpected is not None:
-        raise UnexpectedError(message) from unexpected
-    raise InputError(message)
-
-
 def _sizes(case: CaseFiles, data: DataFolders, reading: ReadingOptions, elsewhere: list[str]) -> tuple[int, int, int]:
     """Return the numbers of channels (0: a label map), modalities and axes; add the case to `elsewhere` if a file is on another grid."""
     if case.are_structures:
@@ -341,49 +229,6 @@ def _largest_label(case: CaseFiles) -> int:
     return max(int(io.read_labels(path).data.max(initial=0)) for path in paths)
 
 
-def read_labeled(files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int) -> Case:
-    """Read one case with its reference and check that labels and logits fit.
-
-    Voxels with the ignore label get the label L, one above the last: they take part in the model but are not counted.
-
-    Raises:
-        InputError: the reference has a label that the logits have no channel for, or files cannot be used.
-        GridMismatchError: files are on different grids.
-        UnsupportedFormatError: a file is damaged.
-    """
-    case = load_case(files, reading, threads=threads, with_labels=True)
-    if case.labels is None:
-        raise InputError(f"case {files.case_id!r}: no labels")
-    if case.regions != cases.regions:
-        has = "labels" if case.regions is None else "regions"
-        raise InputError(f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}")
-    labels = case.labels
-    ignored = None if cases.ignore_label is None else labels == cases.ignore_label
-    largest = int(labels.max(initial=0) if ignored is None else labels.max(initial=0, where=~ignored))
-    if largest >= case.num_labels and case.regions is not None:
-        raise InputError(
-            f"case {files.case_id!r}: labels and regions do not fit: the reference has a label {largest}, which belongs to no region\n"
-            f"  {files.labels}\n  {case.regions.describe()}"
-        )
-    if largest >= case.num_labels and cases.declared is not None:
-        raise InputError(
-            f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
-            f"{case.num_labels - 1}) according to {cases.declared.source}\n  {files.labels}\n"
-            "  Add it there, or merge the labels of the reference."
-        )
-    if largest >= case.num_labels:
-        raise InputError(
-            f"case {files.case_id!r}: labels and logits do not fit: the reference has a label {largest}, but the logits have "
-            f"{case.num_labels} channels (labels 0 to {case.num_labels - 1})\n  {files.labels}\n  {files.logits[0]}\n"
-            "  Give logits with one channel per label, background first; or merge the labels of the reference."
-        )
-    if ignored is not None and ignored.any():
-        if ignored.all():
-            raise InputError(f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored")
-        case = replace(case, labels=np.where(ignored, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels)))
-    return case
-
-
 def _label_names(description: DatasetDescription | None, num_labels: int) -> tuple[str, ...]:
     names = {0: "background"}
     if description is not None:
@@ -391,8 +236,3 @@ def _label_names(description: DatasetDescription | None, num_labels: int) -> tup
         names.update({value[0]: name for name, value in description.labels.items() if isinstance(value, tuple) and len(value) == 1})
     # No tabs or line breaks in tables.
     return tuple(shorten(" ".join(names.get(label, "").split())) or f"label {label}" for label in range(num_labels))
-
-
-def _and(parts: Iterable[str]) -> str:
-    listed = list(parts)
-    return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " and " + listed[-1]

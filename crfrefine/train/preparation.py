@@ -11,10 +11,10 @@ import numpy as np
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.execution.threads import Workers
+from crfrefine.train.bad_cases import attempt, raise_all
 from crfrefine.train.baselines import RivalScores, score_rivals
 from crfrefine.train.crops import Crop, CropStore, make_crop
 from crfrefine.train.data_notes import oddities
-from crfrefine.train.dataset import attempt, raise_all
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.observer import TrainingObserver

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from crfrefine.execution.threads import Workers
-from crfrefine.train.dataset import read_labeled
+from crfrefine.train.labeled_case import read_labeled
 from crfrefine.train.plan import Plan
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The way back through the mean field: derivatives by everything that went in, on every backend."""
+"""The backward pass of the mean field: gradients with respect to all its inputs, on every backend."""
 
 import numpy as np
 import pytest

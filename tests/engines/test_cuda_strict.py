@@ -235,7 +235,7 @@ def test_memory_is_estimated_before_it_is_taken(
 @pytest.mark.parametrize("filter_name", ["lattice", "truncated"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_memory_for_training_is_estimated_too(filter_name: str, dtype: type) -> None:
-    """Of building, the record of the way forth, and the way back."""
+    """Of building, the record of the forward pass, and the backward pass."""
     case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(21, 17, 19))
 
     def taken(limit: int | None) -> int:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import MeanFieldGradients, RecordingKernels
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.tiles.packed_kernels import PackedKernels, PackSettings, pack_kernels
+from crfrefine.tiles.pack_plan import PackSettings
+from crfrefine.tiles.packed_kernels import PackedKernels, pack_kernels
 
 SPACING = (1.3, 0.9, 1.1)
 

@@ -123,6 +123,20 @@ def test_next_case_is_read_while_one_is_computed(tmp_path, monkeypatch):
     assert run_inference(options_for(folders), Started()).count("done") == 2
 
 
+def test_the_headers_of_a_case_are_read_once(tmp_path, monkeypatch):
+    import crfrefine.cases.case
+
+    read_case_headers, read = crfrefine.cases.case.read_case_headers, []
+
+    def counting(files: CaseFiles, *arguments: object) -> crfrefine.cases.case.CaseHeaders:
+        read.append(files.case_id)
+        return read_case_headers(files, *arguments)
+
+    monkeypatch.setattr(crfrefine.cases.case, "read_case_headers", counting)
+    assert run_inference(options_for(write_folders(tmp_path, "a", "b"))).count("done") == 2
+    assert read == ["a", "b"]
+
+
 def test_parts_are_taken_in_the_order_of_names():
     cases = [CaseFiles(name, (Path(f"{name}.nii"),)) for name in ("c", "a", "b", "e", "d")]
     assert [files.case_id for files in select_part(cases, 2, 0)] == ["a", "c", "e"]

@@ -1,4 +1,4 @@
-"""The trainable layer on the GPU engine: tensors shared through DLPack, forth and back. Without a GPU the shim stands for one."""
+"""The trainable layer on the GPU engine: tensors shared through DLPack, in both passes. Without a GPU the shim stands for one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _layer(filter_name: str, **changes: Any) -> CrfRnn:
 
 
 def _gradients(layer: CrfRnn, device: str) -> dict[str, np.ndarray]:
-    """Refined logits, and the gradients of a linear loss by logits, image and all parameters."""
+    """Refined logits, and the gradients of a linear loss with respect to logits, image and all parameters."""
     rng = np.random.default_rng(4)
     shape = (5, 8, 7)
     logits, image, factor = (torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32) for channels in (3, 2, 3))

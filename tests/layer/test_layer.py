@@ -521,7 +521,7 @@ def test_data_parallel_replicas_compute_the_same() -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own kernels", "shared kernels"])
 def test_threads_do_not_disturb_each_other(shared: bool) -> None:
-    """Two threads go forth and back at once, on items of their own or on the same kernels; the answers are those of one after the other."""
+    """Two threads run both passes at once, on items of their own or on the same kernels; the answers are those of one after the other."""
     logits, image = batch()
     layer = small_layer()
     kernels = layer.build_kernels(image[:1], SPACING) if shared else None
@@ -625,7 +625,7 @@ def test_kernels_for_another_model_are_refused() -> None:
 
 
 def test_prebuilt_kernels_do_not_see_what_is_written_over_their_image_later() -> None:
-    """The way back reads the intensities again: a loader that fills one buffer time after time must not change gradients."""
+    """The backward pass reads the intensities again: a loader that fills one buffer time after time must not change gradients."""
     logits, image = batch(1)
     layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
     buffer = image / image.std()
@@ -639,7 +639,7 @@ def test_prebuilt_kernels_do_not_see_what_is_written_over_their_image_later() ->
 @pytest.mark.parametrize("damping", [0.0, 0.3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(damping: float, masked: bool) -> None:
-    """As good as a logit 200 below (a marginal of 1e-87), for the output and for every gradient, that by the temperature too.
+    """As good as a logit 200 below (a marginal of 1e-87), for the output and for every gradient, that with respect to the temperature too.
 
     What rounding leaves of the gradient there, 1e-9 of 200 voxels, is all that may differ.
     """

@@ -120,7 +120,7 @@ def check(function: Callable[..., Tensor], *tensors: Tensor) -> None:
 
 
 def gradients(compute: Callable[..., Tensor], tensors: dict[str, Tensor], direction: Tensor) -> dict[str, Tensor]:
-    """Derivatives of <direction, compute(tensors)> by all tensors."""
+    """Derivatives of <direction, compute(tensors)> with respect to all tensors."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     found = torch.autograd.grad(compute(**leaves), list(leaves.values()), direction)
     return dict(zip(leaves, found, strict=True))
@@ -198,7 +198,7 @@ def test_gradients_where_a_voxel_comes_within_reach_of_the_spatial_kernel(sigma:
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("name", ["logits", "weights", "spatial_weight", "compatibility", "temperature"])
 def test_gradients_of_the_lattice_with_its_simplices_fixed(name: str, normalization: str) -> None:
-    """The lattice is slightly asymmetric: forgetting to reverse the blurs on the way back is 3 % off."""
+    """The lattice is slightly asymmetric: forgetting to reverse the blurs in the backward pass is 3 % off."""
     case = problem(masked=True, normalization=normalization, damping=0.1, per_label=True).with_lattices()
     check(lambda value: case.refined(**{name: value}), case.tensors[name])
 
@@ -241,7 +241,7 @@ def test_gradients_by_the_raw_image_include_its_statistics(intensity: str, maske
 
 
 def test_the_test_of_statistics_sees_their_absence() -> None:
-    """With the percentiles held fixed the gradient by the image is another one."""
+    """With the percentiles held fixed the gradient with respect to the image is another one."""
     case = problem()
     raw = (40.0 * case.tensors["image"])[None].requires_grad_()
     layer = CrfRnn(3, 2, 3, CrfParameters().replace(**{"bilateral.theta_beta": 0.3, "mean_field.filter": "exact"})).double()
@@ -280,7 +280,7 @@ def test_gradients_where_the_steps_are_shortened() -> None:
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_float32_gradients_are_close_to_float64(normalization: str) -> None:
-    """1e-4 of the gradient's norm: by bandwidths it is a small difference of sums, each with some hundred roundings of 6e-8."""
+    """1e-4 of the gradient's norm: for bandwidths it is a small difference of sums, each with some hundred roundings of 6e-8."""
     case = problem(masked=True, normalization=normalization, num_iterations=5)
     expected = gradients(case.unrolled, case.tensors, direction_for(case))
     single = {name: tensor.float() for name, tensor in case.tensors.items()}
@@ -366,7 +366,7 @@ def test_a_frozen_group_gets_no_gradient_and_changes_no_other(group: str) -> Non
 
 
 def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it() -> None:
-    """No saddle: where neighbors agree with the truth, the gradient by a weight of 0 says that it should grow."""
+    """No saddle: where neighbors agree with the truth, the gradient with respect to a weight of 0 says that it should grow."""
     case = random_case(3, 2, 3, grid_shape=(6, 5, 7))
     logits, image = torch.tensor(case.logits)[None], torch.tensor(case.image)[None]
     layer = CrfRnn(3, 2, 3, CrfParameters().replace(**{"bilateral.weight": 0.0, "mean_field.temperature": 1.6}), spatial=True)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from crfrefine.engines import get_backend
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.tiles import packed_kernels
-from crfrefine.tiles.packed_kernels import PackSettings, pack_kernels
+from crfrefine.tiles import pack_plan
+from crfrefine.tiles.pack_plan import PackSettings
+from crfrefine.tiles.packed_kernels import pack_kernels
 
 SHAPE = (9, 42, 130)
 NAMES = ("logits", "weights", "compatibility", "temperature", "theta_alpha", "theta_beta", "theta_gamma", "image")
@@ -24,13 +25,14 @@ LEAST = {"theta_alpha": 1e-2, "theta_beta": 1e-3, "theta_gamma": 1e-2, "temperat
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     """Small cases do not save work; they must be right all the same."""
-    monkeypatch.setattr(packed_kernels, "WORTH_IT", np.inf)
+    monkeypatch.setattr(pack_plan, "WORTH_IT", np.inf)
 
 
 def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, names=NAMES, *, rise=3.0, **packed) -> None:
     """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest.
 
-    Derivatives by bandwidths are differences of large sums: in float32, dense ones by theta_alpha are off by a part in a thousand.
+    Derivatives with respect to bandwidths are differences of large sums: in float32, dense ones with respect to theta_alpha are off by a
+    part in a thousand.
     """
     kernels = blobs.packed(spec, threshold, **packed)
     found, by_found = blobs.gradients(kernels, spec.mean_field)
@@ -41,7 +43,7 @@ def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, n
         if reference is None:
             assert value is None
             continue
-        # The derivative by the temperature is a sum over all voxels that cancels.
+        # The derivative with respect to the temperature is a sum over all voxels that cancels.
         scale = max(np.abs(reference).max(), 1.0 if name == "temperature" else 5e-2)
         np.testing.assert_allclose(value, reference, rtol=0, atol=max(tolerance, LEAST.get(name, 0.0)) * scale, err_msg=name)
 
@@ -164,7 +166,7 @@ def test_where_it_cannot_be_or_saves_nothing(monkeypatch):
         pack_kernels(get_backend("cpu"), blobs.logits.astype(np.float64), double, None, (1.0,) * 3, spec, PackSettings(1e-4, True)) is None
     )
     assert pack_kernels(get_backend("reference"), blobs.logits, blobs.image, None, (1.0,) * 3, spec, PackSettings(1e-4, True)) is None
-    monkeypatch.setattr(packed_kernels, "WORTH_IT", 0.1)
+    monkeypatch.setattr(pack_plan, "WORTH_IT", 0.1)
     assert blobs.packed(spec, 1e-4) is None
 
 

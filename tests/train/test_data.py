@@ -18,8 +18,10 @@ from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
 from crfrefine.train.checks import choose_regions
 from crfrefine.train.crops import CropStore, count_confusion, make_crop
-from crfrefine.train.dataset import find_cases, locate_folders, read_labeled
+from crfrefine.train.dataset import find_cases
+from crfrefine.train.folders import locate_folders
 from crfrefine.train.folds import choose_num_folds, make_folds
+from crfrefine.train.labeled_case import read_labeled
 from crfrefine.train.model import dice_of
 
 

@@ -30,10 +30,10 @@ from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train import crops as cropping  # noqa: E402
 from crfrefine.train.baselines import fit_vector_scaling  # noqa: E402
 from crfrefine.train.crops import Crop  # noqa: E402
-from crfrefine.train.dataset import locate_folders  # noqa: E402
 from crfrefine.train.device import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.fit_result import FitResult  # noqa: E402
 from crfrefine.train.fitting import Fit, Hooks  # noqa: E402
+from crfrefine.train.folders import locate_folders  # noqa: E402
 from crfrefine.train.folds import Split  # noqa: E402
 from crfrefine.train.model import Model, network_score  # noqa: E402
 from crfrefine.train.observer import TrainingObserver  # noqa: E402

@@ -12,7 +12,9 @@ from crfrefine.cases.case import ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters, IntensityParameters
 from crfrefine.train.crops import make_crop
-from crfrefine.train.dataset import find_cases, locate_folders, read_labeled
+from crfrefine.train.dataset import find_cases
+from crfrefine.train.folders import locate_folders
+from crfrefine.train.labeled_case import read_labeled
 
 
 def write_label_maps(root, count):

@@ -11,10 +11,10 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint
-from crfrefine.train.dataset import locate_folders
 from crfrefine.train.done import Done, Part
 from crfrefine.train.fit_result import no_crf
 from crfrefine.train.fitting import Fit, Hooks
+from crfrefine.train.folders import locate_folders
 from crfrefine.train.folds import split_training
 from crfrefine.train.journal import Journal
 from crfrefine.train.observer import TrainingObserver

@@ -1,0 +1,52 @@
+"""Cases that cannot be trained on: all are named at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from crfrefine.cases.case import CaseFiles
+from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
+from crfrefine.failures import expected_error
+
+_MOST_NAMED = 3
+
+Result = TypeVar("Result")
+
+
+def attempt(work: Callable[[], Result], case: CaseFiles) -> Result | CrfRefineError:
+    """Return the result of the work on a case, or its error, so that all bad cases can be named at once."""
+    try:
+        return work()
+    except Exception as error:
+        named = expected_error(error, *case.images, *case.logits, case.labels, case.mask)
+        if repr(case.case_id) not in str(named):
+            named.args = (f"case {case.case_id!r}: {named}",)
+        return named
+
+
+def raise_all(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> None:
+    """Raise if any case failed: a training without it would have to be repeated once it is fixed.
+
+    Raises:
+        InputError: several failed; the first few are named.
+        CrfRefineError: the error of the one that failed.
+        UnexpectedError: the error of one of them was not foreseen.
+    """
+    if len(failed) == 1:
+        raise failed[0]
+    if not failed:
+        return
+    message = describe_bad([str(error) for error in failed], num_cases, folder)
+    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
+    if unexpected is not None:
+        raise UnexpectedError(message) from unexpected
+    raise InputError(message)
+
+
+def describe_bad(problems: Sequence[str], num_cases: int, folder: Path) -> str:
+    """Return the message about several cases; the first few are named."""
+    shown = "\n  ".join(problems[:_MOST_NAMED])
+    more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
+    return f"{folder}: {len(problems)} of {num_cases} cases cannot be trained on:\n  {shown}{more}"
