@@ -127,6 +127,7 @@ class MeanFieldGradients:
         theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
         theta_gamma: (axes,) float64; None without a spatial kernel.
         image: (M, *grid), zero outside the mask; None unless asked for.
+        bias: (L,) float64, also where the run had none; None from an engine that refuses a bias.
     """
 
     logits: NDArray[Any]
@@ -137,6 +138,7 @@ class MeanFieldGradients:
     theta_beta: NDArray[np.float64]
     theta_gamma: NDArray[np.float64] | None
     image: NDArray[Any] | None
+    bias: NDArray[np.float64] | None = None
 
 
 class RecordingKernels(Protocol):

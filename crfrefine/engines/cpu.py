@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
@@ -243,6 +244,7 @@ class CpuKernels:
     def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
         check_channel_labels(spec, self._num_labels, self._image.shape[1:])
+        refuse_bias(spec, "the CPU engine")
         return spec.rounded(self._image.dtype)
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.engines.base import MeanFieldGradients, Tape
+from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.origin import default_origin
 from crfrefine.tiles.grid import TileGrid
 from crfrefine.tiles.image import TileImage
@@ -100,6 +101,7 @@ def pack_kernels(
     """
     if backend.name != "cpu" or image.dtype != np.float32:
         return None
+    refuse_bias(spec.mean_field, "the CPU engine")
     plan = _plan(logits, mask, spacing, spec, settings)
     return None if plan is None else PackedKernels(backend, image, plan, settings)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
+from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.callbacks import staged
@@ -173,6 +174,7 @@ class CudaKernels:
     def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run without labels that share channels, which this engine cannot tell apart."""
         check_channel_labels(spec, self._num_labels, self._grid_shape)
+        refuse_bias(spec, "the GPU engine")
         plain = spec.as_plain()
         if plain.channel_labels is not None:
             raise BackendUnavailableError(
