@@ -116,6 +116,7 @@ class MeanFieldSpec:
         tolerance: mean KL in nats per voxel below which the run has converged; 0: all steps are taken.
         damping: share of the old log-marginals in a step.
         channel_labels: which labels the C channels of the logits hold; None: channel l holds label l everywhere.
+        bias: (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
     """
 
     weights: NDArray[np.floating[Any]]
@@ -125,6 +126,7 @@ class MeanFieldSpec:
     tolerance: float = 0.0
     damping: float = 0.0
     channel_labels: ChannelLabels | None = None
+    bias: NDArray[np.floating[Any]] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -153,8 +155,8 @@ class MeanFieldSpec:
         return num_rows - 1 if self.has_one_weight else num_rows
 
     def as_plain(self) -> MeanFieldSpec:
-        """Return the same run without `channel_labels`, if it need not know labels: Potts with one weight for all; else itself."""
-        if self.channel_labels is None or not (self.is_potts and self.has_one_weight):
+        """Return the same run without `channel_labels`, if it need not know labels: Potts with one weight for all, no bias."""
+        if self.channel_labels is None or self.bias is not None or not (self.is_potts and self.has_one_weight):
             return self
         import numpy as np
 

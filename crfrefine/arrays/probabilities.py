@@ -159,10 +159,16 @@ def divided_logits(values: NDArray[np.floating[Any]], temperature: float, *, is_
         temperature: what the logits are divided by.
         is_probability: whether `values` are probabilities, of which the logarithm is taken.
     """
+    logits = network_logits(values, is_probability=is_probability)
+    logits *= np.float32(1.0) / np.float32(temperature)
+    return logits
+
+
+def network_logits(values: NDArray[np.floating[Any]], *, is_probability: bool) -> NDArray[np.float32]:
+    """Return a network's logits, from the logarithms of its probabilities if `values` are those, as a C-contiguous copy."""
     logits = np.array(values, np.float32, order="C")
     if is_probability:
         take_logarithms(logits)
-    logits *= np.float32(1.0) / np.float32(temperature)
     return logits
 
 

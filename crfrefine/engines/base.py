@@ -123,6 +123,7 @@ class MeanFieldGradients:
         weights: (kernels, L) float64, the spatial kernel last.
         compatibility: (L, L) float64, including the diagonal.
         temperature: number.
+        bias: (L,) float64, also where the run had none.
         theta_alpha: (bilateral kernels, axes) float64; zeros unless asked for.
         theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
         theta_gamma: (axes,) float64; None without a spatial kernel.
@@ -133,6 +134,7 @@ class MeanFieldGradients:
     weights: NDArray[np.float64]
     compatibility: NDArray[np.float64]
     temperature: float
+    bias: NDArray[np.float64]
     theta_alpha: NDArray[np.float64]
     theta_beta: NDArray[np.float64]
     theta_gamma: NDArray[np.float64] | None

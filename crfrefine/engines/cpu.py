@@ -234,6 +234,7 @@ class CpuKernels:
             weights=np.array(sums["weights"]).reshape(self.num_kernels, spec.num_labels),
             compatibility=np.array(sums["compatibility"]).reshape(spec.num_labels, spec.num_labels),
             temperature=float(sums["temperature"]),
+            bias=np.array(sums["bias"]),
             theta_alpha=bilateral[:, num_modalities:],
             theta_beta=bilateral[:, :num_modalities],
             theta_gamma=spatial,
@@ -266,7 +267,7 @@ def _run_arguments(spec: MeanFieldSpec) -> tuple[Any, ...]:
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
     model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
-    return *model, labels, [] if shared is None else list(shared.tile)
+    return *model, [] if spec.bias is None else _floats(spec.bias), labels, [] if shared is None else list(shared.tile)
 
 
 def _floats(values: Any) -> list[float]:

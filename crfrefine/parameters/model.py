@@ -256,8 +256,8 @@ class CrfParameters:
     @property
     def num_labels(self) -> int | None:
         """L, if a value per label or a matrix says so; None if all values hold for any number of labels."""
-        weights = (*(kernel.weight for kernel in self.bilateral), self.spatial.weight)
-        lists: tuple[Any, ...] = (*(weight for weight in weights if isinstance(weight, tuple)), self.compatibility.matrix)
+        values = (*(kernel.weight for kernel in self.bilateral), self.spatial.weight, self.mean_field.bias)
+        lists: tuple[Any, ...] = (*(value for value in values if isinstance(value, tuple)), self.compatibility.matrix)
         return next((len(values) for values in lists if values is not None), None)
 
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
@@ -290,6 +290,7 @@ class CrfParameters:
             bilateral=kernels,
             spatial=dataclasses.replace(self.spatial, weight=chosen(self.spatial.weight, "spatial.weight")),
             compatibility=dataclasses.replace(self.compatibility, matrix=matrix),
+            mean_field=dataclasses.replace(self.mean_field, bias=chosen(self.mean_field.bias, "mean_field.bias")),
             postprocess=dataclasses.replace(
                 self.postprocess, **{key: chosen(value, f"postprocess.{key}") for key, value in vars(self.postprocess).items()}
             ),
@@ -335,6 +336,7 @@ class CrfParameters:
             compatibility = np.asarray(self.compatibility.matrix, dtype=np.float32)
         self.postprocess.check_lengths(num_labels)
         settings = self.mean_field
+        bias = np.array(spread(settings.bias, "mean_field.bias", "label"), dtype=np.float32)
         return ModelSpec(
             KernelSetSpec(
                 tuple(kernel for _, kernel in terms),
@@ -351,6 +353,7 @@ class CrfParameters:
                 temperature=settings.temperature,
                 tolerance=settings.tolerance,
                 damping=settings.damping,
+                bias=bias if bias.any() else None,
             ),
         )
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int) -> tuple[ModelSpec, ...]:
     """Return the binary model of each region, with the labels "outside" and "inside"; all have the same kernels.
 
-    Bandwidths, temperature and steps are shared. A weight is one number for all regions, or one per region; it holds for both labels.
+    Bandwidths, temperature and steps are shared. A weight is one number for all regions, or one per region; it holds for both labels. So is
+    a bias; it is added to the region's log-odds.
 
     Args:
         parameters: the CRF.
@@ -35,13 +36,13 @@ def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities:
             'set compatibility.kind = "potts" and leave the matrix out'
         )
     kernels = [
-        (f"bilateral.{index}" if len(parameters.bilateral) > 1 else "bilateral", kernel.weight)
+        (f"bilateral.{index}.weight" if len(parameters.bilateral) > 1 else "bilateral.weight", kernel.weight)
         for index, kernel in enumerate(parameters.bilateral)
     ]
-    for key, weight in (*kernels, ("spatial", parameters.spatial.weight)):
-        if isinstance(weight, tuple) and len(weight) != num_regions:
+    for key, values in (*kernels, ("spatial.weight", parameters.spatial.weight), ("mean_field.bias", parameters.mean_field.bias)):
+        if isinstance(values, tuple) and len(values) != num_regions:
             raise ConfigError(
-                f"{key}.weight: it has {len(weight)} value{'' if len(weight) == 1 else 's'}, but the case has {num_regions} "
+                f"{key}: it has {len(values)} value{'' if len(values) == 1 else 's'}, but the case has {num_regions} "
                 f"region{'' if num_regions == 1 else 's'}; give one number for all, or one per region"
             )
     # The small-object rules are about the labels of the map, not about regions.
@@ -49,10 +50,10 @@ def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities:
     together = without_rules.resolve(num_regions, num_modalities, num_dims)
     shared = dataclasses.replace(together.kernels, num_labels=2)
     potts = (1.0 - np.eye(2)).astype(np.float32)
-    return tuple(
-        ModelSpec(
-            shared,
-            dataclasses.replace(together.mean_field, weights=together.mean_field.weights[:, [region, region]], compatibility=potts),
-        )
-        for region in range(num_regions)
-    )
+    run = together.mean_field
+    models = []
+    for region in range(num_regions):
+        bias = None if run.bias is None or run.bias[region] == 0.0 else np.array([0.0, run.bias[region]], np.float32)
+        own = dataclasses.replace(run, weights=run.weights[:, [region, region]], compatibility=potts, bias=bias)
+        models.append(ModelSpec(shared, own))
+    return tuple(models)

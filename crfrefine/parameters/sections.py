@@ -15,6 +15,9 @@ from crfrefine.parameters import checks
 LARGEST_TEMPERATURE = 1e6
 """Far above any temperature that preserves the logits; the smallest one depends on the logits (`refine`)."""
 
+LARGEST_BIAS = 1e3
+"""Far above any useful difference between logits, and far below the logits of labels that are absent, -1e4, which must stay absent."""
+
 _positive = checks.in_range(0.0, low_open=True)
 
 
@@ -119,6 +122,11 @@ class MeanFieldParameters(Section):
         1e-5, checks.in_range(0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
     )
     temperature: float = _key(1.0, checks.in_range(0.0, LARGEST_TEMPERATURE, low_open=True), "divides the logits")
+    bias: float | tuple[float, ...] = _key(
+        0.0,
+        checks.one_or_many(checks.in_range(-LARGEST_BIAS, LARGEST_BIAS)),
+        "added to the logits inside the mask, before the temperature; a number, or one per label",
+    )
     normalization: str = _key("symmetric", checks.choice("symmetric", "after", "none"), "symmetric | after | none")
     damping: float = _key(0.0, checks.in_range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")
     filter: str = _key(

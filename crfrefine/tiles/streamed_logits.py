@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.tiles.running import RefinedTiles
+    from crfrefine.tiles.settled import SettledLabels
 
 
 class StreamedLogits(RunOutcome):
@@ -36,6 +37,8 @@ class StreamedLogits(RunOutcome):
         settled_energy: float,
         notes: tuple[str, ...],
         num_padding: int,
+        *,
+        settled_labels: SettledLabels | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -48,6 +51,7 @@ class StreamedLogits(RunOutcome):
             settled_energy: energy of the voxels that took no part.
             notes: what the user should know.
             num_padding: voxels in the mask where all logits were equal.
+            settled_labels: of the tiles that took no part; None: the network's.
         """
         super().__init__(tiles, settled_energy)
         self.num_channels = num_labels
@@ -57,6 +61,9 @@ class StreamedLogits(RunOutcome):
         self._mask = mask
         self._network = labels
         self._network.setflags(write=False)
+        self._own = labels if settled_labels is None else labels.copy()
+        if settled_labels is not None:
+            settled_labels.write(self._own)
 
     @property
     def network_label_map(self) -> NDArray[np.unsignedinteger[Any]]:
@@ -65,7 +72,7 @@ class StreamedLogits(RunOutcome):
 
     def label_map(self, threads: int | None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid)."""
-        labels = self._network.copy()
+        labels = self._own.copy()
         if self._tiles is not None:
             self._tiles.decode(labels, threads)
         return labels.reshape(self._shape)
@@ -84,14 +91,14 @@ class StreamedLogits(RunOutcome):
         return np.stack([self.logits(label, everything) for label in range(self.num_channels)])
 
     def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], is_probability: bool) -> NDArray[np.float32]:
-        network = self._network.reshape(self._shape)[planes]
-        piece = np.where(network == label, np.float32(outside[0]), np.float32(outside[1]))
+        own = self._own.reshape(self._shape)[planes]
+        piece = np.where(own == label, np.float32(outside[0]), np.float32(outside[1]))
         if self._tiles is None:
             return piece
         if len(self._shape) == MOST_DIMS:
             return self._refined(label, planes.start, planes.stop, piece, is_probability)
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
-        whole = np.where(self._network == label, np.float32(outside[0]), np.float32(outside[1]))
+        whole = np.where(self._own == label, np.float32(outside[0]), np.float32(outside[1]))
         grid = self._tiles.sets.grid
         return self._refined(label, 0, grid.shape[0], whole.reshape(grid.shape), is_probability).reshape(self._shape)[planes]
 

@@ -102,7 +102,8 @@ def brute_force_mean_field(case: Case, model: ModelSpec, *, halving: bool = True
     With `halving`, the steps that follow are halved whenever the energy has risen by more than 1e-6 of its terms' size; never for `after`.
     """
     run = model.mean_field
-    scores = case.logits[:, case.inside].astype(np.float64) / run.temperature
+    bias = np.zeros(run.num_labels) if run.bias is None else run.bias.astype(np.float64)
+    scores = (case.logits[:, case.inside].astype(np.float64) + bias[:, None]) / run.temperature
     terms = kernels_of(case, model)
     penalty = run.compatibility.astype(np.float64)
     x = scores

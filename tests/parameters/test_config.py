@@ -71,6 +71,7 @@ def test_the_default_values_are_the_documented_ones() -> None:
             "num_iterations": 5,
             "tolerance": 1e-5,
             "temperature": 1.0,
+            "bias": 0.0,
             "normalization": "symmetric",
             "damping": 0.0,
             "filter": "auto",
@@ -114,7 +115,11 @@ def any_parameters(draw: st.DrawFn) -> CrfParameters:
         spatial=SpatialParameters(draw(_one_or_many(numbers)), draw(_one_or_many(positives))),
         compatibility=draw(st.sampled_from([CompatibilityParameters(), CompatibilityParameters("matrix", tuple(map(tuple, matrix)))])),
         mean_field=MeanFieldParameters(
-            draw(st.integers(1, 99)), draw(st.floats(0.0, 1.0)), draw(positives), damping=draw(st.floats(0.0, 0.99))
+            draw(st.integers(1, 99)),
+            draw(st.floats(0.0, 1.0)),
+            draw(positives),
+            draw(_one_or_many(st.floats(-1e3, 1e3))),
+            damping=draw(st.floats(0.0, 0.99)),
         ),
         postprocess=PostprocessParameters(
             draw(st.sampled_from(["each", ["foreground", "none", "each"]])),
@@ -235,6 +240,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("[mean_field]\nnum_iterations = 5.0", r"mean_field\.num_iterations: expected a whole number, got 5\.0"),
         ("[mean_field]\ntolerance = -1e-5", r"mean_field\.tolerance: must be at least 0"),
         ("[mean_field]\ntemperature = 0.0", r"mean_field\.temperature: must be greater than 0"),
+        ("[mean_field]\nbias = nan", r"mean_field\.bias: expected a finite number, got nan"),
+        ("[mean_field]\nbias = [0.0, -inf]", r"mean_field\.bias\[1\]: expected a finite number"),
+        ("[mean_field]\nbias = [0.0, 1001]", r"mean_field\.bias\[1\]: must be at least -1000 and at most 1000, got 1001"),
+        ("[mean_field]\nbias = []", r"mean_field\.bias: the list is empty"),
         ("[mean_field]\ndamping = 1.0", r"mean_field\.damping: must be at least 0 and less than 1, got 1\.0"),
         ("[mean_field]\nfilter = 'fast'", r"mean_field\.filter: expected one of auto, exact, truncated, lattice, grid"),
         ("[mean_field]\npositions = 'pixels'", r"mean_field\.positions: expected one of mm, voxels"),
@@ -419,6 +428,18 @@ def test_resolve_keeps_lists_in_their_order() -> None:
     assert resolved.kernels.spatial == KernelSpec((3, 4))
 
 
+def test_resolve_leaves_out_a_bias_of_zero() -> None:
+    """Engines then do what they did before there was a bias."""
+
+    def bias(value: object) -> object:
+        return CrfParameters().replace(**{"mean_field.bias": value}).resolve(3, 1, 3).mean_field.bias
+
+    assert bias(0.0) is None
+    assert bias([0, 0.0, -0.0]) is None
+    np.testing.assert_array_equal(bias(-1), [-1, -1, -1])
+    np.testing.assert_array_equal(bias([0.0, 0.5, -2.0]), [0.0, 0.5, -2.0])
+
+
 def test_resolve_drops_terms_without_weight() -> None:
     """Nothing is computed for a weight of 0; a list with one that is not keeps the term."""
     parameters = _two_kernels().replace(**{"bilateral.0.weight": [0.0, 0.0]})
@@ -442,6 +463,10 @@ def test_resolve_drops_terms_without_weight() -> None:
         ({"bilateral": [{}, {"theta_beta": [0.1]}]}, r"bilateral\.1\.theta_beta: it has 1 value, but the case has 2 modalities"),
         ({"intensity.normalization": ["zscore"]}, r"intensity\.normalization: it has 1 value, but the case has 2 modalities"),
         ({"intensity.percentiles": [[1.0, 99.0]] * 3}, r"intensity\.percentiles: it has 3 values, but the case has 2 modalities"),
+        (
+            {"mean_field.bias": [0.5]},
+            r"mean_field\.bias: it has 1 value, but the case has 3 labels; give one number for all",
+        ),
         ({"postprocess.min_component_ml": [0.0, 0.1]}, r"postprocess\.min_component_ml: it has 2 values, but the case has 3 labels"),
         (
             {"postprocess.keep_largest": ["none", "each"]},

@@ -11,7 +11,12 @@ MATRIX = [[0.0, 1.0, 2.0, 3.0], [4.0, 0.0, 5.0, 6.0], [7.0, 8.0, 0.0, 9.0], [10.
 def test_values_per_label_are_those_of_the_labels():
     parameters = CrfParameters(bilateral=(BilateralParameters(weight=(1.0, 2.0, 3.0, 4.0)), BilateralParameters(weight=5.0)))
     parameters = parameters.replace(
-        **{"spatial.weight": [6.0, 7.0, 8.0, 9.0], "compatibility.kind": "matrix", "compatibility.matrix": MATRIX}
+        **{
+            "spatial.weight": [6.0, 7.0, 8.0, 9.0],
+            "mean_field.bias": [0.1, 0.2, 0.3, 0.4],
+            "compatibility.kind": "matrix",
+            "compatibility.matrix": MATRIX,
+        }
     )
     chosen = parameters.select_labels((0, 2, 3), 4)
     assert [kernel.weight for kernel in chosen.bilateral] == [(1.0, 3.0, 4.0), 5.0]
@@ -19,7 +24,8 @@ def test_values_per_label_are_those_of_the_labels():
     # Row: label of the neighbor, column: own label.
     assert chosen.compatibility.matrix == ((0.0, 2.0, 3.0), (7.0, 0.0, 9.0), (10.0, 12.0, 0.0))
     assert chosen.intensity == parameters.intensity
-    assert chosen.mean_field == parameters.mean_field
+    assert chosen.mean_field.bias == (0.1, 0.3, 0.4)
+    assert chosen.mean_field.temperature == parameters.mean_field.temperature
 
 
 def test_values_for_all_labels_stay():
@@ -32,6 +38,7 @@ def test_values_for_all_labels_stay():
         ({}, None),
         ({"bilateral.weight": [1.0, 2.0, 3.0]}, 3),
         ({"spatial.weight": [1.0] * 5}, 5),
+        ({"mean_field.bias": [0.0, 1.0]}, 2),
         ({"compatibility.kind": "matrix", "compatibility.matrix": MATRIX}, 4),
     ],
 )
@@ -44,6 +51,7 @@ def test_the_number_of_labels_that_parameters_are_for(changes, expected):
     [
         ({"bilateral.weight": [1.0, 2.0, 3.0]}, r"^bilateral\.weight: it has 3 values, but the case has 4 labels"),
         ({"spatial.weight": [1.0] * 5}, r"^spatial\.weight: it has 5 values"),
+        ({"mean_field.bias": [0.0] * 2}, r"^mean_field\.bias: it has 2 values"),
         ({"compatibility.kind": "matrix", "compatibility.matrix": [[0.0, 1.0], [1.0, 0.0]]}, r"^compatibility\.matrix: it is 2 x 2"),
     ],
 )

@@ -134,11 +134,15 @@ class CudaKernels:
             )
             inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
             by_logits = by_out * inverse
-            by_logits.reshape(self._num_labels, -1)[:, index] = found.scores * inverse
+            by_scores = found.scores * inverse
+            by_logits.reshape(self._num_labels, -1)[:, index] = by_scores
+            by_bias = self._device.download(by_scores.sum(axis=1, dtype=np.float64))
             # A logit of minus infinity has no gradient except for rounding, and must not enter the sum.
             xp = self._device.xp
             finite = xp.where(xp.isfinite(given), given, xp.zeros_like(given))
             by_temperature = -float((by_logits * finite).sum(dtype=np.float64)) / temperature
+            if spec.bias is not None:
+                by_temperature -= float((by_bias * spec.bias).sum()) / temperature
             by_image = None
             if wants_image:
                 by_image = xp.zeros_like(self._image)
@@ -159,6 +163,7 @@ class CudaKernels:
                 weights=found.weights,
                 compatibility=found.compatibility,
                 temperature=by_temperature,
+                bias=by_bias,
                 theta_alpha=bilateral[:, num_modalities:],
                 theta_beta=bilateral[:, :num_modalities],
                 theta_gamma=spatial,
@@ -177,7 +182,7 @@ class CudaKernels:
         if plain.channel_labels is not None:
             raise BackendUnavailableError(
                 "the GPU engine takes labels that share channels only with the Potts model and one weight for all labels of a kernel; "
-                "this model has a weight per label or a matrix: use --device cpu"
+                "this model has a weight or bias per label or a matrix: use --device cpu"
             )
         return plain
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, weights_of, with_penalties
+from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, weights_of, with_bias, with_penalties
 
 if TYPE_CHECKING:
     from crfrefine.specs import MeanFieldSpec
@@ -30,6 +30,7 @@ class Gradients:
         weights: (kernels, L).
         compatibility: (L, L), including the diagonal.
         temperature: number.
+        bias: (L,).
         features: (N, D) per kernel, with respect to its features.
     """
 
@@ -37,6 +38,7 @@ class Gradients:
     weights: Float
     compatibility: Float
     temperature: float
+    bias: Float
     features: tuple[Float, ...]
 
 
@@ -59,7 +61,7 @@ def mean_field_backward(
         logits: (N, L), input of the run.
         kernels: the plain kernels.
         features: (N, D) of each kernel.
-        spec: weights, compatibility and temperature of the run, in float64.
+        spec: weights, compatibility, temperature and bias of the run, in float64.
         normalization: "symmetric", "after" or "none".
         labels: (N, channels), as in `mean_field`.
     """
@@ -91,11 +93,14 @@ def mean_field_backward(
         _by_features(_by_plain(matrix, by_matrix, normalization), matrix, columns)
         for matrix, by_matrix, columns in zip(plain, by_normalized, features, strict=True)
     ]
+    by_bias = np.zeros(spec.num_labels)
+    np.add.at(by_bias, held, by_scores / spec.temperature)
     return Gradients(
         logits=by_scores / spec.temperature,
         weights=by_weights,
         compatibility=by_compatibility,
-        temperature=float(-(by_scores * logits).sum() / spec.temperature**2),
+        temperature=float(-(by_scores * with_bias(logits, spec.bias, labels)).sum() / spec.temperature**2),
+        bias=by_bias,
         features=tuple(by_features),
     )
 

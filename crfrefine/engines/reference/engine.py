@@ -218,6 +218,7 @@ class ReferenceKernels:
             weights=found.weights,
             compatibility=found.compatibility,
             temperature=by_temperature,
+            bias=found.bias,
             theta_alpha=bilateral[:, num_modalities:],
             theta_beta=bilateral[:, :num_modalities],
             theta_gamma=by_theta[-1] if self.num_kernels > self._num_bilateral else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,13 @@ def weights_of(weight: Float, labels: NDArray[np.int32] | None) -> Float:
     return weight if labels is None else np.asarray(weight[labels])
 
 
+def with_bias(logits: Float, bias: NDArray[np.floating[Any]] | None, labels: NDArray[np.int32] | None) -> Float:
+    """Add the bias (L,) of the labels to (N, L) logits, or to (N, channels) where labels share channels."""
+    if bias is None:
+        return logits
+    return np.asarray(logits + (bias if labels is None else bias[labels]), dtype=np.float64)
+
+
 def with_penalties(messages: Float, spec: MeanFieldSpec, labels: NDArray[np.int32] | None, *, transpose: bool = False) -> Float:
     """Multiply (N, L) weighted messages by the compatibility of the labels that the channels hold, or by its transpose."""
     if labels is None:
@@ -105,7 +112,7 @@ def mean_field(
     watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
-    """Run parallel mean-field updates x = a / temperature - pairwise, Q = softmax(x).
+    """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x).
 
     A step moves the log-marginals by 1 - damping of the way. If the energy is watched and rises, all later steps are half as long. The run
     has converged when the mean KL from the old to the new marginals is below a tolerance and almost no label flips.
@@ -119,7 +126,7 @@ def mean_field(
             this energy, and a rise means nothing.
         progress: called with the number of steps done.
     """
-    scores = logits / spec.temperature
+    scores = with_bias(logits, spec.bias, labels) / spec.temperature
     x = scores
     log_marginals = log_softmax(x)
     step = 1.0 - spec.damping
