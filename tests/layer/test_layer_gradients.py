@@ -26,13 +26,7 @@ GROUPS = ("logits", "image", "weights", "theta_alpha", "theta_beta", "spatial_we
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Tiny problems: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @dataclass(frozen=True)
