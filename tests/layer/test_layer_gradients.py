@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 @dataclass(frozen=True)
 class Problem:
-    """Two appearance kernels and a smoothness kernel on a small case; every tensor may be differentiated by."""
+    """Two appearance kernels and a smoothness kernel on a small case; gradients may be asked for with respect to every tensor."""
 
     tensors: dict[str, Tensor]
     mask: Tensor | None
