@@ -40,6 +40,17 @@ def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """PyTorch with one thread: several would only wait for each other in tiny problems, and sums depend on how many there are."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB: enough for label maps, not for probabilities."""
     mounted = tmp_path / "disk"

@@ -75,8 +75,13 @@ def describe_logits(path: Path, input_type: str, outside: str | None) -> str:
         input_type: as the user says.
         outside: the value outside [0, 1] that decided; None: the user or the file says it.
     """
-    said = "requested" if input_type == "logits" else "its array is named so"
-    return f"{path.name} is taken as logits: {said if outside is None else f'it has values outside [0, 1], such as {outside}'}"
+    reason = who_says(input_type) if outside is None else f"it has values outside [0, 1], such as {outside}"
+    return f"{path.name} is taken as logits: {reason}"
+
+
+def who_says(input_type: str) -> str:
+    """Return the reason why values are taken for what the user, or else the file, says that they are."""
+    return "its array is named so" if input_type == "auto" else "requested"
 
 
 def describe_probabilities(path: Path, input_type: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.padding import BLOCK_VOXELS, plane_blocks
-from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, SUM_TOLERANCE, check_input_type
+from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, SUM_TOLERANCE, check_input_type, who_says
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def identify_regions(values: NDArray[Any], input_type: str, *, kind: str | None 
             "  For log-odds, the network's output before the sigmoid, give --input-type logits (in Python: input_type)."
         )
     if told is not None:
-        reason = "requested" if input_type != "auto" else "its array is named so"
+        reason = who_says(input_type)
     return told or ("probabilities" if is_inside else "logits"), reason
 
 

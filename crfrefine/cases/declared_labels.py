@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.cases.discovery import CaseFiles, read_dataset_description
+from crfrefine.cases.discovery import CaseFiles, description_or_note
 from crfrefine.errors import InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.volume import LARGEST_LABEL
@@ -57,11 +57,7 @@ def declared_labels(
         return number_structures(found), ()
     notes: list[str] = []
     for folder in folders:
-        try:
-            description = read_dataset_description(folder)
-        except InputError as error:
-            notes.append(f"{error}; continuing without it")
-            continue
+        description = description_or_note(folder, notes)
         if description is not None and description.labels:
             values = {
                 number

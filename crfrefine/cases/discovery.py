@@ -125,6 +125,15 @@ def read_dataset_description(folder: Path) -> DatasetDescription | None:
         raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {error}") from None
 
 
+def description_or_note(folder: Path, notes: list[str]) -> DatasetDescription | None:
+    """Return what `read_dataset_description` does; a file that cannot be used becomes a note, and counts as none."""
+    try:
+        return read_dataset_description(folder)
+    except InputError as error:
+        notes.append(f"{error}; continuing without it")
+        return None
+
+
 def _description_of(content: Any, path: Path) -> DatasetDescription:
     """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
     if not isinstance(content, Mapping):
@@ -247,11 +256,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
             groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
             lone.setdefault(stem_of(path), []).append(path)
-    try:
-        description = read_dataset_description(folder)
-    except InputError as error:
-        description = None
-        notes.append(f"{error}; continuing without it")
+    description = description_or_note(folder, notes)
     expected = _expected_modalities(groups, description)
     cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
     for case_id, candidates in lone.items():

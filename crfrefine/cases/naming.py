@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.cases.discovery import read_dataset_description
-from crfrefine.errors import InputError
+from crfrefine.cases.discovery import description_or_note
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,7 @@ def read_names(places: Sequence[Path]) -> Names:
     """
     notes: list[str] = []
     for path in dict.fromkeys(places):
-        try:
-            found = read_dataset_description(path if path.is_dir() else path.parent)
-        except InputError as error:
-            notes.append(f"{error}; continuing without it")
-            continue
+        found = description_or_note(path if path.is_dir() else path.parent, notes)
         if found is not None:
             return Names(found.label_titles, found.channel_names, tuple(dict.fromkeys(notes)))
     return Names(notes=tuple(dict.fromkeys(notes)))

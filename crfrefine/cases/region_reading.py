@@ -16,7 +16,7 @@ from crfrefine import io
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, is_distribution
 from crfrefine.arrays.region_channels import identify_regions
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.cases.discovery import DatasetDescription, read_dataset_description
+from crfrefine.cases.discovery import DatasetDescription, description_or_note, read_dataset_description
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.text import counted, listed
 
@@ -132,15 +132,10 @@ def find_regions(given: RegionScheme | None, folders: Sequence[Path], notes: lis
     if given is not None:
         return RegionReading(given, "--regions", is_given=True)
     for folder in folders:
-        try:
-            description = read_dataset_description(folder)
-        except InputError as error:
-            if notes is None:
-                raise
-            note = f"{error}; continuing without it"
-            if note not in notes:
-                notes.append(note)
-            continue
+        told: list[str] = []
+        description = read_dataset_description(folder) if notes is None else description_or_note(folder, told)
+        if notes is not None:
+            notes += [note for note in told if note not in notes]
         if description is not None:
             return reading_of(description)
     return NO_REGIONS

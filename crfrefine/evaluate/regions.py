@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from crfrefine.cases.discovery import DatasetDescription, read_dataset_description
+from crfrefine.cases.discovery import DatasetDescription, description_or_note, read_dataset_description
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region, read_regions
 from crfrefine.text import shorten
@@ -91,11 +91,7 @@ def plan_regions(texts: Sequence[str], labels: Path, ignore_label: int | None) -
 
 def _describe(folder: Path, notes: list[str]) -> tuple[DatasetDescription | None, tuple[Region, ...]]:
     """Return the contents of `dataset.json` and its regions: all of its labels if some of them are sets, and its entry "regions"."""
-    try:
-        description = read_dataset_description(folder)
-    except InputError as error:
-        notes.append(f"{error}; continuing without it")
-        return None, ()
+    description = description_or_note(folder, notes)
     if description is None:
         return None, ()
     try:

@@ -7,16 +7,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from drawings import drawing
 
 from crfrefine.arrays.holes import fill_holes
 
-
-def _drawing(*rows: str) -> np.ndarray:
-    """A label map from rows of digits; `.` is background."""
-    return np.array([[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8)
-
-
-RINGS = _drawing(
+RINGS = drawing(
     "111..2222",
     "1.1..2..3",
     "111..2222",
@@ -49,7 +44,7 @@ def test_any_hole_gets_the_label_with_the_most_faces() -> None:
     filled = RINGS.copy()
     assert fill_holes(filled, (), any_hole=True) == 5
     assert (filled[1, 6:8] == 2).all()
-    even = _drawing(".31..", "3..1.", ".31..")
+    even = drawing(".31..", "3..1.", ".31..")
     assert fill_holes(even, (), any_hole=True) == 2
     assert even[1].tolist() == [3, 1, 1, 1, 0]
 

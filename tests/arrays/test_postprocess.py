@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawings import drawing
 
 from crfrefine.arrays.components import clean, postprocess
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.model import PostprocessParameters
 
-
-def _drawing(*rows: str) -> np.ndarray:
-    """A label map from rows of digits; `.` is background."""
-    return np.array([[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8)
-
-
-ISLANDS = _drawing(
+ISLANDS = drawing(
     "11..2...",
     "12.....3",
     ".2...2..",
@@ -30,25 +25,25 @@ def test_nothing_to_do_returns_the_map_itself() -> None:
 
 def test_the_largest_component_of_all_labels_together() -> None:
     """Labels that touch are one component."""
-    expected = _drawing("11......", "12......", ".2......", "........")
+    expected = drawing("11......", "12......", ".2......", "........")
     np.testing.assert_array_equal(postprocess(ISLANDS, PostprocessParameters(keep_largest="foreground"), 0.002), expected)
 
 
 def test_the_largest_component_of_each_label_by_itself() -> None:
     """Each label keeps one component, whatever the others do."""
-    expected = _drawing("11......", "12.....3", ".2......", "........")
+    expected = drawing("11......", "12.....3", ".2......", "........")
     np.testing.assert_array_equal(postprocess(ISLANDS, PostprocessParameters(keep_largest="each"), 0.002), expected)
 
 
 def test_small_components_become_background() -> None:
     """2 voxels of 0.002 ml are 0.004 ml and stay at that threshold: the corner-connected pair 2-1; single voxels go."""
-    expected = _drawing("11......", "12......", ".2...2..", "....1...")
+    expected = drawing("11......", "12......", ".2...2..", "....1...")
     np.testing.assert_array_equal(postprocess(ISLANDS, PostprocessParameters(min_component_ml=0.004), 0.002), expected)
 
 
 def test_small_components_of_each_label() -> None:
     """With keep_largest = each, size counts by label: the two 2s of the largest island stay at 0.004 ml, the lone 3 goes."""
-    expected = _drawing("11......", "12......", ".2......", "........")
+    expected = drawing("11......", "12......", ".2......", "........")
     parameters = PostprocessParameters(keep_largest="each", min_component_ml=0.004)
     np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), expected)
 
@@ -67,8 +62,8 @@ def test_corners_connect_in_any_dimension(num_dims: int) -> None:
 
 def test_of_equal_components_the_first_is_kept() -> None:
     """Ties have one answer: the component whose first voxel comes first."""
-    label_map = _drawing("..1..2", "1....2", "1.3...")
-    expected = _drawing(".....2", ".....2", "......")
+    label_map = drawing("..1..2", "1....2", "1.3...")
+    expected = drawing(".....2", ".....2", "......")
     np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(keep_largest="foreground"), 1.0), expected)
 
 
@@ -90,20 +85,20 @@ def test_a_map_without_foreground_stays_empty() -> None:
 
 def test_a_component_of_exactly_the_smallest_size_stays() -> None:
     """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is 0.30000000000000004."""
-    label_map = _drawing("111.11")
+    label_map = drawing("111.11")
     result = postprocess(label_map, PostprocessParameters(min_component_ml=0.3), 0.1)
-    np.testing.assert_array_equal(result, _drawing("111..."))
+    np.testing.assert_array_equal(result, drawing("111..."))
 
 
 def test_the_two_largest_components_of_each_label() -> None:
     """Label 2 has components of 2, 1 and 1 voxels: of the equal ones, the first in C order stays. A list may say it of one label alone."""
-    kept = _drawing("11..2...", "12.....3", ".2......", "....1...")
+    kept = drawing("11..2...", "12.....3", ".2......", "....1...")
     parameters = PostprocessParameters(keep_largest="each", num_components=2)
     np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), kept)
     only_label_2 = PostprocessParameters(keep_largest=("none", "none", "each", "none"), num_components=(9, 9, 2, 9))
     np.testing.assert_array_equal(postprocess(ISLANDS, only_label_2, 0.002), kept)
     only_label_1 = PostprocessParameters(keep_largest=("none", "each", "none", "none"))
-    np.testing.assert_array_equal(postprocess(ISLANDS, only_label_1, 0.002), _drawing("11..2...", "12.....3", ".2...2..", "........"))
+    np.testing.assert_array_equal(postprocess(ISLANDS, only_label_1, 0.002), drawing("11..2...", "12.....3", ".2...2..", "........"))
 
 
 def test_more_components_than_there_are_keep_all() -> None:
@@ -112,24 +107,24 @@ def test_more_components_than_there_are_keep_all() -> None:
         parameters = PostprocessParameters(keep_largest="foreground", num_components=number)
         np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), ISLANDS)
     three = PostprocessParameters(keep_largest="foreground", num_components=3)
-    np.testing.assert_array_equal(postprocess(ISLANDS, three, 0.002), _drawing("11..2...", "12......", ".2...2..", "....1..."))
+    np.testing.assert_array_equal(postprocess(ISLANDS, three, 0.002), drawing("11..2...", "12......", ".2...2..", "....1..."))
 
 
 def test_a_smallest_size_per_label() -> None:
     """The voxels are 0.002 ml: label 1 loses its single voxel, label 2 keeps its own, label 3 has no rule."""
     parameters = PostprocessParameters(min_component_ml=(0.0, 0.004, 0.0, 0.0))
-    np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), _drawing("11..2...", "12.....3", ".2...2..", "........"))
+    np.testing.assert_array_equal(postprocess(ISLANDS, parameters, 0.002), drawing("11..2...", "12.....3", ".2...2..", "........"))
     together_too = PostprocessParameters(min_component_ml=(0.004, 0.0, 0.006, 0.0))
-    np.testing.assert_array_equal(postprocess(ISLANDS, together_too, 0.002), _drawing("11......", "1.......", "........", "....1..."))
+    np.testing.assert_array_equal(postprocess(ISLANDS, together_too, 0.002), drawing("11......", "1.......", "........", "....1..."))
 
 
 def test_all_labels_together_come_before_each_label() -> None:
     """As nnU-Net's postprocessing does it: the two largest islands of all labels, and then the largest component of label 2 in them."""
-    label_map = _drawing("1122..2.", "1122.222", ".....2..", "2.......")
+    label_map = drawing("1122..2.", "1122.222", ".....2..", "2.......")
     parameters = PostprocessParameters(keep_largest=("foreground", "none", "each"), num_components=(2, 1, 1))
-    np.testing.assert_array_equal(postprocess(label_map, parameters, 1.0), _drawing("11....2.", "11...222", ".....2..", "........"))
+    np.testing.assert_array_equal(postprocess(label_map, parameters, 1.0), drawing("11....2.", "11...222", ".....2..", "........"))
     one = PostprocessParameters(keep_largest=("foreground", "none", "each"))
-    np.testing.assert_array_equal(postprocess(label_map, one, 1.0), _drawing("1122....", "1122....", "........", "........"))
+    np.testing.assert_array_equal(postprocess(label_map, one, 1.0), drawing("1122....", "1122....", "........", "........"))
 
 
 def test_words_are_short_for_lists() -> None:
@@ -158,20 +153,20 @@ def test_words_are_short_for_lists() -> None:
 
 def test_holes_of_each_label_and_any_holes() -> None:
     """One hole touches label 1 alone, the other 1 and 2; a list says it of one label."""
-    label_map = _drawing("111111", "1.1..2", "111222")
-    each = _drawing("111111", "111..2", "111222")
+    label_map = drawing("111111", "1.1..2", "111222")
+    each = drawing("111111", "111..2", "111222")
     np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes="each"), 1.0), each)
     np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes=("none", "each", "none")), 1.0), each)
     np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes=("none", "none", "each")), 1.0), label_map)
-    every = _drawing("111111", "111112", "111222")
+    every = drawing("111111", "111112", "111222")
     np.testing.assert_array_equal(postprocess(label_map, PostprocessParameters(fill_holes="foreground"), 1.0), every)
 
 
 def test_the_hole_of_a_removed_island_is_filled() -> None:
     """Holes come last; what was removed and filled counts as both."""
-    label_map = _drawing("11111..", "1...1..", "1.2.122", "1...1..", "11111..")
+    label_map = drawing("11111..", "1...1..", "1.2.122", "1...1..", "11111..")
     cleaned = clean(label_map, PostprocessParameters("each", fill_holes="each"), 1.0)
-    np.testing.assert_array_equal(cleaned.label_map, _drawing("11111..", "11111..", "1111122", "11111..", "11111.."))
+    np.testing.assert_array_equal(cleaned.label_map, drawing("11111..", "11111..", "1111122", "11111..", "11111.."))
     assert (cleaned.voxels_removed, cleaned.voxels_filled) == (1, 9)
 
 

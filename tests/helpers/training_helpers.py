@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from crfrefine.demo.phantom import NUM_LABELS, Phantom, make_phantom, write_phan
 from crfrefine.execution.threads import Workers
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters, IntensityParameters
+from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.fitting import Fit, Hooks
@@ -50,6 +51,18 @@ def write_cases(root: Path, count: int, kind: str = "useful") -> Path:
     for seed in range(count):
         write_phantom(phantom(seed, kind), root, f"case{seed}")
     return root
+
+
+def table_of_gains(gains: Mapping[str, float]) -> ResultTable:
+    """Dice of one structure in 20 cases for each method, about as much above 0.7 as its gain; drawn in the order of the methods."""
+    random = np.random.default_rng(0)
+    return ResultTable(
+        [
+            Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
+            for name, gain in gains.items()
+            for case in range(20)
+        ]
+    )
 
 
 def as_case(case: Phantom, case_id: str = "case") -> Case:

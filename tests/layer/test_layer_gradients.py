@@ -37,18 +37,12 @@ GROUPS = (
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Tiny problems: more threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Two appearance kernels and a smoothness kernel on a small case; every tensor may be differentiated by."""
+    """Two appearance kernels and a smoothness kernel on a small case; gradients may be asked for with respect to every tensor."""
 
     tensors: dict[str, Tensor]
     mask: Tensor | None

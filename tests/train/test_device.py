@@ -45,13 +45,7 @@ from crfrefine.train.starts import Start  # noqa: E402
 needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
 
-@pytest.fixture(autouse=True)
-def one_thread_of_torch() -> Iterator[None]:
-    """As in a run: sums of several threads depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(params=["cuda-shim", "cuda"])

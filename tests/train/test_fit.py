@@ -6,11 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import REGIONS, SIZES, SPACING, crops, fit, material, start
+from training_helpers import REGIONS, SIZES, SPACING, crops, fit, material, start, table_of_gains
 
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.baselines import choose_best, fit_vector_scaling, smoothed, smoothing_scores
 from crfrefine.train.comparison import judge
@@ -162,14 +161,8 @@ def test_no_crf_has_no_postprocessing():
 
 def test_the_crf_with_the_largest_component_has_rivals_with_it():
     """The CRF is no better than the largest component: they are combined, and so are the recalibration and the smoothing."""
-    random = np.random.default_rng(0)
     gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06}
-    lines = [
-        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
-        for name, gain in gains.items()
-        for case in range(20)
-    ]
-    read, alone = judge(ResultTable(lines))
+    read, alone = judge(table_of_gains(gains))
     assert (read.method, read.baseline, alone.method) == (TRAINED_LARGEST, LARGEST, TRAINED)
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), (SMOOTHING_LARGEST, True)]
@@ -177,14 +170,8 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
 
 @pytest.mark.parametrize(("gain", "is_beaten"), [(0.01, True), (0.09, False)], ids=["weaker than the CRF", "better than the CRF"])
 def test_the_postprocessing_of_nnunet_is_a_rival(gain, is_beaten):
-    random = np.random.default_rng(0)
     gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.05, NNUNET: gain}
-    lines = [
-        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
-        for name, gain in gains.items()
-        for case in range(20)
-    ]
-    read, alone = judge(ResultTable(lines))
+    read, alone = judge(table_of_gains(gains))
     assert read == alone
     assert [(rival.name, rival.is_beaten) for rival in read.rivals][-1] == (NNUNET, is_beaten)
     assert read.outcome == (Outcome.HELPS if is_beaten else Outcome.NOT_BETTER_THAN_SIMPLE)
@@ -192,14 +179,8 @@ def test_the_postprocessing_of_nnunet_is_a_rival(gain, is_beaten):
 
 def test_the_crf_with_the_largest_component_is_compared_with_nnunet_too():
     """Both postprocessings alone are as good as the CRF; what counts is whether the CRF with one of them is better than both."""
-    random = np.random.default_rng(0)
     gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, NNUNET: 0.03, TRAINED_LARGEST: 0.06}
-    lines = [
-        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
-        for name, gain in gains.items()
-        for case in range(20)
-    ]
-    read, _ = judge(ResultTable(lines))
+    read, _ = judge(table_of_gains(gains))
     assert (read.method, read.outcome) == (TRAINED_LARGEST, Outcome.HELPS)
     assert [rival.name for rival in read.rivals] == [SCALING_LARGEST, SMOOTHING_LARGEST, NNUNET]
 

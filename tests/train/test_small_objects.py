@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from training_helpers import REGIONS, as_case, crops, material, phantom, start
+from training_helpers import REGIONS, as_case, crops, material, phantom, start, table_of_gains
 
 from crfrefine.arrays.components import clean
 from crfrefine.execution.threads import Workers
@@ -15,7 +15,6 @@ from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import CrfParameters, IntensityParameters, PostprocessParameters
 from crfrefine.parameters.object_rules import ObjectRule, object_rules, rules_as_parameters
 from crfrefine.refinement import refine
-from crfrefine.statistics.comparison import Measurement, ResultTable
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
 from crfrefine.train.comparison import judge
@@ -194,15 +193,9 @@ def test_the_methods_with_rules_are_measured_if_there_are_rules(has_rules):
 
 def test_the_verdict_is_on_the_crf_with_its_rules():
     """The rivals have rules too: here the recalibration with rules is as good as the CRF with them."""
-    random = np.random.default_rng(0)
     gains = dict.fromkeys((name for name in ALL_MEASURED if name != NNUNET), 0.0)  # in a fixed order, that of the random draws
     gains |= {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, RULES: 0.01, TRAINED_RULES: 0.06, SCALING_RULES: 0.06}
-    lines = [
-        Measurement(f"case{case:02d}", "tumor", "dice", 0.7 + gain + 0.005 * random.random(), name)
-        for name, gain in gains.items()
-        for case in range(20)
-    ]
-    read, alone = judge(ResultTable(lines))
+    read, alone = judge(table_of_gains(gains))
     assert (read.method, read.baseline, alone.method) == (TRAINED_RULES, NETWORK, TRAINED)
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     expected = {SCALING_RULES: False, SMOOTHING_RULES: True, LARGEST: True, RULES: True}
