@@ -23,6 +23,7 @@ from crfrefine.tiles.tiled_logits import TiledLogits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.case_image import CaseImage
     from crfrefine.engines.base import Backend
     from crfrefine.specs import ModelSpec
 
@@ -33,7 +34,7 @@ MOST_DIMS = 3
 def refine_tiles(
     backend: Backend,
     values: NDArray[np.float32],
-    image: NDArray[np.float32],
+    image: CaseImage,
     mask: NDArray[np.bool_] | None,
     spacing: Sequence[float],
     spec: ModelSpec,
@@ -48,7 +49,7 @@ def refine_tiles(
     Args:
         backend: the engine.
         values: (L, *grid) logits, or probabilities, C-contiguous.
-        image: (M, *grid) normalized intensity.
+        image: normalized, in the mask's box at least.
         mask: (*grid), True where the model applies, at one voxel at least; None: everywhere.
         spacing: mm, one per grid axis.
         spec: the model.
@@ -75,7 +76,7 @@ def refine_tiles(
         present=everywhere,
         may_matter=everywhere,
         mask=None if mask is None else np.ascontiguousarray(mask[box]).reshape(grid.shape),
-        image=TileImage(image[(slice(None), *box)].reshape(-1, *grid.shape)),
+        image=TileImage(image.part(box).reshape(-1, *grid.shape)),
         spacing=spacing,
         spec=spec,
         threshold=None,
