@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from crfrefine.engines.base import MeanFieldReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.gathering import Selection
     from crfrefine.tiles.running import RefinedTiles
     from crfrefine.tiles.sources import DenseChannels
 
@@ -93,22 +95,44 @@ class TiledLogits:
         logits *= np.float32(1.0) / np.float32(self._temperature)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
-        inner = logits[(slice(None), *self._source.box)]
-        grid = self._tiles.sets.grid
-        inside = grid.voxels(self._tiles.sets.active)
+        self._refine(logits[(slice(None), *self._source.box)], lambda values: values)
+        return logits.reshape(self.num_channels, *self._grid_shape)
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (L, N) refined logits at some voxels, as `dense` has them."""
+        source, num_dims = self._source, len(self._grid_shape)
+        values = source.values.reshape(self.num_channels, *self._grid_shape)
+        logits = voxels.take_input(values, self._temperature, is_probability=source.is_probability)
+        if self._tiles is None:
+            return logits
+        inner, is_inside = voxels.within(source.box[-num_dims:])
+        refined = logits[:, is_inside]
+        self._refine(refined, lambda values: inner.take(values.reshape(values.shape[-num_dims:])))
+        logits[:, is_inside] = refined
+        return logits
+
+    def _refine(self, logits: NDArray[np.float32], take: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Replace the network's logits over the temperature by refined ones.
+
+        Args:
+            logits: (L, ...) values of the source's box, in the form of `take`; written to.
+            take: brings an array on the source's box into that form.
+        """
+        assert self._tiles is not None
+        inside = self._tiles.sets.grid.voxels(self._tiles.sets.active)
         if self._mask is not None:
             inside &= self._mask
+        inside = take(inside)
         # Missing tiles are NaN.
-        refined = (self._spread(label) for label in range(self.num_channels))
-        penalty = np.zeros(grid.shape, np.float32)
-        for channel, values in zip(inner, refined, strict=True):
+        refined = (take(self._spread(label)) for label in range(self.num_channels))
+        penalty = np.zeros(inside.shape, np.float32)
+        for channel, values in zip(logits, refined, strict=True):
             np.fmin(penalty, values - channel, out=penalty)
         penalty[~inside] = 0.0
-        inner += penalty
-        for label, channel in enumerate(inner):
-            values = self._spread(label)
+        logits += penalty
+        for label, channel in enumerate(logits):
+            values = take(self._spread(label))
             np.copyto(channel, values, where=inside & ~np.isnan(values))
-        return logits.reshape(self.num_channels, *self._grid_shape)
 
     def _spread(self, label: int) -> NDArray[np.float32]:
         """Return the refined logits of a label in the source's box; NaN where it took no part."""
