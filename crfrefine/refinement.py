@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_label_map, given_spacing
+from crfrefine.arrays.case_image import CaseImage
 from crfrefine.arrays.components import clean
-from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.one_hot import (
     ABSENT_LOGIT,
     channel_numbers,
@@ -158,7 +159,7 @@ def refine(
     steps = given_spacing(spacing, num_dims)
     models = _resolve(parameters, logits, len(image), num_dims, regions)
     backend = get_backend(device)
-    inside = None if mask is None else mask != 0
+    inside = None if mask is None else mask.astype(np.bool_, copy=False)
 
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
     with np.errstate(over="ignore"):
@@ -188,7 +189,8 @@ def refine(
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
-    normalized = normalize_intensity(ordered_image, parameters.intensity, ordered_mask, threads=threads)
+    box = box_of(crf_mask)
+    normalized = CaseImage.normalized(ordered_image, parameters.intensity, ordered_mask, box, threads=threads)
     timings = {"normalize": time.perf_counter() - started}
     models = [ModelSpec(model.kernels.in_storage(order), model.mean_field) for model in models]
     case = normalized, crf_mask, order.axes_to_storage(steps)
@@ -200,7 +202,7 @@ def refine(
         refined = refine_tiles(backend, ordered_logits, *case, models[0], threshold, how, axes=order.axes, is_probability=is_probability)
     if refined is None:
         refined = _refine_all_labels(
-            backend, ordered_logits, case, models, settings, is_region=regions is not None, is_probability=is_probability
+            backend, ordered_logits, case, models, settings, box=box, is_region=regions is not None, is_probability=is_probability
         )
     _check_outcome(backend, refined, threads)
     started = time.perf_counter()
@@ -229,26 +231,26 @@ def refine(
 def _refine_all_labels(
     backend: Backend,
     logits: NDArray[np.float32],
-    case: tuple[NDArray[np.float32], NDArray[np.bool_] | None, tuple[float, ...]],
+    case: tuple[CaseImage, NDArray[np.bool_] | None, tuple[float, ...]],
     models: Sequence[ModelSpec],
     settings: dict[str, Any],
     *,
+    box: Box | None,
     is_region: bool,
     is_probability: bool,
 ) -> CroppedLogits | DenseLogits:
-    """Run the mean field of all labels, or regions, in the mask's box if that is much smaller than the grid."""
+    """Run the mean field of all labels, or regions, in the mask's box unless that is None."""
     image, mask, spacing = case
-    box = None if is_region else box_of(mask)
-    everywhere = (slice(None), *(box or ()))
-    inner = logits[everywhere]
+    values = logits
     if is_probability:
-        inner = np.array(inner, order="C")
-        take_logarithms(inner)
+        values = np.array(logits[(slice(None), *(box or ()))], order="C")
+        take_logarithms(values)
     if is_region:
-        return DenseLogits(region_mean_field(backend, inner, image, mask, spacing, models, **settings))
-    if box is None or mask is None:
-        return DenseLogits(backend.mean_field(inner, image, mask, spacing, models[0], **settings))
-    outcome = backend.mean_field(inner, image[everywhere], mask[box], spacing, models[0], **settings)
+        outcome = region_mean_field(backend, values, image.take(), mask, spacing, models, box=box, **settings)
+    else:
+        outcome = backend.mean_field(values, image.take(), mask, spacing, models[0], box=box, **settings)
+    if box is None:
+        return DenseLogits(outcome)
     return CroppedLogits(logits, box, models[0].mean_field.temperature, outcome, is_probability=is_probability)
 
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.arguments import given_voxels
+from crfrefine.arrays.gathering import Selection, blocks
 from crfrefine.arrays.label_maps import LabelChanges, compare_labels
 from crfrefine.arrays.one_hot import renumber
 from crfrefine.arrays.region_channels import sigmoid
@@ -34,6 +36,10 @@ class RefinedChannels(Protocol):
 
     def dense(self) -> NDArray[np.float32]:
         """Return (channels, *grid) float32."""
+        ...
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (channels, N) float32: what `dense` has at some voxels, in a new array."""
         ...
 
 
@@ -66,6 +72,10 @@ class DenseLogits:
     def dense(self) -> NDArray[np.float32]:
         """Return the array."""
         return self._result.logits
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (channels, N), the array's values at some voxels."""
+        return voxels.take_all(self._result.logits, self.num_channels)
 
     def label_map(
         self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
@@ -160,8 +170,67 @@ class RefinementResult(Reported):
         """(L, *grid) float32, the softmax of the logits; for regions the sigmoid, (R, *grid). Computed when first asked for."""
         if self.regions is not None:
             return sigmoid(self.logits)
-        order = StorageOrder.of_memory(self.logits[0])
-        return order.to_user(get_backend(self.device).softmax(order.to_storage(self.logits), threads=self.threads))
+        if "logits" in vars(self) or isinstance(self.channels, DenseLogits):
+            return self.order.to_user(get_backend(self.device).softmax(self.order.to_storage(self.logits), threads=self.threads))
+        # Nobody has asked for the logits: their array, which is made for this, becomes that of the marginals.
+        values = self.channels.dense()
+        self._take_softmax(values.reshape(len(values), -1))
+        return self.order.to_user(values)
+
+    def logits_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the refined logits at the voxels of a mask, without making the array of the whole grid.
+
+        Args:
+            mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
+
+        Returns:
+            (L, N) float32, for regions (R, N). These are `logits[:, mask != 0]`, so voxels are in the C order of the mask's axes.
+
+        Raises:
+            InputError: the mask has another shape than the grid, or values that are not finite.
+        """
+        return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
+
+    def marginals_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the marginals at the voxels of a mask, without making the array of the whole grid.
+
+        Args:
+            mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
+
+        Returns:
+            (L, N) float32, sums to 1 over labels; for regions (R, N), their probabilities. These are `marginals[:, mask != 0]`, so voxels
+            are in the C order of the mask's axes.
+
+        Raises:
+            InputError: the mask has another shape than the grid, or values that are not finite.
+
+        Examples:
+            How sure the model is of the voxels that it changed:
+
+            >>> import numpy as np
+            >>> import crfrefine
+            >>> image = np.zeros((5, 6, 7))
+            >>> image[1:4, 1:5, 2:6] = 100.0
+            >>> logits = np.stack([np.zeros((5, 6, 7)), np.where(image > 0, 2.0, -2.0)])
+            >>> logits[1, 2, 3, 4] = -0.5
+            >>> result = crfrefine.refine(logits, image, spacing=(1.0, 1.0, 2.5))
+            >>> marginals = result.marginals_at(result.label_map != result.network_label_map)
+            >>> marginals.shape
+            (2, 1)
+            >>> bool(marginals[1, 0] > 0.5)
+            True
+        """
+        values = self.logits_at(mask)
+        if self.regions is not None:
+            return sigmoid(values)
+        self._take_softmax(values)
+        return values
+
+    def _take_softmax(self, logits: NDArray[np.float32]) -> None:
+        """Replace (L, N) logits by their softmax over labels, in place, block by block."""
+        backend = get_backend(self.device)
+        for some in blocks(logits.shape[1]):
+            logits[:, some] = backend.softmax(logits[:, some], threads=self.threads)
 
     @cached_property
     def changes(self) -> LabelChanges:

@@ -1,4 +1,7 @@
-"""One timed run of crfrefine, through its public function: checks, the build, the steps, marginals and label map."""
+"""One timed run of crfrefine, through its public function: checks, the build, the steps, marginals and label map.
+
+Marginals of masked workloads are those of the masked voxels: the other library returns no others.
+"""
 
 import numpy as np
 from measure import Meter, arguments, report
@@ -27,11 +30,11 @@ with Meter() as meter:
         device="cpu",
         threads=int(options.get("threads", "1")),
     )
-    marginals = result.marginals
+    marginals = result.marginals if workload.mask is None else result.marginals_at(workload.mask)
 
 report(
     meter,
-    workload.masked_rows(marginals, np.float32) if save_to else marginals,
+    marginals.reshape(len(marginals), -1),
     save_to,
     version=crfrefine.__version__,
     filters=list(result.filters),

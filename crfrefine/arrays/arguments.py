@@ -16,6 +16,8 @@ from crfrefine.io.volume import LARGEST_LABEL
 SPACING_RANGE = (1e-9, 1e9)
 """mm; from far below an electron microscope's voxel to the limit of positions in float32."""
 
+_NOT_FINITE = "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
+
 
 def given_array(value: Any, name: str) -> NDArray[Any]:
     """Return a caller's array of real numbers as a numpy array.
@@ -65,9 +67,28 @@ def check_shapes(logits: NDArray[Any], image: NDArray[Any], mask: NDArray[Any] |
     if mask.shape != grid:
         raise InputError(f"mask has shape {mask.shape}; expected the logits' grid {grid}")
     if mask.dtype.kind == "f" and not np.isfinite(mask).all():
-        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
+        raise InputError(_NOT_FINITE)
     if not np.any(mask):
         raise InputError("the mask is empty: there is no voxel to refine")
+
+
+def given_voxels(mask: Any, grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return where a caller's mask is not zero, (*grid).
+
+    Args:
+        mask: (*grid) of any type of real numbers; it may be empty.
+        grid: the shape that it must have.
+
+    Raises:
+        InputError: another shape, or values that are not finite.
+    """
+    values = given_array(mask, "mask")
+    if values.shape != grid:
+        raise InputError(f"mask has shape {values.shape}; expected the result's grid {grid}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(_NOT_FINITE)
+    where: NDArray[np.bool_] = values if values.dtype == np.bool_ else values != 0
+    return where
 
 
 def check_no_label_map(logits: NDArray[Any], image: NDArray[Any], input_type: str = "auto") -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.label_maps import Box
 from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import IntensityParameters, intensity_by_modality
@@ -35,6 +36,7 @@ def normalize_intensity(
     parameters: IntensityParameters,
     mask: NDArray[np.bool_] | None = None,
     *,
+    box: Box | None = None,
     threads: int | None = None,
 ) -> Float32:
     """Map each modality's intensities to a scale that theta_beta is measured in.
@@ -47,10 +49,12 @@ def normalize_intensity(
         image: (M, *grid), finite.
         parameters: one normalization for all modalities, or one per modality.
         mask: (*grid); statistics come from the voxels where it is True; the map is applied everywhere. None: everywhere.
+        box: the part of the grid to map; None: all of it.
         threads: largest number of modalities at a time; None: the cores this process may use.
 
     Returns:
-        (M, *grid) float32 with the axes in the same order in memory; the image itself if there is nothing to do.
+        (M, *grid), or (M, *box), float32 with the axes in the same order in memory; the image itself, or a view of it, if there is nothing
+        to do.
 
     Raises:
         ConfigError: a list in `parameters` does not have one entry per modality.
@@ -62,15 +66,16 @@ def normalize_intensity(
         raise InputError(f"the mask has shape {mask.shape}, the image's grid is {image.shape[1:]}")
     if mask is not None and not mask.any():
         raise InputError("the mask is empty: there is no voxel to take intensities from")
+    part = image if box is None else image[(slice(None), *box)]
     if all(kind == "none" for kind, _, _ in plans):
-        return image.astype(np.float32, order="K", copy=False)
-    result = np.empty_like(image, dtype=np.float32, order="K", subok=False)
+        return part.astype(np.float32, order="K", copy=False)
+    result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
 
     def run(modality: int) -> None:
         order = StorageOrder.of_memory(image[modality])
         stored_mask = None if mask is None else order.to_storage(mask)
-        source = order.to_storage(image[modality])
-        _fit(source, *plans[modality], stored_mask).apply(source, order.to_storage(result[modality]))
+        fitted = _fit(order.to_storage(image[modality]), *plans[modality], stored_mask)
+        fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
     workers = min(image.shape[0], threads or available_threads())
     if workers <= 1:

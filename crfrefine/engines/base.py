@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Progress = Callable[[str, int, int], None]
@@ -252,6 +253,7 @@ class Backend(Protocol):
         spacing: Sequence[float],
         spec: ModelSpec,
         *,
+        box: Box | None = None,
         axes: Sequence[int] | None = None,
         origin: FeatureOrigin | None = None,
         threads: int | None = None,
@@ -260,11 +262,13 @@ class Backend(Protocol):
         """Build the kernels of a model for one case and run the mean field on them: `kernels`, then `run_last`.
 
         Args:
-            logits: (L, *grid), higher is better.
-            image: (M, *grid), normalized intensity.
+            logits: (L, *grid), or (L, *box), higher is better.
+            image: (M, *grid), or (M, *box), normalized intensity. It is released before the first step if no filter reads it again.
             mask: (*grid), True where the model applies; None: everywhere.
             spacing: mm, one per grid axis.
             spec: the model for the case's labels, modalities and axes.
+            box: the mask's bounding box, if only this part of the result is needed: it is all that the logits of the result hold then.
+                None: the whole grid.
             axes: as in `kernels`.
             origin: as in `kernels`.
             threads: number of threads; None: the cores this process may use.

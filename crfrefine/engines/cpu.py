@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
@@ -19,6 +20,7 @@ from crfrefine.errors import CapacityError, InputError
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 
@@ -81,7 +83,7 @@ class CpuBackend:
                 threads or available_threads(),
                 progress,
             )
-        return CpuKernels(self._engine, built, image, spec, time.perf_counter() - started)
+        return CpuKernels(self._engine, built, image.shape, str(image.dtype), spec, time.perf_counter() - started)
 
     def plan_filters(
         self,
@@ -109,15 +111,23 @@ class CpuBackend:
         spacing: Sequence[float],
         spec: ModelSpec,
         *,
+        box: Box | None = None,
         axes: Sequence[int] | None = None,
         origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
+        if box is not None and mask is not None:
+            is_ready = image.dtype == np.float32 and image.flags.c_contiguous
+            if not is_ready or covers(image, box):
+                # Nothing else is copied: the engine finds the rows of the logits where they are.
+                logits, image, mask = crop(logits, image, mask, box)
+                box = None
         image = np.ascontiguousarray(image, dtype=np.float32)
         kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, origin=origin, threads=threads, progress=progress)
-        return kernels.run_last(logits, spec.mean_field, progress=progress)
+        del image
+        return kernels.run_last(logits, spec.mean_field, box=box, progress=progress)
 
     def message(
         self,
@@ -158,17 +168,18 @@ class CpuBackend:
 class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`."""
 
-    def __init__(self, engine: Any, built: Any, image: NDArray[Any], spec: KernelSetSpec, build_seconds: float) -> None:
+    def __init__(
+        self, engine: Any, built: Any, image_shape: tuple[int, ...], dtype: str, spec: KernelSetSpec, build_seconds: float
+    ) -> None:
         self._engine = engine
         self._built = built
-        self._image = image
         self._num_labels = spec.num_labels
         self._num_bilateral = len(spec.bilateral)
         self._build_seconds = build_seconds
         self.num_kernels = len(spec.kernels)
         self.num_voxels = int(built.num_voxels())
-        self.image_shape = image.shape
-        self.dtype = str(image.dtype)
+        self.image_shape = image_shape
+        self.dtype = dtype
         self.filters = tuple(built.descriptions())
 
     @property
@@ -180,14 +191,21 @@ class CpuKernels:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         return self._run(logits, spec, progress, is_last=False)
 
-    def run_last(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field and release the kernels; see `Kernels.run_last`."""
-        return self._run(logits, spec, progress, is_last=True)
+    def run_last(
+        self, logits: NDArray[Any], spec: MeanFieldSpec, *, box: Box | None = None, progress: Progress | None = None
+    ) -> MeanFieldResult:
+        """Run the mean field and release the kernels; see `Kernels.run_last`. With the mask's box: return only this part."""
+        return self._run(logits, spec, progress, box, is_last=True)
 
-    def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Progress | None, *, is_last: bool) -> MeanFieldResult:
-        logits = self._array(logits)
+    def _run(
+        self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Progress | None, box: Box | None = None, *, is_last: bool
+    ) -> MeanFieldResult:
+        grid = self.image_shape[1:] if box is None else tuple(axis.stop - axis.start for axis in box)
+        self._check_shape(logits, grid)
+        if logits.dtype != self.dtype or logits.strides[-1] != logits.itemsize:
+            logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
-        out = np.empty_like(logits)
+        out = np.empty((len(logits), *grid), self.dtype)
         with _engine_errors(self._engine, logits.shape):
             run = _run_arguments(self._checked(spec).as_plain())
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
@@ -220,11 +238,11 @@ class CpuKernels:
         """Return the gradients of a loss; see `Kernels.backward`."""
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
-        by_image = np.zeros_like(self._image) if wants_image else None
+        by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
         run = _run_arguments(self._checked(spec))
         with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, list(tape.steps), gradient, *run, wants_theta, by_logits, by_image)
-        num_modalities, num_axes = len(self._image), self._image.ndim - 1
+        num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
         bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
         if not wants_theta:
             bilateral = np.zeros_like(bilateral)
@@ -243,16 +261,17 @@ class CpuKernels:
 
     def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
-        check_channel_labels(spec, self._num_labels, self._image.shape[1:])
-        return spec.rounded(self._image.dtype)
+        check_channel_labels(spec, self._num_labels, self.image_shape[1:])
+        return spec.rounded(np.dtype(self.dtype))
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
         """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
-        if channels.shape != (self._num_labels, *self._image.shape[1:]):
-            raise InputError(
-                f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self._image.shape[1:])}"
-            )
-        return np.ascontiguousarray(channels, dtype=self._image.dtype)
+        self._check_shape(channels, self.image_shape[1:])
+        return np.ascontiguousarray(channels, dtype=self.dtype)
+
+    def _check_shape(self, channels: NDArray[Any], grid: tuple[int, ...]) -> None:
+        if len(channels) != self._num_labels or channels.shape[1:] not in (self.image_shape[1:], grid):
+            raise InputError(f"an array has shape {channels.shape}; the kernels were built for {(self._num_labels, *self.image_shape[1:])}")
 
 
 def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[Any, ...]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Progress
+from crfrefine.engines.boxes import crop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import ModelSpec
 
 
@@ -23,6 +25,7 @@ def region_mean_field(
     spacing: Sequence[float],
     models: Sequence[ModelSpec],
     *,
+    box: Box | None = None,
     axes: Sequence[int] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -36,16 +39,21 @@ def region_mean_field(
         mask: (*grid), True where the model applies; None: everywhere.
         spacing: mm, one per grid axis.
         models: one per region, with the same kernels.
+        box: the mask's bounding box, if only this part of the result is needed; None: the whole grid.
         axes: as in `Backend.kernels`.
         threads: number of threads; None: the cores this process may use.
         progress: called between stages; the steps of all regions are counted together.
 
     Returns:
-        (R, *grid) refined log-odds; outside the mask the input divided by the temperature. The report is that of all regions: the most
-        steps of any region, whether all converged, and the sum of their energies, where a region that has stopped keeps its last one.
+        (R, *grid), or (R, *box), refined log-odds; outside the mask the input divided by the temperature. The report is that of all
+        regions: the most steps of any region, whether all converged, and the sum of their energies, where a region that has stopped keeps
+        its last one.
     """
+    if box is not None and mask is not None:
+        log_odds, image, mask = crop(log_odds, image, mask, box)
     image = np.ascontiguousarray(image, dtype=np.float32)
     kernels = backend.kernels(image, mask, spacing, models[0].kernels, axes=axes, threads=threads, progress=progress)
+    del image
     refined = np.empty(log_odds.shape, dtype=np.float32)
     binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
     reports: list[MeanFieldReport] = []

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import divided_logits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.gathering import Selection
     from crfrefine.engines.base import MeanFieldReport, MeanFieldResult
 
 WORTH_IT = 0.9
 """Share of the grid below which its voxels in the box are copied."""
-
-Box = tuple[slice, ...]
 
 
 def box_of(mask: NDArray[np.bool_] | None) -> Box | None:
@@ -83,4 +82,14 @@ class CroppedLogits:
         """Return (L, *grid) refined logits; outside the box the network's over the temperature."""
         logits = divided_logits(self._values, self._temperature, is_probability=self._is_probability)
         logits[(slice(None), *self._box)] = self._refined.logits
+        return logits
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (L, N) refined logits at some voxels."""
+        inner, is_inside = voxels.within(self._box)
+        refined = inner.take_all(self._refined.logits, self.num_channels)
+        if inner.count == voxels.count:
+            return refined
+        logits = voxels.take_input(self._values, self._temperature, is_probability=self._is_probability)
+        logits[:, is_inside] = refined
         return logits

@@ -117,8 +117,8 @@ def estimate_dense(
     distances = kernels.distances(spacing)
     problem = Problem(voxels, box, distances, num_modalities, tuple(intensity_ranges or ()), vertices_per_voxel, None, threads)
     is_implied = run.num_channels < run.num_labels
-    rows = in_buffer(_FLOAT * run.num_channels * voxels)
-    per_voxel = in_buffer(_FLOAT * voxels)
+    rows = _FLOAT * run.num_channels * voxels
+    per_voxel = _FLOAT * voxels
 
     if filters is None:
         held = [_largest(problem, kernel, filter_name or kernels.filter, run.num_channels) for kernel in kernels.kernels]
@@ -128,7 +128,9 @@ def estimate_dense(
             for planned, kernel in zip(filters, kernels.bilateral, strict=True)
         ]
         held = of_bilateral + [filter_memory("spatial", problem, kernel, run.num_channels) for kernel in (kernels.spatial,) if kernel]
-    factors = per_voxel * len(held) if kernels.normalization != "none" else 0
+    # The last run has no array of what is a product over the axes: the factors of the spatial kernel where there is no mask.
+    is_product = kernels.spatial is not None and voxels == math.prod(box) and not num_recorded
+    factors = per_voxel * (len(held) - is_product) if kernels.normalization != "none" else 0
     from_filters = sum(own.kept for own in held if not own.is_lattice) + max([own.working for own in held if not own.is_lattice], default=0)
     lattices = sum(own.kept for own in held if own.is_lattice)
     working = max([own.working for own in held if own.is_lattice], default=0)

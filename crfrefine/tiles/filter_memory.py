@@ -68,7 +68,7 @@ class FilterMemory:
 
 
 def in_buffer(size: float) -> int:
-    """Return the bytes of an array of the engine: large ones are whole huge pages."""
+    """Return the bytes of an array of a filter: large ones may be blocks that were used before, which are whole huge pages."""
     size = int(size)
     return size if size < 2 * HUGE_PAGE else -(-size // HUGE_PAGE) * HUGE_PAGE
 

@@ -23,6 +23,7 @@ from crfrefine.tiles.tiled_logits import TiledLogits
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.case_image import CaseImage
     from crfrefine.engines.base import Backend
     from crfrefine.specs import MeanFieldSpec, ModelSpec
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def refine_tiles(
     backend: Backend,
     values: NDArray[np.float32],
-    image: NDArray[np.float32],
+    image: CaseImage,
     mask: NDArray[np.bool_] | None,
     spacing: Sequence[float],
     spec: ModelSpec,
@@ -45,7 +46,7 @@ def refine_tiles(
     Args:
         backend: the engine.
         values: (L, *grid) logits, or probabilities, C-contiguous.
-        image: (M, *grid) normalized intensity.
+        image: normalized, in the mask's box at least.
         mask: (*grid), True where the model applies, at one voxel at least; None: everywhere.
         spacing: mm, one per grid axis.
         spec: the model.
@@ -75,7 +76,7 @@ def refine_tiles(
         present=present,
         may_matter=may_matter,
         mask=inside,
-        image=TileImage(image[(slice(None), *box)].reshape(-1, *grid.shape)),
+        image=TileImage(image.part(box).reshape(-1, *grid.shape)),
         spacing=spacing,
         spec=spec,
         threshold=threshold,

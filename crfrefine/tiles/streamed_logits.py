@@ -14,6 +14,7 @@ from crfrefine.tiles.run_outcome import RunOutcome
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.gathering import Selection
     from crfrefine.tiles.running import RefinedTiles
     from crfrefine.tiles.settled import SettledLabels
 
@@ -89,6 +90,12 @@ class StreamedLogits(RunOutcome):
         """Return (L, *grid) refined logits."""
         everything = slice(0, self._shape[0])
         return np.stack([self.logits(label, everything) for label in range(self.num_channels)])
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (L, N) refined logits at some voxels; one label's planes at a time are spread out."""
+        planes = voxels.storage_box[0]
+        inner, _ = voxels.within((planes, *(slice(0, extent) for extent in self._shape[1:])))
+        return inner.take_all((self.logits(label, planes) for label in range(self.num_channels)), self.num_channels)
 
     def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], is_probability: bool) -> NDArray[np.float32]:
         own = self._own.reshape(self._shape)[planes]

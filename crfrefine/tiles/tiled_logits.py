@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from crfrefine.tiles.run_outcome import RunOutcome
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.arrays.gathering import Selection
     from crfrefine.specs import MeanFieldSpec
     from crfrefine.tiles.running import RefinedTiles
     from crfrefine.tiles.settled import SettledLabels
@@ -77,31 +79,69 @@ class TiledLogits(RunOutcome):
         keep the network's logits, with the bias of the labels inside the mask, over the temperature.
         """
         logits = network_logits(self._source.values, is_probability=self._source.is_probability)
-        inner = logits[(slice(None), *self._source.box)]
-        if self._run.bias is not None:
-            for channel, bias in zip(inner, self._run.bias, strict=True):
-                np.add(channel, np.float32(bias), out=channel, where=True if self._mask is None else self._mask)
+        add_bias(logits[(slice(None), *self._source.box)], self._run.bias, self._mask)
         logits *= np.float32(1.0) / np.float32(self._run.temperature)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
-        grid = self._tiles.sets.grid
-        inside = grid.voxels(self._tiles.sets.active)
+        self._refine(logits[(slice(None), *self._source.box)], lambda values: values)
+        return logits.reshape(self.num_channels, *self._grid_shape)
+
+    def at(self, voxels: Selection) -> NDArray[np.float32]:
+        """Return (L, N) refined logits at some voxels, as `dense` has them."""
+        source, num_dims = self._source, len(self._grid_shape)
+        values = source.values.reshape(self.num_channels, *self._grid_shape)
+        logits = voxels.take_network(values, is_probability=source.is_probability)
+        inner, is_inside = voxels.within(source.box[-num_dims:])
+        refined = logits[:, is_inside]
+        add_bias(refined, self._run.bias, None if self._mask is None else inner.take(self._mask.reshape(self._mask.shape[-num_dims:])))
+        logits[:, is_inside] = refined
+        logits *= np.float32(1.0) / np.float32(self._run.temperature)
+        if self._tiles is None:
+            return logits
+        refined = logits[:, is_inside]
+        self._refine(refined, lambda values: inner.take(values.reshape(values.shape[-num_dims:])))
+        logits[:, is_inside] = refined
+        return logits
+
+    def _refine(self, logits: NDArray[np.float32], take: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Replace the network's logits over the temperature by refined ones.
+
+        Args:
+            logits: (L, ...) values of the source's box, in the form of `take`; written to.
+            take: brings an array on the source's box into that form.
+        """
+        assert self._tiles is not None
+        inside = self._tiles.sets.grid.voxels(self._tiles.sets.active)
         if self._mask is not None:
             inside &= self._mask
+        inside = take(inside)
         # Missing tiles are NaN.
-        refined = (self._spread(label) for label in range(self.num_channels))
-        penalty = np.zeros(grid.shape, np.float32)
-        for channel, values in zip(inner, refined, strict=True):
+        refined = (take(self._spread(label)) for label in range(self.num_channels))
+        penalty = np.zeros(inside.shape, np.float32)
+        for channel, values in zip(logits, refined, strict=True):
             np.fmin(penalty, values - channel, out=penalty)
         penalty[~inside] = 0.0
-        inner += penalty
-        for label, channel in enumerate(inner):
-            values = self._spread(label)
+        logits += penalty
+        for label, channel in enumerate(logits):
+            values = take(self._spread(label))
             np.copyto(channel, values, where=inside & ~np.isnan(values))
-        return logits.reshape(self.num_channels, *self._grid_shape)
 
     def _spread(self, label: int) -> NDArray[np.float32]:
         """Return the refined logits of a label in the source's box; NaN where it took no part."""
         assert self._tiles is not None
         tiles, values = self._tiles.entries_of(label)
         return self._tiles.sets.grid.spread(tiles, values, np.float32(np.nan))
+
+
+def add_bias(logits: NDArray[np.float32], bias: NDArray[np.floating[Any]] | None, inside: NDArray[np.bool_] | None) -> None:
+    """Add the bias of each label to its logits where a mask is True.
+
+    Args:
+        logits: (L, ...); written to.
+        bias: (L,); None: nothing is added.
+        inside: of the shape of one label's logits; None: everywhere.
+    """
+    if bias is None:
+        return
+    for channel, of_label in zip(logits, bias, strict=True):
+        np.add(channel, np.float32(of_label), out=channel, where=True if inside is None else inside)

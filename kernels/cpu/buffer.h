@@ -32,10 +32,12 @@ class BlockCache {
     BlockCache(const BlockCache&) = delete;
     BlockCache& operator=(const BlockCache&) = delete;
 
-    // `bytes`: the requested size; becomes the size of the block.
+    // `bytes`: the requested size; becomes the size of the block. A last huge page that would be used in part is left in small pages, of
+    // which only those that are touched take memory.
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
+        const size_t in_huge_pages = bytes / kHugePage * kHugePage;
         if (bytes >= kSmallest) {
             bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
             if (current()) {
@@ -46,7 +48,7 @@ class BlockCache {
         void* memory = std::aligned_alloc(bytes >= kSmallest ? kHugePage : kLine, bytes);
         if (!memory) throw std::bad_alloc();
 #if defined(__linux__)
-        if (bytes >= kSmallest) madvise(memory, bytes, MADV_HUGEPAGE);
+        if (bytes >= kSmallest) madvise(memory, in_huge_pages, MADV_HUGEPAGE);
 #endif
         return memory;
     }

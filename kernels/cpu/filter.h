@@ -35,6 +35,10 @@ class BasicFilter {
     // `symmetric`, else scale[n] = (K 1)^-1 (and `ones` is nullptr). False: it cannot.
     virtual bool normalize(bool /*symmetric*/, T* /*scale*/, T* /*ones*/) { return false; }
 
+    // From now on applies the normalization that `normalize` computed by itself, to what is received and if `to_sent` to what is sent, so
+    // that its array can be freed: `pre` and `post` are nullptr then. False: it cannot.
+    virtual bool apply_normalization(bool /*to_sent*/) { return false; }
+
     // Moments of the kernel between u and v, if a filter has a faster or more accurate way than filtering products with the features x
     // (moments.h): squared[f] += theta_f times the derivative of sum_c <u_c, K v_c> with respect to theta_f, which for a Gaussian is
     // sum_c sum_nm u[c][n] K(n, m) v[c][m] (x_f(n) - x_f(m))^2, intensities first, box axes last, and if `pull` is given,
@@ -50,6 +54,9 @@ class BasicFilter {
     virtual bool has_cross_moments() const { return false; }
     virtual void cross_moments(const T* const* /*columns*/, int /*num_columns*/, const T* /*u*/, const T* /*v*/, int /*num_channels*/,
                                double* /*cross*/, Workspace&) {}
+
+    // Whether filtering reads the image that the filter was built on.
+    virtual bool keeps_image() const { return false; }
 
     // One line for display: the algorithm and its size.
     virtual std::string description() const = 0;

@@ -94,6 +94,8 @@ class GridFilter final : public Filter {
         }
     }
 
+    bool keeps_image() const override { return true; }
+
     std::string description() const override {
         int64_t cells = bins_;
         for (int a = 0; a < voxels_.num_axes; ++a) cells *= size_.cells[a];

@@ -2,6 +2,7 @@
 // pass.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -39,6 +40,11 @@ struct KernelSet {
     std::vector<Kernel<T>> kernels;           // the bilateral ones first
     std::vector<FeatureColumns<T>> features;  // one per kernel
     std::vector<std::string> descriptions;
+
+    // Whether a filter reads the image when it filters.
+    bool keeps_image() const {
+        return std::any_of(kernels.begin(), kernels.end(), [](const Kernel<T>& kernel) { return kernel.filter->keeps_image(); });
+    }
 
     KernelSet(const Voxels& voxels, const std::vector<const T*>& image, const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
               const BuildCallback& callback);

@@ -6,7 +6,6 @@
 
 #include "cpu/mean_field_rules.h"
 #include "cpu/softmax_lanes.h"
-#include "cpu/voxel_rows.h"
 
 namespace crf {
 
@@ -20,8 +19,8 @@ class MeanField {
     using Integers = typename LanesOf<T>::integer;
 
    public:
-    MeanField(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits, T* record,
-              ThreadPool& pool, Workspace& workspace)
+    MeanField(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const GridView<const T>& logits,
+              T* record, ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           kernels_(kernels),
           workspace_(workspace),
@@ -38,6 +37,7 @@ class MeanField {
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         messages_ = Buffer<T>(num_channels_ * num_voxels_);
         if (implied_) sum_ones();
+        if (options_.is_last_run) free_scales();
         if (options.channel_labels) plan_weights();
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
@@ -45,7 +45,7 @@ class MeanField {
         BlockCache::release_idle();
     }
 
-    MeanFieldOutcome run(T* out, const StepCallback& callback) {
+    MeanFieldOutcome run(const GridView<T>& out, const StepCallback& callback) {
         MeanFieldOutcome outcome;
         step_length_ = T{1} - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
@@ -57,7 +57,7 @@ class MeanField {
         // The energy of a Potts model with one weight for all labels does not rise.
         const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
         if (keep || options_.num_iterations == 0) write_start(out);
-        kept_ = keep ? out : nullptr;
+        if (keep) kept_ = {out.data, out.is_box, out.label_stride, out.shape, out.stride};
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
@@ -68,7 +68,7 @@ class MeanField {
                 unweighted_ = Buffer<T>();
                 BlockCache::release_idle();
             }
-            T* target = keep || is_last ? out : nullptr;
+            const GridView<T>* const target = keep || is_last ? &out : nullptr;
             if (record_ && !is_last) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
             skip_marginals_ = record_ && is_last;  // the record has no room for them
             outcome.step.push_back(static_cast<double>(step_length_));
@@ -106,6 +106,12 @@ class MeanField {
         });
         if (!options_.is_last_run) return;
         for (Kernel<T>& k : kernels_) k.ones = Buffer<T>();
+    }
+
+    // In the last run: what a filter knows by itself need not be kept.
+    void free_scales() {
+        for (Kernel<T>& k : kernels_)
+            if (k.scale && k.filter->apply_normalization(k.scales_sent)) k.scale = Buffer<T>();
     }
 
     // Where labels share channels and a kernel has a weight for each, the receiver's channel says which: within the kernel's reach it holds
@@ -184,7 +190,7 @@ class MeanField {
 
     // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
     // messages to zero for the next step.
-    void update(int64_t block, T* scratch, T* out) {
+    void update(int64_t block, T* scratch, const GridView<T>* out) {
         switch (num_labels_) {
             case 2:
                 return update_labels<2>(block, scratch, out);
@@ -201,7 +207,7 @@ class MeanField {
 
     // L: number of labels, 0 = any.
     template <int L>
-    void update_labels(int64_t block, T* scratch, T* out) {
+    void update_labels(int64_t block, T* scratch, const GridView<T>* out) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
@@ -259,7 +265,7 @@ class MeanField {
             }
         }
         if (step_length_ < T{1}) shorten_step(block, q, s, x);
-        if (out) store_to_grid(voxels_, x, block, num_labels_, out);
+        if (out) store_to_grid(voxels_, x, block, num_labels_, *out);
         StepSums sums;
         Lanes divergence{};
         Integers flips{};
@@ -291,15 +297,15 @@ class MeanField {
     // x becomes a point between the old logits and x. If no logits were kept, the logarithms of the old marginals `q` replace them:
     // the same except for labels that have almost vanished. `old` is scratch.
     void shorten_step(int64_t block, const T* q, T* old, T* x) const {
-        if (kept_) load_from_grid(voxels_, kept_, T{1}, block, num_labels_, old);
+        if (kept_.data) load_from_grid(voxels_, kept_, T{1}, block, num_labels_, old);
         for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
-            const Lanes from = kept_ ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
+            const Lanes from = kept_.data ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
             const Lanes to = load(x + i);
             store(x + i, from == to ? to : from + (to - from) * step_length_);  // not only for speed: both may be minus infinity
         }
     }
 
-    void write_start(T* out) {
+    void write_start(const GridView<T>& out) {
         for_blocks([&](int64_t block, int thread) {
             T* x = scratch_[thread].get();
             load_logits(block, x);
@@ -311,7 +317,7 @@ class MeanField {
     std::vector<Kernel<T>>& kernels_;
     Workspace& workspace_;
     const MeanFieldOptions<T>& options_;
-    const T* logits_;
+    const GridView<const T>& logits_;
     T* record_;
     ThreadPool& pool_;
     const int num_labels_;
@@ -319,7 +325,7 @@ class MeanField {
     int num_channels_ = 0;
     bool implied_ = false;  // the last label's channel is not filtered
     T step_length_ = T{1};
-    const T* kept_ = nullptr;             // (label, *grid) logits of the previous step, or nullptr
+    GridView<const T> kept_;              // logits of the previous step; no data: they are not kept
     Buffer<T> own_marginals_, messages_;  // (channel, voxel)
     T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
     bool skip_marginals_ = false;
@@ -333,22 +339,11 @@ class MeanField {
 
 // Outside the mask the result is the logits over the temperature. Written last, so that its memory is not used while the lattice exists.
 template <class T>
-void write_outside(const Voxels& voxels, const MeanFieldOptions<T>& options, const T* logits, T* out, ThreadPool& pool) {
-    if (voxels.num_voxels == voxels.grid_size) return;
+void write_outside(const Voxels& voxels, const MeanFieldOptions<T>& options, const GridView<const T>& logits, const GridView<T>& out,
+                   ThreadPool& pool) {
+    if (voxels.num_voxels == (out.is_box ? voxels.box_size : voxels.grid_size)) return;
     const T scale = 1 / options.temperature;
-    pool.run(options.num_labels, [&](int64_t label, int) {
-        const T* from = logits + label * voxels.grid_size;
-        T* to = out + label * voxels.grid_size;
-        int64_t done = 0;
-        const auto copy_up_to = [&](int64_t end) {
-            for (int64_t i = done; i < end; ++i) to[i] = from[i] * scale;
-        };
-        for (const Run& run : voxels.runs) {
-            copy_up_to(run.grid);
-            done = run.grid + run.length;
-        }
-        copy_up_to(voxels.grid_size);
-    });
+    pool.run(options.num_labels, [&](int64_t label, int) { copy_outside(voxels, logits, out, label, scale); });
 }
 
 }  // namespace
@@ -367,8 +362,9 @@ bool MeanFieldOptions<T>::last_is_implied() const {
 }
 
 template <class T>
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,
-                                T* out, T* record, ThreadPool& pool, Workspace& workspace, const StepCallback& callback) {
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
+                                const GridView<const T>& logits, const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace,
+                                const StepCallback& callback) {
     const MeanFieldOutcome outcome = MeanField<T>(voxels, kernels, options, logits, record, pool, workspace).run(out, callback);
     write_outside(voxels, options, logits, out, pool);
     return outcome;
@@ -376,9 +372,11 @@ MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& ke
 
 template struct MeanFieldOptions<float>;
 template struct MeanFieldOptions<double>;
-template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<float>>&, const MeanFieldOptions<float>&, const float*, float*,
-                                         float*, ThreadPool&, Workspace&, const StepCallback&);
-template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<double>>&, const MeanFieldOptions<double>&, const double*,
-                                         double*, double*, ThreadPool&, Workspace&, const StepCallback&);
+template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<float>>&, const MeanFieldOptions<float>&,
+                                         const GridView<const float>&, const GridView<float>&, float*, ThreadPool&, Workspace&,
+                                         const StepCallback&);
+template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<double>>&, const MeanFieldOptions<double>&,
+                                         const GridView<const double>&, const GridView<double>&, double*, ThreadPool&, Workspace&,
+                                         const StepCallback&);
 
 }  // namespace crf

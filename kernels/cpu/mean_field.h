@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/channel_labels.h"
+#include "cpu/grid_view.h"
 #include "cpu/kernel.h"
 
 namespace crf {
@@ -54,11 +55,13 @@ struct MeanFieldOutcome {
 // Called before each step; may throw to stop.
 using StepCallback = std::function<void(int step, int num_steps)>;
 
-// logits, out: (label, *grid), logits without the bias. Outside the mask `out` is the logits over the temperature.
+// logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the logits may be then; outside the mask it is
+// the logits over the temperature.
 //
 // record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs.
 template <class T>
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const T* logits,
-                                T* out, T* record, ThreadPool& pool, Workspace& workspace, const StepCallback& callback);
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
+                                const GridView<const T>& logits, const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace,
+                                const StepCallback& callback);
 
 }  // namespace crf

@@ -22,6 +22,7 @@ template <class T>
 class Kernels {
    public:
     using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+    using PartOfArray = nb::ndarray<const T, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
     using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
     using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
@@ -30,6 +31,7 @@ class Kernels {
             int num_iterations, const std::vector<int>& user_axis, const std::optional<OriginArgument>& origin, int threads,
             const nb::object& progress)
         : image_(image),
+          grid_shape_(grid_shape(image)),
           num_labels_(num_labels),
           specs_(make_specs(bilateral_specs(bilateral), theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin)) {
         nb::gil_scoped_release release;
@@ -37,7 +39,7 @@ class Kernels {
         pool_ = std::make_unique<ThreadPool>(threads);
         pool_->poll = check_signals;
         const Rest rest{*pool_};
-        voxels_ = std::make_unique<Voxels>(grid_shape(image), spacing, mask_data(mask), user_axis);
+        voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
         set_ = std::make_unique<KernelSet<T>>(*voxels_, channel_pointers(image.data(), image.shape(0), voxels_->grid_size), specs_, *pool_,
                                               workspace, reporter(progress, "build"));
@@ -54,8 +56,9 @@ class Kernels {
         ~Rest() { pool.rest(); }
     };
 
-    // Runs until the stopping rule is met. The last run gives the kernels up before the last step's logits are written.
-    nb::dict run(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+    // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
+    // logits are written. out: (label, *grid) or (label, *box of the mask).
+    nb::dict run(const PartOfArray& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
                  double temperature, double damping, const std::vector<T>& bias, const std::optional<LabelArray>& labels,
                  const std::vector<int64_t>& tile, int num_iterations, double tolerance, bool is_last_run, const nb::object& progress,
                  const Out& out) {
@@ -63,6 +66,10 @@ class Kernels {
             make_options(weights, compatibility, is_potts, temperature, damping, bias, num_iterations, labels, tile);
         options.tolerance = tolerance;
         options.is_last_run = is_last_run;
+        const GridView<const T> from = view_of(logits);
+        const GridView<T> to = dense_view(out.data(), grid_shape(out), grid_shape(out) != grid_shape_);
+        require(to.label_stride == (to.is_box ? voxels_->box_size : voxels_->grid_size) && (!from.is_box || from.shape == to.shape),
+                "expected logits on the grid of the image or on the box of its mask");
         MeanFieldOutcome outcome;
         {
             nb::gil_scoped_release release;
@@ -71,8 +78,10 @@ class Kernels {
             const BlockCache cache;
             Workspace workspace;
             T* const no_record = nullptr;
-            outcome = run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), no_record, *pool_, workspace,
-                                     reporter(progress, "mean field"));
+            is_spent_ = is_last_run && !descriptions_.empty();
+            if (is_spent_ && !set_->keeps_image()) release_image();
+            outcome =
+                run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, *pool_, workspace, reporter(progress, "mean field"));
             if (is_last_run) set_->kernels.clear();
         }
         nb::dict result;
@@ -97,8 +106,9 @@ class Kernels {
         const Rest rest{*pool_};
         const BlockCache cache;
         Workspace workspace;
-        return run_mean_field(*voxels_, set_->kernels, options, logits.data(), out.data(), record.data(), *pool_, workspace, StepCallback())
-            .step;
+        const GridView<const T> from = dense_view(logits.data(), grid_shape_);
+        const GridView<T> to = dense_view(out.data(), grid_shape_);
+        return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), *pool_, workspace, StepCallback()).step;
     }
 
     nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step, const Array& gradient,
@@ -133,6 +143,20 @@ class Kernels {
     }
 
    private:
+    GridView<const T> view_of(const PartOfArray& channels) const {
+        const std::vector<int64_t> shape = grid_shape(channels);
+        require(channels.stride(channels.ndim() - 1) == 1 || shape.back() == 1,
+                "the voxels of a row of the logits do not follow one another");
+        GridView<const T> view{channels.data(), shape != grid_shape_, channels.stride(0), shape, {}};
+        for (size_t a = 1; a < channels.ndim(); ++a) view.stride.push_back(channels.stride(a));
+        return view;
+    }
+
+    void release_image() {
+        const nb::gil_scoped_acquire gil;
+        image_ = Array();
+    }
+
     static void require(bool condition, const char* otherwise) {
         if (!condition) throw InputError(otherwise);
     }
@@ -140,7 +164,7 @@ class Kernels {
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
                                      double temperature, double damping, const std::vector<T>& bias, int num_iterations,
                                      const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile) const {
-        require(descriptions_.empty() || !set_->kernels.empty(), "these kernels have had their last run; build them anew");
+        require(!is_spent_, "these kernels have had their last run; build them anew");
         require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
         MeanFieldOptions<T> options;
         options.num_labels = num_labels_;
@@ -156,8 +180,7 @@ class Kernels {
         if (labels) {
             int num_all = 0;
             while (static_cast<size_t>(num_all) * num_all < compatibility.size()) ++num_all;
-            options.channel_labels =
-                std::make_shared<ChannelLabels>(*voxels_, grid_shape(image_), tile, labels->data(), num_labels_, num_all);
+            options.channel_labels = std::make_shared<ChannelLabels>(*voxels_, grid_shape_, tile, labels->data(), num_labels_, num_all);
         }
         return options;
     }
@@ -166,12 +189,14 @@ class Kernels {
     std::vector<double> on_grid_axes(const std::vector<double>& theta) const {
         const size_t num_modalities = theta.size() - voxels_->num_axes;
         std::vector<double> values(theta.begin(), theta.begin() + static_cast<std::ptrdiff_t>(num_modalities));
-        values.resize(num_modalities + image_.ndim() - 1, 0.0);
+        values.resize(num_modalities + grid_shape_.size(), 0.0);
         for (int a = 0; a < voxels_->num_axes; ++a) values[num_modalities + voxels_->source_axis[a]] = theta[num_modalities + a];
         return values;
     }
 
-    const Array image_;  // the source of the features
+    Array image_;  // the source of the features; given up before the last run
+    const std::vector<int64_t> grid_shape_;
+    bool is_spent_ = false;
     const int num_labels_;
     const KernelSpecs specs_;
     std::unique_ptr<ThreadPool> pool_;

@@ -48,6 +48,15 @@ class SpatialFilter final : public Filter {
         }
         fill_product(scales, scale);
         if (ones) fill_product(messages, ones);
+        scales_ = std::move(scales);
+        return true;
+    }
+
+    bool apply_normalization(bool to_sent) override {
+        if (scales_.empty()) return false;
+        scales_sent_ = to_sent;
+        scales_received_ = true;
+        own_rows_.assign(pool_.num_threads(), std::vector<float>(voxels_.box_shape[voxels_.num_axes - 1]));
         return true;
     }
 
@@ -86,19 +95,28 @@ class SpatialFilter final : public Filter {
     void fill_product(const std::vector<std::vector<float>>& profiles, float* out) {
         const int last = voxels_.num_axes - 1;
         const int64_t length = voxels_.box_shape[last];
-        pool_.run(voxels_.box_size / length, [&](int64_t row, int) {
-            float factor = 1.0f;
-            for (int64_t a = last - 1, rest = row; a >= 0; rest /= voxels_.box_shape[a], --a)
-                factor *= profiles[a][rest % voxels_.box_shape[a]];
-            for (int64_t i = 0; i < length; ++i) out[row * length + i] = factor * profiles[last][i];
-        });
+        pool_.run(voxels_.box_size / length, [&](int64_t row, int) { fill_row(profiles, row, out + row * length); });
+    }
+
+    void fill_row(const std::vector<std::vector<float>>& profiles, int64_t row, float* out) const {
+        const int last = voxels_.num_axes - 1;
+        float factor = 1.0f;
+        for (int64_t a = last - 1, rest = row; a >= 0; rest /= voxels_.box_shape[a], --a)
+            factor *= profiles[a][rest % voxels_.box_shape[a]];
+        for (int64_t i = 0; i < voxels_.box_shape[last]; ++i) out[i] = factor * profiles[last][i];
+    }
+
+    // The normalization of a run's voxels, if it is the filter's own: such runs are whole rows.
+    const float* own_scale(const Run& run, int thread) {
+        fill_row(scales_, run.box / run.length, own_rows_[thread].data());
+        return own_rows_[thread].data();
     }
 
     void scatter(const float* values, const float* pre) {
         const auto& runs = voxels_.runs;
         const int64_t num_runs = static_cast<int64_t>(runs.size());
         // Each block of runs also clears the box from its first run up to the next block's first.
-        pool_.run(num_run_blocks(), [&](int64_t block, int) {
+        pool_.run(num_run_blocks(), [&](int64_t block, int thread) {
             const int64_t first = block * kRunBlock, last = std::min(first + kRunBlock, num_runs);
             int64_t cleared = block == 0 ? 0 : runs[first].box;
             for (int64_t r = first; r < last; ++r) {
@@ -106,8 +124,8 @@ class SpatialFilter final : public Filter {
                 std::fill(box_ + cleared, box_ + run.box, 0.0f);
                 float* to = box_ + run.box;
                 const float* from = values + run.voxel;
-                if (pre) {
-                    const float* scale = pre + run.voxel;
+                if (pre || scales_sent_) {
+                    const float* scale = scales_sent_ ? own_scale(run, thread) : pre + run.voxel;
                     for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * scale[i];
                 } else {
                     std::copy(from, from + run.length, to);
@@ -121,14 +139,14 @@ class SpatialFilter final : public Filter {
     void gather(const float* post, float weight, float* sum) {
         const auto& runs = voxels_.runs;
         const int64_t num_runs = static_cast<int64_t>(runs.size());
-        pool_.run(num_run_blocks(), [&](int64_t block, int) {
+        pool_.run(num_run_blocks(), [&](int64_t block, int thread) {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
                 const Run& run = runs[r];
                 const float* from = box_ + run.box;
                 float* to = sum + run.voxel;
                 if (is_zero(from, run.length)) continue;
-                if (post) {
-                    const float* scale = post + run.voxel;
+                if (post || scales_received_) {
+                    const float* scale = scales_received_ ? own_scale(run, thread) : post + run.voxel;
                     for (int32_t i = 0; i < run.length; ++i) to[i] += weight * scale[i] * from[i];
                 } else {
                     for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
@@ -251,9 +269,11 @@ class SpatialFilter final : public Filter {
 
     const Voxels& voxels_;
     ThreadPool& pool_;
-    std::vector<std::vector<float>> taps_, slopes_;  // per axis: SpatialTaps
-    float* box_ = nullptr;                           // in the workspace
-    std::vector<std::vector<float>> scratch_;        // per thread
+    std::vector<std::vector<float>> taps_, slopes_;       // per axis: SpatialTaps
+    std::vector<std::vector<float>> scales_;              // per axis: the normalization is their product; empty: it is not one
+    bool scales_sent_ = false, scales_received_ = false;  // whether the filter applies it
+    float* box_ = nullptr;                                // in the workspace
+    std::vector<std::vector<float>> scratch_, own_rows_;  // per thread
 };
 
 }  // namespace

@@ -24,18 +24,6 @@ void load_from_grid(const Voxels& voxels, const T* array, T scale, int64_t block
     for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kVoxelBlock + (end - begin), rows + (l + 1) * kVoxelBlock, T{0});
 }
 
-// To (row, *grid); places outside the mask are unchanged.
-template <class T>
-void store_to_grid(const Voxels& voxels, const T* rows, int64_t block, int num_rows, T* array) {
-    const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
-    voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
-        for (int l = 0; l < num_rows; ++l) {
-            const T* from = rows + l * kVoxelBlock + (voxel - begin);
-            std::copy(from, from + length, array + l * voxels.grid_size + grid);
-        }
-    });
-}
-
 // From (row, voxel).
 template <class T>
 void load_rows(const T* values, int64_t num_voxels, int64_t block, int num_rows, T* rows) {

@@ -56,11 +56,13 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
     }
 
     // Axes of one voxel are dropped; the row axis is always kept, because everything is divided into rows.
-    std::vector<int64_t> stride(grid_axes, 0);
+    std::vector<int64_t> stride(grid_axes, 0), whole(grid_axes, 1);
     box_size = 1;
     for (int a = grid_axes - 1; a >= 0; --a) {
         stride[a] = box_size;
         box_size *= high[a] - low[a];
+        if (a > 0) whole[a - 1] = whole[a] * grid_shape[a];
+        grid_corner += low[a] * whole[a];
     }
     for (int a = 0; a < grid_axes; ++a) {
         if (high[a] - low[a] == 1 && a != grid_axes - 1) continue;
@@ -69,6 +71,7 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
         spacing[num_axes] = spacing_mm[a];
         source_axis[num_axes] = a;
         first[num_axes] = low[a];
+        grid_stride[num_axes] = whole[a];
         ++num_axes;
     }
     const auto number = [&](int a) { return user_axis.empty() ? source_axis[a] : user_axis[source_axis[a]]; };
@@ -108,6 +111,13 @@ void Voxels::coordinates(int64_t box_index, int64_t* coordinate) const {
         coordinate[a] = box_index % box_shape[a];
         box_index /= box_shape[a];
     }
+}
+
+int64_t Voxels::grid_index(int64_t box_index) const {
+    int64_t place[kMaxAxes], index = grid_corner;
+    coordinates(box_index, place);
+    for (int a = 0; a < num_axes; ++a) index += place[a] * grid_stride[a];
+    return index;
 }
 
 }  // namespace crf

@@ -19,13 +19,15 @@ struct Run {
 };
 
 struct Voxels {
-    int num_axes = 0;               // axes of the box that are longer than one voxel (at least one axis is kept)
-    int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest
-    double spacing[kMaxAxes]{};     // mm
-    int source_axis[kMaxAxes]{};    // the grid's axis that each box axis came from
-    int64_t first[kMaxAxes]{};      // the box's first voxel along that axis, in the grid
-    int feature[kMaxAxes]{};        // index of the axis among the positions of the features; independent of its place in memory
+    int num_axes = 0;                 // axes of the box that are longer than one voxel (at least one axis is kept)
+    int64_t box_shape[kMaxAxes]{};    // C order, last axis fastest
+    double spacing[kMaxAxes]{};       // mm
+    int source_axis[kMaxAxes]{};      // the grid's axis that each box axis came from
+    int64_t first[kMaxAxes]{};        // the box's first voxel along that axis, in the grid
+    int64_t grid_stride[kMaxAxes]{};  // from one voxel along that axis to the next, in linear indices of the grid
+    int feature[kMaxAxes]{};          // index of the axis among the positions of the features; independent of its place in memory
     int64_t grid_size = 0;
+    int64_t grid_corner = 0;  // linear index of the box's first voxel in the grid
     int64_t box_size = 0;
     int64_t num_voxels = 0;
     std::vector<Run> runs;
@@ -40,6 +42,9 @@ struct Voxels {
 
     // Coordinates in the box of a linear box index.
     void coordinates(int64_t box_index, int64_t* coordinate) const;
+
+    // Linear index in the grid of a linear box index.
+    int64_t grid_index(int64_t box_index) const;
 
     // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end).
     template <class Body>

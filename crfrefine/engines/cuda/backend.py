@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import Backend, FeatureOrigin, MeanFieldResult, Progress, Range
+from crfrefine.engines.boxes import crop
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
@@ -22,6 +23,7 @@ from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, ModelSpec
 
 
@@ -66,6 +68,7 @@ class CudaBackend:
         spacing: Sequence[float],
         spec: ModelSpec,
         *,
+        box: Box | None = None,
         axes: Sequence[int] | None = None,
         origin: FeatureOrigin | None = None,
         threads: int | None = None,
@@ -76,6 +79,8 @@ class CudaBackend:
         Raises:
             InputError, ConfigError, CapacityError: as `kernels`; the memory for the whole case is estimated before anything is allocated.
         """
+        if box is not None and mask is not None:
+            logits, image, mask = crop(logits, image, mask, box)
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         with self._lock, self.device.active(), capacity(logits.shape):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
+from crfrefine.engines.boxes import crop
 from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
@@ -25,6 +26,7 @@ from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, Norma
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 Float32 = NDArray[np.float32]
@@ -65,12 +67,15 @@ class ReferenceBackend:
         spacing: Sequence[float],
         spec: ModelSpec,
         *,
+        box: Box | None = None,
         axes: Sequence[int] | None = None,
         origin: FeatureOrigin | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field` and `kernels`."""
+        if box is not None and mask is not None:
+            logits, image, mask = crop(logits, image, mask, box)
         kernels = self.kernels(image, mask, spacing, spec.kernels, axes=axes, origin=origin, threads=threads, progress=progress)
         return kernels.run_last(logits, spec.mean_field, progress=progress)
 

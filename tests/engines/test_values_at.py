@@ -1,0 +1,190 @@
+"""Logits and marginals at the voxels of a mask: those of the whole arrays, from every kind of result, without these arrays."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import tile_cases
+from oracles import random_case
+
+import crfrefine
+from crfrefine import CrfParameters, InputError, RegionScheme
+from crfrefine.refinement_result import DenseLogits, RefinementResult
+from crfrefine.tiles.cropping import CroppedLogits
+from crfrefine.tiles.streamed_logits import StreamedLogits
+from crfrefine.tiles.tiled_logits import TiledLogits
+
+SHAPE = (19, 22, 17)
+SPACING = (1.0, 1.4, 2.2)
+PARAMETERS = CrfParameters().replace(**{"mean_field.temperature": 0.8, "mean_field.label_threshold": 0.0, "bilateral.theta_alpha": 3.0})
+ON_TILES = PARAMETERS.replace(**{"mean_field.filter": "truncated", "bilateral.theta_alpha": 1.5})
+
+
+def in_a_corner(shape=SHAPE):
+    """A mask whose bounding box is a small part of the grid, with holes."""
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(2, extent // 2 + 2) for extent in shape)] = (
+        np.random.default_rng(3).random(tuple(extent // 2 for extent in shape)) < 0.8
+    )
+    return mask
+
+
+def refine(logits, mask=None, image=None, **options):
+    image = random_case(len(logits.shape) - 1, grid_shape=logits.shape[1:]).image if image is None else image
+    return crfrefine.refine(logits, image, spacing=SPACING[: logits.ndim - 1], parameters=PARAMETERS, mask=mask, **options)
+
+
+def whole_grid(order="C"):
+    return refine(np.asarray(random_case(3, grid_shape=SHAPE).logits, order=order))
+
+
+def mask_in_a_corner(order="C"):
+    return refine(np.asarray(random_case(3, grid_shape=SHAPE).logits, order=order), in_a_corner())
+
+
+def probabilities(order="C"):
+    return refine(
+        np.asarray(tile_cases.softmax(random_case(3, grid_shape=SHAPE).logits), order=order), in_a_corner(), input_type="probabilities"
+    )
+
+
+def plane(order="C"):
+    return refine(np.asarray(random_case(2, grid_shape=SHAPE[:2]).logits, order=order), in_a_corner(SHAPE[:2]))
+
+
+def overlapping_regions(order="C"):
+    return regions_everywhere(order, in_a_corner())
+
+
+def regions_everywhere(order="C", mask=None):
+    log_odds = np.asarray(random_case(3, grid_shape=SHAPE).logits - np.float32(0.4), order=order)
+    return refine(log_odds, mask, regions=RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}))
+
+
+def tiles(order="C", shape=SHAPE, **options):
+    case = tile_cases.make_case(1, shape, 6, with_mask=True, **options)
+    arrays = np.asarray(case.logits, order=order), case.image, case.spacing, case.mask, case.input_type
+    return tile_cases.refine(tile_cases.TileCase(*arrays), ON_TILES, 1e-4)
+
+
+def tiles_of_a_plane(order="C"):
+    return tiles(order, SHAPE[:2], probabilities=True)
+
+
+def settled_tiles(order="C"):
+    """Two labels on two halves: no voxel is near both."""
+    logits = np.zeros((2, *SHAPE), np.float32, order=order)
+    logits[1] = -50.0
+    return tile_cases.refine(tile_cases.TileCase(logits, np.zeros(SHAPE), SPACING), ON_TILES, 1e-4)
+
+
+def label_map(order="C", shape=SHAPE):
+    """With many labels a label map is refined without an array of logits."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 20, tuple(-(-extent // 5) for extent in shape))
+    for axis in range(len(shape)):
+        coarse = coarse.repeat(5, axis)
+    labels = np.asarray(coarse[tuple(slice(0, extent) for extent in shape)], order=order)
+    parameters = ON_TILES.replace(**{"mean_field.label_threshold": 1e-4})
+    image = 10.0 * labels + rng.normal(0, 4, shape)
+    options = {"spacing": SPACING[: len(shape)], "parameters": parameters, "mask": rng.random(shape) < 0.95, "input_type": "labels"}
+    return crfrefine.refine(labels, image, **options)
+
+
+def label_map_of_a_plane(order="C"):
+    return label_map(order, (40, 33))
+
+
+KINDS = {
+    whole_grid: DenseLogits,
+    mask_in_a_corner: CroppedLogits,
+    probabilities: CroppedLogits,
+    plane: CroppedLogits,
+    overlapping_regions: CroppedLogits,
+    regions_everywhere: DenseLogits,
+    tiles: TiledLogits,
+    tiles_of_a_plane: TiledLogits,
+    settled_tiles: TiledLogits,
+    label_map: StreamedLogits,
+    label_map_of_a_plane: StreamedLogits,
+}
+
+
+def masks_of(result: RefinementResult) -> list[np.ndarray]:
+    """Parts of the box that was refined, parts of the rest, a single voxel, none and all."""
+    shape = result.label_map.shape
+    first = np.zeros(shape, bool)
+    first[tuple(slice(0, 1) for _ in shape)] = True
+    some = np.random.default_rng(1).random(shape) < 0.1
+    return [in_a_corner(shape), some, first, ~first, np.zeros(shape, bool), some.astype(np.int16) * -3]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_values_at_voxels_are_those_of_the_whole_arrays(make, order):
+    result = make(order)
+    assert type(result.channels) is KINDS[make]
+    found = [(result.logits_at(mask), result.marginals_at(mask)) for mask in masks_of(result)]
+    assert "logits" not in vars(result), "an array of the whole grid was made"
+    for mask, (logits, marginals) in zip(masks_of(result), found, strict=True):
+        np.testing.assert_array_equal(logits, result.logits[:, mask != 0])
+        np.testing.assert_array_equal(marginals, result.marginals[:, mask != 0])
+        assert logits.dtype == marginals.dtype == np.float32
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_marginals_do_not_depend_on_whether_logits_are_there(make, order):
+    """They take the place of logits that nobody has asked for; those that somebody has stay."""
+    first, second = make(order), make(order)
+    logits = second.logits.copy()
+    np.testing.assert_array_equal(first.marginals, second.marginals)
+    assert first.marginals.strides == second.marginals.strides
+    np.testing.assert_array_equal(second.logits, logits)
+    np.testing.assert_array_equal(first.logits, logits)
+
+
+def test_every_engine_has_values_at_voxels(backend):
+    case = random_case(3, masked=True)
+    result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask, parameters="default", device=backend.name)
+    np.testing.assert_array_equal(result.marginals_at(case.mask), result.marginals[:, case.mask])
+
+
+def test_axes_in_an_order_of_their_own_stay_in_it():
+    """The logits' slowest axis in memory is the user's second one: voxels still come in the C order of the user's axes."""
+    logits = random_case(3, grid_shape=SHAPE).logits
+    turned = np.ascontiguousarray(logits.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    assert turned.shape == logits.shape
+    found = refine(turned, in_a_corner())
+    np.testing.assert_array_equal(found.marginals_at(in_a_corner()), found.marginals[:, in_a_corner()])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((22, 19, 17), bool), r"mask has shape \(22, 19, 17\); expected the result's grid \(19, 22, 17\)"),
+        (np.ones((2, *SHAPE), bool), "mask has shape"),
+        (np.full(SHAPE, np.nan), "not finite"),
+        ("mask.nii.gz", "mask is a path"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask, message):
+    result = whole_grid()
+    for function in (result.logits_at, result.marginals_at):
+        with pytest.raises(InputError, match=message):
+            function(mask)
+
+
+@pytest.mark.parametrize("make", [whole_grid, mask_in_a_corner, regions_everywhere], ids=lambda make: make.__name__)
+def test_a_few_voxels_take_no_array_of_the_whole_grid(make):
+    """Masks of it are no more than 3 bytes per voxel; one channel of float32 would be 4."""
+    result = make()
+    few = np.zeros(SHAPE, bool)
+    few[2:5, 3:5, 4:7] = True
+    result.marginals_at(few)
+    tracemalloc.start()
+    result.marginals_at(few)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    overhead = 5_000  # of Python's own objects
+    assert peak < 3 * few.size + overhead, peak / few.size
