@@ -14,16 +14,6 @@ namespace {
 
 constexpr int kFarBelow = 100;  // nats under the largest logit: a rounding error of the marginal would count in the energy
 
-// Sums over one block of voxels.
-struct BlockSums {
-    double negative_entropy = 0;  // sum Q log Q of the new marginals
-    double largest = 0;           // sum of the largest a / T of each voxel
-    double linear = 0;            // <a / T, Q> of the old marginals, with a relative to its largest label
-    double quadratic = 0;         // <Q, pairwise> of the old ones
-    double divergence = 0;        // sum of KL(new || old)
-    int64_t flips = 0;
-};
-
 template <class T>
 class MeanField {
     using Lanes = typename LanesOf<T>::type;
@@ -59,7 +49,7 @@ class MeanField {
         MeanFieldOutcome outcome;
         step_length_ = T{1} - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
-        const BlockSums start = total();
+        const StepSums start = total(block_sums_);
         const double largest = start.largest;
         double negative_entropy = start.negative_entropy, last_energy = 0;
         // A step that may be the last one stores its logits; a damped step starts from those of the previous step.
@@ -84,7 +74,7 @@ class MeanField {
             outcome.step.push_back(static_cast<double>(step_length_));
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             old_marginals_ = new_marginals_;
-            const BlockSums sums = total();
+            const StepSums sums = total(block_sums_);
             // Each voxel's largest logit is added only at the end: it shifts the energy, and says nothing about its rounding.
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
@@ -103,19 +93,6 @@ class MeanField {
 
    private:
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
-
-    BlockSums total() const {
-        BlockSums sums;
-        for (const BlockSums& b : block_sums_) {
-            sums.negative_entropy += b.negative_entropy;
-            sums.largest += b.largest;
-            sums.linear += b.linear;
-            sums.quadratic += b.quadratic;
-            sums.divergence += b.divergence;
-            sums.flips += b.flips;
-        }
-        return sums;
-    }
 
     void sum_ones() {
         weighted_ones_ = Buffer<T>(num_voxels_);
@@ -183,7 +160,7 @@ class MeanField {
     void initialize(int64_t block, T* x) {
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
-        BlockSums sums;
+        StepSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
             const Lanes largest = largest_row<0>(x + i, num_labels_);
@@ -276,7 +253,7 @@ class MeanField {
         }
         if (step_length_ < T{1}) shorten_step(block, q, s, x);
         if (out) store_to_grid(voxels_, x, block, num_labels_, out);
-        BlockSums sums;
+        StepSums sums;
         Lanes divergence{};
         Integers flips{};
         for (int64_t i = 0; i < count; i += kLanes) {
@@ -343,7 +320,7 @@ class MeanField {
     std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
     Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
     Buffer<T> weighted_ones_;                     // (voxel), only when implied
-    std::vector<BlockSums> block_sums_;
+    std::vector<StepSums> block_sums_;
     std::vector<Buffer<T>> scratch_;
 };
 

@@ -12,12 +12,6 @@ namespace {
 
 constexpr float kTinyMarginal = std::numeric_limits<float>::min();
 
-// Sums over one tile, as those of a block in mean_field.cpp.
-struct TileSums {
-    double negative_entropy = 0, largest = 0, linear = 0, quadratic = 0, divergence = 0;
-    int64_t flips = 0;
-};
-
 class TileMeanField {
    public:
     TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions<float>& options,
@@ -44,7 +38,7 @@ class TileMeanField {
         MeanFieldOutcome outcome;
         step_length_ = 1 - options_.damping;
         for_tiles([&](int64_t tile, Scratch& scratch) { initialize(tile, scratch); });
-        const TileSums start = total();
+        const StepSums start = total(sums_);
         if (std::all_of(kernels_.begin(), kernels_.end(), [](const auto& kernel) { return kernel->skips_rows(); })) send_settled();
         double negative_entropy = start.negative_entropy, last_energy = 0;
         for (int t = 0; t < options_.num_iterations; ++t) {
@@ -54,7 +48,7 @@ class TileMeanField {
                 kernels_[k]->accumulate(marginals_.get(), is_open_, options_.weight[k].data(), out_);
             outcome.step.push_back(static_cast<double>(step_length_));
             for_tiles([&](int64_t tile, Scratch& scratch) { update(tile, scratch); });
-            const TileSums sums = total();
+            const StepSums sums = total(sums_);
             const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
             const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
@@ -93,19 +87,6 @@ class TileMeanField {
         return values + set_.first_entry[tile] * voxels_;
     }
     int num_labels(int64_t tile) const { return static_cast<int>(set_.first_entry[tile + 1] - set_.first_entry[tile]); }
-
-    TileSums total() const {
-        TileSums sums;
-        for (const TileSums& s : sums_) {
-            sums.negative_entropy += s.negative_entropy;
-            sums.largest += s.largest;
-            sums.linear += s.linear;
-            sums.quadratic += s.quadratic;
-            sums.divergence += s.divergence;
-            sums.flips += s.flips;
-        }
-        return sums;
-    }
 
     // Pairs of an open row and a settled one are in the energy twice, but only the open row receives a message. The marginals of settled
     // rows do not change, so what they send is summed once: `from_settled_` is counted a second time in each step.
@@ -148,7 +129,7 @@ class TileMeanField {
 
     // The softmax of `x` (label, voxel) of the voxels inside, 0 elsewhere, to `marginals`; their entropy and label to `sums`.
     template <class Visit>
-    void soften(int64_t tile, const float* x, float* marginals, TileSums& sums, Visit&& visit) {
+    void soften(int64_t tile, const float* x, float* marginals, StepSums& sums, Visit&& visit) {
         const int labels = num_labels(tile);
         for (int64_t i = 0; i < voxels_; i += kLanes) {
             const vint valid = valid_lanes(tile, i);
@@ -187,7 +168,7 @@ class TileMeanField {
         for (int64_t i = 0; i < count; ++i) scratch.logits[i] = from[i] * scale;
         if (kept_.get()) std::copy(scratch.logits.begin(), scratch.logits.end(), entries(kept_.get(), tile));
         if (options_.num_iterations == 0) std::copy(scratch.logits.begin(), scratch.logits.end(), entries(out_, tile));
-        TileSums sums;
+        StepSums sums;
         soften(tile, scratch.logits.data(), entries(marginals_.get(), tile), sums,
                [&](int64_t, const vint& valid, const vfloat& largest, const vint&) {
                    const vfloat counted = valid ? largest : vfloat{};
@@ -232,7 +213,7 @@ class TileMeanField {
         if (step_length_ < 1) shorten(tile, scratch.logits);
         std::copy(scratch.logits.begin(), scratch.logits.end(), x);
         if (kept_.get()) std::copy(scratch.logits.begin(), scratch.logits.end(), entries(kept_.get(), tile));
-        TileSums sums;
+        StepSums sums;
         vfloat divergence{};
         vint flips{};
         soften(tile, x, marginals, sums, [&](int64_t i, const vint& valid, const vfloat&, const vint& now) {
@@ -305,7 +286,7 @@ class TileMeanField {
     Buffer<float> from_settled_;  // (entry, voxel) messages of settled rows, if there are any
     Buffer<uint8_t> inside_;
     float step_length_ = 1;
-    std::vector<TileSums> sums_;
+    std::vector<StepSums> sums_;
     std::vector<Scratch> scratch_;
 };
 
