@@ -123,21 +123,20 @@ def _plan(
     grid = TileGrid.of(logits.shape[1:])
     values = np.ascontiguousarray(logits).reshape(len(logits), *grid.shape)
     source = DenseChannels(values, tuple(slice(0, extent) for extent in grid.shape))
-    nowhere = np.zeros((0, *grid.counts), np.bool_)
+    inside = None if mask is None else np.ascontiguousarray(mask).reshape(grid.shape)
+    survey = survey_channels(grid, source, spec.mean_field, inside, settings.threads)
+    present, may_matter = find_present(survey, source, thresholds)
     problem = TileProblem(
         grid=grid,
-        source=source,
-        present=nowhere,
-        may_matter=nowhere,
-        mask=None if mask is None else np.ascontiguousarray(mask).reshape(grid.shape),
+        source=_NO_LOGITS,  # The logits are an argument of each run.
+        present=present,
+        may_matter=may_matter,
+        mask=inside,
         image=_NO_IMAGE,
         spacing=spacing,
         spec=spec,
         threshold=settings.threshold,
     )
-    present, may_matter = find_present(survey_channels(problem, source, settings.threads), source, thresholds)
-    # The logits are an argument of each run.
-    problem = dataclasses.replace(problem, source=_NO_LOGITS, present=present, may_matter=may_matter)
     plan = _plan_sets(problem, settings)
     if plan.packing is None:
         return plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.engines.base import Backend
-    from crfrefine.specs import ModelSpec
+    from crfrefine.specs import MeanFieldSpec, ModelSpec
 
 MOST_DIMS = 3
 """Most axes of a grid that is cut into tiles."""
@@ -61,49 +60,54 @@ def refine_tiles(
         The refined logits; None if tiles would not save anything.
     """
     num_dims = values.ndim - 1
-    if num_dims > MOST_DIMS or backend.name != "cpu" or not spec.kernels.kernels:
+    thresholds = find_thresholds(threshold, spec)
+    if thresholds is None or num_dims > MOST_DIMS or backend.name != "cpu" or not spec.kernels.kernels:
         return None
     box = (None if mask is None else bounding_box(mask)) or tuple(slice(0, extent) for extent in values.shape[1:])
     lead = (1,) * (MOST_DIMS - num_dims)
     whole = values.reshape(len(values), *lead, *values.shape[1:])
     source = DenseChannels(whole, (*(slice(0, 1),) * len(lead), *box), is_probability=is_probability)
     grid = TileGrid(source.shape)
-    everywhere = np.ones((len(values), *grid.counts), np.bool_)
+    inside = None if mask is None else np.ascontiguousarray(mask[box]).reshape(grid.shape)
+    survey = survey_channels(grid, source, spec.mean_field, inside, settings.threads)
+    present, may_matter = find_present(survey, source, thresholds)
     problem = TileProblem(
         grid=grid,
         source=source,
-        present=everywhere,
-        may_matter=everywhere,
-        mask=None if mask is None else np.ascontiguousarray(mask[box]).reshape(grid.shape),
+        present=present,
+        may_matter=may_matter,
+        mask=inside,
         image=TileImage(image[(slice(None), *box)].reshape(-1, *grid.shape)),
         spacing=spacing,
         spec=spec,
-        threshold=None,
+        threshold=threshold,
+        settled=float(thresholds.may_matter.min()),
         axes=axes,
     )
-    thresholds = find_thresholds(threshold, spec)
-    survey = None
-    if thresholds is not None:
-        survey = survey_channels(problem, source, settings.threads)
-        present, may_matter = find_present(survey, source, thresholds)
-        problem = dataclasses.replace(
-            problem, present=present, may_matter=may_matter, threshold=threshold, settled=float(thresholds.may_matter.min())
-        )
     sets = label_sets(problem)
     is_direct: bool | None = True
     if sets.active.any():
         is_direct = choose_tiles(problem, sets, settings.threads)
         if is_direct is None:
             return None
-    found = solve(problem, backend, settings, is_direct=is_direct)
-    settled = 0.0 if survey is None else settled_energy(survey.best_by_tile(), found)
-    return TiledLogits(source, spec.mean_field.temperature, problem.mask, found, settled, values.shape[1:], settings.threads)
+    found = solve(problem, backend, settings, is_direct=is_direct, sets=sets)
+    settled = settled_energy(survey.best_by_tile(), found)
+    return TiledLogits(source, spec.mean_field.temperature, inside, found, settled, values.shape[1:], settings.threads)
 
 
-def survey_channels(problem: TileProblem, source: DenseChannels, threads: int | None) -> Survey:
-    """Return what one pass over all channels finds."""
-    run = problem.spec.mean_field
-    survey = Survey(problem.grid, run.num_labels, run.temperature, mask=problem.mask, is_probability=source.is_probability, threads=threads)
+def survey_channels(
+    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
+) -> Survey:
+    """Return what one pass over all channels finds.
+
+    Args:
+        grid: the tiles.
+        source: the channels.
+        run: of all labels.
+        mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
+        threads: None: the cores this process may use.
+    """
+    survey = Survey(grid, run.num_labels, run.temperature, mask=mask, is_probability=source.is_probability, threads=threads)
     for label in range(run.num_labels):
         survey.add(label, source.channel(label))
     return survey

@@ -27,7 +27,9 @@ MOST_REPEATS = 3
 """Runs after which a label whose domain is still too small takes part everywhere."""
 
 
-def solve(problem: TileProblem, backend: Backend, settings: Settings, *, is_direct: bool | None = None) -> RefinedTiles | None:
+def solve(
+    problem: TileProblem, backend: Backend, settings: Settings, *, is_direct: bool | None = None, sets: LabelSets | None = None
+) -> RefinedTiles | None:
     """Run the mean field on the tiles with several labels, in slabs if it does not fit into memory at once.
 
     Args:
@@ -35,6 +37,7 @@ def solve(problem: TileProblem, backend: Backend, settings: Settings, *, is_dire
         backend: the engine.
         settings: how.
         is_direct: whether sums are direct, else filters of the whole volume are used; None: what is less work.
+        sets: result of `label_sets` for this volume; None: they are found.
 
     Returns:
         The refined tiles; None if every tile inside the mask is settled.
@@ -44,7 +47,7 @@ def solve(problem: TileProblem, backend: Backend, settings: Settings, *, is_dire
     """
     repeats = 0
     while True:
-        sets = label_sets(problem)
+        sets = sets or label_sets(problem)
         if not sets.active.any():
             return None
         problem.source.ensure(sets.domains & sets.active, settings.threads)
@@ -63,7 +66,7 @@ def solve(problem: TileProblem, backend: Backend, settings: Settings, *, is_dire
         repeats += 1
         if repeats >= MOST_REPEATS:
             exceeding[exceeding.any(axis=(1, 2, 3))] = True
-        problem = dataclasses.replace(problem, present=problem.present | exceeding)
+        problem, sets = dataclasses.replace(problem, present=problem.present | exceeding), None
 
 
 def run_slabs(

@@ -12,6 +12,7 @@ from scipy import ndimage
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement_result import RefinementResult
+from crfrefine.tiles.threshold import Thresholds, find_thresholds
 from crfrefine.tiles.tiled_logits import TiledLogits
 
 
@@ -94,7 +95,13 @@ def refine(case: TileCase, parameters: CrfParameters, threshold: float, **option
         def choose(problem: Any, *_: object) -> bool:
             return problem.spec.kernels.filter == "truncated"
 
+        # As for streamed channels: all labels everywhere where none may be left out.
+        def thresholds(threshold: float, spec: Any) -> Thresholds:
+            lowest = np.full(spec.mean_field.num_labels, -np.inf)
+            return find_thresholds(threshold, spec) or Thresholds(lowest, lowest)
+
         patch.setattr("crfrefine.tiles.refining.choose_tiles", choose)
+        patch.setattr("crfrefine.tiles.refining.find_thresholds", thresholds)
         if threshold <= 0:
             patch.setattr("crfrefine.refinement.refine_tiles", lambda *_, **__: None)
         result = crfrefine.refine(
