@@ -123,6 +123,20 @@ class LabelSets:
         """Return the active tiles where a label takes part, as flat numbers, and its entries there."""
         return self._places[label]
 
+    def flagged(self, flags: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """Return (L, *tiles), the labels and tiles of the entries that are flagged; None: no entry is.
+
+        Args:
+            flags: (entries), not 0 where an entry is flagged.
+        """
+        if not flags.any():
+            return None
+        found = np.zeros_like(self.domains)
+        for label in np.unique(self.labels[flags != 0]):
+            tiles, entries = self.entries_of(int(label))
+            found[label].flat[tiles[flags[entries] != 0]] = True
+        return found
+
     def engine(self, mask: NDArray[np.bool_] | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, None: everywhere."""
         return load_engine().LabelSets(

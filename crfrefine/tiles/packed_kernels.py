@@ -245,13 +245,7 @@ class PackedKernels:
         values, flags = packed.packing.entries(refined, self._settings.threads), np.zeros(sets.num_entries, np.uint8)
         engine = sets.engine(problem.mask, self._settings.threads)
         engine.check(values, problem.may_matter, problem.reach, problem.threshold, flags)
-        if not flags.any():
-            return None
-        found = np.zeros_like(problem.present)
-        for label in np.unique(sets.labels[flags != 0]):
-            tiles, entries = sets.entries_of(int(label))
-            found[label].flat[tiles[flags[entries] != 0]] = True
-        return found
+        return sets.flagged(flags)
 
     def _without_messages(
         self, by_logits: NDArray[Any], logits: NDArray[Any], spec: MeanFieldSpec, *, wants_image: bool
@@ -272,11 +266,6 @@ class PackedKernels:
 
 def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
     return dataclasses.replace(spec, channel_labels=packing.shared)
-
-
-def _tells_labels(spec: ModelSpec, settings: PackSettings) -> bool:
-    """Return whether a channel must hold one label wherever anything is heard of it."""
-    return settings.tells_labels or not (spec.mean_field.is_potts and spec.mean_field.has_one_weight)
 
 
 def _by_temperature(by_logits: NDArray[Any], logits: NDArray[Any], temperature: float) -> float:

@@ -79,15 +79,9 @@ class RefinedTiles:
         tiles, entries = self.sets.entries_of(label)
         return tiles, self.values[entries]
 
-    def exceeding(self, problem: TileProblem) -> NDArray[np.bool_] | None:
+    def exceeding(self) -> NDArray[np.bool_] | None:
         """Return (L, *tiles), where a label's marginal was not negligible near the border of its domain; None: nowhere."""
-        if not self.exceeds.any():
-            return None
-        found = np.zeros_like(problem.present)
-        for label in np.unique(self.sets.labels[self.exceeds != 0]):
-            tiles, entries = self.sets.entries_of(int(label))
-            found[label].flat[tiles[self.exceeds[entries] != 0]] = True
-        return found
+        return self.sets.flagged(self.exceeds)
 
 
 @dataclass(frozen=True, eq=False)

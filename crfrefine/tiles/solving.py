@@ -60,7 +60,7 @@ def solve(
             found = run_slabs(problem, sets, slabs, backend, settings, is_direct=is_direct)
         if problem.threshold is None:
             return found
-        exceeding = found.exceeding(problem)
+        exceeding = found.exceeding()
         if exceeding is None:
             return found
         repeats += 1
