@@ -342,6 +342,7 @@ def refine_label_map(
         chosen.intensity,
         ModelSpec(kernels, model.mean_field),
         Settings(threads, progress, num_bytes),
+        threshold=chosen.mean_field.label_threshold,
         axes=order.axes,
     )
     _check_outcome(backend, refined, threads)

@@ -45,6 +45,7 @@ def refine_label_tiles(
     spec: ModelSpec,
     settings: Settings,
     *,
+    threshold: float = 0.0,
     axes: Sequence[int] | None = None,
 ) -> StreamedLogits:
     """Run the mean field on a label map: a label takes part within the kernels' reach of where it occurs, with the logit 0.
@@ -58,6 +59,7 @@ def refine_label_tiles(
         intensity: how intensities are normalized.
         spec: the model of the labels that have a channel.
         settings: how.
+        threshold: `mean_field.label_threshold`: marginals that change by far less are not sent again.
         axes: as in `Backend.kernels`.
 
     Raises:
@@ -79,6 +81,7 @@ def refine_label_tiles(
         image=TileImage(np.ascontiguousarray(image).reshape(-1, *grid.shape), fit_intensity(image, intensity, mask)),
         spacing=spacing,
         spec=spec,
+        precision=threshold,
         threshold=None,  # No label was left out because its probability was low.
         settled=settled_probability(spec),
         axes=axes,

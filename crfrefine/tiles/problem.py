@@ -39,6 +39,7 @@ class TileProblem:
             nowhere.
         axes: as in `Backend.kernels`.
         origin: that of the whole volume, for a slab; None: this is the whole.
+        precision: `mean_field.label_threshold`, by which `running.UNSENT` is measured.
     """
 
     grid: TileGrid
@@ -53,6 +54,7 @@ class TileProblem:
     settled: float = -math.inf
     axes: Sequence[int] | None = None
     origin: FeatureOrigin | None = None
+    precision: float = 0.0
 
     @property
     def num_dims(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,7 @@ def refine_tiles(
         spacing=spacing,
         spec=spec,
         threshold=threshold,
+        precision=threshold,
         settled=float(thresholds.may_matter.min()),
         axes=axes,
     )
@@ -89,7 +91,7 @@ def refine_tiles(
         is_direct = choose_tiles(problem, sets, settings.threads)
         if is_direct is None:
             return None
-    found = solve(problem, backend, settings, is_direct=is_direct, sets=sets)
+    found = solve(problem, backend, dataclasses.replace(settings, has_room=True), is_direct=is_direct, sets=sets)
     settled = settled_energy(survey.best_by_tile(), found)
     own = find_settled_labels(problem, found)
     return TiledLogits(source, spec.mean_field, inside, found, settled, values.shape[1:], settings.threads, settled_labels=own)

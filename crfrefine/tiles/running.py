@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Backend, Progress
     from crfrefine.specs import KernelSpec
+    from crfrefine.tiles.grid import Extents, TileGrid
     from crfrefine.tiles.label_sets import LabelSets
     from crfrefine.tiles.problem import TileProblem
 
+
+UNSENT = 0.05
+"""Share of the threshold of marginals by which those of a row may have changed before it sends them again."""
 
 _NONE = np.zeros(0, np.int32)
 
@@ -38,11 +42,13 @@ class Settings:
         threads: None: the cores this process may use.
         progress: called between stages; may raise to stop.
         num_bytes: called before a run: what it may take beyond what is in memory then; None: any amount.
+        has_room: whether copies of the whole volume may be made for a while.
     """
 
     threads: int | None = None
     progress: Progress | None = None
     num_bytes: Callable[[], int | None] | None = None
+    has_room: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +135,9 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
     sets, logits = packed.sets, packed.logits
     image = problem.image.planes(0, problem.grid.shape[0])
     built, channels, filters = None, Channels(0, _NONE, _NONE), _describe(problem, sets)
-    if not is_direct:
+    if not is_direct and packed.is_open.any():  # Without an open row there is nothing to filter.
         channels = share_channels(sets, num_rings(problem.reach))
-        kernels = build_kernels(problem, sets, image, channels.count, backend, settings)
+        kernels = build_kernels(problem, packed, image, channels.count, backend, settings)
         built, filters = kernels.built, kernels.filters
     spec, run = problem.spec.kernels, problem.spec.mean_field
     steps = spec.distances(problem.spacing)
@@ -163,19 +169,37 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
         problem.reach,
         problem.threshold or 0.0,
         exceeds,
+        UNSENT * problem.precision,
+        settings.has_room,
     )
     report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters)
     return RefinedTiles(sets, out, exceeds, problem.mask, report, {"build": prepared - started, "steps": time.perf_counter() - prepared})
 
 
-def build_kernels(
-    problem: TileProblem, sets: LabelSets, image: NDArray[np.float32], num_channels: int, backend: Backend, settings: Settings
-) -> CpuKernels:
-    """Return the kernels of the voxels that matter: those of active tiles, and of settled ones that they receive from.
+def rows_near(grid: TileGrid, packed: Packed, reach: Extents) -> NDArray[np.bool_]:
+    """Return (*grid), True within twice the reach of an open row of voxels; along the last axis in whole tiles.
 
-    A settled tile counts as far as the normalization of those who receive reaches: twice the kernels' reach.
+    Args:
+        grid: the tiles.
+        packed: which rows are open.
+        reach: voxels along each axis after which every kernel ends.
     """
-    near = problem.grid.voxels(widen(sets.active, num_rings(problem.reach)))
+    is_open = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
+    is_open[packed.sets.tiles] = packed.is_open.reshape(-1, *TILE[:2])
+    rows = is_open.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
+    rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
+    near = widen(rows, (2 * reach[0], 2 * reach[1], num_rings(reach)[2]))
+    return np.repeat(near, TILE[2], axis=2)[:, :, : grid.shape[2]]
+
+
+def build_kernels(
+    problem: TileProblem, packed: Packed, image: NDArray[np.float32], num_channels: int, backend: Backend, settings: Settings
+) -> CpuKernels:
+    """Return the kernels of the voxels that matter: those of open rows, and of all that they receive from.
+
+    A row counts as far as the normalization of those who send reaches: twice the kernels' reach.
+    """
+    near = rows_near(problem.grid, packed, problem.reach)
     if problem.mask is not None:
         near &= problem.mask
     dims = problem.grid.shape[3 - problem.num_dims :]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from crfrefine.tiles.label_sets import LabelSets
     from crfrefine.tiles.problem import TileProblem
 
-BYTES_PER_ENTRY = 4 * 4 + 1
-"""Per voxel of an entry: logits, marginals, refined logits, and those of the step before where steps may be shortened; the mask."""
+BYTES_PER_ENTRY = 5 * 4 + 1
+"""Per voxel of an entry: logits, marginals, their changes, messages or refined logits, and messages of settled rows; the mask."""
 
 BYTES_OF_FILTERS = 160
 """Per voxel around active tiles, where whole-volume filters are used: values of four channels on their way, padded copies, normalization,

@@ -111,6 +111,7 @@ def refine_stream(
         image=TileImage(image.reshape(-1, *grid.shape), maps),
         spacing=spacing,
         spec=spec,
+        precision=parameters.mean_field.label_threshold,
         threshold=parameters.mean_field.label_threshold if np.isfinite(thresholds.present).all() else None,
         settled=float(thresholds.may_matter.min()),
         axes=axes,

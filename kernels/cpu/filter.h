@@ -19,6 +19,9 @@ class BasicFilter {
    public:
     virtual ~BasicFilter() = default;
 
+    // The voxels whose sums matter: (voxel) nonzero; nullptr: all. At others, `accumulate` may leave out what it adds.
+    const uint8_t* receivers = nullptr;
+
     // sum[c][n] += channel_weight[c] * post[n] * sum_m K(n, m) * pre[m] * values[c][m]
     //
     // values, sum: num_channels arrays of num_voxels numbers. pre, post: num_voxels numbers, or nullptr for all ones.

@@ -260,6 +260,8 @@ class GridFilter final : public Filter {
         while (begin < end && is_zero_vector(load(from + begin))) begin += kLanes;
         while (begin < end && is_zero_vector(load(from + end - kLanes))) end -= kLanes;
         auto receives = [&](const Batch& batch) {
+            if (receivers && std::all_of(receivers + batch.voxel, receivers + batch.voxel + batch.count, [](uint8_t r) { return r == 0; }))
+                return false;
             return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin && x_cell_[batch.x] * bins < end;
         };
         auto receive = [&](const Batch& batch, const vfloat4* total) {

@@ -174,7 +174,7 @@ class LabelSets {
                  bool is_potts, double temperature, double damping, int num_iterations, double tolerance,
                  const nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>& is_open, int64_t num_voxels, const nb::object& progress,
                  const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter,
-                 const std::array<int64_t, 3>& reach, double threshold, const Out<uint8_t>& exceeds) const {
+                 const std::array<int64_t, 3>& reach, double threshold, const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
         MeanFieldOptions<float> options;
         options.num_labels = static_cast<int>(weights.front().size());
         options.weight = weights;
@@ -201,19 +201,19 @@ class LabelSets {
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
                 for (Kernel<float>& kernel : built->kernels)
-                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels, kernel, pool));
+                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels, is_open.data(), kernel, pool));
                 kernels.clear();
             }
             for (const DirectKernel& kernel : kernels) {
                 if (report_build) report_build(static_cast<int>(filters.size()), static_cast<int>(kernels.size()));
-                filters.push_back(make_direct_tile_filter(set_, is_open.data(), kernel, kind, pool));
+                filters.push_back(make_direct_tile_filter(set_, is_open.data(), kernel, kind, has_room, pool));
             }
             std::optional<Borders> borders;
             const int64_t extents[3] = {reach[0], reach[1], reach[2]};
             if (may_matter) borders.emplace(set_, may_matter->data(), extents, pool);
             const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold), exceeds.data()};
-            outcome = run_tile_mean_field(set_, filters, options, is_open.data(), num_voxels, logits.data(), out.data(),
-                                          borders ? &check : nullptr, pool, report_step);
+            outcome = run_tile_mean_field(set_, filters, options, is_open.data(), num_voxels, static_cast<float>(unsent), logits.data(),
+                                          out.data(), borders ? &check : nullptr, pool, report_step);
         });
         nb::dict result;
         result["num_iterations"] = outcome.num_iterations;
@@ -271,7 +271,7 @@ void define_tiles(nb::module_& m) {
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a, "of_settled"_a, "image"_a, "bilateral"_a,
              "spatial"_a, "normalization"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,
              "tolerance"_a, "is_open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a, "may_matter"_a.none(), "reach"_a,
-             "threshold"_a, "exceeds"_a)
+             "threshold"_a, "exceeds"_a, "unsent"_a, "has_room"_a)
         .def("check", &LabelSets::check, "values"_a, "may_matter"_a, "reach"_a, "threshold"_a, "flags"_a)
         .def("open_rows", &LabelSets::open_rows, "logits"_a, "temperature"_a, "settled"_a, "is_open"_a)
         .def("decode", &LabelSets::decode, "values"_a, "label_map"_a);

@@ -26,6 +26,9 @@ class RowMap {
         widen_axis(tiling_.shape[0], tiling_.shape[1] * tiling_.count[2], reach[0]);
     }
 
+    // row: of the grid; column: of tiles.
+    bool is_marked(int64_t row, int64_t column) const { return marks_[row * tiling_.count[2] + column] != 0; }
+
     // The marks of a tile's rows.
     std::vector<uint8_t> rows(int64_t tile) const {
         std::vector<uint8_t> found(tiling_.tile[0] * tiling_.tile[1]);

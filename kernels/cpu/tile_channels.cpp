@@ -13,66 +13,125 @@ constexpr int kGroup = 4;
 
 class ChannelTileFilter final : public TileFilter {
    public:
-    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, Kernel<float>& kernel, ThreadPool& pool)
-        : set_(set), channels_(channels), voxels_(voxels), kernel_(kernel), pool_(pool) {
+    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const uint8_t* is_open, Kernel<float>& kernel,
+                      ThreadPool& pool)
+        : set_(set),
+          channels_(channels),
+          voxels_(voxels),
+          kernel_(kernel),
+          pool_(pool),
+          group_(std::min(kGroup, channels.num_channels)),
+          sent_(group_ * voxels.num_voxels),
+          received_(group_ * voxels.num_voxels),
+          receivers_(voxels.num_voxels),
+          pieces_(set.num_active) {
         const Tiling& tiling = set.tiling;
         const int64_t num_rows = tiling.shape[0] * tiling.shape[1];
         first_run_.assign(num_rows + 1, static_cast<int64_t>(voxels.runs.size()));
         for (int64_t r = static_cast<int64_t>(voxels.runs.size()) - 1; r >= 0; --r) first_run_[voxels.runs[r].grid / tiling.shape[2]] = r;
         for (int64_t row = num_rows - 1; row >= 0; --row) first_run_[row] = std::min(first_run_[row], first_run_[row + 1]);
+        pool.run(group_, [&](int64_t c, int) {
+            std::fill_n(sent_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
+            std::fill_n(received_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
+        });
+        std::fill_n(receivers_.get(), voxels.num_voxels, uint8_t{0});
+        pool.run(set.num_active, [&](int64_t item, int) {
+            for_pieces(set.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
+                const int64_t row = item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
+                pieces_[item].push_back({voxel, place, length, row, is_open[row] != 0});
+                if (is_open[row]) std::fill_n(receivers_.get() + voxel, length, uint8_t{1});
+            });
+        });
+        kernel.filter->receivers = receivers_.get();
     }
 
-    void accumulate(const float* marginals, const uint8_t* /*is_open*/, const float* label_weight, float* message) override {
-        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
+    void accumulate(const SentRows& sent, const uint8_t* /*is_open*/, const float* label_weight, float* message) override {
         const std::vector<float> ones(kGroup, 1.0f);
         const float* scale = kernel_.scale.get();
-        Workspace workspace;
+        // For the last channel, the message of changes that sum to zero over the labels follows from the others.
+        const int num_filtered = channels_.num_channels - (sent.sums_to_zero ? 1 : 0);
+        if (sent.sums_to_zero && !rest_) {
+            rest_ = Buffer<float>(voxels_.num_voxels);
+            std::fill_n(rest_.get(), voxels_.num_voxels, 0.0f);
+        }
         for (int first = 0; first < channels_.num_channels; first += kGroup) {
-            const int count = std::min(kGroup, channels_.num_channels - first);
-            if (sent_.size < count * num_voxels) {
-                sent_ = Buffer<float>(count * num_voxels);
-                received_ = Buffer<float>(count * num_voxels);
-            }
-            pool_.run(count, [&](int64_t c, int) {
-                std::fill(sent_.get() + c * num_voxels, sent_.get() + (c + 1) * num_voxels, 0.0f);
-                std::fill(received_.get() + c * num_voxels, received_.get() + (c + 1) * num_voxels, 0.0f);
-            });
-            pool_.run(set_.tiling.num_tiles(), [&](int64_t tile, int) {
-                const int64_t item = set_.index[tile];
-                if (item < 0) {
-                    const int channel = set_.settled[tile] < 0 ? -1 : channels_.of_settled[tile] - first;
-                    if (channel < 0 || channel >= count) return;
-                    for_pieces(tile, [&](int64_t voxel, int64_t, int64_t length) {
-                        std::fill_n(sent_.get() + channel * num_voxels + voxel, length, 1.0f);
-                    });
-                    return;
-                }
-                for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
-                    const int channel = channels_.of_entry[e] - first;
-                    if (channel < 0 || channel >= count) continue;
-                    for_pieces(tile, [&](int64_t voxel, int64_t place, int64_t length) {
-                        std::copy_n(marginals + e * tile_voxels + place, length, sent_.get() + channel * num_voxels + voxel);
-                    });
-                }
-            });
-            kernel_.filter->accumulate(sent_.get(), count, kernel_.scales_sent ? scale : nullptr, scale, ones.data(), received_.get(),
-                                       workspace);
-            pool_.run(set_.num_active, [&](int64_t item, int) {
-                for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
-                    const int channel = channels_.of_entry[e] - first;
-                    if (channel < 0 || channel >= count) continue;
-                    const float weight = label_weight[set_.label[e]];
-                    for_pieces(set_.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
-                        const float* from = received_.get() + channel * num_voxels + voxel;
-                        float* to = message + e * tile_voxels + place;
-                        for (int64_t i = 0; i < length; ++i) to[i] += weight * from[i];
-                    });
-                }
-            });
+            const int count = std::min(kGroup, channels_.num_channels - first), filtered = std::min(count, num_filtered - first);
+            put(sent, first, filtered, false);
+            if (filtered > 0)
+                kernel_.filter->accumulate(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
+                                           received_.get(), workspace_);
+            put(sent, first, filtered, true);
+            take(first, count, filtered, sent.sums_to_zero, label_weight, message);
         }
     }
 
    private:
+    // Consecutive voxels of an active tile.
+    struct Piece {
+        int64_t voxel, place, length;  // of the first: its number, and its place in the tile
+        int64_t row;                   // (active tile, row of the tile)
+        bool is_open;
+    };
+
+    // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros always.
+    void put(const SentRows& sent, int first, int count, bool clear) {
+        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
+        pool_.run(set_.num_active, [&](int64_t item, int) {
+            for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
+                const int channel = channels_.of_entry[e] - first;
+                if (channel < 0 || channel >= count) continue;
+                float* const to = sent_.get() + channel * num_voxels;
+                for (const Piece& piece : pieces_[item]) {
+                    if (!sent.rows[piece.row]) continue;
+                    if (clear) {
+                        std::fill_n(to + piece.voxel, piece.length, 0.0f);
+                    } else {
+                        std::copy_n(sent.values + e * tile_voxels + piece.place, piece.length, to + piece.voxel);
+                    }
+                }
+            }
+        });
+        if (!sent.from_settled) return;
+        pool_.run(set_.tiling.num_tiles(), [&](int64_t tile, int) {
+            if (set_.index[tile] >= 0 || set_.settled[tile] < 0) return;
+            const int channel = channels_.of_settled[tile] - first;
+            if (channel < 0 || channel >= count) return;
+            for_pieces(tile, [&](int64_t voxel, int64_t, int64_t length) {
+                std::fill_n(sent_.get() + channel * num_voxels + voxel, length, clear ? 0.0f : 1.0f);
+            });
+        });
+    }
+
+    // Adds what was received in some channels to the messages, and leaves zeros.
+    void take(int first, int count, int filtered, bool sums_to_zero, const float* label_weight, float* message) {
+        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
+        pool_.run(set_.num_active, [&](int64_t item, int) {
+            for (const Piece& piece : pieces_[item]) {
+                if (!piece.is_open) continue;
+                if (sums_to_zero) follow(piece, count, filtered);
+                for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
+                    const int channel = channels_.of_entry[e] - first;
+                    if (channel < 0 || channel >= count) continue;
+                    const float weight = label_weight[set_.label[e]];
+                    const float* const from = received_.get() + channel * num_voxels + piece.voxel;
+                    float* const to = message + e * tile_voxels + piece.place;
+                    for (int64_t i = 0; i < piece.length; ++i) to[i] += weight * from[i];
+                }
+                for (int c = 0; c < count; ++c) std::fill_n(received_.get() + c * num_voxels + piece.voxel, piece.length, 0.0f);
+            }
+        });
+    }
+
+    // The message of the last channel, if it is one of these: minus the sum of all others.
+    void follow(const Piece& piece, int count, int filtered) {
+        float* const rest = rest_.get() + piece.voxel;
+        for (int c = 0; c < filtered; ++c)
+            for (int64_t i = 0; i < piece.length; ++i) rest[i] -= received_[c * voxels_.num_voxels + piece.voxel + i];
+        if (filtered == count) return;
+        std::copy_n(rest, piece.length, received_.get() + filtered * voxels_.num_voxels + piece.voxel);
+        std::fill_n(rest, piece.length, 0.0f);
+    }
+
     // Calls body(compact voxel, place among the tile's voxels, length) for the voxels of a tile inside the mask of the filters.
     template <class Body>
     void for_pieces(int64_t number, Body&& body) const {
@@ -97,15 +156,20 @@ class ChannelTileFilter final : public TileFilter {
     const Voxels& voxels_;
     Kernel<float>& kernel_;
     ThreadPool& pool_;
-    std::vector<int64_t> first_run_;  // (row of the grid + 1) the first run of the row, or of a later one
-    Buffer<float> sent_, received_;   // (channel of a group, compact voxel)
+    const int group_;                         // channels that are filtered together
+    std::vector<int64_t> first_run_;          // (row of the grid + 1) the first run of the row, or of a later one
+    Buffer<float> sent_, received_;           // (channel of a group, compact voxel), zero between calls where it matters
+    Buffer<float> rest_;                      // (compact voxel) minus what the channels so far received
+    Buffer<uint8_t> receivers_;               // (compact voxel) whether it is in an open row
+    std::vector<std::vector<Piece>> pieces_;  // of each active tile
+    Workspace workspace_;
 };
 
 }  // namespace
 
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     Kernel<float>& kernel, ThreadPool& pool) {
-    return std::make_unique<ChannelTileFilter>(set, channels, voxels, kernel, pool);
+                                                     const uint8_t* is_open, Kernel<float>& kernel, ThreadPool& pool) {
+    return std::make_unique<ChannelTileFilter>(set, channels, voxels, is_open, kernel, pool);
 }
 
 }  // namespace crf

@@ -1,231 +1,51 @@
-// Direct sums tile by tile: a tile and its surroundings are copied into an array per label that is present in the tile, and each pair's
-// weight is computed once for all of them. Work and memory follow the labels that are present.
+// Direct sums tile by tile: what a tile and its surroundings send is read for each label that takes part in the tile, and each pair's
+// weight is computed once for all of them. Work and memory follow the labels that are present, and the rows that send and receive.
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/filter.h"
 #include "cpu/row_map.h"
+#include "cpu/sent_volume.h"
 #include "cpu/simd.h"
-#include "cpu/spatial_taps.h"
-#include "cpu/tile_filter.h"
-#include "cpu/window.h"
+#include "cpu/tile_kernels.h"
 
 namespace crf {
 
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
-
-// Labels whose sums stay in registers.
-constexpr int kMostTogether = 8;
-
-// Rows that are processed together, so that the latency of one row's exponentials hides behind the other's.
-constexpr int kRowsTogether = 2;
-
-struct Offset {
-    int64_t linear;  // distance in the neighborhood's array
-    float exponent;  // log2 of the spatial part of the weight
-};
-
-bool is_any_open(const uint8_t* rows, int64_t count) {
-    return std::any_of(rows, rows + count, [](uint8_t open) { return open != 0; });
-}
-
-// Scratch of a thread: arrays of a neighborhood.
-struct Scratch {
-    std::vector<float> intensity, scale, sent, received, pass;
-};
-
-// A kernel without its normalization: sums over the neighborhood of a tile.
-class TileKernel {
-   public:
-    TileKernel(const Tiling& tiling, const int64_t (&reach)[3]) : around(tiling, reach), tiling_(tiling) {}
-    virtual ~TileKernel() = default;
-
-    // Prepares the tile whose sums follow.
-    virtual void enter(int64_t tile, Scratch& scratch) const = 0;
-    // received: (label, voxel of the tile), from scratch.sent: (label, voxel of the neighborhood). is_open: (row of the tile), or nullptr
-    // for all; other rows of `received` may be anything.
-    virtual void sum(int num_labels, const uint8_t* is_open, Scratch& scratch) const = 0;
-
-    const Neighborhood around;
-
-   protected:
-    const Tiling& tiling_;
-};
-
-class BilateralTileKernel final : public TileKernel {
-   public:
-    BilateralTileKernel(const Tiling& tiling, const DirectKernel& kernel, const int64_t (&reach)[3])
-        : TileKernel(tiling, reach), kernel_(kernel), num_modalities_(static_cast<int>(kernel.intensity.size())) {
-        for (int64_t z = -reach[0]; z <= reach[0]; ++z)
-            for (int64_t y = -reach[1]; y <= reach[1]; ++y)
-                for (int64_t x = -reach[2]; x <= reach[2]; ++x) {
-                    const double scaled[3] = {z / kernel.sigma[0], y / kernel.sigma[1], x / kernel.sigma[2]};
-                    const double square = scaled[0] * scaled[0] + scaled[1] * scaled[1] + scaled[2] * scaled[2];
-                    if (square > kTruncationRadius * kTruncationRadius * (1 + 1e-6) || (z == 0 && y == 0 && x == 0)) continue;
-                    offsets_.push_back({(z * around.shape[1] + y) * around.shape[2] + x, static_cast<float>(-0.5 * square * kLog2e)});
-                }
-    }
-
-    void enter(int64_t tile, Scratch& scratch) const override {
-        scratch.intensity.assign(num_modalities_ * around.size, 0.0f);
-        for (int m = 0; m < num_modalities_; ++m) {
-            const float scale = static_cast<float>(std::sqrt(0.5 * kLog2e) / kernel_.theta_beta[m]);
-            float* to = scratch.intensity.data() + m * around.size;
-            around.for_rows(tiling_, tile, [&](int64_t, int64_t, int64_t grid, int64_t place, int64_t length) {
-                const float* from = kernel_.intensity[m] + grid;
-                for (int64_t i = 0; i < length; ++i) to[place + i] = from[i] * scale;
-            });
-        }
-    }
-
-    void sum(int num_labels, const uint8_t* is_open, Scratch& scratch) const override {
-        for (int first = 0; first < num_labels; first += kMostTogether) {
-            switch (std::min(kMostTogether, num_labels - first)) {
-                case 1:
-                    sum_labels<1>(first, is_open, scratch);
-                    break;
-                case 2:
-                    sum_labels<2>(first, is_open, scratch);
-                    break;
-                case 3:
-                    sum_labels<3>(first, is_open, scratch);
-                    break;
-                case 4:
-                    sum_labels<4>(first, is_open, scratch);
-                    break;
-                case 5:
-                    sum_labels<5>(first, is_open, scratch);
-                    break;
-                case 6:
-                    sum_labels<6>(first, is_open, scratch);
-                    break;
-                case 7:
-                    sum_labels<7>(first, is_open, scratch);
-                    break;
-                default:
-                    sum_labels<kMostTogether>(first, is_open, scratch);
-                    break;
-            }
-        }
-    }
-
-   private:
-    template <int L>
-    void sum_labels(int first, const uint8_t* is_open, Scratch& scratch) const {
-        switch (num_modalities_) {
-            case 1:
-                return sum_modalities<L, 1>(first, is_open, scratch);
-            case 2:
-                return sum_modalities<L, 2>(first, is_open, scratch);
-            default:
-                return sum_modalities<L, 0>(first, is_open, scratch);
-        }
-    }
-
-    // L: labels; M: modalities, 0 = any.
-    template <int L, int M>
-    void sum_modalities(int first, const uint8_t* is_open, Scratch& scratch) const {
-        const int num_modalities = M > 0 ? M : num_modalities_;
-        const int64_t num_rows = tiling_.tile[0] * tiling_.tile[1];
-        for (int64_t row = 0; row < num_rows; row += kRowsTogether) {
-            if (is_open && !is_any_open(is_open + row, kRowsTogether)) continue;
-            for (int64_t x = 0; x < tiling_.tile[2]; x += kLanes) {
-                const float *intensity[kRowsTogether], *sent[kRowsTogether];
-                vfloat total[kRowsTogether][L], own[kRowsTogether][M > 0 ? M : 1];
-                for (int r = 0; r < kRowsTogether; ++r) {
-                    const int64_t place = around.own_row((row + r) / tiling_.tile[1], (row + r) % tiling_.tile[1]) + x;
-                    intensity[r] = scratch.intensity.data() + place;
-                    sent[r] = scratch.sent.data() + first * around.size + place;
-                    for (int l = 0; l < L; ++l) total[r][l] = load(sent[r] + l * around.size);
-                    for (int m = 0; m < M; ++m) own[r][m] = load(intensity[r] + m * around.size);
-                }
-                for (const Offset& offset : offsets_) {
-                    for (int r = 0; r < kRowsTogether; ++r) {
-                        vfloat exponent = splat_lanes(offset.exponent);
-                        for (int m = 0; m < num_modalities; ++m) {
-                            const vfloat here = M > 0 ? own[r][M > 0 ? m : 0] : load(intensity[r] + m * around.size);
-                            const vfloat difference = here - load(intensity[r] + m * around.size + offset.linear);
-                            exponent -= difference * difference;
-                        }
-                        const vfloat weight = exp2_nonpositive(exponent);
-                        for (int l = 0; l < L; ++l) total[r][l] += weight * load(sent[r] + l * around.size + offset.linear);
-                    }
-                }
-                for (int r = 0; r < kRowsTogether; ++r)
-                    for (int l = 0; l < L; ++l)
-                        store(scratch.received.data() + (first + l) * tiling_.tile_voxels() + (row + r) * tiling_.tile[2] + x, total[r][l]);
-            }
-        }
-    }
-
-    const DirectKernel& kernel_;
-    int num_modalities_;
-    std::vector<Offset> offsets_;
-};
-
-// Axis by axis: along the last axis in all rows of the neighborhood, then along the second in all planes, then along the first.
-class SpatialTileKernel final : public TileKernel {
-   public:
-    SpatialTileKernel(const Tiling& tiling, std::vector<SpatialTaps> taps, const int64_t (&reach)[3])
-        : TileKernel(tiling, reach), taps_(std::move(taps)) {}
-
-    void enter(int64_t, Scratch&) const override {}
-
-    void sum(int num_labels, const uint8_t* /*is_open*/, Scratch& scratch) const override {
-        const int64_t width = tiling_.tile[2], rows = around.shape[1], planes = around.shape[0];
-        scratch.pass.resize((planes * rows + planes * tiling_.tile[1]) * width);
-        float* const along_x = scratch.pass.data();
-        float* const along_y = along_x + planes * rows * width;
-        for (int label = 0; label < num_labels; ++label) {
-            const float* sent = scratch.sent.data() + label * around.size;
-            for (int64_t row = 0; row < planes * rows; ++row)
-                blur(sent + row * around.shape[2] + around.halo[2], 1, taps_[2].weight, width, along_x + row * width);
-            for (int64_t z = 0; z < planes; ++z)
-                for (int64_t y = 0; y < tiling_.tile[1]; ++y)
-                    blur(along_x + (z * rows + y + around.halo[1]) * width, width, taps_[1].weight, width,
-                         along_y + (z * tiling_.tile[1] + y) * width);
-            for (int64_t z = 0; z < tiling_.tile[0]; ++z)
-                for (int64_t y = 0; y < tiling_.tile[1]; ++y)
-                    blur(along_y + ((z + around.halo[0]) * tiling_.tile[1] + y) * width, tiling_.tile[1] * width, taps_[0].weight, width,
-                         scratch.received.data() + label * tiling_.tile_voxels() + (z * tiling_.tile[1] + y) * width);
-        }
-    }
-
-   private:
-    static void blur(const float* from, int64_t stride, const std::vector<double>& weight, int64_t width, float* to) {
-        for (int64_t x = 0; x < width; x += kLanes) {
-            vfloat total = load(from + x) * static_cast<float>(weight[0]);
-            for (size_t k = 1; k < weight.size(); ++k) {
-                const int64_t away = static_cast<int64_t>(k) * stride;
-                total += (load(from + x - away) + load(from + x + away)) * static_cast<float>(weight[k]);
-            }
-            store(to + x, total);
-        }
-    }
-
-    const std::vector<SpatialTaps> taps_;
-};
+// Labels that send through volumes of their own; more take copies of a tile's surroundings.
+constexpr int kMostVolumes = 8;
 
 class DirectTileFilter final : public TileFilter {
    public:
+    // at_once: the kernel, if its row sums may take arrays of the whole volume; nullptr: they may not.
     DirectTileFilter(const TileSet& set, const uint8_t* is_open, std::unique_ptr<TileKernel> kernel, Normalization normalization,
-                     ThreadPool& pool)
-        : set_(set), kernel_(std::move(kernel)), pool_(pool), normalization_(normalization), scratch_(pool.num_threads()) {
+                     const DirectKernel* at_once, ThreadPool& pool)
+        : set_(set),
+          kernel_(std::move(kernel)),
+          pool_(pool),
+          normalization_(normalization),
+          at_once_(at_once),
+          scratch_(pool.num_threads()) {
         if (normalization_ != Normalization::kNone) normalize(is_open);
+        // With many labels, most of them are in few tiles.
+        const int32_t num_labels = 1 + std::max(*std::max_element(set.label, set.label + set.num_entries()),
+                                                *std::max_element(set.settled, set.settled + set.tiling.num_tiles()));
+        if (at_once && num_labels <= kMostVolumes && kernel_->around.halo[2] <= set.tiling.tile[2])
+            volume_ = std::make_unique<SentVolume>(set.tiling, kernel_->around, num_labels);
     }
 
-    bool skips_rows() const override { return true; }
-
-    void accumulate(const float* marginals, const uint8_t* is_open, const float* label_weight, float* message) override {
+    void accumulate(const SentRows& sent, const uint8_t* is_open, const float* label_weight, float* message) override {
         const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
+        if (volume_) put(sent, false);
         pool_.run(set_.num_active, [&](int64_t item, int thread) {
-            Scratch& scratch = scratch_[thread];
+            TileScratch& scratch = scratch_[thread];
             const uint8_t* open = is_open + item * num_rows;
             if (!is_any_open(open, num_rows)) return;
             const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
+            kernel_->find_needed(open, scratch);
+            if (!(volume_ ? find_sent(item, scratch) : send(item, sent, scratch))) return;
             kernel_->enter(set_.active[item], scratch);
-            send(item, marginals, scratch);
             scratch.received.resize(num_labels * voxels);
             kernel_->sum(static_cast<int>(num_labels), open, scratch);
             const float* post = normalization_ == Normalization::kNone ? nullptr : scale_.get() + near_[set_.active[item]] * voxels;
@@ -238,38 +58,118 @@ class DirectTileFilter final : public TileFilter {
                         to[i] += weight * (post ? post[i] : 1.0f) * from[i];
             }
         });
+        if (volume_) put(sent, true);
     }
 
    private:
-    // What the labels of an active tile send in its neighborhood.
-    void send(int64_t item, const float* marginals, Scratch& scratch) const {
-        const Neighborhood& around = kernel_->around;
-        const int64_t voxels = set_.tiling.tile_voxels(), first = set_.first_entry[item];
-        const int64_t num_labels = set_.first_entry[item + 1] - first;
-        scratch.sent.assign(num_labels * around.size, 0.0f);
-        int64_t last = -1, active = -1;
-        std::vector<int64_t> entry(num_labels);
-        around.for_rows(set_.tiling, set_.active[item], [&](int64_t tile, int64_t in_tile, int64_t grid, int64_t place, int64_t length) {
-            if (tile != last) {
-                last = tile;
-                active = set_.index[tile];
-                if (active >= 0)
-                    for (int64_t l = 0; l < num_labels; ++l) entry[l] = set_.find_entry(active, set_.label[first + l]);
-            }
-            if (active < 0 && set_.settled[tile] < 0) return;
+    // Writes what is sent to the volume, or zeros to the same places.
+    void put(const SentRows& sent, bool clear) {
+        const Tiling& tiling = set_.tiling;
+        const int64_t voxels = tiling.tile_voxels(), width = tiling.tile[2], num_rows = voxels / width;
+        pool_.run(tiling.num_tiles(), [&](int64_t tile, int) {
+            const int64_t active = set_.index[tile];
+            if (active < 0 && (!sent.from_settled || set_.settled[tile] < 0)) return;
             if (normalization_ == Normalization::kSymmetric && near_[tile] < 0) return;  // out of reach of all rows that receive
-            const float* scale = normalization_ == Normalization::kSymmetric ? scale_.get() + near_[tile] * voxels + in_tile : nullptr;
+            const float* const scale = normalization_ == Normalization::kSymmetric ? scale_.get() + near_[tile] * voxels : nullptr;
+            int64_t at[3];
+            tiling.place(tile, at);
+            const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x;
+            for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
+                for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
+                    const int64_t row = (z - tiling.begin(0, at[0])) * tiling.tile[1] + y - tiling.begin(1, at[1]);
+                    if (active >= 0 && !sent.rows[active * num_rows + row]) continue;
+                    volume_->sends[(z * tiling.shape[1] + y) * tiling.count[2] + at[2]] = !clear;
+                    if (active < 0) {
+                        float* const to = volume_->at(set_.settled[tile], z, y, x);
+                        const int64_t grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+                        for (int64_t i = 0; i < length; ++i)
+                            to[i] = clear || !set_.is_inside(grid + i) ? 0.0f : scale ? scale[row * width + i] : 1.0f;
+                        continue;
+                    }
+                    for (int64_t e = set_.first_entry[active]; e < set_.first_entry[active + 1]; ++e) {
+                        float* const to = volume_->at(set_.label[e], z, y, x);
+                        const float* const from = sent.values + e * voxels + row * width;
+                        for (int64_t i = 0; i < length; ++i) to[i] = clear ? 0.0f : scale ? from[i] * scale[row * width + i] : from[i];
+                    }
+                }
+        });
+    }
+
+    // Where the volume has what is sent around an active tile; false: nothing is.
+    bool find_sent(int64_t item, TileScratch& scratch) const {
+        const Tiling& tiling = set_.tiling;
+        const Neighborhood& around = kernel_->around;
+        int64_t at[3];
+        tiling.place(set_.active[item], at);
+        scratch.sends.assign(kernel_->num_rows_around(), 0);
+        bool any = false;
+        for (int64_t row = 0; row < kernel_->num_rows_around(); ++row) {
+            const int64_t z = tiling.begin(0, at[0]) + row / around.shape[1] - around.halo[0];
+            const int64_t y = tiling.begin(1, at[1]) + row % around.shape[1] - around.halo[1];
+            if (!scratch.needed[row] || z < 0 || z >= tiling.shape[0] || y < 0 || y >= tiling.shape[1]) continue;
+            const uint8_t* const sends = volume_->sends.data() + (z * tiling.shape[1] + y) * tiling.count[2];
+            if (sends[at[2]]) scratch.sends[row] |= kOwn;
+            if (at[2] > 0 && sends[at[2] - 1]) scratch.sends[row] |= kLeft;
+            if (at[2] + 1 < tiling.count[2] && sends[at[2] + 1]) scratch.sends[row] |= kRight;
+            any |= scratch.sends[row] != 0;
+        }
+        scratch.sent_row = volume_->row;
+        scratch.sent_plane = volume_->plane;
+        scratch.sent_of.clear();
+        for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e)
+            scratch.sent_of.push_back(volume_->at(set_.label[e], tiling.begin(0, at[0]), tiling.begin(1, at[1]), tiling.begin(2, at[2])));
+        return any;
+    }
+
+    // What the labels of an active tile send in its neighborhood; false: nothing.
+    bool send(int64_t item, const SentRows& sent, TileScratch& scratch) const {
+        const Neighborhood& around = kernel_->around;
+        const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
+        const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
+        scratch.sent.resize(num_labels * around.size);
+        scratch.sends.assign(kernel_->num_rows_around(), 0);
+        int64_t last = -1, active = -1;
+        bool any = false;
+        std::vector<int64_t> entry(num_labels);  // of the tile that sends: the label's, -1: it sends nothing; 0: a settled tile sends it
+        around.for_rows(set_.tiling, set_.active[item], [&](const Neighborhood::Piece& piece) {
+            if (piece.tile != last) {
+                last = piece.tile;
+                active = set_.index[last];
+                for (int64_t l = 0; l < num_labels; ++l) {
+                    const int32_t label = set_.label[first + l];
+                    const bool is_settled = sent.from_settled && set_.settled[last] == label;
+                    entry[l] = active >= 0 ? set_.find_entry(active, label) : is_settled ? 0 : -1;
+                }
+            }
+            if (!scratch.needed[piece.row] || (active >= 0 && !sent.rows[active * num_rows + piece.tile_row])) return;
+            if (normalization_ == Normalization::kSymmetric && near_[last] < 0) return;  // out of reach of all rows that receive
+            const float* const scale =
+                normalization_ == Normalization::kSymmetric ? scale_.get() + near_[last] * voxels + piece.tile_place : nullptr;
             for (int64_t l = 0; l < num_labels; ++l) {
-                float* to = scratch.sent.data() + l * around.size + place;
+                if (entry[l] < 0) continue;
+                mark(piece, num_labels, scratch);
+                any = true;
+                float* const to = scratch.sent.data() + l * around.size + piece.place;
                 if (active >= 0) {
-                    if (entry[l] < 0) continue;
-                    const float* from = marginals + entry[l] * voxels + in_tile;  // 0 outside the mask
-                    for (int64_t i = 0; i < length; ++i) to[i] = from[i] * (scale ? scale[i] : 1.0f);
-                } else if (set_.settled[tile] == set_.label[first + l]) {
-                    for (int64_t i = 0; i < length; ++i) to[i] = set_.is_inside(grid + i) ? (scale ? scale[i] : 1.0f) : 0.0f;
+                    const float* const from = sent.values + entry[l] * voxels + piece.tile_place;
+                    for (int64_t i = 0; i < width; i += kLanes) store(to + i, scale ? load(from + i) * load(scale + i) : load(from + i));
+                } else {
+                    for (int64_t i = 0; i < piece.length; ++i) to[i] = set_.is_inside(piece.grid + i) ? (scale ? scale[i] : 1.0f) : 0.0f;
                 }
             }
         });
+        kernel_->read_copies(num_labels, scratch);
+        return any;
+    }
+
+    // Notes that a piece sends; a row of which nothing was sent so far is cleared.
+    void mark(const Neighborhood::Piece& piece, int64_t num_labels, TileScratch& scratch) const {
+        const Neighborhood& around = kernel_->around;
+        uint8_t& sends = scratch.sends[piece.row];
+        if (!sends)
+            for (int64_t l = 0; l < num_labels; ++l)
+                std::fill_n(scratch.sent.data() + l * around.size + piece.row * around.shape[2], around.shape[2], 0.0f);
+        sends |= piece.column < 0 ? kLeft : piece.column == 0 ? kOwn : kRight;
     }
 
     // Fills `scale_`: the factor of the normalization in the rows that receive, or send to them.
@@ -291,31 +191,76 @@ class DirectTileFilter final : public TileFilter {
             rows.insert(rows.end(), of_tile.begin(), of_tile.end());
         }
         scale_ = Buffer<float>(static_cast<int64_t>(tiles.size()) * voxels);
-        pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t item, int thread) {
-            Scratch& scratch = scratch_[thread];
-            const uint8_t* const needed_rows = rows.data() + item * num_rows;
-            kernel_->enter(tiles[item], scratch);
-            scratch.sent.assign(around.size, 0.0f);
-            around.for_rows(tiling, tiles[item], [&](int64_t, int64_t, int64_t grid, int64_t place, int64_t length) {
-                for (int64_t i = 0; i < length; ++i) scratch.sent[place + i] = set_.is_inside(grid + i) ? 1.0f : 0.0f;
+        if (at_once_ && !tiles.empty()) {
+            needed.widen(around.halo);
+            sum_rows_at_once(needed);
+        } else {
+            pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t item, int thread) {
+                sum_rows(tiles[item], rows.data() + item * num_rows, scratch_[thread], scale_.get() + item * voxels);
             });
-            scratch.received.resize(voxels);
-            kernel_->sum(1, needed_rows, scratch);
+        }
+        pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t item, int) {
             float* scale = scale_.get() + item * voxels;
             for (int64_t i = 0; i < voxels; ++i) {
                 // A voxel inside the mask counts itself with weight 1; the others do not matter.
-                const float total = needed_rows[i / tiling.tile[2]] ? scratch.received[i] : 0.0f,
+                const float total = rows[(item * voxels + i) / tiling.tile[2]] ? scale[i] : 0.0f,
                             inverse = total >= 0.5f ? 1 / total : 0.0f;
                 scale[i] = normalization_ == Normalization::kSymmetric ? std::sqrt(inverse) : inverse;
             }
         });
     }
 
+    // The kernel's row sums in some rows of a tile.
+    void sum_rows(int64_t tile, const uint8_t* needed, TileScratch& scratch, float* sums) const {
+        const Neighborhood& around = kernel_->around;
+        scratch.sends.assign(kernel_->num_rows_around(), kEverywhere);
+        kernel_->enter(tile, scratch);
+        scratch.sent.assign(around.size, 0.0f);
+        around.for_rows(set_.tiling, tile, [&](const Neighborhood::Piece& piece) {
+            for (int64_t i = 0; i < piece.length; ++i) scratch.sent[piece.place + i] = set_.is_inside(piece.grid + i) ? 1.0f : 0.0f;
+        });
+        scratch.received.resize(set_.tiling.tile_voxels());
+        kernel_->read_copies(1, scratch);
+        kernel_->sum(1, needed, scratch);
+        std::copy_n(scratch.received.data(), set_.tiling.tile_voxels(), sums);
+    }
+
+    // All row sums, complete where only marked rows count: each pair of voxels is visited once, for which the whole volume is copied.
+    void sum_rows_at_once(const RowMap& near) {
+        const Tiling& tiling = set_.tiling;
+        const int64_t width = tiling.tile[2], num_rows = tiling.tile_voxels() / width, grid_size = tiling.num_voxels();
+        Buffer<uint8_t> mask(grid_size);
+        for (int64_t row = 0; row < tiling.shape[0] * tiling.shape[1]; ++row)
+            for (int64_t x = 0; x < tiling.shape[2]; ++x)
+                mask[row * tiling.shape[2] + x] = near.is_marked(row, x / width) && set_.is_inside(row * tiling.shape[2] + x);
+        const Voxels voxels({tiling.shape[0], tiling.shape[1], tiling.shape[2]}, {1.0, 1.0, 1.0}, mask.get());
+        std::vector<double> sigma;
+        for (int a = 0; a < voxels.num_axes; ++a) sigma.push_back(at_once_->sigma[voxels.source_axis[a]]);
+        const BilateralInput input(voxels, sigma, at_once_->theta_beta, at_once_->intensity, pool_);
+        Buffer<float> ones(voxels.num_voxels), sums(voxels.num_voxels);
+        std::fill_n(ones.get(), voxels.num_voxels, 1.0f);
+        std::fill_n(sums.get(), voxels.num_voxels, 0.0f);
+        Workspace workspace;
+        const float unit = 1.0f;
+        make_truncated_filter(input, pool_)->accumulate(ones.get(), 1, nullptr, nullptr, &unit, sums.get(), workspace);
+        for (const Run& run : voxels.runs) {
+            const int64_t row = run.grid / tiling.shape[2], z = row / tiling.shape[1], y = row % tiling.shape[1];
+            const int64_t first = (z / tiling.tile[0] * tiling.count[1] + y / tiling.tile[1]) * tiling.count[2];
+            const int64_t place = (z % tiling.tile[0] * tiling.tile[1] + y % tiling.tile[1]) * width;
+            for (int64_t i = 0; i < run.length; ++i) {
+                const int64_t x = run.grid % tiling.shape[2] + i, item = near_[first + x / width];
+                if (item >= 0) scale_[item * num_rows * width + place + x % width] = sums[run.voxel + i];
+            }
+        }
+    }
+
     const TileSet& set_;
     const std::unique_ptr<TileKernel> kernel_;
     ThreadPool& pool_;
     const Normalization normalization_;
-    std::vector<Scratch> scratch_;
+    const DirectKernel* const at_once_;
+    std::unique_ptr<SentVolume> volume_;  // nullptr: what a tile's surroundings send is copied
+    std::vector<TileScratch> scratch_;
     std::vector<int64_t> near_;  // (tile) where its voxels are in `scale_`, or -1
     Buffer<float> scale_;
 };
@@ -323,18 +268,11 @@ class DirectTileFilter final : public TileFilter {
 }  // namespace
 
 std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const uint8_t* is_open, const DirectKernel& kernel,
-                                                    Normalization normalization, ThreadPool& pool) {
-    int64_t reach[3];
-    if (!kernel.intensity.empty()) {
-        for (int a = 0; a < 3; ++a) reach[a] = window_radius(kernel.sigma[a], set.tiling.shape[a]);
-        return std::make_unique<DirectTileFilter>(set, is_open, std::make_unique<BilateralTileKernel>(set.tiling, kernel, reach),
-                                                  normalization, pool);
-    }
-    std::vector<SpatialTaps> taps =
-        spatial_taps(kernel.sigma, {set.tiling.shape[0], set.tiling.shape[1], set.tiling.shape[2]}, kSpatialRadius<float>);
-    for (int a = 0; a < 3; ++a) reach[a] = static_cast<int64_t>(taps[a].weight.size()) - 1;
-    return std::make_unique<DirectTileFilter>(set, is_open, std::make_unique<SpatialTileKernel>(set.tiling, std::move(taps), reach),
-                                              normalization, pool);
+                                                    Normalization normalization, bool has_room, ThreadPool& pool) {
+    if (kernel.intensity.empty())
+        return std::make_unique<DirectTileFilter>(set, is_open, make_spatial_tile_kernel(set.tiling, kernel), normalization, nullptr, pool);
+    return std::make_unique<DirectTileFilter>(set, is_open, make_bilateral_tile_kernel(set.tiling, kernel), normalization,
+                                              has_room ? &kernel : nullptr, pool);
 }
 
 }  // namespace crf

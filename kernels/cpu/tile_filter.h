@@ -9,20 +9,23 @@
 
 namespace crf {
 
+// What the rows of active tiles send: all that they hold, or what has changed since they sent last.
+struct SentRows {
+    const float* values;        // (entry, voxel of a tile); 0 outside the mask and the grid
+    const uint8_t* rows;        // (active tile, row of the tile), 0 where a row sends nothing; its values may then be anything
+    bool from_settled;          // whether the voxels of settled tiles send 1 for their label
+    bool sums_to_zero = false;  // whether the values of a voxel's labels do, as changes of marginals
+};
+
 // A normalized kernel on a set of tiles.
 class TileFilter {
    public:
     virtual ~TileFilter() = default;
 
-    // message[e][n] += label_weight[label of e] * (the normalized kernel applied to the marginals of that label)[n]
+    // message[e][n] += label_weight[label of e] * (the normalized kernel applied to what is sent for that label)[n] in open rows.
     //
-    // marginals, message: (entry, voxel of a tile); voxels outside the mask or the grid have marginal 0.
-    //
-    // is_open: (active tile, row of the tile), 0 where no message is needed and none may be written.
-    virtual void accumulate(const float* marginals, const uint8_t* is_open, const float* label_weight, float* message) = 0;
-
-    // Whether rows that are not open get no message.
-    virtual bool skips_rows() const { return false; }
+    // is_open: (active tile, row of the tile), 0 where no message is needed and none may be written. message: (entry, voxel of a tile).
+    virtual void accumulate(const SentRows& sent, const uint8_t* is_open, const float* label_weight, float* message) = 0;
 };
 
 // A Gaussian of position and intensity, summed over the voxels within reach; intensities: none for a kernel of position alone.
@@ -35,9 +38,9 @@ struct DirectKernel {
 // The sum over a window of three standard deviations, as the truncated filter computes it (window.h), or, without intensities, the
 // separable sum of the spatial filter (spatial_taps.h). Nothing is stored per voxel but the normalization near active tiles.
 //
-// is_open: (active tile, row of the tile), as for `accumulate`.
+// is_open: (active tile, row of the tile), as for `accumulate`. has_room: whether copies of the whole volume may be made for a while.
 std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const uint8_t* is_open, const DirectKernel& kernel,
-                                                    Normalization normalization, ThreadPool& pool);
+                                                    Normalization normalization, bool has_room, ThreadPool& pool);
 
 // Channels that labels share where their tiles do not overlap.
 struct TileChannels {
@@ -47,8 +50,8 @@ struct TileChannels {
 };
 
 // Any filter of a volume, with its normalization. voxels: those inside the mask of the filter, which may leave out settled tiles that are
-// far from all active ones. All arguments must outlive the filter.
+// far from all open rows. The kernel then serves open rows alone. All arguments must outlive the filter.
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     Kernel<float>& kernel, ThreadPool& pool);
+                                                     const uint8_t* is_open, Kernel<float>& kernel, ThreadPool& pool);
 
 }  // namespace crf

@@ -15,20 +15,26 @@ constexpr float kTinyMarginal = std::numeric_limits<float>::min();
 class TileMeanField {
    public:
     TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions<float>& options,
-                  const uint8_t* is_open, int64_t num_voxels, const float* logits, float* out, const BorderCheck* check, ThreadPool& pool)
+                  const uint8_t* is_open, int64_t num_voxels, float unsent, const float* logits, float* out, const BorderCheck* check,
+                  ThreadPool& pool)
         : set_(set),
           kernels_(kernels),
           options_(options),
           is_open_(is_open),
           num_voxels_(num_voxels),
+          unsent_(unsent),
           logits_(logits),
           out_(out),
           check_(check),
           pool_(pool),
           voxels_(set.tiling.tile_voxels()),
+          num_rows_(voxels_ / kLanes),
           size_(set.num_entries() * voxels_),
           marginals_(size_),
+          change_(size_),
           inside_(set.num_active * voxels_),
+          sends_(set.num_active * num_rows_),
+          row_entropy_(set.num_active * num_rows_),
           sums_(set.num_active),
           scratch_(pool.num_threads()) {
         if (options.damping > 0) kept_ = Buffer<float>(size_);
@@ -37,27 +43,25 @@ class TileMeanField {
     MeanFieldOutcome run(const StepCallback& callback) {
         MeanFieldOutcome outcome;
         step_length_ = 1 - options_.damping;
-        for_tiles([&](int64_t tile, Scratch& scratch) { initialize(tile, scratch); });
+        for_tiles([&](int64_t tile, Scratch&) { initialize(tile); });
         const StepSums start = total(sums_);
-        if (std::all_of(kernels_.begin(), kernels_.end(), [](const auto& kernel) { return kernel->skips_rows(); })) send_settled();
         double negative_entropy = start.negative_entropy, last_energy = 0;
+        if (options_.num_iterations > 0 && has_settled_rows()) send_settled();
+        for_tiles([&](int64_t tile, Scratch&) { send_open(tile); });
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
-            pool_.run(set_.num_active, [&](int64_t tile, int) { std::fill(entries(out_, tile), entries(out_, tile + 1), 0.0f); });
-            for (size_t k = 0; k < kernels_.size(); ++k)
-                kernels_[k]->accumulate(marginals_.get(), is_open_, options_.weight[k].data(), out_);
+            send({change_.get(), sends_.get(), t == 0 && !from_settled_, t > 0});
             outcome.step.push_back(static_cast<double>(step_length_));
             for_tiles([&](int64_t tile, Scratch& scratch) { update(tile, scratch); });
             const StepSums sums = total(sums_);
-            const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
-            const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
+            const double linear = start.linear + sums.linear, energy = negative_entropy - linear + 0.5 * sums.quadratic;
+            const double size = std::abs(negative_entropy) + std::abs(linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
             if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_length_ *= 0.5f;
             // A shorter step starts from the logits of the step before: kept from the first such step on, which few runs reach.
             if (step_length_ < 1 && !kept_.get()) {
                 kept_ = Buffer<float>(size_);
-                for_tiles(
-                    [&](int64_t tile, Scratch&) { std::copy(entries(out_, tile), entries(out_, tile + 1), entries(kept_.get(), tile)); });
+                for_tiles([&](int64_t tile, Scratch& scratch) { write_logits(tile, scratch, kept_.get()); });
             }
             last_energy = energy;
             outcome.energy.push_back(energy - start.largest);
@@ -68,13 +72,14 @@ class TileMeanField {
                 break;
             }
         }
+        for_tiles([&](int64_t tile, Scratch& scratch) { finish(tile, scratch); });
         return outcome;
     }
 
    private:
-    // Rows of a tile's voxels, one per label.
+    // One row of voxels per label.
     struct Scratch {
-        std::vector<float> logits, old_marginals;
+        std::vector<float> pairwise, logits, marginals;
     };
 
     template <class Body>
@@ -87,22 +92,33 @@ class TileMeanField {
         return values + set_.first_entry[tile] * voxels_;
     }
     int num_labels(int64_t tile) const { return static_cast<int>(set_.first_entry[tile + 1] - set_.first_entry[tile]); }
+    bool is_open(int64_t tile, int64_t row) const { return is_open_[tile * num_rows_ + row] != 0; }
 
-    // Pairs of an open row and a settled one are in the energy twice, but only the open row receives a message. The marginals of settled
-    // rows do not change, so what they send is summed once: `from_settled_` is counted a second time in each step.
+    bool has_settled_rows() const {
+        const uint8_t* const end = is_open_ + set_.num_active * num_rows_;
+        return std::find(is_open_, end, uint8_t{0}) != end;
+    }
+
+    void send(const SentRows& sent) {
+        for (size_t k = 0; k < kernels_.size(); ++k) kernels_[k]->accumulate(sent, is_open_, options_.weight[k].data(), out_);
+    }
+
+    // What settled rows and tiles send never changes, so they send once. Pairs of an open row and a settled one are in the energy twice,
+    // but only the open row receives a message: `from_settled_` is counted a second time in each step.
     void send_settled() {
-        const int64_t num_rows = voxels_ / kLanes;
-        const uint8_t* const end = is_open_ + set_.num_active * num_rows;
-        if (std::find(is_open_, end, uint8_t{0}) == end) return;
-        from_settled_ = Buffer<float>(size_);
         for_tiles([&](int64_t tile, Scratch&) {
-            std::fill(entries(from_settled_.get(), tile), entries(from_settled_.get(), tile + 1), 0.0f);
-            for (int64_t e = set_.first_entry[tile]; e < set_.first_entry[tile + 1]; ++e)
-                for (int64_t i = 0; i < voxels_; ++i)
-                    out_[e * voxels_ + i] = is_open_[tile * num_rows + i / kLanes] ? 0.0f : marginals_[e * voxels_ + i];
+            for (int64_t row = 0; row < num_rows_; ++row) sends_[tile * num_rows_ + row] = !is_open(tile, row);
         });
-        for (size_t k = 0; k < kernels_.size(); ++k)
-            kernels_[k]->accumulate(out_, is_open_, options_.weight[k].data(), from_settled_.get());
+        send({marginals_.get(), sends_.get(), true});
+        from_settled_ = Buffer<float>(size_);
+        for_tiles(
+            [&](int64_t tile, Scratch&) { std::copy(entries(out_, tile), entries(out_, tile + 1), entries(from_settled_.get(), tile)); });
+    }
+
+    // All that open rows hold is new.
+    void send_open(int64_t tile) {
+        for (int64_t row = 0; row < num_rows_; ++row) sends_[tile * num_rows_ + row] = is_open(tile, row);
+        std::copy(entries(marginals_.get(), tile), entries(marginals_.get(), tile + 1), entries(change_.get(), tile));
     }
 
     // Which voxels of a tile are inside the mask and the grid.
@@ -120,156 +136,217 @@ class TileMeanField {
             }
     }
 
-    vint valid_lanes(int64_t tile, int64_t first) const {
+    vint valid_lanes(int64_t tile, int64_t row) const {
         typedef uint8_t bytes __attribute__((vector_size(kLanes)));
         bytes inside;
-        std::memcpy(&inside, inside_.get() + tile * voxels_ + first, sizeof inside);
+        std::memcpy(&inside, inside_.get() + tile * voxels_ + row * kLanes, sizeof inside);
         return __builtin_convertvector(inside, vint) != 0;
     }
 
-    // The softmax of `x` (label, voxel) of the voxels inside, 0 elsewhere, to `marginals`; their entropy and label to `sums`.
-    template <class Visit>
-    void soften(int64_t tile, const float* x, float* marginals, StepSums& sums, Visit&& visit) {
-        const int labels = num_labels(tile);
-        for (int64_t i = 0; i < voxels_; i += kLanes) {
-            const vint valid = valid_lanes(tile, i);
-            vfloat largest = load(x + i);
-            vint label{};
-            for (int l = 1; l < labels; ++l) {
-                const vfloat v = load(x + l * voxels_ + i);
-                const vint more = v > largest;
-                largest = more ? v : largest;
-                label = more ? vint{} + l : label;
-            }
-            vfloat sum{}, weighted{};
-            for (int l = 0; l < labels; ++l) {
-                const vfloat shifted = load(x + l * voxels_ + i) - largest;
-                const vfloat e = exp_nonpositive(shifted);
-                sum += e;
-                weighted += e * shifted;
-                store(marginals + l * voxels_ + i, e);
-            }
-            const vfloat inverse = 1.0f / sum;
-            sums.negative_entropy += sum_lanes(valid ? weighted * inverse - log_positive(sum) : vfloat{});
-            for (int l = 0; l < labels; ++l) {
-                const vfloat marginal = load(marginals + l * voxels_ + i) * inverse;
-                store(marginals + l * voxels_ + i, valid ? marginal : vfloat{});
-            }
-            visit(i, valid, largest, label);
+    // What a softmax finds besides the marginals.
+    struct Softened {
+        vfloat negative_entropy, largest;
+        vint label;
+    };
+
+    // The softmax of a row of `x` (label, `stride` apart) to `marginals` (label, `out_stride` apart); 0 in lanes that are not valid.
+    static Softened soften(int labels, const float* x, int64_t stride, const vint& valid, float* marginals, int64_t out_stride) {
+        vfloat largest = load(x);
+        vint label{};
+        for (int l = 1; l < labels; ++l) {
+            const vfloat v = load(x + l * stride);
+            const vint more = v > largest;
+            largest = more ? v : largest;
+            label = more ? vint{} + l : label;
         }
+        vfloat sum{}, weighted{};
+        for (int l = 0; l < labels; ++l) {
+            const vfloat shifted = load(x + l * stride) - largest;
+            const vfloat e = exp_nonpositive(shifted);
+            sum += e;
+            weighted += e * shifted;
+            store(marginals + l * out_stride, e);
+        }
+        const vfloat inverse = 1.0f / sum;
+        for (int l = 0; l < labels; ++l) {
+            const vfloat marginal = load(marginals + l * out_stride) * inverse;
+            store(marginals + l * out_stride, valid ? marginal : vfloat{});
+        }
+        return {valid ? weighted * inverse - log_positive(sum) : vfloat{}, valid ? largest : vfloat{}, label};
     }
 
-    void initialize(int64_t tile, Scratch& scratch) {
+    // The network's marginals; of settled rows, which stay as they are, the linear part of the energy, too.
+    void initialize(int64_t tile) {
         find_inside(tile);
-        const int64_t count = num_labels(tile) * voxels_;
-        scratch.logits.resize(count);
-        const float* const from = entries(logits_, tile);
+        const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
-        for (int64_t i = 0; i < count; ++i) scratch.logits[i] = from[i] * scale;
-        if (kept_.get()) std::copy(scratch.logits.begin(), scratch.logits.end(), entries(kept_.get(), tile));
-        if (options_.num_iterations == 0) std::copy(scratch.logits.begin(), scratch.logits.end(), entries(out_, tile));
+        const float* const logits = entries(logits_, tile);
+        float *const marginals = entries(marginals_.get(), tile), *const x = entries(change_.get(), tile);
+        for (int64_t i = 0; i < labels * voxels_; ++i) x[i] = logits[i] * scale;
+        if (kept_.get()) std::copy(x, x + labels * voxels_, entries(kept_.get(), tile));
+        std::fill(entries(out_, tile), entries(out_, tile + 1), 0.0f);
         StepSums sums;
-        soften(tile, scratch.logits.data(), entries(marginals_.get(), tile), sums,
-               [&](int64_t, const vint& valid, const vfloat& largest, const vint&) {
-                   const vfloat counted = valid ? largest : vfloat{};
-                   for (int lane = 0; lane < kLanes; ++lane) sums.largest += static_cast<double>(counted[lane]);
-               });
+        vfloat linear{};
+        for (int64_t row = 0; row < num_rows_; ++row) {
+            const vint valid = valid_lanes(tile, row);
+            const int64_t i = row * kLanes;
+            const Softened found = soften(labels, x + i, voxels_, valid, marginals + i, voxels_);
+            for (int lane = 0; lane < kLanes; ++lane) sums.largest += static_cast<double>(found.largest[lane]);
+            row_entropy_[tile * num_rows_ + row] = sum_lanes(found.negative_entropy);
+            if (is_open(tile, row)) continue;
+            for (int l = 0; l < labels; ++l)
+                linear += (valid ? load(x + l * voxels_ + i) - found.largest : vfloat{}) * load(marginals + l * voxels_ + i);
+        }
+        sums.linear = static_cast<double>(sum_lanes(linear));
+        sums.negative_entropy = entropy(tile);
         sums_[tile] = sums;
     }
 
-    // From the weighted messages in `out` and the marginals to the refined logits in `out` and the new marginals.
-    void update(int64_t tile, Scratch& scratch) {
+    double entropy(int64_t tile) const {
+        double sum = 0;
+        for (int64_t row = 0; row < num_rows_; ++row) sum += static_cast<double>(row_entropy_[tile * num_rows_ + row]);
+        return sum;
+    }
+
+    // The pairwise terms of a row, by the messages in an array of all entries.
+    void find_pairwise(int64_t tile, int64_t row, const float* messages, float* pairwise) const {
         const int labels = num_labels(tile);
         const int32_t* const label = set_.label + set_.first_entry[tile];
-        const float scale = 1 / options_.temperature;
-        const float* const logits = entries(logits_, tile);
-        float *const marginals = entries(marginals_.get(), tile), *const x = entries(out_, tile);
-        scratch.old_marginals.assign(marginals, marginals + labels * voxels_);
-        scratch.logits.resize(labels * voxels_);
-        const float* const q = scratch.old_marginals.data();
-        vfloat linear{}, quadratic{};
-        for (int64_t i = 0; i < voxels_; i += kLanes) {
-            const vint valid = valid_lanes(tile, i);
-            vfloat largest = load(logits + i) * scale, all = load(x + i);
-            for (int l = 1; l < labels; ++l) {
-                largest = vmax(load(logits + l * voxels_ + i) * scale, largest);
-                all += load(x + l * voxels_ + i);
+        const float* const message = entries(messages, tile) + row * kLanes;
+        vfloat all{};
+        for (int l = 0; l < labels; ++l) all += load(message + l * voxels_);
+        for (int l = 0; l < labels; ++l) {
+            vfloat sum{};
+            if (options_.is_potts) {
+                sum = all - load(message + l * voxels_);
+            } else {
+                for (int k = 0; k < labels; ++k)
+                    sum += load(message + k * voxels_) *
+                           options_.compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[l]];
             }
-            for (int l = 0; l < labels; ++l) {
-                vfloat pairwise{};
-                if (options_.is_potts) {
-                    pairwise = all - load(x + l * voxels_ + i);
-                } else {
-                    for (int k = 0; k < labels; ++k)
-                        pairwise += load(x + k * voxels_ + i) *
-                                    options_.compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[l]];
-                }
-                const vfloat a = load(logits + l * voxels_ + i) * scale, old = load(q + l * voxels_ + i);
-                linear += valid ? (a - largest) * old : vfloat{};
-                quadratic += valid ? (pairwise + settled_pairwise(tile, l, i)) * old : vfloat{};
-                store(scratch.logits.data() + l * voxels_ + i, a - pairwise);
-            }
+            store(pairwise + l * kLanes, sum);
         }
-        if (step_length_ < 1) shorten(tile, scratch.logits);
-        std::copy(scratch.logits.begin(), scratch.logits.end(), x);
-        if (kept_.get()) std::copy(scratch.logits.begin(), scratch.logits.end(), entries(kept_.get(), tile));
+    }
+
+    // From the messages to new marginals, and what is new in them.
+    void update(int64_t tile, Scratch& scratch) {
+        const int labels = num_labels(tile);
+        for (auto* of_row : {&scratch.pairwise, &scratch.logits, &scratch.marginals}) of_row->resize(labels * kLanes);
         StepSums sums;
-        vfloat divergence{};
-        vint flips{};
-        soften(tile, x, marginals, sums, [&](int64_t i, const vint& valid, const vfloat&, const vint& now) {
-            if (options_.tolerance <= 0) return;
-            vint before{};
-            vfloat largest = load(q + i);
-            for (int l = 1; l < labels; ++l) {
-                const vfloat v = load(q + l * voxels_ + i);
-                const vint more = v > largest;
-                largest = more ? v : largest;
-                before = more ? vint{} + l : before;
-            }
-            flips += valid ? (now != before) : vint{};
-            const vfloat tiny = splat_lanes(kTinyMarginal);
-            vfloat change{};
-            for (int l = 0; l < labels; ++l) {
-                const vfloat p = vmax(load(marginals + l * voxels_ + i), tiny), ratio = vmax(load(q + l * voxels_ + i), tiny) / p;
-                change += vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, tiny))), vfloat{});
-            }
-            divergence += valid ? change : vfloat{};
-        });
-        sums.linear = static_cast<double>(sum_lanes(linear));
-        sums.quadratic = static_cast<double>(sum_lanes(quadratic));
-        sums.divergence = static_cast<double>(sum_lanes(divergence));
-        for (int lane = 0; lane < kLanes; ++lane) sums.flips -= flips[lane];
+        LaneSums lanes;
+        for (int64_t row = 0; row < num_rows_; ++row)
+            if (is_open(tile, row)) update_row(tile, row, scratch, lanes);
+        sums.linear = static_cast<double>(sum_lanes(lanes.linear));
+        sums.quadratic = static_cast<double>(sum_lanes(lanes.quadratic));
+        sums.divergence = static_cast<double>(sum_lanes(lanes.divergence));
+        for (int lane = 0; lane < kLanes; ++lane) sums.flips -= lanes.flips[lane];
+        sums.negative_entropy = entropy(tile);
         sums_[tile] = sums;
         if (check_) check_borders(tile);
     }
 
-    // A label that was not negligible in one step may be so again at the end, after its messages have crossed the border.
+    // Sums over the rows of a tile, by lane.
+    struct LaneSums {
+        vfloat linear{}, quadratic{}, divergence{};
+        vint flips{};
+    };
+
+    void update_row(int64_t tile, int64_t row, Scratch& scratch, LaneSums& sums) {
+        const int labels = num_labels(tile);
+        const int64_t i = row * kLanes;
+        const float scale = 1 / options_.temperature;
+        const float* const logits = entries(logits_, tile) + i;
+        float *const q = entries(marginals_.get(), tile) + i, *const change = entries(change_.get(), tile) + i;
+        float *const x = scratch.logits.data(), *const now = scratch.marginals.data(), *const pairwise = scratch.pairwise.data();
+        uint8_t& sends = sends_[tile * num_rows_ + row];
+        const vint valid = valid_lanes(tile, row);
+        if (from_settled_) {
+            find_pairwise(tile, row, from_settled_.get(), pairwise);
+            for (int l = 0; l < labels; ++l) sums.quadratic += load(pairwise + l * kLanes) * load(q + l * voxels_);
+        }
+        find_pairwise(tile, row, out_, pairwise);
+        vfloat largest = load(logits) * scale;
+        for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_) * scale, largest);
+        for (int l = 0; l < labels; ++l) {
+            const vfloat a = load(logits + l * voxels_) * scale, old = load(q + l * voxels_);
+            sums.linear += valid ? (a - largest) * old : vfloat{};
+            sums.quadratic += load(pairwise + l * kLanes) * old;
+            vfloat to = a - load(pairwise + l * kLanes);
+            if (kept_.get()) {
+                float* const from = entries(kept_.get(), tile) + l * voxels_ + i;
+                to = load(from) + (to - load(from)) * step_length_;
+                store(from, to);
+            }
+            store(x + l * kLanes, to);
+        }
+        const Softened found = soften(labels, x, kLanes, valid, now, kLanes);
+        vint before{};
+        vfloat most = load(q), moved{};
+        for (int l = 0; l < labels; ++l) {
+            const vfloat old = load(q + l * voxels_), difference = load(now + l * kLanes) - old;
+            const vint more = old > most;
+            most = more ? old : most;
+            before = more ? vint{} + l : before;
+            moved = vmax(vmax(difference, -difference), moved);
+        }
+        const vint flips = valid ? (found.label != before) : vint{};
+        sends = any_lane((moved > unsent_) | flips);
+        if (!sends) return;
+        if (options_.tolerance > 0) {
+            sums.flips += flips;
+            sums.divergence += valid ? divergence(labels, now, q) : vfloat{};
+        }
+        row_entropy_[tile * num_rows_ + row] = sum_lanes(found.negative_entropy);
+        for (int l = 0; l < labels; ++l) {
+            const vfloat marginal = load(now + l * kLanes), difference = marginal - load(q + l * voxels_);
+            store(change + l * voxels_, difference);
+            store(q + l * voxels_, marginal);
+        }
+    }
+
+    // The divergence of a row's new marginals from the old ones.
+    vfloat divergence(int labels, const float* now, const float* old) const {
+        const vfloat tiny = splat_lanes(kTinyMarginal);
+        vfloat change{};
+        for (int l = 0; l < labels; ++l) {
+            const vfloat p = vmax(load(now + l * kLanes), tiny), ratio = vmax(load(old + l * voxels_), tiny) / p;
+            change += vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, tiny))), vfloat{});
+        }
+        return change;
+    }
+
+    static bool any_lane(const vint& condition) { return !is_zero_vector((vfloat)condition); }
+
+    // A label that was not negligible in one step may be so again at the end, after its messages have crossed the border. Marginals are
+    // known up to what is not sent.
     void check_borders(int64_t tile) const {
         for (int64_t e = set_.first_entry[tile]; e < set_.first_entry[tile + 1]; ++e) {
             const float* const marginals = marginals_.get() + e * voxels_;
-            if (check_->borders->any(e, [&](int64_t place) { return marginals[place] > check_->threshold; })) check_->exceeds[e] = 1;
+            if (check_->borders->any(e, [&](int64_t place) { return marginals[place] > check_->threshold - unsent_; }))
+                check_->exceeds[e] = 1;
         }
     }
 
-    // The penalty of a label by what settled rows send.
-    vfloat settled_pairwise(int64_t tile, int own, int64_t i) const {
-        vfloat pairwise{};
-        if (!from_settled_.get()) return pairwise;
-        const float* const message = entries(from_settled_.get(), tile);
-        const int32_t* const label = set_.label + set_.first_entry[tile];
-        for (int k = 0; k < num_labels(tile); ++k) {
-            const float penalty = options_.is_potts
-                                      ? static_cast<float>(k != own)
-                                      : options_.compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[own]];
-            pairwise += load(message + k * voxels_ + i) * penalty;
+    // The logits of a full step from the network's, by the messages that have arrived; those of settled rows are the network's.
+    void write_logits(int64_t tile, Scratch& scratch, float* to) const {
+        const float scale = 1 / options_.temperature;
+        const float* const logits = entries(logits_, tile);
+        scratch.pairwise.resize(num_labels(tile) * kLanes);
+        for (int64_t row = 0; row < num_rows_; ++row) {
+            const bool receives = is_open(tile, row) && options_.num_iterations > 0;
+            if (receives) find_pairwise(tile, row, out_, scratch.pairwise.data());
+            for (int l = 0; l < num_labels(tile); ++l) {
+                const int64_t i = l * voxels_ + row * kLanes;
+                const vfloat a = load(logits + i) * scale;
+                store(entries(to, tile) + i, receives ? a - load(scratch.pairwise.data() + l * kLanes) : a);
+            }
         }
-        return pairwise;
     }
 
-    // x becomes a point between the logits of the step before and x.
-    void shorten(int64_t tile, std::vector<float>& x) const {
-        const float* const from = entries(kept_.get(), tile);
-        for (size_t i = 0; i < x.size(); ++i) x[i] = from[i] + (x[i] - from[i]) * step_length_;
+    // From the messages in `out` to the refined logits.
+    void finish(int64_t tile, Scratch& scratch) const {
+        if (!kept_.get()) return write_logits(tile, scratch, out_);
+        std::copy(entries(kept_.get(), tile), entries(kept_.get(), tile + 1), entries(out_, tile));
     }
 
     const TileSet& set_;
@@ -277,14 +354,17 @@ class TileMeanField {
     const MeanFieldOptions<float>& options_;
     const uint8_t* const is_open_;
     const int64_t num_voxels_;
+    const float unsent_;  // a row whose marginals have changed by no more since it sent them does not send
     const float* const logits_;
-    float* const out_;  // messages, then refined logits
+    float* const out_;  // the messages that have arrived so far, at the end the refined logits
     const BorderCheck* const check_;
     ThreadPool& pool_;
-    const int64_t voxels_, size_;
-    Buffer<float> marginals_, kept_;
-    Buffer<float> from_settled_;  // (entry, voxel) messages of settled rows, if there are any
-    Buffer<uint8_t> inside_;
+    const int64_t voxels_, num_rows_, size_;
+    Buffer<float> marginals_, kept_;  // as they were sent last; logits of the step before, if steps are shortened
+    Buffer<float> change_;            // (entry, voxel) what rows that send have to send
+    Buffer<float> from_settled_;      // (entry, voxel) messages of settled rows and tiles, if there are settled rows
+    Buffer<uint8_t> inside_, sends_;  // (tile, voxel); (tile, row)
+    Buffer<float> row_entropy_;       // (tile, row) sum of Q log Q
     float step_length_ = 1;
     std::vector<StepSums> sums_;
     std::vector<Scratch> scratch_;
@@ -293,10 +373,10 @@ class TileMeanField {
 }  // namespace
 
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels,
+                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback) {
-    return TileMeanField(set, kernels, options, is_open, num_voxels, logits, out, check, pool).run(callback);
+    return TileMeanField(set, kernels, options, is_open, num_voxels, unsent, logits, out, check, pool).run(callback);
 }
 
 }  // namespace crf

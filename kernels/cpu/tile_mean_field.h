@@ -17,9 +17,10 @@ struct BorderCheck {
 // all labels; the voxels of settled tiles do not change, and count for convergence: `num_voxels` are all those inside the mask.
 //
 // A voxel is settled, too, if the probability of every other label than its first is below exp(settled) in the network's output: its
-// marginals stay those of the network. The energy is that of the active tiles. check: nullptr: none.
+// marginals stay those of the network. The energy is that of the active tiles. unsent: the largest change of a
+// row's marginals since it sent them last that it does not send. check: nullptr: none.
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels,
+                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback);
 

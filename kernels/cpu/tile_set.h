@@ -72,28 +72,47 @@ struct Neighborhood {
 
     Neighborhood(const Tiling& tiling, const int64_t (&reach)[3]);
 
-    // Calls body(tile, place in the tile, grid index, place in the array, length) for each row of each tile that the neighborhood of
-    // tile `number` overlaps, inside the grid.
+    // A row of a tile, or the part of it inside the grid.
+    struct Piece {
+        int64_t tile, tile_row, tile_place;  // its number among the tile's rows, its first place in the tile
+        int64_t grid;                        // index of its first voxel
+        int64_t row, place;                  // its row and first place in the array
+        int64_t column;                      // of tiles: -1: left of the tile, 0: the tile's, 1: right
+        int64_t length;
+    };
+
+    // Calls body(piece) for each row of each tile that the neighborhood of tile `number` overlaps, tile after tile. Along the rows, the
+    // halo must be whole tiles.
     template <class Body>
     void for_rows(const Tiling& tiling, int64_t number, Body&& body) const {
-        int64_t at[3], begin[3], end[3];
+        int64_t at[3], begin[3], end[3], first[3], last[3];
         tiling.place(number, at);
         for (int a = 0; a < 3; ++a) {
             begin[a] = std::max<int64_t>(0, tiling.begin(a, at[a]) - halo[a]);
             end[a] = std::min(tiling.shape[a], tiling.begin(a, at[a]) + tiling.tile[a] + halo[a]);
+            first[a] = begin[a] / tiling.tile[a];
+            last[a] = (end[a] - 1) / tiling.tile[a];
         }
-        for (int64_t z = begin[0]; z < end[0]; ++z)
-            for (int64_t y = begin[1]; y < end[1]; ++y) {
-                const int64_t tile_row = (z / tiling.tile[0] * tiling.count[1] + y / tiling.tile[1]) * tiling.count[2];
-                const int64_t in_tile = (z % tiling.tile[0] * tiling.tile[1] + y % tiling.tile[1]) * tiling.tile[2];
-                const int64_t row = ((z - tiling.begin(0, at[0]) + halo[0]) * shape[1] + y - tiling.begin(1, at[1]) + halo[1]) * shape[2];
-                for (int64_t x = begin[2]; x < end[2];) {
-                    const int64_t tile_x = x / tiling.tile[2], stop = std::min(end[2], (tile_x + 1) * tiling.tile[2]);
-                    body(tile_row + tile_x, in_tile + x % tiling.tile[2], (z * tiling.shape[1] + y) * tiling.shape[2] + x,
-                         row + x - tiling.begin(2, at[2]) + halo[2], stop - x);
-                    x = stop;
+        Piece piece;
+        for (int64_t tile_z = first[0]; tile_z <= last[0]; ++tile_z)
+            for (int64_t tile_y = first[1]; tile_y <= last[1]; ++tile_y)
+                for (int64_t tile_x = first[2]; tile_x <= last[2]; ++tile_x) {
+                    const int64_t x = tiling.begin(2, tile_x);
+                    piece.tile = (tile_z * tiling.count[1] + tile_y) * tiling.count[2] + tile_x;
+                    piece.length = tiling.end(2, tile_x) - x;
+                    piece.column = tile_x < at[2] ? -1 : tile_x > at[2];
+                    const int64_t z_begin = std::max(begin[0], tiling.begin(0, tile_z)), z_end = std::min(end[0], tiling.end(0, tile_z));
+                    const int64_t y_begin = std::max(begin[1], tiling.begin(1, tile_y)), y_end = std::min(end[1], tiling.end(1, tile_y));
+                    for (int64_t z = z_begin; z < z_end; ++z)
+                        for (int64_t y = y_begin; y < y_end; ++y) {
+                            piece.tile_row = (z - tiling.begin(0, tile_z)) * tiling.tile[1] + y - tiling.begin(1, tile_y);
+                            piece.tile_place = piece.tile_row * tiling.tile[2];
+                            piece.grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+                            piece.row = (z - tiling.begin(0, at[0]) + halo[0]) * shape[1] + y - tiling.begin(1, at[1]) + halo[1];
+                            piece.place = piece.row * shape[2] + x - tiling.begin(2, at[2]) + halo[2];
+                            body(piece);
+                        }
                 }
-            }
     }
 };
 

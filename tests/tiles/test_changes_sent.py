@@ -1,0 +1,86 @@
+"""Rows of voxels send what has changed since they sent last, and settled ones send once: the result stays that of all labels everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tile_cases import make_case, refine
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.refinement_result import RefinementResult
+from crfrefine.tiles.grid import TILE, TileGrid
+from crfrefine.tiles.label_sets import LabelSets
+from crfrefine.tiles.running import Packed, rows_near
+
+THRESHOLD = 1e-4
+ROUNDING = 3e-5
+"""Of marginals in float32 after several steps; changes are added in another order than marginals are summed."""
+
+SHARP = {"mean_field.temperature": 0.3, "mean_field.tolerance": 0.0, "mean_field.num_iterations": 12, "bilateral.theta_beta": 0.3}
+
+
+def model(filter_name: str, num_labels: int, kind: str) -> CrfParameters:
+    """Parameters of a sharpened case: Potts with one weight, a weight per label, a matrix, or two kernels of which one is spatial."""
+    weight: float | tuple[float, ...] = 2.0 if kind != "weights" else tuple(np.linspace(1.0, 2.5, num_labels).tolist())
+    settings: dict[str, Any] = {**SHARP, "mean_field.filter": filter_name, "bilateral.weight": weight, "bilateral.theta_alpha": 1.6}
+    if kind == "spatial":
+        settings |= {"spatial.weight": 1.0, "spatial.theta_gamma": 1.2, "mean_field.damping": 0.2}
+    if kind == "matrix":
+        penalties = np.random.default_rng(2).uniform(0.6, 1.4, (num_labels, num_labels))
+        np.fill_diagonal(penalties, 0.0)
+        settings |= {"compatibility.kind": "matrix", "compatibility.matrix": tuple(map(tuple, penalties.tolist()))}
+    return CrfParameters().replace(**settings)
+
+
+def largest_difference(tiles: RefinementResult, dense: RefinementResult) -> float:
+    """Half the sum over labels of the differences of marginals, at the voxel where it is largest."""
+    return float(np.abs(tiles.marginals - dense.marginals).sum(axis=0).max() / 2)
+
+
+@pytest.mark.parametrize("kind", ["Potts", "weights", "matrix", "spatial"])
+@pytest.mark.parametrize("filter_name", ["truncated", "grid", "lattice"])
+def test_many_steps_agree(filter_name: str, kind: str) -> None:
+    num_labels = 2 if kind == "spatial" else 4
+    case = make_case(11, (19, 26, 37), num_labels, with_mask=True, margin=8.0)
+    parameters = model(filter_name, num_labels, kind)
+    tiles, dense = refine(case, parameters, THRESHOLD), refine(case, parameters, 0.0)
+    assert largest_difference(tiles, dense) <= 3 * num_labels * THRESHOLD + ROUNDING
+    assert tiles.num_iterations == dense.num_iterations == 12
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+@pytest.mark.parametrize("shape", [(90,), (31, 44)], ids=["1-D", "2-D"])
+def test_grids_of_fewer_axes_agree(shape: tuple[int, ...], normalization: str) -> None:
+    case = make_case(4, shape, 3, margin=8.0)
+    for filter_name in ("truncated", "grid"):
+        parameters = model(filter_name, 3, "Potts").replace(**{"mean_field.normalization": normalization})
+        assert largest_difference(refine(case, parameters, THRESHOLD), refine(case, parameters, 0.0)) <= 9 * THRESHOLD + ROUNDING
+
+
+def test_energy_counts_what_settled_rows_send() -> None:
+    """Pairs of two settled voxels, a constant, are the difference."""
+    case = make_case(1, (19, 26, 37), 3, margin=9.0)
+    parameters = model("truncated", 3, "Potts")
+    tiles, dense = refine(case, parameters, THRESHOLD), refine(case, parameters, 0.0)
+    np.testing.assert_allclose(np.diff(tiles.energy), np.diff(dense.energy), rtol=0, atol=1e-6 * abs(dense.energy[0]))
+
+
+def test_the_grid_gives_the_same_bits_with_any_number_of_threads() -> None:
+    case = make_case(5, (19, 26, 37), 3, with_mask=True)
+    one, three = (refine(case, model("grid", 3, "spatial"), THRESHOLD, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.logits, three.logits)
+    assert one.energy == three.energy
+
+
+def test_rows_near_open_ones_are_those_within_twice_the_reach() -> None:
+    grid = TileGrid((19, 26, 37))
+    domains = np.ones((2, *grid.counts), np.bool_)
+    sets = LabelSets(grid, domains)
+    is_open = np.zeros((grid.num_tiles, TILE[0] * TILE[1]), np.uint8)
+    is_open[grid.num_tiles - 2, 8 * 1 + 1] = 1  # The last tile but one begins at (16, 24, 16), and its row (1, 1) at (17, 25, 16).
+    near = rows_near(grid, Packed(sets, np.zeros((0, 1), np.float32), is_open), (1, 3, 2))
+    expected = np.zeros(grid.shape, np.bool_)
+    expected[15:19, 19:26] = True
+    np.testing.assert_array_equal(near, expected)
