@@ -14,6 +14,7 @@ from crfrefine.tiles.grid import TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.running import RefinedTiles, Settings
+from crfrefine.tiles.sampling import is_crowded
 from crfrefine.tiles.solving import label_sets, solve
 from crfrefine.tiles.sources import DenseChannels
 from crfrefine.tiles.survey import Survey
@@ -84,6 +85,8 @@ def refine_tiles(
     thresholds = find_thresholds(threshold, spec)
     survey = None
     if thresholds is not None:
+        if is_crowded(grid, source, spec.mean_field, problem.mask, thresholds, settings.threads):
+            return None
         survey = survey_channels(problem, source, settings.threads)
         present, may_matter = find_present(survey, source, thresholds)
         problem = dataclasses.replace(
