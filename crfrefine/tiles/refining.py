@@ -14,6 +14,7 @@ from crfrefine.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.running import RefinedTiles, Settings
+from crfrefine.tiles.sampling import is_crowded
 from crfrefine.tiles.settled import find_settled_labels
 from crfrefine.tiles.solving import label_sets, solve
 from crfrefine.tiles.sources import DenseChannels
@@ -69,6 +70,8 @@ def refine_tiles(
     source = DenseChannels(whole, (*(slice(0, 1),) * len(lead), *box), is_probability=is_probability)
     grid = TileGrid(source.shape)
     inside = None if mask is None else np.ascontiguousarray(mask[box]).reshape(grid.shape)
+    if is_crowded(grid, source, spec.mean_field, inside, thresholds, settings.threads):
+        return None
     survey = survey_channels(grid, source, spec.mean_field, inside, settings.threads)
     present, may_matter = find_present(survey, source, thresholds)
     problem = TileProblem(

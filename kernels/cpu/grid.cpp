@@ -9,16 +9,16 @@
 
 #include "cpu/grid.h"
 #include "cpu/grid_blur.h"
+#include "cpu/grid_rows.h"
 #include "cpu/simd.h"
 
 namespace crf {
 
 namespace {
 
-// A row is splatted into this many copies in turn, which are then added: neighboring voxels touch overlapping cells, and a load that
-// partly overlaps a recent store would wait for it. Long rows get fewer, because clearing and adding copies costs more than it saves.
-constexpr int kMostCopies = 4;
-constexpr int64_t kLongRow = 1024;                  // floats
+// The voxels of a row are splatted in so many stretches, one voxel of each in turn: neighboring voxels touch overlapping cells, and a load
+// that partly overlaps a recent store would wait for it.
+constexpr int64_t kStretches = 8;
 constexpr int64_t kBatchFloats = int64_t{1} << 22;  // 16 MiB of planes are splatted before they are added to the grid
 
 // Weights of the four cells around a point at fraction f of its cell.
@@ -30,9 +30,51 @@ inline vfloat4 spline_weights(float f) {
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// to += weight * from
-inline void add_scaled(float* to, const float* from, float weight, int64_t count) {
-    for (int64_t i = 0; i < count; i += kLanes) store(to + i, load(to + i) + load(from + i) * weight);
+// Up to kGroup rows, or planes, that touch the same four cells along an axis: what they add to is loaded and stored once.
+struct RowGroup {
+    static constexpr int kGroup = 4;
+    int count = 0;
+    int64_t cell = 0;
+    const float* row[kGroup];
+    vfloat4 weight[kGroup];
+
+    bool takes(int64_t next) const { return count == 0 || (count < kGroup && next == cell); }
+    void push(int64_t its_cell, const float* from, vfloat4 its_weight) {
+        cell = its_cell;
+        row[count] = from;
+        weight[count++] = its_weight;
+    }
+};
+
+template <int N>
+void add_rows(const RowGroup& group, float* to, int64_t stride, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLanes) {
+        vfloat total[kSpan];
+        for (int j = 0; j < kSpan; ++j) total[j] = load(to + j * stride + i);
+        for (int n = 0; n < N; ++n) {
+            const vfloat from = load(group.row[n] + i);
+            for (int j = 0; j < kSpan; ++j) total[j] += from * group.weight[n][j];
+        }
+        for (int j = 0; j < kSpan; ++j) store(to + j * stride + i, total[j]);
+    }
+}
+
+// Adds the rows, times their weights, to the four rows that are `stride` apart, and empties the group.
+void add_group(RowGroup& group, float* to, int64_t stride, int64_t count) {
+    switch (group.count) {
+        case 1:
+            add_rows<1>(group, to, stride, count);
+            break;
+        case 2:
+            add_rows<2>(group, to, stride, count);
+            break;
+        case 3:
+            add_rows<3>(group, to, stride, count);
+            break;
+        case 4:
+            add_rows<4>(group, to, stride, count);
+    }
+    group.count = 0;
 }
 
 // to = sum of four rows
@@ -65,7 +107,16 @@ class GridFilter final : public Filter {
         }
         // Sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities.
         bins_ = size.bins[0] * (num_modalities_ == 2 ? size.bins[1] : 1);
-        level_[axes - 1] = whole_vectors(size.cells[axes - 1] * bins_);
+        num_cells_ = bins_;
+        for (int a = 0; a < axes; ++a) num_cells_ *= size.cells[a];
+        const int64_t row_length = voxels_.box_shape[axes - 1], row_cells = size.cells[axes - 1];
+        is_narrow_ = kHasLaneTables && num_modalities_ == 1 && bins_ <= kLanes && row_length * row_cells <= NarrowRows::kMostWeights &&
+                     num_cells_ / bins_ * kLanes <= voxels_.num_voxels;
+        if (is_narrow_) {
+            bins_ = size_.bins[0] = kLanes;  // more than are needed: cells that no voxel reaches change nothing
+            narrow_.prepare(x_cell_, x_weight_, row_length, row_cells);
+        }
+        level_[axes - 1] = whole_vectors(row_cells * bins_);
         for (int a = axes - 2; a >= 0; --a) level_[a] = size.cells[a] * level_[a + 1];
 
         const int64_t num_rows = voxels_.box_size / voxels_.box_shape[axes - 1];
@@ -78,9 +129,9 @@ class GridFilter final : public Filter {
         batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
         filled_.resize(batch_);
         int64_t inner = 0;  // size of the levels below a plane
-        for (int a = 2; a < axes; ++a) inner += level_[a];
+        for (int a = 2; a < axes; ++a) inner += RowGroup::kGroup * level_[a];
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + (kMostCopies - 1) * level_[axes - 1] + kLanes);
+        for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + RowVoxels::floats(voxels_.box_shape[axes - 1]) + kLanes);
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
@@ -96,11 +147,7 @@ class GridFilter final : public Filter {
 
     bool keeps_image() const override { return true; }
 
-    std::string description() const override {
-        int64_t cells = bins_;
-        for (int a = 0; a < voxels_.num_axes; ++a) cells *= size_.cells[a];
-        return "grid (" + std::to_string(cells) + " cells)";
-    }
+    std::string description() const override { return "grid (" + std::to_string(num_cells_) + " cells)"; }
 
    private:
     struct Place {
@@ -131,13 +178,15 @@ class GridFilter final : public Filter {
             constexpr int64_t kPiece = 4096;
             pool_.run((plane_size_ + kPiece - 1) / kPiece, [&](int64_t piece, int) {
                 const int64_t first = piece * kPiece, length = std::min(kPiece, plane_size_ - first);
+                RowGroup group;
+                const auto add = [&] { add_group(group, grid_ + group.cell * plane_size_ + first, plane_size_, length); };
                 for (int64_t p = 0; p < count; ++p) {
                     if (!filled_[p]) continue;
                     const Place& place = axis_[0][begin + p];
-                    for (int j = 0; j < kSpan; ++j)
-                        add_scaled(grid_ + (place.cell + j) * plane_size_ + first, planes_ + p * plane_size_ + first, place.weight[j],
-                                   length);
+                    if (!group.takes(place.cell)) add();
+                    group.push(place.cell, planes_ + p * plane_size_ + first, place.weight);
                 }
+                add();
             });
         }
     }
@@ -151,16 +200,27 @@ class GridFilter final : public Filter {
             splat_row(position, values, pre, to, scratch);
             return true;
         }
-        bool any = false;
+        const int64_t size = level_[axis + 1];
+        RowGroup group;
+        int64_t clear = 0;  // cells of `to` that are written
+        const auto add = [&] {
+            if (group.count == 0) return;
+            if (group.cell + kSpan > clear) std::fill(to + clear * size, to + (group.cell + kSpan) * size, 0.0f);
+            clear = std::max(clear, group.cell + kSpan);
+            add_group(group, to + group.cell * size, size, size);
+        };
         for (int64_t i = 0; i < voxels_.box_shape[axis]; ++i) {
-            if (!splat_below(axis + 1, position * voxels_.box_shape[axis] + i, values, pre, scratch, scratch + level_[axis + 1])) continue;
-            if (!any) std::fill(to, to + level_[axis], 0.0f);
-            any = true;
             const Place& place = axis_[axis][i];
-            for (int j = 0; j < kSpan; ++j)
-                add_scaled(to + (place.cell + j) * level_[axis + 1], scratch, place.weight[j], level_[axis + 1]);
+            if (!group.takes(place.cell)) add();
+            float* below = scratch + group.count * size;
+            if (!splat_below(axis + 1, position * voxels_.box_shape[axis] + i, values, pre, below, scratch + RowGroup::kGroup * size))
+                continue;
+            group.push(place.cell, below, place.weight);
         }
-        return any;
+        add();
+        if (clear == 0) return false;
+        std::fill(to + clear * size, to + level_[axis], 0.0f);
+        return true;
     }
 
     bool row_sends(int64_t row, const float* values) const {
@@ -180,6 +240,8 @@ class GridFilter final : public Filter {
     struct Batch {
         int64_t voxel, x;  // of the first
         int count;
+        vint bin;              // first intensity cell of a voxel, of all modalities
+        vfloat last_fraction;  // of the last modality
         int32_t cell[kLanes];  // first cell that a voxel touches, relative to the row's first cell
         float fraction[2][kLanes];
     };
@@ -200,8 +262,10 @@ class GridFilter final : public Filter {
                     const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) * scale_[m];
                     const vint whole = floor_to_int(u);
                     bin = bin * static_cast<int32_t>(size_.bins[m]) + (whole - size_.first_bin[m]);
-                    store(batch.fraction[m], u - to_float(whole));
+                    batch.last_fraction = u - to_float(whole);
+                    store(batch.fraction[m], batch.last_fraction);
                 }
+                batch.bin = bin;
                 vint first_cell;
                 std::memcpy(&first_cell, x_cell + batch.x, sizeof first_cell);
                 first_cell = first_cell * static_cast<int32_t>(bins_) + bin;
@@ -211,45 +275,82 @@ class GridFilter final : public Filter {
         }
     }
 
-    // `copies`: room for kMostCopies - 1 rows.
-    void splat_row(int64_t row, const float* values, const float* pre, float* to, float* copies) const {
-        const int64_t size = level_[last()];
-        const int num_copies = size > kLongRow ? 2 : kMostCopies;
-        std::fill(copies, copies + (num_copies - 1) * size, 0.0f);
-        float* const target[kMostCopies] = {to, copies, num_copies == 2 ? to : copies + size, num_copies == 2 ? copies : copies + 2 * size};
+    // The voxels of a row: the first cell that each touches, fractions of cells, place along x, and value.
+    struct RowVoxels {
+        static int64_t floats(int64_t row_length) { return 5 * (row_length + kLanes); }
+
+        RowVoxels(float* memory, int64_t row_length) {
+            const int64_t stride = row_length + kLanes;
+            value = memory;
+            for (int m = 0; m < 2; ++m) fraction[m] = memory + (1 + m) * stride;
+            cell = reinterpret_cast<int32_t*>(memory + 3 * stride);
+            x = reinterpret_cast<int32_t*>(memory + 4 * stride);
+        }
+
+        int64_t count = 0;
+        float *value, *fraction[2];
+        int32_t *cell, *x;
+    };
+
+    // memory: room for RowVoxels.
+    template <int M>
+    RowVoxels row_voxels(int64_t row, const float* values, const float* pre, float* memory) const {
+        RowVoxels voxels(memory, voxels_.box_shape[last()]);
+        const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        for_batches<M>(row, [&](const Batch& batch) {
+            vfloat value = load_some(values + batch.voxel, batch.count);
+            if (pre) value *= load_some(pre + batch.voxel, batch.count);
+            store(voxels.value + voxels.count, value);
+            for (int m = 0; m < M; ++m) std::memcpy(voxels.fraction[m] + voxels.count, batch.fraction[m], sizeof batch.fraction[m]);
+            std::memcpy(voxels.cell + voxels.count, batch.cell, sizeof batch.cell);
+            const vint x = lane + static_cast<int32_t>(batch.x);
+            std::memcpy(voxels.x + voxels.count, &x, sizeof x);
+            voxels.count += batch.count;
+        });
+        return voxels;
+    }
+
+    // body(n) for the voxels n that send something, in the order of kStretches, which must not depend on which these are.
+    template <class Body>
+    static void for_stretches(const RowVoxels& voxels, Body&& body) {
+        const int64_t length = (voxels.count + kStretches - 1) / kStretches;
+        for (int64_t i = 0; i < length; ++i)
+            for (int64_t n = i; n < voxels.count; n += length)
+                if (voxels.value[n] != 0.0f) body(n);
+    }
+
+    // memory: room for RowVoxels.
+    void splat_row(int64_t row, const float* values, const float* pre, float* to, float* memory) const {
+        if (is_narrow_) {
+            NarrowRows::Window window;
+            for_batches<1>(row, [&](const Batch& batch) {
+                vfloat value = load_some(values + batch.voxel, batch.count);
+                if (pre) value *= load_some(pre + batch.voxel, batch.count);
+                if (!is_zero_vector(value)) narrow_.splat(window, batch.x, batch.count, value, batch.bin, batch.last_fraction, to);
+            });
+            return narrow_.finish(window, to);
+        }
         const int64_t bins = bins_, inner_bins = size_.bins[1];
         const vfloat4* x_weight = x_weight_.data();
-        auto sends = [&](const Batch& batch, float* value) {
-            const vfloat v = load_some(values + batch.voxel, batch.count);
-            store(value, pre ? v * load_some(pre + batch.voxel, batch.count) : v);
-            return !is_zero_vector(v);
-        };
         if (num_modalities_ == 1) {
-            for_batches<1>(row, [&](const Batch& batch) {
-                float value[kLanes];
-                if (!sends(batch, value)) return;
-                for (int i = 0; i < batch.count; ++i) {
-                    float* cell = target[i % kMostCopies] + batch.cell[i];
-                    const vfloat4 across = x_weight[batch.x + i] * value[i], weight = spline_weights(batch.fraction[0][i]);
-                    for (int j = 0; j < kSpan; ++j, cell += bins) store4(cell, load4(cell) + weight * across[j]);
-                }
+            const RowVoxels voxels = row_voxels<1>(row, values, pre, memory);
+            for_stretches(voxels, [&](int64_t n) {
+                float* cell = to + voxels.cell[n];
+                const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n], weight = spline_weights(voxels.fraction[0][n]);
+                for (int j = 0; j < kSpan; ++j, cell += bins) store4(cell, load4(cell) + weight * across[j]);
             });
         } else {
-            for_batches<2>(row, [&](const Batch& batch) {
-                float value[kLanes];
-                if (!sends(batch, value)) return;
-                for (int i = 0; i < batch.count; ++i) {
-                    const vfloat4 across = x_weight[batch.x + i] * value[i];
-                    const vfloat4 outer = spline_weights(batch.fraction[0][i]), inner = spline_weights(batch.fraction[1][i]);
-                    for (int j = 0; j < kSpan; ++j) {
-                        float* cell = target[i % kMostCopies] + batch.cell[i] + j * bins;
-                        const vfloat4 scaled = inner * across[j];
-                        for (int k = 0; k < kSpan; ++k, cell += inner_bins) store4(cell, load4(cell) + scaled * outer[k]);
-                    }
+            const RowVoxels voxels = row_voxels<2>(row, values, pre, memory);
+            for_stretches(voxels, [&](int64_t n) {
+                const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n];
+                const vfloat4 outer = spline_weights(voxels.fraction[0][n]), inner = spline_weights(voxels.fraction[1][n]);
+                for (int j = 0; j < kSpan; ++j) {
+                    float* cell = to + voxels.cell[n] + j * bins;
+                    const vfloat4 scaled = inner * across[j];
+                    for (int k = 0; k < kSpan; ++k, cell += inner_bins) store4(cell, load4(cell) + scaled * outer[k]);
                 }
             });
         }
-        for (int c = 0; c < num_copies - 1; ++c) add_scaled(to, copies + c * size, 1.0f, size);
     }
 
     void slice_row(int64_t row, const float* from, const float* post, float channel_weight, float* sum) const {
@@ -270,6 +371,14 @@ class GridFilter final : public Filter {
                 sum[voxel] += channel_weight * (post ? post[voxel] : 1.0f) * ((total[i][0] + total[i][1]) + (total[i][2] + total[i][3]));
             }
         };
+        if (is_narrow_) {
+            return for_batches<1>(row, [&](const Batch& batch) {
+                if (!receives(batch)) return;
+                vfloat total = narrow_.slice(from, batch.x, batch.count, batch.bin, batch.last_fraction) * channel_weight;
+                if (post) total *= load_some(post + batch.voxel, batch.count);
+                store_some(sum + batch.voxel, load_some(sum + batch.voxel, batch.count) + total, batch.count);
+            });
+        }
         vfloat4 total[kLanes];
         if (num_modalities_ == 1) {
             for_batches<1>(row, [&](const Batch& batch) {
@@ -381,14 +490,17 @@ class GridFilter final : public Filter {
 
     const Voxels& voxels_;
     ThreadPool& pool_;
-    const GridSize size_;
+    GridSize size_;
     int num_modalities_;
     std::vector<Place> axis_[kMaxAxes];  // cell of each voxel coordinate
     std::vector<int32_t> x_cell_;        // the same for the last axis, stored separately
     std::vector<vfloat4> x_weight_;
+    NarrowRows narrow_;
+    bool is_narrow_ = false;  // one modality whose intensity cells fit into a vector
     const float* intensity_[2]{};
     float zero_[2]{}, scale_[2]{};
     int64_t bins_ = 0;  // intensity cells of one spatial cell
+    int64_t num_cells_ = 0;
     int64_t level_[kMaxAxes]{};
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
     std::vector<int32_t> first_run_;             // of each row of the box

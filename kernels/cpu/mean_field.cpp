@@ -6,6 +6,7 @@
 
 #include "cpu/mean_field_rules.h"
 #include "cpu/softmax_lanes.h"
+#include "cpu/two_labels.h"
 
 namespace crf {
 
@@ -171,6 +172,7 @@ class MeanField {
     void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_channels_, new_marginals_); }
 
     void initialize(int64_t block, T* x) {
+        if (takes_two_labels()) return initialize_two_labels(block);
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
         StepSums sums;
@@ -188,9 +190,40 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
+    // Whether one pass in registers does: two labels whose marginals sum to 1, without a bias to look up.
+    bool takes_two_labels() const { return num_labels_ == 2 && implied_ && options_.bias.empty(); }
+
+    void initialize_two_labels(int64_t block) {
+        const T scale = T{1} / options_.temperature;
+        Lanes weighted{};
+        vdouble largest{};
+        SumOfLogarithms<T> totals;
+        voxels_.for_pieces(
+            block * kVoxelBlock, block_end(block, num_voxels_), [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
+                const T *first = logits_.data + logits_.place(logits_.is_box ? box : grid), *second = first + logits_.label_stride;
+                for (int64_t i = 0; i < length; i += kLanes) {
+                    const int64_t left = length - i;
+                    const Lanes a = load_some(first + i, left) * scale;
+                    const Lanes b = load_some(second + i, left) * scale;
+                    const TwoLabelSoftmax<T> now = softmax_of_two<T>(a, b);
+                    store_some(new_marginals_ + voxel + i, now.first, left);
+                    store_some(messages_.get() + voxel + i, Lanes{}, left);
+                    const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
+                    largest += __builtin_convertvector(valid ? vmax(b, a) : Lanes{}, vdouble);
+                    weighted += valid ? now.weighted : Lanes{};
+                    totals.add(valid ? now.total : splat_lanes(T{1}));
+                }
+            });
+        StepSums sums;
+        sums.largest = sum_lanes(largest);
+        sums.negative_entropy = sum_lanes(weighted - totals.sum());
+        block_sums_[block] = sums;
+    }
+
     // One step for a block: from the messages and old marginals to the new marginals (and logits, if `out` is given). Resets the
     // messages to zero for the next step.
     void update(int64_t block, T* scratch, const GridView<T>* out) {
+        if (takes_two_labels() && options_.is_potts && step_length_ == T{1}) return update_two_labels(block, out);
         switch (num_labels_) {
             case 2:
                 return update_labels<2>(block, scratch, out);
@@ -287,6 +320,63 @@ class MeanField {
             }
         }
         if (!skip_marginals_) store_marginals(block, x);
+        sums.linear = sum_lanes(linear);
+        sums.quadratic = sum_lanes(quadratic);
+        sums.divergence = sum_lanes(divergence);
+        for (int i = 0; i < kLanes; ++i) sums.flips -= flips[i];
+        block_sums_[block] = sums;
+    }
+
+    // The same for a Potts model of two labels with undamped steps: one pass, in registers. The marginals have the same bits.
+    void update_two_labels(int64_t block, const GridView<T>* out) {
+        const T scale = T{1} / options_.temperature;
+        const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest()), rounding = splat_lanes(rounding_of_implied<T>(2));
+        Lanes linear{}, quadratic{}, weighted{}, divergence{};
+        Integers flips{};
+        SumOfLogarithms<T> totals;
+        voxels_.for_pieces(
+            block * kVoxelBlock, block_end(block, num_voxels_), [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
+                const T *first = logits_.data + logits_.place(logits_.is_box ? box : grid), *second = first + logits_.label_stride;
+                for (int64_t i = 0; i < length; i += kLanes) {
+                    const int64_t left = length - i, n = voxel + i;
+                    const Lanes a = load_some(first + i, left) * scale, b = load_some(second + i, left) * scale;
+                    const Lanes received = load_some(messages_.get() + n, left), ones = load_some(weighted_ones_.get() + n, left);
+                    store_some(messages_.get() + n, Lanes{}, left);
+                    Lanes p = load_some(old_marginals_ + n, left), q = vmax(T{1} - p, Lanes{});
+                    const Lanes other = ones - received, own = ones - other;
+                    const Lanes x = a - other, y = b - own;
+                    TwoLabelSoftmax<T> now = softmax_of_two<T>(x, y);
+                    if (out) {
+                        T* const refined = out->data + out->place(out->is_box ? box : grid) + i;
+                        store_some(refined, x, left);
+                        store_some(refined + out->label_stride, y, left);
+                    }
+                    if (!skip_marginals_) store_some(new_marginals_ + n, now.first, left);
+                    const Integers old_label = q > p, label = y > x;
+                    if (left < kLanes) {  // lanes beyond the end count nowhere
+                        const Integers valid = first_lanes_of<T>(static_cast<int>(left));
+                        p = valid ? p : Lanes{};
+                        q = valid ? q : Lanes{};
+                        now.weighted = valid ? now.weighted : Lanes{};
+                        now.total = valid ? now.total : splat_lanes(T{1});
+                    }
+                    const Lanes largest = vmax(b, a);
+                    linear += a >= lowest ? (a - largest) * p : Lanes{};
+                    linear += (b >= lowest) & ((b >= largest - kFarBelow) | (q > rounding)) ? (b - largest) * q : Lanes{};
+                    quadratic += other * p + own * q;
+                    weighted += now.weighted;
+                    totals.add(now.total);
+                    if (options_.tolerance > 0) {
+                        const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
+                        const Lanes change =
+                            divergence_of_label(now.first, p, splat_lanes(kTiny<T>)) + divergence_of_label(now.second, q, rounding);
+                        divergence += valid ? change : Lanes{};
+                        flips += valid & (old_label != label);  // -1 where true
+                    }
+                }
+            });
+        StepSums sums;
+        sums.negative_entropy = sum_lanes(weighted - totals.sum());
         sums.linear = sum_lanes(linear);
         sums.quadratic = sum_lanes(quadratic);
         sums.divergence = sum_lanes(divergence);

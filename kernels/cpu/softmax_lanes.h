@@ -4,6 +4,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "cpu/simd.h"
 #include "cpu/voxels.h"
@@ -62,8 +63,16 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
     return {weighted * inverse - log_positive(total), label};
 }
 
-// KL(new || old), as a sum of p (r - 1 - log r) with r = old / new: no term is negative, and near r = 1 nothing cancels. If the last
-// marginal is implied, as 1 minus the others, differences below the rounding of the others count as zero.
+// A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: not negative, and near r = 1 nothing cancels. Marginals below
+// `least` count as that.
+template <class Lanes>
+Lanes divergence_of_label(Lanes now, Lanes old, Lanes least) {
+    using T = std::remove_cvref_t<decltype(now[0])>;
+    const Lanes p = vmax(now, least), ratio = vmax(old, least) / p;
+    return vmax(p * (ratio - T{1} - log_positive(vmax(ratio, splat_lanes(kTiny<T>)))), Lanes{});
+}
+
+// KL(new || old). If the last marginal is implied, as 1 minus the others, differences below the rounding of the others count as zero.
 template <int L, class T>
 typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labels, bool last_is_implied) {
     using Lanes = typename LanesOf<T>::type;
@@ -72,9 +81,7 @@ typename LanesOf<T>::type kl_divergence(const T* now, const T* old, int any_labe
     Lanes total{};
     for (int l = 0; l < num_labels; ++l) {
         const Lanes least = last_is_implied && l == num_labels - 1 ? rounding : tiny;
-        const Lanes p = vmax(load(now + l * kVoxelBlock), least);
-        const Lanes ratio = vmax(load(old + l * kVoxelBlock), least) / p;
-        total += vmax(p * (ratio - T{1} - log_positive(vmax(ratio, tiny))), Lanes{});
+        total += divergence_of_label(load(now + l * kVoxelBlock), load(old + l * kVoxelBlock), least);
     }
     return total;
 }

@@ -79,6 +79,21 @@ def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_moda
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("num_bins", [7, 16, 17])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_rows_of_few_intensity_cells_are_those_of_the_formula(engine: Backend, masked: bool, num_bins: int) -> None:
+    """Up to 16 cells are kept in a vector. Runs of a mask begin and end anywhere in it; tolerance as above."""
+    case = random_case(2, 1, masked=masked, grid_shape=(37, 53))
+    values = _values(case)
+    intensity = case.image[:, case.inside]
+    # Five cells more than whole bandwidths between the lowest intensity and the highest.
+    theta_beta = float(intensity.max() - intensity.min()) / (num_bins - 4.5)
+    spec = one_kernel(theta_alpha=(9.3, 9.3), theta_beta=(theta_beta,), filter="grid")
+    result = engine.message(values, case.image, case.mask, case.spacing, spec)
+    expected = values[:, case.inside].astype(np.float64) @ _grid_kernel(case, 9.3, theta_beta)
+    assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 @pytest.mark.parametrize(("num_modalities", "theta_alpha"), [(1, 1.37), (1, 4.21), (2, 1.37), (2, 4.21)])
 def test_grid_messages_are_accurate(engine: Backend, num_modalities: int, theta_alpha: float, normalization: str) -> None:

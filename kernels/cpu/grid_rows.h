@@ -1,0 +1,112 @@
+// Rows of the bilateral grid with one modality and so few intensity cells that those of one spatial cell are one vector: they stay in
+// registers, and looking a cell up is a permutation of lanes. Only where the instruction set has such permutations.
+#pragma once
+
+#include <vector>
+
+#include "cpu/simd.h"
+
+namespace crf {
+
+#if defined(__AVX512F__)
+constexpr bool kHasLaneTables = true;
+
+// Lane i of the result is lane index[i] of `table`, modulo the number of lanes.
+inline vfloat look_up(vfloat table, vint index) { return (vfloat)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table); }
+
+// Four numbers at lanes first to first + 3, zeros in the others.
+inline vfloat place_four(const float* four, int32_t first) {
+    const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512i index = (__m512i)(lane - first);
+    const __mmask16 inside = _mm512_cmplt_epu32_mask(index, _mm512_maskz_set1_epi32(0xffff, 4));
+    return (vfloat)_mm512_maskz_permutexvar_ps(inside, index, _mm512_castps128_ps512(_mm_loadu_ps(four)));
+}
+#else
+constexpr bool kHasLaneTables = false;
+
+inline vfloat look_up(vfloat table, vint index) { return __builtin_shuffle(table, index); }
+inline vfloat place_four(const float* four, int32_t first) {
+    vfloat placed{};
+    for (int32_t k = 0; k < 4; ++k) placed[first + k] = four[k];
+    return placed;
+}
+#endif
+
+// The weights of the four cells around points at fraction f of their cells.
+inline void spline_weights(vfloat f, vfloat (&weight)[4]) {
+    constexpr float c[4][4] = {
+        {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};
+    for (int k = 0; k < 4; ++k) weight[k] = c[k][0] + f * (c[k][1] + f * (c[k][2] + f * c[k][3]));
+}
+
+// A row's voxels along x, and the cells that they touch.
+class NarrowRows {
+   public:
+    // Voxels of a row times its spatial cells: the table of weights should stay in the cache.
+    static constexpr int64_t kMostWeights = 1 << 16;
+
+    // cell, weight: the first cell of each voxel along x, and the weights of the four from there.
+    void prepare(const std::vector<int32_t>& cell, const std::vector<vfloat4>& weight, int64_t length, int64_t num_cells) {
+        stride_ = length + kLanes;
+        cell_.assign(cell.begin(), cell.begin() + length);
+        dense_.assign(num_cells * stride_, 0.0f);
+        for (int j = 0; j < 4; ++j) weight_[j].assign(stride_, 0.0f);
+        for (int64_t x = 0; x < length; ++x)
+            for (int j = 0; j < 4; ++j) {
+                weight_[j][x] = weight[x][j];
+                dense_[(cell_[x] + j) * stride_ + x] = weight[x][j];
+            }
+    }
+
+    // The cells of a row that is being splatted: four spatial cells at a time, from the one at `first`.
+    struct Window {
+        int64_t first = 0;
+        vfloat cell[4]{};
+    };
+
+    // Adds `count` voxels, the first of them at x, to the row `to`. bin: the first intensity cell; f: the fraction of it.
+    void splat(Window& window, int64_t x, int count, vfloat value, vint bin, vfloat f, float* to) const {
+        vfloat weight[4];
+        spline_weights(f, weight);
+        float four[4 * kLanes], scaled[4][kLanes];
+        int32_t first_bin[kLanes];
+        interleave<4>(weight, four);
+        for (int j = 0; j < 4; ++j) store(scaled[j], load(weight_[j].data() + x) * value);
+        std::memcpy(first_bin, &bin, sizeof first_bin);
+        for (int i = 0; i < count; ++i) {
+            if (cell_[x + i] != window.first) advance(window, cell_[x + i], to);
+            const vfloat placed = place_four(four + 4 * i, first_bin[i]);
+            for (int j = 0; j < 4; ++j) window.cell[j] += placed * scaled[j][i];
+        }
+    }
+
+    // To be called when the row ends.
+    void finish(Window& window, float* to) const { advance(window, window.first + 4, to); }
+
+    // The blended cells at `count` voxels, the first of them at x.
+    vfloat slice(const float* from, int64_t x, int count, vint bin, vfloat f) const {
+        vfloat blended[4]{};
+        for (int64_t c = cell_[x]; c < cell_[x + count - 1] + 4; ++c) {
+            const vfloat cells = load(from + c * kLanes), across = load(dense_.data() + c * stride_ + x);
+            for (int k = 0; k < 4; ++k) blended[k] += look_up(cells, bin + k) * across;
+        }
+        vfloat weight[4];
+        spline_weights(f, weight);
+        return (blended[0] * weight[0] + blended[1] * weight[1]) + (blended[2] * weight[2] + blended[3] * weight[3]);
+    }
+
+   private:
+    void advance(Window& window, int64_t cell, float* to) const {
+        for (; window.first < cell; ++window.first) {
+            store(to + window.first * kLanes, window.cell[0]);
+            for (int j = 0; j < 3; ++j) window.cell[j] = window.cell[j + 1];
+            window.cell[3] = vfloat{};
+        }
+    }
+
+    int64_t stride_ = 0;
+    std::vector<int32_t> cell_;
+    std::vector<float> weight_[4], dense_;  // of each of a voxel's four cells; (cell, voxel)
+};
+
+}  // namespace crf

@@ -1,0 +1,58 @@
+// The softmax of two labels and its sums, for a vector of voxels at a time, from the difference of their logits: one exponential per voxel,
+// and one logarithm for many. The general forms are in softmax_lanes.h; marginals have the same bits.
+#pragma once
+
+#include "cpu/simd.h"
+#include "cpu/softmax_lanes.h"
+
+namespace crf {
+
+template <class T>
+struct TwoLabelSoftmax {
+    typename LanesOf<T>::type first, second;  // marginals
+    typename LanesOf<T>::type weighted;       // sum of Q times its logarithm, the logarithm of `total` not subtracted
+    typename LanesOf<T>::type total;          // sum of the exponentials relative to the larger logit, between 1 and 2
+};
+
+// x, y: the logits.
+template <class T>
+inline TwoLabelSoftmax<T> softmax_of_two(typename LanesOf<T>::type x, typename LanesOf<T>::type y) {
+    using Lanes = typename LanesOf<T>::type;
+    const auto more = y > x;
+    const Lanes gap = more ? x - y : y - x;
+    const Lanes e = exp_nonpositive(gap), total = T{1} + e, larger = T{1} / total, smaller = e * larger;
+    // 0 times minus infinity counts as 0.
+    const Lanes weighted = gap >= splat_lanes(std::numeric_limits<T>::lowest()) ? smaller * gap : Lanes{};
+    return {more ? smaller : larger, more ? larger : smaller, weighted, total};
+}
+
+// The sum of logarithms of numbers between 1 and 2, taken of products that cannot overflow.
+template <class T>
+class SumOfLogarithms {
+    using Lanes = typename LanesOf<T>::type;
+
+   public:
+    void add(Lanes value) {
+        product_ *= value;
+        if (++num_factors_ == kMostFactors) flush();
+    }
+
+    Lanes sum() {
+        flush();
+        return sum_;
+    }
+
+   private:
+    static constexpr int kMostFactors = 64;
+
+    void flush() {
+        sum_ += log_positive(product_);
+        product_ = splat_lanes(T{1});
+        num_factors_ = 0;
+    }
+
+    Lanes sum_{}, product_ = splat_lanes(T{1});
+    int num_factors_ = 0;
+};
+
+}  // namespace crf
