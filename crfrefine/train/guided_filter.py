@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.region_scheme import RegionScheme
 
-RADII_VOXELS = (1.0, 2.0, 4.0)
+RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)
 """Half-widths of the windows that are tried, in typical voxels."""
 
 EPSILONS = (0.001, 0.01, 0.1)

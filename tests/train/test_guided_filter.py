@@ -9,7 +9,7 @@ from training_helpers import REGIONS, SPACING, crops
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.execution.threads import Workers
 from crfrefine.train.baselines import label_confusion
-from crfrefine.train.guided_filter import EPSILONS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
+from crfrefine.train.guided_filter import EPSILONS, RADII_VOXELS, UNGUIDED, Guidance, Guide, guided_labels, score_guided
 from crfrefine.train.model import mean_dice
 from crfrefine.train.probabilities import probabilities_of
 
@@ -67,7 +67,7 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     with Workers(2) as workers:
         useful = score_guided(crops(2), REGIONS, SPACING, workers)
         right = score_guided(crops(2, "right"), REGIONS, SPACING, workers)
-    assert useful.scores.shape == (2, 1 + 3 * len(EPSILONS))
+    assert useful.scores.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
     gain = useful.scores[:, useful.choices.index(chosen)] - useful.scores[:, 0]
