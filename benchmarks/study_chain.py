@@ -18,13 +18,20 @@ from environment import describe, source_hash
 from study_stages import Stages, crfrefine, link_files, listing, say
 
 from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.case import Case, CaseFiles, discover_cases, load_case
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
+from crfrefine.train.dice_rival import decided_labels
+from crfrefine.train.guided_filter import Guidance, guided_labels
 from crfrefine.train.methods import (
     DEFAULT,
+    DICE,
+    DICE_LARGEST,
+    GUIDED,
+    GUIDED_LARGEST,
     LARGEST,
     NETWORK,
     SCALING,
@@ -44,11 +51,15 @@ FOLDERS = {
     SCALING_LARGEST: "scaling_largest",
     SMOOTHING: "smoothing",
     SMOOTHING_LARGEST: "smoothing_largest",
+    GUIDED: "guided",
+    GUIDED_LARGEST: "guided_largest",
+    DICE: "dice",
+    DICE_LARGEST: "dice_largest",
 }
 """Where the label maps of each method are; the network's are the argmax of its logits."""
 
-RIVALS = (SCALING, SMOOTHING, LARGEST, DEFAULT)
-RIVALS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
+RIVALS = (SCALING, SMOOTHING, GUIDED, DICE, LARGEST, DEFAULT)
+RIVALS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)
 
 EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
 REPORT = Path("training") / "params.report.json"
@@ -171,7 +182,7 @@ def _infer(study: Study, data: Path, parameters: Path | str, output: Path, *opti
 
 
 def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
-    """Write the label maps of recalibration and smoothing, which no command writes, as the fold that held a case out has tuned them."""
+    """Write the label maps of the rivals that no command writes, as the fold that held a case out has tuned them."""
     tuned = {case: fold for fold in report["folds"] for case in fold["held_out"]}
     for files in study.cases():
         case = load_case(files, threads=study.threads)
@@ -182,24 +193,35 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 
 
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    scaling = fold["vector_scaling"]
     keep, voxel_ml = PostprocessParameters(keep_largest=fold["keep_largest"]), float(np.prod(case.spacing)) / 1000
     network = argmax_labels(case.logits)
     changed = {
-        (SCALING, SCALING_LARGEST): VectorScaling(scaling["temperature"], tuple(scaling["bias"])).apply(case.logits),
-        (SMOOTHING, SMOOTHING_LARGEST): smoothed(case.logits, fold["smoothing_sigma_mm"], case.spacing),
+        (SCALING, SCALING_LARGEST): argmax_labels(_scaling(fold["vector_scaling"]).apply(case.logits)),
+        (SMOOTHING, SMOOTHING_LARGEST): argmax_labels(smoothed(case.logits, fold["smoothing_sigma_mm"], case.spacing)),
+        (GUIDED, GUIDED_LARGEST): network,
+        (DICE, DICE_LARGEST): network,
     }
-    for (method, with_largest), logits in changed.items():
-        labels = argmax_labels(logits) if case.mask is None else np.where(case.mask, argmax_labels(logits), network)
+    guidance = Guidance(**fold["guided_filter"])
+    if guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, CrfParameters.from_dict(fold["fit"]["parameters"]).intensity, case.mask)
+        changed[GUIDED, GUIDED_LARGEST] = guided_labels(case.logits, image, guidance, case.spacing, None)
+    if fold["dice_decision"] is not None:
+        changed[DICE, DICE_LARGEST] = decided_labels(case.logits, _scaling(fold["dice_decision"]), None, case.mask)
+    for (method, with_largest), found in changed.items():
+        labels = found if case.mask is None else np.where(case.mask, found, network)
         yield method, labels
         yield with_largest, postprocess(labels, keep, voxel_ml)
+
+
+def _scaling(values: dict[str, Any]) -> VectorScaling:
+    return VectorScaling(values["temperature"], tuple(values["bias"]))
 
 
 def _evaluate(study: Study, home: Path, method: str, baselines: Sequence[str], options: Sequence[str], folder: Path) -> None:
     def maps(name: str) -> Path:
         if name == NETWORK:
             return study.data / study.logits
-        return home / ("rivals" if name in (SCALING, SMOOTHING, *RIVALS_LARGEST) else "refined") / FOLDERS[name]
+        return home / ("rivals" if name in (SCALING, SMOOTHING, GUIDED, DICE, *RIVALS_LARGEST) else "refined") / FOLDERS[name]
 
     compared = [word for name in baselines for word in ("--baseline", f"{name}={maps(name)}")]
     words = [maps(method), study.data / "labels", "--name", method, *compared, "-i", study.data / "images", *study.region_options, *options]

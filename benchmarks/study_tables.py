@@ -17,7 +17,7 @@ from study_chain import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, REPORT
 
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p
 from crfrefine.statistics.paired import PairedComparison, holm
-from crfrefine.train.methods import DEFAULT, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
+from crfrefine.train.methods import DEFAULT, DICE, GUIDED, METHODS, NETWORK, SCALING, SMOOTHING, TRAINED, TRAINED_LARGEST
 
 # Published: Monteiro, Figueiredo, Oliveira 2018, arXiv:1807.07464, mean and standard deviation of Dice over the cases.
 PAPER = (
@@ -30,6 +30,8 @@ TITLES = {
     NETWORK: "the network's argmax, Dice",
     SCALING: "vector scaling (temperature, a bias per label)",
     SMOOTHING: "Gaussian smoothing of the logits",
+    GUIDED: "guided filter of the probabilities",
+    DICE: "best expected Dice (RankSEG) after recalibration",
     DEFAULT: "`default`, untrained",
     TRAINED: "**trained CRF**",
     TRAINED_LARGEST: "trained CRF, then largest component",

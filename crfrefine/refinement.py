@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.arguments import check_no_label_map, check_shapes, given_array, given_label_map, given_spacing
 from crfrefine.arrays.case_image import CaseImage
 from crfrefine.arrays.components import clean
+from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.one_hot import (
     ABSENT_LOGIT,
@@ -36,6 +37,7 @@ from crfrefine.arrays.region_channels import (
     describe_undecided,
     find_undecided,
     identify_regions,
+    sigmoid,
     take_log_odds,
 )
 from crfrefine.arrays.region_scheme import RegionScheme, check_regions
@@ -207,7 +209,10 @@ def refine(
     _check_outcome(backend, refined, threads)
     started = time.perf_counter()
     network = decode(ordered_logits)
-    labels = refined.label_map(network, decode)
+    if parameters.postprocess.decision == "dice":
+        labels = _decide_by_dice(backend, refined, regions, crf_mask, network, threads)
+    else:
+        labels = refined.label_map(network, decode)
     cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
     timings |= {**refined.timings, "labels": time.perf_counter() - started}
     return RefinementResult(
@@ -252,6 +257,23 @@ def _refine_all_labels(
     if box is None:
         return DenseLogits(outcome)
     return CroppedLogits(logits, box, models[0].mean_field.temperature, outcome, is_probability=is_probability)
+
+
+def _decide_by_dice(
+    backend: Backend,
+    refined: CroppedLogits | DenseLogits | TiledLogits,
+    regions: RegionScheme | None,
+    mask: NDArray[np.bool_] | None,
+    network: NDArray[np.unsignedinteger[Any]],
+    threads: int | None,
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the label map with the best expected Dice under the marginals; voxels outside the mask keep the network's label."""
+    logits = refined.dense()
+    if regions is None:
+        found = dice_labels(backend.softmax(logits, threads=threads), mask)
+    else:
+        found = dice_region_labels(sigmoid(logits), regions, mask)
+    return found if mask is None else np.where(mask, found, network)
 
 
 def _resolve(
@@ -330,6 +352,7 @@ def refine_label_map(
         leave_far_out(logits, reach_of_axes(kernels, ordered_steps))
         result = refine(order.to_user(logits), image, spacing=steps, parameters=chosen, mask=mask, input_type="logits", **options)
         return result.renumbered(channels, num_labels)
+    check_decision_on_tiles(parameters, len(channels))
     _check_temperature(model.mean_field.temperature, _largest_bias(model) - ABSENT_LOGIT)
     ordered_image = order.to_storage(image)
     _check_finite(backend, ordered_image, "image", threads)
@@ -347,6 +370,15 @@ def refine_label_map(
     )
     _check_outcome(backend, refined, threads)
     return streamed_result(refined, order, chosen, steps, backend.name, threads).renumbered(channels, num_labels)
+
+
+def check_decision_on_tiles(parameters: CrfParameters, num_labels: int) -> None:
+    """Raise ConfigError if the decision needs the marginals of all labels, which a run on tiles does not have at once."""
+    if parameters.postprocess.decision != "argmax":
+        raise ConfigError(
+            f"postprocess.decision: '{parameters.postprocess.decision}' needs the marginals of all labels at every voxel, but this case of "
+            f"{num_labels} labels is worked on part by part; set it to 'argmax', or mean_field.label_threshold = 0 if the memory allows"
+        )
 
 
 def streamed_result(

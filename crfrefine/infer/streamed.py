@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
 from crfrefine.memory import memory_left, memory_limit
-from crfrefine.refinement import streamed_result
+from crfrefine.refinement import check_decision_on_tiles, streamed_result
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.running import Settings
 from crfrefine.tiles.streaming import ChannelStream, refine_stream
@@ -38,9 +38,10 @@ def refine_streamed(
 
     Raises:
         InputError: values that are not finite, or not the logits or probabilities that the user or the file says they are.
-        ConfigError: a list in the parameters has the wrong length for this case.
+        ConfigError: a list in the parameters has the wrong length for this case, or the decision needs all marginals at once.
         CapacityError: not enough memory.
     """
+    check_decision_on_tiles(parameters, case.network.num_labels)
     backend = get_backend("cpu")
     num_dims = case.image.ndim - 1
     order = StorageOrder.of_files(num_dims)

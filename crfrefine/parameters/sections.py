@@ -144,7 +144,7 @@ class MeanFieldParameters(Section):
 
 @dataclass(frozen=True)
 class PostprocessParameters(Section):
-    """Cleaning of the label map after the CRF."""
+    """How the CRF's marginals become a label map, and its cleaning."""
 
     section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
@@ -168,6 +168,11 @@ class PostprocessParameters(Section):
             checks.choice("none", "foreground", "each"), checks.choice("none", "foreground"), checks.choice("none", "each")
         ),
         "none | foreground (any hole) | each (holes inside a single label); or one per label",
+    )
+    decision: str = _key(
+        "argmax",
+        checks.choice("argmax", "dice"),
+        "argmax (the likeliest label) | dice (best expected Dice, for calibrated marginals); before the rules above",
     )
 
     def _check_together(self, prefix: str) -> None:

@@ -27,6 +27,11 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")
     if options.num_optimizer_steps is not None and options.num_optimizer_steps < 1:
         raise ConfigError(f"--num-iterations: expected at least 1, got {options.num_optimizer_steps}")
+    if options.parameters is not None and options.parameters.postprocess.decision != "argmax":
+        raise ConfigError(
+            f"--config: postprocess.decision = '{options.parameters.postprocess.decision}' cannot be trained with: training and verdict "
+            "are on the argmax of the CRF's marginals; set it to 'argmax', and to another value in the file that train-crf writes"
+        )
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
     if options.output.suffix != ".toml" or options.output.is_dir():

@@ -9,6 +9,12 @@ from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.methods import (
     ALL_MEASURED,
+    DICE,
+    DICE_LARGEST,
+    DICE_RULES,
+    GUIDED,
+    GUIDED_LARGEST,
+    GUIDED_RULES,
     LARGEST,
     NETWORK,
     NNUNET,
@@ -26,9 +32,9 @@ from crfrefine.train.methods import (
 )
 from crfrefine.train.results import Comparison, FoldResult, num_cut_short
 
-_RECALIBRATIONS = (SCALING, SMOOTHING)
-_RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST)
-_RECALIBRATIONS_RULES = (SCALING_RULES, SMOOTHING_RULES)
+_RECALIBRATIONS = (SCALING, SMOOTHING, GUIDED, DICE)
+_RECALIBRATIONS_LARGEST = (SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)
+_RECALIBRATIONS_RULES = (SCALING_RULES, SMOOTHING_RULES, GUIDED_RULES, DICE_RULES)
 
 
 def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:

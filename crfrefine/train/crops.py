@@ -115,7 +115,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
         case_mask, num_padding = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
     # The confidence of a label map says nothing about where else a label is possible.
     least = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
-    near = (_foreground_ratio(case) > least) | ((labels > 0) & (labels < case.num_labels))
+    near = (foreground_ratio(case.logits, case.regions) > least) | ((labels > 0) & (labels < case.num_labels))
     if case_mask is not None:
         near &= case_mask
     if not near.any():
@@ -154,13 +154,13 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     )
 
 
-def _foreground_ratio(case: Case) -> NDArray[np.float32]:
+def foreground_ratio(logits: NDArray[Any], regions: RegionScheme | None) -> NDArray[np.float32]:
     """Return the logarithm of the ratio of the likeliest label's probability to that of background; of regions: the largest log-odds."""
-    first = 0 if case.regions is not None else 1
-    likely: NDArray[np.float32] = np.array(case.logits[first], order="K")
-    for other in case.logits[first + 1 :]:
+    first = 0 if regions is not None else 1
+    likely: NDArray[np.float32] = np.array(logits[first], order="K")
+    for other in logits[first + 1 :]:
         np.maximum(likely, other, out=likely)
-    return likely if case.regions is not None else likely - case.logits[0]
+    return likely if regions is not None else likely - logits[0]
 
 
 def count_confusion(labels: NDArray[Any], found: NDArray[Any], num_labels: int) -> NDArray[np.int64]:

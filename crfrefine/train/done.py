@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from crfrefine.train.baselines import VectorScaling
+from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.methods import MethodValues, plain_values, restored_values
 from crfrefine.train.small_objects import ChosenRules
@@ -22,6 +23,7 @@ class Part:
         scaling: the recalibrated network.
         measured: values of each case held out.
         rules: the small-object rules, if they were asked for.
+        decision: the recalibration before the decision for the best expected Dice.
     """
 
     halves: tuple[FitResult, ...] = ()
@@ -29,6 +31,7 @@ class Part:
     scaling: VectorScaling | None = None
     measured: Mapping[str, MethodValues] | None = None
     rules: ChosenRules | None = None
+    decision: DiceDecision | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -38,18 +41,21 @@ class Part:
             "scaling": None if self.scaling is None else asdict(self.scaling),
             "measured": None if self.measured is None else plain_values(self.measured),
             "rules": None if self.rules is None else self.rules.to_dict(),
+            "decision": None if self.decision is None else self.decision.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Part:
         """Return what `to_dict` was called on."""
         fit, scaling, measured, rules = values["fit"], values["scaling"], values["measured"], values["rules"]
+        decision = values["decision"]
         return cls(
             halves=tuple(FitResult.from_dict(half) for half in values["halves"]),
             fit=None if fit is None else FitResult.from_dict(fit),
             scaling=None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"])),
             measured=None if measured is None else restored_values(measured),
             rules=None if rules is None else ChosenRules.from_dict(rules),
+            decision=None if decision is None else DiceDecision.from_dict(decision),
         )
 
 

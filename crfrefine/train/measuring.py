@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.components import postprocess
+from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import leave_out
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.refinement import refine
 from crfrefine.train.baselines import smoothed
+from crfrefine.train.dice_rival import decided_labels
+from crfrefine.train.guided_filter import guided_labels
 from crfrefine.train.methods import (
     DEFAULT,
+    DICE,
+    DICE_LARGEST,
+    DICE_RULES,
+    GUIDED,
+    GUIDED_LARGEST,
+    GUIDED_RULES,
     LARGEST,
     METRICS,
     NETWORK,
@@ -89,30 +98,40 @@ def measure_methods(
         inside, _ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
         logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
 
-    def within_mask(logits: NDArray[Any]) -> NDArray[Any]:
+    def within_mask(found: NDArray[Any]) -> NDArray[Any]:
         """As for the CRF, the network's labels stay outside the mask and in padding."""
-        found = case.decode(logits)
         return found if inside is None else np.where(inside, found, network)
 
     trained = crf(replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
-    scaled = within_mask(tuned.scaling.apply(logits))
-    smooth = within_mask(smoothed(logits, tuned.sigma_mm, case.spacing))
+    scaled = within_mask(case.decode(tuned.scaling.apply(logits)))
+    smooth = within_mask(case.decode(smoothed(logits, tuned.sigma_mm, case.spacing)))
+    guided = decided = network
+    if tuned.guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask, threads=threads)
+        guided = within_mask(guided_labels(logits, image, tuned.guidance, case.spacing, case.regions))
+    if tuned.decision.scaling is not None:
+        decided = within_mask(decided_labels(logits, tuned.decision.scaling, case.regions, inside))
     # The built-in CRF gets the same image as the trained one.
     default = replace(CrfParameters(), intensity=tuned.fit.parameters.intensity)
     maps = {
         NETWORK: network,
         SCALING: scaled,
         SMOOTHING: smooth,
+        GUIDED: guided,
+        DICE: decided,
         LARGEST: cleaned(network),
         DEFAULT: crf(default),
         TRAINED: trained,
         TRAINED_LARGEST: cleaned(trained),
         SCALING_LARGEST: cleaned(scaled),
         SMOOTHING_LARGEST: cleaned(smooth),
+        GUIDED_LARGEST: cleaned(guided),
+        DICE_LARGEST: cleaned(decided),
     }
     if rules is not None:
         maps[RULES], maps[TRAINED_RULES] = cleaned(network, rules.network), cleaned(trained, rules.trained)
         maps[SCALING_RULES], maps[SMOOTHING_RULES] = cleaned(scaled, rules.network), cleaned(smooth, rules.network)
+        maps[GUIDED_RULES], maps[DICE_RULES] = cleaned(guided, rules.network), cleaned(decided, rules.network)
     if nnunet is not None:
         maps[NNUNET] = nnunet.apply(network)
     known: dict[bytes, RegionValues] = {}

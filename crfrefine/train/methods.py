@@ -12,11 +12,13 @@ from crfrefine.metrics.registry import MASK_METRICS, RegionValues
 NETWORK = "network"
 SCALING = "vector scaling"
 SMOOTHING = "Gaussian smoothing"
+GUIDED = "guided filter"
+DICE = "Dice decision"
 LARGEST = "largest component"
 DEFAULT = "default CRF"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = "trained CRF + largest component"
-METHODS = (NETWORK, SCALING, SMOOTHING, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
+METHODS = (NETWORK, SCALING, SMOOTHING, GUIDED, DICE, LARGEST, DEFAULT, TRAINED, TRAINED_LARGEST)
 """The methods that are shown, in this order."""
 
 NNUNET = "nnU-Net postprocessing"
@@ -26,16 +28,20 @@ RULES = "small-object rules"
 TRAINED_RULES = "trained CRF + small-object rules"
 """Measured and shown where small-object rules are chosen."""
 
-_IN_ORDER = (NETWORK, SCALING, SMOOTHING, LARGEST, NNUNET, RULES, DEFAULT, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
+_IN_ORDER = (NETWORK, SCALING, SMOOTHING, GUIDED, DICE, LARGEST, NNUNET, RULES, DEFAULT, TRAINED, TRAINED_LARGEST, TRAINED_RULES)
 
 SCALING_LARGEST = "vector scaling + largest component"
 SMOOTHING_LARGEST = "Gaussian smoothing + largest component"
-MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST)
+GUIDED_LARGEST = "guided filter + largest component"
+DICE_LARGEST = "Dice decision + largest component"
+MEASURED = (*METHODS, SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)
 """What is measured: those that are shown, and what the CRF with the largest component must beat."""
 
 SCALING_RULES = "vector scaling + small-object rules"
 SMOOTHING_RULES = "Gaussian smoothing + small-object rules"
-ALL_MEASURED = (*MEASURED, NNUNET, RULES, TRAINED_RULES, SCALING_RULES, SMOOTHING_RULES)
+GUIDED_RULES = "guided filter + small-object rules"
+DICE_RULES = "Dice decision + small-object rules"
+ALL_MEASURED = (*MEASURED, NNUNET, RULES, TRAINED_RULES, SCALING_RULES, SMOOTHING_RULES, GUIDED_RULES, DICE_RULES)
 """The same, with those that are measured only in some runs."""
 
 METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)

@@ -15,6 +15,8 @@ from crfrefine.train.bad_cases import attempt, raise_all
 from crfrefine.train.baselines import RivalScores, score_rivals
 from crfrefine.train.crops import Crop, CropStore, make_crop
 from crfrefine.train.data_notes import oddities
+from crfrefine.train.dice_rival import score_decisions
+from crfrefine.train.guided_filter import GuidedScores, score_guided
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
 from crfrefine.train.observer import TrainingObserver
@@ -35,12 +37,16 @@ class Prepared:
         material: of all trainings.
         starts: the models that training may start from.
         rivals: how good the rivals are that need no training.
+        guided: how good the guided filter is with each setting.
+        decided: (cases, 1 + temperatures) how good the argmax is, and the decision for the best expected Dice at each temperature.
         has_large_cases: whether whole cases are to be in memory one at a time.
     """
 
     material: Material
     starts: tuple[Start, ...]
     rivals: RivalScores
+    guided: GuidedScores
+    decided: NDArray[np.float64]
     has_large_cases: bool
 
 
@@ -66,7 +72,14 @@ def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingOb
     for note in oddities(crops, plan.groups):
         observer.note(note)
     starts = make_starts(options.parameters, plan.learn, cases.num_channels, cases.num_modalities, spacing)
-    return Prepared(material, tuple(starts), score_rivals(material, spacing, workers), has_large_cases)
+    return Prepared(
+        material,
+        tuple(starts),
+        rivals=score_rivals(material, spacing, workers),
+        guided=score_guided(crops, plan.groups, spacing, workers),
+        decided=score_decisions(crops, plan.groups, workers),
+        has_large_cases=has_large_cases,
+    )
 
 
 def _read_crops(plan: Plan, store: CropStore, workers: Workers) -> tuple[list[Crop], bool]:

@@ -75,7 +75,13 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 
 
 def _rival_dict(tuned: Tuned) -> dict[str, Any]:
-    values = {"vector_scaling": asdict(tuned.scaling), "smoothing_sigma_mm": tuned.sigma_mm, "keep_largest": tuned.keep_largest}
+    values = {
+        "vector_scaling": asdict(tuned.scaling),
+        "smoothing_sigma_mm": tuned.sigma_mm,
+        "guided_filter": asdict(tuned.guidance),
+        "dice_decision": tuned.decision.to_dict()["scaling"],
+        "keep_largest": tuned.keep_largest,
+    }
     return values if tuned.rules is None else {**values, "small_object_rules": tuned.rules.to_dict()}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from crfrefine.train.baselines import VectorScaling, fit_vector_scaling
+from crfrefine.train.dice_rival import ARGMAX, DiceDecision, tune_decision
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.folds import Split
+from crfrefine.train.guided_filter import UNGUIDED, Guidance
 from crfrefine.train.plan import Plan
 from crfrefine.train.preparation import Prepared
 from crfrefine.train.session import Session
@@ -23,6 +25,8 @@ class Tuned:
         sigma_mm: width of the smoothing Gaussian.
         keep_largest: which largest component is kept, "foreground" or "each".
         rules: the small-object rules; None: they were not asked for.
+        guidance: the setting of the guided filter; without one, it is the network itself.
+        decision: the recalibration before the decision for the best expected Dice; without one, it is the network itself.
     """
 
     fit: FitResult
@@ -30,6 +34,8 @@ class Tuned:
     sigma_mm: float
     keep_largest: str
     rules: ChosenRules | None = None
+    guidance: Guidance = UNGUIDED
+    decision: DiceDecision = ARGMAX
 
 
 def tune_rivals(number: int, fit: FitResult, split: Split, plan: Plan, prepared: Prepared, session: Session) -> Tuned:
@@ -49,10 +55,15 @@ def tune_rivals(number: int, fit: FitResult, split: Split, plan: Plan, prepared:
     if scaling is None:
         scaling = fit_vector_scaling(prepared.material, split, session.workers)
         session.journal.note_part(number, replace(session.journal.part(number), scaling=scaling))
+    decision = session.journal.part(number).decision
+    if decision is None:
+        decision = tune_decision(prepared.decided, scaling, split, prepared.material, session.workers)
+        session.journal.note_part(number, replace(session.journal.part(number), decision=decision))
     rules = session.journal.part(number).rules
     if plan.learns_rules and rules is None:
         session.observer.stage_started(f"{plan.part_names[number]}: choosing small-object rules")
         rules = choose_rules_for(fit, split.seen, prepared.material, session.workers)
         session.journal.note_part(number, replace(session.journal.part(number), rules=rules))
     rivals = prepared.rivals
-    return Tuned(fit, scaling, rivals.best_sigma_mm(split.seen), rivals.best_kind(split.seen), rules)
+    sigma_mm, kind = rivals.best_sigma_mm(split.seen), rivals.best_kind(split.seen)
+    return Tuned(fit, scaling, sigma_mm, kind, rules, prepared.guided.best(split.seen), decision)

@@ -12,13 +12,16 @@ from oracles import random_case
 from training_helpers import as_case, phantom
 
 from crfrefine import CrfParameters, CrfRnn, InputError
+from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import IntensityParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
 from crfrefine.train.crops import make_crop
+from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.fit_result import FitResult
+from crfrefine.train.guided_filter import Guidance, guided_labels
 from crfrefine.train.measuring import measure_methods
-from crfrefine.train.methods import METRICS, NETWORK, SCALING, SMOOTHING, TRAINED
+from crfrefine.train.methods import DICE, GUIDED, METRICS, NETWORK, SCALING, SMOOTHING, TRAINED
 from crfrefine.train.tuned import Tuned
 
 GRID = (11, 9, 7)
@@ -155,17 +158,27 @@ def test_no_method_of_the_comparison_labels_padding(constant):
     unmasked[:, :4] = False
     regions = {str(label): (label,) for label in range(1, len(logits))}
     tuned = Tuned(
-        FitResult("start", CrfParameters(), 0.0, 0.0, (), 0), VectorScaling(0.5, (0.0, *[2.0] * (len(logits) - 1))), 1.5, "foreground"
+        FitResult("start", CrfParameters(), 0.0, 0.0, (), 0),
+        VectorScaling(0.5, (0.0, *[2.0] * (len(logits) - 1))),
+        1.5,
+        "foreground",
+        guidance=Guidance(8.0, 0.01),
+        decision=DiceDecision(VectorScaling(2.0, (0.0,) * len(logits))),
     )
     found, expected = (measure_methods(item, regions, tuned, "cpu", 1) for item in (given, dataclasses.replace(given, mask=unmasked)))
     assert expected[SCALING] != expected[NETWORK]
     assert found[SCALING] == expected[SCALING]
+    assert found[DICE] == expected[DICE] != expected[NETWORK]
     zeros = as_case(type(case)(case.image, case.labels, np.where(unmasked, logits, np.float32(0)), case.spacing))
     assert found == measure_methods(zeros, regions, tuned, "cpu", 1)
     smooth = smoothed(np.where(unmasked, logits, np.float32(0)), 1.5, case.spacing).argmax(axis=0)
     assert smooth[~unmasked].any()
     by_hand = measure_case(np.where(unmasked, smooth, 0), case.labels, regions, case.spacing, metrics=METRICS)
     assert found[SMOOTHING] == by_hand
+    smooth = guided_labels(zeros.logits, normalize_intensity(zeros.image, IntensityParameters()), tuned.guidance, case.spacing, None)
+    assert smooth[~unmasked].any()
+    by_hand = measure_case(np.where(unmasked, smooth, 0), case.labels, regions, case.spacing, metrics=METRICS)
+    assert found[GUIDED] == by_hand != found[NETWORK]
 
 
 def test_logits_that_look_like_probabilities_are_compared_as_logits():

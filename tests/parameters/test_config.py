@@ -78,7 +78,13 @@ def test_the_default_values_are_the_documented_ones() -> None:
             "positions": "mm",
             "label_threshold": 1e-4,
         },
-        "postprocess": {"keep_largest": "none", "min_component_ml": 0.0, "num_components": 1, "fill_holes": "none"},
+        "postprocess": {
+            "keep_largest": "none",
+            "min_component_ml": 0.0,
+            "num_components": 1,
+            "fill_holes": "none",
+            "decision": "argmax",
+        },
     }
 
 

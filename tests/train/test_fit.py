@@ -15,7 +15,17 @@ from crfrefine.train.baselines import choose_best, fit_vector_scaling, smoothed,
 from crfrefine.train.comparison import judge
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import Split, split_training
-from crfrefine.train.methods import LARGEST, MEASURED, NNUNET, SCALING_LARGEST, SMOOTHING_LARGEST, TRAINED, TRAINED_LARGEST
+from crfrefine.train.methods import (
+    DICE_LARGEST,
+    GUIDED_LARGEST,
+    LARGEST,
+    MEASURED,
+    NNUNET,
+    SCALING_LARGEST,
+    SMOOTHING_LARGEST,
+    TRAINED,
+    TRAINED_LARGEST,
+)
 from crfrefine.train.model import Model, mean_dice, network_score
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.rounding import rounded
@@ -160,12 +170,13 @@ def test_no_crf_has_no_postprocessing():
 
 
 def test_the_crf_with_the_largest_component_has_rivals_with_it():
-    """The CRF is no better than the largest component: they are combined, and so are the recalibration and the smoothing."""
+    """The CRF is no better than the largest component: they are combined, and so are the other rivals."""
     gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, TRAINED_LARGEST: 0.05, SCALING_LARGEST: 0.06}
     read, alone = judge(table_of_gains(gains))
     assert (read.method, read.baseline, alone.method) == (TRAINED_LARGEST, LARGEST, TRAINED)
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), (SMOOTHING_LARGEST, True)]
+    others = [(name, True) for name in (SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST)]
+    assert [(rival.name, rival.is_beaten) for rival in read.rivals] == [(SCALING_LARGEST, False), *others]
 
 
 @pytest.mark.parametrize(("gain", "is_beaten"), [(0.01, True), (0.09, False)], ids=["weaker than the CRF", "better than the CRF"])
@@ -182,7 +193,7 @@ def test_the_crf_with_the_largest_component_is_compared_with_nnunet_too():
     gains = dict.fromkeys(MEASURED, 0.0) | {TRAINED: 0.02, LARGEST: 0.02, NNUNET: 0.03, TRAINED_LARGEST: 0.06}
     read, _ = judge(table_of_gains(gains))
     assert (read.method, read.outcome) == (TRAINED_LARGEST, Outcome.HELPS)
-    assert [rival.name for rival in read.rivals] == [SCALING_LARGEST, SMOOTHING_LARGEST, NNUNET]
+    assert [rival.name for rival in read.rivals] == [SCALING_LARGEST, SMOOTHING_LARGEST, GUIDED_LARGEST, DICE_LARGEST, NNUNET]
 
 
 def test_a_given_model_keeps_its_structure_and_is_the_only_start_without_theta():

@@ -23,6 +23,8 @@ from crfrefine.train.fit_result import FitResult, no_crf
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import (
     ALL_MEASURED,
+    DICE_RULES,
+    GUIDED_RULES,
     LARGEST,
     MEASURED,
     METRICS,
@@ -198,7 +200,7 @@ def test_the_verdict_is_on_the_crf_with_its_rules():
     read, alone = judge(table_of_gains(gains))
     assert (read.method, read.baseline, alone.method) == (TRAINED_RULES, NETWORK, TRAINED)
     assert read.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    expected = {SCALING_RULES: False, SMOOTHING_RULES: True, LARGEST: True, RULES: True}
+    expected = {SCALING_RULES: False, SMOOTHING_RULES: True, GUIDED_RULES: True, DICE_RULES: True, LARGEST: True, RULES: True}
     assert {rival.name: rival.is_beaten for rival in read.rivals} == expected
     assert read.sentence.startswith("the trained CRF with small-object rules helps")
 

@@ -11,6 +11,7 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling
 from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint
+from crfrefine.train.dice_rival import DiceDecision
 from crfrefine.train.done import Done, Part
 from crfrefine.train.fit_result import no_crf
 from crfrefine.train.fitting import Fit, Hooks
@@ -24,13 +25,17 @@ from crfrefine.train.schedule import Schedule
 from crfrefine.train.small_objects import ChosenRules
 
 RULES = ChosenRules(PostprocessParameters(), PostprocessParameters(("none", "each"), (0.0, 0.3), fill_holes="foreground"))
+DECISION = DiceDecision(VectorScaling(1.4, (0.2, -0.2)))
 FIT = no_crf(start(4.0).parameters, 0.7, (0.25, -0.5), {"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
 
 
 @pytest.fixture
 def done():
     measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
-    folds = (Part(halves=(FIT, FIT)), Part(fit=FIT, scaling=VectorScaling(0.9, (0.1, -0.1)), measured=measured, rules=RULES))
+    folds = (
+        Part(halves=(FIT, FIT)),
+        Part(fit=FIT, scaling=VectorScaling(0.9, (0.1, -0.1)), measured=measured, rules=RULES, decision=DECISION),
+    )
     return Done((*folds, Part()), screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5)
 
 

@@ -1,0 +1,123 @@
+"""A rival of the CRF: the network's probabilities, recalibrated and decided for the best expected Dice instead of by the argmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
+from crfrefine.execution.threads import Workers
+from crfrefine.train.baselines import VectorScaling, choose_best, fit_vector_scaling, label_confusion, network_labels
+from crfrefine.train.crops import FOREGROUND_RATIO, Crop, foreground_ratio
+from crfrefine.train.folds import Split
+from crfrefine.train.losses import Loss, make_loss
+from crfrefine.train.material import Material
+from crfrefine.train.model import mean_dice
+from crfrefine.train.probabilities import probabilities_of
+from crfrefine.train.region_problem import make_region_loss
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+
+TEMPERATURES = (0.7, 1.0, 1.4, 2.0)
+"""Tried beside what is fitted: the best decision is often not that of the most likely calibration, since voxels are not independent."""
+
+
+@dataclass(frozen=True)
+class DiceDecision:
+    """How the network's probabilities are recalibrated before the decision.
+
+    Attributes:
+        scaling: of the logits; None: the decision was worse than the argmax, and the rival is the network itself.
+    """
+
+    scaling: VectorScaling | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiceDecision:
+        """Return what `to_dict` was called on."""
+        scaling = values["scaling"]
+        return cls(None if scaling is None else VectorScaling(scaling["temperature"], tuple(scaling["bias"])))
+
+
+ARGMAX = DiceDecision()
+"""The network itself."""
+
+
+def decided_labels(
+    logits: NDArray[np.floating[Any]], scaling: VectorScaling, regions: RegionScheme | None, mask: NDArray[np.bool_] | None
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the label map with the best expected Dice, background where nothing else has a hundredth of background's probability.
+
+    There, millions of voxels would add up to a structure's expected size as soon as the temperature rises.
+
+    Args:
+        logits: (L, *grid); of regions: log-odds (R, *grid).
+        scaling: makes probabilities of them.
+        regions: of the channels; None: they are labels.
+        mask: (*grid), True where voxels count; None: everywhere.
+    """
+    near = foreground_ratio(logits, regions) > math.log(FOREGROUND_RATIO)
+    if mask is not None:
+        near &= mask
+    probabilities = probabilities_of(scaling.apply(logits), regions)
+    return dice_labels(probabilities, near) if regions is None else dice_region_labels(probabilities, regions, near)
+
+
+def score_decisions(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:
+    """Return the mean Dice (cases, 1 + temperatures) of the argmax and of the decision after each of TEMPERATURES."""
+
+    def scores(crop: Crop, threads: int) -> list[float]:
+        network = mean_dice(label_confusion(crop, network_labels(crop)), regions)
+        return [network, *(_score(crop, _only_temperature(temperature, len(crop.logits)), regions) for temperature in TEMPERATURES)]
+
+    return np.array(workers.run(scores, crops))
+
+
+def tune_decision(scores: NDArray[np.float64], scaling: VectorScaling, split: Split, material: Material, workers: Workers) -> DiceDecision:
+    """Choose the recalibration that is best on the cases that may be fitted to.
+
+    Args:
+        scores: of `score_decisions`, for all cases.
+        scaling: the vector scaling that is a rival itself.
+        split: the cases.
+        material: of the run.
+        workers: to compute with.
+    """
+    likeliest = fit_vector_scaling(replace(material, loss=_cross_entropy(material)), split, workers)
+    fitted = (scaling, likeliest)
+    seen = [material.crops[case] for case in split.seen]
+
+    def score(crop: Crop, threads: int) -> list[float]:
+        return [_score(crop, own, material.regions) for own in fitted]
+
+    table = np.column_stack([scores[split.seen], np.array(workers.run(score, seen))])
+    num_channels = material.sizes[0]
+    choices = (None, *(_only_temperature(temperature, num_channels) for temperature in TEMPERATURES), *fitted)
+    return DiceDecision(choose_best(table, choices, range(len(seen))))
+
+
+def _score(crop: Crop, scaling: VectorScaling, regions: Sequence[tuple[int, ...]]) -> float:
+    found = decided_labels(crop.logits.astype(np.float32), scaling, crop.regions, crop.mask)
+    return mean_dice(label_confusion(crop, found), regions)
+
+
+def _only_temperature(temperature: float, num_channels: int) -> VectorScaling:
+    return VectorScaling(temperature, (0.0,) * num_channels)
+
+
+def _cross_entropy(material: Material) -> Loss:
+    """Return the cross-entropy of a case, which weighs all voxels alike: a proper score, unlike soft Dice."""
+    scheme, num_labels = material.crops[0].regions, material.crops[0].num_labels
+    alike = (1.0 / num_labels,) * num_labels
+    return make_loss("ce", material.regions, alike) if scheme is None else make_region_loss("ce", scheme, alike)

@@ -1,0 +1,180 @@
+"""A rival of the CRF: the guided filter, which smooths the network's probabilities along the image with box filters alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.execution.threads import Workers
+from crfrefine.train.baselines import choose_best, label_confusion, network_labels
+from crfrefine.train.crops import Crop
+from crfrefine.train.model import mean_dice
+from crfrefine.train.probabilities import probabilities_of
+from crfrefine.train.starts import voxel_length
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+
+RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)
+"""Half-widths of the windows that are tried, in typical voxels."""
+
+EPSILONS = (0.001, 0.01, 0.1)
+"""Variances of the normalized intensity that are tried: contrasts below their root are smoothed over."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The setting of a guided filter.
+
+    Attributes:
+        radius_mm: half-width of its windows; 0: no filter, which is the network itself.
+        epsilon: variance of the normalized intensity that counts as an edge.
+    """
+
+    radius_mm: float = 0.0
+    epsilon: float = 0.0
+
+
+UNGUIDED = Guidance()
+"""No filter."""
+
+
+@dataclass(frozen=True)
+class GuidedScores:
+    """Every setting on every case.
+
+    Attributes:
+        choices: the settings, no filter first.
+        scores: (cases, settings) mean Dice.
+    """
+
+    choices: tuple[Guidance, ...]
+    scores: NDArray[np.float64]
+
+    def best(self, cases: Sequence[int]) -> Guidance:
+        """Return the best setting on some cases, no filter among equals."""
+        return choose_best(self.scores, self.choices, cases)
+
+
+class Guide:
+    """An image's windows: their means and covariances.
+
+    Args:
+        image: (M, *grid) float32, normalized.
+        radius_mm: half-width of the windows, rounded to voxels along each axis.
+        spacing: mm, one per grid axis.
+
+    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16, of which 5, 6 and 8 are the case of one modality.
+    """
+
+    def __init__(self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]) -> None:
+        self._image = image
+        self._sizes = [2 * round(radius_mm / distance) + 1 for distance in spacing]
+        self._means = [self._box(modality) for modality in image]
+        self._covariances = [
+            [self._box(image[row] * image[column]) - self._means[row] * self._means[column] for column in range(row + 1)]
+            for row in range(len(image))
+        ]
+
+    def filter(self, channel: NDArray[np.float32], epsilons: Sequence[float]) -> list[NDArray[np.float32]]:
+        """Return a channel (*grid) as an average of linear functions of the image, one per window: with each epsilon."""
+        mean = self._box(channel)
+        cross = [self._box(modality * channel) - own * mean for modality, own in zip(self._image, self._means, strict=True)]
+        filtered = []
+        for epsilon in epsilons:
+            slopes = _solve(self._covariances, epsilon, cross)
+            offset = mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True))
+            result = self._box(offset)
+            for slope, modality in zip(slopes, self._image, strict=True):
+                result += self._box(slope) * modality
+            filtered.append(result)
+        return filtered
+
+    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        from scipy.ndimage import uniform_filter
+
+        result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
+        return result
+
+
+def guided_labels(
+    logits: NDArray[np.floating[Any]],
+    image: NDArray[np.float32],
+    guidance: Guidance,
+    spacing: Sequence[float],
+    regions: RegionScheme | None,
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the labels (*grid) of filtered probabilities.
+
+    Args:
+        logits: (L, *grid); of regions: log-odds (R, *grid).
+        image: (M, *grid), normalized.
+        guidance: with a radius above 0.
+        spacing: mm, one per grid axis.
+        regions: of the channels; None: they are labels.
+    """
+    (labels,) = _labels(probabilities_of(logits, regions), Guide(image, guidance.radius_mm, spacing), [guidance.epsilon], regions)
+    return labels
+
+
+def score_guided(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], spacing: Sequence[float], workers: Workers) -> GuidedScores:
+    """Measure every setting on every case; `spacing` is that of a typical case."""
+    radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
+
+    def scores(crop: Crop, threads: int) -> list[float]:
+        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
+        values = [mean_dice(label_confusion(crop, network_labels(crop)), regions)]
+        for radius in radii:
+            for labels in _labels(probabilities, Guide(crop.image, radius, crop.spacing), EPSILONS, crop.regions):
+                values.append(mean_dice(label_confusion(crop, labels), regions))
+        return values
+
+    choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
+    return GuidedScores(choices, np.array(workers.run(scores, crops)))
+
+
+def _labels(
+    probabilities: NDArray[np.float32], guide: Guide, epsilons: Sequence[float], regions: RegionScheme | None
+) -> list[NDArray[np.unsignedinteger[Any]]]:
+    """Return the labels of the probabilities, filtered with each epsilon."""
+    if regions is not None:
+        filtered = [guide.filter(channel, epsilons) for channel in probabilities]
+        return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
+    # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter of its own.
+    filtered = [guide.filter(channel, epsilons) for channel in probabilities[1:]]
+    return [argmax_labels(np.stack([np.float32(1.0) - sum(own), *own])) for own in zip(*filtered, strict=True)]
+
+
+def _solve(
+    covariances: Sequence[Sequence[NDArray[np.float32]]], epsilon: float, cross: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination: the matrix is positive definite.
+
+    Args:
+        covariances: of each pair of modalities, the lower triangle.
+        epsilon: added to the diagonal.
+        cross: one array per modality.
+    """
+    rows = [[*own[:-1], own[-1] + np.float32(epsilon)] for own in covariances]
+    right: list[NDArray[Any]] = list(cross)
+    for pivot in range(len(rows)):
+        for row in range(pivot + 1, len(rows)):
+            factor = rows[row][pivot] / rows[pivot][pivot]
+            # The matrix stays symmetric, so the pivot's row is the pivot's column.
+            for column in range(pivot + 1, row + 1):
+                rows[row][column] = rows[row][column] - factor * rows[column][pivot]
+            right[row] = right[row] - factor * right[pivot]
+    solution: list[NDArray[Any]] = []
+    for row in reversed(range(len(rows))):
+        value = right[row]
+        for number, later in enumerate(solution, start=row + 1):
+            value = value - rows[number][row] * later
+        solution.insert(0, value / rows[row][row])
+    return solution
