@@ -16,6 +16,7 @@ from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
+from crfrefine.engines.volume import refuse_volume
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.threads import available_threads
 
@@ -245,6 +246,7 @@ class CpuKernels:
         """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
         check_channel_labels(spec, self._num_labels, self._image.shape[1:])
         refuse_bias(spec, "the CPU engine")
+        refuse_volume(spec, "the CPU engine")
         return spec.rounded(self._image.dtype)
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:

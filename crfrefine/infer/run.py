@@ -325,8 +325,9 @@ class _Run:
 
     @property
     def _may_stream(self) -> bool:
-        """Whether large network outputs are streamed: only the CPU engine works on tiles, and only if labels may be left out."""
-        return self._summary.device == "cpu" and self.options.parameters.mean_field.label_threshold > 0
+        """Whether large network outputs are streamed: only the CPU engine works on tiles, where labels are left out."""
+        parameters = self.options.parameters
+        return self._summary.device == "cpu" and parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
 
     def _write(self, refined: _Refined) -> None:
         """Write a case and close its record. Runs in the writing thread."""

@@ -119,6 +119,8 @@ class CrfValues(nn.Module):
         self.register_parameter("log_theta_gamma", log_gamma)
         if forms.is_nonzero(parameters.mean_field.bias):
             raise ConfigError("mean_field.bias: the layer cannot add a bias to the logits yet; set it to 0")
+        if parameters.volume.weight > 0:
+            raise ConfigError("volume.weight: the layer cannot keep volumes yet; set it to 0")
         temperature = [parameters.mean_field.temperature]
         self.log_temperature = _parameter(forms.log_from_value(temperature, forms.TEMPERATURE_RANGE, "mean_field.temperature")[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)

@@ -13,6 +13,7 @@ import numpy as np
 from crfrefine.engines.base import MeanFieldGradients, Tape
 from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.origin import default_origin
+from crfrefine.engines.volume import check_tiles
 from crfrefine.tiles.grid import TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.packing import Packing
@@ -102,6 +103,7 @@ def pack_kernels(
     if backend.name != "cpu" or image.dtype != np.float32:
         return None
     refuse_bias(spec.mean_field, "the CPU engine")
+    check_tiles(spec.mean_field)
     plan = _plan(logits, mask, spacing, spec, settings)
     return None if plan is None else PackedKernels(backend, image, plan, settings)
 
