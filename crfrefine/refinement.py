@@ -169,7 +169,7 @@ def refine(
     ordered_mask = None if inside is None else order.to_storage(inside)
     crf_mask, num_padding = ordered_mask, 0
     notes: tuple[str, ...] = ()
-    temperature = models[0].mean_field.temperature
+    temperature, largest_bias = models[0].mean_field.temperature, max(_largest_bias(model) for model in models)
     if regions is not None:
         ordered_logits, largest = _as_log_odds(ordered_logits, input_type, largest)
     padding = find_padding(ordered_logits) if regions is None else find_undecided(ordered_logits)
@@ -177,14 +177,14 @@ def refine(
         crf_mask, num_padding = leave_out(padding, ordered_mask, "logits")
         describe = describe_padding if regions is None else describe_undecided
         notes = (describe(num_padding, padding.size),) if num_padding else ()
-        if largest / temperature > LARGEST_LOGIT:
+        if (largest + largest_bias) / temperature > LARGEST_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)
             largest = _check_finite(backend, ordered_logits, "logits", threads)
     is_probability = regions is None and identify_array(ordered_logits, input_type) == "probabilities"
     if is_probability:
         largest = -math.log(SMALLEST_PROBABILITY)
-    _check_temperature(temperature, largest)
+    _check_temperature(temperature, largest + largest_bias)
     _check_finite(backend, ordered_image, "image", threads)
     started = time.perf_counter()
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
@@ -331,7 +331,7 @@ def refine_label_map(
         leave_far_out(logits, reach_of_axes(kernels, ordered_steps))
         result = refine(order.to_user(logits), image, spacing=steps, parameters=chosen, mask=mask, input_type="logits", **options)
         return result.renumbered(channels, num_labels)
-    _check_temperature(model.mean_field.temperature, -ABSENT_LOGIT)
+    _check_temperature(model.mean_field.temperature, _largest_bias(model) - ABSENT_LOGIT)
     ordered_image = order.to_storage(image)
     _check_finite(backend, ordered_image, "image", threads)
     refined = refine_label_tiles(
@@ -379,6 +379,11 @@ def streamed_result(
         notes=refined.notes,
         spacing=tuple(spacing),
     )
+
+
+def _largest_bias(model: ModelSpec) -> float:
+    """Return the largest magnitude of a label's bias."""
+    return 0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max())
 
 
 def _check_temperature(temperature: float, largest: float) -> None:

@@ -125,11 +125,11 @@ class MeanFieldGradients:
         weights: (kernels, L) float64, the spatial kernel last.
         compatibility: (L, L) float64, including the diagonal.
         temperature: number.
+        bias: (L,) float64, also where the run had none.
         theta_alpha: (bilateral kernels, axes) float64; zeros unless asked for.
         theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
         theta_gamma: (axes,) float64; None without a spatial kernel.
         image: (M, *grid), zero outside the mask; None unless asked for.
-        bias: (L,) float64, also where the run had none; None from an engine that refuses a bias.
         volume_weight: number; None without a volume term.
     """
 
@@ -137,11 +137,11 @@ class MeanFieldGradients:
     weights: NDArray[np.float64]
     compatibility: NDArray[np.float64]
     temperature: float
+    bias: NDArray[np.float64]
     theta_alpha: NDArray[np.float64]
     theta_beta: NDArray[np.float64]
     theta_gamma: NDArray[np.float64] | None
     image: NDArray[Any] | None
-    bias: NDArray[np.float64] | None = None
     volume_weight: float | None = None
 
 

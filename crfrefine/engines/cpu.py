@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
-from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
@@ -236,6 +235,7 @@ class CpuKernels:
             weights=np.array(sums["weights"]).reshape(self.num_kernels, spec.num_labels),
             compatibility=np.array(sums["compatibility"]).reshape(spec.num_labels, spec.num_labels),
             temperature=float(sums["temperature"]),
+            bias=np.array(sums["bias"]),
             theta_alpha=bilateral[:, num_modalities:],
             theta_beta=bilateral[:, :num_modalities],
             theta_gamma=spatial,
@@ -245,7 +245,6 @@ class CpuKernels:
     def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
         check_channel_labels(spec, self._num_labels, self._image.shape[1:])
-        refuse_bias(spec, "the CPU engine")
         refuse_volume(spec, "the CPU engine")
         return spec.rounded(self._image.dtype)
 
@@ -270,7 +269,7 @@ def _run_arguments(spec: MeanFieldSpec) -> tuple[Any, ...]:
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
     model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
-    return *model, labels, [] if shared is None else list(shared.tile)
+    return *model, [] if spec.bias is None else _floats(spec.bias), labels, [] if shared is None else list(shared.tile)
 
 
 def _floats(values: Any) -> list[float]:

@@ -16,7 +16,7 @@ from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.refining import settled_energy
-from crfrefine.tiles.solving import solve
+from crfrefine.tiles.solving import label_sets, solve
 from crfrefine.tiles.streamed_logits import StreamedLogits
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import IntensityParameters
     from crfrefine.specs import ModelSpec
     from crfrefine.tiles.grid import Extents
+    from crfrefine.tiles.label_sets import LabelSets
     from crfrefine.tiles.running import Settings
 
 
@@ -85,8 +86,16 @@ def refine_label_tiles(
     is_fine = spec.kernels.filter == "auto" and max(reach) <= LARGEST_DIRECT_REACH and window_voxels(problem) <= MOST_PAIRS
     # Without a kernel, each voxel has only its own label within reach.
     found = solve(problem, backend, settings, is_direct=True if is_fine else None) if spec.kernels.kernels else None
-    settled = settled_energy(voxels.astype(np.float64) * (CONFIDENCE / spec.mean_field.temperature), found)
+    settled = settled_energy(voxels * _own_logits(label_sets(problem) if found is None else found.sets, spec), found)
     return StreamedLogits(numbers.shape, spec.mean_field.num_labels, labels.view(), inside, found, settled, (), 0)
+
+
+def _own_logits(sets: LabelSets, spec: ModelSpec) -> NDArray[np.float64]:
+    """Return the logit over the temperature of the only label of a settled tile, bias included; (*tiles)."""
+    logits = np.full(sets.grid.counts, CONFIDENCE / spec.mean_field.temperature)
+    if spec.mean_field.bias is not None:
+        logits += np.where(sets.settled < 0, 0.0, np.asarray(spec.mean_field.bias, np.float64)[sets.settled]) / spec.mean_field.temperature
+    return logits
 
 
 def reach_of_messages(spec: ModelSpec, reach: Extents) -> Extents:
@@ -117,6 +126,8 @@ def settled_probability(spec: ModelSpec) -> float:
     """
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
+    if run.bias is not None:
+        strength += float(run.bias.max() - run.bias.min()) / run.temperature
     half = 0.5 * ABSENT_LOGIT / run.temperature
     is_plain = run.is_potts and run.has_one_weight and spec.kernels.normalization != "none"
     return half if is_plain and strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half else -math.inf

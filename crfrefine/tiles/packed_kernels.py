@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.engines.base import MeanFieldGradients, Tape
-from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.origin import default_origin
 from crfrefine.engines.volume import check_tiles
 from crfrefine.tiles.grid import TileGrid
@@ -102,7 +101,6 @@ def pack_kernels(
     """
     if backend.name != "cpu" or image.dtype != np.float32:
         return None
-    refuse_bias(spec.mean_field, "the CPU engine")
     check_tiles(spec.mean_field)
     plan = _plan(logits, mask, spacing, spec, settings)
     return None if plan is None else PackedKernels(backend, image, plan, settings)
@@ -183,6 +181,7 @@ class PackedKernels:
         A run in which a label came to matter near the border of its domain is repeated with a larger one.
         """
         repeats = 0
+        logits = self._biased(logits, spec)
         while True:
             packed = self._packed
             if packed.packing is None or packed.kernels is None:
@@ -212,6 +211,7 @@ class PackedKernels:
         if not isinstance(tape, PackedTape):
             raise TypeError("the tape must be of the same kernels")
         packing, kernels = tape.packed.packing, tape.packed.kernels
+        logits = self._biased(logits, spec)
         if packing is None or kernels is None:
             by_logits: NDArray[Any] = gradient / np.float32(spec.temperature)
             return self._without_messages(by_logits, logits, spec, wants_image=wants_image)
@@ -225,13 +225,14 @@ class PackedKernels:
             wants_image=wants_image,
         )
         by_logits = packing.unpack_gradient(found.logits, gradient, spec.temperature)
-        return dataclasses.replace(found, logits=by_logits, temperature=_by_temperature(by_logits, logits, spec.temperature))
+        by_temperature = _by_temperature(by_logits, logits, spec.temperature)
+        return dataclasses.replace(found, logits=by_logits, temperature=by_temperature, bias=self._by_bias(by_logits))
 
     def _build(self, plan: _Plan) -> _Packed:
         problem, sets, packing = plan.problem, plan.sets, plan.packing
         if packing is None:
             return _Packed(problem, sets, None, None)
-        mask = None if problem.mask is None else problem.mask.reshape(self._image.shape[1:])
+        mask = None if problem.mask is None else problem.mask.reshape(self.image_shape[1:])
         kernels = self._backend.kernels(
             self._image,
             packing.mask,
@@ -242,6 +243,26 @@ class PackedKernels:
         )
         self.filters = kernels.filters
         return _Packed(problem, sets, packing, kernels)
+
+    def _biased(self, logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[Any]:
+        """Return the logits with the bias of the labels inside the mask."""
+        if spec.bias is None:
+            return logits
+        biased, inside = np.array(logits, np.float32), self._inside()
+        for channel, bias in zip(biased, spec.bias, strict=True):
+            np.add(channel, np.float32(bias), out=channel, where=True if inside is None else inside)
+        return biased
+
+    def _by_bias(self, by_logits: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the gradient by the bias, which is added to the logits inside the mask."""
+        inside = self._inside()
+        where: Any = True if inside is None else inside
+        return np.array([channel.sum(dtype=np.float64, where=where) for channel in by_logits])
+
+    def _inside(self) -> NDArray[np.bool_] | None:
+        """Return the mask, (*grid)."""
+        mask = self._packed.problem.mask
+        return None if mask is None else mask.reshape(self.image_shape[1:])
 
     def _exceeding(self, packed: _Packed, refined: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         """Return (L, *tiles), where a label's marginal is not negligible near the border of its domain; None: nowhere."""
@@ -268,6 +289,7 @@ class PackedKernels:
             weights=np.zeros((self.num_kernels, num_labels)),
             compatibility=np.zeros((num_labels, num_labels)),
             temperature=_by_temperature(by_logits, logits, spec.temperature),
+            bias=self._by_bias(by_logits),
             theta_alpha=np.zeros((len(kernels.bilateral), num_axes)),
             theta_beta=np.zeros((len(kernels.bilateral), num_modalities)),
             theta_gamma=None if kernels.spatial is None else np.zeros(num_axes),
@@ -276,7 +298,8 @@ class PackedKernels:
 
 
 def _shared(spec: MeanFieldSpec, packing: Packing) -> MeanFieldSpec:
-    return dataclasses.replace(spec, channel_labels=packing.shared)
+    """Return the run on shared channels, whose logits have the bias of their labels already."""
+    return dataclasses.replace(spec, channel_labels=packing.shared, bias=None)
 
 
 def _tells_labels(spec: ModelSpec, settings: PackSettings) -> bool:

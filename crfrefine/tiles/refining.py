@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from crfrefine.tiles.grid import TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.running import RefinedTiles, Settings
+from crfrefine.tiles.settled import find_settled_labels
 from crfrefine.tiles.solving import label_sets, solve
 from crfrefine.tiles.sources import DenseChannels
 from crfrefine.tiles.survey import Survey
@@ -98,20 +99,22 @@ def refine_tiles(
             return None
     found = solve(problem, backend, settings, is_direct=is_direct)
     settled = 0.0 if survey is None else settled_energy(survey.best_by_tile(), found)
-    return TiledLogits(source, spec.mean_field.temperature, problem.mask, found, settled, values.shape[1:], settings.threads)
+    own = find_settled_labels(problem, found)
+    return TiledLogits(source, spec.mean_field, problem.mask, found, settled, values.shape[1:], settings.threads, settled_labels=own)
 
 
 def survey_channels(problem: TileProblem, source: DenseChannels, threads: int | None) -> Survey:
     """Return what one pass over all channels finds."""
     run = problem.spec.mean_field
-    survey = Survey(problem.grid, run.num_labels, run.temperature, mask=problem.mask, is_probability=source.is_probability, threads=threads)
+    options: dict[str, Any] = {"mask": problem.mask, "is_probability": source.is_probability, "threads": threads}
+    survey = Survey(problem.grid, run.num_labels, run.temperature, bias=run.bias, **options)
     for label in range(run.num_labels):
         survey.add(label, source.channel(label))
     return survey
 
 
 def settled_energy(best_by_tile: NDArray[np.float64], found: RefinedTiles | None) -> float:
-    """Return the energy of the voxels inside the mask that take no part: minus their largest logits over the temperature.
+    """Return the energy of the voxels inside the mask that take no part: minus their largest logits, bias included, over the temperature.
 
     Args:
         best_by_tile: result of `Survey.best_by_tile`.
@@ -133,7 +136,7 @@ def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) 
         # The bound was taken before later labels added to the sum.
         tiles = np.flatnonzero(margins > thresholds.may_matter[label])
         if len(tiles):
-            exact = survey.margins_of(source.channel(label), tiles, is_whole_grid=True)
+            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
             present[label].flat[tiles] = exact > thresholds.present[label]
             may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
     return present, may_matter

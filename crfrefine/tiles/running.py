@@ -96,7 +96,7 @@ class Packed:
 
     Attributes:
         sets: the labels of each tile; at least one is active.
-        logits: (entries, voxels of a tile) float32.
+        logits: (entries, voxels of a tile) float32, with the bias of the labels.
         is_open: (active tiles, rows of a tile) uint8, 0 where all voxels of a row are settled.
     """
 
@@ -106,15 +106,18 @@ class Packed:
 
 
 def pack(problem: TileProblem, sets: LabelSets, threads: int | None) -> Packed:
-    """Return the logits of the labels that take part in each tile, and the rows that are not settled."""
+    """Return the logits of the labels that take part in each tile, with their bias, and the rows that are not settled."""
     tile_engine = problem.grid.engine(threads)
     logits = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
     for label in range(len(problem.present)):
         tiles, entries = sets.entries_of(label)
         if len(tiles):
             problem.source.fill_entries(tile_engine, label, tiles, entries, logits)
+    run = problem.spec.mean_field
+    if run.bias is not None:
+        logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
     is_open = np.empty((len(sets.tiles), math.prod(TILE) // TILE[-1]), np.uint8)
-    sets.engine(problem.mask, threads).open_rows(logits, problem.spec.mean_field.temperature, problem.settled, is_open)
+    sets.engine(problem.mask, threads).open_rows(logits, run.temperature, problem.settled, is_open)
     return Packed(sets, logits, is_open)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.engines.base import FeatureOrigin, MeanFieldReport
-from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.volume import check_tiles
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.choosing import sums_are_direct
@@ -44,7 +43,6 @@ def solve(problem: TileProblem, backend: Backend, settings: Settings, *, is_dire
     Raises:
         CapacityError: not even a slab fits.
     """
-    refuse_bias(problem.spec.mean_field, "the CPU engine")
     check_tiles(problem.spec.mean_field)
     repeats = 0
     while True:

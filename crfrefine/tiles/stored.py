@@ -153,7 +153,7 @@ def store_channels(
         if len(tiles):
             values = np.empty((len(tiles), math.prod(TILE)), brick.values.dtype)
             own.engine(threads).gather(brick.values, tiles, values)
-            exact = survey.margins_of(values, tiles + first, is_whole_grid=False)
+            exact = survey.margins_of(label, values, tiles + first, is_whole_grid=False)
             chosen = exact > thresholds.may_matter[label]
             present[label].reshape(-1)[tiles + first] = exact > thresholds.present[label]
             may_matter[label].reshape(-1)[tiles + first] = chosen

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.tiles.running import RefinedTiles
+    from crfrefine.tiles.settled import SettledLabels
 
 
 MOST_DIMS = 3
@@ -39,6 +40,8 @@ class StreamedLogits:
         settled_energy: float,
         notes: tuple[str, ...],
         num_padding: int,
+        *,
+        settled_labels: SettledLabels | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -51,6 +54,7 @@ class StreamedLogits:
             settled_energy: energy of the voxels that took no part.
             notes: what the user should know.
             num_padding: voxels in the mask where all logits were equal.
+            settled_labels: of the tiles that took no part; None: the network's.
         """
         self.num_channels = num_labels
         self.notes = notes
@@ -61,6 +65,9 @@ class StreamedLogits:
         self._settled_energy = settled_energy
         self._network = labels
         self._network.setflags(write=False)
+        self._own = labels if settled_labels is None else labels.copy()
+        if settled_labels is not None:
+            settled_labels.write(self._own)
 
     @property
     def report(self) -> MeanFieldReport:
@@ -84,7 +91,7 @@ class StreamedLogits:
 
     def label_map(self, threads: int | None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid)."""
-        labels = self._network.copy()
+        labels = self._own.copy()
         if self._tiles is not None:
             self._tiles.decode(labels, threads)
         return labels.reshape(self._shape)
@@ -107,14 +114,14 @@ class StreamedLogits:
         return np.stack([self.logits(label, everything) for label in range(self.num_channels)])
 
     def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], is_probability: bool) -> NDArray[np.float32]:
-        network = self._network.reshape(self._shape)[planes]
-        piece = np.where(network == label, np.float32(outside[0]), np.float32(outside[1]))
+        own = self._own.reshape(self._shape)[planes]
+        piece = np.where(own == label, np.float32(outside[0]), np.float32(outside[1]))
         if self._tiles is None:
             return piece
         if len(self._shape) == MOST_DIMS:
             return self._refined(label, planes.start, planes.stop, piece, is_probability)
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
-        whole = np.where(self._network == label, np.float32(outside[0]), np.float32(outside[1]))
+        whole = np.where(self._own == label, np.float32(outside[0]), np.float32(outside[1]))
         grid = self._tiles.sets.grid
         return self._refined(label, 0, grid.shape[0], whole.reshape(grid.shape), is_probability).reshape(self._shape)[planes]
 

@@ -16,6 +16,7 @@ from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.kinds import KindFinder
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.refining import settled_energy
+from crfrefine.tiles.settled import find_settled_labels
 from crfrefine.tiles.solving import solve
 from crfrefine.tiles.stored import ReadPieces, read_bricks, store_channels
 from crfrefine.tiles.streamed_logits import StreamedLogits
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Backend
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.specs import ModelSpec
+    from crfrefine.specs import MeanFieldSpec, ModelSpec
     from crfrefine.tiles.running import Settings
 
 
@@ -87,7 +88,7 @@ def refine_stream(
     if thresholds is None:
         lowest = np.full(stream.num_labels, -np.inf)
         thresholds = Thresholds(lowest, lowest)
-    survey, note = _survey(stream, grid, spec.mean_field.temperature, inside, settings)
+    survey, note = _survey(stream, grid, spec.mean_field, inside, settings)
     notes, num_padding = [note], 0
     if survey.is_equal.any():
         inside, num_padding = leave_out(survey.is_equal, inside, "logits")
@@ -116,17 +117,20 @@ def refine_stream(
     del survey
     found = solve(problem, backend, settings)
     settled = settled_energy(best_by_tile, found)
-    return StreamedLogits(stream.grid_shape, stream.num_labels, labels, inside, found, settled, tuple(notes), num_padding)
+    own = find_settled_labels(problem, found)
+    return StreamedLogits(
+        stream.grid_shape, stream.num_labels, labels, inside, found, settled, tuple(notes), num_padding, settled_labels=own
+    )
 
 
 def _survey(
-    stream: ChannelStream, grid: TileGrid, temperature: float, mask: NDArray[np.bool_] | None, settings: Settings
+    stream: ChannelStream, grid: TileGrid, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, settings: Settings
 ) -> tuple[Survey, str]:
     """Return what one pass over the channels finds, and what they were taken for."""
     kind = stream.kind
     while True:
         finder = KindFinder(grid, stream.input_type, kind, stream.path)
-        survey = Survey(grid, stream.num_labels, temperature, mask=mask, threads=settings.threads)
+        survey = Survey(grid, stream.num_labels, run.temperature, bias=run.bias, mask=mask, threads=settings.threads)
         is_right = True
         bricks = read_bricks(stream.read, grid)
         for brick in bricks:

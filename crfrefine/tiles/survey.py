@@ -18,10 +18,11 @@ class Survey:
     """What is known of each voxel, and each label in each tile, after some channels; channels are added in the order of their labels.
 
     Attributes:
-        log_sum: (*grid) float32, logarithm of the sum of exp(logit / temperature).
+        log_sum: (*grid) float32, logarithm of the sum of exp((logit + bias) / temperature).
         best: (*grid) float32, the largest logit.
         labels: (*grid) uint16, its label; the lowest of equal ones.
         is_equal: (*grid), True where all labels have exactly the same logit.
+        best_biased: (*grid) float32, the largest logit + bias; None: no label has a bias.
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
     """
 
@@ -31,6 +32,7 @@ class Survey:
         num_labels: int,
         temperature: float,
         *,
+        bias: NDArray[np.floating[Any]] | None = None,
         mask: NDArray[np.bool_] | None = None,
         is_probability: bool = False,
         threads: int | None = None,
@@ -41,6 +43,7 @@ class Survey:
             grid: the tiles.
             num_labels: L.
             temperature: divides the logits.
+            bias: (L,), added to the logits; None: nothing.
             mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
             is_probability: whether the channels are probabilities, of which the logarithm is taken.
             threads: None: the cores this process may use.
@@ -48,12 +51,14 @@ class Survey:
         self.grid = grid
         self.num_labels = num_labels
         self.temperature = temperature
+        self._bias = np.zeros(num_labels) if bias is None else bias
         self.is_probability = is_probability
         self.mask = mask
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
+        self.best_biased = None if bias is None else np.empty(grid.shape, np.float32)
         self.margins = np.full((num_labels, *grid.counts), -np.inf, np.float32)
         self._engine = grid.engine(threads)
 
@@ -70,39 +75,45 @@ class Survey:
             first_plane,
             label,
             self.is_probability,
+            float(self._bias[label]),
             1.0 / self.temperature,
             self.mask,
             self.log_sum,
             self.best,
             self.labels,
             self.is_equal,
+            self.best_biased,
             self.margins[label],
         )
 
     def release(self) -> None:
         """Give up what only the first pass needs: the largest logits, their labels, and where all logits are equal."""
         self.best, self.labels, self.is_equal = self.best[:0].copy(), self.labels[:0].copy(), self.is_equal[:0].copy()
+        self.best_biased = None
 
     def best_by_tile(self) -> NDArray[np.float64]:
-        """Return the sum of the largest logits over the temperature of the voxels of each tile inside the mask, (*tiles)."""
+        """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
+        largest = self.best if self.best_biased is None else self.best_biased
         sums = np.zeros(self.grid.counts)
         for row in range(self.grid.counts[0]):
             planes = slice(row * TILE[0], (row + 1) * TILE[0])
-            best = self.best[planes] if self.mask is None else np.where(self.mask[planes], self.best[planes], np.float32(0.0))
+            best = largest[planes] if self.mask is None else np.where(self.mask[planes], largest[planes], np.float32(0.0))
             total = best.sum(axis=0, dtype=np.float64)
             for axis in (0, 1):
                 total = np.add.reduceat(total, range(0, total.shape[axis], TILE[axis + 1]), axis=axis)
             sums[row] = total
         return sums / self.temperature
 
-    def margins_of(self, values: NDArray[Any], tiles: NDArray[np.int64], *, is_whole_grid: bool) -> NDArray[np.float32]:
+    def margins_of(self, label: int, values: NDArray[Any], tiles: NDArray[np.int64], *, is_whole_grid: bool) -> NDArray[np.float32]:
         """Return the logarithm of a label's largest probability in each of some tiles, once all channels were added.
 
         Args:
+            label: the label.
             values: the label's channel, (*grid) or (tiles, voxels of a tile).
             tiles: (n,) flat numbers of the tiles.
             is_whole_grid: whether `values` is the whole channel.
         """
         found = np.empty(len(tiles), np.float32)
-        self._engine.margins(values, is_whole_grid, tiles, self.is_probability, 1.0 / self.temperature, self.mask, self.log_sum, found)
+        settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
+        self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, found)
         return found

@@ -12,7 +12,9 @@ from crfrefine.engines.base import MeanFieldReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.specs import MeanFieldSpec
     from crfrefine.tiles.running import RefinedTiles
+    from crfrefine.tiles.settled import SettledLabels
     from crfrefine.tiles.sources import DenseChannels
 
 
@@ -22,26 +24,30 @@ class TiledLogits:
     def __init__(
         self,
         source: DenseChannels,
-        temperature: float,
+        run: MeanFieldSpec,
         mask: NDArray[np.bool_] | None,
         tiles: RefinedTiles | None,
         settled_energy: float,
         grid_shape: tuple[int, ...],
         threads: int | None = None,
+        *,
+        settled_labels: SettledLabels | None = None,
     ) -> None:
         """Keep the parts.
 
         Args:
             source: the network's logits; they must not change.
-            temperature: what they are divided by.
+            run: with the temperature that they are divided by, and the bias that is added to them.
             mask: (*box of the source), True where the model applies; None: everywhere.
             tiles: what was refined; None: nothing, every voxel was settled.
             settled_energy: energy of the voxels that took no part.
             grid_shape: of the original grid, whose axes may be fewer than those of the source.
             threads: for decoding; None: the cores this process may use.
+            settled_labels: of the tiles that took no part; None: the network's.
         """
         self._source = source
-        self._temperature = temperature
+        self._run = run
+        self._settled_labels = settled_labels
         self._mask = mask
         self._tiles = tiles
         self._settled_energy = settled_energy
@@ -74,8 +80,10 @@ class TiledLogits:
     def label_map(self, network: NDArray[np.unsignedinteger[Any]], decode: object = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid), from the network's; tiles are decoded in their own way."""
         labels = network.copy()
+        part = labels.reshape(self._source.values.shape[1:])[self._source.box]
+        if self._settled_labels is not None:
+            self._settled_labels.write(part)
         if self._tiles is not None:
-            part = labels.reshape(self._source.values.shape[1:])[self._source.box]
             inner = np.ascontiguousarray(part)
             self._tiles.decode(inner, self._threads)
             part[...] = inner
@@ -85,15 +93,18 @@ class TiledLogits:
         """Return (L, *grid) refined logits.
 
         Where a label took no part, its penalty is taken to be the largest of those that did: it cannot be smaller. Voxels that took no part
-        keep the network's logits over the temperature.
+        keep the network's logits, with the bias of the labels inside the mask, over the temperature.
         """
         logits = np.array(self._source.values, np.float32, order="C")
         if self._source.is_probability:
             take_logarithms(logits)
-        logits *= np.float32(1.0) / np.float32(self._temperature)
+        inner = logits[(slice(None), *self._source.box)]
+        if self._run.bias is not None:
+            for channel, bias in zip(inner, self._run.bias, strict=True):
+                np.add(channel, np.float32(bias), out=channel, where=True if self._mask is None else self._mask)
+        logits *= np.float32(1.0) / np.float32(self._run.temperature)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
-        inner = logits[(slice(None), *self._source.box)]
         grid = self._tiles.sets.grid
         inside = grid.voxels(self._tiles.sets.active)
         if self._mask is not None:

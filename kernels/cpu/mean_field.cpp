@@ -173,9 +173,16 @@ class MeanField {
         options_.channel_labels->penalties(options_.compatibility.data(), false, block, messages, pairwise);
     }
 
-    // Logits over temperature of a block, one row of kVoxelBlock per label; rows are padded with zeros to whole vectors.
+    // Logits with their bias over temperature of a block, one row of kVoxelBlock per label; rows are padded with zeros to whole vectors.
     void load_logits(int64_t block, T* rows) const {
-        load_from_grid(voxels_, logits_, T{1} / options_.temperature, block, num_labels_, rows);
+        const T scale = T{1} / options_.temperature;
+        if (options_.bias.empty()) return load_from_grid(voxels_, logits_, scale, block, num_labels_, rows);
+        load_from_grid(voxels_, logits_, T{1}, block, num_labels_, rows);
+        for (int c = 0; c < num_labels_; ++c)
+            options_.for_labels_of(c, block, num_voxels_, [&](int64_t begin, int64_t end, int label) {
+                T* const row = rows + c * kVoxelBlock;
+                for (int64_t i = begin; i < end; ++i) row[i] = (row[i] + options_.bias[label]) * scale;
+            });
     }
 
     void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_channels_, new_marginals_); }

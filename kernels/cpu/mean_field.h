@@ -23,6 +23,7 @@ struct MeanFieldOptions {
     double tolerance = 0;
     T temperature = 1;
     T damping = 0;
+    std::vector<T> bias;       // (label), of all labels, added to the logits inside the mask; empty: none
     bool watch_energy = true;  // halve the step if the energy rises
     bool is_last_run = false;  // free kernels and workspace before the last step's logits are written: they need not fit together
 
@@ -32,8 +33,15 @@ struct MeanFieldOptions {
     bool has_one_weight(size_t kernel) const;
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
 
-    // Of the weights and the compatibility.
+    // Of the weights, the compatibility and the bias.
     int num_all_labels() const { return channel_labels ? channel_labels->num_labels() : num_labels; }
+
+    // Calls body(begin, end, label) for each stretch of a block's voxels, numbered from the block's first, where a channel holds a label.
+    template <class Body>
+    void for_labels_of(int channel, int64_t block, int64_t num_voxels, Body&& body) const {
+        if (!channel_labels) return body(int64_t{0}, block_end(block, num_voxels) - block * kVoxelBlock, channel);
+        channel_labels->for_stretches(block, [&](int64_t begin, int64_t end, const int32_t* label) { body(begin, end, label[channel]); });
+    }
 };
 
 struct MeanFieldOutcome {
@@ -46,7 +54,7 @@ struct MeanFieldOutcome {
 // Called before each step; may throw to stop.
 using StepCallback = std::function<void(int step, int num_steps)>;
 
-// logits, out: (label, *grid). Outside the mask `out` is the logits over the temperature.
+// logits, out: (label, *grid), logits without the bias. Outside the mask `out` is the logits over the temperature.
 //
 // record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs.
 template <class T>

@@ -68,6 +68,7 @@ class Backward {
         const int num_all = options_.num_all_labels();
         gradients.weight.assign(kernels_.size(), std::vector<double>(num_all));
         gradients.compatibility.assign(num_all * num_all, 0);
+        gradients.bias.assign(num_all, 0);
         for (const FeatureColumns<T>& f : features_) gradients.theta.emplace_back(f.size());
         return gradients;
     }
@@ -147,7 +148,7 @@ class Backward {
         store_rows(start, num_voxels_, block, num_labels_, grad_start_.get());
     }
 
-    // The sum of all gradients that reached x_0 = logits / temperature, as the start or as the update of a step.
+    // The sum of all gradients that reached x_0 = (logits + bias) / temperature, as the start or as the update of a step.
     void finish(T* grad_logits) {
         const T inverse = 1 / options_.temperature;
         pool_.run(num_labels_, [&](int64_t label, int) {
@@ -178,6 +179,25 @@ class Backward {
             sums[block] = total;
         });
         for (double total : sums) gradients_.temperature -= total / static_cast<double>(options_.temperature);
+        add_bias(inverse);
+    }
+
+    void add_bias(T inverse) {
+        const size_t num_all = gradients_.bias.size();
+        std::vector<double> sums(num_labels_ * num_all);  // (channel, label)
+        pool_.run(num_labels_, [&](int64_t channel, int) {
+            const T *start = grad_start_.get() + channel * num_voxels_, *x = grad_x_.get() + channel * num_voxels_;
+            for (int64_t block = 0; block < num_blocks_; ++block)
+                options_.for_labels_of(static_cast<int>(channel), block, num_voxels_, [&](int64_t begin, int64_t end, int label) {
+                    double& sum = sums[channel * num_all + label];
+                    for (int64_t i = block * kVoxelBlock + begin; i < block * kVoxelBlock + end; ++i)
+                        sum += static_cast<double>((start[i] + x[i]) * inverse);
+                });
+        });
+        for (size_t i = 0; i < sums.size(); ++i) gradients_.bias[i % num_all] += sums[i];
+        for (size_t l = 0; l < options_.bias.size(); ++l)
+            gradients_.temperature -=
+                gradients_.bias[l] * static_cast<double>(options_.bias[l]) / static_cast<double>(options_.temperature);
     }
 
     const Voxels& voxels_;

@@ -13,6 +13,7 @@ struct MeanFieldGradients {
     std::vector<std::vector<double>> weight;  // (kernel, label), of all labels, as in the options
     std::vector<double> compatibility;        // (label, label), including the diagonal
     double temperature = 0;
+    std::vector<double> bias;                // (label), of all labels
     std::vector<std::vector<double>> theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted
 };
 

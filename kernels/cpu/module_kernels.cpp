@@ -56,9 +56,11 @@ class Kernels {
 
     // Runs until the stopping rule is met. The last run gives the kernels up before the last step's logits are written.
     nb::dict run(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                 double temperature, double damping, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile,
-                 int num_iterations, double tolerance, bool is_last_run, const nb::object& progress, const Out& out) {
-        MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, num_iterations, labels, tile);
+                 double temperature, double damping, const std::vector<T>& bias, const std::optional<LabelArray>& labels,
+                 const std::vector<int64_t>& tile, int num_iterations, double tolerance, bool is_last_run, const nb::object& progress,
+                 const Out& out) {
+        MeanFieldOptions<T> options =
+            make_options(weights, compatibility, is_potts, temperature, damping, bias, num_iterations, labels, tile);
         options.tolerance = tolerance;
         options.is_last_run = is_last_run;
         MeanFieldOutcome outcome;
@@ -83,10 +85,11 @@ class Kernels {
     // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels. Returns the
     // length of each step.
     std::vector<double> forward(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
-                                bool is_potts, double temperature, double damping, const std::optional<LabelArray>& labels,
-                                const std::vector<int64_t>& tile, const Out& out, const Out& record) {
+                                bool is_potts, double temperature, double damping, const std::vector<T>& bias,
+                                const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, const Out& out,
+                                const Out& record) {
         const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(record.shape(0)), labels, tile);
+            make_options(weights, compatibility, is_potts, temperature, damping, bias, static_cast<int>(record.shape(0)), labels, tile);
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
         nb::gil_scoped_release release;
@@ -100,10 +103,10 @@ class Kernels {
 
     nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step, const Array& gradient,
                       const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts, double temperature,
-                      double damping, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, bool wants_theta,
-                      const Out& grad_logits, const std::optional<Out>& grad_image) {
+                      double damping, const std::vector<T>& bias, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile,
+                      bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
         const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, static_cast<int>(step.size()), labels, tile);
+            make_options(weights, compatibility, is_potts, temperature, damping, bias, static_cast<int>(step.size()), labels, tile);
         require(record.shape(0) == step.size() && static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
                     static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record was not produced by forward() with these weights");
@@ -122,6 +125,7 @@ class Kernels {
         result["weights"] = gradients.weight;
         result["compatibility"] = gradients.compatibility;
         result["temperature"] = gradients.temperature;
+        result["bias"] = gradients.bias;
         nb::list theta;
         for (const std::vector<double>& of_kernel : gradients.theta) theta.append(on_grid_axes(of_kernel));
         result["theta"] = theta;
@@ -134,8 +138,8 @@ class Kernels {
     }
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                                     double temperature, double damping, int num_iterations, const std::optional<LabelArray>& labels,
-                                     const std::vector<int64_t>& tile) const {
+                                     double temperature, double damping, const std::vector<T>& bias, int num_iterations,
+                                     const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile) const {
         require(descriptions_.empty() || !set_->kernels.empty(), "these kernels have had their last run; build them anew");
         require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
         MeanFieldOptions<T> options;
@@ -146,6 +150,8 @@ class Kernels {
         options.num_iterations = num_iterations;
         options.temperature = static_cast<T>(temperature);
         options.damping = static_cast<T>(damping);
+        options.bias = bias;
+        require(bias.empty() || bias.size() * bias.size() == compatibility.size(), "expected one bias per label");
         options.watch_energy = energy_is_lowered(specs_.normalization);
         if (labels) {
             int num_all = 0;
@@ -186,12 +192,12 @@ void define_class(nb::module_& m, const char* name) {
              "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "labels"_a.none(),
-             "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
-        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a,
+        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a,
+             "labels"_a.none(), "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
+        .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a,
              "labels"_a.none(), "tile"_a, "out"_a, "record"_a)
         .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,
-             "temperature"_a, "damping"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
+             "temperature"_a, "damping"_a, "bias"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
 }
 
 }  // namespace

@@ -56,10 +56,11 @@ class Tiles {
     Tiles(const std::array<int64_t, 3>& shape, const std::array<int64_t, 3>& tile, int threads)
         : tiling_({shape[0], shape[1], shape[2]}, {tile[0], tile[1], tile[2]}), threads_(threads) {}
 
-    void survey(const Stored& values, int64_t first_plane, int label, bool is_probability, float inverse_temperature,
+    void survey(const Stored& values, int64_t first_plane, int label, bool is_probability, float bias, float inverse_temperature,
                 const std::optional<MaskArray>& mask, const Out<float>& log_sum, const Out<float>& best, const Out<uint16_t>& labels,
-                const Out<bool>& is_equal, const Out<float>& tile_margin) const {
-        const Survey state{log_sum.data(), best.data(), labels.data(), is_equal.data(), inverse_temperature};
+                const Out<bool>& is_equal, const std::optional<Out<float>>& best_biased, const Out<float>& tile_margin) const {
+        float* const biased = best_biased ? best_biased->data() : nullptr;
+        const Survey state{log_sum.data(), best.data(), labels.data(), is_equal.data(), biased, inverse_temperature, bias};
         const int64_t num_planes = static_cast<int64_t>(values.shape(0));
         with_stored(values, [&](const auto* data) {
             run([&](ThreadPool& pool) {
@@ -69,9 +70,10 @@ class Tiles {
         });
     }
 
-    void margins(const Stored& values, bool is_whole_grid, const TileList& tiles, bool is_probability, float inverse_temperature,
-                 const std::optional<MaskArray>& mask, const Out<float>& log_sum, const Out<float>& margin) const {
-        const Survey state{log_sum.data(), nullptr, nullptr, nullptr, inverse_temperature};
+    void margins(const Stored& values, bool is_whole_grid, const TileList& tiles, bool is_probability, float bias,
+                 float inverse_temperature, const std::optional<MaskArray>& mask, const Out<float>& log_sum,
+                 const Out<float>& margin) const {
+        const Survey state{log_sum.data(), nullptr, nullptr, nullptr, nullptr, inverse_temperature, bias};
         with_stored(values, [&](const auto* data) {
             run([&](ThreadPool& pool) {
                 tile_margins(tiling_, source(data, is_whole_grid, tiles), {is_probability}, mask_data(mask), state, margin.data(), pool);
@@ -275,9 +277,9 @@ void define_tiles(nb::module_& m) {
         .def("decode", &LabelSets::decode, "values"_a, "label_map"_a);
     nb::class_<Tiles>(m, "Tiles")
         .def(nb::init<const std::array<int64_t, 3>&, const std::array<int64_t, 3>&, int>(), "shape"_a, "tile"_a, "threads"_a)
-        .def("survey", &Tiles::survey, "values"_a, "first_plane"_a, "label"_a, "is_probability"_a, "inverse_temperature"_a, "mask"_a.none(),
-             "log_sum"_a, "best"_a, "labels"_a, "is_equal"_a, "tile_margin"_a)
-        .def("margins", &Tiles::margins, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "inverse_temperature"_a,
+        .def("survey", &Tiles::survey, "values"_a, "first_plane"_a, "label"_a, "is_probability"_a, "bias"_a, "inverse_temperature"_a,
+             "mask"_a.none(), "log_sum"_a, "best"_a, "labels"_a, "is_equal"_a, "best_biased"_a.none(), "tile_margin"_a)
+        .def("margins", &Tiles::margins, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "bias"_a, "inverse_temperature"_a,
              "mask"_a.none(), "log_sum"_a, "margin"_a)
         .def("gather", &Tiles::gather, "values"_a, "tiles"_a, "out"_a)
         .def("fill_entries", &Tiles::fill_entries, "values"_a, "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "entries"_a, "out"_a)

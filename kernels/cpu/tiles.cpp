@@ -91,7 +91,11 @@ void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, 
                 for (int64_t x = 0; x < width; x += kLanes) {
                     const int64_t left = width - x, n = at + x;
                     const int64_t lanes = std::min<int64_t>(left, kLanes);
-                    const vfloat logit = decoding(load_some(row + x, left)), a = logit * survey.inverse_temperature;
+                    const vfloat logit = decoding(load_some(row + x, left)), biased = logit + survey.bias;
+                    const vfloat a = biased * survey.inverse_temperature;
+                    if (survey.best_biased)
+                        store_some(survey.best_biased + n, label == 0 ? biased : vmax(biased, load_some(survey.best_biased + n, left)),
+                                   left);
                     vfloat sum;
                     if (label == 0) {
                         sum = a;
@@ -139,7 +143,8 @@ void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decod
             const int64_t at = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
             for (int64_t i = 0; i < length; i += kLanes) {
                 const int64_t left = length - i;
-                vfloat m = decoding(load_some(row + i, left)) * survey.inverse_temperature - load_some(survey.log_sum + at + i, left);
+                const vfloat a = (decoding(load_some(row + i, left)) + survey.bias) * survey.inverse_temperature;
+                vfloat m = a - load_some(survey.log_sum + at + i, left);
                 for (int lane = 0; lane < kLanes; ++lane)
                     if (lane >= left || (mask && !mask[at + i + lane])) m[lane] = kNothing;
                 largest = vmax(largest, m);

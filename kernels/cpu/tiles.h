@@ -33,17 +33,19 @@ struct Decoding {
 
 // What is known of each voxel after some channels. All of it covers the grid.
 struct Survey {
-    float* log_sum;   // log of the sum over the channels so far of exp(logit / temperature)
-    float* best;      // the largest logit so far
-    uint16_t* label;  // its label, the lowest of equal ones
-    bool* is_equal;   // whether all channels so far have exactly the same logit
+    float* log_sum;      // log of the sum over the channels so far of exp((logit + bias) / temperature)
+    float* best;         // the largest logit so far
+    uint16_t* label;     // its label, the lowest of equal ones
+    bool* is_equal;      // whether all channels so far have exactly the same logit
+    float* best_biased;  // the largest logit + bias so far; nullptr: no label has a bias
     float inverse_temperature;
+    float bias;  // of the label that is looked at
 };
 
 // Adds planes [first_plane, first_plane + num_planes) of the channel of a label to the survey.
 //
-// tile_margin: (tile) raised to the largest logit / temperature - log_sum of the voxels inside the mask: an upper bound of the logarithm of
-// the label's largest probability in the tile, because log_sum only grows.
+// tile_margin: (tile) raised to the largest (logit + bias) / temperature - log_sum of the voxels inside the mask: an upper bound of the
+// logarithm of the label's largest probability in the tile, because log_sum only grows.
 template <class T>
 void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, int64_t num_planes, int label, const Decoding& decoding,
                     const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool);
@@ -57,7 +59,7 @@ struct TileSource {
     int64_t num_tiles;
 };
 
-// margin: (num_tiles) largest logit / temperature - log_sum of the voxels of a tile inside the mask.
+// margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile inside the mask.
 template <class T>
 void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
                   float* margin, ThreadPool& pool);

@@ -106,24 +106,36 @@ CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_th
     for (int i = 0; i < kNumSums; ++i) partial[i * num_threads + thread] = sums[i];
 }
 
+// The logit of label l with its bias, over the temperature. bias: (label), or nullptr: none.
+CRF_D Real calibrated(const Real* logits, int64 place, const Real* bias, int l, Real inverse_temperature) {
+    const Real logit = logits[place];
+    return (bias ? logit + bias[l] : logit) * inverse_temperature;
+}
+
 // One thread per number of (label, *grid): the logits over the temperature, which is the result outside the mask.
 CRF_KERNEL(scale_logits, const Real* logits, int64 size, Real inverse_temperature, Real* out) {
     const int64 i = thread_number();
     if (i < size) out[i] = logits[i] * inverse_temperature;
 }
 
-// Each thread takes every num_threads-th voxel: the softmax of its logits over the temperature, and no messages yet.
+// Each thread takes every num_threads-th voxel: the softmax of its calibrated logits, and no messages yet.
 //
-// logits: (label, *grid). grid_index: (voxel). marginals, messages: (group, voxel). partial: (sum, thread).
-CRF_KERNEL(start, const Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, Real inverse_temperature,
-           Channels* marginals, Channels* messages, int64 num_threads, double* partial) {
+// logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). marginals, messages: (group, voxel). out: (label, *grid), the
+// calibrated logits, from which a shortened first step starts; nullptr: not stored. partial: (sum, thread).
+CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
+           Real inverse_temperature, Channels* marginals, Channels* messages, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sums[kNumSums] = {};
     for (int64 n = thread; n < num_voxels; n += num_threads) {
+        const int64 place = grid_index[n];
         Real x[kLabels];
         CRF_OVER_LABELS
-        for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + grid_index[n]] * inverse_temperature;
+        for (int l = 0; l < kLabels; ++l) x[l] = calibrated(logits, l * grid_size + place, bias, l, inverse_temperature);
+        if (out) {
+            CRF_OVER_LABELS
+            for (int l = 0; l < kLabels; ++l) out[l * grid_size + place] = x[l];
+        }
         sums[kLargest] += static_cast<double>(largest_of(x));
         sums[kNegativeEntropy] += static_cast<double>(softmax(x));
         store_channels(x, num_voxels, n, marginals);
@@ -139,9 +151,9 @@ CRF_KERNEL(start, const Real* logits, int64 grid_size, const int64* grid_index, 
 // weighted_ones: (voxel) the weighted message of all ones, only if the last label is implied. compatibility: (label, label), row: the
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
 // out: (label, *grid) or nullptr; may be `kept`.
-CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index, int64 num_voxels, Real inverse_temperature,
-           Channels* marginals, Channels* messages, const Real* weighted_ones, const Real* compatibility, int is_potts,
-           int wants_divergence, const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
+CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
+           Real inverse_temperature, Channels* marginals, Channels* messages, const Real* weighted_ones, const Real* compatibility,
+           int is_potts, int wants_divergence, const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     const Real step = static_cast<Real>(state[kStep]);
@@ -152,7 +164,8 @@ CRF_KERNEL(update, const Real* logits, int64 grid_size, const int64* grid_index,
         load_channels(marginals, num_voxels, n, old);
         load_channels(messages, num_voxels, n, message);
         CRF_OVER_LABELS
-        for (int l = 0; l < kLabels; ++l) x[l] = logits[l * grid_size + place] * inverse_temperature;  // before anything is stored
+        for (int l = 0; l < kLabels; ++l)  // before anything is stored
+            x[l] = calibrated(logits, l * grid_size + place, bias, l, inverse_temperature);
         CRF_OVER_LABELS
         for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
         Real rest = Real(1.0), all = Real(0.0);

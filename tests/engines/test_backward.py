@@ -10,7 +10,7 @@ from crfrefine.specs import MeanFieldSpec
 
 SPACING = {1: (1.3,), 2: (1.0, 0.7), 3: (1.0, 1.5, 2.0), 4: (1.0, 2.0, 1.5, 1.0)}
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
-NAMES = ("logits", "weights", "compatibility", "temperature", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
 
 
 class Problem:
@@ -26,6 +26,7 @@ class Problem:
             "weights": rng.uniform(0.2, 1.5, (3, self.num_labels)) * (0.1 if normalization == "none" else 1.0),
             "compatibility": rng.normal(size=(self.num_labels, self.num_labels)),
             "temperature": np.array(1.3),
+            "bias": np.random.default_rng(17).normal(size=self.num_labels),
             "theta_alpha": rng.uniform(1.0, 3.0, (2, num_dims)),
             "theta_beta": rng.uniform(0.5, 2.0, (2, num_modalities)),
             "theta_gamma": rng.uniform(3.0, 5.0, num_dims),
@@ -57,7 +58,12 @@ class Problem:
 
     def run(self, values, num_iterations=3):
         return MeanFieldSpec(
-            values["weights"], values["compatibility"], num_iterations, temperature=float(values["temperature"]), damping=self.damping
+            values["weights"],
+            values["compatibility"],
+            num_iterations,
+            temperature=float(values["temperature"]),
+            damping=self.damping,
+            bias=values["bias"],
         )
 
     def loss(self, backend, values):
@@ -161,6 +167,7 @@ def test_forward_is_the_mean_field_that_infer_runs(backend, damping, per_label):
         "compatibility": {"kind": "matrix", "matrix": values["compatibility"].tolist()},
         "mean_field": {"num_iterations": 3, "tolerance": 0.0, "temperature": 1.3, "damping": damping, "filter": "exact"},
     }
+    tables["mean_field"]["bias"] = values["bias"].tolist()
     parameters = CrfParameters.from_dict(tables).resolve(3, 2, 3)
     image = values["image"].astype(np.float32)
     expected = backend.mean_field(values["logits"].astype(np.float32), image, problem.mask, problem.spacing, parameters)

@@ -16,7 +16,7 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.specs import ChannelLabels, MeanFieldSpec
 
-NAMES = ("logits", "weights", "compatibility", "temperature", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
 ENGINES = ("reference", "cpu")
 
 

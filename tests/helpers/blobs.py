@@ -31,7 +31,13 @@ class Blobs:
     mask: NDArray[np.bool_] | None = None
 
     def model(
-        self, kind: str = "potts", *, spatial: bool = False, normalization: str = "symmetric", filter_name: str = "truncated"
+        self,
+        kind: str = "potts",
+        *,
+        bias: NDArray[np.float64] | None = None,
+        spatial: bool = False,
+        normalization: str = "symmetric",
+        filter_name: str = "truncated",
     ) -> ModelSpec:
         """A model of these labels: "potts", "weights" (one per label) or "matrix" (any penalties)."""
         num_labels, num_axes = len(self.logits), self.image.ndim - 1
@@ -44,7 +50,7 @@ class Blobs:
         if kind == "matrix":
             penalties *= generator.uniform(0.7, 1.3, penalties.shape)
         kernel_set = KernelSetSpec(tuple(kernels), normalization, filter_name, num_labels, 4)
-        return ModelSpec(kernel_set, MeanFieldSpec(weights, penalties, 4, temperature=1.2, damping=0.1))
+        return ModelSpec(kernel_set, MeanFieldSpec(weights, penalties, 4, temperature=1.2, damping=0.1, bias=bias))
 
     def packed(self, spec: ModelSpec, threshold: float, *, tells_labels: bool = True, threads: int = 1) -> PackedKernels | None:
         """Kernels on shared channels."""

@@ -16,7 +16,7 @@ from crfrefine.specs import ChannelLabels, MeanFieldSpec
 DEPTH, WIDTH = 14, 20
 SPACING = (2.0, 1.5, 1.2)
 NUM_LABELS, NUM_CHANNELS = 7, 3
-MODELS = ("potts", "weights", "matrix", "matrix and weights")
+MODELS = ("potts", "weights", "matrix", "matrix and weights", "potts and bias", "matrix, weights and bias")
 
 # Corners along the first and last axis: where labels live, the tiles in which channels 1 and 2 hold them, and these labels; -1: none.
 _CORNERS = (
@@ -60,7 +60,8 @@ class Corners:
             weights[:] = weights[:, :1]
         compatibility = rng.uniform(0.2, 1.5, size=(NUM_LABELS, NUM_LABELS)) if "matrix" in model else np.ones((NUM_LABELS, NUM_LABELS))
         np.fill_diagonal(compatibility, 0.0)
-        self.spec = MeanFieldSpec(weights, compatibility, 4, temperature=1.3, damping=0.2)
+        bias = np.linspace(-1.0, 1.5, NUM_LABELS) if "bias" in model else None
+        self.spec = MeanFieldSpec(weights, compatibility, 4, temperature=1.3, damping=0.2, bias=bias)
         self.shared_spec = replace(self.spec, channel_labels=self.shared)
 
     @property

@@ -16,7 +16,7 @@ from crfrefine.tiles import packed_kernels
 from crfrefine.tiles.packed_kernels import PackSettings, pack_kernels
 
 SHAPE = (9, 42, 130)
-NAMES = ("logits", "weights", "compatibility", "temperature", "theta_alpha", "theta_beta", "theta_gamma", "image")
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
 THRESHOLD = 1e-6
 LEAST = {"theta_alpha": 1e-2, "theta_beta": 1e-3, "theta_gamma": 1e-2, "temperature": 2e-4}
 
@@ -54,6 +54,14 @@ def test_gradients_are_those_of_all_labels_everywhere(kind, masked):
     kernels = blobs.packed(spec, THRESHOLD)
     assert 2 <= kernels.num_channels < 9
     compare(blobs, spec, THRESHOLD, 2e-5)
+
+
+@pytest.mark.parametrize("kind", ["potts", "matrix"])
+def test_a_bias_decides_where_labels_take_part(kind):
+    """Labels that it raises take part in more tiles; those of a settled tile may be others than the network's."""
+    blobs = make_blobs(SHAPE, 9, 3, masked=True)
+    bias = np.linspace(-6.0, 6.0, 9)
+    compare(blobs, blobs.model(kind, bias=bias), THRESHOLD, 2e-5)
 
 
 @pytest.mark.parametrize("normalization", ["symmetric", "after", "none"])

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Tape
-from crfrefine.engines.bias import refuse_bias
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.callbacks import staged
@@ -136,11 +135,15 @@ class CudaKernels:
             )
             inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
             by_logits = by_out * inverse
-            by_logits.reshape(self._num_labels, -1)[:, index] = found.scores * inverse
+            by_scores = found.scores * inverse
+            by_logits.reshape(self._num_labels, -1)[:, index] = by_scores
+            by_bias = self._device.download(by_scores.sum(axis=1, dtype=np.float64))
             # A logit of minus infinity has no gradient except for rounding, and must not enter the sum.
             xp = self._device.xp
             finite = xp.where(xp.isfinite(given), given, xp.zeros_like(given))
             by_temperature = -float((by_logits * finite).sum(dtype=np.float64)) / temperature
+            if spec.bias is not None:
+                by_temperature -= float((by_bias * spec.bias).sum()) / temperature
             by_image = None
             if wants_image:
                 by_image = xp.zeros_like(self._image)
@@ -161,6 +164,7 @@ class CudaKernels:
                 weights=found.weights,
                 compatibility=found.compatibility,
                 temperature=by_temperature,
+                bias=by_bias,
                 theta_alpha=bilateral[:, num_modalities:],
                 theta_beta=bilateral[:, :num_modalities],
                 theta_gamma=spatial,
@@ -175,13 +179,12 @@ class CudaKernels:
     def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run without labels that share channels, which this engine cannot tell apart."""
         check_channel_labels(spec, self._num_labels, self._grid_shape)
-        refuse_bias(spec, "the GPU engine")
         refuse_volume(spec, "the GPU engine")
         plain = spec.as_plain()
         if plain.channel_labels is not None:
             raise BackendUnavailableError(
                 "the GPU engine takes labels that share channels only with the Potts model and one weight for all labels of a kernel; "
-                "this model has a weight per label or a matrix: use --device cpu"
+                "this model has a weight or bias per label or a matrix: use --device cpu"
             )
         return plain
 

@@ -144,6 +144,7 @@ class _Run:
         self._folded = self._fold_buffers()
         self._state = xp.zeros(_NUM_STATES + 2 * max(spec.num_iterations, 1), dtype=np.float64)
         self._inverse_temperature = dtype.type(1.0) / dtype.type(spec.temperature)
+        self._bias = None if spec.bias is None else self._device.upload(np.asarray(spec.bias, dtype=dtype))
         self._out = xp.empty_like(logits)
         self._num_done = 0
         self._record = xp.empty((spec.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
@@ -152,12 +153,14 @@ class _Run:
             "start",
             self._num_threads,
             logits,
+            self._bias,
             voxels.grid_size,
             voxels.grid_index,
             num_voxels,
             self._inverse_temperature,
             self._marginals,
             self._messages,
+            None if self._bias is None else self._out,
             self._num_threads,
             self._partial,
         )
@@ -176,6 +179,7 @@ class _Run:
             "update",
             self._num_threads,
             self._logits,
+            self._bias,
             voxels.grid_size,
             voxels.grid_index,
             voxels.num_voxels,

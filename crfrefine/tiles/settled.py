@@ -1,0 +1,55 @@
+"""The labels of settled tiles, where a bias of the labels may have chosen others than the network's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.tiles.grid import TILE
+from crfrefine.tiles.solving import label_sets
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.tiles.grid import TileGrid
+    from crfrefine.tiles.problem import TileProblem
+    from crfrefine.tiles.running import RefinedTiles
+
+
+@dataclass(frozen=True, eq=False)
+class SettledLabels:
+    """The only label of each settled tile, which all its voxels inside the mask have.
+
+    Attributes:
+        grid: the tiles.
+        labels: (*tiles), -1: the tile is not settled.
+        mask: (*grid), True where the model applies; None: everywhere.
+    """
+
+    grid: TileGrid
+    labels: NDArray[np.int32]
+    mask: NDArray[np.bool_] | None
+
+    def write(self, label_map: NDArray[np.unsignedinteger[Any]]) -> None:
+        """Write the labels into a label map (*grid)."""
+        _, height, width = self.grid.shape
+        for row, labels in enumerate(self.labels):
+            planes = slice(row * TILE[0], (row + 1) * TILE[0])
+            spread = labels.repeat(TILE[1], axis=0)[:height].repeat(TILE[2], axis=1)[:, :width]
+            where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[planes]
+            np.copyto(label_map[planes], spread.astype(label_map.dtype), where=where)
+
+
+def find_settled_labels(problem: TileProblem, found: RefinedTiles | None) -> SettledLabels | None:
+    """Return the labels of the tiles that took no part; None: they are the network's, since no label has a bias.
+
+    Args:
+        problem: the volume.
+        found: what took part; None: nothing.
+    """
+    if problem.spec.mean_field.bias is None:
+        return None
+    sets = label_sets(problem) if found is None else found.sets
+    return SettledLabels(problem.grid, sets.settled, problem.mask)
