@@ -38,4 +38,4 @@ def refuse_volume(spec: MeanFieldSpec, engine: str) -> None:
         engine: that cannot do it.
     """
     if spec.volume_weight > 0.0:
-        raise ConfigError(f"volume.weight: {engine} cannot keep volumes; set it to 0, or use --device reference")
+        raise ConfigError(f"volume.weight: {engine} cannot keep volumes; set it to 0, or use --device cpu")

@@ -16,7 +16,7 @@ from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
 from crfrefine.specs import ChannelLabels, MeanFieldSpec, ModelSpec
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "cpu")
 STRENGTH = 10.0
 BIAS = (0.3, -0.25, 0.75)
 
@@ -280,9 +280,47 @@ def test_labels_that_share_channels_are_refused(engine: Backend) -> None:
         engine.mean_field(case.logits, case.image, None, case.spacing, ModelSpec(model.kernels, run))
 
 
-def test_engines_that_cannot_keep_volumes_refuse_them(compiled_backend: Backend) -> None:
+def test_the_gpu_refuses_volumes(compiled_backend: Backend) -> None:
     """Nothing is ignored."""
+    if compiled_backend.name == "cpu":
+        pytest.skip("this engine keeps them")
     case = random_case(3)
     model = resolve(case, volume__weight=0.5)
-    with pytest.raises(ConfigError, match=r"volume\.weight: the .PU engine cannot keep volumes"):
+    with pytest.raises(ConfigError, match=r"volume\.weight: the GPU engine cannot keep volumes"):
         compiled_backend.mean_field(case.logits, case.image, None, case.spacing, model)
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 7])
+@pytest.mark.parametrize("keep", ["expected", "argmax"])
+def test_float64_agrees_with_the_reference(num_labels: int, keep: str) -> None:
+    """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
+    case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
+    settings = {"mean_field__damping": 0.1, "mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
+    model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
+    logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
+    for name in BACKENDS:
+        kernels = get_backend(name).kernels(case.image.astype(np.float64), case.mask, case.spacing, model.kernels)
+        tape = kernels.forward(logits, model.mean_field)
+        found.append((tape, kernels.backward(tape, logits, by_out, model.mean_field, wants_image=True)))
+    (expected, expected_grads), (tape, grads) = found
+    np.testing.assert_allclose(tape.logits, expected.logits, atol=1e-10)
+    np.testing.assert_allclose(tape.volume_biases, expected.volume_biases, atol=1e-10)
+    for name in ("logits", "weights", "temperature", "bias", "theta_alpha", "image", "volume_weight"):
+        value = np.asarray(getattr(expected_grads, name))
+        np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    """On a grid of several blocks, forward and backward."""
+    case = random_case(3, grid_shape=(17, 19, 31))
+    model = resolve(case, volume__weight=0.9, mean_field__filter="lattice")
+    found = []
+    for threads in (1, 2, 3):
+        kernels = get_backend("cpu").kernels(case.image, None, case.spacing, model.kernels, threads=threads)
+        tape = kernels.forward(case.logits, model.mean_field)
+        found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
+    for tape, grads in found[1:]:
+        np.testing.assert_array_equal(tape.logits, found[0][0].logits)
+        np.testing.assert_array_equal(tape.volume_biases, found[0][0].volume_biases)
+        np.testing.assert_array_equal(grads.logits, found[0][1].logits)
+        assert grads.volume_weight == found[0][1].volume_weight
