@@ -88,7 +88,7 @@ def train_crf(
             metavar="GROUP,...",
             help="What to learn, the rest keeps its initial values; postprocess: also choose the small-object rules.",
         ),
-    ] = "weights,compatibility,theta,temperature",
+    ] = "weights,compatibility,theta,temperature,bias",
     folds: Annotated[
         int | None,
         typer.Option(

@@ -34,13 +34,14 @@ class MeanField(torch.autograd.Function):
         theta_gamma: Tensor | None,
         compatibility: Tensor,
         temperature: Tensor,
+        bias: Tensor,
     ) -> Tensor:
         """Take all steps; save the marginals at the start of each step for `backward`.
 
         Args:
             ctx: autograd's context.
             kernels: for this item's image and mask, and for these bandwidths.
-            spec: the run, with the values of the tensors `weights`, `compatibility` and `temperature`.
+            spec: the run, with the values of the tensors `weights`, `compatibility`, `temperature` and `bias`.
             logits: (L, *grid).
             image: (M, *grid) normalized.
             weights: (kernels, L), the spatial one last.
@@ -49,14 +50,15 @@ class MeanField(torch.autograd.Function):
             theta_gamma: (axes,); None without a spatial kernel.
             compatibility: (L, L).
             temperature: one number.
+            bias: (L,).
         """
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels, ctx.spec = kernels, spec
-        given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature)
+        given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature, bias)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
         # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
-        ctx.save_for_backward(logits, weights, compatibility, temperature, to_tensor(tape.record), image)
+        ctx.save_for_backward(logits, weights, compatibility, temperature, bias, to_tensor(tape.record), image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
         refined: Tensor = _own(to_tensor(tape.logits))
         return refined
@@ -65,9 +67,9 @@ class MeanField(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to the arguments, in their order."""
-        logits, _, _, _, record, _ = ctx.saved_tensors
+        logits, _, _, _, _, record, _ = ctx.saved_tensors
         wants = ctx.needs_input_grad[2:]
-        _, wants_image, _, wants_alpha, wants_beta, wants_gamma, _, _ = wants
+        _, wants_image, _, wants_alpha, wants_beta, wants_gamma, *_ = wants
         grads = ctx.kernels.backward(
             dataclasses.replace(ctx.tape, record=to_array(record)),
             to_array(logits),
@@ -85,6 +87,7 @@ class MeanField(torch.autograd.Function):
             grads.theta_gamma,
             grads.compatibility,
             grads.temperature,
+            grads.bias,
         )
         tensors = (
             torch.as_tensor(_own(to_tensor(value)), dtype=dtype, device=logits.device) if wanted else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crfrefine.errors import ConfigError
+from crfrefine.parameters.sections import LARGEST_BIAS
 
 WEIGHT_RANGE = (0.0, 1e3)
 """Weights of kernels; 0 is included."""
@@ -25,6 +26,9 @@ INTENSITY_RANGE = (1e-3, 1e5)
 """theta_beta, normalized intensity."""
 
 TEMPERATURE_RANGE = (0.05, 20.0)
+
+BIAS_RANGE = (-LARGEST_BIAS, LARGEST_BIAS)
+"""Of a label, in the unit of the logits."""
 
 # Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0, where
 # the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
@@ -59,6 +63,11 @@ def log_from_value(values: Sequence[float], limits: tuple[float, float], key: st
     """Return the logarithms of values; raise ConfigError, naming the key, if one is out of range."""
     _check_range(values, limits, key)
     return [math.log(value) for value in values]
+
+
+def bias_from_raw(raw: Tensor) -> Tensor:
+    """Return the biases, which are held as they are, within their range."""
+    return _clamped(raw, *BIAS_RANGE)
 
 
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:

@@ -48,6 +48,7 @@ def mean_field(
     spatial: tuple[Values, Values] | None = None,
     compatibility: Tensor | None = None,
     temperature: Tensor | float = 1.0,
+    bias: Values = 0.0,
     spacing: inputs.Spacing = 1.0,
     mask: Tensor | None = None,
     num_iterations: int = 5,
@@ -68,6 +69,7 @@ def mean_field(
         spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None: no such term.
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
         temperature: divides the logits, positive.
+        bias: added to the logits inside the mask before the temperature divides them; one, or L.
         spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.
@@ -120,7 +122,8 @@ def mean_field(
     divisor = spread(temperature, 1, "temperature")
     _positive(divisor, "temperature")
     matrix = _matrix(compatibility, num_labels, dtype, logits.device)
-    for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix)):
+    shift = spread(bias, num_labels, "bias")
+    for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix), ("bias", shift)):
         if not torch.isfinite(values.detach()).all():
             raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
     weight = torch.stack(weights) if weights else logits.new_zeros(0, num_labels, dtype=dtype)
@@ -131,8 +134,16 @@ def mean_field(
         theta_gamma,
         matrix,
         divisor[0],
+        shift,
     )
-    run = MeanFieldSpec(_double(weight), _double(matrix), num_iterations, temperature=float(divisor[0].detach()), damping=damping)
+    run = MeanFieldSpec(
+        _double(weight),
+        _double(matrix),
+        num_iterations,
+        temperature=float(divisor[0].detach()),
+        damping=damping,
+        bias=_double(shift) if shift.detach().any() else None,
+    )
     if kernels is None:
         wanted = _kernel_set(alphas, betas, theta_gamma, normalization, filter, positions, num_labels, num_iterations)
         make: KernelMaker | None = None

@@ -149,6 +149,7 @@ class CrfRnn(CrfValues):
             spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
             compatibility=self.compatibility,
             temperature=self.temperature,
+            bias=self.bias,
             spacing=spacing,
             mask=mask,
             num_iterations=self.num_iterations,

@@ -16,7 +16,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, MeanFieldParameters, as_parameters
 
-GROUPS = ("weights", "compatibility", "theta", "temperature")
+GROUPS = ("weights", "compatibility", "theta", "temperature", "bias")
 """Groups of parameters that can be learned or frozen."""
 
 
@@ -30,6 +30,7 @@ class CrfValues(nn.Module):
     log_theta_gamma: nn.Parameter | None
     raw_compatibility: nn.Parameter | None
     log_temperature: nn.Parameter
+    raw_bias: nn.Parameter
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class CrfValues(nn.Module):
             symmetric_compatibility: one penalty for both directions of a pair; None: if the parameters' matrix is symmetric.
             anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for all; None: if the parameters have lists.
             spatial: whether there is a spatial term; None: if its weight is not 0.
-            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature"; the others are frozen.
+            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature", "bias"; the others are frozen.
             num_iterations: number of steps; None: `mean_field.num_iterations`.
             threads: CPU threads; None: as many as `torch.get_num_threads()`.
             label_threshold: from 0 to 0.01; None: `mean_field.label_threshold`.
@@ -117,13 +118,10 @@ class CrfValues(nn.Module):
             log_gamma = _parameter(forms.log_from_value(gammas, limits, "spatial.theta_gamma"), torch.float64)
         self.register_parameter("raw_spatial_weight", raw_weight)
         self.register_parameter("log_theta_gamma", log_gamma)
-        if forms.is_nonzero(parameters.mean_field.bias):
-            raise ConfigError("mean_field.bias: the layer cannot add a bias to the logits yet; set it to 0")
-        if parameters.volume.weight > 0:
-            raise ConfigError("volume.weight: the layer cannot keep volumes yet; set it to 0")
         temperature = [parameters.mean_field.temperature]
         self.log_temperature = _parameter(forms.log_from_value(temperature, forms.TEMPERATURE_RANGE, "mean_field.temperature")[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
+        self.raw_bias = _parameter(forms.listed(parameters.mean_field.bias, num_labels))
         self.freeze()
         for group in (learn,) if isinstance(learn, str) else learn:
             self.unfreeze(group)
@@ -181,8 +179,18 @@ class CrfValues(nn.Module):
         """Divides the logits; a tensor without axes, in [0.05, 20]."""
         return forms.value_from_log(self.log_temperature, forms.TEMPERATURE_RANGE)
 
+    @property
+    def bias(self) -> Tensor:
+        """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
+        return forms.bias_from_raw(self.raw_bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Load a checkpoint; those of layers that had no bias yet are those of layers whose bias is 0."""
+        state_dict.setdefault(f"{prefix}raw_bias", torch.zeros_like(self.raw_bias))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def freeze(self, *groups: str) -> Self:
-        """Freeze groups: any of "weights", "compatibility", "theta", "temperature"; without names, all.
+        """Freeze groups: any of "weights", "compatibility", "theta", "temperature", "bias"; without names, all.
 
         Raises:
             ConfigError: there is no such group.
@@ -190,7 +198,7 @@ class CrfValues(nn.Module):
         return self._set_learning(groups, learns=False)
 
     def unfreeze(self, *groups: str) -> Self:
-        """Let groups learn: any of "weights", "compatibility", "theta", "temperature"; without names, all.
+        """Let groups learn: any of "weights", "compatibility", "theta", "temperature", "bias"; without names, all.
 
         Raises:
             ConfigError: there is no such group.
@@ -208,6 +216,7 @@ class CrfValues(nn.Module):
             "compatibility": (self.raw_compatibility,),
             "theta": (self.log_theta_alpha, self.log_theta_beta, self.log_theta_gamma),
             "temperature": (self.log_temperature,),
+            "bias": (self.raw_bias,),
         }
         if name not in members:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
@@ -230,6 +239,7 @@ class CrfValues(nn.Module):
         def digits(bandwidths: Tensor) -> list[float]:
             return numbers(bandwidths, precision=bandwidths.dtype)
 
+        biases = numbers(self.bias)
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         bilateral = tuple(
             BilateralParameters(
@@ -244,6 +254,7 @@ class CrfValues(nn.Module):
             "bilateral": bilateral,
             "compatibility": self._compatibility_parameters(),
             "mean_field.temperature": numbers(self.temperature.reshape(1))[0],
+            "mean_field.bias": forms.number_or_list(biases, is_list=len(set(biases)) > 1),
             "mean_field.num_iterations": self.num_iterations,
             "mean_field.tolerance": 0.0,
             "mean_field.label_threshold": self.label_threshold,

@@ -56,27 +56,55 @@ class VectorScaling:
 
 def fit_vector_scaling(material: Material, split: Split, workers: Workers) -> VectorScaling:
     """Fit temperature and biases with the same loss and the same cases as the CRF."""
+    return fit_scaling(material, split.seen, workers)
+
+
+def fit_scaling(
+    material: Material,
+    cases: Sequence[int],
+    workers: Workers,
+    *,
+    learned: Sequence[str] = ("temperature", "bias"),
+    fixed: VectorScaling | None = None,
+) -> VectorScaling:
+    """Fit temperature and biases on some cases.
+
+    Args:
+        material: of the run.
+        cases: their numbers.
+        workers: to compute with.
+        learned: "temperature", "bias" or both.
+        fixed: with what is not learned: its temperature, or its biases times its temperature; None: all is learned.
+    """
     num_channels = material.sizes[0]
-    log_temperature = torch.zeros((), requires_grad=True)
-    bias = torch.zeros(num_channels, requires_grad=True)
-    optimizer = torch.optim.Adam([log_temperature, bias], lr=SCALING_STEP_LENGTH)
+    given = fixed or VectorScaling(1.0, (0.0,) * num_channels)
+    learns_temperature, learns_bias = "temperature" in learned, "bias" in learned
+    log_temperature = torch.tensor(0.0 if learns_temperature else math.log(given.temperature), requires_grad=learns_temperature)
+    bias = torch.zeros(num_channels, requires_grad=learns_bias)
+    # Biases that are not learned are those of the logits, before any temperature divides them.
+    shift = 0.0 if learns_bias else torch.tensor(given.bias)[:, None] * given.temperature
+    values = [value for value in (log_temperature, bias) if value.requires_grad]
+    optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
     def gradient(crop: Crop, threads: int) -> tuple[torch.Tensor, ...]:
         logits, labels = flat_logits(crop, material.device)
-        value = material.loss(logits / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
-        return torch.autograd.grad(value, [log_temperature, bias])
+        own = logits if isinstance(shift, float) else logits + shift.to(logits.device)
+        value = material.loss(own / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
+        return torch.autograd.grad(value, values)
 
-    cases = split.seen
     for optimizer_step in range(SCALING_STEPS):
         batch = material.batch(optimizer_step, cases, BATCH_SIZE)
         parts = workers.run_on_device(gradient, batch)
-        for parameter, own in zip((log_temperature, bias), zip(*parts, strict=True), strict=True):
+        for parameter, own in zip(values, zip(*parts, strict=True), strict=True):
             parameter.grad = sum(own[1:], own[0]) / len(batch)
         optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
         optimizer.step()
+    temperature = float(log_temperature.detach().exp()) if learns_temperature else given.temperature
+    if not learns_bias:
+        return VectorScaling(temperature, tuple(value * given.temperature / temperature for value in given.bias))
     # A constant in all biases changes no softmax; log-odds of regions have none to spare.
     shared = bias.mean() if material.crops[0].regions is None else 0.0
-    return VectorScaling(float(log_temperature.detach().exp()), tuple((bias - shared).detach().tolist()))
+    return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
 
 
 def smoothed(logits: NDArray[np.floating[Any]], sigma_mm: float, spacing: Sequence[float]) -> NDArray[np.floating[Any]]:

@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine.train.fit_result import FitResult, is_gain, no_crf
+from crfrefine.train.calibration import calibrate, calibrates, with_calibrated
+from crfrefine.train.fit_result import FitResult, calibration_alone, is_gain, no_crf
 from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
@@ -54,29 +55,39 @@ def _run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Star
 
 def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FitResult:
     """Train on the cases of a fold; with few cases, each half first decides about the training on the other half."""
-    split, journal = plan.folds[number], session.journal
+    split, journal, material = plan.folds[number], session.journal, prepared.material
 
-    def train_on(cases: Split, starts: Sequence[Start], schedule: Schedule) -> FitResult:
+    def train_on(cases: Split, schedule: Schedule, only: str | None = None) -> FitResult:
+        """Train from all starts, or from the one of that name."""
+        calibrated = calibrate(material, cases.training, starts[0].parameters, session.workers)
+        chosen = [start for start in with_calibrated(starts, calibrated) if only in (None, start.name)]
         num_left = plan.num_trainings_left(number, len(journal.part(number).halves))
-        return train(Task(plan.part_names[number], cases, starts, schedule, num_left), prepared.material, session)
+        return train(Task(plan.part_names[number], cases, chosen, schedule, num_left, calibrated), material, session)
 
     if not split.decides_in_turns:
-        return train_on(split, starts, plan.schedule)
+        fit = train_on(split, plan.schedule)
+        # Once it is chosen, nothing is left to be decided: it is fitted to all cases, as the rival is.
+        calibrated = calibrate(material, split.seen, starts[0].parameters, session.workers) if fit.is_calibration else None
+        return fit if calibrated is None else replace(fit, parameters=calibrated)
     halves = journal.part(number).halves
-    session.progress.training_finished(len(halves) * plan.schedule.num_planned(len(starts)))
+    session.progress.training_finished(len(halves) * plan.schedule.num_planned(len(starts) + calibrates(plan.learn)))
     for half in split.halves()[len(halves) :]:
-        halves = (*halves, train_on(half, starts, plan.schedule))
+        halves = (*halves, train_on(half, plan.schedule))
         journal.note_part(number, replace(journal.part(number), halves=halves))
     gains = [gain for half in halves for gain in half.gains]
     found = [half for half in halves if not half.is_network]
+    network_mean = mean_defined([half.network_score for half in halves])
     is_stopped = any(half.stopped_by_time for half in halves)
     if not is_gain(gains) or not found:
-        network_mean = mean_defined([half.network_score for half in halves])
         return no_crf(starts[0].parameters, network_mean, gains, stopped_by_time=is_stopped)
     best = max(found, key=lambda half: half.score - half.network_score)
-    num_optimizer_steps = max(1, round(float(np.mean([half.best_optimizer_step for half in found]))))
-    chosen = [start for start in starts if start.name == best.start]
-    fit = train_on(split, chosen, Schedule(num_optimizer_steps, rungs=()))
+    if best.is_calibration:
+        calibrated = calibrate(material, split.training, starts[0].parameters, session.workers)
+        assert calibrated is not None
+        return calibration_alone(calibrated, network_mean, gains, stopped_by_time=is_stopped)
+    trained = [half for half in found if not half.is_calibration]
+    num_optimizer_steps = max(1, round(float(np.mean([half.best_optimizer_step for half in trained]))))
+    fit = train_on(split, Schedule(num_optimizer_steps, rungs=()), only=best.start)
     histories = {**{f"half: {name}": history for name, history in best.histories.items()}, **fit.histories}
     return replace(fit, histories=histories, stopped_by_time=fit.stopped_by_time or is_stopped)
 

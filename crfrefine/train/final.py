@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from crfrefine.train import starts as setup
-from crfrefine.train.fit_result import FitResult, is_gain, no_crf
+from crfrefine.train.calibration import calibrate
+from crfrefine.train.fit_result import FitResult, calibration_alone, is_gain, no_crf
 from crfrefine.train.folds import all_cases
 from crfrefine.train.methods import NETWORK, TRAINED
 from crfrefine.train.model import mean_defined
@@ -46,12 +47,20 @@ def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: S
         return no_crf(folds[0].tuned.fit.parameters, network_mean, gains)
     name = plan.part_names[-1]
     session.observer.stage_started(name)
-    starts = [Start(f"{fold.name}: {fold.tuned.fit.start}", fold.tuned.fit.parameters) for fold in found]
-    half = int(np.median([fold.tuned.fit.best_optimizer_step for fold in found])) // 2
+    everything = all_cases(plan.num_cases)
+    calibrated = calibrate(prepared.material, everything.training, plan.base, session.workers)
+    trained = [fold for fold in found if not fold.tuned.fit.is_calibration]
+    if calibrated is not None and 2 * len(trained) < len(found):
+        # What was measured on the cases held out is mostly the recalibration, and so should be what is written.
+        fit = calibration_alone(calibrated, mean_defined([fold.tuned.fit.network_score for fold in folds]), gains)
+        session.observer.stage_ended(f"{name}: {fit.describe()}")
+        return fit
+    starts = [Start(f"{fold.name}: {fold.tuned.fit.start}", fold.tuned.fit.parameters) for fold in trained]
+    half = int(np.median([fold.tuned.fit.best_optimizer_step for fold in trained])) // 2
     num_optimizer_steps = min(max(setup.EVALUATE_EVERY, half), plan.schedule.num_optimizer_steps)
     # All starts are judged without training, and the best one is trained.
     schedule = Schedule(num_optimizer_steps, rungs=((0, 1),), step_length=STEP_LENGTH)
-    fit = train(Task(name, all_cases(plan.num_cases), starts, schedule, num_left=1), prepared.material, session)
+    fit = train(Task(name, everything, starts, schedule, 1, calibrated), prepared.material, session)
     session.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 

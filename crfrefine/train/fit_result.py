@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 NO_CRF = "no CRF"
 """Name of the start that leaves the network's labels as they are."""
 
+CALIBRATION = "recalibration alone"
+"""Name of the start that has a temperature and biases, but no weights."""
+
 
 @dataclass(frozen=True)
 class FitResult:
     """Result of a training.
 
     Attributes:
-        start: name of the start that won; NO_CRF if no CRF was better.
+        start: name of the start that won; NO_CRF if nothing was better than the network, CALIBRATION if only its recalibration was.
         parameters: the trained parameters; all weights are 0 if no CRF was better.
         score: mean Dice of the deciding cases with them.
         network_score: mean Dice of the deciding cases without a CRF.
-        gains: Dice with the best CRF minus Dice without, per deciding case; empty if nothing could be measured.
+        gains: Dice with what won, or else with the best CRF, minus the network's, per deciding case; empty if nothing could be measured.
         best_optimizer_step: best step of the start that won.
         histories: loss, Dice and bandwidths of each start over its optimizer steps.
         stopped_by_time: whether the time ran out before the training was finished.
@@ -48,6 +51,11 @@ class FitResult:
         """Whether no CRF was better than the network alone."""
         return self.start == NO_CRF
 
+    @property
+    def is_calibration(self) -> bool:
+        """Whether the network recalibrated was better than the network and than every CRF."""
+        return self.start == CALIBRATION
+
     def describe(self) -> str:
         """Return a one-line description."""
         if math.isnan(self.network_score):
@@ -55,6 +63,8 @@ class FitResult:
         if self.is_network:
             return f"no CRF is better than the network alone (Dice {self.network_score:.4f} on the cases that decide)"
         gain = f"Dice {self.network_score:.4f} -> {self.score:.4f}"
+        if self.is_calibration:
+            return f"no CRF is better than the network recalibrated: {gain} on the cases that decide"
         return f"{self.start}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +105,14 @@ def no_crf(
 ) -> FitResult:
     """Return the result of a training in which no CRF was better than the network alone."""
     return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, histories or {}, stopped_by_time)
+
+
+def calibration_alone(
+    parameters: CrfParameters, network_score: float, gains: Sequence[float], *, stopped_by_time: bool = False
+) -> FitResult:
+    """Return the result of a training in which the network recalibrated was better than itself, and no CRF better than that."""
+    score = network_score + float(np.mean(gains))
+    return FitResult(CALIBRATION, parameters, score, network_score, tuple(gains), 0, {}, stopped_by_time)
 
 
 def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:

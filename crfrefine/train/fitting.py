@@ -1,4 +1,4 @@
-"""One training: several starts, of which fewer and fewer continue, and the network itself, which they must beat.
+"""One training: several starts, of which fewer and fewer continue, and the network and its recalibration, which they must beat.
 
 The state after each optimizer step goes to a hook, so that a stopped run can continue exactly.
 """
@@ -14,11 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from crfrefine.execution.threads import Workers
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.fit_result import FitResult, is_gain, no_crf
+from crfrefine.train.fit_result import CALIBRATION, FitResult, is_gain, no_crf
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
-from crfrefine.train.model import CaseScore, Model, mean_defined, mean_dice, network_score
+from crfrefine.train.model import CaseScore, Model, calibrated_score, mean_defined, mean_dice, network_score
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.starts import Start
 from crfrefine.train.trajectory import Trajectory
@@ -55,6 +56,7 @@ class Fit:
         workers: to compute with.
         schedule: length of the training.
         state: state of an earlier object with the same arguments, to continue from.
+        calibrated: the network recalibrated on the cases that are trained on, without weights; None: no rival.
     """
 
     def __init__(
@@ -65,11 +67,14 @@ class Fit:
         workers: Workers,
         schedule: Schedule,
         state: dict[str, Any] | None = None,
+        *,
+        calibrated: CrfParameters | None = None,
     ) -> None:
         self._material = material
         self._split = split
         self._workers = workers
         self._targets = schedule.targets
+        self._calibrated = calibrated
         prior = setup.PRIOR / len(split.training)
         self._trajectories = [
             Trajectory(start, material.learn, material.sizes, schedule, prior=prior, device=material.device) for start in starts
@@ -165,16 +170,38 @@ class Fit:
         return np.array([mean_dice(score.confusion, self._material.regions) for score in scores])
 
     def _result(self, network: Sequence[CaseScore]) -> FitResult:
+        """Return the better of the best CRF and the recalibrated network, among those that add something to the network."""
         best = max(self._trajectories, key=lambda trajectory: trajectory.best_score)
         histories = {trajectory.name: trajectory.history for trajectory in self._trajectories if trajectory.history}
-        network_mean = mean_defined(self._dice(network))
-        gains = np.empty(0)
-        if math.isfinite(best.best_score):
-            parameters = best.best_parameters()
-            gains = self._dice(self._scores(Model(parameters, (), self._material.sizes, self._material.device))) - self._dice(network)
-            gains = gains[~np.isnan(gains)]
+        of_network = self._dice(network)
+        network_mean = mean_defined(of_network)
+        gains: NDArray[np.float64] = np.empty(0)
+        found: list[FitResult] = []
+
+        def consider(name: str, parameters: CrfParameters, optimizer_step: int, gains: NDArray[np.float64]) -> None:
             if is_gain(gains):
                 score = network_mean + float(gains.mean())
-                found = best.best_optimizer_step, histories, self._is_stopped
-                return FitResult(best.name, parameters, score, network_mean, tuple(gains.tolist()), *found)
-        return no_crf(best.start.parameters, network_mean, gains.tolist(), histories, stopped_by_time=self._is_stopped)
+                more = optimizer_step, histories, self._is_stopped
+                found.append(FitResult(name, parameters, score, network_mean, tuple(gains.tolist()), *more))
+
+        if self._calibrated is not None:
+            consider(CALIBRATION, self._calibrated, 0, _defined(self._calibrated_dice(self._calibrated) - of_network))
+        if math.isfinite(best.best_score):
+            parameters = best.best_parameters()
+            of_trained = self._dice(self._scores(Model(parameters, (), self._material.sizes, self._material.device)))
+            gains = _defined(of_trained - of_network)
+            consider(best.name, parameters, best.best_optimizer_step, gains)
+        if not found:
+            return no_crf(best.start.parameters, network_mean, gains.tolist(), histories, stopped_by_time=self._is_stopped)
+        return max(found, key=lambda result: result.score)  # of equal ones the first, which is the simpler model
+
+    def _calibrated_dice(self, parameters: CrfParameters) -> NDArray[np.float64]:
+        """Return the Dice of the deciding cases with the recalibrated network."""
+        crops, loss, device = self._material.crops, self._material.loss, self._material.device
+        return self._dice(
+            self._workers.run_on_device(lambda case, threads: calibrated_score(parameters, crops[case], loss, device), self._deciding)
+        )
+
+
+def _defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[~np.isnan(values)]

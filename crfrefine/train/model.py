@@ -84,7 +84,7 @@ class Model:
         return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
 
     def positions(self) -> list[Tensor]:
-        """Return where the learned values are: logarithms, but for penalties, which have either sign."""
+        """Return where the learned values are: logarithms, but for penalties and biases, which have either sign."""
         layer = self.layer
         values: dict[str, list[Tensor | None]] = {
             "weights": [layer.bilateral_weight, layer.spatial_weight],
@@ -92,7 +92,8 @@ class Model:
             "temperature": [layer.temperature],
         }
         logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
-        return [*logs, layer.compatibility] if "compatibility" in self.groups else logs
+        signed = {"compatibility": layer.compatibility, "bias": layer.bias}
+        return [*logs, *(value for group, value in signed.items() if group in self.groups)]
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the gradient of the sum of squared distances from where the learned values were, one per learned parameter."""
@@ -169,6 +170,15 @@ def network_score(crop: Crop, loss: Loss, device: TrainingDevice = CPU) -> CaseS
     """Return loss and counts for the network's own logits."""
     with torch.no_grad():
         return _score(*flat_logits(crop, device), crop, loss)
+
+
+def calibrated_score(parameters: CrfParameters, crop: Crop, loss: Loss, device: TrainingDevice = CPU) -> CaseScore:
+    """Return loss and counts for the network's logits with the temperature and the biases of some parameters, whose weights are 0."""
+    settings = parameters.mean_field
+    with torch.no_grad():
+        logits, labels = flat_logits(crop, device)
+        bias = torch.tensor(settings.bias, dtype=logits.dtype, device=logits.device)
+        return _score((logits + bias.reshape(-1, 1)) / settings.temperature, labels, crop, loss)
 
 
 def flat_logits(crop: Crop, device: TrainingDevice = CPU) -> tuple[Tensor, Tensor]:

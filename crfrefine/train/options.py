@@ -7,7 +7,7 @@ from pathlib import Path
 
 from crfrefine.parameters.model import CrfParameters
 
-LEARNABLE = ("weights", "compatibility", "theta", "temperature")
+LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
 RULES_GROUP = "postprocess"
 """The small-object rules: chosen only if asked for, by a search that needs no gradient."""
 

@@ -58,12 +58,10 @@ def describe_origin(result: TrainingResult) -> str:
     if final.is_network:
         lines.append("No CRF was better than the network alone: all weights are 0, and `infer` returns the network's labels.")
         return _wrapped([*lines, *_rules_lines(result)])
-    if final.stopped_by_time:
-        lines.append("The time (--max-minutes) ran out before the training on all cases was finished.")
-    if final.best_optimizer_step == 0:
-        lines.append(f"The values are those of {final.start}; training on all cases brought nothing better.")
+    if final.is_calibration:
+        lines.append("No CRF was better than the network recalibrated: all weights are 0; what is learned is temperature and bias.")
     else:
-        lines.append(f"Trained on all cases, beginning with {final.start}.")
+        lines += _training_lines(result)
     if result.keeps_largest:
         lines.append(
             f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
@@ -73,12 +71,21 @@ def describe_origin(result: TrainingResult) -> str:
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
     fold_tables = [dict(_entries(fit.parameters)) for fit in (fold.tuned.fit for fold in result.folds) if not fit.is_network]
     for key, value in _entries(result.parameters):
-        if _group_of(key) in options.learn:
+        if _group_of(key) in options.learn and (not final.is_calibration or key.startswith("mean_field")):
             others = [table[key] for table in fold_tables if key in table]
             spread = f"; folds {_number(min(others))} to {_number(max(others))}" if others else ""
             lines.append(f"  {key}: trained, {_number(value)}{spread}")
     lines.append(f"All other values are those of {started}; mean_field.num_iterations and tolerance are as in training.")
     return _wrapped(lines)
+
+
+def _training_lines(result: TrainingResult) -> list[str]:
+    """Say how the training on all cases went."""
+    final = result.final.fit
+    told = ["The time (--max-minutes) ran out before the training on all cases was finished."] if final.stopped_by_time else []
+    if final.best_optimizer_step == 0:
+        return [*told, f"The values are those of {final.start}; training on all cases brought nothing better."]
+    return [*told, f"Trained on all cases, beginning with {final.start}."]
 
 
 def _rules_lines(result: TrainingResult) -> list[str]:
@@ -107,6 +114,7 @@ def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:
     for row, penalties in enumerate(table["compatibility"].get("matrix", [])):
         yield from ((f"compatibility.matrix[{row}][{column}]", float(value)) for column, value in enumerate(penalties) if column != row)
     yield "mean_field.temperature", table["mean_field"]["temperature"]
+    yield from _indexed("mean_field.bias", table["mean_field"]["bias"])
 
 
 def _indexed(key: str, value: Any) -> Iterable[tuple[str, float]]:
@@ -125,7 +133,7 @@ def _group_of(key: str) -> str:
     if key.startswith("compatibility"):
         return "compatibility"
     if key.startswith("mean_field"):
-        return "temperature"
+        return "bias" if "bias" in key else "temperature"
     return "weights" if ".weight" in key else "theta"
 
 

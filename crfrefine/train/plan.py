@@ -14,6 +14,7 @@ from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.train import starts as setup
+from crfrefine.train.calibration import calibrates
 from crfrefine.train.checks import choose_regions
 from crfrefine.train.dataset import LabeledCases, find_cases
 from crfrefine.train.device import TrainingDevice
@@ -96,7 +97,7 @@ class Plan:
             split: of the fold.
             num_starts: that there are; the best of them are trained.
         """
-        once = self.schedule.num_planned(min(num_starts, setup.NUM_TRAINED))
+        once = self.schedule.num_planned(min(num_starts, setup.NUM_TRAINED) + calibrates(self.learn))
         return 2 * once + self.schedule.num_optimizer_steps if split.decides_in_turns else once
 
     def num_planned_of_all(self, num_starts: int) -> int:

@@ -25,7 +25,7 @@ def refine_regions(
     """Refine each region as a problem of two labels, differentiable in the layer's parameters.
 
     Args:
-        layer: with one weight for all regions, or one per region.
+        layer: with one weight for all regions, or one per region, and a bias per region.
         settings: of the mean field, which are not learned.
         log_odds: (R, *grid).
         image: (1, M, *grid), normalized.
@@ -35,7 +35,7 @@ def refine_regions(
     Returns:
         (R, *grid) refined log-odds.
     """
-    weights, spatial_weight, gamma = layer.bilateral_weight, layer.spatial_weight, layer.theta_gamma
+    weights, spatial_weight, gamma, biases = layer.bilateral_weight, layer.spatial_weight, layer.theta_gamma, layer.bias
     bandwidths = list(zip(layer.theta_alpha, layer.theta_beta, strict=True))
     refined = []
     for region, channel in enumerate(log_odds):
@@ -50,6 +50,7 @@ def refine_regions(
             bilateral=[(own(weight), alpha, beta) for weight, (alpha, beta) in zip(weights, bandwidths, strict=True)],
             spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
             temperature=layer.temperature,
+            bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
             num_iterations=layer.num_iterations,
             damping=settings.damping,
             threads=threads,

@@ -80,4 +80,4 @@ def _rival_dict(tuned: Tuned) -> dict[str, Any]:
 
 
 def _fit_dict(fit: FitResult) -> dict[str, Any]:
-    return {**fit.to_dict(), "is_network": fit.is_network}
+    return {**fit.to_dict(), "is_network": fit.is_network, "is_calibration": fit.is_calibration}

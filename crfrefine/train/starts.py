@@ -25,12 +25,12 @@ LEARNS_MATRIX = False
 NUM_ITERATIONS = 5
 """Mean-field steps, in training and afterwards: what was trained with five must run with five."""
 
-STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04}
+STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05}
 """Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature."""
 
 PRIOR = 0.15
-"""Added to the loss: this, over the number of cases trained on, times the sum of squared logarithms of each value over its start's. With a
-hundred cases it is nothing; with three it keeps bandwidths from running to where a single case wants them."""
+"""Added to the loss: this, over the number of cases trained on, times the sum of squared logarithms of each value over its start's; of a
+bias, its squared difference. With a hundred cases it is nothing; with three it keeps bandwidths from where a single case wants them."""
 
 NUM_TRAINED = 2
 """Number of starts that are trained; the others are only tried."""
@@ -138,6 +138,6 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
         bilateral=kernels,
         spatial=replace(parameters.spatial, weight=0.0),
         compatibility=CompatibilityParameters(),
-        mean_field=replace(parameters.mean_field, temperature=1.0),
+        mean_field=replace(parameters.mean_field, temperature=1.0, bias=0.0),
         postprocess=PostprocessParameters(),
     )

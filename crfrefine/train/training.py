@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import Split
@@ -27,6 +28,7 @@ class Task:
         starts: at least one.
         schedule: how long it goes on.
         num_left: trainings that are still to be done in the run, this one included.
+        calibrated: the network recalibrated on the cases that are trained on; None: that is not learned.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Task:
     starts: Sequence[Start]
     schedule: Schedule
     num_left: int
+    calibrated: CrfParameters | None = None
 
 
 def train(task: Task, material: Material, session: Session) -> FitResult:
@@ -46,7 +49,8 @@ def train(task: Task, material: Material, session: Session) -> FitResult:
         session.progress.stepped()
 
     session.budget.start_part(task.num_left)
-    fit = Fit(material, task.split, task.starts, session.workers, task.schedule, session.journal.done.training)
+    state = session.journal.done.training
+    fit = Fit(material, task.split, task.starts, session.workers, task.schedule, state, calibrated=task.calibrated)
     session.progress.training_begun(fit.num_optimizer_steps)
     result = fit.run(Hooks(stepped, session.journal.note_training, session.budget.is_part_over))
     session.progress.training_finished(task.schedule.num_planned(len(task.starts)))

@@ -30,6 +30,7 @@ class Terms:
     spatial: tuple[Any, Any] | None = None  # weight, theta_gamma
     compatibility: Tensor | None = None
     temperature: Any = 1.0
+    bias: Any = None
 
 
 def dense_kernel(positions: Tensor, intensities: Tensor | None, theta_alpha: Any, theta_beta: Any, radius: float = math.inf) -> Tensor:
@@ -78,7 +79,8 @@ def mean_field(
     penalty = 1.0 - torch.eye(num_labels, dtype=logits.dtype) if terms.compatibility is None else terms.compatibility
 
     everywhere = logits / terms.temperature
-    scores = everywhere[:, inside].T  # (N, L)
+    bias = torch.zeros(num_labels, dtype=logits.dtype) if terms.bias is None else terms.bias
+    scores = ((logits + bias.reshape(-1, *(1,) * (logits.ndim - 1))) / terms.temperature)[:, inside].T  # (N, L)
     x = scores
     step = 1.0 - damping
     energy = size = math.nan
@@ -117,6 +119,7 @@ class OracleGradients:
     weights: NDArray[Any]
     compatibility: NDArray[Any]
     temperature: float
+    bias: NDArray[Any]
     theta_alpha: NDArray[Any]
     theta_beta: NDArray[Any]
     theta_gamma: NDArray[Any] | None
@@ -153,13 +156,14 @@ class OracleKernels:
 
     def _inputs(self, logits: Any, spec: MeanFieldSpec) -> dict[str, Tensor | None]:
         values = {"logits": logits, **{name: getattr(spec, name) for name in ("weights", "compatibility", "temperature")}}
+        values["bias"] = np.zeros(spec.num_labels) if spec.bias is None else spec.bias
         inputs: dict[str, Tensor | None] = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in values.items()}
         return inputs | {name: getattr(self, name) for name in ("theta_alpha", "theta_beta", "theta_gamma", "image")}
 
     def _run(self, inputs: dict[str, Any], spec: MeanFieldSpec) -> Tensor:
         bilateral = [(inputs["weights"][m], inputs["theta_alpha"][m], inputs["theta_beta"][m]) for m in range(self.num_bilateral)]
         spatial = None if self.theta_gamma is None else (inputs["weights"][-1], inputs["theta_gamma"])
-        terms = Terms(bilateral, spatial, inputs["compatibility"], inputs["temperature"])
+        terms = Terms(bilateral, spatial, inputs["compatibility"], inputs["temperature"], inputs["bias"])
         steps = {"num_iterations": spec.num_iterations, "damping": spec.damping}
         return mean_field(inputs["logits"], inputs["image"], terms, **steps, **self._fixed)
 
@@ -192,6 +196,7 @@ class OracleKernels:
             weights=grads["weights"],
             compatibility=grads["compatibility"],
             temperature=float(grads["temperature"]),
+            bias=grads["bias"],
             image=grads["image"].astype(self.dtype) if wants_image else None,
             **thetas,
         )

@@ -321,7 +321,7 @@ def test_learned_values_come_back_to_the_precision_of_the_tensors() -> None:
     layer = small_layer()
     perturb(layer)
     again = CrfRnn(3, 2, 3, layer.to_parameters())
-    for name in ("bilateral_weight", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature"):
+    for name in ("bilateral_weight", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature", "bias"):
         torch.testing.assert_close(getattr(again, name), getattr(layer, name), rtol=2e-6, atol=0.0)
     assert again.to_parameters() == layer.to_parameters()
 
@@ -363,7 +363,7 @@ def test_learned_groups_can_be_chosen() -> None:
     assert not any(parameter.requires_grad for parameter in layer.freeze().parameters())
     layer.unfreeze("theta")
     assert "learn=theta" in repr(layer)
-    groups = ("weights", "compatibility", "theta", "temperature")
+    groups = ("weights", "compatibility", "theta", "temperature", "bias")
     whole = small_layer()
     assert {id(parameter) for group in groups for parameter in whole.group(group)} == {id(parameter) for parameter in whole.parameters()}
 

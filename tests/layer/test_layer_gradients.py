@@ -22,7 +22,18 @@ from crfrefine.layer.functional import build_kernels, mean_field  # noqa: E402
 GRIDS = {1: (11,), 2: (5, 4), 3: (3, 4, 2), 4: (2, 3, 1, 4)}
 SPACING = SPACINGS[3]
 NORMALIZATIONS = ("symmetric", "after", "none")
-GROUPS = ("logits", "image", "weights", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature")
+GROUPS = (
+    "logits",
+    "image",
+    "weights",
+    "theta_alpha",
+    "theta_beta",
+    "spatial_weight",
+    "theta_gamma",
+    "compatibility",
+    "temperature",
+    "bias",
+)
 ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
 
 
@@ -56,6 +67,7 @@ class Problem:
             spatial=(values["spatial_weight"], values["theta_gamma"]),
             compatibility=values["compatibility"],
             temperature=values["temperature"],
+            bias=values["bias"],
             spacing=self.spacing,
             mask=self.mask,
             kernels=kernels,
@@ -71,6 +83,7 @@ class Problem:
             (values["spatial_weight"], values["theta_gamma"]),
             values["compatibility"],
             values["temperature"],
+            values["bias"],
         )
         settings = {name: value for name, value in self.settings.items() if name != "kernels"}
         return oracle.mean_field(values["logits"], values["image"], terms, spacing=self.spacing, mask=self.mask, **settings)
@@ -109,6 +122,7 @@ def problem(num_dims: int = 3, *, masked: bool = False, per_label: bool = False,
         "theta_gamma": ramp(2.1, 2.4, axes),
         "compatibility": torch.tensor(ASYMMETRIC).double(),
         "temperature": torch.tensor(1.3).double(),
+        "bias": torch.tensor([0.4, -0.9, 0.3]).double(),
     }
     mask = None if case.mask is None else torch.tensor(case.mask)
     return Problem(tensors, mask, SPACINGS[num_dims], {"num_iterations": 3, "filter": "exact", "normalization": "symmetric"} | settings)
@@ -196,7 +210,7 @@ def test_gradients_where_a_voxel_comes_within_reach_of_the_spatial_kernel(sigma:
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-@pytest.mark.parametrize("name", ["logits", "weights", "spatial_weight", "compatibility", "temperature"])
+@pytest.mark.parametrize("name", ["logits", "weights", "spatial_weight", "compatibility", "temperature", "bias"])
 def test_gradients_of_the_lattice_with_its_simplices_fixed(name: str, normalization: str) -> None:
     """The lattice is slightly asymmetric: forgetting to reverse the blurs on the way back is 3 % off."""
     case = problem(masked=True, normalization=normalization, damping=0.1, per_label=True).with_lattices()
@@ -349,7 +363,7 @@ def test_parameters_gather_the_gradients_of_all_items() -> None:
         torch.testing.assert_close(both, first + second)
 
 
-@pytest.mark.parametrize("group", ["weights", "compatibility", "theta", "temperature"])
+@pytest.mark.parametrize("group", ["weights", "compatibility", "theta", "temperature", "bias"])
 def test_a_frozen_group_gets_no_gradient_and_changes_no_other(group: str) -> None:
     logits, image = batch(1)
     whole, part = small_layer(), small_layer()
