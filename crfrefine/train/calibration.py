@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from crfrefine.execution.threads import Workers
+from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import LARGEST_BIAS, MeanFieldParameters
 from crfrefine.train.baselines import VectorScaling, fit_scaling
@@ -15,9 +16,6 @@ from crfrefine.train.starts import Start, without_crf
 
 CALIBRATION_GROUPS = ("temperature", "bias")
 """What is learned of the calibration, if it is learned at all."""
-
-_TEMPERATURES = (0.05, 20.0)
-"""Those that the trainable layer has."""
 
 
 def calibrates(learn: Sequence[str]) -> bool:
@@ -54,7 +52,7 @@ def with_calibrated(starts: Sequence[Start], calibrated: CrfParameters | None) -
 
 def _with(parameters: CrfParameters, scaling: VectorScaling) -> CrfParameters:
     """Return the parameters with logits / temperature + bias as (logits + bias) / temperature, in the ranges that these may have."""
-    low, high = _TEMPERATURES
+    low, high = TEMPERATURE_RANGE
     temperature = min(max(scaling.temperature, low), high)
     bias = tuple(min(max(value * temperature, -LARGEST_BIAS), LARGEST_BIAS) for value in scaling.bias)
     settings: MeanFieldParameters = replace(parameters.mean_field, temperature=temperature, bias=bias)

@@ -16,11 +16,12 @@ from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import IntensityParameters
 from crfrefine.train import crops
 from crfrefine.train.baselines import VectorScaling, fit_vector_scaling
+from crfrefine.train.calibration import calibrate
 from crfrefine.train.crops import FOREGROUND_RATIO, make_crop
 from crfrefine.train.folds import split_training
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
-from crfrefine.train.model import Model
+from crfrefine.train.model import Model, calibrated_score
 from crfrefine.train.region_problem import decode_regions, make_region_loss, refine_regions
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2, "cyst": 3})
@@ -97,7 +98,7 @@ def test_the_layer_refines_regions_as_refine_does(weight):
     """The same kernels and steps, once with gradients and once without: equal up to the layer's rounding of its parameters."""
     case = region_case()
     parameters = PARAMETERS.replace(**{"bilateral.weight": weight, "spatial.weight": 0.5, "intensity.normalization": "none"})
-    parameters = parameters.replace(**{"bilateral.theta_beta": 100.0})
+    parameters = parameters.replace(**{"bilateral.theta_beta": 100.0, "mean_field.bias": [0.5, -1.0, 0.0]})
     refined = crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, regions=SCHEME)
     layer = crfrefine.CrfRnn(3, 2, 3, parameters, compatibility="potts")
     image, mask = torch.from_numpy(case.image.copy())[None], torch.ones(case.image.shape[1:], dtype=torch.bool)
@@ -127,8 +128,8 @@ def test_gradients_are_those_of_differences():
     """With a weight per region and shared bandwidths; the sums are exact, since a truncated kernel's reach jumps with its bandwidth."""
     crop = crop_of()
     loss = make_region_loss("ce+dice", SCHEME, FREQUENCIES)
-    exact = PARAMETERS.replace(**{"mean_field.filter": "exact"})
-    model = Model(exact, ("weights", "theta", "temperature"), (3, *SIZES[1:]))
+    exact = PARAMETERS.replace(**{"mean_field.filter": "exact", "mean_field.bias": [0.3, -0.2, 0.4]})
+    model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
     found = dict(zip([name for name, _ in model.learned], model.gradient(crop, loss, 2).gradients, strict=True))
     assert tuple(found["raw_bilateral_weight"].shape) == (1, 3)
     for name, parameter in model.learned:
@@ -155,6 +156,17 @@ def test_the_biases_of_regions_are_not_centered():
     assert len(scaling.bias) == 3
     assert np.mean(scaling.bias) > 0.3
     assert isinstance(scaling, VectorScaling)
+
+
+def test_the_recalibrated_network_of_regions_is_a_crf_without_weights():
+    shared = Material([crop_of()], make_region_loss("ce+dice", SCHEME, FREQUENCIES), SCHEME.labels, ("bias",), (3, *SIZES[1:]), seed=1)
+    with Workers(1) as workers:
+        found = calibrate(shared, (0,), PARAMETERS.replace(**{"mean_field.temperature": 0.9}), workers)
+    one, other = calibrated_score(found, crop_of(), shared.loss), Model(found, (), shared.sizes).score(crop_of(), shared.loss, 1)
+    assert len(found.mean_field.bias) == 3
+    assert found.mean_field.temperature == 0.9
+    np.testing.assert_array_equal(one.confusion, other.confusion)
+    assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
 def write_region_cases(root, count=4, *, npz=False, description=DESCRIPTION):
