@@ -345,8 +345,11 @@ def refine_label_map(
     model = chosen.resolve(len(channels), len(image), labels.ndim)
     kernels, ordered_steps = model.kernels.in_storage(order), order.axes_to_storage(steps)
     backend = get_backend(device)
-    if backend.name != "cpu" or labels.ndim > MOST_DIMS or chosen.mean_field.label_threshold <= 0:
-        what = f"the logits of {len(channels)} labels, which only the CPU with mean_field.label_threshold above 0 can do without, take"
+    if backend.name != "cpu" or labels.ndim > MOST_DIMS or chosen.mean_field.label_threshold <= 0 or chosen.volume.weight > 0:
+        what = (
+            f"the logits of {len(channels)} labels, which only the CPU with mean_field.label_threshold above 0 and volume.weight = 0 "
+            "can do without, take"
+        )
         require_memory(4 * len(channels) * stored.size, what, memory_limit())
         logits = one_hot_logits(stored, channels)
         leave_far_out(logits, reach_of_axes(kernels, ordered_steps))

@@ -8,6 +8,7 @@ checked here.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.axes import StorageOrder
+
+VOLUME_STRENGTH = 10.0
+"""Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly to biases."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,9 @@ class MeanFieldSpec:
         damping: share of the old log-marginals in a step.
         channel_labels: which labels the C channels of the logits hold; None: channel l holds label l everywhere.
         bias: (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
+        volume_weight: from 0, no volume term, to 1, every step keeps the mass of each label.
+        volume_keep: the masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature), or "argmax",
+            numbers of voxels where a label is the most probable.
     """
 
     weights: NDArray[np.floating[Any]]
@@ -127,11 +134,22 @@ class MeanFieldSpec:
     damping: float = 0.0
     channel_labels: ChannelLabels | None = None
     bias: NDArray[np.floating[Any]] | None = None
+    volume_weight: float = 0.0
+    volume_keep: str = "expected"
 
     @property
     def num_labels(self) -> int:
         """L."""
         return len(self.compatibility)
+
+    @property
+    def volume_slack(self) -> float:
+        """Inverse strength of the volume term: infinity without the term, 0 if masses are kept exactly."""
+        return math.inf if self.volume_weight == 0.0 else (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
+
+    def volume_weight_gradient(self, by_slack: float) -> float | None:
+        """Turn the gradient with respect to the slack into that with respect to the weight; None without the term."""
+        return None if self.volume_weight == 0.0 else -by_slack / (VOLUME_STRENGTH * self.volume_weight**2)
 
     @cached_property
     def is_potts(self) -> bool:

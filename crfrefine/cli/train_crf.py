@@ -86,7 +86,8 @@ def train_crf(
         typer.Option(
             "--learn",
             metavar="GROUP,...",
-            help="What to learn, the rest keeps its initial values; postprocess: also choose the small-object rules.",
+            help="What to learn, the rest keeps its initial values; volume: also the volume term; "
+            "postprocess: also choose the small-object rules.",
         ),
     ] = "weights,compatibility,theta,temperature,bias",
     folds: Annotated[

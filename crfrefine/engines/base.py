@@ -106,13 +106,15 @@ class Tape:
     Attributes:
         logits: (L, *grid), x of the last step; outside the mask the input divided by the temperature.
         record: (steps, channels, voxels), marginals at the start of each step at the masked voxels; the channel of the last label is
-            omitted where it follows from the others.
+            omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
         steps: length of each step: 1 - damping, less where the energy rose.
+        volume_biases: (steps, L) float64, biases of the volume term; None without the term.
     """
 
     logits: NDArray[Any]
     record: NDArray[Any]
     steps: tuple[float, ...]
+    volume_biases: NDArray[np.float64] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class MeanFieldGradients:
         theta_beta: (bilateral kernels, M) float64; zeros unless asked for.
         theta_gamma: (axes,) float64; None without a spatial kernel.
         image: (M, *grid), zero outside the mask; None unless asked for.
+        volume_weight: number; None without a volume term.
     """
 
     logits: NDArray[Any]
@@ -140,6 +143,7 @@ class MeanFieldGradients:
     theta_beta: NDArray[np.float64]
     theta_gamma: NDArray[np.float64] | None
     image: NDArray[Any] | None
+    volume_weight: float | None = None
 
 
 class RecordingKernels(Protocol):

@@ -16,6 +16,7 @@ from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
+from crfrefine.engines.volume import check_volume
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.threads import available_threads
 
@@ -218,12 +219,13 @@ class CpuKernels:
         spec = self._checked(spec).as_plain()
         out = np.empty_like(logits)
         try:
-            record = np.empty((spec.num_iterations, spec.num_channels, self.num_voxels), logits.dtype)
+            num_recorded = spec.num_iterations + (spec.volume_weight > 0.0)
+            record = np.empty((num_recorded, spec.num_channels, self.num_voxels), logits.dtype)
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            steps = self._built.forward(logits, *_run_arguments(spec), out, record)
-        return Tape(out, record, tuple(steps))
+            steps, biases = self._built.forward(logits, *_run_arguments(spec), out, record)
+        return Tape(out, record, tuple(steps), volume_biases=np.array(biases) if biases else None)
 
     def backward(
         self,
@@ -240,8 +242,9 @@ class CpuKernels:
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
         run = _run_arguments(self._checked(spec))
+        biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
-            sums = self._built.backward(logits, tape.record, list(tape.steps), gradient, *run, wants_theta, by_logits, by_image)
+            sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, *run, wants_theta, by_logits, by_image)
         num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
         bilateral = np.array(sums["theta"][: self._num_bilateral]).reshape(self._num_bilateral, num_modalities + num_axes)
         if not wants_theta:
@@ -257,11 +260,13 @@ class CpuKernels:
             theta_beta=bilateral[:, :num_modalities],
             theta_gamma=spatial,
             image=by_image,
+            volume_weight=spec.volume_weight_gradient(float(sums["volume_slack"])),
         )
 
     def _checked(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run with weights in the image's precision; raise InputError if its labels do not fit the channels or the grid."""
         check_channel_labels(spec, self._num_labels, self.image_shape[1:])
+        check_volume(spec)
         return spec.rounded(np.dtype(self.dtype))
 
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
@@ -286,7 +291,8 @@ def _run_arguments(spec: MeanFieldSpec) -> tuple[Any, ...]:
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
     model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
-    return *model, [] if spec.bias is None else _floats(spec.bias), labels, [] if shared is None else list(shared.tile)
+    volume = (spec.volume_slack, spec.volume_keep == "argmax")
+    return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
 
 
 def _floats(values: Any) -> list[float]:

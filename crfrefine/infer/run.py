@@ -325,10 +325,10 @@ class _Run:
 
     @property
     def _may_stream(self) -> bool:
-        """Whether large network outputs are streamed: only the CPU works on tiles, if labels may be left out and voxels decide alone."""
+        """Whether large network outputs are streamed: on the CPU, if labels may be left out and voxels decide alone."""
         parameters = self.options.parameters
-        is_by_voxel = parameters.postprocess.decision == "argmax"
-        return self._summary.device == "cpu" and parameters.mean_field.label_threshold > 0 and is_by_voxel
+        leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
+        return self._summary.device == "cpu" and leaves_out and parameters.postprocess.decision == "argmax"
 
     def _write(self, refined: _Refined) -> None:
         """Write a case and close its record. Runs in the writing thread."""

@@ -35,13 +35,14 @@ class MeanField(torch.autograd.Function):
         compatibility: Tensor,
         temperature: Tensor,
         bias: Tensor,
+        volume_weight: Tensor | None,
     ) -> Tensor:
         """Take all steps; save the marginals at the start of each step for `backward`.
 
         Args:
             ctx: autograd's context.
             kernels: for this item's image and mask, and for these bandwidths.
-            spec: the run, with the values of the tensors `weights`, `compatibility`, `temperature` and `bias`.
+            spec: the run, with the values of the tensors `weights`, `compatibility`, `temperature`, `bias` and `volume_weight`.
             logits: (L, *grid).
             image: (M, *grid) normalized.
             weights: (kernels, L), the spatial one last.
@@ -51,10 +52,11 @@ class MeanField(torch.autograd.Function):
             compatibility: (L, L).
             temperature: one number.
             bias: (L,).
+            volume_weight: one number; None without a volume term.
         """
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels, ctx.spec = kernels, spec
-        given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature, bias)
+        given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature, bias, volume_weight)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
         # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
@@ -88,6 +90,7 @@ class MeanField(torch.autograd.Function):
             grads.compatibility,
             grads.temperature,
             grads.bias,
+            grads.volume_weight,
         )
         tensors = (
             torch.as_tensor(_own(to_tensor(value)), dtype=dtype, device=logits.device) if wanted else None

@@ -30,6 +30,9 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 BIAS_RANGE = (-LARGEST_BIAS, LARGEST_BIAS)
 """Of a label, in the unit of the logits."""
 
+VOLUME_RANGE = (0.0, 1.0)
+"""Weight of the volume term; both ends are included."""
+
 # Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0, where
 # the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
@@ -68,6 +71,11 @@ def log_from_value(values: Sequence[float], limits: tuple[float, float], key: st
 def bias_from_raw(raw: Tensor) -> Tensor:
     """Return the biases, which are held as they are, within their range."""
     return _clamped(raw, *BIAS_RANGE)
+
+
+def volume_from_raw(raw: Tensor) -> Tensor:
+    """Return the weight of the volume term, which is held as it is, within its range."""
+    return _clamped(raw, *VOLUME_RANGE)
 
 
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:

@@ -21,7 +21,7 @@ except ImportError as error:
 from crfrefine.layer import inputs, label_sets
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
-from crfrefine.parameters.model import MeanFieldParameters
+from crfrefine.parameters.model import MeanFieldParameters, VolumeParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ __all__ = ["build_kernels", "mean_field"]
 
 Values = Tensor | Sequence[float] | float
 """One number for all labels, axes or modalities, or one each."""
+
+LEAST_LEARNED = 1e-6
+"""Weight of the volume term in place of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0."""
 
 KernelMaker = Callable[[int, Any, Any, Sequence[float]], "RecordingKernels | None"]
 """Called with the number of a batch item, its image (M, *grid), mask (*grid) or None, and spacing."""
@@ -49,6 +52,7 @@ def mean_field(
     compatibility: Tensor | None = None,
     temperature: Tensor | float = 1.0,
     bias: Values = 0.0,
+    volume: tuple[Tensor | float, str] | None = None,
     spacing: inputs.Spacing = 1.0,
     mask: Tensor | None = None,
     num_iterations: int = 5,
@@ -70,6 +74,7 @@ def mean_field(
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
+        volume: weight (0 to 1) of the volume term, and what it keeps, "expected" or "argmax"; None: no such term. On the CPU.
         spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.
@@ -123,6 +128,7 @@ def mean_field(
     _positive(divisor, "temperature")
     matrix = _matrix(compatibility, num_labels, dtype, logits.device)
     shift = spread(bias, num_labels, "bias")
+    kept, keep, least = _volume(volume, logits.device)
     for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix), ("bias", shift)):
         if not torch.isfinite(values.detach()).all():
             raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
@@ -135,6 +141,7 @@ def mean_field(
         matrix,
         divisor[0],
         shift,
+        kept,
     )
     run = MeanFieldSpec(
         _double(weight),
@@ -143,11 +150,13 @@ def mean_field(
         temperature=float(divisor[0].detach()),
         damping=damping,
         bias=_double(shift) if shift.detach().any() else None,
+        volume_weight=0.0 if kept is None else max(float(kept.detach()), least),
+        volume_keep=keep,
     )
     if kernels is None:
         wanted = _kernel_set(alphas, betas, theta_gamma, normalization, filter, positions, num_labels, num_iterations)
         make: KernelMaker | None = None
-        if label_threshold > 0.0 and label_sets.are_possible(logits):
+        if label_threshold > 0.0 and run.volume_weight == 0.0 and label_sets.are_possible(logits):
             tells_labels = matrix.requires_grad or any(
                 label_sets.differs(weight) for weight, *_ in [*bilateral, *([spatial] if spatial else [])]
             )
@@ -271,6 +280,15 @@ def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
     if not all(0.0 < value < math.inf for value in values):
         raise InputError(f"{name} is {values}; expected positive numbers")
     return tuple(values)
+
+
+def _volume(volume: tuple[Tensor | float, str] | None, device: torch.device) -> tuple[Tensor | None, str, float]:
+    """Return the weight of the volume term, what it keeps, and the least weight of the run."""
+    if volume is None:
+        return None, "expected", 0.0
+    weight = torch.as_tensor(volume[0], dtype=torch.float64, device=device).reshape(())
+    VolumeParameters(weight=float(weight.detach()), keep=volume[1])  # checks
+    return weight, volume[1], LEAST_LEARNED if weight.requires_grad else 0.0
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

@@ -150,6 +150,7 @@ class CrfRnn(CrfValues):
             compatibility=self.compatibility,
             temperature=self.temperature,
             bias=self.bias,
+            volume=self.volume,
             spacing=spacing,
             mask=mask,
             num_iterations=self.num_iterations,

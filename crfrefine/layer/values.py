@@ -16,7 +16,7 @@ from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
 from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, MeanFieldParameters, as_parameters
 
-GROUPS = ("weights", "compatibility", "theta", "temperature", "bias")
+GROUPS = ("weights", "compatibility", "theta", "temperature", "bias", "volume")
 """Groups of parameters that can be learned or frozen."""
 
 
@@ -31,6 +31,7 @@ class CrfValues(nn.Module):
     raw_compatibility: nn.Parameter | None
     log_temperature: nn.Parameter
     raw_bias: nn.Parameter
+    raw_volume_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class CrfValues(nn.Module):
         symmetric_compatibility: bool | None = None,
         anisotropic: bool | None = None,
         spatial: bool | None = None,
+        volume: bool | None = None,
         learn: Iterable[str] = GROUPS,
         num_iterations: int | None = None,
         threads: int | None = None,
@@ -64,7 +66,8 @@ class CrfValues(nn.Module):
             symmetric_compatibility: one penalty for both directions of a pair; None: if the parameters' matrix is symmetric.
             anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for all; None: if the parameters have lists.
             spatial: whether there is a spatial term; None: if its weight is not 0.
-            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature", "bias"; the others are frozen.
+            volume: whether there is a volume term; None: if its weight is not 0.
+            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; the others are frozen.
             num_iterations: number of steps; None: `mean_field.num_iterations`.
             threads: CPU threads; None: as many as `torch.get_num_threads()`.
             label_threshold: from 0 to 0.01; None: `mean_field.label_threshold`.
@@ -122,6 +125,8 @@ class CrfValues(nn.Module):
         self.log_temperature = _parameter(forms.log_from_value(temperature, forms.TEMPERATURE_RANGE, "mean_field.temperature")[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
         self.raw_bias = _parameter(forms.listed(parameters.mean_field.bias, num_labels))
+        self._has_volume = parameters.volume.weight > 0.0 if volume is None else volume
+        self.register_parameter("raw_volume_weight", _parameter(parameters.volume.weight) if self._has_volume else None)
         self.freeze()
         for group in (learn,) if isinstance(learn, str) else learn:
             self.unfreeze(group)
@@ -184,13 +189,27 @@ class CrfValues(nn.Module):
         """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
         return forms.bias_from_raw(self.raw_bias)
 
+    @property
+    def volume_weight(self) -> Tensor | None:
+        """Weight of the volume term; a tensor without axes, in [0, 1]; None without such a term."""
+        if not self._has_volume:
+            return None
+        assert self.raw_volume_weight is not None
+        return forms.volume_from_raw(self.raw_volume_weight)
+
+    @property
+    def volume(self) -> tuple[Tensor, str] | None:
+        """Weight of the volume term and what it keeps; None without such a term."""
+        weight = self.volume_weight
+        return None if weight is None else (weight, self._start.volume.keep)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load a checkpoint; those of layers that had no bias yet are those of layers whose bias is 0."""
         state_dict.setdefault(f"{prefix}raw_bias", torch.zeros_like(self.raw_bias))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def freeze(self, *groups: str) -> Self:
-        """Freeze groups: any of "weights", "compatibility", "theta", "temperature", "bias"; without names, all.
+        """Freeze groups: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
 
         Raises:
             ConfigError: there is no such group.
@@ -198,7 +217,7 @@ class CrfValues(nn.Module):
         return self._set_learning(groups, learns=False)
 
     def unfreeze(self, *groups: str) -> Self:
-        """Let groups learn: any of "weights", "compatibility", "theta", "temperature", "bias"; without names, all.
+        """Let groups learn: any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; without names, all.
 
         Raises:
             ConfigError: there is no such group.
@@ -217,6 +236,7 @@ class CrfValues(nn.Module):
             "theta": (self.log_theta_alpha, self.log_theta_beta, self.log_theta_gamma),
             "temperature": (self.log_temperature,),
             "bias": (self.raw_bias,),
+            "volume": (self.raw_volume_weight,),
         }
         if name not in members:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
@@ -259,6 +279,8 @@ class CrfValues(nn.Module):
             "mean_field.tolerance": 0.0,
             "mean_field.label_threshold": self.label_threshold,
         }
+        volume_weight = self.volume_weight
+        changes["volume.weight"] = 0.0 if volume_weight is None else forms.plain_numbers(volume_weight.reshape(1))[0]
         spatial_weight, gamma = self.spatial_weight, self.theta_gamma
         if spatial_weight is None or gamma is None:
             changes["spatial.weight"] = 0.0
@@ -283,6 +305,7 @@ class CrfValues(nn.Module):
         return (
             f"num_labels={self.num_labels}, num_modalities={self.num_modalities}, spatial_dims={self.spatial_dims}, "
             f"kernels={len(self.raw_bilateral_weight)} bilateral{' + spatial' if self._has_spatial else ''}, "
+            f"{f'volume={self._start.volume.keep}, ' if self._has_volume else ''}"
             f"per_label_weights={self.per_label_weights}, anisotropic={self.anisotropic}, compatibility={kind}, "
             f"num_iterations={self.num_iterations}, normalization={settings.normalization}, filter={settings.filter}, "
             f"learn={'+'.join(learned) or 'nothing'}"

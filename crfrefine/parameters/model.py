@@ -25,6 +25,7 @@ from crfrefine.parameters.sections import (
     PostprocessParameters,
     Section,
     SpatialParameters,
+    VolumeParameters,
 )
 from crfrefine.parameters.toml import toml_comment, toml_entry, toml_value
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
@@ -38,6 +39,7 @@ __all__ = [
     "MeanFieldParameters",
     "PostprocessParameters",
     "SpatialParameters",
+    "VolumeParameters",
     "as_parameters",
     "configs_dir",
     "intensity_by_modality",
@@ -63,6 +65,7 @@ class CrfParameters:
         bilateral: the appearance kernels, at least one.
         spatial: the smoothness kernel.
         compatibility: the penalty matrix.
+        volume: the term that keeps each label's volume.
         mean_field: the iteration.
         postprocess: the cleaning of the label map.
 
@@ -84,6 +87,7 @@ class CrfParameters:
     bilateral: tuple[BilateralParameters, ...] = field(default_factory=lambda: (BilateralParameters(),))
     spatial: SpatialParameters = field(default_factory=SpatialParameters)
     compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)
+    volume: VolumeParameters = field(default_factory=VolumeParameters)
     mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
     postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
 
@@ -354,6 +358,8 @@ class CrfParameters:
                 tolerance=settings.tolerance,
                 damping=settings.damping,
                 bias=bias if bias.any() else None,
+                volume_weight=self.volume.weight,
+                volume_keep=self.volume.keep,
             ),
         )
 

@@ -113,6 +113,19 @@ class CompatibilityParameters(Section):
 
 
 @dataclass(frozen=True)
+class VolumeParameters(Section):
+    """What keeps each label's volume, which the other terms tend to shrink."""
+
+    section: ClassVar[str] = "volume"
+    weight: float = _key(0.0, checks.in_range(0.0, 1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
+    keep: str = _key(
+        "expected",
+        checks.choice("expected", "argmax"),
+        "expected (sum of the network's probabilities) | argmax (number of its voxels): the volume of each label",
+    )
+
+
+@dataclass(frozen=True)
 class MeanFieldParameters(Section):
     """How the marginals are computed."""
 
@@ -194,6 +207,7 @@ SECTIONS: dict[str, type[Section]] = {
     "bilateral": BilateralParameters,
     "spatial": SpatialParameters,
     "compatibility": CompatibilityParameters,
+    "volume": VolumeParameters,
     "mean_field": MeanFieldParameters,
     "postprocess": PostprocessParameters,
 }

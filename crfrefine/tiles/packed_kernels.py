@@ -11,6 +11,7 @@ import numpy as np
 
 from crfrefine.engines.base import MeanFieldGradients, Tape
 from crfrefine.engines.origin import default_origin
+from crfrefine.engines.volume import check_tiles
 from crfrefine.tiles.pack_plan import PackingPlan, PackSettings, plan_packing, plan_sets
 from crfrefine.tiles.solving import MOST_REPEATS
 
@@ -62,6 +63,7 @@ def pack_kernels(
     """
     if backend.name != "cpu" or image.dtype != np.float32:
         return None
+    check_tiles(spec.mean_field)
     plan = plan_packing(logits, mask, spacing, spec, settings)
     return None if plan is None else PackedKernels(backend, image, plan, settings)
 

@@ -61,8 +61,11 @@ def refine_tiles(
         The refined logits; None if tiles would not save anything.
     """
     num_dims = values.ndim - 1
+    # Volumes are sums over all voxels, also where a label would take no part.
+    if spec.mean_field.volume_weight > 0.0 or not spec.kernels.kernels or num_dims > MOST_DIMS or backend.name != "cpu":
+        return None
     thresholds = find_thresholds(threshold, spec)
-    if thresholds is None or num_dims > MOST_DIMS or backend.name != "cpu" or not spec.kernels.kernels:
+    if thresholds is None:
         return None
     box = (None if mask is None else bounding_box(mask)) or tuple(slice(0, extent) for extent in values.shape[1:])
     lead = (1,) * (MOST_DIMS - num_dims)

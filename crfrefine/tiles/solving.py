@@ -11,6 +11,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.engines.base import FeatureOrigin, MeanFieldReport
+from crfrefine.engines.volume import check_tiles
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.choosing import sums_are_direct
 from crfrefine.tiles.grid import TILE, TileGrid
@@ -45,6 +46,7 @@ def solve(
     Raises:
         CapacityError: not even a slab fits.
     """
+    check_tiles(problem.spec.mean_field)
     repeats = 0
     while True:
         sets = sets or label_sets(problem)

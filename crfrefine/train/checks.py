@@ -10,18 +10,19 @@ from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.text import listed, shorten
 from crfrefine.train.dataset import LabeledCases
 from crfrefine.train.device import TrainingDevice, choose_device
-from crfrefine.train.options import LEARNABLE, LOSSES, RULES_GROUP, TrainingOptions
+from crfrefine.train.options import LEARNABLE, LOSSES, RULES_GROUP, VOLUME_GROUP, TrainingOptions
 
 
 def check_options(options: TrainingOptions) -> TrainingDevice:
     """Return the device; raise ConfigError or InputError for invalid options, before anything is read."""
     from crfrefine.io.atomic import check_replaceable, check_small_output, check_writable
 
-    unknown = [name for name in options.learn if name not in (*LEARNABLE, RULES_GROUP)]
+    known = (*LEARNABLE, VOLUME_GROUP, RULES_GROUP)
+    unknown = [name for name in options.learn if name not in known]
     if unknown or not options.learn:
         given = listed(options.learn) or "nothing"
-        raise ConfigError(f"--learn: expected some of {', '.join((*LEARNABLE, RULES_GROUP))}, separated by commas; got {given}")
-    if not any(name in LEARNABLE for name in options.learn):
+        raise ConfigError(f"--learn: expected some of {', '.join(known)}, separated by commas; got {given}")
+    if not any(name in (*LEARNABLE, VOLUME_GROUP) for name in options.learn):
         raise ConfigError(f"--learn: {RULES_GROUP} goes with a CRF that is learned; add some of {', '.join(LEARNABLE)}")
     if options.loss not in LOSSES:
         raise ConfigError(f"--loss: expected one of {', '.join(LOSSES)}; got {options.loss}")

@@ -62,7 +62,8 @@ class Model:
         self._device = device
         self._base = parameters
         has_matrix = parameters.compatibility.matrix is not None
-        self.layer = CrfRnn(*sizes, parameters, compatibility="full" if has_matrix else "potts", learn=tuple(learn))
+        kind, has_volume = "full" if has_matrix else "potts", True if "volume" in learn else None
+        self.layer = CrfRnn(*sizes, parameters, compatibility=kind, volume=has_volume, learn=tuple(learn))
         if not learn:
             # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
             self.layer.double()
@@ -84,7 +85,7 @@ class Model:
         return replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
 
     def positions(self) -> list[Tensor]:
-        """Return where the learned values are: logarithms, but for penalties and biases, which have either sign."""
+        """Return where the learned values are: logarithms, but for penalties, biases and the volume's weight."""
         layer = self.layer
         values: dict[str, list[Tensor | None]] = {
             "weights": [layer.bilateral_weight, layer.spatial_weight],
@@ -92,8 +93,8 @@ class Model:
             "temperature": [layer.temperature],
         }
         logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
-        signed = {"compatibility": layer.compatibility, "bias": layer.bias}
-        return [*logs, *(value for group, value in signed.items() if group in self.groups)]
+        plain = {"compatibility": layer.compatibility, "bias": layer.bias, "volume": layer.volume_weight}
+        return [*logs, *(value for group, value in plain.items() if group in self.groups and value is not None)]
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the gradient of the sum of squared distances from where the learned values were, one per learned parameter."""

@@ -8,6 +8,9 @@ from pathlib import Path
 from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
+VOLUME_GROUP = "volume"
+"""The weight of the volume term: learned only if asked for, since the GPU engine does not have the term."""
+
 RULES_GROUP = "postprocess"
 """The small-object rules: chosen only if asked for, by a search that needs no gradient."""
 
@@ -42,7 +45,8 @@ class TrainingOptions:
         output: the parameter file to write; the report, the curves and the checkpoint go beside it.
         parameters: the model to start from; None: the built-in starts.
         config: the file that the parameters came from, so that it is not written over.
-        learn: which of LEARNABLE are learned, the others stay as they start; RULES_GROUP: the small-object rules are chosen too.
+        learn: which of LEARNABLE and VOLUME_GROUP are learned, the others stay as they start; RULES_GROUP: the small-object rules are
+            chosen too.
         num_folds: parts of the cross-validation; None: 5, or the number of cases where that is smaller.
         loss: one of LOSSES.
         num_optimizer_steps: for the start that is trained to its end; None: the built-in number.

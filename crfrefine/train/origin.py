@@ -113,6 +113,7 @@ def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:
             yield from _indexed(f"{name}.{key}", value)
     for row, penalties in enumerate(table["compatibility"].get("matrix", [])):
         yield from ((f"compatibility.matrix[{row}][{column}]", float(value)) for column, value in enumerate(penalties) if column != row)
+    yield "volume.weight", table["volume"]["weight"]
     yield "mean_field.temperature", table["mean_field"]["temperature"]
     yield from _indexed("mean_field.bias", table["mean_field"]["bias"])
 
@@ -132,6 +133,8 @@ def _flat(value: Any) -> list[float]:
 def _group_of(key: str) -> str:
     if key.startswith("compatibility"):
         return "compatibility"
+    if key.startswith("volume"):
+        return "volume"
     if key.startswith("mean_field"):
         return "bias" if "bias" in key else "temperature"
     return "weights" if ".weight" in key else "theta"

@@ -19,7 +19,7 @@ from crfrefine.train.checks import choose_regions
 from crfrefine.train.dataset import LabeledCases, find_cases
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.folds import Split, choose_num_folds, make_folds
-from crfrefine.train.options import LEARNABLE, RULES_GROUP, TrainingOptions
+from crfrefine.train.options import LEARNABLE, RULES_GROUP, VOLUME_GROUP, TrainingOptions
 from crfrefine.train.schedule import Schedule
 
 NUM_TRAININGS_IN_TURNS = 3
@@ -68,7 +68,7 @@ class Plan:
     def learn(self) -> tuple[str, ...]:
         """What is learned, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn."""
         fixed = ("compatibility",) if self.cases.regions is not None else ()
-        return tuple(group for group in LEARNABLE if group in self.options.learn and group not in fixed)
+        return tuple(group for group in (*LEARNABLE, VOLUME_GROUP) if group in self.options.learn and group not in fixed)
 
     @property
     def learns_rules(self) -> bool:

@@ -51,6 +51,7 @@ def refine_regions(
             spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
             temperature=layer.temperature,
             bias=torch.stack([torch.zeros_like(biases[region]), biases[region]]),
+            volume=layer.volume,
             num_iterations=layer.num_iterations,
             damping=settings.damping,
             threads=threads,

@@ -25,7 +25,7 @@ LEARNS_MATRIX = False
 NUM_ITERATIONS = 5
 """Mean-field steps, in training and afterwards: what was trained with five must run with five."""
 
-STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05}
+STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05, "volume": 0.05}
 """Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature."""
 
 PRIOR = 0.15
@@ -138,6 +138,7 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
         bilateral=kernels,
         spatial=replace(parameters.spatial, weight=0.0),
         compatibility=CompatibilityParameters(),
+        volume=replace(parameters.volume, weight=0.0),
         mean_field=replace(parameters.mean_field, temperature=1.0, bias=0.0),
         postprocess=PostprocessParameters(),
     )

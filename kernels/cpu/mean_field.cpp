@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <type_traits>
 
 #include "cpu/mean_field_rules.h"
 #include "cpu/softmax_lanes.h"
@@ -43,6 +45,8 @@ class MeanField {
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
         for (auto& s : scratch_) s = Buffer<T>((looks_up_penalties_ ? 4 : 3) * num_labels_ * kVoxelBlock);
+        if (options.keeps_volumes()) block_masses_.resize(num_blocks_ * num_labels_);
+        if (options.keeps_volumes() && options.keeps_counts) block_counts_.resize(num_blocks_ * num_labels_);
         BlockCache::release_idle();
     }
 
@@ -52,6 +56,13 @@ class MeanField {
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
         const StepSums start = total(block_sums_);
         const double largest = start.largest;
+        if (options_.keeps_volumes()) {
+            volume_ =
+                std::make_unique<VolumeTerm>(total_by_label(options_.keeps_counts ? block_counts_ : block_masses_), options_.volume_slack);
+            volume_bias_.assign(num_labels_, 0);
+        }
+        // The marginals of the network do not have the masses of its labels, which are kept from the first step on.
+        const int first_watched = options_.volume_slack == 0 && options_.keeps_counts ? 2 : 1;
         double negative_entropy = start.negative_entropy, last_energy = 0;
         // A step that may be the last one stores its logits; a damped step starts from those of the previous step.
         const bool may_stop = options_.tolerance > 0;
@@ -70,17 +81,21 @@ class MeanField {
                 BlockCache::release_idle();
             }
             const GridView<T>* const target = keep || is_last ? &out : nullptr;
-            if (record_ && !is_last) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
-            skip_marginals_ = record_ && is_last;  // the record has no room for them
+            const bool is_recorded = record_ && (!is_last || volume_);
+            if (is_recorded) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
+            skip_marginals_ = record_ && !is_recorded;  // the record has no room for them
+            const double divergence = volume_ ? volume_->energy(total_by_label(block_masses_)) : 0;
+            if (volume_) outcome.volume_bias.push_back(balance_volumes());
             outcome.step.push_back(static_cast<double>(step_length_));
             for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             old_marginals_ = new_marginals_;
             const StepSums sums = total(block_sums_);
             // Each voxel's largest logit is added only at the end: it shifts the energy, and says nothing about its rounding.
-            const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic;
+            const double energy = negative_entropy - sums.linear + 0.5 * sums.quadratic + divergence;
             const double size = std::abs(negative_entropy) + std::abs(sums.linear) + 0.5 * std::abs(sums.quadratic);
             negative_entropy = sums.negative_entropy;
-            if (options_.watch_energy && t > 0 && energy > last_energy + kEnergyRounding * size) step_length_ *= static_cast<T>(0.5);
+            if (options_.watch_energy && t >= first_watched && energy > last_energy + kEnergyRounding * size)
+                step_length_ *= static_cast<T>(0.5);
             last_energy = energy;
             outcome.energy.push_back(energy - largest);
             outcome.num_iterations = t + 1;
@@ -94,6 +109,39 @@ class MeanField {
 
    private:
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+
+    // (label), from (block, label).
+    std::vector<double> total_by_label(const std::vector<double>& by_block) const {
+        std::vector<double> totals(num_labels_);
+        for (size_t i = 0; i < by_block.size(); ++i) totals[i % num_labels_] += by_block[i];
+        return totals;
+    }
+
+    // Of marginals, one row of kVoxelBlock per label.
+    void store_masses(int64_t block, const T* rows) {
+        const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+        for (int l = 0; l < num_labels_; ++l) {
+            const T* row = rows + l * kVoxelBlock;
+            double total = 0;
+            for (int64_t i = 0; i < count; i += kLanes) {
+                const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+                total += sum_lanes(valid ? load(row + i) : Lanes{});
+            }
+            block_masses_[block * num_labels_ + l] = total;
+        }
+    }
+
+    // Finds the biases with which the new marginals have the right masses; each pass computes them without storing them.
+    std::vector<double> balance_volumes() {
+        const double step = static_cast<double>(step_length_);
+        for (int pass = 0; pass < kMostVolumePasses; ++pass) {
+            const MassSums sums = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
+                for_label_count([&](auto known) { preview<known.value>(block, scratch_[thread].get(), of_group); });
+            });
+            if (volume_->improve(sums, step, volume_bias_) < kLastVolumeChange<T>) break;
+        }
+        return volume_bias_;
+    }
 
     void sum_ones() {
         weighted_ones_ = Buffer<T>(num_voxels_);
@@ -180,8 +228,11 @@ class MeanField {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
             const Lanes largest = largest_row<0>(x + i, num_labels_);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
-            sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? softmax_rows<0>(x + i, num_labels_).negative_entropy : Lanes{});
+            const SoftmaxLanes<T> start = softmax_rows<0>(x + i, num_labels_);
+            sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? start.negative_entropy : Lanes{});
+            for (int lane = 0; !block_counts_.empty() && lane < lanes; ++lane) block_counts_[block * num_labels_ + start.label[lane]] += 1;
         }
+        if (!block_masses_.empty()) store_masses(block, x);
         store_marginals(block, x);
         for (int c = 0; c < num_channels_; ++c) {
             T* row = messages_.get() + c * num_voxels_ + block * kVoxelBlock;
@@ -190,8 +241,9 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    // Whether one pass in registers does: two labels whose marginals sum to 1, without a bias to look up.
-    bool takes_two_labels() const { return num_labels_ == 2 && implied_ && options_.bias.empty(); }
+    // Whether one pass in registers does: two labels whose marginals sum to 1, without a bias to look up or masses to
+    // sum.
+    bool takes_two_labels() const { return num_labels_ == 2 && implied_ && options_.bias.empty() && !options_.keeps_volumes(); }
 
     void initialize_two_labels(int64_t block) {
         const T scale = T{1} / options_.temperature;
@@ -224,28 +276,40 @@ class MeanField {
     // messages to zero for the next step.
     void update(int64_t block, T* scratch, const GridView<T>* out) {
         if (takes_two_labels() && options_.is_potts && step_length_ == T{1}) return update_two_labels(block, out);
+        for_label_count([&](auto known) { update_labels<known.value>(block, scratch, out); });
+    }
+
+    // Calls `body` with the number of labels as a constant, 0 = any.
+    template <class Body>
+    void for_label_count(const Body& body) {
         switch (num_labels_) {
             case 2:
-                return update_labels<2>(block, scratch, out);
+                return body(std::integral_constant<int, 2>());
             case 3:
-                return update_labels<3>(block, scratch, out);
+                return body(std::integral_constant<int, 3>());
             case 4:
-                return update_labels<4>(block, scratch, out);
+                return body(std::integral_constant<int, 4>());
             case 5:
-                return update_labels<5>(block, scratch, out);
+                return body(std::integral_constant<int, 5>());
             default:
-                return update_labels<0>(block, scratch, out);
+                return body(std::integral_constant<int, 0>());
         }
     }
 
-    // L: number of labels, 0 = any.
+    // The energy of the old marginals, in parts.
+    struct OldEnergy {
+        Lanes linear{}, quadratic{};
+    };
+
+    // The new logits of a block as the first rows of `scratch`, the old marginals as the next. The messages are reset to zero for the next
+    // step if this is the final computation of the step.
     template <int L>
-    void update_labels(int64_t block, T* scratch, const GridView<T>* out) {
+    OldEnergy new_logits(int64_t block, T* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
         const int64_t begin = block * kVoxelBlock;
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - begin);
         const int last = num_labels - 1;
-        T* x = scratch;                                 // logits, then the new logits, then the new marginals
+        T* x = scratch;                                 // logits, then the new logits
         T* q = scratch + num_labels * kVoxelBlock;      // old marginals of all labels
         T* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
         T* p = scratch + 3 * num_labels * kVoxelBlock;  // pairwise terms, if they are looked up
@@ -256,7 +320,7 @@ class MeanField {
 
         const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
         const Lanes rounding = splat_lanes(rounding_of_implied<T>(num_labels));
-        Lanes linear{}, quadratic{};
+        OldEnergy energy;
         for (int64_t i = 0; i < count; i += kLanes) {
             const Lanes largest = largest_row<L>(x + i, num_labels_);
             const int64_t left = count - i;
@@ -265,7 +329,7 @@ class MeanField {
             for (int c = 0; c < num_channels_; ++c) {
                 const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
                 const Lanes message = load_some(messages + c * num_voxels_ + i, left);
-                store_some(messages + c * num_voxels_ + i, Lanes{}, left);
+                if (is_final) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
                 store(q + c * kVoxelBlock + i, marginal);
                 store(s + c * kVoxelBlock + i, message);
                 rest -= marginal;
@@ -292,12 +356,38 @@ class MeanField {
                 // marginal where the label is absent.
                 Integers counts = valid & (a >= lowest);
                 if (implied_ && l == last) counts &= (a >= largest - kFarBelow) | (old > rounding);
-                linear += counts ? (a - largest) * old : Lanes{};
-                quadratic += valid ? pairwise * old : Lanes{};
+                energy.linear += counts ? (a - largest) * old : Lanes{};
+                energy.quadratic += valid ? pairwise * old : Lanes{};
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
         }
         if (step_length_ < T{1}) shorten_step(block, q, s, x);
+        if (volume_) {
+            for (int l = 0; l < num_labels; ++l) {
+                const T bias = step_length_ * static_cast<T>(volume_bias_[l]);
+                for (int64_t i = l * kVoxelBlock; i < l * kVoxelBlock + count; i += kLanes) store(x + i, load(x + i) + bias);
+            }
+        }
+        return energy;
+    }
+
+    // Adds the masses that the marginals of a block would have with the present biases.
+    template <int L>
+    void preview(int64_t block, T* x, MassSums& sums) {
+        new_logits<L>(block, x, false);
+        const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+        for (int64_t i = 0; i < count; i += kLanes) softmax_rows<L>(x + i, num_labels_);
+        sums.add(x, count);
+    }
+
+    // L: number of labels, 0 = any.
+    template <int L>
+    void update_labels(int64_t block, T* scratch, const GridView<T>* out) {
+        const int num_labels = L > 0 ? L : num_labels_;
+        const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+        const OldEnergy energy = new_logits<L>(block, scratch, true);
+        T* const x = scratch;  // the new logits, then the new marginals
+        const T* const q = scratch + num_labels * kVoxelBlock;
         if (out) store_to_grid(voxels_, x, block, num_labels_, *out);
         StepSums sums;
         Lanes divergence{};
@@ -320,8 +410,9 @@ class MeanField {
             }
         }
         if (!skip_marginals_) store_marginals(block, x);
-        sums.linear = sum_lanes(linear);
-        sums.quadratic = sum_lanes(quadratic);
+        if (volume_) store_masses(block, x);
+        sums.linear = sum_lanes(energy.linear);
+        sums.quadratic = sum_lanes(energy.quadratic);
         sums.divergence = sum_lanes(divergence);
         for (int i = 0; i < kLanes; ++i) sums.flips -= flips[i];
         block_sums_[block] = sums;
@@ -423,6 +514,9 @@ class MeanField {
     std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
     Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
     Buffer<T> weighted_ones_;                     // (voxel), only when implied
+    std::unique_ptr<const VolumeTerm> volume_;
+    std::vector<double> volume_bias_;                  // (label)
+    std::vector<double> block_masses_, block_counts_;  // (block, label), of the marginals and of the labels of the network
     std::vector<StepSums> block_sums_;
     std::vector<Buffer<T>> scratch_;
 };

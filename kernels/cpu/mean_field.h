@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "cpu/channel_labels.h"
 #include "cpu/grid_view.h"
 #include "cpu/kernel.h"
+#include "cpu/volume.h"
 
 namespace crf {
 
@@ -26,12 +28,15 @@ struct MeanFieldOptions {
     T damping = 0;
     std::vector<T> bias;       // (label), of all labels, added to the logits inside the mask; empty: none
     bool watch_energy = true;  // halve the step if the energy rises
+    double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
+    bool keeps_counts = false;                                      // the volume term keeps numbers of voxels, not sums of marginals
     bool is_last_run = false;  // free kernels and workspace before the last step's logits are written: they need not fit together
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.
     bool last_is_implied() const;
     bool has_one_weight(size_t kernel) const;
+    bool keeps_volumes() const { return volume_slack < std::numeric_limits<double>::infinity(); }
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
 
     // Of the weights, the compatibility and the bias.
@@ -49,7 +54,8 @@ struct MeanFieldOutcome {
     int num_iterations = 0;
     bool converged = false;
     std::vector<double> energy;
-    std::vector<double> step;  // length of each step, 1 - damping unless it was halved
+    std::vector<double> step;                      // length of each step, 1 - damping unless it was halved
+    std::vector<std::vector<double>> volume_bias;  // (step, label), if there is a volume term
 };
 
 // Called before each step; may throw to stop.
@@ -58,7 +64,8 @@ using StepCallback = std::function<void(int step, int num_steps)>;
 // logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the logits may be then; outside the mask it is
 // the logits over the temperature.
 //
-// record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs.
+// record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs; with a
+// volume term (steps + 1, channel, voxel), also for those after the last one.
 template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
                                 const GridView<const T>& logits, const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 #include "cpu/message_backward.h"
 #include "cpu/softmax_lanes.h"
@@ -50,9 +51,12 @@ class Backward {
         });
         clear_rows(grad_start_.get(), num_voxels_, num_labels_, pool_);
         const int num_steps = static_cast<int>(input_.step.size());
+        if (options_.keeps_volumes()) start_volumes();
         for (int t = num_steps - 1; t >= 0; --t) {
-            step_back(input_.record + static_cast<int64_t>(t) * num_channels_ * num_voxels_, static_cast<T>(input_.step[t]));
+            if (volume_) volume_back(recorded(t + 1), input_.step[t], input_.volume_bias[t]);
+            step_back(recorded(t), static_cast<T>(input_.step[t]));
         }
+        if (volume_ && !options_.keeps_counts) pull_masses(recorded(0), grad_target_, grad_start_.get());
         if (input_.wants_theta || grad_image)
             for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_normalization(m);
         finish(grad_logits);
@@ -89,6 +93,59 @@ class Backward {
             // Where the last channel holds no label, a rounding error would reach the gradient of a logit of -1e4.
             last[i] = rest > least ? rest : T{0};
         }
+    }
+
+    const T* recorded(int step) const { return input_.record + static_cast<int64_t>(step) * num_channels_ * num_voxels_; }
+
+    // The masses to keep are those of the first marginals. No gradient depends on numbers of voxels.
+    void start_volumes() {
+        std::vector<double> target(num_labels_);
+        if (!options_.keeps_counts) {
+            target = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& sums) {
+                         T* const q = scratch_[thread].get();
+                         load_marginals(recorded(0), block, q);
+                         sums.add(q, block_end(block, num_voxels_) - block * kVoxelBlock);
+                     }).mass;
+        }
+        volume_ = std::make_unique<VolumeTerm>(std::move(target), options_.volume_slack);
+        grad_target_.assign(num_labels_, 0);
+    }
+
+    // What the biases of a step pass on to its logits: they depend on them through the masses of the new marginals.
+    void volume_back(const T* record, double step, const std::vector<double>& bias) {
+        std::vector<double> grad_sums(num_blocks_ * num_labels_), grad_bias(num_labels_);
+        const MassSums sums = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
+            T* const rows = scratch_[thread].get();
+            const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+            load_rows(grad_x_.get(), num_voxels_, block, num_labels_, rows);
+            for (int l = 0; l < num_labels_; ++l) {
+                double total = 0;
+                for (int64_t i = 0; i < count; i += kLanes) total += sum_lanes(load(rows + l * kVoxelBlock + i));
+                grad_sums[block * num_labels_ + l] = total;
+            }
+            load_marginals(record, block, rows);
+            of_group.add(rows, count);
+        });
+        for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += step * grad_sums[i];
+        pull_masses(record, volume_->backward(sums, step, bias, grad_bias, grad_target_, gradients_.volume_slack), grad_x_.get());
+    }
+
+    // Adds to the gradient with respect to logits what the gradient with respect to the masses (label) of their softmax passes on.
+    void pull_masses(const T* record, const std::vector<double>& grad_mass, T* grad) {
+        for_blocks([&](int64_t block, int thread) {
+            T *q = scratch_[thread].get(), *x = q + num_labels_ * kVoxelBlock;
+            load_marginals(record, block, q);
+            load_rows(grad, num_voxels_, block, num_labels_, x);
+            for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
+                Lanes mean{};
+                for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kVoxelBlock + i) * static_cast<T>(grad_mass[l]);
+                for (int l = 0; l < num_labels_; ++l) {
+                    const int64_t at = l * kVoxelBlock + i;
+                    store(x + at, load(x + at) + load(q + at) * (static_cast<T>(grad_mass[l]) - mean));
+                }
+            }
+            store_rows(x, num_voxels_, block, num_labels_, grad);
+        });
     }
 
     void step_back(const T* record, T step) {
@@ -210,9 +267,11 @@ class Backward {
     const int64_t num_voxels_, num_blocks_;
     MeanFieldGradients gradients_;
     MessageBackward<T> messages_;
-    Buffer<T> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
-    Buffer<T> z_;                    // (label, voxel)
-    Buffer<T> grad_marginals_;       // (sent, voxel)
+    std::unique_ptr<const VolumeTerm> volume_;
+    std::vector<double> grad_target_;  // (label), with respect to the masses to keep
+    Buffer<T> grad_x_, grad_start_;    // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
+    Buffer<T> z_;                      // (label, voxel)
+    Buffer<T> grad_marginals_;         // (sent, voxel)
     std::vector<Buffer<T>> scratch_;
 };
 

@@ -13,6 +13,7 @@ struct MeanFieldGradients {
     std::vector<std::vector<double>> weight;  // (kernel, label), of all labels, as in the options
     std::vector<double> compatibility;        // (label, label), including the diagonal
     double temperature = 0;
+    double volume_slack = 0;                 // 0 without a volume term
     std::vector<double> bias;                // (label), of all labels
     std::vector<std::vector<double>> theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted
 };
@@ -20,9 +21,10 @@ struct MeanFieldGradients {
 template <class T>
 struct BackwardInput {
     const T* logits;  // (label, *grid)
-    const T* record;  // (step, channel, voxel) from run_mean_field
+    const T* record;  // (step, channel, voxel) from run_mean_field; with a volume term (steps + 1, channel, voxel)
     std::vector<double> step;
-    const T* gradient;  // (label, *grid), with respect to the result of run_mean_field
+    std::vector<std::vector<double>> volume_bias;  // (step, label) from run_mean_field, if there is a volume term
+    const T* gradient;                             // (label, *grid), with respect to the result of run_mean_field
     bool wants_theta = false;
 };
 

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <memory>
 #include <mutex>
 
@@ -24,6 +25,7 @@ class Kernels {
     using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
     using PartOfArray = nb::ndarray<const T, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
     using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+    using Volume = std::pair<double, bool>;  // the slack, infinity without a volume term, and whether numbers of voxels are kept
     using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
@@ -59,11 +61,11 @@ class Kernels {
     // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
     // logits are written. out: (label, *grid) or (label, *box of the mask).
     nb::dict run(const PartOfArray& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                 double temperature, double damping, const std::vector<T>& bias, const std::optional<LabelArray>& labels,
-                 const std::vector<int64_t>& tile, int num_iterations, double tolerance, bool is_last_run, const nb::object& progress,
-                 const Out& out) {
+                 double temperature, double damping, const std::vector<T>& bias, const Volume& volume,
+                 const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, int num_iterations, double tolerance,
+                 bool is_last_run, const nb::object& progress, const Out& out) {
         MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, bias, num_iterations, labels, tile);
+            make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, num_iterations, labels, tile);
         options.tolerance = tolerance;
         options.is_last_run = is_last_run;
         const GridView<const T> from = view_of(logits);
@@ -91,14 +93,14 @@ class Kernels {
         return result;
     }
 
-    // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels. Returns the
-    // length of each step.
-    std::vector<double> forward(const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility,
-                                bool is_potts, double temperature, double damping, const std::vector<T>& bias,
-                                const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, const Out& out,
-                                const Out& record) {
-        const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, bias, static_cast<int>(record.shape(0)), labels, tile);
+    // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
+    // more than steps with a volume term. Returns the length of each step, and the biases of each step with a volume term.
+    std::pair<std::vector<double>, std::vector<std::vector<double>>> forward(
+        const Array& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
+        double temperature, double damping, const std::vector<T>& bias, const Volume& volume, const std::optional<LabelArray>& labels,
+        const std::vector<int64_t>& tile, const Out& out, const Out& record) {
+        const MeanFieldOptions<T> options = make_options(weights, compatibility, is_potts, temperature, damping, bias, volume,
+                                                         num_steps(record.shape(0), volume), labels, tile);
         require(static_cast<int64_t>(record.shape(1)) == options.num_channels() && static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record has another shape than (steps, channels, voxels)");
         nb::gil_scoped_release release;
@@ -108,16 +110,21 @@ class Kernels {
         Workspace workspace;
         const GridView<const T> from = dense_view(logits.data(), grid_shape_);
         const GridView<T> to = dense_view(out.data(), grid_shape_);
-        return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), *pool_, workspace, StepCallback()).step;
+        const MeanFieldOutcome outcome =
+            run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), *pool_, workspace, StepCallback());
+        return {outcome.step, outcome.volume_bias};
     }
 
-    nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step, const Array& gradient,
+    nb::dict backward(const Array& logits, const Array& record, const std::vector<double>& step,
+                      const std::vector<std::vector<double>>& volume_bias, const Array& gradient,
                       const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts, double temperature,
-                      double damping, const std::vector<T>& bias, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile,
-                      bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
+                      double damping, const std::vector<T>& bias, const Volume& volume, const std::optional<LabelArray>& labels,
+                      const std::vector<int64_t>& tile, bool wants_theta, const Out& grad_logits, const std::optional<Out>& grad_image) {
         const MeanFieldOptions<T> options =
-            make_options(weights, compatibility, is_potts, temperature, damping, bias, static_cast<int>(step.size()), labels, tile);
-        require(record.shape(0) == step.size() && static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
+            make_options(weights, compatibility, is_potts, temperature, damping, bias, volume, static_cast<int>(step.size()), labels, tile);
+        require(num_steps(record.shape(0), volume) == static_cast<int>(step.size()) &&
+                    (!options.keeps_volumes() || volume_bias.size() == step.size()) &&
+                    static_cast<int64_t>(record.shape(1)) == options.num_channels() &&
                     static_cast<int64_t>(record.shape(2)) == num_voxels(),
                 "the record was not produced by forward() with these weights");
         MeanFieldGradients gradients;
@@ -127,7 +134,7 @@ class Kernels {
             const Rest rest{*pool_};
             const BlockCache cache;
             Workspace workspace;
-            const BackwardInput<T> input{logits.data(), record.data(), step, gradient.data(), wants_theta};
+            const BackwardInput<T> input{logits.data(), record.data(), step, volume_bias, gradient.data(), wants_theta};
             gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
                                                 grad_image ? grad_image->data() : nullptr, *pool_, workspace);
         }
@@ -136,6 +143,7 @@ class Kernels {
         result["compatibility"] = gradients.compatibility;
         result["temperature"] = gradients.temperature;
         result["bias"] = gradients.bias;
+        result["volume_slack"] = gradients.volume_slack;
         nb::list theta;
         for (const std::vector<double>& of_kernel : gradients.theta) theta.append(on_grid_axes(of_kernel));
         result["theta"] = theta;
@@ -161,9 +169,14 @@ class Kernels {
         if (!condition) throw InputError(otherwise);
     }
 
+    // With a volume term, the marginals after the last step are recorded, too.
+    static int num_steps(size_t num_recorded, const Volume& volume) {
+        return static_cast<int>(num_recorded) - (volume.first < std::numeric_limits<double>::infinity() ? 1 : 0);
+    }
+
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
-                                     double temperature, double damping, const std::vector<T>& bias, int num_iterations,
-                                     const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile) const {
+                                     double temperature, double damping, const std::vector<T>& bias, const Volume& volume,
+                                     int num_iterations, const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile) const {
         require(!is_spent_, "these kernels have had their last run; build them anew");
         require(weights.size() == set_->kernels.size(), "expected one list of weights per kernel");
         MeanFieldOptions<T> options;
@@ -175,6 +188,9 @@ class Kernels {
         options.temperature = static_cast<T>(temperature);
         options.damping = static_cast<T>(damping);
         options.bias = bias;
+        options.volume_slack = volume.first;
+        options.keeps_counts = volume.second;
+        require(!labels || !options.keeps_volumes(), "labels that share channels have no volumes");
         require(bias.empty() || bias.size() * bias.size() == compatibility.size(), "expected one bias per label");
         options.watch_energy = energy_is_lowered(specs_.normalization);
         if (labels) {
@@ -217,12 +233,13 @@ void define_class(nb::module_& m, const char* name) {
              "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a,
+        .def("run", &K::run, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a, "volume"_a,
              "labels"_a.none(), "tile"_a, "num_iterations"_a, "tolerance"_a, "is_last_run"_a, "progress"_a.none(), "out"_a)
         .def("forward", &K::forward, "logits"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a,
-             "labels"_a.none(), "tile"_a, "out"_a, "record"_a)
-        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "gradient"_a, "weights"_a, "compatibility"_a, "is_potts"_a,
-             "temperature"_a, "damping"_a, "bias"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a, "grad_logits"_a, "grad_image"_a.none());
+             "volume"_a, "labels"_a.none(), "tile"_a, "out"_a, "record"_a)
+        .def("backward", &K::backward, "logits"_a, "record"_a, "step"_a, "volume_bias"_a, "gradient"_a, "weights"_a, "compatibility"_a,
+             "is_potts"_a, "temperature"_a, "damping"_a, "bias"_a, "volume"_a, "labels"_a.none(), "tile"_a, "wants_theta"_a,
+             "grad_logits"_a, "grad_image"_a.none());
 }
 
 }  // namespace

@@ -124,6 +124,7 @@ class OracleGradients:
     theta_beta: NDArray[Any]
     theta_gamma: NDArray[Any] | None
     image: NDArray[Any] | None
+    volume_weight: float | None = None  # it has no volume term
 
 
 class OracleKernels:

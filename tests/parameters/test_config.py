@@ -49,7 +49,7 @@ def test_a_preset_says_what_it_is_for(name: str) -> None:
     text = (configs_dir() / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ")
     table = tomllib.loads(text)
-    assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "mean_field", "postprocess"}
+    assert table.keys() == {"schema", "intensity", "bilateral", "spatial", "compatibility", "volume", "mean_field", "postprocess"}
     assert CrfParameters.from_dict(table) == parameters
     assert re.search("[Nn]ot trained|[Tt]rained with train-crf|values are those of|default values", text)
 
@@ -67,6 +67,7 @@ def test_the_default_values_are_the_documented_ones() -> None:
         "bilateral": [{"weight": 4.0, "theta_alpha": 1.5, "theta_beta": 0.05}],
         "spatial": {"weight": 0.0, "theta_gamma": 1.0},
         "compatibility": {"kind": "potts"},
+        "volume": {"weight": 0.0, "keep": "expected"},
         "mean_field": {
             "num_iterations": 5,
             "tolerance": 1e-5,
@@ -345,7 +346,7 @@ def test_replace_takes_whole_sections() -> None:
     [
         ("bilateral.theta", r"bilateral\.theta: unknown key; did you mean 'bilateral\.theta_(alpha|beta)'\?"),
         ("bilatral.weight", r"bilatral\.weight: unknown key; did you mean 'bilateral\.weight'\?"),
-        ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight'\?"),
+        ("weight", r"weight: unknown key; did you mean 'bilateral\.weight' or 'spatial\.weight' or 'volume\.weight'\?"),
         ("theta_alpha", r"theta_alpha: unknown key; did you mean 'bilateral\.theta_alpha'\?"),
         ("mean_field.filter.x", r"mean_field\.filter\.x: unknown key"),
         ("bilateral.0", r"bilateral\.0: unknown key"),

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import REGIONS, SIZES, SPACING, crops, fit, material, start, table_of_gains
+from training_helpers import REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start, table_of_gains
 
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
@@ -31,7 +31,7 @@ from crfrefine.train.options import LEARNABLE
 from crfrefine.train.rounding import rounded
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.screening import choose_starts, screen
-from crfrefine.train.starts import make_starts, without_crf
+from crfrefine.train.starts import Start, make_starts, without_crf
 from crfrefine.train.trajectory import Trajectory
 
 
@@ -280,3 +280,14 @@ def test_the_final_score_is_that_of_the_parameters_a_file_holds(useful):
     read = CrfParameters.from_toml(result.parameters.to_toml())
     assert rounded(read) == read == result.parameters
     assert mean_gain(read, useful[:3]) == pytest.approx(result.score - result.network_score, abs=1e-12)
+
+
+def test_the_volume_term_is_learned_where_asked() -> None:
+    """From the start's weight; the network's own labels have no such term."""
+    begin = start(4.0)
+    begin = Start(begin.name, begin.parameters.replace(**{"volume.weight": 0.5}))
+    with Workers(2) as workers:
+        split = split_training(range(3), seed=1)
+        fit = Fit(material(crops(3), ("volume",)), split, [begin], workers, Schedule(1, rungs=()))
+        assert 0.0 < abs(fit.run(SILENT).parameters.volume.weight - 0.5) < 0.2
+    assert without_crf(begin.parameters).volume.weight == 0.0

@@ -23,6 +23,7 @@ from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
 from crfrefine.engines.cuda.moments import FeatureColumns
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.origin import checked_origin
+from crfrefine.engines.volume import refuse_volume
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ class CudaKernels:
     def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run without labels that share channels, which this engine cannot tell apart."""
         check_channel_labels(spec, self._num_labels, self._grid_shape)
+        refuse_volume(spec, "the GPU engine")
         plain = spec.as_plain()
         if plain.channel_labels is not None:
             raise BackendUnavailableError(

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, weights_of, with_bias, with_penalties
+from crfrefine.engines.reference.mean_field import (
+    Filter,
+    MeanFieldTrace,
+    NormalizedKernel,
+    softmax_gradient,
+    volume_term,
+    weights_of,
+    with_bias,
+    with_penalties,
+)
 
 if TYPE_CHECKING:
     from crfrefine.specs import MeanFieldSpec
@@ -31,6 +40,7 @@ class Gradients:
         compatibility: (L, L), including the diagonal.
         temperature: number.
         bias: (L,).
+        volume_slack: number; 0 without a volume term.
         features: (N, D) per kernel, with respect to its features.
     """
 
@@ -39,6 +49,7 @@ class Gradients:
     compatibility: Float
     temperature: float
     bias: Float
+    volume_slack: float
     features: tuple[Float, ...]
 
 
@@ -74,21 +85,31 @@ def mean_field_backward(
     by_compatibility = np.zeros((spec.num_labels, spec.num_labels))
     by_scores = np.zeros_like(logits)
     by_x = gradient.astype(np.float64)
-    for marginals, step in zip(reversed(trace.marginals), reversed(trace.steps), strict=True):
+    volume = volume_term(trace.marginals[0], spec)
+    by_slack = 0.0
+    by_target = np.zeros(num_channels)
+    for index, step in reversed(list(enumerate(trace.steps))):
+        marginals = trace.marginals[index]
+        if volume is not None:
+            by_x, of_target, of_slack = volume.backward(by_x, trace.marginals[index + 1], trace.volume_biases[index], step)
+            by_target += of_target
+            by_slack += of_slack
         by_update = step * by_x
         by_scores += by_update
         by_marginals = np.zeros_like(marginals)
-        for index, matrix in enumerate(normalized):
+        for kernel, matrix in enumerate(normalized):
             message = matrix @ marginals
-            weight = weights_of(spec.weights[index], labels)
+            weight = weights_of(spec.weights[kernel], labels)
             by_sent = -with_penalties(by_update, spec, labels, transpose=True)
             pairs = (message * weight)[:, :, None] * by_update[:, None, :]
             np.subtract.at(by_compatibility, (held[:, :, None], held[:, None, :]), pairs)
-            np.add.at(by_weights[index], held, message * by_sent)
-            by_normalized[index] += (by_sent * weight) @ marginals.T
+            np.add.at(by_weights[kernel], held, message * by_sent)
+            by_normalized[kernel] += (by_sent * weight) @ marginals.T
             by_marginals += matrix.T @ (by_sent * weight)
-        by_x = (1.0 - step) * by_x + marginals * (by_marginals - (marginals * by_marginals).sum(axis=1, keepdims=True))
+        by_x = (1.0 - step) * by_x + softmax_gradient(marginals, by_marginals)
     by_scores += by_x
+    if volume is not None and spec.volume_keep == "expected":  # the masses of the first marginals
+        by_scores += softmax_gradient(trace.marginals[0], by_target)
     by_features = [
         _by_features(_by_plain(matrix, by_matrix, normalization), matrix, columns)
         for matrix, by_matrix, columns in zip(plain, by_normalized, features, strict=True)
@@ -101,6 +122,7 @@ def mean_field_backward(
         compatibility=by_compatibility,
         temperature=float(-(by_scores * with_bias(logits, spec.bias, labels)).sum() / spec.temperature**2),
         bias=by_bias,
+        volume_slack=by_slack,
         features=tuple(by_features),
     )
 

@@ -23,6 +23,7 @@ from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
 from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, mean_field
+from crfrefine.engines.volume import check_volume
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -177,7 +178,9 @@ class ReferenceKernels:
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         trace = self._run(logits, replace(spec, tolerance=0.0))
-        return Tape(self._on_grid(trace, logits, spec), np.stack([marginals.T for marginals in trace.marginals]), trace.steps)
+        record = np.stack([marginals.T for marginals in trace.marginals])
+        biases = np.stack(trace.volume_biases) if trace.volume_biases else None
+        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, volume_biases=biases)
 
     def backward(
         self,
@@ -191,9 +194,9 @@ class ReferenceKernels:
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         temperature = spec.temperature
-        trace = MeanFieldTrace(
-            self._compact(tape.logits), len(tape.steps), False, (), tuple(marginals.T for marginals in tape.record), tape.steps
-        )
+        marginals = tuple(of_step.T for of_step in tape.record)
+        biases = () if tape.volume_biases is None else tuple(tape.volume_biases)
+        trace = MeanFieldTrace(self._compact(tape.logits), len(tape.steps), False, (), marginals, tape.steps, biases)
         found = mean_field_backward(
             trace,
             self._compact(gradient),
@@ -228,9 +231,11 @@ class ReferenceKernels:
             theta_beta=bilateral[:, :num_modalities],
             theta_gamma=by_theta[-1] if self.num_kernels > self._num_bilateral else None,
             image=by_image.astype(self._dtype) if wants_image else None,
+            volume_weight=spec.volume_weight_gradient(found.volume_slack),
         )
 
     def _run(self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Callable[[int], None] | None = None) -> MeanFieldTrace:
+        check_volume(spec)
         return mean_field(
             self._compact(logits),
             self._normalized,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.engines.reference.volume import VolumeTerm
+
 if TYPE_CHECKING:
     from crfrefine.specs import MeanFieldSpec
 
@@ -63,8 +65,9 @@ class MeanFieldTrace:
         num_iterations: steps taken.
         converged: whether the stopping rule was met.
         energy: free energy of the marginals at the start of each step.
-        marginals: those marginals, (N, L) each.
+        marginals: those marginals, (N, L) each; with a volume term those after the last step, too.
         steps: length of each step.
+        volume_biases: (L,) each, the bias per label of each step; none without a volume term.
     """
 
     logits: Float
@@ -73,12 +76,18 @@ class MeanFieldTrace:
     energy: tuple[float, ...]
     marginals: tuple[Float, ...]
     steps: tuple[float, ...]
+    volume_biases: tuple[Float, ...] = ()
 
 
 def log_softmax(logits: Float) -> Float:
     """Logarithm of the softmax over the last axis; finite for any finite logits."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def softmax_gradient(marginals: Float, by_marginals: Float) -> Float:
+    """Turn the gradient with respect to (N, L) marginals into that with respect to their logits."""
+    return np.asarray(marginals * (by_marginals - (marginals * by_marginals).sum(axis=1, keepdims=True)))
 
 
 def weights_of(weight: Float, labels: NDArray[np.int32] | None) -> Float:
@@ -103,6 +112,11 @@ def with_penalties(messages: Float, spec: MeanFieldSpec, labels: NDArray[np.int3
     return np.asarray(np.einsum("nlk,nk->nl" if transpose else "nkl,nk->nl", penalty, messages))
 
 
+def volume_term(marginals: Float, spec: MeanFieldSpec) -> VolumeTerm | None:
+    """The volume term of a run whose first marginals are these; None: the run has none."""
+    return VolumeTerm.of_network(marginals, spec.volume_keep, spec.volume_slack) if spec.volume_weight > 0.0 else None
+
+
 def mean_field(
     logits: Float,
     kernels: Sequence[NormalizedKernel],
@@ -114,8 +128,9 @@ def mean_field(
 ) -> MeanFieldTrace:
     """Run parallel mean-field updates x = (a + bias) / temperature - pairwise, Q = softmax(x).
 
-    A step moves the log-marginals by 1 - damping of the way. If the energy is watched and rises, all later steps are half as long. The run
-    has converged when the mean KL from the old to the new marginals is below a tolerance and almost no label flips.
+    With a volume term, a bias per label is added to each update. A step moves the log-marginals by 1 - damping of the way. If the energy is
+    watched and rises, all later steps are half as long. The run has converged when the mean KL from the old to the new marginals is below a
+    tolerance and almost no label flips.
 
     Args:
         logits: a, (N, L), higher is better.
@@ -133,6 +148,10 @@ def mean_field(
     energies: list[float] = []
     steps: list[float] = []
     record: list[Float] = []
+    volume = volume_term(np.exp(log_marginals), spec)
+    biases: list[Float] = []
+    # The marginals of the network do not have the masses of its labels, which are kept from the first step on.
+    first_watched = 2 if spec.volume_slack == 0.0 and spec.volume_keep == "argmax" else 1
     converged = False
     while len(energies) < spec.num_iterations and not converged:
         marginals = np.exp(log_marginals)
@@ -142,11 +161,15 @@ def mean_field(
         energy = float((marginals * (log_marginals - scores + 0.5 * pairwise)).sum())
         steps.append(step)
         x = (1.0 - step) * x + step * (scores - pairwise)
+        if volume is not None:
+            energy += volume.energy(marginals.sum(axis=0))
+            biases.append(volume.balance(x, step, biases[-1] if biases else np.zeros(spec.num_labels)))
+            x = x + step * biases[-1]
         # This applies from the next step on: a fast implementation knows the energy of the marginals only after the step.
         # Relative to the size of the terms, not of their sum: they may cancel, and a constant added to a voxel's scores must not matter.
         shifted = scores - scores.max(axis=1, keepdims=True)
         size = sum(abs(float((marginals * term).sum())) for term in (log_marginals, shifted, 0.5 * pairwise))
-        if watch_energy and energies and energy > energies[-1] + ENERGY_RISE * size:
+        if watch_energy and len(energies) >= first_watched and energy > energies[-1] + ENERGY_RISE * size:
             step *= 0.5
         energies.append(energy)
         record.append(marginals)
@@ -158,4 +181,6 @@ def mean_field(
         log_marginals = new_log_marginals
         if progress is not None:
             progress(len(energies))
-    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(steps))
+    if volume is not None:
+        record.append(np.exp(log_marginals))
+    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(steps), tuple(biases))

@@ -1,0 +1,107 @@
+"""The volume term: the bias per label with which a step of the mean field keeps the masses of the labels, and its gradients.
+
+The mass of a label is the sum of its marginals over the masked voxels (docs/reference/math.md, section 11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+PSEUDO_VOXELS = 1.0
+"""Added to all masses, so that a label whose mass vanishes has a finite energy."""
+
+MOST_PASSES = 100
+"""More than any problem needs whose labels do not have to vanish."""
+
+LAST_CHANGE = 1e-7
+"""Nats; what follows a Newton step of this size is its square."""
+
+RIDGE = 1e-9
+"""Relative; labels that no voxel is uncertain of would make the equations singular."""
+
+
+@dataclass(frozen=True)
+class VolumeTerm:
+    """The masses to keep, and how closely.
+
+    Attributes:
+        target: (L,), V, sums to the number of voxels.
+        slack: inverse of the term's strength; 0: masses are kept exactly.
+    """
+
+    target: Float
+    slack: float
+
+    @classmethod
+    def of_network(cls, marginals: Float, keep: str, slack: float) -> VolumeTerm:
+        """Create the term that keeps the masses of the network's output.
+
+        Args:
+            marginals: (N, L), softmax of the logits over the temperature.
+            keep: "expected" or "argmax".
+            slack: inverse of the term's strength.
+        """
+        if keep == "expected":
+            return cls(marginals.sum(axis=0), slack)
+        return cls(np.bincount(marginals.argmax(axis=1), minlength=marginals.shape[1]).astype(np.float64), slack)
+
+    def energy(self, masses: Float) -> float:
+        """Return the term's energy, the divergence of the masses (L,) from those to keep; 0 if they are kept exactly."""
+        if self.slack == 0.0:
+            return 0.0
+        masses, target = masses + PSEUDO_VOXELS, self.target + PSEUDO_VOXELS
+        return float((masses * np.log(masses / target)).sum()) / self.slack
+
+    def balance(self, x: Float, step: float, start: Float) -> Float:
+        """Return the bias per label that balances the masses, (L,), with mean 0.
+
+        Args:
+            x: (N, L), log-marginals without the bias.
+            step: factor of the bias: the new marginals are softmax(x + step * bias).
+            start: (L,), where the search starts.
+        """
+        bias = start
+        for _ in range(MOST_PASSES):
+            scores = np.exp(x + step * bias - (x + step * bias).max(axis=1, keepdims=True))
+            marginals = scores / scores.sum(axis=1, keepdims=True)
+            balanced = self._balanced(bias)
+            change = -np.linalg.solve(self._curvature(marginals, balanced, step), marginals.sum(axis=0) + PSEUDO_VOXELS - balanced)
+            # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
+            size = max(step, self.slack) * float(np.ptp(change))
+            bias = bias + change * (np.log1p(size) / size if size > 0.0 else 1.0)
+            bias = bias - bias.mean()
+            if size < LAST_CHANGE:
+                break
+        return bias
+
+    def backward(self, gradient: Float, marginals: Float, bias: Float, step: float) -> tuple[Float, Float, float]:
+        """Return the gradients of a loss with respect to log-marginals without the bias (N, L), the target (L,) and the slack.
+
+        Args:
+            gradient: (N, L), with respect to the log-marginals, as if the bias were constant.
+            marginals: (N, L), with the bias.
+            bias: (L,), returned by `balance`.
+            step: as in `balance`.
+        """
+        by_bias = step * gradient.sum(axis=0)
+        masses = marginals.sum(axis=0) + PSEUDO_VOXELS
+        pull = np.linalg.solve(self._curvature(marginals, masses, step), by_bias - by_bias.mean())
+        by_x = gradient - marginals * (pull - (marginals @ pull)[:, None])
+        return by_x, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
+
+    def _balanced(self, bias: Float) -> Float:
+        """Masses, with pseudo-voxels, for which the bias would be right: proportional to (V + 1) e^(-slack bias)."""
+        target = self.target + PSEUDO_VOXELS
+        scaled = target * np.exp(-self.slack * bias)
+        return np.asarray(scaled * (target.sum() / scaled.sum()))
+
+    def _curvature(self, marginals: Float, balanced: Float, step: float) -> Float:
+        """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
+        total = np.outer(balanced, balanced) / balanced.sum()
+        of_masses = np.diag(marginals.sum(axis=0)) - marginals.T @ marginals
+        return np.asarray(step * of_masses + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))

@@ -1,0 +1,326 @@
+"""The volume term: a bias per label in each step that keeps the masses of the labels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from oracles import Case, brute_force_mean_field, kernels_of, random_case, resolve, softmax
+from scipy.optimize import minimize, root
+
+from crfrefine import refine
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend
+from crfrefine.errors import ConfigError
+from crfrefine.specs import ChannelLabels, MeanFieldSpec, ModelSpec
+
+BACKENDS = ("reference", "cpu")
+STRENGTH = 10.0
+BIAS = (0.3, -0.25, 0.75)
+
+
+@pytest.fixture(params=BACKENDS)
+def engine(request: pytest.FixtureRequest) -> Backend:
+    """Those that have the term."""
+    return get_backend(request.param)
+
+
+def scores_of(case: Case, run: MeanFieldSpec) -> NDArray[np.float64]:
+    """Calibrated logits of the masked voxels."""
+    bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
+    return (case.logits[:, case.inside].astype(np.float64) + bias) / run.temperature
+
+
+def volumes_of(scores: NDArray[np.float64], keep: str) -> NDArray[np.float64]:
+    """What is to be kept."""
+    if keep == "expected":
+        return softmax(scores).sum(axis=1)
+    return np.bincount(scores.argmax(axis=0), minlength=len(scores)).astype(np.float64)
+
+
+def divergence(marginals: NDArray[np.float64], volumes: NDArray[np.float64], weight: float) -> float:
+    """The term's energy."""
+    masses, volumes = marginals.sum(axis=1) + 1.0, volumes + 1.0
+    total = float(np.sum(masses * np.log(masses / volumes) - masses + volumes))
+    return STRENGTH * weight / (1.0 - weight) * total
+
+
+def mean_field_by_multipliers(case: Case, model: ModelSpec) -> tuple[NDArray[np.float64], list[float]]:
+    """Marginals (L, N) and energies, with a general root finder for the biases of each step; never halves a step."""
+    run = model.mean_field
+    scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
+    volumes = volumes_of(scores, run.volume_keep)
+    step, x, energies = 1.0 - run.damping, scores, []
+    for _ in range(run.num_iterations):
+        marginals = softmax(x)
+        pairwise = sum(penalty.T @ (weight[:, None].astype(np.float64) * (marginals @ kernel.T)) for kernel, weight in terms)
+        energy = float(np.sum(marginals * (np.log(np.maximum(marginals, 1e-300)) - scores + 0.5 * pairwise)))
+        energies.append(energy + (divergence(marginals, volumes, run.volume_weight) if run.volume_weight < 1.0 else 0.0))
+        x = (1.0 - step) * x + step * (scores - pairwise)
+
+        def violation(bias: NDArray[np.float64], x: NDArray[np.float64] = x) -> NDArray[np.float64]:
+            masses = softmax(x + step * bias[:, None]).sum(axis=1)
+            if run.volume_weight < 1.0:
+                strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight)
+                return bias - strength * np.log((volumes + 1.0) / (masses + 1.0))
+            return np.array([*(masses - volumes)[1:], bias.sum()])
+
+        found = root(violation, np.zeros(len(x)), tol=1e-13)
+        assert np.abs(violation(found.x)).max() < 1e-8
+        x = x + step * found.x[:, None]
+    return softmax(x), energies
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("keep", ["expected", "argmax"])
+@pytest.mark.parametrize(("masked", "damping", "normalization"), [(True, 0.0, "symmetric"), (False, 0.3, "after")])
+def test_marginals_and_energy_match_a_solver_of_the_multipliers(
+    engine: Backend, weight: float, keep: str, masked: bool, damping: float, normalization: str
+) -> None:
+    """Float32 logits of size 5; the energy is a sum over 300 voxels."""
+    case = random_case(3, masked=masked)
+    model = resolve(
+        case,
+        volume__weight=weight,
+        volume__keep=keep,
+        bilateral__weight=[1.0, 1.5, 1.2],
+        mean_field__bias=BIAS,
+        mean_field__temperature=1.2,
+        mean_field__damping=damping,
+        mean_field__normalization=normalization,
+    )
+    expected, energy = mean_field_by_multipliers(case, model)
+    found = engine.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+    np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
+    np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
+    np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_the_iteration_finds_the_smallest_free_energy(engine: Backend, weight: float) -> None:
+    """With weak kernels it is convex, and a solver that knows nothing of the iteration finds the same marginals.
+
+    The solver stops where the energy changes by 1e-12, which leaves errors of the size of its root in the marginals.
+    """
+    case = random_case(2, 1, grid_shape=(2, 5))
+    model = resolve(case, volume__weight=weight, volume__keep="argmax", bilateral__weight=0.6, mean_field__num_iterations=60)
+    run, terms = model.mean_field, kernels_of(case, model)
+    scores = scores_of(case, run)
+    volumes = volumes_of(scores, "argmax")
+
+    def energy_and_slope(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        marginals = flat.reshape(scores.shape)
+        pairwise = sum(run.compatibility @ (kernel_weight[:, None] * (marginals @ kernel.T)) for kernel, kernel_weight in terms)
+        total = float(np.sum(marginals * (np.log(marginals) - scores + 0.5 * pairwise)))
+        slope = np.log(marginals) + 1.0 - scores + pairwise
+        if weight < 1.0:
+            total += divergence(marginals, volumes, weight)
+            slope += STRENGTH * weight / (1.0 - weight) * np.log((marginals.sum(axis=1) + 1.0) / (volumes + 1.0))[:, None]
+        return total, slope.ravel()
+
+    each = np.eye(scores[0].size)
+    sums = np.hstack([each, each, each])
+    if weight == 1.0:
+        sums = np.vstack([sums, np.repeat(np.eye(3)[1:], scores[0].size, axis=1)])
+    values = np.array([*np.ones(scores[0].size), *(volumes[1:] if weight == 1.0 else ())])
+    constraint = {"type": "eq", "fun": lambda flat: sums @ flat - values, "jac": lambda _: sums}
+    start, limits = np.full(scores.size, 1.0 / 3.0), [(1e-9, 1.0)] * scores.size
+    options = {"maxiter": 300}
+    expected = minimize(energy_and_slope, start, jac=True, constraints=constraint, bounds=limits, tol=1e-12, options=options)
+    assert expected.success
+    found = engine.mean_field(case.logits, case.image, None, case.spacing, model)
+    np.testing.assert_allclose(softmax(found.logits).reshape(scores.shape), expected.x.reshape(scores.shape), atol=1e-4)
+    assert found.energy[-1] == pytest.approx(expected.fun, rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.2, 0.8, 1.0])
+def test_the_energy_never_rises(engine: Backend, weight: float) -> None:
+    """For Potts with strong weights, to float32's rounding of sums over 280 voxels; no step has to be shortened."""
+    case = random_case(3)
+    model = resolve(case, volume__weight=weight, bilateral__weight=20.0, mean_field__num_iterations=15)
+    found = engine.mean_field(case.logits, case.image, None, case.spacing, model)
+    assert (np.diff(found.energy) < 1e-3).all()
+    kernels = engine.kernels(case.image, None, case.spacing, model.kernels)
+    assert set(kernels.forward(case.logits, model.mean_field).steps) == {1.0}
+
+
+def test_the_weight_goes_from_the_plain_model_to_volumes_that_are_kept(engine: Backend) -> None:
+    """The smallest weight changes next to nothing, and each larger one leaves less of the change of volume."""
+    case = random_case(3, masked=True)
+    case.logits[1:] -= 1.0
+    plain, _ = brute_force_mean_field(case, resolve(case))
+    expected = volumes_of(scores_of(case, resolve(case).mean_field), "expected")
+    left = []
+    for weight in (1e-9, 0.25, 0.5, 0.75, 1.0):
+        model = resolve(case, volume__weight=weight)
+        marginals = softmax(engine.mean_field(case.logits, case.image, case.mask, case.spacing, model).logits[:, case.inside])
+        left.append(np.abs(marginals.sum(axis=1) - expected).max() / np.abs(plain.sum(axis=1) - expected).max())
+        if weight < 1e-6:
+            np.testing.assert_allclose(marginals, plain, atol=1e-5)
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < 1e-5
+
+
+@pytest.mark.parametrize("keep", ["expected", "argmax"])
+@pytest.mark.parametrize("weight", [0.4, 1.0])
+def test_gradients_are_slopes(engine: Backend, weight: float, keep: str) -> None:
+    """Central differences in float64 over 1e-5: errors of 1e-10 of the third derivative, and of 1e-11 of a loss below 100."""
+    case, rng = random_case(2, masked=True), np.random.default_rng(3)
+    model = resolve(
+        case,
+        bilateral__weight=[0.5, 1.0, 2.0],
+        spatial__weight=0.4,
+        mean_field__damping=0.2,
+        mean_field__num_iterations=3,
+        volume__weight=weight,
+        volume__keep=keep,
+    )
+    penalty = rng.uniform(0.2, 1.5, (3, 3)) * (1.0 - np.eye(3))
+    run = dataclasses.replace(model.mean_field, weights=model.mean_field.weights.astype(np.float64), compatibility=penalty)
+    by_out = rng.normal(size=case.logits.shape)
+    start = {
+        "logits": case.logits.astype(np.float64),
+        "image": case.image.astype(np.float64),
+        "weights": run.weights,
+        "compatibility": penalty,
+        "temperature": np.array(1.3),
+        "bias": np.array(BIAS),
+        "volume_weight": np.array(weight),
+        "theta_alpha": np.array([model.kernels.bilateral[0].theta_position]),
+    }
+
+    def forward(values):
+        kernel = dataclasses.replace(model.kernels.kernels[0], theta_position=tuple(values["theta_alpha"][0]))
+        wanted = dataclasses.replace(model.kernels, kernels=(kernel, *model.kernels.kernels[1:]))
+        kernels = engine.kernels(values["image"], case.mask, case.spacing, wanted)
+        names = ("weights", "compatibility", "bias")
+        numbers = {name: float(values[name]) for name in ("temperature", "volume_weight")}
+        spec = dataclasses.replace(run, **numbers, **{name: values[name] for name in names})
+        return kernels, spec, kernels.forward(values["logits"], spec)
+
+    kernels, spec, tape = forward(start)
+    found = kernels.backward(tape, start["logits"], by_out, spec, wants_theta=True, wants_image=True)
+    for name, value in start.items():
+        if name == "volume_weight" and weight == 1.0:
+            continue  # it cannot be larger
+        direction = rng.normal(size=value.shape)
+        direction = direction * (1.0 - np.eye(3)) if name == "compatibility" else direction
+        ends = [float((forward({**start, name: value + step * direction})[2].logits * by_out).sum()) for step in (-1e-5, 1e-5)]
+        slope = float((np.asarray(getattr(found, name)) * direction).sum())
+        assert slope == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-5, abs=1e-6), name
+
+
+def test_the_gradient_of_the_weight_goes_on_to_one(engine: Backend) -> None:
+    """A difference to one side, over 1e-4, has an error of some 1e-4 of the slope."""
+    case, by_out = random_case(2), np.random.default_rng(1).normal(size=random_case(2).logits.shape)
+    model = resolve(case, volume__weight=1.0, volume__keep="argmax")
+    kernels = engine.kernels(case.image.astype(np.float64), None, case.spacing, model.kernels)
+    logits = case.logits.astype(np.float64)
+    specs = [dataclasses.replace(model.mean_field, volume_weight=weight) for weight in (1.0 - 1e-4, 1.0)]
+    tapes = [kernels.forward(logits, spec) for spec in specs]
+    slope = float(((tapes[1].logits - tapes[0].logits) * by_out).sum()) / 1e-4
+    assert kernels.backward(tapes[1], logits, by_out, specs[1]).volume_weight == pytest.approx(slope, rel=1e-2)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_labels_that_occur_nowhere_stay_away(engine: Backend, weight: float) -> None:
+    """Neither a label without mass nor one that no voxel has as its most probable label makes the equations singular."""
+    case = random_case(2, num_labels=5)
+    case.logits[2] = -1e4
+    case.logits[3] = -1e4
+    case.logits[4] = case.logits[:2].min(axis=0) - 3.0
+    model = resolve(case, volume__weight=weight, volume__keep="argmax")
+    found = engine.mean_field(case.logits, case.image, None, case.spacing, model)
+    masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
+    assert np.isfinite(found.logits).all()
+    assert not masses[2:4].any()
+    if weight == 1.0:
+        volumes = volumes_of(case.logits.reshape(5, -1).astype(np.float64), "argmax")
+        np.testing.assert_allclose(masses, volumes, rtol=1e-5, atol=1e-3)
+
+
+def test_refine_keeps_volumes_inside_the_mask() -> None:
+    """In the box of a mask that is much smaller than the grid, and without tiles."""
+    case = random_case(3)
+    mask = np.zeros(case.inside.shape, dtype=bool)
+    mask[1:4, 2:7, 1:6] = case.inside[1:4, 2:7, 1:6]
+    mask[2, 3, 3] = False
+    settings = {"spacing": case.spacing, "mask": mask, "device": BACKENDS[-1]}
+    kept = refine(case.logits, case.image, parameters=_parameters(1.0), **settings)
+    expected = softmax(case.logits)[:, mask].sum(axis=1)
+    np.testing.assert_allclose(kept.marginals[:, mask].sum(axis=1), expected, rtol=1e-5)
+    plain = refine(case.logits, case.image, parameters=_parameters(0.0), **settings)
+    assert np.abs(plain.marginals[:, mask].sum(axis=1) - expected).max() > 0.5
+
+
+def test_label_maps_with_many_labels_keep_volumes() -> None:
+    """Where logits of all labels would not be stored without the term."""
+    labels = np.repeat(np.arange(17, dtype=np.uint8), 8).reshape(17, 4, 2)
+    image = np.random.default_rng(0).normal(size=labels.shape)
+    parameters = _parameters(1.0).replace(**{"volume.keep": "argmax", "mean_field.temperature": 0.5})
+    found = refine(labels, image, parameters=parameters, input_type="labels", device=BACKENDS[-1])
+    np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
+
+
+def _parameters(weight: float):
+    from crfrefine import CrfParameters
+
+    return CrfParameters().replace(**{"volume.weight": weight})
+
+
+def test_labels_that_share_channels_are_refused(engine: Backend) -> None:
+    """Their masses are not those of channels."""
+    case = random_case(3)
+    model = resolve(case, volume__weight=0.5)
+    shared = ChannelLabels((8, 8, 8), np.arange(3, dtype=np.int32).reshape(3, 1, 1, 1))
+    run = dataclasses.replace(model.mean_field, channel_labels=shared)
+    with pytest.raises(ConfigError, match=r"volume\.weight: .*left out"):
+        engine.mean_field(case.logits, case.image, None, case.spacing, ModelSpec(model.kernels, run))
+
+
+def test_the_gpu_refuses_volumes(compiled_backend: Backend) -> None:
+    """Nothing is ignored."""
+    if compiled_backend.name == "cpu":
+        pytest.skip("this engine keeps them")
+    case = random_case(3)
+    model = resolve(case, volume__weight=0.5)
+    with pytest.raises(ConfigError, match=r"volume\.weight: the GPU engine cannot keep volumes"):
+        compiled_backend.mean_field(case.logits, case.image, None, case.spacing, model)
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 7])
+@pytest.mark.parametrize("keep", ["expected", "argmax"])
+def test_float64_agrees_with_the_reference(num_labels: int, keep: str) -> None:
+    """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
+    case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
+    settings = {"mean_field__damping": 0.1, "mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
+    model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
+    logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
+    for name in BACKENDS:
+        kernels = get_backend(name).kernels(case.image.astype(np.float64), case.mask, case.spacing, model.kernels)
+        tape = kernels.forward(logits, model.mean_field)
+        found.append((tape, kernels.backward(tape, logits, by_out, model.mean_field, wants_image=True)))
+    (expected, expected_grads), (tape, grads) = found
+    np.testing.assert_allclose(tape.logits, expected.logits, atol=1e-10)
+    np.testing.assert_allclose(tape.volume_biases, expected.volume_biases, atol=1e-10)
+    for name in ("logits", "weights", "temperature", "bias", "theta_alpha", "image", "volume_weight"):
+        value = np.asarray(getattr(expected_grads, name))
+        np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    """On a grid of several blocks, forward and backward."""
+    case = random_case(3, grid_shape=(17, 19, 31))
+    model = resolve(case, volume__weight=0.9, mean_field__filter="lattice")
+    found = []
+    for threads in (1, 2, 3):
+        kernels = get_backend("cpu").kernels(case.image, None, case.spacing, model.kernels, threads=threads)
+        tape = kernels.forward(case.logits, model.mean_field)
+        found.append((tape, kernels.backward(tape, case.logits, case.logits, model.mean_field)))
+    for tape, grads in found[1:]:
+        np.testing.assert_array_equal(tape.logits, found[0][0].logits)
+        np.testing.assert_array_equal(tape.volume_biases, found[0][0].volume_biases)
+        np.testing.assert_array_equal(grads.logits, found[0][1].logits)
+        assert grads.volume_weight == found[0][1].volume_weight
