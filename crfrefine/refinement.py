@@ -49,7 +49,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.memory import memory_limit, require_memory
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.region_model import resolve_regions
-from crfrefine.refinement_result import DenseLogits, RefinementResult
+from crfrefine.refinement_result import DenseLogits, RefinementResult, renumbered
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
 from crfrefine.tiles.grid import MOST_DIMS, reach_of_axes
@@ -337,7 +337,7 @@ def refine_label_map(
     if not take_part_nearby(len(channels), stored.size):
         logits = order.to_user(one_hot_logits(stored, channels))
         result = refine(logits, image, spacing=spacing, parameters=chosen, mask=mask, input_type="logits", **options)
-        return result.renumbered(channels, num_labels)
+        return renumbered(result, channels, num_labels)
     image = image[None] if image.ndim == labels.ndim else image
     mask = None if mask is None else given_array(mask, "mask")
     check_shapes(np.broadcast_to(labels, (len(channels), *labels.shape)), image, mask)
@@ -354,7 +354,7 @@ def refine_label_map(
         logits = one_hot_logits(stored, channels)
         leave_far_out(logits, reach_of_axes(kernels, ordered_steps))
         result = refine(order.to_user(logits), image, spacing=steps, parameters=chosen, mask=mask, input_type="logits", **options)
-        return result.renumbered(channels, num_labels)
+        return renumbered(result, channels, num_labels)
     check_decision_on_tiles(parameters, len(channels))
     _check_temperature(model.mean_field.temperature, _largest_bias(model) - ABSENT_LOGIT)
     ordered_image = order.to_storage(image)
@@ -372,7 +372,7 @@ def refine_label_map(
         axes=order.axes,
     )
     _check_outcome(backend, refined, threads)
-    return streamed_result(refined, order, chosen, steps, backend.name, threads).renumbered(channels, num_labels)
+    return renumbered(streamed_result(refined, order, chosen, steps, backend.name, threads), channels, num_labels)
 
 
 def check_decision_on_tiles(parameters: CrfParameters, num_labels: int) -> None:

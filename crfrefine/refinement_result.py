@@ -178,47 +178,20 @@ class RefinementResult(Reported):
         return self.order.to_user(values)
 
     def logits_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the refined logits at the voxels of a mask, without making the array of the whole grid.
-
-        Args:
-            mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
-
-        Returns:
-            (L, N) float32, for regions (R, N). These are `logits[:, mask != 0]`, so voxels are in the C order of the mask's axes.
-
-        Raises:
-            InputError: the mask has another shape than the grid, or values that are not finite.
-        """
+        """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
         return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
 
     def marginals_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the marginals at the voxels of a mask, without making the array of the whole grid.
+        """Return the marginals at the voxels of a mask, `marginals[:, mask != 0]`, without making the array of the whole grid.
 
         Args:
             mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
 
         Returns:
-            (L, N) float32, sums to 1 over labels; for regions (R, N), their probabilities. These are `marginals[:, mask != 0]`, so voxels
-            are in the C order of the mask's axes.
+            (L, N) float32, voxels in the C order of the mask's axes; for regions (R, N).
 
         Raises:
             InputError: the mask has another shape than the grid, or values that are not finite.
-
-        Examples:
-            How sure the model is of the voxels that it changed:
-
-            >>> import numpy as np
-            >>> import crfrefine
-            >>> image = np.zeros((5, 6, 7))
-            >>> image[1:4, 1:5, 2:6] = 100.0
-            >>> logits = np.stack([np.zeros((5, 6, 7)), np.where(image > 0, 2.0, -2.0)])
-            >>> logits[1, 2, 3, 4] = -0.5
-            >>> result = crfrefine.refine(logits, image, spacing=(1.0, 1.0, 2.5))
-            >>> marginals = result.marginals_at(result.label_map != result.network_label_map)
-            >>> marginals.shape
-            (2, 1)
-            >>> bool(marginals[1, 0] > 0.5)
-            True
         """
         values = self.logits_at(mask)
         if self.regions is not None:
@@ -237,17 +210,19 @@ class RefinementResult(Reported):
         """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
         return compare_labels(self.network_label_map, self.label_map, self.num_labels)
 
-    def renumbered(self, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:
-        """Return the result with label maps that hold the label of each channel, not its number.
 
-        Args:
-            channel_labels: the label of each channel.
-            num_labels: L, background included.
-        """
-        return replace(
-            self,
-            label_map=renumber(self.label_map, channel_labels),
-            network_label_map=renumber(self.network_label_map, channel_labels),
-            channel_labels=tuple(channel_labels),
-            num_labels=num_labels,
-        )
+def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:
+    """Return a result with label maps that hold the label of each channel, not its number.
+
+    Args:
+        result: with numbers of channels in its label maps.
+        channel_labels: the label of each channel.
+        num_labels: L, background included.
+    """
+    return replace(
+        result,
+        label_map=renumber(result.label_map, channel_labels),
+        network_label_map=renumber(result.network_label_map, channel_labels),
+        channel_labels=tuple(channel_labels),
+        num_labels=num_labels,
+    )

@@ -157,11 +157,7 @@ class CrfParameters:
         return result
 
     def to_toml(self, comment: str = "") -> str:
-        """The text of a TOML file with a comment for each key.
-
-        Args:
-            comment: lines for the head of the file, without the comment sign.
-        """
+        """The text of a TOML file with a comment for each key; `comment` is for its head, without the comment sign."""
         text = toml_comment(comment) + "\n" if comment else ""
         text += f"schema = {SCHEMA}\n"
         for name, kind in SECTIONS.items():

@@ -241,12 +241,14 @@ class MeanField {
         block_sums_[block] = sums;
     }
 
-    // Whether one pass in registers does: two labels whose marginals sum to 1, without a bias to look up or masses to
-    // sum.
-    bool takes_two_labels() const { return num_labels_ == 2 && implied_ && options_.bias.empty() && !options_.keeps_volumes(); }
+    // Whether one pass in registers does: two labels whose marginals sum to 1, the same everywhere, without masses to sum.
+    bool takes_two_labels() const {
+        return num_labels_ == 2 && implied_ && (options_.bias.empty() || !options_.channel_labels) && !options_.keeps_volumes();
+    }
+    T bias_of(int label) const { return options_.bias.empty() ? T{0} : options_.bias[label]; }
 
     void initialize_two_labels(int64_t block) {
-        const T scale = T{1} / options_.temperature;
+        const T scale = T{1} / options_.temperature, first_bias = bias_of(0), second_bias = bias_of(1);
         Lanes weighted{};
         vdouble largest{};
         SumOfLogarithms<T> totals;
@@ -255,8 +257,8 @@ class MeanField {
                 const T *first = logits_.data + logits_.place(logits_.is_box ? box : grid), *second = first + logits_.label_stride;
                 for (int64_t i = 0; i < length; i += kLanes) {
                     const int64_t left = length - i;
-                    const Lanes a = load_some(first + i, left) * scale;
-                    const Lanes b = load_some(second + i, left) * scale;
+                    const Lanes a = (load_some(first + i, left) + first_bias) * scale;
+                    const Lanes b = (load_some(second + i, left) + second_bias) * scale;
                     const TwoLabelSoftmax<T> now = softmax_of_two<T>(a, b);
                     store_some(new_marginals_ + voxel + i, now.first, left);
                     store_some(messages_.get() + voxel + i, Lanes{}, left);
@@ -420,7 +422,7 @@ class MeanField {
 
     // The same for a Potts model of two labels with undamped steps: one pass, in registers. The marginals have the same bits.
     void update_two_labels(int64_t block, const GridView<T>* out) {
-        const T scale = T{1} / options_.temperature;
+        const T scale = T{1} / options_.temperature, first_bias = bias_of(0), second_bias = bias_of(1);
         const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest()), rounding = splat_lanes(rounding_of_implied<T>(2));
         Lanes linear{}, quadratic{}, weighted{}, divergence{};
         Integers flips{};
@@ -430,7 +432,8 @@ class MeanField {
                 const T *first = logits_.data + logits_.place(logits_.is_box ? box : grid), *second = first + logits_.label_stride;
                 for (int64_t i = 0; i < length; i += kLanes) {
                     const int64_t left = length - i, n = voxel + i;
-                    const Lanes a = load_some(first + i, left) * scale, b = load_some(second + i, left) * scale;
+                    const Lanes a = (load_some(first + i, left) + first_bias) * scale;
+                    const Lanes b = (load_some(second + i, left) + second_bias) * scale;
                     const Lanes received = load_some(messages_.get() + n, left), ones = load_some(weighted_ones_.get() + n, left);
                     store_some(messages_.get() + n, Lanes{}, left);
                     Lanes p = load_some(old_marginals_ + n, left), q = vmax(T{1} - p, Lanes{});
