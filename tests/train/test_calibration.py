@@ -18,9 +18,9 @@ from crfrefine.parameters.model import CrfParameters  # noqa: E402
 from crfrefine.train.baselines import fit_vector_scaling  # noqa: E402
 from crfrefine.train.calibration import calibrate, with_calibrated  # noqa: E402
 from crfrefine.train.crops import Crop  # noqa: E402
-from crfrefine.train.dataset import locate_folders  # noqa: E402
 from crfrefine.train.fit_result import FitResult  # noqa: E402
 from crfrefine.train.fitting import Fit  # noqa: E402
+from crfrefine.train.folders import locate_folders  # noqa: E402
 from crfrefine.train.folds import split_training  # noqa: E402
 from crfrefine.train.model import Model, calibrated_score, dice_of, network_score  # noqa: E402
 from crfrefine.train.options import TrainingOptions  # noqa: E402
