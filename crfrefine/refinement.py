@@ -330,6 +330,7 @@ def refine_label_map(
     Raises:
         CrfRefineError: as in `refine`.
     """
+    parameters.volume.check_label_map()
     chosen = parameters.select_labels(channels, num_labels)
     order = StorageOrder.of_memory(labels)
     stored = np.ascontiguousarray(order.to_storage(labels))

@@ -124,6 +124,18 @@ class VolumeParameters(Section):
         "expected (sum of the network's probabilities) | argmax (number of its voxels): the volume of each label",
     )
 
+    def check_label_map(self, *, is_learned: bool = False) -> None:
+        """Raise ConfigError if the probabilities of a label map would be summed: their doubt is a convention, of every voxel alike.
+
+        Args:
+            is_learned: whether the weight may become larger than 0.
+        """
+        if self.keep == "expected" and (self.weight > 0.0 or is_learned):
+            raise ConfigError(
+                "volume.keep: 'expected' sums a network's probabilities, which a label map does not have: each of its voxels has the same "
+                "doubt, and together they are a volume that nothing has; set it to 'argmax', or use logits"
+            )
+
 
 @dataclass(frozen=True)
 class MeanFieldParameters(Section):

@@ -48,7 +48,7 @@ def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: S
     name = plan.part_names[-1]
     session.observer.stage_started(name)
     everything = all_cases(plan.num_cases)
-    calibrated = calibrate(prepared.material, everything.training, plan.base, session.workers)
+    calibrated = calibrate(prepared.material, everything.training, prepared.starts[0].parameters, session.workers)
     trained = [fold for fold in found if not fold.tuned.fit.is_calibration]
     if calibrated is not None and 2 * len(trained) < len(found):
         # What was measured on the cases held out is mostly the recalibration, and so should be what is written.

@@ -144,7 +144,8 @@ class Model:
 
         It is decided when the crop is first used: the layer packs the labels anew each time, since they depend on weights and temperature.
         """
-        if crop.regions is not None or self._device.is_gpu or not label_sets.are_possible(values.logits[None]):
+        keeps_volumes = self.layer.volume is not None  # sums over all voxels, also where a label would take no part
+        if crop.regions is not None or keeps_volumes or self._device.is_gpu or not label_sets.are_possible(values.logits[None]):
             return False
         key = identity(crop)
         if key not in self._shared:

@@ -159,6 +159,8 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         )
     resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
     resolve(cases.num_channels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
+    if cases.declared is not None:
+        base.volume.check_label_map(is_learned=VOLUME_GROUP in options.learn)
     if cases.regions is not None and options.learn == ("compatibility",):
         raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
     schedule = Schedule(options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS)

@@ -264,6 +264,15 @@ def test_label_maps_with_many_labels_keep_volumes() -> None:
     np.testing.assert_allclose(found.marginals.reshape(17, -1).sum(axis=1), 8.0, rtol=1e-4)
 
 
+def test_label_maps_have_no_expected_volumes() -> None:
+    """Their doubt is a convention, of every voxel alike: in a large background it would make a small label several times as large."""
+    labels = np.zeros((9, 11, 13), np.uint8)
+    labels[4, 5:7, 6:9] = 1
+    with pytest.raises(ConfigError, match=r"volume\.keep: 'expected' sums .*set it to 'argmax'"):
+        refine(labels, labels * 10.0, parameters=_parameters(0.5), input_type="labels", device=BACKENDS[-1])
+    refine(labels, labels * 10.0, parameters=_parameters(0.0), input_type="labels", device=BACKENDS[-1])
+
+
 def _parameters(weight: float):
     from crfrefine import CrfParameters
 

@@ -163,3 +163,28 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     report = json.loads((tmp_path / "params.report.json").read_text())
     assert report["final"]["is_calibration"]
     assert CrfParameters.load(tmp_path / "params.toml").mean_field.bias[2] > 0.5
+
+
+def test_all_cases_are_recalibrated_as_those_of_the_folds(tmp_path, monkeypatch):
+    """What is not learned of the calibration is that of the starts, not that of the default parameters."""
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+    monkeypatch.setattr("crfrefine.train.starts.NUM_TRAINED", 1)
+    bases = []
+
+    def recorded(material, cases, base, workers):
+        bases.append(base)
+        return calibrate(material, cases, base, workers)
+
+    for module in ("cross_validation", "final"):
+        monkeypatch.setattr(f"crfrefine.train.{module}.calibrate", recorded)
+    options = TrainingOptions(
+        locate_folders(write_cases(tmp_path / "data", 3)),
+        tmp_path / "params.toml",
+        learn=("weights", "bias"),
+        num_folds=2,
+        num_optimizer_steps=1,
+        threads=2,
+    )
+    run_training(options)
+    assert len(bases) > options.num_folds
+    assert {base.mean_field.temperature for base in bases} == {0.7}

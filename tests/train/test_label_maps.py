@@ -97,6 +97,15 @@ def test_structures_must_be_merged_first(tmp_path):
         find_cases(locate_folders(tmp_path), input_type="labels")
 
 
+def test_volumes_are_those_of_the_labels(tmp_path):
+    """The sum of the probabilities would be a share of every voxel."""
+    write_label_maps(tmp_path / "data", 2)
+    options = ("--input-type", "labels", "--learn", "weights,volume", "-o", tmp_path / "own.toml", "-q")
+    result = run_here("train-crf", tmp_path / "data", *options)
+    assert result.status == 1
+    assert "volume.keep: 'expected' sums a network's probabilities, which a label map does not have" in result.stderr
+
+
 def test_training_learns_the_confidence_and_infer_uses_it(tmp_path):
     write_label_maps(tmp_path / "data", 4)
     output = tmp_path / "own.toml"

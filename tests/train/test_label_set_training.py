@@ -66,3 +66,5 @@ def test_kernels_are_built_once_only_where_labels_share_nothing(crop: Crop, monk
     assert not built
     trained(crop, ("weights",), 0.0)
     assert len(built) == NUM_STEPS
+    trained(crop, ("weights", "volume"), 1e-4)
+    assert len(built) == 2 * NUM_STEPS, "volumes are sums over all labels everywhere"
