@@ -138,7 +138,9 @@ def _lattice(problem: Problem, num_channels: int) -> FilterMemory:
 
     The tiles have R vertices, V of them different. S are in several tiles, and take a row for each of these beside their own: with
     S <= min(V, R - V), there are R + S rows. Lattices with more than two vertices per voxel filter two channels at a time, not four.
-    Neighbors are counted as if every vertex had one in each direction.
+    Neighbors are counted as if every vertex had one in each direction. With AVX-512, lattices with more vertices than voxels have chains
+    of lists of vertices, at most one list per vertex, and two bits per vertex and direction; beyond four vertices per voxel, they filter
+    two channels at a time. The larger of both is counted, so that an estimate holds for every processor.
     """
     voxels, corners = problem.num_voxels, problem.num_modalities + len(problem.box_shape) + 1
     records = int(min(problem.vertices_per_voxel or corners, corners) * voxels)
@@ -151,14 +153,24 @@ def _lattice(problem: Problem, num_channels: int) -> FilterMemory:
     def neighbors(vertices: float) -> int:
         return corners * in_buffer(4 * vertices)
 
+    def lists(vertices: float) -> int:
+        return corners * (in_buffer(4 * vertices) + 2 * in_buffer(vertices / 8)) + in_buffer(4 * vertices)
+
     def in_steps(vertices: float, channels: int) -> tuple[int, int]:
         shared = min(vertices, records - vertices)
-        width = min(4 if channels >= 3 else channels, 2 if vertices > 2 * voxels else 4)
-        kept = of_voxels + places + neighbors(vertices) + int(12 * shared)
-        return kept, in_buffer(_FLOAT * width * (records + shared)) + in_tiles
+        width = 4 if channels >= 3 else channels
+        kept = of_voxels + places + int(12 * shared)
+
+        def with_rows(of_neighbors: int, most: int) -> tuple[int, int]:
+            return kept + of_neighbors, in_buffer(_FLOAT * min(width, most) * (records + shared)) + in_tiles
+
+        chained = with_rows(neighbors(vertices), 2 if vertices > 2 * voxels else 4)
+        if vertices <= voxels:
+            return chained
+        return max(chained, with_rows(lists(vertices), 2 if vertices > 4 * voxels else 4), key=sum)
 
     # Between these numbers of vertices everything is linear.
-    cases = [vertices for vertices in (records / 2, 2.0 * voxels, float(records)) if records / 2 <= vertices <= records]
+    cases = [vertices for vertices in (records / 2, 2.0 * voxels, 4.0 * voxels, float(records)) if records / 2 <= vertices <= records]
     kept, working = max((in_steps(vertices, num_channels) for vertices in cases), key=sum)
     normalizing = max(in_steps(vertices, 1)[1] for vertices in cases)
     building = max(

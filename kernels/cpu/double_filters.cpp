@@ -137,7 +137,7 @@ class DoubleLatticeFilter final : public DoubleFilter {
     DoubleLatticeFilter(const BilateralInput& input, ThreadPool& pool)
         : voxels_(*input.voxels),
           pool_(pool),
-          lattice_(build_lattice(input, pool)),
+          lattice_(build_lattice(input, pool, false)),
           vertex_of_further_(lattice_.num_slots - lattice_.num_vertices) {
         for (const Lattice::Shared& shared : lattice_.shared)
             std::fill_n(vertex_of_further_.begin() + (shared.first_slot - lattice_.num_vertices), shared.num_slots, shared.vertex);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <sstream>
 
+#include "cpu/lattice_lists.h"
 #include "cpu/lattice_rows.h"
 #include "cpu/simd.h"
 
@@ -25,11 +26,12 @@ class LatticeFilter final : public Filter {
     LatticeFilter(const BilateralInput& input, ThreadPool& pool)
         : num_voxels_(input.voxels->num_voxels),
           pool_(pool),
-          lattice_(build_lattice(input, pool)),
+          lattice_(build_lattice(input, pool, kBlursLists<float>)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
-        // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time.
-        widest_ = lattice_.num_vertices > 2 * num_voxels_ ? 2 : 4;
+        // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time; later if chains
+        // take less memory.
+        widest_ = lattice_.num_vertices > (lattice_.has_lists() ? 4 : 2) * num_voxels_ ? 2 : 4;
         amplitude_ = static_cast<float>(lattice_.amplitude());
     }
 
@@ -123,9 +125,11 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    // Buffers for a tile's voxels and for its vertices, in rows of `width`; cross_moments reuses the latter for a tile's voxels.
+    // Buffers for a tile's voxels and for its vertices, in rows of `width`; cross_moments reuses the latter for a tile's voxels. Blurring
+    // lists uses the same memory.
     void grow_scratch(int64_t width) {
-        const int64_t size = (std::max(lattice_.largest_tile, sent_rows_) + sent_rows_) * width;
+        const int64_t of_tile = std::max(lattice_.largest_tile, sent_rows_) + sent_rows_;
+        const int64_t size = std::max(of_tile, lattice_.has_lists() ? blur_scratch(lattice_) : 0) * width;
         for (auto& s : scratch_)
             if (s.size < size) s = Buffer<float>(size);
     }
@@ -160,16 +164,25 @@ class LatticeFilter final : public Filter {
     template <class Row>
     void blur(Row* rows, bool transposed) {
         const int local = lattice_.num_local, all = static_cast<int>(lattice_.directions.size());
+        const auto blur_piece = [&](int direction, int64_t piece, int thread) {
+            const Lattice::Chains& chains = lattice_.directions[direction];
+            if constexpr (kBlursLists<Row>) {
+                Row* const scratch = reinterpret_cast<Row*>(scratch_[thread].get());
+                if (lattice_.has_lists()) return blur_lists(lattice_, chains, piece, scratch, rows);
+            }
+            blur_chains(chains, piece, rows);
+        };
         const auto blur_local = [&] {
             if (local == 0) return;
-            pool_.run(static_cast<int64_t>(lattice_.directions[0].pieces.size()) - 1, [&](int64_t piece, int) {
-                for (int i = 0; i < local; ++i) blur_chains(lattice_.directions[transposed ? local - 1 - i : i], piece, rows);
+            pool_.run(static_cast<int64_t>(lattice_.directions[0].pieces.size()) - 1, [&](int64_t piece, int thread) {
+                for (int i = 0; i < local; ++i) blur_piece(transposed ? local - 1 - i : i, piece, thread);
             });
         };
         if (!transposed) blur_local();
         for (int i = local; i < all; ++i) {
-            const Lattice::Chains& chains = lattice_.directions[transposed ? all - 1 - (i - local) : i];
-            pool_.run(static_cast<int64_t>(chains.pieces.size()) - 1, [&](int64_t piece, int) { blur_chains(chains, piece, rows); });
+            const int direction = transposed ? all - 1 - (i - local) : i;
+            pool_.run(static_cast<int64_t>(lattice_.directions[direction].pieces.size()) - 1,
+                      [&](int64_t piece, int thread) { blur_piece(direction, piece, thread); });
         }
         if (transposed) blur_local();
     }

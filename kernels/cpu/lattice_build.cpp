@@ -15,7 +15,8 @@ namespace {
 constexpr int64_t kSampledTiles = 8;
 
 template <class Key>
-Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool) {
+Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool,
+              bool lists_if_fine) {
     Lattice lattice;
     lattice.num_features = geometry.num_features;
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
@@ -24,10 +25,13 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     BlockCache::release_idle();  // the tiles' own lists, before more is allocated
     LatticeVertices<Key> vertices = number_vertices(records, order, pool);
-    LatticeNeighbors neighbors = find_neighbors(vertices, order, layout, space, pool);
+    const bool of_lists = lists_if_fine && vertices.num_vertices > input.voxels->num_voxels;
+    LatticeNeighbors neighbors = find_neighbors(vertices, order, layout, space, of_lists, pool);
     vertices.keys = Buffer<Key>();
     LatticeSlots slots = assign_slots(records, vertices, pool);
 
+    lattice.first_of_list = std::move(neighbors.first_of_list);
+    lattice.longest_list = neighbors.longest_list;
     lattice.directions = std::move(neighbors.directions);
     lattice.num_local = neighbors.num_local;
     lattice.num_vertices = vertices.num_vertices;
@@ -44,8 +48,9 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
 
 }  // namespace
 
-Lattice build_lattice(const BilateralInput& input, ThreadPool& pool) {
-    return with_key_space(input, [&](const auto& geometry, const auto& space) { return build(input, geometry, space, pool); });
+Lattice build_lattice(const BilateralInput& input, ThreadPool& pool, bool lists_if_fine) {
+    return with_key_space(input,
+                          [&](const auto& geometry, const auto& space) { return build(input, geometry, space, pool, lists_if_fine); });
 }
 
 bool fits_lattice(const BilateralInput& input) {

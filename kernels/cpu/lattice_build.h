@@ -4,7 +4,7 @@
 //   1. lattice_tiles: the simplex of every voxel, and each tile's own list of vertices;
 //   2. lattice_blocks: the tiles' vertices sorted into blocks of space;
 //   3. lattice_vertices: duplicates merged and vertices numbered, block by block;
-//   4. lattice_neighbors: chains of neighbors along each direction;
+//   4. lattice_neighbors: the neighbors along each direction, as chains;
 //   5. lattice_slots: the place of each tile's share of a vertex.
 #pragma once
 
@@ -46,13 +46,23 @@ struct Lattice {
         uint32_t vertex, first_slot, num_slots;
     };
     std::vector<Shared> shared;
-    // Along one direction the vertices form chains of neighbors. They are listed chain after chain, each entry a vertex's number times two,
-    // plus one at the end of its chain; vertices without a neighbor on either side are left out.
+    // Along one direction the vertices form chains of neighbors, and so do lists of vertices, by which these are numbered (vertex_order.h):
+    // a step takes a list's vertices to those of one other list and keeps their order. Chains are either of vertices or of lists. The
+    // latter take less memory: two bits per vertex tell which ones have neighbors, and the i-th vertex of a list that has one after it
+    // is followed by the i-th vertex of the next list that has one before it.
     struct Chains {
+        // Chain after chain, each entry a number times two, plus one at the end of its chain; what has no neighbor on either side is left
+        // out.
         Buffer<uint32_t> entries;
         std::vector<int64_t> pieces;  // possible cuts for parallel work: beginnings of chains, and the end
+        // Of chains of lists: a bit per vertex, whether it has a neighbor on that side; padded for reading whole words.
+        Buffer<uint8_t> after, before;
     };
     std::vector<Chains> directions;  // D + 1 of them
+    // Of chains of lists; otherwise empty: the first vertex of each list, and the end; and the most vertices of one.
+    Buffer<uint32_t> first_of_list;
+    int64_t longest_list = 0;
+    bool has_lists() const { return first_of_list.size > 0; }
     // The first directions whose pieces are independent of one another: a piece of one has the vertices of the same piece of another, so
     // that a piece can be blurred along all of them while it is in the cache.
     int num_local = 0;
@@ -63,7 +73,8 @@ struct Lattice {
 };
 
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
-Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
+// lists_if_fine: whether chains are to be of lists if there are more vertices than voxels.
+Lattice build_lattice(const BilateralInput& input, ThreadPool& pool, bool lists_if_fine);
 
 // Whether the features fit into the keys of a lattice.
 bool fits_lattice(const BilateralInput& input);

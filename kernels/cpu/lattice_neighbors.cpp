@@ -1,6 +1,7 @@
 #include "cpu/lattice_neighbors.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/vertex_lists.h"
 
@@ -13,21 +14,20 @@ constexpr uint32_t kNone = VertexLists<uint64_t>::kNone;
 // Number of vertices whose chains are listed together, at least.
 constexpr int64_t kChainBlock = 4096;
 
+// Bytes after the last bit, so that any vertex's bits can be read together with the following ones.
+constexpr int64_t kBitPadding = 8;
+
 // Most vertices of a piece of local directions, or this part of all vertices: blurring it stays in the L2 cache, and there are enough
 // pieces for many threads.
 constexpr int64_t kLargePiece = 65536, kFewPieces = 64;
 
-// The links of one direction, as they are found.
-struct Links {
-    explicit Links(int64_t num_vertices) : after(num_vertices), has_before(num_vertices) {}
-    Buffer<uint32_t> after;
-    Buffer<uint8_t> has_before;
-};
-
-// Lists chains; each thread reuses its memory.
+// Lists chains, of vertices or of lists; each thread reuses its memory.
+template <class Key>
 class ChainLister {
    public:
-    // Chains that begin among these vertices are to be listed.
+    using Links = typename VertexLists<Key>::Links;
+
+    // Chains that begin among these vertices or lists are to be listed.
     void add(const Links& links, uint32_t begin, uint32_t end) {
         first_.resize(num_chains_ + (end - begin) + 1);
         for (uint32_t v = begin; v < end; ++v) {
@@ -100,6 +100,21 @@ ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool
     return lines;
 }
 
+// One bit for each of the bytes, which are 0 or 1.
+Buffer<uint8_t> pack(const Buffer<uint8_t>& bytes, ThreadPool& pool) {
+    const int64_t size = bytes.size / 8 + 1;
+    Buffer<uint8_t> bits(size + kBitPadding);
+    pool.run((size + kChainBlock - 1) / kChainBlock, [&](int64_t block, int) {
+        for (int64_t i = block * kChainBlock; i < std::min((block + 1) * kChainBlock, size); ++i) {
+            uint64_t eight = 0;
+            std::memcpy(&eight, bytes.get() + 8 * i, static_cast<size_t>(std::min<int64_t>(8, bytes.size - 8 * i)));
+            bits[i] = static_cast<uint8_t>(eight * 0x0102040810204080ull >> 56);  // moves byte k's bit to bit 56 + k
+        }
+    });
+    std::fill(bits.get() + size, bits.get() + bits.size, uint8_t{0});
+    return bits;
+}
+
 Lattice::Chains join(const std::vector<std::vector<uint32_t>>& found, ThreadPool& pool) {
     Lattice::Chains chains;
     chains.pieces.push_back(0);
@@ -110,48 +125,69 @@ Lattice::Chains join(const std::vector<std::vector<uint32_t>>& found, ThreadPool
     return chains;
 }
 
+// Cuts between lists, so that each piece but the last has kChainBlock vertices or more.
+std::vector<int64_t> cut_lists(const Buffer<uint32_t>& begins) {
+    std::vector<int64_t> pieces{0};
+    for (int64_t list = 1; list < begins.size; ++list)
+        if (list + 1 == begins.size || begins[list] - begins[pieces.back()] >= kChainBlock) pieces.push_back(list);
+    return pieces;
+}
+
 }  // namespace
 
 template <class Key>
 LatticeNeighbors find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout,
-                                const KeySpace<Key>& space, ThreadPool& pool) {
-    const VertexLists<Key> lists(vertices, order, layout, pool);
-    const int64_t num_vertices = vertices.num_vertices;
+                                const KeySpace<Key>& space, bool of_lists, ThreadPool& pool) {
+    VertexLists<Key> lists(vertices, order, layout, pool);
+    const int64_t num_vertices = vertices.num_vertices, num_lists = lists.num_lists();
     const ColumnLines lines = follow_lines(lists, order.column_of(space.after_all()), pool);
     LatticeNeighbors result;
     if (lines.largest <= std::max(kLargePiece, num_vertices / kFewPieces)) result.num_local = space.num_features() + 1 - layout.num_axes;
-    Links links(num_vertices);
-    std::vector<ChainLister> listers(pool.num_threads());
+    const std::vector<int64_t> cuts = cut_lists(lists.begins());
+    const int64_t num_linked = of_lists ? num_lists : num_vertices, num_marked = of_lists ? num_vertices : 0;
+    const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_linked), Buffer<uint8_t>(num_linked), Buffer<uint8_t>(num_marked),
+                                                 Buffer<uint8_t>(num_marked)};
+    std::vector<ChainLister<Key>> listers(pool.num_threads());
     std::vector<std::vector<uint32_t>> found;
+    // Chains that begin among these lists or their vertices.
+    const auto add = [&](ChainLister<Key>& lister, uint32_t begin, uint32_t end) {
+        lister.add(links, of_lists ? begin : lists.begins()[begin], of_lists ? end : lists.begins()[end]);
+    };
     for (int j = 0; j <= space.num_features(); ++j) {
-        std::fill(links.has_before.get(), links.has_before.get() + num_vertices, uint8_t{0});
-        const auto link = [&](int64_t column) { lists.link_column(column, j, space, links.after.get(), links.has_before.get()); };
+        std::fill(links.has_before.get(), links.has_before.get() + num_linked, uint8_t{0});
+        std::fill(links.marked_before.get(), links.marked_before.get() + num_marked, uint8_t{0});
         if (j < result.num_local) {
             found.resize(lines.pieces.size() - 1);
             pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int thread) {
                 const auto begin = lines.columns.begin() + lines.pieces[piece], end = lines.columns.begin() + lines.pieces[piece + 1];
-                for (auto column = begin; column != end; ++column) link(*column);
+                for (auto column = begin; column != end; ++column) lists.link_column(*column, j, space, links);
                 for (auto column = begin; column != end; ++column)
-                    listers[thread].add(links, lists.first_vertex(*column), lists.first_vertex(*column + 1));
+                    add(listers[thread], lists.first_list(*column), lists.first_list(*column + 1));
                 found[piece] = listers[thread].list(links);
             });
         } else {
-            for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { link(column); });
-            found.resize((num_vertices + kChainBlock - 1) / kChainBlock);
+            for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { lists.link_column(column, j, space, links); });
+            found.resize(cuts.size() - 1);
             pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int thread) {
-                const int64_t begin = piece * kChainBlock, end = std::min(begin + kChainBlock, num_vertices);
-                listers[thread].add(links, static_cast<uint32_t>(begin), static_cast<uint32_t>(end));
+                add(listers[thread], static_cast<uint32_t>(cuts[piece]), static_cast<uint32_t>(cuts[piece + 1]));
                 found[piece] = listers[thread].list(links);
             });
         }
         result.directions.push_back(join(found, pool));
+        if (!of_lists) continue;
+        result.directions.back().after = pack(links.marked_after, pool);
+        result.directions.back().before = pack(links.marked_before, pool);
     }
+    if (!of_lists) return result;
+    for (int64_t list = 0; list < num_lists; ++list)
+        result.longest_list = std::max<int64_t>(result.longest_list, lists.begins()[list + 1] - lists.begins()[list]);
+    result.first_of_list = lists.take_begins();
     return result;
 }
 
 template LatticeNeighbors find_neighbors(const LatticeVertices<uint64_t>&, const VertexOrder<uint64_t>&, const BlockLayout&,
-                                         const KeySpace<uint64_t>&, ThreadPool&);
+                                         const KeySpace<uint64_t>&, bool, ThreadPool&);
 template LatticeNeighbors find_neighbors(const LatticeVertices<WideKey>&, const VertexOrder<WideKey>&, const BlockLayout&,
-                                         const KeySpace<WideKey>&, ThreadPool&);
+                                         const KeySpace<WideKey>&, bool, ThreadPool&);
 
 }  // namespace crf

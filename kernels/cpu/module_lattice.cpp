@@ -1,7 +1,10 @@
 #include "cpu/module_lattice.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
+
+#include <stdexcept>
 
 #include "cpu/lattice_neighbors.h"
 #include "cpu/lattice_slots.h"
@@ -46,6 +49,28 @@ nb::dict describe(const LatticeTiles<Key>& tiles, const KeySpace<Key>& space) {
     return result;
 }
 
+// Pairs of a vertex and the one after it, from chains of lists.
+std::vector<std::pair<int64_t, int64_t>> decode(const LatticeNeighbors& neighbors, const Lattice::Chains& chains) {
+    const auto marked = [&](const Buffer<uint8_t>& bits, uint32_t list) {
+        std::vector<int64_t> vertices;
+        for (int64_t v = neighbors.first_of_list[list]; v < neighbors.first_of_list[list + 1]; ++v)
+            if (bits[v / 8] >> v % 8 & 1) vertices.push_back(v);
+        return vertices;
+    };
+    std::vector<std::pair<int64_t, int64_t>> pairs;
+    for (int64_t i = 0; i < chains.entries.size; ++i) {
+        const std::vector<int64_t> from = marked(chains.after, chains.entries[i] >> 1);
+        if (chains.entries[i] & 1) {
+            if (!from.empty()) throw std::logic_error("the last list of a chain has vertices with one after them");
+            continue;
+        }
+        const std::vector<int64_t> to = marked(chains.before, chains.entries[i + 1] >> 1);
+        if (from.size() != to.size()) throw std::logic_error("successive lists do not match");
+        for (size_t k = 0; k < from.size(); ++k) pairs.emplace_back(from[k], to[k]);
+    }
+    return pairs;
+}
+
 template <class Key>
 nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool) {
     nb::dict result;
@@ -72,10 +97,13 @@ nb::dict run_passes(const BilateralInput& input, const LatticeGeometry& geometry
     vertices["number"] = to_list(numbered.number);
     result["vertices"] = vertices;
 
-    const LatticeNeighbors neighbors = find_neighbors(numbered, order, layout, space, pool);
-    nb::list chains;
-    for (const Lattice::Chains& direction : neighbors.directions) chains.append(to_list(direction.entries));
+    nb::list chains, links;
+    for (const Lattice::Chains& direction : find_neighbors(numbered, order, layout, space, false, pool).directions)
+        chains.append(to_list(direction.entries));
+    const LatticeNeighbors listed = find_neighbors(numbered, order, layout, space, true, pool);
+    for (const Lattice::Chains& direction : listed.directions) links.append(decode(listed, direction));
     result["chains"] = chains;
+    result["links"] = links;
 
     const LatticeSlots assigned = assign_slots(records, numbered, pool);
     nb::dict slots;

@@ -50,23 +50,32 @@ class VertexLists {
     }
 
     int64_t num_columns() const { return first_list_.size - 1; }
+    int64_t num_lists() const { return begin_.size - 1; }
+    // A column's lists, from the first to before the one of the next column.
+    uint32_t first_list(int64_t column) const { return first_list_[column]; }
+    // The first vertex of each list, and the end.
+    const Buffer<uint32_t>& begins() const { return begin_; }
+    Buffer<uint32_t> take_begins() { return std::move(begin_); }
     // A column's vertices, from the first to before the one of the next column.
     uint32_t first_vertex(int64_t column) const { return begin_[first_list_[column]]; }
 
     // The column whose coordinates are larger than a column's by `step`, or kNone.
     uint32_t column_after(int64_t column, Key step) const { return find_column(order_.column_of(keys_[first_vertex(column)]) + step); }
 
-    // Fills in after[v] for every vertex v of a column: the vertex after it along a direction, or kNone; and has_before[after[v]].
-    void link_column(int64_t column, int direction, const KeySpace<Key>& space, uint32_t* after, uint8_t* has_before) const {
-        for (uint32_t list = first_list_[column]; list < first_list_[column + 1]; ++list) {
-            const uint32_t begin = begin_[list], end = begin_[list + 1];
-            const Key first = space.after(keys_[begin], direction);
-            const uint32_t target = find_list(order_.list_of(first), list, column);
-            if (target == kNone) {
-                std::fill(after + begin, after + end, kNone);
-            } else {
-                link(begin, end, begin_[target], begin_[target + 1], first - keys_[begin], after, has_before);
-            }
+    // The links of one direction, as they are found: between vertices, or between lists.
+    struct Links {
+        Buffer<uint32_t> after;      // the number of the one after each, or kNone
+        Buffer<uint8_t> has_before;  // zero at first
+        // If between lists: for each vertex, whether it has one after it or before it. `marked_before` is zero at first.
+        Buffer<uint8_t> marked_after, marked_before;
+        bool of_lists() const { return marked_after.size > 0; }
+    };
+    // Fills these in for the vertices and lists of a column.
+    void link_column(int64_t column, int direction, const KeySpace<Key>& space, const Links& links) const {
+        if (links.of_lists()) {
+            link_lists<true>(column, direction, space, links);
+        } else {
+            link_lists<false>(column, direction, space, links);
         }
     }
 
@@ -98,19 +107,50 @@ class VertexLists {
         return kNone;
     }
 
+    template <bool kOfLists>
+    void link_lists(int64_t column, int direction, const KeySpace<Key>& space, const Links& links) const {
+        for (uint32_t list = first_list_[column]; list < first_list_[column + 1]; ++list) {
+            const uint32_t begin = begin_[list], end = begin_[list + 1];
+            const Key first = space.after(keys_[begin], direction);
+            const uint32_t target = find_list(order_.list_of(first), list, column);
+            const bool exists = target != kNone;
+            const bool any =
+                link<kOfLists>(begin, end, exists ? begin_[target] : 0, exists ? begin_[target + 1] : 0, first - keys_[begin], links);
+            if constexpr (kOfLists) {
+                links.after[list] = any ? target : kNone;
+                if (any) links.has_before[target] = 1;
+            }
+        }
+    }
+
     // From the vertices [u, u_end) to those of [v, v_end) whose keys are larger by `step`. Without branches, which would be mispredicted:
-    // what is written for the vertex that is not passed is written again.
-    void link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step, uint32_t* after, uint8_t* has_before) const {
+    // what is written for the vertex that is not passed is written again. Returns whether there are any.
+    template <bool kOfLists>
+    bool link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step, const Links& links) const {
         const Key* const keys = keys_.get();
+        uint32_t* const after = links.after.get();
+        uint8_t* const marked_after = links.marked_after.get();
+        uint8_t* const before = (kOfLists ? links.marked_before : links.has_before).get();
+        uint8_t any = 0;
         while (u < u_end && v < v_end) {
             const Key wanted = keys[u] + step, present = keys[v];
-            const bool found = wanted == present;
-            after[u] = found ? v : kNone;
-            has_before[v] = found;
+            const uint8_t is_neighbor = wanted == present;
+            before[v] = is_neighbor;
+            if constexpr (kOfLists) {
+                marked_after[u] = is_neighbor;
+                any |= is_neighbor;
+            } else {
+                after[u] = v | (is_neighbor - 1u);  // v or kNone
+            }
             u += wanted <= present;
             v += wanted >= present;
         }
-        std::fill(after + u, after + u_end, kNone);
+        if constexpr (kOfLists) {
+            std::fill(marked_after + u, marked_after + u_end, uint8_t{0});
+        } else {
+            std::fill(after + u, after + u_end, kNone);
+        }
+        return any;
     }
 
     const Buffer<Key>& keys_;

@@ -233,23 +233,29 @@ def test_there_are_the_vertices_of_the_reference(generic: Built) -> None:
 # ---- Neighbors -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_chains_are_the_neighbors(built: Built) -> None:
-    """Every vertex with a neighbor is in one chain per direction, followed by the vertex one step on."""
+def expected_neighbors(built: Built) -> list[dict[int, int]]:
+    """Per direction, the vertex one step on of every vertex that has one."""
     coordinates = [tuple(vertex) for vertex in built.passes["vertices"]["coordinates"]]
     number = {vertex: n for n, vertex in enumerate(coordinates)}
     size = built.num_features + 1
-    assert len(built.passes["chains"]) == size
-    for direction, entries in enumerate(built.passes["chains"]):
-        step = [1 - size * (i == direction) for i in range(size)]
-        expected = {}
-        for vertex, n in number.items():
-            after = number.get(tuple(a + b for a, b in zip(vertex, step, strict=True)))
-            if after is not None:
-                expected[n] = after
-        found = {a // 2: b // 2 for a, b in itertools.pairwise(entries) if a % 2 == 0}
-        assert found == expected
+    steps = [[1 - size * (i == direction) for i in range(size)] for direction in range(size)]
+    found = [[(n, number.get(tuple(a + b for a, b in zip(v, step, strict=True)))) for v, n in number.items()] for step in steps]
+    return [{n: after for n, after in pairs if after is not None} for pairs in found]
+
+
+def test_chains_are_the_neighbors(built: Built) -> None:
+    """Every vertex with a neighbor is in one chain per direction, followed by the vertex one step on."""
+    for entries, expected in zip(built.passes["chains"], expected_neighbors(built), strict=True):
+        assert {a // 2: b // 2 for a, b in itertools.pairwise(entries) if a % 2 == 0} == expected
         assert len(set(entries)) == len(entries)
         assert {entry // 2 for entry in entries} == set(expected) | set(expected.values())
+
+
+def test_links_are_the_neighbors(built: Built) -> None:
+    """By chains of lists, every vertex that has one a step on is linked to it, once in each direction, and no other is."""
+    for pairs, expected in zip(built.passes["links"], expected_neighbors(built), strict=True):
+        assert dict(pairs) == expected
+        assert len(pairs) == len(expected)
 
 
 # ---- Slots -----------------------------------------------------------------------------------------------------------------------------

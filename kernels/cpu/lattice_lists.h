@@ -1,0 +1,130 @@
+// Blurring a lattice's rows along one direction by chains of lists, with AVX-512: each row gains half of the rows before and after it.
+//
+// Of two successive lists, the vertices that have the other as neighbor correspond in their order (Lattice::Chains). So memory is read from
+// list to list, without an index per vertex. Chains of vertices are faster if there are fewer vertices than voxels, and without AVX-512.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "cpu/lattice_build.h"
+#include "cpu/simd.h"
+
+namespace crf {
+
+// Rows of scratch that follow the last one of a list: whole vectors are stored.
+constexpr int64_t kListPadding = kLanes;
+
+// Rows of scratch for blur_lists.
+inline int64_t blur_scratch(const Lattice& lattice) { return 4 * (lattice.longest_list + kListPadding); }
+
+// Whether there is blur_lists for these rows: with AVX-512, for those of 1, 2 or 4 floats.
+#if defined(__AVX512F__)
+constexpr size_t kLargestListRow = 16;
+#else
+constexpr size_t kLargestListRow = 0;
+#endif
+template <class Row>
+constexpr bool kBlursLists = sizeof(Row) <= kLargestListRow;
+
+#if defined(__AVX512F__)
+// Up to 25 bits from a vertex's on, the lowest first.
+inline uint32_t bits_from(const uint8_t* bits, int64_t vertex) {
+    uint32_t word;
+    std::memcpy(&word, bits + vertex / 8, sizeof word);
+    return word >> vertex % 8;
+}
+
+// Whole vectors of rows of 1, 2 or 4 floats.
+template <class Row>
+struct RowVectors {
+    static constexpr int kRows = 64 / static_cast<int>(sizeof(Row));
+
+    // A bit per lane from a bit per row; lanes are floats for rows of one, otherwise pairs of floats.
+    static uint32_t lanes(uint32_t rows) {
+        if constexpr (sizeof(Row) == 16) {
+            return _pdep_u32(rows, 0x55) * 3;
+        } else {
+            return rows;
+        }
+    }
+    static __m512 load(uint32_t mask, const Row* from) {
+        if constexpr (sizeof(Row) == 4) return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
+        return _mm512_castpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
+    }
+    static void store(uint32_t mask, Row* to, __m512 v) {
+        if (mask == (sizeof(Row) == 4 ? 0xffff : 0xff)) return store_all(to, v);  // faster than the masked one
+        if constexpr (sizeof(Row) == 4) {
+            _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), v);
+        } else {
+            _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), _mm512_castps_pd(v));
+        }
+    }
+    static void store_all(Row* to, __m512 v) { _mm512_storeu_ps(to, v); }
+    static __m512 compress(uint32_t mask, __m512 v) {
+        if constexpr (sizeof(Row) == 4) return _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), v);
+        return _mm512_castpd_ps(_mm512_maskz_compress_pd(static_cast<__mmask8>(mask), _mm512_castps_pd(v)));
+    }
+    static __m512 expand(uint32_t mask, const Row* from) {
+        const __m512 v = _mm512_loadu_ps(from);
+        if constexpr (sizeof(Row) == 4) return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), v);
+        return _mm512_castpd_ps(_mm512_maskz_expand_pd(static_cast<__mmask8>(mask), _mm512_castps_pd(v)));
+    }
+};
+
+// Copies the rows of vertices [first, end) whose bit is set, one after another; writes up to kListPadding rows more.
+template <class Row>
+void pick_rows(const Row* rows, const uint8_t* bits, int64_t first, int64_t end, Row* to) {
+    using Vectors = RowVectors<Row>;
+    for (int64_t v = first; v < end; v += Vectors::kRows) {
+        const uint32_t present = (1u << std::min<int64_t>(Vectors::kRows, end - v)) - 1, picked = bits_from(bits, v) & present;
+        Vectors::store_all(to, Vectors::compress(Vectors::lanes(picked), Vectors::load(Vectors::lanes(present), rows + v)));
+        to += std::popcount(picked);
+    }
+}
+
+// Blurs the rows of vertices [first, end). before, after: the unblurred rows of their neighbors, one after another. Copies the unblurred
+// rows that have a neighbor after them to `own`. kListPadding rows of each may be touched beyond the last.
+template <class Row>
+void blur_list(const Lattice::Chains& chains, int64_t first, int64_t end, const Row* before, const Row* after, Row* own, Row* rows) {
+    using Vectors = RowVectors<Row>;
+    const __m512 half = _mm512_set1_ps(0.5f);
+    for (int64_t v = first; v < end; v += Vectors::kRows) {
+        const uint32_t present = (1u << std::min<int64_t>(Vectors::kRows, end - v)) - 1, lanes = Vectors::lanes(present);
+        const uint32_t has_before = bits_from(chains.before.get(), v) & present, has_after = bits_from(chains.after.get(), v) & present;
+        const uint32_t after_lanes = Vectors::lanes(has_after);
+        const __m512 unblurred = Vectors::load(lanes, rows + v);
+        const __m512 both = Vectors::expand(Vectors::lanes(has_before), before) + Vectors::expand(after_lanes, after);
+        Vectors::store(lanes, rows + v, unblurred + both * half);
+        Vectors::store_all(own, Vectors::compress(after_lanes, unblurred));
+        before += std::popcount(has_before);
+        after += std::popcount(has_after);
+        own += std::popcount(has_after);
+    }
+}
+
+// Blurs the chains of lists of one piece of a direction in place.
+template <class Row>
+void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch, Row* rows) {
+    const int64_t longest = lattice.longest_list + kListPadding, end = chains.pieces[piece + 1];
+    Row *before = scratch, *own = scratch + longest, *after = scratch + 2 * longest, *picked = scratch + 3 * longest;
+    // Of the list that follows an entry's. Picked one list ahead: a load that overlaps two recent stores would wait for both.
+    const auto pick_next = [&](int64_t i) {
+        if (i >= end || (chains.entries[i] & 1) != 0) return;
+        const uint32_t next = chains.entries[i + 1] >> 1;
+        pick_rows(rows, chains.before.get(), lattice.first_of_list[next], lattice.first_of_list[next + 1], picked);
+    };
+    pick_next(chains.pieces[piece]);
+    for (int64_t i = chains.pieces[piece]; i < end; ++i) {
+        std::swap(after, picked);
+        pick_next(i + 1);
+        const uint32_t list = chains.entries[i] >> 1;
+        blur_list(chains, lattice.first_of_list[list], lattice.first_of_list[list + 1], before, after, own, rows);
+        std::swap(before, own);
+    }
+}
+#endif
+
+}  // namespace crf
