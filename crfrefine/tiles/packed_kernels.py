@@ -167,7 +167,7 @@ class PackedKernels:
         return biased
 
     def _by_bias(self, by_logits: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the gradient by the bias, which is added to the logits inside the mask."""
+        """Return the gradient with respect to the bias, which is added to the logits inside the mask."""
         inside = self._inside()
         where: Any = True if inside is None else inside
         return np.array([channel.sum(dtype=np.float64, where=where) for channel in by_logits])
