@@ -124,8 +124,6 @@ def refine(
         (0, 1)
         >>> result.changes.voxels_changed
         1
-        >>> result.marginals.shape
-        (2, 5, 6, 7)
     """
     parameters = as_parameters(parameters)
     logits, image = given_array(logits, "logits"), given_array(image, "image")

@@ -158,10 +158,9 @@ class RefinementResult(Reported):
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, x of the last mean-field step; outside the mask the input divided by the temperature.
+        """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds. Outside the mask: the input over the temperature.
 
-        For regions: their log-odds, (R, *grid). Where labels took no part (`mean_field.label_threshold`), the array is put together when it
-        is first asked for, from the input's array, which must not have changed.
+        It is put together when first asked for, where labels took no part from the input's array, which must not have changed.
         """
         return self.order.to_user(self.channels.dense())
 

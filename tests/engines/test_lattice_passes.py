@@ -252,7 +252,7 @@ def test_chains_are_the_neighbors(built: Built) -> None:
 
 
 def test_links_are_the_neighbors(built: Built) -> None:
-    """By chains of lists, every vertex that has one a step on is linked to it, once in each direction, and no other is."""
+    """Chains of lists link each vertex to its neighbor along a direction, once each way, and link no others."""
     for pairs, expected in zip(built.passes["links"], expected_neighbors(built), strict=True):
         assert dict(pairs) == expected
         assert len(pairs) == len(expected)
