@@ -177,6 +177,20 @@ def network_logits(values: NDArray[np.floating[Any]], *, is_probability: bool) -
     return logits
 
 
+def add_bias(logits: NDArray[np.float32], bias: NDArray[np.floating[Any]] | None, inside: NDArray[np.bool_] | None) -> None:
+    """Add the bias of each label to its logits where a mask is True.
+
+    Args:
+        logits: (L, ...); written to.
+        bias: (L,); None: nothing is added.
+        inside: of the shape of one label's logits; None: everywhere.
+    """
+    if bias is None:
+        return
+    for channel, of_label in zip(logits, bias, strict=True):
+        np.add(channel, np.float32(of_label), out=channel, where=True if inside is None else inside)
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return exp(logits) normalized to sum to 1 over the first axis, without overflow."""
     probabilities: NDArray[np.float32] = logits - logits.max(axis=0)

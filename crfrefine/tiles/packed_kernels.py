@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.arrays.probabilities import add_bias
 from crfrefine.engines.base import MeanFieldGradients, Tape
 from crfrefine.engines.origin import default_origin
 from crfrefine.engines.volume import check_tiles
@@ -161,9 +162,8 @@ class PackedKernels:
         """Return the logits with the bias of the labels inside the mask."""
         if spec.bias is None:
             return logits
-        biased, inside = np.array(logits, np.float32), self._inside()
-        for channel, bias in zip(biased, spec.bias, strict=True):
-            np.add(channel, np.float32(bias), out=channel, where=True if inside is None else inside)
+        biased = np.array(logits, np.float32)
+        add_bias(biased, spec.bias, self._inside())
         return biased
 
     def _by_bias(self, by_logits: NDArray[Any]) -> NDArray[np.float64]:

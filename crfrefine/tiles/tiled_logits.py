@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import network_logits
+from crfrefine.arrays.probabilities import add_bias, network_logits
 from crfrefine.tiles.run_outcome import RunOutcome
 
 if TYPE_CHECKING:
@@ -131,17 +131,3 @@ class TiledLogits(RunOutcome):
         assert self._tiles is not None
         tiles, values = self._tiles.entries_of(label)
         return self._tiles.sets.grid.spread(tiles, values, np.float32(np.nan))
-
-
-def add_bias(logits: NDArray[np.float32], bias: NDArray[np.floating[Any]] | None, inside: NDArray[np.bool_] | None) -> None:
-    """Add the bias of each label to its logits where a mask is True.
-
-    Args:
-        logits: (L, ...); written to.
-        bias: (L,); None: nothing is added.
-        inside: of the shape of one label's logits; None: everywhere.
-    """
-    if bias is None:
-        return
-    for channel, of_label in zip(logits, bias, strict=True):
-        np.add(channel, np.float32(of_label), out=channel, where=True if inside is None else inside)
