@@ -34,12 +34,12 @@ class SettledLabels:
 
     def write(self, label_map: NDArray[np.unsignedinteger[Any]]) -> None:
         """Write the labels into a label map (*grid)."""
-        _, height, width = self.grid.shape
-        for row, labels in enumerate(self.labels):
-            planes = slice(row * TILE[0], (row + 1) * TILE[0])
-            spread = labels.repeat(TILE[1], axis=0)[:height].repeat(TILE[2], axis=1)[:, :width]
-            where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[planes]
-            np.copyto(label_map[planes], spread.astype(label_map.dtype), where=where)
+        depth, height, width = self.grid.shape
+        for start in range(0, depth, TILE[0]):
+            stop = min(start + TILE[0], depth)
+            spread = self.grid.voxels(self.labels, (start, 0, 0), (stop, height, width))
+            where = spread >= 0 if self.mask is None else (spread >= 0) & self.mask[start:stop]
+            np.copyto(label_map[start:stop], spread.astype(label_map.dtype), where=where)
 
 
 def find_settled_labels(problem: TileProblem, found: RefinedTiles | None) -> SettledLabels | None:
