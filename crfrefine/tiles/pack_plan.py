@@ -13,9 +13,9 @@ from crfrefine.tiles.grid import MOST_DIMS, TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.packing import Packing
 from crfrefine.tiles.problem import TileProblem
-from crfrefine.tiles.refining import find_present, survey_channels
 from crfrefine.tiles.solving import label_sets
 from crfrefine.tiles.sources import DenseChannels
+from crfrefine.tiles.survey import find_present, survey_channels
 from crfrefine.tiles.threshold import find_thresholds
 
 if TYPE_CHECKING:

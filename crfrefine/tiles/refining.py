@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from crfrefine.tiles.sampling import is_crowded
 from crfrefine.tiles.settled import find_settled_labels
 from crfrefine.tiles.solving import label_sets, solve
 from crfrefine.tiles.sources import DenseChannels
-from crfrefine.tiles.survey import Survey
-from crfrefine.tiles.threshold import Thresholds, find_thresholds
+from crfrefine.tiles.survey import find_present, survey_channels
+from crfrefine.tiles.threshold import find_thresholds
 from crfrefine.tiles.tiled_logits import TiledLogits
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from crfrefine.arrays.case_image import CaseImage
     from crfrefine.engines.base import Backend
-    from crfrefine.specs import MeanFieldSpec, ModelSpec
+    from crfrefine.specs import ModelSpec
 
 
 def refine_tiles(
@@ -103,25 +103,6 @@ def refine_tiles(
     return TiledLogits(source, spec.mean_field, inside, found, settled, values.shape[1:], settings.threads, settled_labels=own)
 
 
-def survey_channels(
-    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
-) -> Survey:
-    """Return what one pass over all channels finds.
-
-    Args:
-        grid: the tiles.
-        source: the channels.
-        run: of all labels.
-        mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
-        threads: None: the cores this process may use.
-    """
-    options: dict[str, Any] = {"mask": mask, "is_probability": source.is_probability, "threads": threads}
-    survey = Survey(grid, run.num_labels, run.temperature, bias=run.bias, **options)
-    for label in range(run.num_labels):
-        survey.add(label, source.channel(label))
-    return survey
-
-
 def settled_energy(best_by_tile: NDArray[np.float64], found: RefinedTiles | None) -> float:
     """Return the energy of the voxels inside the mask that take no part: minus their largest logits, bias included, over the temperature.
 
@@ -130,22 +111,3 @@ def settled_energy(best_by_tile: NDArray[np.float64], found: RefinedTiles | None
         found: what took part; None: nothing.
     """
     return -float(best_by_tile.sum() if found is None else best_by_tile[~found.sets.active].sum())
-
-
-def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return where labels are present, and where they may matter, (L, *tiles) each.
-
-    Args:
-        survey: of all channels.
-        source: the channels.
-        thresholds: of the model.
-    """
-    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
-    for label, margins in enumerate(survey.margins):
-        # The bound was taken before later labels added to the sum.
-        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
-        if len(tiles):
-            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
-            present[label].flat[tiles] = exact > thresholds.present[label]
-            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
-    return present, may_matter

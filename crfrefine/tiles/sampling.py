@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.tiles.grid import TILE, TileGrid
-from crfrefine.tiles.survey import Survey
+from crfrefine.tiles.survey import find_present, survey_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,15 +49,9 @@ def is_crowded(
         start, stop = layer * TILE[0], min((layer + 1) * TILE[0], grid.shape[0])
         inside = None if mask is None else mask[start:stop]
         channels = source.planes(start, stop)
-        options: dict[str, Any] = {"mask": inside, "is_probability": source.is_probability, "threads": threads}
-        survey = Survey(TileGrid(channels.shape), run.num_labels, run.temperature, bias=run.bias, **options)
-        for label in range(run.num_labels):
-            survey.add(label, channels.channel(label))
-        # Margins are bounds taken before later labels were added; the last label's is exact.
-        tiles = np.arange(survey.grid.num_tiles)
-        exact = [survey.margins_of(label, channels.channel(label), tiles, is_whole_grid=True) for label in range(run.num_labels - 1)]
-        margins = np.stack([*exact, survey.margins[-1].reshape(-1)])
-        num_labels_of = (margins > thresholds.present[:, None]).sum(axis=0)
+        survey = survey_channels(TileGrid(channels.shape), channels, run, inside, threads)
+        present, _ = find_present(survey, channels, thresholds)
+        num_labels_of = present.sum(axis=0)
         num_entries += int(num_labels_of[num_labels_of > 1].sum())
         num_voxels += math.prod(channels.shape) if inside is None else int(np.count_nonzero(inside))
     return num_voxels > 0 and num_entries * math.prod(TILE) >= CROWDED * run.num_channels * num_voxels

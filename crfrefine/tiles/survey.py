@@ -9,7 +9,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.specs import MeanFieldSpec
     from crfrefine.tiles.grid import TileGrid
+    from crfrefine.tiles.sources import DenseChannels
+    from crfrefine.tiles.threshold import Thresholds
 
 
 class Survey:
@@ -108,3 +111,41 @@ class Survey:
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         self._engine.margins(values, is_whole_grid, tiles, *settings, self.mask, self.log_sum, found)
         return found
+
+
+def survey_channels(
+    grid: TileGrid, source: DenseChannels, run: MeanFieldSpec, mask: NDArray[np.bool_] | None, threads: int | None
+) -> Survey:
+    """Return what one pass over all channels finds.
+
+    Args:
+        grid: the tiles.
+        source: the channels.
+        run: of all labels.
+        mask: (*grid) C-contiguous, True where the model applies; None: everywhere.
+        threads: None: the cores this process may use.
+    """
+    options: dict[str, Any] = {"mask": mask, "is_probability": source.is_probability, "threads": threads}
+    survey = Survey(grid, run.num_labels, run.temperature, bias=run.bias, **options)
+    for label in range(run.num_labels):
+        survey.add(label, source.channel(label))
+    return survey
+
+
+def find_present(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return where labels are present, and where they may matter, (L, *tiles) each.
+
+    Args:
+        survey: of all channels.
+        source: the channels.
+        thresholds: of the model.
+    """
+    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+    for label, margins in enumerate(survey.margins):
+        # The bound was taken before later labels added to the sum.
+        tiles = np.flatnonzero(margins > thresholds.may_matter[label])
+        if len(tiles):
+            exact = survey.margins_of(label, source.channel(label), tiles, is_whole_grid=True)
+            present[label].flat[tiles] = exact > thresholds.present[label]
+            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+    return present, may_matter
