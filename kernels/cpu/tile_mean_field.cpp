@@ -4,13 +4,11 @@
 #include <cmath>
 
 #include "cpu/mean_field_rules.h"
-#include "cpu/simd.h"
+#include "cpu/softmax_lanes.h"
 
 namespace crf {
 
 namespace {
-
-constexpr float kTinyMarginal = std::numeric_limits<float>::min();
 
 class TileMeanField {
    public:
@@ -306,12 +304,9 @@ class TileMeanField {
 
     // The divergence of a row's new marginals from the old ones.
     vfloat divergence(int labels, const float* now, const float* old) const {
-        const vfloat tiny = splat_lanes(kTinyMarginal);
+        const vfloat tiny = splat_lanes(kTiny<float>);
         vfloat change{};
-        for (int l = 0; l < labels; ++l) {
-            const vfloat p = vmax(load(now + l * kLanes), tiny), ratio = vmax(load(old + l * voxels_), tiny) / p;
-            change += vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, tiny))), vfloat{});
-        }
+        for (int l = 0; l < labels; ++l) change += divergence_of_label(load(now + l * kLanes), load(old + l * voxels_), tiny);
         return change;
     }
 
