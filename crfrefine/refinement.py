@@ -37,7 +37,6 @@ from crfrefine.arrays.region_channels import (
     describe_undecided,
     find_undecided,
     identify_regions,
-    sigmoid,
     take_log_odds,
 )
 from crfrefine.arrays.region_scheme import RegionScheme, check_regions
@@ -49,7 +48,7 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.memory import memory_limit, require_memory
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.region_model import resolve_regions
-from crfrefine.refinement_result import DenseLogits, RefinementResult, renumbered
+from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of, renumbered
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
 from crfrefine.tiles.grid import MOST_DIMS, reach_of_axes
@@ -208,7 +207,8 @@ def refine(
     started = time.perf_counter()
     network = decode(ordered_logits)
     if parameters.postprocess.decision == "dice":
-        labels = _decide_by_dice(backend, refined, regions, crf_mask, network, threads)
+        probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
+        labels = _decide_by_dice(probabilities, regions, crf_mask, network)
     else:
         labels = refined.label_map(network, decode)
     cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(steps) / 1000.0)
@@ -228,6 +228,7 @@ def refine(
         notes=notes,
         spacing=tuple(steps),
         regions=regions,
+        output_temperature=parameters.mean_field.output_temperature,
     )
 
 
@@ -258,19 +259,13 @@ def _refine_all_labels(
 
 
 def _decide_by_dice(
-    backend: Backend,
-    refined: CroppedLogits | DenseLogits | TiledLogits,
+    probabilities: NDArray[np.float32],
     regions: RegionScheme | None,
     mask: NDArray[np.bool_] | None,
     network: NDArray[np.unsignedinteger[Any]],
-    threads: int | None,
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Return the label map with the best expected Dice under the marginals; voxels outside the mask keep the network's label."""
-    logits = refined.dense()
-    if regions is None:
-        found = dice_labels(backend.softmax(logits, threads=threads), mask)
-    else:
-        found = dice_region_labels(sigmoid(logits), regions, mask)
+    found = dice_labels(probabilities, mask) if regions is None else dice_region_labels(probabilities, regions, mask)
     return found if mask is None else np.where(mask, found, network)
 
 
@@ -391,7 +386,7 @@ def streamed_result(
     Args:
         refined: the run.
         order: of the axes in it.
-        parameters: with the small-object rules.
+        parameters: with the small-object rules and the output temperature.
         spacing: mm, one per grid axis.
         device: the name of the engine.
         threads: None: the cores this process may use.
@@ -412,6 +407,7 @@ def streamed_result(
         voxels_filled=cleaned.voxels_filled,
         notes=refined.notes,
         spacing=tuple(spacing),
+        output_temperature=parameters.mean_field.output_temperature,
     )
 
 

@@ -15,11 +15,12 @@ from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.gathering import Selection, blocks
 from crfrefine.arrays.label_maps import LabelChanges, compare_labels
 from crfrefine.arrays.one_hot import renumber
+from crfrefine.arrays.output_temperature import over_output_temperature
 from crfrefine.arrays.region_channels import sigmoid
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import MeanFieldReport, MeanFieldResult, Reported
+from crfrefine.engines.base import Backend, MeanFieldReport, MeanFieldResult, Reported
 from crfrefine.notebook import html_table
 
 _MOST_ROWS = 30
@@ -106,6 +107,7 @@ class RefinementResult(Reported):
         channel_labels: the label of each channel of `logits` and `marginals`; 0, 1, 2 … unless a label map was refined, which has
             channels only for the labels that occur in it. Empty for regions.
         num_labels: L, background included; more than there are channels if some labels do not occur.
+        output_temperature: divides the logits where they become marginals.
     """
 
     label_map: NDArray[np.unsignedinteger[Any]]
@@ -124,6 +126,7 @@ class RefinementResult(Reported):
     regions: RegionScheme | None = None
     channel_labels: tuple[int, ...] = ()
     num_labels: int = 0
+    output_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Number the channels from 0, unless the caller has numbered them."""
@@ -166,15 +169,14 @@ class RefinementResult(Reported):
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, the softmax of the logits; for regions the sigmoid, (R, *grid). Computed when first asked for."""
-        if self.regions is not None:
-            return sigmoid(self.logits)
-        if "logits" in vars(self) or isinstance(self.channels, DenseLogits):
-            return self.order.to_user(get_backend(self.device).softmax(self.order.to_storage(self.logits), threads=self.threads))
-        # Nobody has asked for the logits: their array, which is made for this, becomes that of the marginals.
-        values = self.channels.dense()
-        self._take_softmax(values.reshape(len(values), -1))
-        return self.order.to_user(values)
+        """(L, *grid) float32, the softmax of logits / output temperature; for regions the sigmoid, (R, *grid).
+
+        Computed when first asked for.
+        """
+        is_kept = "logits" in vars(self) or isinstance(self.channels, DenseLogits)
+        # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
+        values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
+        return self.order.to_user(self._probabilities(values, in_place=not is_kept))
 
     def logits_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
@@ -192,17 +194,12 @@ class RefinementResult(Reported):
         Raises:
             InputError: the mask has another shape than the grid, or values that are not finite.
         """
-        values = self.logits_at(mask)
-        if self.regions is not None:
-            return sigmoid(values)
-        self._take_softmax(values)
-        return values
+        return self._probabilities(self.logits_at(mask), in_place=True)
 
-    def _take_softmax(self, logits: NDArray[np.float32]) -> None:
-        """Replace (L, N) logits by their softmax over labels, in place, block by block."""
-        backend = get_backend(self.device)
-        for some in blocks(logits.shape[1]):
-            logits[:, some] = backend.softmax(logits[:, some], threads=self.threads)
+    def _probabilities(self, logits: NDArray[np.float32], *, in_place: bool) -> NDArray[np.float32]:
+        return probabilities_of(
+            logits, self.output_temperature, get_backend(self.device), self.regions, threads=self.threads, in_place=in_place
+        )
 
     @cached_property
     def changes(self) -> LabelChanges:
@@ -225,3 +222,33 @@ def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labe
         channel_labels=tuple(channel_labels),
         num_labels=num_labels,
     )
+
+
+def probabilities_of(
+    logits: NDArray[np.float32],
+    output_temperature: float,
+    backend: Backend,
+    regions: RegionScheme | None,
+    *,
+    threads: int | None = None,
+    in_place: bool = False,
+) -> NDArray[np.float32]:
+    """Return the calibrated probabilities of refined logits: the softmax over labels, or the sigmoid of the log-odds of regions.
+
+    Args:
+        logits: (L, ...) C-contiguous; of regions (R, ...).
+        output_temperature: divides the logits.
+        backend: computes the softmax.
+        regions: of the channels; None: they are labels.
+        threads: CPU threads; None: the cores this process may use.
+        in_place: whether the probabilities may take the place of the logits.
+    """
+    if regions is not None:
+        return sigmoid(over_output_temperature(logits, output_temperature))
+    if output_temperature == 1.0 and not in_place:
+        return backend.softmax(logits, threads=threads)
+    found = logits if in_place else np.empty(logits.shape, np.float32)
+    flat, of_logits = found.reshape(len(found), -1), logits.reshape(len(logits), -1)
+    for some in blocks(flat.shape[1]):
+        flat[:, some] = backend.softmax(over_output_temperature(of_logits[:, some], output_temperature), threads=threads)
+    return found

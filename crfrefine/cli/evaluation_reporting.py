@@ -101,6 +101,8 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
         _print_files(evaluation)
         if judged is not None and judged.harm is not None:
             print(for_terminal(judged.harm.sentence))
+        if judged is not None and judged.probabilities is not None:
+            print(for_terminal(judged.probabilities.sentence))
     if evaluation.verdict is not None:
         print(for_terminal(f"verdict: {evaluation.verdict.sentence}"))
     elif evaluation.no_verdict:

@@ -80,6 +80,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
         if judged.harm is not None:
             print(for_terminal(judged.harm.sentence))
+        if judged.probabilities is not None:
+            print(for_terminal(judged.probabilities.sentence))
     print(for_terminal(f"verdict: {judged.sentence}"))
 
 

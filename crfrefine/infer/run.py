@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from crfrefine.errors import InputError
@@ -374,7 +375,7 @@ def _probabilities(result: RefinementResult) -> Channels:
     from crfrefine.tiles.streamed_logits import StreamedLogits
 
     if isinstance(result.channels, StreamedLogits):
-        return _streamed(result, result.channels.probabilities, 0.0)
+        return _streamed(result, partial(result.channels.probabilities, output_temperature=result.output_temperature), 0.0)
     return _of_all_labels(result, result.marginals, 0.0)
 
 

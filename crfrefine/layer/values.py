@@ -185,6 +185,11 @@ class CrfValues(nn.Module):
         return forms.value_from_log(self.log_temperature, forms.TEMPERATURE_RANGE)
 
     @property
+    def output_temperature(self) -> float:
+        """What `crfrefine infer` divides refined logits by where they become probabilities; the layer does not, and does not learn it."""
+        return self._start.mean_field.output_temperature
+
+    @property
     def bias(self) -> Tensor:
         """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
         return forms.bias_from_raw(self.raw_bias)

@@ -18,6 +18,9 @@ LARGEST_TEMPERATURE = 1e6
 LARGEST_BIAS = 1e3
 """Far above any useful difference between logits, and far below the logits of labels that are absent, -1e4, which must stay absent."""
 
+OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)
+"""Far beyond any that was learned; refined logits divided by it stay inside float32's range."""
+
 _positive = checks.in_range(0.0, low_open=True)
 
 
@@ -151,6 +154,9 @@ class MeanFieldParameters(Section):
         0.0,
         checks.one_or_many(checks.in_range(-LARGEST_BIAS, LARGEST_BIAS)),
         "added to the logits inside the mask, before the temperature; a number, or one per label",
+    )
+    output_temperature: float = _key(
+        1.0, checks.in_range(*OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
     )
     normalization: str = _key("symmetric", checks.choice("symmetric", "after", "none"), "symmetric | after | none")
     damping: float = _key(0.0, checks.in_range(0.0, 1.0, high_open=True), "0 = plain parallel update; below 1")

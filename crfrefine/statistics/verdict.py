@@ -16,6 +16,7 @@ from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
 from crfrefine.statistics.harm import Harm, find_harm
 from crfrefine.statistics.paired import NUM_RESAMPLES, PairedComparison, compare_pairs, detectable_difference, holm
+from crfrefine.statistics.probabilities import ProbabilityChange, judge_probabilities
 from crfrefine.statistics.wilcoxon import smallest_p_value
 
 _METRIC = DICE
@@ -69,6 +70,7 @@ class Verdict:
         rivals: the methods that it should beat as well.
         notes: further facts that the reader must know, one sentence each, such as cases left out.
         harm: what got worse besides; None if no other metric was looked at.
+        probabilities: whether the probabilities got better or worse; None if they were not measured.
     """
 
     outcome: Outcome
@@ -82,6 +84,7 @@ class Verdict:
     rivals: tuple[Rival, ...]
     notes: tuple[str, ...]
     harm: Harm | None = None
+    probabilities: ProbabilityChange | None = None
 
     @property
     def num_comparisons(self) -> int:
@@ -121,8 +124,8 @@ def verdict(
         rivals_are_simple: whether to call the rivals simple methods, and prefer one that is not beaten.
         regions: whose mean Dice decides; default: all.
         subject: name of the method in the sentence; default: its name.
-        summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse is looked up there. Default:
-            no other metric is looked at.
+        summary: rows of `summarize` with the same baseline and the mean over the same regions: what got worse, and whether the
+            probabilities got better, is looked up there. Default: no other metric is looked at.
         titles: displayed name of each region; default: its name.
         alpha: level of the two-sided test after Holm's correction over the baseline and all rivals.
         seed: of the bootstrap.
@@ -148,8 +151,9 @@ def verdict(
     chosen = table.regions if regions is None else tuple(regions)
     notes = _notes(table, method, baseline, chosen, comparisons[0]) + _notes_on_rivals(table, judged, comparisons[0].num_pairs)
     harm = None if summary is None else find_harm(summary, method, chosen, titles=titles, alpha=alpha)
+    probabilities = None if summary is None else judge_probabilities(summary, method, alpha=alpha)
     sentence += _but(outcome, harm, baseline, has_rivals=bool(judged))
-    return Verdict(outcome, sentence, method, baseline, chosen, comparisons[0], adjusted[0], alpha, judged, notes, harm)
+    return Verdict(outcome, sentence, method, baseline, chosen, comparisons[0], adjusted[0], alpha, judged, notes, harm, probabilities)
 
 
 def _direction(comparison: PairedComparison, p_holm: float, alpha: float) -> int | None:

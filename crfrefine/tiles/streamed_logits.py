@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
+from crfrefine.arrays.output_temperature import over_output_temperature
 from crfrefine.tiles.grid import MOST_DIMS, TILE, TileGrid
 from crfrefine.tiles.run_outcome import RunOutcome
 
@@ -62,6 +62,7 @@ class StreamedLogits(RunOutcome):
         self._mask = mask
         self._network = labels
         self._network.setflags(write=False)
+        self._log_sums: dict[float, NDArray[np.float32]] = {}
         self._own = labels if settled_labels is None else labels.copy()
         if settled_labels is not None:
             settled_labels.write(self._own)
@@ -78,13 +79,13 @@ class StreamedLogits(RunOutcome):
             self._tiles.decode(labels, threads)
         return labels.reshape(self._shape)
 
-    def probabilities(self, label: int, planes: slice) -> NDArray[np.float32]:
+    def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> NDArray[np.float32]:
         """Return planes of a label's marginals: 1 or 0 where one label took part, and outside the mask."""
-        return self._piece(label, planes, outside=(1.0, 0.0), is_probability=True)
+        return self._piece(label, planes, outside=(1.0, 0.0), output_temperature=output_temperature)
 
     def logits(self, label: int, planes: slice) -> NDArray[np.float32]:
         """Return planes of a label's refined logits: ABSENT_LOGIT where it took no part, 0 where it was the only one."""
-        return self._piece(label, planes, outside=(0.0, ABSENT_LOGIT), is_probability=False)
+        return self._piece(label, planes, outside=(0.0, ABSENT_LOGIT), output_temperature=None)
 
     def dense(self) -> NDArray[np.float32]:
         """Return (L, *grid) refined logits."""
@@ -97,19 +98,25 @@ class StreamedLogits(RunOutcome):
         inner, _ = voxels.within((planes, *(slice(0, extent) for extent in self._shape[1:])))
         return inner.take_all((self.logits(label, planes) for label in range(self.num_channels)), self.num_channels)
 
-    def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], is_probability: bool) -> NDArray[np.float32]:
+    def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
+        """Return planes of a label's probabilities with an output temperature; None: of its logits.
+
+        `outside` are the values of the own label and of others where no labels were refined.
+        """
         own = self._own.reshape(self._shape)[planes]
         piece = np.where(own == label, np.float32(outside[0]), np.float32(outside[1]))
         if self._tiles is None:
             return piece
         if len(self._shape) == MOST_DIMS:
-            return self._refined(label, planes.start, planes.stop, piece, is_probability)
+            return self._refined(label, planes.start, planes.stop, piece, output_temperature)
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
         whole = np.where(self._own == label, np.float32(outside[0]), np.float32(outside[1]))
         grid = self._tiles.sets.grid
-        return self._refined(label, 0, grid.shape[0], whole.reshape(grid.shape), is_probability).reshape(self._shape)[planes]
+        return self._refined(label, 0, grid.shape[0], whole.reshape(grid.shape), output_temperature).reshape(self._shape)[planes]
 
-    def _refined(self, label: int, start: int, stop: int, piece: NDArray[np.float32], is_probability: bool) -> NDArray[np.float32]:
+    def _refined(
+        self, label: int, start: int, stop: int, piece: NDArray[np.float32], output_temperature: float | None
+    ) -> NDArray[np.float32]:
         """Write what was refined of planes start … stop into their piece."""
         assert self._tiles is not None
         sets = self._tiles.sets
@@ -119,26 +126,27 @@ class StreamedLogits(RunOutcome):
         tiles, entries = sets.entries_of(label)
         begin, end = np.searchsorted(tiles, (first * per_row, last * per_row))
         values = self._tiles.values[entries[begin:end]]
-        if is_probability:
-            values = np.exp(values - self._log_sums[np.searchsorted(sets.tiles, tiles[begin:end])])
+        if output_temperature is not None:
+            values = over_output_temperature(values, output_temperature)
+            values = np.exp(values - self._log_sums_of(output_temperature)[np.searchsorted(sets.tiles, tiles[begin:end])])
         part = TileGrid.of(shape)
         active = part.voxels(sets.active[first:last])
-        spread = part.spread(tiles[begin:end] - first * per_row, values, np.float32(0.0 if is_probability else ABSENT_LOGIT))
+        spread = part.spread(tiles[begin:end] - first * per_row, values, np.float32(ABSENT_LOGIT if output_temperature is None else 0.0))
         if self._mask is not None:
             active &= self._mask[first * TILE[0] : first * TILE[0] + shape[0]]
         own = slice(start - first * TILE[0], stop - first * TILE[0])
         return np.where(active[own], spread[own], piece)
 
-    @cached_property
-    def _log_sums(self) -> NDArray[np.float32]:
-        """(active tiles, voxels of a tile), logarithm of the sum of exp(logit) of the labels that take part."""
+    def _log_sums_of(self, output_temperature: float) -> NDArray[np.float32]:
+        """(active tiles, voxels of a tile), logarithm of the sum of exp(logit / temperature) of the labels that take part."""
         assert self._tiles is not None
-        values, starts = self._tiles.values, self._tiles.sets.first_entry[:-1]
-        largest = np.maximum.reduceat(values, starts, axis=0)
-        sums = np.zeros_like(largest)
-        counts = np.diff(self._tiles.sets.first_entry)
-        for number in range(int(counts.max())):
-            some = np.flatnonzero(counts > number)
-            sums[some] += np.exp(values[starts[some] + number] - largest[some])
-        log_sums: NDArray[np.float32] = largest + np.log(sums)
-        return log_sums
+        if output_temperature not in self._log_sums:
+            values, starts = self._tiles.values, self._tiles.sets.first_entry[:-1]
+            largest = over_output_temperature(np.maximum.reduceat(values, starts, axis=0), output_temperature)
+            sums = np.zeros_like(largest)
+            counts = np.diff(self._tiles.sets.first_entry)
+            for number in range(int(counts.max())):
+                some = np.flatnonzero(counts > number)
+                sums[some] += np.exp(over_output_temperature(values[starts[some] + number], output_temperature) - largest[some])
+            self._log_sums[output_temperature] = largest + np.log(sums)
+        return self._log_sums[output_temperature]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from crfrefine.statistics.comparison import Measurement, ResultTable, SummaryRow, measurements_of, summarize
+from crfrefine.statistics.probabilities import judge_probabilities
 from crfrefine.statistics.verdict import Outcome, Verdict, verdict
 from crfrefine.train.methods import (
     ALL_MEASURED,
@@ -18,6 +19,7 @@ from crfrefine.train.methods import (
     LARGEST,
     NETWORK,
     NNUNET,
+    PROBABILITIES,
     RULES,
     SCALING,
     SCALING_LARGEST,
@@ -51,6 +53,9 @@ def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
     )
     summary, summary_of_largest = summarize(table, NETWORK, seed=seed), summarize(pair, LARGEST, seed=seed)
     read, alone = judge(table, summary, summary_of_largest)
+    calibration = _summarize_probabilities(measured, seed)
+    change = judge_probabilities(calibration, TRAINED)
+    read, alone = (replace(one, probabilities=change) for one in (read, alone))
     if num_cut_short(folds):
         read, alone = (replace(one, sentence=f"the time ran out before the training was finished: {one.sentence}") for one in (read, alone))
     return Comparison(
@@ -58,6 +63,7 @@ def compare(folds: tuple[FoldResult, ...], seed: int) -> Comparison:
         summary=summary,
         summary_of_largest=summary_of_largest,
         summary_of_rules=summarize(pair_of_rules, RULES, seed=seed) if TRAINED_RULES in table.methods else [],
+        summary_of_probabilities=calibration,
         verdict=read,
         verdict_alone=alone,
     )
@@ -70,6 +76,15 @@ def make_table(measured: Mapping[str, MethodValues]) -> ResultTable:
         for method in ALL_MEASURED:
             lines += measurements_of(case_id, method, values[method]) if method in values else []
     return ResultTable(lines)
+
+
+def _summarize_probabilities(measured: Mapping[str, MethodValues], seed: int) -> list[SummaryRow]:
+    """Return how good the probabilities of the trained CRF are, against the network's; empty without measurements."""
+    lines: list[Measurement] = []
+    for case_id in sorted(measured):
+        for method, name in PROBABILITIES.items():
+            lines += measurements_of(case_id, method, measured[case_id][name]) if name in measured[case_id] else []
+    return summarize(ResultTable(lines), NETWORK, seed=seed) if lines else []
 
 
 def judge(

@@ -14,6 +14,7 @@ from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
 from crfrefine.train.model import mean_defined
+from crfrefine.train.output_temperature import calibrate_output
 from crfrefine.train.plan import Plan
 from crfrefine.train.preparation import Prepared
 from crfrefine.train.reading import on_cases, read_case
@@ -38,6 +39,7 @@ def _run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Star
         session.observer.stage_started(name)
     if part.fit is None:
         fit = _fit(number, plan, prepared, starts, session)
+        fit = calibrate_output(fit, split.seen, prepared.material, session.workers)
         journal.note_part(number, replace(journal.part(number), fit=fit))
     else:
         fit = part.fit

@@ -14,6 +14,7 @@ from crfrefine.train.fit_result import FitResult, calibration_alone, is_gain, no
 from crfrefine.train.folds import all_cases
 from crfrefine.train.methods import NETWORK, TRAINED
 from crfrefine.train.model import mean_defined
+from crfrefine.train.output_temperature import calibrate_output
 from crfrefine.train.plan import Plan
 from crfrefine.train.preparation import Prepared
 from crfrefine.train.results import FoldResult
@@ -33,6 +34,7 @@ def train_on_all_cases(plan: Plan, prepared: Prepared, folds: Sequence[FoldResul
     fit = session.journal.part(number).fit
     if fit is None:
         fit = _fit(plan, prepared, folds, session)
+        fit = calibrate_output(fit, range(plan.num_cases), prepared.material, session.workers)
         session.journal.note_part(number, replace(session.journal.part(number), fit=fit))
     tuned = tune_rivals(number, fit, all_cases(plan.num_cases), plan, prepared, session)
     session.journal.save()

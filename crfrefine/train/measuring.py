@@ -30,6 +30,7 @@ from crfrefine.train.methods import (
     METRICS,
     NETWORK,
     NNUNET,
+    PROBABILITIES,
     RULES,
     SCALING,
     SCALING_LARGEST,
@@ -42,6 +43,8 @@ from crfrefine.train.methods import (
     TRAINED_RULES,
     MethodValues,
 )
+from crfrefine.train.probabilities import probabilities_of
+from crfrefine.train.probability_quality import measure_probabilities
 from crfrefine.train.tuned import Tuned
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
     from crfrefine.cases.case import Case
     from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing
+    from crfrefine.refinement_result import RefinementResult
 
 
 def measure_methods(
@@ -59,7 +63,7 @@ def measure_methods(
     threads: int,
     nnunet: NnunetPostprocessing | None = None,
 ) -> MethodValues:
-    """Return METRICS of every method on one case.
+    """Return METRICS of every method on one case, and CALIBRATION_METRICS of PROBABILITIES.
 
     Args:
         case: read with its labels, where L marks voxels without a reference.
@@ -74,8 +78,8 @@ def measure_methods(
 
     keep, rules = PostprocessParameters(keep_largest=tuned.keep_largest), tuned.rules
 
-    def crf(parameters: CrfParameters) -> NDArray[Any]:
-        found = refine(
+    def crf(parameters: CrfParameters) -> RefinementResult:
+        return refine(
             case.logits,
             case.image,
             spacing=case.spacing,
@@ -86,7 +90,6 @@ def measure_methods(
             device=device,
             threads=threads,
         )
-        return found.label_map
 
     def cleaned(labels: NDArray[Any], parameters: PostprocessParameters = keep) -> NDArray[Any]:
         return postprocess(labels, parameters, float(np.prod(case.spacing)) / 1000.0)
@@ -102,7 +105,9 @@ def measure_methods(
         """As for the CRF, the network's labels stay outside the mask and in padding."""
         return found if inside is None else np.where(inside, found, network)
 
-    trained = crf(replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
+    refined = crf(replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
+    trained, of_trained = refined.label_map, measure_probabilities(case, refined.marginals)
+    del refined
     scaled = within_mask(case.decode(tuned.scaling.apply(logits)))
     smooth = within_mask(case.decode(smoothed(logits, tuned.sigma_mm, case.spacing)))
     guided = decided = network
@@ -120,7 +125,7 @@ def measure_methods(
         GUIDED: guided,
         DICE: decided,
         LARGEST: cleaned(network),
-        DEFAULT: crf(default),
+        DEFAULT: crf(default).label_map,
         TRAINED: trained,
         TRAINED_LARGEST: cleaned(trained),
         SCALING_LARGEST: cleaned(scaled),
@@ -135,7 +140,8 @@ def measure_methods(
     if nnunet is not None:
         maps[NNUNET] = nnunet.apply(network)
     known: dict[bytes, RegionValues] = {}
-    values: MethodValues = {}
+    of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
     for name, labels in maps.items():
         # Methods often agree, and distances take most of the time.
         key = labels.tobytes()

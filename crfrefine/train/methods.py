@@ -44,6 +44,9 @@ DICE_RULES = "Dice decision + small-object rules"
 ALL_MEASURED = (*MEASURED, NNUNET, RULES, TRAINED_RULES, SCALING_RULES, SMOOTHING_RULES, GUIDED_RULES, DICE_RULES)
 """The same, with those that are measured only in some runs."""
 
+PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}
+"""The probabilities of two methods, which are measured by themselves."""
+
 METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
 
 MethodValues = dict[str, RegionValues]

@@ -19,6 +19,7 @@ DEFAULT_NAME = "crfrefine.toml"
 """The parameter file in the folder of a trained network of nnU-Net."""
 
 _FIRST_WORDS = "Written by crfrefine"
+_OUTPUT_TEMPERATURE = "mean_field.output_temperature"  # Of no group: always fitted, since it changes no label.
 
 
 def default_output(folder: Path) -> Path:
@@ -71,7 +72,7 @@ def describe_origin(result: TrainingResult) -> str:
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
     fold_tables = [dict(_entries(fit.parameters)) for fit in (fold.tuned.fit for fold in result.folds) if not fit.is_network]
     for key, value in _entries(result.parameters):
-        if _group_of(key) in options.learn and (not final.is_calibration or key.startswith("mean_field")):
+        if key == _OUTPUT_TEMPERATURE or (_group_of(key) in options.learn and (not final.is_calibration or key.startswith("mean_field"))):
             others = [table[key] for table in fold_tables if key in table]
             spread = f"; folds {_number(min(others))} to {_number(max(others))}" if others else ""
             lines.append(f"  {key}: trained, {_number(value)}{spread}")
@@ -116,6 +117,7 @@ def _entries(parameters: CrfParameters) -> Iterable[tuple[str, float]]:
     yield "volume.weight", table["volume"]["weight"]
     yield "mean_field.temperature", table["mean_field"]["temperature"]
     yield from _indexed("mean_field.bias", table["mean_field"]["bias"])
+    yield _OUTPUT_TEMPERATURE, table["mean_field"]["output_temperature"]
 
 
 def _indexed(key: str, value: Any) -> Iterable[tuple[str, float]]:

@@ -68,6 +68,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "comparison": summary_dicts(comparison.summary),
             "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
             **({"comparison_with_small_object_rules": summary_dicts(comparison.summary_of_rules)} if result.final.rules else {}),
+            "comparison_of_probabilities": summary_dicts(comparison.summary_of_probabilities),
             "measurements": [asdict(line) for line in comparison.table],
         }
     )

@@ -46,6 +46,7 @@ class Comparison:
         summary: each method against the network alone.
         summary_of_largest: the trained CRF with the largest component kept, against the largest component alone.
         summary_of_rules: the trained CRF with small-object rules against the rules alone; empty if no rules were chosen.
+        summary_of_probabilities: those of the trained CRF against the network's, over all labels or as a mean over regions.
         verdict: the one to read.
         verdict_alone: the one on the CRF without postprocessing.
     """
@@ -54,6 +55,7 @@ class Comparison:
     summary: list[SummaryRow]
     summary_of_largest: list[SummaryRow]
     summary_of_rules: list[SummaryRow]
+    summary_of_probabilities: list[SummaryRow]
     verdict: Verdict
     verdict_alone: Verdict
 

@@ -36,6 +36,14 @@ def test_labels_are_those_of_the_marginals(backend, masked, order):
     assert result.changes.voxels_changed == (expected != result.network_label_map).sum()
 
 
+def test_the_decision_is_on_calibrated_marginals(backend):
+    case = random_case(3)
+    result, usual = (refine(case, p, device=backend.name) for p in (DICE.replace(**{"mean_field.output_temperature": 3.0}), DICE))
+    np.testing.assert_array_equal(result.logits, usual.logits)
+    np.testing.assert_array_equal(result.label_map, dice_labels(result.marginals))
+    assert (result.label_map != usual.label_map).any()
+
+
 def test_padding_stays_background():
     """Its marginals are the same for all labels, which would be enough for one with a low threshold."""
     case = random_case(3)

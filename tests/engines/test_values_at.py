@@ -1,9 +1,11 @@
 """Logits and marginals at the voxels of a mask: those of the whole arrays, from every kind of result, without these arrays."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.special
 import tile_cases
 from oracles import random_case
 
@@ -142,6 +144,24 @@ def test_marginals_do_not_depend_on_whether_logits_are_there(make, order):
     assert first.marginals.strides == second.marginals.strides
     np.testing.assert_array_equal(second.logits, logits)
     np.testing.assert_array_equal(first.logits, logits)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_marginals_are_those_of_logits_over_the_output_temperature(make, order):
+    """In every kind of result, whether the logits were asked for before or not; logits and labels stay."""
+    first, second = (replace(make(order), output_temperature=2.5) for _ in range(2))
+    usual, logits = make(order), second.logits.astype(np.float64) / 2.5
+    expected = scipy.special.expit(logits) if first.regions else scipy.special.softmax(logits, axis=0)
+    for mask in masks_of(first):
+        np.testing.assert_allclose(first.marginals_at(mask), expected[:, mask != 0], atol=2e-6)
+    assert "logits" not in vars(first)
+    for result in (first, second):
+        np.testing.assert_allclose(result.marginals, expected, atol=2e-6)
+        assert result.marginals.dtype == np.float32
+        np.testing.assert_array_equal(result.logits, usual.logits)
+        np.testing.assert_array_equal(result.label_map, usual.label_map)
+    np.testing.assert_array_equal(replace(usual, output_temperature=1.0).marginals, usual.marginals)
 
 
 def test_every_engine_has_values_at_voxels(backend):

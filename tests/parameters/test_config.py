@@ -73,6 +73,7 @@ def test_the_default_values_are_the_documented_ones() -> None:
             "tolerance": 1e-5,
             "temperature": 1.0,
             "bias": 0.0,
+            "output_temperature": 1.0,
             "normalization": "symmetric",
             "damping": 0.0,
             "filter": "auto",

@@ -1,0 +1,96 @@
+"""Whether probabilities got better or worse, beside a verdict that looks at Dice alone. `docs/reference/metrics.md` has the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.metrics.registry import CALIBRATION_METRICS, metric_named
+from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
+from crfrefine.statistics.paired import PairedComparison
+from crfrefine.statistics.wilcoxon import smallest_p_value
+
+ENDPOINT = "nll"
+"""The deciding metric: a proper score, which only the true probabilities minimize."""
+
+
+class Change(StrEnum):
+    """What happened to the probabilities, for programs."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    NO_DIFFERENCE = "no difference"
+    TOO_FEW = "too few cases"
+
+
+_WORDS = {
+    Change.BETTER: "The probabilities got better",
+    Change.WORSE: "The probabilities got worse",
+    Change.NO_DIFFERENCE: "The probabilities got neither significantly better nor worse",
+    Change.TOO_FEW: "Too few cases to tell whether the probabilities got better",
+}
+
+
+@dataclass(frozen=True)
+class ProbabilityChange:
+    """The probabilities of a method, compared with those of its baseline.
+
+    Attributes:
+        change: for programs.
+        sentence: for users, with the numbers.
+        region: whose probabilities they are: ALL_LABELS, MEAN or the only region.
+        comparison: method minus baseline, negative log likelihood.
+    """
+
+    change: Change
+    sentence: str
+    region: str
+    comparison: PairedComparison
+
+
+def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: float = 0.05) -> ProbabilityChange | None:
+    """Judge whether the probabilities of a method are better than those of its baseline; None where both have none in any case.
+
+    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions.
+
+    Args:
+        summary: rows of `summarize`; those of the method count.
+        method: the judged method.
+        alpha: level of the two-sided test.
+    """
+    compared: dict[tuple[str, str], PairedComparison] = {}
+    for row in summary:
+        if row.method == method and row.metric in CALIBRATION_METRICS and row.comparison is not None and row.comparison.num_pairs:
+            compared[row.region, row.metric] = row.comparison
+    regions = [region for region, metric in compared if metric == ENDPOINT]
+    if not regions:
+        return None
+    region = next((name for name in (ALL_LABELS, MEAN) if name in regions), regions[0])
+    deciding = compared[region, ENDPOINT]
+    change = _change(deciding, alpha)
+    if deciding.ties == deciding.num_pairs:
+        return ProbabilityChange(change, "The probabilities are as good as before: they are the same.", region, deciding)
+    others = [name for name in CALIBRATION_METRICS if name != ENDPOINT and (region, name) in compared]
+    figures = [_figures(name, compared[region, name]) for name in (ENDPOINT, *others)]
+    return ProbabilityChange(change, f"{_WORDS[change]}: {', '.join(figures)}.", region, deciding)
+
+
+def _change(comparison: PairedComparison, alpha: float) -> Change:
+    if comparison.ties == comparison.num_pairs:
+        return Change.NO_DIFFERENCE
+    if smallest_p_value(comparison.num_pairs) > alpha:
+        return Change.TOO_FEW
+    if not comparison.p_value < alpha:
+        return Change.NO_DIFFERENCE
+    return Change.BETTER if comparison.effect_size < 0 else Change.WORSE
+
+
+def _figures(name: str, comparison: PairedComparison) -> str:
+    """Return the means of baseline and method; of the deciding metric with the cases and the p value."""
+    metric = metric_named(name)
+    means = f"{metric.noun or metric.title} {metric.value_text(comparison.mean_baseline)} → {metric.value_text(comparison.mean)}"
+    if name != ENDPOINT:
+        return means
+    return f"{means} (better in {comparison.wins} of {comparison.num_pairs} cases, p {format_p(comparison.p_value)})"

@@ -1,0 +1,75 @@
+"""Whether probabilities got better or worse: the test, its direction, and the sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from crfrefine.metrics.regions import ALL_LABELS
+from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, summarize
+from crfrefine.statistics.paired import compare_pairs
+from crfrefine.statistics.probabilities import Change, judge_probabilities
+from crfrefine.statistics.verdict import verdict
+
+
+def table(steps, region=ALL_LABELS, base=0.05):
+    """Metrics of a network, the same in every case, and of a CRF that adds to them."""
+    return ResultTable(
+        Measurement(f"case_{number:02d}", region, metric, value, method)
+        for metric, changes in steps.items()
+        for number, change in enumerate(changes)
+        for method, value in (("network", base), ("crf", base + change))
+    )
+
+
+def judged(steps, **options):
+    return judge_probabilities(summarize(table(steps, **options), "network", num_resamples=50), "crf")
+
+
+FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
+
+
+@pytest.mark.parametrize(("sign", "change", "word"), [(1, Change.BETTER, "better"), (-1, Change.WORSE, "worse")])
+def test_better_and_worse(sign, change, word):
+    found = judged({"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS})
+    p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS, num_resamples=50).p_value
+    wins = int((sign * FALLS < 0).sum())
+    assert found.change == change
+    assert found.sentence == (
+        f"The probabilities got {word}: negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
+        f"(better in {wins} of 24 cases, p {p_value:.0e}), calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
+    ).replace("e-0", "e-")
+
+
+def test_no_difference_and_too_few():
+    assert judged({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change == Change.NO_DIFFERENCE
+    few = judged({"nll": FALLS[-5:]})
+    assert few.change == Change.TOO_FEW
+    assert few.sentence.startswith("Too few cases to tell whether the probabilities got better: negative log likelihood ")
+    same = judged({"nll": 0 * FALLS, "ece": 0 * FALLS})
+    assert (same.change, same.sentence) == (Change.NO_DIFFERENCE, "The probabilities are as good as before: they are the same.")
+
+
+def test_regions_without_a_distribution_over_labels():
+    """Sigmoid channels: the mean over regions, or the only one; all labels together are undefined."""
+    lines = list(table({"nll": FALLS}, "1")) + list(table({"nll": FALLS - 0.001}, "2")) + list(table({"nll": math.nan * FALLS}))
+    summary = summarize(ResultTable(lines), "network", regions=("1", "2"), num_resamples=50)
+    assert judge_probabilities(summary, "crf").region == MEAN
+    assert judged({"nll": FALLS}, region="1").region == "1"
+    assert judged({"nll": math.nan * FALLS}) is None
+    assert judged({"dice": FALLS}) is None
+
+
+def test_the_verdict_has_it():
+    lines = list(table({"dice": -FALLS}, "1", 0.8)) + list(table({"nll": FALLS}))
+    whole = ResultTable(lines)
+    summary = summarize(whole, "network", metrics=("dice",), regions=("1",)) + summarize(
+        whole, "network", metrics=("nll",), regions=("all",)
+    )
+    found = verdict(whole, "crf", "network", regions=("1",), summary=summary, num_resamples=50)
+    assert found.probabilities.change == Change.BETTER
+    assert json.loads(json.dumps(found.to_dict()))["probabilities"]["sentence"] == found.probabilities.sentence
+    assert verdict(whole, "crf", "network", regions=("1",), num_resamples=50).probabilities is None

@@ -1,0 +1,160 @@
+"""The output temperature of `train-crf`: the likeliest on the cases of the fit, in the file and in the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from scipy.special import expit, log_softmax  # noqa: E402
+from training_helpers import SIZES, SPACING, as_case, crops, fit, material, phantom, start, write_cases  # noqa: E402
+
+import crfrefine  # noqa: E402
+from crfrefine.arrays.region_scheme import RegionScheme  # noqa: E402
+from crfrefine.execution.threads import Workers  # noqa: E402
+from crfrefine.parameters.model import CrfParameters  # noqa: E402
+from crfrefine.train.fit_result import CALIBRATION, FitResult, no_crf  # noqa: E402
+from crfrefine.train.folders import locate_folders  # noqa: E402
+from crfrefine.train.model import Model  # noqa: E402
+from crfrefine.train.options import TrainingOptions  # noqa: E402
+from crfrefine.train.output_temperature import RANGE, RefinedVoxels, calibrate_output, fit_output_temperature  # noqa: E402
+from crfrefine.train.probability_quality import measure_probabilities  # noqa: E402
+from crfrefine.train.run import run_training  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_of_torch():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(seed, temperature, num_labels=3, count=20_000):
+    """Logits that are `temperature` times too sharp, and labels drawn from what they should be."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (num_labels, count)).astype(np.float32)
+    probabilities = np.exp(log_softmax(logits.astype(np.float64), axis=0))
+    labels = (random.random(count) > probabilities.cumsum(axis=0)[:-1, :]).sum(axis=0)
+    return temperature * logits, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_of_drawn_labels_is_found(temperature):
+    cases = [RefinedVoxels.of(*drawn(seed, temperature), None) for seed in range(2)]
+    assert fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
+
+
+def test_log_odds_of_regions_share_one():
+    scheme = RegionScheme.of({"whole": [1, 2], "core": 2})
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 20_000)
+    truth = np.stack([labels > 0, labels == 2])
+    # The log-odds of a noisy sign, twice as large as they should be.
+    seen = np.where(truth, 1.0, -1.0) + random.normal(0, 1, truth.shape)
+    prior = np.log([[2.0], [0.5]])
+    voxels = RefinedVoxels.of((2.0 * (2.0 * seen + prior)).astype(np.float32), labels, scheme)
+    expected = -np.log(np.where(truth, expit(voxels.logits / 3.0), expit(-voxels.logits / 3.0))).mean()
+    assert voxels.negative_log_likelihood(3.0) == pytest.approx(expected, rel=1e-5)
+    assert fit_output_temperature([voxels]) == pytest.approx(2.0, rel=0.05)
+
+
+def test_it_is_the_best_of_all():
+    cases = [RefinedVoxels.of(*drawn(seed, 1.7, count=500), None) for seed in range(3)]
+
+    def loss(temperature):
+        return np.mean([voxels.negative_log_likelihood(temperature) for voxels in cases])
+
+    found = fit_output_temperature(cases)
+    assert all(loss(found) <= loss(other) for other in np.geomspace(*RANGE, 60))
+    assert loss(found) < loss(1.0)
+
+
+def test_certain_and_right_does_not_become_a_step():
+    logits, labels = drawn(0, 1.0, count=300)
+    right = RefinedVoxels.of(logits, logits.argmax(axis=0), None)
+    assert fit_output_temperature([right]) == pytest.approx(RANGE[0], rel=1e-3)
+    assert fit_output_temperature([RefinedVoxels.of(logits, (labels + 1) % 3, None)]) == pytest.approx(RANGE[1], rel=1e-3)
+    assert fit_output_temperature([]) == 1.0
+
+
+def test_a_fit_gets_one_and_labels_stay():
+    cases = crops(3)
+    trained = fit(cases)
+    shared = material(cases)
+    with Workers(2) as workers:
+        found = calibrate_output(trained, range(3), shared, workers)
+        assert calibrate_output(trained, range(3), shared, workers) == found
+    temperature = found.parameters.mean_field.output_temperature
+    assert temperature != 1.0
+    assert replace(found, parameters=trained.parameters) == trained
+    assert found.parameters.replace(**{"mean_field.output_temperature": 1.0}) == trained.parameters
+    for crop in cases:
+        one, other = (Model(p, (), SIZES).score(crop, shared.loss, 1) for p in (trained.parameters, found.parameters))
+        np.testing.assert_array_equal(one.confusion, other.confusion)
+
+    def mean_loss(scale):
+        def loss(refined, labels):
+            return torch.nn.functional.cross_entropy((refined / scale).t(), labels)
+
+        return np.mean([Model(trained.parameters, (), SIZES).score(crop, loss, 1).loss for crop in cases])
+
+    losses = [mean_loss(scale) for scale in (1.0, temperature, 1.1 * temperature, temperature / 1.1)]
+    assert min(losses) == losses[1]
+
+
+def test_few_voxels_of_many_are_enough(monkeypatch):
+    cases = crops(3)
+    trained, shared = fit(cases), material(cases)
+    with Workers(2) as workers:
+        whole = calibrate_output(trained, range(3), shared, workers)
+        monkeypatch.setattr("crfrefine.train.output_temperature.MOST_VALUES", 4 * 900)
+        few = calibrate_output(trained, range(3), shared, workers)
+    one, other = (found.parameters.mean_field.output_temperature for found in (whole, few))
+    assert one != other
+    assert one == pytest.approx(other, rel=0.25)
+
+
+def test_without_a_crf_probabilities_stay_the_networks():
+    cases = crops(2)
+    given = start(8.0).parameters.replace(**{"mean_field.output_temperature": 3.0})
+    with Workers(2) as workers:
+        found = calibrate_output(no_crf(given, 0.5), range(2), material(cases), workers)
+    assert found.parameters.mean_field.output_temperature == 1.0
+
+
+def test_a_recalibrated_network_gets_one_too():
+    cases = crops(2)
+    parameters = start(8.0, 0.0).parameters.replace(**{"mean_field.temperature": 0.3, "mean_field.bias": [0.0, 0.1, 0.0, -0.2]})
+    alone, crf = (FitResult(name, parameters, 0.5, 0.5, (), 0) for name in (CALIBRATION, "a start"))
+    with Workers(2) as workers:
+        one, other = (calibrate_output(fitted, range(2), material(cases), workers).parameters for fitted in (alone, crf))
+    assert one.mean_field.output_temperature == pytest.approx(other.mean_field.output_temperature, rel=1e-3)
+    assert one.mean_field.output_temperature > 1.5
+
+
+def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
+    write_cases(tmp_path / "data", 4)
+    options = TrainingOptions(locate_folders(tmp_path / "data"), tmp_path / "params.toml", num_optimizer_steps=2, num_folds=2, threads=2)
+    result = run_training(options)
+    assert all(fold.tuned.fit.parameters.mean_field.output_temperature != 1.0 for fold in result.folds if not fold.tuned.fit.is_network)
+    written = CrfParameters.load(tmp_path / "params.toml")
+    assert written == result.parameters
+    assert (written.mean_field.output_temperature != 1.0) == (not result.final.fit.is_network)
+    assert result.comparison.verdict.probabilities is not None
+    assert result.comparison.verdict.probabilities.sentence.startswith("Too few cases to tell whether the probabilities got better: ")
+    report = json.loads((tmp_path / "params.report.json").read_text())
+    rows = {(row["method"], row["metric"]): row["mean"] for row in report["comparison_of_probabilities"]}
+    assert {metric for _, metric in rows} == {"ece", "brier", "nll"}
+    assert report["verdict"]["probabilities"]["change"] == "too few cases"
+    losses = []
+    for fold in result.folds:
+        for name in fold.held_out:
+            case = as_case(phantom(int(name.removeprefix("case"))))
+            refined = crfrefine.refine(case.logits, case.image, spacing=SPACING, parameters=fold.tuned.fit.parameters)
+            losses.append(measure_probabilities(case, refined.marginals)["all"]["nll"])
+    assert rows["trained CRF", "nll"] == pytest.approx(np.mean(losses), rel=1e-3)
