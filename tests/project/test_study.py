@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from cli_helpers import load_nifti
 from scipy import stats
+from study_helpers import BENCHMARKS, TABLES, run_script
 from training_helpers import write_cases
 
 from crfrefine.cases.case import discover_cases, load_case
@@ -22,17 +21,13 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement import refine
 from crfrefine.train.baselines import VectorScaling
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_CASES = 4
-MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("summary", "study", "paper")}
+MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in TABLES}
 REGIONS = ("whole=1+2", "cyst=3")
 
 
 def run_study(*arguments: object) -> subprocess.CompletedProcess[str]:
-    # Its own folder, which PYTHONSAFEPATH keeps off the path of imports, and no package from there but what the tests have.
-    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, BENCHMARKS / "study.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"PYTHONPATH": path})
+    return run_script("study.py", *arguments)
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,8 @@ def study(tmp_path_factory):
     data = write_cases(root / "data", NUM_CASES)
     document = root / "results.md"
     begin_study, end_study = MARKERS["study"]
-    lines = ["kept before", *MARKERS["summary"], begin_study, "replaced", end_study, "kept", *MARKERS["paper"], "kept after", ""]
+    others = [line for name in TABLES[2:] for line in MARKERS[name]]
+    lines = ["kept before", *MARKERS["summary"], begin_study, "replaced", end_study, "kept", *others, "kept after", ""]
     document.write_text("\n".join(lines))
     arguments = (
         data,
@@ -132,7 +128,11 @@ def test_the_tables_are_those_of_the_files(study):
     own = next(row for row in rows if row[:2] == ["data, `logits`", "whole"])
     head = next(row for row in rows if row[:2] == ["data, `logits`", str(NUM_CASES)])
     _, mean, interval, p_value, counts = trained[len(REGIONS) : len(REGIONS) + 5]
-    assert head[2:] == [network[len(REGIONS) + 1], head[3], f"{mean} ({interval})", p_value, counts, "too few cases"]
+    assert head[2:7] == [network[len(REGIONS) + 1], head[3], f"{mean} ({interval})", p_value, counts]
+    assert head[8] == "too few cases"
+    gains = {row[0]: float(row[len(REGIONS) + 1].replace("−", "-")) for row in rows[rows.index(network) + 1 : rows.index(trained)]}
+    best = max(gains, key=lambda name: gains[name])
+    assert head[7].split(", ")[1] == f"{gains[best]:+.2f}".replace("-", "−")
     assert head[3] == next(row for row in rows if row[0] == "`default`, untrained")[len(REGIONS) + 1]
     assert own[2] == str(NUM_CASES)
     assert own[3] == f"{before.mean():.3f} ± {before.std(ddof=1):.3f}"
@@ -157,7 +157,7 @@ def test_only_what_is_between_the_markers_is_replaced(study):
     assert "replaced" not in text
     assert text.startswith("kept before\n<!-- summary:begin -->\n")
     assert "<!-- summary:end -->\n<!-- study:begin -->\n" in text
-    assert "<!-- study:end -->\nkept\n<!-- paper:begin -->" in text
+    assert "<!-- study:end -->\nkept\n<!-- size:begin -->" in text
     assert text.endswith("<!-- paper:end -->\nkept after\n")
     assert (study.home / "evaluation" / "report.html").stat().st_size > 10_000
 
