@@ -44,11 +44,12 @@ def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
     """
     torch.set_num_threads(1)  # The sums of several threads are in another order, and so are the roundings.
     cases = [case for case in discover_cases(data / "images", None, None, data / "labels") if case.labels is not None]
+    num_labels = 1 + max(int(io.read_labels(case.labels).data.max()) for case in cases if case.labels is not None)
     stages = Stages(folder, f"{data.name}, network")
     inputs = [asdict(schedule), SEED, *listing(data / "images"), *listing(data / "labels")]
     for number, split in enumerate(make_folds(len(cases), choose_num_folds(None, len(cases)), SEED)):
         seen, held_out = ([cases[index] for index in part] for part in (split.seen, split.held_out))
-        work = partial(_run_fold, seen, held_out, _num_labels(cases), schedule, SEED + number)
+        work = partial(_run_fold, seen, held_out, num_labels, schedule, SEED + number)
         fold = stages.run(f"fold_{number + 1}", inputs if number == 0 else [], work)
         link_files(sorted((fold / "logits").iterdir()), folder / "logits")
     return folder / "logits"
@@ -104,10 +105,6 @@ def _thick_axis(volume: Volume) -> int:
     """Return the axis with the largest spacing, the last of several."""
     spacing = volume.spacing
     return max(range(len(spacing)), key=lambda axis: (spacing[axis], axis))
-
-
-def _num_labels(cases: Sequence[CaseFiles]) -> int:
-    return 1 + max(int(io.read_labels(case.labels).data.max()) for case in cases if case.labels is not None)
 
 
 def _dice(found: NDArray[np.unsignedinteger], truth: NDArray[np.unsignedinteger], num_labels: int) -> list[float]:
