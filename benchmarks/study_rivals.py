@@ -66,7 +66,7 @@ def write_rivals(cases: list[CaseFiles], report: dict[str, Any], folder: Path, *
         case = load_case(files, reading, threads=threads)
         for method, labels in _rival_maps(case, tuned[files.case_id]):
             home = folder / RIVAL_FOLDERS[method]
-            home.mkdir(exist_ok=True)
+            home.mkdir(parents=True, exist_ok=True)
             write_label_map(home / f"{files.case_id}.nii.gz", labels, case.like, threads=threads)
 
 

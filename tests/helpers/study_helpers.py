@@ -16,4 +16,4 @@ def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str
     # Its own folder, which PYTHONSAFEPATH keeps off the path of imports, and no package from there but what the tests have.
     path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, BENCHMARKS / name, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"PYTHONPATH": path})
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=os.environ | {"PYTHONPATH": path})

@@ -1,9 +1,10 @@
-"""Cases without logits, logits on another grid, label maps alone, and who gains: what the study does beside its plain chain."""
+"""Cases without logits, label maps alone, and who gains: what the study does beside its plain chain."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 
 import nibabel
 import numpy as np
@@ -13,9 +14,9 @@ from study_helpers import BENCHMARKS, run_script
 from training_helpers import write_cases
 
 from crfrefine.statistics.comparison import Measurement, ResultTable
+from crfrefine.train.baselines import VectorScaling
 
-NUM_CASES = 6
-SHORT = ("--folds", 2, "--num-iterations", 3, "--threads", 1)
+NUM_CASES = 5
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -23,86 +24,79 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def heart(tmp_path_factory):
-    """Cases without logits, thick along the second axis; a taste of a study of them, with label maps."""
-    root = tmp_path_factory.mktemp("heart")
-    data = write_cases(root / "all", NUM_CASES)
+def hearts(tmp_path_factory):
+    """Cases without logits, thick along the second axis."""
+    data = write_cases(tmp_path_factory.mktemp("hearts") / "hearts", NUM_CASES)
     for file in [*(data / "images").iterdir(), *(data / "labels").iterdir()]:
         volume = nibabel.load(file)
         nibabel.Nifti1Image(np.asarray(volume.dataobj), np.diag([1.9, 9.5, 1.5, 1.0])).to_filename(file)
     shutil.rmtree(data / "logits")
-    arguments = (data, "--train-network", "--label-maps", "--quick", "--threads", 1, "-o", root / "out")
-    done = run_script("study.py", *arguments)
-    assert done.returncode == 0, done.stderr
-    return data, root / "out", arguments, done
+    return data
 
 
-def test_each_case_has_logits_of_a_network_that_has_not_seen_it(heart):
-    data, output, _, _ = heart
-    network = output / "all" / "network"
-    held_out = [list(json.loads((fold / "fold.json").read_text())["dice"]) for fold in sorted(network.glob("fold_*"))]
+def test_each_case_has_logits_of_a_network_that_has_not_seen_it_also_after_an_interruption(hearts, tmp_path):
+    """A fold that was not complete is trained again, with the same result; the others are not touched."""
+    network = tmp_path / "network"
+    first = run_script("study_network.py", hearts, network, "--num-steps", 1)
+    assert first.returncode == 0, first.stderr
+    folds = sorted(network.glob("fold_*"))
+    held_out = [list(json.loads((fold / "fold.json").read_text())["dice"]) for fold in folds]
     assert sorted(case for fold in held_out for case in fold) == [f"case{number}" for number in range(NUM_CASES)]
-    for number, cases in enumerate(held_out, start=1):
+    for fold, cases in zip(folds, held_out, strict=True):
         for case in cases:
             link = network / "logits" / f"{case}.nii.gz"
-            assert link.resolve().parent.parent == network.resolve() / f"fold_{number}"
-            assert nibabel.load(link).shape[:3] == nibabel.load(data / "images" / f"{case}_0000.nii.gz").shape
+            assert link.resolve() == (fold / "logits" / link.name).resolve()
+            assert nibabel.load(link).shape[:3] == nibabel.load(hearts / "images" / f"{case}_0000.nii.gz").shape
 
-
-def test_label_maps_are_studied_beside_their_logits(heart):
-    _, output, _, done = heart
-    of_logits, of_maps = output / "all" / "logits", output / "all" / "label_maps_of_logits"
-    report = json.loads((of_maps / "training" / "params.report.json").read_text())
-    assert report["options"]["input_type"] == "labels"
-    for case in report["cases"]:
-        logits = load_nifti(output / "all" / "network" / "logits" / f"{case}.nii.gz")
-        np.testing.assert_array_equal(load_nifti(of_maps / "network" / f"{case}.nii.gz"), logits.argmax(axis=-1))
-    parts = rows_of(done.stdout)
-    row = next(row for row in parts if row[0] == "all, `logits`" and len(row) == 9 and row[-1] not in ("", "too few cases"))
-    summary = json.loads((of_maps / "evaluation" / "summary.json").read_text())
-    assert row[7] == summary["verdict"]["outcome"]
-    assert [cells[0] for cells in parts if cells[-1].endswith("GiB")] == ["all, `logits`", "label maps of all, `logits`"]
-    assert (of_logits / "evaluation" / "report.html").exists()
-
-
-def test_every_step_is_the_same_whatever_was_left_of_an_interrupted_run(heart, tmp_path):
-    """A fold that was not complete is trained again, with the same result; the others are not touched."""
-    data, _, _, _ = heart
-    network = tmp_path / "network"
-    first = run_script("study_network.py", data, network, "--num-steps", 2)
-    assert first.returncode == 0, first.stderr
     before = {file.name: file.read_bytes() for file in (network / "logits").iterdir()}
     stages = json.loads((network / "stages.json").read_text())
     stages["fold_2"]["complete"] = False
     (network / "stages.json").write_text(json.dumps(stages))
     for file in (network / "fold_2" / "logits").iterdir():
         file.write_bytes(b"half")
-    again = run_script("study_network.py", data, network, "--num-steps", 2)
+    again = run_script("study_network.py", hearts, network, "--num-steps", 1)
     assert again.stderr.count("is there already") == 4
     assert {file.name: file.read_bytes() for file in (network / "logits").iterdir()} == before
 
 
-def test_logits_on_another_grid_are_brought_onto_that_of_the_image(tmp_path):
-    data = write_cases(tmp_path / "coarse", 4)
-    for file in (data / "logits").iterdir():
-        volume = nibabel.load(file)
-        steps = np.diag([2.0, 1.0, 1.0, 1.0])
-        nibabel.Nifti1Image(np.asarray(volume.dataobj)[::2], volume.affine @ steps).to_filename(file)
-    refused = run_script("study.py", data, *SHORT, "-o", tmp_path / "refused")
-    assert refused.returncode == 1
-    assert "different grids" in refused.stderr
-    done = run_script("study.py", data, "--resample", *SHORT, "-o", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    home = tmp_path / "out" / "coarse" / "logits"
-    shape = load_nifti(data / "labels" / "case0.nii.gz").shape
-    for folder in (home / "refined" / "trained", home / "rivals" / "scaling", home / "rivals" / "guided"):
-        assert load_nifti(folder / "case0.nii.gz").shape == shape
-    assert "as `infer` and `evaluate` give it: the same." in done.stdout
+def test_label_maps_are_the_networks_and_rivals_know_all_labels(tmp_path, monkeypatch):
+    """A bias is added to the logits of each label; a label that a label map lacks has a channel, and stays away."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from study_chain import Study, make_label_maps
+    from study_rivals import write_rivals
+
+    data = write_cases(tmp_path / "data", 2)
+    file = data / "logits" / "case1.nii.gz"
+    volume = nibabel.load(file)
+    logits = np.asarray(volume.dataobj).copy()
+    logits[..., -1] = logits.min() - 1
+    nibabel.Nifti1Image(logits, volume.affine).to_filename(file)
+    study = make_label_maps(Study(data, data / "logits", "logits"), tmp_path / "out")
+    assert study.name == "label_maps_of_logits"
+    for case in ("case0", "case1"):
+        found = load_nifti(study.network / f"{case}.nii.gz")
+        np.testing.assert_array_equal(found, load_nifti(data / "logits" / f"{case}.nii.gz").argmax(axis=-1))
+
+    num_labels = logits.shape[-1]
+    fold = {
+        "held_out": ["case0", "case1"],
+        "keep_largest": "each",
+        "vector_scaling": asdict(VectorScaling(1.0, (0.0,) * (num_labels - 1) + (50.0,))),
+        "smoothing_sigma_mm": 0.0,
+        "guided_filter": {"radius_mm": 0.0, "epsilon": 0.0},
+        "dice_decision": None,
+    }
+    report = {"label_names": [f"label {number}" for number in range(num_labels)], "folds": [fold]}
+    write_rivals(study.cases(), report, tmp_path / "rivals", resample=False, threads=1)
+    networks = {case: load_nifti(study.network / f"{case}.nii.gz") for case in fold["held_out"]}
+    for case, network in networks.items():
+        np.testing.assert_array_equal(load_nifti(tmp_path / "rivals" / "smoothing" / f"{case}.nii.gz"), network)
+    assert (load_nifti(tmp_path / "rivals" / "scaling" / "case0.nii.gz") == num_labels - 1).all()
+    np.testing.assert_array_equal(load_nifti(tmp_path / "rivals" / "scaling" / "case1.nii.gz"), networks["case1"])
 
 
-def test_a_folder_without_logits_says_what_to_do(heart):
-    data, _, _, _ = heart
-    done = run_script("study.py", data, "-o", data.parent / "none")
+def test_a_folder_without_logits_says_what_to_do(hearts, tmp_path):
+    done = run_script("study.py", hearts, "-o", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.endswith("or --train-network to have a small network trained\n")
 
