@@ -28,8 +28,8 @@ help:
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
 	@echo 'make bench-layer  time the trainable layer, rewrite its section of docs/reference/benchmarks.md (BENCH_ARGS as above)'
 	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/reference/accuracy.md and its plot'
-	@echo 'make study     train, infer and evaluate on the labeled cases of CRFREFINE_DATA, rewrite the tables of docs/reference/results.md (STUDY_ARGS="--quick"'
-	@echo '               for a taste, or another folder)'
+	@echo 'make study     train, infer and evaluate on the four data sets of CRFREFINE_DATA (for the one without logits, train a network first), rewrite the tables'
+	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste, or another folder)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make clean     remove everything that the other targets made'
 

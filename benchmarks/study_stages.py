@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -72,14 +73,16 @@ class Stages:
         new.replace(self._file)
 
 
-def crfrefine(*arguments: object, log: Path) -> None:
-    """Run the command as users do: its progress is shown, its standard output goes to a file."""
+def crfrefine(*arguments: object, log: Path) -> float:
+    """Run the command as users do: its progress is shown, its standard output goes to a file. Return the peak of its memory, MiB."""
     words = [str(argument) for argument in arguments]
     say("crfrefine " + shlex.join(words))
-    with log.open("w") as stream:
-        done = subprocess.run([sys.executable, "-P", "-m", "crfrefine", *words], stdout=stream, check=False)
-    if done.returncode:
-        raise SystemExit(f"study: `crfrefine {words[0]}` ended with status {done.returncode}; what it said is above and in {log}")
+    with log.open("w") as stream, subprocess.Popen([sys.executable, "-P", "-m", "crfrefine", *words], stdout=stream) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"study: `crfrefine {words[0]}` ended with status {process.returncode}; what it said is above and in {log}")
+    return usage.ru_maxrss / 1024
 
 
 def link_files(files: Sequence[Path], folder: Path) -> None:

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from cli_helpers import load_nifti
 from scipy import stats
+from study_helpers import BENCHMARKS, TABLES, run_script
 from training_helpers import write_cases
 
-from crfrefine.cases.case import discover_cases, load_case
+from crfrefine.cases.case import ReadingOptions, discover_cases, load_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement import refine
 from crfrefine.train.baselines import VectorScaling
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NUM_CASES = 4
-MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("summary", "study", "paper")}
+MARKERS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in TABLES}
 REGIONS = ("whole=1+2", "cyst=3")
 
 
 def run_study(*arguments: object) -> subprocess.CompletedProcess[str]:
-    # Its own folder, which PYTHONSAFEPATH keeps off the path of imports, and no package from there but what the tests have.
-    path = os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, BENCHMARKS / "study.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | {"PYTHONPATH": path})
+    return run_script("study.py", *arguments)
 
 
 @dataclass(frozen=True)
@@ -52,18 +48,28 @@ class Outcome:
         return json.loads((self.home / "training" / "params.report.json").read_text())["folds"]
 
 
+def keep_every_other_plane(file):
+    """Bring logits onto a grid of their own, which ends where the image's does or one voxel earlier."""
+    volume = nibabel.load(file)
+    nibabel.Nifti1Image(np.asarray(volume.dataobj)[:, ::2], volume.affine @ np.diag([1.0, 2.0, 1.0, 1.0])).to_filename(file)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     data = write_cases(root / "data", NUM_CASES)
+    for file in (data / "logits").iterdir():
+        keep_every_other_plane(file)
     document = root / "results.md"
     begin_study, end_study = MARKERS["study"]
-    lines = ["kept before", *MARKERS["summary"], begin_study, "replaced", end_study, "kept", *MARKERS["paper"], "kept after", ""]
+    others = [line for name in TABLES[2:] for line in MARKERS[name]]
+    lines = ["kept before", *MARKERS["summary"], begin_study, "replaced", end_study, "kept", *others, "kept after", ""]
     document.write_text("\n".join(lines))
     arguments = (
         data,
         "--regions",
         *REGIONS,
+        "--resample",
         "--folds",
         2,
         "--num-iterations",
@@ -82,7 +88,7 @@ def study(tmp_path_factory):
 
 def case_of(study, case_id):
     files = discover_cases(study.data / "images", study.data / "logits", labels=study.data / "labels")
-    return load_case(next(case for case in files if case.case_id == case_id), with_labels=True)
+    return load_case(next(case for case in files if case.case_id == case_id), ReadingOptions(resample=True), with_labels=True)
 
 
 def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(study):
@@ -103,6 +109,14 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(study):
             np.testing.assert_array_equal(load_nifti(study.home / "refined" / "trained" / f"{case_id}.nii.gz"), own_map)
             num_other += bool((own_map != other_map).any())
     assert num_other > 0
+
+
+def test_label_maps_are_on_the_images_grid_and_not_on_that_of_the_logits(study):
+    for case_id in ("case0", "case3"):
+        shape = load_nifti(study.data / "labels" / f"{case_id}.nii.gz").shape
+        assert load_nifti(study.data / "logits" / f"{case_id}.nii.gz").shape[:3] != shape
+        for folder in ("refined/trained", "refined/default", "rivals/scaling", "rivals/guided_largest"):
+            assert load_nifti(study.home / folder / f"{case_id}.nii.gz").shape == shape
 
 
 def test_recalibration_is_that_of_the_fold_that_has_not_seen_the_case(study):
@@ -132,7 +146,11 @@ def test_the_tables_are_those_of_the_files(study):
     own = next(row for row in rows if row[:2] == ["data, `logits`", "whole"])
     head = next(row for row in rows if row[:2] == ["data, `logits`", str(NUM_CASES)])
     _, mean, interval, p_value, counts = trained[len(REGIONS) : len(REGIONS) + 5]
-    assert head[2:] == [network[len(REGIONS) + 1], head[3], f"{mean} ({interval})", p_value, counts, "too few cases"]
+    assert head[2:7] == [network[len(REGIONS) + 1], head[3], f"{mean} ({interval})", p_value, counts]
+    assert head[8] == "too few cases"
+    gains = {row[0]: float(row[len(REGIONS) + 1].replace("−", "-")) for row in rows[rows.index(network) + 1 : rows.index(trained)]}
+    best = max(gains, key=lambda name: gains[name])
+    assert head[7].split(", ")[1] == f"{gains[best]:+.2f}".replace("-", "−")
     assert head[3] == next(row for row in rows if row[0] == "`default`, untrained")[len(REGIONS) + 1]
     assert own[2] == str(NUM_CASES)
     assert own[3] == f"{before.mean():.3f} ± {before.std(ddof=1):.3f}"
@@ -157,7 +175,7 @@ def test_only_what_is_between_the_markers_is_replaced(study):
     assert "replaced" not in text
     assert text.startswith("kept before\n<!-- summary:begin -->\n")
     assert "<!-- summary:end -->\n<!-- study:begin -->\n" in text
-    assert "<!-- study:end -->\nkept\n<!-- paper:begin -->" in text
+    assert "<!-- study:end -->\nkept\n<!-- size:begin -->" in text
     assert text.endswith("<!-- paper:end -->\nkept after\n")
     assert (study.home / "evaluation" / "report.html").stat().st_size > 10_000
 
@@ -207,7 +225,7 @@ def test_a_command_that_fails_stops_the_study_and_says_which(study, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(study.data, data)
     (data / "logits" / "case2.nii.gz").unlink()
-    done = run_study(data, "-o", tmp_path / "out")
+    done = run_study(data, "--resample", "-o", tmp_path / "out")
     assert done.returncode == 1
     assert "case2" in done.stderr
     assert "study: `crfrefine train-crf` ended with status 1" in done.stderr
