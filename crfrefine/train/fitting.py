@@ -112,8 +112,8 @@ class Fit:
 
     def run(self, hooks: Hooks) -> FitResult:
         """Train, and return the result."""
-        crops, loss, device = self._material.crops, self._material.loss, self._material.device
-        network = self._workers.run_on_device(lambda case, threads: network_score(crops[case], loss, device), self._deciding)
+        samples, loss, device = self._material.samples, self._material.loss, self._material.device
+        network = self._workers.run_on_device(lambda case, threads: network_score(samples[case], loss, device), self._deciding)
         while self._rung < len(self._targets) and not self._must_stop(hooks):
             target, keep = self._targets[self._rung]
             is_last = self._rung == len(self._targets) - 1
@@ -163,8 +163,8 @@ class Fit:
         return mean_defined(self._dice(scores)), float(np.mean([score.loss for score in scores]))
 
     def _scores(self, model: Model) -> list[CaseScore]:
-        crops, loss = self._material.crops, self._material.loss
-        return self._workers.run_on_device(lambda case, threads: model.score(crops[case], loss, threads), self._deciding)
+        samples, loss = self._material.samples, self._material.loss
+        return self._workers.run_on_device(lambda case, threads: model.score(samples[case], loss, threads), self._deciding)
 
     def _dice(self, scores: Sequence[CaseScore]) -> NDArray[np.float64]:
         return np.array([mean_dice(score.confusion, self._material.regions) for score in scores])
@@ -197,9 +197,9 @@ class Fit:
 
     def _calibrated_dice(self, parameters: CrfParameters) -> NDArray[np.float64]:
         """Return the Dice of the deciding cases with the recalibrated network."""
-        crops, loss, device = self._material.crops, self._material.loss, self._material.device
+        samples, loss, device = self._material.samples, self._material.loss, self._material.device
         return self._dice(
-            self._workers.run_on_device(lambda case, threads: calibrated_score(parameters, crops[case], loss, device), self._deciding)
+            self._workers.run_on_device(lambda case, threads: calibrated_score(parameters, samples[case], loss, device), self._deciding)
         )
 
 

@@ -1,0 +1,74 @@
+"""The parts of a crop on which models are compared: a few tiles of a large one, from which the counts of the whole case are estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine.train.crops import Crop, count_confusion
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NUM_SAMPLED = 4
+"""Tiles of a crop that models are compared on; a crop of no more tiles is taken as a whole."""
+
+_GOLDEN = 0.6180339887498949
+"""Multiples of it, without their whole part, fill the unit interval evenly, however many there are."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some tiles that stand for a crop: drawn by their weights, evenly along the crop, and other ones in the next case.
+
+    What a model changes in a tile is extrapolated to the case. All models are compared on the same tiles, so that chance hardly decides.
+
+    Attributes:
+        crop: the whole.
+        parts: what is computed; views.
+        shares: weight of each part in the mean of the losses; they sum to 1.
+        factors: how many times the change in a part counts for the case.
+        network: (L, L) voxels of the whole case, by reference (row) and the network's label (column).
+        of_parts: the same of each part.
+    """
+
+    crop: Crop
+    parts: tuple[Crop, ...]
+    shares: tuple[float, ...]
+    factors: tuple[float, ...]
+    network: NDArray[np.int64]
+    of_parts: tuple[NDArray[np.int64], ...]
+
+    def count_case(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Return the (L, L) voxels of the whole case, estimated from those of the parts; exact where the parts are the crop."""
+        change = sum(factor * (found - own) for factor, found, own in zip(self.factors, counts, self.of_parts, strict=True))
+        return np.maximum(self.network + np.rint(change).astype(np.int64), 0)
+
+
+def make_sample(crop: Crop, number: int) -> Sample:
+    """Return the sample of a crop.
+
+    Args:
+        crop: the crop.
+        number: of the case, which decides what is drawn.
+    """
+    inside = _network_counts(crop)
+    network = inside + crop.outside
+    if len(crop.tiles) <= NUM_SAMPLED:
+        return Sample(crop, (crop,), (1.0,), (1.0,), network, (inside,))
+    points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
+    ends = np.cumsum(crop.tile_weights)
+    tiles, times = np.unique(np.minimum(np.searchsorted(ends, points), len(ends) - 1), return_counts=True)
+    parts = tuple(crop.tile(int(tile)) for tile in tiles)
+    shares = tuple(float(count) / NUM_SAMPLED for count in times)
+    factors = tuple(share / crop.tile_weights[tile] for share, tile in zip(shares, tiles, strict=True))
+    return Sample(crop, parts, shares, factors, network, tuple(_network_counts(part) for part in parts))
+
+
+def _network_counts(crop: Crop) -> NDArray[np.int64]:
+    """Return the (L, L) voxels in a crop's mask by reference and the network's label."""
+    found = crop.decode(crop.logits.astype(np.float32))
+    return count_confusion(crop.labels[crop.mask], found[crop.mask], crop.num_labels)
