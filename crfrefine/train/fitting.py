@@ -27,6 +27,9 @@ from crfrefine.train.trajectory import Trajectory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.train.crops import Crop
+    from crfrefine.train.samples import Sample
+
 MOST_DECIDING = 48
 """More deciding cases take longer without improving the decision."""
 
@@ -112,8 +115,8 @@ class Fit:
 
     def run(self, hooks: Hooks) -> FitResult:
         """Train, and return the result."""
-        samples, loss, device = self._material.samples, self._material.loss, self._material.device
-        network = self._workers.run_on_device(lambda case, threads: network_score(samples[case], loss, device), self._deciding)
+        crops, loss, device = self._material.crops, self._material.loss, self._material.device
+        network = self._workers.run_on_device(lambda case, threads: network_score(crops[case], loss, device), self._deciding)
         while self._rung < len(self._targets) and not self._must_stop(hooks):
             target, keep = self._targets[self._rung]
             is_last = self._rung == len(self._targets) - 1
@@ -158,13 +161,14 @@ class Fit:
         return loss
 
     def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
-        """Return mean Dice and loss of the deciding cases."""
-        scores = self._scores(trajectory.model)
+        """Return mean Dice and loss of the deciding cases, estimated from their samples."""
+        scores = self._scores(trajectory.model, self._material.samples)
         return mean_defined(self._dice(scores)), float(np.mean([score.loss for score in scores]))
 
-    def _scores(self, model: Model) -> list[CaseScore]:
-        samples, loss = self._material.samples, self._material.loss
-        return self._workers.run_on_device(lambda case, threads: model.score(samples[case], loss, threads), self._deciding)
+    def _scores(self, model: Model, cases: Sequence[Crop] | Sequence[Sample] | None = None) -> list[CaseScore]:
+        """Return the scores of the deciding cases: of their whole crops, or of what is given in their place."""
+        crops, loss = self._material.crops if cases is None else cases, self._material.loss
+        return self._workers.run_on_device(lambda case, threads: model.score(crops[case], loss, threads), self._deciding)
 
     def _dice(self, scores: Sequence[CaseScore]) -> NDArray[np.float64]:
         return np.array([mean_dice(score.confusion, self._material.regions) for score in scores])
@@ -197,9 +201,9 @@ class Fit:
 
     def _calibrated_dice(self, parameters: CrfParameters) -> NDArray[np.float64]:
         """Return the Dice of the deciding cases with the recalibrated network."""
-        samples, loss, device = self._material.samples, self._material.loss, self._material.device
+        crops, loss, device = self._material.crops, self._material.loss, self._material.device
         return self._dice(
-            self._workers.run_on_device(lambda case, threads: calibrated_score(parameters, samples[case], loss, device), self._deciding)
+            self._workers.run_on_device(lambda case, threads: calibrated_score(parameters, crops[case], loss, device), self._deciding)
         )
 
 

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.train.crops import Crop, count_confusion
+from crfrefine.train.probabilities import probabilities_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-NUM_SAMPLED = 4
-"""Tiles of a crop that models are compared on; a crop of no more tiles is taken as a whole."""
+NUM_SAMPLED = 8
+"""Tiles of a crop that models are compared on; a crop of no more tiles is taken as a whole. On 40 atria of 16 or 32 tiles, the change in
+Dice that eight tiles tell is off by two thirds of what it differs between cases."""
+
+_EVEN_SHARE = 0.1
+"""Share of the weights with which tiles are drawn for training, so that none is drawn almost never."""
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it, without their whole part, fill the unit interval evenly, however many there are."""
@@ -22,7 +27,7 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Sample:
-    """Some tiles that stand for a crop: drawn by their weights, evenly along the crop, and other ones in the next case.
+    """Some tiles that stand for a crop: drawn by the network's expected errors, evenly along the crop, and other ones in the next case.
 
     What a model changes in a tile is extrapolated to the case. All models are compared on the same tiles, so that chance hardly decides.
 
@@ -60,12 +65,27 @@ def make_sample(crop: Crop, number: int) -> Sample:
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample(crop, (crop,), (1.0,), (1.0,), network, (inside,))
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    ends = np.cumsum(crop.tile_weights)
+    weights = _weights(crop)
+    ends = np.cumsum(weights)
     tiles, times = np.unique(np.minimum(np.searchsorted(ends, points), len(ends) - 1), return_counts=True)
     parts = tuple(crop.tile(int(tile)) for tile in tiles)
     shares = tuple(float(count) / NUM_SAMPLED for count in times)
-    factors = tuple(share / crop.tile_weights[tile] for share, tile in zip(shares, tiles, strict=True))
+    factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
     return Sample(crop, parts, shares, factors, network, tuple(_network_counts(part) for part in parts))
+
+
+def _weights(crop: Crop) -> NDArray[np.float64]:
+    """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and there they gain."""
+    even = np.array(crop.tile_weights)
+    probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
+    if crop.regions is None:
+        doubt = np.float32(1.0) - probabilities.max(axis=0)
+    else:
+        doubt = np.minimum(probabilities, np.float32(1.0) - probabilities).sum(axis=0)
+    doubt *= crop.mask
+    by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
+    total = float(by_tile.sum())
+    return even if total == 0.0 else _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * by_tile / total
 
 
 def _network_counts(crop: Crop) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "m
 
 @pytest.fixture
 def tiled(monkeypatch):
-    monkeypatch.setattr(cropping, "TILE_VOXELS", 150)
+    monkeypatch.setattr(cropping, "TILE_VOXELS", 60)
     (crop,) = crops(1)
     assert len(crop.tiles) > 3 * NUM_SAMPLED
     return crop
