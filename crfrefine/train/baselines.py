@@ -15,9 +15,11 @@ from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import PostprocessParameters
 from crfrefine.train.crops import Crop, count_confusion
 from crfrefine.train.folds import Split
+from crfrefine.train.losses import Loss
 from crfrefine.train.material import Material
-from crfrefine.train.model import dice_of, flat_logits, mean_defined, mean_dice
+from crfrefine.train.model import dice_of, mean_defined, mean_dice
 from crfrefine.train.starts import BATCH_SIZE, voxel_length
+from crfrefine.train.voxels import Voxels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,6 +68,7 @@ def fit_scaling(
     *,
     learned: Sequence[str] = ("temperature", "bias"),
     fixed: VectorScaling | None = None,
+    loss: Loss | None = None,
 ) -> VectorScaling:
     """Fit temperature and biases on some cases.
 
@@ -75,7 +78,9 @@ def fit_scaling(
         workers: to compute with.
         learned: "temperature", "bias" or both.
         fixed: with what is not learned: its temperature, or its biases times its temperature; None: all is learned.
+        loss: None: that of the run.
     """
+    loss = loss or material.loss
     num_channels = material.sizes[0]
     given = fixed or VectorScaling(1.0, (0.0,) * num_channels)
     learns_temperature, learns_bias = "temperature" in learned, "bias" in learned
@@ -86,14 +91,14 @@ def fit_scaling(
     values = [value for value in (log_temperature, bias) if value.requires_grad]
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
-    def gradient(crop: Crop, threads: int) -> tuple[torch.Tensor, ...]:
-        logits, labels = flat_logits(crop, material.device)
+    def gradient(voxels: Voxels, threads: int) -> tuple[torch.Tensor, ...]:
+        logits, labels = voxels.logits, voxels.labels
         own = logits if isinstance(shift, float) else logits + shift.to(logits.device)
-        value = material.loss(own / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
+        value = loss(own / log_temperature.exp().to(logits.device) + bias.to(logits.device)[:, None], labels)
         return torch.autograd.grad(value, values)
 
     for optimizer_step in range(SCALING_STEPS):
-        batch = material.batch(optimizer_step, cases, BATCH_SIZE)
+        batch = [material.voxels[case] for case in material.batch_cases(optimizer_step, cases, BATCH_SIZE)]
         parts = workers.run_on_device(gradient, batch)
         for parameter, own in zip(values, zip(*parts, strict=True), strict=True):
             parameter.grad = sum(own[1:], own[0]) / len(batch)
@@ -180,7 +185,7 @@ def largest_scores(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], wo
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
     """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
-    return np.where(crop.mask, crop.decode(crop.logits), 0).astype(np.min_scalar_type(crop.num_labels - 1))
+    return np.where(crop.mask, crop.decode(crop.logits.astype(np.float32)), 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 
 def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The part of a case that training uses: the surroundings of foreground in the network's labels or the reference, in memory or on disk.
+"""The part of a case that training uses: the surroundings of foreground in the network's labels or the reference.
 
 Bandwidths are learned from the surroundings of the labels; the millions of voxels far from them would only cost time.
 """
@@ -6,10 +6,8 @@ Bandwidths are learned from the surroundings of the labels; the millions of voxe
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +30,8 @@ MARGIN_MM = 10.0
 FOREGROUND_RATIO = 0.01
 """A voxel is possible foreground if a label has at least this share of the background's probability."""
 
-TILE_VOXELS = 200_000
+TILE_VOXELS = 100_000
 """Maximum number of masked voxels per gradient: larger crops are cut into tiles, one of which is drawn each time."""
-
-MEMORY_BYTES = 2 * 1024**3
-"""Crops beyond this many bytes go to a temporary folder and are mapped from there."""
 
 Box = tuple[slice, ...]
 
@@ -80,6 +75,20 @@ class Crop:
     def num_case_voxels(self) -> int:
         """Number of voxels of the whole case that have a reference."""
         return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
+
+    @property
+    def parts(self) -> tuple[Crop, ...]:
+        """What is computed to score the crop: all of it (a `Sample` has some tiles)."""
+        return (self,)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Weight of each part in the mean of the losses."""
+        return (1.0,)
+
+    def count_case(self, counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Return the (L, L) voxels of the whole case by reference and found label, from those of the parts."""
+        return counts[0] + self.outside
 
     @property
     def num_labels(self) -> int:
@@ -167,41 +176,6 @@ def count_confusion(labels: NDArray[Any], found: NDArray[Any], num_labels: int) 
     """Return (L, L) counts of voxels, by reference (row) and found label (column); voxels with reference L are not counted."""
     pairs = labels.astype(np.int32).ravel() * num_labels + found.ravel()
     return np.bincount(pairs, minlength=num_labels**2)[: num_labels**2].reshape(num_labels, num_labels).astype(np.int64)
-
-
-class CropStore:
-    """Stores crops: in memory up to a limit, then in a temporary folder, from which the system reads them again as needed."""
-
-    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._left = memory_bytes
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
-
-    def keep(self, crop: Crop) -> Crop:
-        """Return an equal crop that respects the limit on memory."""
-        size = sum(array.nbytes for array in (crop.image, crop.logits, crop.labels, crop.mask))
-        if size <= self._left:
-            self._left -= size
-            return crop
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="crfrefine-")
-        self._count += 1
-        mapped: dict[str, Any] = {
-            name: self._on_disk(f"{self._count}-{name}", getattr(crop, name)) for name in ("image", "logits", "labels", "mask")
-        }
-        return replace(crop, **mapped)
-
-    def close(self) -> None:
-        """Remove what is on disk."""
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def _on_disk(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        assert self._folder is not None
-        path = Path(self._folder.name) / f"{name}.npy"
-        np.save(path, array, allow_pickle=False)
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
 
 
 def _whole(shape: Sequence[int]) -> Box:

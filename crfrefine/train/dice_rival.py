@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
 from crfrefine.execution.threads import Workers
-from crfrefine.train.baselines import VectorScaling, choose_best, fit_vector_scaling, label_confusion, network_labels
-from crfrefine.train.crops import FOREGROUND_RATIO, Crop, foreground_ratio
+from crfrefine.train.baselines import VectorScaling, choose_best, fit_scaling, label_confusion, network_labels
+from crfrefine.train.crops import FOREGROUND_RATIO, Crop, count_confusion, foreground_ratio
 from crfrefine.train.folds import Split
 from crfrefine.train.losses import Loss, make_loss
 from crfrefine.train.material import Material
@@ -67,11 +67,7 @@ def decided_labels(
         regions: of the channels; None: they are labels.
         mask: (*grid), True where voxels count; None: everywhere.
     """
-    near = foreground_ratio(logits, regions) > math.log(FOREGROUND_RATIO)
-    if mask is not None:
-        near &= mask
-    probabilities = probabilities_of(scaling.apply(logits), regions)
-    return dice_labels(probabilities, near) if regions is None else dice_region_labels(probabilities, regions, near)
+    return _decide(logits, scaling, regions, _near(logits, regions, mask))
 
 
 def score_decisions(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], workers: Workers) -> NDArray[np.float64]:
@@ -79,7 +75,7 @@ def score_decisions(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]], w
 
     def scores(crop: Crop, threads: int) -> list[float]:
         network = mean_dice(label_confusion(crop, network_labels(crop)), regions)
-        return [network, *(_score(crop, _only_temperature(temperature, len(crop.logits)), regions) for temperature in TEMPERATURES)]
+        return [network, *_scores(crop, [_only_temperature(temperature, len(crop.logits)) for temperature in TEMPERATURES], regions)]
 
     return np.array(workers.run(scores, crops))
 
@@ -94,22 +90,41 @@ def tune_decision(scores: NDArray[np.float64], scaling: VectorScaling, split: Sp
         material: of the run.
         workers: to compute with.
     """
-    likeliest = fit_vector_scaling(replace(material, loss=_cross_entropy(material)), split, workers)
+    likeliest = fit_scaling(material, split.seen, workers, loss=_cross_entropy(material))
     fitted = (scaling, likeliest)
     seen = [material.crops[case] for case in split.seen]
 
-    def score(crop: Crop, threads: int) -> list[float]:
-        return [_score(crop, own, material.regions) for own in fitted]
-
-    table = np.column_stack([scores[split.seen], np.array(workers.run(score, seen))])
+    found = workers.run(lambda crop, threads: _scores(crop, fitted, material.regions), seen)
+    table = np.column_stack([scores[split.seen], np.array(found)])
     num_channels = material.sizes[0]
     choices = (None, *(_only_temperature(temperature, num_channels) for temperature in TEMPERATURES), *fitted)
     return DiceDecision(choose_best(table, choices, range(len(seen))))
 
 
-def _score(crop: Crop, scaling: VectorScaling, regions: Sequence[tuple[int, ...]]) -> float:
-    found = decided_labels(crop.logits.astype(np.float32), scaling, crop.regions, crop.mask)
-    return mean_dice(label_confusion(crop, found), regions)
+def _scores(crop: Crop, scalings: Sequence[VectorScaling], regions: Sequence[tuple[int, ...]]) -> list[float]:
+    """Return the mean Dice of the decision after each scaling."""
+    # Most voxels are sure to be background: they are counted once, for all scalings.
+    logits = crop.logits.astype(np.float32)
+    places = np.flatnonzero(_near(logits, crop.regions, crop.mask))
+    flat, labels = logits.reshape(len(logits), -1)[:, places], np.ravel(crop.labels)[places]
+    far = label_confusion(crop, np.zeros_like(crop.labels)) - count_confusion(labels, np.zeros_like(labels), crop.num_labels)
+    return [
+        mean_dice(far + count_confusion(labels, _decide(flat, scaling, crop.regions, None), crop.num_labels), regions)
+        for scaling in scalings
+    ]
+
+
+def _near(logits: NDArray[np.floating[Any]], regions: RegionScheme | None, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return where something but background has at least a hundredth of its probability, inside the mask."""
+    near = foreground_ratio(logits, regions) > math.log(FOREGROUND_RATIO)
+    return near if mask is None else near & mask
+
+
+def _decide(
+    logits: NDArray[np.floating[Any]], scaling: VectorScaling, regions: RegionScheme | None, mask: NDArray[np.bool_] | None
+) -> NDArray[np.unsignedinteger[Any]]:
+    probabilities = probabilities_of(scaling.apply(logits), regions)
+    return dice_labels(probabilities, mask) if regions is None else dice_region_labels(probabilities, regions, mask)
 
 
 def _only_temperature(temperature: float, num_channels: int) -> VectorScaling:

@@ -27,6 +27,9 @@ from crfrefine.train.trajectory import Trajectory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.train.crops import Crop
+    from crfrefine.train.samples import Sample
+
 MOST_DECIDING = 48
 """More deciding cases take longer without improving the decision."""
 
@@ -158,12 +161,13 @@ class Fit:
         return loss
 
     def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
-        """Return mean Dice and loss of the deciding cases."""
-        scores = self._scores(trajectory.model)
+        """Return mean Dice and loss of the deciding cases, estimated from their samples."""
+        scores = self._scores(trajectory.model, self._material.samples)
         return mean_defined(self._dice(scores)), float(np.mean([score.loss for score in scores]))
 
-    def _scores(self, model: Model) -> list[CaseScore]:
-        crops, loss = self._material.crops, self._material.loss
+    def _scores(self, model: Model, cases: Sequence[Crop] | Sequence[Sample] | None = None) -> list[CaseScore]:
+        """Return the scores of the deciding cases: of their whole crops, or of what is given in their place."""
+        crops, loss = self._material.crops if cases is None else cases, self._material.loss
         return self._workers.run_on_device(lambda case, threads: model.score(crops[case], loss, threads), self._deciding)
 
     def _dice(self, scores: Sequence[CaseScore]) -> NDArray[np.float64]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from crfrefine.train.crops import Crop
 from crfrefine.train.device import CPU, TrainingDevice
 from crfrefine.train.losses import Loss
+from crfrefine.train.samples import Sample, make_sample
+from crfrefine.train.voxels import Voxels, draw_voxels
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,29 @@ class Material:
     seed: int
     device: TrainingDevice = CPU
 
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        """What models are compared on: of each case, its crop if it is small, or else some tiles."""
+        return tuple(make_sample(crop, number) for number, crop in enumerate(self.crops))
+
+    @cached_property
+    def voxels(self) -> tuple[Voxels, ...]:
+        """What is recalibrated: of each case, all voxels of its crop if it is small, or else some."""
+        return tuple(draw_voxels(crop, self.device) for crop in self.crops)
+
+    def batch_cases(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[int]:
+        """Return some cases, drawn at random without repetition, in order: at the same step the same for all starts."""
+        return self._draw(optimizer_step, cases, count)[0]
+
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
         """Return one tile each of some cases, drawn at random without repetition.
 
         All starts get the same tiles at the same optimizer step, so that chance does not decide between them.
         """
+        chosen, random = self._draw(optimizer_step, cases, count)
+        crops = [self.crops[case] for case in chosen]
+        return [crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))) for crop in crops]
+
+    def _draw(self, optimizer_step: int, cases: Sequence[int], count: int) -> tuple[list[int], np.random.Generator]:
         random = np.random.default_rng([self.seed, optimizer_step])
-        chosen = random.permutation(np.asarray(cases))[:count]
-        batch = []
-        for case in sorted(int(number) for number in chosen):
-            crop = self.crops[case]
-            batch.append(crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))))
-        return batch
+        return sorted(int(number) for number in random.permutation(np.asarray(cases))[:count]), random

@@ -13,7 +13,8 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.execution.threads import Workers
 from crfrefine.train.bad_cases import attempt, raise_all
 from crfrefine.train.baselines import RivalScores, score_rivals
-from crfrefine.train.crops import Crop, CropStore, make_crop
+from crfrefine.train.crop_store import CropStore
+from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.data_notes import oddities
 from crfrefine.train.dice_rival import score_decisions
 from crfrefine.train.guided_filter import GuidedScores, score_guided

@@ -17,7 +17,7 @@ from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.checks import check_options
 from crfrefine.train.comparison import compare
-from crfrefine.train.crops import CropStore
+from crfrefine.train.crop_store import CropStore
 from crfrefine.train.cross_validation import cross_validate
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.done import Done, Part

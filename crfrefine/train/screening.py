@@ -79,8 +79,8 @@ def screen(
     columns = []
     for number, start in enumerate(starts):
         model = Model(start.parameters, (), material.sizes, material.device)
-        crops = [material.crops[case] for case in cases]
-        scores = workers.run_on_device(lambda crop, threads, model=model: model.score(crop, material.loss, threads), crops)  # type: ignore[misc]
+        samples = [material.samples[case] for case in cases]
+        scores = workers.run_on_device(lambda sample, threads, model=model: model.score(sample, material.loss, threads), samples)  # type: ignore[misc]
         columns.append([mean_dice(score.confusion, material.regions) for score in scores])
         tell(number + 1)
     table: list[list[float]] = np.array(columns).T.tolist()

@@ -17,7 +17,8 @@ from crfrefine.parameters.model import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
 from crfrefine.train.checks import choose_regions
-from crfrefine.train.crops import CropStore, count_confusion, make_crop
+from crfrefine.train.crop_store import CropStore
+from crfrefine.train.crops import count_confusion, make_crop
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.folders import locate_folders
 from crfrefine.train.folds import choose_num_folds, make_folds
