@@ -25,24 +25,20 @@ CALIBRATION = "recalibration alone"
 UNTRAINED = "preset default, untrained"
 """Kind of the preset as it is; also the name of its start."""
 
-GENTLE = "CRF, half-way"
-"""Kind of the model half-way from the preset to the best trained model, which is tried where few cases were trained on."""
-
-FEW_TRAINED = 12
-"""With fewer cases to train on, the half-way model is a candidate."""
-
 CRF = "CRF"
 """Kind of the best trained model, with the volume term of its start."""
 
-VOLUME_WEIGHTS = (0.5, 0.75)
-VOLUME_KEEPS = ("argmax", "expected")
-"""What is tried of the volume term, once the rest is trained. The first of both protects at little cost: it goes before no such term."""
+SHARES = (0.5, 0.75, 1.0)
+"""How far from the untrained preset to the best trained model the candidates are."""
+
+VOLUMES = (VolumeParameters(0.5, "argmax"), VolumeParameters(0.5, "expected"), VolumeParameters(0.75, "expected"))
+"""What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
 
 HARM = 2.0
 """A loss of Dice counts as much as a gain of this size: a user gives up a case that got worse more than one that got better pays."""
 
-NOISE = 0.5
-"""Standard errors within which a candidate is as good as the best one."""
+KEPT_GAIN = 0.85
+"""Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Rivals:
     Attributes:
         volumes: volume terms, with the trained model.
         untrained: a gentle model that fits most data a little; None: there is none that is comparable.
-        prefers_first_volume: whether the model with the first of the volume terms goes before the one without.
+        prefers_first_volume: whether a model with the first of the volume terms is gentler than the one without, and goes before it.
     """
 
     volumes: tuple[VolumeParameters, ...] = ()
@@ -98,56 +94,58 @@ class Candidate:
         return cls(values["kind"], values["start"], parameters, values["best_iteration"], tuple(values["gains"]))
 
 
-def variants(trained: CrfParameters, rivals: Rivals, *, is_few: bool) -> list[tuple[str, CrfParameters]]:
-    """Return kind and parameters of a trained model and of what is tried beside it, simpler and gentler ones first.
+def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
+    """Return kind and parameters of a trained model and of what is tried beside it, gentler ones first."""
+    untrained, volumes = rivals.untrained, [volume for volume in rivals.volumes if volume != trained.volume]
+    protecting = volumes[:1] if rivals.prefers_first_volume else []
+    found = [] if untrained is None else [(UNTRAINED, untrained)]
+    for share in SHARES if untrained is not None else (1.0,):
+        name, model = CRF, trained
+        if untrained is not None and share < 1.0:
+            name, model = f"{CRF}, {share:g} of the way", part_way(untrained, trained, share)
+        found += [(f"{name}, {_named(volume)}", model.replace(volume=volume)) for volume in protecting]
+        found.append((name, model))
+    return [*found, *((f"{CRF}, {_named(volume)}", trained.replace(volume=volume)) for volume in volumes[len(protecting) :])]
 
-    Args:
-        trained: the best trained model.
-        rivals: what else is tried.
-        is_few: whether it was trained on few cases.
+
+def _named(volume: VolumeParameters) -> str:
+    return f"volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else "no volume term"
+
+
+def is_part_way(kind: str) -> bool:
+    """Return whether a kind is between the untrained and the trained model."""
+    return "of the way" in kind
+
+
+def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> CrfParameters:
+    """Return a model a share of the way from an untrained to a trained one.
+
+    Bandwidths and temperature are in between by their logarithms, weights and biases by themselves. Both models have one appearance
+    kernel, and no other kernel or penalty that is learned.
     """
-    found = []
-    if rivals.untrained is not None:
-        found.append((UNTRAINED, rivals.untrained))
-        if is_few:
-            found.append((GENTLE, half_way(rivals.untrained, trained)))
-    others = [(_kind(volume), trained.replace(volume=volume)) for volume in rivals.volumes if volume != trained.volume]
-    return [*found, *others[:1], (CRF, trained), *others[1:]] if rivals.prefers_first_volume else [*found, (CRF, trained), *others]
 
+    def plainly(one: float, other: float) -> float:
+        return one + share * (other - one)
 
-def _kind(volume: VolumeParameters) -> str:
-    return f"{CRF}, volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else f"{CRF}, no volume term"
+    def by_logarithm(one: float, other: float) -> float:
+        return float(one ** (1.0 - share) * other**share)
 
-
-def half_way(untrained: CrfParameters, trained: CrfParameters) -> CrfParameters:
-    """Return a trained model half-way back to an untrained one: geometric means of bandwidths and temperature, means of weights and biases.
-
-    Both have one appearance kernel, and no other kernel or penalty that is learned.
-    """
     first, last = untrained.bilateral[0], trained.bilateral[0]
     kernel = replace(
         last,
-        weight=_between(first.weight, last.weight, lambda one, other: (one + other) / 2),
-        theta_alpha=_between(first.theta_alpha, last.theta_alpha, _geometric),
-        theta_beta=_between(first.theta_beta, last.theta_beta, _geometric),
+        weight=_between(first.weight, last.weight, plainly),
+        theta_alpha=_between(first.theta_alpha, last.theta_alpha, by_logarithm),
+        theta_beta=_between(first.theta_beta, last.theta_beta, by_logarithm),
     )
     begin, end = untrained.mean_field, trained.mean_field
-    mean_field = replace(
-        end,
-        temperature=_geometric(begin.temperature, end.temperature),
-        bias=_between(begin.bias, end.bias, lambda one, other: (one + other) / 2),
-    )
-    return rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
-
-
-def _geometric(one: float, other: float) -> float:
-    return math.sqrt(one * other)
+    temperature, bias = by_logarithm(begin.temperature, end.temperature), _between(begin.bias, end.bias, plainly)
+    return rounded(replace(trained, bilateral=(kernel,), mean_field=replace(end, temperature=temperature, bias=bias)))
 
 
 def _between(
     first: float | tuple[float, ...], last: float | tuple[float, ...], mean: Callable[[float, float], float]
 ) -> float | tuple[float, ...]:
-    """Return means of two values, either of which may be one for all entries."""
+    """Return what is between two values, either of which may be one for all entries."""
     count = max((len(value) for value in (first, last) if isinstance(value, tuple)), default=0)
     ones, others = (value if isinstance(value, tuple) else (value,) * max(count, 1) for value in (first, last))
     means = tuple(mean(one, other) for one, other in zip(ones, others, strict=True))
@@ -171,14 +169,18 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the candidate to take, None for the network as it is.
 
-    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one whose
-    distance from it is within NOISE standard errors: simpler ones come first.
+    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one, since
+    gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains.
     """
     useful = [one for one in candidates if is_gain(one.gains) and float(valued(one.gains).mean()) > 0.0]
     if not useful:
         return None
-    best = max(useful, key=lambda one: float(valued(one.gains).mean()))
-    return next(one for one in useful if one is best or not is_gain(valued(best.gains) - valued(one.gains), NOISE))
+    best = max((valued(one.gains) for one in useful), key=lambda values: float(values.mean()))
+
+    def is_as_good(values: NDArray[np.float64]) -> bool:
+        return float(values.mean()) >= KEPT_GAIN * float(best.mean()) and not is_gain(best - values)
+
+    return next(one for one in useful if is_as_good(valued(one.gains)))
 
 
 def valued(gains: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -187,11 +189,11 @@ def valued(gains: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(values < 0.0, HARM * values, values)
 
 
-def is_gain(gains: Sequence[float] | NDArray[np.float64], num_errors: float = 1.0) -> bool:
-    """Return whether gains of cases exceed chance: their mean is more than so many of its standard errors above 0.
+def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Return whether gains of cases exceed chance: their mean is more than its standard error above 0.
 
     No CRF is the simpler model, and is kept unless a CRF adds something.
     """
     values = np.asarray(gains, dtype=float)
     error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
-    return bool(values.size) and float(values.mean()) > num_errors * error
+    return bool(values.size) and float(values.mean()) > max(error, 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.candidates import CALIBRATION, CRF, FEW_TRAINED, NO_RIVALS, UNTRAINED, Candidate, Rivals, choose, variants
+from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, Rivals, choose, variants
 from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
@@ -200,8 +200,7 @@ class Fit:
             return found
         # Time that is up leaves none for anything but the trained model, unless something else is chosen already.
         rivals = self._rivals if self._kind is not None or not self._is_stopped else NO_RIVALS
-        is_few = len(self._split.training) < FEW_TRAINED or self._kind is not None
-        for kind, parameters in variants(best.best_parameters(), rivals, is_few=is_few):
+        for kind, parameters in variants(best.best_parameters(), rivals):
             if self._kind in (None, kind):
                 scores = self._scores(Model(parameters, (), self._material.sizes, self._material.device))
                 gains = _defined(self._dice(scores) - of_network)

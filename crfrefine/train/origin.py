@@ -13,7 +13,7 @@ import crfrefine
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.text import MOST_OF_A_LINE
-from crfrefine.train.candidates import GENTLE, UNTRAINED
+from crfrefine.train.candidates import UNTRAINED, is_part_way
 from crfrefine.train.results import TrainingResult
 
 DEFAULT_NAME = "crfrefine.toml"
@@ -90,8 +90,8 @@ def _training_lines(result: TrainingResult) -> list[str]:
     """Say how the training on all cases went."""
     final = result.final.fit
     told = ["The time (--max-minutes) ran out before the training on all cases was finished."] if final.stopped_by_time else []
-    if final.kind == GENTLE:
-        return [*told, "Half-way from the preset default to what was trained on all cases, which chance does not tell from it."]
+    if is_part_way(final.kind):
+        return [*told, "Part of the way from the preset default to what was trained on all cases, which is not better by more than chance."]
     if final.best_optimizer_step == 0:
         return [*told, f"The values are those of {final.start}; training on all cases brought nothing better."]
     return [*told, f"Trained on all cases, beginning with {final.start}."]

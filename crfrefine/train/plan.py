@@ -16,7 +16,7 @@ from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import calibrates
-from crfrefine.train.candidates import VOLUME_KEEPS, VOLUME_WEIGHTS, Rivals
+from crfrefine.train.candidates import VOLUMES, Rivals
 from crfrefine.train.checks import choose_regions
 from crfrefine.train.dataset import LabeledCases, find_cases
 from crfrefine.train.device import TrainingDevice
@@ -92,8 +92,7 @@ class Plan:
             return ()
         if self.base.volume.weight > 0.0:
             return (replace(self.base.volume, weight=0.0),)
-        keeps = VOLUME_KEEPS if self.cases.declared is None else ("argmax",)
-        return tuple(VolumeParameters(weight, keep) for keep in keeps for weight in VOLUME_WEIGHTS)
+        return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep == "argmax")
 
     @property
     def _can_keep_volumes(self) -> bool:

@@ -18,7 +18,7 @@ from crfrefine.demo.phantom import write_phantom  # noqa: E402
 from crfrefine.execution.threads import Workers  # noqa: E402
 from crfrefine.parameters.model import CrfParameters  # noqa: E402
 from crfrefine.parameters.sections import VolumeParameters  # noqa: E402
-from crfrefine.train.candidates import CALIBRATION, CRF, GENTLE, UNTRAINED, Candidate, Rivals, choose, half_way, pooled, variants  # noqa: E402
+from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, Rivals, choose, part_way, pooled, variants  # noqa: E402
 from crfrefine.train.device import TrainingDevice  # noqa: E402
 from crfrefine.train.fit_result import FitResult  # noqa: E402
 from crfrefine.train.fitting import Fit  # noqa: E402
@@ -58,16 +58,18 @@ def test_a_gain_that_chance_explains_is_not_taken() -> None:
 
 def test_losses_count_more_than_gains() -> None:
     """The second gains a little more on average, and more than chance explains, at the price of a case that gets much worse."""
-    gentle, rough = candidate(CRF, *[0.010] * 10), candidate("rough", *[0.020] * 9, -0.05)
-    assert np.mean(rough.gains) > np.mean(gentle.gains)
-    assert chosen_kind(gentle, rough) == CRF
+    even, rough = candidate(CRF, *[0.010] * 10), candidate("rough", *[0.020] * 9, -0.05)
+    assert np.mean(rough.gains) > np.mean(even.gains)
+    assert chosen_kind(rough, even) == CRF
 
 
-def test_the_simpler_model_is_taken_where_chance_does_not_tell_them_apart() -> None:
+def test_a_gentler_model_is_taken_where_it_keeps_most_of_the_gain_and_chance_explains_the_rest() -> None:
     gains = np.array([0.010, 0.014, 0.012, 0.016, 0.013])
-    simple = candidate(CALIBRATION, *gains)
-    assert chosen_kind(simple, candidate(CRF, *(gains + np.array([0.004, -0.003, 0.002, -0.001, 0.0])))) == CALIBRATION
-    assert chosen_kind(simple, candidate(CRF, *(gains + np.array([0.004, 0.003, 0.002, 0.001, 0.0])))) == CRF
+    gentle = candidate(UNTRAINED, *gains)
+    assert chosen_kind(gentle, candidate(CRF, *(gains + np.array([0.004, -0.003, 0.002, -0.001, 0.0])))) == UNTRAINED
+    assert chosen_kind(gentle, candidate(CRF, *(gains + np.array([0.001, 0.001, 0.002, 0.001, 0.001])))) == CRF  # too even for chance
+    assert chosen_kind(gentle, candidate(CRF, *(gains + np.array([0.030, -0.010, 0.008, 0.002, -0.009])))) == CRF  # too much to give up
+    assert chosen_kind(candidate(CRF, *gains), gentle) == CRF  # of equal ones the first
 
 
 def test_trainings_on_other_cases_add_their_cases() -> None:
@@ -84,32 +86,34 @@ def test_trainings_on_other_cases_add_their_cases() -> None:
 
 
 def test_a_model_is_tried_with_each_volume_term() -> None:
-    volumes = (VolumeParameters(0.25, "expected"), VolumeParameters(0.5, "argmax"))
+    """The first goes before the model without, as a gentler one, unless the model has a volume term of its own."""
+    volumes = (VolumeParameters(0.5, "argmax"), VolumeParameters(0.25, "expected"))
     plain = start(4.0).parameters
-    found = variants(plain, Rivals(volumes), is_few=True)
-    assert [kind for kind, _ in found] == [CRF, "CRF, volume 0.25 expected", "CRF, volume 0.5 argmax"]
-    assert [parameters.volume for _, parameters in found] == [VolumeParameters(), *volumes]
+    found = variants(plain, Rivals(volumes, prefers_first_volume=True))
+    assert [kind for kind, _ in found] == ["CRF, volume 0.5 argmax", CRF, "CRF, volume 0.25 expected"]
+    assert [parameters.volume for _, parameters in found] == [volumes[0], VolumeParameters(), volumes[1]]
     assert all(parameters.bilateral == plain.bilateral for _, parameters in found)
-    own = Rivals((volumes[1], VolumeParameters(0.0, "argmax")))
-    assert [kind for kind, _ in variants(plain.replace(volume=volumes[1]), own, is_few=True)] == [CRF, "CRF, no volume term"]
+    own = Rivals((volumes[0], VolumeParameters(0.0, "argmax")))
+    assert [kind for kind, _ in variants(plain.replace(volume=volumes[0]), own)] == [CRF, "CRF, no volume term"]
 
 
-def test_gentle_models_come_before_the_trained_one() -> None:
-    """The model half-way to it, where few cases were trained on: in the logarithm of bandwidths and temperature."""
+def test_models_between_the_preset_and_the_trained_one_come_before_it() -> None:
+    """By the logarithms of bandwidths and temperature, by weights and biases themselves."""
     untrained = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.weight": 4.0, "mean_field.temperature": 1.0})
     trained = start(8.0).parameters.replace(
         **{"bilateral.weight": [6.0, 2.0, 4.0, 8.0], "mean_field.temperature": 0.25, "mean_field.bias": [1.0, -1.0, 0.0, 0.5]}
     )
-    rivals = Rivals(untrained=untrained)
-    assert [kind for kind, _ in variants(trained, rivals, is_few=False)] == [UNTRAINED, CRF]
-    (_, first), (kind, gentle), (_, last) = variants(trained, rivals, is_few=True)
-    assert (first, kind, last) == (untrained, GENTLE, trained)
-    assert gentle == half_way(untrained, trained)
+    found = variants(trained, Rivals(untrained=untrained))
+    assert [kind for kind, _ in found] == [UNTRAINED, "CRF, 0.5 of the way", "CRF, 0.75 of the way", CRF]
+    assert (found[0][1], found[-1][1]) == (untrained, trained)
+    gentle = found[1][1]
+    assert gentle == part_way(untrained, trained, 0.5) == CrfParameters.from_toml(gentle.to_toml())
     assert gentle.bilateral[0].weight == (5.0, 3.0, 4.0, 6.0)
     assert gentle.bilateral[0].theta_alpha == pytest.approx(4.0)
     assert gentle.bilateral[0].theta_beta == pytest.approx((0.005**0.5,) * 2, rel=1e-5)  # six digits, as a file has
     assert gentle.mean_field.temperature == pytest.approx(0.5)
     assert gentle.mean_field.bias == (0.5, -0.5, 0.0, 0.25)
+    assert part_way(untrained, trained, 0.75).mean_field.temperature == pytest.approx(0.25**0.75, rel=1e-5)
 
 
 def test_every_candidate_is_measured_on_the_cases_that_decide() -> None:
@@ -178,15 +182,15 @@ def test_a_run_takes_the_kind_that_all_its_cases_choose(tmp_path: Path, monkeypa
         write_phantom(phantom(seed), tmp_path / "data", f"case{seed}")
 
     def by_kind(found: list[Candidate]) -> Candidate:
-        return next(one for one in found if one.kind == "CRF, volume 0.75 argmax")
+        return next(one for one in found if one.kind == "CRF, volume 0.75 expected")
 
     for module in ("fitting", "cross_validation", "final"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", by_kind)
     result = run_training(options(tmp_path))
-    wanted = VolumeParameters(0.75, "argmax")
+    wanted = VolumeParameters(0.75, "expected")
     assert [fold.tuned.fit.parameters.volume for fold in result.folds] == [wanted] * 2
     text = (tmp_path / "params.toml").read_text()
     assert CrfParameters.load(tmp_path / "params.toml").volume == wanted
     assert "volume.weight: trained, 0.75; folds 0.75 to 0.75" in text
     report = json.loads((tmp_path / "params.report.json").read_text())
-    assert "CRF, volume 0.75 argmax" in [one["kind"] for one in report["final"]["candidates"]]
+    assert "CRF, volume 0.75 expected" in [one["kind"] for one in report["final"]["candidates"]]
