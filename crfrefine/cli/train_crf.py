@@ -86,10 +86,9 @@ def train_crf(
         typer.Option(
             "--learn",
             metavar="GROUP,...",
-            help="What to learn, the rest keeps its initial values; volume: also the volume term; "
-            "postprocess: also choose the small-object rules.",
+            help="What to learn, the rest keeps its initial values; postprocess: also choose the small-object rules.",
         ),
-    ] = "weights,compatibility,theta,temperature,bias",
+    ] = "weights,compatibility,theta,temperature,bias,volume",
     folds: Annotated[
         int | None,
         typer.Option(

@@ -14,7 +14,7 @@ from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
 from crfrefine.train.done import Done
 
-SCHEMA = 1
+SCHEMA = 2
 SAVE_SECONDS = 10.0
 
 

@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from crfrefine.train.calibration import calibrate, calibrates, with_calibrated
-from crfrefine.train.fit_result import FitResult, calibration_alone, is_gain, no_crf
+from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, choose, pooled
+from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
 from crfrefine.train.methods import MethodValues
@@ -59,12 +60,15 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
     """Train on the cases of a fold; with few cases, each half first decides about the training on the other half."""
     split, journal, material = plan.folds[number], session.journal, prepared.material
 
-    def train_on(cases: Split, schedule: Schedule, only: str | None = None) -> FitResult:
-        """Train from all starts, or from the one of that name."""
+    def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
+        """Train from all starts, or only what is chosen."""
         calibrated = calibrate(material, cases.training, starts[0].parameters, session.workers)
-        chosen = [start for start in with_calibrated(starts, calibrated) if only in (None, start.name)]
+        every = with_calibrated(starts, calibrated)
+        own = [start for start in every if chosen is None or start.name == chosen.start]
         num_left = plan.num_trainings_left(number, len(journal.part(number).halves))
-        return train(Task(plan.part_names[number], cases, chosen, schedule, num_left, calibrated), material, session)
+        kind = None if chosen is None else chosen.kind
+        task = Task(plan.part_names[number], cases, own, schedule, num_left, calibrated, plan.rivals, kind)
+        return train(task, material, session)
 
     if not split.decides_in_turns:
         fit = train_on(split, plan.schedule)
@@ -76,22 +80,26 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
     for half in split.halves()[len(halves) :]:
         halves = (*halves, train_on(half, plan.schedule))
         journal.note_part(number, replace(journal.part(number), halves=halves))
-    gains = [gain for half in halves for gain in half.gains]
-    found = [half for half in halves if not half.is_network]
     network_mean = mean_defined([half.network_score for half in halves])
     is_stopped = any(half.stopped_by_time for half in halves)
-    if not is_gain(gains) or not found:
-        return no_crf(starts[0].parameters, network_mean, gains, stopped_by_time=is_stopped)
-    best = max(found, key=lambda half: half.score - half.network_score)
-    if best.is_calibration:
+    found = pooled([half.candidates for half in halves])
+    chosen = choose(found)
+    trained = max(halves, key=lambda half: half.score - half.network_score).trained
+    if chosen is None:
+        gains = next((one.gains for one in found if one.kind == CRF), ())
+        nothing = no_crf(starts[0].parameters, network_mean, gains, stopped_by_time=is_stopped, candidates=found)
+        return replace(nothing, trained=trained)
+    if chosen.kind == UNTRAINED:
+        return replace(taken(chosen, network_mean, stopped_by_time=is_stopped, candidates=found), trained=trained)
+    if chosen.kind == CALIBRATION:
         calibrated = calibrate(material, split.training, starts[0].parameters, session.workers)
         assert calibrated is not None
-        return calibration_alone(calibrated, network_mean, gains, stopped_by_time=is_stopped)
-    trained = [half for half in found if not half.is_calibration]
-    num_optimizer_steps = max(1, round(float(np.mean([half.best_optimizer_step for half in trained]))))
-    fit = train_on(split, Schedule(num_optimizer_steps, rungs=()), only=best.start)
-    histories = {**{f"half: {name}": history for name, history in best.histories.items()}, **fit.histories}
-    return replace(fit, histories=histories, stopped_by_time=fit.stopped_by_time or is_stopped)
+        alone = replace(chosen, parameters=calibrated)
+        return replace(taken(alone, network_mean, stopped_by_time=is_stopped, candidates=found), trained=trained)
+    steps = [one.optimizer_step for half in halves for one in half.candidates if one.kind == chosen.kind]
+    fit = train_on(split, Schedule(max(1, round(float(np.mean(steps)))), rungs=()), chosen)
+    histories = {**{f"half: {name}": history for half in halves for name, history in half.histories.items()}, **fit.histories}
+    return replace(fit, histories=histories, stopped_by_time=fit.stopped_by_time or is_stopped, candidates=tuple(found))
 
 
 def _measure(split: Split, plan: Plan, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import calibrate
-from crfrefine.train.fit_result import FitResult, calibration_alone, is_gain, no_crf
+from crfrefine.train.candidates import CALIBRATION, UNTRAINED, Candidate, choose, is_gain, pooled
+from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import all_cases
 from crfrefine.train.methods import NETWORK, TRAINED
 from crfrefine.train.model import mean_defined
@@ -51,18 +52,22 @@ def _fit(plan: Plan, prepared: Prepared, folds: Sequence[FoldResult], session: S
     session.observer.stage_started(name)
     everything = all_cases(plan.num_cases)
     calibrated = calibrate(prepared.material, everything.training, prepared.starts[0].parameters, session.workers)
-    trained = [fold for fold in found if not fold.tuned.fit.is_calibration]
-    if calibrated is not None and 2 * len(trained) < len(found):
-        # What was measured on the cases held out is mostly the recalibration, and so should be what is written.
-        fit = calibration_alone(calibrated, mean_defined([fold.tuned.fit.network_score for fold in folds]), gains)
+    # What was measured on the cases held out is mostly the kind that the folds' cases choose together, and so should be what is written.
+    chosen = choose(pooled([fold.tuned.fit.candidates for fold in folds]))
+    kind = found[0].tuned.fit.kind if chosen is None else chosen.kind
+    unmoved = {CALIBRATION: calibrated, UNTRAINED: plan.rivals.untrained}.get(kind)
+    if unmoved is not None:
+        network_mean = mean_defined([fold.tuned.fit.network_score for fold in folds])
+        fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
         session.observer.stage_ended(f"{name}: {fit.describe()}")
         return fit
-    starts = [Start(f"{fold.name}: {fold.tuned.fit.start}", fold.tuned.fit.parameters) for fold in trained]
-    half = int(np.median([fold.tuned.fit.best_optimizer_step for fold in trained])) // 2
+    fits = {fold.name: fold.tuned.fit for fold in found}
+    starts = [Start(f"{name}: {fit.start}", fit.trained) for name, fit in fits.items() if fit.trained is not None]
+    half = int(np.median([fit.best_optimizer_step for fit in fits.values() if fit.trained is not None])) // 2
     num_optimizer_steps = min(max(setup.EVALUATE_EVERY, half), plan.schedule.num_optimizer_steps)
     # All starts are judged without training, and the best one is trained.
     schedule = Schedule(num_optimizer_steps, rungs=((0, 1),), step_length=STEP_LENGTH)
-    fit = train(Task(name, everything, starts, schedule, 1, calibrated), prepared.material, session)
+    fit = train(Task(name, everything, starts, schedule, 1, calibrated, plan.rivals, kind), prepared.material, session)
     session.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 

@@ -1,25 +1,20 @@
-"""The result of one training, and the criterion for a CRF to be better than none."""
+"""The result of one training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.candidates import CALIBRATION, Candidate
 from crfrefine.train.starts import without_crf
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 NO_CRF = "no CRF"
 """Name of the start that leaves the network's labels as they are."""
-
-CALIBRATION = "recalibration alone"
-"""Name of the start that has a temperature and biases, but no weights."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,9 @@ class FitResult:
         best_optimizer_step: best step of the start that won.
         histories: loss, Dice and bandwidths of each start over its optimizer steps.
         stopped_by_time: whether the time ran out before the training was finished.
+        candidates: what there was to choose from, simpler models first.
+        kind: of the candidate that was chosen; NO_CRF if none was.
+        trained: the best trained model, whether it was chosen or not; None: nothing was trained.
     """
 
     start: str
@@ -45,6 +43,9 @@ class FitResult:
     best_optimizer_step: int
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stopped_by_time: bool = False
+    candidates: tuple[Candidate, ...] = ()
+    kind: str = NO_CRF
+    trained: CrfParameters | None = None
 
     @property
     def is_network(self) -> bool:
@@ -65,7 +66,9 @@ class FitResult:
         gain = f"Dice {self.network_score:.4f} -> {self.score:.4f}"
         if self.is_calibration:
             return f"no CRF is better than the network recalibrated: {gain} on the cases that decide"
-        return f"{self.start}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
+        volume = self.parameters.volume
+        kept = f", volume.weight {volume.weight:g} ({volume.keep})" if volume.weight > 0.0 else ""
+        return f"{self.start}{kept}: {gain} on the cases that decide, at iteration {self.best_optimizer_step}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for the report and the checkpoint."""
@@ -78,6 +81,9 @@ class FitResult:
             "best_iteration": self.best_optimizer_step,
             "histories": self.histories,
             "stopped_by_time": self.stopped_by_time,
+            "kind": self.kind,
+            "trained": None if self.trained is None else self.trained.to_dict(),
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
 
     @classmethod
@@ -92,6 +98,9 @@ class FitResult:
             best_optimizer_step=values["best_iteration"],
             histories=values["histories"],
             stopped_by_time=values["stopped_by_time"],
+            kind=values["kind"],
+            trained=None if values["trained"] is None else CrfParameters.from_dict(values["trained"]),
+            candidates=tuple(Candidate.from_dict(candidate) for candidate in values["candidates"]),
         )
 
 
@@ -102,24 +111,23 @@ def no_crf(
     histories: dict[str, list[dict[str, Any]]] | None = None,
     *,
     stopped_by_time: bool = False,
+    candidates: Sequence[Candidate] = (),
 ) -> FitResult:
     """Return the result of a training in which no CRF was better than the network alone."""
-    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, histories or {}, stopped_by_time)
+    nothing = without_crf(parameters)
+    more = 0, histories or {}, stopped_by_time, tuple(candidates)
+    return FitResult(NO_CRF, nothing, network_score, network_score, tuple(gains), *more)
 
 
-def calibration_alone(
-    parameters: CrfParameters, network_score: float, gains: Sequence[float], *, stopped_by_time: bool = False
+def taken(
+    chosen: Candidate,
+    network_score: float,
+    histories: dict[str, list[dict[str, Any]]] | None = None,
+    *,
+    stopped_by_time: bool = False,
+    candidates: Sequence[Candidate] = (),
 ) -> FitResult:
-    """Return the result of a training in which the network recalibrated was better than itself, and no CRF better than that."""
-    score = network_score + float(np.mean(gains))
-    return FitResult(CALIBRATION, parameters, score, network_score, tuple(gains), 0, {}, stopped_by_time)
-
-
-def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
-    """Return whether gains of cases exceed chance: their mean is more than its standard error above 0.
-
-    No CRF is the simpler model, and is kept unless a CRF adds something.
-    """
-    values = np.asarray(gains, dtype=float)
-    error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
-    return bool(values.size) and float(values.mean()) > max(error, 0.0)
+    """Return the result of a training in which a candidate was chosen."""
+    score = network_score + float(np.mean(chosen.gains))
+    more = chosen.optimizer_step, histories or {}, stopped_by_time, tuple(candidates), chosen.kind
+    return FitResult(chosen.start, chosen.parameters, score, network_score, chosen.gains, *more)

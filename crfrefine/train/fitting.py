@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.fit_result import CALIBRATION, FitResult, is_gain, no_crf
+from crfrefine.train.candidates import CALIBRATION, CRF, NO_RIVALS, UNTRAINED, Candidate, Rivals, choose, variants
+from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import Split
 from crfrefine.train.material import Material
 from crfrefine.train.model import CaseScore, Model, calibrated_score, mean_defined, mean_dice, network_score
@@ -60,6 +61,8 @@ class Fit:
         schedule: length of the training.
         state: state of an earlier object with the same arguments, to continue from.
         calibrated: the network recalibrated on the cases that are trained on, without weights; None: no rival.
+        rivals: what else is tried.
+        kind: of the one candidate, where it is chosen already; None: the cases that decide choose.
     """
 
     def __init__(
@@ -72,12 +75,15 @@ class Fit:
         state: dict[str, Any] | None = None,
         *,
         calibrated: CrfParameters | None = None,
+        rivals: Rivals = NO_RIVALS,
+        kind: str | None = None,
     ) -> None:
         self._material = material
         self._split = split
         self._workers = workers
         self._targets = schedule.targets
         self._calibrated = calibrated
+        self._rivals, self._kind = rivals, kind
         prior = setup.PRIOR / len(split.training)
         self._trajectories = [
             Trajectory(start, material.learn, material.sizes, schedule, prior=prior, device=material.device) for start in starts
@@ -174,30 +180,37 @@ class Fit:
         return np.array([mean_dice(score.confusion, self._material.regions) for score in scores])
 
     def _result(self, network: Sequence[CaseScore]) -> FitResult:
-        """Return the better of the best CRF and the recalibrated network, among those that add something to the network."""
+        """Return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
         best = max(self._trajectories, key=lambda trajectory: trajectory.best_score)
         histories = {trajectory.name: trajectory.history for trajectory in self._trajectories if trajectory.history}
         of_network = self._dice(network)
-        network_mean = mean_defined(of_network)
-        gains: NDArray[np.float64] = np.empty(0)
-        found: list[FitResult] = []
+        network_mean, is_stopped = mean_defined(of_network), self._is_stopped
+        found = self._candidates(best, of_network)
+        chosen = choose(found)
+        if chosen is None:
+            gains = next((one.gains for one in found if one.kind == CRF), ())
+            result = no_crf(best.start.parameters, network_mean, gains, histories, stopped_by_time=is_stopped, candidates=found)
+        else:
+            result = taken(chosen, network_mean, histories, stopped_by_time=is_stopped, candidates=found)
+        return replace(result, trained=best.best_parameters() if math.isfinite(best.best_score) else None)
 
-        def consider(name: str, parameters: CrfParameters, optimizer_step: int, gains: NDArray[np.float64]) -> None:
-            if is_gain(gains):
-                score = network_mean + float(gains.mean())
-                more = optimizer_step, histories, self._is_stopped
-                found.append(FitResult(name, parameters, score, network_mean, tuple(gains.tolist()), *more))
-
-        if self._calibrated is not None:
-            consider(CALIBRATION, self._calibrated, 0, _defined(self._calibrated_dice(self._calibrated) - of_network))
-        if math.isfinite(best.best_score):
-            parameters = best.best_parameters()
-            of_trained = self._dice(self._scores(Model(parameters, (), self._material.sizes, self._material.device)))
-            gains = _defined(of_trained - of_network)
-            consider(best.name, parameters, best.best_optimizer_step, gains)
-        if not found:
-            return no_crf(best.start.parameters, network_mean, gains.tolist(), histories, stopped_by_time=self._is_stopped)
-        return max(found, key=lambda result: result.score)  # of equal ones the first, which is the simpler model
+    def _candidates(self, best: Trajectory, of_network: NDArray[np.float64]) -> list[Candidate]:
+        """Return what there is to choose from, simpler models first."""
+        found = []
+        if self._calibrated is not None and self._kind in (None, CALIBRATION):
+            gains = _defined(self._calibrated_dice(self._calibrated) - of_network)
+            found.append(Candidate(CALIBRATION, CALIBRATION, self._calibrated, 0, gains))
+        if not math.isfinite(best.best_score):
+            return found
+        # Time that is up leaves none for anything but the trained model, unless something else is chosen already.
+        rivals = self._rivals if self._kind is not None or not self._is_stopped else NO_RIVALS
+        for kind, parameters in variants(best.best_parameters(), rivals):
+            if self._kind in (None, kind):
+                scores = self._scores(Model(parameters, (), self._material.sizes, self._material.device))
+                gains = _defined(self._dice(scores) - of_network)
+                start, step = (UNTRAINED, 0) if kind == UNTRAINED else (best.name, best.best_optimizer_step)
+                found.append(Candidate(kind, start, parameters, step, gains))
+        return found
 
     def _calibrated_dice(self, parameters: CrfParameters) -> NDArray[np.float64]:
         """Return the Dice of the deciding cases with the recalibrated network."""
@@ -207,5 +220,5 @@ class Fit:
         )
 
 
-def _defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values[~np.isnan(values)]
+def _defined(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(values[~np.isnan(values)].tolist())

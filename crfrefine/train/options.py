@@ -8,8 +8,12 @@ from pathlib import Path
 from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
+"""What gradients move."""
+
 VOLUME_GROUP = "volume"
-"""The weight of the volume term: learned only if asked for, since the GPU engine does not have the term."""
+"""The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight."""
+
+DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
 
 RULES_GROUP = "postprocess"
 """The small-object rules: chosen only if asked for, by a search that needs no gradient."""
@@ -65,7 +69,7 @@ class TrainingOptions:
     output: Path
     parameters: CrfParameters | None = None
     config: Path | None = None
-    learn: tuple[str, ...] = LEARNABLE
+    learn: tuple[str, ...] = DEFAULT_LEARN
     num_folds: int | None = None
     loss: str = LOSSES[0]
     num_optimizer_steps: int | None = None

@@ -13,6 +13,7 @@ import crfrefine
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters, PostprocessParameters
 from crfrefine.text import MOST_OF_A_LINE
+from crfrefine.train.candidates import UNTRAINED, is_part_way
 from crfrefine.train.results import TrainingResult
 
 DEFAULT_NAME = "crfrefine.toml"
@@ -61,6 +62,8 @@ def describe_origin(result: TrainingResult) -> str:
         return _wrapped([*lines, *_rules_lines(result)])
     if final.is_calibration:
         lines.append("No CRF was better than the network recalibrated: all weights are 0; what is learned is temperature and bias.")
+    elif final.kind == UNTRAINED:
+        lines.append("No trained CRF was better than the preset default, by more than chance: the values are those of the preset.")
     else:
         lines += _training_lines(result)
     if result.keeps_largest:
@@ -68,12 +71,16 @@ def describe_origin(result: TrainingResult) -> str:
             f'postprocess.keep_largest: "{result.final.keep_largest}", best on all cases; the verdict is on the CRF together with it.'
         )
     lines += _rules_lines(result)
+    if final.kind == UNTRAINED:
+        return _wrapped(lines)
     started = "the file or preset of --config" if options.parameters is not None else "the built-in start"
     lines.append("Where the values come from (value in this file; lowest and highest of the folds):")
     fold_tables = [dict(_entries(fit.parameters)) for fit in (fold.tuned.fit for fold in result.folds) if not fit.is_network]
     for key, value in _entries(result.parameters):
         if key == _OUTPUT_TEMPERATURE or (_group_of(key) in options.learn and (not final.is_calibration or key.startswith("mean_field"))):
             others = [table[key] for table in fold_tables if key in table]
+            if key == "volume.weight" and not any((value, *others)):
+                continue
             spread = f"; folds {_number(min(others))} to {_number(max(others))}" if others else ""
             lines.append(f"  {key}: trained, {_number(value)}{spread}")
     lines.append(f"All other values are those of {started}; mean_field.num_iterations and tolerance are as in training.")
@@ -84,6 +91,8 @@ def _training_lines(result: TrainingResult) -> list[str]:
     """Say how the training on all cases went."""
     final = result.final.fit
     told = ["The time (--max-minutes) ran out before the training on all cases was finished."] if final.stopped_by_time else []
+    if is_part_way(final.kind):
+        return [*told, "Part of the way from the preset default to what was trained on all cases, which is not better by more than chance."]
     if final.best_optimizer_step == 0:
         return [*told, f"The values are those of {final.start}; training on all cases brought nothing better."]
     return [*told, f"Trained on all cases, beginning with {final.start}."]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,10 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.region_model import resolve_regions
+from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
 from crfrefine.train.calibration import calibrates
+from crfrefine.train.candidates import VOLUMES, Rivals
 from crfrefine.train.checks import choose_regions
 from crfrefine.train.dataset import LabeledCases, find_cases
 from crfrefine.train.device import TrainingDevice
@@ -66,9 +68,42 @@ class Plan:
 
     @property
     def learn(self) -> tuple[str, ...]:
-        """What is learned, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn."""
+        """What gradients move, in the order of LEARNABLE; regions, each a problem of two labels, have no compatibility to learn.
+
+        The volume term is among it where the model begins with one, or nothing else is learned; otherwise it is chosen afterwards.
+        """
         fixed = ("compatibility",) if self.cases.regions is not None else ()
-        return tuple(group for group in (*LEARNABLE, VOLUME_GROUP) if group in self.options.learn and group not in fixed)
+        moved = tuple(group for group in LEARNABLE if group in self.options.learn and group not in fixed)
+        has_volume = self.base.volume.weight > 0.0 or not moved
+        return (*moved, VOLUME_GROUP) if VOLUME_GROUP in self.options.learn and has_volume else moved
+
+    @property
+    def rivals(self) -> Rivals:
+        """What is tried beside the recalibrated network and the trained model."""
+        is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
+        sizes = self.cases.num_channels, self.cases.num_modalities
+        untrained = setup.prepare(CrfParameters(), (), *sizes) if is_free else None
+        return Rivals(self._volumes, untrained, prefers_first_volume=self.base.volume.weight == 0.0)
+
+    @property
+    def _volumes(self) -> tuple[VolumeParameters, ...]:
+        """The volume terms that are tried with a trained model; the probabilities of a label map are a convention that has no volume."""
+        if VOLUME_GROUP not in self.options.learn or not self._can_keep_volumes:
+            return ()
+        if self.base.volume.weight > 0.0:
+            return (replace(self.base.volume, weight=0.0),)
+        return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep == "argmax")
+
+    @property
+    def _can_keep_volumes(self) -> bool:
+        return self.device.name == "cpu"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out of what was asked for, and why."""
+        if VOLUME_GROUP not in self.options.learn or self._can_keep_volumes or self.base.volume.weight > 0.0:
+            return ()
+        return (f"no volume term is tried: {self.device.name} does not have it; --device cpu does, or leave volume out of --learn",)
 
     @property
     def learns_rules(self) -> bool:
@@ -159,9 +194,10 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         )
     resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
     resolve(cases.num_channels, cases.num_modalities, cases.num_dims)  # lengths fit, or it says which do not
-    if cases.declared is not None:
-        base.volume.check_label_map(is_learned=VOLUME_GROUP in options.learn)
     if cases.regions is not None and options.learn == ("compatibility",):
         raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
     schedule = Schedule(options.num_optimizer_steps or setup.NUM_OPTIMIZER_STEPS)
-    return Plan(options, device, cases, regions, tuple(folds), base, schedule)
+    plan = Plan(options, device, cases, regions, tuple(folds), base, schedule)
+    if cases.declared is not None:
+        base.volume.check_label_map(is_learned=VOLUME_GROUP in plan.learn)
+    return plan

@@ -63,7 +63,7 @@ def _run_stages(
     budget = Budget(options.max_minutes, done.seconds)
     journal = Journal(done, checkpoint, budget)
     observer.run_started(plan.describe(workers.threads))
-    for note in (*([device.note] if device.note else []), *plan.cases.notes):
+    for note in (*([device.note] if device.note else []), *plan.notes, *plan.cases.notes):
         observer.note(note)
     try:
         prepared = prepare(plan, store, workers, observer)

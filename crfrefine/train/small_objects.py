@@ -17,8 +17,9 @@ from crfrefine.execution.threads import Workers
 from crfrefine.parameters.object_rules import ObjectRule, rules_as_parameters
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import label_confusion, network_labels
+from crfrefine.train.candidates import is_gain
 from crfrefine.train.crops import Crop
-from crfrefine.train.fit_result import FitResult, is_gain
+from crfrefine.train.fit_result import FitResult
 from crfrefine.train.material import Material
 from crfrefine.train.model import Model, mean_dice
 

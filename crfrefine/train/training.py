@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.candidates import NO_RIVALS, Rivals
 from crfrefine.train.fit_result import FitResult
 from crfrefine.train.fitting import Fit, Hooks
 from crfrefine.train.folds import Split
@@ -29,6 +30,8 @@ class Task:
         schedule: how long it goes on.
         num_left: trainings that are still to be done in the run, this one included.
         calibrated: the network recalibrated on the cases that are trained on; None: that is not learned.
+        rivals: what else is tried.
+        kind: of the one candidate, where it is chosen already.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Task:
     schedule: Schedule
     num_left: int
     calibrated: CrfParameters | None = None
+    rivals: Rivals = NO_RIVALS
+    kind: str | None = None
 
 
 def train(task: Task, material: Material, session: Session) -> FitResult:
@@ -50,7 +55,17 @@ def train(task: Task, material: Material, session: Session) -> FitResult:
 
     session.budget.start_part(task.num_left)
     state = session.journal.done.training
-    fit = Fit(material, task.split, task.starts, session.workers, task.schedule, state, calibrated=task.calibrated)
+    fit = Fit(
+        material,
+        task.split,
+        task.starts,
+        session.workers,
+        task.schedule,
+        state,
+        calibrated=task.calibrated,
+        rivals=task.rivals,
+        kind=task.kind,
+    )
     session.progress.training_begun(fit.num_optimizer_steps)
     result = fit.run(Hooks(stepped, session.journal.note_training, session.budget.is_part_over))
     session.progress.training_finished(task.schedule.num_planned(len(task.starts)))

@@ -13,8 +13,11 @@ from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters, IntensityParameters
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases
+from crfrefine.train.device import TrainingDevice
 from crfrefine.train.folders import locate_folders
 from crfrefine.train.labeled_case import read_labeled
+from crfrefine.train.options import TrainingOptions
+from crfrefine.train.plan import make_plan
 
 
 def write_label_maps(root, count):
@@ -98,9 +101,11 @@ def test_structures_must_be_merged_first(tmp_path):
 
 
 def test_volumes_are_those_of_the_labels(tmp_path):
-    """The sum of the probabilities would be a share of every voxel."""
+    """The sum of the probabilities would be a share of every voxel: it is refused where it would be learned, and no candidate elsewhere."""
     write_label_maps(tmp_path / "data", 2)
-    options = ("--input-type", "labels", "--learn", "weights,volume", "-o", tmp_path / "own.toml", "-q")
+    shared = TrainingOptions(locate_folders(tmp_path / "data"), tmp_path / "own.toml", input_type="labels")
+    assert {volume.keep for volume in make_plan(shared, TrainingDevice()).rivals.volumes} == {"argmax"}
+    options = ("--input-type", "labels", "--learn", "weights,volume", "--set", "volume.weight=0.5", "-o", tmp_path / "own.toml", "-q")
     result = run_here("train-crf", tmp_path / "data", *options)
     assert result.status == 1
     assert "volume.keep: 'expected' sums a network's probabilities, which a label map does not have" in result.stderr

@@ -1,0 +1,199 @@
+"""The candidates of a training, measured on the cases that decide, and the choice among them: gain beyond chance, little harm.
+
+A candidate has a kind, which is the same in all trainings of a run, so that their deciding cases can be put together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import VolumeParameters
+from crfrefine.train.rounding import rounded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CALIBRATION = "recalibration alone"
+"""Kind of the candidate that has a temperature and biases, but no weights; also the name of its start."""
+
+UNTRAINED = "preset default, untrained"
+"""Kind of the preset as it is; also the name of its start."""
+
+CRF = "CRF"
+"""Kind of the best trained model, with the volume term of its start."""
+
+SHARES = (0.5, 0.75, 1.0)
+"""How far from the untrained preset to the best trained model the candidates are."""
+
+VOLUMES = (VolumeParameters(0.5, "argmax"), VolumeParameters(0.5, "expected"), VolumeParameters(0.75, "expected"))
+"""What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
+
+HARM = 2.0
+"""A loss of Dice counts as much as a gain of this size: a user gives up a case that got worse more than one that got better pays."""
+
+KEPT_GAIN = 0.85
+"""Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What is tried beside the recalibrated network and the trained model.
+
+    Attributes:
+        volumes: volume terms, with the trained model.
+        untrained: a gentle model that fits most data a little; None: there is none that is comparable.
+        prefers_first_volume: whether a model with the first of the volume terms is gentler than the one without, and goes before it.
+    """
+
+    volumes: tuple[VolumeParameters, ...] = ()
+    untrained: CrfParameters | None = None
+    prefers_first_volume: bool = False
+
+
+NO_RIVALS = Rivals()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to refine, and what it does to the cases that decide.
+
+    Attributes:
+        kind: the same in all trainings of a run.
+        start: name of the start that it was trained from.
+        parameters: as a file holds them.
+        optimizer_step: after which they were the best.
+        gains: Dice minus the network's, per deciding case that has a Dice.
+    """
+
+    kind: str
+    start: str
+    parameters: CrfParameters
+    optimizer_step: int
+    gains: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "kind": self.kind,
+            "start": self.start,
+            "parameters": self.parameters.to_dict(),
+            "best_iteration": self.optimizer_step,
+            "gains": list(self.gains),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Candidate:
+        """Return what `to_dict` was called on."""
+        parameters = CrfParameters.from_dict(values["parameters"])
+        return cls(values["kind"], values["start"], parameters, values["best_iteration"], tuple(values["gains"]))
+
+
+def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
+    """Return kind and parameters of a trained model and of what is tried beside it, gentler ones first."""
+    untrained, volumes = rivals.untrained, [volume for volume in rivals.volumes if volume != trained.volume]
+    protecting = volumes[:1] if rivals.prefers_first_volume else []
+    found = [] if untrained is None else [(UNTRAINED, untrained)]
+    for share in SHARES if untrained is not None else (1.0,):
+        name, model = CRF, trained
+        if untrained is not None and share < 1.0:
+            name, model = f"{CRF}, {share:g} of the way", part_way(untrained, trained, share)
+        found += [(f"{name}, {_named(volume)}", model.replace(volume=volume)) for volume in protecting]
+        found.append((name, model))
+    return [*found, *((f"{CRF}, {_named(volume)}", trained.replace(volume=volume)) for volume in volumes[len(protecting) :])]
+
+
+def _named(volume: VolumeParameters) -> str:
+    return f"volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else "no volume term"
+
+
+def is_part_way(kind: str) -> bool:
+    """Return whether a kind is between the untrained and the trained model."""
+    return "of the way" in kind
+
+
+def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> CrfParameters:
+    """Return a model a share of the way from an untrained to a trained one.
+
+    Bandwidths and temperature are in between by their logarithms, weights and biases by themselves. Both models have one appearance
+    kernel, and no other kernel or penalty that is learned.
+    """
+
+    def plainly(one: float, other: float) -> float:
+        return one + share * (other - one)
+
+    def by_logarithm(one: float, other: float) -> float:
+        return float(one ** (1.0 - share) * other**share)
+
+    first, last = untrained.bilateral[0], trained.bilateral[0]
+    kernel = replace(
+        last,
+        weight=_between(first.weight, last.weight, plainly),
+        theta_alpha=_between(first.theta_alpha, last.theta_alpha, by_logarithm),
+        theta_beta=_between(first.theta_beta, last.theta_beta, by_logarithm),
+    )
+    begin, end = untrained.mean_field, trained.mean_field
+    temperature, bias = by_logarithm(begin.temperature, end.temperature), _between(begin.bias, end.bias, plainly)
+    return rounded(replace(trained, bilateral=(kernel,), mean_field=replace(end, temperature=temperature, bias=bias)))
+
+
+def _between(
+    first: float | tuple[float, ...], last: float | tuple[float, ...], mean: Callable[[float, float], float]
+) -> float | tuple[float, ...]:
+    """Return what is between two values, either of which may be one for all entries."""
+    count = max((len(value) for value in (first, last) if isinstance(value, tuple)), default=0)
+    ones, others = (value if isinstance(value, tuple) else (value,) * max(count, 1) for value in (first, last))
+    means = tuple(mean(one, other) for one, other in zip(ones, others, strict=True))
+    return means if count else means[0]
+
+
+def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
+    """Return the candidates that several trainings have in common, with the gains of all their cases.
+
+    Start, parameters and step are those of the training that they gained most in.
+    """
+    result = []
+    for first in trainings[0] if trainings else ():
+        same = [one for training in trainings for one in training if one.kind == first.kind]
+        if len(same) == len(trainings):
+            best = max(same, key=lambda one: float(np.sum(one.gains)))
+            result.append(replace(best, gains=tuple(gain for one in same for gain in one.gains)))
+    return result
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the candidate to take, None for the network as it is.
+
+    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one, since
+    gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains.
+    """
+    useful = [one for one in candidates if is_gain(one.gains) and float(valued(one.gains).mean()) > 0.0]
+    if not useful:
+        return None
+    best = max((valued(one.gains) for one in useful), key=lambda values: float(values.mean()))
+
+    def is_as_good(values: NDArray[np.float64]) -> bool:
+        return float(values.mean()) >= KEPT_GAIN * float(best.mean()) and not is_gain(best - values)
+
+    return next(one for one in useful if is_as_good(valued(one.gains)))
+
+
+def valued(gains: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return gains of cases with each loss HARM-fold."""
+    values = np.asarray(gains, dtype=float)
+    return np.where(values < 0.0, HARM * values, values)
+
+
+def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
+    """Return whether gains of cases exceed chance: their mean is more than its standard error above 0.
+
+    No CRF is the simpler model, and is kept unless a CRF adds something.
+    """
+    values = np.asarray(gains, dtype=float)
+    error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
+    return bool(values.size) and float(values.mean()) > max(error, 0.0)
