@@ -80,12 +80,15 @@ def test_infer_runs_what_was_trained(trained, data, tmp_path):
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
     lines = result.stdout.splitlines()
-    table = [line.split("\t") for line in lines[:-2]]
+    table = [line.split("\t") for line in lines[:-3]]
     assert table[0][:3] == ["region", "method", "Dice"]
     assert [(row[0], row[1]) for row in table[1:]] == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
     assert lines[-1].startswith("verdict: too few cases to tell: n = 4")
-    harm = json.loads(output.with_name("params.report.json").read_text())["verdict"]["harm"]
+    judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
+    harm = judged["harm"]
     assert lines[-2] == harm["sentence"]
+    assert lines[-3] == judged["probabilities"]["sentence"]
+    assert lines[-3].startswith("Too few cases to tell whether the probabilities got better: negative log likelihood ")
     # Dice is judged in the mean over two regions; sensitivity, precision, volume, HD95 and ASSD are looked at there too.
     assert harm["num_comparisons"] == 5 * 3 + 2
     dice = {(row[0], row[1]): float(row[2]) for row in table[1:]}
