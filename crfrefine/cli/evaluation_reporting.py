@@ -78,7 +78,7 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
-    """Print the comparison, the separate counts, what got worse, and the verdict as the last line."""
+    """Print the comparison, the separate counts, what became of the probabilities, what got worse, and the verdict as the last line."""
     from crfrefine.evaluate.options import SUMMARY_NAME
 
     if verbosity > QUIET:
@@ -99,10 +99,10 @@ def print_evaluation(evaluation: Evaluation, verbosity: int = NORMAL) -> None:
         if evaluation.power_note:
             print(f"power: {evaluation.power_note}")
         _print_files(evaluation)
-        if judged is not None and judged.harm is not None:
-            print(for_terminal(judged.harm.sentence))
         if judged is not None and judged.probabilities is not None:
             print(for_terminal(judged.probabilities.sentence))
+        if judged is not None and judged.harm is not None:
+            print(for_terminal(judged.harm.sentence))
     if evaluation.verdict is not None:
         print(for_terminal(f"verdict: {evaluation.verdict.sentence}"))
     elif evaluation.no_verdict:

@@ -67,7 +67,7 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
-    """Print the comparison of the methods, the written files, what got worse, and the verdict as the last line."""
+    """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
     judged = result.comparison.verdict
     if verbosity > QUIET:
         first, *others = (f"{metric.title} {metric.unit}".rstrip() for metric in _metrics())
@@ -78,10 +78,10 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
             print(for_terminal(f"written: {path}"), file=sys.stderr)
         for note in judged.notes:
             print(for_terminal(f"note: {note}"), file=sys.stderr)
-        if judged.harm is not None:
-            print(for_terminal(judged.harm.sentence))
         if judged.probabilities is not None:
             print(for_terminal(judged.probabilities.sentence))
+        if judged.harm is not None:
+            print(for_terminal(judged.harm.sentence))
     print(for_terminal(f"verdict: {judged.sentence}"))
 
 

@@ -70,21 +70,28 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, alpha: fl
     region = next((name for name in (ALL_LABELS, MEAN) if name in regions), regions[0])
     deciding = compared[region, ENDPOINT]
     change = _change(deciding, alpha)
-    if deciding.ties == deciding.num_pairs:
-        return ProbabilityChange(change, "The probabilities are as good as before: they are the same.", region, deciding)
+    if _is_same(deciding):
+        same = f"{metric_named(ENDPOINT).noun} {metric_named(ENDPOINT).value_text(deciding.mean)} with both"
+        return ProbabilityChange(change, f"The probabilities are as good as before: {same}.", region, deciding)
     others = [name for name in CALIBRATION_METRICS if name != ENDPOINT and (region, name) in compared]
     figures = [_figures(name, compared[region, name]) for name in (ENDPOINT, *others)]
     return ProbabilityChange(change, f"{_WORDS[change]}: {', '.join(figures)}.", region, deciding)
 
 
 def _change(comparison: PairedComparison, alpha: float) -> Change:
-    if comparison.ties == comparison.num_pairs:
+    if _is_same(comparison):
         return Change.NO_DIFFERENCE
     if smallest_p_value(comparison.num_pairs) > alpha:
         return Change.TOO_FEW
     if not comparison.p_value < alpha:
         return Change.NO_DIFFERENCE
     return Change.BETTER if comparison.effect_size < 0 else Change.WORSE
+
+
+def _is_same(comparison: PairedComparison) -> bool:
+    """Return whether the means agree as displayed: two programs round a softmax differently, and ranks do not know how little that is."""
+    metric = metric_named(ENDPOINT)
+    return metric.value_text(comparison.mean) == metric.value_text(comparison.mean_baseline)
 
 
 def _figures(name: str, comparison: PairedComparison) -> str:

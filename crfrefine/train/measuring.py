@@ -106,7 +106,8 @@ def measure_methods(
         return found if inside is None else np.where(inside, found, network)
 
     refined = crf(replace(tuned.fit.parameters, postprocess=PostprocessParameters()))
-    trained, of_trained = refined.label_map, measure_probabilities(case, refined.marginals)
+    trained, of_network = refined.label_map, measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    of_trained = of_network if tuned.fit.is_network else measure_probabilities(case, refined.marginals)
     del refined
     scaled = within_mask(case.decode(tuned.scaling.apply(logits)))
     smooth = within_mask(case.decode(smoothed(logits, tuned.sigma_mm, case.spacing)))
@@ -140,7 +141,6 @@ def measure_methods(
     if nnunet is not None:
         maps[NNUNET] = nnunet.apply(network)
     known: dict[bytes, RegionValues] = {}
-    of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
     for name, labels in maps.items():
         # Methods often agree, and distances take most of the time.

@@ -144,6 +144,27 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
         assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION_METRICS]
 
 
+def test_better_probabilities_are_told(tmp_path):
+    """Those of the baseline are a hundred times too sharp: the sentence stands above what got worse, in the files and on the page."""
+    study = write_study(tmp_path, 7)
+    for number in range(7):
+        case = f"case{number}"
+        logits = logits_of(study.maps["labels"][case], number + 90)
+        for folder, factor in ((study.after, 1), (study.before, 100)):
+            save_npz(folder / f"{case}.npz", factor * logits)
+    result = run_here(*(word for word in study.arguments if word != "--no-report"))
+    assert result.status == 0, result.stderr
+    told = json.loads((study.output / "summary.json").read_text())["verdict"]["probabilities"]
+    assert told["change"] == "better"
+    assert told["region"] == "all"
+    found = read_metrics(study.output)
+    means = [np.mean([found[f"case{n}", "all", "nll", method] for n in range(7)]) for method in ("before", "prediction")]
+    start = f"The probabilities got better: negative log likelihood {means[0]:.5f} → {means[1]:.5f} (better in 7 of 7 cases, p 0.016), "
+    assert told["sentence"].startswith(start + "calibration error (ECE) ")
+    assert result.stdout.splitlines()[-3] == told["sentence"]
+    assert told["sentence"] in (study.output / "report.html").read_text(encoding="utf-8")
+
+
 def test_one_file_a_label_of_probabilities(tmp_path):
     study = write_study(tmp_path, 1)
     probabilities = softmax(logits_of(study.maps["labels"]["case0"], 1)).astype(np.float32)

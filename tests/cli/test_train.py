@@ -80,12 +80,15 @@ def test_infer_runs_what_was_trained(trained, data, tmp_path):
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
     lines = result.stdout.splitlines()
-    table = [line.split("\t") for line in lines[:-2]]
+    table = [line.split("\t") for line in lines[:-3]]
     assert table[0][:3] == ["region", "method", "Dice"]
     assert [(row[0], row[1]) for row in table[1:]] == [(region, method) for region in ("whole", "cyst", "mean") for method in METHODS]
     assert lines[-1].startswith("verdict: too few cases to tell: n = 4")
-    harm = json.loads(output.with_name("params.report.json").read_text())["verdict"]["harm"]
+    judged = json.loads(output.with_name("params.report.json").read_text())["verdict"]
+    harm = judged["harm"]
     assert lines[-2] == harm["sentence"]
+    assert lines[-3] == judged["probabilities"]["sentence"]
+    assert lines[-3].startswith("Too few cases to tell whether the probabilities got better: negative log likelihood ")
     # Dice is judged in the mean over two regions; sensitivity, precision, volume, HD95 and ASSD are looked at there too.
     assert harm["num_comparisons"] == 5 * 3 + 2
     dice = {(row[0], row[1]): float(row[2]) for row in table[1:]}
@@ -135,12 +138,13 @@ def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_
     folder = write_cases(tmp_path / "data", 4, kind)
     result = run_here("train-crf", folder, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 4)
     assert result.status == 0, result.stderr
-    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-2])}
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-3])}
     # A third of a point, where the same training gains more than ten on images that help; 0 if no CRF is chosen, as is usual.
     assert float(rows["mean", "trained CRF"][2]) >= float(rows["mean", "network"][2]) - 0.003
     assert "do not use it" in result.stdout.splitlines()[-1] or "too few cases" in result.stdout.splitlines()[-1]
     assert CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight == 0.0
     assert "No CRF was better than the network alone" in (tmp_path / "p.toml").read_text()
+    assert CrfParameters.load(tmp_path / "p.toml").mean_field.output_temperature == 1.0
 
 
 def start(data, output, *options):
@@ -230,7 +234,7 @@ def test_without_any_time_the_starts_are_still_candidates(data, tmp_path):
     """Here an untrained CRF gains many points, so that its weights must not become 0."""
     result = run_here("train-crf", data, "-o", tmp_path / "p.toml", "--folds", 2, "--max-minutes", 0.0001)
     assert result.status == 0, result.stderr
-    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-2])}
+    rows = {(row[0], row[1]): row for row in (line.split("\t") for line in result.stdout.splitlines()[1:-3])}
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert np.max(CrfParameters.load(tmp_path / "p.toml").bilateral[0].weight) > 0
     assert "training on all cases brought nothing better" in " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
@@ -262,7 +266,7 @@ def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
     assert result.status == 0, result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
     assert report["options"]["learn"] == groups.split(",")
-    rows = [line.split("\t")[:2] for line in result.stdout.splitlines()[1:-2]]
+    rows = [line.split("\t")[:2] for line in result.stdout.splitlines()[1:-3]]
     assert [method for region, method in rows if region == "mean"] == [name for name in shown_methods(ALL_MEASURED) if name != NNUNET]
     assert {line["method"] for line in report["measurements"]} == set(ALL_MEASURED) - {NNUNET}
     assert (report["verdict"]["method"], report["verdict_without_postprocessing"]["method"]) == (TRAINED_RULES, TRAINED)

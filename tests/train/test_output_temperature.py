@@ -34,6 +34,16 @@ def _one_thread_of_torch():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def cases():
+    return crops(3)
+
+
+@pytest.fixture(scope="module")
+def trained(cases):
+    return fit(cases, num_optimizer_steps=2)
+
+
 def drawn(seed, temperature, num_labels=3, count=20_000):
     """Logits that are `temperature` times too sharp, and labels drawn from what they should be."""
     random = np.random.default_rng(seed)
@@ -82,9 +92,8 @@ def test_certain_and_right_does_not_become_a_step():
     assert fit_output_temperature([]) == 1.0
 
 
-def test_a_fit_gets_one_and_labels_stay():
-    cases = crops(3)
-    trained = fit(cases)
+def test_a_fit_gets_one_and_labels_stay(cases, trained):
+    assert not trained.is_network
     shared = material(cases)
     with Workers(2) as workers:
         found = calibrate_output(trained, range(3), shared, workers)
@@ -107,9 +116,8 @@ def test_a_fit_gets_one_and_labels_stay():
     assert min(losses) == losses[1]
 
 
-def test_few_voxels_of_many_are_enough(monkeypatch):
-    cases = crops(3)
-    trained, shared = fit(cases), material(cases)
+def test_few_voxels_of_many_are_enough(cases, trained, monkeypatch):
+    shared = material(cases)
     with Workers(2) as workers:
         whole = calibrate_output(trained, range(3), shared, workers)
         monkeypatch.setattr("crfrefine.train.output_temperature.MOST_VALUES", 4 * 900)
@@ -119,28 +127,36 @@ def test_few_voxels_of_many_are_enough(monkeypatch):
     assert one == pytest.approx(other, rel=0.25)
 
 
-def test_without_a_crf_probabilities_stay_the_networks():
-    cases = crops(2)
+def test_without_a_crf_probabilities_stay_the_networks(cases):
     given = start(8.0).parameters.replace(**{"mean_field.output_temperature": 3.0})
     with Workers(2) as workers:
-        found = calibrate_output(no_crf(given, 0.5), range(2), material(cases), workers)
+        found = calibrate_output(no_crf(given, 0.5), range(3), material(cases), workers)
     assert found.parameters.mean_field.output_temperature == 1.0
 
 
-def test_a_recalibrated_network_gets_one_too():
-    cases = crops(2)
+def test_a_recalibrated_network_gets_one_too(cases):
     parameters = start(8.0, 0.0).parameters.replace(**{"mean_field.temperature": 0.3, "mean_field.bias": [0.0, 0.1, 0.0, -0.2]})
     alone, crf = (FitResult(name, parameters, 0.5, 0.5, (), 0) for name in (CALIBRATION, "a start"))
     with Workers(2) as workers:
-        one, other = (calibrate_output(fitted, range(2), material(cases), workers).parameters for fitted in (alone, crf))
+        one, other = (calibrate_output(fitted, range(3), material(cases), workers).parameters for fitted in (alone, crf))
     assert one.mean_field.output_temperature == pytest.approx(other.mean_field.output_temperature, rel=1e-3)
     assert one.mean_field.output_temperature > 1.5
 
 
 def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     write_cases(tmp_path / "data", 4)
-    options = TrainingOptions(locate_folders(tmp_path / "data"), tmp_path / "params.toml", num_optimizer_steps=2, num_folds=2, threads=2)
+    options = TrainingOptions(
+        locate_folders(tmp_path / "data"),
+        tmp_path / "params.toml",
+        start(8.0).parameters,
+        learn=("weights",),
+        num_optimizer_steps=2,
+        num_folds=2,
+        threads=2,
+    )
     result = run_training(options)
+    assert not result.final.fit.is_network
+    assert "mean_field.output_temperature: trained, " in (tmp_path / "params.toml").read_text()
     assert all(fold.tuned.fit.parameters.mean_field.output_temperature != 1.0 for fold in result.folds if not fold.tuned.fit.is_network)
     written = CrfParameters.load(tmp_path / "params.toml")
     assert written == result.parameters
