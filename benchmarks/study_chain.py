@@ -106,7 +106,7 @@ def make_label_maps(study: Study, folder: Path) -> Study:
         NO_CRF.save(own / "network.toml", "no CRF: the network's labels")
         _infer(study, study.data, study.network, own / "network.toml", own / "maps")
 
-    inputs = [source_hash(), *listing(study.data / "images"), *listing(study.network)]
+    inputs = [*listing(study.data / "images"), *listing(study.network)]
     maps = Stages(folder, f"{study.title}, label maps").run("label_maps", inputs, work) / "maps"
     links = folder / "network"  # `infer` leaves a summary beside the label maps.
     link_files(sorted(maps.glob("*.nii.gz")), links)

@@ -12,6 +12,7 @@ from study_rivals import RIVALS
 from study_section import study_section
 
 from crfrefine.statistics.comparison import format_p
+from crfrefine.statistics.paired import PairedComparison
 from crfrefine.train.methods import DEFAULT, NETWORK, TRAINED
 
 CALIBRATION = (("ece", "ECE"), ("brier", "Brier"), ("nll", "NLL"))
@@ -45,7 +46,7 @@ def summary_table(studies: Sequence[Findings]) -> str:
                 str(findings.num_cases),
                 f"{trained.mean_baseline:.4f}",
                 points(comparisons[DEFAULT].mean_difference),
-                _change(findings),
+                _change(trained),
                 format_p(adjusted[TRAINED]),
                 f"{trained.wins} / {trained.ties} / {trained.losses}",
                 f"{best}, {points(comparisons[best].mean_difference)}",
@@ -71,7 +72,7 @@ def label_maps_table(studies: Sequence[Findings]) -> str:
                 str(findings.num_cases),
                 f"{trained.mean_baseline:.4f}",
                 points(comparisons[DEFAULT].mean_difference),
-                _change(findings),
+                _change(trained),
                 format_p(adjusted[TRAINED]),
                 f"{trained.wins} / {trained.ties} / {trained.losses}",
                 findings.summary["verdict"]["outcome"],
@@ -110,6 +111,5 @@ def cost_table(studies: Sequence[Findings]) -> str:
     return markdown_table(["`train-crf`", "cases", "folds", "threads", "time", "peak of memory"], rows)
 
 
-def _change(findings: Findings) -> str:
-    trained = compare_means(findings)[0][TRAINED]
+def _change(trained: PairedComparison) -> str:
     return f"{points(trained.mean_difference)} ({points(trained.interval[0])} to {points(trained.interval[1])})"
