@@ -14,7 +14,7 @@ from crfrefine.train.crops import Crop
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MEMORY_BYTES = 2 * 1024**3
+MEMORY_BYTES = 1024**3
 """Crops beyond this many bytes go to a temporary folder and are mapped from there."""
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from crfrefine.train.losses import Loss
     from crfrefine.train.samples import Sample
 
-MOST_CACHED_VOXELS = 4_000_000
-"""Voxels whose kernels are kept while theta does not move: about 2 GiB at worst."""
+MOST_CACHED_VOXELS = 2_000_000
+"""Voxels whose kernels are kept while theta does not move: about 1 GiB at worst."""
 
 
 _SMALLEST = 0.01

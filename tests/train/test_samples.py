@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from training_helpers import NUM_LABELS, REGIONS, SIZES, crops, material, start
+from training_helpers import NUM_LABELS, REGIONS, SIZES, crops, fit, material, start
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import crops as cropping
@@ -73,3 +73,20 @@ def test_a_recalibration_looks_at_some_voxels_of_a_large_crop(monkeypatch):
     places = np.arange(500) * labels.numel() // 500
     assert some.logits.equal(logits[:, places])
     assert some.labels.equal(labels[places])
+
+
+def test_starts_are_compared_on_samples_and_the_winner_is_judged_on_whole_crops(monkeypatch):
+    """What is written into the result is the gain of whole cases, for any number of threads."""
+    monkeypatch.setattr(cropping, "TILE_VOXELS", 300)
+    cases = crops(2)
+    assert all(len(crop.tiles) > NUM_SAMPLED for crop in cases)
+    result = fit(cases, num_optimizer_steps=3, threads=1)
+    assert result == fit(cases, num_optimizer_steps=3, threads=3)
+    assert not result.is_network
+    loss, model = material(cases).loss, Model(result.parameters, (), SIZES)
+    whole = [
+        mean_dice(model.score(crop, loss, 1).confusion, REGIONS) - mean_dice(network_score(crop, loss).confusion, REGIONS) for crop in cases
+    ]
+    np.testing.assert_allclose(result.gains, whole, atol=1e-12)
+    scores = [record["score"] for record in result.histories[result.start] if "score" in record]
+    assert abs(max(scores) - result.score) > 1e-6, "scores on the way are estimates"
