@@ -41,6 +41,10 @@ KEPT_GAIN = 0.85
 """Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
 
 
+FEWEST_CASES = 3
+"""Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates."""
+
+
 @dataclass(frozen=True)
 class Rivals:
     """What is tried beside the recalibrated network and the trained model.
@@ -104,7 +108,8 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
         if untrained is not None and share < 1.0:
             name, model = f"{CRF}, {share:g} of the way", part_way(untrained, trained, share)
         found += [(f"{name}, {_named(volume)}", model.replace(volume=volume)) for volume in protecting]
-        found.append((name, model))
+        if share == 1.0 or not protecting:
+            found.append((name, model))
     return [*found, *((f"{CRF}, {_named(volume)}", trained.replace(volume=volume)) for volume in volumes[len(protecting) :])]
 
 

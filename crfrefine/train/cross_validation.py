@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from crfrefine.train.calibration import calibrate, calibrates, with_calibrated
-from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, choose, pooled
+from crfrefine.train.candidates import CALIBRATION, CRF, FEWEST_CASES, NO_RIVALS, UNTRAINED, Candidate, choose, pooled
 from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import Split
 from crfrefine.train.measuring import measure_methods
@@ -67,7 +67,8 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
         own = [start for start in every if chosen is None or start.name == chosen.start]
         num_left = plan.num_trainings_left(number, len(journal.part(number).halves))
         kind = None if chosen is None else chosen.kind
-        task = Task(plan.part_names[number], cases, own, schedule, num_left, calibrated, plan.rivals, kind)
+        rivals = plan.rivals if len(split.seen) >= FEWEST_CASES else NO_RIVALS
+        task = Task(plan.part_names[number], cases, own, schedule, num_left, calibrated, rivals, kind)
         return train(task, material, session)
 
     if not split.decides_in_turns:

@@ -106,6 +106,9 @@ def test_models_between_the_preset_and_the_trained_one_come_before_it() -> None:
     found = variants(trained, Rivals(untrained=untrained))
     assert [kind for kind, _ in found] == [UNTRAINED, "CRF, 0.5 of the way", "CRF, 0.75 of the way", CRF]
     assert (found[0][1], found[-1][1]) == (untrained, trained)
+    protected = variants(trained, Rivals((VolumeParameters(0.5, "argmax"),), untrained, prefers_first_volume=True))
+    names = [UNTRAINED, *(f"CRF{way}, volume 0.5 argmax" for way in (", 0.5 of the way", ", 0.75 of the way", "")), CRF]
+    assert [kind for kind, _ in protected] == names
     gentle = found[1][1]
     assert gentle == part_way(untrained, trained, 0.5) == CrfParameters.from_toml(gentle.to_toml())
     assert gentle.bilateral[0].weight == (5.0, 3.0, 4.0, 6.0)
@@ -178,7 +181,7 @@ def test_a_run_takes_the_kind_that_all_its_cases_choose(tmp_path: Path, monkeypa
     monkeypatch.setattr("crfrefine.train.starts.THETA_ALPHA_VOXELS", (2.0,))
     monkeypatch.setattr("crfrefine.train.starts.THETA_BETAS", (0.15,))
     monkeypatch.setattr("crfrefine.train.starts.WEIGHTS", (8.0,))
-    for seed in range(4):
+    for seed in range(6):
         write_phantom(phantom(seed), tmp_path / "data", f"case{seed}")
 
     def by_kind(found: list[Candidate]) -> Candidate:
@@ -194,3 +197,12 @@ def test_a_run_takes_the_kind_that_all_its_cases_choose(tmp_path: Path, monkeypa
     assert "volume.weight: trained, 0.75; folds 0.75 to 0.75" in text
     report = json.loads((tmp_path / "params.report.json").read_text())
     assert "CRF, volume 0.75 expected" in [one["kind"] for one in report["final"]["candidates"]]
+
+
+def test_two_cases_do_not_tell_many_candidates_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 2)
+    monkeypatch.setattr("crfrefine.train.starts.NUM_TRAINED", 1)
+    write_cases(tmp_path / "data", 4)
+    result = run_training(options(tmp_path))
+    assert [len(fold.training) for fold in result.folds] == [2, 2]
+    assert {one.kind for fold in result.folds for one in fold.tuned.fit.candidates} == {CALIBRATION, CRF}
