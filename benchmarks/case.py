@@ -59,6 +59,8 @@ def _infer(images: Path, logits: Path, output: Path, threads: int, *more: str | 
         "nonzero",
         "-c",
         "brats",
+        "--set",
+        "volume.weight=0",  # as in the records that exist
         "--threads",
         str(threads),
         *more,

@@ -41,7 +41,7 @@ from crfrefine.arrays.region_channels import (
 )
 from crfrefine.arrays.region_scheme import RegionScheme, check_regions
 from crfrefine.axes import StorageOrder
-from crfrefine.engines import get_backend
+from crfrefine.engines import device_for, get_backend
 from crfrefine.engines.base import Backend, Progress
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.errors import ConfigError, InputError
@@ -93,7 +93,7 @@ def refine(
             like probabilities are refused; "logits": they are logits even if they look like probabilities; "labels": a label map.
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
             labels on the same kernels, and together they become the label map. None: the channels are labels, together one softmax.
-        device: "auto", "cpu", "cuda", "cuda:N" or "reference".
+        device: "auto", "cpu", "cuda", "cuda:N" or "reference"; "auto" is the CPU, with a note, if volumes are to be kept.
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
 
@@ -157,6 +157,7 @@ def refine(
     num_dims = logits.ndim - 1
     steps = given_spacing(spacing, num_dims)
     models = _resolve(parameters, logits, len(image), num_dims, regions)
+    device, of_device = device_for(device, keeps_volumes=parameters.volume.weight > 0.0)
     backend = get_backend(device)
     inside = None if mask is None else mask.astype(np.bool_, copy=False)
 
@@ -168,7 +169,7 @@ def refine(
     largest = _check_finite(backend, ordered_logits, "logits", threads)
     ordered_mask = None if inside is None else order.to_storage(inside)
     crf_mask, num_padding = ordered_mask, 0
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = () if of_device is None else (of_device,)
     temperature, largest_bias = models[0].mean_field.temperature, max(_largest_bias(model) for model in models)
     if regions is not None:
         ordered_logits, largest = _as_log_odds(ordered_logits, input_type, largest)
@@ -176,7 +177,7 @@ def refine(
     if padding is not None:
         crf_mask, num_padding = leave_out(padding, ordered_mask, "logits")
         describe = describe_padding if regions is None else describe_undecided
-        notes = (describe(num_padding, padding.size),) if num_padding else ()
+        notes += (describe(num_padding, padding.size),) if num_padding else ()
         if (largest + largest_bias) / temperature > LARGEST_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)

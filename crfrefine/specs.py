@@ -122,8 +122,8 @@ class MeanFieldSpec:
         channel_labels: which labels the C channels of the logits hold; None: channel l holds label l everywhere.
         bias: (L,), added to the logits inside the mask before the temperature divides them; None: nothing.
         volume_weight: from 0, no volume term, to 1, every step keeps the mass of each label.
-        volume_keep: the masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature), or "argmax",
-            numbers of voxels where a label is the most probable.
+        volume_keep: the masses that the volume term keeps: "expected", sums of softmax((logits + bias) / temperature); "argmax", numbers
+            of voxels where a label is the most probable; or "largest", "argmax" in the main bodies of the labels, and there only.
     """
 
     weights: NDArray[np.floating[Any]]
@@ -141,6 +141,11 @@ class MeanFieldSpec:
     def num_labels(self) -> int:
         """L."""
         return len(self.compatibility)
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether the volume term keeps numbers of voxels, which have no gradient."""
+        return self.volume_keep != "expected"
 
     @property
     def volume_slack(self) -> float:

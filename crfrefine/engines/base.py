@@ -109,12 +109,14 @@ class Tape:
             omitted where it follows from the others. With a volume term (steps + 1, ...): those after the last step, too.
         steps: length of each step: 1 - damping, less where the energy rose.
         volume_biases: (steps, L) float64, biases of the volume term; None without the term.
+        volume_part: (voxels,), where the volume term applies; None: at all masked voxels, or there is no term.
     """
 
     logits: NDArray[Any]
     record: NDArray[Any]
     steps: tuple[float, ...]
     volume_biases: NDArray[np.float64] | None = field(default=None, kw_only=True)
+    volume_part: NDArray[np.bool_] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

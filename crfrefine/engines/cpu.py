@@ -17,6 +17,7 @@ from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.volume import check_volume
+from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.threads import available_threads
 
@@ -84,7 +85,7 @@ class CpuBackend:
                 threads or available_threads(),
                 progress,
             )
-        return CpuKernels(self._engine, built, image.shape, str(image.dtype), spec, time.perf_counter() - started)
+        return CpuKernels(self._engine, built, image, mask, spec, time.perf_counter() - started)
 
     def plan_filters(
         self,
@@ -170,7 +171,7 @@ class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`."""
 
     def __init__(
-        self, engine: Any, built: Any, image_shape: tuple[int, ...], dtype: str, spec: KernelSetSpec, build_seconds: float
+        self, engine: Any, built: Any, image: NDArray[Any], mask: NDArray[np.bool_] | None, spec: KernelSetSpec, build_seconds: float
     ) -> None:
         self._engine = engine
         self._built = built
@@ -179,8 +180,9 @@ class CpuKernels:
         self._build_seconds = build_seconds
         self.num_kernels = len(spec.kernels)
         self.num_voxels = int(built.num_voxels())
-        self.image_shape = image_shape
-        self.dtype = dtype
+        self._mask = mask
+        self.image_shape = image.shape
+        self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
 
     @property
@@ -208,7 +210,7 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty((len(logits), *grid), self.dtype)
         with _engine_errors(self._engine, logits.shape):
-            run = _run_arguments(self._checked(spec).as_plain())
+            run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec, box))
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
         return MeanFieldResult(out, report, {"build": self._build_seconds, "steps": time.perf_counter() - started})
@@ -217,6 +219,7 @@ class CpuKernels:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         logits = self._array(logits)
         spec = self._checked(spec).as_plain()
+        part = self._volume_part(logits, spec)
         out = np.empty_like(logits)
         try:
             num_recorded = spec.num_iterations + (spec.volume_weight > 0.0)
@@ -224,8 +227,8 @@ class CpuKernels:
         except MemoryError as error:
             raise _out_of_memory(logits.shape) from error
         with _engine_errors(self._engine, logits.shape):
-            steps, biases = self._built.forward(logits, *_run_arguments(spec), out, record)
-        return Tape(out, record, tuple(steps), volume_biases=np.array(biases) if biases else None)
+            steps, biases = self._built.forward(logits, *_run_arguments(spec, part), out, record)
+        return Tape(out, record, tuple(steps), volume_biases=np.array(biases) if biases else None, volume_part=part)
 
     def backward(
         self,
@@ -241,7 +244,7 @@ class CpuKernels:
         logits, gradient = self._array(logits), self._array(gradient)
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, self.dtype) if wants_image else None
-        run = _run_arguments(self._checked(spec))
+        run = _run_arguments(self._checked(spec), tape.volume_part)
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with _engine_errors(self._engine, logits.shape):
             sums = self._built.backward(logits, tape.record, list(tape.steps), biases, gradient, *run, wants_theta, by_logits, by_image)
@@ -269,6 +272,13 @@ class CpuKernels:
         check_volume(spec)
         return spec.rounded(np.dtype(self.dtype))
 
+    def _volume_part(self, logits: NDArray[Any], spec: MeanFieldSpec, box: Box | None = None) -> NDArray[np.bool_] | None:
+        """Return at which masked voxels the volume term applies; None: at all, or there is no term."""
+        inside = np.ones(self.image_shape[1:], dtype=np.bool_) if self._mask is None else self._mask
+        if box is None:
+            return volume_part(logits, inside, spec)
+        return volume_part(logits if covers(logits, box) else logits[(slice(None), *box)], inside[box], spec)
+
     def _array(self, channels: NDArray[Any]) -> NDArray[Any]:
         """Return the array in the image's precision; raise InputError unless its channels are labels on the image's grid."""
         self._check_shape(channels, self.image_shape[1:])
@@ -286,12 +296,12 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[An
     return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
 
 
-def _run_arguments(spec: MeanFieldSpec) -> tuple[Any, ...]:
+def _run_arguments(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tuple[Any, ...]:
     """Return the settings of a run that the C++ engine takes, forward and backward."""
     shared = spec.channel_labels
     labels = None if shared is None else np.ascontiguousarray(shared.labels, dtype=np.int32)
     model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
-    volume = (spec.volume_slack, spec.volume_keep == "argmax")
+    volume = (spec.volume_slack, spec.keeps_counts, part)
     return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
 
 

@@ -109,7 +109,7 @@ class _Run:
     """One call of `run_inference`."""
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
-        from crfrefine.engines import get_backend
+        from crfrefine.engines import device_for, get_backend
         from crfrefine.infer.earlier import EarlierRecords, read_earlier
         from crfrefine.infer.inputs import find_inputs
         from crfrefine.infer.outputs import check_summary_path, plan_outputs
@@ -123,9 +123,10 @@ class _Run:
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        backend = get_backend(options.device)
+        self._device, of_device = device_for(options.device, keeps_volumes=options.parameters.volume.weight > 0.0)
+        backend = get_backend(self._device)
         inputs = self._inputs = find_inputs(options)
-        self._notes = list(inputs.notes)
+        self._notes = [*inputs.notes, *([of_device] if of_device is not None else [])]
         cases = select_part(inputs.cases, options.num_parts, options.part_id)
         outputs = plan_outputs(
             cases,
@@ -306,7 +307,7 @@ class _Run:
                 spacing=case.spacing,
                 parameters=options.parameters,
                 mask=case.mask,
-                device=options.device,
+                device=self._device,
                 threads=options.threads,
                 progress=progress,
                 num_bytes=lambda: memory_left(memory_limit(options.max_memory)),
@@ -319,7 +320,7 @@ class _Run:
             mask=case.mask,
             input_type="logits",
             regions=case.regions,
-            device=options.device,
+            device=self._device,
             threads=options.threads,
             progress=progress,
         )

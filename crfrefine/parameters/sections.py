@@ -123,8 +123,8 @@ class VolumeParameters(Section):
     weight: float = _key(0.0, checks.in_range(0.0, 1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
     keep: str = _key(
         "expected",
-        checks.choice("expected", "argmax"),
-        "expected (sum of the network's probabilities) | argmax (number of its voxels): the volume of each label",
+        checks.choice("expected", "argmax", "largest"),
+        "expected (sum of probabilities) | argmax (number of voxels) | largest (those of the largest component): what a label keeps",
     )
 
     def check_label_map(self, *, is_learned: bool = False) -> None:
@@ -136,7 +136,7 @@ class VolumeParameters(Section):
         if self.keep == "expected" and (self.weight > 0.0 or is_learned):
             raise ConfigError(
                 "volume.keep: 'expected' sums a network's probabilities, which a label map does not have: each of its voxels has the same "
-                "doubt, and together they are a volume that nothing has; set it to 'argmax', or use logits"
+                "doubt, and together they are a volume that nothing has; set it to 'argmax' or 'largest', or use logits"
             )
 
 

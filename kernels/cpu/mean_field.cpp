@@ -117,8 +117,9 @@ class MeanField {
         return totals;
     }
 
-    // Of marginals, one row of kVoxelBlock per label.
-    void store_masses(int64_t block, const T* rows) {
+    // Of marginals, one row of kVoxelBlock per label; outside the part of the volume term they become 0.
+    void store_masses(int64_t block, T* rows) {
+        multiply_rows(options_.volume_part, block, num_labels_, rows);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int l = 0; l < num_labels_; ++l) {
             const T* row = rows + l * kVoxelBlock;
@@ -230,10 +231,14 @@ class MeanField {
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
             const SoftmaxLanes<T> start = softmax_rows<0>(x + i, num_labels_);
             sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? start.negative_entropy : Lanes{});
-            for (int lane = 0; !block_counts_.empty() && lane < lanes; ++lane) block_counts_[block * num_labels_ + start.label[lane]] += 1;
+            for (int lane = 0; !block_counts_.empty() && lane < lanes; ++lane) {
+                const int64_t voxel = block * kVoxelBlock + i + lane;
+                const bool counts = options_.volume_part.empty() || options_.volume_part[voxel] != 0;
+                block_counts_[block * num_labels_ + start.label[lane]] += counts;
+            }
         }
-        if (!block_masses_.empty()) store_masses(block, x);
         store_marginals(block, x);
+        if (!block_masses_.empty()) store_masses(block, x);
         for (int c = 0; c < num_channels_; ++c) {
             T* row = messages_.get() + c * num_voxels_ + block * kVoxelBlock;
             std::fill(row, row + count, T{0});
@@ -364,13 +369,19 @@ class MeanField {
             }
         }
         if (step_length_ < T{1}) shorten_step(block, q, s, x);
-        if (volume_) {
-            for (int l = 0; l < num_labels; ++l) {
-                const T bias = step_length_ * static_cast<T>(volume_bias_[l]);
-                for (int64_t i = l * kVoxelBlock; i < l * kVoxelBlock + count; i += kLanes) store(x + i, load(x + i) + bias);
-            }
-        }
+        if (volume_) add_volume_bias(block, num_labels, x);
         return energy;
+    }
+
+    void add_volume_bias(int64_t block, int num_labels, T* x) const {
+        const std::vector<T>& part = options_.volume_part;
+        const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
+        for (int l = 0; l < num_labels; ++l) {
+            const T bias = step_length_ * static_cast<T>(volume_bias_[l]);
+            T* const row = x + l * kVoxelBlock;
+            for (int64_t i = 0; part.empty() && i < count; i += kLanes) store(row + i, load(row + i) + bias);
+            for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];
+        }
     }
 
     // Adds the masses that the marginals of a block would have with the present biases.
@@ -379,6 +390,7 @@ class MeanField {
         new_logits<L>(block, x, false);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int64_t i = 0; i < count; i += kLanes) softmax_rows<L>(x + i, num_labels_);
+        multiply_rows(options_.volume_part, block, num_labels_, x);
         sums.add(x, count);
     }
 

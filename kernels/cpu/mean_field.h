@@ -30,7 +30,8 @@ struct MeanFieldOptions {
     bool watch_energy = true;  // halve the step if the energy rises
     double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
     bool keeps_counts = false;                                      // the volume term keeps numbers of voxels, not sums of marginals
-    bool is_last_run = false;  // free kernels and workspace before the last step's logits are written: they need not fit together
+    std::vector<T> volume_part;  // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
+    bool is_last_run = false;    // free kernels and workspace before the last step's logits are written: they need not fit together
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.

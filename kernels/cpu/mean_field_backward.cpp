@@ -104,6 +104,7 @@ class Backward {
             target = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& sums) {
                          T* const q = scratch_[thread].get();
                          load_marginals(recorded(0), block, q);
+                         multiply_rows(options_.volume_part, block, num_labels_, q);
                          sums.add(q, block_end(block, num_voxels_) - block * kVoxelBlock);
                      }).mass;
         }
@@ -118,12 +119,14 @@ class Backward {
             T* const rows = scratch_[thread].get();
             const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
             load_rows(grad_x_.get(), num_voxels_, block, num_labels_, rows);
+            multiply_rows(options_.volume_part, block, num_labels_, rows);
             for (int l = 0; l < num_labels_; ++l) {
                 double total = 0;
                 for (int64_t i = 0; i < count; i += kLanes) total += sum_lanes(load(rows + l * kVoxelBlock + i));
                 grad_sums[block * num_labels_ + l] = total;
             }
             load_marginals(record, block, rows);
+            multiply_rows(options_.volume_part, block, num_labels_, rows);
             of_group.add(rows, count);
         });
         for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += step * grad_sums[i];
@@ -135,6 +138,7 @@ class Backward {
         for_blocks([&](int64_t block, int thread) {
             T *q = scratch_[thread].get(), *x = q + num_labels_ * kVoxelBlock;
             load_marginals(record, block, q);
+            multiply_rows(options_.volume_part, block, num_labels_, q);
             load_rows(grad, num_voxels_, block, num_labels_, x);
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
                 Lanes mean{};

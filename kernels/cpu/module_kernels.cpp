@@ -3,11 +3,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <tuple>
 
 #include "cpu/module_arguments.h"
 
@@ -25,7 +27,8 @@ class Kernels {
     using Array = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
     using PartOfArray = nb::ndarray<const T, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
     using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
-    using Volume = std::pair<double, bool>;  // the slack, infinity without a volume term, and whether numbers of voxels are kept
+    // The slack, infinity without a volume term; whether numbers of voxels are kept; (voxel) where the term applies, None: everywhere.
+    using Volume = std::tuple<double, bool, std::optional<MaskArray>>;
     using LabelArray = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
 
     Kernels(const Array& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const nb::list& bilateral,
@@ -171,7 +174,7 @@ class Kernels {
 
     // With a volume term, the marginals after the last step are recorded, too.
     static int num_steps(size_t num_recorded, const Volume& volume) {
-        return static_cast<int>(num_recorded) - (volume.first < std::numeric_limits<double>::infinity() ? 1 : 0);
+        return static_cast<int>(num_recorded) - (std::get<0>(volume) < std::numeric_limits<double>::infinity() ? 1 : 0);
     }
 
     MeanFieldOptions<T> make_options(const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
@@ -188,8 +191,13 @@ class Kernels {
         options.temperature = static_cast<T>(temperature);
         options.damping = static_cast<T>(damping);
         options.bias = bias;
-        options.volume_slack = volume.first;
-        options.keeps_counts = volume.second;
+        options.volume_slack = std::get<0>(volume);
+        options.keeps_counts = std::get<1>(volume);
+        if (const std::optional<MaskArray>& part = std::get<2>(volume)) {
+            require(static_cast<int64_t>(part->size()) == num_voxels(),
+                    "expected one value per voxel of the mask for the part of the volumes");
+            options.volume_part.assign(part->data(), part->data() + part->size());
+        }
         require(!labels || !options.keeps_volumes(), "labels that share channels have no volumes");
         require(bias.empty() || bias.size() * bias.size() == compatibility.size(), "expected one bias per label");
         options.watch_energy = energy_is_lowered(specs_.normalization);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "cpu/thread_pool.h"
 #include "cpu/voxels.h"
@@ -39,6 +40,15 @@ template <class T>
 void store_rows(const T* rows, int64_t num_voxels, int64_t block, int num_rows, T* values) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
     for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kVoxelBlock, rows + c * kVoxelBlock + count, values + c * num_voxels + begin);
+}
+
+// Multiplies each row by factors (voxel); empty: by 1.
+template <class T>
+void multiply_rows(const std::vector<T>& factors, int64_t block, int num_rows, T* rows) {
+    if (factors.empty()) return;
+    const int64_t begin = block * kVoxelBlock, count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
+    for (int c = 0; c < num_rows; ++c)
+        for (int64_t i = 0; i < count; ++i) rows[c * kVoxelBlock + i] *= factors[begin + i];
 }
 
 // Sets (row, voxel) to zero.

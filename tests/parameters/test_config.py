@@ -27,7 +27,7 @@ from crfrefine.parameters.model import (
 )
 from crfrefine.specs import KernelSpec
 
-PRESETS = ["default", "brats", "crfrnn", "hippocampus", "krahenbuhl", "liver-ct", "monai", "prostate"]
+PRESETS = ["default", "brats", "crfrnn", "hippocampus", "keep-volumes", "krahenbuhl", "liver-ct", "monai", "prostate"]
 
 
 def _two_kernels() -> CrfParameters:

@@ -85,13 +85,15 @@ def mean_field_backward(
     by_compatibility = np.zeros((spec.num_labels, spec.num_labels))
     by_scores = np.zeros_like(logits)
     by_x = gradient.astype(np.float64)
-    volume = volume_term(trace.marginals[0], spec)
+    part = slice(None) if trace.volume_part is None else trace.volume_part
+    volume = volume_term(trace.marginals[0][part], spec)
     by_slack = 0.0
     by_target = np.zeros(num_channels)
     for index, step in reversed(list(enumerate(trace.steps))):
         marginals = trace.marginals[index]
         if volume is not None:
-            by_x, of_target, of_slack = volume.backward(by_x, trace.marginals[index + 1], trace.volume_biases[index], step)
+            marginals_after = trace.marginals[index + 1][part]
+            by_x[part], of_target, of_slack = volume.backward(by_x[part], marginals_after, trace.volume_biases[index], step)
             by_target += of_target
             by_slack += of_slack
         by_update = step * by_x
@@ -108,8 +110,8 @@ def mean_field_backward(
             by_marginals += matrix.T @ (by_sent * weight)
         by_x = (1.0 - step) * by_x + softmax_gradient(marginals, by_marginals)
     by_scores += by_x
-    if volume is not None and spec.volume_keep == "expected":  # the masses of the first marginals
-        by_scores += softmax_gradient(trace.marginals[0], by_target)
+    if volume is not None and not spec.keeps_counts:  # the masses of the first marginals
+        by_scores[part] += softmax_gradient(trace.marginals[0][part], by_target)
     by_features = [
         _by_features(_by_plain(matrix, by_matrix, normalization), matrix, columns)
         for matrix, by_matrix, columns in zip(plain, by_normalized, features, strict=True)

@@ -24,6 +24,7 @@ from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
 from crfrefine.engines.reference.lattice import Lattice
 from crfrefine.engines.reference.mean_field import Filter, MeanFieldTrace, NormalizedKernel, mean_field
 from crfrefine.engines.volume import check_volume
+from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class ReferenceKernels:
         trace = self._run(logits, replace(spec, tolerance=0.0))
         record = np.stack([marginals.T for marginals in trace.marginals])
         biases = np.stack(trace.volume_biases) if trace.volume_biases else None
-        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, volume_biases=biases)
+        return Tape(self._on_grid(trace, logits, spec), record, trace.steps, volume_biases=biases, volume_part=trace.volume_part)
 
     def backward(
         self,
@@ -196,7 +197,7 @@ class ReferenceKernels:
         temperature = spec.temperature
         marginals = tuple(of_step.T for of_step in tape.record)
         biases = () if tape.volume_biases is None else tuple(tape.volume_biases)
-        trace = MeanFieldTrace(self._compact(tape.logits), len(tape.steps), False, (), marginals, tape.steps, biases)
+        trace = MeanFieldTrace(self._compact(tape.logits), len(tape.steps), False, (), marginals, tape.steps, biases, tape.volume_part)
         found = mean_field_backward(
             trace,
             self._compact(gradient),
@@ -241,6 +242,7 @@ class ReferenceKernels:
             self._normalized,
             spec,
             labels=self._labels(spec),
+            volume_part=volume_part(logits, self._inside, spec),
             watch_energy=self._spec.watches_energy,
             progress=progress,
         )

@@ -68,6 +68,7 @@ class MeanFieldTrace:
         marginals: those marginals, (N, L) each; with a volume term those after the last step, too.
         steps: length of each step.
         volume_biases: (L,) each, the bias per label of each step; none without a volume term.
+        volume_part: (N,), where the volume term applies; None: everywhere, or there is no term.
     """
 
     logits: Float
@@ -77,6 +78,7 @@ class MeanFieldTrace:
     marginals: tuple[Float, ...]
     steps: tuple[float, ...]
     volume_biases: tuple[Float, ...] = ()
+    volume_part: NDArray[np.bool_] | None = None
 
 
 def log_softmax(logits: Float) -> Float:
@@ -113,8 +115,8 @@ def with_penalties(messages: Float, spec: MeanFieldSpec, labels: NDArray[np.int3
 
 
 def volume_term(marginals: Float, spec: MeanFieldSpec) -> VolumeTerm | None:
-    """The volume term of a run whose first marginals are these; None: the run has none."""
-    return VolumeTerm.of_network(marginals, spec.volume_keep, spec.volume_slack) if spec.volume_weight > 0.0 else None
+    """The volume term of a run whose first marginals are these where the term applies; None: the run has none."""
+    return VolumeTerm.of_network(marginals, spec.volume_slack, counts=spec.keeps_counts) if spec.volume_weight > 0.0 else None
 
 
 def mean_field(
@@ -123,6 +125,7 @@ def mean_field(
     spec: MeanFieldSpec,
     *,
     labels: NDArray[np.int32] | None = None,
+    volume_part: NDArray[np.bool_] | None = None,
     watch_energy: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> MeanFieldTrace:
@@ -137,6 +140,7 @@ def mean_field(
         kernels: of the pairwise terms.
         spec: weights, compatibility, number of steps and all other settings.
         labels: (N, channels), the label of each channel at each voxel where labels share channels; None: channel l holds label l.
+        volume_part: (N,), where the volume term applies; None: everywhere.
         watch_energy: shorten the steps when the energy rises. Not for D^-1 K: that matrix is not symmetric, so the iteration need not lower
             this energy, and a rise means nothing.
         progress: called with the number of steps done.
@@ -148,10 +152,11 @@ def mean_field(
     energies: list[float] = []
     steps: list[float] = []
     record: list[Float] = []
-    volume = volume_term(np.exp(log_marginals), spec)
+    part = slice(None) if volume_part is None else volume_part
+    volume = volume_term(np.exp(log_marginals[part]), spec)
     biases: list[Float] = []
     # The marginals of the network do not have the masses of its labels, which are kept from the first step on.
-    first_watched = 2 if spec.volume_slack == 0.0 and spec.volume_keep == "argmax" else 1
+    first_watched = 2 if spec.volume_slack == 0.0 and spec.keeps_counts else 1
     converged = False
     while len(energies) < spec.num_iterations and not converged:
         marginals = np.exp(log_marginals)
@@ -162,9 +167,9 @@ def mean_field(
         steps.append(step)
         x = (1.0 - step) * x + step * (scores - pairwise)
         if volume is not None:
-            energy += volume.energy(marginals.sum(axis=0))
-            biases.append(volume.balance(x, step, biases[-1] if biases else np.zeros(spec.num_labels)))
-            x = x + step * biases[-1]
+            energy += volume.energy(marginals[part].sum(axis=0))
+            biases.append(volume.balance(x[part], step, biases[-1] if biases else np.zeros(spec.num_labels)))
+            x[part] += step * biases[-1]
         # This applies from the next step on: a fast implementation knows the energy of the marginals only after the step.
         # Relative to the size of the terms, not of their sum: they may cancel, and a constant added to a voxel's scores must not matter.
         shifted = scores - scores.max(axis=1, keepdims=True)
@@ -183,4 +188,4 @@ def mean_field(
             progress(len(energies))
     if volume is not None:
         record.append(np.exp(log_marginals))
-    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(steps), tuple(biases))
+    return MeanFieldTrace(x, len(energies), converged, tuple(energies), tuple(record), tuple(steps), tuple(biases), volume_part)

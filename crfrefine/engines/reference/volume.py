@@ -38,17 +38,17 @@ class VolumeTerm:
     slack: float
 
     @classmethod
-    def of_network(cls, marginals: Float, keep: str, slack: float) -> VolumeTerm:
+    def of_network(cls, marginals: Float, slack: float, *, counts: bool) -> VolumeTerm:
         """Create the term that keeps the masses of the network's output.
 
         Args:
-            marginals: (N, L), softmax of the logits over the temperature.
-            keep: "expected" or "argmax".
+            marginals: (N, L), softmax of the logits over the temperature, where the term applies.
             slack: inverse of the term's strength.
+            counts: whether numbers of voxels are kept, not sums of marginals.
         """
-        if keep == "expected":
-            return cls(marginals.sum(axis=0), slack)
-        return cls(np.bincount(marginals.argmax(axis=1), minlength=marginals.shape[1]).astype(np.float64), slack)
+        if counts:
+            return cls(np.bincount(marginals.argmax(axis=1), minlength=marginals.shape[1]).astype(np.float64), slack)
+        return cls(marginals.sum(axis=0), slack)
 
     def energy(self, masses: Float) -> float:
         """Return the term's energy, the divergence of the masses (L,) from those to keep; 0 if they are kept exactly."""

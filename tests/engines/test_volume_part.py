@@ -1,0 +1,129 @@
+"""The volume of main bodies: `volume.keep = "largest"`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from body_oracle import main_bodies
+from oracles import Case, random_case, resolve, softmax
+
+from crfrefine import CrfParameters, refine
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.engines import get_backend
+from crfrefine.engines.volume_part import volume_part
+
+SPACING = (0.9, 0.7, 1.8)
+KEEPING = CrfParameters().replace(**{"volume.weight": 1.0, "volume.keep": "largest"})
+DENSE = CrfParameters().replace(**{"mean_field.label_threshold": 0.0})
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_bodies_are_those_of_a_plain_search(num_dims: int, masked: bool) -> None:
+    """Touching corners connect, the mask cuts, bias and temperature count."""
+    case = random_case(num_dims, masked=masked)
+    case.logits[1:] -= 1.0
+    run = resolve(
+        case, volume__weight=0.5, volume__keep="largest", mean_field__temperature=0.4, mean_field__bias=[0.2, 0.0, -0.3]
+    ).mean_field
+    expected = main_bodies(case, run)
+    found = volume_part(case.logits, case.inside, run)
+    assert found is not None
+    assert 0 < found.sum() < case.inside.sum()
+    np.testing.assert_array_equal(found, expected[case.inside])
+
+
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a body that is doubtful at its surface, and of two islands that nothing in the image supports; the image."""
+    shape = (12, 17, 15)
+    grid = np.stack(np.meshgrid(*(np.arange(extent) * step for extent, step in zip(shape, SPACING, strict=True)), indexing="ij"))
+    distance = np.sqrt(((grid - np.array([5.0, 5.0, 13.0]).reshape(3, 1, 1, 1)) ** 2).sum(axis=0))
+    score = np.clip(2.0 * (3.6 - distance), -4.0, 4.0)
+    score[2, 14, 2] = score[9, 13, 3] = 1.5
+    return np.stack([np.zeros(shape), score]).astype(np.float32), np.where(distance < 4.5, 100.0, 0.0)
+
+
+def test_islands_go_and_the_body_stays() -> None:
+    """The body keeps its voxels, which it does not with those of all components together; without the term, it shrinks."""
+    logits, image = scene()
+    flat = np.zeros_like(image)  # nothing but neighbors: the model that shrinks
+    bodies = main_bodies(Case(logits, flat.astype(np.float32), None, SPACING), KEEPING.resolve(2, 1, 3).mean_field)
+    size = int((logits[1] > 0.0)[bodies].sum())
+    weak = {"bilateral.weight": 6.0, "bilateral.theta_alpha": 2.0}
+    found = {}
+    for keep, weight in (("none", 0.0), ("argmax", 1.0), ("largest", 1.0)):
+        chosen = {"volume.weight": weight, "volume.keep": "argmax" if keep == "none" else keep}
+        result = refine(logits, flat, spacing=SPACING, parameters=KEEPING.replace(**weak, **chosen))
+        assert not result.label_map[2, 14, 2]
+        found[keep] = result.marginals[1][bodies].sum()
+    assert found["none"] < size - 5.0
+    assert abs(found["argmax"] - size) > 1.0
+    assert found["largest"] == pytest.approx(size, abs=0.05)
+
+
+def test_the_model_outside_the_bodies_is_the_one_without_the_term() -> None:
+    """Far from the body, where messages are equal; to float32's rounding."""
+    logits, image = scene()
+    kept = refine(logits, image, spacing=SPACING, parameters=KEEPING)
+    plain = refine(logits, image, spacing=SPACING, parameters=DENSE)
+    far = np.zeros(image.shape, bool)
+    far[:, 13:, :4] = True
+    np.testing.assert_allclose(kept.logits[:, far], plain.logits[:, far], atol=1e-4)
+    assert np.abs(kept.logits - plain.logits).max() > 0.1
+
+
+@pytest.mark.parametrize("memory_order", ["C", "F"])
+def test_refine_finds_bodies_in_the_box_of_the_mask(memory_order: str) -> None:
+    """And not in the voxels around it; the order of axes in memory does not matter."""
+    logits, image = scene()
+    mask = np.zeros(image.shape, bool)
+    mask[1:11, 1:12, 2:14] = True
+    mask[4, 5, 7] = False
+    given = [np.asarray(array, order=memory_order) for array in (logits, image, mask)]
+    found = refine(given[0], given[1], mask=given[2], spacing=SPACING, parameters=KEEPING)
+    inner = Case(logits, image.astype(np.float32), mask, SPACING)
+    bodies = main_bodies(inner, KEEPING.resolve(2, 1, 3).mean_field)
+    assert found.marginals[1][bodies].sum() == pytest.approx((logits[1] > 0)[bodies].sum(), abs=0.05)
+
+
+def test_no_foreground_has_no_body() -> None:
+    """Then the term applies nowhere, at any weight."""
+    logits, image = scene()
+    logits[1] -= 20.0
+    for weight in (0.5, 1.0):
+        for device in ("cpu", "reference"):
+            part = (slice(None), slice(0, 6), slice(0, 7), slice(0, 9))
+            parameters = KEEPING.replace(**{"volume.weight": weight})
+            found = refine(logits[part], image[part[1:]], spacing=SPACING, parameters=parameters, device=device)
+            plain = refine(logits[part], image[part[1:]], spacing=SPACING, parameters=DENSE, device=device)
+            np.testing.assert_allclose(found.logits, plain.logits, atol=1e-5)
+
+
+def test_each_region_has_a_body_of_its_own() -> None:
+    """Overlapping regions are problems of two labels."""
+    logits, image = scene()
+    log_odds = np.stack([logits[1], logits[1] - 2.0])
+    regions = RegionScheme.of({"outer": [1, 2], "inner": 2})
+    found = refine(log_odds, image, spacing=SPACING, parameters=KEEPING, regions=regions)
+    for region in range(2):
+        case = Case(np.stack([np.zeros_like(log_odds[region]), log_odds[region]]), image.astype(np.float32), None, SPACING)
+        bodies = main_bodies(case, KEEPING.resolve(2, 1, 3).mean_field)
+        assert found.marginals[region][bodies].sum() == pytest.approx((log_odds[region] > 0)[bodies].sum(), abs=0.05)
+
+
+def test_label_maps_have_bodies() -> None:
+    """Numbers of voxels are what a label map says."""
+    logits, image = scene()
+    labels = (logits[1] > 0).astype(np.uint8)
+    parameters = KEEPING.replace(**{"mean_field.temperature": 0.5})
+    found = refine(labels, image, spacing=SPACING, parameters=parameters, input_type="labels")
+    assert found.marginals[1][:, :12].sum() == pytest.approx(labels[:, :12].sum(), rel=0.02)
+
+
+def test_engines_agree_in_float32() -> None:
+    """They find the same bodies, whatever their own precision."""
+    case = random_case(3, masked=True)
+    model = resolve(case, volume__weight=0.7, volume__keep="largest", mean_field__temperature=0.4)
+    runs = (get_backend(name).mean_field(case.logits, case.image, case.mask, case.spacing, model) for name in ("cpu", "reference"))
+    first, second = (run.logits for run in runs)
+    np.testing.assert_allclose(softmax(first), softmax(second), atol=1e-4)
