@@ -42,20 +42,28 @@ class KeySpace {
     const KeyLayout& layout() const { return layout_; }
     int num_features() const { return num_features_; }
 
-    // Calls body(remainder, key) for the vertices of one lane's simplex, remainder 0 first.
-    template <class Body>
-    void for_corners(const SimplexBatch& batch, int lane, Body&& body) const {
+    // The vertices of the lanes' simplices: keys[k * kLanes + lane] for remainder k.
+    void corner_keys(const SimplexBatch& batch, Key* keys) const {
         const int d = num_features_;
-        Key key = bias_;
-        for (int i = 1; i <= d; ++i) key += unit_[i] * static_cast<Key>(static_cast<int64_t>(batch.quotient[i][lane]));
-        const int wrapped = batch.wrapped[lane];
-        for (int p = 0; p < wrapped; ++p) key -= unit_[batch.order[p][lane]];
-        for (int p = d + 1 + wrapped; p <= d; ++p) key += unit_[batch.order[p][lane]];
-        // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of the k-th smallest residual.
-        for (int k = 0; k <= d; ++k) {
-            body(k, key);
-            key += Key(1) - unit_[batch.order[d - k][lane]];
+        Key key[kLanes], unit[kMaxLatticeFeatures + 1][kLanes];  // unit: of the coordinate at each rank
+        for (Key& k : key) k = bias_;
+        for (int i = 1; i <= d; ++i)
+            for (int lane = 0; lane < kLanes; ++lane)
+                key[lane] += static_cast<Key>(static_cast<int64_t>(batch.quotient[i][lane])) << layout_.shift[i];
+        for (int p = 0; p <= d; ++p) {
+            units_of(batch.order[p], unit[p]);
+            for (int lane = 0; lane < kLanes; ++lane) {
+                const int wrapped = batch.wrapped[lane];
+                key[lane] -= p < wrapped ? unit[p][lane] : Key(0);
+                key[lane] += p > d + wrapped ? unit[p][lane] : Key(0);
+            }
         }
+        // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of the k-th smallest residual.
+        for (int k = 0; k <= d; ++k)
+            for (int lane = 0; lane < kLanes; ++lane) {
+                keys[k * kLanes + lane] = key[lane];
+                key[lane] += Key(1) - unit[d - k][lane];
+            }
     }
 
     // The vertex after `key` along a direction: every coordinate grows by 1, except the direction's own, which falls by D. If the
@@ -81,6 +89,24 @@ class KeySpace {
     }
 
    private:
+    // The units of sixteen coordinates.
+    void units_of(const int32_t* coordinate, Key* unit) const {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Key) == 8) {
+            if (num_features_ < 16) {
+                const __m512i low = _mm512_loadu_si512(unit_), high = _mm512_loadu_si512(unit_ + 8);
+                for (int lane = 0; lane < kLanes; lane += 8) {
+                    const __m512i index =
+                        _mm512_maskz_cvtepi32_epi64(0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(coordinate + lane)));
+                    _mm512_storeu_si512(unit + lane, _mm512_maskz_permutex2var_epi64(0xff, low, index, high));
+                }
+                return;
+            }
+        }
+#endif
+        for (int lane = 0; lane < kLanes; ++lane) unit[lane] = unit_[coordinate[lane]];
+    }
+
     KeyLayout layout_;
     int num_features_;
     Key unit_[kMaxLatticeFeatures + 1]{};

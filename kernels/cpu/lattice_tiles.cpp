@@ -44,12 +44,10 @@ class TileEmbedding {
             geometry_.find(scratch.features.get() + first, tile_voxels_, geometry_.scale.data(), batch);
             const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - first));
             Key keys[kLanes * (kMaxLatticeFeatures + 1)];
+            space_.corner_keys(batch, keys);
+            table.find_or_add(keys, lanes, d_ + 1, local);
             for (int lane = 0; lane < lanes; ++lane)
-                space_.for_corners(batch, lane, [&](int k, Key key) {
-                    keys[lane * (d_ + 1) + k] = key;
-                    weight[lane * (d_ + 1) + k] = static_cast<uint16_t>(batch.weight[k][lane]);
-                });
-            table.find_or_add(keys, lanes * (d_ + 1), local);
+                for (int k = 0; k <= d_; ++k) weight[lane * (d_ + 1) + k] = static_cast<uint16_t>(batch.weight[k][lane]);
             local += lanes * (d_ + 1);
             weight += lanes * (d_ + 1);
         }

@@ -15,6 +15,13 @@ namespace {
 
 constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
 
+// Vectors of a panel's row that are filtered together: as many as registers hold.
+#if defined(__AVX512F__)
+constexpr int kTogether = 2;
+#else
+constexpr int kTogether = 1;
+#endif
+
 class SpatialFilter final : public Filter {
    public:
     SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, ThreadPool& pool) : voxels_(voxels), pool_(pool) {
@@ -23,6 +30,11 @@ class SpatialFilter final : public Filter {
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
         }
         scratch_.resize(pool.num_threads());
+        // Runs do not cross slabs, unless there is but one axis.
+        slab_size_ = voxels.num_axes == 1 ? voxels.box_size : voxels.box_size / voxels.box_shape[0];
+        first_run_.assign(voxels.box_size / slab_size_ + 1, 0);
+        for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
+        for (size_t slab = 1; slab < first_run_.size(); ++slab) first_run_[slab] += first_run_[slab - 1];
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
@@ -30,8 +42,7 @@ class SpatialFilter final : public Filter {
         box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
-            scatter(values + c * voxels_.num_voxels, pre);
-            for (int a = voxels_.num_axes - 1; a >= 0; --a) filter_axis(a, taps_[a]);
+            filter_box(values + c * voxels_.num_voxels, pre, [&](int axis) -> const std::vector<float>& { return taps_[axis]; });
             gather(post, channel_weight[c], sum + c * voxels_.num_voxels);
         }
     }
@@ -65,8 +76,8 @@ class SpatialFilter final : public Filter {
         box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c)
             for (int differentiated = 0; differentiated < voxels_.num_axes; ++differentiated) {
-                scatter(v + c * voxels_.num_voxels, nullptr);
-                for (int a = voxels_.num_axes - 1; a >= 0; --a) filter_axis(a, a == differentiated ? slopes_[a] : taps_[a]);
+                filter_box(v + c * voxels_.num_voxels, nullptr,
+                           [&](int axis) -> const std::vector<float>& { return axis == differentiated ? slopes_[axis] : taps_[axis]; });
                 squared[differentiated] += dot_with_box(u + c * voxels_.num_voxels);
             }
         return true;
@@ -112,28 +123,50 @@ class SpatialFilter final : public Filter {
         return own_rows_[thread].data();
     }
 
-    void scatter(const float* values, const float* pre) {
-        const auto& runs = voxels_.runs;
-        const int64_t num_runs = static_cast<int64_t>(runs.size());
-        // Each block of runs also clears the box from its first run up to the next block's first.
-        pool_.run(num_run_blocks(), [&](int64_t block, int thread) {
-            const int64_t first = block * kRunBlock, last = std::min(first + kRunBlock, num_runs);
-            int64_t cleared = block == 0 ? 0 : runs[first].box;
-            for (int64_t r = first; r < last; ++r) {
-                const Run& run = runs[r];
-                std::fill(box_ + cleared, box_ + run.box, 0.0f);
-                float* to = box_ + run.box;
-                const float* from = values + run.voxel;
-                if (pre || scales_sent_) {
-                    const float* scale = scales_sent_ ? own_scale(run, thread) : pre + run.voxel;
-                    for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * scale[i];
-                } else {
-                    std::copy(from, from + run.length, to);
-                }
-                cleared = run.box + run.length;
+    // The filtered box of one channel; taps(axis): of each axis. A slab, the voxels of one place along the first axis, is filled and
+    // filtered along all other axes while it is in the cache.
+    template <class Taps>
+    void filter_box(const float* values, const float* pre, const Taps& taps) {
+        const int num_axes = voxels_.num_axes;
+        pool_.run(static_cast<int64_t>(first_run_.size()) - 1, [&](int64_t slab, int thread) {
+            float* const box = box_ + slab * slab_size_;
+            scatter(slab, values, pre, thread);
+            if (first_run_[slab] == first_run_[slab + 1]) return;
+            const int64_t length = voxels_.box_shape[num_axes - 1];
+            filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
+            int64_t inner = length;
+            for (int a = num_axes - 2; a > 0; inner *= voxels_.box_shape[a], --a) {
+                const int64_t size = voxels_.box_shape[a] * inner;
+                for (int64_t outer = 0; outer < slab_size_ / size; ++outer)
+                    for (int64_t column = 0; column < inner; column += kColumns)
+                        filter_panel(box + outer * size + column, voxels_.box_shape[a], inner, std::min(kColumns, inner - column), taps(a),
+                                     scratch_[thread]);
             }
-            std::fill(box_ + cleared, box_ + (last < num_runs ? runs[last].box : voxels_.box_size), 0.0f);
         });
+        if (num_axes == 1) return;
+        pool_.run((slab_size_ + kColumns - 1) / kColumns, [&](int64_t panel, int thread) {
+            const int64_t column = panel * kColumns;
+            filter_panel(box_ + column, voxels_.box_shape[0], slab_size_, std::min(kColumns, slab_size_ - column), taps(0),
+                         scratch_[thread]);
+        });
+    }
+
+    void scatter(int64_t slab, const float* values, const float* pre, int thread) {
+        float *cleared = box_ + slab * slab_size_, *const end = cleared + slab_size_;
+        for (int64_t r = first_run_[slab]; r < first_run_[slab + 1]; ++r) {
+            const Run& run = voxels_.runs[r];
+            float* const to = box_ + run.box;
+            const float* const from = values + run.voxel;
+            std::fill(cleared, to, 0.0f);
+            if (pre || scales_sent_) {
+                const float* scale = scales_sent_ ? own_scale(run, thread) : pre + run.voxel;
+                for (int32_t i = 0; i < run.length; ++i) to[i] = from[i] * scale[i];
+            } else {
+                std::copy(from, from + run.length, to);
+            }
+            cleared = to + run.length;
+        }
+        std::fill(cleared, end, 0.0f);
     }
 
     void gather(const float* post, float weight, float* sum) {
@@ -170,65 +203,73 @@ class SpatialFilter final : public Filter {
         return std::accumulate(sums.begin(), sums.end(), 0.0);
     }
 
-    void filter_axis(int axis, const std::vector<float>& taps) {
-        const int64_t length = voxels_.box_shape[axis];
-        int64_t inner = 1;
-        for (int a = axis + 1; a < voxels_.num_axes; ++a) inner *= voxels_.box_shape[a];
-        const int64_t outer = voxels_.box_size / (length * inner);
-        if (inner == 1) {
-            constexpr int64_t kRows = 64;
-            pool_.run((outer + kRows - 1) / kRows, [&](int64_t block, int thread) {
-                for (int64_t row = block * kRows; row < std::min((block + 1) * kRows, outer); ++row)
-                    filter_row(box_ + row * length, length, taps, scratch_[thread]);
-            });
-        } else {
-            const int64_t num_panels = (inner + kColumns - 1) / kColumns;
-            pool_.run(outer * num_panels, [&](int64_t item, int thread) {
-                const int64_t column = item % num_panels * kColumns;
-                filter_panel(box_ + item / num_panels * length * inner + column, length, inner, std::min(kColumns, inner - column), taps,
-                             scratch_[thread]);
-            });
+    // Room for `size` numbers between `margin` zeros on either side.
+    static float* padded_copy(std::vector<float>& scratch, int64_t size, int64_t margin) {
+        if (static_cast<int64_t>(scratch.size()) < size + 2 * margin) scratch.resize(size + 2 * margin);
+        float* const first = scratch.data() + margin;
+        std::fill(scratch.data(), first, 0.0f);
+        std::fill(first + size, first + size + margin, 0.0f);
+        return first;
+    }
+
+    // Rows of the last axis, one after another, in place; values beyond their ends are zero.
+    static void filter_rows_of(float* rows, int64_t num_rows, int64_t length, const std::vector<float>& taps, std::vector<float>& scratch) {
+        const int64_t radius = static_cast<int64_t>(taps.size()) - 1, margin = std::max<int64_t>(radius, kLanes) + kLanes;
+        float* const center = padded_copy(scratch, length, margin);
+        for (int64_t r = 0; r < num_rows; ++r) {
+            float* const row = rows + r * length;
+            if (is_zero(row, length)) continue;
+            for (int64_t i = 0; i < length; i += kLanes) store(center + i, load_some(row + i, length - i));
+            filter_row(center, row, length, taps);
         }
     }
 
-    // One contiguous row, in place; values beyond its ends are zero.
-    static void filter_row(float* row, int64_t length, const std::vector<float>& taps, std::vector<float>& scratch) {
+    // From a padded copy.
+    static void filter_row(const float* center, float* row, int64_t length, const std::vector<float>& taps) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
-        const int64_t margin = std::max<int64_t>(radius, kLanes);
-        scratch.assign(padded + 2 * margin + kLanes, 0.0f);
-        float* center = scratch.data() + margin;
-        std::copy(row, row + length, center);
-        if (is_zero(center, length)) return;
-        const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        // Neighbors up to one vector away are extracted from three loaded vectors, because most unaligned loads cross a cache line.
-        const int64_t near = std::min<int64_t>(radius, kLanes);
         vfloat before = load(center - kLanes), own = load(center);
         for (int64_t i = 0; i < length; i += kLanes) {
             const vfloat after = load(center + i + kLanes);
             vfloat total = own * taps[0];
-            for (int64_t k = 1; k <= near; ++k) {
-                const int32_t shift = static_cast<int32_t>(k);
-                total += (__builtin_shuffle(before, own, lane + (kLanes - shift)) + __builtin_shuffle(own, after, lane + shift)) * taps[k];
-            }
-            for (int64_t k = near + 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
+            add_near<1>(before, own, after, center + i, taps, total);
+            for (int64_t k = kLanes + 1; k <= radius; ++k) total += (load(center + i - k) + load(center + i + k)) * taps[k];
             store_some(row + i, total, length - i);
             before = own;
             own = after;
         }
     }
 
+    // Adds the neighbors K to kLanes voxels away. Most are extracted from three loaded vectors, because most unaligned loads cross a cache
+    // line; some are loaded, because shuffles and loads do not wait for each other.
+    template <int K>
+    static void add_near(vfloat before, vfloat own, vfloat after, const float* center, const std::vector<float>& taps, vfloat& total) {
+        if (static_cast<size_t>(K) >= taps.size()) return;
+        const vfloat next = K % 2 == 0 ? two_vectors<K>(own, after) : load(center + K);
+        total += (two_vectors<kLanes - K>(before, own) + next) * taps[K];
+        if constexpr (K < kLanes) add_near<K + 1>(before, own, after, center, taps, total);
+    }
+
+    // Sixteen lanes of two vectors, one after another, from lane `First` on.
+    template <int First>
+    static vfloat two_vectors(vfloat low, vfloat high) {
+        if constexpr (First == 0) return low;
+        if constexpr (First == kLanes) return high;
+#if defined(__AVX512F__)
+        return (vfloat)_mm512_maskz_alignr_epi32(0xffff, (__m512i)high, (__m512i)low, First % kLanes);
+#else
+        const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        return __builtin_shuffle(low, high, lane + First);
+#endif
+    }
+
     // `width` neighboring columns of stride `stride`, in place.
     static void filter_panel(float* panel, int64_t length, int64_t stride, int64_t width, const std::vector<float>& taps,
                              std::vector<float>& scratch) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        scratch.resize((length + 2 * radius) * kColumns);
-        std::fill(scratch.begin(), scratch.begin() + radius * kColumns, 0.0f);
-        std::fill(scratch.begin() + (length + radius) * kColumns, scratch.begin() + (length + 2 * radius) * kColumns, 0.0f);
-        float* center = scratch.data() + radius * kColumns;
+        float* const center = padded_copy(scratch, length * kColumns, radius * kColumns);
         for (int64_t i = 0; i < length; ++i) {
-            std::copy(panel + i * stride, panel + i * stride + width, center + i * kColumns);
-            std::fill(center + i * kColumns + width, center + (i + 1) * kColumns, 0.0f);
+            for (int64_t c = 0; c < kColumns; c += kLanes)
+                store(center + i * kColumns + c, c < width ? load_some(panel + i * stride + c, width - c) : vfloat{});
         }
         // Rows out of reach of all that are not zero stay zero: only the stretches between them are filtered.
         const auto has_values = [&](int64_t i) { return !is_zero(center + i * kColumns, kColumns); };
@@ -244,26 +285,52 @@ class SpatialFilter final : public Filter {
         }
     }
 
-    // Rows `begin` to `end` of the panel, from its copy.
+    // Rows `begin` to `end` of the panel, from its copy: two at a time, which have most of the rows that they read in common.
     static void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, float* panel, int64_t stride,
                             int64_t width) {
+        int64_t i = begin;
+        for (; i + 2 <= end; i += 2) {
+            // The next panel's rows are far apart: the hardware cannot predict them.
+            for (int64_t c = 0; c < 2 * kColumns; c += kLanes)
+                __builtin_prefetch(panel + (i + c / kColumns) * stride + kColumns + c % kColumns, 1);
+            filter_some_rows<2>(copy + i * kColumns, taps, panel + i * stride, stride, width);
+        }
+        if (i < end) filter_some_rows<1>(copy + i * kColumns, taps, panel + i * stride, stride, width);
+    }
+
+    // One row, or two.
+    template <int kRows>
+    static void filter_some_rows(const float* copy, const std::vector<float>& taps, float* panel, int64_t stride, int64_t width) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-        for (int64_t i = begin; i < end; ++i) {
-            const float* row = copy + i * kColumns;
-            vfloat total[4];
-            for (int v = 0; v < 4; ++v) total[v] = load(row + v * kLanes) * taps[0];
+        for (int64_t first = 0; first < width; first += kTogether * kLanes) {
+            const float* const row = copy + first;
+            vfloat total[kRows][kTogether], low[kTogether], high[kTogether];
+            for (int v = 0; v < kTogether; ++v) {
+                low[v] = load(row + v * kLanes);
+                high[v] = load(row + (kRows - 1) * kColumns + v * kLanes);
+                total[0][v] = low[v] * taps[0];
+                if constexpr (kRows == 2) total[1][v] = high[v] * taps[0];
+            }
             for (int64_t k = 1; k <= radius; ++k) {
-                const float* before = row - k * kColumns;
-                const float* after = row + k * kColumns;
-                for (int v = 0; v < 4; ++v) total[v] += (load(before + v * kLanes) + load(after + v * kLanes)) * taps[k];
+                const float *const before = row - k * kColumns, *const after = row + (kRows - 1 + k) * kColumns;
+                for (int v = 0; v < kTogether; ++v) {
+                    const vfloat below = load(before + v * kLanes), above = load(after + v * kLanes);
+                    if constexpr (kRows == 2) {
+                        // What the one row has last read on its side is what the other one needs now.
+                        total[0][v] += (below + high[v]) * taps[k];
+                        total[1][v] += (low[v] + above) * taps[k];
+                        low[v] = below;
+                        high[v] = above;
+                    } else {
+                        total[0][v] += (below + above) * taps[k];
+                    }
+                }
             }
-            if (width == kColumns) {
-                for (int v = 0; v < 4; ++v) store(panel + i * stride + v * kLanes, total[v]);
-            } else {
-                float wide[kColumns];
-                for (int v = 0; v < 4; ++v) store(wide + v * kLanes, total[v]);
-                std::copy(wide, wide + width, panel + i * stride);
-            }
+            for (int r = 0; r < kRows; ++r)
+                for (int v = 0; v < kTogether; ++v) {
+                    const int64_t left = width - first - v * kLanes;
+                    if (left > 0) store_some(panel + r * stride + first + v * kLanes, total[r][v], left);
+                }
         }
     }
 
@@ -272,6 +339,8 @@ class SpatialFilter final : public Filter {
     std::vector<std::vector<float>> taps_, slopes_;       // per axis: SpatialTaps
     std::vector<std::vector<float>> scales_;              // per axis: the normalization is their product; empty: it is not one
     bool scales_sent_ = false, scales_received_ = false;  // whether the filter applies it
+    int64_t slab_size_ = 0;                               // voxels of the box at one place along the first axis
+    std::vector<int64_t> first_run_;                      // of each slab, and the end
     float* box_ = nullptr;                                // in the workspace
     std::vector<std::vector<float>> scratch_, own_rows_;  // per thread
 };
