@@ -24,7 +24,7 @@ Float32 = NDArray[np.float32]
 
 # Elements processed at a time, so that later passes over a block find it in the second-level cache.
 _BLOCK = 1 << 16
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 13
 # Integers of up to this many bytes are counted, not sorted.
 _COUNTED_BYTES = 2
 # A spread whose inverse does not fit into float32 counts as zero.
@@ -217,21 +217,22 @@ def _mean_and_deviation(values: Float32) -> tuple[float, float]:
 
 def _percentile_range(values: Float32, percentiles: tuple[float, float]) -> tuple[float, float]:
     """The lower percentile, and its distance to the upper one."""
-    low, high = (_percentile(values, percent / 100.0) for percent in percentiles)
+    sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
+    low, high = (_percentile(values, percent / 100.0, sample) for percent in percentiles)
     if high <= low:
         low, high = float(values.min()), float(values.max())
     return low, high - low
 
 
-def _percentile(values: Float32, fraction: float) -> float:
+def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     """The exact percentile, interpolated between order statistics as numpy does by default.
 
-    A sample brackets it; one pass counts the values below the bracket and collects those inside; only the latter are sorted.
+    A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
+    sorted.
     """
     position = (values.size - 1) * fraction
     first = math.floor(position)
     last = min(first + 1, values.size - 1)
-    sample = np.sort(values[:: max(1, values.size // _SAMPLE)])
     # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
     margin = 16 + int(4.0 * math.sqrt(sample.size * fraction * (1.0 - fraction)))
     center = int((sample.size - 1) * fraction)

@@ -14,6 +14,7 @@ from crfrefine.tiles.choosing import LARGEST_DIRECT_REACH, window_voxels
 from crfrefine.tiles.grid import TILE, TileGrid, kernel_reach
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
+from crfrefine.tiles.outside import OutsideLogits
 from crfrefine.tiles.problem import TileProblem
 from crfrefine.tiles.refining import settled_energy
 from crfrefine.tiles.solving import label_sets, solve
@@ -72,9 +73,10 @@ def refine_label_tiles(
     near = find_tiles_near_labels(grid, labels, spec.mean_field.num_labels, reach_of_messages(spec, reach), settings.threads)
     voxels = count_inside(grid, inside)
     near &= voxels > 0
+    source = LabelMapChannels(labels, reach)
     problem = TileProblem(
         grid=grid,
-        source=LabelMapChannels(labels, reach),
+        source=source,
         present=near,
         may_matter=near,
         mask=inside,
@@ -90,7 +92,9 @@ def refine_label_tiles(
     # Without a kernel, each voxel has only its own label within reach.
     found = solve(problem, backend, settings, is_direct=True if is_fine else None) if spec.kernels.kernels else None
     settled = settled_energy(voxels * _own_logits(label_sets(problem) if found is None else found.sets, spec), found)
-    return StreamedLogits(numbers.shape, spec.mean_field.num_labels, labels.view(), inside, found, settled, (), 0)
+    num_labels = spec.mean_field.num_labels
+    outside = None if inside is None else OutsideLogits(source, inside, num_labels, spec.mean_field.temperature, settings.threads)
+    return StreamedLogits(numbers.shape, num_labels, labels.view(), inside, found, settled, (), 0, outside=outside)
 
 
 def _own_logits(sets: LabelSets, spec: ModelSpec) -> NDArray[np.float64]:

@@ -27,6 +27,8 @@ class LabelMapChannels:
 
     Attributes:
         is_probability: False.
+        numbers: (*grid) channel of each voxel's label.
+        reach: voxels along each axis within which a label takes part.
     """
 
     is_probability = False
@@ -42,8 +44,8 @@ class LabelMapChannels:
             first_plane: from which on the map is asked for; the planes before and after count as neighbors.
             num_planes: that are asked for; None: all from there on.
         """
-        self._numbers = numbers
-        self._reach = reach
+        self.numbers = numbers
+        self.reach = reach
         self._first_plane = first_plane
         self._num_planes = len(numbers) - first_plane if num_planes is None else num_planes
 
@@ -52,26 +54,26 @@ class LabelMapChannels:
 
     def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Write a label's logits in some tiles to the entries of an array; see `ChannelSource.fill_entries`."""
-        if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self._reach, strict=True)) > LARGEST_NEIGHBORHOOD:
-            engine.fill_entries(self._channel(label), True, tiles, self.is_probability, entries, out)
+        if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > LARGEST_NEIGHBORHOOD:
+            engine.fill_entries(self.channel(label), True, tiles, self.is_probability, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
-        engine.fill_labels(self._numbers, self._first_plane, label, self._reach, logits, tiles, entries, out)
+        engine.fill_labels(self.numbers, self._first_plane, label, self.reach, logits, tiles, entries, out)
 
     def planes(self, start: int, stop: int) -> LabelMapChannels:
         """Return the source of some planes; see `ChannelSource.planes`."""
-        return LabelMapChannels(self._numbers, self._reach, self._first_plane + start, stop - start)
+        return LabelMapChannels(self.numbers, self.reach, self._first_plane + start, stop - start)
 
-    def _channel(self, label: int) -> NDArray[np.float16]:
+    def channel(self, label: int) -> NDArray[np.float16]:
         """Return a label's logits in the planes that are asked for."""
         first, stop = self._first_plane, self._first_plane + self._num_planes
-        start = max(0, first - self._reach[0])
-        occurs = self._numbers[start : stop + self._reach[0]] == label
+        start = max(0, first - self.reach[0])
+        occurs = self.numbers[start : stop + self.reach[0]] == label
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
         box = bounding_box(occurs)
         if box is not None:
-            wider = tuple(slice(max(0, axis.start - extent), axis.stop + extent) for axis, extent in zip(box, self._reach, strict=True))
-            size = tuple(2 * extent + 1 for extent in self._reach)
+            wider = tuple(slice(max(0, axis.start - extent), axis.stop + extent) for axis, extent in zip(box, self.reach, strict=True))
+            size = tuple(2 * extent + 1 for extent in self.reach)
             near = ndimage.maximum_filter(occurs[wider].view(np.uint8), size=size, mode="constant", cval=0)
             logits[wider][near != 0] = 0.0
             logits[occurs] = CONFIDENCE

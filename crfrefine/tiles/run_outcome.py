@@ -29,9 +29,9 @@ class RunOutcome:
 
     @property
     def report(self) -> MeanFieldReport:
-        """Steps, energy and filters."""
+        """Steps, energy and filters. If every voxel is settled, no step is taken, and the energy is that of the network's output."""
         if self._tiles is None:
-            return MeanFieldReport(0, True, (), ())
+            return MeanFieldReport(0, True, (self._settled_energy,), ())
         report = self._tiles.report
         energy = tuple(value + self._settled_energy for value in report.energy)
         return MeanFieldReport(report.num_iterations, report.converged, energy, report.filters)

@@ -97,16 +97,25 @@ class Packed:
     Attributes:
         sets: the labels of each tile; at least one is active.
         logits: (entries, voxels of a tile) float32, with the bias of the labels.
-        is_open: (active tiles, rows of a tile) uint8, 0 where all voxels of a row are settled.
+        open: (active tiles, rows of a tile) uint16, one bit for each voxel of a row, the lowest for the first: 1 where it is not settled.
     """
 
     sets: LabelSets
     logits: NDArray[np.float32]
-    is_open: NDArray[np.uint8]
+    open: NDArray[np.uint16]
 
 
-def pack(problem: TileProblem, sets: LabelSets, threads: int | None) -> Packed:
-    """Return the logits of the labels that take part in each tile, with their bias, and the rows that are not settled."""
+def pack(problem: TileProblem, sets: LabelSets, threads: int | None, *, is_direct: bool) -> Packed:
+    """Return the logits of the labels that take part in each tile, with their bias, and the voxels that are not settled.
+
+    Only direct sums cost less for single settled voxels: with filters of the whole volume, a row is open if one of its voxels is.
+
+    Args:
+        problem: the volume.
+        sets: the labels of its tiles.
+        threads: None: the cores this process may use.
+        is_direct: whether sums are direct.
+    """
     tile_engine = problem.grid.engine(threads)
     logits = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
     for label in range(len(problem.present)):
@@ -116,8 +125,8 @@ def pack(problem: TileProblem, sets: LabelSets, threads: int | None) -> Packed:
     run = problem.spec.mean_field
     if run.bias is not None:
         logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
-    is_open = np.empty((len(sets.tiles), math.prod(TILE) // TILE[-1]), np.uint8)
-    sets.engine(problem.mask, threads).open_rows(logits, run.temperature, problem.settled, is_open)
+    is_open = np.empty((len(sets.tiles), math.prod(TILE) // TILE[-1]), np.uint16)
+    sets.engine(problem.mask, threads).open_voxels(logits, run.temperature, problem.settled, not is_direct, is_open)
     return Packed(sets, logits, is_open)
 
 
@@ -135,7 +144,7 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
     sets, logits = packed.sets, packed.logits
     image = problem.image.planes(0, problem.grid.shape[0])
     built, channels, filters = None, Channels(0, _NONE, _NONE), _describe(problem, sets)
-    if not is_direct and packed.is_open.any():  # Without an open row there is nothing to filter.
+    if not is_direct and packed.open.any():  # Without an open voxel there is nothing to filter.
         channels = share_channels(sets, num_rings(problem.reach))
         kernels = build_kernels(problem, packed, image, channels.count, backend, settings)
         built, filters = kernels.built, kernels.filters
@@ -160,7 +169,7 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
         run.damping,
         run.num_iterations,
         run.tolerance,
-        packed.is_open,
+        packed.open,
         problem.num_voxels,
         settings.progress,
         logits,
@@ -177,15 +186,15 @@ def run_tiles(problem: TileProblem, packed: Packed, backend: Backend, settings: 
 
 
 def rows_near(grid: TileGrid, packed: Packed, reach: Extents) -> NDArray[np.bool_]:
-    """Return (*grid), True within twice the reach of an open row of voxels; along the last axis in whole tiles.
+    """Return (*grid), True within twice the reach of a row of a tile with an open voxel; along the last axis in whole tiles.
 
     Args:
         grid: the tiles.
-        packed: which rows are open.
+        packed: which voxels are open.
         reach: voxels along each axis after which every kernel ends.
     """
     is_open = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
-    is_open[packed.sets.tiles] = packed.is_open.reshape(-1, *TILE[:2])
+    is_open[packed.sets.tiles] = packed.open.reshape(-1, *TILE[:2]) != 0
     rows = is_open.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
     rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
     near = widen(rows, (2 * reach[0], 2 * reach[1], num_rings(reach)[2]))
@@ -195,7 +204,7 @@ def rows_near(grid: TileGrid, packed: Packed, reach: Extents) -> NDArray[np.bool
 def build_kernels(
     problem: TileProblem, packed: Packed, image: NDArray[np.float32], num_channels: int, backend: Backend, settings: Settings
 ) -> CpuKernels:
-    """Return the kernels of the voxels that matter: those of open rows, and of all that they receive from.
+    """Return the kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
 
     A row counts as far as the normalization of those who send reaches: twice the kernels' reach.
     """

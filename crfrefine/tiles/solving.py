@@ -57,7 +57,7 @@ def solve(
         num_bytes = None if settings.num_bytes is None else settings.num_bytes()
         slabs = plan_slabs(problem, sets, num_bytes, is_direct=is_direct)
         if len(slabs) == 1:
-            found = run_tiles(problem, pack(problem, sets, settings.threads), backend, settings, is_direct=is_direct)
+            found = run_tiles(problem, pack(problem, sets, settings.threads, is_direct=is_direct), backend, settings, is_direct=is_direct)
         else:
             found = run_slabs(problem, sets, slabs, backend, settings, is_direct=is_direct)
         if problem.threshold is None:
@@ -106,7 +106,7 @@ def run_slabs(
         if not part_sets.active.any():
             continue
         quiet = dataclasses.replace(settings, progress=None)
-        found = run_tiles(part, pack(part, part_sets, settings.threads), backend, quiet, is_direct=is_direct)
+        found = run_tiles(part, pack(part, part_sets, settings.threads, is_direct=is_direct), backend, quiet, is_direct=is_direct)
         own = np.searchsorted(sets.tiles, [row // TILE[0] * per_row for row in (slab.start, slab.stop + TILE[0] - 1)])
         inner = np.searchsorted(
             part_sets.tiles, [row // TILE[0] * per_row for row in (slab.start - slab.first, slab.stop - slab.first + TILE[0] - 1)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.gathering import Selection
+    from crfrefine.tiles.outside import OutsideLogits
     from crfrefine.tiles.running import RefinedTiles
     from crfrefine.tiles.settled import SettledLabels
 
@@ -40,6 +41,7 @@ class StreamedLogits(RunOutcome):
         num_padding: int,
         *,
         settled_labels: SettledLabels | None = None,
+        outside: OutsideLogits | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -53,6 +55,7 @@ class StreamedLogits(RunOutcome):
             notes: what the user should know.
             num_padding: voxels in the mask where all logits were equal.
             settled_labels: of the tiles that took no part; None: the network's.
+            outside: the logits outside the mask; None: they are not known, or there is no mask.
         """
         super().__init__(tiles, settled_energy)
         self.num_channels = num_labels
@@ -60,6 +63,7 @@ class StreamedLogits(RunOutcome):
         self.num_padding = num_padding
         self._shape = grid_shape
         self._mask = mask
+        self._outside = outside
         self._network = labels
         self._network.setflags(write=False)
         self._log_sums: dict[float, NDArray[np.float32]] = {}
@@ -80,12 +84,15 @@ class StreamedLogits(RunOutcome):
         return labels.reshape(self._shape)
 
     def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> NDArray[np.float32]:
-        """Return planes of a label's marginals: 1 or 0 where one label took part, and outside the mask."""
-        return self._piece(label, planes, outside=(1.0, 0.0), output_temperature=output_temperature)
+        """Return planes of a label's marginals: 1 or 0 where one label took part, and where logits outside the mask are not known."""
+        return self._piece(label, planes, alone=(1.0, 0.0), output_temperature=output_temperature)
 
     def logits(self, label: int, planes: slice) -> NDArray[np.float32]:
-        """Return planes of a label's refined logits: ABSENT_LOGIT where it took no part, 0 where it was the only one."""
-        return self._piece(label, planes, outside=(0.0, ABSENT_LOGIT), output_temperature=None)
+        """Return planes of a label's refined logits: ABSENT_LOGIT where it took no part, 0 where it was the only one.
+
+        Outside the mask these are the network's over the temperature, if they are known.
+        """
+        return self._piece(label, planes, alone=(0.0, ABSENT_LOGIT), output_temperature=None)
 
     def dense(self) -> NDArray[np.float32]:
         """Return (L, *grid) refined logits."""
@@ -98,21 +105,24 @@ class StreamedLogits(RunOutcome):
         inner, _ = voxels.within((planes, *(slice(0, extent) for extent in self._shape[1:])))
         return inner.take_all((self.logits(label, planes) for label in range(self.num_channels)), self.num_channels)
 
-    def _piece(self, label: int, planes: slice, *, outside: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
+    def _piece(self, label: int, planes: slice, *, alone: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
         """Return planes of a label's probabilities with an output temperature; None: of its logits.
 
-        `outside` are the values of the own label and of others where no labels were refined.
+        `alone` are the values where it is the only label of a tile, and where another one is.
         """
-        own = self._own.reshape(self._shape)[planes]
-        piece = np.where(own == label, np.float32(outside[0]), np.float32(outside[1]))
-        if self._tiles is None:
-            return piece
         if len(self._shape) == MOST_DIMS:
-            return self._refined(label, planes.start, planes.stop, piece, output_temperature)
+            return self._on_tiles(label, planes, alone, output_temperature)
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
-        whole = np.where(self._own == label, np.float32(outside[0]), np.float32(outside[1]))
-        grid = self._tiles.sets.grid
-        return self._refined(label, 0, grid.shape[0], whole.reshape(grid.shape), output_temperature).reshape(self._shape)[planes]
+        whole = self._on_tiles(label, slice(0, len(self._own)), alone, output_temperature)
+        return whole.reshape(self._shape)[planes]
+
+    def _on_tiles(self, label: int, planes: slice, alone: tuple[float, float], output_temperature: float | None) -> NDArray[np.float32]:
+        piece = np.where(self._own[planes] == label, np.float32(alone[0]), np.float32(alone[1]))
+        if self._tiles is not None:
+            piece = self._refined(label, planes.start, planes.stop, piece, output_temperature)
+        if self._outside is not None:
+            self._outside.write(label, planes, piece, output_temperature=output_temperature)
+        return piece
 
     def _refined(
         self, label: int, start: int, stop: int, piece: NDArray[np.float32], output_temperature: float | None

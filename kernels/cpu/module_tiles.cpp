@@ -172,7 +172,7 @@ class LabelSets {
                  const std::vector<std::pair<std::vector<double>, std::vector<double>>>& bilateral, const std::vector<double>& spatial,
                  const std::string& normalization, const std::vector<std::vector<float>>& weights, const std::vector<float>& compatibility,
                  bool is_potts, double temperature, double damping, int num_iterations, double tolerance,
-                 const nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>& is_open, int64_t num_voxels, const nb::object& progress,
+                 const nb::ndarray<const LaneMask, nb::c_contig, nb::device::cpu>& open, int64_t num_voxels, const nb::object& progress,
                  const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter,
                  const std::array<int64_t, 3>& reach, double threshold, const Out<uint8_t>& exceeds, double unsent, bool has_room) const {
         MeanFieldOptions<float> options;
@@ -201,18 +201,18 @@ class LabelSets {
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
                 for (Kernel<float>& kernel : built->kernels)
-                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels, is_open.data(), kernel, pool));
+                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels, open.data(), kernel, pool));
                 kernels.clear();
             }
             for (const DirectKernel& kernel : kernels) {
                 if (report_build) report_build(static_cast<int>(filters.size()), static_cast<int>(kernels.size()));
-                filters.push_back(make_direct_tile_filter(set_, is_open.data(), kernel, kind, has_room, pool));
+                filters.push_back(make_direct_tile_filter(set_, open.data(), kernel, kind, has_room, pool));
             }
             std::optional<Borders> borders;
             const int64_t extents[3] = {reach[0], reach[1], reach[2]};
             if (may_matter) borders.emplace(set_, may_matter->data(), extents, pool);
             const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold), exceeds.data()};
-            outcome = run_tile_mean_field(set_, filters, options, is_open.data(), num_voxels, static_cast<float>(unsent), logits.data(),
+            outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels, static_cast<float>(unsent), logits.data(),
                                           out.data(), borders ? &check : nullptr, pool, report_step);
         });
         nb::dict result;
@@ -231,8 +231,8 @@ class LabelSets {
         });
     }
 
-    void open_rows(const FloatArray& logits, double temperature, double settled, const Out<uint8_t>& is_open) const {
-        run_pool([&](ThreadPool& pool) { find_open_rows(set_, logits.data(), temperature, settled, is_open.data(), pool); });
+    void open_voxels(const FloatArray& logits, float temperature, float settled, bool whole_rows, const Out<LaneMask>& open) const {
+        run_pool([&](ThreadPool& pool) { find_open_voxels(set_, logits.data(), temperature, settled, whole_rows, open.data(), pool); });
     }
 
     void decode(const FloatArray& values, const Writable& label_map) const {
@@ -270,10 +270,10 @@ void define_tiles(nb::module_& m) {
              "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a, "settled"_a, "threads"_a)
         .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a, "of_settled"_a, "image"_a, "bilateral"_a,
              "spatial"_a, "normalization"_a, "weights"_a, "compatibility"_a, "is_potts"_a, "temperature"_a, "damping"_a, "num_iterations"_a,
-             "tolerance"_a, "is_open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a, "may_matter"_a.none(), "reach"_a,
+             "tolerance"_a, "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a, "may_matter"_a.none(), "reach"_a,
              "threshold"_a, "exceeds"_a, "unsent"_a, "has_room"_a)
         .def("check", &LabelSets::check, "values"_a, "may_matter"_a, "reach"_a, "threshold"_a, "flags"_a)
-        .def("open_rows", &LabelSets::open_rows, "logits"_a, "temperature"_a, "settled"_a, "is_open"_a)
+        .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a, "whole_rows"_a, "open"_a)
         .def("decode", &LabelSets::decode, "values"_a, "label_map"_a);
     nb::class_<Tiles>(m, "Tiles")
         .def(nb::init<const std::array<int64_t, 3>&, const std::array<int64_t, 3>&, int>(), "shape"_a, "tile"_a, "threads"_a)

@@ -1,37 +1,55 @@
-// Marks on the rows of tiles.
+// Marks on the voxels of a grid, by rows of its tiles.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "cpu/lane_mask.h"
 #include "cpu/tiles.h"
 
 namespace crf {
 
-// Rows of the grid as they are cut by tiles along the last axis.
+// Of a window around a voxel: the voxels of one row, up to `reach` away along it.
+struct WindowRow {
+    int64_t z, y, reach;
+};
+
+// One bit per voxel. Tiles are kLanes voxels wide.
 class RowMap {
    public:
     explicit RowMap(const Tiling& tiling) : tiling_(tiling), marks_(tiling.shape[0] * tiling.shape[1] * tiling.count[2]) {}
 
-    // Marks rows of a tile.
-    void mark(int64_t tile, const uint8_t* rows) {
-        for_rows(tile, [&](int64_t row, int64_t place) { marks_[place] |= rows[row]; });
+    // Marks voxels of a tile. lanes: (row of the tile).
+    void mark(int64_t tile, const LaneMask* lanes) {
+        for_rows(tile, [&](int64_t row, int64_t place) { marks_[place] |= lanes[row]; });
     }
 
-    // Marks what is within reach of a marked row: along the last axis in whole tiles.
-    void widen(const int64_t (&reach)[3]) {
-        const int64_t across = (reach[2] + tiling_.tile[2] - 1) / tiling_.tile[2];
-        widen_axis(tiling_.count[2], 1, across);
-        widen_axis(tiling_.shape[1], tiling_.count[2], reach[1]);
-        widen_axis(tiling_.shape[0], tiling_.shape[1] * tiling_.count[2], reach[0]);
+    // Marks the voxels that have a marked one in their window, which is symmetric.
+    void widen(const std::vector<WindowRow>& window) {
+        const int64_t plane = tiling_.shape[1] * tiling_.count[2];
+        std::vector<LaneMask> wider(marks_.size()), along = marks_;
+        int64_t reach = 0;  // of `along`
+        std::vector<WindowRow> ordered = window;
+        std::stable_sort(ordered.begin(), ordered.end(), [](const WindowRow& a, const WindowRow& b) { return a.reach < b.reach; });
+        for (const WindowRow& part : ordered) {
+            while (reach < part.reach) add_away(++reach, along);
+            const int64_t begin = std::max<int64_t>(0, -part.y), end = tiling_.shape[1] - std::max<int64_t>(0, part.y);
+            for (int64_t z = std::max<int64_t>(0, -part.z); z < tiling_.shape[0] - std::max<int64_t>(0, part.z); ++z) {
+                const LaneMask* const from = along.data() + z * plane + begin * tiling_.count[2];
+                LaneMask* const to = wider.data() + (z + part.z) * plane + (begin + part.y) * tiling_.count[2];
+                for (int64_t i = 0; i < (end - begin) * tiling_.count[2]; ++i) to[i] |= from[i];
+            }
+        }
+        marks_.swap(wider);
     }
 
     // row: of the grid; column: of tiles.
-    bool is_marked(int64_t row, int64_t column) const { return marks_[row * tiling_.count[2] + column] != 0; }
+    LaneMask lanes(int64_t row, int64_t column) const { return marks_[row * tiling_.count[2] + column]; }
 
     // The marks of a tile's rows.
-    std::vector<uint8_t> rows(int64_t tile) const {
-        std::vector<uint8_t> found(tiling_.tile[0] * tiling_.tile[1]);
+    std::vector<LaneMask> rows(int64_t tile) const {
+        std::vector<LaneMask> found(tiling_.tile[0] * tiling_.tile[1]);
         for_rows(tile, [&](int64_t row, int64_t place) { found[row] = marks_[place]; });
         return found;
     }
@@ -47,26 +65,23 @@ class RowMap {
                      (z * tiling_.shape[1] + y) * tiling_.count[2] + at[2]);
     }
 
-    void widen_axis(int64_t length, int64_t stride, int64_t reach) {
-        const int64_t size = static_cast<int64_t>(marks_.size());
-        for (int64_t line = 0; line < size / length; ++line) {
-            uint8_t* const first = marks_.data() + line / stride * stride * length + line % stride;
-            // The distance to the last mark, forwards and then backwards; new marks do not count.
-            std::vector<uint8_t> near(length);
-            for (int pass = 0; pass < 2; ++pass) {
-                int64_t since = reach + 1;
-                for (int64_t k = 0; k < length; ++k) {
-                    const int64_t i = pass == 0 ? k : length - 1 - k;
-                    since = first[i * stride] ? 0 : since + 1;
-                    near[i] |= since <= reach;
-                }
+    // Adds the voxels that are exactly `away` voxels from a marked one along the last axis.
+    void add_away(int64_t away, std::vector<LaneMask>& to) const {
+        const int64_t count = tiling_.count[2], columns = away / kLanes, bits = away % kLanes;
+        const auto part = [&](const LaneMask* row, int64_t i) { return i >= 0 && i < count ? uint32_t{row[i]} : 0u; };
+        for (size_t first = 0; first < marks_.size(); first += count) {
+            const LaneMask* const row = marks_.data() + first;
+            if (!any_marked(row, count)) continue;
+            for (int64_t i = 0; i < count; ++i) {
+                const uint32_t before = part(row, i - columns - 1) | part(row, i - columns) << kLanes;
+                const uint32_t after = part(row, i + columns) | part(row, i + columns + 1) << kLanes;
+                to[first + i] |= static_cast<LaneMask>(before >> (kLanes - bits) | after >> bits);
             }
-            for (int64_t i = 0; i < length; ++i) first[i * stride] = near[i];
         }
     }
 
     const Tiling& tiling_;
-    std::vector<uint8_t> marks_;  // (z, y, tile along the last axis)
+    std::vector<LaneMask> marks_;  // (z, y, tile along the last axis)
 };
 
 }  // namespace crf

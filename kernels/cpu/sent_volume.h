@@ -15,7 +15,7 @@ namespace crf {
 struct SentVolume {
     int64_t row, plane, size, before;
     std::unique_ptr<float, void (*)(void*)> values;  // pages that no voxel of a label touches take no memory
-    std::vector<uint8_t> sends;                      // (row of the grid, tile along it)
+    std::vector<LaneMask> sends;                     // (row of the grid, tile along it)
     SentVolume(const Tiling& tiling, const Neighborhood& around, int64_t num_labels)
         : row((tiling.shape[2] + around.halo[2] + kLanes - 1) / kLanes * kLanes),
           plane(tiling.shape[1] * row),

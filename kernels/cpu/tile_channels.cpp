@@ -13,7 +13,7 @@ constexpr int kGroup = 4;
 
 class ChannelTileFilter final : public TileFilter {
    public:
-    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const uint8_t* is_open, Kernel<float>& kernel,
+    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const LaneMask* open, Kernel<float>& kernel,
                       ThreadPool& pool)
         : set_(set),
           channels_(channels),
@@ -38,14 +38,15 @@ class ChannelTileFilter final : public TileFilter {
         pool.run(set.num_active, [&](int64_t item, int) {
             for_pieces(set.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
                 const int64_t row = item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
-                pieces_[item].push_back({voxel, place, length, row, is_open[row] != 0});
-                if (is_open[row]) std::fill_n(receivers_.get() + voxel, length, uint8_t{1});
+                pieces_[item].push_back({voxel, place, length, row, open[row] != 0});
+                for (int64_t i = 0; i < length; ++i) receivers_[voxel + i] = open[row] >> (place % kLanes + i) & 1;
             });
         });
         kernel.filter->receivers = receivers_.get();
     }
 
-    void accumulate(const SentRows& sent, const uint8_t* /*is_open*/, const float* label_weight, float* message) override {
+    void accumulate(const SentVoxels& sent, const LaneMask* /*open*/, const float* label_weight, float* message) override {
+        if (!sent.from_settled && !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes))) return;
         const std::vector<float> ones(kGroup, 1.0f);
         const float* scale = kernel_.scale.get();
         // For the last channel, the message of changes that sum to zero over the labels follows from the others.
@@ -74,7 +75,7 @@ class ChannelTileFilter final : public TileFilter {
     };
 
     // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros always.
-    void put(const SentRows& sent, int first, int count, bool clear) {
+    void put(const SentVoxels& sent, int first, int count, bool clear) {
         const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
         pool_.run(set_.num_active, [&](int64_t item, int) {
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
@@ -82,7 +83,7 @@ class ChannelTileFilter final : public TileFilter {
                 if (channel < 0 || channel >= count) continue;
                 float* const to = sent_.get() + channel * num_voxels;
                 for (const Piece& piece : pieces_[item]) {
-                    if (!sent.rows[piece.row]) continue;
+                    if (!sent.voxels[piece.row]) continue;
                     if (clear) {
                         std::fill_n(to + piece.voxel, piece.length, 0.0f);
                     } else {
@@ -160,7 +161,7 @@ class ChannelTileFilter final : public TileFilter {
     std::vector<int64_t> first_run_;          // (row of the grid + 1) the first run of the row, or of a later one
     Buffer<float> sent_, received_;           // (channel of a group, compact voxel), zero between calls where it matters
     Buffer<float> rest_;                      // (compact voxel) minus what the channels so far received
-    Buffer<uint8_t> receivers_;               // (compact voxel) whether it is in an open row
+    Buffer<uint8_t> receivers_;               // (compact voxel) whether it is open
     std::vector<std::vector<Piece>> pieces_;  // of each active tile
     Workspace workspace_;
 };
@@ -168,8 +169,8 @@ class ChannelTileFilter final : public TileFilter {
 }  // namespace
 
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     const uint8_t* is_open, Kernel<float>& kernel, ThreadPool& pool) {
-    return std::make_unique<ChannelTileFilter>(set, channels, voxels, is_open, kernel, pool);
+                                                     const LaneMask* open, Kernel<float>& kernel, ThreadPool& pool) {
+    return std::make_unique<ChannelTileFilter>(set, channels, voxels, open, kernel, pool);
 }
 
 }  // namespace crf

@@ -19,7 +19,7 @@ constexpr int kMostVolumes = 8;
 class DirectTileFilter final : public TileFilter {
    public:
     // at_once: the kernel, if its row sums may take arrays of the whole volume; nullptr: they may not.
-    DirectTileFilter(const TileSet& set, const uint8_t* is_open, std::unique_ptr<TileKernel> kernel, Normalization normalization,
+    DirectTileFilter(const TileSet& set, const LaneMask* open, std::unique_ptr<TileKernel> kernel, Normalization normalization,
                      const DirectKernel* at_once, ThreadPool& pool)
         : set_(set),
           kernel_(std::move(kernel)),
@@ -27,7 +27,7 @@ class DirectTileFilter final : public TileFilter {
           normalization_(normalization),
           at_once_(at_once),
           scratch_(pool.num_threads()) {
-        if (normalization_ != Normalization::kNone) normalize(is_open);
+        if (normalization_ != Normalization::kNone) normalize(open);
         // With many labels, most of them are in few tiles.
         const int32_t num_labels = 1 + std::max(*std::max_element(set.label, set.label + set.num_entries()),
                                                 *std::max_element(set.settled, set.settled + set.tiling.num_tiles()));
@@ -35,26 +35,26 @@ class DirectTileFilter final : public TileFilter {
             volume_ = std::make_unique<SentVolume>(set.tiling, kernel_->around, num_labels);
     }
 
-    void accumulate(const SentRows& sent, const uint8_t* is_open, const float* label_weight, float* message) override {
+    void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight, float* message) override {
         const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
         if (volume_) put(sent, false);
         pool_.run(set_.num_active, [&](int64_t item, int thread) {
             TileScratch& scratch = scratch_[thread];
-            const uint8_t* open = is_open + item * num_rows;
-            if (!is_any_open(open, num_rows)) return;
+            const LaneMask* const own = open + item * num_rows;
+            if (!any_marked(own, num_rows)) return;
             const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
-            kernel_->find_needed(open, scratch);
+            kernel_->find_needed(own, scratch);
             if (!(volume_ ? find_sent(item, scratch) : send(item, sent, scratch))) return;
             kernel_->enter(set_.active[item], scratch);
             scratch.received.resize(num_labels * voxels);
-            kernel_->sum(static_cast<int>(num_labels), open, scratch);
+            kernel_->sum(static_cast<int>(num_labels), own, scratch);
             const float* post = normalization_ == Normalization::kNone ? nullptr : scale_.get() + near_[set_.active[item]] * voxels;
             for (int64_t l = 0; l < num_labels; ++l) {
                 const float weight = label_weight[set_.label[first + l]];
                 const float* from = scratch.received.data() + l * voxels;
                 float* to = message + (first + l) * voxels;
                 for (int64_t row = 0; row < num_rows; ++row)
-                    for (int64_t i = open[row] ? row * width : voxels; i < (row + 1) * width; ++i)
+                    for (int64_t i = own[row] ? row * width : voxels; i < (row + 1) * width; ++i)
                         to[i] += weight * (post ? post[i] : 1.0f) * from[i];
             }
         });
@@ -63,13 +63,13 @@ class DirectTileFilter final : public TileFilter {
 
    private:
     // Writes what is sent to the volume, or zeros to the same places.
-    void put(const SentRows& sent, bool clear) {
+    void put(const SentVoxels& sent, bool clear) {
         const Tiling& tiling = set_.tiling;
         const int64_t voxels = tiling.tile_voxels(), width = tiling.tile[2], num_rows = voxels / width;
         pool_.run(tiling.num_tiles(), [&](int64_t tile, int) {
             const int64_t active = set_.index[tile];
             if (active < 0 && (!sent.from_settled || set_.settled[tile] < 0)) return;
-            if (normalization_ == Normalization::kSymmetric && near_[tile] < 0) return;  // out of reach of all rows that receive
+            if (normalization_ == Normalization::kSymmetric && near_[tile] < 0) return;
             const float* const scale = normalization_ == Normalization::kSymmetric ? scale_.get() + near_[tile] * voxels : nullptr;
             int64_t at[3];
             tiling.place(tile, at);
@@ -77,8 +77,9 @@ class DirectTileFilter final : public TileFilter {
             for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
                 for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
                     const int64_t row = (z - tiling.begin(0, at[0])) * tiling.tile[1] + y - tiling.begin(1, at[1]);
-                    if (active >= 0 && !sent.rows[active * num_rows + row]) continue;
-                    volume_->sends[(z * tiling.shape[1] + y) * tiling.count[2] + at[2]] = !clear;
+                    const LaneMask lanes = active >= 0 ? sent.voxels[active * num_rows + row] : first_lanes_mask(length);
+                    if (!is_heard(lanes, tile, row)) continue;
+                    volume_->sends[(z * tiling.shape[1] + y) * tiling.count[2] + at[2]] = clear ? LaneMask{0} : lanes;
                     if (active < 0) {
                         float* const to = volume_->at(set_.settled[tile], z, y, x);
                         const int64_t grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
@@ -107,10 +108,10 @@ class DirectTileFilter final : public TileFilter {
             const int64_t z = tiling.begin(0, at[0]) + row / around.shape[1] - around.halo[0];
             const int64_t y = tiling.begin(1, at[1]) + row % around.shape[1] - around.halo[1];
             if (!scratch.needed[row] || z < 0 || z >= tiling.shape[0] || y < 0 || y >= tiling.shape[1]) continue;
-            const uint8_t* const sends = volume_->sends.data() + (z * tiling.shape[1] + y) * tiling.count[2];
-            if (sends[at[2]]) scratch.sends[row] |= kOwn;
-            if (at[2] > 0 && sends[at[2] - 1]) scratch.sends[row] |= kLeft;
-            if (at[2] + 1 < tiling.count[2] && sends[at[2] + 1]) scratch.sends[row] |= kRight;
+            const LaneMask* const sends = volume_->sends.data() + (z * tiling.shape[1] + y) * tiling.count[2] + at[2];
+            scratch.sends[row] = kernel_->lanes_around(sends[0], 0);
+            if (at[2] > 0) scratch.sends[row] |= kernel_->lanes_around(sends[-1], -1);
+            if (at[2] + 1 < tiling.count[2]) scratch.sends[row] |= kernel_->lanes_around(sends[1], 1);
             any |= scratch.sends[row] != 0;
         }
         scratch.sent_row = volume_->row;
@@ -122,7 +123,7 @@ class DirectTileFilter final : public TileFilter {
     }
 
     // What the labels of an active tile send in its neighborhood; false: nothing.
-    bool send(int64_t item, const SentRows& sent, TileScratch& scratch) const {
+    bool send(int64_t item, const SentVoxels& sent, TileScratch& scratch) const {
         const Neighborhood& around = kernel_->around;
         const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2], num_rows = voxels / width;
         const int64_t first = set_.first_entry[item], num_labels = set_.first_entry[item + 1] - first;
@@ -141,13 +142,13 @@ class DirectTileFilter final : public TileFilter {
                     entry[l] = active >= 0 ? set_.find_entry(active, label) : is_settled ? 0 : -1;
                 }
             }
-            if (!scratch.needed[piece.row] || (active >= 0 && !sent.rows[active * num_rows + piece.tile_row])) return;
-            if (normalization_ == Normalization::kSymmetric && near_[last] < 0) return;  // out of reach of all rows that receive
+            const LaneMask lanes = active >= 0 ? sent.voxels[active * num_rows + piece.tile_row] : first_lanes_mask(piece.length);
+            if (!scratch.needed[piece.row] || !is_heard(lanes, last, piece.tile_row)) return;
             const float* const scale =
                 normalization_ == Normalization::kSymmetric ? scale_.get() + near_[last] * voxels + piece.tile_place : nullptr;
             for (int64_t l = 0; l < num_labels; ++l) {
                 if (entry[l] < 0) continue;
-                mark(piece, num_labels, scratch);
+                mark(piece, lanes, num_labels, scratch);
                 any = true;
                 float* const to = scratch.sent.data() + l * around.size + piece.place;
                 if (active >= 0) {
@@ -162,56 +163,65 @@ class DirectTileFilter final : public TileFilter {
         return any;
     }
 
+    // Whether voxels that send are within reach of one that receives; without a normalization of what is sent, that is not known.
+    bool is_heard(LaneMask lanes, int64_t tile, int64_t row) const {
+        if (normalization_ != Normalization::kSymmetric) return lanes != 0;
+        const int64_t num_rows = set_.tiling.tile_voxels() / kLanes;
+        return near_[tile] >= 0 && (lanes & near_lanes_[near_[tile] * num_rows + row]) != 0;
+    }
+
     // Notes that a piece sends; a row of which nothing was sent so far is cleared.
-    void mark(const Neighborhood::Piece& piece, int64_t num_labels, TileScratch& scratch) const {
+    void mark(const Neighborhood::Piece& piece, LaneMask lanes, int64_t num_labels, TileScratch& scratch) const {
         const Neighborhood& around = kernel_->around;
-        uint8_t& sends = scratch.sends[piece.row];
+        SentLanes& sends = scratch.sends[piece.row];
         if (!sends)
             for (int64_t l = 0; l < num_labels; ++l)
                 std::fill_n(scratch.sent.data() + l * around.size + piece.row * around.shape[2], around.shape[2], 0.0f);
-        sends |= piece.column < 0 ? kLeft : piece.column == 0 ? kOwn : kRight;
+        sends |= kernel_->lanes_around(lanes, piece.column);
     }
 
-    // Fills `scale_`: the factor of the normalization in the rows that receive, or send to them.
-    void normalize(const uint8_t* is_open) {
+    // Fills `scale_`: the factor of the normalization at the voxels that receive, or send to them; 0 at the others.
+    void normalize(const LaneMask* open) {
         const Tiling& tiling = set_.tiling;
-        const Neighborhood& around = kernel_->around;
-        const int64_t voxels = tiling.tile_voxels(), num_rows = voxels / tiling.tile[2];
+        const int64_t voxels = tiling.tile_voxels(), num_rows = voxels / kLanes;
+        const std::vector<WindowRow> window = kernel_->window();
         RowMap needed(tiling);
-        for (int64_t item = 0; item < set_.num_active; ++item) needed.mark(set_.active[item], is_open + item * num_rows);
-        if (normalization_ == Normalization::kSymmetric) needed.widen(around.halo);
+        for (int64_t item = 0; item < set_.num_active; ++item) needed.mark(set_.active[item], open + item * num_rows);
+        if (normalization_ == Normalization::kSymmetric) needed.widen(window);
         near_.assign(tiling.num_tiles(), -1);
         std::vector<int64_t> tiles;
-        std::vector<uint8_t> rows;
+        std::vector<LaneMask>& lanes = near_lanes_;
         for (int64_t tile = 0; tile < tiling.num_tiles(); ++tile) {
-            const std::vector<uint8_t> of_tile = needed.rows(tile);
-            if (!is_any_open(of_tile.data(), num_rows)) continue;
+            const std::vector<LaneMask> of_tile = needed.rows(tile);
+            if (!any_marked(of_tile.data(), num_rows)) continue;
             near_[tile] = static_cast<int64_t>(tiles.size());
             tiles.push_back(tile);
-            rows.insert(rows.end(), of_tile.begin(), of_tile.end());
+            lanes.insert(lanes.end(), of_tile.begin(), of_tile.end());
         }
         scale_ = Buffer<float>(static_cast<int64_t>(tiles.size()) * voxels);
         if (at_once_ && !tiles.empty()) {
-            needed.widen(around.halo);
+            needed.widen(window);
             sum_rows_at_once(needed);
         } else {
             pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t item, int thread) {
-                sum_rows(tiles[item], rows.data() + item * num_rows, scratch_[thread], scale_.get() + item * voxels);
+                sum_rows(tiles[item], lanes.data() + item * num_rows, scratch_[thread], scale_.get() + item * voxels);
             });
         }
         pool_.run(static_cast<int64_t>(tiles.size()), [&](int64_t item, int) {
-            float* scale = scale_.get() + item * voxels;
-            for (int64_t i = 0; i < voxels; ++i) {
+            for (int64_t row = 0; row < num_rows; ++row) {
+                float* const scale = scale_.get() + item * voxels + row * kLanes;
+                const LaneMask needed_lanes = lanes[item * num_rows + row];
                 // A voxel inside the mask counts itself with weight 1; the others do not matter.
-                const float total = rows[(item * voxels + i) / tiling.tile[2]] ? scale[i] : 0.0f,
-                            inverse = total >= 0.5f ? 1 / total : 0.0f;
-                scale[i] = normalization_ == Normalization::kSymmetric ? std::sqrt(inverse) : inverse;
+                for (int64_t i = 0; i < kLanes; ++i) {
+                    const float total = needed_lanes >> i & 1 ? scale[i] : 0.0f, inverse = total >= 0.5f ? 1 / total : 0.0f;
+                    scale[i] = normalization_ == Normalization::kSymmetric ? std::sqrt(inverse) : inverse;
+                }
             }
         });
     }
 
-    // The kernel's row sums in some rows of a tile.
-    void sum_rows(int64_t tile, const uint8_t* needed, TileScratch& scratch, float* sums) const {
+    // The kernel's row sums at some voxels of a tile.
+    void sum_rows(int64_t tile, const LaneMask* needed, TileScratch& scratch, float* sums) const {
         const Neighborhood& around = kernel_->around;
         scratch.sends.assign(kernel_->num_rows_around(), kEverywhere);
         kernel_->enter(tile, scratch);
@@ -225,14 +235,21 @@ class DirectTileFilter final : public TileFilter {
         std::copy_n(scratch.received.data(), set_.tiling.tile_voxels(), sums);
     }
 
-    // All row sums, complete where only marked rows count: each pair of voxels is visited once, for which the whole volume is copied.
+    // All row sums, complete where the voxels of the whole window are marked: each pair of voxels is visited once, for which the whole
+    // volume is copied.
     void sum_rows_at_once(const RowMap& near) {
         const Tiling& tiling = set_.tiling;
         const int64_t width = tiling.tile[2], num_rows = tiling.tile_voxels() / width, grid_size = tiling.num_voxels();
         Buffer<uint8_t> mask(grid_size);
-        for (int64_t row = 0; row < tiling.shape[0] * tiling.shape[1]; ++row)
-            for (int64_t x = 0; x < tiling.shape[2]; ++x)
-                mask[row * tiling.shape[2] + x] = near.is_marked(row, x / width) && set_.is_inside(row * tiling.shape[2] + x);
+        pool_.run(tiling.shape[0], [&](int64_t z, int) {
+            for (int64_t row = z * tiling.shape[1]; row < (z + 1) * tiling.shape[1]; ++row)
+                for (int64_t column = 0; column < tiling.count[2]; ++column) {
+                    const int64_t begin = row * tiling.shape[2] + tiling.begin(2, column),
+                                  end = row * tiling.shape[2] + tiling.end(2, column);
+                    const LaneMask lanes = near.lanes(row, column);
+                    for (int64_t i = begin; i < end; ++i) mask[i] = static_cast<uint8_t>(lanes >> (i - begin) & 1 & set_.is_inside(i));
+                }
+        });
         const Voxels voxels({tiling.shape[0], tiling.shape[1], tiling.shape[2]}, {1.0, 1.0, 1.0}, mask.get());
         std::vector<double> sigma;
         for (int a = 0; a < voxels.num_axes; ++a) sigma.push_back(at_once_->sigma[voxels.source_axis[a]]);
@@ -247,9 +264,12 @@ class DirectTileFilter final : public TileFilter {
             const int64_t row = run.grid / tiling.shape[2], z = row / tiling.shape[1], y = row % tiling.shape[1];
             const int64_t first = (z / tiling.tile[0] * tiling.count[1] + y / tiling.tile[1]) * tiling.count[2];
             const int64_t place = (z % tiling.tile[0] * tiling.tile[1] + y % tiling.tile[1]) * width;
-            for (int64_t i = 0; i < run.length; ++i) {
-                const int64_t x = run.grid % tiling.shape[2] + i, item = near_[first + x / width];
-                if (item >= 0) scale_[item * num_rows * width + place + x % width] = sums[run.voxel + i];
+            const int64_t begin = run.grid - row * tiling.shape[2], end = begin + run.length;
+            for (int64_t column = begin / width; column * width < end; ++column) {
+                const int64_t item = near_[first + column], from = std::max(begin, column * width);
+                if (item < 0) continue;
+                std::copy(sums.get() + run.voxel + from - begin, sums.get() + run.voxel + std::min(end, (column + 1) * width) - begin,
+                          scale_.get() + item * num_rows * width + place + from - column * width);
             }
         }
     }
@@ -261,17 +281,18 @@ class DirectTileFilter final : public TileFilter {
     const DirectKernel* const at_once_;
     std::unique_ptr<SentVolume> volume_;  // nullptr: what a tile's surroundings send is copied
     std::vector<TileScratch> scratch_;
-    std::vector<int64_t> near_;  // (tile) where its voxels are in `scale_`, or -1
+    std::vector<int64_t> near_;         // (tile) where its voxels are in `scale_`, or -1
+    std::vector<LaneMask> near_lanes_;  // (tile near, row of the tile) the voxels whose factor is known
     Buffer<float> scale_;
 };
 
 }  // namespace
 
-std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const uint8_t* is_open, const DirectKernel& kernel,
+std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const LaneMask* open, const DirectKernel& kernel,
                                                     Normalization normalization, bool has_room, ThreadPool& pool) {
     if (kernel.intensity.empty())
-        return std::make_unique<DirectTileFilter>(set, is_open, make_spatial_tile_kernel(set.tiling, kernel), normalization, nullptr, pool);
-    return std::make_unique<DirectTileFilter>(set, is_open, make_bilateral_tile_kernel(set.tiling, kernel), normalization,
+        return std::make_unique<DirectTileFilter>(set, open, make_spatial_tile_kernel(set.tiling, kernel), normalization, nullptr, pool);
+    return std::make_unique<DirectTileFilter>(set, open, make_bilateral_tile_kernel(set.tiling, kernel), normalization,
                                               has_room ? &kernel : nullptr, pool);
 }
 

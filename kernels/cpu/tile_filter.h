@@ -9,10 +9,10 @@
 
 namespace crf {
 
-// What the rows of active tiles send: all that they hold, or what has changed since they sent last.
-struct SentRows {
-    const float* values;        // (entry, voxel of a tile); 0 outside the mask and the grid
-    const uint8_t* rows;        // (active tile, row of the tile), 0 where a row sends nothing; its values may then be anything
+// What the voxels of active tiles send: all that they hold, or what has changed since they sent last.
+struct SentVoxels {
+    const float* values;        // (entry, voxel of a tile); 0 at voxels that send nothing, of a row where some do
+    const LaneMask* voxels;     // (active tile, row of the tile) those that send; where none of a row does, its values may be anything
     bool from_settled;          // whether the voxels of settled tiles send 1 for their label
     bool sums_to_zero = false;  // whether the values of a voxel's labels do, as changes of marginals
 };
@@ -22,10 +22,11 @@ class TileFilter {
    public:
     virtual ~TileFilter() = default;
 
-    // message[e][n] += label_weight[label of e] * (the normalized kernel applied to what is sent for that label)[n] in open rows.
+    // message[e][n] += label_weight[label of e] * (the normalized kernel applied to what is sent for that label)[n] at open voxels.
     //
-    // is_open: (active tile, row of the tile), 0 where no message is needed and none may be written. message: (entry, voxel of a tile).
-    virtual void accumulate(const SentRows& sent, const uint8_t* is_open, const float* label_weight, float* message) = 0;
+    // open: (active tile, row of the tile) the voxels that need a message; the others of their rows may get anything finite. message:
+    // (entry, voxel of a tile).
+    virtual void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight, float* message) = 0;
 };
 
 // A Gaussian of position and intensity, summed over the voxels within reach; intensities: none for a kernel of position alone.
@@ -38,8 +39,8 @@ struct DirectKernel {
 // The sum over a window of three standard deviations, as the truncated filter computes it (window.h), or, without intensities, the
 // separable sum of the spatial filter (spatial_taps.h). Nothing is stored per voxel but the normalization near active tiles.
 //
-// is_open: (active tile, row of the tile), as for `accumulate`. has_room: whether copies of the whole volume may be made for a while.
-std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const uint8_t* is_open, const DirectKernel& kernel,
+// open: (active tile, row of the tile), as for `accumulate`. has_room: whether copies of the whole volume may be made for a while.
+std::unique_ptr<TileFilter> make_direct_tile_filter(const TileSet& set, const LaneMask* open, const DirectKernel& kernel,
                                                     Normalization normalization, bool has_room, ThreadPool& pool);
 
 // Channels that labels share where their tiles do not overlap.
@@ -50,8 +51,8 @@ struct TileChannels {
 };
 
 // Any filter of a volume, with its normalization. voxels: those inside the mask of the filter, which may leave out settled tiles that are
-// far from all open rows. The kernel then serves open rows alone. All arguments must outlive the filter.
+// far from all open voxels. The kernel then serves those alone. All arguments must outlive the filter.
 std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     const uint8_t* is_open, Kernel<float>& kernel, ThreadPool& pool);
+                                                     const LaneMask* open, Kernel<float>& kernel, ThreadPool& pool);
 
 }  // namespace crf

@@ -1,5 +1,6 @@
 #include "cpu/tile_kernels.h"
 
+#include <bit>
 #include <cmath>
 
 #include "cpu/simd.h"
@@ -15,8 +16,19 @@ constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
 // Labels whose sums stay in registers.
 constexpr int kMostTogether = 8;
 
-// Rows that are processed together, so that the latency of one row's exponentials hides behind the other's.
-constexpr int kRowsTogether = 2;
+// Exponent of voxels beyond the window in vectors that reach over its end: their weight is nothing beside any other.
+constexpr float kBeyond = -100.0f;
+
+// Spatial exponents of a row of the window from kLanes - 1 + kLanes voxels before its center on.
+constexpr int64_t kTable = 4 * kLanes, kCenter = 2 * kLanes - 1;
+
+// What a row takes that receives as a whole, and what it takes if each of its open voxels receives by itself: per vector, and per voxel and
+// label.
+constexpr int64_t kTogether = 4, kAloneVector = 5, kAloneLabel = 4;
+
+// Share of the offsets that must be needed so that two rows are processed together with all of them: data loaded of an offset and its loop
+// serve both.
+constexpr double kMostOfAll = 0.75;
 
 struct Offset {
     int64_t x;       // voxels along the row
@@ -25,8 +37,11 @@ struct Offset {
 
 // The offsets to one row of the neighborhood, in the order of their distance along it.
 struct OffsetRow {
-    int64_t z, y;
+    int64_t z, y, reach;                     // along the row
     int64_t begin, own_begin, own_end, end;  // of the offsets: to the left, none along the row, to the right
+    int64_t away;                            // rows of the neighborhood
+    int64_t vectors;                         // that hold the row of a voxel's window
+    SentLanes within;                        // the voxels within reach of a row of the tile
 };
 
 class BilateralTileKernel final : public TileKernel {
@@ -36,19 +51,34 @@ class BilateralTileKernel final : public TileKernel {
         for (double theta : kernel.theta_beta) precision_.push_back(static_cast<float>(0.5 * kLog2e / (theta * theta)));
         for (int64_t z = -reach[0]; z <= reach[0]; ++z)
             for (int64_t y = -reach[1]; y <= reach[1]; ++y) {
-                OffsetRow row{z, y, 0, 0, 0, 0};
+                OffsetRow row{z, y, -1, 0, 0, 0, 0, z * around.shape[1] + y, 0, kEverywhere};
                 row.begin = row.own_begin = row.own_end = static_cast<int64_t>(offsets_.size());
+                std::vector<float> table(kTable, kBeyond);
                 for (int64_t x = -reach[2]; x <= reach[2]; ++x) {
                     const double scaled[3] = {z / kernel.sigma[0], y / kernel.sigma[1], x / kernel.sigma[2]};
                     const double square = scaled[0] * scaled[0] + scaled[1] * scaled[1] + scaled[2] * scaled[2];
-                    if (square > kTruncationRadius * kTruncationRadius * (1 + 1e-6) || (z == 0 && y == 0 && x == 0)) continue;
-                    offsets_.push_back({x, static_cast<float>(-0.5 * square * kLog2e)});
+                    if (square > kTruncationRadius * kTruncationRadius * (1 + 1e-6)) continue;
+                    row.reach = std::max(row.reach, x);
+                    const float exponent = static_cast<float>(-0.5 * square * kLog2e);
+                    if (std::abs(x) <= kLanes) table[kCenter + x] = exponent;
+                    if (z == 0 && y == 0 && x == 0) continue;
+                    offsets_.push_back({x, exponent});
                     if (x < 0) row.own_begin = static_cast<int64_t>(offsets_.size());
                     if (x <= 0) row.own_end = static_cast<int64_t>(offsets_.size());
                 }
                 row.end = static_cast<int64_t>(offsets_.size());
-                if (row.begin < row.end) offset_rows_.push_back(row);
+                if (row.reach < 0) continue;
+                row.vectors = row.reach / (kLanes / 2) + 1;
+                if (is_narrow()) row.within = ((SentLanes{1} << (kLanes + 2 * row.reach)) - 1) << (kLanes - row.reach);
+                offset_rows_.push_back(row);
+                tables_.insert(tables_.end(), table.begin(), table.end());
             }
+    }
+
+    std::vector<WindowRow> window() const override {
+        std::vector<WindowRow> rows;
+        for (const OffsetRow& row : offset_rows_) rows.push_back({row.z, row.y, row.reach});
+        return rows;
     }
 
     // Intensities around the tile. Beyond the grid they may be any: nothing is sent from there. They are read from the image, and copied at
@@ -77,32 +107,32 @@ class BilateralTileKernel final : public TileKernel {
         scratch.image_plane = around.shape[1] * around.shape[2];
     }
 
-    void sum(int num_labels, const uint8_t* is_open, TileScratch& scratch) const override {
+    void sum(int num_labels, const LaneMask* open, TileScratch& scratch) const override {
         for (int first = 0; first < num_labels; first += kMostTogether) {
             switch (std::min(kMostTogether, num_labels - first)) {
                 case 1:
-                    sum_labels<1>(first, is_open, scratch);
+                    sum_labels<1>(first, open, scratch);
                     break;
                 case 2:
-                    sum_labels<2>(first, is_open, scratch);
+                    sum_labels<2>(first, open, scratch);
                     break;
                 case 3:
-                    sum_labels<3>(first, is_open, scratch);
+                    sum_labels<3>(first, open, scratch);
                     break;
                 case 4:
-                    sum_labels<4>(first, is_open, scratch);
+                    sum_labels<4>(first, open, scratch);
                     break;
                 case 5:
-                    sum_labels<5>(first, is_open, scratch);
+                    sum_labels<5>(first, open, scratch);
                     break;
                 case 6:
-                    sum_labels<6>(first, is_open, scratch);
+                    sum_labels<6>(first, open, scratch);
                     break;
                 case 7:
-                    sum_labels<7>(first, is_open, scratch);
+                    sum_labels<7>(first, open, scratch);
                     break;
                 default:
-                    sum_labels<kMostTogether>(first, is_open, scratch);
+                    sum_labels<kMostTogether>(first, open, scratch);
                     break;
             }
         }
@@ -110,87 +140,134 @@ class BilateralTileKernel final : public TileKernel {
 
    private:
     template <int L>
-    void sum_labels(int first, const uint8_t* is_open, TileScratch& scratch) const {
+    void sum_labels(int first, const LaneMask* open, TileScratch& scratch) const {
         switch (num_modalities_) {
             case 1:
-                return sum_modalities<L, 1>(first, is_open, scratch);
+                return sum_modalities<L, 1>(first, open, scratch);
             case 2:
-                return sum_modalities<L, 2>(first, is_open, scratch);
+                return sum_modalities<L, 2>(first, open, scratch);
             default:
-                return sum_modalities<L, 0>(first, is_open, scratch);
+                return sum_modalities<L, 0>(first, open, scratch);
         }
     }
 
     // L: labels; M: modalities, 0 = any.
     template <int L, int M>
-    void sum_modalities(int first, const uint8_t* is_open, TileScratch& scratch) const {
-        constexpr int kHeld = M > 0 ? M : 1;
-        const int64_t num_rows = tiling_.tile[0] * tiling_.tile[1];
-        for (int64_t row = 0; row < num_rows; row += kRowsTogether) {
-            if (!is_any_open(is_open + row, kRowsTogether)) continue;
-            for (int64_t x = 0; x < tiling_.tile[2]; x += kLanes) {
-                Receiver<L, kHeld> receivers[kRowsTogether];
-                for (int r = 0; r < kRowsTogether; ++r) {
-                    Receiver<L, kHeld>& receiver = receivers[r];
-                    receiver.row = own_row(row + r);
-                    receiver.voxel =
-                        (row + r) / tiling_.tile[1] * scratch.image_plane + (row + r) % tiling_.tile[1] * scratch.image_row + x;
-                    receiver.sent = (row + r) / tiling_.tile[1] * scratch.sent_plane + (row + r) % tiling_.tile[1] * scratch.sent_row + x;
-                    for (int l = 0; l < L; ++l)
-                        receiver.total[l] = scratch.sends[receiver.row] ? load(scratch.sent_of[first + l] + receiver.sent) : vfloat{};
-                    for (int m = 0; m < M; ++m) receiver.own[m] = load(scratch.image[m] + receiver.voxel);
-                }
-                for (const OffsetRow& offsets : offset_rows_) {
-                    uint8_t sends[kRowsTogether], all = 0;
-                    bool both = true;
-                    for (int r = 0; r < kRowsTogether; ++r) {
-                        sends[r] =
-                            is_open[row + r] ? scratch.sends[receivers[r].row + offsets.z * around.shape[1] + offsets.y] : uint8_t{0};
-                        all |= sends[r];
-                        both &= sends[r] != 0;
-                    }
-                    if (!all) continue;
-                    const Offset* const begin = offsets_.data() + (all & (kLeft | kOwn) ? offsets.begin : offsets.own_end);
-                    const Offset* const end = offsets_.data() + (all & (kOwn | kRight) ? offsets.end : offsets.own_begin);
-                    if (both) {
-                        add_row<L, M, kRowsTogether>(first, offsets, begin, end, scratch, receivers);
-                    } else {
-                        for (int r = 0; r < kRowsTogether; ++r)
-                            if (sends[r]) add_row<L, M, 1>(first, offsets, begin, end, scratch, receivers + r);
-                    }
-                }
-                for (int r = 0; r < kRowsTogether; ++r)
-                    for (int l = 0; l < L; ++l)
-                        store(scratch.received.data() + (first + l) * tiling_.tile_voxels() + (row + r) * tiling_.tile[2] + x,
-                              receivers[r].total[l]);
+    void sum_modalities(int first, const LaneMask* open, TileScratch& scratch) const {
+        const int64_t num_rows = tiling_.tile[0] * tiling_.tile[1], size = static_cast<int64_t>(offset_rows_.size());
+        scratch.senders.resize(size);
+        for (int64_t row = 0; row < num_rows; ++row) {
+            if (!open[row]) continue;
+            int64_t together = 0, all = 0, vectors = 0, count = 0;
+            const SentLanes* const sends = scratch.sends.data() + own_row(row);
+            for (int64_t n = 0; n < size; ++n) {
+                const OffsetRow& offsets = offset_rows_[n];
+                const SentLanes lanes = sends[offsets.away] & offsets.within;
+                const int64_t width = lanes ? offsets.end - offsets.begin : 0;
+                scratch.senders[count] = {n, lanes};
+                count += lanes != 0;
+                all += width;
+                together += std::min<int64_t>(std::popcount(lanes), width);
+                vectors += lanes ? offsets.vectors : 0;
+            }
+            if (count == 0) {
+                for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), vfloat{});
+            } else if (is_narrow() && std::popcount(open[row]) * (kAloneVector * vectors + kAloneLabel * L) < kTogether * together) {
+                for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), vfloat{});
+                for (uint32_t left = open[row]; left; left &= left - 1) sum_alone<L, M>(first, row, std::countr_zero(left), count, scratch);
+            } else if (together > kMostOfAll * static_cast<double>(all) && row % 2 == 0 && open[row + 1]) {
+                sum_all<L, M, 2>(first, row, scratch);
+                ++row;
+            } else {
+                sum_together<L, M>(first, row, count, scratch);
             }
         }
     }
 
-    // A vector of voxels that receive. H: modalities that are held in registers.
+    // Whether the surroundings along a row are one tile on each side, all of whose voxels have a bit of their own.
+    bool is_narrow() const { return around.halo[2] == kLanes; }
+
+    // A vector of voxels, or one voxel, that receives. H: modalities that are held in registers.
     template <int L, int H>
     struct Receiver {
-        int64_t row;    // in the neighborhood
-        int64_t voxel;  // the first one, from the tile's first
-        int64_t sent;   // the same where it sends
-        vfloat total[L], own[H];
+        int64_t voxel, sent;  // the first one, from the tile's first: in the image, and where it sends
+        vfloat total[L]{}, own[H]{};
     };
+
+    template <int L, int M>
+    Receiver<L, (M > 0 ? M : 1)> receiver_of(int64_t row, int64_t lane, const TileScratch& scratch) const {
+        Receiver<L, (M > 0 ? M : 1)> receiver;
+        const int64_t z = row / tiling_.tile[1], y = row % tiling_.tile[1];
+        receiver.voxel = z * scratch.image_plane + y * scratch.image_row + lane;
+        receiver.sent = z * scratch.sent_plane + y * scratch.sent_row + lane;
+        for (int m = 0; m < M; ++m) receiver.own[m] = load(scratch.image[m] + receiver.voxel);
+        return receiver;
+    }
+
+    float* received(int64_t label, int64_t row, TileScratch& scratch) const {
+        return scratch.received.data() + label * tiling_.tile_voxels() + row * kLanes;
+    }
+
+    // What R rows receive, of all offsets to rows of the window that send.
+    template <int L, int M, int R>
+    void sum_all(int first, int64_t row, TileScratch& scratch) const {
+        Receiver<L, (M > 0 ? M : 1)> receivers[R];
+        for (int r = 0; r < R; ++r) receivers[r] = receiver_of<L, M>(row + r, 0, scratch);
+        for (const OffsetRow& offsets : offset_rows_) {
+            SentLanes lanes = 0;
+            bool every = true;
+            for (int r = 0; r < R; ++r) {
+                const SentLanes its = scratch.sends[own_row(row + r) + offsets.away] & offsets.within;
+                lanes |= its;
+                every &= its != 0;
+            }
+            if (!lanes) continue;
+            if (every) {
+                add_offsets<L, M, R>(first, offsets, lanes, scratch, receivers);
+            } else {
+                for (int r = 0; r < R; ++r)
+                    if (scratch.sends[own_row(row + r) + offsets.away] & offsets.within)
+                        add_offsets<L, M, 1>(first, offsets, lanes, scratch, receivers + r);
+            }
+        }
+        for (int r = 0; r < R; ++r)
+            for (int l = 0; l < L; ++l) store(received(first + l, row + r, scratch), receivers[r].total[l]);
+    }
+
+    // What a row receives. Of each row of the window: of all its offsets or of all voxels that send, whichever are fewer.
+    template <int L, int M>
+    void sum_together(int first, int64_t row, int64_t count, TileScratch& scratch) const {
+        Receiver<L, (M > 0 ? M : 1)> receiver = receiver_of<L, M>(row, 0, scratch);
+        for (int64_t n = 0; n < count; ++n) {
+            const SendingRow& sender = scratch.senders[n];
+            const OffsetRow& offsets = offset_rows_[sender.number];
+            if (is_narrow() && std::popcount(sender.lanes) < offsets.end - offsets.begin) {
+                add_senders<L, M>(first, offsets, sender, scratch, receiver);
+            } else {
+                add_offsets<L, M, 1>(first, offsets, sender.lanes, scratch, &receiver);
+            }
+        }
+        for (int l = 0; l < L; ++l) store(received(first + l, row, scratch), receiver.total[l]);
+    }
 
     // What one row of the neighborhood sends to each of R vectors of voxels.
     template <int L, int M, int R>
-    void add_row(int first, const OffsetRow& row, const Offset* begin, const Offset* end, const TileScratch& scratch,
-                 Receiver<L, (M > 0 ? M : 1)>* receivers) const {
+    void add_offsets(int first, const OffsetRow& row, SentLanes lanes, const TileScratch& scratch,
+                     Receiver<L, (M > 0 ? M : 1)>* receivers) const {
         const int64_t image_away = row.z * scratch.image_plane + row.y * scratch.image_row;
         const int64_t sent_away = row.z * scratch.sent_plane + row.y * scratch.sent_row;
-        const float* sent[R][L];
-        vfloat total[R][L], own[R][M > 0 ? M : 1];
+        const float* sent[R][L]{};
+        vfloat total[R][L]{}, own[R][M > 0 ? M : 1]{};
         for (int r = 0; r < R; ++r) {
             for (int l = 0; l < L; ++l) {
                 total[r][l] = receivers[r].total[l];
                 sent[r][l] = scratch.sent_of[first + l] + receivers[r].sent + sent_away;
+                if (row.away == 0) total[r][l] += load(sent[r][l]);  // The offsets leave out the voxel itself.
             }
             for (int m = 0; m < M; ++m) own[r][m] = receivers[r].own[m];
         }
+        const Offset* const begin = offsets_.data() + (lanes & (kLeft | kOwn) ? row.begin : row.own_end);
+        const Offset* const end = offsets_.data() + (lanes & (kOwn | kRight) ? row.end : row.own_begin);
         for (const Offset* offset = begin; offset < end; ++offset) {
             for (int r = 0; r < R; ++r) {
                 vfloat exponent = splat_lanes(offset->exponent);
@@ -207,10 +284,55 @@ class BilateralTileKernel final : public TileKernel {
             for (int l = 0; l < L; ++l) receivers[r].total[l] = total[r][l];
     }
 
+    // The same for one vector, voxel by voxel of those that send.
+    template <int L, int M>
+    void add_senders(int first, const OffsetRow& row, const SendingRow& sender, const TileScratch& scratch,
+                     Receiver<L, (M > 0 ? M : 1)>& receiver) const {
+        const int64_t image_away = row.z * scratch.image_plane + row.y * scratch.image_row;
+        const int64_t sent_away = row.z * scratch.sent_plane + row.y * scratch.sent_row;
+        const float* const table = tables_.data() + sender.number * kTable + kCenter;
+        for (SentLanes left = sender.lanes; left; left &= left - 1) {
+            const int64_t x = std::countr_zero(left) - kLanes;
+            vfloat exponent = load(table - x);
+            for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
+                const float* const image = scratch.image[m] + receiver.voxel;
+                const vfloat difference = (M > 0 ? receiver.own[M > 0 ? m : 0] : load(image)) - splat_lanes(image[image_away + x]);
+                exponent -= difference * difference * precision_[m];
+            }
+            const vfloat weight = exp2_nonpositive(exponent);
+            for (int l = 0; l < L; ++l) receiver.total[l] += weight * scratch.sent_of[first + l][receiver.sent + sent_away + x];
+        }
+    }
+
+    // What one voxel of a row receives: the lanes are the voxels that send.
+    template <int L, int M>
+    void sum_alone(int first, int64_t row, int lane, int64_t count, TileScratch& scratch) const {
+        Receiver<L, (M > 0 ? M : 1)> receiver = receiver_of<L, M>(row, lane, scratch);
+        for (int m = 0; m < M; ++m) receiver.own[m] = splat_lanes(scratch.image[m][receiver.voxel]);
+        for (int64_t n = 0; n < count; ++n) {
+            const OffsetRow& offsets = offset_rows_[scratch.senders[n].number];
+            const float* const table = tables_.data() + scratch.senders[n].number * kTable + kCenter;
+            const int64_t image_at = receiver.voxel + offsets.z * scratch.image_plane + offsets.y * scratch.image_row;
+            const int64_t sent_at = receiver.sent + offsets.z * scratch.sent_plane + offsets.y * scratch.sent_row;
+            for (int64_t x = -offsets.reach; x <= offsets.reach; x += kLanes) {
+                vfloat exponent = load(table + x);
+                for (int m = 0; m < (M > 0 ? M : num_modalities_); ++m) {
+                    const vfloat its = M > 0 ? receiver.own[M > 0 ? m : 0] : splat_lanes(scratch.image[m][receiver.voxel]);
+                    const vfloat difference = its - load(scratch.image[m] + image_at + x);
+                    exponent -= difference * difference * precision_[m];
+                }
+                const vfloat weight = exp2_nonpositive(exponent);
+                for (int l = 0; l < L; ++l) receiver.total[l] += weight * load(scratch.sent_of[first + l] + sent_at + x);
+            }
+        }
+        for (int l = 0; l < L; ++l) received(first + l, row, scratch)[lane] = sum_lanes(receiver.total[l]);
+    }
+
     const DirectKernel& kernel_;
     int num_modalities_;
     std::vector<Offset> offsets_;
     std::vector<OffsetRow> offset_rows_;
+    std::vector<float> tables_;     // (row of the window, kTable) exponents at each distance along it, kBeyond outside the window
     std::vector<float> precision_;  // (modality) turns the square of a difference into an exponent of 2
 };
 
@@ -222,7 +344,15 @@ class SpatialTileKernel final : public TileKernel {
 
     void enter(int64_t, TileScratch&) const override {}
 
-    void sum(int num_labels, const uint8_t* /*is_open*/, TileScratch& scratch) const override {
+    std::vector<WindowRow> window() const override {
+        std::vector<WindowRow> rows;
+        for (int64_t z = 1 - static_cast<int64_t>(taps_[0].weight.size()); z < static_cast<int64_t>(taps_[0].weight.size()); ++z)
+            for (int64_t y = 1 - static_cast<int64_t>(taps_[1].weight.size()); y < static_cast<int64_t>(taps_[1].weight.size()); ++y)
+                rows.push_back({z, y, static_cast<int64_t>(taps_[2].weight.size()) - 1});
+        return rows;
+    }
+
+    void sum(int num_labels, const LaneMask* /*open*/, TileScratch& scratch) const override {
         const int64_t width = tiling_.tile[2], rows = around.shape[1], planes = around.shape[0];
         scratch.pass.resize((planes * rows + planes * tiling_.tile[1]) * width);
         float* const along_x = scratch.pass.data();

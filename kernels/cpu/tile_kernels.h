@@ -5,16 +5,21 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/row_map.h"
 #include "cpu/tile_filter.h"
 
 namespace crf {
 
-// Which parts of a row of the neighborhood send anything: those in the tiles to the left, in the tile's own column, to the right.
-constexpr uint8_t kLeft = 1, kOwn = 2, kRight = 4, kEverywhere = kLeft | kOwn | kRight;
+// Which voxels of a row of the neighborhood send anything, one bit each, in the order of the row: those of the tile to the left, of the
+// tile's own column, of the tile to the right. A halo of several tiles counts as one: its bits are all set if any tile of it sends.
+typedef uint64_t SentLanes;
+constexpr SentLanes kLeft = kAllLanes, kOwn = kLeft << kLanes, kRight = kOwn << kLanes, kEverywhere = kLeft | kOwn | kRight;
 
-inline bool is_any_open(const uint8_t* rows, int64_t count) {
-    return std::any_of(rows, rows + count, [](uint8_t open) { return open != 0; });
-}
+// Voxels of a row of the neighborhood that send to a row of the tile.
+struct SendingRow {
+    int64_t number;  // among the rows of the window
+    SentLanes lanes;
+};
 
 // Scratch of a thread: arrays of a neighborhood.
 struct TileScratch {
@@ -23,7 +28,8 @@ struct TileScratch {
     int64_t image_row = 0, image_plane = 0;
     std::vector<const float*> sent_of;  // (label) what the tile's first voxel sends; rows and planes around it follow at these distances
     int64_t sent_row = 0, sent_plane = 0;
-    std::vector<uint8_t> sends;   // (row of the neighborhood) which parts are not zero; a row of `sent` that is zero may be anything
+    std::vector<SentLanes> sends;  // (row of the neighborhood) where it is not zero; a row of `sent` where it is may be anything
+    std::vector<SendingRow> senders;
     std::vector<uint8_t> needed;  // (row of the neighborhood) whether a row that receives is within reach
 };
 
@@ -43,25 +49,34 @@ class TileKernel {
         for (int64_t l = 0; l < num_labels; ++l) scratch.sent_of[l] = scratch.sent.data() + l * around.size + around.own_row(0, 0);
     }
 
-    // Marks the rows of the neighborhood that open rows of the tile receive from.
-    void find_needed(const uint8_t* is_open, TileScratch& scratch) const {
+    // What a voxel receives from, itself included.
+    virtual std::vector<WindowRow> window() const = 0;
+
+    // The lanes of a tile in the given column (-1: left of the tile, 0: its own, 1: right of it) as they count in `sends`.
+    SentLanes lanes_around(LaneMask lanes, int64_t column) const {
+        if (column != 0 && lanes && around.halo[2] > kLanes) lanes = kAllLanes;
+        return SentLanes{lanes} << ((column + 1) * kLanes);
+    }
+
+    // Marks the rows of the neighborhood that open voxels of the tile receive from.
+    void find_needed(const LaneMask* open, TileScratch& scratch) const {
         scratch.needed.assign(num_rows_around(), 0);
         std::vector<uint8_t> near(around.shape[1]);  // of a plane of the tile
         for (int64_t z = 0; z < tiling_.tile[0]; ++z) {
             std::fill(near.begin(), near.end(), uint8_t{0});
             for (int64_t y = 0; y < tiling_.tile[1]; ++y)
-                if (is_open[z * tiling_.tile[1] + y]) std::fill_n(near.begin() + y, 2 * around.halo[1] + 1, uint8_t{1});
-            if (!is_any_open(near.data(), around.shape[1])) continue;
+                if (open[z * tiling_.tile[1] + y]) std::fill_n(near.begin() + y, 2 * around.halo[1] + 1, uint8_t{1});
+            if (std::find(near.begin(), near.end(), uint8_t{1}) == near.end()) continue;
             for (int64_t plane = z; plane <= z + 2 * around.halo[0]; ++plane)
                 for (int64_t y = 0; y < around.shape[1]; ++y) scratch.needed[plane * around.shape[1] + y] |= near[y];
         }
     }
 
-    // Prepares the tile whose sums follow, once it is known which rows send.
+    // Prepares the tile whose sums follow, once it is known which voxels send.
     virtual void enter(int64_t tile, TileScratch& scratch) const = 0;
-    // received: (label, voxel of the tile), from scratch.sent: (label, voxel of the neighborhood). is_open: (row of the tile); other rows
-    // of `received` may be anything.
-    virtual void sum(int num_labels, const uint8_t* is_open, TileScratch& scratch) const = 0;
+    // received: (label, voxel of the tile), from scratch.sent: (label, voxel of the neighborhood). open: (row of the tile) the voxels
+    // that receive; the others of their rows get anything finite, other rows may be anything.
+    virtual void sum(int num_labels, const LaneMask* open, TileScratch& scratch) const = 0;
 
     int64_t num_rows_around() const { return around.shape[0] * around.shape[1]; }
 

@@ -13,12 +13,12 @@ namespace {
 class TileMeanField {
    public:
     TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions<float>& options,
-                  const uint8_t* is_open, int64_t num_voxels, float unsent, const float* logits, float* out, const BorderCheck* check,
+                  const LaneMask* open, int64_t num_voxels, float unsent, const float* logits, float* out, const BorderCheck* check,
                   ThreadPool& pool)
         : set_(set),
           kernels_(kernels),
           options_(options),
-          is_open_(is_open),
+          open_(open),
           num_voxels_(num_voxels),
           unsent_(unsent),
           logits_(logits),
@@ -30,7 +30,7 @@ class TileMeanField {
           size_(set.num_entries() * voxels_),
           marginals_(size_),
           change_(size_),
-          inside_(set.num_active * voxels_),
+          inside_(set.num_active * num_rows_),
           sends_(set.num_active * num_rows_),
           row_entropy_(set.num_active * num_rows_),
           sums_(set.num_active),
@@ -42,9 +42,10 @@ class TileMeanField {
         MeanFieldOutcome outcome;
         step_length_ = 1 - options_.damping;
         for_tiles([&](int64_t tile, Scratch&) { initialize(tile); });
+
         const StepSums start = total(sums_);
         double negative_entropy = start.negative_entropy, last_energy = 0;
-        if (options_.num_iterations > 0 && has_settled_rows()) send_settled();
+        if (options_.num_iterations > 0 && has_settled_voxels()) send_settled();
         for_tiles([&](int64_t tile, Scratch&) { send_open(tile); });
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
@@ -90,55 +91,44 @@ class TileMeanField {
         return values + set_.first_entry[tile] * voxels_;
     }
     int num_labels(int64_t tile) const { return static_cast<int>(set_.first_entry[tile + 1] - set_.first_entry[tile]); }
-    bool is_open(int64_t tile, int64_t row) const { return is_open_[tile * num_rows_ + row] != 0; }
+    // The voxels of a row that receive messages.
+    LaneMask open(int64_t tile, int64_t row) const { return open_[tile * num_rows_ + row]; }
+    LaneMask settled(int64_t tile, int64_t row) const { return static_cast<LaneMask>(inside_[tile * num_rows_ + row] & ~open(tile, row)); }
 
-    bool has_settled_rows() const {
-        const uint8_t* const end = is_open_ + set_.num_active * num_rows_;
-        return std::find(is_open_, end, uint8_t{0}) != end;
+    bool has_settled_voxels() const {
+        for (int64_t row = 0; row < set_.num_active * num_rows_; ++row)
+            if (inside_[row] & ~open_[row]) return true;
+        return false;
     }
 
-    void send(const SentRows& sent) {
-        for (size_t k = 0; k < kernels_.size(); ++k) kernels_[k]->accumulate(sent, is_open_, options_.weight[k].data(), out_);
+    void send(const SentVoxels& sent) {
+        for (size_t k = 0; k < kernels_.size(); ++k) kernels_[k]->accumulate(sent, open_, options_.weight[k].data(), out_);
     }
 
-    // What settled rows and tiles send never changes, so they send once. Pairs of an open row and a settled one are in the energy twice,
-    // but only the open row receives a message: `from_settled_` is counted a second time in each step.
+    // What settled voxels send never changes, so they send once. Pairs of an open voxel and a settled one are in the energy twice, but only
+    // the open one receives a message: `from_settled_` is counted a second time in each step.
     void send_settled() {
         for_tiles([&](int64_t tile, Scratch&) {
-            for (int64_t row = 0; row < num_rows_; ++row) sends_[tile * num_rows_ + row] = !is_open(tile, row);
+            for (int64_t row = 0; row < num_rows_; ++row) send_all(tile, row, settled(tile, row));
         });
-        send({marginals_.get(), sends_.get(), true});
+        send({change_.get(), sends_.get(), true});
         from_settled_ = Buffer<float>(size_);
         for_tiles(
             [&](int64_t tile, Scratch&) { std::copy(entries(out_, tile), entries(out_, tile + 1), entries(from_settled_.get(), tile)); });
     }
 
-    // All that open rows hold is new.
+    // All that open voxels hold is new.
     void send_open(int64_t tile) {
-        for (int64_t row = 0; row < num_rows_; ++row) sends_[tile * num_rows_ + row] = is_open(tile, row);
-        std::copy(entries(marginals_.get(), tile), entries(marginals_.get(), tile + 1), entries(change_.get(), tile));
+        for (int64_t row = 0; row < num_rows_; ++row) send_all(tile, row, open(tile, row));
     }
 
-    // Which voxels of a tile are inside the mask and the grid.
-    void find_inside(int64_t tile) {
-        const Tiling& tiling = set_.tiling;
-        uint8_t* const inside = inside_.get() + tile * voxels_;
-        std::fill(inside, inside + voxels_, uint8_t{0});
-        int64_t at[3];
-        tiling.place(set_.active[tile], at);
-        for (int64_t z = tiling.begin(0, at[0]); z < tiling.end(0, at[0]); ++z)
-            for (int64_t y = tiling.begin(1, at[1]); y < tiling.end(1, at[1]); ++y) {
-                const int64_t row = ((z % tiling.tile[0]) * tiling.tile[1] + y % tiling.tile[1]) * tiling.tile[2];
-                for (int64_t x = tiling.begin(2, at[2]); x < tiling.end(2, at[2]); ++x)
-                    inside[row + x % tiling.tile[2]] = set_.is_inside((z * tiling.shape[1] + y) * tiling.shape[2] + x);
-            }
-    }
-
-    vint valid_lanes(int64_t tile, int64_t row) const {
-        typedef uint8_t bytes __attribute__((vector_size(kLanes)));
-        bytes inside;
-        std::memcpy(&inside, inside_.get() + tile * voxels_ + row * kLanes, sizeof inside);
-        return __builtin_convertvector(inside, vint) != 0;
+    void send_all(int64_t tile, int64_t row, LaneMask lanes) {
+        sends_[tile * num_rows_ + row] = lanes;
+        if (!lanes) return;
+        const vint some = lanes_of(lanes);
+        const float* const from = entries(marginals_.get(), tile) + row * kLanes;
+        float* const to = entries(change_.get(), tile) + row * kLanes;
+        for (int l = 0; l < num_labels(tile); ++l) store(to + l * voxels_, some ? load(from + l * voxels_) : vfloat{});
     }
 
     // What a softmax finds besides the marginals.
@@ -173,9 +163,8 @@ class TileMeanField {
         return {valid ? weighted * inverse - log_positive(sum) : vfloat{}, valid ? largest : vfloat{}, label};
     }
 
-    // The network's marginals; of settled rows, which stay as they are, the linear part of the energy, too.
+    // The network's marginals; of settled voxels, which stay as they are, the linear part of the energy, too.
     void initialize(int64_t tile) {
-        find_inside(tile);
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile);
@@ -186,14 +175,14 @@ class TileMeanField {
         StepSums sums;
         vfloat linear{};
         for (int64_t row = 0; row < num_rows_; ++row) {
-            const vint valid = valid_lanes(tile, row);
+            inside_[tile * num_rows_ + row] = lanes_inside(set_, set_.active[tile], row);
             const int64_t i = row * kLanes;
-            const Softened found = soften(labels, x + i, voxels_, valid, marginals + i, voxels_);
+            const Softened found = soften(labels, x + i, voxels_, lanes_of(inside_[tile * num_rows_ + row]), marginals + i, voxels_);
             for (int lane = 0; lane < kLanes; ++lane) sums.largest += static_cast<double>(found.largest[lane]);
             row_entropy_[tile * num_rows_ + row] = sum_lanes(found.negative_entropy);
-            if (is_open(tile, row)) continue;
+            const vint stays = lanes_of(settled(tile, row));
             for (int l = 0; l < labels; ++l)
-                linear += (valid ? load(x + l * voxels_ + i) - found.largest : vfloat{}) * load(marginals + l * voxels_ + i);
+                linear += (stays ? load(x + l * voxels_ + i) - found.largest : vfloat{}) * load(marginals + l * voxels_ + i);
         }
         sums.linear = static_cast<double>(sum_lanes(linear));
         sums.negative_entropy = entropy(tile);
@@ -233,7 +222,7 @@ class TileMeanField {
         StepSums sums;
         LaneSums lanes;
         for (int64_t row = 0; row < num_rows_; ++row)
-            if (is_open(tile, row)) update_row(tile, row, scratch, lanes);
+            if (open(tile, row)) update_row(tile, row, scratch, lanes);
         sums.linear = static_cast<double>(sum_lanes(lanes.linear));
         sums.quadratic = static_cast<double>(sum_lanes(lanes.quadratic));
         sums.divergence = static_cast<double>(sum_lanes(lanes.divergence));
@@ -256,11 +245,11 @@ class TileMeanField {
         const float* const logits = entries(logits_, tile) + i;
         float *const q = entries(marginals_.get(), tile) + i, *const change = entries(change_.get(), tile) + i;
         float *const x = scratch.logits.data(), *const now = scratch.marginals.data(), *const pairwise = scratch.pairwise.data();
-        uint8_t& sends = sends_[tile * num_rows_ + row];
-        const vint valid = valid_lanes(tile, row);
+        LaneMask& sends = sends_[tile * num_rows_ + row];
+        const vint valid = lanes_of(open(tile, row));
         if (from_settled_) {
             find_pairwise(tile, row, from_settled_.get(), pairwise);
-            for (int l = 0; l < labels; ++l) sums.quadratic += load(pairwise + l * kLanes) * load(q + l * voxels_);
+            for (int l = 0; l < labels; ++l) sums.quadratic += valid ? load(pairwise + l * kLanes) * load(q + l * voxels_) : vfloat{};
         }
         find_pairwise(tile, row, out_, pairwise);
         vfloat largest = load(logits) * scale;
@@ -268,12 +257,12 @@ class TileMeanField {
         for (int l = 0; l < labels; ++l) {
             const vfloat a = load(logits + l * voxels_) * scale, old = load(q + l * voxels_);
             sums.linear += valid ? (a - largest) * old : vfloat{};
-            sums.quadratic += load(pairwise + l * kLanes) * old;
+            sums.quadratic += valid ? load(pairwise + l * kLanes) * old : vfloat{};
             vfloat to = a - load(pairwise + l * kLanes);
             if (kept_.get()) {
                 float* const from = entries(kept_.get(), tile) + l * voxels_ + i;
                 to = load(from) + (to - load(from)) * step_length_;
-                store(from, to);
+                store(from, valid ? to : load(from));
             }
             store(x + l * kLanes, to);
         }
@@ -287,19 +276,30 @@ class TileMeanField {
             before = more ? vint{} + l : before;
             moved = vmax(vmax(difference, -difference), moved);
         }
-        const vint flips = valid ? (found.label != before) : vint{};
-        sends = any_lane((moved > unsent_) | flips);
+        const vint flips = found.label != before;
+        sends = mask_of((moved > unsent_) | flips) & open(tile, row);
         if (!sends) return;
+        const vint some = lanes_of(sends);
         if (options_.tolerance > 0) {
-            sums.flips += flips;
-            sums.divergence += valid ? divergence(labels, now, q) : vfloat{};
+            sums.flips += some & flips;
+            sums.divergence += some ? divergence(labels, now, q) : vfloat{};
         }
-        row_entropy_[tile * num_rows_ + row] = sum_lanes(found.negative_entropy);
         for (int l = 0; l < labels; ++l) {
-            const vfloat marginal = load(now + l * kLanes), difference = marginal - load(q + l * voxels_);
-            store(change + l * voxels_, difference);
-            store(q + l * voxels_, marginal);
+            const vfloat marginal = load(now + l * kLanes), old = load(q + l * voxels_);
+            store(change + l * voxels_, some ? marginal - old : vfloat{});
+            store(q + l * voxels_, some ? marginal : old);
         }
+        row_entropy_[tile * num_rows_ + row] = negative_entropy(labels, q);
+    }
+
+    // The sum of Q log Q over a row.
+    float negative_entropy(int labels, const float* q) const {
+        vfloat sum{};
+        for (int l = 0; l < labels; ++l) {
+            const vfloat marginal = load(q + l * voxels_);
+            sum += marginal * log_positive(vmax(marginal, splat_lanes(kTiny<float>)));
+        }
+        return sum_lanes(sum);
     }
 
     // The divergence of a row's new marginals from the old ones.
@@ -309,8 +309,6 @@ class TileMeanField {
         for (int l = 0; l < labels; ++l) change += divergence_of_label(load(now + l * kLanes), load(old + l * voxels_), tiny);
         return change;
     }
-
-    static bool any_lane(const vint& condition) { return !is_zero_vector((vfloat)condition); }
 
     // A label that was not negligible in one step may be so again at the end, after its messages have crossed the border. Marginals are
     // known up to what is not sent.
@@ -322,18 +320,19 @@ class TileMeanField {
         }
     }
 
-    // The logits of a full step from the network's, by the messages that have arrived; those of settled rows are the network's.
+    // The logits of a full step from the network's, by the messages that have arrived; those of settled voxels are the network's.
     void write_logits(int64_t tile, Scratch& scratch, float* to) const {
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile);
         scratch.pairwise.resize(num_labels(tile) * kLanes);
         for (int64_t row = 0; row < num_rows_; ++row) {
-            const bool receives = is_open(tile, row) && options_.num_iterations > 0;
+            const LaneMask receives = options_.num_iterations > 0 ? open(tile, row) : LaneMask{0};
+            const vint some = lanes_of(receives);
             if (receives) find_pairwise(tile, row, out_, scratch.pairwise.data());
             for (int l = 0; l < num_labels(tile); ++l) {
                 const int64_t i = l * voxels_ + row * kLanes;
                 const vfloat a = load(logits + i) * scale;
-                store(entries(to, tile) + i, receives ? a - load(scratch.pairwise.data() + l * kLanes) : a);
+                store(entries(to, tile) + i, receives ? (some ? a - load(scratch.pairwise.data() + l * kLanes) : a) : a);
             }
         }
     }
@@ -347,19 +346,19 @@ class TileMeanField {
     const TileSet& set_;
     const std::vector<std::unique_ptr<TileFilter>>& kernels_;
     const MeanFieldOptions<float>& options_;
-    const uint8_t* const is_open_;
+    const LaneMask* const open_;
     const int64_t num_voxels_;
-    const float unsent_;  // a row whose marginals have changed by no more since it sent them does not send
+    const float unsent_;  // a voxel whose marginals have changed by no more since it sent them does not send
     const float* const logits_;
     float* const out_;  // the messages that have arrived so far, at the end the refined logits
     const BorderCheck* const check_;
     ThreadPool& pool_;
     const int64_t voxels_, num_rows_, size_;
-    Buffer<float> marginals_, kept_;  // as they were sent last; logits of the step before, if steps are shortened
-    Buffer<float> change_;            // (entry, voxel) what rows that send have to send
-    Buffer<float> from_settled_;      // (entry, voxel) messages of settled rows and tiles, if there are settled rows
-    Buffer<uint8_t> inside_, sends_;  // (tile, voxel); (tile, row)
-    Buffer<float> row_entropy_;       // (tile, row) sum of Q log Q
+    Buffer<float> marginals_, kept_;   // as they were sent last; logits of the step before, if steps are shortened
+    Buffer<float> change_;             // (entry, voxel) what voxels that send have to send
+    Buffer<float> from_settled_;       // (entry, voxel) messages of settled voxels and tiles, if active tiles have settled voxels
+    Buffer<LaneMask> inside_, sends_;  // (tile, row)
+    Buffer<float> row_entropy_;        // (tile, row) sum of Q log Q
     float step_length_ = 1;
     std::vector<StepSums> sums_;
     std::vector<Scratch> scratch_;
@@ -368,10 +367,10 @@ class TileMeanField {
 }  // namespace
 
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels, float unsent,
+                                     const MeanFieldOptions<float>& options, const LaneMask* open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback) {
-    return TileMeanField(set, kernels, options, is_open, num_voxels, unsent, logits, out, check, pool).run(callback);
+    return TileMeanField(set, kernels, options, open, num_voxels, unsent, logits, out, check, pool).run(callback);
 }
 
 }  // namespace crf

@@ -16,11 +16,11 @@ struct BorderCheck {
 // logits: (entry, voxel of a tile), not divided by the temperature. out: the same shape, the refined logits. options: `num_labels` counts
 // all labels; the voxels of settled tiles do not change, and count for convergence: `num_voxels` are all those inside the mask.
 //
-// A voxel is settled, too, if the probability of every other label than its first is below exp(settled) in the network's output: its
-// marginals stay those of the network. The energy is that of the active tiles. unsent: the largest change of a
-// row's marginals since it sent them last that it does not send. check: nullptr: none.
+// open: (active tile, row of the tile) the voxels that receive (`find_open_voxels`); the others are settled, too: their marginals stay
+// those of the network. The energy is that of the active tiles. unsent: the largest change of a voxel's marginals since it sent them last
+// that it does not send. check: nullptr: none.
 MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions<float>& options, const uint8_t* is_open, int64_t num_voxels, float unsent,
+                                     const MeanFieldOptions<float>& options, const LaneMask* open, int64_t num_voxels, float unsent,
                                      const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback);
 

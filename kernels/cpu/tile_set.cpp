@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace crf {
 
@@ -53,30 +54,41 @@ void decode_entries(const TileSet& set, const float* values, Label* label_map, T
     });
 }
 
-void find_open_rows(const TileSet& set, const float* logits, double temperature, double settled, uint8_t* is_open, ThreadPool& pool) {
-    const int64_t voxels = set.tiling.tile_voxels(), width = set.tiling.tile[2];
-    const double scale = 1 / temperature;
-    const float far = static_cast<float>((settled - 1) * temperature);  // below it, exp() need not be taken
+LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row) {
+    const Tiling& tiling = set.tiling;
+    int64_t at[3];
+    tiling.place(tile, at);
+    const int64_t z = tiling.begin(0, at[0]) + row / tiling.tile[1], y = tiling.begin(1, at[1]) + row % tiling.tile[1];
+    if (z >= tiling.shape[0] || y >= tiling.shape[1]) return 0;
+    const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x, grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+    if (!set.mask) return first_lanes_mask(length);
+    uint32_t inside = 0;
+    for (int64_t i = 0; i < length; ++i) inside |= static_cast<uint32_t>(set.mask[grid + i] != 0) << i;
+    return static_cast<LaneMask>(inside);
+}
+
+void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled, bool whole_rows, LaneMask* open,
+                      ThreadPool& pool) {
+    const int64_t voxels = set.tiling.tile_voxels(), num_rows = voxels / kLanes;
+    const float scale = 1 / temperature;
     pool.run(set.num_active, [&](int64_t item, int) {
-        uint8_t* const open = is_open + item * (voxels / width);
-        std::fill(open, open + voxels / width, uint8_t{0});
         const int64_t first = set.first_entry[item], end = set.first_entry[item + 1];
-        for_voxels(set, set.active[item], [&](int64_t, int64_t place, int64_t, int64_t, int64_t) {
-            if (open[place / width]) return;
-            int64_t best = first;
-            for (int64_t e = first + 1; e < end; ++e)
-                if (logits[e * voxels + place] > logits[best * voxels + place]) best = e;
-            const float largest = logits[best * voxels + place];
-            double sum = 1, second = 0;
-            for (int64_t e = first; e < end; ++e) {
-                const float below = logits[e * voxels + place] - largest;
-                if (e == best || below < far) continue;
-                const double share = std::exp(below * scale);
-                sum += share;
-                second = std::max(second, share);
+        for (int64_t row = 0; row < num_rows; ++row) {
+            const LaneMask inside = lanes_inside(set, set.active[item], row);
+            open[item * num_rows + row] = 0;
+            if (!inside) continue;
+            const float* const of_row = logits + row * kLanes;
+            vfloat largest = load(of_row + first * voxels), second = splat_lanes(std::numeric_limits<float>::lowest());
+            for (int64_t e = first + 1; e < end; ++e) {
+                const vfloat v = load(of_row + e * voxels);
+                second = vmax(vmin(v, largest), second);
+                largest = vmax(v, largest);
             }
-            open[place / width] = second > sum * std::exp(settled);
-        });
+            vfloat sum{};
+            for (int64_t e = first; e < end; ++e) sum += exp_nonpositive((load(of_row + e * voxels) - largest) * scale);
+            const LaneMask found = mask_of((second - largest) * scale > log_positive(sum) + settled) & inside;
+            open[item * num_rows + row] = found && whole_rows ? inside : found;
+        }
     });
 }
 

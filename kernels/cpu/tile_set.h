@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/buffer.h"
+#include "cpu/lane_mask.h"
 #include "cpu/tiles.h"
 
 namespace crf {
@@ -33,9 +34,13 @@ struct TileSet {
 template <class Label>
 void decode_entries(const TileSet& set, const float* values, Label* label_map, ThreadPool& pool);
 
-// is_open: (active tile, row of the tile), 1 where a voxel inside the mask has a label, other than its most probable one, whose probability
-// in the network's output exceeds exp(settled). logits: (entry, voxel of a tile).
-void find_open_rows(const TileSet& set, const float* logits, double temperature, double settled, uint8_t* is_open, ThreadPool& pool);
+// open: (active tile, row of the tile), the voxels inside the mask that have a label, other than their most probable one, whose probability
+// in the network's output exceeds exp(settled); whole_rows: and the others of their rows. logits: (entry, voxel of a tile).
+void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled, bool whole_rows, LaneMask* open,
+                      ThreadPool& pool);
+
+// Which voxels of a row of a tile are inside the mask and the grid.
+LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row);
 
 // The voxels of each entry within reach of a tile where its label takes no part although it might matter there: messages cross the border
 // of the label's domain at these voxels alone.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tile_cases import make_case, refine
+from tile_cases import TileCase, make_case, refine
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement_result import RefinementResult
@@ -67,6 +67,33 @@ def test_energy_counts_what_settled_rows_send() -> None:
     np.testing.assert_allclose(np.diff(tiles.energy), np.diff(dense.energy), rtol=0, atol=1e-6 * abs(dense.energy[0]))
 
 
+def test_settled_everywhere_takes_no_step_and_has_the_energy_of_the_network() -> None:
+    """Two halves, each certain, as far apart as the kernels reach: their tiles have one label each."""
+    logits = np.zeros((2, 16, 26, 37), np.float32)
+    logits[1] = -30.0
+    case = TileCase(logits, np.random.default_rng(0).normal(size=logits.shape[1:]), (1.0, 1.25, 0.8))
+    result = refine(case, model("truncated", 2, "Potts"), THRESHOLD)
+    assert (result.num_iterations, result.converged) == (0, True)
+    # The largest logit is 0 at each voxel.
+    assert result.energy == (0.0,)
+    assert not result.label_map.any()
+    biased = refine(case, model("truncated", 2, "Potts").replace(**{"mean_field.bias": (0.6, 0.0)}), THRESHOLD)
+    np.testing.assert_allclose(biased.energy, [-0.6 / 0.3 * logits[0].size], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_labels", [2, 5])
+@pytest.mark.parametrize("theta_alpha", [0.7, 1.6, 3.0])
+@pytest.mark.parametrize("softness", [0.0, 2.5], ids=["thin borders", "wide borders"])
+def test_voxels_that_receive_alone_or_in_rows_agree(softness: float, theta_alpha: float, num_labels: int) -> None:
+    """Thin borders have few open voxels per row, and few that send; windows are narrower and wider than half a row."""
+    case = make_case(7, (17, 22, 45), num_labels, softness=softness, margin=10.0, noise=0.8, num_modalities=num_labels // 2 + 1)
+    parameters = model("truncated", num_labels, "weights").replace(**{"bilateral.theta_alpha": theta_alpha, "mean_field.num_iterations": 6})
+    tiles, dense = refine(case, parameters, THRESHOLD), refine(case, parameters, 0.0)
+    assert largest_difference(tiles, dense) <= 3 * num_labels * THRESHOLD + ROUNDING
+    one, three = (refine(case, parameters, THRESHOLD, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.logits, three.logits)
+
+
 def test_the_grid_gives_the_same_bits_with_any_number_of_threads() -> None:
     case = make_case(5, (19, 26, 37), 3, with_mask=True)
     one, three = (refine(case, model("grid", 3, "spatial"), THRESHOLD, threads=threads) for threads in (1, 3))
@@ -78,7 +105,7 @@ def test_rows_near_open_ones_are_those_within_twice_the_reach() -> None:
     grid = TileGrid((19, 26, 37))
     domains = np.ones((2, *grid.counts), np.bool_)
     sets = LabelSets(grid, domains)
-    is_open = np.zeros((grid.num_tiles, TILE[0] * TILE[1]), np.uint8)
+    is_open = np.zeros((grid.num_tiles, TILE[0] * TILE[1]), np.uint16)
     is_open[grid.num_tiles - 2, 8 * 1 + 1] = 1  # The last tile but one begins at (16, 24, 16), and its row (1, 1) at (17, 25, 16).
     near = rows_near(grid, Packed(sets, np.zeros((0, 1), np.float32), is_open), (1, 3, 2))
     expected = np.zeros(grid.shape, np.bool_)
