@@ -2,7 +2,8 @@
 # comes from the package index into .venv.
 
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
+# Two processes, each with half of the files one after the other, as long as both have some: what a file's tests share is made once.
+PYTEST_ARGS ?= -n 2 --dist worksteal
 BENCH_ARGS ?=
 STUDY_ARGS ?=
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
@@ -12,6 +13,8 @@ VENV := .venv
 NNUNET_VENV := .venv-nnunet
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what is imported; pip would compile every file beforehand, on one core.
+INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
@@ -39,26 +42,26 @@ setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
 $(VENV)/tools.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "crfrefine needs Python 3.11 or later: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet -c constraints.txt --upgrade pip
-	$(PIP) install --quiet -c constraints.txt --group dev
+	$(INSTALL) -c constraints.txt --upgrade pip
+	$(INSTALL) -c constraints.txt --group dev
 	touch $@
 
 # The package, built as users get it. The build folder is kept, so only changed C++ is compiled again.
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
 	rm -rf dist
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=$(STRICT) --wheel-dir dist .
-	$(PIP) install --quiet --no-deps --force-reinstall dist/*.whl
-	$(PIP) install --quiet -c constraints.txt dist/*.whl
+	$(INSTALL) --no-deps --force-reinstall dist/*.whl
+	$(INSTALL) -c constraints.txt dist/*.whl
 	touch $@
 
 # torch, which training and its tests need and the demo does not.
 $(VENV)/train.stamp: $(VENV)/package.stamp
-	$(PIP) install --quiet -c constraints.txt "$$(ls dist/*.whl)[train]"
+	$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
 	touch $@
 
 # The slice viewer of reports: one file of nilearn is read, so none of what nilearn runs on is needed.
 $(VENV)/viewer.stamp: $(VENV)/package.stamp
-	$(PIP) install --quiet --no-deps -c constraints.txt nilearn
+	$(INSTALL) --no-deps -c constraints.txt nilearn
 	touch $@
 
 # A browser for the tests of the report: one that is there, else Debian's where this machine may install it, else those tests are skipped.
