@@ -107,13 +107,14 @@ def main() -> None:
             home = run_study(study, output / data.name / study.name)
             findings.append(read_findings(data.name, study.name, home))
     text = make_document(findings)
-    (output / "results.md").write_text("\n".join(text.values()))
+    together = "\n".join(f"## {marker.replace('-', ' ')}\n\n{part}" for marker, part in text.items())
+    (output / "results.md").write_text(together)
     document = options.document or (DOCUMENT if is_full else None)
     if document is not None:
         for marker, part in text.items():
             write_between_markers(document, marker, part)
     say(f"tables in {output / 'results.md'}" + (f" and {document}" if document else "") + f"; a report.html of each in {output}")
-    sys.stdout.write("\n".join(text.values()))
+    sys.stdout.write(together)
 
 
 if __name__ == "__main__":
