@@ -37,7 +37,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--logits", nargs="+", metavar="NAME", help="folders of logits in FOLDER; default: logits and all logits_*")
     parser.add_argument("--regions", nargs="+", default=[], metavar="NAME=1+3+4", help="labels that count together; default: each label")
     parser.add_argument("--resample", action="store_true", help="the logits may be on another grid than the image")
-    parser.add_argument("--label-maps", action="store_true", help="study the networks' label maps too, in place of the logits")
+    parser.add_argument(
+        "--label-maps",
+        action=argparse.BooleanOptionalAction,
+        help="study the networks' label maps too, in place of the logits; default: of hippocampus and acdc in the full study",
+    )
     parser.add_argument("--train-network", action="store_true", help="FOLDER has no logits: train a small network with folds for them")
     parser.add_argument("--folds", metavar="K", help="as for train-crf")
     parser.add_argument("--num-iterations", metavar="N", help="as for train-crf")
@@ -60,7 +64,7 @@ def choose_data_sets(options: argparse.Namespace) -> list[DataSet]:
         names = [folder.resolve().name for folder in options.folders]
         if len(set(names)) < len(names):
             raise SystemExit(f"study: two folders have the same name, which is that of their results: {', '.join(names)}")
-        settings = tuple(options.regions), options.resample, options.label_maps, options.train_network
+        settings = tuple(options.regions), options.resample, bool(options.label_maps), options.train_network
         return [DataSet(folder.resolve(), *settings) for folder in options.folders]
     root = os.environ.get("CRFREFINE_DATA")
     if not root:
@@ -69,7 +73,8 @@ def choose_data_sets(options: argparse.Namespace) -> list[DataSet]:
             "hippocampus/, brats2015/, atrium/ and acdc/"
         )
     known = known_data_sets(Path(root).resolve())
-    return [replace(data, label_maps=data.label_maps and not options.quick) for data in known]
+    wanted = not options.quick if options.label_maps is None else options.label_maps
+    return [replace(data, label_maps=data.label_maps and wanted) for data in known]
 
 
 def make_studies(data: DataSet, names: list[str], options: argparse.Namespace, training: tuple[str, ...], output: Path) -> list[Study]:
@@ -107,13 +112,14 @@ def main() -> None:
             home = run_study(study, output / data.name / study.name)
             findings.append(read_findings(data.name, study.name, home))
     text = make_document(findings)
-    (output / "results.md").write_text("\n".join(text.values()))
+    together = "\n".join(f"## {marker.replace('-', ' ')}\n\n{part}" for marker, part in text.items())
+    (output / "results.md").write_text(together)
     document = options.document or (DOCUMENT if is_full else None)
     if document is not None:
         for marker, part in text.items():
             write_between_markers(document, marker, part)
     say(f"tables in {output / 'results.md'}" + (f" and {document}" if document else "") + f"; a report.html of each in {output}")
-    sys.stdout.write("\n".join(text.values()))
+    sys.stdout.write(together)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def label_maps_table(studies: Sequence[Findings]) -> str:
             ]
         )
     header = ["label maps of", "cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", "p (Holm)"]
-    return markdown_table([*header, "better / equal / worse", "verdict", "trained on the logits"], rows)
+    return markdown_table([*header, "better / equal / worse", "verdict", "trained on the logits"], rows) if rows else "None was studied.\n"
 
 
 def calibration_table(studies: Sequence[Findings]) -> str:

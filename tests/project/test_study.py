@@ -170,6 +170,20 @@ def test_the_commands_agree_and_the_papers_figures_stand_beside(study):
     assert "| prostate | 50 | 0.767 ± 0.109 | 0.780 ± 0.110 | +1.30 |" in text
 
 
+def test_label_maps_have_a_table_of_their_own_beside_their_logits(study, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from study_findings import read_findings
+    from study_tables import make_document
+
+    logits, maps = (read_findings("data", name, study.home) for name in ("logits", "label_maps_of_logits"))
+    text = make_document([logits, maps])
+    assert text["summary"] == make_document([logits])["summary"]
+    *_, head, _, row = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text["label-maps"].splitlines()]
+    assert (head[0], row[0], row[1], row[7]) == ("label maps of", "data, `logits`", str(NUM_CASES), "too few cases")
+    assert row[8] == row[4].split(" (")[0]  # here both are of the same files
+    assert "| label maps of data, `logits` |" in text["cost"]
+
+
 def test_only_what_is_between_the_markers_is_replaced(study):
     text = study.document.read_text()
     assert "replaced" not in text
