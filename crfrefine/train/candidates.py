@@ -31,7 +31,7 @@ CRF = "CRF"
 SHARES = (0.5, 0.75, 1.0)
 """How far from the untrained preset to the best trained model the candidates are."""
 
-VOLUMES = (VolumeParameters(0.5, "argmax"), VolumeParameters(0.5, "expected"), VolumeParameters(0.75, "expected"))
+VOLUMES = (VolumeParameters(0.5, "largest"), VolumeParameters(0.75, "largest"), VolumeParameters(0.75, "expected"))
 """What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
 
 HARM = 2.0

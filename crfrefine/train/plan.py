@@ -92,7 +92,7 @@ class Plan:
             return ()
         if self.base.volume.weight > 0.0:
             return (replace(self.base.volume, weight=0.0),)
-        return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep == "argmax")
+        return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep != "expected")
 
     @property
     def _can_keep_volumes(self) -> bool:

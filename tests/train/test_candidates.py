@@ -162,7 +162,7 @@ def test_volume_terms_are_tried_where_the_engine_has_them(tmp_path: Path) -> Non
     """By default on the CPU; on another device a note says that they are not; a model's own volume term is learned instead."""
     write_cases(tmp_path / "data", 2)
     plan = make_plan(options(tmp_path), CPU_DEVICE)
-    assert {volume.keep for volume in plan.rivals.volumes} == {"expected", "argmax"}
+    assert {volume.keep for volume in plan.rivals.volumes} == {"expected", "largest"}
     assert "volume" not in plan.learn
     assert plan.notes == ()
     assert make_plan(options(tmp_path, learn=("weights", "theta")), CPU_DEVICE).rivals.volumes == ()
