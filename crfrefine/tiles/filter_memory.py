@@ -19,6 +19,8 @@ _GRID_BATCH = 1 << 22
 _USUAL_RANGE = (-0.5, 1.5)
 _MOST_CORNERS_OF_SHORT_KEYS = 8
 """Beyond seven features, and rarely before, the vertices' keys need more than 64 bits."""
+_CORNERS_OF_LONG_LISTS = 8
+"""From seven features on a quarter as many vertices as voxels are enough for chains of lists, are_lists_worth_it."""
 _TILE_SCRATCH = 3 << 20
 """Largest table and buffers of a lattice's tile, per thread."""
 
@@ -138,9 +140,9 @@ def _lattice(problem: Problem, num_channels: int) -> FilterMemory:
 
     The tiles have R vertices, V of them different. S are in several tiles, and take a row for each of these beside their own: with
     S <= min(V, R - V), there are R + S rows. Lattices with more than two vertices per voxel filter two channels at a time, not four.
-    Neighbors are counted as if every vertex had one in each direction. With AVX-512, lattices with more vertices than voxels have chains
-    of lists of vertices, at most one list per vertex, and two bits per vertex and direction; beyond four vertices per voxel, they filter
-    two channels at a time. The larger of both is counted, so that an estimate holds for every processor.
+    Neighbors are counted as if every vertex had one in each direction. With AVX-512, lattices with many vertices have chains of lists of
+    vertices, at most one list per vertex, and two bits per vertex and direction; beyond four vertices per voxel, they filter two channels
+    at a time. The larger of both is counted, so that an estimate holds for every processor.
     """
     voxels, corners = problem.num_voxels, problem.num_modalities + len(problem.box_shape) + 1
     records = int(min(problem.vertices_per_voxel or corners, corners) * voxels)
@@ -165,7 +167,7 @@ def _lattice(problem: Problem, num_channels: int) -> FilterMemory:
             return kept + of_neighbors, in_buffer(_FLOAT * min(width, most) * (records + shared)) + in_tiles
 
         chained = with_rows(neighbors(vertices), 2 if vertices > 2 * voxels else 4)
-        if vertices <= voxels:
+        if vertices <= (voxels / 4 if corners >= _CORNERS_OF_LONG_LISTS else voxels):
             return chained
         return max(chained, with_rows(lists(vertices), 2 if vertices > 4 * voxels else 4), key=sum)
 

@@ -14,6 +14,12 @@ namespace {
 // Number of tiles for the estimate of the number of vertices.
 constexpr int64_t kSampledTiles = 8;
 
+// Whether chains of lists are worth their bits: with many vertices, and with fewer where several intensities make lists long.
+bool are_lists_worth_it(int num_features, int64_t num_vertices, int64_t num_voxels) {
+    constexpr int kManyFeatures = 7;
+    return num_vertices > (num_features >= kManyFeatures ? num_voxels / 4 : num_voxels);
+}
+
 template <class Key>
 Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool,
               bool lists_if_fine) {
@@ -25,7 +31,7 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     BlockCache::release_idle();  // the tiles' own lists, before more is allocated
     LatticeVertices<Key> vertices = number_vertices(records, order, pool);
-    const bool of_lists = lists_if_fine && vertices.num_vertices > input.voxels->num_voxels;
+    const bool of_lists = lists_if_fine && are_lists_worth_it(geometry.num_features, vertices.num_vertices, input.voxels->num_voxels);
     LatticeNeighbors neighbors = find_neighbors(vertices, order, layout, space, of_lists, pool);
     vertices.keys = Buffer<Key>();
     LatticeSlots slots = assign_slots(records, vertices, pool);

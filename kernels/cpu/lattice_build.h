@@ -73,7 +73,7 @@ struct Lattice {
 };
 
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
-// lists_if_fine: whether chains are to be of lists if there are more vertices than voxels.
+// lists_if_fine: whether chains are to be of lists where there are many vertices.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool, bool lists_if_fine);
 
 // Whether the features fit into the keys of a lattice.

@@ -1,7 +1,8 @@
 // Blurring a lattice's rows along one direction by chains of lists, with AVX-512: each row gains half of the rows before and after it.
 //
 // Of two successive lists, the vertices that have the other as neighbor correspond in their order (Lattice::Chains). So memory is read from
-// list to list, without an index per vertex. Chains of vertices are faster if there are fewer vertices than voxels, and without AVX-512.
+// list to list, without an index per vertex: lists are built faster than chains of vertices, and take a quarter of their memory. Where
+// lists are short, and without AVX-512, chains of vertices are faster.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +21,9 @@ constexpr int64_t kListPadding = kLanes;
 // Rows of scratch for blur_lists.
 inline int64_t blur_scratch(const Lattice& lattice) { return 4 * (lattice.longest_list + kListPadding); }
 
-// Whether there is blur_lists for these rows: with AVX-512, for those of 1, 2 or 4 floats.
+// Whether there is blur_lists for these rows: with AVX-512, for those of 1, 2, 4 or 16 floats.
 #if defined(__AVX512F__)
-constexpr size_t kLargestListRow = 16;
+constexpr size_t kLargestListRow = 64;
 #else
 constexpr size_t kLargestListRow = 0;
 #endif
@@ -37,26 +38,29 @@ inline uint32_t bits_from(const uint8_t* bits, int64_t vertex) {
     return word >> vertex % 8;
 }
 
-// Whole vectors of rows of 1, 2 or 4 floats.
+// Whole vectors of rows of 1, 2, 4 or 16 floats.
 template <class Row>
 struct RowVectors {
     static constexpr int kRows = 64 / static_cast<int>(sizeof(Row));
+    static constexpr bool kOfFloats = sizeof(Row) == 4 || sizeof(Row) == 64;  // lanes are floats, otherwise pairs of floats
 
-    // A bit per lane from a bit per row; lanes are floats for rows of one, otherwise pairs of floats.
+    // A bit per lane from a bit per row.
     static uint32_t lanes(uint32_t rows) {
-        if constexpr (sizeof(Row) == 16) {
+        if constexpr (sizeof(Row) == 64) {
+            return rows * 0xffff;
+        } else if constexpr (sizeof(Row) == 16) {
             return _pdep_u32(rows, 0x55) * 3;
         } else {
             return rows;
         }
     }
     static __m512 load(uint32_t mask, const Row* from) {
-        if constexpr (sizeof(Row) == 4) return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
+        if constexpr (kOfFloats) return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
         return _mm512_castpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
     }
     static void store(uint32_t mask, Row* to, __m512 v) {
-        if (mask == (sizeof(Row) == 4 ? 0xffff : 0xff)) return store_all(to, v);  // faster than the masked one
-        if constexpr (sizeof(Row) == 4) {
+        if (mask == (kOfFloats ? 0xffff : 0xff)) return store_all(to, v);  // faster than the masked one
+        if constexpr (kOfFloats) {
             _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), v);
         } else {
             _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), _mm512_castps_pd(v));
@@ -64,12 +68,12 @@ struct RowVectors {
     }
     static void store_all(Row* to, __m512 v) { _mm512_storeu_ps(to, v); }
     static __m512 compress(uint32_t mask, __m512 v) {
-        if constexpr (sizeof(Row) == 4) return _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), v);
+        if constexpr (kOfFloats) return _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), v);
         return _mm512_castpd_ps(_mm512_maskz_compress_pd(static_cast<__mmask8>(mask), _mm512_castps_pd(v)));
     }
     static __m512 expand(uint32_t mask, const Row* from) {
         const __m512 v = _mm512_loadu_ps(from);
-        if constexpr (sizeof(Row) == 4) return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), v);
+        if constexpr (kOfFloats) return _mm512_maskz_expand_ps(static_cast<__mmask16>(mask), v);
         return _mm512_castpd_ps(_mm512_maskz_expand_pd(static_cast<__mmask8>(mask), _mm512_castps_pd(v)));
     }
 };

@@ -35,6 +35,7 @@ class SpatialFilter final : public Filter {
         first_run_.assign(voxels.box_size / slab_size_ + 1, 0);
         for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
         for (size_t slab = 1; slab < first_run_.size(); ++slab) first_run_[slab] += first_run_[slab - 1];
+        for (int a = 0; a < voxels.num_axes - 1; ++a) needed_.push_back(find_needed(a));
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
@@ -88,6 +89,46 @@ class SpatialFilter final : public Filter {
    private:
     static constexpr int64_t kRunBlock = 256;
 
+    // Rows of a panel, from the first to before the last.
+    struct Stretch {
+        int64_t begin, end;
+        void add(const Stretch& other) {
+            begin = std::min(begin, other.begin);
+            end = std::max(end, other.end);
+        }
+    };
+
+    // Voxels of the box between neighbors along an axis.
+    int64_t stride_of(int axis) const {
+        int64_t stride = 1;
+        for (int a = axis + 1; a < voxels_.num_axes; ++a) stride *= voxels_.box_shape[a];
+        return stride;
+    }
+
+    static int64_t num_panels(int64_t inner) { return (inner + kColumns - 1) / kColumns; }
+
+    // The rows of an axis's panels that voxels inside the mask depend on. What is filtered along this axis is read, along the axes before
+    // it, by voxels within their taps.
+    std::vector<Stretch> find_needed(int axis) const {
+        const int64_t inner = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(inner);
+        std::vector<Stretch> needed(voxels_.box_size / (length * inner) * panels, Stretch{length, 0});
+        for (const Run& run : voxels_.runs) {
+            const int64_t column = run.box % inner, row = run.box / inner % length, first = run.box / (length * inner) * panels;
+            for (int64_t p = column / kColumns; p <= (column + run.length - 1) / kColumns; ++p) needed[first + p].add({row, row + 1});
+        }
+        int64_t stride = panels;
+        for (int a = axis - 1; a >= 0; stride *= voxels_.box_shape[a], --a) {
+            const int64_t radius = static_cast<int64_t>(taps_[a].size()) - 1, extent = voxels_.box_shape[a];
+            const std::vector<Stretch> own = needed;
+            for (int64_t i = 0; i < static_cast<int64_t>(own.size()); ++i) {
+                const int64_t place = i / stride % extent;
+                for (int64_t j = std::max<int64_t>(0, place - radius); j <= std::min(extent - 1, place + radius); ++j)
+                    needed[i].add(own[i + (j - place) * stride]);
+            }
+        }
+        return needed;
+    }
+
     int64_t num_run_blocks() const { return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock; }
 
     // Applies the one-dimensional filter of an axis to a profile along it.
@@ -134,21 +175,14 @@ class SpatialFilter final : public Filter {
             if (first_run_[slab] == first_run_[slab + 1]) return;
             const int64_t length = voxels_.box_shape[num_axes - 1];
             filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
-            int64_t inner = length;
-            for (int a = num_axes - 2; a > 0; inner *= voxels_.box_shape[a], --a) {
-                const int64_t size = voxels_.box_shape[a] * inner;
-                for (int64_t outer = 0; outer < slab_size_ / size; ++outer)
-                    for (int64_t column = 0; column < inner; column += kColumns)
-                        filter_panel(box + outer * size + column, voxels_.box_shape[a], inner, std::min(kColumns, inner - column), taps(a),
-                                     scratch_[thread]);
+            for (int a = num_axes - 2; a > 0; --a) {
+                const int64_t inner = stride_of(a), panels = num_panels(inner),
+                              num_of_slab = slab_size_ / (voxels_.box_shape[a] * inner) * panels;
+                for (int64_t i = 0; i < num_of_slab; ++i) filter_panel(a, slab * num_of_slab + i, taps(a), scratch_[thread]);
             }
         });
         if (num_axes == 1) return;
-        pool_.run((slab_size_ + kColumns - 1) / kColumns, [&](int64_t panel, int thread) {
-            const int64_t column = panel * kColumns;
-            filter_panel(box_ + column, voxels_.box_shape[0], slab_size_, std::min(kColumns, slab_size_ - column), taps(0),
-                         scratch_[thread]);
-        });
+        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) { filter_panel(0, panel, taps(0), scratch_[thread]); });
     }
 
     void scatter(int64_t slab, const float* values, const float* pre, int thread) {
@@ -262,26 +296,31 @@ class SpatialFilter final : public Filter {
 #endif
     }
 
-    // `width` neighboring columns of stride `stride`, in place.
-    static void filter_panel(float* panel, int64_t length, int64_t stride, int64_t width, const std::vector<float>& taps,
-                             std::vector<float>& scratch) {
+    // One of an axis's panels, some neighboring columns, in place.
+    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, std::vector<float>& scratch) const {
+        const int64_t stride = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(stride);
+        const int64_t column = number % panels * kColumns, width = std::min(kColumns, stride - column);
+        float* const panel = box_ + number / panels * length * stride + column;
+        const Stretch needed = needed_[axis][number];
+        if (needed.begin >= needed.end) return;
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+        const int64_t first = std::max<int64_t>(0, needed.begin - radius), last = std::min(length, needed.end + radius);
         float* const center = padded_copy(scratch, length * kColumns, radius * kColumns);
-        for (int64_t i = 0; i < length; ++i) {
+        for (int64_t i = first; i < last; ++i) {
             for (int64_t c = 0; c < kColumns; c += kLanes)
                 store(center + i * kColumns + c, c < width ? load_some(panel + i * stride + c, width - c) : vfloat{});
         }
         // Rows out of reach of all that are not zero stay zero: only the stretches between them are filtered.
         const auto has_values = [&](int64_t i) { return !is_zero(center + i * kColumns, kColumns); };
-        for (int64_t i = 0, end = 0; i < length;) {
+        for (int64_t i = first, end = needed.begin; i < last;) {
             if (!has_values(i)) {
                 ++i;
                 continue;
             }
             const int64_t begin = std::max(end, i - radius);
-            for (end = i + radius + 1; i < std::min(length, end + radius); ++i)
+            for (end = i + radius + 1; i < std::min(last, end + radius); ++i)
                 if (has_values(i)) end = i + radius + 1;
-            filter_rows(center, begin, std::min(end, length), taps, panel, stride, width);
+            filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width);
         }
     }
 
@@ -341,6 +380,7 @@ class SpatialFilter final : public Filter {
     bool scales_sent_ = false, scales_received_ = false;  // whether the filter applies it
     int64_t slab_size_ = 0;                               // voxels of the box at one place along the first axis
     std::vector<int64_t> first_run_;                      // of each slab, and the end
+    std::vector<std::vector<Stretch>> needed_;            // per axis but the last: of each panel
     float* box_ = nullptr;                                // in the workspace
     std::vector<std::vector<float>> scratch_, own_rows_;  // per thread
 };

@@ -17,10 +17,19 @@ class Problem:
     """A random model with two bilateral kernels and a spatial one, and a random linear loss of its refined logits."""
 
     def __init__(
-        self, num_dims=3, *, normalization="symmetric", filter_name="exact", masked=True, per_label=True, damping=0.0, dtype=np.float64
+        self,
+        num_dims=3,
+        *,
+        num_modalities=2,
+        normalization="symmetric",
+        filter_name="exact",
+        masked=True,
+        per_label=True,
+        damping=0.0,
+        dtype=np.float64,
     ):
         rng = np.random.default_rng(num_dims)
-        shape, self.num_labels, num_modalities = SHAPES[num_dims], 3, 2
+        shape, self.num_labels = SHAPES[num_dims], 3
         self.values = {
             "logits": 2 * rng.normal(size=(self.num_labels, *shape)),
             "weights": rng.uniform(0.2, 1.5, (3, self.num_labels)) * (0.1 if normalization == "none" else 1.0),
@@ -124,6 +133,26 @@ def test_float32_gradients_agree_with_float64(compiled_backend, num_dims, filter
         value = np.asarray(getattr(double, name))
         tolerance = 2e-3 if name.startswith("theta") else 1e-4
         np.testing.assert_allclose(getattr(single, name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(("num_modalities", "scale", "density"), [(4, 8.0, 0.7), (2, 5.0, 0.35)])
+def test_float32_gradients_of_lattices_with_few_vertices_agree_with_float64(num_modalities, scale, density):
+    """With fewer vertices than voxels, and no gradient of the image, columns of features are filtered together: in float32 with four
+    modalities along chains of lists, else, as in float64, along chains of vertices.
+    """
+    found = []
+    for dtype in (np.float32, np.float64):
+        problem = Problem(3, num_modalities=num_modalities, filter_name="lattice", dtype=dtype)
+        problem.values["theta_alpha"] *= scale
+        problem.values["theta_beta"] *= scale
+        kernels = problem.kernels(get_backend("cpu"), problem.values)
+        num_vertices = int(kernels.filters[0].split("(")[1].split()[0])
+        assert num_vertices / np.count_nonzero(problem.mask) == pytest.approx(density, rel=0.15)
+        found.append(problem.gradients(get_backend("cpu"), wants_theta=True, wants_image=False))
+    for name in NAMES[:-1]:
+        value = np.asarray(getattr(found[1], name))
+        tolerance = 2e-3 if name.startswith("theta") else 1e-4
+        np.testing.assert_allclose(getattr(found[0], name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
 
 
 def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
