@@ -250,7 +250,7 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
 
 
 def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
-    """The networks see a false island of 2 ml in each case; `infer` does to it what the verdict is on."""
+    """The networks see a false island of 3.5 ml in each case; `infer` does to it what the verdict is on."""
     data = write_cases(tmp_path / "data", 4)
     for path in (data / "logits").iterdir():
         volume = nib.load(path)
