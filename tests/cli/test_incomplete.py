@@ -12,37 +12,37 @@ from training_helpers import write_cases
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """Sixteen cases; the network has seen to seven of them."""
-    folder = write_cases(tmp_path_factory.mktemp("half"), 16)
-    for number in range(7, 16):
+    """Thirteen cases; the network has seen to four of them."""
+    folder = write_cases(tmp_path_factory.mktemp("half"), 13)
+    for number in range(4, 13):
         (folder / "logits" / f"case{number}.nii.gz").unlink()
     return folder
 
 
-LACKING = sorted(f"case{number}" for number in range(7, 16))
-DONE = [f"case{number}" for number in range(7)]
+LACKING = sorted(f"case{number}" for number in range(4, 13))
+DONE = [f"case{number}" for number in range(4)]
 
 
 def test_training_takes_the_cases_that_are_complete(half, tmp_path):
     options = ("-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1)
     result = run_here("train-crf", half, *options)
     assert result.status == 0, result.stderr
-    said = f"note: 9 of 16 cases are left out: no logits in {half / 'logits'} (9): case10, case11, case12 and 6 more\n"
+    said = f"note: 9 of 13 cases are left out: no logits in {half / 'logits'} (9): case10, case11, case12 and 6 more\n"
     assert said in result.stderr
-    assert "7 cases, 4 labels" in result.stderr
+    assert "4 cases, 4 labels" in result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
     assert report["cases"] == DONE
     assert report["left_out"] == [{"case": name, "reasons": [f"no logits in {half / 'logits'}"]} for name in LACKING]
     assert {line["case"] for line in report["measurements"]} == set(DONE)
     head = (tmp_path / "p.toml").read_text()
-    assert "7 cases, 2 folds" in head
+    assert "4 cases, 2 folds" in head
     assert "9 further cases were left out" in head
 
 
 def test_strict_training_refuses_and_names_every_case(half, tmp_path):
     result = run_here("train-crf", half, "-o", tmp_path / "new" / "p.toml", "--strict")
     assert result.status == 1
-    assert "crfrefine: error: 9 of 16 cases are incomplete, which --strict refuses:\n" in result.stderr
+    assert "crfrefine: error: 9 of 13 cases are incomplete, which --strict refuses:\n" in result.stderr
     assert f"  no logits in {half / 'logits'} (9): {', '.join(LACKING)}\n" in result.stderr
     assert files_in(tmp_path / "new") == []
 

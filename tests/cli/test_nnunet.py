@@ -21,6 +21,14 @@ def _no_environment(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_scaling_steps():
+    """Nothing here looks at what the fits of vector scaling decide; they are a quarter of a short run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A network on which train-crf was run."""

@@ -50,6 +50,12 @@ def trained(data, tmp_path_factory):
     return output, result
 
 
+@pytest.fixture
+def few_scaling_steps(monkeypatch):
+    """For tests that look at nothing that the fits of vector scaling decide; those are a quarter of a short run's time."""
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 5)
+
+
 def values_of(path):
     """The parameters of a file, without the comments, which hold a date."""
     return CrfParameters.load(path)
@@ -240,6 +246,7 @@ def test_without_any_time_the_starts_are_still_candidates(data, tmp_path):
     assert "training on all cases brought nothing better" in " ".join((tmp_path / "p.toml").read_text().replace("#", " ").split())
 
 
+@pytest.mark.usefixtures("few_scaling_steps")
 def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(data, tmp_path, monkeypatch):
     def combined(table, *summaries):
         return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
@@ -254,7 +261,7 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
 
 
 def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
-    """The networks see a false island of 2 ml in each case; `infer` does to it what the verdict is on."""
+    """The networks see a false island of 3.5 ml in each case; `infer` does to it what the verdict is on."""
     data = write_cases(tmp_path / "data", 4)
     for path in (data / "logits").iterdir():
         volume = nib.load(path)
@@ -282,6 +289,7 @@ def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
     assert not load_nifti(tmp_path / "out" / "case1.nii.gz")[1:3, 1:4, 1:5].any()
 
 
+@pytest.mark.usefixtures("few_scaling_steps")
 def test_what_is_not_learned_stays_as_given(data, tmp_path):
     CrfParameters().replace(**{"bilateral.theta_alpha": 7.0, "postprocess.keep_largest": "foreground"}).save(tmp_path / "start.toml")
     options = ("-c", tmp_path / "start.toml", "--set", "bilateral.theta_beta=0.12", "--learn", "weights,temperature")
@@ -294,6 +302,7 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
     assert found.bilateral[0].weight != 4.0
 
 
+@pytest.mark.usefixtures("few_scaling_steps")
 def test_folders_can_be_named(data, tmp_path):
     named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
     result = run_here("train-crf", *named, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1, "-q")
@@ -371,6 +380,7 @@ def _package_path():
     return Path(crfrefine.__file__).parents[1]
 
 
+@pytest.mark.usefixtures("few_scaling_steps")
 def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     """The same command with `--resume` goes on from where they were to be written."""
     pipe = make_pipe(tmp_path / "params.toml")
@@ -389,6 +399,7 @@ def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     assert files_in(tmp_path) == ["params.curves.png", "params.report.json", "params.toml"]
 
 
+@pytest.mark.usefixtures("few_scaling_steps")
 def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
     reader = Reader(make_pipe(tmp_path / "params.report.json"))
     (tmp_path / "params.curves.png").symlink_to("/dev/null")

@@ -23,16 +23,17 @@ from crfrefine.train.options import LEARNABLE
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.starts import Start, prepare
 
-GRID_SHAPE = (18, 15, 11)  # no two axes alike
-SPACING = (3.6, 4.1, 5.5)  # mm, nor two spacings
+GRID_SHAPE = (14, 13, 9)  # no two axes alike
+SPACING = (4.6, 4.7, 6.7)  # mm, nor two spacings
+LARGER = {"shape": (18, 15, 11), "spacing": (3.6, 4.1, 5.5)}  # the same anatomy, for what needs its details
 SIZES = (NUM_LABELS, 2, 3)
 REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
 SILENT = Hooks(lambda trajectory, loss, score: None, lambda state: None, lambda: False)
 
 
-def phantom(seed: int, kind: str = "useful") -> Phantom:
+def phantom(seed: int, kind: str = "useful", *, shape: tuple[int, ...] = GRID_SHAPE, spacing: tuple[float, ...] = SPACING) -> Phantom:
     """A case whose image is "useful" or "noise" alone; whose logits are "right" already, or right on labels of "scattered" voxels."""
-    case = make_phantom(seed, GRID_SHAPE, SPACING)
+    case = make_phantom(seed, shape, spacing)
     random = np.random.default_rng(seed)
     if kind == "noise":
         noise = random.integers(1, 2000, case.image.shape).astype(np.float32)
@@ -70,8 +71,8 @@ def as_case(case: Phantom, case_id: str = "case") -> Case:
     return Case(case_id, case.image, case.logits, None, like, case.spacing, NUM_LABELS, "logits", labels=case.labels)
 
 
-def crops(count: int, kind: str = "useful") -> list[Crop]:
-    return [make_crop(as_case(phantom(seed, kind), f"case{seed}"), IntensityParameters()) for seed in range(count)]
+def crops(count: int, kind: str = "useful", **grid: tuple[float, ...]) -> list[Crop]:
+    return [make_crop(as_case(phantom(seed, kind, **grid), f"case{seed}"), IntensityParameters()) for seed in range(count)]
 
 
 def material(cases: Sequence[Crop], learn: tuple[str, ...] = LEARNABLE, loss: str = "ce+dice") -> Material:

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from training_helpers import REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start, table_of_gains
+from training_helpers import LARGER, REGIONS, SILENT, SIZES, SPACING, crops, fit, material, start, table_of_gains
 
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import CrfParameters
@@ -35,7 +35,7 @@ from crfrefine.train.starts import Start, make_starts, without_crf
 from crfrefine.train.trajectory import Trajectory
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread_of_torch():
     """As in a run: sums of several threads depend on how many there are."""
     before = torch.get_num_threads()
@@ -47,6 +47,14 @@ def one_thread_of_torch():
 @pytest.fixture(scope="module")
 def useful():
     return crops(5)
+
+
+@pytest.fixture(scope="module")
+def whole(useful):
+    """A training that nothing stops: its result, and its state after each part."""
+    states = []
+    result = fit(useful[:3], hooks=Hooks(lambda *_: None, lambda state: states.append(json.dumps(state)), lambda: False))
+    return result, states
 
 
 def mean_gain(parameters, cases):
@@ -75,7 +83,7 @@ def test_no_crf_is_the_outcome_where_logits_are_right():
 def test_a_weight_near_zero_can_be_reached_and_left():
     """From 0 the CRF grows where it helps; where labels are single voxels, those of the labels shrink to a fraction."""
     for kind, weight in (("useful", 0.0), ("scattered", 0.3)):
-        cases = crops(2, kind)
+        cases = crops(2, kind, **LARGER)
         shared = material(cases)
         trajectory = Trajectory(start(6.0, weight=weight), ("weights",), SIZES, Schedule(100))
         for _ in range(7):
@@ -86,16 +94,15 @@ def test_a_weight_near_zero_can_be_reached_and_left():
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9])
-def test_a_restored_training_ends_with_the_same_bits(useful, stop_after):
+def test_a_restored_training_ends_with_the_same_bits(useful, whole, stop_after):
     """Stopped in the first rung, in its second start, and in the last rung."""
-    states = []
-    whole = fit(useful[:3], hooks=Hooks(lambda *_: None, lambda state: states.append(json.dumps(state)), lambda: False))
+    expected, states = whole
     assert len(states) > stop_after
     split, schedule = split_training(range(3), seed=1), Schedule(6, rungs=((3, 1),))
     with Workers(1) as workers:
         again = Fit(material(useful[:3]), split, [start(4.0), start(8.0)], workers, schedule, json.loads(states[stop_after]))
         result = again.run(Hooks(lambda *_: None, lambda state: None, lambda: False))
-    assert result == whole
+    assert result == expected
 
 
 def test_the_result_does_not_depend_on_threads(useful):

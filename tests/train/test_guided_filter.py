@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from training_helpers import REGIONS, SPACING, crops
+from training_helpers import LARGER, REGIONS, SPACING, crops
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.execution.threads import Workers
@@ -65,8 +65,8 @@ def test_a_large_epsilon_is_a_box_filter_and_a_small_one_keeps_edges():
 
 def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     with Workers(2) as workers:
-        useful = score_guided(crops(2), REGIONS, SPACING, workers)
-        right = score_guided(crops(2, "right"), REGIONS, SPACING, workers)
+        useful = score_guided(crops(2, **LARGER), REGIONS, LARGER["spacing"], workers)
+        right = score_guided(crops(2, "right", **LARGER), REGIONS, LARGER["spacing"], workers)
     assert useful.scores.shape == (2, 1 + len(RADII_VOXELS) * len(EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0

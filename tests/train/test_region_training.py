@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import load_nifti, run_here, save_nifti
-from training_helpers import SIZES, as_case, phantom, write_cases
+from training_helpers import LARGER, SIZES, as_case, phantom, write_cases
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
@@ -45,7 +45,7 @@ def log_odds_of(logits):
 
 
 def region_case(seed=0):
-    case = as_case(phantom(seed), f"case{seed}")
+    case = as_case(phantom(seed, **LARGER), f"case{seed}")
     return dataclasses.replace(case, logits=log_odds_of(case.logits), regions=SCHEME)
 
 
