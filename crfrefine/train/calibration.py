@@ -17,6 +17,9 @@ from crfrefine.train.starts import Start, without_crf
 CALIBRATION_GROUPS = ("temperature", "bias")
 """What is learned of the calibration, if it is learned at all."""
 
+FEWEST_CALIBRATED = 8
+"""Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases."""
+
 
 def calibrates(learn: Sequence[str]) -> bool:
     """Return whether anything of the calibration is learned."""

@@ -28,16 +28,19 @@ UNTRAINED = "preset default, untrained"
 CRF = "CRF"
 """Kind of the best trained model, with the volume term of its start."""
 
-SHARES = (0.5, 0.75, 1.0)
-"""How far from the untrained preset to the best trained model the candidates are."""
+SHARES = (0.5, 0.75)
+"""How far from the untrained preset to the best trained model the candidates between them are."""
 
-VOLUMES = (VolumeParameters(0.5, "largest"), VolumeParameters(0.75, "largest"), VolumeParameters(0.75, "expected"))
+ONE_WEIGHT = f"{CRF} with one weight"
+"""Begin of the kinds with one weight for all labels, no biases, and a volume term, which does in each case what those do on average."""
+
+VOLUMES = (VolumeParameters(0.5, "largest"), VolumeParameters(0.75, "largest"))
 """What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
 
 HARM = 2.0
 """A loss of Dice counts as much as a gain of this size: a user gives up a case that got worse more than one that got better pays."""
 
-KEPT_GAIN = 0.85
+KEPT_GAIN = 0.95
 """Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
 
 
@@ -101,20 +104,29 @@ class Candidate:
 def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
     """Return kind and parameters of a trained model and of what is tried beside it, gentler ones first."""
     untrained, volumes = rivals.untrained, [volume for volume in rivals.volumes if volume != trained.volume]
-    protecting = volumes[:1] if rivals.prefers_first_volume else []
-    found = [] if untrained is None else [(UNTRAINED, untrained)]
-    for share in SHARES if untrained is not None else (1.0,):
-        name, model = CRF, trained
-        if untrained is not None and share < 1.0:
-            name, model = f"{CRF}, {share:g} of the way", part_way(untrained, trained, share)
-        found += [(f"{name}, {_named(volume)}", model.replace(volume=volume)) for volume in protecting]
-        if share == 1.0 or not protecting:
-            found.append((name, model))
-    return [*found, *((f"{CRF}, {_named(volume)}", trained.replace(volume=volume)) for volume in volumes[len(protecting) :])]
+    first = volumes[0] if volumes and rivals.prefers_first_volume else None
+    if untrained is None:
+        found = [(f"{CRF}{_named(volume)}", trained.replace(volume=volume)) for volume in volumes]
+        return [*found[: first is not None], (CRF, trained), *found[first is not None :]]
+    if first is None:
+        between = [(f"{CRF}, {share:g} of the way", part_way(untrained, trained, share)) for share in SHARES]
+        return [(UNTRAINED, untrained), *between, (CRF, trained)]
+    last = with_one_weight(trained)
+    between = [(f"{ONE_WEIGHT}, {share:g} of the way", part_way(untrained, last, share)) for share in SHARES]
+    gentle = [(f"{kind}{_named(first)}", model.replace(volume=first)) for kind, model in (*between, (ONE_WEIGHT, last))]
+    others = [(f"{ONE_WEIGHT}{_named(volume)}", last.replace(volume=volume)) for volume in volumes[1:]]
+    return [(UNTRAINED, untrained), *gentle, (CRF, trained), *others]
+
+
+def with_one_weight(trained: CrfParameters) -> CrfParameters:
+    """Return a model of one appearance kernel with the mean of its weights for all labels, and without biases."""
+    kernel = trained.bilateral[0]
+    mean = float(np.mean(kernel.weight))
+    return rounded(replace(trained, bilateral=(replace(kernel, weight=mean),), mean_field=replace(trained.mean_field, bias=0.0)))
 
 
 def _named(volume: VolumeParameters) -> str:
-    return f"volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else "no volume term"
+    return f", volume {volume.weight:g} {volume.keep}" if volume.weight > 0.0 else ", no volume term"
 
 
 def is_part_way(kind: str) -> bool:
@@ -175,9 +187,21 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the candidate to take, None for the network as it is.
 
     Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one, since
-    gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains.
+    gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains. Where there are models with one
+    weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
+    what they choose by more than chance.
     """
     useful = [one for one in candidates if is_gain(one.gains) and float(valued(one.gains).mean()) > 0.0]
+    if not any(one.kind.startswith(ONE_WEIGHT) for one in candidates):
+        return _choose_gentlest(useful)
+    chosen = _choose_gentlest([one for one in useful if one.kind != CRF])
+    full = next((one for one in useful if one.kind == CRF), None)
+    if chosen is None or full is None:
+        return chosen or full
+    return full if is_gain(valued(full.gains) - valued(chosen.gains)) else chosen
+
+
+def _choose_gentlest(useful: Sequence[Candidate]) -> Candidate | None:
     if not useful:
         return None
     best = max((valued(one.gains) for one in useful), key=lambda values: float(values.mean()))

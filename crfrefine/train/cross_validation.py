@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine.train.calibration import calibrate, calibrates, with_calibrated
+from crfrefine.train.calibration import FEWEST_CALIBRATED, calibrate, calibrates, with_calibrated
 from crfrefine.train.candidates import CALIBRATION, CRF, FEWEST_CASES, NO_RIVALS, UNTRAINED, Candidate, choose, pooled
 from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import Split
@@ -63,7 +63,7 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
     def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
         """Train from all starts, or only what is chosen."""
         calibrated = calibrate(material, cases.training, starts[0].parameters, session.workers)
-        every = with_calibrated(starts, calibrated)
+        every = with_calibrated(starts, calibrated if len(cases.training) >= FEWEST_CALIBRATED else None)
         own = [start for start in every if chosen is None or start.name == chosen.start]
         num_left = plan.num_trainings_left(number, len(journal.part(number).halves))
         kind = None if chosen is None else chosen.kind

@@ -64,7 +64,7 @@ def test_info_names_each_incomplete_case_of_a_study(half, tmp_path):
         path.unlink()
     result = run_here("info", data)
     assert result.status == 1
-    assert result.stdout.splitlines()[0] == f"{data}: 6 cases in order, 10 problems"
+    assert result.stdout.splitlines()[0] == f"{data}: 3 cases in order, 10 problems"
     wrong = [line for line in result.stdout.splitlines() if line.startswith("  wrong: case ")]
     assert sorted(line.split("'")[1] for line in wrong) == sorted([*LACKING, "case3"])
     (both,) = (line for line in wrong if "'case8'" in line)

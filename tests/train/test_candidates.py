@@ -18,7 +18,19 @@ from crfrefine.demo.phantom import write_phantom  # noqa: E402
 from crfrefine.execution.threads import Workers  # noqa: E402
 from crfrefine.parameters.model import CrfParameters  # noqa: E402
 from crfrefine.parameters.sections import VolumeParameters  # noqa: E402
-from crfrefine.train.candidates import CALIBRATION, CRF, UNTRAINED, Candidate, Rivals, choose, part_way, pooled, variants  # noqa: E402
+from crfrefine.train.candidates import (  # noqa: E402
+    CALIBRATION,
+    CRF,
+    ONE_WEIGHT,
+    UNTRAINED,
+    VOLUMES,
+    Candidate,
+    Rivals,
+    choose,
+    part_way,
+    pooled,
+    variants,
+)
 from crfrefine.train.device import TrainingDevice  # noqa: E402
 from crfrefine.train.fit_result import FitResult  # noqa: E402
 from crfrefine.train.fitting import Fit  # noqa: E402
@@ -72,6 +84,18 @@ def test_a_gentler_model_is_taken_where_it_keeps_most_of_the_gain_and_chance_exp
     assert chosen_kind(candidate(CRF, *gains), gentle) == CRF  # of equal ones the first
 
 
+def test_many_weights_must_be_better_than_one_by_more_than_chance() -> None:
+    """A trained model with the best mean is not taken where the difference from a model with one weight scatters more than it."""
+    gains = np.array([0.010, 0.014, 0.012, 0.016, 0.013])
+    one = candidate(f"{ONE_WEIGHT}, volume 0.5 largest", *gains)
+    rough = gains + np.array([0.030, -0.010, 0.012, 0.002, -0.012])
+    assert chosen_kind(one, candidate(CRF, *rough)) == one.kind
+    assert chosen_kind(candidate("another", *gains), candidate(CRF, *rough)) == CRF
+    assert chosen_kind(one, candidate(CRF, *(gains + 0.001))) == CRF
+    assert chosen_kind(candidate(one.kind, *(-gains)), candidate(CRF, *gains)) == CRF
+    assert chosen_kind(one, candidate(CRF, *(-gains))) == one.kind
+
+
 def test_trainings_on_other_cases_add_their_cases() -> None:
     """Alone, each would take something else; what only one of them tried is no candidate of both."""
     first = [candidate(CALIBRATION, 0.010, 0.011), candidate(CRF, 0.004, 0.005), candidate("only here", 0.5, 0.5)]
@@ -106,9 +130,14 @@ def test_models_between_the_preset_and_the_trained_one_come_before_it() -> None:
     found = variants(trained, Rivals(untrained=untrained))
     assert [kind for kind, _ in found] == [UNTRAINED, "CRF, 0.5 of the way", "CRF, 0.75 of the way", CRF]
     assert (found[0][1], found[-1][1]) == (untrained, trained)
-    protected = variants(trained, Rivals((VolumeParameters(0.5, "argmax"),), untrained, prefers_first_volume=True))
-    names = [UNTRAINED, *(f"CRF{way}, volume 0.5 argmax" for way in (", 0.5 of the way", ", 0.75 of the way", "")), CRF]
-    assert [kind for kind, _ in protected] == names
+    protected = variants(trained, Rivals(VOLUMES, untrained, prefers_first_volume=True))
+    names = [UNTRAINED, *(f"{ONE_WEIGHT}{way}, volume 0.5 largest" for way in (", 0.5 of the way", ", 0.75 of the way", "")), CRF]
+    assert [kind for kind, _ in protected] == [*names, f"{ONE_WEIGHT}, volume 0.75 largest"]
+    steady = protected[3][1]
+    assert (steady.bilateral[0].weight, steady.mean_field.bias) == (5.0, 0.0)
+    assert steady.volume == VOLUMES[0]
+    assert protected[1][1].bilateral[0].weight == pytest.approx(4.5)
+    assert protected[4] == (CRF, trained)
     gentle = found[1][1]
     assert gentle == part_way(untrained, trained, 0.5) == CrfParameters.from_toml(gentle.to_toml())
     assert gentle.bilateral[0].weight == (5.0, 3.0, 4.0, 6.0)
@@ -162,7 +191,7 @@ def test_volume_terms_are_tried_where_the_engine_has_them(tmp_path: Path) -> Non
     """By default on the CPU; on another device a note says that they are not; a model's own volume term is learned instead."""
     write_cases(tmp_path / "data", 2)
     plan = make_plan(options(tmp_path), CPU_DEVICE)
-    assert {volume.keep for volume in plan.rivals.volumes} == {"expected", "largest"}
+    assert {volume.keep for volume in plan.rivals.volumes} == {"largest"}
     assert "volume" not in plan.learn
     assert plan.notes == ()
     assert make_plan(options(tmp_path, learn=("weights", "theta")), CPU_DEVICE).rivals.volumes == ()
@@ -185,18 +214,18 @@ def test_a_run_takes_the_kind_that_all_its_cases_choose(tmp_path: Path, monkeypa
         write_phantom(phantom(seed), tmp_path / "data", f"case{seed}")
 
     def by_kind(found: list[Candidate]) -> Candidate:
-        return next(one for one in found if one.kind == "CRF, volume 0.75 expected")
+        return next(one for one in found if one.kind == f"{ONE_WEIGHT}, volume 0.75 largest")
 
     for module in ("fitting", "cross_validation", "final"):
         monkeypatch.setattr(f"crfrefine.train.{module}.choose", by_kind)
     result = run_training(options(tmp_path))
-    wanted = VolumeParameters(0.75, "expected")
+    wanted = VolumeParameters(0.75, "largest")
     assert [fold.tuned.fit.parameters.volume for fold in result.folds] == [wanted] * 2
     text = (tmp_path / "params.toml").read_text()
     assert CrfParameters.load(tmp_path / "params.toml").volume == wanted
     assert "volume.weight: trained, 0.75; folds 0.75 to 0.75" in text
     report = json.loads((tmp_path / "params.report.json").read_text())
-    assert "CRF, volume 0.75 expected" in [one["kind"] for one in report["final"]["candidates"]]
+    assert f"{ONE_WEIGHT}, volume 0.75 largest" in [one["kind"] for one in report["final"]["candidates"]]
 
 
 def test_two_cases_do_not_tell_many_candidates_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

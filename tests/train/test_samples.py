@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from training_helpers import NUM_LABELS, REGIONS, SIZES, crops, fit, material, start
+from training_helpers import LARGER, NUM_LABELS, REGIONS, SIZES, crops, fit, material, start
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import crops as cropping
@@ -78,7 +78,7 @@ def test_a_recalibration_looks_at_some_voxels_of_a_large_crop(monkeypatch):
 def test_starts_are_compared_on_samples_and_the_winner_is_judged_on_whole_crops(monkeypatch):
     """What is written into the result is the gain of whole cases, for any number of threads."""
     monkeypatch.setattr(cropping, "TILE_VOXELS", 300)
-    cases = crops(2)
+    cases = crops(2, **LARGER)
     assert all(len(crop.tiles) > NUM_SAMPLED for crop in cases)
     result = fit(cases, num_optimizer_steps=3, threads=1)
     assert result == fit(cases, num_optimizer_steps=3, threads=3)

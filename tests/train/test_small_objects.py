@@ -30,6 +30,7 @@ from crfrefine.train.methods import (
     METRICS,
     NETWORK,
     NNUNET,
+    PROBABILITIES,
     RULES,
     SCALING_RULES,
     SMOOTHING_RULES,
@@ -181,7 +182,8 @@ def test_the_methods_with_rules_are_measured_if_there_are_rules(has_rules):
     fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
     tuned = Tuned(fitted, VectorScaling(0.5, (0.0,) * len(case.logits)), 1.5, "foreground", rules if has_rules else None)
     found = measure_methods(case, regions, tuned, "cpu", 1)
-    assert set(found) == set(ALL_MEASURED) - {NNUNET} if has_rules else set(MEASURED)
+    wanted = set(ALL_MEASURED) - {NNUNET} if has_rules else set(MEASURED)
+    assert set(found) == wanted | set(PROBABILITIES.values())
     if has_rules:
         trained = refine(case.logits, case.image, spacing=case.spacing, parameters=CrfParameters(), input_type="logits").label_map
         voxel_ml = float(np.prod(case.spacing)) / 1000
