@@ -169,10 +169,7 @@ class RefinementResult(Reported):
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, the softmax of logits / output temperature; for regions the sigmoid, (R, *grid).
-
-        Computed when first asked for.
-        """
+        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid; computed when asked for."""
         is_kept = "logits" in vars(self) or isinstance(self.channels, DenseLogits)
         # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
         values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()

@@ -47,8 +47,7 @@ class MeanFieldReport:
     Attributes:
         num_iterations: steps taken; 0 if the network is so certain everywhere that no step could change a label.
         converged: whether the stopping rule was met before the last allowed step.
-        energy: variational free energy of the marginals at the start of each step, one value per step; without a step that of the
-            network's output alone.
+        energy: variational free energy of the marginals at the start of each step, one value per step; without one, the network's.
         filters: how each kernel's messages were computed, one line per kernel.
     """
 
