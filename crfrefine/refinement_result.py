@@ -104,8 +104,7 @@ class RefinementResult(Reported):
         notes: what the caller should know, one sentence each.
         spacing: mm, one per grid axis, as it was given; None: unknown.
         regions: the regions of the channels; None: the channels are labels.
-        channel_labels: the label of each channel of `logits` and `marginals`; 0, 1, 2 … unless a label map was refined, which has
-            channels only for the labels that occur in it. Empty for regions.
+        channel_labels: the label of each channel; a refined label map has channels only for labels that occur. Empty for regions.
         num_labels: L, background included; more than there are channels if some labels do not occur.
         output_temperature: divides the logits where they become marginals.
     """
@@ -180,13 +179,10 @@ class RefinementResult(Reported):
         return self.channels.at(Selection(given_voxels(mask, self.label_map.shape), self.order))
 
     def marginals_at(self, mask: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the marginals at the voxels of a mask, `marginals[:, mask != 0]`, without making the array of the whole grid.
+        """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
 
         Args:
             mask: (*grid), nonzero at the voxels; not necessarily the one that was given to `refine`.
-
-        Returns:
-            (L, N) float32, voxels in the C order of the mask's axes; for regions (R, N).
 
         Raises:
             InputError: the mask has another shape than the grid, or values that are not finite.
