@@ -107,7 +107,8 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown_table(header, rows)
 
 
-def _region(text: str) -> tuple[str, tuple[int, ...]]:
+def as_region(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return name and labels of `NAME=1,2,3`."""
     name, _, labels = text.partition("=")
     return name, tuple(int(label) for label in labels.split(","))
 
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with images/ labels/ and logits/; masks/ is used if it is there")
     parser.add_argument("--logits", nargs="+", default=["logits"], metavar="NAME", help="folders of logits in it")
     parser.add_argument("--parameters", nargs="+", default=["default"], metavar="PRESET|FILE", help="as for `infer -c`")
-    parser.add_argument("--region", nargs="+", type=_region, default=[], metavar="NAME=1,2,3", help="labels that also count together")
+    parser.add_argument("--region", nargs="+", type=as_region, default=[], metavar="NAME=1,2,3", help="labels that also count together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write every case's scores and the runs' summaries")
     parser.add_argument("--markdown", type=Path, help="append the table")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dice_tables import EQUAL, dice
+from dice_tables import EQUAL, as_region, dice
 from environment import source_hash
 from markdown_table import markdown_table
 from numpy.typing import NDArray
@@ -86,17 +86,12 @@ def rows_of(logits: str, name: str, cases: dict[str, list[float]]) -> list[list[
     return rows
 
 
-def _region(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, labels = text.partition("=")
-    return name, tuple(int(label) for label in labels.split(","))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whether untrained presets do harm, on labeled cases.")
     parser.add_argument("data", type=Path, help="folder with images/ labels/ and logits/; masks/ is used if it is there")
     parser.add_argument("--logits", nargs="+", default=["logits"], metavar="NAME", help="folders of logits in it")
     parser.add_argument("--parameters", nargs="+", default=["default"], metavar="PRESET|FILE", help="as for `infer -c`")
-    parser.add_argument("--region", nargs="+", type=_region, default=[], metavar="NAME=1,2,3", help="in place of the labels")
+    parser.add_argument("--region", nargs="+", type=as_region, default=[], metavar="NAME=1,2,3", help="in place of the labels")
     parser.add_argument("--step", type=int, default=1, metavar="N", help="every N-th case only")
     parser.add_argument("--found", type=float, metavar="SHARE", help="simulate that this share of the reference's voxels is found")
     parser.add_argument("--threads", type=int, default=1)

@@ -38,23 +38,30 @@ def summary_table(studies: Sequence[Findings]) -> str:
     rows = []
     for findings in studies:
         comparisons, adjusted = compare_means(findings)
-        trained = comparisons[TRAINED]
         best = max(RIVALS, key=lambda rival: comparisons[rival].mean_difference)
         rows.append(
             [
-                findings.name,
-                str(findings.num_cases),
-                f"{trained.mean_baseline:.4f}",
-                points(comparisons[DEFAULT].mean_difference),
-                _change(trained),
-                format_p(adjusted[TRAINED]),
-                f"{trained.wins} / {trained.ties} / {trained.losses}",
+                *_columns(findings, comparisons, adjusted),
                 f"{best}, {points(comparisons[best].mean_difference)}",
                 findings.summary["verdict"]["outcome"],
             ]
         )
     header = ["", "cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", "p (Holm)"]
     return markdown_table([*header, "better / equal / worse", "best rival", "verdict"], rows)
+
+
+def _columns(findings: Findings, comparisons: dict[str, PairedComparison], adjusted: dict[str, float]) -> list[str]:
+    """Return name, cases, the network's Dice, and what `default` and the trained CRF changed."""
+    trained = comparisons[TRAINED]
+    return [
+        findings.name,
+        str(findings.num_cases),
+        f"{trained.mean_baseline:.4f}",
+        points(comparisons[DEFAULT].mean_difference),
+        _change(trained),
+        format_p(adjusted[TRAINED]),
+        f"{trained.wins} / {trained.ties} / {trained.losses}",
+    ]
 
 
 def label_maps_table(studies: Sequence[Findings]) -> str:
@@ -65,16 +72,10 @@ def label_maps_table(studies: Sequence[Findings]) -> str:
         if not findings.is_of_label_maps:
             continue
         comparisons, adjusted = compare_means(findings)
-        trained, other = comparisons[TRAINED], of_logits.get(findings.name)
+        other = of_logits.get(findings.name)
         rows.append(
             [
-                findings.name,
-                str(findings.num_cases),
-                f"{trained.mean_baseline:.4f}",
-                points(comparisons[DEFAULT].mean_difference),
-                _change(trained),
-                format_p(adjusted[TRAINED]),
-                f"{trained.wins} / {trained.ties} / {trained.losses}",
+                *_columns(findings, comparisons, adjusted),
                 findings.summary["verdict"]["outcome"],
                 "–" if other is None else points(compare_means(other)[0][TRAINED].mean_difference),
             ]

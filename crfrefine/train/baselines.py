@@ -13,7 +13,7 @@ import torch
 from crfrefine.arrays.components import postprocess
 from crfrefine.execution.threads import Workers
 from crfrefine.parameters.model import PostprocessParameters
-from crfrefine.train.crops import Crop, count_confusion
+from crfrefine.train.crops import Crop
 from crfrefine.train.folds import Split
 from crfrefine.train.losses import Loss
 from crfrefine.train.material import Material
@@ -190,7 +190,7 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
 
 def label_confusion(crop: Crop, found: NDArray[Any]) -> NDArray[np.int64]:
     """Return (L, L) counts of the voxels of the whole case, by reference and found label (*box); outside the mask, the network's count."""
-    return count_confusion(crop.labels[crop.mask], found[crop.mask], crop.num_labels) + crop.outside
+    return crop.count(found) + crop.outside
 
 
 def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
@@ -203,5 +203,4 @@ def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...
 
 
 def _confusion(crop: Crop, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    found = crop.decode(logits)[crop.mask]
-    return count_confusion(crop.labels[crop.mask], found, crop.num_labels) + crop.outside
+    return label_confusion(crop, crop.decode(logits))

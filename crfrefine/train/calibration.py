@@ -21,9 +21,9 @@ FEWEST_CALIBRATED = 8
 """Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases."""
 
 
-def calibrates(learn: Sequence[str]) -> bool:
-    """Return whether anything of the calibration is learned."""
-    return any(group in learn for group in CALIBRATION_GROUPS)
+def starts_calibrated(learn: Sequence[str], num_cases: int) -> bool:
+    """Return whether a training on so many cases starts on the recalibrated network, too."""
+    return num_cases >= FEWEST_CALIBRATED and any(group in learn for group in CALIBRATION_GROUPS)
 
 
 def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:

@@ -32,7 +32,7 @@ SHARES = (0.5, 0.75)
 """How far from the untrained preset to the best trained model the candidates between them are."""
 
 ONE_WEIGHT = f"{CRF} with one weight"
-"""Begin of the kinds with one weight for all labels, no biases, and a volume term, which does in each case what those do on average."""
+"""How kinds begin that have one weight for all labels, no biases, and a volume term, which does in each case what those do on average."""
 
 VOLUMES = (VolumeParameters(0.5, "largest"), VolumeParameters(0.75, "largest"))
 """What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
@@ -42,7 +42,6 @@ HARM = 2.0
 
 KEPT_GAIN = 0.95
 """Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken in its place."""
-
 
 FEWEST_CASES = 3
 """Fewer cases cannot tell many candidates apart: then only the recalibrated network and the trained model are candidates."""

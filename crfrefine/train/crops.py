@@ -76,6 +76,10 @@ class Crop:
         """Number of voxels of the whole case that have a reference."""
         return int(self.outside.sum()) + int(np.count_nonzero(self.labels[self.mask] < self.num_labels))
 
+    def count(self, found: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the (L, L) voxels inside the mask by reference and found label (*box)."""
+        return count_confusion(self.labels[self.mask], found[self.mask], self.num_labels)
+
     @property
     def parts(self) -> tuple[Crop, ...]:
         """What is computed to score the crop: all of it (a `Sample` has some tiles)."""

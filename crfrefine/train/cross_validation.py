@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine.train.calibration import FEWEST_CALIBRATED, calibrate, calibrates, with_calibrated
+from crfrefine.train.calibration import calibrate, starts_calibrated, with_calibrated
 from crfrefine.train.candidates import CALIBRATION, CRF, FEWEST_CASES, NO_RIVALS, UNTRAINED, Candidate, choose, pooled
 from crfrefine.train.fit_result import FitResult, no_crf, taken
 from crfrefine.train.folds import Split
@@ -63,7 +63,7 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
     def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
         """Train from all starts, or only what is chosen."""
         calibrated = calibrate(material, cases.training, starts[0].parameters, session.workers)
-        every = with_calibrated(starts, calibrated if len(cases.training) >= FEWEST_CALIBRATED else None)
+        every = with_calibrated(starts, calibrated if starts_calibrated(plan.learn, len(cases.training)) else None)
         own = [start for start in every if chosen is None or start.name == chosen.start]
         num_left = plan.num_trainings_left(number, len(journal.part(number).halves))
         kind = None if chosen is None else chosen.kind
@@ -77,7 +77,7 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
         calibrated = calibrate(material, split.seen, starts[0].parameters, session.workers) if fit.is_calibration else None
         return fit if calibrated is None else replace(fit, parameters=calibrated)
     halves = journal.part(number).halves
-    session.progress.training_finished(len(halves) * plan.schedule.num_planned(len(starts) + calibrates(plan.learn)))
+    session.progress.training_finished(sum(plan.num_planned_once(half, len(starts)) for half in split.halves()[: len(halves)]))
     for half in split.halves()[len(halves) :]:
         halves = (*halves, train_on(half, plan.schedule))
         journal.note_part(number, replace(journal.part(number), halves=halves))

@@ -15,7 +15,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.train import starts as setup
-from crfrefine.train.calibration import calibrates
+from crfrefine.train.calibration import starts_calibrated
 from crfrefine.train.candidates import VOLUMES, Rivals
 from crfrefine.train.checks import choose_regions
 from crfrefine.train.dataset import LabeledCases, find_cases
@@ -132,8 +132,14 @@ class Plan:
             split: of the fold.
             num_starts: that there are; the best of them are trained.
         """
-        once = self.schedule.num_planned(min(num_starts, setup.NUM_TRAINED) + calibrates(self.learn))
-        return 2 * once + self.schedule.num_optimizer_steps if split.decides_in_turns else once
+        if not split.decides_in_turns:
+            return self.num_planned_once(split, num_starts)
+        return sum(self.num_planned_once(half, num_starts) for half in split.halves()) + self.schedule.num_optimizer_steps
+
+    def num_planned_once(self, split: Split, num_starts: int) -> int:
+        """Return the optimizer steps of a single training, if it is not stopped early; arguments as for `num_planned`."""
+        trained = min(num_starts, setup.NUM_TRAINED) + starts_calibrated(self.learn, len(split.training))
+        return self.schedule.num_planned(trained)
 
     def num_planned_of_all(self, num_starts: int) -> int:
         """Return the optimizer steps of the whole run, if no training is stopped early."""

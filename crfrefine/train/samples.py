@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.train.crops import Crop, count_confusion
+from crfrefine.train.crops import Crop
 from crfrefine.train.probabilities import probabilities_of
 
 if TYPE_CHECKING:
@@ -60,24 +60,27 @@ def make_sample(crop: Crop, number: int) -> Sample:
         crop: the crop.
         number: of the case, which decides what is drawn.
     """
-    inside = _network_counts(crop)
+    logits = crop.logits.astype(np.float32)
+    found = crop.decode(logits)
+    inside = crop.count(found)
     network = inside + crop.outside
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample(crop, (crop,), (1.0,), (1.0,), network, (inside,))
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    weights = _weights(crop)
+    weights = _weights(crop, logits)
     ends = np.cumsum(weights)
     tiles, times = np.unique(np.minimum(np.searchsorted(ends, points), len(ends) - 1), return_counts=True)
     parts = tuple(crop.tile(int(tile)) for tile in tiles)
     shares = tuple(float(count) / NUM_SAMPLED for count in times)
     factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
-    return Sample(crop, parts, shares, factors, network, tuple(_network_counts(part) for part in parts))
+    of_parts = tuple(part.count(found[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True))
+    return Sample(crop, parts, shares, factors, network, of_parts)
 
 
-def _weights(crop: Crop) -> NDArray[np.float64]:
+def _weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and there they gain."""
     even = np.array(crop.tile_weights)
-    probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
+    probabilities = probabilities_of(logits, crop.regions)
     if crop.regions is None:
         doubt = np.float32(1.0) - probabilities.max(axis=0)
     else:
@@ -86,9 +89,3 @@ def _weights(crop: Crop) -> NDArray[np.float64]:
     by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
     total = float(by_tile.sum())
     return even if total == 0.0 else _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * by_tile / total
-
-
-def _network_counts(crop: Crop) -> NDArray[np.int64]:
-    """Return the (L, L) voxels in a crop's mask by reference and the network's label."""
-    found = crop.decode(crop.logits.astype(np.float32))
-    return count_confusion(crop.labels[crop.mask], found[crop.mask], crop.num_labels)

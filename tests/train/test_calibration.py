@@ -32,12 +32,7 @@ SHIFT = 8.0
 CALIBRATION = ("temperature", "bias")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_torch():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,12 +44,7 @@ from crfrefine.train.schedule import Schedule  # noqa: E402
 CPU_DEVICE = TrainingDevice()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_torch() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def candidate(kind: str, *gains: float) -> Candidate:

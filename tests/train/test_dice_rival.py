@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from training_helpers import REGIONS, crops, material
 
 from crfrefine.arrays.dice_decision import dice_labels
@@ -16,15 +15,13 @@ from crfrefine.train.folds import Split
 from crfrefine.train.model import mean_dice
 from crfrefine.train.probabilities import probabilities_of
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 
 @pytest.fixture(autouse=True)
 def short_fits(monkeypatch):
-    """A few steps of one thread are enough to see who decides about what."""
+    """A few steps are enough to see who decides about what."""
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 6)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 NONE = VectorScaling(1.0, (0.0,) * 4)

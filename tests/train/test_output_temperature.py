@@ -25,13 +25,7 @@ from crfrefine.train.output_temperature import RANGE, RefinedVoxels, calibrate_o
 from crfrefine.train.probability_quality import measure_probabilities  # noqa: E402
 from crfrefine.train.run import run_training  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _one_thread_of_torch():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
