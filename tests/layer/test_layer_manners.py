@@ -181,3 +181,17 @@ def test_subclasses_of_tensors_are_taken() -> None:
     expected.square().sum().backward()
     found.square().sum().backward()
     torch.testing.assert_close(torch.Tensor(tagged[0].grad), logits.grad, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(tmp_path: Path, temperature: float) -> None:
+    """Its logits are those before that temperature, so that a loss is not scaled; the file that `infer` reads has it."""
+    torch.manual_seed(5)
+    logits, image = (torch.rand(1, channels, *GRID) for channels in (3, 2))
+    usual = crfrefine.CrfParameters().replace(**{"mean_field.filter": "exact"})
+    warm = usual.replace(**{"mean_field.output_temperature": temperature})
+    layer, plain = crfrefine.CrfRnn(3, 2, parameters=warm), crfrefine.CrfRnn(3, 2, parameters=usual)
+    assert layer.output_temperature == temperature
+    assert torch.equal(layer(logits, image, SPACING), plain(logits, image, SPACING))
+    layer.to_parameters().save(tmp_path / "params.toml")
+    assert crfrefine.CrfParameters.load(tmp_path / "params.toml").mean_field.output_temperature == temperature
