@@ -80,14 +80,23 @@ def test_a_gentler_model_is_taken_where_it_keeps_most_of_the_gain_and_chance_exp
 
 def test_many_weights_must_be_better_than_one_by_more_than_chance() -> None:
     """A trained model with the best mean is not taken where the difference from a model with one weight scatters more than it."""
-    gains = np.array([0.010, 0.014, 0.012, 0.016, 0.013])
+    gains = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
     one = candidate(f"{ONE_WEIGHT}, volume 0.5 largest", *gains)
-    rough = gains + np.array([0.030, -0.010, 0.012, 0.002, -0.012])
+    rough = gains + np.array([0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006])
     assert chosen_kind(one, candidate(CRF, *rough)) == one.kind
     assert chosen_kind(candidate("another", *gains), candidate(CRF, *rough)) == CRF
     assert chosen_kind(one, candidate(CRF, *(gains + 0.001))) == CRF
     assert chosen_kind(candidate(one.kind, *(-gains)), candidate(CRF, *gains)) == CRF
     assert chosen_kind(one, candidate(CRF, *(-gains))) == one.kind
+
+
+def test_few_cases_prefer_a_gentle_model_however_good_the_trained_one_is() -> None:
+    """Three tumors say nothing of a hippocampus, on which what they would choose without a volume term loses 3 points and more."""
+    gains = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
+    for number in (3, 7, 8):
+        one, full = candidate(f"{ONE_WEIGHT}, volume 0.5 largest", *gains[:number]), candidate(CRF, *(gains[:number] + 0.04))
+        assert chosen_kind(one, full) == (CRF if number == 8 else one.kind)
+        assert chosen_kind(candidate(one.kind, *-gains[:number]), full) == CRF
 
 
 def test_trainings_on_other_cases_add_their_cases() -> None:
