@@ -44,6 +44,7 @@ class MeanField {
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         // The result's memory serves the messages until the last step puts logits in their place.
         if (keep_ || !is_whole(out)) own_messages_ = Buffer<T>(num_channels_ * num_voxels_);
+        overwrites_ = !kernels_.empty() && kernels_.front().filter->can_overwrite();
         messages_ = own_messages_ ? own_messages_.get() : out.data;
         if (implied_) sum_ones();
         if (options_.is_last_run) free_scales();
@@ -203,8 +204,12 @@ class MeanField {
             const T* weight = options_.channel_labels ? channel_weight_[k].data() : options_.weight[k].data();
             // The first kernel's messages need no memory of their own.
             T* const received = looks_up && k > 0 ? unweighted_.get() : messages_;
-            kernels_[k].filter->accumulate(old_marginals_, num_channels_, kernels_[k].scales_sent ? scale : nullptr, scale, weight,
-                                           received, workspace_);
+            const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
+            if (k == 0 && overwrites_) {
+                kernels_[k].filter->overwrite(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);
+            } else {
+                kernels_[k].filter->accumulate(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);
+            }
             if (!looks_up) continue;
             for_blocks([&](int64_t block, int thread) {
                 options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, messages_, scratch_[thread].get());
@@ -257,7 +262,7 @@ class MeanField {
         }
         store_marginals(block, x);
         if (!block_masses_.empty()) store_masses(block, x);
-        for (int c = 0; c < num_channels_; ++c) {
+        for (int c = 0; !overwrites_ && c < num_channels_; ++c) {
             T* row = messages_ + c * num_voxels_ + block * kVoxelBlock;
             std::fill(row, row + count, T{0});
         }
@@ -284,7 +289,7 @@ class MeanField {
                     const Lanes b = (load_some(second + i, left) + second_bias) * scale;
                     const TwoLabelSoftmax<T> now = softmax_of_two<T>(a, b);
                     store_some(new_marginals_ + voxel + i, now.first, left);
-                    store_some(messages_ + voxel + i, Lanes{}, left);
+                    if (!overwrites_) store_some(messages_ + voxel + i, Lanes{}, left);
                     const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
                     largest += __builtin_convertvector(valid ? vmax(b, a) : Lanes{}, vdouble);
                     weighted += valid ? now.weighted : Lanes{};
@@ -327,7 +332,7 @@ class MeanField {
     };
 
     // The new logits of a block as the first rows of `scratch`, the old marginals as the next. The messages are reset to zero for the next
-    // step if this is the final computation of the step.
+    // step, unless that overwrites them, if this is the final computation of the step.
     template <int L>
     OldEnergy new_logits(int64_t block, T* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
@@ -354,7 +359,7 @@ class MeanField {
             for (int c = 0; c < num_channels_; ++c) {
                 const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
                 const Lanes message = load_some(messages + c * num_voxels_ + i, left);
-                if (is_final) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
+                if (is_final && !overwrites_) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
                 store(q + c * kVoxelBlock + i, marginal);
                 store(s + c * kVoxelBlock + i, message);
                 rest -= marginal;
@@ -465,7 +470,7 @@ class MeanField {
                     const Lanes a = (load_some(first + i, left) + first_bias) * scale;
                     const Lanes b = (load_some(second + i, left) + second_bias) * scale;
                     const Lanes received = load_some(messages_ + n, left), ones = load_some(weighted_ones_.get() + n, left);
-                    store_some(messages_ + n, Lanes{}, left);
+                    if (!overwrites_) store_some(messages_ + n, Lanes{}, left);
                     Lanes p = load_some(old_marginals_ + n, left), q = vmax(T{1} - p, Lanes{});
                     const Lanes other = ones - received, own = ones - other;
                     const Lanes x = a - other, y = b - own;
@@ -545,6 +550,7 @@ class MeanField {
     GridView<const T> kept_;                  // logits of the previous step; no data: they are not kept
     Buffer<T> own_marginals_, own_messages_;  // (channel, voxel), the marginals with room for all labels if they are given to the caller
     T *old_marginals_ = nullptr, *new_marginals_ = nullptr, *messages_ = nullptr;
+    bool overwrites_ = false;                     // the first kernel's messages overwrite those of the previous step
     int num_stored_ = 0;                          // new marginals that are stored: channels, in the last step all labels or none
     bool looks_up_penalties_ = false;             // labels share channels, and there is a matrix
     std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
