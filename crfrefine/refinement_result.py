@@ -172,7 +172,10 @@ class RefinementResult(Reported):
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid; computed when asked for."""
+        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid.
+
+        Computed when asked for, unless the engine has computed them in its last step.
+        """
         is_kept = "logits" in vars(self) or isinstance(self.channels, DenseLogits)
         computed = self.channels.marginals() if isinstance(self.channels, DenseLogits) else None
         if computed is not None and self.output_temperature == 1.0:
