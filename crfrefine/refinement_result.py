@@ -74,6 +74,10 @@ class DenseLogits:
         """Return the array."""
         return self._result.logits
 
+    def marginals(self) -> NDArray[np.float32] | None:
+        """Return the softmax of the array, if the engine computed it."""
+        return self._result.marginals
+
     def at(self, voxels: Selection) -> NDArray[np.float32]:
         """Return (channels, N), the array's values at some voxels."""
         return voxels.take_all(self._result.logits, self.num_channels)
@@ -168,8 +172,14 @@ class RefinementResult(Reported):
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid; computed when asked for."""
+        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid.
+
+        Computed when asked for, unless the engine has computed them in its last step.
+        """
         is_kept = "logits" in vars(self) or isinstance(self.channels, DenseLogits)
+        computed = self.channels.marginals() if isinstance(self.channels, DenseLogits) else None
+        if computed is not None and self.output_temperature == 1.0:
+            return self.order.to_user(computed)
         # If nobody has asked for the logits, their array, which is made for this, becomes that of the marginals.
         values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
         return self.order.to_user(self._probabilities(values, in_place=not is_kept))

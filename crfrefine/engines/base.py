@@ -92,11 +92,13 @@ class MeanFieldResult(Reported):
             temperature.
         report: steps, energy and filters.
         timings: seconds of each stage.
+        marginals: the same shape, where the engine has them left over from its last step; None: they are to be computed.
     """
 
     logits: NDArray[np.float32]
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)
+    marginals: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,8 @@ class CpuKernels:
             run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec, box))
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
         report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters)
-        return MeanFieldResult(out, report, {"build": self._build_seconds, "steps": time.perf_counter() - started})
+        timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
+        return MeanFieldResult(out, report, timings, outcome["marginals"])
 
     def forward(self, logits: NDArray[Any], spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""

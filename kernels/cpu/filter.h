@@ -28,7 +28,12 @@ class BasicFilter {
     virtual void accumulate(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
                             Workspace& workspace) = 0;
 
-    // The same with K transposed: a different operator only for the lattice, whose kernel is not exactly symmetric.
+    // The same, except that what is in `sum` is overwritten: that saves clearing it. Only if the filter can.
+    virtual bool can_overwrite() const { return false; }
+    virtual void overwrite(const T* /*values*/, int /*num_channels*/, const T* /*pre*/, const T* /*post*/, const T* /*channel_weight*/,
+                           T* /*sum*/, Workspace&) {}
+
+    // `accumulate` with K transposed: a different operator only for the lattice, whose kernel is not exactly symmetric.
     virtual void accumulate_transposed(const T* values, int num_channels, const T* pre, const T* post, const T* channel_weight, T* sum,
                                        Workspace& workspace) {
         accumulate(values, num_channels, pre, post, channel_weight, sum, workspace);

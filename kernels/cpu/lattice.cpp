@@ -37,14 +37,21 @@ class LatticeFilter final : public Filter {
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+        filter_groups<false>(values, num_channels, pre, post, channel_weight, sum, workspace, false);
+    }
+
+    bool can_overwrite() const override { return true; }
+
+    void overwrite(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
+                   Workspace& workspace) override {
+        filter_groups<true>(values, num_channels, pre, post, channel_weight, sum, workspace, false);
     }
 
     // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing, so their
     // order is reversed.
     void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
                                float* sum, Workspace& workspace) override {
-        filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
+        filter_groups<false>(values, num_channels, pre, post, channel_weight, sum, workspace, true);
     }
 
     // Rows of sixteen, four columns times four channels, are a cache line: they cost little more than rows of four. With more vertices than
@@ -90,6 +97,8 @@ class LatticeFilter final : public Filter {
    private:
     static constexpr int64_t kSharedBlock = 4096;
 
+    // kOverwrites: overwrites the sum.
+    template <bool kOverwrites>
     void filter_groups(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                        Workspace& workspace, bool transposed) {
         for (int c = 0; c < num_channels;) {
@@ -98,17 +107,17 @@ class LatticeFilter final : public Filter {
             const float* from = values + c * num_voxels_;
             float* to = sum + c * num_voxels_;
             if (group == 1) {
-                filter<1>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
+                filter<1, kOverwrites>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
             } else if (group == 2) {
-                filter<2>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
+                filter<2, kOverwrites>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
             } else {
-                filter<4>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
+                filter<4, kOverwrites>(from, group, pre, post, channel_weight + c, to, workspace, transposed);
             }
             c += group;
         }
     }
 
-    template <int C>
+    template <int C, bool kOverwrites>
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
                 Workspace& workspace, bool transposed) {
         using Row = typename RowOf<C>::type;
@@ -121,7 +130,8 @@ class LatticeFilter final : public Filter {
         blur(rows, transposed);
         return_shares(rows);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            slice_<C>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()), sum);
+            slice_<C, kOverwrites>(lattice_.tiles[t], rows, group, post, channel_weight, reinterpret_cast<Row*>(scratch_[thread].get()),
+                                   sum);
         });
     }
 
@@ -214,9 +224,11 @@ class LatticeFilter final : public Filter {
     void fetch_ahead(int64_t p, const float* channels, int num_channels, const float* scale) const {
         constexpr int64_t kAhead = 12;
         if (p + kAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
-        const int64_t voxel = lattice_.pieces[p + kAhead].voxel;
-        for (int c = 0; c < num_channels; ++c) __builtin_prefetch(channels + c * num_voxels_ + voxel);
-        if (scale) __builtin_prefetch(scale + voxel);
+        const Lattice::Piece& piece = lattice_.pieces[p + kAhead];
+        for (const int64_t voxel : {piece.voxel, piece.voxel + piece.length - 1}) {  // seldom on the same line
+            for (int c = 0; c < num_channels; ++c) __builtin_prefetch(channels + c * num_voxels_ + voxel);
+            if (scale) __builtin_prefetch(scale + voxel);
+        }
     }
 
     // Calls body(voxel of the tile, number of corners, their numbers within the tile, their weights) for each voxel.
@@ -316,12 +328,12 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    template <int C, class Row>
+    template <int C, bool kOverwrites, class Row>
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
                 float* sum) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
         load_vertices(tile, rows, buffer);
-        if (is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
+        if (!kOverwrites && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
         slice_rows(tile, buffer, received);
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
@@ -334,7 +346,8 @@ class LatticeFilter final : public Filter {
                 deinterleave<C>(from, channel);
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
-                    store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);
+                    const vfloat before = kOverwrites ? vfloat{} : load_some(to, count);
+                    store_some(to, before + channel[c] * (scale * channel_weight[c]), count);
                 }
                 from += count * C;
             }

@@ -23,22 +23,29 @@ class MeanField {
 
    public:
     MeanField(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options, const GridView<const T>& logits,
-              T* record, ThreadPool& pool, Workspace& workspace)
+              const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           kernels_(kernels),
           workspace_(workspace),
           options_(options),
           logits_(logits),
+          out_(out),
           record_(record),
           pool_(pool),
           num_labels_(options.num_labels),
           num_voxels_(voxels.num_voxels),
           num_blocks_(num_voxel_blocks(voxels.num_voxels)) {
         implied_ = options.last_is_implied();
-        num_channels_ = options.num_channels();
-        if (!record_) own_marginals_ = Buffer<T>(num_channels_ * num_voxels_);
+        num_channels_ = num_stored_ = options.num_channels();
+        // A step that may be the last one stores its logits; a damped step starts from those of the previous step. The energy of a Potts
+        // model with one weight for all labels does not rise.
+        keep_ = options_.tolerance > 0 || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
+        if (!record_) own_marginals_ = Buffer<T>((gives_marginals() ? num_labels_ : num_channels_) * num_voxels_);
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
-        messages_ = Buffer<T>(num_channels_ * num_voxels_);
+        // The result's memory serves the messages until the last step puts logits in their place.
+        if (keep_ || !is_whole(out)) own_messages_ = Buffer<T>(num_channels_ * num_voxels_);
+        overwrites_ = !kernels_.empty() && kernels_.front().filter->can_overwrite();
+        messages_ = own_messages_ ? own_messages_.get() : out.data;
         if (implied_) sum_ones();
         if (options_.is_last_run) free_scales();
         if (options.channel_labels) plan_weights();
@@ -47,10 +54,12 @@ class MeanField {
         for (auto& s : scratch_) s = Buffer<T>((looks_up_penalties_ ? 4 : 3) * num_labels_ * kVoxelBlock);
         if (options.keeps_volumes()) block_masses_.resize(num_blocks_ * num_labels_);
         if (options.keeps_volumes() && options.keeps_counts) block_counts_.resize(num_blocks_ * num_labels_);
+        // In memory that has just been freed. In a box of a mask the spatial filter needs more.
+        if (num_voxels_ == voxels.box_size) workspace_.floats(num_voxels_);
         BlockCache::release_idle();
     }
 
-    MeanFieldOutcome run(const GridView<T>& out, const StepCallback& callback) {
+    MeanFieldOutcome run(const StepCallback& callback) {
         MeanFieldOutcome outcome;
         step_length_ = T{1} - options_.damping;
         for_blocks([&](int64_t block, int thread) { initialize(block, scratch_[thread].get()); });
@@ -64,12 +73,9 @@ class MeanField {
         // The marginals of the network do not have the masses of its labels, which are kept from the first step on.
         const int first_watched = options_.volume_slack == 0 && options_.keeps_counts ? 2 : 1;
         double negative_entropy = start.negative_entropy, last_energy = 0;
-        // A step that may be the last one stores its logits; a damped step starts from those of the previous step.
         const bool may_stop = options_.tolerance > 0;
-        // The energy of a Potts model with one weight for all labels does not rise.
-        const bool keep = may_stop || options_.damping > 0 || (options_.watch_energy && !(options_.is_potts && implied_));
-        if (keep || options_.num_iterations == 0) write_start(out);
-        if (keep) kept_ = {out.data, out.is_box, out.label_stride, out.shape, out.stride};
+        if (keep_ || options_.num_iterations == 0) write_start(out_);
+        if (keep_) kept_ = {out_.data, out_.is_box, out_.label_stride, out_.shape, out_.stride};
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
             send_messages();
@@ -80,10 +86,11 @@ class MeanField {
                 unweighted_ = Buffer<T>();
                 BlockCache::release_idle();
             }
-            const GridView<T>* const target = keep || is_last ? &out : nullptr;
+            const GridView<T>* const target = keep_ || is_last ? &out_ : nullptr;
             const bool is_recorded = record_ && (!is_last || volume_);
             if (is_recorded) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
-            skip_marginals_ = record_ && !is_recorded;  // the record has no room for them
+            // No step reads the last marginals, and the record has no room for them.
+            num_stored_ = !is_last || is_recorded ? num_channels_ : gives_marginals() ? num_labels_ : 0;
             const double divergence = volume_ ? volume_->energy(total_by_label(block_masses_)) : 0;
             if (volume_) outcome.volume_bias.push_back(balance_volumes());
             outcome.step.push_back(static_cast<double>(step_length_));
@@ -107,7 +114,17 @@ class MeanField {
         return outcome;
     }
 
+    // (label, voxel), after the last step; empty where it was not the last possible one, or if they are not asked for.
+    Buffer<T> marginals() { return num_stored_ == num_labels_ && gives_marginals() ? std::move(own_marginals_) : Buffer<T>(); }
+
    private:
+    bool gives_marginals() const { return options_.gives_marginals && !record_; }
+
+    // Whether an array has the voxels and no others, in their order.
+    bool is_whole(const GridView<T>& array) const {
+        return num_voxels_ == (array.is_box ? voxels_.box_size : voxels_.grid_size) && array.label_stride == num_voxels_;
+    }
+
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
 
     // (label), from (block, label).
@@ -145,12 +162,14 @@ class MeanField {
     }
 
     void sum_ones() {
-        weighted_ones_ = Buffer<T>(num_voxels_);
+        std::vector<const T*> ones;
+        for (const Kernel<T>& k : kernels_) ones.push_back(k.ones.get());
+        const bool in_place = options_.is_last_run && !kernels_.empty() && kernels_.front().ones;
+        weighted_ones_ = in_place ? std::move(kernels_.front().ones) : Buffer<T>(num_voxels_);
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
                 T total = 0;
-                for (size_t k = 0; k < kernels_.size(); ++k)
-                    total += options_.weight[k].front() * (kernels_[k].ones ? kernels_[k].ones[n] : T{1});
+                for (size_t k = 0; k < kernels_.size(); ++k) total += options_.weight[k].front() * (ones[k] ? ones[k][n] : T{1});
                 weighted_ones_[n] = total;
             }
         });
@@ -184,19 +203,23 @@ class MeanField {
             const bool looks_up = options_.channel_labels && !options_.has_one_weight(k);
             const T* weight = options_.channel_labels ? channel_weight_[k].data() : options_.weight[k].data();
             // The first kernel's messages need no memory of their own.
-            T* const received = looks_up && k > 0 ? unweighted_.get() : messages_.get();
-            kernels_[k].filter->accumulate(old_marginals_, num_channels_, kernels_[k].scales_sent ? scale : nullptr, scale, weight,
-                                           received, workspace_);
+            T* const received = looks_up && k > 0 ? unweighted_.get() : messages_;
+            const T* const pre = kernels_[k].scales_sent ? scale : nullptr;
+            if (k == 0 && overwrites_) {
+                kernels_[k].filter->overwrite(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);
+            } else {
+                kernels_[k].filter->accumulate(old_marginals_, num_channels_, pre, scale, weight, received, workspace_);
+            }
             if (!looks_up) continue;
             for_blocks([&](int64_t block, int thread) {
-                options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, messages_.get(), scratch_[thread].get());
+                options_.channel_labels->add_weighted(options_.weight[k].data(), block, received, messages_, scratch_[thread].get());
             });
         }
     }
 
     // The pairwise terms of a block under a penalty for each pair of labels. `messages` is overwritten.
     void look_up_penalties(int64_t block, T* messages, T* pairwise) const {
-        load_rows(messages_.get(), num_voxels_, block, num_channels_, messages);
+        load_rows(messages_, num_voxels_, block, num_channels_, messages);
         if (implied_) {
             T* const last = messages + num_channels_ * kVoxelBlock;
             load_rows(weighted_ones_.get(), num_voxels_, block, 1, last);
@@ -218,7 +241,7 @@ class MeanField {
             });
     }
 
-    void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_channels_, new_marginals_); }
+    void store_marginals(int64_t block, const T* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
 
     void initialize(int64_t block, T* x) {
         if (takes_two_labels()) return initialize_two_labels(block);
@@ -239,8 +262,8 @@ class MeanField {
         }
         store_marginals(block, x);
         if (!block_masses_.empty()) store_masses(block, x);
-        for (int c = 0; c < num_channels_; ++c) {
-            T* row = messages_.get() + c * num_voxels_ + block * kVoxelBlock;
+        for (int c = 0; !overwrites_ && c < num_channels_; ++c) {
+            T* row = messages_ + c * num_voxels_ + block * kVoxelBlock;
             std::fill(row, row + count, T{0});
         }
         block_sums_[block] = sums;
@@ -266,7 +289,7 @@ class MeanField {
                     const Lanes b = (load_some(second + i, left) + second_bias) * scale;
                     const TwoLabelSoftmax<T> now = softmax_of_two<T>(a, b);
                     store_some(new_marginals_ + voxel + i, now.first, left);
-                    store_some(messages_.get() + voxel + i, Lanes{}, left);
+                    if (!overwrites_) store_some(messages_ + voxel + i, Lanes{}, left);
                     const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
                     largest += __builtin_convertvector(valid ? vmax(b, a) : Lanes{}, vdouble);
                     weighted += valid ? now.weighted : Lanes{};
@@ -309,7 +332,7 @@ class MeanField {
     };
 
     // The new logits of a block as the first rows of `scratch`, the old marginals as the next. The messages are reset to zero for the next
-    // step if this is the final computation of the step.
+    // step, unless that overwrites them, if this is the final computation of the step.
     template <int L>
     OldEnergy new_logits(int64_t block, T* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
@@ -321,7 +344,7 @@ class MeanField {
         T* s = scratch + 2 * num_labels * kVoxelBlock;  // weighted messages of all labels
         T* p = scratch + 3 * num_labels * kVoxelBlock;  // pairwise terms, if they are looked up
         const T* marginals = old_marginals_ + begin;
-        T* messages = messages_.get() + begin;
+        T* messages = messages_ + begin;
         load_logits(block, x);
         if (looks_up_penalties_) look_up_penalties(block, s, p);
 
@@ -336,7 +359,7 @@ class MeanField {
             for (int c = 0; c < num_channels_; ++c) {
                 const Lanes marginal = load_some(marginals + c * num_voxels_ + i, left);
                 const Lanes message = load_some(messages + c * num_voxels_ + i, left);
-                if (is_final) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
+                if (is_final && !overwrites_) store_some(messages + c * num_voxels_ + i, Lanes{}, left);
                 store(q + c * kVoxelBlock + i, marginal);
                 store(s + c * kVoxelBlock + i, message);
                 rest -= marginal;
@@ -423,7 +446,7 @@ class MeanField {
                 flips += valid ? (now.label != old_label) : Integers{};  // -1 where true
             }
         }
-        if (!skip_marginals_) store_marginals(block, x);
+        store_marginals(block, x);
         if (volume_) store_masses(block, x);
         sums.linear = sum_lanes(energy.linear);
         sums.quadratic = sum_lanes(energy.quadratic);
@@ -446,8 +469,8 @@ class MeanField {
                     const int64_t left = length - i, n = voxel + i;
                     const Lanes a = (load_some(first + i, left) + first_bias) * scale;
                     const Lanes b = (load_some(second + i, left) + second_bias) * scale;
-                    const Lanes received = load_some(messages_.get() + n, left), ones = load_some(weighted_ones_.get() + n, left);
-                    store_some(messages_.get() + n, Lanes{}, left);
+                    const Lanes received = load_some(messages_ + n, left), ones = load_some(weighted_ones_.get() + n, left);
+                    if (!overwrites_) store_some(messages_ + n, Lanes{}, left);
                     Lanes p = load_some(old_marginals_ + n, left), q = vmax(T{1} - p, Lanes{});
                     const Lanes other = ones - received, own = ones - other;
                     const Lanes x = a - other, y = b - own;
@@ -457,7 +480,8 @@ class MeanField {
                         store_some(refined, x, left);
                         store_some(refined + out->label_stride, y, left);
                     }
-                    if (!skip_marginals_) store_some(new_marginals_ + n, now.first, left);
+                    if (num_stored_ > 0) store_some(new_marginals_ + n, now.first, left);
+                    if (num_stored_ > 1) store_some(new_marginals_ + num_voxels_ + n, now.second, left);
                     const Integers old_label = q > p, label = y > x;
                     if (left < kLanes) {  // lanes beyond the end count nowhere
                         const Integers valid = first_lanes_of<T>(static_cast<int>(left));
@@ -514,6 +538,7 @@ class MeanField {
     Workspace& workspace_;
     const MeanFieldOptions<T>& options_;
     const GridView<const T>& logits_;
+    const GridView<T>& out_;
     T* record_;
     ThreadPool& pool_;
     const int num_labels_;
@@ -521,10 +546,12 @@ class MeanField {
     int num_channels_ = 0;
     bool implied_ = false;  // the last label's channel is not filtered
     T step_length_ = T{1};
-    GridView<const T> kept_;              // logits of the previous step; no data: they are not kept
-    Buffer<T> own_marginals_, messages_;  // (channel, voxel)
-    T *old_marginals_ = nullptr, *new_marginals_ = nullptr;
-    bool skip_marginals_ = false;
+    bool keep_ = false;                       // logits are stored in each step
+    GridView<const T> kept_;                  // logits of the previous step; no data: they are not kept
+    Buffer<T> own_marginals_, own_messages_;  // (channel, voxel), the marginals with room for all labels if they are given to the caller
+    T *old_marginals_ = nullptr, *new_marginals_ = nullptr, *messages_ = nullptr;
+    bool overwrites_ = false;                     // the first kernel's messages overwrite those of the previous step
+    int num_stored_ = 0;                          // new marginals that are stored: channels, in the last step all labels or none
     bool looks_up_penalties_ = false;             // labels share channels, and there is a matrix
     std::vector<std::vector<T>> channel_weight_;  // (kernel, channel), if labels share channels: ones where weights are looked up
     Buffer<T> unweighted_;                        // (channel, voxel) messages of one kernel, if weights are looked up
@@ -562,9 +589,11 @@ bool MeanFieldOptions<T>::last_is_implied() const {
 
 template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
-                                const GridView<const T>& logits, const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace,
-                                const StepCallback& callback) {
-    const MeanFieldOutcome outcome = MeanField<T>(voxels, kernels, options, logits, record, pool, workspace).run(out, callback);
+                                const GridView<const T>& logits, const GridView<T>& out, T* record, Buffer<T>* marginals, ThreadPool& pool,
+                                Workspace& workspace, const StepCallback& callback) {
+    MeanField<T> mean_field(voxels, kernels, options, logits, out, record, pool, workspace);
+    const MeanFieldOutcome outcome = mean_field.run(callback);
+    if (marginals) *marginals = mean_field.marginals();
     write_outside(voxels, options, logits, out, pool);
     return outcome;
 }
@@ -572,10 +601,10 @@ MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& ke
 template struct MeanFieldOptions<float>;
 template struct MeanFieldOptions<double>;
 template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<float>>&, const MeanFieldOptions<float>&,
-                                         const GridView<const float>&, const GridView<float>&, float*, ThreadPool&, Workspace&,
-                                         const StepCallback&);
+                                         const GridView<const float>&, const GridView<float>&, float*, Buffer<float>*, ThreadPool&,
+                                         Workspace&, const StepCallback&);
 template MeanFieldOutcome run_mean_field(const Voxels&, std::vector<Kernel<double>>&, const MeanFieldOptions<double>&,
-                                         const GridView<const double>&, const GridView<double>&, double*, ThreadPool&, Workspace&,
-                                         const StepCallback&);
+                                         const GridView<const double>&, const GridView<double>&, double*, Buffer<double>*, ThreadPool&,
+                                         Workspace&, const StepCallback&);
 
 }  // namespace crf

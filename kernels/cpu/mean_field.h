@@ -30,8 +30,9 @@ struct MeanFieldOptions {
     bool watch_energy = true;  // halve the step if the energy rises
     double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: there is none
     bool keeps_counts = false;                                      // the volume term keeps numbers of voxels, not sums of marginals
-    std::vector<T> volume_part;  // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
-    bool is_last_run = false;    // free kernels and workspace before the last step's logits are written: they need not fit together
+    std::vector<T> volume_part;    // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
+    bool is_last_run = false;      // free kernels and workspace before the last step's logits are written: they need not fit together
+    bool gives_marginals = false;  // keep those after the last step for the caller
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others', because
     // marginals sum to 1.
@@ -67,9 +68,11 @@ using StepCallback = std::function<void(int step, int num_steps)>;
 //
 // record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs; with a
 // volume term (steps + 1, channel, voxel), also for those after the last one.
+//
+// marginals: nullptr, or what becomes (label, voxel) after the last step if the options ask for it, unless the iteration has stopped early.
 template <class T>
 MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel<T>>& kernels, const MeanFieldOptions<T>& options,
-                                const GridView<const T>& logits, const GridView<T>& out, T* record, ThreadPool& pool, Workspace& workspace,
-                                const StepCallback& callback);
+                                const GridView<const T>& logits, const GridView<T>& out, T* record, Buffer<T>* marginals, ThreadPool& pool,
+                                Workspace& workspace, const StepCallback& callback);
 
 }  // namespace crf

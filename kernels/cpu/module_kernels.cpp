@@ -62,7 +62,8 @@ class Kernels {
     };
 
     // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
-    // logits are written. out: (label, *grid) or (label, *box of the mask).
+    // logits are written. Without a mask it also returns the marginals after the last possible step, (label, *grid): they are there anyway.
+    // out: (label, *grid) or (label, *box of the mask).
     nb::dict run(const PartOfArray& logits, const std::vector<std::vector<T>>& weights, const std::vector<T>& compatibility, bool is_potts,
                  double temperature, double damping, const std::vector<T>& bias, const Volume& volume,
                  const std::optional<LabelArray>& labels, const std::vector<int64_t>& tile, int num_iterations, double tolerance,
@@ -75,7 +76,9 @@ class Kernels {
         const GridView<T> to = dense_view(out.data(), grid_shape(out), grid_shape(out) != grid_shape_);
         require(to.label_stride == (to.is_box ? voxels_->box_size : voxels_->grid_size) && (!from.is_box || from.shape == to.shape),
                 "expected logits on the grid of the image or on the box of its mask");
+        options.gives_marginals = is_last_run && !to.is_box && num_voxels() == voxels_->grid_size;
         MeanFieldOutcome outcome;
+        auto marginals = std::make_unique<Buffer<T>>();
         {
             nb::gil_scoped_release release;
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -85,14 +88,22 @@ class Kernels {
             T* const no_record = nullptr;
             is_spent_ = is_last_run && !descriptions_.empty();
             if (is_spent_ && !set_->keeps_image()) release_image();
-            outcome =
-                run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, *pool_, workspace, reporter(progress, "mean field"));
+            outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, no_record, marginals.get(), *pool_, workspace,
+                                     reporter(progress, "mean field"));
             if (is_last_run) set_->kernels.clear();
         }
         nb::dict result;
         result["num_iterations"] = outcome.num_iterations;
         result["converged"] = outcome.converged;
         result["energy"] = outcome.energy;
+        result["marginals"] = nb::none();
+        if (*marginals) {
+            std::vector<size_t> shape{static_cast<size_t>(num_labels_)};
+            shape.insert(shape.end(), grid_shape_.begin(), grid_shape_.end());
+            Buffer<T>* const kept = marginals.release();
+            const nb::capsule owner(kept, [](void* array) noexcept { delete static_cast<Buffer<T>*>(array); });
+            result["marginals"] = nb::ndarray<nb::numpy, T>(kept->get(), shape.size(), shape.data(), owner);
+        }
         return result;
     }
 
@@ -114,7 +125,7 @@ class Kernels {
         const GridView<const T> from = dense_view(logits.data(), grid_shape_);
         const GridView<T> to = dense_view(out.data(), grid_shape_);
         const MeanFieldOutcome outcome =
-            run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), *pool_, workspace, StepCallback());
+            run_mean_field<T>(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, workspace, StepCallback());
         return {outcome.step, outcome.volume_bias};
     }
 

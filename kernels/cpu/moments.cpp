@@ -10,19 +10,26 @@ namespace crf {
 template <class T>
 FeatureColumns<T>::FeatureColumns(const Voxels& voxels, std::vector<double> theta_position, std::vector<double> theta_beta,
                                   std::vector<const T*> intensity)
-    : voxels_(voxels), theta_position_(std::move(theta_position)), theta_beta_(std::move(theta_beta)), intensity_(std::move(intensity)) {
-    for (const T* values : intensity_) {
-        double total = 0;
-        for (const Run& run : voxels.runs)
-            for (int32_t i = 0; i < run.length; ++i) total += static_cast<double>(values[run.grid + i]);
-        center_.push_back(total / static_cast<double>(voxels.num_voxels));
+    : voxels_(voxels), theta_position_(std::move(theta_position)), theta_beta_(std::move(theta_beta)), intensity_(std::move(intensity)) {}
+
+template <class T>
+double FeatureColumns<T>::center(int feature) const {
+    if (feature >= num_modalities()) {
+        const int axis = feature - num_modalities();
+        return 0.5 * static_cast<double>(voxels_.box_shape[axis] - 1) * voxels_.spacing[axis];
     }
-    for (int a = 0; a < voxels.num_axes; ++a) center_.push_back(0.5 * static_cast<double>(voxels.box_shape[a] - 1) * voxels.spacing[a]);
+    for (int m = static_cast<int>(mean_.size()); m <= feature; ++m) {
+        double total = 0;
+        for (const Run& run : voxels_.runs)
+            for (int32_t i = 0; i < run.length; ++i) total += static_cast<double>(intensity_[m][run.grid + i]);
+        mean_.push_back(total / static_cast<double>(voxels_.num_voxels));
+    }
+    return mean_[feature];
 }
 
 template <class T>
 void FeatureColumns<T>::fill(int feature, T* column, ThreadPool& pool) const {
-    const double center = center_[feature], scale = 1 / theta(feature);
+    const double center = this->center(feature), scale = 1 / theta(feature);
     pool.run(num_voxel_blocks(voxels_.num_voxels), [&](int64_t block, int) {
         const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels_.num_voxels);
         voxels_.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {

@@ -27,10 +27,12 @@ class FeatureColumns {
     void fill(int feature, T* column, ThreadPool& pool) const;
 
    private:
+    double center(int feature) const;
+
     const Voxels& voxels_;
     std::vector<double> theta_position_, theta_beta_;
     std::vector<const T*> intensity_;
-    std::vector<double> center_;
+    mutable std::vector<double> mean_;  // (modality), computed when first needed: most kernels have no backward pass
 };
 
 // Buffers for columns of features and for the channels that result from filtering one of them.

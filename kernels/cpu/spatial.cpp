@@ -41,10 +41,17 @@ class SpatialFilter final : public Filter {
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
         box_ = workspace.floats(voxels_.box_size);
+        const auto taps = [&](int axis) -> const std::vector<float>& { return taps_[axis]; };
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
-            filter_box(values + c * voxels_.num_voxels, pre, [&](int axis) -> const std::vector<float>& { return taps_[axis]; });
-            gather(post, channel_weight[c], sum + c * voxels_.num_voxels);
+            float* const to = sum + c * voxels_.num_voxels;
+            filter_slabs(values + c * voxels_.num_voxels, pre, taps);
+            if (voxels_.num_axes > 1 && voxels_.num_voxels == voxels_.box_size) {
+                add_first_axis(post, channel_weight[c], to);
+            } else {
+                filter_first_axis(taps);
+                gather(post, channel_weight[c], to);
+            }
         }
     }
 
@@ -77,8 +84,11 @@ class SpatialFilter final : public Filter {
         box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c)
             for (int differentiated = 0; differentiated < voxels_.num_axes; ++differentiated) {
-                filter_box(v + c * voxels_.num_voxels, nullptr,
-                           [&](int axis) -> const std::vector<float>& { return axis == differentiated ? slopes_[axis] : taps_[axis]; });
+                const auto taps = [&](int axis) -> const std::vector<float>& {
+                    return axis == differentiated ? slopes_[axis] : taps_[axis];
+                };
+                filter_slabs(v + c * voxels_.num_voxels, nullptr, taps);
+                filter_first_axis(taps);
                 squared[differentiated] += dot_with_box(u + c * voxels_.num_voxels);
             }
         return true;
@@ -95,6 +105,50 @@ class SpatialFilter final : public Filter {
         void add(const Stretch& other) {
             begin = std::min(begin, other.begin);
             end = std::max(end, other.end);
+        }
+    };
+
+    // The filtered rows of a panel go back to the box.
+    struct IntoBox {
+        float* panel;
+        int64_t stride;
+
+        void fetch(int64_t, int64_t) const {}
+        void put(int64_t row, int64_t column, vfloat total, int64_t left) const { store_some(panel + row * stride + column, total, left); }
+    };
+
+    // Or, normalized and weighted, onto the sum. Factors of the filter's own normalization are multiplied in the order of fill_row.
+    struct OntoSum {
+        float* sum;         // where the panel begins
+        const float* post;  // there, too; nullptr: ones, or the filter's own
+        int64_t stride;
+        float weight;
+        const float* of_row;                           // the filter's own normalization: (row), and of the columns along the axes between,
+        float of_column[kColumns], of_last[kColumns];  // and along the last axis; nullptr: there is none
+
+        void set_scales(const std::vector<std::vector<float>>& scales, int64_t column, int64_t width, const Voxels& voxels) {
+            of_row = scales[0].data();
+            const int last = voxels.num_axes - 1;
+            for (int64_t c = 0; c < width; ++c) {
+                const int64_t length = voxels.box_shape[last];
+                of_column[c] = 1.0f;
+                for (int64_t a = last - 1, rest = (column + c) / length; a > 0; rest /= voxels.box_shape[a], --a)
+                    of_column[c] *= scales[a][rest % voxels.box_shape[a]];
+                of_last[c] = scales[last][(column + c) % length];
+            }
+        }
+
+        void fetch(int64_t row, int64_t column) const {
+            __builtin_prefetch(sum + row * stride + column, 1);
+            if (post) __builtin_prefetch(post + row * stride + column);
+        }
+
+        void put(int64_t row, int64_t column, vfloat total, int64_t left) const {
+            float* const to = sum + row * stride + column;
+            vfloat scale = splat_lanes(weight);
+            if (post) scale *= load_some(post + row * stride + column, left);
+            if (of_row) scale *= load(of_column + column) * of_row[row] * load(of_last + column);
+            store_some(to, load_some(to, left) + scale * total, left);
         }
     };
 
@@ -164,10 +218,10 @@ class SpatialFilter final : public Filter {
         return own_rows_[thread].data();
     }
 
-    // The filtered box of one channel; taps(axis): of each axis. A slab, the voxels of one place along the first axis, is filled and
-    // filtered along all other axes while it is in the cache.
+    // The box of one channel, filtered along all axes but the first; taps(axis): of each axis. A slab, the voxels of one place along the
+    // first axis, is filled and filtered while it is in the cache.
     template <class Taps>
-    void filter_box(const float* values, const float* pre, const Taps& taps) {
+    void filter_slabs(const float* values, const float* pre, const Taps& taps) {
         const int num_axes = voxels_.num_axes;
         pool_.run(static_cast<int64_t>(first_run_.size()) - 1, [&](int64_t slab, int thread) {
             float* const box = box_ + slab * slab_size_;
@@ -181,8 +235,22 @@ class SpatialFilter final : public Filter {
                 for (int64_t i = 0; i < num_of_slab; ++i) filter_panel(a, slab * num_of_slab + i, taps(a), scratch_[thread]);
             }
         });
-        if (num_axes == 1) return;
+    }
+
+    template <class Taps>
+    void filter_first_axis(const Taps& taps) {
+        if (voxels_.num_axes == 1) return;
         pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) { filter_panel(0, panel, taps(0), scratch_[thread]); });
+    }
+
+    // Filters along the first axis and adds what results, normalized and weighted, to `sum`, where the box has all voxels in their order.
+    void add_first_axis(const float* post, float weight, float* sum) {
+        pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
+            const int64_t column = panel * kColumns;
+            OntoSum onto{sum + column, post ? post + column : nullptr, slab_size_, weight, nullptr, {}, {}};
+            if (scales_received_) onto.set_scales(scales_, column, std::min(kColumns, slab_size_ - column), voxels_);
+            filter_panel(0, panel, taps_[0], scratch_[thread], onto);
+        });
     }
 
     void scatter(int64_t slab, const float* values, const float* pre, int thread) {
@@ -298,9 +366,17 @@ class SpatialFilter final : public Filter {
 
     // One of an axis's panels, some neighboring columns, in place.
     void filter_panel(int axis, int64_t number, const std::vector<float>& taps, std::vector<float>& scratch) const {
+        const int64_t stride = stride_of(axis), panels = num_panels(stride);
+        const int64_t first = number / panels * voxels_.box_shape[axis] * stride + number % panels * kColumns;
+        filter_panel(axis, number, taps, scratch, IntoBox{box_ + first, stride});
+    }
+
+    // The same, with another place for what results.
+    template <class Target>
+    void filter_panel(int axis, int64_t number, const std::vector<float>& taps, std::vector<float>& scratch, const Target& target) const {
         const int64_t stride = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(stride);
         const int64_t column = number % panels * kColumns, width = std::min(kColumns, stride - column);
-        float* const panel = box_ + number / panels * length * stride + column;
+        const float* const panel = box_ + number / panels * length * stride + column;
         const Stretch needed = needed_[axis][number];
         if (needed.begin >= needed.end) return;
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
@@ -320,26 +396,29 @@ class SpatialFilter final : public Filter {
             const int64_t begin = std::max(end, i - radius);
             for (end = i + radius + 1; i < std::min(last, end + radius); ++i)
                 if (has_values(i)) end = i + radius + 1;
-            filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width);
+            filter_rows(center, begin, std::min(end, needed.end), taps, panel, stride, width, target);
         }
     }
 
     // Rows `begin` to `end` of the panel, from its copy: two at a time, which have most of the rows that they read in common.
-    static void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, float* panel, int64_t stride,
-                            int64_t width) {
+    template <class Target>
+    static void filter_rows(const float* copy, int64_t begin, int64_t end, const std::vector<float>& taps, const float* panel,
+                            int64_t stride, int64_t width, const Target& target) {
         int64_t i = begin;
         for (; i + 2 <= end; i += 2) {
             // The next panel's rows are far apart: the hardware cannot predict them.
-            for (int64_t c = 0; c < 2 * kColumns; c += kLanes)
+            for (int64_t c = 0; c < 2 * kColumns; c += kLanes) {
                 __builtin_prefetch(panel + (i + c / kColumns) * stride + kColumns + c % kColumns, 1);
-            filter_some_rows<2>(copy + i * kColumns, taps, panel + i * stride, stride, width);
+                target.fetch(i + c / kColumns, kColumns + c % kColumns);
+            }
+            filter_some_rows<2>(copy + i * kColumns, i, taps, width, target);
         }
-        if (i < end) filter_some_rows<1>(copy + i * kColumns, taps, panel + i * stride, stride, width);
+        if (i < end) filter_some_rows<1>(copy + i * kColumns, i, taps, width, target);
     }
 
-    // One row, or two.
-    template <int kRows>
-    static void filter_some_rows(const float* copy, const std::vector<float>& taps, float* panel, int64_t stride, int64_t width) {
+    // One row, or two, from row number `place` of the panel on.
+    template <int kRows, class Target>
+    static void filter_some_rows(const float* copy, int64_t place, const std::vector<float>& taps, int64_t width, const Target& target) {
         const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
         for (int64_t first = 0; first < width; first += kTogether * kLanes) {
             const float* const row = copy + first;
@@ -368,7 +447,7 @@ class SpatialFilter final : public Filter {
             for (int r = 0; r < kRows; ++r)
                 for (int v = 0; v < kTogether; ++v) {
                     const int64_t left = width - first - v * kLanes;
-                    if (left > 0) store_some(panel + r * stride + first + v * kLanes, total[r][v], left);
+                    if (left > 0) target.put(place + r, first + v * kLanes, total[r][v], left);
                 }
         }
     }

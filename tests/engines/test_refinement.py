@@ -6,6 +6,7 @@ from oracles import random_case, softmax
 
 import crfrefine
 from crfrefine import CrfParameters
+from crfrefine.engines import get_backend
 
 PARAMETERS = CrfParameters().replace(**{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2})
 
@@ -43,3 +44,23 @@ def test_the_report_of_the_run_is_the_results():
     shown = result.num_iterations, result.converged, result.energy, result.filters
     assert shown == (result.report.num_iterations, result.report.converged, result.report.energy, result.report.filters)
     assert len(result.energy) == result.num_iterations
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("num_labels", [2, 3, 6])
+@pytest.mark.parametrize("tolerance", [0.0, 0.5])
+def test_marginals_that_the_engine_has_left_over_are_the_softmax_of_the_logits(num_labels, tolerance, order):
+    """With a tolerance the run stops early, without knowing that its step is the last; the bits must not depend on who computes them."""
+    case = random_case(3, grid_shape=(7, 9, 11), num_labels=num_labels)
+    result = crfrefine.refine(
+        np.asarray(case.logits, order=order),
+        case.image,
+        spacing=(1.0, 1.4, 2.2),
+        parameters=CrfParameters().replace(
+            **{"mean_field.tolerance": tolerance, "mean_field.num_iterations": 40 if tolerance else 3, "mean_field.temperature": 0.8}
+        ),
+        device="cpu",
+    )
+    expected = get_backend("cpu").softmax(result.order.to_storage(result.logits))
+    np.testing.assert_array_equal(result.order.to_storage(result.marginals), expected)
+    assert result.converged == (result.channels.marginals() is None) == (tolerance > 0.0)
