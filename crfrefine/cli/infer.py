@@ -23,6 +23,7 @@ from crfrefine.cli.options import (
 
 
 def infer(
+    ctx: typer.Context,
     output: Annotated[
         Path,
         typer.Option(
@@ -171,6 +172,7 @@ def infer(
         summary=summary,
         config=find_config(config),
         nnunet=nnunet,
+        command=tuple(ctx.obj or ()),
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)

@@ -71,7 +71,7 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
-        arguments = [*ctx._protected_args, *ctx.args]
+        arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
             with _short_usage_errors():
                 return super().invoke(ctx)

@@ -33,9 +33,10 @@ class InferenceOptions:
         num_parts: number of processes that share the cases.
         part_id: number of this process, from 0.
         fail_fast: stop at the first bad case.
-        summary: JSON file to write.
+        summary: JSON file to write; JSON lines if its name ends in `.jsonl`.
         config: the file of the parameters, so that no output overwrites it.
         nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
+        command: the arguments of the command line, for the summary.
     """
 
     images: tuple[Path, ...]
@@ -60,6 +61,7 @@ class InferenceOptions:
     summary: Path | None = None
     config: Path | None = None
     nnunet: Path | None = None
+    command: tuple[str, ...] = ()
 
     @property
     def is_folder_run(self) -> bool:

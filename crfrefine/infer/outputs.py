@@ -132,8 +132,7 @@ def plan_outputs(
     if not as_file and not output.is_dir() and not folder_run and output.suffix:
         raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
     plans = []
-    for files in cases:
-        label_map = output if as_file else output / f"{files.case_id}{suffix_to_write(files.images[0])}"
+    for files, label_map in zip(cases, label_maps_of(cases, output).values(), strict=True):
         stem = stem_of(label_map)
         plans.append(
             OutputFiles(
@@ -150,6 +149,19 @@ def plan_outputs(
     if folder_run:
         _check_folder_of_its_own(cases, output)
     return plans
+
+
+def label_maps_of(cases: Sequence[CaseFiles], output: Path) -> dict[str, Path]:
+    """Return where the label map of each case goes, by the case's name.
+
+    Args:
+        cases: the cases.
+        output: a folder, or for one case a file.
+    """
+    if suffix_of(output) and not output.is_dir():
+        return {files.case_id: output for files in cases}
+    suffixes = (suffix_to_write(files.images[0]) if files.images else "" for files in cases)
+    return {files.case_id: output / f"{files.case_id}{suffix}" for files, suffix in zip(cases, suffixes, strict=True)}
 
 
 def check_case_outputs(outputs: OutputFiles) -> None:
