@@ -67,3 +67,8 @@ class InferenceOptions:
     def is_folder_run(self) -> bool:
         """Whether the run is on a folder, and not on the files of one case."""
         return self.nnunet is not None or self.images[0].is_dir()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files in which cases are found."""
+        return (*([self.nnunet] if self.nnunet is not None else []), *self.images, *self.logits)

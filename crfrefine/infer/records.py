@@ -114,6 +114,7 @@ class RunSummary:
         num_cases: cases of this part.
         all_cases: the label map of each case of the run by its name, those of the other parts too, in the order of the parts.
         output_folder: where results go: a folder, or for one case a file.
+        inputs: the folders and files that were named as inputs.
         working_folder: where relative paths of this run begin.
         command: the arguments of the command line; empty if it was not started from there.
         resumed: whether label maps that were there were kept.
@@ -136,6 +137,7 @@ class RunSummary:
     num_cases: int = 0
     all_cases: dict[str, str] = field(default_factory=dict)
     output_folder: str = ""
+    inputs: tuple[str, ...] = ()
     working_folder: str = ""
     command: tuple[str, ...] = ()
     resumed: bool = False

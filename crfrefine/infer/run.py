@@ -173,6 +173,7 @@ class _Run:
             num_cases=len(cases),
             all_cases={case_id: str(path) for case_id, path in label_maps_of(select_part(inputs.cases, 1, 0), options.output).items()},
             output_folder=os.path.realpath(options.output),
+            inputs=tuple(map(os.path.realpath, options.inputs)),
             working_folder=working_folder(),
             command=options.command,
             resumed=options.resume,

@@ -23,10 +23,23 @@ MOST_BYTES = 1 << 30
 
 
 class NotASummaryError(InputError):
-    """A file that is not a summary of `infer`."""
+    """A file that is not a summary of `infer`; `is_damaged` says whether it cannot be read at all.
+
+    Args:
+        message: what was expected, and what was found.
+        is_damaged: False: it is a file of another kind.
+    """
+
+    def __init__(self, message: str, *, is_damaged: bool = True) -> None:
+        super().__init__(message)
+        self.is_damaged = is_damaged
 
 
-@dataclass(frozen=True)
+class _OtherContentError(ValueError):
+    """A file of another kind."""
+
+
+@dataclass
 class RecordedRun:
     """A run, as its summary has it.
 
@@ -36,6 +49,7 @@ class RecordedRun:
         part_id: this process among them, from 0.
         cases: the records in the order of the file; the last one of a case counts.
         not_reached: records of runs before it, of cases that it did not reach.
+        is_interrupted: whether it was stopped or killed, or goes on.
     """
 
     head: Mapping[str, Any]
@@ -43,6 +57,7 @@ class RecordedRun:
     part_id: int
     cases: list[Mapping[str, Any]] = field(default_factory=list)
     not_reached: list[Mapping[str, Any]] = field(default_factory=list)
+    is_interrupted: bool = True
 
 
 def is_lines(path: Path) -> bool:
@@ -63,7 +78,8 @@ def read_summary(path: Path) -> list[RecordedRun]:
     except InputError as error:
         raise NotASummaryError(str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {error}") from None
+        is_damaged = not isinstance(error, _OtherContentError)
+        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {error}", is_damaged=is_damaged) from None
 
 
 def unfinished_line(content: bytes) -> int:
@@ -90,8 +106,9 @@ def _read_table(path: Path) -> RecordedRun:
     content = read_json(path, MOST_BYTES)
     require_usable(content, "")
     if not isinstance(content, dict) or "cases" not in content:
-        raise ValueError("it has other content")
+        raise _OtherContentError("it has other content")
     run = _run_of(content)
+    run.is_interrupted = bool(content.get("interrupted"))
     run.cases.extend(map(_checked, content["cases"]))
     run.not_reached.extend(map(_checked, content.get("not_reached", ())))
     return run
@@ -110,11 +127,13 @@ def _read_lines(path: Path) -> list[RecordedRun]:
         if isinstance(entry, dict) and entry.get("run") == "started":
             runs.append(_run_of(entry))
         elif not runs or not isinstance(entry, dict):
-            raise ValueError(f"line {number} is not of a run that began on a line before")
-        elif entry.get("run") != "ended":
+            raise _OtherContentError(f"line {number} is not of a run that began on a line before")
+        elif entry.get("run") == "ended":
+            runs[-1].is_interrupted = bool(entry.get("interrupted"))
+        else:
             runs[-1].cases.append(_checked(entry))
     if not runs:
-        raise ValueError("no run has begun in it")
+        raise _OtherContentError("no run has begun in it")
     return runs
 
 
@@ -137,7 +156,7 @@ def _parsed(line: bytes) -> Any:
 
 def _run_of(content: Mapping[str, Any]) -> RecordedRun:
     if not {"schema", "parameters", "num_parts", "part_id"} <= content.keys():
-        raise ValueError("it has other content")
+        raise _OtherContentError("it has other content")
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {shorten_value(content['schema'])}, this version writes schema {SCHEMA}")
     if not isinstance(content["parameters"], dict):

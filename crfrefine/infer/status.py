@@ -1,0 +1,273 @@
+"""What is left of folder runs, as their summaries tell: which cases are done, failed or missing, and the commands that do the rest.
+
+`summary_reading.py` reads the summaries, `rest_command.py` writes the commands, and `status_cases.py` judges a case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import InputError
+from crfrefine.infer.rest_command import rest_command
+from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
+from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary
+from crfrefine.io.files import identities
+from crfrefine.text import counted, listed
+
+STATES = (DONE, FAILED, MISSING)
+SUFFIXES = (".json", LINES_SUFFIX)
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """What is left of a part.
+
+    Attributes:
+        part_id: its number, from 0.
+        counts: number of its cases by state.
+        run: "ended", "interrupted" (or still running), or "not started" where there is no summary of it.
+        summary: the summary of its last run.
+        command: does what is left; None if nothing is, or if the run was not started from a command line.
+    """
+
+    part_id: int
+    counts: Mapping[str, int]
+    run: str
+    summary: Path | None
+    command: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON output."""
+        summary = None if self.summary is None else str(self.summary)
+        counts = {f"num_{state}": self.counts[state] for state in STATES}
+        return {"part_id": self.part_id, "run": self.run, **counts, "summary": summary, "command": self.command}
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is left of a folder run, over all its parts and all earlier runs of the same inputs into the same folder.
+
+    Attributes:
+        output_folder: where results go.
+        cases: all cases, in the order of their names.
+        parts: all parts that have cases, those that never started too.
+        notes: what the user should know, one sentence each.
+    """
+
+    output_folder: str
+    cases: Sequence[CaseStatus]
+    parts: Sequence[PartStatus]
+    notes: Sequence[str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all cases are done."""
+        return all(case.state == DONE for case in self.cases)
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that do the rest, one per part with cases left."""
+        return [part.command for part in self.parts if part.command is not None]
+
+    def of_state(self, state: str) -> list[CaseStatus]:
+        """Return the cases that are "done", "failed" or "missing"."""
+        return [case for case in self.cases if case.state == state]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the JSON output."""
+        counts = {f"num_{state}": len(self.of_state(state)) for state in STATES}
+        return {
+            "output_folder": self.output_folder,
+            "is_complete": self.is_complete,
+            "num_cases": len(self.cases),
+            **counts,
+            "num_parts": len(self.parts),
+            "parts": [part.to_dict() for part in self.parts],
+            "cases": [case.to_dict() for case in self.cases],
+            "notes": list(self.notes),
+            "commands": self.commands,
+        }
+
+
+@dataclass
+class _Found:
+    """A run in a summary."""
+
+    run: RecordedRun
+    path: Path
+
+    @property
+    def started(self) -> str:
+        return str(self.run.head.get("started", ""))
+
+    @property
+    def folder(self) -> str:
+        return str(self.run.head.get("working_folder", ""))
+
+    @property
+    def key(self) -> tuple[str, tuple[str, ...]]:
+        """What runs have in common whose summaries belong together: the output folder and the inputs."""
+        return str(self.run.head["output_folder"]), tuple(map(str, self.run.head["inputs"]))
+
+
+@dataclass
+class StatusReport:
+    """The runs of some summaries.
+
+    Attributes:
+        runs: by output folder and inputs, in the order of the summaries.
+        notes: files that could not be used, one sentence each.
+    """
+
+    runs: list[RunStatus] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all cases of all runs are done, and all summaries could be read."""
+        return not self.notes and all(run.is_complete for run in self.runs)
+
+
+def find_status(paths: Sequence[Path]) -> StatusReport:
+    """Merge summaries.
+
+    Args:
+        paths: summaries, and folders that hold some, such as the output folder of a run.
+
+    Raises:
+        InputError: a file is not a summary of `infer`, or a folder holds none.
+    """
+    report = StatusReport()
+    groups: dict[tuple[str, tuple[str, ...]], list[_Found]] = {}
+    seen: set[Path | tuple[int, int]] = set()
+    for path in paths:
+        for file, runs in _summaries_in(path, report.notes).items():
+            if identities(file) & seen:
+                continue
+            seen |= identities(file)
+            for run in runs:
+                _require_cases(run, file)
+                found = _Found(run, file)
+                groups.setdefault(found.key, []).append(found)
+    report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.started)) for (output_folder, _), group in groups.items()]
+    return report
+
+
+def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun]]:
+    """Return the runs of a summary, or of all summaries in a folder; damaged ones there become notes."""
+    if not path.is_dir():
+        return {path: read_summary(path)}
+    try:
+        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
+    found = {}
+    for file in files:
+        try:
+            found[file] = read_summary(file)
+        except NotASummaryError as error:
+            if error.is_damaged:
+                notes.append(f"{error}; continuing without it")
+    if not found and not notes:
+        raise InputError(
+            f"{path}: holds no summary of `infer`\n  Name the files that --summary wrote. A run without --summary has none: run it again "
+            "with --continue and --summary; what is done is skipped and recorded."
+        )
+    return found
+
+
+def _require_cases(run: RecordedRun, path: Path) -> None:
+    """Raise InputError if a run does not say which cases it has."""
+    head = run.head
+    cases, inputs = head.get("all_cases"), head.get("inputs")
+    texts = [head.get("output_folder"), head.get("working_folder"), head.get("started")]
+    if not isinstance(cases, dict) or not isinstance(inputs, list) or not all(isinstance(text, str) for text in [*texts, *cases.values()]):
+        raise InputError(
+            f"{path}: does not say which cases the run has: it is of an earlier version of crfrefine\n"
+            "  Run `infer --continue` with the same --summary: what is done is skipped and recorded."
+        )
+
+
+def _merge(output_folder: str, group: Sequence[_Found]) -> RunStatus:
+    """Return what is left of a run.
+
+    Args:
+        output_folder: where results go.
+        group: all its runs, the last one last.
+    """
+    last = group[-1]
+    label_maps = {str(case_id): resolve(path, last.folder) for case_id, path in last.run.head["all_cases"].items()}
+    records: dict[str, PlacedRecord] = {}
+    for found in group:
+        for values in found.run.not_reached:
+            records.setdefault(values["case_id"], PlacedRecord(values, found.folder, _parameters(found.run, values)))
+        for values in found.run.cases:
+            records[values["case_id"]] = PlacedRecord(values, found.folder, _parameters(found.run, values))
+    num_parts = last.run.num_parts
+    own = {found.run.part_id: found for found in group if found.run.num_parts == num_parts}  # The last run of each part.
+    num_used = max(1, min(num_parts, len(label_maps)))  # The others have no cases.
+    starts = [_first_start(own.get(part_id), group) for part_id in range(num_used)]
+    cases = [
+        case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts])
+        for number, (case_id, path) in enumerate(label_maps.items())
+    ]
+    parts = [_part(part_id, own.get(part_id), last, cases[part_id::num_parts]) for part_id in range(num_used)]
+    notes = _notes(group, cases, records)
+    return RunStatus(output_folder, cases, parts, notes)
+
+
+def _parameters(run: RecordedRun, values: Mapping[str, Any]) -> str:
+    """Return what a case was refined with, as text to compare."""
+    return json.dumps({**run.head["parameters"], **(values.get("other_parameters") or {})}, sort_keys=True)
+
+
+def _first_start(own: _Found | None, group: Sequence[_Found]) -> str:
+    """Return the time from which on a label map without a record is a result of a part; "": always, as --continue keeps older ones."""
+    if own is None:
+        return group[0].started
+    return "" if own.run.head.get("resumed") else own.started
+
+
+def _part(part_id: int, own: _Found | None, last: _Found, cases: Sequence[CaseStatus]) -> PartStatus:
+    """Return what is left of a part with these cases; `own` is its last run, and `last` that of any part."""
+    counts = Counter(case.state for case in cases)
+    like = own or last
+    arguments = [str(word) for word in like.run.head.get("command", ())]
+    command = None
+    if counts[FAILED] + counts[MISSING] and arguments:
+        command = rest_command(arguments, last.run.num_parts, part_id, of_part=like.run.part_id, folder=like.folder)
+    state = "not started" if own is None else "interrupted" if own.run.is_interrupted else "ended"
+    return PartStatus(part_id, counts, state, None if own is None else own.path, command)
+
+
+def _notes(group: Sequence[_Found], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
+    notes = []
+    now = group[-1].run.head["all_cases"].keys()
+    gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)
+    added = sorted(now - set(group[0].run.head["all_cases"]))
+    if gone:
+        notes.append(
+            f"{counted(len(gone), 'case')} of earlier runs or other parts not in the last run, and not counted here: {listed(gone)}"
+        )
+    if added:
+        notes.append(f"{counted(len(added), 'case')} of the last run not in the first one: {listed(added)}; parts share cases anew")
+    if unrecorded := [case.case_id for case in cases if case.state == DONE and case.case_id not in records]:
+        notes.append(f"{counted(len(unrecorded), 'label map')} without a record, as after a kill: {listed(unrecorded)}")
+    if changed := [case.case_id for case in cases if case.is_changed]:
+        notes.append(f"{counted(len(changed), 'label map')} changed since it was recorded: {listed(changed)}")
+    if kept := [case.case_id for case in cases if case.has_old_output]:
+        notes.append(
+            f"{counted(len(kept), 'case')} not done, with a label map of an earlier run, which --continue keeps: {listed(kept)}; "
+            "to refine these cases again, remove these label maps first"
+        )
+    kinds = {records[case.case_id].parameters for case in cases if case.state == DONE and case.case_id in records}
+    if len(kinds) > 1:
+        notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")
+    if not any(found.run.head.get("command") for found in group) and any(case.state != DONE for case in cases):
+        notes.append("the run was started from Python, so there is no command to repeat: call run_inference with resume=True")
+    return notes
