@@ -101,8 +101,8 @@ def read_earlier(path: Path, label_maps: Mapping[str, Path], parameters: Mapping
     return EarlierRecords(outputs, {record.case_id: record for record, _ in own if record.status == "failed"}, notes)
 
 
-def refuse_other_part(path: Path, output: Path, part: tuple[int, int]) -> None:
-    """Raise InputError if a new run of a part would replace the summary of another part, as where all parts have one name for it.
+def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str | None:
+    """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file.
 
     Args:
         path: the summary.
@@ -110,13 +110,16 @@ def refuse_other_part(path: Path, output: Path, part: tuple[int, int]) -> None:
         part: number of parts, and the number of this one.
     """
     if part[0] == 1 or special_kind(path) is not None or not path.exists():
-        return
+        return None
     try:
         run = read_summary(path)[-1]
     except NotASummaryError:
-        return
-    if run.num_parts == part[0] and run.part_id != part[1] and run.head.get("output_folder") == os.path.realpath(output):
-        raise InputError(f"{path}: is the summary of part {run.part_id} of the same run; name another file, one for each part")
+        return None
+    if run.num_parts != part[0] or run.part_id == part[1] or run.head.get("output_folder") != os.path.realpath(output):
+        return None
+    return (
+        f"{path}: replaces the summary of part {run.part_id} of the same run; name another file for each part, or `status` cannot see them"
+    )
 
 
 def _as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class _Run:
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
         from crfrefine.engines import device_for, get_backend
-        from crfrefine.infer.earlier import EarlierRecords, read_earlier, refuse_other_part
+        from crfrefine.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
         from crfrefine.infer.inputs import find_inputs
         from crfrefine.infer.outputs import check_summary_path, label_maps_of, plan_outputs
         from crfrefine.infer.structure_names import check_names_file
@@ -137,17 +137,17 @@ class _Run:
             logits=options.save_logits,
             preview=options.preview,
             structures=options.save_structures,
-            config=options.config,
+            also_read=options.also_read,
         )
         if options.summary is not None:
-            check_summary_path(options.summary, cases, outputs, options.config)
+            check_summary_path(options.summary, cases, outputs, options.also_read)
         earlier = EarlierRecords()
         part = (options.num_parts, options.part_id)
         if options.summary is not None and options.resume:
             label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
             earlier = read_earlier(options.summary, label_maps, options.parameters.to_dict(), part)
-        elif options.summary is not None:
-            refuse_other_part(options.summary, options.output, part)
+        elif options.summary is not None and (note := note_on_other_part(options.summary, options.output, part)) is not None:
+            self._notes.append(note)
         self._notes += earlier.notes
         self._tasks = [
             _Task(number, files, plan, earlier.of_outputs.get(files.case_id))
