@@ -160,9 +160,8 @@ def infer(
         _check_manifest_alone({"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks})
     elif nnunet is None and not (images and logits):
         missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
-        raise typer.BadParameter(
-            f"expected {' and '.join(missing)}, a folder of nnU-Net with --nnunet, or a --manifest", param_hint=missing[0]
-        )
+        text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
+        raise typer.BadParameter(text, param_hint=missing[0])
     from crfrefine.cli.region_options import parse_scheme
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.infer.options import InferenceOptions

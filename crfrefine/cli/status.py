@@ -26,7 +26,7 @@ def status(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Name all cases, not the first 20 of each kind.")] = False,
     wants_help: HelpOption = False,
 ) -> None:
-    """Show which cases of folder runs are done, failed or missing, and how to do the rest."""
+    """Show what is left of folder runs, and the commands for it."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name summaries of infer, or folders that hold them", param_hint="PATH...")
