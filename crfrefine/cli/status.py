@@ -29,10 +29,11 @@ def status(
     """Show what is left of folder runs, and the commands for it."""
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
-        raise typer.BadParameter("name summaries of infer, or folders that hold them", param_hint="PATH...")
+        raise typer.BadParameter("name summaries, or folders that hold them", param_hint="PATH...")
+    from crfrefine.evaluate.status import evaluation_status
     from crfrefine.infer.status import find_status
 
-    report = find_status(paths)
+    report = find_status(paths, evaluation_status)
     if as_json:
         import json
 

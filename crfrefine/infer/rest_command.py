@@ -26,6 +26,11 @@ def rest_command(arguments: Sequence[str], num_parts: int, part_id: int, *, of_p
     parts = ("--num-parts", str(num_parts), "--part-id", str(part_id)) if num_parts > 1 else ()
     named = ("--summary", summary if part_id == of_part else summary_of_part(summary, of_part, part_id)) if summary else ()
     command = " ".join(map(quote, ("crfrefine", *kept, _FLAG, *parts, *named)))
+    return go_there(folder, command)
+
+
+def go_there(folder: str, command: str) -> str:
+    """Return the command with one before it that goes to a folder, unless that is the current one."""
     return command if _is_here(folder) else f"cd {quote(folder)} && {command}"
 
 

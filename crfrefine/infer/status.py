@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,46 +133,64 @@ class StatusReport:
         return not self.notes and all(run.is_complete for run in self.runs)
 
 
-def find_status(paths: Sequence[Path]) -> StatusReport:
+OtherReader = Callable[[Path], RunStatus | None]
+"""Returns what is left as a summary of another command tells; None for any other file."""
+
+
+def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: None) -> StatusReport:
     """Merge summaries.
 
     Args:
         paths: summaries, and folders that hold some, such as the output folder of a run.
+        of_others: reads the summaries of other commands.
 
     Raises:
-        InputError: a file is not a summary of `infer`, or a folder holds none.
+        InputError: a file is not a summary, or a folder holds none.
     """
     report = StatusReport()
+    others: list[RunStatus] = []
     groups: dict[tuple[str, tuple[str, ...]], list[_Found]] = {}
     seen: set[Path | tuple[int, int]] = set()
     for path in paths:
-        for file, runs in _summaries_in(path, report.notes).items():
+        for file, runs in _summaries_in(path, of_others, report.notes).items():
             if identities(file) & seen:
                 continue
             seen |= identities(file)
+            if isinstance(runs, RunStatus):
+                others.append(runs)
+                continue
             for run in runs:
                 _require_cases(run, file)
                 found = _Found(run, file)
                 groups.setdefault(found.key, []).append(found)
     report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.started)) for (output_folder, _), group in groups.items()]
+    report.runs += others
     return report
 
 
-def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun]]:
-    """Return the runs of a summary, or of all summaries in a folder; damaged ones there become notes."""
+def _summaries_in(path: Path, of_others: OtherReader, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
+    """Return the content of a summary, or of all summaries in a folder; damaged ones there become notes."""
     if not path.is_dir():
-        return {path: read_summary(path)}
+        try:
+            return {path: read_summary(path)}
+        except NotASummaryError:
+            other = of_others(path)
+            if other is None:
+                raise
+            return {path: other}
     try:
         files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
     except OSError as error:
         raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
-    found = {}
+    found: dict[Path, list[RecordedRun] | RunStatus] = {}
     for file in files:
         try:
             found[file] = read_summary(file)
         except NotASummaryError as error:
             if error.is_damaged:
                 notes.append(f"{error}; continuing without it")
+            elif (other := of_others(file)) is not None:
+                found[file] = other
     if not found and not notes:
         raise InputError(
             f"{path}: holds no summary of `infer`\n  Name the files that --summary wrote. A run without --summary has none: run it again "
