@@ -11,8 +11,8 @@ from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.infer.rest_command import go_there
-from crfrefine.infer.status import PartStatus, RunStatus
 from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus
+from crfrefine.infer.status_report import PartStatus, RunStatus
 from crfrefine.infer.summary_reading import MOST_BYTES
 from crfrefine.io.json import read_json, require_usable
 

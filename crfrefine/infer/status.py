@@ -1,6 +1,7 @@
 """What is left of folder runs, as their summaries tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`summary_reading.py` reads the summaries, `rest_command.py` writes the commands, and `status_cases.py` judges a case.
+`summary_reading.py` reads the summaries, `status_runs.py` checks them, `status_cases.py` judges a case, and `rest_command.py` writes
+the commands.
 """
 
 from __future__ import annotations
@@ -8,129 +9,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.infer.rest_command import rest_command
 from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
+from crfrefine.infer.status_report import PartStatus, RunStatus, StatusReport
+from crfrefine.infer.status_runs import FoundRun, require_cases
 from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary
 from crfrefine.io.files import identities
 from crfrefine.text import counted, listed
 
-STATES = (DONE, FAILED, MISSING)
 SUFFIXES = (".json", LINES_SUFFIX)
-
-
-@dataclass(frozen=True)
-class PartStatus:
-    """What is left of a part.
-
-    Attributes:
-        part_id: its number, from 0.
-        counts: number of its cases by state.
-        run: "ended", "interrupted" (or still running), or "not started" where there is no summary of it.
-        summary: the summary of its last run.
-        command: does what is left; None if nothing is, or if the run was not started from a command line.
-    """
-
-    part_id: int
-    counts: Mapping[str, int]
-    run: str
-    summary: Path | None
-    command: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of the JSON output."""
-        summary = None if self.summary is None else str(self.summary)
-        counts = {f"num_{state}": self.counts[state] for state in STATES}
-        return {"part_id": self.part_id, "run": self.run, **counts, "summary": summary, "command": self.command}
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """What is left of a folder run, over all its parts and all earlier runs of the same inputs into the same folder.
-
-    Attributes:
-        output_folder: where results go.
-        cases: all cases, in the order of their names.
-        parts: all parts that have cases, those that never started too.
-        notes: what the user should know, one sentence each.
-    """
-
-    output_folder: str
-    cases: Sequence[CaseStatus]
-    parts: Sequence[PartStatus]
-    notes: Sequence[str]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all cases are done."""
-        return all(case.state == DONE for case in self.cases)
-
-    @property
-    def commands(self) -> list[str]:
-        """The commands that do the rest, one per part with cases left."""
-        return [part.command for part in self.parts if part.command is not None]
-
-    def of_state(self, state: str) -> list[CaseStatus]:
-        """Return the cases that are "done", "failed" or "missing"."""
-        return [case for case in self.cases if case.state == state]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of the JSON output."""
-        counts = {f"num_{state}": len(self.of_state(state)) for state in STATES}
-        return {
-            "output_folder": self.output_folder,
-            "is_complete": self.is_complete,
-            "num_cases": len(self.cases),
-            **counts,
-            "num_parts": len(self.parts),
-            "parts": [part.to_dict() for part in self.parts],
-            "cases": [case.to_dict() for case in self.cases],
-            "notes": list(self.notes),
-            "commands": self.commands,
-        }
-
-
-@dataclass
-class _Found:
-    """A run in a summary."""
-
-    run: RecordedRun
-    path: Path
-
-    @property
-    def started(self) -> str:
-        return str(self.run.head.get("started", ""))
-
-    @property
-    def folder(self) -> str:
-        return str(self.run.head.get("working_folder", ""))
-
-    @property
-    def key(self) -> tuple[str, tuple[str, ...]]:
-        """What runs have in common whose summaries belong together: the output folder and the inputs."""
-        return str(self.run.head["output_folder"]), tuple(map(str, self.run.head["inputs"]))
-
-
-@dataclass
-class StatusReport:
-    """The runs of some summaries.
-
-    Attributes:
-        runs: by output folder and inputs, in the order of the summaries.
-        notes: files that could not be used, one sentence each.
-    """
-
-    runs: list[RunStatus] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all cases of all runs are done, and all summaries could be read."""
-        return not self.notes and all(run.is_complete for run in self.runs)
 
 
 OtherReader = Callable[[Path], RunStatus | None]
@@ -149,7 +40,7 @@ def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: Non
     """
     report = StatusReport()
     others: list[RunStatus] = []
-    groups: dict[tuple[str, tuple[str, ...]], list[_Found]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[FoundRun]] = {}
     seen: set[Path | tuple[int, int]] = set()
     for path in paths:
         for file, runs in _summaries_in(path, of_others, report.notes).items():
@@ -160,10 +51,10 @@ def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: Non
                 others.append(runs)
                 continue
             for run in runs:
-                _require_cases(run, file)
-                found = _Found(run, file)
+                require_cases(run, file)
+                found = FoundRun(run, file)
                 groups.setdefault(found.key, []).append(found)
-    report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.started)) for (output_folder, _), group in groups.items()]
+    report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.order)) for (output_folder, _), group in groups.items()]
     report.runs += others
     return report
 
@@ -199,19 +90,7 @@ def _summaries_in(path: Path, of_others: OtherReader, notes: list[str]) -> dict[
     return found
 
 
-def _require_cases(run: RecordedRun, path: Path) -> None:
-    """Raise InputError if a run does not say which cases it has."""
-    head = run.head
-    cases, inputs = head.get("all_cases"), head.get("inputs")
-    texts = [head.get("output_folder"), head.get("working_folder"), head.get("started")]
-    if not isinstance(cases, dict) or not isinstance(inputs, list) or not all(isinstance(text, str) for text in [*texts, *cases.values()]):
-        raise InputError(
-            f"{path}: does not say which cases the run has: it is of an earlier version of crfrefine\n"
-            "  Run `infer --continue` with the same --summary: what is done is skipped and recorded."
-        )
-
-
-def _merge(output_folder: str, group: Sequence[_Found]) -> RunStatus:
+def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
     """Return what is left of a run.
 
     Args:
@@ -244,18 +123,18 @@ def _parameters(run: RecordedRun, values: Mapping[str, Any]) -> str:
     return json.dumps({**run.head["parameters"], **(values.get("other_parameters") or {})}, sort_keys=True)
 
 
-def _first_start(own: _Found | None, group: Sequence[_Found]) -> str:
+def _first_start(own: FoundRun | None, group: Sequence[FoundRun]) -> str:
     """Return the time from which on a label map without a record is a result of a part; "": always, as --continue keeps older ones."""
     if own is None:
         return group[0].started
     return "" if own.run.head.get("resumed") else own.started
 
 
-def _part(part_id: int, own: _Found | None, last: _Found, cases: Sequence[CaseStatus]) -> PartStatus:
+def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[CaseStatus]) -> PartStatus:
     """Return what is left of a part with these cases; `own` is its last run, and `last` that of any part."""
     counts = Counter(case.state for case in cases)
     like = own or last
-    arguments = [str(word) for word in like.run.head.get("command", ())]
+    arguments = [str(word) for word in like.run.head["command"]]
     command = None
     if counts[FAILED] + counts[MISSING] and arguments:
         command = rest_command(arguments, last.run.num_parts, part_id, of_part=like.run.part_id, folder=like.folder)
@@ -263,7 +142,7 @@ def _part(part_id: int, own: _Found | None, last: _Found, cases: Sequence[CaseSt
     return PartStatus(part_id, counts, state, None if own is None else own.path, command)
 
 
-def _notes(group: Sequence[_Found], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
+def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
     notes = []
     now = group[-1].run.head["all_cases"].keys()
     gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)
@@ -286,6 +165,6 @@ def _notes(group: Sequence[_Found], cases: Sequence[CaseStatus], records: Mappin
     kinds = {records[case.case_id].parameters for case in cases if case.state == DONE and case.case_id in records}
     if len(kinds) > 1:
         notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")
-    if not any(found.run.head.get("command") for found in group) and any(case.state != DONE for case in cases):
+    if not any(found.run.head["command"] for found in group) and any(case.state != DONE for case in cases):
         notes.append("the run was started from Python, so there is no command to repeat: call run_inference with resume=True")
     return notes

@@ -161,9 +161,14 @@ def _run_of(content: Mapping[str, Any]) -> RecordedRun:
         raise ValueError(f"its schema is {shorten_value(content['schema'])}, this version writes schema {SCHEMA}")
     if not isinstance(content["parameters"], dict):
         raise ValueError("parameters: expected a table")
-    return RecordedRun(content, whole(content["num_parts"]), whole(content["part_id"]))
+    run = RecordedRun(content, whole(content["num_parts"]), whole(content["part_id"]))
+    if not 0 <= run.part_id < run.num_parts:
+        raise ValueError(f"part {run.part_id} of {run.num_parts}: parts are numbered from 0")
+    return run
 
 
 def _checked(values: Any) -> Mapping[str, Any]:
     text(values["case_id"]), text(values["status"])
+    if not isinstance(values.get("other_parameters"), dict | None):
+        raise TypeError("other_parameters: expected a table")
     return dict(values)

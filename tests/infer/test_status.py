@@ -136,7 +136,6 @@ def test_summaries_of_earlier_runs_are_merged_the_last_one_counts(folders):
     Path("logits/a.nii.gz").rename("logits/hidden")
     assert infer(folders, "--summary", "first.json").status == 1
     Path("logits/hidden").rename("logits/a.nii.gz")
-    time.sleep(1.1)  # Summaries have the second in which a run began.
     assert infer(folders, "--summary", "second.jsonl", "--continue").status == 0
     status_of("first.json", exit_status=1)
     for paths in (("first.json", "second.jsonl"), ("second.jsonl", "first.json"), (".",)):
@@ -227,6 +226,23 @@ def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, 
     assert result.status == 1
     assert result.stderr.startswith(f"crfrefine: error: {tmp_path}")
     assert problem in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_parts", 0), ("part_id", 7), ("all_cases", ["a"]), ("all_cases", {"a": 3}), ("all_cases", {"a": "x\0y"}), ("command", 3)),
+        *(("command", [3]), ("inputs", None), ("started", "soon"), ("started", "2026-01-01"), ("working_folder", None)),
+        ("cases", [{"case_id": "a", "status": "done", "other_parameters": 3}]),
+    ],
+)
+def test_a_summary_with_other_values_is_an_error_and_no_bug(folders, name, value):
+    assert infer(folders, "--summary", "s.json").status == 0
+    content = json.loads(Path("s.json").read_text())
+    Path("s.json").write_text(json.dumps(content | {name: value}))
+    result = run_here("status", "s.json")
+    assert result.status == 1
+    assert result.stderr.startswith("crfrefine: error: s.json: ")
 
 
 def test_a_damaged_summary_beside_whole_ones_is_named(folders):
