@@ -144,6 +144,9 @@ def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[Ca
 
 def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
     notes = []
+    output_folder = group[-1].key[0]
+    if not Path(output_folder).exists():
+        notes.append(f"there is no {output_folder} here: paths are those that the run saw; ask where it ran, or put the folder back")
     now = group[-1].run.head["all_cases"].keys()
     gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)
     added = sorted(now - set(group[0].run.head["all_cases"]))

@@ -15,8 +15,10 @@ import pytest
 from cli_helpers import Folders, command, files_in, run_here, run_process, write_case, write_folders
 
 from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.records import RunSummary
 from crfrefine.infer.run import run_inference
 from crfrefine.infer.status import find_status
+from crfrefine.infer.summary_file import summary_file
 
 NAMES = ("a", "b", "c", "d", "e")
 LINES = "out/part_{}.jsonl"
@@ -151,6 +153,14 @@ def test_a_label_map_that_was_removed_is_missing(folders):
     assert reasons == {"c": f"{Path.cwd()}/out/c.nii.gz is gone", "d": f"{Path.cwd()}/out/d_logits.nii.gz is gone"}
 
 
+def test_a_folder_that_was_moved_is_named(folders):
+    assert infer(folders, "--summary", "s.json").status == 0
+    Path("out").rename("elsewhere")
+    run = status_of("s.json", exit_status=1)
+    assert any(note.startswith(f"there is no {Path.cwd()}/out here") for note in run["notes"])
+    assert run["num_missing"] == 5
+
+
 def test_a_label_map_from_before_the_run_is_not_taken_for_its_result(folders):
     """The command with --continue would keep it, so a note says what to do."""
     assert infer(folders).status == 0
@@ -236,13 +246,17 @@ def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, 
         ("cases", [{"case_id": "a", "status": "done", "other_parameters": 3}]),
     ],
 )
-def test_a_summary_with_other_values_is_an_error_and_no_bug(folders, name, value):
-    assert infer(folders, "--summary", "s.json").status == 0
-    content = json.loads(Path("s.json").read_text())
-    Path("s.json").write_text(json.dumps(content | {name: value}))
-    result = run_here("status", "s.json")
+def test_a_summary_with_other_values_is_an_error_and_no_bug(tmp_path, name, value):
+    path = tmp_path / "s.json"
+    run = RunSummary(
+        "cpu", 1, {}, all_cases={"a": "a.nii.gz"}, output_folder="/out", inputs=("/in",), working_folder="/", command=("infer",)
+    )
+    summary_file(path, run, resume=False).save_last()
+    assert status_of(path, exit_status=1)["num_missing"] == 1
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    result = run_here("status", path)
     assert result.status == 1
-    assert result.stderr.startswith("crfrefine: error: s.json: ")
+    assert result.stderr.startswith(f"crfrefine: error: {path}: ")
 
 
 def test_a_damaged_summary_beside_whole_ones_is_named(folders):
