@@ -22,7 +22,7 @@ from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
-from crfrefine.io.volume import Volume, VolumeHeader, same_shape
+from crfrefine.io.volume import TIMES, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
 from crfrefine.memory import memory_limit
 from crfrefine.threads import available_threads
@@ -70,6 +70,21 @@ class CaseHeaders:
         return sum(image.num_channels for image in self.images)
 
     @property
+    def spacing(self) -> tuple[float, ...]:
+        """The spacing to compute with, mm, one per grid axis: the one that was given for the case, or the image's.
+
+        Raises:
+            InputError: the image has no geometry, or another number of axes than the given one.
+        """
+        _, of_image = self.images[0].geometry()
+        given = self.files.spacing
+        if given is not None and len(given) != len(of_image):
+            raise InputError(
+                f"{self.images[0].path}: has {len(of_image)} axes; the spacing given for case {self.files.case_id!r} has {len(given)}"
+            )
+        return of_image if given is None else given
+
+    @property
     def on_other_grids(self) -> tuple[VolumeHeader, ...]:
         """The files that are to be interpolated onto the image's grid."""
         companions = (self.logits.files[0] if self.logits is not None else None, self.mask, self.labels)
@@ -79,7 +94,11 @@ class CaseHeaders:
     def notes(self) -> list[str]:
         """Facts that the user should know: about the images' geometry, and about files whose names are misleading."""
         others = (*(self.logits.files if self.logits is not None else ()), self.mask, self.labels)
+        first = self.images[0]
+        given = self.files.spacing
+        replaced = given is not None and first.spacing is not None and given != first.spacing
         return [
+            *([f"{first.path.name}: spacing {_mm(given)} as given, in place of {_mm(first.spacing)}"] if replaced else []),
             *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
             *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
         ]
@@ -230,7 +249,7 @@ def load_case(
         logits=file_order(output.logits).to_user(output.logits),
         mask=mask,
         like=Volume(image[0], affine, spacing, first.path, first),
-        spacing=spacing,
+        spacing=headers.spacing,
         num_labels=output.num_labels,
         input_kind=output.kind,
         notes=[*output.notes, *notes, *headers.notes],
@@ -290,6 +309,10 @@ def _read_labels(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedi
     grid = WorkGrid(headers.images[0])
     stored = grid.nearest(headers.labels, order.to_storage(values), "labels", notes, outside="are background")
     return StorageOrder.of_files(stored.ndim).to_user(stored)
+
+
+def _mm(spacing: Sequence[float] | None) -> str:
+    return TIMES.join(f"{size:g}" for size in spacing or ()) + " mm"
 
 
 def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions) -> None:

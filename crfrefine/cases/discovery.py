@@ -47,6 +47,8 @@ class CaseFiles:
         problem: the error of the case as far as names tell; reading the case raises it.
         missing: the missing files of the case, such as "no logits in study/logits".
         are_structures: whether the logits are binary masks, one file per structure, which has the name of its file.
+        output: where the label map goes, in the output folder or absolute; None: by the name of the case.
+        spacing: mm, one per grid axis, in place of the image's; None: the image's.
     """
 
     case_id: str
@@ -57,6 +59,8 @@ class CaseFiles:
     problem: str | None = None
     missing: tuple[str, ...] = ()
     are_structures: bool = False
+    output: Path | None = None
+    spacing: tuple[float, ...] | None = None
 
 
 class CaseList(list[CaseFiles]):

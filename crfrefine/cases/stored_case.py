@@ -68,7 +68,7 @@ def stored_case(headers: CaseHeaders, values: NDArray[Any], mask_mode: str, note
         image=image,
         mask=mask,
         like=Volume(image[0], affine, spacing, first.path, first),
-        spacing=spacing,
+        spacing=headers.spacing,
         notes=[*told, *headers.notes],
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +30,7 @@ def parse_name(text: str) -> str:
 
 
 def evaluate(
+    ctx: typer.Context,
     predictions: Annotated[
         Path,
         typer.Argument(
@@ -156,7 +156,7 @@ def evaluate(
         report=not no_report,
         fail_fast=fail_fast,
         strict=strict,
-        command_line=shlex.join(["crfrefine", *sys.argv[1:]]),
+        command_line=shlex.join(["crfrefine", *ctx.obj]),
     )
     verbosity = 1 + verbose - quiet
     with EvaluationReporter(verbosity) as reporter:

@@ -23,6 +23,7 @@ from crfrefine.cli.options import (
 
 
 def infer(
+    ctx: typer.Context,
     output: Annotated[
         Path,
         typer.Option(
@@ -57,6 +58,16 @@ def infer(
         ),
     ] = None,
     nnunet: NnunetOption = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE.csv|.parquet",
+            parser=parse_path,
+            help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
+            show_default=False,
+        ),
+    ] = None,
     masks: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +134,13 @@ def infer(
     ] = False,
     summary: Annotated[
         Path | None,
-        typer.Option("--summary", metavar="FILE.json", parser=parse_path, help="Write a record of each case.", show_default=False),
+        typer.Option(
+            "--summary",
+            metavar="FILE.json|.jsonl",
+            parser=parse_path,
+            help="Write a record of each case; .jsonl: a line as each ends.",
+            show_default=False,
+        ),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
@@ -139,9 +156,12 @@ def infer(
         raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
     if nnunet is not None and input_type is InputType.LABELS:
         raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
-    if nnunet is None and not (images and logits):
+    if manifest is not None:
+        _check_manifest_alone({"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks})
+    elif nnunet is None and not (images and logits):
         missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
-        raise typer.BadParameter(f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet", param_hint=missing[0])
+        text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
+        raise typer.BadParameter(text, param_hint=missing[0])
     from crfrefine.cli.region_options import parse_scheme
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.infer.options import InferenceOptions
@@ -171,6 +191,8 @@ def infer(
         summary=summary,
         config=find_config(config),
         nnunet=nnunet,
+        manifest=manifest,
+        command=tuple(ctx.obj or ()),
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)
@@ -178,3 +200,10 @@ def infer(
         print_results(result)
     if result.count("failed"):
         raise typer.Exit(1)
+
+
+def _check_manifest_alone(options: dict[str, object]) -> None:
+    """Raise BadParameter if an option is given for what a manifest names."""
+    for name, given in options.items():
+        if given:
+            raise typer.BadParameter(f"--manifest names the files of each case; leave {name} out", param_hint=name)

@@ -26,6 +26,7 @@ from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.options import HelpOption
 from crfrefine.cli.progress import print_failure
+from crfrefine.cli.status import status
 from crfrefine.cli.train_crf import train_crf
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import describe_failure
@@ -71,7 +72,7 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
-        arguments = [*ctx._protected_args, *ctx.args]
+        arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
             with _short_usage_errors():
                 return super().invoke(ctx)
@@ -104,6 +105,7 @@ app.command("train-crf")(train_crf)
 app.command("evaluate")(evaluate)
 app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
+app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
 app.command("demo")(demo)
 
 

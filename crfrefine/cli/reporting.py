@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
 from crfrefine.infer.run import InferenceObserver
-from crfrefine.text import listed, printable
+from crfrefine.text import counted, listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +38,9 @@ class Reporter(RunReporter, InferenceObserver):
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device."""
         self._summary = summary
-        part = f", part {summary.part_id} of {summary.num_parts}" if summary.num_parts > 1 else ""
-        count = f"{summary.num_cases} case{'' if summary.num_cases == 1 else 's'}"
         threads = f"{summary.threads} thread{'' if summary.threads == 1 else 's'}"
         device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
-        self._line.say(f"{count}{part}; device {device}, {threads}")
+        self._line.say(f"{describe_part(summary)}; device {device}, {threads}")
         if summary.num_cases:
             self._line.start(summary.num_cases, counts=True, detail="reading")
 
@@ -95,6 +93,27 @@ class Reporter(RunReporter, InferenceObserver):
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
             self._line.say(f"failed: {listed(failed, most=_MOST_LISTED)}")
+
+
+def describe_part(summary: RunSummary) -> str:
+    """Return how many cases a run has; of a part, also how many others there are, and which parts have them."""
+    if summary.num_parts == 1:
+        return counted(summary.num_cases, "case")
+    total, last = len(summary.all_cases), summary.num_parts - 1
+    others = [part for part in (span(0, summary.part_id - 1), span(summary.part_id + 1, last)) if part]
+    noun = "part" if last == 1 else "parts"
+    verb = "is" if last == 1 else "are"
+    return (
+        f"part {summary.part_id} of parts {span(0, last)}: {summary.num_cases} of {counted(total, 'case')}; "
+        f"{noun} {' and '.join(others)} ({counted(total - summary.num_cases, 'case')}) {verb} not run here"
+    )
+
+
+def span(first: int, last: int) -> str:
+    """Return numbers from `first` to `last` as text, such as "2–4"; "" if there are none."""
+    if last <= first:
+        return str(first) if first == last else ""
+    return f"{first}–{last}"
 
 
 def print_results(summary: RunSummary) -> None:

@@ -16,6 +16,7 @@ import crfrefine
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.records import error_fields
+from crfrefine.infer.records import working_folder
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
@@ -69,6 +70,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
                 "resample": options.resample,
                 "processes": evaluation.num_processes,
                 "command_line": options.command_line,
+                "working_folder": working_folder(),
             },
             "regions": {name: list(labels) for name, labels in evaluation.regions.items()},
             "titles": evaluation.titles,

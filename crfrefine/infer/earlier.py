@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,14 +17,12 @@ from typing import Any
 from crfrefine.arrays.label_maps import LabelChanges
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.infer.records import SCHEMA, CaseRecord, time_of_change
-from crfrefine.io.json import read_json, require_usable, without_nonfinite
+from crfrefine.infer.records import CaseRecord, time_of_change
+from crfrefine.infer.summary_reading import NotASummaryError, RecordedRun, read_summary, text, whole
+from crfrefine.io.json import without_nonfinite
 from crfrefine.io.special_files import special_kind
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.text import listed, shorten_value
-
-MOST_BYTES = 1 << 30
-"""Largest summary that is read: one of a hundred thousand cases with many labels has several hundred megabytes."""
+from crfrefine.text import listed
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,22 @@ def read_earlier(path: Path, label_maps: Mapping[str, Path], parameters: Mapping
     """
     if special_kind(path) is not None or not path.exists() or path.stat().st_size == 0:
         return EarlierRecords()
-    head, records = _read(path)
+    run, records = _read(path)
     others = [case_id for case_id in records if case_id not in label_maps]
-    if others and ((head["num_parts"], head["part_id"]) != part or len(others) == len(records)):
+    if others and ((run.num_parts, run.part_id) != part or len(others) == len(records)):
         raise InputError(
-            f"{path}: is the summary of other cases ({listed(others)}; part {head['part_id']} of {head['num_parts']})\n"
+            f"{path}: is the summary of other cases ({listed(others)}; part {run.part_id} of {run.num_parts})\n"
             "  --continue would replace it; name another file, one for each part."
         )
-    own = [record for case_id, record in records.items() if case_id in label_maps]
+    own = [found for case_id, found in records.items() if case_id in label_maps]
     now = _as_read(parameters)
     outputs, changed = {}, []
-    for record in own:
+    for record, parameters_then in own:
         found = time_of_change(label_maps[record.case_id])
         if record.status == "failed" or record.written is None or found is None:
             continue
         if found == record.written:
-            then = _as_read({**head["parameters"], **(record.other_parameters or {})})
+            then = _as_read({**parameters_then, **(record.other_parameters or {})})
             tables = {name: then.get(name) for name in {**then, **now} if then.get(name) != now.get(name)}
             outputs[record.case_id] = replace(record, other_parameters=tables or None)
         else:
@@ -99,7 +98,28 @@ def read_earlier(path: Path, label_maps: Mapping[str, Path], parameters: Mapping
             f"{_count(refined_otherwise, 'case')} refined with other parameters: {listed(refined_otherwise)} (other values of "
             f"{listed(keys)}); --continue keeps these results; omit it to refine all cases again"
         )
-    return EarlierRecords(outputs, {record.case_id: record for record in own if record.status == "failed"}, notes)
+    return EarlierRecords(outputs, {record.case_id: record for record, _ in own if record.status == "failed"}, notes)
+
+
+def note_on_other_part(path: Path, output: Path, part: tuple[int, int]) -> str | None:
+    """Return what the user should know if a new run of a part replaces the summary of another part, as where all parts name one file.
+
+    Args:
+        path: the summary.
+        output: where the run writes.
+        part: number of parts, and the number of this one.
+    """
+    if part[0] == 1 or special_kind(path) is not None or not path.exists():
+        return None
+    try:
+        run = read_summary(path)[-1]
+    except NotASummaryError:
+        return None
+    if run.num_parts != part[0] or run.part_id == part[1] or run.head.get("output_folder") != os.path.realpath(output):
+        return None
+    return (
+        f"{path}: replaces the summary of part {run.part_id} of the same run; name another file for each part, or `status` cannot see them"
+    )
 
 
 def _as_read(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,25 +144,20 @@ def _count(items: Sequence[str], noun: str) -> str:
     return f"{len(items)} {noun} was" if len(items) == 1 else f"{len(items)} {noun}s were"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, CaseRecord]]:
-    """Return the content of a summary, and its record of each case."""
+def _read(path: Path) -> tuple[RecordedRun, dict[str, tuple[CaseRecord, Mapping[str, Any]]]]:
+    """Return the last run of a summary, and its record of each case with the parameters of the run that wrote it."""
     try:
-        content = read_json(path, MOST_BYTES)
-    except InputError as error:
+        runs = read_summary(path)
+    except NotASummaryError as error:
         raise _not_a_summary(str(error)) from None
+    records = {}
     try:
-        require_usable(content, "")
-        if not isinstance(content, dict) or not {"schema", "parameters", "num_parts", "part_id", "cases"} <= content.keys():
-            raise ValueError("it has other content")
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {shorten_value(content['schema'])}, this version writes schema {SCHEMA}")
-        if not isinstance(content["parameters"], dict):
-            raise ValueError("parameters: expected a table")
-        content |= {name: _whole(content[name]) for name in ("num_parts", "part_id")}
-        records = [_record(values) for values in (*content.get("not_reached", ()), *content["cases"])]
+        for run in runs:
+            for values in (*run.not_reached, *run.cases):
+                records[values["case_id"]] = (_record(values), run.head["parameters"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _not_a_summary(f"{path}: expected the summary of an earlier `infer`: {error}") from None
-    return content, {record.case_id: record for record in records}
+    return runs[-1], records
 
 
 def _not_a_summary(reason: str) -> InputError:
@@ -159,32 +174,20 @@ def _record(values: Mapping[str, Any]) -> CaseRecord:
     report = changes = None
     if values["num_iterations"] is not None:
         energy = tuple(math.nan if value is None else float(value) for value in values["energy"])
-        report = MeanFieldReport(_whole(values["num_iterations"]), bool(values["converged"]), energy, tuple(map(_text, values["filters"])))
+        report = MeanFieldReport(whole(values["num_iterations"]), bool(values["converged"]), energy, tuple(map(text, values["filters"])))
     if values["voxels_changed"] is not None:
-        before, after = (tuple(map(_whole, values[name])) for name in ("voxels_before", "voxels_after"))
-        changes = LabelChanges(_whole(values["voxels_changed"]), before, after)
+        before, after = (tuple(map(whole, values[name])) for name in ("voxels_before", "voxels_after"))
+        changes = LabelChanges(whole(values["voxels_changed"]), before, after)
     written, parameters = values["written"], values["other_parameters"]
     if parameters is not None and not isinstance(parameters, dict):
         raise TypeError("other_parameters: expected a table")
     return CaseRecord(
-        _text(values["case_id"]),
-        _text(values["status"]),
-        {_text(stage): float(seconds) for stage, seconds in values["times"].items()},
-        written=None if written is None else _text(written),
+        text(values["case_id"]),
+        text(values["status"]),
+        {text(stage): float(seconds) for stage, seconds in values["times"].items()},
+        written=None if written is None else text(written),
         report=report,
         changes=changes,
         other_parameters=parameters,
         kept=dict(values),
     )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {shorten_value(value)}")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"expected a whole number, got {shorten_value(value)}")
-    return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from crfrefine.cases.declared_labels import declared_labels
 from crfrefine.cases.discovery import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
+from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.naming import Names, read_names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
@@ -61,6 +62,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
 
 def _find_cases(options: InferenceOptions) -> CaseList:
     masks = None if options.masks is None or options.masks == "nonzero" else Path(options.masks)
+    if options.manifest is not None:
+        return read_manifest(options.manifest, options.output, input_type=options.input_type)
     if options.nnunet is None:
         return discover_network_cases(options.images, options.logits, masks, input_type=options.input_type)
     from crfrefine.cases.nnunet.finding import find_cases_to_refine
@@ -76,7 +79,9 @@ def _mask_mode(options: InferenceOptions) -> str:
 
 
 def _folders(options: InferenceOptions, cases: Sequence[CaseFiles]) -> tuple[Path, ...]:
-    """Return where a `dataset.json` may describe the labels: beside the network's output, beside the images."""
+    """Return where a `dataset.json` may describe the labels: beside the network's output, beside the images; or beside the manifest."""
+    if options.manifest is not None:
+        return (options.manifest.parent,)
     images = options.images or next((files.images for files in cases if files.images), ())
     places = (*(options.logits[:1] if options.nnunet is None else (options.nnunet,)), *images[:1])
     return tuple(place if place.is_dir() else place.parent for place in places)

@@ -33,9 +33,11 @@ class InferenceOptions:
         num_parts: number of processes that share the cases.
         part_id: number of this process, from 0.
         fail_fast: stop at the first bad case.
-        summary: JSON file to write.
+        summary: JSON file to write; JSON lines if its name ends in `.jsonl`.
         config: the file of the parameters, so that no output overwrites it.
         nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
+        manifest: a table that names the files of each case, in place of `images`, `logits` and files of masks.
+        command: the arguments of the command line, for the summary.
     """
 
     images: tuple[Path, ...]
@@ -60,8 +62,20 @@ class InferenceOptions:
     summary: Path | None = None
     config: Path | None = None
     nnunet: Path | None = None
+    manifest: Path | None = None
+    command: tuple[str, ...] = ()
 
     @property
     def is_folder_run(self) -> bool:
         """Whether the run is on a folder, and not on the files of one case."""
-        return self.nnunet is not None or self.images[0].is_dir()
+        return self.nnunet is not None or self.manifest is not None or self.images[0].is_dir()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folders and files in which cases are found."""
+        return (*(path for path in (self.nnunet, self.manifest) if path is not None), *self.images, *self.logits)
+
+    @property
+    def also_read(self) -> tuple[Path, ...]:
+        """Files that a run reads and that are of no case."""
+        return tuple(path for path in (self.config, self.manifest) if path is not None)

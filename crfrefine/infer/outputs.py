@@ -107,7 +107,7 @@ def plan_outputs(
     logits: bool = False,
     preview: bool = False,
     structures: bool = False,
-    config: Path | None = None,
+    also_read: Sequence[Path] = (),
 ) -> list[OutputFiles]:
     """Choose the output files of each case.
 
@@ -119,7 +119,7 @@ def plan_outputs(
         logits: whether the refined logits are requested.
         preview: whether a picture is requested.
         structures: whether one file per structure is requested, for cases whose input was such files.
-        config: the file of the parameters, which is also an input.
+        also_read: other inputs, such as the file of the parameters.
 
     Raises:
         InputError: the output names a file though there may be several cases, or its format holds no label maps,
@@ -132,8 +132,7 @@ def plan_outputs(
     if not as_file and not output.is_dir() and not folder_run and output.suffix:
         raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
     plans = []
-    for files in cases:
-        label_map = output if as_file else output / f"{files.case_id}{suffix_to_write(files.images[0])}"
+    for files, label_map in zip(cases, label_maps_of(cases, output).values(), strict=True):
         stem = stem_of(label_map)
         plans.append(
             OutputFiles(
@@ -146,10 +145,26 @@ def plan_outputs(
         )
     if as_file and suffix not in VOLUME_SUFFIXES:
         raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(VOLUME_SUFFIXES)}")
-    _check_no_input_is_replaced(cases, plans, config)
+    _check_no_input_is_replaced(cases, plans, also_read)
     if folder_run:
         _check_folder_of_its_own(cases, output)
     return plans
+
+
+def label_maps_of(cases: Sequence[CaseFiles], output: Path) -> dict[str, Path]:
+    """Return where the label map of each case goes, by the case's name.
+
+    Args:
+        cases: the cases.
+        output: a folder, or for one case a file.
+    """
+    if suffix_of(output) and not output.is_dir():
+        return {files.case_id: output for files in cases}
+    return {files.case_id: output / (files.output or _named_by_case(files)) for files in cases}
+
+
+def _named_by_case(files: CaseFiles) -> str:
+    return f"{files.case_id}{suffix_to_write(files.images[0]) if files.images else ''}"
 
 
 def check_case_outputs(outputs: OutputFiles) -> None:
@@ -160,14 +175,14 @@ def check_case_outputs(outputs: OutputFiles) -> None:
         check_small_file(outputs.preview)
 
 
-def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None = None) -> None:
+def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], also_read: Sequence[Path] = ()) -> None:
     """Raise InputError if the summary is a folder, would replace an input or an output, or has the suffix of a volume.
 
     Args:
         path: the summary.
         cases: the cases of the run.
         plans: their output files.
-        config: the file of the parameters.
+        also_read: other inputs, such as the file of the parameters.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file for the summary")
@@ -175,7 +190,7 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
     if special_kind(path) is not None and not suffix_of(path):
         return  # A device or a pipe replaces no file.
     written = [written for plan in plans for name in plan.all() for written in files_written(name)]
-    if suffix_of(path) or identities(path) & _inputs(cases, config).union(*map(identities, written)):
+    if suffix_of(path) or identities(path) & _inputs(cases, also_read).union(*map(identities, written)):
         raise InputError(f"{path}: the summary would replace a file of this run, or has a volume's suffix; choose another name in .json")
 
 
@@ -266,15 +281,15 @@ def _write_preview(path: Path, outcome: RefinedArrays, image: NDArray[np.float32
     write_small_file(path, picture)
 
 
-def _inputs(cases: Sequence[CaseFiles], config: Path | None) -> set[Path | tuple[int, int]]:
+def _inputs(cases: Sequence[CaseFiles], also_read: Sequence[Path]) -> set[Path | tuple[int, int]]:
     """Return the identities of all files that a run reads."""
     named = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
     read = [path for name in named for path in files_read(name)]
-    return set().union(*map(identities, read if config is None else [*read, config]))
+    return set().union(*map(identities, [*read, *also_read]))
 
 
-def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], config: Path | None) -> None:
-    inputs = _inputs(cases, config)
+def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], also_read: Sequence[Path]) -> None:
+    inputs = _inputs(cases, also_read)
     for files, outputs in zip(cases, plans, strict=True):
         for path in (path for name in outputs.all() for path in files_written(name)):
             if identities(path) & inputs:

@@ -13,6 +13,8 @@ from crfrefine.execution.records import Record
 from crfrefine.io.json import without_nonfinite
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from crfrefine.arrays.label_maps import LabelChanges
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.engines.base import MeanFieldReport
@@ -110,6 +112,12 @@ class RunSummary:
         part_id: this process among them, from 0.
         label_names: name of each label by its number, where each structure has a file of its own; else empty.
         num_cases: cases of this part.
+        all_cases: the label map of each case of the run by its name, those of the other parts too, in the order of the parts.
+        output_folder: where results go: a folder, or for one case a file.
+        inputs: the folders and files that were named as inputs.
+        working_folder: where relative paths of this run begin.
+        command: the arguments of the command line; empty if it was not started from there.
+        resumed: whether label maps that were there were kept.
         started: start time, UTC.
         seconds: wall time.
         interrupted: whether it was stopped before the end.
@@ -127,6 +135,12 @@ class RunSummary:
     part_id: int = 0
     label_names: dict[int, str] = field(default_factory=dict)
     num_cases: int = 0
+    all_cases: dict[str, str] = field(default_factory=dict)
+    output_folder: str = ""
+    inputs: tuple[str, ...] = ()
+    working_folder: str = ""
+    command: tuple[str, ...] = ()
+    resumed: bool = False
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     seconds: float = 0.0
     interrupted: bool = False
@@ -137,23 +151,35 @@ class RunSummary:
         """Return the number of cases that are "done", "skipped" or "failed"."""
         return sum(record.status == status for record in self.cases)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for the JSON file; None for numbers that JSON does not have."""
+    def head(self) -> dict[str, Any]:
+        """Return plain values for a file, those of the run alone; None for numbers that JSON does not have."""
         import crfrefine
 
-        head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("cases", "earlier")}
-        counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("cases", "earlier")}
+        head: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **fields})
+        return head
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of cases by their status."""
+        return {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for the JSON file; None for numbers that JSON does not have."""
         reached = {record.case_id for record in self.cases}
         lists = {
             "cases": [record.to_dict() for record in self.cases],
             "not_reached": [record.to_dict() for record in self.earlier if record.case_id not in reached],
         }
-        summary: dict[str, Any] = without_nonfinite({"schema": SCHEMA, "version": crfrefine.__version__, **head, **counts, **lists})
-        return summary
+        return {**self.head(), **self.counts(), **without_nonfinite(lists)}
 
     def to_json(self) -> str:
         """Return the text of the JSON file."""
         return json.dumps(self.to_dict(), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def to_line(values: Mapping[str, Any]) -> bytes:
+    """Return values as a line of JSON."""
+    return (json.dumps(without_nonfinite(dict(values)), default=_plain, allow_nan=False) + "\n").encode()
 
 
 def time_of_change(path: Path) -> str | None:
@@ -163,6 +189,14 @@ def time_of_change(path: Path) -> str | None:
     except OSError:
         return None
     return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
+
+
+def working_folder() -> str:
+    """Return the current folder; empty if it was removed."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
 
 
 def _plain(value: object) -> str:

@@ -6,6 +6,7 @@ Nothing is printed here: an `Observer` receives the events.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import ChannelPlanes, Channels
-from crfrefine.infer.records import CaseRecord, RunSummary, time_of_change
+from crfrefine.infer.records import CaseRecord, RunSummary, time_of_change, working_folder
 from crfrefine.text import printable
 
 if TYPE_CHECKING:
@@ -110,11 +111,11 @@ class _Run:
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
         from crfrefine.engines import device_for, get_backend
-        from crfrefine.infer.earlier import EarlierRecords, read_earlier
+        from crfrefine.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
         from crfrefine.infer.inputs import find_inputs
-        from crfrefine.infer.outputs import check_summary_path, plan_outputs
+        from crfrefine.infer.outputs import check_summary_path, label_maps_of, plan_outputs
         from crfrefine.infer.structure_names import check_names_file
-        from crfrefine.infer.summary_file import SummaryFile
+        from crfrefine.infer.summary_file import summary_file
         from crfrefine.io.atomic import check_small_output, check_writable
         from crfrefine.memory import memory_limit
         from crfrefine.threads import available_threads
@@ -136,14 +137,17 @@ class _Run:
             logits=options.save_logits,
             preview=options.preview,
             structures=options.save_structures,
-            config=options.config,
+            also_read=options.also_read,
         )
         if options.summary is not None:
-            check_summary_path(options.summary, cases, outputs, options.config)
+            check_summary_path(options.summary, cases, outputs, options.also_read)
         earlier = EarlierRecords()
+        part = (options.num_parts, options.part_id)
         if options.summary is not None and options.resume:
             label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
-            earlier = read_earlier(options.summary, label_maps, options.parameters.to_dict(), (options.num_parts, options.part_id))
+            earlier = read_earlier(options.summary, label_maps, options.parameters.to_dict(), part)
+        elif options.summary is not None and (note := note_on_other_part(options.summary, options.output, part)) is not None:
+            self._notes.append(note)
         self._notes += earlier.notes
         self._tasks = [
             _Task(number, files, plan, earlier.of_outputs.get(files.case_id))
@@ -167,9 +171,15 @@ class _Run:
             part_id=options.part_id,
             label_names={number: name for name, number in self._inputs.structures.items()},
             num_cases=len(cases),
+            all_cases={case_id: str(path) for case_id, path in label_maps_of(select_part(inputs.cases, 1, 0), options.output).items()},
+            output_folder=os.path.realpath(options.output),
+            inputs=tuple(map(os.path.realpath, options.inputs)),
+            working_folder=working_folder(),
+            command=options.command,
+            resumed=options.resume,
             earlier=earlier.all(),
         )
-        self._file = SummaryFile(options.summary, self._summary)
+        self._file = summary_file(options.summary, self._summary, resume=options.resume)
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written."""
@@ -181,6 +191,7 @@ class _Run:
             self._tell(self._observer.note, note)
         if self._names_file is not None:
             write_names(self._names_file, self._inputs.structures)
+        self._file.save_first()
         try:
             pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
         except KeyboardInterrupt:
@@ -360,7 +371,7 @@ class _Run:
 
     def _finish(self, record: CaseRecord) -> None:
         self._summary.cases.append(record)
-        self._file.save_soon()
+        self._file.case_ended(record)
         self._tell(self._observer.case_ended, record)
 
     def _note(self, record: CaseRecord, text: str) -> None:

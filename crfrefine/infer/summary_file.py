@@ -1,6 +1,6 @@
-"""The file of `infer --summary`: saved while the run goes on, so that a killed run leaves the records of its cases, and at its end.
+"""The file of `infer --summary FILE.json`: saved while the run goes on, so that a killed run leaves its records, and at its end.
 
-`earlier.py` reads it again.
+`summary_reading.py` reads it again, and `summary_lines.py` writes the summary as JSON lines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from crfrefine.errors import CrfRefineError
-from crfrefine.infer.records import RunSummary
+from crfrefine.infer.records import CaseRecord, RunSummary
+from crfrefine.infer.summary_lines import SummaryLines
+from crfrefine.infer.summary_reading import is_lines
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.special_files import special_kind
 
@@ -21,6 +23,19 @@ SAVE_SECONDS = 1.0
 
 _SHARE_OF_TIME = 0.05
 """Saving a summary of many thousand cases takes longer: it may take this share of the time."""
+
+
+def summary_file(path: Path | None, summary: RunSummary, *, resume: bool) -> SummaryFile | SummaryLines:
+    """Return the file for a summary, by its name.
+
+    Args:
+        path: the file; None: no summary was requested.
+        summary: the run, to which cases are added.
+        resume: whether lines go behind those of earlier runs.
+    """
+    if path is not None and is_lines(path):
+        return SummaryLines(path, summary, append=resume)
+    return SummaryFile(path, summary)
 
 
 class SummaryFile:
@@ -42,6 +57,14 @@ class SummaryFile:
         self._due = time.monotonic()
         self._lock = threading.Lock()  # of the fields above
         self._writing = threading.Lock()
+
+    def save_first(self) -> None:
+        """Save the run without cases, so that a run that is killed in its first case leaves what it was about to do."""
+        self._save()
+
+    def case_ended(self, record: CaseRecord) -> None:
+        """Save the record of a case, which the summary has, soon."""
+        self.save_soon()
 
     def save_soon(self) -> None:
         """Save in the background: now, or when enough time has passed since the last time."""

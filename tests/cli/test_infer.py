@@ -250,6 +250,7 @@ def test_parts_share_no_case_and_miss_none(tmp_path, num_parts):
         seen.append([case["case_id"] for case in summary["cases"]])
         assert seen[-1] == list("abcd")[part_id::num_parts]
         assert (summary["num_parts"], summary["part_id"]) == (num_parts, part_id)
+        assert list(summary["all_cases"]) == list("abcd")
     assert sorted(itertools.chain(*seen)) == list("abcd")
     assert files_in(folders.output) == [f"{case_id}.nii.gz" for case_id in "abcd"]
 
@@ -307,7 +308,7 @@ def test_summary_has_a_record_of_each_case(folders):
     assert set(summary) == {
         *("schema", "version", "device", "requested_device", "threads", "parameters", "num_parts", "part_id", "num_cases"),
         *("started", "seconds", "interrupted", "num_done", "num_skipped", "num_failed", "label_names", "cases", "not_reached"),
-        *("max_memory", "max_memory_source"),
+        *("max_memory", "max_memory_source", "all_cases", "output_folder", "inputs", "working_folder", "command", "resumed"),
     }
     assert (summary["num_cases"], summary["num_done"], summary["num_skipped"], summary["num_failed"]) == (3, 2, 0, 1)
     assert not summary["interrupted"]
@@ -479,3 +480,15 @@ def test_continue_draws_a_broken_preview_again(folders, kept):
     picture.write_bytes(content[:kept])
     assert [case["status"] for case in summary_of(folders, "--continue", "--preview")["cases"]] == ["done", "skipped", "skipped"]
     assert picture.read_bytes() == content
+
+
+def test_the_first_line_of_a_part_says_what_the_other_parts_have(tmp_path):
+    folders = write_folders(tmp_path, *"abcdefg")
+    for part_id, num_parts, words in (
+        (2, 3, "part 2 of parts 0–2: 2 of 7 cases; parts 0–1 (5 cases) are not run here; device cpu"),
+        (1, 4, "part 1 of parts 0–3: 2 of 7 cases; parts 0 and 2–3 (5 cases) are not run here; device cpu"),
+        (0, 2, "part 0 of parts 0–1: 4 of 7 cases; part 1 (3 cases) is not run here; device cpu"),
+        (8, 9, "part 8 of parts 0–8: 0 of 7 cases; parts 0–7 (7 cases) are not run here; device cpu"),
+    ):
+        result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id)
+        assert result.stderr.splitlines()[0].startswith(words)

@@ -19,7 +19,7 @@ def test_help_lists_the_commands():
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 
@@ -28,7 +28,7 @@ def test_help_of_infer_has_every_option_of_the_interface():
     for option in (
         *("-i", "--images", "-p", "--logits", "-o", "--output", "-m", "--masks", "-c", "--config", "--set", "--input-type"),
         *("--device", "--threads", "--save-probabilities", "--save-logits", "--preview", "--continue", "--num-parts", "--part-id"),
-        *("--fail-fast", "--summary", "-v", "-q"),
+        *("--fail-fast", "--summary", "--manifest", "-v", "-q"),
     ):
         assert option in text
 

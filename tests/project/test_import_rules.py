@@ -38,6 +38,7 @@ HOMES = {
     "typer": {"cli"},
     "cupy": {"engines.cuda"},
     "jinja2": {"report"},
+    "pyarrow": {"cases.manifest_table"},
     "PIL": {"pictures", "report"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
     "torch": {"engines.cuda.torch_memory", "layer", "train"},

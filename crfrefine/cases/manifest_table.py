@@ -1,0 +1,137 @@
+"""Read the table of a manifest, CSV or Parquet, as text. What its cells mean is in manifest.py; pyarrow lives here alone."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import BackendUnavailableError, InputError, UnsupportedFormatError
+from crfrefine.io.paths import require_file
+from crfrefine.text import listed, shorten, shorten_value
+
+REQUIRED = ("case", "images", "logits")
+OPTIONAL = ("mask", "output", "spacing")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+SEPARATOR = ";"
+
+MOST_BYTES = 1 << 28
+"""Largest manifest that is read: a million cases with long paths."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a manifest.
+
+    Attributes:
+        place: where it stands, such as "line 3".
+        cells: the parts of each cell that is not empty, by column: text between semicolons, without blanks around it.
+        problem: why it cannot be used; "" if it can.
+    """
+
+    place: str
+    cells: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    problem: str = ""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a manifest; its columns are checked.
+
+    Args:
+        path: CSV in UTF-8 with a line of names, or Parquet by its suffix.
+
+    Raises:
+        InputError: it cannot be read, or has unknown columns, lacks one, or has one twice.
+        UnsupportedFormatError: it is not a Parquet file, although its suffix says so.
+        BackendUnavailableError: pyarrow, which reads Parquet, is not installed.
+    """
+    require_file(path)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MOST_BYTES / 1e6:.0f} MB are read")
+    return list(_parquet_rows(path) if path.name.lower().endswith(PARQUET_SUFFIXES) else _csv_rows(path))
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            names: list[str] | None = None
+            for cells in reader:
+                if not any(cells):
+                    continue
+                if names is None:
+                    names = [name.strip() for name in cells]
+                    _check_columns(path, names)
+                elif len(cells) != len(names):
+                    yield Row(f"line {reader.line_num}", problem=f"has {len(cells)} cells, expected {len(names)}, as in the line of names")
+                else:
+                    yield Row(f"line {reader.line_num}", _filled(zip(names, map(_parts, cells), strict=True)))
+            if names is None:
+                raise InputError(f"{path}: is empty; expected a line of names: {', '.join(REQUIRED)}, and {_optional()}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start}); save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{path}: reading Parquet needs pyarrow ({error}): pip install 'crfrefine[parquet]', or save the table as CSV"
+        ) from error
+    try:
+        names = [str(name) for name in pyarrow.parquet.read_schema(path).names]
+        _check_columns(path, names)
+        table = pyarrow.parquet.read_table(path, columns=names)
+        for number, values in enumerate(table.to_pylist(), start=1):
+            yield Row(f"row {number}", _filled((name, _parts_of_value(values[name])) for name in names))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UnsupportedFormatError(f"{path}: cannot be read as Parquet: {shorten(error, 200)}") from error
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError unless all columns are known, none is there twice, and the required ones are there."""
+    unknown = [name for name in names if name not in (*REQUIRED, *OPTIONAL)]
+    missing = [name for name in REQUIRED if name not in names]
+    twice = [name for name, count in Counter(names).items() if count > 1 and name not in unknown]
+    problems = [
+        f"{what}: {listed([shorten_value(name) for name in found])}"
+        for what, found in (("unknown columns", unknown), ("missing columns", missing), ("columns that are there twice", twice))
+        if found
+    ]
+    if problems:
+        hint = ""
+        if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+            hint = "\n  Columns are separated by commas; semicolons separate several files in one cell."
+        raise InputError(f"{path}: {'; '.join(problems)}\n  Expected {', '.join(REQUIRED)}, and {_optional()}.{hint}")
+
+
+def _optional() -> str:
+    return f"optionally {', '.join(OPTIONAL)}"
+
+
+def _filled(cells: Any) -> dict[str, tuple[str, ...]]:
+    return {name: parts for name, parts in cells if parts}
+
+
+def _parts(cell: str) -> tuple[str, ...]:
+    """Return what semicolons separate; nothing for an empty cell."""
+    return tuple(part.strip() for part in cell.split(SEPARATOR)) if cell.strip() else ()
+
+
+def _parts_of_value(value: Any) -> tuple[str, ...]:
+    """Return the parts of a cell of Parquet: a text as in CSV, a number, or a list."""
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple("" if part is None else str(part).strip() for part in value)
+    return _parts(str(value))

@@ -1,0 +1,173 @@
+"""What is left of folder runs, as their summaries tell: which cases are done, failed or missing, and the commands that do the rest.
+
+`summary_reading.py` reads the summaries, `status_runs.py` checks them, `status_cases.py` judges a case, and `rest_command.py` writes
+the commands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import InputError
+from crfrefine.infer.rest_command import rest_command
+from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
+from crfrefine.infer.status_report import PartStatus, RunStatus, StatusReport
+from crfrefine.infer.status_runs import FoundRun, require_cases
+from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary
+from crfrefine.io.files import identities
+from crfrefine.text import counted, listed
+
+SUFFIXES = (".json", LINES_SUFFIX)
+
+
+OtherReader = Callable[[Path], RunStatus | None]
+"""Returns what is left as a summary of another command tells; None for any other file."""
+
+
+def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: None) -> StatusReport:
+    """Merge summaries.
+
+    Args:
+        paths: summaries, and folders that hold some, such as the output folder of a run.
+        of_others: reads the summaries of other commands.
+
+    Raises:
+        InputError: a file is not a summary, or a folder holds none.
+    """
+    report = StatusReport()
+    others: list[RunStatus] = []
+    groups: dict[tuple[str, tuple[str, ...]], list[FoundRun]] = {}
+    seen: set[Path | tuple[int, int]] = set()
+    for path in paths:
+        for file, runs in _summaries_in(path, of_others, report.notes).items():
+            if identities(file) & seen:
+                continue
+            seen |= identities(file)
+            if isinstance(runs, RunStatus):
+                others.append(runs)
+                continue
+            for run in runs:
+                require_cases(run, file)
+                found = FoundRun(run, file)
+                groups.setdefault(found.key, []).append(found)
+    report.runs = [_merge(output_folder, sorted(group, key=lambda found: found.order)) for (output_folder, _), group in groups.items()]
+    report.runs += others
+    return report
+
+
+def _summaries_in(path: Path, of_others: OtherReader, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
+    """Return the content of a summary, or of all summaries in a folder; damaged ones there become notes."""
+    if not path.is_dir():
+        try:
+            return {path: read_summary(path)}
+        except NotASummaryError:
+            other = of_others(path)
+            if other is None:
+                raise
+            return {path: other}
+    try:
+        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
+    found: dict[Path, list[RecordedRun] | RunStatus] = {}
+    for file in files:
+        try:
+            found[file] = read_summary(file)
+        except NotASummaryError as error:
+            if error.is_damaged:
+                notes.append(f"{error}; continuing without it")
+            elif (other := of_others(file)) is not None:
+                found[file] = other
+    if not found and not notes:
+        raise InputError(
+            f"{path}: holds no summary of `infer`\n  Name the files that --summary wrote. A run without --summary has none: run it again "
+            "with --continue and --summary; what is done is skipped and recorded."
+        )
+    return found
+
+
+def _merge(output_folder: str, group: Sequence[FoundRun]) -> RunStatus:
+    """Return what is left of a run.
+
+    Args:
+        output_folder: where results go.
+        group: all its runs, the last one last.
+    """
+    last = group[-1]
+    label_maps = {str(case_id): resolve(path, last.folder) for case_id, path in last.run.head["all_cases"].items()}
+    records: dict[str, PlacedRecord] = {}
+    for found in group:
+        for values in found.run.not_reached:
+            records.setdefault(values["case_id"], PlacedRecord(values, found.folder, _parameters(found.run, values)))
+        for values in found.run.cases:
+            records[values["case_id"]] = PlacedRecord(values, found.folder, _parameters(found.run, values))
+    num_parts = last.run.num_parts
+    own = {found.run.part_id: found for found in group if found.run.num_parts == num_parts}  # The last run of each part.
+    num_used = max(1, min(num_parts, len(label_maps)))  # The others have no cases.
+    starts = [_first_start(own.get(part_id), group) for part_id in range(num_used)]
+    cases = [
+        case_status(case_id, number % num_parts, path, records.get(case_id), starts[number % num_parts])
+        for number, (case_id, path) in enumerate(label_maps.items())
+    ]
+    parts = [_part(part_id, own.get(part_id), last, cases[part_id::num_parts]) for part_id in range(num_used)]
+    notes = _notes(group, cases, records)
+    return RunStatus(output_folder, cases, parts, notes)
+
+
+def _parameters(run: RecordedRun, values: Mapping[str, Any]) -> str:
+    """Return what a case was refined with, as text to compare."""
+    return json.dumps({**run.head["parameters"], **(values.get("other_parameters") or {})}, sort_keys=True)
+
+
+def _first_start(own: FoundRun | None, group: Sequence[FoundRun]) -> str:
+    """Return the time from which on a label map without a record is a result of a part; "": always, as --continue keeps older ones."""
+    if own is None:
+        return group[0].started
+    return "" if own.run.head.get("resumed") else own.started
+
+
+def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[CaseStatus]) -> PartStatus:
+    """Return what is left of a part with these cases; `own` is its last run, and `last` that of any part."""
+    counts = Counter(case.state for case in cases)
+    like = own or last
+    arguments = [str(word) for word in like.run.head["command"]]
+    command = None
+    if counts[FAILED] + counts[MISSING] and arguments:
+        command = rest_command(arguments, last.run.num_parts, part_id, of_part=like.run.part_id, folder=like.folder)
+    state = "not started" if own is None else "interrupted" if own.run.is_interrupted else "ended"
+    return PartStatus(part_id, counts, state, None if own is None else own.path, command)
+
+
+def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
+    notes = []
+    output_folder = group[-1].key[0]
+    if not Path(output_folder).exists():
+        notes.append(f"there is no {output_folder} here: paths are those that the run saw; ask where it ran, or put the folder back")
+    now = group[-1].run.head["all_cases"].keys()
+    gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)
+    added = sorted(now - set(group[0].run.head["all_cases"]))
+    if gone:
+        notes.append(
+            f"{counted(len(gone), 'case')} of earlier runs or other parts not in the last run, and not counted here: {listed(gone)}"
+        )
+    if added:
+        notes.append(f"{counted(len(added), 'case')} of the last run not in the first one: {listed(added)}; parts share cases anew")
+    if unrecorded := [case.case_id for case in cases if case.state == DONE and case.case_id not in records]:
+        notes.append(f"{counted(len(unrecorded), 'label map')} without a record, as after a kill: {listed(unrecorded)}")
+    if changed := [case.case_id for case in cases if case.is_changed]:
+        notes.append(f"{counted(len(changed), 'label map')} changed since it was recorded: {listed(changed)}")
+    if kept := [case.case_id for case in cases if case.has_old_output]:
+        notes.append(
+            f"{counted(len(kept), 'case')} not done, with a label map of an earlier run, which --continue keeps: {listed(kept)}; "
+            "to refine these cases again, remove these label maps first"
+        )
+    kinds = {records[case.case_id].parameters for case in cases if case.state == DONE and case.case_id in records}
+    if len(kinds) > 1:
+        notes.append(f"the cases that are done were refined with {len(kinds)} different sets of parameters")
+    if not any(found.run.head["command"] for found in group) and any(case.state != DONE for case in cases):
+        notes.append("the run was started from Python, so there is no command to repeat: call run_inference with resume=True")
+    return notes

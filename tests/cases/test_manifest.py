@@ -1,0 +1,198 @@
+"""Manifests: every problem of the table and of the names in it is told, with its line, before any case is read."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import save_nifti
+
+from crfrefine.cases.case import read_case_headers
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.errors import BackendUnavailableError, InputError, UnsupportedFormatError
+
+HEAD = ["case", "images", "logits", "mask", "output", "spacing"]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Files whose names follow no rule."""
+    for name in ("p1/scan.nii.gz", "p1/other scan.nii.gz", "p2/x.nii.gz", "masks/1.nii.gz"):
+        save_nifti(tmp_path / "archive" / name, np.ones((6, 5, 4), np.int16))
+    for name in ("p1/net.nii.gz", "net_of_p2.nii.gz"):
+        save_nifti(tmp_path / "archive" / name, np.zeros((6, 5, 4, 3), np.float32))
+    return tmp_path / "archive"
+
+
+def write(path: Path, *rows: list[str], head: list[str] = HEAD) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *(row + [""] * (len(head) - len(row)) for row in rows)])
+    return path
+
+
+ONE = ["one", "p1/scan.nii.gz;p1/other scan.nii.gz", "p1/net.nii.gz", "masks/1.nii.gz", "deep/er.nii.gz", "1;1.25;2.5"]
+TWO = ["two", "p2/x.nii.gz", "net_of_p2.nii.gz"]
+
+
+def test_paths_begin_in_the_folder_of_the_manifest(archive, tmp_path):
+    path = write(archive / "cases.csv", TWO, ONE)
+    one, two = read_manifest(path, tmp_path / "out")
+    assert (one.case_id, two.case_id) == ("one", "two")
+    assert one.images == (archive / "p1/scan.nii.gz", archive / "p1/other scan.nii.gz")
+    assert one.logits == (archive / "p1/net.nii.gz",)
+    assert (one.mask, one.output, one.spacing) == (archive / "masks/1.nii.gz", Path("deep/er.nii.gz"), (1.0, 1.25, 2.5))
+    assert (two.mask, two.output, two.spacing) == (None, None, None)
+
+
+def test_what_spreadsheets_write_is_read(archive, tmp_path):
+    """A byte order mark, other line ends, blanks, empty lines, columns in another order and some left out."""
+    (archive / "cases.csv").write_bytes(
+        b"\xef\xbb\xbflogits , case,images\r\n\r\np1/net.nii.gz,one, p1/scan.nii.gz ; p1/other scan.nii.gz\r\n,,\r\n"
+        b'"net_of_p2.nii.gz",two,p2/x.nii.gz'
+    )
+    assert [len(files.images) for files in read_manifest(archive / "cases.csv", tmp_path / "out")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (
+            "case,images,logit\n",
+            "unknown columns: 'logit'; missing columns: 'logits'\n  Expected case, images, logits, and optionally mask,",
+        ),
+        ("case,case,images,logits\n", "columns that are there twice: 'case'"),
+        ("case;images;logits\na;b;c\n", "Columns are separated by commas"),
+        ("", "is empty; expected a line of names: case, images, logits"),
+        ("case,images,logits\n", "has no cases"),
+        ("case,images,logits\na,b\n", "line 2: has 2 cells, expected 3"),
+        ('case,images,logits\n"a,b,c\n', "not CSV"),
+        ("case,images,logits\n\xff,b,c\n", "is not UTF-8 text"),
+    ],
+)
+def test_the_table_is_checked(archive, tmp_path, content, problem):
+    (archive / "cases.csv").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError) as raised:
+        read_manifest(archive / "cases.csv", tmp_path / "out")
+    assert problem in str(raised.value)
+    assert str(raised.value).startswith(f"{archive}/cases.csv: ")
+
+
+def changed(**cells: str) -> list[str]:
+    return [cells.get(name, cell) for name, cell in zip(HEAD, ONE, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (changed(case=""), "line 2: no case"),
+        (changed(case="a/b"), "line 2: case: 'a/b' cannot name a file"),
+        (changed(case="a\tb"), r"line 2: case: 'a\tb' cannot name a file"),
+        (changed(case="a\nb"), r"case: 'a\nb' cannot name a file"),
+        (changed(case=".."), "case: '..' cannot name a file"),
+        (changed(case="a;b"), "case: expected one, found 2"),
+        (changed(case="x" * 201), "cannot name a file"),
+        (changed(images="p1/scan.nii.gz;"), "images: an empty name beside ';'"),
+        (changed(images="p1/nothing.nii.gz;p2/nowhere.nii.gz"), "images: {archive}/p2/nowhere.nii.gz: no such file"),
+        (changed(images="p1"), "images: {archive}/p1: expected a file, this is a folder"),
+        (changed(logits="masks"), "logits: {archive}/masks: expected a file, this is a folder"),
+        (changed(mask="no.nii.gz"), "mask: {archive}/no.nii.gz: no such file"),
+        (changed(output="../x.nii.gz"), "output: ../x.nii.gz leaves the output folder; give a file outside of it as an absolute path"),
+        (changed(output="a/../../x.nii.gz"), "leaves the output folder"),
+        (changed(output="x"), "output: x does not end in one of .nii.gz,"),
+        (changed(output="x.npz"), "output: x.npz does not end in one of"),
+        (changed(spacing="1;1;-2"), "spacing: expected mm along each axis, such as 1;1;2.5; got '1;1;-2'"),
+        (changed(spacing="1x1x2"), "spacing: expected mm along each axis"),
+        (changed(spacing="1;nan;2"), "spacing: expected mm along each axis"),
+        (changed(spacing="2.5"), "spacing: expected mm along each axis"),
+        (changed(output="{archive}/p1/scan.nii.gz"), "would replace an input of line 2"),
+    ],
+)
+def test_every_cell_is_checked(archive, tmp_path, row, problem):
+    path = write(archive / "cases.csv", [cell.format(archive=archive) for cell in row], TWO)
+    with pytest.raises(InputError) as raised:
+        read_manifest(path, tmp_path / "out")
+    assert problem.format(archive=archive) in str(raised.value)
+
+
+def test_cases_must_not_share_names_or_outputs(archive, tmp_path):
+    rows = [
+        TWO,
+        [*TWO[:3]],
+        ["three", *TWO[1:3], "", "two.mha"],
+        ["four", *TWO[1:3], "", str(tmp_path / "out" / "sub" / ".." / "two.nii.gz")],
+        ["two_logits", *TWO[1:3]],
+        ["five", *TWO[1:3], "", str(archive / "p1" / "net.nii.gz")],
+        ONE,
+    ]
+    with pytest.raises(InputError) as raised:
+        read_manifest(write(archive / "cases.csv", *rows), tmp_path / "out")
+    text = str(raised.value)
+    assert "cases.csv: 5 problems; no case is refined\n" in text
+    assert "line 3: case 'two' is also on line 2" in text
+    assert f"line 4: the output {tmp_path}/out/two.mha has the name of the output of line 2" in text
+    assert f"line 5: the output {tmp_path}/out/two.nii.gz has the name of the output of line 2" in text
+    assert f"line 6: the output {tmp_path}/out/two_logits has the name of a file beside the output of line 2" in text
+    assert f"line 7: the output {archive}/p1/net.nii.gz would replace an input of line 8" in text
+
+
+def test_all_missing_files_are_named_up_to_a_limit(archive, tmp_path):
+    rows = [[f"case{number}", f"gone/{number}.nii.gz", "p1/net.nii.gz"] for number in range(50)]
+    with pytest.raises(InputError) as raised:
+        read_manifest(write(archive / "cases.csv", *rows), tmp_path / "out")
+    lines = str(raised.value).splitlines()
+    assert lines[0].endswith("cases.csv: 50 problems; no case is refined")
+    assert lines[20] == f"  line 21: images: {archive}/gone/19.nii.gz: no such file"
+    assert lines[21:] == ["  and 30 more"]
+
+
+def test_the_output_must_be_a_folder(archive, tmp_path):
+    with pytest.raises(InputError, match="with a manifest, the output must be a folder"):
+        read_manifest(write(archive / "cases.csv", TWO), tmp_path / "out.nii.gz")
+
+
+def test_structures_are_files_or_a_folder(archive, tmp_path):
+    for name in ("liver", "spleen"):
+        save_nifti(archive / "s" / f"{name}.nii.gz", np.zeros((6, 5, 4), np.uint8))
+    for logits in ("s", "s/spleen.nii.gz;s/liver.nii.gz"):
+        (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), tmp_path / "out", input_type="labels")
+        assert found.are_structures
+        assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]
+
+
+def test_a_given_spacing_must_fit_the_image(archive, tmp_path):
+    (found,) = read_manifest(write(archive / "cases.csv", [*TWO, "", "", "1;2"]), tmp_path / "out")
+    with pytest.raises(InputError, match="has 3 axes; the spacing given for case 'two' has 2"):
+        _ = read_case_headers(found).spacing
+
+
+# ---- Parquet
+
+
+def test_parquet_gives_the_same_cases(archive, tmp_path):
+    """With lists in place of semicolons too, and numbers as names."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    as_csv = read_manifest(write(archive / "cases.csv", ["1", *ONE[1:]], ["2", *TWO[1:]]), tmp_path / "out")
+    columns = {
+        "case": [1, 2],
+        "images": [["p1/scan.nii.gz", "p1/other scan.nii.gz"], ["p2/x.nii.gz"]],
+        "logits": ["p1/net.nii.gz", "net_of_p2.nii.gz"],
+        "mask": ["masks/1.nii.gz", None],
+        "output": ["deep/er.nii.gz", None],
+        "spacing": [[1.0, 1.25, 2.5], None],
+    }
+    parquet.write_table(pyarrow.table(columns), archive / "cases.parquet")
+    assert read_manifest(archive / "cases.parquet", tmp_path / "out") == as_csv
+    parquet.write_table(pyarrow.table({"case": ["a"], "image": ["b"]}), archive / "cases.parquet")
+    with pytest.raises(InputError, match="unknown columns: 'image'; missing columns: 'images', 'logits'"):
+        read_manifest(archive / "cases.parquet", tmp_path / "out")
+    (archive / "cases.parquet").write_text("case,images,logits\n")
+    with pytest.raises(UnsupportedFormatError, match=r"cases\.parquet: cannot be read as Parquet"):
+        read_manifest(archive / "cases.parquet", tmp_path / "out")
+
+
+def test_without_pyarrow_the_error_names_the_extra(archive, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (archive / "cases.parquet").write_text("")
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'crfrefine\[parquet\]', or save the table as CSV"):
+        read_manifest(archive / "cases.parquet", tmp_path / "out")

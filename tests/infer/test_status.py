@@ -1,0 +1,273 @@
+"""`crfrefine status`: no part, no case is lost, whatever became of the runs, and the commands that it prints do the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_helpers import Folders, command, files_in, run_here, run_process, write_case, write_folders
+
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.records import RunSummary
+from crfrefine.infer.run import run_inference
+from crfrefine.infer.status import find_status
+from crfrefine.infer.summary_file import summary_file
+
+NAMES = ("a", "b", "c", "d", "e")
+LINES = "out/part_{}.jsonl"
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch) -> Folders:
+    """Cases in a folder whose name a shell would take apart, and which is the current one."""
+    root = tmp_path / "arch ive's"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    write_folders(root, *NAMES)
+    return Folders(Path("images"), Path("logits"), Path("out"))
+
+
+def infer(folders: Folders, *options: object):
+    return run_here("infer", *folders.arguments, "--threads", 1, *options)
+
+
+def part(folders: Folders, part_id: int, *options: object, num_parts: int = 3, summary: str = LINES):
+    return infer(folders, "--num-parts", num_parts, "--part-id", part_id, "--summary", summary.format(part_id), *options)
+
+
+def status_of(*paths: object, exit_status: int) -> dict:
+    """Return the run in the JSON output."""
+    result = run_here("status", *paths, "--json")
+    assert result.status == exit_status, result.stderr
+    content = json.loads(result.stdout)
+    assert content["is_complete"] == (exit_status == 0)
+    (run,) = content["runs"]
+    return run
+
+
+def states(run: dict) -> dict[str, str]:
+    return {case["case_id"]: case["state"] for case in run["cases"]}
+
+
+def run_in_shell(line: str, tmp_path: Path) -> None:
+    """Run a line as copied from the terminal, in a new shell that is somewhere else."""
+    program = tmp_path / "bin" / "crfrefine"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m crfrefine "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", line], cwd="/", env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+@pytest.mark.parametrize("summary", [LINES, "out/part_{}.json"])
+def test_a_part_that_never_started_is_seen_and_its_command_does_it(folders, tmp_path, monkeypatch, summary):
+    for part_id in (0, 2):
+        assert part(folders, part_id, summary=summary).status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "done", "e": "missing"}
+    assert [entry["run"] for entry in run["parts"]] == ["ended", "not started", "ended"]
+    assert [entry["num_missing"] for entry in run["parts"]] == [0, 2, 0]
+    monkeypatch.chdir("/")
+    result = run_here("status", tmp_path / "arch ive's" / "out")
+    assert result.status == 1
+    assert "part 1: 0 of 2 done, 2 missing; no summary of it: not started" in result.stdout
+    assert "missing: b, e\n" in result.stdout
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("cd ")]
+    run_in_shell(line, tmp_path)
+    monkeypatch.chdir(tmp_path / "arch ive's")
+    assert Path(summary.format(1)).is_file()
+    run = status_of("out", exit_status=0)
+    assert run["commands"] == []
+    assert "5 cases: 5 done, 0 failed, 0 missing" in run_here("status", "out").stdout
+    assert infer(folders, "-o", "undisturbed").status == 0
+    assert contents(Path("out")) == contents(Path("undisturbed"))
+
+
+@pytest.mark.parametrize("summary", [LINES, "out/part_{}.json"])
+def test_after_kill_9_the_printed_command_gives_what_an_undisturbed_run_gives(folders, tmp_path, summary):
+    for number in range(8):
+        write_case(folders, f"more{number}", 10 + number)
+    assert infer(folders, "-o", "undisturbed").status == 0
+    arguments = command("infer", *folders.arguments, "--threads", 1, "--summary", summary.format(0))
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 100
+        while sum(name.endswith(".nii.gz") and name[0] != "." for name in files_in(folders.output)) < 3:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    run = status_of("out", exit_status=1)
+    there = {path.name.partition(".")[0] for path in folders.output.glob("*.nii.gz")}
+    assert {case_id for case_id, state in states(run).items() if state == "done"} == there
+    assert len(states(run)) == 13
+    assert run["parts"][0]["run"] == "interrupted"
+    assert "interrupted" in run_here("status", "out").stdout
+    (line,) = run["commands"]
+    run_in_shell(f"cd {shlex.quote(str(Path.cwd()))} && {line}", tmp_path)
+    status_of("out", exit_status=0)
+    assert contents(Path("out")) == contents(Path("undisturbed"))
+
+
+def test_a_failed_case_has_its_error_until_it_is_done(folders):
+    whole = Path("logits/b.nii.gz").read_bytes()
+    Path("logits/b.nii.gz").write_bytes(whole[:100])
+    assert infer(folders, "--summary", "out/s.jsonl").status == 1
+    run = status_of("out", exit_status=1)
+    (failed,) = [case for case in run["cases"] if case["state"] == "failed"]
+    assert failed["case_id"] == "b"
+    assert failed["reason"].startswith("logits/b.nii.gz: ")
+    assert "  failed: b: logits/b.nii.gz: " in run_here("status", "out").stdout
+    Path("logits/b.nii.gz").write_bytes(whole)
+    assert infer(folders, "--summary", "out/s.jsonl", "--continue").status == 0
+    status_of("out/s.jsonl", exit_status=0)
+
+
+def test_summaries_of_earlier_runs_are_merged_the_last_one_counts(folders):
+    Path("logits/a.nii.gz").rename("logits/hidden")
+    assert infer(folders, "--summary", "first.json").status == 1
+    Path("logits/hidden").rename("logits/a.nii.gz")
+    assert infer(folders, "--summary", "second.jsonl", "--continue").status == 0
+    status_of("first.json", exit_status=1)
+    for paths in (("first.json", "second.jsonl"), ("second.jsonl", "first.json"), (".",)):
+        assert set(states(status_of(*paths, exit_status=0)).values()) == {"done"}
+
+
+def test_a_label_map_that_was_removed_is_missing(folders):
+    assert infer(folders, "--summary", "out/s.json", "--save-logits").status == 0
+    Path("out/c.nii.gz").unlink()
+    Path("out/d_logits.nii.gz").unlink()
+    run = status_of("out", exit_status=1)
+    reasons = {case["case_id"]: case["reason"] for case in run["cases"] if case["state"] == "missing"}
+    assert reasons == {"c": f"{Path.cwd()}/out/c.nii.gz is gone", "d": f"{Path.cwd()}/out/d_logits.nii.gz is gone"}
+
+
+def test_a_folder_that_was_moved_is_named(folders):
+    assert infer(folders, "--summary", "s.json").status == 0
+    Path("out").rename("elsewhere")
+    run = status_of("s.json", exit_status=1)
+    assert any(note.startswith(f"there is no {Path.cwd()}/out here") for note in run["notes"])
+    assert run["num_missing"] == 5
+
+
+def test_a_label_map_from_before_the_run_is_not_taken_for_its_result(folders):
+    """The command with --continue would keep it, so a note says what to do."""
+    assert infer(folders).status == 0
+    for path in folders.output.iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert part(folders, 0, num_parts=2).status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "b": "missing", "c": "done", "d": "missing", "e": "done"}
+    assert any("which --continue keeps: b, d; to refine these cases again, remove these label maps first" in note for note in run["notes"])
+    assert part(folders, 1, "--continue", num_parts=2).status == 0
+    status_of("out", exit_status=0)
+
+
+def test_cases_that_appear_between_two_parts_are_not_lost(folders):
+    """A new case moves all cases behind it into other parts: c was in part 2, and is in part 0 now."""
+    assert part(folders, 0).status == 0
+    write_case(folders, "aa", 9)
+    for part_id in (1, 2):
+        assert part(folders, part_id).status == 0
+    run = status_of("out", exit_status=1)
+    assert states(run) == {"a": "done", "aa": "done", "b": "done", "c": "missing", "d": "done", "e": "done"}
+    assert any("1 case of the last run not in the first one: aa" in note for note in run["notes"])
+    assert len(run["commands"]) == 1
+    assert "--part-id 0 " in run["commands"][0]
+    run_in_shell(f"cd {shlex.quote(str(Path.cwd()))} && {run['commands'][0]}", Path.cwd())
+    status_of("out", exit_status=0)
+
+
+def test_runs_with_other_inputs_are_told_apart(folders, tmp_path):
+    """A loop over cases, each with a summary of its own."""
+    for name in "ab":
+        options = ("-i", f"images/{name}_0000.nii.gz", "-i", f"images/{name}_0001.nii.gz", "-p", f"logits/{name}.nii.gz")
+        assert run_here("infer", *options, "-o", "out", "--summary", f"out/{name}.json").status == 0
+    Path("out/b.nii.gz").unlink()
+    result = run_here("status", "out")
+    assert result.status == 1
+    assert result.stdout.count("1 case: 1 done") == 1
+    assert result.stdout.count("1 case: 0 done, 0 failed, 1 missing") == 1
+
+
+def test_a_run_from_python_has_no_command(folders):
+    options = InferenceOptions((folders.images,), (folders.logits,), folders.output, threads=1, summary=Path("out/s.jsonl"))
+    run_inference(options)
+    Path("out/a.nii.gz").unlink()
+    (run,) = find_status([Path("out")]).runs
+    assert run.commands == []
+    assert any("run_inference with resume=True" in note for note in run.notes)
+
+
+def test_names_that_print_badly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "a\tb\n$(touch x)"
+    write_folders(tmp_path / name, "c")
+    assert run_here("infer", "-i", f"{name}/images", "-p", f"{name}/logits", "-o", "out", "--summary", "out/s.jsonl").status == 0
+    Path("out/c.nii.gz").unlink()
+    result = run_here("status", "out")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("crfrefine ")]
+    run_in_shell(f"cd {shlex.quote(str(tmp_path))} && {line}", tmp_path)
+    assert run_here("status", "out").status == 0
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("notes.json", '{"labels": {}}', "holds no summary of `infer`"),
+        ("old.json", '{"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": []}', "does not say which cases the run has"),
+    ],
+)
+def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, problem):
+    (tmp_path / name).write_text(content)
+    result = run_here("status", tmp_path)
+    assert result.status == 1
+    assert result.stderr.startswith(f"crfrefine: error: {tmp_path}")
+    assert problem in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("num_parts", 0), ("part_id", 7), ("all_cases", ["a"]), ("all_cases", {"a": 3}), ("all_cases", {"a": "x\0y"}), ("command", 3)),
+        *(("command", [3]), ("inputs", None), ("started", "soon"), ("started", "2026-01-01"), ("working_folder", None)),
+        ("cases", [{"case_id": "a", "status": "done", "other_parameters": 3}]),
+    ],
+)
+def test_a_summary_with_other_values_is_an_error_and_no_bug(tmp_path, name, value):
+    path = tmp_path / "s.json"
+    run = RunSummary(
+        "cpu", 1, {}, all_cases={"a": "a.nii.gz"}, output_folder="/out", inputs=("/in",), working_folder="/", command=("infer",)
+    )
+    summary_file(path, run, resume=False).save_last()
+    assert status_of(path, exit_status=1)["num_missing"] == 1
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    result = run_here("status", path)
+    assert result.status == 1
+    assert result.stderr.startswith(f"crfrefine: error: {path}: ")
+
+
+def test_a_damaged_summary_beside_whole_ones_is_named(folders):
+    for part_id in range(3):
+        assert part(folders, part_id).status == 0
+    Path("out/part_9.json").write_text('{"schema": 1, ')
+    result = run_here("status", "out")
+    assert result.status == 1
+    assert "note: out/part_9.json: not JSON: " in result.stdout
+
+
+def test_wrong_usage():
+    assert run_process("status").status == 2
+    assert run_here("status", "nowhere").status == 1
