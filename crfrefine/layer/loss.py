@@ -90,7 +90,7 @@ def crf_loss(
         >>> logits.grad.shape
         torch.Size([1, 3, 5, 6, 7])
 
-    Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel; docs/reference/math.md, docs/guide/scribbles.md.
+    Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel; docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
     if image.requires_grad and torch.is_grad_enabled():
