@@ -14,7 +14,7 @@ from study_unet import Schedule, SliceUNet, Stack, cut_patches, relative_rate, s
 from torch import Tensor
 
 from crfrefine import crf_loss
-from crfrefine.errors import InputError
+from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.layer import partial_cross_entropy
 
@@ -39,6 +39,14 @@ class Recipe:
     theta_beta: float = 0.15
     warm_up: float = 0.2
     ramp: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError unless the weight and the shares make sense; bandwidths are checked where they are used."""
+        if not (0.0 <= self.weight < math.inf and 0.0 <= self.warm_up <= 1.0 and 0.0 < self.ramp <= 1.0):
+            raise ConfigError(
+                f"weight {self.weight}, warm-up {self.warm_up}, ramp {self.ramp}: expected a weight of 0 or more, and shares of the steps: "
+                "a warm-up from 0 to 1, a ramp above 0, up to 1"
+            )
 
     def weight_at(self, share_done: float) -> float:
         """Return the weight when a share of the steps is done."""

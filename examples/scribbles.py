@@ -7,7 +7,7 @@ folder acdc in $CRFREFINE_DATA. Each fold's networks are measured on the hearts 
 all labels. The labels of training cases are seen only by the network that is trained on all of them.
 
 Every training leaves a file in the output; the same command goes on after the last one that is complete. Folds may be trained by several
-processes (`--fold`), and tables are printed once all results of a fold are there. --quick: a minute on generated hearts.
+processes (`--fold`); tables are of the folds that a command names. --quick: a minute on generated hearts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scribble_training import LABELS, SCRIBBLES, WITH_CRF, Recipe, train
 from study_unet import Schedule, SliceUNet, predict
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import read_json
 from crfrefine.metrics.overlap import measure_case
@@ -53,6 +53,9 @@ def run(
     data: ScribbleData, output: Path, schedule: Schedule, recipe: Recipe, num_folds: int, wanted: Sequence[int] | None = None
 ) -> dict[str, Scores]:
     """Train the wanted folds, by default all; return the Dice of every way that has all of them, on the cases that they hold out."""
+    wrong = sorted(set(wanted or ()) - set(range(1, num_folds + 1)))
+    if wrong:
+        raise ConfigError(f"--fold: there is no fold {wrong[0]}; expected 1 to {num_folds}")
     torch.set_num_threads(1)  # The sums of several threads are in another order, and so are the roundings.
     results: dict[str, Scores] = {way: {} for way in WAYS}
     for number, split in enumerate(make_folds(len(data.labeled), num_folds, SEED), start=1):
@@ -145,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> ResultTable:
     options = parser.parse_args(arguments)
     recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe())})
     schedule = QUICK if options.quick else FULL
-    if options.steps:
+    if options.steps is not None:
+        if options.steps < 1:
+            raise ConfigError(f"--steps: expected 1 or more, got {options.steps}")
         schedule = Schedule(**asdict(schedule) | {"num_steps": options.steps})
     if options.quick:
         folder = generate(options.output / "generated", 6, SEED)

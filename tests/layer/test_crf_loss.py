@@ -105,7 +105,7 @@ def test_approximate_filters_are_near(filter_name: str, error: float) -> None:
 
 
 def test_the_gradient_through_the_lattice_is_nearly_that_of_its_value() -> None:
-    """Its kernel is slightly asymmetric, and one filtering stands for both directions: 1 to 2.4 percent on images with 2 to 5 features."""
+    """Its kernel is slightly asymmetric, and one filtering stands for both directions: 1 to 2.4 percent with 3 to 7 features."""
     case = random_case(3, 1, 3, grid_shape=(13, 16, 11))
     logits, image, _ = tensors(case, torch.float64)
 

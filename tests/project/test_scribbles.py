@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the example trains with PyTorch")
 
 from crfrefine import crf_loss  # noqa: E402
-from crfrefine.errors import GridMismatchError, InputError  # noqa: E402
+from crfrefine.errors import ConfigError, GridMismatchError, InputError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "examples", ROOT / "benchmarks")
@@ -131,6 +131,22 @@ def test_files_that_do_not_fit_are_named(example, hearts, folder, changed, kind,
     change(hearts / folder / f"heart_1{'_0000' if folder == 'images' else ''}.nii.gz", changed)
     with pytest.raises(kind, match=message):
         example.read_data(hearts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fold", "2", "3"], "--fold: there is no fold 3; expected 1 to 2"),
+        (["--folds", "1"], "--folds: expected 2 to 6"),
+        (["--steps", "0"], "--steps: expected 1 or more, got 0"),
+        (["--weight", "-1"], r"weight -1\.0, .* expected a weight of 0 or more"),
+        (["--ramp", "0"], r"ramp 0\.0: expected .* a ramp above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_trained(example, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        example.main(["--quick", "--output", str(tmp_path), *options])
+    assert not list(tmp_path.glob("fold_*"))
 
 
 def test_missing_files_and_names_are_named(example, hearts):
