@@ -24,7 +24,9 @@ NUM_CHECKPOINTS = 10
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is added to the partial cross-entropy.
+    """What is added to the partial cross-entropy; the defaults are for the hearts.
+
+    They were chosen on the training cases of the first fold: trained on 24 of them and measured on the other 8.
 
     Attributes:
         weight: of `crf_loss`, in the end.
@@ -34,7 +36,7 @@ class Recipe:
         ramp: share of the steps after these in which its weight rises in proportion.
     """
 
-    weight: float = 1.0
+    weight: float = 5.0
     theta_alpha: float = 6.0
     theta_beta: float = 0.15
     warm_up: float = 0.2

@@ -79,7 +79,7 @@ def test_with_crf_loss_similar_neighbors_agree_more_on_held_out_hearts(example, 
     data = example.read_data(example.generate(tmp_path / "hearts", 6, seed=0))
     schedule, found = replace(example.QUICK, num_steps=60), {}
     for way in (example.SCRIBBLES, example.WITH_CRF):
-        network = example.train(way, data.scribbled[:4], 4, schedule, example.Recipe(), 7, tmp_path / "network.pt")
+        network = example.train(way, data.scribbled[:4], 4, schedule, example.Recipe(weight=1.0), 7, tmp_path / "network.pt")
         found[way] = 0.0
         for stack in data.labeled[4:]:
             logits = torch.tensor(example.predict(network, stack)).movedim(1, 0)
