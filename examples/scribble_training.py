@@ -37,7 +37,7 @@ class Recipe:
     """
 
     weight: float = 5.0
-    theta_alpha: float = 6.0
+    theta_alpha: float = 15.0
     theta_beta: float = 0.15
     warm_up: float = 0.2
     ramp: float = 0.3

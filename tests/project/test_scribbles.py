@@ -77,9 +77,9 @@ def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(exa
 def test_with_crf_loss_similar_neighbors_agree_more_on_held_out_hearts(example, tmp_path):
     """8 % is half of what the loss falls by. What it does to Dice takes longer trainings to see."""
     data = example.read_data(example.generate(tmp_path / "hearts", 6, seed=0))
-    schedule, found = replace(example.QUICK, num_steps=60), {}
+    schedule, recipe, found = replace(example.QUICK, num_steps=60), example.Recipe(weight=1.0, theta_alpha=6.0), {}
     for way in (example.SCRIBBLES, example.WITH_CRF):
-        network = example.train(way, data.scribbled[:4], 4, schedule, example.Recipe(weight=1.0), 7, tmp_path / "network.pt")
+        network = example.train(way, data.scribbled[:4], 4, schedule, recipe, 7, tmp_path / "network.pt")
         found[way] = 0.0
         for stack in data.labeled[4:]:
             logits = torch.tensor(example.predict(network, stack)).movedim(1, 0)
