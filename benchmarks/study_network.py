@@ -24,7 +24,8 @@ from study_unet import Schedule, SliceUNet, Stack, predict, train
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.cases.discovery import CaseFiles, discover_cases
-from crfrefine.io.volume import Volume
+from crfrefine.errors import GridMismatchError
+from crfrefine.io.volume import Volume, describe_difference, same_grid
 from crfrefine.train.folds import choose_num_folds, make_folds
 
 SEED = 0
@@ -64,11 +65,11 @@ def _run_fold(
     def progress(step: int, loss: float) -> None:
         say(f"{folder.name}: step {step} of {schedule.num_steps}, loss {loss:.3f}, {time.process_time() - started:.0f} s of processor time")
 
-    network = train([_read(case, with_labels=True)[0] for case in seen], num_labels, schedule, seed, progress)
+    network = train([read_stack(case, with_labels=True)[0] for case in seen], num_labels, schedule, seed, progress)
     (folder / "logits").mkdir(exist_ok=True)
     scores = {}
     for case in held_out:
-        stack, like = _read(case)
+        stack, like = read_stack(case)
         logits = _predicted(network, stack, like)
         io.write_channels(folder / "logits" / f"{case.case_id}.nii.gz", logits, like)
         assert case.labels is not None
@@ -85,8 +86,12 @@ def _predicted(network: SliceUNet, stack: Stack, like: Volume) -> NDArray[np.flo
     return np.asarray(np.round(logits / _QUANTUM) * _QUANTUM, np.float32)
 
 
-def _read(case: CaseFiles, *, with_labels: bool = False) -> tuple[Stack, Volume]:
-    """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile."""
+def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) -> tuple[Stack, Volume]:
+    """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1.
+
+    Raises:
+        GridMismatchError: the labels are on another grid than the image.
+    """
     volumes = [io.read_volume(path) for path in case.images]
     axis = _thick_axis(volumes[0])
     modalities = []
@@ -97,8 +102,15 @@ def _read(case: CaseFiles, *, with_labels: bool = False) -> tuple[Stack, Volume]
     labels = None
     if with_labels:
         assert case.labels is not None
-        labels = np.ascontiguousarray(np.moveaxis(io.read_labels(case.labels).data, axis, 0), np.int64)
-    return Stack(np.ascontiguousarray(np.stack(modalities, axis=1), np.float32), labels), volumes[0]
+        found = io.read_labels(case.labels)
+        grids = [(volume.grid_shape, volume.affine) for volume in (volumes[0], found)]
+        if not same_grid(*grids[0], *grids[1]):
+            difference = describe_difference(case.images[0], *grids[0], case.labels, *grids[1])
+            raise GridMismatchError(f"case {case.case_id!r}: labels and image are on different grids\n{difference}")
+        labels = np.ascontiguousarray(np.moveaxis(found.data, axis, 0), np.int64)
+    first, second = (step for number, step in enumerate(volumes[0].spacing) if number != axis)
+    image = np.ascontiguousarray(np.stack(modalities, axis=1), np.float32)
+    return Stack(image, labels, case.case_id, (first, second), unknown), volumes[0]
 
 
 def _thick_axis(volume: Volume) -> int:

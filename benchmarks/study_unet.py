@@ -39,10 +39,21 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Stack:
-    """A case as the network sees it: image (slices, modalities, y, x) float32, labels (slices, y, x), or None where there are none."""
+    """A case as the network sees it.
+
+    Attributes:
+        image: (slices, modalities, y, x) float32.
+        labels: (slices, y, x); None: there are none.
+        name: of the case, for messages.
+        spacing: mm, of y and x.
+        unknown: the value of labels that nobody knows, which those outside of a slice get; 0: these are background.
+    """
 
     image: NDArray[np.float32]
     labels: NDArray[np.int64] | None = None
+    name: str = ""
+    spacing: tuple[float, float] = (1.0, 1.0)
+    unknown: int = 0
 
 
 class SliceUNet(nn.Module):
@@ -83,15 +94,14 @@ def train(stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: in
     generator = np.random.default_rng(seed)
     network = SliceUNet(stacks[0].image.shape[1], num_labels, schedule.width).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=1e-3)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _relative_rate(step, schedule.num_steps))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: relative_rate(step, schedule.num_steps))
     slices = [(stack, number) for stack in stacks for number in range(len(stack.image))]
     network.train()
     losses: list[float] = []
     for step in range(1, schedule.num_steps + 1):
         chosen = generator.integers(len(slices), size=schedule.batch)
-        patches = [_patch(*slices[number], schedule.patch, generator) for number in chosen]
-        image = torch.stack([image for image, _ in patches]).contiguous(memory_format=torch.channels_last)
-        loss = _loss(network(image), torch.stack([labels for _, labels in patches]))
+        image, labels, _ = cut_patches([slices[number] for number in chosen], schedule.patch, generator)
+        loss = supervised_loss(network(image), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -113,7 +123,7 @@ def predict(network: SliceUNet, stack: Stack) -> NDArray[np.float32]:
     return np.ascontiguousarray(logits.transpose(0, 1).numpy())
 
 
-def _relative_rate(step: int, num_steps: int) -> float:
+def relative_rate(step: int, num_steps: int) -> float:
     """Return the learning rate at a step relative to the largest one: it rises for a tenth of the steps, then falls as a cosine."""
     return min(1.0, 10 * (step + 1) / num_steps) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
@@ -125,12 +135,22 @@ def _block(num_inputs: int, num_outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _patch(stack: Stack, number: int, side: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return a square of a slice, turned, zoomed and with another contrast: image (M, side, side) and labels (side, side)."""
+def cut_patches(
+    slices: Sequence[tuple[Stack, int]], side: int, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, list[tuple[float, float]]]:
+    """Return squares of slices, each of a stack with its number: image (B, M, side, side), labels (B, side, side), spacing in mm."""
+    patches = [_patch(stack, number, side, generator) for stack, number in slices]
+    image, labels = (torch.stack(list(parts)) for parts in list(zip(*patches, strict=True))[:2])
+    spacing = [(stack.spacing[0] * zoom, stack.spacing[1] * zoom) for (stack, _), (*_, zoom) in zip(slices, patches, strict=True)]
+    return image.contiguous(memory_format=torch.channels_last), labels, spacing
+
+
+def _patch(stack: Stack, number: int, side: int, generator: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+    """Return a square of a slice, turned, zoomed and with another contrast: image (M, side, side), labels (side, side), and the zoom."""
     assert stack.labels is not None
     image, labels = torch.from_numpy(stack.image[number]), torch.from_numpy(stack.labels[number])
     height, width = labels.shape
-    found = np.argwhere(stack.labels[number] > 0)
+    found = np.argwhere((stack.labels[number] > 0) & (stack.labels[number] != stack.unknown))
     if len(found) and generator.random() < _FOREGROUND_SHARE:
         center = found[generator.integers(len(found))] + generator.uniform(-_JITTER, _JITTER, 2)
     else:
@@ -144,12 +164,13 @@ def _patch(stack: Stack, number: int, side: int, generator: np.random.Generator)
     theta = torch.tensor(np.column_stack([matrix, offset])[None], dtype=torch.float32)
     grid = nn.functional.affine_grid(theta, [1, 1, side, side], align_corners=False)
     patch = nn.functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
-    truth = nn.functional.grid_sample(labels[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0].long()
+    # What is outside of the slice becomes 0.
+    truth = nn.functional.grid_sample((labels - stack.unknown)[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0].long()
     contrast, brightness = generator.uniform(0.8, 1.25), generator.uniform(-0.15, 0.15)
-    return patch * contrast + brightness, truth
+    return patch * contrast + brightness, truth + stack.unknown, zoom
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return cross-entropy plus soft Dice over the batch, mean over the structures."""
     truth = nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].float()
     found = logits.softmax(dim=1)[:, 1:]

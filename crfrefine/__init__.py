@@ -5,6 +5,7 @@
     RegionScheme        overlapping regions, one sigmoid channel each, and the labels they become
     CrfParameters       the parameters of the CRF: presets, TOML files, dotted keys
     CrfRnn              the CRF as a PyTorch module, to train it behind a network (needs PyTorch)
+    crf_loss            the CRF as a term of a loss, to train a network from scribbles (needs PyTorch)
 
 `help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from crfrefine.errors import GridMismatchError as GridMismatchError
     from crfrefine.errors import InputError as InputError
     from crfrefine.errors import UnsupportedFormatError as UnsupportedFormatError
+    from crfrefine.layer.loss import crf_loss as crf_loss
     from crfrefine.layer.module import CrfRnn as CrfRnn
     from crfrefine.parameters.model import CrfParameters as CrfParameters
     from crfrefine.refinement import refine as refine
@@ -52,17 +54,19 @@ _ERRORS = (
     "InputError",
     "UnsupportedFormatError",
 )
+_NEED_TORCH = ("CrfRnn", "crf_loss")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
     "RefinementResult": "crfrefine.refinement_result",
     "RegionScheme": "crfrefine.arrays.region_scheme",
+    "crf_loss": "crfrefine.layer.loss",
     "refine": "crfrefine.refinement",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }
 
-# What `import *` binds, and `help(crfrefine)` prints in full. CrfRnn is not among them: importing it takes PyTorch and seconds, and
-# its page has a thousand lines on the methods of every PyTorch module.
+# What `import *` binds, and `help(crfrefine)` prints in full. The names that need PyTorch are not among them: importing it takes
+# seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module.
 __all__ = ["CrfParameters", "RefinementResult", "refine"]
 
 
@@ -79,5 +83,5 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from importlib.util import find_spec
 
-    # `help` and completion get every name that is listed: without PyTorch, CrfRnn raises BackendUnavailableError.
-    return sorted({"__version__", *_MODULE_OF} - ({"CrfRnn"} if find_spec("torch") is None else set()))
+    # `help` and completion get every name that is listed: without PyTorch, these raise BackendUnavailableError.
+    return sorted({"__version__", *_MODULE_OF} - (set(_NEED_TORCH) if find_spec("torch") is None else set()))

@@ -13,9 +13,36 @@ import torch
 from torch import Tensor
 
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.layer import inputs
 from crfrefine.parameters.model import IntensityParameters, intensity_by_modality
 
 _CONSTANT = float(torch.finfo(torch.float32).tiny)
+
+
+def normalize_batch(
+    image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, *, threads: int | None = None
+) -> Tensor:
+    """Normalize each item of a batch by itself.
+
+    Args:
+        image: (B, M, *grid) raw intensities.
+        parameters: as in `normalize`.
+        mask: (*grid), (B, *grid) or (B, 1, *grid), nonzero where statistics are taken. None: everywhere.
+        dtype: as in `normalize`.
+        threads: as in `normalize`.
+
+    Returns:
+        (B, M, *grid) normalized intensities.
+
+    Raises:
+        InputError: an image that is not finite, a mask that does not fit or is empty.
+        ConfigError: as `normalize`.
+    """
+    for index, item in enumerate(image):
+        inputs.check_finite(item, index)
+    masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+    items = [normalize(item, parameters, inside, dtype, threads=threads) for item, inside in zip(image, masks, strict=True)]
+    return items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
 
 
 def normalize(

@@ -18,7 +18,7 @@ except ImportError as error:
 
 from crfrefine.arrays.padding import describe_padding
 from crfrefine.layer import functional, graphs, inputs, notices
-from crfrefine.layer.intensity import normalize
+from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
@@ -260,10 +260,4 @@ class CrfRnn(CrfValues):
             raise InputError(f"image {tuple(image.shape)} has {image.shape[1]} modalities; the layer was made for {self.num_modalities}")
 
     def _normalized(self, image: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-        for index, item in enumerate(image):
-            inputs.check_finite(item, index)
-        masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
-        threads = self.threads or torch.get_num_threads()
-        intensity = self._start.intensity
-        items = [normalize(item, intensity, inside, dtype, threads=threads) for item, inside in zip(image, masks, strict=True)]
-        return items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
+        return normalize_batch(image, self._start.intensity, mask, dtype, threads=self.threads or torch.get_num_threads())

@@ -8,7 +8,7 @@ import pytest
 
 import crfrefine
 
-MODULES = ("crfrefine.refinement", "crfrefine.parameters.model", "crfrefine.layer.module")
+MODULES = ("crfrefine.refinement", "crfrefine.parameters.model", "crfrefine.layer.loss", "crfrefine.layer.module")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -23,8 +23,8 @@ def test_examples_of_a_module(name):
     assert found.failed == 0
 
 
-@pytest.mark.parametrize("name", ["CrfParameters", "CrfRnn", "refine"])
+@pytest.mark.parametrize("name", ["CrfParameters", "CrfRnn", "crf_loss", "refine"])
 def test_every_public_name_that_does_something_has_an_example(name):
-    if name == "CrfRnn":
+    if name in {"CrfRnn", "crf_loss"}:
         pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
     assert ">>> " in getattr(crfrefine, name).__doc__

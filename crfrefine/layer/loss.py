@@ -1,0 +1,170 @@
+"""`crf_loss`: the dense CRF as a term of a training loss, for networks that learn from a few labeled voxels.
+
+Needs PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.errors import BackendUnavailableError, InputError
+
+try:
+    import torch
+    from torch import Tensor
+    from torch.autograd.function import once_differentiable
+except ImportError as error:
+    raise BackendUnavailableError(f"crfrefine.crf_loss needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
+
+import numpy as np
+
+from crfrefine.layer import autograd, inputs
+from crfrefine.layer.functional import Values, build_kernels
+from crfrefine.layer.graphs import outside_graphs
+from crfrefine.layer.intensity import normalize_batch
+from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.specs import MeanFieldSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crfrefine.engines.base import RecordingKernels
+
+__all__ = ["crf_loss"]
+
+_LEAST = -80.0
+"""Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite."""
+
+
+@outside_graphs
+def crf_loss(
+    logits: Tensor,
+    image: Tensor,
+    spacing: inputs.Spacing,
+    *,
+    theta_alpha: Values,
+    theta_beta: Values,
+    mask: Tensor | None = None,
+    intensity: IntensityParameters | str = "percentile",
+    filter: str = "auto",  # noqa: A002 - the parameter's name in the configuration
+    threads: int | None = None,
+) -> Tensor:
+    """Return how much similar neighbors disagree about their labels: the Potts energy of a network's probabilities.
+
+    With Q = softmax(logits) and the appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
+    sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels. It is lowest, 0, where all voxels have the
+    same label for certain, so it is no loss by itself. The gradient reaches the logits only.
+
+    Args:
+        logits: (B, L, *grid), higher is better; -inf forbids a label. float64 is computed in float64, every other type in float32.
+        image: (B, M, *grid), raw intensities, finite, any real type.
+        spacing: distance between neighboring voxels in mm; one number, one per axis, or (B, axes).
+        theta_alpha: bandwidth of position in mm, positive; one number, or one per axis.
+        theta_beta: bandwidth of normalized intensity, positive; one number, or one per modality.
+        mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere. The others neither send nor receive.
+        intensity: normalization of each item, with statistics taken inside the mask: "percentile" (percentiles 1 and 99 become 0 and 1),
+            "zscore", "none" (for images that are normalized already, such as patches), or the `[intensity]` section of parameters.
+        filter: "auto", "exact", "truncated", "lattice" or "grid" (float32, one or two modalities).
+        threads: CPU threads; None: as many as `torch.get_num_threads()`.
+
+    Returns:
+        () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the error of the filter.
+
+    Raises:
+        InputError: shapes do not fit each other, logits that are no floating-point numbers or hold NaN, an image that is not finite or
+            requires a gradient, a spacing or bandwidth that is not positive, an empty mask.
+        ConfigError: `filter` or `intensity` is not one of the words.
+        BackendUnavailableError: there is no engine for the tensors' device.
+        CapacityError: not enough memory, or bandwidths too small for the lattice.
+
+    Examples:
+        >>> import torch
+        >>> import crfrefine
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> logits = torch.randn(1, 3, 5, 6, 7, generator=generator, requires_grad=True)
+        >>> image = torch.randn(1, 2, 5, 6, 7, generator=generator)
+        >>> loss = crfrefine.crf_loss(logits, image, spacing=(1, 1, 2), theta_alpha=4.0, theta_beta=0.2)
+        >>> loss.shape
+        torch.Size([])
+        >>> loss.backward()
+        >>> logits.grad.shape
+        torch.Size([1, 3, 5, 6, 7])
+
+    Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel; docs/reference/math.md.
+    """
+    inputs.check_pair(logits, image)
+    if image.requires_grad and torch.is_grad_enabled():
+        raise InputError("the image requires a gradient, which crf_loss does not have; pass image.detach()")
+    if isinstance(intensity, str):
+        intensity = IntensityParameters(normalization=intensity)
+    dtype = inputs.compute_dtype(logits)
+    num_labels = logits.shape[1]
+    log_q = logits.detach().to(dtype).log_softmax(1)
+    _check_logits(log_q)
+    kernels = build_kernels(
+        normalize_batch(image, intensity, mask, dtype, threads=threads or torch.get_num_threads()),
+        bilateral=[(theta_alpha, theta_beta)],
+        spacing=spacing,
+        mask=mask,
+        filter=filter,
+        num_labels=num_labels,
+        num_iterations=1,
+        threads=threads,
+        copy=False,
+    )
+    loss: Tensor = _Energy.apply(logits, log_q.clamp(min=_LEAST), kernels)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _Energy(torch.autograd.Function):
+    """The mean of sum_l Q_l (K~ (1 - Q_l)), whose gradient is computed with it: it takes the messages that the value takes."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[RecordingKernels]) -> Tensor:
+        """Return the loss.
+
+        Args:
+            ctx: autograd's context.
+            logits: (B, L, *grid), only for their gradient.
+            log_q: (B, L, *grid), logarithms of the probabilities, finite.
+            kernels: one for each batch item.
+        """
+        num_labels = log_q.shape[1]
+        spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
+        num_voxels = sum(item.num_voxels for item in kernels)
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(log_q) if wants_gradient else None
+        total = 0.0
+        for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
+            given = autograd.to_array(item_log_q)
+            tape = item.forward(given, spec)
+            # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
+            others = item_log_q - autograd.to_tensor(tape.logits)
+            q = item_log_q.exp()
+            total += float((q * others).sum(dtype=torch.float64))
+            if gradient is not None:
+                mean = (q * others).sum(0, keepdim=True)
+                gradient[index] = (2.0 / num_voxels) * q * (others - mean)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return log_q.new_tensor(total / num_voxels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient with respect to the logits."""
+        (gradient,) = ctx.saved_tensors
+        return (grad * gradient).to(ctx.dtype), None, None
+
+
+def _check_logits(log_q: Tensor) -> None:
+    """Raise InputError if the probabilities of a voxel are not defined."""
+    if not torch.isnan(log_q).any():
+        return
+    bad = [int(torch.isnan(item).any(0).sum()) for item in log_q]
+    index = next(number for number, count in enumerate(bad) if count)
+    raise InputError(
+        f"the logits of batch item {index} define no probabilities at {bad[index]} voxels (NaN, infinity, or -infinity for all labels); "
+        "has the training diverged?"
+    )

@@ -1,0 +1,111 @@
+"""What `crf_loss` and `partial_cross_entropy` say to input that does not fit, and that nothing labeled is no NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from oracles import SPACINGS
+
+torch = pytest.importorskip("torch")
+
+from crfrefine import crf_loss  # noqa: E402
+from crfrefine.errors import ConfigError, CrfRefineError, InputError  # noqa: E402
+from crfrefine.layer import partial_cross_entropy  # noqa: E402
+
+GRID = (4, 3, 5)
+NONE = 7
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def with_value(value: float, *where: int | slice) -> torch.Tensor:
+    """Logits of a batch of two with one unusual value."""
+    logits = torch.zeros(2, 3, *GRID)
+    logits[where] = value
+    return logits
+
+
+EVERYWHERE = slice(None)
+BAD: dict[str, tuple[dict[str, Any], type[CrfRefineError], str]] = {
+    "NaN": ({"logits": with_value(float("nan"), 1, 2, 0, 1, 1)}, InputError, r"batch item 1 .* at 1 voxels \(NaN"),
+    "infinity": ({"logits": with_value(float("inf"), 0, 0)}, InputError, "batch item 0 .* at 60 voxels"),
+    "no label possible": ({"logits": with_value(-float("inf"), 0, EVERYWHERE, 3)}, InputError, "batch item 0 .* at 15 voxels"),
+    "integer logits": ({"logits": torch.zeros(2, 3, *GRID, dtype=torch.int64)}, InputError, "expected floating-point numbers"),
+    "one label": ({"logits": torch.zeros(2, 1, *GRID)}, InputError, "at least two are needed"),
+    "no axes": ({"logits": torch.zeros(2, 3)}, InputError, r"expected \(batch, labels, \*grid\)"),
+    "another grid": ({"image": torch.zeros(2, 1, 4, 5, 3)}, InputError, "the batch and the grid of the logits"),
+    "another batch": ({"image": torch.zeros(1, 1, *GRID)}, InputError, "the batch and the grid of the logits"),
+    "no modality axis": ({"image": torch.zeros(2, *GRID)}, InputError, "the batch and the grid of the logits"),
+    "NaN in the image": ({"image": torch.full((2, 1, *GRID), float("nan"))}, InputError, "modality 0 of batch item 0 has 60 values"),
+    "gradient of the image": ({"image": torch.zeros(2, 1, *GRID, requires_grad=True)}, InputError, r"pass image.detach\(\)"),
+    "short spacing": ({"spacing": (1.0, 2.0)}, InputError, "expected positive distances in mm"),
+    "negative spacing": ({"spacing": (1.0, 2.0, -1.0)}, InputError, "expected positive distances in mm"),
+    "empty mask": ({"mask": torch.zeros(GRID)}, InputError, "the mask of batch item 0 is empty"),
+    "mask of another shape": ({"mask": torch.ones(4, 3)}, InputError, r"mask has shape \(4, 3\); expected"),
+    "theta_alpha 0": ({"theta_alpha": 0.0}, InputError, "theta_alpha is .* expected positive numbers"),
+    "theta_alpha for two axes": ({"theta_alpha": (1.0, 2.0)}, InputError, r"theta_alpha has shape \(2,\); expected one value or 3"),
+    "theta_beta NaN": ({"theta_beta": float("nan")}, InputError, "theta_beta is .* expected positive numbers"),
+    "theta_beta for two modalities": ({"theta_beta": (1.0, 2.0)}, InputError, r"theta_beta has shape \(2,\); expected one value"),
+    "unknown filter": ({"filter": "fast"}, ConfigError, "mean_field.filter: .*fast"),
+    "unknown normalization": ({"intensity": "rank"}, ConfigError, "normalization: .*rank"),
+    "window without its ends": ({"intensity": "window"}, ConfigError, r"give \[low, high\]"),
+}
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), BAD.values(), ids=BAD)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[CrfRefineError], message: str) -> None:
+    given: dict[str, Any] = {
+        "logits": torch.zeros(2, 3, *GRID, requires_grad=True),
+        "image": torch.zeros(2, 1, *GRID),
+        "spacing": SPACINGS[3],
+        "theta_alpha": 2.0,
+        "theta_beta": 0.3,
+    }
+    with pytest.raises(kind, match=message):
+        crf_loss(**(given | changes))
+
+
+# ---- Partial cross-entropy
+
+
+def test_the_labeled_voxels_count_as_in_pytorch() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(2, 3, *GRID, requires_grad=True)
+    scribbles = torch.randint(0, 8, (2, *GRID))
+    scribbles[scribbles > 2] = NONE
+    for dtype in (torch.int64, torch.uint8):
+        loss = partial_cross_entropy(logits, scribbles.to(dtype), ignore_index=NONE)
+        assert torch.equal(
+            loss, torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=NONE, reduction="sum") / (scribbles < 3).sum()
+        )
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=NONE))
+
+
+def test_a_batch_without_any_scribble_costs_nothing() -> None:
+    """PyTorch's mean over no voxel is NaN, and so would be every weight after the step."""
+    logits = torch.randn(2, 3, *GRID, requires_grad=True)
+    scribbles = torch.full((2, *GRID), NONE)
+    assert torch.nn.functional.cross_entropy(logits, scribbles, ignore_index=NONE).isnan()
+    loss = partial_cross_entropy(logits, scribbles, ignore_index=NONE)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+BAD_SCRIBBLES: dict[str, tuple[Any, Any, int, str]] = {
+    "a label axis": (torch.zeros(2, 3, *GRID), torch.zeros(2, 1, *GRID).long(), NONE, r"need \(2, 4, 3, 5\): no label axis"),
+    "another grid": (torch.zeros(2, 3, *GRID), torch.zeros(2, 4, 3, 6).long(), NONE, r"scribbles have shape \(2, 4, 3, 6\)"),
+    "floating point": (torch.zeros(2, 3, *GRID), torch.zeros(2, *GRID), NONE, r"expected integers \(scribbles.long\(\)\)"),
+    "another value": (torch.zeros(2, 3, *GRID), torch.full((2, *GRID), 3), NONE, "hold the value 3; expected 0 to 2, or 7"),
+    "a negative value": (torch.zeros(2, 3, *GRID), torch.full((2, *GRID), -1), NONE, "hold the value -1; expected 0 to 2, or 7"),
+    "a label as ignore_index": (torch.zeros(2, 3, *GRID), torch.zeros(2, *GRID).long(), 2, "ignore_index is 2, which is one of the 3"),
+    "integer logits": (torch.zeros(2, 3, *GRID).long(), torch.zeros(2, *GRID).long(), NONE, "expected floating-point"),
+}
+
+
+@pytest.mark.parametrize(("logits", "scribbles", "ignore_index", "message"), BAD_SCRIBBLES.values(), ids=BAD_SCRIBBLES)
+def test_scribbles_that_do_not_fit_are_refused(logits: Any, scribbles: Any, ignore_index: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        partial_cross_entropy(logits, scribbles, ignore_index=ignore_index)
