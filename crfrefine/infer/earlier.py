@@ -20,7 +20,7 @@ from crfrefine.infer.records import SCHEMA, CaseRecord, time_of_change
 from crfrefine.io.json import read_json, require_usable, without_nonfinite
 from crfrefine.io.special_files import special_kind
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.text import listed, shorten_value
+from crfrefine.text import MOST_OF_A_REASON, listed, shorten, shorten_value
 
 MOST_BYTES = 1 << 30
 """Largest summary that is read: one of a hundred thousand cases with many labels has several hundred megabytes."""
@@ -141,7 +141,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, CaseRecord]]:
         content |= {name: _whole(content[name]) for name in ("num_parts", "part_id")}
         records = [_record(values) for values in (*content.get("not_reached", ()), *content["cases"])]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _not_a_summary(f"{path}: expected the summary of an earlier `infer`: {error}") from None
+        raise _not_a_summary(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}") from None
     return content, {record.case_id: record for record in records}
 
 
