@@ -70,6 +70,29 @@ def test_values_of_an_earlier_evaluation_that_cannot_be_are_measured_again(chang
     assert from_json(path, {}) is None
 
 
+STATE = {"parts": [], "screening": None, "current": None, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"schema": 2, "fingerprint": "d", "state": {**STATE, "seconds": 10**400}}),
+        json.dumps({"schema": 2, "fingerprint": "d", "state": {**STATE, "seconds": "x" * 5000}}),
+        json.dumps({"schema": 2, "fingerprint": "d", "state": {**STATE, "parts": [{"halves": []}]}}),
+        "[" * 100_000,
+    ],
+    ids=["too large", "a long word", "incomplete", "nested"],
+)
+def test_a_damaged_checkpoint_is_named(text: str, tmp_path: Path) -> None:
+    checkpoint = pytest.importorskip("crfrefine.train.checkpoint", exc_type=ImportError).Checkpoint(tmp_path / "c.json", "d")
+    (tmp_path / "c.json").write_text(json.dumps({"schema": 2, "fingerprint": "d", "state": STATE}))
+    assert checkpoint.load() is not None
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(InputError, match=r"c\.json: not a checkpoint of train-crf") as caught:
+        checkpoint.load()
+    assert len(str(caught.value)) < 600
+
+
 def predictions_of(folder: Path, source: object, outputs: object = "out") -> object:
     (folder / "a.npz").touch()
     arguments = {"list_of_lists_or_source_folder": source, "output_folder_or_list_of_truncated_output_files": outputs}

@@ -233,6 +233,30 @@ def _require_notes(notes: Any) -> None:
 
 
 @cache
+def _done() -> dict[str, Any]:
+    """The state of a training in the middle; what trains imports torch, which the other targets do without."""
+    from crfrefine.train.baselines import VectorScaling
+    from crfrefine.train.done import Done, Part
+    from crfrefine.train.fit_result import no_crf
+
+    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), {"a": [{"iteration": 0, "score": 0.1}]}, stopped_by_time=True)
+    measured = {"case1": {"network": {"core": {"dice": 0.3, "hd95_mm": 3.0}}}}
+    parts = (Part(halves=(fit, fit)), Part(fit=fit, scaling=VectorScaling(0.9, (0.1, -0.1)), measured=measured), Part())
+    state = Done(parts, screening=[[0.5, 0.25]], training={"rung": 1}, seconds=12.5).to_dict()
+    return {"schema": 2, "fingerprint": "digest", "state": json.loads(json.dumps(state))}
+
+
+def _checkpoint(rng: random.Random) -> Mapping[str, bytes]:
+    return {"c.json": wrong_somewhere(_done(), rng)}
+
+
+def _read_checkpoint(path: Path, rng: random.Random) -> None:
+    from crfrefine.train.checkpoint import Checkpoint
+
+    assert Checkpoint(path, "digest").load() is not None
+
+
+@cache
 def _presets() -> tuple[bytes, ...]:
     return tuple(path.read_bytes() for path in sorted(configs_dir().glob("*.toml")))
 
@@ -283,5 +307,6 @@ def text_targets() -> Iterator[Target]:
     yield Target("summary.json", _file("summary.json", (_SUMMARY,)), _read_summary)
     yield Target("case.json", _file("case.json", (_MEASURED,)), _read_measured, names_file=False)
     yield Target("nnunet", _nnunet, _read_nnunet, names_file=False)
+    yield Target("checkpoint.json", _checkpoint, _read_checkpoint)
     yield Target("parameters.toml", _parameters, _read_parameters)
     yield Target("options", _option, _read_option, names_file=False)
