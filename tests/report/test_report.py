@@ -267,6 +267,15 @@ def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
     assert list(pairs_of(report, "2", "hd95_mm").gains) == list(pairs_of(report, "2", "dice").gains), "smaller distances are better"
 
 
+def test_the_work_for_a_line_does_not_grow_with_the_regions(monkeypatch):
+    """Which regions a metric has is found out once, and not for each of a thousand regions again."""
+    calls = []
+    monkeypatch.setattr(page, "region_choices", lambda report, metric: calls.append(metric) or region_choices(report, metric))
+    report = make_report()
+    assert len(list(page._summary_lines(report, report.method))) > len(calls) > 0
+    assert len(calls) == len(set(calls))
+
+
 def test_worst_median_and_best_are_those_by_the_difference_in_mean_dice():
     report = make_report()
     shown = choose_cases(report, 2)
