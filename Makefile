@@ -6,6 +6,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist worksteal
 BENCH_ARGS ?=
 STUDY_ARGS ?=
+FUZZ_ARGS ?=
+SANITIZE ?= address,undefined thread
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
 STRICT ?= OFF
 
@@ -18,7 +20,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo browser test test-nnunet lint bench bench-layer accuracy study format clean
+.PHONY: help setup wheel-for demo browser test test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +28,8 @@ help:
 	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
 	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
+	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE=thread: one of the two builds)'
+	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7")'
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
@@ -98,6 +102,14 @@ $(NNUNET_VENV)/nnunet.stamp: $(VENV)/package.stamp
 
 test-nnunet: $(NNUNET_VENV)/nnunet.stamp
 	PYTHONSAFEPATH=1 $(NNUNET_VENV)/bin/python -m pytest tests/cli/test_nnunet_real.py
+
+# The engine compiled once for each set of sanitizers, into build/, and tests of it.
+test-sanitizers: $(VENV)/package.stamp
+	sh tests/helpers/run_sanitizers.sh $(abspath $(BIN)) $(SANITIZE)
+
+# Damaged files for every reader of the installed package.
+fuzz: $(VENV)/package.stamp
+	PYTHONSAFEPATH=1 $(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
 
 format: setup
 	$(BIN)/ruff check --fix-only .

@@ -14,9 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
-from crfrefine.text import MOST_LISTED, shorten
-
-_MOST_OF_A_REASON = 200
+from crfrefine.text import MOST_LISTED, MOST_OF_A_REASON, shorten
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     if isinstance(error, CrfRefineError):
         return Failure(str(error) or kind, kind)
     if isinstance(error, MemoryError):
-        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, _MOST_OF_A_REASON)}" if str(error) else ""), kind)
+        return Failure(_of_files(paths) + "out of memory" + (f": {shorten(error, MOST_OF_A_REASON)}" if str(error) else ""), kind)
     if isinstance(error, OSError):
         return Failure(("" if error.filename else _of_files(paths)) + str(error), kind)
     return Failure(_of_files(paths) + _please_report(error), kind, _where(error))
@@ -109,7 +107,7 @@ def reading(path: Path) -> Generator[None]:
 
 
 def _please_report(error: BaseException) -> str:
-    reason = f" ({shorten(error, _MOST_OF_A_REASON)})" if str(error) else ""
+    reason = f" ({shorten(error, MOST_OF_A_REASON)})" if str(error) else ""
     return f"unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
 
 

@@ -10,6 +10,8 @@ from itertools import islice
 
 MOST_CHARACTERS = 80
 MOST_LISTED = 5
+MOST_OF_A_PATH = 300
+MOST_OF_A_REASON = 200
 MOST_OF_A_LINE = 5000
 """Longer than the longest path that systems allow; a longer line of a message can only be an attempt to flood the terminal."""
 

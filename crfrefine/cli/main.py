@@ -34,21 +34,28 @@ from crfrefine.text import for_terminal
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MOST_OF_A_USAGE_ERROR = 500
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which job schedulers send before they kill: handled like Ctrl-C."""
+    """SIGTERM, which job schedulers send before they kill, or SIGHUP, when the terminal closes: handled like Ctrl-C.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class _Stopped(BaseException):
     """Carries an interrupt past Typer, which would otherwise end the process itself."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
-        self.status = EXIT_TERMINATED if isinstance(cause, Terminated) else EXIT_INTERRUPTED
+        self.status = 128 + cause.number if isinstance(cause, Terminated) else EXIT_INTERRUPTED
         super().__init__(": ".join(["terminated" if isinstance(cause, Terminated) else "interrupted", *getattr(cause, "__notes__", ())]))
 
 
@@ -126,8 +133,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 success, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+    """Run the command line and exit: 0 success, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated, 129 hung up."""
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
+        signal.signal(signal.SIGHUP, _raise_terminated)
     # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -153,7 +162,7 @@ def _show_warning(
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise Terminated(signum)
 
 
 def _leave(stopped: _Stopped) -> None:

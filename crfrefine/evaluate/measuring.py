@@ -43,6 +43,10 @@ def measure_pair(job: Job) -> CaseResult:
     return result
 
 
+MOST_LABELS = 2000
+"""The finest atlases have half as many; a gray image taken for a label map has thousands, and would be measured for hours."""
+
+
 @dataclass(frozen=True)
 class _Reference:
     """The reference of a case.
@@ -113,6 +117,10 @@ def _measure_masks(label_map: NDArray[Any], reference: _Reference, settings: Set
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
     labels = {*foreground_labels(label_map), *foreground_labels(reference.labels)}
+    if len(labels) > MOST_LABELS:
+        raise InputError(
+            f"the label map and the reference have {len(labels)} different labels; expected at most {MOST_LABELS}: is one of them an image?"
+        )
     regions = settings.plan.all_regions(sorted(labels))
     return measure_case(
         label_map,

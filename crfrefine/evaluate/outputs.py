@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
@@ -40,12 +41,23 @@ def write_tables(evaluation: Evaluation) -> tuple[Path, ...]:
 
 def metrics_csv(table: ResultTable) -> str:
     """Return the tidy table: one line per value, in full precision, with an empty field for undefined ones."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines = [_csv_line(COLUMNS)]
     for line in table:
-        writer.writerow((line.case, line.region, line.metric, "" if math.isnan(line.value) else repr(float(line.value)), line.method))
-    return text.getvalue()
+        value = "" if math.isnan(line.value) else repr(float(line.value))
+        lines.append(_csv_line((_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method))))
+    return "".join(lines)
+
+
+def _csv_line(fields: Sequence[str]) -> str:
+    text = io.StringIO()
+    # Fields are put into quotes where they hold a part of the line's end, and readers take a carriage return for one.
+    csv.writer(text, lineterminator="\r\n").writerow(fields)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _plain(name: str) -> str:
+    """Return a name that no spreadsheet takes for a formula: with an apostrophe before it where it begins like one."""
+    return f"'{name}" if name.startswith(_FORMULA_STARTS) else name
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -154,9 +154,11 @@ def from_json(path: Path, identity: Mapping[str, Any]) -> CaseResult | None:
             }
             for method, rows in content["values"].items()
         }
-        times = {"measure": float(content["seconds"])}
-        return CaseResult(content["case"], "reused", times, list(content["notes"]), values=values, warnings=list(content["warnings"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        case_id, seconds, notes, warnings = content["case"], float(content["seconds"]), content["notes"], content["warnings"]
+        if not all(isinstance(text, str) for text in (case_id, *notes, *warnings)) or not math.isfinite(seconds):
+            return None
+        return CaseResult(case_id, "reused", {"measure": seconds}, list(notes), values=values, warnings=list(warnings))
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # Missing, incomplete, or not ours: measure again.
 
 

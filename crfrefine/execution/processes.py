@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -113,6 +115,7 @@ class _Worker(Generic[Item, Result]):
 
 def serve(handle: int) -> None:
     """Work until the pipe ends. Runs in the process; the first message is the function, the others are items."""
+    threading.Thread(target=_end_with_parent, args=(handle,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError), Connection(handle) as connection:
         function = connection.recv()
         while True:
@@ -120,6 +123,15 @@ def serve(handle: int) -> None:
             if outcome.error is not None:  # The traceback object cannot be sent.
                 outcome.error.add_note("".join(traceback.format_exception(outcome.error)))
             connection.send(outcome)
+
+
+def _end_with_parent(handle: int) -> None:
+    """End the process in the middle of its work when the other end of the pipe has gone: a killed parent cannot do so itself."""
+    if hasattr(select, "poll"):
+        waiting = select.poll()
+        waiting.register(handle, 0)  # nothing but the end
+        waiting.poll()
+        os._exit(0)
 
 
 def _describe_end(exit_code: int) -> str:

@@ -22,7 +22,7 @@ from crfrefine.infer.summary_reading import NotASummaryError, RecordedRun, read_
 from crfrefine.io.json import without_nonfinite
 from crfrefine.io.special_files import special_kind
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.text import listed
+from crfrefine.text import MOST_OF_A_REASON, listed, shorten
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _read(path: Path) -> tuple[RecordedRun, dict[str, tuple[CaseRecord, Mapping[
             for values in (*run.not_reached, *run.cases):
                 records[values["case_id"]] = (_record(values), run.head["parameters"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _not_a_summary(f"{path}: expected the summary of an earlier `infer`: {error}") from None
+        raise _not_a_summary(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}") from None
     return runs[-1], records
 
 

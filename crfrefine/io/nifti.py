@@ -48,9 +48,7 @@ def read_header(path: Path) -> VolumeHeader:
     container = _container(path)
     with open_bytes(path, container) as reader:
         block = reader.read(540)
-    # The checks find out-of-range numbers of a damaged header; warnings are not needed.
-    with np.errstate(all="ignore"):
-        return _interpret(block, path, compressed=container == "gzip")
+    return _interpret(block, path, compressed=container == "gzip")
 
 
 def _container(path: Path) -> str:

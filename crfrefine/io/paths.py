@@ -46,6 +46,14 @@ def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> F
     return known
 
 
+def is_there(path: Path) -> bool:
+    """Return whether a path exists; a name from a file may be one that no system takes, and then it does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def require_file(path: Path) -> None:
     """Raise InputError, with the reason, if there is no file to read."""
     try:

@@ -112,7 +112,9 @@ def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
 
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:
-    header = replace(known.load().read_header(path), family=known.name)
+    # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
+    with np.errstate(all="ignore"):
+        header = replace(known.load().read_header(path), family=known.name)
     if format_of(path) is known:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")

@@ -29,7 +29,7 @@ from crfrefine.parameters.sections import (
 )
 from crfrefine.parameters.toml import toml_comment, toml_entry, toml_value
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.text import listed, shorten
+from crfrefine.text import MOST_OF_A_PATH, MOST_OF_A_REASON, listed, shorten
 
 __all__ = [
     "BilateralParameters",
@@ -50,8 +50,6 @@ __all__ = [
 SCHEMA = 1
 _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
 _MOST_DIGITS = 9  # Most digits of a kernel number.
-_MOST_OF_A_REASON = 200
-_MOST_OF_A_PATH = 300
 _MOST_OF_A_CELL = 120
 _SectionType = TypeVar("_SectionType", bound=Section)
 
@@ -487,7 +485,7 @@ def find_config(name_or_path: str | Path) -> Path:
         raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
     if is_there:
         raise ConfigError(f"{path}: is not a regular file; give a TOML file or a preset ({', '.join(presets)})")
-    raise ConfigError(f"{shorten(name_or_path, _MOST_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
+    raise ConfigError(f"{shorten(name_or_path, MOST_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
 
 
 def _toml_problem(error: ValueError | RecursionError) -> str:
@@ -495,7 +493,7 @@ def _toml_problem(error: ValueError | RecursionError) -> str:
         return "lists or tables are nested too deeply"
     # Python reads integers of at most 4300 digits; its message about that is not for users.
     is_known = isinstance(error, tomllib.TOMLDecodeError)
-    return shorten(error, _MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
+    return shorten(error, MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
 
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")

@@ -16,6 +16,7 @@ from crfrefine.report.model import CaseImages, ReportInput
 from crfrefine.report.montage import cuts_of
 from crfrefine.report.page import CaseView, render
 from crfrefine.report.pairs import ShownCase, choose_cases
+from crfrefine.report.safety import secure
 from crfrefine.report.viewer import read_viewer, viewer_case
 
 __all__ = ["CaseImages", "ReportInput", "missing_viewer", "write_report"]
@@ -54,7 +55,7 @@ def write_report(path: Path, report: ReportInput, *, num_shown: int = 3, progres
             progress(shown.case, number, len(chosen))
         most_bytes = min(MOST_BYTES_OF_CASE, MOST_BYTES_OF_VIEWER // len(chosen))
         views.append(_view(report, shown, f"case-{number}", most_bytes if source else 0))
-    page = render(report, views, source, problem)
+    page = secure(render(report, views, source, problem))
     write_small_file(path, page.encode("utf-8", "backslashreplace"))  # file names need not be valid text
 
 

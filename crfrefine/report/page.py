@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -172,8 +172,9 @@ def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
     dice = wording_of(ENDPOINT)
     title = dice.metric.title
     if report.verdict is None:
-        rows = (row for row in report.summary if row.method == report.method and row.metric == ENDPOINT)
-        row = next((row for row in rows if _is_lead(report, row)), None)
+        rows = [row for row in report.summary if row.method == report.method and row.metric == ENDPOINT]
+        leads = _lead_regions(report, rows)
+        row = next((row for row in rows if row.region == leads[ENDPOINT]), None)
         if row is None:
             return []
         return [(f"Mean {title}", dice.number(row.mean), f"n = {row.num_values}"), (f"Median {title}", dice.number(row.median), "")]
@@ -200,16 +201,17 @@ def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
             yield f"Smallest {others}{none}", odd
 
 
-def _is_lead(report: ReportInput, row: SummaryRow) -> bool:
-    """Return whether the row represents its metric while the regions are hidden."""
-    return row.region == (region_choices(report, row.metric) or ("",))[0]
+def _lead_regions(report: ReportInput, rows: Iterable[SummaryRow]) -> dict[str, str]:
+    """Return the region that represents each metric of the rows while the regions are hidden."""
+    return {metric: (region_choices(report, metric) or ("",))[0] for metric in dict.fromkeys(row.metric for row in rows)}
 
 
 def _summary_lines(report: ReportInput, method: str) -> Iterator[_Line]:
     previous = ""
     rows = [row for row in report.summary if row.method == method and (row.num_values or row.comparison is not None)]
     metrics = list(dict.fromkeys(row.metric for row in rows))
-    rows.sort(key=lambda row: (metrics.index(row.metric), not _is_lead(report, row)))
+    leads = _lead_regions(report, rows)
+    rows.sort(key=lambda row: (metrics.index(row.metric), row.region != leads[row.metric]))
     baselines = {(row.metric, row.region): row for row in report.summary if row.method == report.baseline}
     for row in rows:
         wording, comparison = wording_of(row.metric), row.comparison
@@ -231,7 +233,7 @@ def _summary_lines(report: ReportInput, method: str) -> Iterator[_Line]:
             metric=row.metric,
             region=region_title(report, row.region),
             is_first=row.metric != previous,
-            is_lead=_is_lead(report, row),
+            is_lead=row.region == leads[row.metric],
             method=method,
             before=wording.number(before),
             after=wording.number(after),

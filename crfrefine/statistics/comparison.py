@@ -71,6 +71,9 @@ class ResultTable:
                 raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice")
             self._values[key] = item.value
         self.methods, self.regions, self.metrics, self.cases = (_distinct(key[part] for key in self._values) for part in range(4))
+        self._cases_of: dict[str, set[str]] = {method: set() for method in self.methods}
+        for method, _, _, case in self._values:
+            self._cases_of[method].add(case)
         if MEAN in self.regions:
             raise InputError(f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name')
 
@@ -133,7 +136,7 @@ class ResultTable:
 
     def missing_cases(self, method: str) -> tuple[str, ...]:
         """Return the cases without any measurement of a method, such as failed ones."""
-        there = {case for one, _, _, case in self._values if one == method}
+        there = self._cases_of.get(method, set())
         return tuple(case for case in self.cases if case not in there)
 
     def _magnitudes(self, metric: str) -> ResultTable:

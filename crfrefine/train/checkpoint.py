@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.cases.case import CaseFiles
-from crfrefine.errors import InputError
+from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_file, remove_file
 from crfrefine.io.files import files_read
+from crfrefine.text import MOST_OF_A_REASON, shorten
 from crfrefine.train.done import Done
 
 SCHEMA = 2
@@ -55,8 +56,9 @@ class Checkpoint:
                 return Done.from_dict(content["state"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self._path}: not a checkpoint of train-crf ({error}); remove it to start anew") from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
+            reason = shorten(error, MOST_OF_A_REASON)
+            raise InputError(f"{self._path}: not a checkpoint of train-crf ({reason}); remove it to start anew") from None
         raise InputError(
             f"{self._path}: is of a run with other data, options or another version; repeat its options exactly, "
             "or leave --resume out to start anew"

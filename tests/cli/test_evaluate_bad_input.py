@@ -61,6 +61,12 @@ def padding_alone(study):
     save_map(study.after / "case1.nii.gz", np.full((*SHAPE, 3), 0.9, np.float32))
 
 
+def an_image(study):
+    """Two thousand gray values in 1001 voxels of each map."""
+    for folder, first in ((study.labels, 1), (study.after, 5000)):
+        save_map(folder / "case1.nii.gz", np.arange(first, first + np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE))
+
+
 @pytest.mark.parametrize(
     ("spoil", "method", "fragments"),
     [
@@ -73,6 +79,7 @@ def padding_alone(study):
         (thicker, None, ["not on the grid of the reference", "3.00 mm", "3.03 mm"]),
         (padding_alone, "prediction", ["after/case1.nii.gz", "all labels have the same value at 1001 of 1001 voxels"]),
         (soft, "prediction", ["not a label map", "may be a probability map"]),
+        (an_image, "prediction", ["2002 different labels; expected at most 2000: is one of them an image?"]),
         (negative, None, ["expected labels from 0", "found -1"]),
         (not_finite, "prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
         (truncated, "before", ["case1.nii.gz"]),

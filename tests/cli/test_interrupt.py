@@ -67,7 +67,10 @@ def assert_continue_does_the_rest(folders: Folders) -> None:
     assert_all_there_are_whole(folders)
 
 
-@pytest.mark.parametrize(("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
+)
 def test_a_polite_signal_ends_the_run_in_one_line(folders, number, status, word):
     summary = folders.output.with_name("summary.json")
     with start(folders, "-q", "--summary", summary) as process:
@@ -97,6 +100,17 @@ def test_an_interrupt_before_the_first_case(folders):
     if process.returncode == 130:
         assert "Traceback" not in err
         assert err.splitlines()[-1].startswith("crfrefine: interrupted")
+
+
+def test_a_closed_terminal_does_not_end_a_run_under_nohup(folders):
+    with subprocess.Popen(
+        ["nohup", *command("infer", *folders.arguments, *OPTIONS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_for(lambda: is_writing(folders), process)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert_all_there_are_whole(folders)
 
 
 def test_kill_9_in_the_middle_of_writing_leaves_no_partial_file(folders):

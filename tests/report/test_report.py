@@ -1,5 +1,7 @@
 """The page as text: one file that asks for nothing, in which what users name stays text, and whose numbers are those of the table."""
 
+import base64
+import hashlib
 import html.parser
 import itertools
 import json
@@ -106,6 +108,38 @@ def test_what_users_name_stays_text(text):
     assert not any("onerror" in attributes for _, attributes in found.elements)
     assert {tag for tag, _ in found.elements}.isdisjoint({"b", "part"})
     assert NASTY in json.loads(found.scripts["data"])["cases"]
+
+
+def test_the_page_runs_its_own_scripts_alone(text):
+    """The policy allows the scripts of the page by their hashes, pictures and styles in the page, and nothing else."""
+    policies = [
+        attributes["content"] for tag, attributes in Page(text).elements if attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(policies) == 1
+    rules = dict(rule.split(" ", 1) for rule in policies[0].split("; "))
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digests = {f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts}
+    assert len(digests) == 4
+    assert set(rules.pop("script-src").split()) == digests
+    assert rules == {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert text.index("Content-Security-Policy") < text.index("<title>") < text.index("<script>")
+
+
+def test_marks_of_direction_are_written_out(tmp_path):
+    """An override in a name would turn around the rest of its sentence."""
+    title = "lesion\u2067txt"
+    table = ResultTable(replace(line, case=f"{line.case}\u202egpj") for line in make_table(6))
+    found = Page(written(tmp_path, make_report(table=table, region_titles={"1": title}), num_shown=6))
+    assert r"\u202egpj" in found.text
+    assert r"lesion\u2067txt" in found.text
+    assert not set(found.text) & set("\u202e\u2067")
+    assert all(case.endswith("\u202egpj") for case in json.loads(found.scripts["data"])["cases"])
 
 
 def test_the_verdict_comes_first_and_nothing_is_dropped_unsaid(text):
@@ -231,6 +265,15 @@ def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
     assert sets[0]["data-metric"] == "dice"
     assert len(pairs_of(report, "2", "dice").cases) == 11, "two are undefined"
     assert list(pairs_of(report, "2", "hd95_mm").gains) == list(pairs_of(report, "2", "dice").gains), "smaller distances are better"
+
+
+def test_the_work_for_a_line_does_not_grow_with_the_regions(monkeypatch):
+    """Which regions a metric has is found out once, and not for each of a thousand regions again."""
+    calls = []
+    monkeypatch.setattr(page, "region_choices", lambda report, metric: calls.append(metric) or region_choices(report, metric))
+    report = make_report()
+    assert len(list(page._summary_lines(report, report.method))) > len(calls) > 0
+    assert len(calls) == len(set(calls))
 
 
 def test_worst_median_and_best_are_those_by_the_difference_in_mean_dice():

@@ -113,6 +113,14 @@ def test_it_opens_from_disk_and_asks_for_nothing(page, address):
     assert page.execute_script("return document.querySelector('#sentence').getBoundingClientRect().bottom") < 400, "the verdict comes first"
 
 
+def test_a_script_that_is_not_the_page_s_own_does_not_run(page):
+    """As one that a name brought in, had it not stayed text."""
+    put_in = "const node = document.createElement('script'); node.textContent = 'window.isOpen = 1'; document.body.append(node);"
+    assert page.execute_script(f"{put_in} return window.isOpen ?? 0") == 0
+    (complaint,) = page.get_log("browser")
+    assert "Content Security Policy" in complaint["message"]
+
+
 def test_the_table_sorts_numbers_with_undefined_values_last(page):
     select(page, "#table-metric", "hd95_mm")
     select(page, "#table-region", "2")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
-from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment, read_table
+from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment, read_table, require_case_name
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
-from crfrefine.io.paths import VOLUME_SUFFIXES
-from crfrefine.text import shorten, shorten_value
+from crfrefine.io.paths import VOLUME_SUFFIXES, is_there
+from crfrefine.text import MOST_OF_A_PATH, shorten, shorten_value
 
 _DATASET = "dataset.json"
 _IMAGES = "imagesTr"
@@ -158,13 +158,14 @@ def listed_cases(dataset: Path) -> CaseList:
     cases = []
     entries = read_table(path)["dataset"]
     for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+        require_case_name(name, f"{path}: dataset")
         if not isinstance(entry, Mapping) or not _are_names(entry.get("images")) or not isinstance(entry.get("label"), str):
             raise InputError(
                 f'{path}: dataset.{shorten(name)}: expected {{"images": ["FILE", ...], "label": "FILE"}}, got {shorten_value(entry)}'
             )
         images = tuple(_expanded(dataset, file) for file in entry["images"])
         label = _expanded(dataset, entry["label"])
-        missing = tuple(f"no file {file}" for file in (*images, label) if not file.exists())
+        missing = tuple(f"no file {shorten(file, MOST_OF_A_PATH)}" for file in (*images, label) if not is_there(file))
         problem = f"case {name!r}: {missing[0]}, which {path} names" if missing else None
         cases.append(CaseFiles(name, images, labels=label, problem=problem, missing=missing))
     if not cases:

@@ -15,12 +15,14 @@ from typing import Any
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, suffix_of
+from crfrefine.text import shorten_value
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
 """What `nnUNetv2_predict` writes about its own run."""
 
 _FOLD = "fold_"
+_MOST_OF_A_NAME = 200
 _RESULTS = "nnUNet_results"
 _OF_VERSION_1 = (
     "plans.pkl",
@@ -135,6 +137,19 @@ def read_table(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: expected a table in {{}}, as nnU-Net writes it")
     return content
+
+
+def require_case_name(name: str, where: str) -> str:
+    """Return the name of a case that a file gives, if outputs can be called so: they must not leave their folder.
+
+    Raises:
+        InputError: it is empty, too long, or leads to another folder; the message begins with `where`.
+    """
+    if not 0 < len(name) <= _MOST_OF_A_NAME or Path(name).name != name or name == "..":
+        raise InputError(
+            f"{where}: {shorten_value(name)}: expected the name of a case, at most {_MOST_OF_A_NAME} characters without folders"
+        )
+    return name
 
 
 def _trained(folder: Path) -> TrainedNetwork:

@@ -9,11 +9,11 @@ from typing import Any
 
 from crfrefine.cases.discovery import CaseFiles, CaseList, discover_cases
 from crfrefine.cases.nnunet.datasets import describe_dataset
-from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder, read_table
+from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder, read_table, require_case_name
 from crfrefine.cases.nnunet.orientation import check_orientation
 from crfrefine.errors import InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of
-from crfrefine.text import shorten_value
+from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of
+from crfrefine.text import MOST_OF_A_PATH, shorten, shorten_value
 
 _SOURCE = "list_of_lists_or_source_folder"
 _OUTPUT = "output_folder_or_list_of_truncated_output_files"
@@ -64,18 +64,19 @@ def _images_of(folder: Path, arguments: Any, images: Path | None, masks: Path | 
     source = arguments.get(_SOURCE)
     if isinstance(source, str):
         places = _places(folder, source, arguments.get(_OUTPUT))
-        place = next((place for place in places if place.is_dir()), None)
+        place = next((place for place in places if is_there(place) and place.is_dir()), None)
         if place is None:
             where = "" if Path(source).is_absolute() else ", seen from the folder in which nnUNetv2_predict was started"
             raise InputError(
-                f"{folder / PREDICTION_ARGUMENTS}: the images were in {source}{where}; there is no such folder now\n"
+                f"{folder / PREDICTION_ARGUMENTS}: the images were in {shorten(source, MOST_OF_A_PATH)}{where}; "
+                "there is no such folder now\n"
                 "  Name the folder of the images with -i."
             )
         return discover_cases(place, None, masks)
     if isinstance(source, list) and source and all(_is_list_of_names(files) for files in source):
         if masks is not None:
             raise InputError(f"{masks}: with masks, name the folder of the images too, with -i")
-        return _listed(source, arguments.get(_OUTPUT))
+        return _listed(source, arguments.get(_OUTPUT), folder / PREDICTION_ARGUMENTS)
     found = f"found {shorten_value(source)}" if arguments else "there is no such file"
     raise InputError(
         f"{folder / PREDICTION_ARGUMENTS}: expected {_SOURCE}, which names the images; {found}\n  Name the folder of the images with -i."
@@ -95,14 +96,14 @@ def _places(folder: Path, source: str, output: Any) -> list[Path]:
     return places
 
 
-def _listed(source: list[list[str]], outputs: Any) -> CaseList:
+def _listed(source: list[list[str]], outputs: Any, path: Path) -> CaseList:
     """Return the cases of a prediction that was given the files of each case, as from Python."""
     names = outputs if isinstance(outputs, list) and len(outputs) == len(source) and _is_list_of_names(outputs) else None
     cases = []
     for number, files in enumerate(source):
         # As nnU-Net names them: without "_0000" and the suffix.
         case_id = stem_of(Path(files[0]))[:-5] if names is None else Path(names[number]).name
-        cases.append(CaseFiles(case_id, tuple(map(Path, files))))
+        cases.append(CaseFiles(require_case_name(case_id, str(path)), tuple(map(Path, files))))
     return CaseList(sorted(cases, key=lambda case: case.case_id))
 
 

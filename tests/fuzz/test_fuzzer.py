@@ -1,0 +1,74 @@
+"""The fuzzer itself: it finds planted faults of every kind, goes on after them, and makes an input again by its number."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz_texts import text_targets
+from fuzz_volumes import volume_targets
+
+RUN = Path(__file__).with_name("run.py")
+PLANTED = {
+    "raises": "KeyError: 'planted'",
+    "crashes": "signal SIGSEGV",
+    "ends": "the process ended with status 3",
+    "hangs": "TookTooLong: not done in time",
+    "waits": "Timeout",
+    "grows": "it took more than 256 MiB",
+    "asks-for-too-much": "MemoryError",
+    "writes": "something was written to the standard streams",
+    "floods": "characters: ",
+    "steers": "not for a terminal",
+    "hides-the-name": "does not name the file",
+    "warns": "RuntimeWarning: planted",
+    "integers": "ValueError: invalid literal for int",
+    "finite": "AssertionError",
+}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, RUN, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, str]:
+    """What a run says of each planted target."""
+    done = run(*(word for name in PLANTED for word in ("--target", f"planted-{name}")), "--inputs", 100)
+    assert done.returncode == 1, done.stdout + done.stderr
+    parts = re.split(r"^planted-(\S+) +", done.stdout, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found_and_the_run_goes_on(name: str, reports: dict[str, str]) -> None:
+    report = reports[name]
+    assert report.startswith("100 inputs")
+    assert PLANTED[name] in report
+    assert 1 <= int(re.search(r"([0-9]+) findings", report)[1]) < 50
+
+
+def test_a_finding_is_made_again_by_its_number() -> None:
+    done = run("--target", "planted-raises", "--inputs", 300, "--seed", 3)
+    again = re.search(r"finding: \S+ (--target \S+ --only [0-9]+)", done.stdout)[1].split()
+    assert int(again[-1]) >= 3 << 32
+    done = run(*again)
+    assert "KeyError: 'planted'" in done.stderr
+    assert r"a, 1 bytes: b'\x07'" in done.stdout
+
+
+@pytest.mark.parametrize("target", [*volume_targets(), *text_targets()], ids=lambda target: target.name)
+def test_an_input_depends_on_its_number_alone(target) -> None:
+    first, second = ([target.make(random.Random(seed)) for seed in range(20)] for _ in range(2))
+    assert first == second
+    assert len({repr(content) for content in first}) > 10
+
+
+def test_time_ends_a_run() -> None:
+    done = run("--target", "npy", "--target", "options", "--minutes", 0.03)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 2

@@ -1,0 +1,219 @@
+"""Run a reader on many inputs in a forked process with limits of memory and time: a crash or a hang costs one input, not the run.
+
+The rule: a reader returns a valid object or raises a CrfRefineError with a short message that a terminal can show. Anything else is a
+`Finding`: another exception, a crash, an input that takes too long or too much memory, text on the standard streams.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import mmap
+import os
+import random
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from crfrefine.errors import CapacityError, CrfRefineError, UnexpectedError
+from crfrefine.text import for_terminal
+
+MOST_OF_A_MESSAGE = 2000  # characters
+MOST_BYTES = 1 << 28  # resident, beyond those at the start
+MOST_ADDRESSES = 3 << 30  # bytes, beyond those at the start: so that the machine survives
+MOST_FINDINGS = 20
+_RENEWED = 50  # inputs between two settings of the hard limit, which starts a thread
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader, and how its inputs are made.
+
+    Attributes:
+        name: of the kind of file.
+        make: from random numbers to the content of files by their names; the first one is given to the reader.
+        read: reads it; raises AssertionError for a result that is not valid.
+        names_file: whether an error must name the file.
+        most_seconds: of processor time per input; a usual one takes a millisecond. Six times as long, it may wait.
+    """
+
+    name: str
+    make: Callable[[random.Random], Mapping[str, bytes]]
+    read: Callable[[Path, random.Random], object]
+    names_file: bool = True
+    most_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An input that broke the rule: its seed, by which it can be made again, and what happened."""
+
+    seed: int
+    what: str
+
+
+@dataclass
+class Tally:
+    """What became of the inputs: valid objects, errors of ours, findings; and how long it took."""
+
+    taken: int = 0
+    refused: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def inputs(self) -> int:
+        return self.taken + self.refused + len(self.findings)
+
+
+class TookTooLong(BaseException):
+    """Not an Exception: a handler of errors may not take it for one of the file."""
+
+
+class NoiseError(Exception):
+    """The reader wrote to the standard streams by itself."""
+
+
+def fuzz(target: Target, folder: Path, *, first: int = 0, inputs: int | None = None, seconds: float | None = None) -> Tally:
+    """Give a reader the inputs of the seeds from `first` on, in an empty folder, until one of the limits or MOST_FINDINGS is reached."""
+    started = time.monotonic()
+    tally, seed = Tally(), first
+    shared = mmap.mmap(-1, _Progress.size)
+    while len(tally.findings) < MOST_FINDINGS:
+        left = None if seconds is None else seconds - (time.monotonic() - started)
+        if seed == (None if inputs is None else first + inputs) or (left is not None and left <= 0):
+            break
+        with (
+            (folder.parent / f"{folder.name}.findings").open("w+b") as found,
+            (folder.parent / f"{folder.name}.noise").open("w+b") as noise,
+        ):
+            stop = None if inputs is None else first + inputs
+            status = _fork(lambda: _work(target, folder, seed, stop, left, MOST_FINDINGS - len(tally.findings), shared, found, noise))  # noqa: B023
+            seed, taken, refused = _Progress.unpack(shared)
+            tally.taken, tally.refused = tally.taken + taken, tally.refused + refused
+            found.seek(0)
+            tally.findings += [Finding(*json.loads(line)) for line in found]
+            if status:
+                noise.seek(0)
+                what = f"signal {signal.Signals(-status).name}" if status < 0 else f"the process ended with status {status}"
+                tally.findings.append(Finding(seed, f"{what}\n{noise.read().decode(errors='replace')[-3000:]}"))
+                seed += 1
+    tally.seconds = time.monotonic() - started
+    return tally
+
+
+def examine(target: Target, folder: Path, seed: int) -> bool:
+    """Give a reader the input of one seed in this process; return whether it was taken, raise whatever breaks the rule."""
+    rng = random.Random(f"{target.name} {seed}")
+    files = target.make(rng)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    path = folder / next(iter(files))
+    try:
+        target.read(path, rng)
+    except UnexpectedError as error:
+        raise error.__cause__ or error from None
+    except CrfRefineError as error:
+        _require_readable(error, path if target.names_file else None)
+        return False
+    return True
+
+
+def _require_readable(error: CrfRefineError, path: Path | None) -> None:
+    message = str(error)
+    assert message, type(error)
+    assert len(message) < MOST_OF_A_MESSAGE, f"{len(message)} characters: {message[:300]}"
+    assert for_terminal(message) == message, f"not for a terminal: {message!r:.300}"
+    assert path is None or str(path.parent) in message, f"does not name the file: {message:.300}"
+    # The system refused memory that the reader had not asked about.
+    assert not (isinstance(error, CapacityError) and isinstance(error.__cause__, MemoryError)), f"ran out of memory: {message:.300}"
+
+
+class _Progress:
+    """What the worker writes down where a crash cannot take it: the seed it is at, and how many inputs were taken and refused."""
+
+    _format = struct.Struct("qqq")
+    size = _format.size
+
+    @classmethod
+    def pack(cls, memory: mmap.mmap, *values: int) -> None:
+        cls._format.pack_into(memory, 0, *values)
+
+    @classmethod
+    def unpack(cls, memory: mmap.mmap) -> tuple[int, int, int]:
+        return cls._format.unpack_from(memory, 0)
+
+
+def _fork(work: Callable[[], None]) -> int:
+    """Run a function in a copy of this process; return its exit status, or minus the signal that ended it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _work(target: Target, folder: Path, seed: int, stop: int | None, seconds: float | None, most: int, shared, found, noise) -> None:
+    for stream in (1, 2):
+        os.dup2(noise.fileno(), stream)
+    faulthandler.enable(noise)
+    _set_limits()
+    deadline = None if seconds is None else time.monotonic() + seconds
+    signal.signal(signal.SIGPROF, _late)
+    started_at, largest = seed, _resident() + MOST_BYTES
+    taken = refused = num_findings = quiet = 0
+    while seed != stop and num_findings < most and (deadline is None or time.monotonic() < deadline):
+        _Progress.pack(shared, seed, taken, refused)
+        if (seed - started_at) % _RENEWED == 0:
+            faulthandler.dump_traceback_later(6 * target.most_seconds, exit=True, file=noise)
+        try:
+            signal.setitimer(signal.ITIMER_PROF, target.most_seconds)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    is_taken = examine(target, folder, seed)
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            if (written := os.fstat(noise.fileno()).st_size) > quiet:
+                quiet = written
+                raise NoiseError("something was written to the standard streams")
+            if (resident := _resident()) > largest:
+                largest = resident + MOST_BYTES
+                raise MemoryError(f"it took more than {MOST_BYTES >> 20} MiB")
+            taken, refused = taken + is_taken, refused + (not is_taken)
+        except (Exception, TookTooLong):
+            num_findings += 1
+            found.write(json.dumps([seed, traceback.format_exc()[-3000:]]).encode() + b"\n")
+            found.flush()
+        seed += 1
+    _Progress.pack(shared, seed, taken, refused)
+
+
+def _set_limits() -> None:
+    own = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (own + MOST_ADDRESSES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 26,) * 2)
+
+
+def _resident() -> int:
+    """Return the most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _late(number: int, frame: FrameType | None) -> None:
+    raise TookTooLong("not done in time")
