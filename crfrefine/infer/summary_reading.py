@@ -14,7 +14,7 @@ from crfrefine.errors import InputError
 from crfrefine.infer.records import SCHEMA
 from crfrefine.io.json import parse_json, read_json, require_usable
 from crfrefine.io.paths import require_file
-from crfrefine.text import shorten_value
+from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
 LINES_SUFFIX = ".jsonl"
 
@@ -79,7 +79,7 @@ def read_summary(path: Path) -> list[RecordedRun]:
         raise NotASummaryError(str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         is_damaged = not isinstance(error, _OtherContentError)
-        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {error}", is_damaged=is_damaged) from None
+        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}", is_damaged=is_damaged) from None
 
 
 def unfinished_line(content: bytes) -> int:
