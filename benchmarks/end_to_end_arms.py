@@ -56,13 +56,13 @@ class Setup:
     sides: tuple[int, int, int]
     shrink: int = 1
     num_steps: int = 500
-    num_further_steps: int = 300
-    num_crf_steps: int = 60
+    num_further_steps: int = 250
+    num_crf_steps: int = 50
     width: int = 8
     rate: float = 4e-3
-    further_rate: float = 1.5e-3
-    crf_rate: float = 0.5
-    joint_crf_rate: float = 0.2
+    further_rate: float = 1e-3
+    crf_rate: float = 0.3
+    joint_crf_rate: float = 0.1
 
     @property
     def num_joint_steps(self) -> int:
@@ -104,7 +104,7 @@ def run_unit(unit: Unit, watch: Watch) -> None:
     setup, data = unit.setup, unit.seen[0].images[0].parent.parent
     stages = Stages(unit.folder, unit.name)
     names = [case.case_id for case in (*unit.seen, *unit.held_out)]
-    inputs = [asdict(setup), unit.seed, len(unit.seen), *names, *listing(data / "images"), *listing(data / "labels")]
+    inputs = [setup.sides, setup.shrink, setup.width, unit.seed, len(unit.seen), *names, *listing(data / "images"), *listing(data / "labels")]
     alone = [Phase("network", setup.num_steps, setup.rate)]
     further = [Phase("network trained on", setup.num_further_steps, setup.further_rate)]
     joint, crf_rate = setup.num_joint_steps, setup.crf_rate
@@ -117,7 +117,7 @@ def run_unit(unit: Unit, watch: Watch) -> None:
         ("added", added, ADDED_OWN, ADDED, ADDED_FEWER),
     ):
         work = partial(_train_and_measure, unit, phases, (own, refined, fewer), watch)
-        stages.run(stage, inputs if stage == "network" else [], work)
+        stages.run(stage, [*(inputs if stage == "network" else []), *map(asdict, phases)], work)
 
 
 def _train_and_measure(

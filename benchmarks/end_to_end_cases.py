@@ -67,7 +67,7 @@ def read_case(files: CaseFiles, shrink: int = 1) -> VolumeCase:
 
     Raises:
         GridMismatchError: a file is on another grid than the first image; the message has both shapes.
-        InputError: no labels, or intensities that are not finite.
+        InputError: no labels, or an image with values that are not finite.
     """
     if files.labels is None:
         raise InputError(f"case {files.case_id!r}: no labels")
@@ -80,8 +80,6 @@ def read_case(files: CaseFiles, shrink: int = 1) -> VolumeCase:
                 "  Resample one of them, or leave the case out."
             )
     raw = np.stack([np.asarray(volume.data, np.float32) for volume in images])
-    if not np.isfinite(raw).all():
-        raise InputError(f"case {files.case_id!r}: its image has values that are not finite (NaN or infinity)")
     truth, spacing = np.asarray(labels.data, np.int64), tuple(shrink * step for step in first.spacing)
     if shrink > 1:
         raw, truth = _shrunk(raw, truth, shrink)

@@ -58,16 +58,16 @@ class VolumeUNet(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A network, and the CRF behind it where there is one."""
+    """A network, and the CRF behind it where there is one and `refines` is true."""
 
     def __init__(self, network: VolumeUNet, crf: CrfRnn | None = None) -> None:
         super().__init__()
-        self.network, self.crf = network, crf
+        self.network, self.crf, self.refines = network, crf, crf is not None
 
     def forward(self, seen: Tensor, image: Tensor, spacing: Sequence[float]) -> Tensor:
         """Logits (B, L, *grid) of what the network sees and what the CRF sees, both (B, M, *grid)."""
         logits: Tensor = self.network(seen)
-        return logits if self.crf is None else self.crf.refine_normalized(logits, image, spacing)
+        return self.crf.refine_normalized(logits, image, spacing) if self.crf is not None and self.refines else logits
 
 
 def make_crf(num_labels: int, num_modalities: int) -> CrfRnn:

@@ -1,6 +1,7 @@
 """Processor time and memory of a training step with the CRF and without, on a hippocampus and the network of the study.
 
-Usage: end_to_end_steps.py [FOLDER] [--rounds N] [--document FILE]; default: hippocampus of $CRFREFINE_DATA, into docs/reference/end-to-end.md.
+Usage: end_to_end_steps.py [FOLDER] [--rounds N] [--document FILE]
+Default: hippocampus of $CRFREFINE_DATA, and its table into docs/reference/end-to-end.md.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Phase:
         name: for people.
         num_steps: optimizer steps.
         network_rate: largest learning rate of the network; 0: it is frozen.
-        crf_rate: largest learning rates of the CRF, times `STEP_LENGTHS` of train-crf; 0: it is frozen, or there is none.
+        crf_rate: largest learning rates of the CRF, times `STEP_LENGTHS` of train-crf; 0: the loss is that of the network's own logits.
     """
 
     name: str
@@ -129,7 +129,10 @@ def _step(
 ) -> float:
     patch = draw_patch(cases, sides, segmenter.network.strides, generator)
     optimizer.zero_grad(set_to_none=True)
-    loss = loss_of(segmenter(patch.seen[None], patch.image[None], patch.spacing), patch.labels[None])
+    try:
+        loss = loss_of(segmenter(patch.seen[None], patch.image[None], patch.spacing), patch.labels[None])
+    except CrfRefineError as error:  # the layer does not know whose image it has
+        raise InputError(f"case {patch.case_id!r}, {place}: {error}") from error
     if not math.isfinite(loss.item()):
         raise InputError(f"case {patch.case_id!r}: the loss of {place} is {loss.item()}; look at its image, or lower the learning rates")
     loss.backward()
@@ -144,6 +147,7 @@ def _step(
 def _optimizer(segmenter: Segmenter, phase: Phase) -> torch.optim.Optimizer:
     """Freeze and thaw as the phase says; no weight decay on the CRF, whose bandwidths are logarithms."""
     segmenter.network.requires_grad_(phase.network_rate > 0)
+    segmenter.refines = phase.crf_rate > 0
     groups: list[dict[str, Any]] = []
     if phase.network_rate > 0:
         groups.append({"params": list(segmenter.network.parameters()), "lr": phase.network_rate, "weight_decay": 1e-3})

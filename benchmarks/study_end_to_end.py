@@ -127,7 +127,9 @@ def train_all(units: Sequence[Unit], options: argparse.Namespace) -> list[str]:
 
 
 def write_generated_cases(folder: Path, count: int = 6) -> Path:
-    """Write small phantoms, for a taste; return the folder."""
+    """Write small phantoms, for a taste, unless they are there; return the folder."""
+    if (folder / "dataset.json").exists():
+        return folder
     for seed in range(count):
         write_phantom(make_phantom(seed, (28, 24, 12), (1.0, 1.2, 2.5)), folder, f"case{seed}")
     labels = {"background": 0, "shell": 1, "core": 2, "cyst": 3}
