@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from end_to_end_cases import VolumeCase, as_seen, read_case
 from end_to_end_network import INFERENCE_ITERATIONS, TRAINING_ITERATIONS, Segmenter, VolumeUNet, make_crf, predict
-from end_to_end_training import Phase, Watch, train
+from end_to_end_training import Phase, TimeIsUpError, Watch, train
 from numpy.typing import NDArray
 from study_stages import Stages, listing
 
@@ -55,9 +55,9 @@ class Setup:
 
     sides: tuple[int, int, int]
     shrink: int = 1
-    num_steps: int = 500
-    num_further_steps: int = 250
-    num_crf_steps: int = 50
+    num_steps: int = 400
+    num_further_steps: int = 200
+    num_crf_steps: int = 40
     width: int = 8
     rate: float = 4e-3
     further_rate: float = 1e-3
@@ -104,7 +104,16 @@ def run_unit(unit: Unit, watch: Watch) -> None:
     setup, data = unit.setup, unit.seen[0].images[0].parent.parent
     stages = Stages(unit.folder, unit.name)
     names = [case.case_id for case in (*unit.seen, *unit.held_out)]
-    inputs = [setup.sides, setup.shrink, setup.width, unit.seed, len(unit.seen), *names, *listing(data / "images"), *listing(data / "labels")]
+    inputs = [
+        setup.sides,
+        setup.shrink,
+        setup.width,
+        unit.seed,
+        len(unit.seen),
+        *names,
+        *listing(data / "images"),
+        *listing(data / "labels"),
+    ]
     alone = [Phase("network", setup.num_steps, setup.rate)]
     further = [Phase("network trained on", setup.num_further_steps, setup.further_rate)]
     joint, crf_rate = setup.num_joint_steps, setup.crf_rate
@@ -124,6 +133,8 @@ def _train_and_measure(
     unit: Unit, phases: Sequence[Phase], methods: tuple[str, str | None, str | None], watch: Watch, folder: Path
 ) -> None:
     """Train an arm from where the network alone ended, and write its weights, its parameters and its measurements."""
+    if watch.is_over():
+        raise TimeIsUpError("the time is up before this training; the same command goes on with it")
     own, refined, fewer = methods
     cases = [read_case(files, unit.setup.shrink) for files in unit.seen]
     segmenter = _make(unit, cases[0], with_crf=refined is not None)

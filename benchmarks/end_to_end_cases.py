@@ -49,13 +49,24 @@ class VolumeCase:
 
 @dataclass(frozen=True)
 class Patch:
-    """What a training step sees: image (M, *patch) on the scale of INTENSITY, the network's view of it, and labels (*patch)."""
+    """A part of a case: image (M, *patch) on the scale of INTENSITY, the network's view of it, and labels (*patch)."""
 
     case_id: str
     image: Tensor
     seen: Tensor
     labels: Tensor
     spacing: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step sees: patches of one shape, each with its case's name and spacing; (B, M, *patch) and (B, *patch)."""
+
+    case_ids: tuple[str, ...]
+    image: Tensor
+    seen: Tensor
+    labels: Tensor
+    spacing: tuple[tuple[float, ...], ...]
 
 
 def read_case(files: CaseFiles, shrink: int = 1) -> VolumeCase:
@@ -90,6 +101,16 @@ def read_case(files: CaseFiles, shrink: int = 1) -> VolumeCase:
 def as_seen(image: Tensor) -> Tensor:
     """Return what the network sees of a normalized image: from -1 to 1."""
     return image.clamp(0.0, 1.0) * 2.0 - 1.0
+
+
+def draw_batch(
+    cases: Sequence[VolumeCase], count: int, sides: Sequence[int], strides: Sequence[int], generator: np.random.Generator
+) -> Batch:
+    """Draw patches as `draw_patch` does, all as small as the smallest of the cases asks for."""
+    smallest = [min(side, *(case.labels.shape[axis] for case in cases)) for axis, side in enumerate(sides)]
+    patches = [draw_patch(cases, smallest, strides, generator) for _ in range(count)]
+    image, seen, labels = (torch.stack([getattr(patch, name) for patch in patches]) for name in ("image", "seen", "labels"))
+    return Batch(tuple(patch.case_id for patch in patches), image, seen, labels, tuple(patch.spacing for patch in patches))
 
 
 def draw_patch(cases: Sequence[VolumeCase], sides: Sequence[int], strides: Sequence[int], generator: np.random.Generator) -> Patch:

@@ -64,7 +64,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.network, self.crf, self.refines = network, crf, crf is not None
 
-    def forward(self, seen: Tensor, image: Tensor, spacing: Sequence[float]) -> Tensor:
+    def forward(self, seen: Tensor, image: Tensor, spacing: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
         """Logits (B, L, *grid) of what the network sees and what the CRF sees, both (B, M, *grid)."""
         logits: Tensor = self.network(seen)
         return self.crf.refine_normalized(logits, image, spacing) if self.crf is not None and self.refines else logits

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from end_to_end_cases import as_seen, read_case
 from end_to_end_network import TRAINING_ITERATIONS, Segmenter, VolumeUNet, make_crf
-from end_to_end_training import loss_of
+from end_to_end_training import BATCH, loss_of
 from markdown_table import markdown_table
 from report import provenance, write_between_markers
 from study_end_to_end import DEFAULT, DOCUMENT
@@ -35,7 +35,7 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, dict[str, float]], tup
     case = read_case(files)
     network = VolumeUNet(len(case.image), int(case.labels.max()) + 1, 8, (True,) * 3).to(memory_format=torch.channels_last_3d)
     box = tuple(slice(0, n // stride * stride) for n, stride in zip(case.labels.shape, network.strides, strict=True))
-    image, labels = torch.from_numpy(case.image[:, *box].copy())[None], torch.from_numpy(case.labels[box].copy())[None]
+    image, labels = torch.from_numpy(np.stack([case.image[:, *box]] * BATCH)), torch.from_numpy(np.stack([case.labels[box]] * BATCH))
     crfs = [make_crf(int(case.labels.max()) + 1, len(case.image)) for _ in range(2)]
     crfs[0].freeze("theta")
     kinds = {WITHOUT: Segmenter(network), FROZEN: Segmenter(network, crfs[0]), ALL: Segmenter(network, crfs[1])}
@@ -56,7 +56,13 @@ def table(figures: dict[str, dict[str, float]], shape: tuple[int, ...], head: di
     for kind, found in figures.items():
         ratios = [f"{found[key] / alone[key]:.2f}×" for key in ("seconds", "peak_mib")]
         rows.append([kind, f"{found['seconds']:.3f} s", ratios[0], f"{found['peak_mib']:.0f} MiB", ratios[1]])
-    header = [f"{' × '.join(map(str, shape))} voxels, {TRAINING_ITERATIONS} mean-field steps", "processor time", "", "peak memory", ""]
+    header = [
+        f"{BATCH} × {' × '.join(map(str, shape))} voxels, {TRAINING_ITERATIONS} mean-field steps",
+        "processor time",
+        "",
+        "peak memory",
+        "",
+    ]
     return markdown_table(header, rows) + "\n" + provenance({"environment": head})
 
 

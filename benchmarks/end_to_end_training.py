@@ -1,4 +1,4 @@
-"""The training of a network, a CRF behind it, or both: in phases, one patch per step, with a checkpoint to go on from."""
+"""The training of a network, a CRF behind it, or both: in phases, with a checkpoint to go on from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from end_to_end_cases import VolumeCase, draw_patch
+from end_to_end_cases import VolumeCase, draw_batch
 from end_to_end_network import Segmenter
 from torch import Tensor, nn
 
@@ -20,6 +20,9 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.train.starts import STEP_LENGTHS
 
+BATCH = 2
+"""Patches per step. On one thread, PyTorch computes small 3-D convolutions of a single item by a method that takes several times as
+long."""
 _CHECKPOINT_EVERY = 25
 _LARGEST_NORM = 5.0
 """Of the network's gradient: a longer one is cut to it."""
@@ -127,19 +130,20 @@ def _step(
     optimizer: torch.optim.Optimizer,
     place: str,
 ) -> float:
-    patch = draw_patch(cases, sides, segmenter.network.strides, generator)
+    batch = draw_batch(cases, BATCH, sides, segmenter.network.strides, generator)
+    names = f"case {' or '.join(map(repr, dict.fromkeys(batch.case_ids)))}"
     optimizer.zero_grad(set_to_none=True)
     try:
-        loss = loss_of(segmenter(patch.seen[None], patch.image[None], patch.spacing), patch.labels[None])
+        loss = loss_of(segmenter(batch.seen, batch.image, batch.spacing), batch.labels)
     except CrfRefineError as error:  # the layer does not know whose image it has
-        raise InputError(f"case {patch.case_id!r}, {place}: {error}") from error
+        raise InputError(f"{names}, {place}: {error}") from error
     if not math.isfinite(loss.item()):
-        raise InputError(f"case {patch.case_id!r}: the loss of {place} is {loss.item()}; look at its image, or lower the learning rates")
+        raise InputError(f"{names}: the loss of {place} is {loss.item()}; look at the image, or lower the learning rates")
     loss.backward()
     norm = nn.utils.clip_grad_norm_(segmenter.network.parameters(), _LARGEST_NORM)
     crf = [] if segmenter.crf is None else [one.grad for one in segmenter.crf.parameters() if one.grad is not None]
     if not math.isfinite(float(norm)) or not all(torch.isfinite(grad).all() for grad in crf):
-        raise InputError(f"case {patch.case_id!r}: the gradient of {place} is not finite; look at its image, or lower the learning rates")
+        raise InputError(f"{names}: the gradient of {place} is not finite; look at the image, or lower the learning rates")
     optimizer.step()
     return loss.item()
 

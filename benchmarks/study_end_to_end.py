@@ -99,8 +99,9 @@ def make_units(folder: Path, options: argparse.Namespace, output: Path) -> list[
 
 
 def train_unit(unit: Unit, deadline: float) -> None:
-    """Train and measure what a process is given."""
-    run_unit(unit, Watch(lambda text: say(f"{unit.name}: {text}"), lambda: time.time() > deadline))
+    """Train and measure what a process is given, until the time is up or the command that started the process is gone."""
+    parent = os.getppid()
+    run_unit(unit, Watch(lambda text: say(f"{unit.name}: {text}"), lambda: time.time() > deadline or os.getppid() != parent))
     head = json.dumps(environment.describe("torch"), indent=1)
     with atomic_file(unit.folder / ENVIRONMENT) as stream:
         stream.write(head.encode())
