@@ -44,7 +44,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleTy
 def taste(tmp_path_factory) -> Path:
     """The output of a quick study of one fold."""
     output = tmp_path_factory.mktemp("taste")
-    done = run_script("study_end_to_end.py", "--quick", "--folds", 1, "--workers", 1, "-o", output)
+    page = shutil.copy(BENCHMARKS.parent / "docs" / "reference" / "end-to-end.md", output)
+    done = run_script("study_end_to_end.py", "--quick", "--folds", 1, "--workers", 1, "-o", output, "--document", page)
     assert done.returncode == 0, done.stderr
     return output
 
@@ -68,6 +69,9 @@ def test_a_taste_gives_all_tables_and_repeats_nothing(taste):
     text = (taste / "results.md").read_text()
     for expected in ("end to end against network trained on", "theta_alpha, mm", "paper: PROMISE12", "the network's own logits"):
         assert expected in text
+    page = (taste / "end-to-end.md").read_text()
+    for marker in ("summary", "dice", "networks", "learned", "paper", "cost"):
+        assert "generated, 2 training cases" in page.partition(f"<!-- {marker}:begin -->")[2].partition(f"<!-- {marker}:end -->")[0]
     trained = CrfParameters.load(fold / "end_to_end" / "params.toml")
     assert trained.mean_field.num_iterations == 5
     assert trained.bilateral[0].theta_beta != CrfParameters().bilateral[0].theta_beta
