@@ -44,8 +44,8 @@ class Setup:
         sides: of a patch, in voxels.
         shrink: voxels of the file along each side of a voxel here.
         num_steps: of the network alone, to begin with.
-        num_further_steps: of each arm after that.
-        num_crf_steps: those of the further steps in which the network is frozen: the first ones end to end, the last ones at the end.
+        num_further_steps: after that, of the network trained on, and of the CRF in the other arms.
+        num_crf_steps: those of them, the first ones, in which the network is frozen while it learns end to end.
         width: channels of the network's finest level.
         rate: largest learning rate of the network alone.
         further_rate: of the network in the further steps.
@@ -66,7 +66,7 @@ class Setup:
 
     @property
     def num_joint_steps(self) -> int:
-        """Further steps in which the network learns."""
+        """Further steps in which the network learns, with the CRF or before it is added."""
         return self.num_further_steps - self.num_crf_steps
 
 
@@ -118,7 +118,8 @@ def run_unit(unit: Unit, watch: Watch) -> None:
     further = [Phase("network trained on", setup.num_further_steps, setup.further_rate)]
     joint, crf_rate = setup.num_joint_steps, setup.crf_rate
     end_to_end = [Phase("CRF", setup.num_crf_steps, 0.0, crf_rate), Phase("both", joint, setup.further_rate, setup.joint_crf_rate)]
-    added = [Phase("network", joint, setup.further_rate), Phase("CRF", setup.num_crf_steps, 0.0, crf_rate)]
+    # As many steps of the network, and as many of the CRF, as end to end: one after the other, in about the same time.
+    added = [Phase("network", joint, setup.further_rate), Phase("CRF", setup.num_further_steps, 0.0, crf_rate)]
     for stage, phases, own, refined, fewer in (
         ("network", alone, NETWORK, None, None),
         ("longer", further, LONGER, None, None),
