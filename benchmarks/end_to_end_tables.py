@@ -69,9 +69,14 @@ def _sentences(results: Sequence[Results]) -> str:
         parts = []
         for method, baseline, comparison, p in _tests(one):
             change = points(comparison.mean_difference)
-            if p < LEVEL and comparison.mean_difference * comparison.effect_size > 0:
-                word = "better" if comparison.mean_difference > 0 else "worse"
+            low, high = comparison.interval
+            if p < LEVEL and (low > 0 or high < 0):
+                word = "better" if low > 0 else "worse"
                 parts.append(f"{method} is {word} than {baseline} ({change} points of Dice, p {format_p(p)})")
+            elif p < LEVEL:  # the test uses ranks: many small gains and a few large losses
+                more = "more" if comparison.wins > comparison.losses else "fewer"
+                sentence = f"{method} is better than {baseline} in {more} cases than worse, but their mean may not differ"
+                parts.append(f"{sentence} ({change}, p {format_p(p)})")
             else:
                 parts.append(f"{method} and {baseline} do not differ significantly ({change}, p {format_p(p)})")
         folds = "" if len(one.folds) == 5 else f", fold{'s' if len(one.folds) > 1 else ''} {', '.join(map(str, one.folds))} alone"

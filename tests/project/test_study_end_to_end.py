@@ -272,3 +272,17 @@ def test_the_sentence_says_what_the_tests_say(script, gain, word):
     assert "folds 1, 2 alone" in sections["summary"]
     assert "| 2 to 4 | 1.5 |" in sections["learned"]
     assert math.isclose(float(sections["cost"].splitlines()[2].split("|")[2]), 1.0)
+
+
+def test_a_test_by_ranks_that_the_mean_does_not_share_is_said(script):
+    """Thirteen small gains and one large loss: p is below 0.05, and the interval of the mean includes 0."""
+    base = synthetic_results(script, 0.0)
+    lines = [line for line in base.table if line.case == "case0"]
+    gains = {f"case{number}": -0.2 if number == 13 else 0.01 + 0.001 * number for number in range(14)}
+    found = [
+        replace(line, case=case, value=line.value + gain * (line.method == "end to end" and line.metric == "dice"))
+        for case, gain in gains.items()
+        for line in lines
+    ]
+    sections = script("end_to_end_tables").make_sections([replace(base, table=ResultTable(found))])
+    assert "end to end is better than network trained on in more cases than worse, but their mean may not differ" in sections["summary"]
