@@ -20,7 +20,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo browser test test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study format clean
+.PHONY: help setup wheel-for demo browser test test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/reference/accuracy.md and its plot'
 	@echo 'make study     train, infer and evaluate on the four data sets of CRFREFINE_DATA (for the one without logits, train a network first), rewrite the tables'
 	@echo '               of docs/reference/results.md (STUDY_ARGS="--quick" for a taste, or another folder)'
+	@echo 'make study-end-to-end  train a network with the CRF and without, rewrite the tables of docs/reference/end-to-end.md'
+	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
 	@echo 'make clean     remove everything that the other targets made'
 
@@ -128,6 +130,9 @@ accuracy: $(VENV)/train.stamp
 
 study: setup $(VENV)/train.stamp
 	$(BIN)/python benchmarks/study.py $(STUDY_ARGS)
+
+study-end-to-end: $(VENV)/train.stamp
+	$(BIN)/python benchmarks/study_end_to_end.py $(STUDY_ARGS)
 
 clean:
 	rm -rf $(VENV) $(NNUNET_VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

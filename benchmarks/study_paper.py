@@ -26,7 +26,7 @@ def paper_table(studies: Sequence[Findings]) -> str:
     rows = []
     for setup, region, count, before, after in PAPER:
         change = points(after[0] - before[0])
-        rows.append(["paper: " + setup, region, str(count), _spread(*before), _spread(*after), change, "not significant", "–", "–"])
+        rows.append(["paper: " + setup, region, str(count), spread(*before), spread(*after), change, "not significant", "–", "–"])
     for findings in studies:
         rows += _rows_like_the_paper(findings)
     header = ["", "region", "cases", "Dice before", "Dice after", "change, points", "paired t-test, p", "Wilcoxon, p"]
@@ -48,7 +48,7 @@ def _rows_like_the_paper(findings: Findings) -> list[list[str]]:
         cells = [findings.title(region), str(len(before))]
         if len(before) > 1:
             t_test = float(stats.ttest_rel(after, before).pvalue) if np.ptp(after - before) > 0 else math.nan
-            cells += [_spread(float(values.mean()), float(values.std(ddof=1))) for values in (before, after)]
+            cells += [spread(float(values.mean()), float(values.std(ddof=1))) for values in (before, after)]
             cells += [points(float((after - before).mean())), format_p(t_test) or "–"]
             cells += [format_p(wilcoxon[region]), format_p(adjusted[region])]
         else:
@@ -57,5 +57,5 @@ def _rows_like_the_paper(findings: Findings) -> list[list[str]]:
     return rows
 
 
-def _spread(mean: float, deviation: float) -> str:
+def spread(mean: float, deviation: float) -> str:
     return f"{mean:.3f} ± {deviation:.3f}"

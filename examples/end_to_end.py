@@ -1,38 +1,60 @@
-"""Train a small 3-D U-Net with the dense CRF behind it, end to end, on volumes that are generated here. One minute on two cores.
+"""Train a small 3-D U-Net with the dense CRF as its last layer, end to end, on volumes that are generated here. One minute on two cores.
 
     pip install '.[train]'
-    python examples/end_to_end.py [--cases 6] [--epochs 12] [--output trained.toml]
+    python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast] [--checkpoint training.pt] [--output trained.toml]
 
-Phase 1 trains the network alone, phase 2 the CRF behind the frozen network, phase 3 both together. What the CRF learned is saved as a
-parameter file, so that `crfrefine infer -c trained.toml` refines the network's logits later, without PyTorch.
+The recipe, to copy from: train the network; freeze it and train the CRF behind it with a larger learning rate; thaw it and train both with
+a smaller one. Five mean-field steps in training, up to ten afterwards. What the CRF learned is saved as a parameter file, so that
+`crfrefine infer -c trained.toml` refines the network's logits later, without PyTorch.
 
-Any network that returns logits (B, L, *grid) can take the U-Net's place; with MONAI:
-
-    from monai.networks.nets import UNet
-
-    network = UNet(spatial_dims=3, in_channels=2, out_channels=3, channels=(16, 32, 64), strides=(2, 2), num_res_units=2)
-
-and the volumes of `make_case` are then the batches of a `monai.data.DataLoader`, whose `batch["image"]` goes to the network and to the CRF.
-Give the CRF the spacing of the grid that the network works on, e.g. that of `Spacingd(pixdim=SPACING)`.
+Any network that returns logits (B, L, *grid) can take the U-Net's place, and any iterable of batches that of the list of volumes:
+`end_to_end_monai.py` does it with MONAI.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crfrefine import CrfParameters, CrfRnn
+from crfrefine import CrfParameters, CrfRnn, refine
 
 SPACING = (1.0, 1.0, 1.6)  # mm
 GRID = (40, 44, 28)
-NUM_LABELS = 3
-NUM_MODALITIES = 2
+NUM_LABELS, NUM_MODALITIES = 3, 2
+TRAINING_ITERATIONS, INFERENCE_ITERATIONS = 5, 10
+START = CrfParameters().replace(
+    **{"bilateral.weight": 2.0, "bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.2, "mean_field.num_iterations": TRAINING_ITERATIONS}
+)
+
+Batch = dict[str, Any]
+"""image (B, M, *grid), label (B, 1, *grid) and the name of each volume."""
 
 
-def make_case(seed: int) -> tuple[Tensor, Tensor]:
-    """An image (2, *GRID) with noise, and its labels *GRID: background, a body, and a smaller one inside it."""
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: learning rates of network and CRF; 0 freezes one, and without a CRF rate there is no CRF."""
+
+    name: str
+    network_rate: float
+    crf_rate: float
+
+
+PHASES = (
+    Phase("the network alone", 3e-3, 0.0),
+    Phase("the CRF behind the frozen network", 0.0, 3e-2),
+    Phase("both, end to end", 1e-3, 1e-2),
+)
+
+
+def make_volume(seed: int) -> Batch:
+    """An image (1, 2, *GRID) with noise, and its labels (1, 1, *GRID): background, a body, and a smaller one inside it."""
     generator = torch.Generator().manual_seed(seed)
     axes = [(torch.arange(n) - (n - 1) / 2) * step for n, step in zip(GRID, SPACING, strict=True)]
     position = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -43,7 +65,7 @@ def make_case(seed: int) -> tuple[Tensor, Tensor]:
     labels = (distance < 1.0).long() + (distance < 0.5).long()
     contrast = torch.tensor([[0.2, 0.55, 0.8], [0.5, 0.2, 0.35]])
     image = contrast[:, labels] + 0.08 * torch.randn((NUM_MODALITIES, *GRID), generator=generator)
-    return 1000.0 * image, labels
+    return {"image": 1000.0 * image[None], "label": labels[None, None], "name": [f"volume {seed}"]}
 
 
 class Block(nn.Sequential):
@@ -77,86 +99,139 @@ class SmallUNet(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Network and CRF; the CRF takes the raw image and normalizes it itself."""
+    """A network with the CRF as its last layer; the CRF takes the raw image and normalizes it itself."""
 
-    def __init__(self, crf: CrfRnn | None) -> None:
+    def __init__(self, network: nn.Module, crf: CrfRnn) -> None:
         super().__init__()
-        self.network = SmallUNet()
-        self.crf = crf
+        self.network, self.crf = network, crf
+        self.refines = False
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, L, *grid) of a raw image (B, M, *grid)."""
+    def forward(self, image: Tensor, spacing: Sequence[float]) -> Tensor:
+        """Logits (B, L, *grid) of a raw image (B, M, *grid), in float32."""
         logits: Tensor = self.network(image)
-        return logits if self.crf is None else self.crf(logits, image, SPACING)
+        return (self.crf(logits, image, spacing) if self.refines else logits).float()
 
 
-def dice(logits: Tensor, labels: Tensor) -> Tensor:
+def check_batch(batch: Batch) -> None:
+    """Raise ValueError, naming the volumes, if images and labels are on different grids or an image holds NaN or infinity."""
+    image, labels, names = batch["image"], batch["label"], ", ".join(batch["name"])
+    if image.shape[2:] != labels.shape[2:]:
+        found = f"the image is {tuple(image.shape[2:])}, the labels are {tuple(labels.shape[2:])}"
+        raise ValueError(f"{names}: image and labels are on different grids: {found}; resample one of them")
+    if not image.isfinite().all():
+        raise ValueError(f"{names}: the image holds values that are not finite (NaN or infinity); repair it, or leave the case out")
+
+
+def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
+    """Freeze or thaw network and CRF, and return the phase's optimizer. No weight decay on the CRF: its bandwidths are logarithms."""
+    model.refines = phase.crf_rate > 0
+    model.network.requires_grad_(phase.network_rate > 0)
+    model.network.train(phase.network_rate > 0)  # a frozen network must not go on collecting statistics, nor drop out
+    model.crf.requires_grad_(phase.crf_rate > 0)
+    groups = [
+        {"params": model.network.parameters(), "lr": phase.network_rate, "weight_decay": 1e-3},
+        {"params": model.crf.parameters(), "lr": phase.crf_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["lr"] > 0])
+
+
+def train_epoch(
+    model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float], optimizer: torch.optim.Optimizer, *, autocast: bool
+) -> float:
+    """Take a step per batch and return the mean loss; stop, naming the volumes, if a step is not finite, before it changes anything.
+
+    The CRF computes in float32 under autocast, too. With float16 in place of bfloat16 the network needs a `torch.amp.GradScaler`.
+    """
+    losses = []
+    for batch in batches:
+        check_batch(batch)
+        image, labels = batch["image"], batch["label"][:, 0].long()
+        optimizer.zero_grad()
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
+            logits = model(image, spacing)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if loss.isfinite():
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            names, found = ", ".join(batch["name"]), f"its loss is {loss.item()}, the norm of the gradient {norm.item()}"
+            raise FloatingPointError(f"{names}: {found}; go on from the checkpoint with smaller learning rates")
+        optimizer.step()
+        losses.append(loss.item())
+    return math.fsum(losses) / len(losses)
+
+
+def train(
+    model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float], epochs: int, checkpoint: Path | None, *, autocast: bool = False
+) -> None:
+    """Train in PHASES of some epochs each; a checkpoint is written after each epoch, and training goes on from it."""
+    saved = torch.load(checkpoint, weights_only=True) if checkpoint is not None and checkpoint.exists() else None
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+    first, done = (saved["phase"], saved["epoch"]) if saved is not None else (0, 0)
+    for number, phase in enumerate(PHASES[first:], start=first):
+        print(f"{number + 1}. {phase.name}")
+        optimizer = prepare(model, phase)
+        if saved is not None and number == first:
+            optimizer.load_state_dict(saved["optimizer"])
+        for epoch in range(done if number == first else 0, epochs):
+            loss = train_epoch(model, batches, spacing, optimizer, autocast=autocast)
+            if epoch % 4 == 3 or epoch == epochs - 1:
+                print(f"  epoch {epoch + 1:3d}: loss {loss:.4f}", flush=True)
+            if checkpoint is not None:
+                new = checkpoint.with_suffix(".new")
+                torch.save({"phase": number, "epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, new)
+                new.replace(checkpoint)  # a checkpoint is whole, or it is the one before
+
+
+def learned_parameters(model: Segmenter) -> CrfParameters:
+    """What `crfrefine infer` needs of the CRF; it may take more steps than training did, and ends as soon as nothing changes."""
+    return model.crf.to_parameters().replace(
+        **{"mean_field.num_iterations": INFERENCE_ITERATIONS, "mean_field.tolerance": CrfParameters().mean_field.tolerance}
+    )
+
+
+def dice(found: Tensor, labels: Tensor) -> Tensor:
     """Dice of each foreground label."""
-    found = logits.argmax(1)
     overlaps = [((found == k) & (labels == k)).sum() for k in range(1, NUM_LABELS)]
     sizes = [(found == k).sum() + (labels == k).sum() for k in range(1, NUM_LABELS)]
     return torch.stack([2.0 * overlap / size.clamp(min=1) for overlap, size in zip(overlaps, sizes, strict=True)])
 
 
-def train(model: Segmenter, cases: list[tuple[Tensor, Tensor]], epochs: int, rate: float) -> None:
-    """Adam on everything that requires a gradient; larger steps for the few numbers of the CRF."""
-    groups = [{"params": model.network.parameters(), "lr": rate}]
-    if model.crf is not None:
-        groups.append({"params": model.crf.parameters(), "lr": 10.0 * rate})
-    optimizer = torch.optim.Adam(groups)
-    for epoch in range(epochs):
-        losses = []
-        for image, labels in cases:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(image[None]), labels[None])
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        if epoch % 4 == 3 or epoch == epochs - 1:
-            print(f"  epoch {epoch + 1:3d}: loss {sum(losses) / len(losses):.4f}")
-
-
-def evaluate(model: Segmenter, cases: list[tuple[Tensor, Tensor]]) -> str:
-    """Mean Dice of each foreground label, as text."""
+@torch.inference_mode()
+def evaluate(model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float]) -> dict[str, list[float]]:
+    """Mean Dice of each foreground label: of the network, and of what `infer` makes of its logits."""
     model.eval()
-    with torch.no_grad():
-        scores = torch.stack([dice(model(image[None]), labels[None]) for image, labels in cases]).mean(0)
-    model.train()
-    return "Dice " + ", ".join(f"label {label}: {score:.3f}" for label, score in enumerate(scores.tolist(), start=1))
+    parameters = learned_parameters(model)
+    alone, refined = [], []
+    for batch in batches:
+        for image, labels, logits in zip(batch["image"], batch["label"][:, 0], model.network(batch["image"]), strict=True):
+            alone.append(dice(logits.argmax(0), labels))
+            result = refine(logits.float().numpy(), image.numpy(), spacing=tuple(spacing), parameters=parameters)
+            refined.append(dice(torch.from_numpy(result.label_map.astype("int64")), labels))
+    return {"the network's own logits": torch.stack(alone).mean(0).tolist(), "refined": torch.stack(refined).mean(0).tolist()}
 
 
-def main() -> None:
-    """Run the three phases."""
-    parser = argparse.ArgumentParser(description="Train a small 3-D U-Net and the dense CRF behind it on generated volumes.")
+def main(arguments: Sequence[str] | None = None) -> Segmenter:
+    """Train, say what came of it, and save what the CRF learned; return the model."""
+    parser = argparse.ArgumentParser(description="Train a small 3-D U-Net with the dense CRF as its last layer on generated volumes.")
     parser.add_argument("--cases", type=int, default=6, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each phase")
-    parser.add_argument("--output", default=None, help="parameter file to write")
-    options = parser.parse_args()
+    parser.add_argument("--autocast", action="store_true", help="mixed precision: the network computes in bfloat16")
+    parser.add_argument("--checkpoint", type=Path, help="written after each epoch; the same command goes on from it")
+    parser.add_argument("--output", type=Path, help="parameter file to write")
+    options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    cases = [make_case(seed) for seed in range(options.cases)]
-    held_out = [make_case(1000 + seed) for seed in range(3)]
-
-    model = Segmenter(crf=None)
-    print("1. the network alone")
-    train(model, cases, options.epochs, rate=3e-3)
-    print(" ", evaluate(model, held_out))
-
-    print("2. the CRF behind the frozen network")
-    start = CrfParameters().replace(**{"bilateral.weight": 2.0, "bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.2})
-    model.crf = CrfRnn(NUM_LABELS, NUM_MODALITIES, 3, start, spatial=True)
-    model.network.requires_grad_(False)
-    train(model, cases, options.epochs, rate=3e-3)
-    print(" ", evaluate(model, held_out))
-
-    print("3. both, end to end")
-    model.network.requires_grad_(True)
-    train(model, cases, options.epochs, rate=1e-3)
-    print(" ", evaluate(model, held_out))
-
-    learned = model.crf.to_parameters()
+    volumes = [make_volume(seed) for seed in range(options.cases)]
+    model = Segmenter(SmallUNet(), CrfRnn(NUM_LABELS, NUM_MODALITIES, 3, START, spatial=True))
+    train(model, volumes, SPACING, options.epochs, options.checkpoint, autocast=options.autocast)
+    for name, scores in evaluate(model, [make_volume(1000 + seed) for seed in range(3)], SPACING).items():
+        print(f"{name}: Dice " + ", ".join(f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)))
+    learned = learned_parameters(model)
     print(learned.to_toml())
-    if options.output:
+    if options.output is not None:
         learned.save(options.output, comment="Trained end to end on generated volumes.")
+    return model
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def read_summary(path: Path) -> list[RecordedRun]:
         raise NotASummaryError(str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         is_damaged = not isinstance(error, _OtherContentError)
-        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {shorten(error, MOST_OF_A_REASON)}", is_damaged=is_damaged) from None
+        reason = shorten(error, MOST_OF_A_REASON)
+        raise NotASummaryError(f"{path}: expected the summary of an earlier `infer`: {reason}", is_damaged=is_damaged) from None
 
 
 def unfinished_line(content: bytes) -> int:
