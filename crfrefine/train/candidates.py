@@ -6,7 +6,7 @@ A candidate has a kind, which is the same in all trainings of a run, so that the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import VolumeParameters
+from crfrefine.train.between import part_way
 from crfrefine.train.rounding import rounded
 
 if TYPE_CHECKING:
@@ -134,41 +135,6 @@ def _named(volume: VolumeParameters) -> str:
 def is_part_way(kind: str) -> bool:
     """Return whether a kind is between the untrained and the trained model."""
     return "of the way" in kind
-
-
-def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> CrfParameters:
-    """Return a model a share of the way from an untrained to a trained one.
-
-    Bandwidths and temperature are in between by their logarithms, weights and biases by themselves. Both models have one appearance
-    kernel, and no other kernel or penalty that is learned.
-    """
-
-    def plainly(one: float, other: float) -> float:
-        return one + share * (other - one)
-
-    def by_logarithm(one: float, other: float) -> float:
-        return float(one ** (1.0 - share) * other**share)
-
-    first, last = untrained.bilateral[0], trained.bilateral[0]
-    kernel = replace(
-        last,
-        weight=_between(first.weight, last.weight, plainly),
-        theta_alpha=_between(first.theta_alpha, last.theta_alpha, by_logarithm),
-        theta_beta=_between(first.theta_beta, last.theta_beta, by_logarithm),
-    )
-    begin, end = untrained.mean_field, trained.mean_field
-    temperature, bias = by_logarithm(begin.temperature, end.temperature), _between(begin.bias, end.bias, plainly)
-    return rounded(replace(trained, bilateral=(kernel,), mean_field=replace(end, temperature=temperature, bias=bias)))
-
-
-def _between(
-    first: float | tuple[float, ...], last: float | tuple[float, ...], mean: Callable[[float, float], float]
-) -> float | tuple[float, ...]:
-    """Return what is between two values, either of which may be one for all entries."""
-    count = max((len(value) for value in (first, last) if isinstance(value, tuple)), default=0)
-    ones, others = (value if isinstance(value, tuple) else (value,) * max(count, 1) for value in (first, last))
-    means = tuple(mean(one, other) for one, other in zip(ones, others, strict=True))
-    return means if count else means[0]
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:

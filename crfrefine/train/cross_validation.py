@@ -8,6 +8,8 @@ from functools import partial
 
 import numpy as np
 
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.between import mean_of
 from crfrefine.train.calibration import calibrate, starts_calibrated, with_calibrated
 from crfrefine.train.candidates import CALIBRATION, CRF, FEWEST_CASES, NO_RIVALS, UNTRAINED, Candidate, choose, pooled
 from crfrefine.train.fit_result import FitResult, no_crf, taken
@@ -57,7 +59,7 @@ def _run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Star
 
 
 def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FitResult:
-    """Train on the cases of a fold; with few cases, each half first decides about the training on the other half."""
+    """Train on the cases of a fold; with few cases, each half decides about the training on the other half, and their mean is taken."""
     split, journal, material = plan.folds[number], session.journal, prepared.material
 
     def train_on(cases: Split, schedule: Schedule, chosen: Candidate | None = None) -> FitResult:
@@ -97,10 +99,22 @@ def _fit(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], s
         assert calibrated is not None
         alone = replace(chosen, parameters=calibrated)
         return replace(taken(alone, network_mean, stopped_by_time=is_stopped, candidates=found), trained=trained)
+    mean, of_trained = _mean_model(halves, chosen.kind), _mean_model(halves, CRF)
+    if mean is not None:
+        histories = {f"half {place}: {name}": history for place, half in enumerate(halves, 1) for name, history in half.histories.items()}
+        session.progress.training_finished(plan.schedule.num_optimizer_steps)
+        result = taken(replace(chosen, parameters=mean), network_mean, histories, stopped_by_time=is_stopped, candidates=found)
+        return replace(result, trained=of_trained or mean)
     steps = [one.optimizer_step for half in halves for one in half.candidates if one.kind == chosen.kind]
     fit = train_on(split, Schedule(max(1, round(float(np.mean(steps)))), rungs=()), chosen)
     histories = {**{f"half: {name}": history for half in halves for name, history in half.histories.items()}, **fit.histories}
     return replace(fit, histories=histories, stopped_by_time=fit.stopped_by_time or is_stopped, candidates=tuple(found))
+
+
+def _mean_model(halves: Sequence[FitResult], kind: str) -> CrfParameters | None:
+    """Return the mean of the models of a kind that were trained on two halves; None if they have none."""
+    models = [one.parameters for half in halves for one in half.candidates if one.kind == kind]
+    return mean_of(*models) if len(models) == len(halves) == 2 else None
 
 
 def _measure(split: Split, plan: Plan, prepared: Prepared, tuned: Tuned, session: Session) -> dict[str, MethodValues]:

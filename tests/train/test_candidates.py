@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from crfrefine.demo.phantom import write_phantom  # noqa: E402
 from crfrefine.execution.threads import Workers  # noqa: E402
 from crfrefine.parameters.model import CrfParameters  # noqa: E402
 from crfrefine.parameters.sections import VolumeParameters  # noqa: E402
+from crfrefine.train.between import mean_of, part_way  # noqa: E402
 from crfrefine.train.candidates import (  # noqa: E402
     CALIBRATION,
     CRF,
@@ -26,7 +28,6 @@ from crfrefine.train.candidates import (  # noqa: E402
     Candidate,
     Rivals,
     choose,
-    part_way,
     pooled,
     variants,
 )
@@ -40,6 +41,7 @@ from crfrefine.train.options import TrainingOptions  # noqa: E402
 from crfrefine.train.plan import make_plan  # noqa: E402
 from crfrefine.train.run import run_training  # noqa: E402
 from crfrefine.train.schedule import Schedule  # noqa: E402
+from crfrefine.train.training import train  # noqa: E402
 
 CPU_DEVICE = TrainingDevice()
 
@@ -187,7 +189,8 @@ def test_what_is_chosen_already_is_the_only_candidate() -> None:
 
 
 def options(root: Path, **changes: object) -> TrainingOptions:
-    return TrainingOptions(locate_folders(root / "data"), root / "params.toml", num_folds=2, num_optimizer_steps=1, threads=2, **changes)  # type: ignore[arg-type]
+    settings = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2, **changes}
+    return TrainingOptions(locate_folders(root / "data"), root / "params.toml", **settings)  # type: ignore[arg-type]
 
 
 def test_volume_terms_are_tried_where_the_engine_has_them(tmp_path: Path) -> None:
@@ -207,14 +210,61 @@ def test_volume_terms_are_tried_where_the_engine_has_them(tmp_path: Path) -> Non
     assert make_plan(options(tmp_path, learn=("volume",)), CPU_DEVICE).learn == ("volume",)
 
 
-def test_a_run_takes_the_kind_that_all_its_cases_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured."""
+def quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six phantoms, and one start that suits them."""
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 2)
     monkeypatch.setattr("crfrefine.train.starts.THETA_ALPHA_VOXELS", (2.0,))
     monkeypatch.setattr("crfrefine.train.starts.THETA_BETAS", (0.15,))
     monkeypatch.setattr("crfrefine.train.starts.WEIGHTS", (8.0,))
     for seed in range(6):
         write_phantom(phantom(seed), tmp_path / "data", f"case{seed}")
+
+
+def test_the_mean_of_two_models() -> None:
+    """Bandwidths and temperature by their logarithms; models that differ in anything else have none."""
+    first = start(4.0).parameters.replace(
+        **{"bilateral.weight": (2.0, 4.0), "bilateral.theta_alpha": 3.0, "mean_field.temperature": 0.5, "mean_field.bias": (0.25, -0.25)}
+    )
+    last = first.replace(
+        **{"bilateral.weight": (4.0, 5.0), "bilateral.theta_alpha": 12.0, "mean_field.temperature": 2.0, "mean_field.bias": 0.0}
+    )
+    mean = mean_of(first, last)
+    assert mean is not None
+    assert mean.bilateral[0].weight == (3.0, 4.5)
+    assert mean.bilateral[0].theta_alpha == pytest.approx(6.0)
+    assert mean.mean_field.temperature == pytest.approx(1.0)
+    assert mean.mean_field.bias == (0.125, -0.125)
+    assert mean_of(first, first) == first
+    for change in ({"spatial.weight": 2.0}, {"volume.weight": 0.5}, {"mean_field.num_iterations": 3}):
+        assert mean_of(first, last.replace(**change)) is None
+    assert mean_of(first, last.replace(bilateral=last.bilateral * 2)) is None
+
+
+def test_the_mean_of_two_halves_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was measured on cases that it had not seen; a training on both would be measured on none."""
+    quick_start(tmp_path, monkeypatch)
+    halves: list[FitResult] = []
+
+    def kept(*arguments: Any) -> FitResult:
+        halves.append(train(*arguments))
+        return halves[-1]
+
+    monkeypatch.setattr("crfrefine.train.cross_validation.train", kept)
+    result = run_training(options(tmp_path, num_optimizer_steps=4))
+    assert len(halves) == 2 * len(result.folds)
+    for number, fold in enumerate(result.folds):
+        fit = fold.tuned.fit
+        assert fit.kind not in (CALIBRATION, UNTRAINED, "no CRF")
+        first, last = (next(one for one in half.candidates if one.kind == fit.kind) for half in halves[2 * number : 2 * number + 2])
+        assert first.parameters != last.parameters
+        assert fit.parameters.replace(**{"mean_field.output_temperature": 1.0}) == mean_of(first.parameters, last.parameters)
+        assert fit.gains == (*first.gains, *last.gains)
+        assert {name.split(":")[0] for name in fit.histories} == {"half 1", "half 2"}
+
+
+def test_a_run_takes_the_kind_that_all_its_cases_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured."""
+    quick_start(tmp_path, monkeypatch)
 
     def by_kind(found: list[Candidate]) -> Candidate:
         return next(one for one in found if one.kind == f"{ONE_WEIGHT}, volume 0.75 largest")

@@ -1,0 +1,52 @@
+"""Models between two others: part of the way from one to the other, and the mean of two that were trained on other cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.train.rounding import rounded
+
+
+def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> CrfParameters:
+    """Return a model a share of the way from an untrained to a trained one.
+
+    Bandwidths and temperature are in between by their logarithms, weights and biases by themselves. Both models have one appearance
+    kernel; whatever else they have is the trained one's.
+    """
+
+    def plainly(one: float, other: float) -> float:
+        return one + share * (other - one)
+
+    def by_logarithm(one: float, other: float) -> float:
+        return float(one ** (1.0 - share) * other**share)
+
+    first, last = untrained.bilateral[0], trained.bilateral[0]
+    kernel = replace(
+        last,
+        weight=_between(first.weight, last.weight, plainly),
+        theta_alpha=_between(first.theta_alpha, last.theta_alpha, by_logarithm),
+        theta_beta=_between(first.theta_beta, last.theta_beta, by_logarithm),
+    )
+    begin, end = untrained.mean_field, trained.mean_field
+    temperature, bias = by_logarithm(begin.temperature, end.temperature), _between(begin.bias, end.bias, plainly)
+    return rounded(replace(trained, bilateral=(kernel,), mean_field=replace(end, temperature=temperature, bias=bias)))
+
+
+def mean_of(first: CrfParameters, last: CrfParameters) -> CrfParameters | None:
+    """Return what is half of the way between two models; None if they differ in more than one appearance kernel, temperature and bias."""
+    begin, end = first.mean_field, last.mean_field
+    same = first.replace(bilateral=last.bilateral, mean_field=replace(begin, temperature=end.temperature, bias=end.bias))
+    is_one_kernel = len(first.bilateral) == len(last.bilateral) == 1
+    return part_way(first, last, 0.5) if is_one_kernel and same == last else None
+
+
+def _between(
+    first: float | tuple[float, ...], last: float | tuple[float, ...], mean: Callable[[float, float], float]
+) -> float | tuple[float, ...]:
+    """Return what is between two values, either of which may be one for all entries."""
+    count = max((len(value) for value in (first, last) if isinstance(value, tuple)), default=0)
+    ones, others = (value if isinstance(value, tuple) else (value,) * max(count, 1) for value in (first, last))
+    means = tuple(mean(one, other) for one, other in zip(ones, others, strict=True))
+    return means if count else means[0]
