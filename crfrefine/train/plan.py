@@ -25,7 +25,7 @@ from crfrefine.train.options import LEARNABLE, RULES_GROUP, VOLUME_GROUP, Traini
 from crfrefine.train.schedule import Schedule
 
 NUM_TRAININGS_IN_TURNS = 3
-"""Of a fold with few cases: one on each half, and one on both."""
+"""Of a fold with few cases: one on each half, and one on both where their models have no mean."""
 
 
 @dataclass(frozen=True)
