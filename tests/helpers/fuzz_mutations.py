@@ -162,9 +162,8 @@ def mutated_text(content: bytes, rng: random.Random) -> bytes:
                 lines = content.splitlines(keepends=True)
                 if lines:
                     number = rng.randrange(len(lines))
-                    lines[number : number + 1] = rng.choice(
-                        ([], lines[number : number + 1] * rng.choice((2, 2, 500)), lines[number:] + lines[:number])
-                    )
+                    times = min(rng.choice((2, 2, 500)), 1 + _MOST_BYTES // max(1, len(lines[number])))
+                    lines[number : number + 1] = rng.choice(([], [lines[number]] * times, lines[number:] + lines[:number]))
                 content = b"".join(lines)
             case 1 | 2 | 3:
                 content = _replaced(content, rb"[-+0-9.eE]*[0-9][-+0-9.eE]*", rng.choice(NUMBERS), rng)

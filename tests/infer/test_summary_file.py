@@ -275,13 +275,13 @@ def kill_when(condition, folders: Folders, summary: Path, *options: object) -> N
 
 def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
     """Killed twice: the second run takes up what the first one left, and the third one what both left."""
-    folders = write_large_cases(tmp_path, 7)
+    folders = write_large_cases(tmp_path, 20)
     kill_when(lambda: summary.is_file() and content(summary)["cases"], folders, summary)
     first = content(summary)
     assert first["interrupted"]
     assert first["seconds"] > 0.0
     assert first["num_done"] == len(first["cases"]) >= 1
-    assert first["num_cases"] == 7
+    assert first["num_cases"] == 20
     recorded = {case["case_id"]: case for case in first["cases"]}
     assert list(recorded) == [f"case{number}" for number in range(len(recorded))]
     shutil.copy(summary, tmp_path / "first.json")
@@ -297,16 +297,16 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
     assert result.status == 0, result.stderr
     last = content(summary)
     assert not last["interrupted"]
-    assert len(last["cases"]) == 7
+    assert len(last["cases"]) == 20
     assert last["not_reached"] == []
-    assert last["num_skipped"] + last["num_done"] == 7
+    assert last["num_skipped"] + last["num_done"] == 20
     for case in last["cases"]:
         known = in_both.get(case["case_id"])
         if known is not None:
             assert case == known | {"status": "skipped"}
         elif case["status"] == "done":
             assert case["num_iterations"] >= 1
-    assert np.isfinite(load_nifti(folders.output / "case6.nii.gz")).all()
+    assert np.isfinite(load_nifti(folders.output / "case19.nii.gz")).all()
 
 
 def test_saves_are_seldom_and_none_is_lost(tmp_path):
