@@ -256,8 +256,8 @@ def write_large_cases(root: Path, count: int) -> Folders:
     folders = Folders(root / "images", root / "logits", root / "out")
     rng = np.random.default_rng(5)
     for number in range(count):
-        save_nifti(folders.images / f"case{number}_0000.nii.gz", rng.integers(0, 500, (72, 64, 48), dtype=np.int16))
-        save_nifti(folders.logits / f"case{number}.nii.gz", rng.normal(0, 3, (72, 64, 48, 5)).astype(np.float32))
+        save_nifti(folders.images / f"case{number:02}_0000.nii.gz", rng.integers(0, 500, (72, 64, 48), dtype=np.int16))
+        save_nifti(folders.logits / f"case{number:02}.nii.gz", rng.normal(0, 3, (72, 64, 48, 5)).astype(np.float32))
     return folders
 
 
@@ -283,7 +283,7 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path, summary):
     assert first["num_done"] == len(first["cases"]) >= 1
     assert first["num_cases"] == 20
     recorded = {case["case_id"]: case for case in first["cases"]}
-    assert list(recorded) == [f"case{number}" for number in range(len(recorded))]
+    assert list(recorded) == [f"case{number:02}" for number in range(len(recorded))]
     shutil.copy(summary, tmp_path / "first.json")
 
     kill_when(lambda: content(summary)["resumed"] and content(summary)["cases"], folders, summary, "--continue")
