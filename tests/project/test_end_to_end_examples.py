@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from cli_helpers import load_nifti, run_here
+from script_imports import importing_from
 
 from crfrefine import CrfParameters, refine
 
@@ -21,16 +20,10 @@ SPACING = (1.0, 1.3, 2.0)
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Import an example as `python examples/NAME.py` does, on one thread; forget it and its helpers afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module
-    torch.set_num_threads(num_threads)
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent == EXAMPLES:
-            del sys.modules[name]
+def example(one_torch_thread: None) -> Iterator[Callable[[str], ModuleType]]:
+    """Import an example on one thread."""
+    with importing_from(EXAMPLES) as load:
+        yield load
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script_imports import importing_from
 
 torch = pytest.importorskip("torch", reason="the examples train with PyTorch")
 
@@ -16,16 +15,10 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Import an example as `python examples/NAME.py` does, on one thread; forget it and its helpers afterwards."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module
-    torch.set_num_threads(num_threads)
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent == EXAMPLES:
-            del sys.modules[name]
+def example(one_torch_thread: None) -> Iterator[Callable[[str], ModuleType]]:
+    """Import an example on one thread."""
+    with importing_from(EXAMPLES) as load:
+        yield load
 
 
 def assert_picture(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from script_imports import importing_from
 
 torch = pytest.importorskip("torch", reason="the example trains with PyTorch")
 
@@ -27,13 +27,10 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The example, imported as `python examples/scribbles.py` does; it and its helpers are forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(FOLDERS[0]))
-    yield importlib.import_module("scribbles")
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent in FOLDERS:
-            del sys.modules[name]
+def example() -> Iterator[ModuleType]:
+    """The example; it also imports from benchmarks/, which it finds by itself."""
+    with importing_from(*FOLDERS) as load:
+        yield load("scribbles")
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 from cli_helpers import load_nifti
+from script_imports import importing_from
 from study_helpers import BENCHMARKS, run_script
 
 from crfrefine import CrfParameters
@@ -28,16 +27,10 @@ torch = pytest.importorskip("torch", reason="the study trains with PyTorch")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Import a module of the study, on one thread; forget it and its helpers afterwards."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module
-    torch.set_num_threads(num_threads)
-    for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
+def script(one_torch_thread: None) -> Iterator[Callable[[str], ModuleType]]:
+    """Import a module of the study on one thread."""
+    with importing_from(BENCHMARKS) as load:
+        yield load
 
 
 @pytest.fixture(scope="module")
