@@ -30,9 +30,16 @@ OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_ite
 
 
 def start(folders: Folders, *options: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        command("infer", *folders.arguments, *OPTIONS, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """Start a run that ignores no signal, even if the tests do, as under `nohup` or in the background of a script."""
+    arguments = command("infer", *folders.arguments, *OPTIONS, *options)
+    ignored = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
