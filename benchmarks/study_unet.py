@@ -80,6 +80,37 @@ class SliceUNet(nn.Module):
         return logits
 
 
+class Training:
+    """A new network in training, with its optimizer, learning rates and random numbers.
+
+    Args:
+        stacks: the cases.
+        num_labels: L, background included.
+        schedule: how long.
+        seed: of the weights, the choice of slices and the patches.
+    """
+
+    def __init__(self, stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.generator = np.random.default_rng(seed)
+        self.network = SliceUNet(stacks[0].image.shape[1], num_labels, schedule.width).to(memory_format=torch.channels_last).train()
+        self._optimizer = torch.optim.AdamW(self.network.parameters(), lr=schedule.rate, weight_decay=1e-3)
+        self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: relative_rate(step, schedule.num_steps))
+        self._slices = [(stack, number) for stack in stacks for number in range(len(stack.image))]
+        self._batch = schedule.batch
+
+    def choose_slices(self) -> list[tuple[Stack, int]]:
+        """Return slices for a batch, each a stack and a number in it."""
+        return [self._slices[number] for number in self.generator.integers(len(self._slices), size=self._batch)]
+
+    def update(self, loss: Tensor) -> None:
+        """Do an optimizer step."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._rates.step()
+
+
 def train(stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: int, progress: Callable[[int, float], None]) -> SliceUNet:
     """Train a network on the slices of some cases.
 
@@ -90,27 +121,16 @@ def train(stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: in
         seed: of the weights and the patches.
         progress: called with the number of steps done and the mean loss of the latest ones, about twenty times.
     """
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
-    network = SliceUNet(stacks[0].image.shape[1], num_labels, schedule.width).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=1e-3)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: relative_rate(step, schedule.num_steps))
-    slices = [(stack, number) for stack in stacks for number in range(len(stack.image))]
-    network.train()
+    training = Training(stacks, num_labels, schedule, seed)
     losses: list[float] = []
     for step in range(1, schedule.num_steps + 1):
-        chosen = generator.integers(len(slices), size=schedule.batch)
-        image, labels, _ = cut_patches([slices[number] for number in chosen], schedule.patch, generator)
-        loss = supervised_loss(network(image), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        rates.step()
+        image, labels, _ = cut_patches(training.choose_slices(), schedule.patch, training.generator)
+        loss = supervised_loss(training.network(image), labels)
+        training.update(loss)
         losses.append(loss.item())
         if step % max(1, schedule.num_steps // 20) == 0:
             progress(step, float(np.mean(losses[-50:])))
-    network.eval()
-    return network
+    return training.network.eval()
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from study_unet import Schedule, SliceUNet, Stack, cut_patches, relative_rate, supervised_loss
+from study_unet import Schedule, SliceUNet, Stack, Training, cut_patches, supervised_loss
 from torch import Tensor
 
 from crfrefine import crf_loss
@@ -70,19 +70,13 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
     Raises:
         InputError: the logits or the loss of a step are not finite; it names the cases, and the checkpoint stays what it was.
     """
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
-    network = SliceUNet(stacks[0].image.shape[1], num_labels, schedule.width).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=schedule.rate, weight_decay=1e-3)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: relative_rate(step, schedule.num_steps))
-    slices = [(stack, number) for stack in stacks for number in range(len(stack.image))]
-    network.train()
+    training = Training(stacks, num_labels, schedule, seed)
     losses: list[float] = []
     started = time.process_time()
     for step in range(1, schedule.num_steps + 1):
-        chosen = [slices[number] for number in generator.integers(len(slices), size=schedule.batch)]
-        image, labels, spacing = cut_patches(chosen, schedule.patch, generator)
-        logits = network(image)
+        chosen = training.choose_slices()
+        image, labels, spacing = cut_patches(chosen, schedule.patch, training.generator)
+        logits = training.network(image)
         finite = torch.isfinite(logits.detach()).flatten(1).all(1).tolist()
         _require_finite([stack.name for (stack, _), good in zip(chosen, finite, strict=True) if not good], "the logits", step, checkpoint)
         weight = recipe.weight_at((step - 1) / schedule.num_steps) if way == WITH_CRF else 0.0
@@ -90,17 +84,13 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             _require_finite([stack.name for stack, _ in chosen], "the loss", step, checkpoint)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        rates.step()
+        training.update(loss)
         if step % max(1, schedule.num_steps // NUM_CHECKPOINTS) == 0:
             with atomic_file(checkpoint) as file:
-                torch.save(network.state_dict(), file)
+                torch.save(training.network.state_dict(), file)
             seconds = time.process_time() - started
             print(f"  {way}, step {step} of {schedule.num_steps}: loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s", flush=True)
-    network.eval()
-    return network
+    return training.network.eval()
 
 
 def scribble_loss(
