@@ -19,10 +19,10 @@ from crfrefine.infer.status_report import PartStatus, RunStatus, StatusReport
 from crfrefine.infer.status_runs import FoundRun, require_cases
 from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary
 from crfrefine.io.files import identities
+from crfrefine.io.paths import is_there
 from crfrefine.text import counted, listed
 
 SUFFIXES = (".json", LINES_SUFFIX)
-
 
 OtherReader = Callable[[Path], RunStatus | None]
 """Returns what is left as a summary of another command tells; None for any other file."""
@@ -145,7 +145,7 @@ def _part(part_id: int, own: FoundRun | None, last: FoundRun, cases: Sequence[Ca
 def _notes(group: Sequence[FoundRun], cases: Sequence[CaseStatus], records: Mapping[str, PlacedRecord]) -> list[str]:
     notes = []
     output_folder = group[-1].key[0]
-    if not Path(output_folder).exists():
+    if not is_there(Path(output_folder)):
         notes.append(f"there is no {output_folder} here: paths are those that the run saw; ask where it ran, or put the folder back")
     now = group[-1].run.head["all_cases"].keys()
     gone = sorted({case_id for found in group for case_id in found.run.head["all_cases"]} - now)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.infer.records import time_of_change
+from crfrefine.io.paths import is_there
 
 DONE, FAILED, MISSING = "done", "failed", "missing"
 
@@ -79,7 +80,7 @@ def case_status(case_id: str, part_id: int, label_map: Path, record: PlacedRecor
         reason = str(values.get("error") or "no reason is recorded")
         return CaseStatus(case_id, part_id, FAILED, label_map, reason, has_old_output=there)
     named = [label_map, *(resolve(values[name], record.folder) for name in _OUTPUTS if values.get(name))]
-    gone = next((path for path in named if not path.exists()), None)
+    gone = next((path for path in named if not is_there(path)), None)
     if gone is not None:
         return CaseStatus(case_id, part_id, MISSING, label_map, f"{gone} is gone")
     is_changed = values.get("written") is not None and values["written"] != changed

@@ -15,10 +15,8 @@ import pytest
 from cli_helpers import Folders, command, files_in, run_here, run_process, write_case, write_folders
 
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.records import RunSummary
 from crfrefine.infer.run import run_inference
 from crfrefine.infer.status import find_status
-from crfrefine.infer.summary_file import summary_file
 
 NAMES = ("a", "b", "c", "d", "e")
 LINES = "out/part_{}.jsonl"
@@ -221,42 +219,6 @@ def test_names_that_print_badly(tmp_path, monkeypatch):
     run_in_shell(f"cd {shlex.quote(str(tmp_path))} && {line}", tmp_path)
     assert run_here("status", "out").status == 0
     assert not Path("x").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "problem"),
-    [
-        ("notes.json", '{"labels": {}}', "holds no summary of `infer`"),
-        ("old.json", '{"schema": 1, "parameters": {}, "num_parts": 1, "part_id": 0, "cases": []}', "does not say which cases the run has"),
-    ],
-)
-def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, problem):
-    (tmp_path / name).write_text(content)
-    result = run_here("status", tmp_path)
-    assert result.status == 1
-    assert result.stderr.startswith(f"crfrefine: error: {tmp_path}")
-    assert problem in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("num_parts", 0), ("part_id", 7), ("all_cases", ["a"]), ("all_cases", {"a": 3}), ("all_cases", {"a": "x\0y"}), ("command", 3)),
-        *(("command", [3]), ("inputs", None), ("started", "soon"), ("started", "2026-01-01"), ("working_folder", None)),
-        ("cases", [{"case_id": "a", "status": "done", "other_parameters": 3}]),
-    ],
-)
-def test_a_summary_with_other_values_is_an_error_and_no_bug(tmp_path, name, value):
-    path = tmp_path / "s.json"
-    run = RunSummary(
-        "cpu", 1, {}, all_cases={"a": "a.nii.gz"}, output_folder="/out", inputs=("/in",), working_folder="/", command=("infer",)
-    )
-    summary_file(path, run, resume=False).save_last()
-    assert status_of(path, exit_status=1)["num_missing"] == 1
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    result = run_here("status", path)
-    assert result.status == 1
-    assert result.stderr.startswith(f"crfrefine: error: {path}: ")
 
 
 def test_a_damaged_summary_beside_whole_ones_is_named(folders):
