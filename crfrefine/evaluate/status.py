@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import InputError
-from crfrefine.infer.rest_command import go_there
+from crfrefine.infer.rest_command import go_there, quote
 from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus
 from crfrefine.infer.status_report import PartStatus, RunStatus
 from crfrefine.infer.summary_reading import MOST_BYTES
@@ -61,5 +61,6 @@ def _command(settings: Mapping[str, Any]) -> str | None:
     words = shlex.split(settings["command_line"] or "")
     if not words:
         return None
-    again = settings["command_line"] + ("" if "--continue" in words else " --continue")
-    return go_there(str(settings.get("working_folder") or ""), again)
+    if "--continue" not in words:
+        words[2:2] = ["--continue"]  # Behind a "--" it would be a folder.
+    return go_there(str(settings.get("working_folder") or ""), " ".join(map(quote, words)))
