@@ -334,6 +334,10 @@ def test_predictions_of_listed_files_have_the_names_that_they_were_given(tree):
         ("case2", "case2_0000.nii.gz", "case2.npz"),
         ("other", "case1_0000.nii.gz", "other.npz"),
     ]
+    outputs[2] = str(tree.raw / "case0")
+    write_json(folder / "predict_from_raw_data_args.json", write_predictions_arguments)
+    with pytest.raises(InputError, match=r"predict_from_raw_data_args\.json: two cases are called case0\n  Name the folder of the images"):
+        find_cases_to_refine(folder, (), None)
 
 
 def test_an_ensemble_needs_its_images_named(tree):

@@ -99,12 +99,14 @@ def _places(folder: Path, source: str, output: Any) -> list[Path]:
 def _listed(source: list[list[str]], outputs: Any, path: Path) -> CaseList:
     """Return the cases of a prediction that was given the files of each case, as from Python."""
     names = outputs if isinstance(outputs, list) and len(outputs) == len(source) and _is_list_of_names(outputs) else None
-    cases = []
+    cases: dict[str, CaseFiles] = {}
     for number, files in enumerate(source):
         # As nnU-Net names them: without "_0000" and the suffix.
         case_id = stem_of(Path(files[0]))[:-5] if names is None else Path(names[number]).name
-        cases.append(CaseFiles(require_case_name(case_id, str(path)), tuple(map(Path, files))))
-    return CaseList(sorted(cases, key=lambda case: case.case_id))
+        if require_case_name(case_id, str(path)) in cases:
+            raise InputError(f"{path}: two cases are called {shorten(case_id)}\n  Name the folder of the images with -i.")
+        cases[case_id] = CaseFiles(case_id, tuple(map(Path, files)))
+    return CaseList(sorted(cases.values(), key=lambda case: case.case_id))
 
 
 def _is_list_of_names(value: Any) -> bool:
