@@ -15,7 +15,7 @@ from crfrefine.cases.discovery import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, require_file, stem_of, suffix_of
 from crfrefine.text import counted, shorten, shorten_value
 
 _MOST_NAMED = 20
@@ -82,6 +82,8 @@ def _cell_problems(row: Row) -> list[str]:
     for text in row.cells.get("output", ()):
         if suffix_of(Path(text)) not in VOLUME_SUFFIXES:
             problems.append(f"output: {shorten(text)} does not end in one of {', '.join(VOLUME_SUFFIXES)}")
+        elif Path(text).name.startswith("."):
+            problems.append(f"output: {shorten(text)} has a dot in front: it would be hidden")
         if not Path(text).is_absolute() and Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
             problems.append(f"output: {shorten(text)} leaves the output folder; give a file outside of it as an absolute path")
     return problems
@@ -103,7 +105,7 @@ def _files_of(row: Row, folder: Path, input_type: str) -> tuple[CaseFiles | None
     problems = []
     for name, paths in (("images", images), ("logits", logits), ("mask", masks)):
         for path in paths:
-            if name == "logits" and input_type == "labels" and len(paths) == 1 and path.is_dir():
+            if name == "logits" and input_type == "labels" and len(paths) == 1 and is_there(path) and path.is_dir():
                 continue
             try:
                 require_file(path)
@@ -131,6 +133,7 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
     problems = []
     names: dict[str, Row] = {}
     stems: dict[str, Row] = {}
+    structures: dict[str, Row] = {}  # by the folder that `--save-structures` writes them to
     inputs = {
         os.path.realpath(path): row for row, files in cases for path in (*files.images, *files.logits, files.mask) if path is not None
     }
@@ -146,10 +149,15 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
         if stem in stems:
             problems.append(f"{row.place}: the output {label_map} has the name of the output of {stems[stem].place}")
         stems.setdefault(stem, row)
+        if files.are_structures:
+            structures[stem] = row
         target = os.path.realpath(label_map)
         if target in inputs:
             problems.append(f"{row.place}: the output {label_map} would replace an input of {inputs[target].place}")
     for stem, row in stems.items():
+        owner = structures.get(os.path.dirname(stem))  # noqa: PTH120
+        if owner is not None:
+            problems.append(f"{row.place}: the output {stem} is in the folder of the structures of {owner.place}")
         for ending in _COMPANIONS:
             if stem.endswith(ending) and stem.removesuffix(ending) in stems:
                 other = stems[stem.removesuffix(ending)]

@@ -100,6 +100,8 @@ def changed(**cells: str) -> list[str]:
         (changed(output="a/../../x.nii.gz"), "leaves the output folder"),
         (changed(output="x"), "output: x does not end in one of .nii.gz,"),
         (changed(output="x.npz"), "output: x.npz does not end in one of"),
+        (changed(output=".nii.gz"), "output: .nii.gz has a dot in front: it would be hidden"),
+        (changed(output="sub/.x.mha"), "output: sub/.x.mha has a dot in front"),
         (changed(spacing="1;1;-2"), "spacing: expected mm along each axis, such as 1;1;2.5; got '1;1;-2'"),
         (changed(spacing="1x1x2"), "spacing: expected mm along each axis"),
         (changed(spacing="1;nan;2"), "spacing: expected mm along each axis"),
@@ -154,9 +156,20 @@ def test_structures_are_files_or_a_folder(archive, tmp_path):
     for name in ("liver", "spleen"):
         save_nifti(archive / "s" / f"{name}.nii.gz", np.zeros((6, 5, 4), np.uint8))
     for logits in ("s", "s/spleen.nii.gz;s/liver.nii.gz"):
+        rows = [["one", "p2/x.nii.gz", logits], ["two", "p2/x.nii.gz", logits, "", "one/liver.nii.gz"]]
+        with pytest.raises(InputError, match=r"line 3: the output .*/out/one/liver is in the folder of the structures of line 2"):
+            read_manifest(write(archive / "cases.csv", *rows), tmp_path / "out", input_type="labels")
         (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), tmp_path / "out", input_type="labels")
         assert found.are_structures
         assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]
+
+
+def test_a_name_that_no_system_takes_is_no_file(archive, tmp_path):
+    """The folder of structures is looked for before the file."""
+    path = write(archive / "cases.csv", ["one", "p2/x.nii.gz", "y" * 5000])
+    for input_type in ("labels", "logits"):
+        with pytest.raises(InputError, match=r"line 2: logits: .*: cannot be read: File name too long"):
+            read_manifest(path, tmp_path / "out", input_type=input_type)
 
 
 def test_a_given_spacing_must_fit_the_image(archive, tmp_path):
