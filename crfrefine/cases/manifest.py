@@ -20,6 +20,7 @@ from crfrefine.text import counted, shorten, shorten_value
 
 _MOST_NAMED = 20
 _MOST_OF_A_NAME = 200
+_MOST_OF_A_PROBLEM = 1000
 _MOST_AXES = 3
 _COMPANIONS = ("_probabilities", "_logits", "_preview")
 """Endings of the files that `infer` writes beside a label map."""
@@ -55,7 +56,7 @@ def read_manifest(path: Path, output: Path, *, input_type: str = "auto") -> Case
     problems += _clashes(cases, output)
     if problems:
         more = f"\n  and {len(problems) - _MOST_NAMED} more" if len(problems) > _MOST_NAMED else ""
-        lines = "".join("\n  " + text.replace("\n", "\n  ") for text in problems[:_MOST_NAMED])
+        lines = "".join("\n  " + shorten(line, _MOST_OF_A_PROBLEM) for text in problems[:_MOST_NAMED] for line in text.split("\n"))
         raise InputError(f"{path}: {counted(len(problems), 'problem')}; no case is refined{lines}{more}")
     return CaseList(sorted((files for _, files in cases), key=lambda files: files.case_id))
 

@@ -94,7 +94,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         table = pyarrow.parquet.read_table(path, columns=names)
         for number, values in enumerate(table.to_pylist(), start=1):
             yield Row(f"row {number}", _filled((name, _parts_of_value(values[name])) for name in names))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged name of a column
         raise UnsupportedFormatError(f"{path}: cannot be read as Parquet: {shorten(error, 200)}") from error
 
 

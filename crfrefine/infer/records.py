@@ -186,7 +186,7 @@ def time_of_change(path: Path) -> str | None:
     """Return the time of a file's last change, UTC; None if it does not exist."""
     try:
         changed = path.stat().st_mtime_ns
-    except (OSError, ValueError):  # A name from a summary may be one that no system takes.
+    except OSError:
         return None
     return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
 

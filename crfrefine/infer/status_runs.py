@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,7 +55,7 @@ def require_cases(run: RecordedRun, path: Path) -> None:
             "  Run `infer --continue` with the same --summary: what is done is skipped and recorded."
         )
     texts = [head["output_folder"], head["working_folder"], *head["inputs"], *head["command"]] if _are_lists(head) else [None]
-    if not all(isinstance(text, str) and "\0" not in text for text in texts) or _time(head["started"]) is None:
+    if not all(map(_can_be_a_name, texts)) or _time(head["started"]) is None:
         raise InputError(
             f"{path}: expected a summary of `infer`: all_cases, inputs, command, folders and started are not as it writes them"
         )
@@ -62,8 +63,16 @@ def require_cases(run: RecordedRun, path: Path) -> None:
 
 def _are_lists(head: Mapping[str, Any]) -> bool:
     cases = head["all_cases"]
-    usable = isinstance(cases, dict) and all(isinstance(path, str) and "\0" not in path for path in cases.values())
+    usable = isinstance(cases, dict) and all(map(_can_be_a_name, cases.values()))
     return usable and isinstance(head["inputs"], list) and isinstance(head["command"], list)
+
+
+def _can_be_a_name(text: object) -> bool:
+    """Return whether a system can be given a text as the name of a file, or as a word of a command."""
+    try:
+        return isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _time(text: object) -> datetime | None:

@@ -168,8 +168,9 @@ def test_a_name_that_no_system_takes_is_no_file(archive, tmp_path):
     """The folder of structures is looked for before the file."""
     path = write(archive / "cases.csv", ["one", "p2/x.nii.gz", "y" * 5000])
     for input_type in ("labels", "logits"):
-        with pytest.raises(InputError, match=r"line 2: logits: .*: cannot be read: File name too long"):
+        with pytest.raises(InputError, match=r"1 problem; no case is refined\n  line 2: logits: .*/yyyy*…$") as raised:
             read_manifest(path, tmp_path / "out", input_type=input_type)
+        assert len(str(raised.value)) < 1500
 
 
 def test_a_given_spacing_must_fit_the_image(archive, tmp_path):

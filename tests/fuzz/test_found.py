@@ -10,10 +10,11 @@ import pytest
 from fuzz_volumes import VOXELS, meta_text
 
 from crfrefine import io
+from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.nnunet.datasets import listed_cases
 from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder
 from crfrefine.cases.nnunet.predictions import find_predicted_cases
-from crfrefine.errors import InputError
+from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.evaluate.records import from_json
 from crfrefine.infer.earlier import read_earlier
 from crfrefine.parameters.model import CrfParameters
@@ -133,3 +134,13 @@ def test_files_of_a_dataset_that_no_system_takes_are_missing(tmp_path: Path) -> 
     assert len(case.missing) == 3
     assert case.problem is not None
     assert len(case.problem) < 900
+
+
+def test_a_name_of_a_column_that_is_no_text(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "cases.parquet"
+    parquet.write_table(pyarrow.table({name: ["a"] for name in ("case", "images", "logits")}), path)
+    path.write_bytes(path.read_bytes().replace(b"images", b"im\xffges"))
+    with pytest.raises(UnsupportedFormatError, match=r"cases\.parquet: cannot be read as Parquet"):
+        read_manifest(path, tmp_path / "out")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import random
 import re
 import struct
+from typing import Any
 
 INTERESTING = (
     *(
@@ -199,3 +202,49 @@ def _replaced(content: bytes, pattern: bytes, word: bytes, rng: random.Random) -
         return content
     start, end = rng.choice(found)
     return content[:start] + word + content[end:]
+
+
+_WRONG: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        1.5,
+        -1,
+        0,
+        65536,
+        10**40,
+        "",
+        "x" * 5000,
+        "\x1b[31m",
+        "a\0b",
+        "..",
+        "a\nb",
+        [],
+        {},
+        [[]],
+        {"a": {"b": 1}},
+        [None],
+        ["1", 2],
+    ),
+    *(float("nan"), float("inf"), {"0": "a", "00": "b"}, {"background": 0}, list(range(300)), "\ud800", "/dev/zero", "y" * 300),
+)
+
+
+def wrong_somewhere(content: Any, rng: random.Random) -> bytes:
+    """JSON with a value of the wrong type or size somewhere, a key removed, or damage to the text; once in a while as it is."""
+    content = copy.deepcopy(content)
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        place = content
+        while isinstance(place, dict | list) and place:
+            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+            if rng.random() < 0.4 or not isinstance(place[key], dict | list) or not place[key]:
+                if rng.random() < 0.2:
+                    del place[key]
+                elif isinstance(place, dict) and rng.random() < 0.2:
+                    place[str(rng.choice(_WRONG))] = place.pop(key)
+                else:
+                    place[key] = copy.deepcopy(rng.choice(_WRONG))
+                break
+            place = place[key]
+    text = json.dumps(content, indent=rng.choice((None, 1))).encode()
+    return text if rng.random() < 0.4 else rng.choice((mutated, mutated_text))(text, rng)

@@ -1,8 +1,7 @@
-"""Inputs of the readers of JSON, TOML and texts of the command line: descriptions, regions, summaries, checkpoints, parameters."""
+"""Inputs of the readers of JSON, TOML and texts of the command line: descriptions, regions, checkpoints, parameters."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import random
@@ -12,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz_mutations import mutated, mutated_text
+from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MOST_OF_A_MESSAGE, Target
 
 from crfrefine import memory
@@ -21,55 +20,9 @@ from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.records import from_json
-from crfrefine.infer.earlier import read_earlier
 from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
 from crfrefine.parameters.model import CrfParameters, configs_dir, parse_override
 from crfrefine.text import for_terminal
-
-_WRONG: tuple[Any, ...] = (
-    *(
-        None,
-        True,
-        1.5,
-        -1,
-        0,
-        65536,
-        10**40,
-        "",
-        "x" * 5000,
-        "\x1b[31m",
-        "a\0b",
-        "..",
-        "a\nb",
-        [],
-        {},
-        [[]],
-        {"a": {"b": 1}},
-        [None],
-        ["1", 2],
-    ),
-    *(float("nan"), float("inf"), {"0": "a", "00": "b"}, {"background": 0}, list(range(300)), "\ud800", "/dev/zero", "y" * 300),
-)
-
-
-def wrong_somewhere(content: Any, rng: random.Random) -> bytes:
-    """JSON with a value of the wrong type or size somewhere, a key removed, or damage to the text; once in a while as it is."""
-    content = copy.deepcopy(content)
-    for _ in range(rng.choice((0, 1, 1, 2))):
-        place = content
-        while isinstance(place, dict | list) and place:
-            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
-            if rng.random() < 0.4 or not isinstance(place[key], dict | list) or not place[key]:
-                if rng.random() < 0.2:
-                    del place[key]
-                elif isinstance(place, dict) and rng.random() < 0.2:
-                    place[str(rng.choice(_WRONG))] = place.pop(key)
-                else:
-                    place[key] = copy.deepcopy(rng.choice(_WRONG))
-                break
-            place = place[key]
-    text = json.dumps(content, indent=rng.choice((None, 1))).encode()
-    return text if rng.random() < 0.4 else rng.choice((mutated, mutated_text))(text, rng)
 
 
 def _file(name: str, contents: tuple[Any, ...]) -> Callable[[random.Random], Mapping[str, bytes]]:
@@ -115,37 +68,6 @@ def _read_regions(path: Path, rng: random.Random) -> None:
     for region in read_regions(path):
         assert region.name
         assert all(0 < label <= 65535 for label in region.labels)
-
-
-_SUMMARY = {
-    "schema": 1,
-    "parameters": CrfParameters().to_dict(),
-    "num_parts": 1,
-    "part_id": 0,
-    "cases": [
-        {
-            "case_id": "a",
-            "status": "done",
-            "times": {"compute": 0.5},
-            "written": "2026-01-01T00:00:00",
-            "other_parameters": None,
-            "num_iterations": 5,
-            "converged": True,
-            "energy": [1.0, None],
-            "filters": ["grid"],
-            "voxels_changed": 3,
-            "voxels_before": [1, 2],
-            "voxels_after": [2, 1],
-        }
-    ],
-}
-
-
-def _read_summary(path: Path, rng: random.Random) -> None:
-    found = read_earlier(path, {"a": path.with_name("a.nii.gz")}, CrfParameters().to_dict(), (1, 0))
-    for record in found.all():
-        assert isinstance(record.case_id, str)
-    _require_notes(found.notes)
 
 
 _MEASURED = {
@@ -304,7 +226,6 @@ def text_targets() -> Iterator[Target]:
     """The readers of texts."""
     yield Target("dataset.json", _dataset, _read_description, names_file=False)
     yield Target("regions.json", _file("regions.json", _REGIONS), _read_regions)
-    yield Target("summary.json", _file("summary.json", (_SUMMARY,)), _read_summary)
     yield Target("case.json", _file("case.json", (_MEASURED,)), _read_measured, names_file=False)
     yield Target("nnunet", _nnunet, _read_nnunet, names_file=False)
     yield Target("checkpoint.json", _checkpoint, _read_checkpoint)

@@ -51,6 +51,7 @@ def test_a_folder_without_a_usable_summary_is_an_error(tmp_path, name, content, 
     [
         *(("num_parts", 0), ("part_id", 7), ("all_cases", ["a"]), ("all_cases", {"a": 3}), ("all_cases", {"a": "x\0y"}), ("command", 3)),
         *(("command", [3]), ("inputs", None), ("started", "soon"), ("started", "2026-01-01"), ("working_folder", None)),
+        *(("all_cases", {"a": NOT_ENCODABLE}), ("command", [NOT_ENCODABLE]), ("output_folder", NOT_ENCODABLE)),
         ("cases", [{"case_id": "a", "status": "done", "other_parameters": 3}]),
     ],
 )
@@ -65,9 +66,10 @@ def test_a_summary_with_other_values_is_an_error_and_no_bug(path, name, value):
     "values",
     [
         {},
-        *({"all_cases": {"a": name}} for name in (TOO_LONG, NOT_ENCODABLE)),
-        *({"all_cases": {"a": name}, "cases": []} for name in (TOO_LONG, NOT_ENCODABLE)),
-        *({"output_folder": name} for name in (TOO_LONG, NOT_ENCODABLE)),
+        {"all_cases": {"a": TOO_LONG}},
+        {"all_cases": {"a": TOO_LONG}, "cases": []},
+        {"output_folder": TOO_LONG},
+        *({"cases": [{"case_id": "a", "status": "done", "output": name}]} for name in (TOO_LONG, NOT_ENCODABLE, "a\0b")),
     ],
 )
 def test_a_label_map_whose_name_no_system_takes_is_missing(path, values):
