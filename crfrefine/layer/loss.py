@@ -71,8 +71,8 @@ def crf_loss(
         () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the error of the filter.
 
     Raises:
-        InputError: shapes do not fit each other, logits that are no floating-point numbers or hold NaN, an image that is not finite or
-            requires a gradient, a spacing or bandwidth that is not positive, an empty mask.
+        InputError: shapes do not fit each other, logits that are no floating-point numbers or hold NaN, an image that is not finite, a
+            spacing or bandwidth that is not positive, an image or bandwidth that requires a gradient, an empty mask.
         ConfigError: `filter` or `intensity` is not one of the words.
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
@@ -93,8 +93,9 @@ def crf_loss(
     Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel; docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
-    if image.requires_grad and torch.is_grad_enabled():
-        raise InputError("the image requires a gradient, which crf_loss does not have; pass image.detach()")
+    for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
     if isinstance(intensity, str):
         intensity = IntensityParameters(normalization=intensity)
     dtype = inputs.compute_dtype(logits)

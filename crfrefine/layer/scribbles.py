@@ -29,13 +29,14 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
     Raises:
         InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that are no integers or hold another value.
     """
-    _check(logits, scribbles, ignore_index)
-    labels = scribbles.long()
-    total: Tensor = torch.nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    labels = _checked(logits, scribbles, ignore_index)
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
+    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=ignore_index, reduction="sum")
+    return (total / (labels != ignore_index).sum().clamp(min=1)).to(logits.dtype)
 
 
-def _check(logits: Tensor, scribbles: Tensor, ignore_index: int) -> None:
+def _checked(logits: Tensor, scribbles: Tensor, ignore_index: int) -> Tensor:
+    """Return the scribbles as int64: in a narrow type, the values that they are compared with would wrap around."""
     if logits.ndim < 2 or not logits.is_floating_point():
         raise InputError(f"logits have shape {tuple(logits.shape)} and type {logits.dtype}; expected floating-point (batch, labels, *grid)")
     num_labels = logits.shape[1]
@@ -46,8 +47,10 @@ def _check(logits: Tensor, scribbles: Tensor, ignore_index: int) -> None:
         raise InputError(f"scribbles have type {scribbles.dtype}; expected integers (scribbles.long())")
     if 0 <= ignore_index < num_labels:
         raise InputError(f"ignore_index is {ignore_index}, which is one of the {num_labels} labels; expected another number")
-    other = (scribbles != ignore_index) & ((scribbles < 0) | (scribbles >= num_labels))
+    labels = scribbles.long()
+    other = (labels != ignore_index) & ((labels < 0) | (labels >= num_labels))
     if other.any():
         raise InputError(
-            f"scribbles hold the value {int(scribbles[other][0])}; expected 0 to {num_labels - 1}, or {ignore_index} without a label"
+            f"scribbles hold the value {int(labels[other][0])}; expected 0 to {num_labels - 1}, or {ignore_index} without a label"
         )
+    return labels

@@ -1,9 +1,10 @@
-"""What `crf_loss` and `partial_cross_entropy` say to input that does not fit, and that nothing labeled is no NaN."""
+"""What `crf_loss` and `partial_cross_entropy` say to input that does not fit, and the loss where nothing is labeled."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from oracles import SPACINGS
 
@@ -39,6 +40,8 @@ BAD: dict[str, tuple[dict[str, Any], type[CrfRefineError], str]] = {
     "no modality axis": ({"image": torch.zeros(2, *GRID)}, InputError, "the batch and the grid of the logits"),
     "NaN in the image": ({"image": torch.full((2, 1, *GRID), float("nan"))}, InputError, "modality 0 of batch item 0 has 60 values"),
     "gradient of the image": ({"image": torch.zeros(2, 1, *GRID, requires_grad=True)}, InputError, r"pass image.detach\(\)"),
+    "gradient of theta_alpha": ({"theta_alpha": torch.ones(3, requires_grad=True)}, InputError, r"pass theta_alpha.detach\(\)"),
+    "gradient of theta_beta": ({"theta_beta": torch.tensor(0.3, requires_grad=True)}, InputError, r"pass theta_beta.detach\(\)"),
     "short spacing": ({"spacing": (1.0, 2.0)}, InputError, "expected positive distances in mm"),
     "negative spacing": ({"spacing": (1.0, 2.0, -1.0)}, InputError, "expected positive distances in mm"),
     "empty mask": ({"mask": torch.zeros(GRID)}, InputError, "the mask of batch item 0 is empty"),
@@ -94,12 +97,31 @@ def test_a_batch_without_any_scribble_costs_nothing() -> None:
     assert not logits.grad.any()
 
 
+def test_many_labels_and_many_voxels_in_narrow_types() -> None:
+    """A number of labels that the scribbles' type cannot hold, and a sum that the logits' type cannot hold."""
+    logits = torch.randn(1, 200, *GRID, generator=torch.Generator().manual_seed(2))
+    scribbles = torch.full((1, *GRID), -1, dtype=torch.int8)
+    scribbles[0, 0] = 100
+    found = partial_cross_entropy(logits, scribbles, ignore_index=-1)
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, scribbles.long(), ignore_index=-1))
+    half = torch.zeros(1, 3, 290, 310, dtype=torch.float16)
+    found = partial_cross_entropy(half, torch.ones(1, 290, 310, dtype=torch.uint16), ignore_index=NONE)
+    assert found.dtype == torch.float16
+    assert float(found) == pytest.approx(np.log(3.0), rel=1e-3)  # 11 bits
+
+
 BAD_SCRIBBLES: dict[str, tuple[Any, Any, int, str]] = {
     "a label axis": (torch.zeros(2, 3, *GRID), torch.zeros(2, 1, *GRID).long(), NONE, r"need \(2, 4, 3, 5\): no label axis"),
     "another grid": (torch.zeros(2, 3, *GRID), torch.zeros(2, 4, 3, 6).long(), NONE, r"scribbles have shape \(2, 4, 3, 6\)"),
     "floating point": (torch.zeros(2, 3, *GRID), torch.zeros(2, *GRID), NONE, r"expected integers \(scribbles.long\(\)\)"),
     "another value": (torch.zeros(2, 3, *GRID), torch.full((2, *GRID), 3), NONE, "hold the value 3; expected 0 to 2, or 7"),
     "a negative value": (torch.zeros(2, 3, *GRID), torch.full((2, *GRID), -1), NONE, "hold the value -1; expected 0 to 2, or 7"),
+    "a value that wraps": (
+        torch.zeros(2, 3, *GRID),
+        torch.full((2, *GRID), 255, dtype=torch.uint8),
+        -1,
+        "hold the value 255; expected 0 to 2",
+    ),
     "a label as ignore_index": (torch.zeros(2, 3, *GRID), torch.zeros(2, *GRID).long(), 2, "ignore_index is 2, which is one of the 3"),
     "integer logits": (torch.zeros(2, 3, *GRID).long(), torch.zeros(2, *GRID).long(), NONE, "expected floating-point"),
 }
