@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import BinaryIO
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
-
-LONGEST_NAME = 255  # bytes, if the system does not tell
+from crfrefine.io.temporary import is_locked, name_to_set_aside, open_scratch, open_temporary, remove_leftovers
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; it gets its name only if the block ends without an error.
 
-    If anything ends the block early, Ctrl-C included, the partial file is removed; a killed process leaves at most `.NAME.tmp-…`.
+    If anything ends the block early, Ctrl-C included, the partial file is removed; that of a killed process, when the next one writes
+    into the folder (`temporary`).
 
     Args:
         path: the file to write; an existing regular file is replaced at the end.
@@ -51,16 +50,19 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
     files: list[BinaryIO] = []
     try:
         for target in targets:
-            files.append(_open_new(target, temporary))
+            files.append(open_temporary(target, temporary))
         yield tuple(files)
-        for file in files:
+        for name, file in zip(temporary, files, strict=True):
             file.flush()
             os.fsync(file.fileno())
-            file.close()
+            if not is_locked(name):
+                file.close()
         if len(targets) == 1:
             temporary[0].replace(targets[0])
         else:
             _replace_together(temporary, targets)
+        for file in files:
+            file.close()
     except BaseException as error:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
@@ -118,15 +120,6 @@ def real_path(path: Path) -> Path:
     return path
 
 
-def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside the target to write to: unpredictable, without a known suffix, not too long for the disk."""
-    mark = f".tmp-{os.urandom(8).hex()}"
-    name = path.name
-    while len(os.fsencode(f".{name}{mark}")) > _longest_name(path.parent):
-        name = name[:-1]  # by letters: half a letter is not a legal name everywhere
-    return path.with_name(f".{name}{mark}")
-
-
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     """Return the error to raise if the operating system refuses to write a file."""
     folder = real_path(path).parent
@@ -165,18 +158,6 @@ def _kind(path: Path) -> str | None:
         raise cannot_write(path, error) from error
 
 
-def _open_new(target: Path, temporary: list[Path]) -> BinaryIO:
-    """Open a new file beside the target and add its name to the list of files to remove afterwards."""
-    temporary.append(temporary_name(target))
-    try:
-        # The permissions of any new file: those that the umask leaves.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.fdopen(os.open(temporary[-1], flags, 0o666), "wb")
-    except FileExistsError:
-        temporary.pop()  # another process's file
-        raise
-
-
 def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> None:
     """Rename the files, the last one at the end; restore the old ones if that fails."""
     aside: list[tuple[Path, Path]] = []
@@ -184,7 +165,7 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
     try:
         # An old header must not exist beside new voxels, not even for an instant: it is removed first.
         for target in reversed(targets):
-            aside.append((temporary_name(target), target))
+            aside.append((name_to_set_aside(target), target))
             with suppress(FileNotFoundError):
                 target.replace(aside[-1][0])
         for name, target in zip(temporary, targets, strict=True):
@@ -203,23 +184,16 @@ def _replace_together(temporary: Sequence[Path], targets: Sequence[Path]) -> Non
             old.unlink(missing_ok=True)
 
 
-def _longest_name(folder: Path) -> int:
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
-        return LONGEST_NAME  # A missing folder is reported when the file is opened.
-
-
 def check_writable(folder: Path) -> None:
-    """Create `folder` and a file in it, so that a run does not fail only at the end of its first case.
+    """Create `folder` and a file in it, so that a run does not fail only at the end of its first case; remove what killed runs left there.
 
     Raises:
         InputError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        remove_leftovers(folder)
+        open_scratch(folder).close()
     except FileExistsError as error:
         raise InputError(f"{folder}: expected a folder, this is a file") from error
     except OSError as error:

@@ -6,7 +6,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from crfrefine.io import metaimage_header
 from crfrefine.io.atomic import atomic_file, atomic_files, real_path
 from crfrefine.io.streams import BLOCK_BYTES, write_zlib
+from crfrefine.io.temporary import open_scratch
 from crfrefine.io.text_formats import detached_voxels, lines_to_write, open_voxels, volume_header
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
             header_file.write(_header(content, lines, num_bytes, voxels.name))
         return
     # The header comes first and has the size of the voxels: they wait in a file without a name, on the disk that has room for them.
-    with atomic_file(path) as file, TemporaryFile(dir=real_path(path).parent) as compressed:
+    with atomic_file(path) as file, open_scratch(real_path(path).parent) as compressed:
         num_bytes = write_zlib(compressed, content.together())
         file.write(_header(content, lines, num_bytes, "LOCAL"))
         compressed.seek(0)

@@ -1,4 +1,4 @@
-"""Where the crops of a run are: in memory as far as it goes, then in a temporary folder."""
+"""Where the crops of a run are: in memory as far as it goes, then in files without names in the temporary folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crfrefine.io.temporary import open_scratch, remove_leftovers
 from crfrefine.train.crops import Crop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEMORY_BYTES = 1024**3
-"""Crops beyond this many bytes go to a temporary folder and are mapped from there."""
+"""Crops beyond this many bytes go to the temporary folder and are mapped from there."""
 
 
 class CropStore:
-    """Stores crops: in memory up to a limit, then in a temporary folder, from which the system reads them again as needed."""
+    """Stores crops: in memory up to a limit, then on disk, from which the system reads them again as needed.
+
+    The files have no names, so that they are gone with the last crop, or with the process, killed or not.
+    """
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._left = memory_bytes
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._count = 0
+        self._folder: Path | None = None
 
     def keep(self, crop: Crop) -> Crop:
         """Return an equal crop that respects the limit on memory."""
@@ -32,22 +35,14 @@ class CropStore:
         if size <= self._left:
             self._left -= size
             return crop
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="crfrefine-")
-        self._count += 1
-        mapped: dict[str, Any] = {
-            name: self._on_disk(f"{self._count}-{name}", getattr(crop, name)) for name in ("image", "logits", "labels", "mask")
-        }
+        mapped: dict[str, Any] = {name: self._on_disk(getattr(crop, name)) for name in ("image", "logits", "labels", "mask")}
         return replace(crop, **mapped)
 
-    def close(self) -> None:
-        """Remove what is on disk."""
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def _on_disk(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        assert self._folder is not None
-        path = Path(self._folder.name) / f"{name}.npy"
-        np.save(path, array, allow_pickle=False)
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
+    def _on_disk(self, array: NDArray[Any]) -> NDArray[Any]:
+        if self._folder is None:
+            self._folder = Path(tempfile.gettempdir())
+            remove_leftovers(self._folder)
+        with open_scratch(self._folder) as file:
+            np.ascontiguousarray(array).tofile(file)
+            file.flush()
+            return np.memmap(file, array.dtype, "r", shape=array.shape)

@@ -7,7 +7,7 @@ progress.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -48,10 +48,9 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     device = check_options(options)
     with (
         _torch_in_one_thread(),
-        closing(CropStore()) as store,
         Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers,
     ):
-        return _run_stages(options, device, observer or TrainingObserver(), workers, store)
+        return _run_stages(options, device, observer or TrainingObserver(), workers, CropStore())
 
 
 def _run_stages(

@@ -17,7 +17,8 @@ from io_helpers import affine_of, numbers
 from crfrefine import io
 from crfrefine.cases.discovery import list_files
 from crfrefine.errors import CrfRefineError
-from crfrefine.io.atomic import atomic_file, atomic_files, cannot_write, temporary_name, write_small_file
+from crfrefine.io.atomic import atomic_file, atomic_files, cannot_write, write_small_file
+from crfrefine.io.temporary import temporary_name
 from crfrefine.io.volume import Volume
 from crfrefine.parameters.model import CrfParameters
 

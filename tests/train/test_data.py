@@ -1,6 +1,7 @@
 """Cases found, checked, cropped and shared out before anything is trained."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -225,14 +226,15 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch):
     assert sum(crop.tile_weights) == pytest.approx(1.0)
 
 
-def test_crops_beyond_the_memory_go_to_disk_unchanged():
+def test_crops_beyond_the_memory_go_to_disk_unchanged_and_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     crop = crops(1)[0]
     store = CropStore(memory_bytes=0)
     kept = store.keep(crop)
     assert isinstance(kept.image, np.memmap)
+    assert list(tmp_path.iterdir()) == [], "a killed process would leave them"
     for name in ("image", "logits", "labels", "mask"):
         np.testing.assert_array_equal(getattr(kept, name), getattr(crop, name))
-    store.close()
 
 
 @pytest.mark.parametrize(("num_cases", "num_folds"), [(23, 5), (40, 5), (4, 4), (2, 2)])
