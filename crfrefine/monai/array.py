@@ -37,8 +37,8 @@ class CrfRefine(Transform):
         output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32: only these have
             `postprocess`, its components and its decision, applied.
         input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities".
-        regions: of the channels of a network with sigmoids, in their order: pairs of a name and its label or labels, a dictionary of these, or
-            a RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
+        regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
+            RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
         spacing: mm, one per axis of the grid, for tensors without metadata, or in place of what the metadata say.
         device: where to compute, as in `crfrefine.refine`; None: the CPU, wherever the tensors are.
         threads: CPU threads; None: the cores that this process may use. In the workers of a DataLoader, 1.
@@ -139,7 +139,7 @@ def _by_name(regions: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> Mapping[
     if isinstance(regions, Mapping):
         return regions
     try:
-        pairs = [(name, labels) for name, labels in regions]  # noqa: C416
+        pairs = [(name, labels) for name, labels in regions]
         found = dict(pairs)
     except (TypeError, ValueError):
         raise ConfigError(f"regions: expected pairs of a name and labels, or a dictionary of these; got {shorten_value(regions)}") from None
