@@ -23,7 +23,7 @@ LAYERS = (
     ("tiles",),
     ("layer", "refinement_result", "statistics"),
     ("refinement",),
-    ("infer", "monai", "report", "tools"),
+    ("descriptors", "infer", "monai", "report", "tools"),
     ("demo", "evaluate", "train"),
     ("cli",),
     ("__main__",),
