@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
+from crfrefine.cli.describe import describe
 from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
@@ -114,6 +115,7 @@ app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
 app.command("demo")(demo)
+app.command("describe")(describe)
 
 
 def _print_version(wanted: bool) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ("tiles",),
     ("layer", "refinement_result", "statistics"),
     ("refinement",),
-    ("infer", "report", "tools"),
+    ("descriptors", "infer", "monai", "report", "tools"),
     ("demo", "evaluate", "train"),
     ("cli",),
     ("__main__",),
@@ -40,8 +40,9 @@ HOMES = {
     "jinja2": {"report"},
     "pyarrow": {"cases.manifest_table"},
     "PIL": {"pictures", "report"},
+    "monai": {"monai"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
-    "torch": {"engines.cuda.torch_memory", "layer", "train"},
+    "torch": {"engines.cuda.torch_memory", "layer", "monai", "train"},
 }
 
 
@@ -188,8 +189,8 @@ def run_python(code: str, *arguments: str, path_first: Path | None = None) -> st
 
 @pytest.fixture
 def tripwires(tmp_path):
-    """A folder whose `torch` and `cupy` raise what no import guard catches, so that even a tried import is seen."""
-    for library in ("torch", "cupy"):
+    """A folder whose `torch`, `monai` and `cupy` raise what no import guard catches, so that even a tried import is seen."""
+    for library in ("torch", "monai", "cupy"):
         (tmp_path / f"{library}.py").write_text(f"raise AssertionError('{library} was imported')\n", encoding="utf-8")
     return tmp_path
 

@@ -1,0 +1,139 @@
+"""`crfrefine describe`, and `crfrefine-slicer`: what other programs need to run the commands, made from the commands themselves."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from enum import Enum, StrEnum
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from typer.models import OptionInfo, ParameterInfo
+
+from crfrefine.cli.options import parse_path
+from crfrefine.descriptors.command import Command, Kind, Option
+
+_WRITTEN = ("output", "summary", "target")
+"""Names of options with paths to write; other paths are read."""
+
+
+class Format(StrEnum):
+    """Kinds of descriptors."""
+
+    BOUTIQUES = "boutiques"
+    SLICER = "slicer"
+
+
+class Described(StrEnum):
+    """Commands that have a descriptor: those whose arguments the command line declares."""
+
+    INFER = "infer"
+    TRAIN_CRF = "train-crf"
+    EVALUATE = "evaluate"
+    CONVERT = "convert"
+    DEMO = "demo"
+
+
+def describe(
+    format: Annotated[Format, typer.Argument(metavar="boutiques|slicer", help="The program that reads it.", show_default=False)],  # noqa: A002
+    command: Annotated[Described, typer.Argument(metavar="COMMAND", help="The command; for slicer: infer.")] = Described.INFER,
+) -> None:
+    """Print the descriptor of a command, for programs that run others."""
+    if format is Format.SLICER and command is not Described.INFER:
+        raise typer.BadParameter(f"{command.value} has no description for viewers; expected infer", param_hint="COMMAND")
+    found = command_of(command.value)
+    if format is Format.SLICER:
+        from crfrefine.descriptors.slicer import slicer_xml
+
+        print(slicer_xml(found), end="")
+        return
+    import json
+
+    from crfrefine.descriptors.boutiques import boutiques_descriptor
+
+    print(json.dumps(boutiques_descriptor(found), indent=2, ensure_ascii=False))
+
+
+def slicer() -> None:
+    """Answer `--xml`, as 3D Slicer and MITK ask every executable of a module; refine one case for anything else."""
+    from crfrefine.cli.main import main
+
+    if sys.argv[1:] == ["--xml"]:
+        sys.argv = ["crfrefine", "describe", "slicer"]
+    else:
+        from crfrefine.descriptors.slicer import infer_arguments
+
+        sys.argv = ["crfrefine", "infer", *infer_arguments(sys.argv[1:])]
+    main()
+
+
+def command_of(name: str) -> Command:
+    """Return a command with its options, from its function."""
+    from crfrefine.cli.main import app
+
+    (function,) = (found.callback for found in app.registered_commands if found.name == name and found.callback is not None)
+    lines = (inspect.getdoc(function) or "").split("\n\n")
+    return Command(name, " ".join(" ".join(lines).split()), tuple(_options_of(function)))
+
+
+def _options_of(function: Callable[..., Any]) -> list[Option]:
+    hints = get_type_hints(function, include_extras=True)
+    found: list[Option] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints[name]
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        info = next((part for part in extras if isinstance(part, ParameterInfo)), None)
+        if info is None or info.is_eager:  # The context; help.
+            continue
+        default = None if parameter.default is inspect.Parameter.empty else parameter.default
+        is_required = parameter.default is inspect.Parameter.empty
+        found += _described(name, get_args(hint)[0], info, default, is_required=is_required)
+    return found
+
+
+def _described(name: str, kind: Any, info: ParameterInfo, default: Any, *, is_required: bool) -> list[Option]:
+    """Return the option of a parameter; two for a switch with a flag for no."""
+    kind, is_repeatable = _plain(kind)
+    # In Annotated, the first name stands where a default would.
+    names = [text for text in (info.default, *(info.param_decls or ())) if isinstance(text, str) and text.startswith("--")]
+    flags = names if isinstance(info, OptionInfo) else [""]
+    help_text = info.help or ""
+    choices = tuple(str(member.value) for member in kind) if isinstance(kind, type) and issubclass(kind, Enum) else ()
+    if kind is bool:
+        first, _, other = flags[0].partition("/")
+        switches = [(name, first), *([(f"no_{name}", other)] if other else [])]
+        return [Option(key, flag, "flag", help_text) for key, flag in switches]
+    shown = default.value if isinstance(default, Enum) else default
+    return [
+        Option(
+            name,
+            flags[0],
+            _kind(name, kind, info),
+            help_text,
+            is_required=is_required,
+            is_repeatable=is_repeatable,
+            choices=choices,
+            default=None if shown is None else str(shown),
+            minimum=info.min,
+            maximum=info.max,
+        )
+    ]
+
+
+def _plain(kind: Any) -> tuple[Any, bool]:
+    """Return a type without None and list, and whether it was a list."""
+    kinds = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
+    if get_origin(kinds[0]) is list:
+        return get_args(kinds[0])[0], True
+    return kinds[0], False
+
+
+def _kind(name: str, kind: Any, info: ParameterInfo) -> Kind:
+    if info.parser is parse_path or kind is Path:
+        return "output" if name in _WRITTEN else "input"
+    if info.parser is None and kind in (int, float):
+        return "integer" if kind is int else "number"
+    return "text"

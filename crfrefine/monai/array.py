@@ -1,0 +1,160 @@
+"""`CrfRefine`: the transform on arrays and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor, decollate_batch
+from monai.transforms import Transform
+from monai.utils import TransformBackends, convert_to_dst_type
+from numpy.typing import NDArray
+
+from crfrefine.arrays.arguments import given_spacing
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
+from crfrefine.monai.case import case_spacing, check_kind, file_of, is_batch_of, to_numpy
+from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.refinement import refine
+from crfrefine.text import shorten_value
+
+OUTPUTS = ("logits", "probabilities", "labels")
+INPUT_TYPES = ("auto", "logits", "probabilities")
+
+
+class CrfRefine(Transform):
+    """Refine a network's logits by the image with the dense CRF.
+
+    It is meant for the transforms behind a network, on one case, channels first, or on a batch. Tensors may be on any device and of any
+    floating-point type; the result has the device, the type (except for labels) and the metadata of the logits, `applied_operations`
+    included, so that `Invertd` works on it. Distances are those of the affine of the image, else of the logits. An object holds settings
+    alone: threads may share it, and it can be pickled.
+
+    Args:
+        parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys.
+        output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32: only these have
+            `postprocess`, its components and its decision, applied.
+        input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities".
+        regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these, or a
+            RegionScheme. Then logits are log-odds. Writers of YAML sort dictionaries; pairs keep their order.
+        spacing: mm, one per axis of the grid, for tensors without metadata, or in place of what the metadata say.
+        device: where to compute, as in `crfrefine.refine`; None: the CPU, wherever the tensors are.
+        threads: CPU threads; None: the cores that this process may use. In the workers of a DataLoader, 1.
+
+    Raises:
+        ConfigError: an argument is none of these.
+
+    Examples:
+        >>> refined = CrfRefine("default", output="labels")(logits, image)  # doctest: +SKIP
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012
+
+    def __init__(
+        self,
+        parameters: CrfParameters | str | Path | Mapping[str, Any] | None = "default",
+        *,
+        output: str = "logits",
+        input_type: str = "auto",
+        regions: RegionScheme | Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
+        spacing: Sequence[float] | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (("output", output, OUTPUTS), ("input_type", input_type, INPUT_TYPES)):
+            if value not in known:
+                raise ConfigError(f"{name}: expected one of {', '.join(known)}; got {shorten_value(value)}")
+        self.parameters = CrfParameters.from_dict(parameters) if isinstance(parameters, Mapping) else as_parameters(parameters)
+        self.output = output
+        self.input_type = input_type
+        self.regions = regions if isinstance(regions, RegionScheme) or regions is None else RegionScheme.of(_by_name(regions))
+        self.spacing = None if spacing is None else _checked(spacing)
+        self.device = device or "cpu"
+        self.threads = threads
+
+    def __call__(self, logits: Any, image: Any, mask: Any | None = None) -> Any:
+        """Return the refined logits, probabilities or labels, as the settings say.
+
+        Args:
+            logits: (L, *grid) or a batch (B, L, *grid): MetaTensor, tensor or array. With regions: (R, *grid).
+            image: (M, *grid) or (B, M, *grid), on the grid of the logits; intensities as the parameters expect them.
+            mask: (1, *grid) or (B, 1, *grid), nonzero where the model applies; None: everywhere.
+
+        Raises:
+            GridMismatchError: the grids differ, in shape or in place.
+            InputError: the spacing is unknown, or the values cannot be used.
+            ConfigError: the parameters do not fit the numbers of labels, modalities or axes.
+            CrfRefineError: as in `crfrefine.refine`. The message names the file if the metadata do.
+        """
+        check_kind(logits, image, mask)
+        if is_batch_of(logits, image, self.spacing):
+            sizes = [len(value) for value in (logits, image, mask) if value is not None]
+            if len(set(sizes)) > 1:
+                raise InputError(f"batches of {' and '.join(map(str, sizes))} cases; logits, image and mask must have the same cases")
+            masks = [None] * len(logits) if mask is None else _cases(mask)
+            cases = zip(_cases(logits), _cases(image), masks, strict=True)
+            refined = np.stack([self._refined(*case, number=number) for number, case in enumerate(cases)])
+        else:
+            refined = self._refined(logits, image, mask)
+        return convert_to_dst_type(refined, logits, dtype=refined.dtype if self.output == "labels" else logits.dtype)[0]
+
+    def _refined(self, logits: Any, image: Any, mask: Any | None, number: int | None = None) -> NDArray[Any]:
+        """Return the result of one case as an array."""
+        try:
+            spacing = case_spacing(logits, image, mask, self.spacing)
+            result = refine(
+                to_numpy(logits),
+                to_numpy(image),
+                spacing=spacing,
+                parameters=self.parameters,
+                mask=None if mask is None else to_numpy(mask).reshape(logits.shape[1:]),  # of one channel
+                input_type=self.input_type,
+                regions=self.regions,
+                device=self.device,
+                threads=self.threads,
+            )
+        except CrfRefineError as error:
+            place = [f"case {number} of the batch"] if number is not None else []
+            name = ", ".join([*place, *([file] if (file := file_of(image, logits)) else [])])
+            if not name:
+                raise
+            raise type(error)(f"{name}: {error}") from error
+        if self.output == "labels":
+            # PyTorch hardly supports uint16.
+            labels: NDArray[Any] = result.label_map[np.newaxis]
+            return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
+        return result.logits if self.output == "logits" else result.marginals
+
+
+def _cases(batch: Any) -> list[Any]:
+    """Return the cases of a batch, MetaTensors each with its own metadata."""
+    return decollate_batch(batch) if isinstance(batch, MetaTensor) else list(batch)
+
+
+def _by_name(regions: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return name to labels, in the order of the channels."""
+    if isinstance(regions, Mapping):
+        return regions
+    try:
+        pairs = [(name, labels) for name, labels in regions]
+        found = dict(pairs)
+    except (TypeError, ValueError):
+        raise ConfigError(f"regions: expected pairs of a name and labels, or a dictionary of these; got {shorten_value(regions)}") from None
+    if len(found) < len(pairs):
+        raise ConfigError(f"regions: a name is there twice: {shorten_value(regions)}")
+    return found
+
+
+def _checked(spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return the spacing as numbers, one per axis."""
+    try:
+        num_axes = len(spacing)
+    except TypeError:
+        raise ConfigError(f"spacing: expected one distance in mm per axis of the grid, got {shorten_value(spacing)}") from None
+    try:
+        return given_spacing(spacing, num_axes)
+    except InputError as error:
+        raise ConfigError(str(error)) from None

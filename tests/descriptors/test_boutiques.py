@@ -1,0 +1,94 @@
+"""The descriptors for Boutiques are valid, and the command lines that `bosh` makes of them run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import AFFINE, load_nifti, run_here, write_folders
+
+import crfrefine
+from crfrefine.cli.describe import Described, command_of
+
+BOSH = shutil.which("bosh", path=str(Path(sys.executable).parent))
+needs_bosh = pytest.mark.skipif(BOSH is None, reason="boutiques, which has the command bosh, is not installed")
+
+
+def descriptor_file(folder: Path, command: str) -> Path:
+    done = run_here("describe", "boutiques", command)
+    assert done.status == 0, done.stderr
+    file = folder / f"{command}.json"
+    file.write_text(done.stdout, encoding="utf-8")
+    return file
+
+
+def bosh(*arguments: object) -> str:
+    done = subprocess.run([BOSH, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_bosh
+@pytest.mark.parametrize("command", list(Described))
+def test_the_descriptor_is_valid(tmp_path, command):
+    assert "OK" in bosh("validate", descriptor_file(tmp_path, command.value))
+
+
+@pytest.mark.parametrize("command", list(Described))
+def test_every_option_is_described(tmp_path, command):
+    """Of the running command, as Typer sees it."""
+    descriptor = json.loads(descriptor_file(tmp_path, command.value).read_text(encoding="utf-8"))
+    assert descriptor["tool-version"] == crfrefine.__version__
+    shown = {entry.get("command-line-flag", "") for entry in descriptor["inputs"]} - {""}
+    text = run_here(command.value, "--help").stdout.replace("/--", " --")
+    lines = [line.split()[:3] for line in text.splitlines() if line.lstrip().startswith("-")]
+    wanted = {word.strip(",") for words in lines for word in words if word.startswith("--")}
+    assert shown == wanted - {"--help"}
+
+
+@needs_bosh
+def test_a_command_line_of_bosh_refines(tmp_path):
+    folders = write_folders(tmp_path, "a case")
+    images = [folders.images / f"a case_000{modality}.nii.gz" for modality in range(2)]
+    values = {
+        "images": [str(image) for image in images],
+        "logits": [str(folders.logits / "a case.nii.gz")],
+        "output": str(tmp_path / "out.nii.gz"),
+        "overrides": ["bilateral.theta_alpha=3", "mean_field.num_iterations=2"],
+        "input_type": "logits",
+        "threads": 1,
+        "preview": True,
+    }
+    invocation = tmp_path / "invocation.json"
+    invocation.write_text(json.dumps(values), encoding="utf-8")
+    shown = bosh("exec", "simulate", "-i", invocation, descriptor_file(tmp_path, "infer"))
+    line = next(line for line in shown.splitlines() if "crfrefine infer" in line)
+    done = run_here(*shlex.split(line[line.index("crfrefine infer") :])[1:])
+    assert done.status == 0, done.stderr
+    assert (tmp_path / "out_preview.png").is_file()
+    wanted = crfrefine.refine(
+        np.moveaxis(load_nifti(folders.logits / "a case.nii.gz"), -1, 0),
+        np.stack([load_nifti(image) for image in images]),
+        spacing=np.linalg.norm(np.asarray(AFFINE)[:3, :3], axis=0),
+        parameters=crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2}),
+    )
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), wanted.label_map)
+
+
+def test_paths_switches_and_numbers_have_their_kinds():
+    kinds = {option.name: option.kind for name in Described for option in command_of(name.value).options}
+    assert kinds["images"] == kinds["source"] == kinds["data_dir"] == kinds["like"] == "input"
+    assert kinds["output"] == kinds["target"] == kinds["summary"] == "output"
+    assert (kinds["preview"], kinds["no_structures"], kinds["threads"], kinds["tolerance"], kinds["config"]) == (
+        *("flag", "flag", "integer", "number", "text"),
+    )
+    threads = next(option for option in command_of("infer").options if option.name == "threads")
+    assert (threads.minimum, threads.maximum, threads.is_required, threads.is_repeatable) == (1, 1024, False, False)
+    images = next(option for option in command_of("infer").options if option.name == "images")
+    assert images.is_repeatable

@@ -1,0 +1,118 @@
+"""The description for 3D Slicer and MITK is valid, and the executable takes what a viewer makes of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from cli_helpers import load_nifti, run_here, write_folders
+from slicer_schema import problems
+
+from crfrefine.cli.describe import command_of
+from crfrefine.descriptors.command import Command, Option
+from crfrefine.descriptors.slicer import LEFT_OUT, infer_arguments, slicer_xml
+
+
+def described() -> str:
+    done = run_here("describe", "slicer")
+    assert done.status == 0, done.stderr
+    return done.stdout
+
+
+def slicer(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from crfrefine.cli.describe import slicer; slicer()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+
+
+def command_line(values: dict[str, str]) -> list[str]:
+    """What a viewer makes of a panel: every option with its value, texts that are empty, switches only where they are on."""
+    words = []
+    for parameter in ElementTree.fromstring(described().encode()).iterfind("parameters/*[longflag]"):
+        name, flag = parameter.findtext("name"), parameter.findtext("longflag")
+        value = values.get(name, parameter.findtext("default", ""))
+        if parameter.tag == "boolean":
+            words += [flag] if value == "true" else []
+        elif parameter.tag in ("image", "file") and not value:
+            continue
+        else:
+            words += [flag, value]
+    return words
+
+
+def test_the_description_follows_the_rules():
+    assert problems(described()) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("<name>images</name>", "<name>im-ages</name>"),
+        ("<longflag>--max_memory</longflag>", "<longflag>--max-memory</longflag>"),
+        ("<channel>output</channel>", "<channel>out</channel>"),
+        ("<label>Case</label>", ""),
+        ("<default>auto</default>\n      <element>", "<default>none</default>\n      <element>"),
+        ('type="label"', 'type="mask"'),
+    ],
+)
+def test_the_rules_see_faults(wrong, right):
+    text = described()
+    assert wrong in text
+    assert problems(text.replace(wrong, right, 1)) != []
+
+
+def test_every_option_of_infer_is_described_or_left_out():
+    names = {option.name for option in command_of("infer").options}
+    shown = {found.text for found in ElementTree.fromstring(described().encode()).iterfind("parameters/*/name")}
+    assert shown == names - LEFT_OUT
+    assert {"images", "logits", "output", "config", "overrides", "threads"} <= shown
+
+
+def test_numbers_keep_their_limits_and_choices_their_values():
+    options = (
+        Option("tolerance", "--tolerance", "number", "In mm.", default="1.0", minimum=0.0),
+        Option("parts", "--num-parts", "integer", "Parts.", default="1", minimum=1, maximum=9),
+        Option("kind", "--kind", "text", "A kind.", choices=("a", "b"), default="b"),
+    )
+    text = slicer_xml(Command("infer", "Refine.", options))
+    assert problems(text) == []
+    root = ElementTree.fromstring(text.encode())
+    assert [limit.text for limit in root.find("parameters/integer/constraints")] == ["1", "9", "1"]
+    assert root.findtext("parameters/integer/longflag") == "--num_parts"
+    assert root.findtext("parameters/string-enumeration/default") == "b"
+
+
+def test_the_executable_answers_and_refines_as_infer_does(tmp_path: Path):
+    answer = slicer("--xml")
+    assert (answer.returncode, answer.stdout) == (0, described())
+    folders = write_folders(tmp_path, "a")
+    image, logits = folders.images / "a_0000.nii.gz", folders.logits / "a.nii.gz"
+    values = {"images": str(image), "logits": str(logits), "output": str(tmp_path / "panel.nii.gz"), "threads": "1", "resample": "true"}
+    done = slicer(*command_line(values | {"overrides": "bilateral.theta_alpha=3"}))
+    assert done.returncode == 0, done.stderr
+    plain = run_here("infer", "-i", image, "-p", logits, "-o", tmp_path / "infer.nii.gz", "--set", "bilateral.theta_alpha=3", "--resample")
+    assert plain.status == 0, plain.stderr
+    np.testing.assert_array_equal(load_nifti(tmp_path / "panel.nii.gz"), load_nifti(tmp_path / "infer.nii.gz"))
+
+
+def test_a_viewers_words_become_those_of_infer():
+    assert infer_arguments(["--max_memory", "", "--input_type", "labels", "--resample", "--output", "a_b.nrrd", "--set", ""]) == [
+        *("--input-type", "labels", "--resample", "--output", "a_b.nrrd")
+    ]
+    assert infer_arguments(["--max_memory=8G", "--images", "my_image.nii"]) == ["--max-memory=8G", "--images", "my_image.nii"]
+
+
+def test_an_input_that_cannot_be_used_is_an_error_of_one_line(tmp_path: Path):
+    done = slicer("--images", tmp_path / "no.nii.gz", "--logits", tmp_path / "no.npz", "--output", tmp_path / "out.nii.gz")
+    assert done.returncode == 1
+    assert done.stderr.startswith("crfrefine: error: ")
+    assert "no.nii.gz" in done.stderr
+
+
+def test_other_commands_have_no_panel():
+    done = run_here("describe", "slicer", "evaluate")
+    assert done.status == 2
+    assert "expected infer" in done.stderr

@@ -1,0 +1,328 @@
+"""The transforms of MONAI: the results of `refine`, with the metadata, devices and types of MONAI's pipelines."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import crfrefine
+from crfrefine.errors import BackendUnavailableError, ConfigError, GridMismatchError, InputError
+
+pytest.importorskip("monai", reason="MONAI is not installed")
+torch = pytest.importorskip("torch")
+
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate  # noqa: E402
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, SaveImaged, Spacingd  # noqa: E402
+
+from crfrefine.monai import CrfRefine, CrfRefineD, CrfRefined, CrfRefineDict  # noqa: E402
+
+GRID = (9, 7, 6)
+SPACING = (0.9, 1.4, 2.5)
+PARAMETERS = crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 3})
+
+
+def make_case(seed: int = 0, labels: int = 3, modalities: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(labels, *GRID)).astype(np.float32), rng.normal(size=(modalities, *GRID)).astype(np.float32)
+
+
+def placed(values: np.ndarray, file: str | None = "sub/case7_0000.nii.gz", spacing=SPACING) -> MetaTensor:
+    """A MetaTensor as LoadImage and EnsureChannelFirst leave it: LPS, so that the affine has negative entries."""
+    affine = torch.diag(torch.tensor([-spacing[0], -spacing[1], spacing[2], 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([11.0, -7.0, 30.0])
+    return MetaTensor(torch.as_tensor(values), affine=affine, meta={} if file is None else {"filename_or_obj": file})
+
+
+def wanted(logits: np.ndarray, image: np.ndarray, spacing=SPACING, **options) -> crfrefine.RefinementResult:
+    return crfrefine.refine(logits, image, spacing=spacing, parameters=PARAMETERS, **options)
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities", "labels"])
+def test_a_case_is_what_refine_makes_of_it(output):
+    logits, image = make_case()
+    expected = wanted(logits, image)
+    expected = {"logits": expected.logits, "probabilities": expected.marginals, "labels": expected.label_map[None]}[output]
+    found = CrfRefine(PARAMETERS, output=output)(placed(logits), placed(image))
+    assert isinstance(found, MetaTensor)
+    assert found.dtype == (torch.uint8 if output == "labels" else torch.float32)
+    np.testing.assert_array_equal(found.numpy(), expected)
+    # The spacing took part: with another one, the result is another.
+    assert not np.array_equal(found.numpy(), CrfRefine(PARAMETERS, output=output, spacing=SPACING[::-1])(placed(logits), placed(image)))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind(kind):
+    logits, image = make_case(1)
+    found = CrfRefine(PARAMETERS, spacing=SPACING)(kind(logits), kind(image))
+    assert type(found) is type(kind(logits))
+    np.testing.assert_array_equal(np.asarray(found), wanted(logits, image).logits)
+    with pytest.raises(InputError, match=r"the spacing is unknown: the image is a \w+ without metadata; give spacing=\(\.\.\.\), in mm"):
+        CrfRefine(PARAMETERS)(kind(logits), kind(image))
+
+
+def test_the_affine_of_either_places_the_case():
+    logits, image = make_case(2)
+    expected = wanted(logits, image).logits
+    transform = CrfRefine(PARAMETERS)
+    plain = transform(torch.as_tensor(logits), placed(image))
+    assert type(plain) is torch.Tensor
+    np.testing.assert_array_equal(plain.numpy(), expected)
+    np.testing.assert_array_equal(transform(placed(logits), torch.as_tensor(image)).numpy(), expected)
+
+
+def test_a_batch_is_its_cases_each_with_its_own_spacing():
+    other = (2.0, 0.7, 1.1)
+    cases = [(make_case(3), SPACING, "a.nii"), (make_case(4), other, "b.nii")]
+    items = [{"pred": placed(case[0], file, spacing), "image": placed(case[1], file, spacing)} for case, spacing, file in cases]
+    batch = list_data_collate(items)
+    assert batch["pred"].is_batch
+    for output in ("logits", "labels"):
+        done = CrfRefined("pred", parameters=PARAMETERS, output=output)(batch)
+        assert done["image"] is batch["image"]
+        assert done["pred"].is_batch
+        for item, (case, spacing, file) in zip(decollate_batch(done), cases, strict=True):
+            expected = wanted(*case, spacing)
+            np.testing.assert_array_equal(item["pred"].numpy(), expected.logits if output == "logits" else expected.label_map[None])
+            assert item["pred"].meta["filename_or_obj"] == file
+            np.testing.assert_array_equal(item["pred"].affine, placed(case[0], file, spacing).affine)
+
+
+def test_a_batch_of_plain_tensors_is_known_by_the_number_of_distances():
+    cases = [make_case(5), make_case(6)]
+    logits, image = (torch.as_tensor(np.stack(arrays)) for arrays in zip(*cases, strict=True))
+    mask = np.zeros((2, 1, *GRID), np.uint8)
+    mask[0, 0, 2:7], mask[1, 0, :, 1:5] = 1, 1
+    found = CrfRefine(PARAMETERS, spacing=SPACING)(logits, image, torch.as_tensor(mask))
+    for one, case, where in zip(found, cases, mask, strict=True):
+        np.testing.assert_array_equal(one.numpy(), wanted(*case, mask=where[0]).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_type_of_the_logits_is_that_of_the_result(dtype):
+    logits, image = make_case(7)
+    rounded = torch.as_tensor(logits).to(dtype)
+    found = CrfRefine(PARAMETERS, spacing=SPACING)(rounded, torch.as_tensor(image).to(torch.float16))
+    expected = wanted(rounded.to(torch.float32).numpy(), image.astype(np.float16)).logits
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, torch.as_tensor(expected).to(dtype), rtol=0.0, atol=0.0)
+
+
+def test_logits_with_a_gradient_are_refined_without():
+    logits, image = make_case(8)
+    given = placed(logits).requires_grad_()
+    found = CrfRefine(PARAMETERS)(given * 1.0, placed(image))
+    assert not found.requires_grad
+    np.testing.assert_array_equal(found.numpy(), wanted(logits, image).logits)
+
+
+def test_two_dimensions():
+    logits, image = (array[..., 3] for array in make_case(9))
+    found = CrfRefine(PARAMETERS)(placed(logits), placed(image))
+    np.testing.assert_array_equal(found.numpy(), wanted(logits, image, SPACING[:2]).logits)
+
+
+def test_metadata_and_applied_operations_stay_and_inputs_too():
+    logits, image = make_case(10)
+    data = {"pred": placed(logits), "image": placed(image), "name": "case7"}
+    data["pred"].applied_operations = [{"class": "Something", "extra_info": {}}]
+    before = {key: data[key].clone() for key in ("pred", "image")}
+    done = CrfRefined("pred", parameters=PARAMETERS)(data)
+    assert done is not data
+    assert done["name"] == "case7"
+    assert done["pred"].applied_operations == [{"class": "Something", "extra_info": {}}]
+    assert done["pred"].meta.keys() == data["pred"].meta.keys()
+    for key, values in before.items():
+        assert torch.equal(data[key], values)
+    assert done["pred"].meta is not data["pred"].meta
+
+
+def test_several_keys_and_missing_ones():
+    logits, image = make_case(11)
+    other, mask = make_case(12)[0], np.zeros((1, *GRID), bool)
+    mask[:, 1:8, 2:] = True
+    data = {"a": placed(logits), "b": placed(other), "image": placed(image), "head": placed(mask)}
+    done = CrfRefined(("a", "b"), parameters=PARAMETERS, mask_key=(None, "head"))(data)
+    np.testing.assert_array_equal(done["a"].numpy(), wanted(logits, image).logits)
+    np.testing.assert_array_equal(done["b"].numpy(), wanted(other, image, mask=mask[0]).logits)
+    with pytest.raises(KeyError, match="Key `c` of transform `CrfRefined` was missing"):
+        CrfRefined(("a", "c"), parameters=PARAMETERS)(data)
+    skipped = CrfRefined(("a", "c"), parameters=PARAMETERS, allow_missing_keys=True)(data)
+    np.testing.assert_array_equal(skipped["a"].numpy(), done["a"].numpy())
+    with pytest.raises(KeyError, match="Key `t1` of transform `CrfRefined` was missing in the data, which has logits in `a`"):
+        CrfRefined("a", "t1", PARAMETERS, allow_missing_keys=True)(data)
+    assert CrfRefineD is CrfRefined
+    assert CrfRefineDict is CrfRefined
+
+
+def test_regions_of_a_network_with_sigmoids():
+    logits, image = make_case(13)
+    regions = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    scheme = crfrefine.RegionScheme.of(regions)
+    expected = wanted(logits, image, regions=scheme)
+    np.testing.assert_array_equal(CrfRefine(PARAMETERS, regions=regions)(placed(logits), placed(image)).numpy(), expected.logits)
+    labels = CrfRefine(PARAMETERS, regions=scheme, output="labels")(placed(logits), placed(image))
+    np.testing.assert_array_equal(labels.numpy(), expected.label_map[None])
+
+
+def test_more_labels_than_bytes():
+    rng = np.random.default_rng(14)
+    logits, image = rng.normal(size=(260, 4, 3)).astype(np.float32), rng.normal(size=(1, 4, 3))
+    logits[258, 1, 2] = 50.0
+    found = CrfRefine(PARAMETERS, spacing=(1.0, 2.0), output="labels")(torch.as_tensor(logits), torch.as_tensor(image))
+    assert found.dtype == torch.int32
+    assert found[0, 1, 2] == 258
+
+
+def test_probabilities_are_taken_as_such_only_if_declared():
+    logits, image = make_case(15)
+    probabilities = torch.softmax(torch.as_tensor(logits), 0).numpy()
+    with pytest.raises(InputError, match=r"case7_0000\.nii\.gz: .*probabilities"):
+        CrfRefine(PARAMETERS)(placed(probabilities), placed(image))
+    found = CrfRefine(PARAMETERS, input_type="probabilities")(placed(probabilities), placed(image))
+    np.testing.assert_array_equal(found.numpy(), wanted(probabilities, image, input_type="probabilities").logits)
+
+
+def test_threads_share_one_transform_and_it_survives_pickling():
+    transform = pickle.loads(pickle.dumps(CrfRefine(PARAMETERS, threads=1)))
+    cases = [make_case(seed) for seed in range(16, 20)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda case: transform(placed(case[0]), placed(case[1])), cases))
+    for one, case in zip(found, cases, strict=True):
+        np.testing.assert_array_equal(one.numpy(), wanted(*case).logits)
+
+
+def test_a_worker_of_a_loader_refines():
+    items = [{"pred": placed(logits), "image": placed(image)} for logits, image in (make_case(seed) for seed in (20, 21))]
+    loader = DataLoader(Dataset(items, CrfRefined("pred", parameters=PARAMETERS, threads=1)), batch_size=2, num_workers=1)
+    (batch,) = loader
+    for one, item in zip(batch["pred"], items, strict=True):
+        np.testing.assert_array_equal(one.numpy(), wanted(item["pred"].numpy(), item["image"].numpy()).logits)
+
+
+def test_between_a_network_and_its_inversion(tmp_path: Path):
+    """Files in, resampled and turned for the network, refined there, and back on the files' grid."""
+    nibabel = pytest.importorskip("nibabel")
+    rng = np.random.default_rng(22)
+    affine = np.diag([-1.0, 1.5, 2.0, 1.0])
+    file = tmp_path / "case9.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(rng.normal(size=(12, 10, 8)).astype(np.float32), affine), file)
+    before = Compose(
+        [LoadImaged("image"), EnsureChannelFirstd("image"), Orientationd("image", "RAS", labels=None), Spacingd("image", (1.0, 1.5, 1.0))]
+    )
+    after = Compose(
+        [
+            CrfRefined("pred", parameters=PARAMETERS),
+            Invertd("pred", transform=before, orig_keys="image", nearest_interp=False),
+            SaveImaged("pred", output_dir=tmp_path / "out", separate_folder=False, output_postfix="crf", resample=False, print_log=False),
+        ]
+    )
+    data = before({"image": str(file)})
+    data["pred"] = torch.cat([data["image"], -data["image"]])  # A MetaTensor, as every network's output of one.
+    assert isinstance(data["pred"], MetaTensor)
+    refined = crfrefine.refine(data["pred"].numpy(), data["image"].numpy(), spacing=(1.0, 1.5, 1.0), parameters=PARAMETERS)
+    np.testing.assert_array_equal(CrfRefined("pred", parameters=PARAMETERS)(data)["pred"].numpy(), refined.logits)
+    after(data)
+    saved = nibabel.load(tmp_path / "out" / "case9_crf.nii.gz")
+    assert saved.shape == (12, 10, 8, 2)
+    np.testing.assert_allclose(saved.affine, affine)
+
+
+# ---- What is refused
+
+
+def test_other_grids_are_named_with_their_files():
+    logits, image = make_case(23)
+    short = placed(image[..., :-1], "sub/t1.nii.gz")
+    with pytest.raises(GridMismatchError) as caught:
+        CrfRefine(PARAMETERS)(placed(logits, "sub/pred.nii.gz"), short)
+    assert "logits (sub/pred.nii.gz)" in str(caught.value)
+    assert "image (sub/t1.nii.gz)" in str(caught.value)
+    assert "9×7×6" in str(caught.value)
+    assert "Invertd" in str(caught.value)
+    with pytest.raises(GridMismatchError, match="different grids"):
+        CrfRefine(PARAMETERS)(placed(logits), placed(image, spacing=(0.9, 1.4, 2.6)))
+    with pytest.raises(GridMismatchError, match="logits and mask are on different grids"):
+        CrfRefine(PARAMETERS)(placed(logits), placed(image), placed(np.ones((1, 9, 7, 5))))
+    with pytest.raises(InputError, match=r"the mask has shape \(2, 9, 7, 6\); expected one channel"):
+        CrfRefine(PARAMETERS)(placed(logits), placed(image), placed(np.ones((2, *GRID))))
+
+
+def test_a_metatensor_that_nobody_placed_has_no_spacing():
+    """MONAI gives it the unit matrix, as if voxels of 1 mm were known."""
+    logits, image = (MetaTensor(torch.as_tensor(array)) for array in make_case(24))
+    with pytest.raises(InputError, match="the spacing is unknown: image is a MetaTensor without an affine of its own"):
+        CrfRefine(PARAMETERS)(logits, image)
+    named = placed(make_case(24)[1])
+    del named.meta["affine"]
+    with pytest.raises(InputError, match=r"^sub/case7_0000\.nii\.gz: the spacing is unknown: image \(sub/case7_.*\) is a MetaTensor"):
+        CrfRefine(PARAMETERS)(logits, named)
+    one = CrfRefine(PARAMETERS, spacing=(1.0, 1.0, 1.0))(logits, image)
+    np.testing.assert_array_equal(one.numpy(), wanted(*make_case(24), (1.0, 1.0, 1.0)).logits)
+    # A file's unit matrix is an affine.
+    of_file = placed(make_case(24)[1])
+    of_file.affine = torch.eye(4, dtype=torch.float64)
+    np.testing.assert_array_equal(CrfRefine(PARAMETERS)(logits, of_file).numpy(), one.numpy())
+
+
+def test_errors_of_a_batch_name_the_case_and_its_file():
+    cases = [make_case(25), make_case(26)]
+    cases[1][1][1, 2, 3, 4] = np.nan
+    files = ["a.nii", "b.nii"]
+    items = [{"pred": placed(case[0], file), "image": placed(case[1], file)} for case, file in zip(cases, files, strict=True)]
+    with pytest.raises(InputError, match=r"^case 1 of the batch, b\.nii: image: channel 1 has 1 values that are not finite"):
+        CrfRefined("pred", parameters=PARAMETERS)(list_data_collate(items))
+
+
+def test_wrong_numbers_of_channels():
+    logits, image = make_case(27)
+    with pytest.raises(InputError, match=r"case7_0000\.nii\.gz: logits have 1 label; at least two"):
+        CrfRefine(PARAMETERS)(placed(logits[:1]), placed(image))
+    two = PARAMETERS.replace(**{"bilateral.theta_beta": [0.1, 0.2, 0.3]})
+    with pytest.raises(ConfigError, match=r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"):
+        CrfRefine(two)(placed(logits), placed(image))
+    with pytest.raises(InputError, match="spacing has 1 distances"):
+        CrfRefine(PARAMETERS, spacing=[1.0])(placed(logits), placed(image))
+    with pytest.raises(InputError, match=r"batches of 3 and 2 cases"):
+        CrfRefine(PARAMETERS, spacing=(1.0, 2.0))(placed(logits), placed(image))
+
+
+def test_pending_lazy_operations_are_refused():
+    logits, image = (placed(array) for array in make_case(28))
+    image.push_pending_operation({"lazy_affine": torch.eye(4), "lazy_shape": GRID})
+    with pytest.raises(InputError, match=r"image \(.*\): lazy operations are pending"):
+        CrfRefine(PARAMETERS)(logits, image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output": "mask"}, "output: expected one of logits, probabilities, labels; got 'mask'"),
+        ({"input_type": "labels"}, "input_type: expected one of auto, logits, probabilities; got 'labels'"),
+        ({"spacing": 1.0}, "spacing: expected one distance in mm per axis of the grid, got 1.0"),
+        ({"spacing": (1.0, -1.0)}, "spacing is .*; expected 2 positive distances"),
+        ({"parameters": "no-such-preset"}, "no-such-preset"),
+        ({"parameters": {"bilateral": {"theta": 1.0}}}, "bilateral.theta"),
+        ({"regions": {"core": []}}, "core"),
+        ({"regions": "core"}, "regions: expected pairs of a name and labels"),
+        ({"regions": [("core", 1), ("core", 2)]}, "regions: a name is there twice"),
+    ],
+)
+def test_settings_are_checked_when_the_transform_is_made(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        CrfRefined("pred", **settings)
+
+
+def test_paths_in_place_of_tensors_are_refused():
+    with pytest.raises(InputError, match=r"expected tensors or arrays, got 'image\.nii\.gz'; LoadImage reads files"):
+        CrfRefine(PARAMETERS)(placed(make_case()[0]), "image.nii.gz")
+
+
+def test_a_gpu_that_is_not_there_is_no_cpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendUnavailableError):
+        CrfRefine(PARAMETERS, device="cuda")(*(placed(array) for array in make_case()))
