@@ -88,6 +88,12 @@ def _nrrd() -> FormatCode:
     return nrrd
 
 
+def _mgh() -> FormatCode:
+    from crfrefine.io import mgh
+
+    return mgh
+
+
 def _npz() -> FormatCode:
     from crfrefine.io import npz
 
@@ -98,5 +104,6 @@ FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), _nifti),
     Format("MetaImage", (".mhd", ".mha"), _metaimage, {".mhd": ".zraw"}),
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
+    Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), _mgh),
     Format("nnU-Net npz", (".npz",), _npz, holds_scores_alone=True),
 )
