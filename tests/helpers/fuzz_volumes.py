@@ -210,6 +210,7 @@ _SEGMENTS = [
         f"Segment{number}_Name:=name {number}",
         f"Segment{number}_Extent:=0 1 0 2 0 3",
         f"Segment{number}_LabelValue:={number + 1}",
+        f"Segment{number}_Layer:={number // 2}",
         f"Segment{number}_Tags:=Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|",
     )
 ]
@@ -219,7 +220,7 @@ _SEGMENTATIONS = (
         nrrd_text(
             "space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)", *_SEGMENTS, dimension="4", sizes="2 2 3 4"
         ),
-        VOXELS + VOXELS,
+        b"".join(bytes((voxel % 3, 0, 3 * (voxel % 5 == 3), 0)) for voxel in range(24)),
     ),
 )
 

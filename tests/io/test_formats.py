@@ -68,7 +68,10 @@ def test_only_the_table_names_suffixes(path):
 def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
     like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(SHAPE), AFFINE))
-    io.write_channels(path, numbers((3, *SHAPE)), like)
+    if format_of(path).holds_labels_alone:
+        io.write_label_map(path, numbers(SHAPE, dtype=np.int16) % 3, like)
+    else:
+        io.write_channels(path, numbers((3, *SHAPE)), like)
     start = path.read_bytes()[:4096]
     assert [known.name for known in FORMATS if known.load().recognizes(start)] == [format_of(path).name]
     nameless = path.rename(tmp_path / "nameless")
