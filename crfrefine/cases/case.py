@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,12 +177,16 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
                 f"{image.path}: expected one modality per file, as there are {len(images)} files; this one has {image.num_channels}"
             )
     logits = read_network_header(files, options) if files.logits else None
+    if logits is not None and logits.kind == KIND:
+        placed = tuple(io.placed_on(file, images[0]) for file in logits.files)
+        logits = replace(logits, files=placed, grid_shape=placed[0].grid_shape, affine=placed[0].affine)
     if logits is not None:
         what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
         for file in logits.files if files.are_structures else logits.files[:1]:
             _require_grid(files, what, images[0], file, options)
-    mask = io.read_header(files.mask, io.VOLUME_SUFFIXES) if files.mask else None
-    labels = io.read_header(files.labels, io.VOLUME_SUFFIXES) if files.labels else None
+    mask, labels = (
+        io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)
+    )
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             if header.num_channels > 1:
@@ -304,7 +308,7 @@ def _mask(
 def _read_labels(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:
     if headers.labels is None:
         return None
-    values = io.read_labels(headers.labels.path).data
+    values = io.read_labels(headers.labels.path, grid=headers.images[0]).data
     order = StorageOrder.of_files(values.ndim)
     grid = WorkGrid(headers.images[0])
     stored = grid.nearest(headers.labels, order.to_storage(values), "labels", notes, outside="are background")

@@ -15,7 +15,7 @@ from typing import Any
 
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
-from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
 from crfrefine.io.recognition import describe_others, format_to_read
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
@@ -236,7 +236,12 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     paths = list_files(folder, VOLUME_SUFFIXES)
     stems = {stem_of(path) for path in paths}
     notes = []
-    references = [path for path in paths if any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)]
+    references = [
+        path
+        for path in paths
+        if suffix_of(path) in LABELS_SUFFIXES
+        or any(stem_of(path).removesuffix(suffix) in stems - {stem_of(path)} for suffix in LABEL_SUFFIXES)
+    ]
     if references:
         notes.append(f"{folder}: {len(references)} label maps beside the images, such as {references[0].name}, are not taken for images")
     # This tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER), are not separate cases.
@@ -416,7 +421,7 @@ def _with_companions(
     found = []
     for case in cases:
         telling = [path for suffix in suffixes for path in by_stem.get(case.case_id + suffix, [])]
-        candidates = telling or by_stem.get(case.case_id, [])
+        candidates = telling or segmentations_first(by_stem.get(case.case_id, []))
         if len(candidates) == 1:
             found.append(attach(case, candidates[0]))
         else:
@@ -425,6 +430,11 @@ def _with_companions(
             missing = () if candidates else (f"no {what} in {source}",)
             found.append(replace(case, problem=case.problem or problem, missing=case.missing + missing))
     return CaseList(found, cases.notes)
+
+
+def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
+    """Return the files in a format of segmentations, which beside an image of the same name are its label map; all if there are none."""
+    return [path for path in paths if suffix_of(path) in LABELS_SUFFIXES] or paths
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

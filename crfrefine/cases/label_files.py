@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files
+from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files, segmentations_first
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.recognition import format_to_read
@@ -82,7 +82,7 @@ def _is_of_known_case(stem: str, known: set[str]) -> bool:
 def _choose(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, is_single: bool) -> CaseFiles:
     """Return the case with its label map, its structures, or its problem."""
     telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case.case_id + ending, [])]
-    candidates = telling or [path for path in by_stem.get(case.case_id, []) if path not in case.images]
+    candidates = telling or segmentations_first([path for path in by_stem.get(case.case_id, []) if path not in case.images])
     if len(candidates) == 1:
         return replace(case, logits=(candidates[0],))
     if candidates:

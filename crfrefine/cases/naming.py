@@ -23,6 +23,11 @@ class Names:
     modalities: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def plain_labels(self) -> dict[int, str]:
+        """Names of the labels without the number that titles begin with."""
+        return {label: title.removeprefix(f"{label} ") for label, title in self.labels.items()}
+
 
 def read_names(places: Sequence[Path]) -> Names:
     """Read the first `dataset.json` in these folders, or in their parent folders.

@@ -19,11 +19,12 @@ from crfrefine.cases.discovery import (
     discover_cases,
     list_files,
     probabilities_beside,
+    segmentations_first,
     with_logits,
 )
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
+from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
 from crfrefine.io.recognition import describe_others, format_to_read
 from crfrefine.text import listed
 
@@ -227,7 +228,8 @@ def _references(source: Path, notes: list[str]) -> dict[str, list[Path]]:
     telling: dict[str, list[Path]] = {}
     plain: dict[str, list[Path]] = {}
     for path in paths:
-        group = plain if _case_of(path) == stem_of(path) else telling
+        is_plain = _case_of(path) == stem_of(path) and suffix_of(path) not in LABELS_SUFFIXES
+        group = plain if is_plain else telling
         group.setdefault(_case_of(path), []).append(path)
     images = numbered + [path for case_id in telling for path in plain.pop(case_id, [])]
     if images:
@@ -289,7 +291,7 @@ def _choose(case_id: str, by_stem: Mapping[str, Sequence[Path]], folder: Path) -
     """Return the files of a folder for a case."""
     own = by_stem.get(case_id, [])
     telling = [path for ending in LABEL_SUFFIXES for path in by_stem.get(case_id + ending, []) if suffix_of(path) not in SCORES_SUFFIXES]
-    label_maps = telling or [path for path in own if suffix_of(path) not in SCORES_SUFFIXES]
+    label_maps = telling or segmentations_first([path for path in own if suffix_of(path) not in SCORES_SUFFIXES])
     if len(label_maps) > 1:
         return MethodFiles(problem=f"expected one label map, found {_names(label_maps)} in {folder}")
     archives = [path for path in own if suffix_of(path) in SCORES_SUFFIXES]

@@ -134,8 +134,8 @@ def _holds_probabilities(path: Path, regions: RegionReading) -> bool:
 
 
 def _read_label_map(path: Path, grid: ReferenceGrid) -> NDArray[np.unsignedinteger[Any]]:
-    grid.check(io.read_header(path, io.VOLUME_SUFFIXES), "label map")
-    return _onto(grid, io.read_labels(path), "label map")
+    grid.check(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), grid.header), "label map")
+    return _onto(grid, io.read_labels(path, grid=grid.header), "label map")
 
 
 def _onto(grid: ReferenceGrid, found: Volume, what: str) -> NDArray[np.unsignedinteger[Any]]:

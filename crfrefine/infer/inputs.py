@@ -14,7 +14,9 @@ from crfrefine.cases.naming import Names, read_names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.outputs import label_maps_of
 from crfrefine.infer.structure_names import check_structures
+from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     structures = {} if declared is None else dict(declared.structures)
     if options.save_structures:
         check_structures(structures)
-    names = read_names(folders[::-1]) if options.preview else Names()
+    has_names = any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps_of(found, options.output).values())
+    names = read_names(folders[::-1]) if options.preview or has_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
         names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})

@@ -17,6 +17,7 @@ from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
+from crfrefine.io.segments import Segment, named_segments
 from crfrefine.io.special_files import special_kind
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class RefinedArrays:
         before: (*grid) integer, the network's labels, for the preview.
         title: first line of the preview.
         subtitle: second line of the preview.
-        names: of labels and modalities, for the preview.
+        names: of labels and modalities, for the preview and for formats of segmentations.
+        segments: names, colors and codes of the label map that was refined, if it was one and its file has them.
     """
 
     like: Volume
@@ -96,6 +98,7 @@ class RefinedArrays:
     title: str = ""
     subtitle: str = ""
     names: Names = field(default_factory=Names)
+    segments: tuple[Segment, ...] = ()
 
 
 def plan_outputs(
@@ -196,7 +199,7 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
-    from crfrefine.io import is_whole, read_header
+    from crfrefine.io import is_whole, placed_on, read_header
 
     if not all(path.is_file() for path in outputs.all()):
         return False
@@ -206,7 +209,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if not all(is_whole(path) for path in volumes):
         return False
     image = read_header(files.images[0])
-    return all(image.on_same_grid(read_header(path)) for path in volumes)
+    return all(image.on_same_grid(placed_on(read_header(path), image)) for path in volumes)
 
 
 def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int = 1) -> None:
@@ -229,7 +232,8 @@ def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int 
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
     run_all([partial(_write_structure, path, outcome) for path in outputs.structures], threads)
-    write_label_map(outputs.label_map, outcome.label_map, outcome.like)
+    segments = outcome.segments or named_segments(outcome.names.plain_labels)
+    write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=segments)
 
 
 def _write_channels(path: Path, channels: Channels, like: Volume, kind: str, threads: int) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from crfrefine.cases.streamed import StreamedCase
     from crfrefine.engines.base import Progress
     from crfrefine.infer.outputs import OutputFiles, RefinedArrays
+    from crfrefine.io.segments import Segment
     from crfrefine.refinement_result import RefinementResult
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
@@ -95,6 +96,7 @@ class _Loaded:
     case: Case | StreamedCase | LabelMapCase
     task: _Task
     record: CaseRecord
+    segments: tuple[Segment, ...] = ()
 
 
 @dataclass
@@ -244,7 +246,8 @@ class _Run:
         record.regions = case.regions
         record.input_type = case.input_kind
         record.notes = list(case.notes)
-        return _Loaded(case, task, record)
+        is_label_map = case.input_kind == "labels" and headers.logits is not None and not task.files.are_structures
+        return _Loaded(case, task, record, headers.logits.files[0].segments if is_label_map and headers.logits is not None else ())
 
     def _refine(self, loaded: _Loaded) -> _Refined | None:
         """Run the CRF on a case; None: it failed and is recorded."""
@@ -296,6 +299,7 @@ class _Run:
             title=printable(record.case_id),
             subtitle=_describe_numbers(result, case.spacing, self._inputs.names.labels),
             names=self._inputs.names,
+            segments=loaded.segments,
         )
 
     def _result(self, case: Case | StreamedCase | LabelMapCase, progress: Progress) -> RefinementResult:

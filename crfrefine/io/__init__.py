@@ -5,24 +5,27 @@ Arrays keep the order of the files, x fastest; the returned arrays are transpose
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from crfrefine.axes import StorageOrder, file_order
-from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
+from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.content import Content
 from crfrefine.io.cuts import MOST_BYTES
+from crfrefine.io.insets import placed_on
 from crfrefine.io.labels import MOST_OFF, is_nonzero, read_where, read_whole_numbers, smallest_label_type
 from crfrefine.io.logits import LogitsFile, LogitsHeader, read_logits, read_logits_header
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, require_suffix, stem_of, suffix_of, written_voxel_file
 from crfrefine.io.pieces import Piece, decoded_pieces, read_pieces, reads_in_pieces
+from crfrefine.io.segments import Segment, segments_of
 from crfrefine.io.volume import Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate, read_header, read_into
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,9 +35,11 @@ __all__ = [
     "LogitsFile",
     "LogitsHeader",
     "Piece",
+    "Segment",
     "VolumeHeader",
     "allocate",
     "is_whole",
+    "placed_on",
     "read_header",
     "read_into",
     "read_labels",
@@ -74,16 +79,22 @@ def read_volume(path: str | Path) -> Volume:
     return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
 
 
-def read_labels(path: str | Path) -> Volume:
+def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
     """Read a label map as the smallest unsigned integer type, even if it is stored as float or with a scaling.
 
-    Beyond the result, it takes a few megabytes.
+    Beyond the result, it takes a few megabytes; in a format of segmentations, as much as the result once more.
+
+    Args:
+        path: the file.
+        grid: header of the image; a file that stores only a part of that grid is 0 elsewhere.
 
     Raises:
         InputError: values that are not whole numbers, negative, or above 65535; more than one channel.
         UnsupportedFormatError: as for `read_volume`.
     """
     header = read_header(path, VOLUME_SUFFIXES)
+    if grid is not None:
+        header = placed_on(header, grid)
     header.geometry()
     found = read_whole_numbers(header)
     if found.off > MOST_OFF:
@@ -102,7 +113,9 @@ def read_mask(path: str | Path) -> Volume:
     return _volume(header, read_where(header, is_nonzero))
 
 
-def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1) -> None:
+def write_label_map(
+    path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1, segments: Sequence[Segment] = ()
+) -> None:
     """Write a label map atomically, as small unsigned integers without scaling.
 
     Args:
@@ -110,6 +123,7 @@ def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Vo
         labels: (*grid), from 0 to 65535.
         like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
         threads: for compression; the bytes written do not depend on it.
+        segments: names, colors and codes of labels, for formats of segmentations; labels without one get a name of their number.
 
     Raises:
         CrfRefineError: the file cannot be written (InputError, GridMismatchError, UnsupportedFormatError or CapacityError).
@@ -123,7 +137,11 @@ def write_label_map(path: str | Path, labels: NDArray[np.integer[Any]], like: Vo
         raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
     dtype = smallest_label_type(int(labels.max(initial=0)))
     stored = StorageOrder.of_files(labels.ndim).to_storage(labels).reshape(like.grid_shape[::-1])
-    _write(Content(path, None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes]), like, "labels", threads)
+    known = require_suffix(path, VOLUME_SUFFIXES)
+    content = Content(path, None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
+    if known.holds_labels_alone:
+        content = replace(content, segments=segments_of(stored, segments))
+    _write(content, like, "labels", threads)
 
 
 def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
@@ -201,4 +219,6 @@ def _require_grid(path: Path, shape: tuple[int, ...], like: Volume) -> None:
 def _write(content: Content, like: Volume, kind: str, threads: int) -> None:
     path = content.path
     known = require_suffix(path, VOLUME_SUFFIXES if kind == "labels" else LOGITS_SUFFIXES)
+    if known.holds_labels_alone and kind != "labels":
+        raise UnsupportedFormatError(f"{path}: a {known.name} holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
     known.load().write(path, content, like, kind=kind, voxels=written_voxel_file(path), threads=threads)

@@ -17,6 +17,8 @@ from crfrefine.io.streams import BLOCK_BYTES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.segments import Segment
+
 ChannelPiece = Callable[[int, slice], "NDArray[Any]"]
 """From the number of a channel and planes of the grid to their values, (planes, [y,] x)."""
 
@@ -32,6 +34,7 @@ class Content:
         dtype: of the voxels in the file: uint8, uint16 or float32.
         piece: called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`.
         most_bytes: asked for at once, unless a plane has more.
+        segments: of a label map, sorted by label; empty if the format holds none.
     """
 
     path: Path
@@ -40,6 +43,7 @@ class Content:
     dtype: np.dtype[Any]
     piece: ChannelPiece
     most_bytes: int = MOST_BYTES
+    segments: tuple[Segment, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -31,13 +31,6 @@ class ForeignKind:
     recognizes: Callable[[bytes], bool]
 
 
-def _is_mgh(start: bytes) -> bool:
-    """Return whether it is FreeSurfer's header: version 1, four sizes and a type, big-endian."""
-    block = inflated(start) or start
-    version, *sizes, kind = (int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4))
-    return len(block) >= 24 and version == 1 and all(1 <= size <= 1 << 20 for size in sizes) and kind in (0, 1, 3, 4, 10)
-
-
 def _is_pair(start: bytes) -> bool:
     """Return whether it is the header of an Analyze image or of a NIfTI pair: its length, 348, and a sane number of dimensions."""
     return any(
@@ -61,7 +54,6 @@ FOREIGN_KINDS = (
         (".dcm", ".dicom", ".ima"),
         lambda start: start[128:132] == b"DICM",
     ),
-    ForeignKind("a FreeSurfer volume", "convert it with mri_convert IN.mgz OUT.nii.gz", (".mgz", ".mgh"), _is_mgh),
     ForeignKind(
         "half of an Analyze or NIfTI pair (.hdr and .img)",
         "make one file of the pair: nibabel.save(nibabel.load('NAME.img'), 'NAME.nii.gz')",

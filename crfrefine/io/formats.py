@@ -61,6 +61,7 @@ class Format:
         load: returns the module.
         voxel_endings: for each suffix of a header, the ending of the file with voxels that is written beside it.
         holds_scores_alone: the format has no geometry: it holds logits and probabilities, but no images, masks or label maps.
+        holds_labels_alone: the format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Format:
     load: Callable[[], FormatCode]
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     holds_scores_alone: bool = False
+    holds_labels_alone: bool = False
 
 
 def _nifti() -> FormatCode:
@@ -88,6 +90,18 @@ def _nrrd() -> FormatCode:
     return nrrd
 
 
+def _mgh() -> FormatCode:
+    from crfrefine.io import mgh
+
+    return mgh
+
+
+def _slicer() -> FormatCode:
+    from crfrefine.io import slicer
+
+    return slicer
+
+
 def _npz() -> FormatCode:
     from crfrefine.io import npz
 
@@ -97,6 +111,8 @@ def _npz() -> FormatCode:
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), _nifti),
     Format("MetaImage", (".mhd", ".mha"), _metaimage, {".mhd": ".zraw"}),
+    Format("3D Slicer segmentation", (".seg.nrrd",), _slicer, holds_labels_alone=True),  # Before the suffix that it ends in.
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
+    Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), _mgh),
     Format("nnU-Net npz", (".npz",), _npz, holds_scores_alone=True),
 )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import CapacityError, InputError
+from crfrefine.io.allocation import allocate_as
 from crfrefine.io.pieces import decoded_pieces
 from crfrefine.io.volume import LARGEST_LABEL
-from crfrefine.io.volumes import allocate_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable

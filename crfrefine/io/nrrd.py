@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,13 @@ WRITTEN_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it begins with the format's magic, whatever the version."""
-    return start.startswith(b"NRRD000")
+    """Return whether it begins with the format's magic, whatever the version, and is no segmentation of 3D Slicer."""
+    return start.startswith(b"NRRD000") and not has_segments(start)
+
+
+def has_segments(start: bytes) -> bool:
+    """Return whether the beginning of a header has lines about segments."""
+    return b"\nSegment0_" in start or b"\nSegmentation_" in start
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -60,6 +66,11 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
     Raises:
         UnsupportedFormatError: sheared axes, or a number of axes other than two or three.
     """
+    write_nrrd(path, content, like, voxels=voxels, threads=threads)
+
+
+def write_nrrd(path: Path, content: Content, like: Volume, *, voxels: Path | None, threads: int, more_lines: Sequence[str] = ()) -> None:
+    """Write a file as `write` does; `more_lines` are added to its header."""
     num_axes = len(like.spacing)
     lines = lines_to_write(path, like, NAME, _geometry_lines)
     sizes = content.grid_shape[::-1]
@@ -78,6 +89,7 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
             "kinds: " + " ".join(["vector"] * has_channels + ["domain"] * num_axes),
             *(["endian: little"] if content.dtype.itemsize > 1 else []),
             "encoding: gzip",
+            *more_lines,
             *([] if voxels is None else [f"data file: {voxels.name}"]),
             "\n" if voxels is None else "",
         ]

@@ -61,7 +61,8 @@ def read(path: Path) -> TextHeader:
         InputError: it cannot be opened, or its geometry is not usable.
     """
     with open_header(path) as lines:
-        fields, names, has_end = _fields(path, lines)
+        segments: dict[str, str] = {}
+        fields, names, has_end = _fields(path, lines, segments)
         end = lines.offset
     if not has_end and "data file" not in fields:
         raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
@@ -80,11 +81,12 @@ def read(path: Path) -> TextHeader:
         affine=place.affine,
         geometry=place.lines,
         source=_source(fields, names, end, sizes, inner=math.prod(sizes[:channel_axis] if channels > 1 else grid_shape)),
+        segments=segments,
     )
 
 
-def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
-    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header."""
+def _fields(path: Path, lines: HeaderLines, segments: dict[str, str]) -> tuple[Fields, list[str], bool]:
+    """Return the fields, the files listed after `data file: LIST`, and whether an empty line ended the header; fill `segments`."""
     fields = Fields(path, "NRRD", ": ")
     for line in lines:
         if lines.number == 1:
@@ -103,6 +105,8 @@ def _fields(path: Path, lines: HeaderLines) -> tuple[Fields, list[str], bool]:
             fields.set(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
                 return fields, _until_empty(lines), True
+        elif name.startswith(b"Segment") and value.startswith(b"="):
+            segments[name.decode("latin-1")] = value[1:].strip().decode("utf-8", "replace")
         elif b":=" not in line:
             if lines.is_last:
                 break  # Reported as cut off.

@@ -11,6 +11,7 @@ from crfrefine.io.streams import cannot_read
 VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
 SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
+LABELS_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_labels_alone for suffix in known.suffixes)
 
 
 def suffix_of(path: Path) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.failures import reading
 from crfrefine.io.ahead import run_ahead
+from crfrefine.io.allocation import allocate_as
 from crfrefine.io.cuts import MOST_BYTES, cuts
 from crfrefine.io.decode import Decoder
-from crfrefine.io.volumes import allocate_as, open_voxels
+from crfrefine.io.volumes import open_voxels
 
 if TYPE_CHECKING:
     import numpy as np

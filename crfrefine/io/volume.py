@@ -18,6 +18,8 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.segments import Segment
+
 TIMES = "\u00d7"
 
 LARGEST_LABEL = 65535
@@ -48,6 +50,9 @@ class VolumeHeader:
         kind: "logits" or "probabilities" if the file says so.
         details: further facts to show, as pairs of name and value.
         misnamed: the format it was read as, if its name says something else.
+        segments: names, colors and codes of the labels, if the file has them.
+        covers_part: the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`.
+        inset: the header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
     """
 
     path: Path
@@ -63,6 +68,9 @@ class VolumeHeader:
     kind: str | None = None
     details: tuple[tuple[str, str], ...] = ()
     misnamed: str | None = None
+    segments: tuple[Segment, ...] = ()
+    covers_part: bool = False
+    inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
 
     @property
     def remarks(self) -> tuple[str, ...]:

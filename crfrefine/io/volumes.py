@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.errors import CapacityError, UnsupportedFormatError
+from crfrefine.errors import UnsupportedFormatError
 from crfrefine.failures import reading
+from crfrefine.io.allocation import allocate_as
 from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
-from crfrefine.memory import SMALL, format_size, memory_limit, require_memory
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -68,21 +67,6 @@ def allocate_shape(shape: tuple[int, ...], path: Path) -> NDArray[np.float32]:
     return allocate_as(shape, np.dtype(np.float32), path)
 
 
-def allocate_as(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, *, is_reversed: bool = False) -> NDArray[Any]:
-    """Return an uninitialized array for the values of a file, in Fortran order if reversed.
-
-    Raises:
-        CapacityError: the array takes more memory than the system allows; the message names the file.
-    """
-    size = dtype.itemsize * math.prod(shape)
-    if size > SMALL:
-        require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())
-    try:
-        return np.empty(shape, dtype, order="F" if is_reversed else "C")
-    except (MemoryError, ValueError):
-        raise CapacityError(f"{path}: its voxels take {format_size(size)} as {dtype.name}, more than the available memory") from None
-
-
 def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
     """Read the voxels of a file, scaled.
 
@@ -108,7 +92,11 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
 
 def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
     """Open a file at its first voxel."""
-    return _named(header.family).load().open_voxels(header)
+    if header.inset is None:
+        return _named(header.family).load().open_voxels(header)
+    from crfrefine.io.memory_stream import open_inset
+
+    return open_inset(header, open_voxels(header.inset[0]))
 
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:

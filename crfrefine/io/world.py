@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ class TextHeader:
         affine: (4, 4) voxel to world RAS+ mm.
         geometry: the lines that place the grid in the world, as in the file; empty if another file could not use them.
         source: the place of the voxels.
+        segments: the lines of an NRRD header about segments, by their keys.
     """
 
     grid_shape: tuple[int, ...]
@@ -36,6 +38,7 @@ class TextHeader:
     affine: NDArray[np.float64]
     geometry: tuple[str, ...]
     source: VoxelSource
+    segments: Mapping[str, str] = field(default_factory=dict)
 
 
 def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:

@@ -12,11 +12,13 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import softmax, to_logits
 from crfrefine.arrays.region_channels import identify_regions, sigmoid, take_log_odds
 from crfrefine.axes import file_order
+from crfrefine.cases.naming import read_names
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
+from crfrefine.io.segments import named_segments
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader
 from crfrefine.text import counted
 
@@ -72,8 +74,9 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
         )
     require_suffix(target, io.VOLUME_SUFFIXES)
-    labels = io.read_labels(header.path)
-    io.write_label_map(target, labels.data.reshape(like.grid_shape), like)
+    labels = io.read_labels(header.path, grid=like.header)
+    segments = header.segments or named_segments(read_names([header.path]).plain_labels)
+    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
     return f"{_told(header)} -> {target}: label map"
 
 
@@ -85,7 +88,8 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
     if scheme is not None:
         return _convert_regions(header, target, to, like, values, kind, scheme)
     if to == "labels":
-        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like)
+        segments = named_segments(read_names([header.path]).plain_labels)
+        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments)
         return f"{_told(header)} -> {target}: label map"
     if needs_kind:
         values, kind = _as_kind(values, kind, to, header.path)
@@ -128,6 +132,7 @@ def _as_kind(values: NDArray[np.float32], kind: str | None, to: str | None, path
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
+    header = header if like is None else io.placed_on(header, like)
     if like is not None and not header.on_same_grid(like):
         raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}")
     chosen = like or header

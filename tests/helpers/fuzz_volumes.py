@@ -116,6 +116,32 @@ def _compressed_nifti(rng: random.Random) -> Mapping[str, bytes]:
     return {"a.nii.gz": packed if rng.random() < 0.5 else mutated(packed, rng)}
 
 
+@cache
+def _mgh_files() -> tuple[bytes, ...]:
+    """FreeSurfer's volumes of every type, one of two frames, one without a place in the world."""
+    affine = np.array([[-1.5, 0.1, 0, 3], [0.1, 2, 0, -4], [0, 0.2, 3, 5], [0, 0, 0, 1]])
+    found = [
+        nib.MGHImage(np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), affine).to_bytes()
+        for dtype, shape in ((np.uint8, SHAPE), (np.int16, SHAPE), (np.int32, (*SHAPE, 2)), (np.float32, SHAPE))
+    ]
+    return (*found, found[0][:28] + bytes(2) + found[0][30:])
+
+
+def _mgh(rng: random.Random) -> Mapping[str, bytes]:
+    content = rng.choice(_mgh_files())
+    match rng.randrange(5):
+        case 0 | 1:
+            content = mutated_numbers(content[:284], rng) + content[284:]
+        case 2:
+            content = content[:284] + mutated(content[284:], rng)
+        case 3:
+            content = mutated(content, rng)
+        case _:
+            packed = gzip.compress(content, 1, mtime=0)
+            return {"a.mgz": mutated(packed, rng) if rng.random() < 0.7 else packed}
+    return {"a.mgz": gzip.compress(content, 1, mtime=0)} if rng.random() < 0.3 else {"a.mgh": content}
+
+
 def meta_text(lines: Mapping[str, str]) -> bytes:
     """The text of a MetaImage header; ElementDataFile comes last."""
     fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **lines}
@@ -184,6 +210,7 @@ _SEGMENTS = [
         f"Segment{number}_Name:=name {number}",
         f"Segment{number}_Extent:=0 1 0 2 0 3",
         f"Segment{number}_LabelValue:={number + 1}",
+        f"Segment{number}_Layer:={number // 2}",
         f"Segment{number}_Tags:=Terminology~Segmentation category and type - 3D Slicer General Anatomy list~SCT^85756007^Tissue|",
     )
 ]
@@ -193,7 +220,7 @@ _SEGMENTATIONS = (
         nrrd_text(
             "space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)", *_SEGMENTS, dimension="4", sizes="2 2 3 4"
         ),
-        VOXELS + VOXELS,
+        b"".join(bytes((voxel % 3, 0, 3 * (voxel % 5 == 3), 0)) for voxel in range(24)),
     ),
 )
 
@@ -322,9 +349,10 @@ def _npy(rng: random.Random) -> Mapping[str, bytes]:
 
 def _misnamed(rng: random.Random) -> Mapping[str, bytes]:
     """A damaged file of one kind under the name of another one, or of none."""
-    make = rng.choice((_nifti, _compressed_nifti, _metaimage, _nrrd, _npz))
+    make = rng.choice((_nifti, _compressed_nifti, _metaimage, _nrrd, _mgh, _npz))
     (content,) = make(rng).values()
-    return {rng.choice(("a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz", "a.img", "a.dcm", "a", "a.gz")): content}
+    names = ("a.nii", "a.nii.gz", "a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.npz", "a.img", "a.mgz", "a.dcm", "a", "a.gz")
+    return {rng.choice(names): content}
 
 
 def volume_targets() -> Iterator[Target]:
@@ -337,6 +365,7 @@ def volume_targets() -> Iterator[Target]:
         ("nrrd", _nrrd),
         ("nhdr", _detached("a.nhdr", _NRRD_DETACHED)),
         ("seg.nrrd", _segmentation),
+        ("mgh", _mgh),
         ("npz", _npz),
         ("npy", _npy),
         ("misnamed", _misnamed),

@@ -1,0 +1,121 @@
+"""DICOM files through pydicom, which is imported only here and only when such a file is read; whatever it raises becomes an error that names the file."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.streams import cannot_read
+from crfrefine.text import shorten
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+INSTALL = "pip install 'crfrefine[dicom]'"
+SEGMENTATIONS = (b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.66.7")
+_DIRECTORY = b"1.2.840.10008.1.3.10"
+
+# Filters of warnings belong to the process: two threads must not exchange them at the same time.
+_filters = threading.Lock()
+
+
+def is_dicom(start: bytes) -> bool:
+    """Return whether a file with this beginning is DICOM."""
+    return start[128:132] == b"DICM"
+
+
+def is_segmentation(start: bytes) -> bool:
+    """Return whether a file with this beginning is a DICOM segmentation."""
+    return is_dicom(start) and any(uid in start for uid in SEGMENTATIONS)
+
+
+def is_image(start: bytes) -> bool:
+    """Return whether a file with this beginning is DICOM, but no segmentation and no list of files (DICOMDIR)."""
+    return is_dicom(start) and not is_segmentation(start) and _DIRECTORY not in start[:1024]
+
+
+def require_pydicom(path: Path) -> Any:
+    """Return the module pydicom.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise InputError(f"{path}: DICOM needs a package that is not installed ({error}); {INSTALL}") from None
+    return pydicom
+
+
+@contextmanager
+def interpreting(path: Path) -> Iterator[None]:
+    """Turn what pydicom and the reading of its values raise into an error about the file; its warnings are about values, and dropped.
+
+    Raises:
+        UnsupportedFormatError: damaged.
+        InputError: the file cannot be opened.
+    """
+    try:
+        with _filters, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CrfRefineError:
+        raise
+    except MemoryError:
+        raise CapacityError(f"{path}: its content does not fit into memory") from None
+    except FileNotFoundError as error:
+        raise cannot_read(path, error) from None
+    except Exception as error:
+        # Values are converted when they are looked at: damage shows as an exception of any kind.
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM file, or one without a value that is needed ({shorten(f'{type(error).__name__}: {error}', 200)})"
+        ) from None
+
+
+def read_dataset(path: Path, keywords: Sequence[str] | None, *, with_pixels: bool = False) -> Any:
+    """Read elements of a file; to be called, and its values to be read, inside of `interpreting`.
+
+    Args:
+        path: the file.
+        keywords: of the elements; None: all of them.
+        with_pixels: whether to read the pixels too.
+    """
+    pydicom = require_pydicom(path)
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    tags = None if keywords is None else [*keywords, *(["PixelData"] if with_pixels else [])]
+    return pydicom.dcmread(path, stop_before_pixels=not with_pixels, specific_tags=tags)
+
+
+def decoded_pixels(dataset: Any, path: Path) -> NDArray[np.generic]:
+    """Return compressed pixels as they are stored; inside of `interpreting`.
+
+    Raises:
+        UnsupportedFormatError: nothing that is installed can decode them.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    pydicom = require_pydicom(path)
+    try:
+        available = pydicom.pixels.get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise UnsupportedFormatError(
+            f"{path}: compressed as {shorten(syntax.name, 80)}, which nothing installed can decode; "
+            "pip install pylibjpeg pylibjpeg-libjpeg, or gdcmconv --raw IN OUT"
+        )
+    pixels: NDArray[np.generic] = dataset.pixel_array
+    return pixels
+
+
+def first_of(dataset: Any, sequence: str) -> Any:
+    """Return the first item of a sequence; raise KeyError if there is none."""
+    items = dataset.get(sequence)
+    if not items:
+        raise KeyError(f"no {sequence}")
+    return items[0]

@@ -1,0 +1,191 @@
+"""DICOM series: a folder of slices, one file each, as one volume. Nothing is written: a label map becomes a DICOM segmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.decode import as_bytes
+from crfrefine.io.dicom_files import decoded_pixels, interpreting, is_dicom, is_image, read_dataset
+from crfrefine.io.dicom_slices import Slice, arrange, read_slice
+from crfrefine.io.geometry import require_usable
+from crfrefine.io.streams import START_BYTES, cannot_read, read_start
+from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
+from crfrefine.io.voxel_stream import VoxelStream
+from crfrefine.text import counted
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.content import Content
+    from crfrefine.io.volume import Volume
+
+_PIXELS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation")
+_NAMED = "dcm"
+
+
+@dataclass(frozen=True)
+class SeriesTemplate:
+    """The slices of a series, in the order of the third axis."""
+
+    slices: tuple[Slice, ...]
+
+
+def recognizes(start: bytes) -> bool:
+    """Return False: a file is a slice at most, the series is its folder."""
+    return False
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """Read the headers of all slices in a folder.
+
+    Raises:
+        UnsupportedFormatError: a file is damaged or no such slice.
+        InputError: the files are not one volume; the message names them.
+    """
+    slices, others = [], []
+    for file in _files(path):
+        start = read_start(file, START_BYTES)
+        if not is_dicom(start) and file.suffix.lower().endswith(_NAMED):
+            raise UnsupportedFormatError(f"{file}: not a DICOM file, although its name says so: it begins with {start[:12]!r}")
+        found = read_slice(file) if is_image(start) else None
+        if found is None:
+            others.append(file.name)
+        else:
+            slices.append(found)
+    if not slices:
+        raise InputError(f"{path}: no slice of a DICOM series in this folder")
+    series = arrange(path, slices)
+    first = series.slices[0]
+    affine = series.affine
+    require_usable(affine, 3, path)
+    for one in series.slices:
+        _check_size(one)
+    notes = list(series.notes)
+    if others:
+        notes.append(f"{counted(len(others), 'file')} without slices, such as {others[0]}, left aside")
+    if is_sheared(affine):
+        notes.append("the slices are shifted against each other (a tilted gantry); the geometry keeps that")
+    return VolumeHeader(
+        path=path,
+        format="DICOM series",
+        grid_shape=(first.shape[1], first.shape[0], len(series.slices)),
+        num_channels=1,
+        dtype=_type_of(series.slices).newbyteorder("=").name,
+        spacing=spacing_of(affine),
+        affine=affine,
+        template=SeriesTemplate(series.slices),
+        notes=tuple(notes),
+        details=(("slices", f"{first.path.name} to {series.slices[-1].path.name}"), ("series", first.title or first.series)),
+    )
+
+
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the slices one after the other."""
+    slices = header.template.slices
+    dtype = _type_of(slices)
+    is_scaled_here = dtype == np.float32
+    with closing(_Slices(slices, is_scaled_here)) as reader:
+        slope, intercept = (1.0, 0.0) if is_scaled_here else (slices[0].slope, slices[0].intercept)
+        yield VoxelStream(reader, dtype, header.path, lambda: None, slope=slope, intercept=intercept)
+
+
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of the folder."""
+    try:
+        return tuple(_files(path))
+    except InputError:
+        return ()
+
+
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+    """Refuse: images are not written."""
+    raise UnsupportedFormatError(f"{path}: a DICOM series cannot be written; name a file, such as NAME.nii.gz")
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    except OSError as error:
+        raise cannot_read(folder, error) from error
+
+
+def _type_of(slices: tuple[Slice, ...]) -> np.dtype[Any]:
+    """Return the type of the stored numbers, if one scaling holds for all slices; else float32, of scaled ones."""
+    first = slices[0]
+    if all((one.slope, one.intercept, one.stored.newbyteorder("<")) == (first.slope, first.intercept, first.stored.newbyteorder("<")) for one in slices):
+        return first.stored.newbyteorder("<")
+    return np.dtype("<f4")
+
+
+class _Slices:
+    """The voxels of a series as bytes; one slice is in memory."""
+
+    def __init__(self, slices: tuple[Slice, ...], is_scaled_here: bool) -> None:
+        self._blocks = self._all(slices, is_scaled_here)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        parts = []
+        while size > 0:
+            if not self._rest:
+                block = next(self._blocks, None)
+                if block is None:
+                    break
+                self._rest = block
+            parts.append(self._rest[:size])
+            self._rest = self._rest[size:]
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._blocks.close()
+
+    @staticmethod
+    def _all(slices: tuple[Slice, ...], is_scaled_here: bool) -> Generator[memoryview, None, None]:
+        for one in slices:
+            stored = _pixels(one)
+            if is_scaled_here:
+                stored = (stored * one.slope + one.intercept).astype(np.float32)
+            yield as_bytes(np.ascontiguousarray(stored))
+
+
+def _pixels(one: Slice) -> NDArray[Any]:
+    """Return the stored numbers of a slice, (rows, columns): of each, the bits that count."""
+    with interpreting(one.path):
+        dataset = read_dataset(one.path, _PIXELS, with_pixels=True)
+        if one.is_compressed:
+            stored = np.asarray(decoded_pixels(dataset, one.path)).astype(one.stored.newbyteorder("="), copy=False)
+        else:
+            content = dataset.get("PixelData") or b""
+            stored = np.frombuffer(content, one.stored, count=min(math.prod(one.shape), len(content) // one.stored.itemsize))
+    if stored.size != math.prod(one.shape):
+        raise UnsupportedFormatError(
+            f"{one.path}: the file is cut off: its header promises {math.prod(one.shape)} voxels, it holds {stored.size}; "
+            "copy or export it again"
+        )
+    stored = stored.reshape(one.shape).astype(one.stored.newbyteorder("="), copy=False)
+    bits, high = one.bits
+    unused = 8 * one.stored.itemsize - 1 - high
+    if bits < 8 * one.stored.itemsize:
+        # Bits that do not count may hold anything, such as an overlay; a shift to the left and back drops them, and keeps the sign.
+        stored = (stored << unused) >> (unused + high + 1 - bits)
+    return stored
+
+
+def _check_size(one: Slice) -> None:
+    if one.is_compressed or one.syntax.endswith(".99"):
+        return
+    needed, size = math.prod(one.shape) * one.stored.itemsize, one.path.stat().st_size
+    if size < needed:
+        raise UnsupportedFormatError(
+            f"{one.path}: the file is cut off: its header promises {needed} bytes of voxels, it holds {size}; copy or export it again"
+        )

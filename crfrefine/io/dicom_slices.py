@@ -1,0 +1,260 @@
+"""The slices of a DICOM series: which files belong to it, in which order, and where they are in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.dicom_files import interpreting, read_dataset
+from crfrefine.text import counted, listed, printable, shorten
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_KEYWORDS = (
+    *("SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances", "NumberOfFrames"),
+    *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+)
+_SAME_PLACE = 1e-3
+"""Slices that are nearer to each other, as a part of the usual step, are at one place."""
+
+_UNEVEN = 0.01
+"""Deviation of a slice from its place in an even row, as a part of the step, above which a note is written."""
+
+_TOO_UNEVEN = 0.1
+"""The same, above which the series is refused."""
+
+_MOST_SLICES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A file of a series.
+
+    Attributes:
+        path: the file.
+        series: UID of its series.
+        title: description of the series.
+        shape: (rows, columns).
+        position: (3,) center of the first voxel in LPS, mm.
+        orientation: (2, 3) directions along a row and along a column in LPS, of length 1.
+        spacing: mm between rows, between columns.
+        thickness: mm from slice to slice, if the file says so.
+        stored: type of the stored numbers.
+        bits: number of bits that count, and the number of the highest one.
+        slope: value = stored * slope + intercept.
+        intercept: see `slope`.
+        syntax: UID of the transfer syntax.
+        is_compressed: whether it compresses the pixels.
+        number: of the instance in the series, if given.
+        promised: number of instances of the series, if given.
+    """
+
+    path: Path
+    series: str
+    title: str
+    shape: tuple[int, int]
+    position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    spacing: tuple[float, float]
+    thickness: float | None
+    stored: np.dtype[Any]
+    bits: tuple[int, int]
+    slope: float
+    intercept: float
+    syntax: str
+    is_compressed: bool
+    number: int | None
+    promised: int | None
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """The direction across the slice, in LPS."""
+        normal: NDArray[np.float64] = np.cross(self.orientation[0], self.orientation[1])
+        return normal
+
+
+@dataclass(frozen=True)
+class Series:
+    """Slices in the order of their places along the normal.
+
+    Attributes:
+        slices: at least one.
+        affine: (4, 4) voxel (column, row, slice) to world RAS+ mm.
+        notes: facts that users should know.
+    """
+
+    slices: tuple[Slice, ...]
+    affine: NDArray[np.float64]
+    notes: tuple[str, ...]
+
+
+def read_slice(path: Path) -> Slice | None:
+    """Read the header of a file; None if it holds no image, such as structures of radiotherapy.
+
+    Raises:
+        UnsupportedFormatError: damaged, several frames, colors, or without a place in the world.
+    """
+    with interpreting(path):
+        found = read_dataset(path, _KEYWORDS)
+        if "Rows" not in found:
+            return None
+        if int(found.get("NumberOfFrames") or 1) > 1:
+            raise UnsupportedFormatError(f"{path}: several frames in one file (enhanced DICOM); convert it with dcm2niix")
+        if int(found.get("SamplesPerPixel") or 1) != 1 or found.get("ModalityLUTSequence"):
+            raise UnsupportedFormatError(f"{path}: colors or a table of values; expected one number per voxel with slope and intercept")
+        lacking = [name for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not found.get(name)]
+        if lacking:
+            raise UnsupportedFormatError(f"{path}: no {' and no '.join(lacking)}; expected slices with a place in the world, such as of CT or MR")
+        return _interpret(path, found)
+
+
+def _interpret(path: Path, found: Any) -> Slice:
+    allocated, is_signed = int(found.BitsAllocated), int(found.get("PixelRepresentation") or 0)
+    bits = int(found.get("BitsStored") or allocated)
+    high = int(bits - 1 if found.get("HighBit") is None else found.HighBit)
+    if allocated not in (8, 16, 32) or not 1 <= bits <= allocated or not bits - 1 <= high < allocated:
+        raise UnsupportedFormatError(f"{path}: {bits} of {allocated} bits, the highest is number {high}; expected 8, 16 or 32 bits")
+    syntax = found.file_meta.TransferSyntaxUID
+    order = "<" if syntax.is_little_endian else ">"
+    orientation = np.array([float(value) for value in found.ImageOrientationPatient], np.float64).reshape(2, 3)
+    position = np.array([float(value) for value in found.ImagePositionPatient], np.float64).reshape(3)
+    lengths = np.sqrt((orientation**2).sum(axis=1))
+    spacing = tuple(float(value) for value in found.PixelSpacing)
+    numbers = [*orientation.flat, *position, *spacing, slope := _number(found, "RescaleSlope", 1.0)]
+    numbers += [intercept := _number(found, "RescaleIntercept", 0.0)]
+    if not (np.isfinite(numbers).all() and np.abs(lengths - 1).max() < 0.01 and abs(orientation[0] @ orientation[1]) < 0.01):
+        raise UnsupportedFormatError(f"{path}: damaged DICOM file: its orientation, position, spacing or scaling is no geometry")
+    if len(spacing) != 2 or min(spacing) <= 0 or slope == 0 or min(found.Rows, found.Columns) < 1:
+        raise UnsupportedFormatError(f"{path}: damaged DICOM file: expected two spacings, sizes above 0 and a slope other than 0")
+    thickness = abs(_number(found, "SpacingBetweenSlices", 0.0)) or _number(found, "SliceThickness", 0.0)
+    number, promised = found.get("InstanceNumber"), found.get("NumberOfSeriesRelatedInstances")
+    return Slice(
+        path=path,
+        series=str(found.get("SeriesInstanceUID") or ""),
+        title=printable(str(found.get("SeriesDescription") or "")),
+        shape=(int(found.Rows), int(found.Columns)),
+        position=position,
+        orientation=orientation / lengths[:, np.newaxis],
+        spacing=(spacing[0], spacing[1]),
+        thickness=thickness if 0 < thickness < np.inf else None,
+        stored=np.dtype(f"{order}{'i' if is_signed else 'u'}{allocated // 8}"),
+        bits=(bits, high),
+        slope=slope,
+        intercept=intercept,
+        syntax=str(syntax),
+        is_compressed=bool(syntax.is_compressed) and not syntax.is_deflated,
+        number=None if number is None else int(number),
+        promised=None if promised is None else int(promised),
+    )
+
+
+def _number(found: Any, keyword: str, default: float) -> float:
+    value = found.get(keyword)
+    return default if value is None or value == "" else float(value)
+
+
+def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
+    """Check that files are the slices of one volume, and put them in order.
+
+    Args:
+        folder: for errors.
+        slices: at least one.
+
+    Raises:
+        InputError: several series, slices of different sizes or orientations, two slices at one place, gaps, or fewer files than the series has.
+    """
+    if len(slices) > _MOST_SLICES:
+        raise InputError(f"{folder}: {len(slices)} slices; at most {_MOST_SLICES} can be read")
+    _require_one_series(folder, slices)
+    first = slices[0]
+    for other in slices[1:]:
+        _require_alike(folder, first, other)
+    notes = []
+    numbers = sorted({one.number for one in slices if one.number is not None})
+    promised = max((one.promised or 0 for one in slices), default=0)
+    if promised > len(slices):
+        raise InputError(
+            f"{folder}: incomplete series: its files, such as {first.path.name}, say that it has {promised} images, {len(slices)} are there; "
+            "copy or export it again"
+        )
+    if numbers and not 0 <= numbers[0] <= 1:
+        notes.append(f"the series begins with instance {numbers[0]}: slices before it may be missing")
+    normal = first.normal
+    ordered = sorted(slices, key=lambda one: float(one.position @ normal))
+    step, told = _step(folder, ordered)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = first.orientation[0] * first.spacing[1], first.orientation[1] * first.spacing[0]
+    affine[:3, 2], affine[:3, 3] = step, ordered[0].position
+    return Series(tuple(ordered), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0, (*notes, *told))
+
+
+def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
+    by_series: dict[str, list[Slice]] = {}
+    for one in slices:
+        by_series.setdefault(one.series, []).append(one)
+    if len(by_series) == 1:
+        return
+    found = [
+        f"{counted(len(several), 'file')} such as {several[0].path.name}" + (f" ({several[0].title})" if several[0].title else "")
+        for several in by_series.values()
+    ]
+    raise InputError(
+        f"{folder}: {len(by_series)} series in one folder: {listed([shorten(text, 120) for text in found], 5)}\n"
+        "  Give each series a folder of its own: CASE, or CASE_0000, CASE_0001 for modalities."
+    )
+
+
+def _require_alike(folder: Path, first: Slice, other: Slice) -> None:
+    pair = f"{first.path.name} and {other.path.name}"
+    if first.shape != other.shape:
+        sizes = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (first, other))
+        raise InputError(f"{folder}: slices of different sizes: {pair} have {sizes} voxels")
+    if np.abs(first.orientation - other.orientation).max() > 1e-3:
+        raise InputError(f"{folder}: two orientations in one series: {pair} are not parallel; give each a folder of its own (a localizer?)")
+    if np.abs(np.subtract(first.spacing, other.spacing)).max() > 1e-3 * min(first.spacing):
+        raise InputError(f"{folder}: slices with different voxel sizes: {pair} have {first.spacing} and {other.spacing} mm")
+
+
+def _step(folder: Path, ordered: Sequence[Slice]) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return the vector from slice to slice, and notes about it."""
+    first = ordered[0]
+    if len(ordered) == 1:
+        if first.thickness is None:
+            return first.normal, ("a single slice without thickness; 1 mm is assumed",)
+        return first.normal * first.thickness, ()
+    positions = np.array([one.position for one in ordered])
+    places = positions @ first.normal
+    steps = np.diff(places)
+    usual = float(np.median(steps))
+    nearest = int(steps.argmin())
+    if steps[nearest] <= max(_SAME_PLACE * usual, 1e-6):
+        pair = f"{ordered[nearest].path.name} and {ordered[nearest + 1].path.name}"
+        raise InputError(
+            f"{folder}: two slices at one place: {pair}; a second echo, time or reconstruction? Give each volume a folder of its own"
+        )
+    farthest = int(steps.argmax())
+    if steps[farthest] > (1 + 5 * _TOO_UNEVEN) * usual:
+        pair = f"{ordered[farthest].path.name} and {ordered[farthest + 1].path.name}"
+        raise InputError(
+            f"{folder}: a gap in the series: {pair} are {steps[farthest]:.4g} mm apart, other slices {usual:.4g} mm; "
+            "slices are missing between them, copy or export the series again"
+        )
+    step = (positions[-1] - positions[0]) / (len(ordered) - 1)
+    off = np.sqrt(((positions - positions[0] - np.arange(len(ordered))[:, np.newaxis] * step) ** 2).sum(axis=1)) / usual
+    worst = int(off.argmax())
+    if off[worst] > _TOO_UNEVEN:
+        raise InputError(
+            f"{folder}: slices are not evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.3g} mm away from its place in a row of "
+            f"steps of {usual:.4g} mm; resample the series with dcm2niix"
+        )
+    if off[worst] > _UNEVEN:
+        return step, (f"slices are not quite evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.2g} mm off",)
+    return step, ()

@@ -1,0 +1,147 @@
+"""FreeSurfer's MGH, `.mgh` and `.mgz`: a header of 284 bytes, big-endian voxels, one frame after the other; geometry through nibabel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io.atomic import atomic_file
+from crfrefine.io.geometry import require_usable
+from crfrefine.io.streams import GZIP_MAGIC, LARGEST_RATIO, START_BYTES, finish, inflated, open_bytes, read_start, skip, write_gzip
+from crfrefine.io.volume import VolumeHeader, spacing_of
+from crfrefine.io.voxel_stream import VoxelStream
+
+if TYPE_CHECKING:
+    from crfrefine.io.content import Content
+    from crfrefine.io.volume import Volume
+
+_DATA_OFFSET = 284
+_USED_BYTES = 90  # of them; nibabel's block goes on with what stands behind the voxels.
+_TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
+# Type 10 is younger than most programs: labels above 255 are written with 32 bits.
+_WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "float32": 3}
+
+
+def recognizes(start: bytes) -> bool:
+    """Return whether it is a header of version 1 with four sizes and a type, compressed or not."""
+    block = inflated(start) or start
+    version, *sizes, kind = (int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4))
+    return len(block) >= 24 and version == 1 and all(1 <= size <= 1 << 20 for size in sizes) and kind in _TYPES
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """Read only the header; frames are channels.
+
+    Raises:
+        UnsupportedFormatError: not such a file, damaged, or cut off.
+        InputError: the geometry is not usable.
+    """
+    container = _container(path)
+    with open_bytes(path, container) as reader:
+        block = reader.read(_DATA_OFFSET)
+    if len(block) < _DATA_OFFSET or not recognizes(block):
+        raise UnsupportedFormatError(f"{path}: not a FreeSurfer volume, or damaged: its header begins with {block[:24]!r}")
+    from nibabel.freesurfer.mghformat import MGHHeader
+
+    template: Any = MGHHeader(block[:_USED_BYTES])
+    *grid_shape, num_frames = (int(size) for size in template["dims"])
+    dtype = np.dtype(_TYPES[int(template["type"])])
+    affine = np.asarray(template.get_affine(), np.float64) + 0.0
+    require_usable(affine, 3, path)
+    _check_size(path, math.prod((*grid_shape, num_frames)) * dtype.itemsize, compressed=container == "gzip")
+    has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
+    misnamed = "compressed, although its name does not say so" if container == "gzip" else "not compressed, although its name says so"
+    return VolumeHeader(
+        path=path,
+        format="MGH" + (", gzip" if container == "gzip" else ""),
+        grid_shape=tuple(grid_shape),
+        num_channels=num_frames,
+        dtype=dtype.newbyteorder("=").name,
+        spacing=spacing_of(affine),
+        affine=affine,
+        template=template,
+        notes=() if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",),
+        misnamed=None if (container == "gzip") == _is_named_gzip(path) else f"the file is {misnamed}",
+    )
+
+
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open the file at its first voxel; one frame follows the other."""
+    template: Any = header.template
+    with open_bytes(header.path, _container(header.path)) as reader:
+        skip(reader, _DATA_OFFSET)
+        yield VoxelStream(reader, np.dtype(_TYPES[int(template["type"])]), header.path, partial(finish, reader))
+
+
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return no files: the voxels follow the header."""
+    return ()
+
+
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+    """Write voxels with the geometry of another volume; labels above 255 with 32 bits.
+
+    Args:
+        path: ends in one of the format's suffixes.
+        content: voxels; channels become frames.
+        like: its geometry is kept bit for bit if it came from a file of this format.
+        kind: what the voxels are; not stored in the file.
+        voxels: none, they follow the header.
+        threads: for compression.
+    """
+    from nibabel.freesurfer.mghformat import MGHHeader
+
+    template = like.header.template if like.header is not None else None
+    header: Any = template.copy() if isinstance(template, MGHHeader) else _header_of(like, MGHHeader())
+    shape = content.grid_shape[::-1]
+    header["dims"] = (*shape, *(1,) * (3 - len(shape)), content.num_channels or 1)
+    header["type"] = _WRITTEN_TYPES[content.dtype.name]
+    stored = np.dtype(_TYPES[int(header["type"])])
+
+    def parts() -> Iterator[bytes]:
+        yield header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")
+        for block in content.one_after_the_other():
+            yield np.frombuffer(block, content.dtype.newbyteorder("<")).astype(stored).tobytes()
+
+    with atomic_file(path) as file:
+        if _is_named_gzip(path):
+            write_gzip(file, parts(), threads)
+        else:
+            file.writelines(parts())
+
+
+def _header_of(like: Volume, header: Any) -> Any:
+    """Place the grid: directions, voxel sizes, and the world position of the grid's center."""
+    sizes = (*like.grid_shape, 1)[:3]
+    spacing = np.array(spacing_of(like.affine))
+    header["goodRASFlag"] = 1
+    header["delta"] = spacing
+    header["Mdc"] = (like.affine[:3, :3] / spacing).T
+    header["Pxyz_c"] = like.affine[:3, 3] + like.affine[:3, :3] @ np.array(sizes) / 2
+    return header
+
+
+def _container(path: Path) -> str:
+    return "gzip" if read_start(path, START_BYTES).startswith(GZIP_MAGIC) else "raw"
+
+
+def _is_named_gzip(path: Path) -> bool:
+    return path.name.lower().endswith("z")
+
+
+def _check_size(path: Path, num_bytes: int, *, compressed: bool) -> None:
+    needed, size = _DATA_OFFSET + num_bytes, path.stat().st_size
+    if size * (LARGEST_RATIO if compressed else 1) < needed:
+        raise UnsupportedFormatError(
+            f"{path}: the file is cut off: its header promises {needed} bytes, it holds {size}"
+            + (" compressed ones" if compressed else "")
+            + "; copy or export it again"
+        )

@@ -1,0 +1,196 @@
+"""Segmentations of 3D Slicer: written so that other readers of NRRD find the same, and layers as Slicer writes them."""
+
+import gzip
+import json
+from pathlib import Path
+
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import run_here
+from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk, save_nifti
+
+from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.segments import Code, Segment
+
+SHAPE = (5, 6, 7)
+AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
+LIVER = Segment(2, "Leber, größte", (0.25, 0.5, 1.0), Code("123037004", "SCT", "Anatomical Structure"), Code("10200004", "SCT", "Liver"))
+TUMOR = Segment(7, r"back\slash | ~ tumor", (1.0, 0.0, 0.0))
+
+
+def labels_of(*values: int) -> np.ndarray:
+    return np.array((0, *values))[numbers(SHAPE, dtype=np.int64) % (len(values) + 1)]
+
+
+def image(folder: Path, shape=SHAPE, affine=AFFINE):
+    return io.read_volume(save_nifti(folder / "like.nii", numbers(shape), affine))
+
+
+def slicer(path: Path, array: np.ndarray, *segments: dict[str, str], affine=AFFINE, **more) -> Path:
+    """A file as Slicer writes it, (x, y, z) or (layer, x, y, z), by pynrrd."""
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    directions = lps[:3, :3].T
+    header = {
+        "space": "left-posterior-superior",
+        "space origin": lps[:3, 3],
+        "space directions": directions if array.ndim == 3 else np.vstack([np.full(3, np.nan), directions]),
+        "kinds": ["list"] * (array.ndim - 3) + ["domain"] * 3,
+        "encoding": "gzip",
+        **{f"Segment{number}_{key}": value for number, entries in enumerate(segments) for key, value in entries.items()},
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        **more,
+    }
+    nrrd.write(str(path), array, header)
+    return path
+
+
+def segment(name: str, value: int, layer: int, **more: str) -> dict[str, str]:
+    return {"ID": f"id {name}", "Name": name, "LabelValue": str(value), "Layer": str(layer), "Color": "1 0.5 0", **more}
+
+
+def test_what_is_written_is_read_by_others_and_comes_back(tmp_path):
+    labels, path = labels_of(2, 7, 300), tmp_path / "out.seg.nrrd"
+    io.write_label_map(path, labels, image(tmp_path), segments=(TUMOR, LIVER))
+    written = sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(itk_array(written), labels)
+    np.testing.assert_allclose(itk_affine(written), AFFINE, atol=1e-5)
+    data, header = nrrd.read(str(path))
+    np.testing.assert_array_equal(data, labels)
+    assert "\nSegment0_Name:=Leber, größte\n".encode() in path.read_bytes()
+    assert header["Segment0_Color"] == "0.25 0.5 1"
+    assert header["Segment0_LabelValue"] == "2"
+    assert header["Segment0_Extent"] == "0 4 0 5 0 6"
+    assert "~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~" in header["Segment0_Tags"]
+    assert header["Segment2_LabelValue"] == "300"
+    read = io.read_labels(path)
+    np.testing.assert_array_equal(read.data, labels)
+    assert read.header.segments[0] == LIVER
+    assert read.header.segments[1].name == TUMOR.name
+    assert [(one.label, one.name) for one in read.header.segments[2:]] == [(300, "Label 300")]
+    assert io.is_whole(path)
+    assert io.read_mask(path).data.sum() == np.count_nonzero(labels)
+
+
+def test_the_header_of_an_nrrd_image_places_its_segmentation(tmp_path):
+    direction = (0.6, -0.8, 0.0, 0.8, 0.6, 0.0, 0.0, 0.0, 1.0)
+    like = io.read_volume(save_itk(tmp_path / "like.nrrd", numbers(SHAPE), direction=direction))
+    for name in ("a.seg.nrrd", "b.seg.nrrd"):
+        io.write_label_map(tmp_path / name, labels_of(1), like)
+        np.testing.assert_array_equal(io.read_labels(tmp_path / name).affine, like.affine)
+        like = io.read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("values", [(1, 2), (1, 1)], ids=["distinct values", "the same value"])
+def test_layers_become_one_label_map(values, tmp_path):
+    first, second = np.zeros((2, *SHAPE), np.uint8)
+    first[1:3], second[3:, 2:] = values
+    path = slicer(tmp_path / "a.seg.nrrd", np.stack([first, second]), segment("one", values[0], 0), segment("two", values[1], 1))
+    read = io.read_labels(path)
+    np.testing.assert_array_equal(read.data, (first > 0) + 2 * (second > 0))
+    np.testing.assert_allclose(read.affine, AFFINE, atol=1e-6)
+    assert [(one.label, one.name, one.color) for one in read.header.segments] == [(1, "one", (1, 0.5, 0)), (2, "two", (1, 0.5, 0))]
+    assert ("numbers of the segments" in str(read.header.notes)) == (values == (1, 1))
+
+
+def test_binary_layers_of_old_versions(tmp_path):
+    layers = np.zeros((2, *SHAPE), np.uint8)
+    layers[0, 1], layers[1, 2] = 1, 1
+    path = slicer(tmp_path / "a.seg.nrrd", layers, {"ID": "one", "Name": "one"}, {"ID": "two"})
+    np.testing.assert_array_equal(io.read_labels(path).data, layers[0] + 2 * layers[1])
+    assert [one.name for one in io.read_header(path).segments] == ["one", "two"]
+
+
+def test_segments_that_overlap_are_an_error(tmp_path):
+    layers = np.zeros((2, *SHAPE), np.uint8)
+    layers[0, 1:3], layers[1, 2:4] = 1, 2
+    path = slicer(tmp_path / "a.seg.nrrd", layers, segment("liver", 1, 0), segment("tumor", 2, 1))
+    with pytest.raises(InputError, match=r"a\.seg\.nrrd: the segments 'liver' and 'tumor' overlap, in 42 voxels"):
+        io.read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([segment("a", 1, 0), segment("b", 1, 2)], "the segment 'b' is in layer 2, of 2 from 0"),
+        ([segment("a", 0, 0)], "Segment0 has the LabelValue '0'"),
+        ([], "2 layers without a line about a segment"),
+    ],
+)
+def test_a_damaged_header_is_an_error(segments, expected, tmp_path):
+    path = slicer(tmp_path / "a.seg.nrrd", np.zeros((2, *SHAPE), np.uint8), *segments)
+    with pytest.raises(UnsupportedFormatError, match=rf"a\.seg\.nrrd: .*{expected}"):
+        io.read_header(path)
+
+
+def test_a_segmentation_that_slicer_cropped_is_placed_on_the_image(tmp_path):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:3, 2:5, 3] = 1
+    cropped = AFFINE.copy()
+    cropped[:3, 3] += AFFINE[:3, :3] @ [1, 2, 3]
+    path = slicer(tmp_path / "a.seg.nrrd", labels[1:3, 2:5, 3:4], segment("one", 1, 0), affine=cropped)
+    grid = image(tmp_path).header
+    np.testing.assert_array_equal(io.read_labels(path, grid=grid).data, labels)
+    assert io.read_labels(path).data.shape == (2, 3, 1)
+    shifted = cropped.copy()
+    shifted[0, 3] += 0.2
+    other = slicer(tmp_path / "b.seg.nrrd", labels[1:3, 2:5, 3:4], segment("one", 1, 0), affine=shifted)
+    assert io.placed_on(io.read_header(other), grid).grid_shape == (2, 3, 1)
+    result = run_here("convert", path, tmp_path / "out.nii.gz", "--like", tmp_path / "like.nii")
+    assert result.status == 0, result.stderr
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "out.nii.gz").data, labels)
+
+
+def test_it_holds_label_maps_of_three_axes_alone(tmp_path):
+    with pytest.raises(UnsupportedFormatError, match=r"a\.seg\.nrrd: a 3D Slicer segmentation holds a label map alone, no logits"):
+        io.write_channels(tmp_path / "a.seg.nrrd", numbers((2, *SHAPE)), image(tmp_path))
+    with pytest.raises(UnsupportedFormatError, match="three axes only"):
+        io.write_label_map(tmp_path / "a.seg.nrrd", np.zeros((5, 6), int), image(tmp_path, (5, 6)))
+    assert not (tmp_path / "a.seg.nrrd").exists()
+
+
+def test_names_and_colors_of_the_input_are_those_of_the_output(tmp_path):
+    """Slicer saves image and segmentation side by side, under one name."""
+    save_itk(tmp_path / "case.nrrd", numbers(SHAPE), spacing=(0.7, 1.1, 2.5), origin=(0, 0, 0))
+    like = io.read_volume(tmp_path / "case.nrrd")
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:, :3], labels[:, 4:] = 2, 7
+    io.write_label_map(tmp_path / "case.seg.nrrd", labels, like, segments=(LIVER, TUMOR))
+    cases = discover_cases(tmp_path, None)
+    assert [case.images for case in cases] == [(tmp_path / "case.nrrd",)]
+    arguments = ("-i", tmp_path / "case.nrrd", "-p", tmp_path / "case.seg.nrrd", "--input-type", "labels")
+    result = run_here("infer", *arguments, "-o", tmp_path / "out.seg.nrrd")
+    assert result.status == 0, result.stderr
+    written = io.read_header(tmp_path / "out.seg.nrrd")
+    assert written.segments == (LIVER, TUMOR)
+    assert written.on_same_grid(like.header)
+    folders = run_here("infer", "-i", tmp_path, "-p", tmp_path, "--input-type", "labels", "-o", tmp_path / "out")
+    assert folders.status == 0, folders.stderr
+    assert run_here("evaluate", tmp_path / "out.seg.nrrd", tmp_path / "case.seg.nrrd", "-o", tmp_path / "report").status == 0
+
+
+def test_names_of_a_dataset_are_taken(tmp_path):
+    save_nifti(tmp_path / "case.nii.gz", numbers(SHAPE), AFFINE)
+    np.savez(tmp_path / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "anterior": 1, "posterior": 2}}))
+    arguments = ("-i", tmp_path / "case.nii.gz", "-p", tmp_path / "case.npz", "-o", tmp_path / "out.seg.nrrd")
+    result = run_here("infer", *arguments)
+    assert result.status == 0, result.stderr
+    assert [one.name for one in io.read_header(tmp_path / "out.seg.nrrd").segments] == ["anterior", "posterior"]
+    assert run_here("infer", *arguments, "--continue").status == 0
+    converted = run_here("convert", tmp_path / "case.npz", tmp_path / "b.seg.nrrd", "--to", "labels", "--like", tmp_path / "case.nii.gz")
+    assert converted.status == 0, converted.stderr
+    assert [one.name for one in io.read_header(tmp_path / "b.seg.nrrd").segments] == ["anterior", "posterior"]
+
+
+def test_a_plain_label_map_by_that_name(tmp_path):
+    save_itk(tmp_path / "a.nrrd", labels_of(1).astype(np.uint8), compress=False)
+    path = (tmp_path / "a.nrrd").rename(tmp_path / "a.seg.nrrd")
+    assert io.read_header(path).segments == ()
+    np.testing.assert_array_equal(io.read_labels(path).data, labels_of(1))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(UnsupportedFormatError):
+        io.read_labels(path)
