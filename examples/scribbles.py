@@ -52,7 +52,7 @@ Scores = dict[str, dict[str, float]]
 def run(
     data: ScribbleData, output: Path, schedule: Schedule, recipe: Recipe, num_folds: int, wanted: Sequence[int] | None = None
 ) -> dict[str, Scores]:
-    """Train the wanted folds, by default all; return the Dice of every way that has all of them, on the cases that they hold out."""
+    """Train the wanted folds, by default all; return the Dice of each way on the cases that these folds hold out."""
     wrong = sorted(set(wanted or ()) - set(range(1, num_folds + 1)))
     if wrong:
         raise ConfigError(f"--fold: there is no fold {wrong[0]}; expected 1 to {num_folds}")

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from crfrefine.metrics.registry import RegionValues
 
 
+MOST_LABELS = 2000
+"""The finest atlases have half as many; a gray image taken for a label map has thousands, and would be measured for hours."""
+
+
 def measure_pair(job: Job) -> CaseResult:
     """Measure every method in a case; a method that cannot be measured is recorded, and the others continue."""
     started = time.perf_counter()
@@ -41,10 +45,6 @@ def measure_pair(job: Job) -> CaseResult:
                 _measure_method(name, files, reference, job.settings, result)
     result.times["measure"] = time.perf_counter() - started
     return result
-
-
-MOST_LABELS = 2000
-"""The finest atlases have half as many; a gray image taken for a label map has thousands, and would be measured for hours."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import crfrefine
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.execution.records import error_fields
-from crfrefine.infer.records import working_folder
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import without_nonfinite
+from crfrefine.io.paths import working_folder
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1

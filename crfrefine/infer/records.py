@@ -191,14 +191,6 @@ def time_of_change(path: Path) -> str | None:
     return datetime.fromtimestamp(changed / 1e9, UTC).isoformat(timespec="microseconds")
 
 
-def working_folder() -> str:
-    """Return the current folder; empty if it was removed."""
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return ""
-
-
 def _plain(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")

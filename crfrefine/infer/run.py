@@ -20,7 +20,8 @@ from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork, Failure
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import ChannelPlanes, Channels
-from crfrefine.infer.records import CaseRecord, RunSummary, time_of_change, working_folder
+from crfrefine.infer.records import CaseRecord, RunSummary, time_of_change
+from crfrefine.io.paths import working_folder
 from crfrefine.text import printable
 
 if TYPE_CHECKING:

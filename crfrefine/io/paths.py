@@ -55,6 +55,14 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def working_folder() -> str:
+    """Return the current folder; empty if it was removed."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
+
+
 def require_file(path: Path) -> None:
     """Raise InputError, with the reason, if there is no file to read."""
     try:

@@ -35,7 +35,7 @@ def part_way(untrained: CrfParameters, trained: CrfParameters, share: float) -> 
 
 
 def mean_of(first: CrfParameters, last: CrfParameters) -> CrfParameters | None:
-    """Return what is half of the way between two models; None if they differ in more than one appearance kernel, temperature and bias."""
+    """Return the model half way between two; None unless they differ only in their one appearance kernel, temperature and bias."""
     begin, end = first.mean_field, last.mean_field
     same = first.replace(bilateral=last.bilateral, mean_field=replace(begin, temperature=end.temperature, bias=end.bias))
     is_one_kernel = len(first.bilateral) == len(last.bilateral) == 1

@@ -33,7 +33,8 @@ SHARES = (0.5, 0.75)
 """How far from the untrained preset to the best trained model the candidates between them are."""
 
 ONE_WEIGHT = f"{CRF} with one weight"
-"""How kinds begin that have one weight for all labels, no biases, and a volume term, which does in each case what those do on average."""
+"""Beginning of kinds with one weight for all labels, no biases, and a volume term: it does in each case what weights and biases per label
+do on average."""
 
 VOLUMES = (VolumeParameters(0.5, "largest"), VolumeParameters(0.75, "largest"))
 """What is tried of the volume term, once the rest is trained. The first protects at little cost: with it, a model is the gentler one."""
