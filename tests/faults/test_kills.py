@@ -1,0 +1,122 @@
+"""kill -9 at random moments of every command that writes, several times on one output: the rest makes it what an undisturbed run makes.
+
+`tests/cli/test_interrupt.py` has the polite signals and the kill while a file is written, `tests/io/test_leftovers.py` whose temporary
+files are removed, `tests/cli/test_evaluate_resume.py` killed worker processes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cli_helpers import write_folders
+from evaluation_helpers import write_study
+from kills import Work, check_kills
+from training_helpers import write_cases
+
+
+def test_infer_on_a_folder(tmp_path: Path) -> None:
+    folders = write_folders(tmp_path, "a", "b", "c")
+    summary = folders.output / "summary.json"
+    work = Work(
+        ("infer", *folders.arguments, "--threads", 1, "--save-probabilities", "--summary", summary),
+        outputs=[folders.output],
+        resume=["--continue"],
+        early=["summary.json"],
+        after=lambda: check_summary(summary),
+    )
+    check_kills(work, tmp_path, seed=1)
+
+
+def check_summary(path: Path) -> None:
+    summary = json.loads(path.read_text())
+    assert not summary["interrupted"]
+    assert [case["status"] in ("done", "skipped") for case in summary["cases"]] == [True] * 3
+
+
+def test_infer_with_lines_of_a_summary(tmp_path: Path) -> None:
+    """The file is not replaced but grows: what a kill cut off is gone at the next run, and each run has a first and a last line."""
+    folders = write_folders(tmp_path, "a", "b")
+    summary = tmp_path / "summary.jsonl"
+    work = Work(
+        ("infer", *folders.arguments, "--threads", 1, "--preview", "--summary", summary),
+        outputs=[folders.output],
+        resume=["--continue"],
+        before=lambda: summary.unlink(missing_ok=True),
+        after=lambda: check_lines(summary),
+    )
+    check_kills(work, tmp_path, seed=2)
+
+
+def check_lines(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[-1]["run"] == "ended"
+    assert lines[-1]["num_done"] + lines[-1]["num_skipped"] == 2
+    assert lines[0]["run"] == "started"
+
+
+def test_infer_that_replaces_older_results(tmp_path: Path) -> None:
+    """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
+    folders = write_folders(tmp_path, "a", "b")
+    work = Work(
+        ("infer", *folders.arguments, "--threads", 1),
+        outputs=[folders.output],
+        before=lambda: write_old(folders.output, "a.nii.gz", "b.nii.gz"),
+    )
+    check_kills(work, tmp_path, seed=3)
+
+
+def write_old(folder: Path, *names: str) -> None:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"old")
+
+
+def test_evaluate(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    work = Work([option for option in study.arguments if option != "--no-report"], outputs=[study.output], resume=["--continue"])
+    check_kills(work, tmp_path, seed=4)
+
+
+SMALL_TRAINING = """
+from crfrefine.train import baselines, checkpoint
+baselines.SCALING_STEPS = 3
+checkpoint.SAVE_SECONDS = 0.0
+"""
+
+
+def test_train_crf(tmp_path: Path) -> None:
+    """With a checkpoint as often as there can be one, so that runs go on from every place."""
+    data = write_cases(tmp_path / "data", 2)
+    output = tmp_path / "out"
+    work = Work(
+        ("train-crf", data, "-o", output / "p.toml", "--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1),
+        outputs=[output],
+        resume=["--resume"],
+        early=["p.checkpoint.json"],
+    )
+    check_kills(work, tmp_path, seed=5, setup=SMALL_TRAINING)
+
+
+SMALL_PHANTOM = """
+import functools
+from crfrefine.demo import phantom
+phantom.make_phantom = functools.partial(phantom.make_phantom, grid_shape=(18, 15, 11), spacing=(3.6, 4.1, 5.5))
+"""
+
+
+def test_demo(tmp_path: Path) -> None:
+    work = Work(("demo", "-o", tmp_path / "demo", "--threads", 1), outputs=[tmp_path / "demo"])
+    check_kills(work, tmp_path, seed=6, setup=SMALL_PHANTOM)
+
+
+def test_convert_that_replaces_a_pair(tmp_path: Path) -> None:
+    """No old header is beside new voxels, nor the other way round."""
+    folders = write_folders(tmp_path, "a")
+    output = tmp_path / "out"
+    work = Work(
+        ("convert", folders.logits / "a.nii.gz", output / "a.mhd"),
+        outputs=[output],
+        before=lambda: write_old(output, "a.zraw", "a.mhd"),
+    )
+    check_kills(work, tmp_path, seed=7)

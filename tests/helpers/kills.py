@@ -1,0 +1,175 @@
+"""Kills a command at random moments, again and again on the same output, and checks what it leaves and what the rest makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "50"))
+"""Of each command; `make test-faults` sets more."""
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# What differs between two runs of the same work, by the names of the fields.
+_OF_THE_RUN = frozenset(
+    ("seconds", "times", "written", "started", "command", "command_line", "resumed", "status", "notes", "fit_seconds", "read_seconds")
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit status, or minus the signal; and the seconds that it took, by the clock and of the processor."""
+
+    status: int
+    seconds: float
+    processor_seconds: float
+
+
+class KillServer(AbstractContextManager["KillServer"]):
+    """Runs commands in copies of a process that has imported everything."""
+
+    def __init__(self, folder: Path, setup: str = "") -> None:
+        self.log = folder / "log"
+        self._setup = setup
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("kill_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **_ONE_THREAD},
+        )
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def run(self, arguments: Sequence[object], seconds: float | None = None) -> Ended:
+        """Run a command to its end, or kill it after some seconds."""
+        request = {"arguments": [str(argument) for argument in arguments], "seconds": seconds, "log": str(self.log), "setup": self._setup}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return Ended(**json.loads(self._process.stdout.readline()))
+
+    def said(self) -> str:
+        """Return what the last command printed."""
+        return self.log.read_text(errors="replace").rpartition("\nmodules:")[0]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command and its output.
+
+    Attributes:
+        arguments: of the command.
+        resume: what is added where there may be results of an earlier run.
+        outputs: files, or folders with all that is in them.
+        early: names of files that may differ from the final ones while the work is not done, such as a summary.
+        before: makes the output as it is before the first run.
+        after: checks more, after the last run of a succession.
+    """
+
+    arguments: Sequence[object]
+    outputs: Sequence[Path]
+    resume: Sequence[object] = ()
+    early: Sequence[str] = ()
+    before: Callable[[], object] = field(default=lambda: None)
+    after: Callable[[], object] = field(default=lambda: None)
+
+    def clear(self) -> None:
+        """Make the output as it is before the first run."""
+        for path in self.outputs:
+            shutil.rmtree(path, ignore_errors=True)
+        self.before()
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of all files of the output, by name; of JSON and HTML, without what differs between any two runs."""
+        paths = [path for output in self.outputs for path in (sorted(output.rglob("*")) if output.is_dir() else [output])]
+        return {str(path): without_run(path) for path in paths if path.is_file()}
+
+
+def without_run(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".json" and not is_hidden(path):
+        return json.dumps(_without_run(json.loads(content))).encode()
+    if path.suffix == ".toml":
+        return b"\n".join(line for line in content.splitlines() if not line.startswith(b"#"))
+    if path.suffix == ".html":
+        return re.sub(rb"<dl class=.settings.*?</dl>|<dt>(written|command line)</dt>\s*<dd>.*?</dd>", b"", content, flags=re.DOTALL)
+    return content
+
+
+def _without_run(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without_run(inner) for name, inner in value.items() if name not in _OF_THE_RUN}
+    return [_without_run(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def check_kills(work: Work, folder: Path, *, seed: int, setup: str = "", num_kills: int = NUM_KILLS) -> int:
+    """Kill the command at random moments of an undisturbed run's time, up to ten times in succession, and then let it end.
+
+    After each kill, every file that has its name is the one of the undisturbed run. At the end all of them are, and nothing else is there.
+
+    Returns:
+        Number of kills that left temporary files.
+    """
+    rng = random.Random(seed)
+    kills = left = 0
+    with KillServer(folder, setup) as server:
+        for _ in range(2):  # the second time, everything is imported
+            work.clear()
+            ended = server.run(work.arguments)
+            assert ended.status == 0, server.said()
+        whole = work.files()
+        seconds = ended.seconds
+        assert not any(is_hidden(Path(name)) for name in whole)
+        while kills < num_kills:
+            work.clear()
+            before = work.files()
+            for _ in range(rng.randint(1, 10)):
+                ended = server.run((*work.arguments, *work.resume), seconds=rng.uniform(0.0, seconds))
+                assert ended.status in (0, -9), server.said()
+                kills += ended.status == -9
+                found = work.files()
+                left += any(is_hidden(Path(name)) for name in found)
+                _check_early(found, whole, before, work)
+            ended = server.run((*work.arguments, *work.resume), seconds=120)
+            assert ended.status == 0, server.said()
+            _check_equal(work.files(), whole)
+            work.after()
+    return left
+
+
+def _check_early(found: Mapping[str, bytes], whole: Mapping[str, bytes], before: Mapping[str, bytes], work: Work) -> None:
+    for name, content in found.items():
+        path = Path(name)
+        if path.suffix == ".mhd":
+            parts = (path, path.with_suffix(".zraw"))
+            generations = [[files.get(str(part)) == found[str(part)] for files in (before, whole)] for part in parts]
+            assert generations[0] == generations[1], f"{name}: a header beside the voxels of another file"
+        if is_hidden(path) or path.name in work.early:
+            continue
+        assert name in whole or name in before, f"{name}: does not belong here"
+        assert content in (whole.get(name), before.get(name)), f"{name}: neither the new nor the old content"
+
+
+def _check_equal(found: Mapping[str, bytes], whole: Mapping[str, bytes]) -> None:
+    assert sorted(found) == sorted(whole)
+    assert [name for name in whole if found[name] != whole[name]] == []
