@@ -61,25 +61,32 @@ def begin_and_sleep(path: str) -> int:
     return 0
 
 
+def signal_worker(number: int) -> None:
+    """Send a signal to the Dask worker that this process works for, and to nobody else."""
+    parent = os.getppid()
+    assert b"multiprocessing" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    os.kill(parent, number)
+
+
 def kill_parent_once(path: str) -> int:
     """The first time, the Dask worker dies that this process works for."""
     if not Path(path).exists():
         Path(path).touch()
-        os.kill(os.getppid(), signal.SIGKILL)
+        signal_worker(signal.SIGKILL)
         time.sleep(3600)
     return 1
 
 
 def kill_parent(number: int) -> int:
     if number == 1:
-        os.kill(os.getppid(), signal.SIGKILL)
+        signal_worker(signal.SIGKILL)
         time.sleep(3600)
     return number
 
 
 def freeze_parent(number: int) -> int:
     if number == 1:
-        os.kill(os.getppid(), signal.SIGSTOP)
+        signal_worker(signal.SIGSTOP)
         time.sleep(3600)
     return number
 

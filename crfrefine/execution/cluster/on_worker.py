@@ -112,6 +112,8 @@ class _Pool:
         """Keep a process for the next item, if it is alive."""
         with self._lock:
             self._busy[run].remove(process)
+            if not self._busy[run]:
+                del self._busy[run]
             if process.is_running:
                 self._idle.setdefault(run, []).append((time.monotonic(), process))
                 if not self._is_watched:
@@ -121,9 +123,11 @@ class _Pool:
     def end(self, run: str) -> None:
         """Stop the processes of a run, whatever they do."""
         with self._lock:
-            processes = [*self._busy.get(run, ()), *(process for _, process in self._idle.pop(run, ()))]
-        for process in processes:
+            busy, idle = list(self._busy.get(run, ())), self._idle.pop(run, [])
+        for process in busy:
             process.interrupt()
+        for _, process in idle:
+            process.end()
 
     def _watch(self) -> None:
         """End idle processes, until there are none."""

@@ -11,6 +11,7 @@ import pickle
 import threading
 import time
 import uuid
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
 MOST_LOSSES = 2
 """An item that loses its process or worker this often is given up."""
 
-MOST_ATTEMPTS = 6
+MOST_ATTEMPTS = 3
 """An item is sent at most this often, even if it only waited for the workers that were lost."""
+
+NO_WORKER_SECONDS = 120.0
+"""A cluster that was started for the run has lost its workers for good if there are none for this long."""
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the cluster while nothing happens."""
@@ -103,6 +107,8 @@ class ClusterRun(Generic[Item, Result]):
         self._events: SimpleQueue[tuple[str, int, int, str]] = SimpleQueue()
         self._capacity = 1
         self._looked = float("-inf")
+        self._with_workers = time.monotonic()
+        self._is_waiting = False
         self._client.subscribe_topic(self._settings.run, self._note_start)
 
     def outcomes(self) -> Iterator[tuple[Item, Outcome[Result]]]:
@@ -146,6 +152,13 @@ class ClusterRun(Generic[Item, Result]):
         threads = self._connection.num_threads()
         self._looked = time.monotonic()
         self._capacity = max(1, sum(threads.values()) + len(threads))
+        if threads:
+            self._with_workers, self._is_waiting = self._looked, False
+        elif self._connection.cluster is None and not self._is_waiting:
+            self._is_waiting = True
+            warnings.warn(f"{self._connection.name} has no workers: waiting for them", RuntimeWarning, stacklevel=2)
+        elif self._connection.cluster is not None and self._looked - self._with_workers > NO_WORKER_SECONDS:
+            raise InputError("all processes of --workers were lost, and none could be started again")
         for number, names in list(self._only_on.items()):
             if number in self._flights and not set(names) & set(threads):  # All of the larger workers have gone.
                 self._client.cancel([self._flights.pop(number).future], force=True)
