@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, ResampleOption, StrictOption, parse_path, path_or_value, path_text
+from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
 from crfrefine.text import shorten, shorten_value
 
 
@@ -118,6 +119,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
+    case_timeout: CaseTimeoutOption = None,
     resample: ResampleOption = False,
     strict: StrictOption = False,
     resume: Annotated[bool, typer.Option("--continue", help="Reuse cases with the files and options of an earlier run.")] = False,
@@ -135,6 +139,7 @@ def evaluate(
     """
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
+    placement = parse_placement(workers, dask, case_timeout, processes=processes)
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.evaluate import EvaluationOptions, run_evaluation
 
@@ -150,6 +155,7 @@ def evaluate(
         tolerance_mm=tolerance,
         ignore_label=ignore_label,
         processes=processes,
+        placement=placement,
         structures=structures,
         resample=resample,
         resume=resume,

@@ -20,6 +20,7 @@ from crfrefine.cli.options import (
     parse_path,
     path_text,
 )
+from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
 
 
 def infer(
@@ -106,6 +107,9 @@ def infer(
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     max_memory: MaxMemoryOption = None,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
+    case_timeout: CaseTimeoutOption = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
     ] = False,
@@ -162,6 +166,7 @@ def infer(
         missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
         text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
         raise typer.BadParameter(text, param_hint=missing[0])
+    placement = parse_placement(workers, dask, case_timeout)
     from crfrefine.cli.region_options import parse_scheme
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.infer.options import InferenceOptions
@@ -193,6 +198,7 @@ def infer(
         nnunet=nnunet,
         manifest=manifest,
         command=tuple(ctx.obj or ()),
+        placement=placement,
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)

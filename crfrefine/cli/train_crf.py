@@ -22,6 +22,7 @@ from crfrefine.cli.options import (
     parse_path,
     path_text,
 )
+from crfrefine.cli.placement_options import DaskOption, WorkersOption, parse_placement
 
 
 class LossName(StrEnum):
@@ -121,6 +122,8 @@ def train_crf(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
     max_minutes: Annotated[
         float | None,
         typer.Option("--max-minutes", metavar="M", help="End regularly within about this time.", show_default=False),
@@ -142,6 +145,7 @@ def train_crf(
         raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if nnunet is None and output is None:
         raise typer.BadParameter("name the file to write, such as -o params.toml", param_hint="--output")
+    placement = parse_placement(workers, dask)
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.model import CrfParameters, find_config, parse_override
@@ -177,6 +181,7 @@ def train_crf(
         seed=seed,
         device=device,
         threads=threads,
+        placement=placement,
         max_minutes=max_minutes,
         resume=resume,
         input_type=input_type.value,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.execution.placement import HERE, Placement
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
@@ -33,6 +34,7 @@ class EvaluationOptions:
         tolerance_mm: tolerance of the surface Dice.
         ignore_label: voxels where the reference has this value are ignored; None: as in `dataset.json`.
         processes: number of cases measured at a time; None: the cores this process may use.
+        placement: whether cases are measured on a cluster, and how long each may take.
         structures: whether folders hold one binary file per structure of a case; None: where it is clear.
         resample: whether predictions and images on another grid are interpolated onto that of the reference.
         resume: reuse earlier results if files and options are the same.
@@ -53,6 +55,7 @@ class EvaluationOptions:
     tolerance_mm: float = 1.0
     ignore_label: int | None = None
     processes: int | None = None
+    placement: Placement = HERE
     structures: bool | None = None
     resample: bool = False
     resume: bool = False

@@ -48,7 +48,8 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
     settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))
-    num_processes = min(options.processes or available_threads(), len(pairing.cases))
+    asked = options.placement.workers or options.processes or available_threads()
+    num_processes = min(asked, len(pairing.cases))
     evaluation = Evaluation(options, settings, pairing.cases, (), tuple(notes), num_processes, left_out=pairing.left_out)
     _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
@@ -91,7 +92,9 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
         observer.note(note)
     for result in evaluation.results:
         observer.case_ended(result)
-    with make_executor("processes", evaluation.num_processes) as executor:
+    with make_executor("processes", evaluation.num_processes, options.placement) as executor:
+        for note in executor.notes:
+            observer.note(note)
         for job, outcome in executor.map(measure_pair, [job for job in jobs if job.case_id not in found]):
             result = outcome.result or CaseResult(job.case_id)
             if outcome.failure is not None:

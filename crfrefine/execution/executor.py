@@ -8,12 +8,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Generic, Self, TypeVar, cast
+from typing import Generic, Self, TypeAlias, TypeVar, cast
 
 from crfrefine.failures import Failure, describe_failure
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Started: TypeAlias = Callable[[Item], object]
+"""Called with an item when work on it begins."""
+
+
+def ignore(item: object) -> None:
+    """Nothing is to be told about the item."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,14 @@ class Executor(ABC):
 
     If the block ends early, by an error or Ctrl-C, pending work is dropped; work in progress is stopped if that loses nothing
     (processes), else waited for (threads).
+
+    Attributes:
+        threads_per_item: CPU threads that each item has; None: as many as the caller gives it.
+        notes: what the user should know of it, one sentence each.
     """
+
+    threads_per_item: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -64,12 +77,15 @@ class Executor(ABC):
         self.close()
 
     @abstractmethod
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete; an error affects only its item.
 
         Args:
             function: function of one item; for processes, from a module that they can import.
             items: the items; for processes, they must be picklable.
+            started: called with each item when work on it begins, perhaps in another thread, and again if it is tried again.
         """
 
     def results(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -91,9 +107,12 @@ class Executor(ABC):
 class Serial(Executor):
     """One item after the other, in the caller's thread."""
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, in order."""
         for item in items:
+            started(item)
             yield item, attempt(function, item)
 
     def close(self) -> None:

@@ -1,143 +1,72 @@
-"""Run a function on many items in separate processes, one item at a time each: if a process is killed, only its item is lost.
-
-The pools of the standard library lose all items when one process dies, their processes outlive a killed parent, and they run
-the user's script again, which may not be written for that.
-"""
+"""Run a function on many items in separate processes, one item at a time each: if a process is killed, only its item is lost."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import signal
-import subprocess
-import sys
-import threading
-import traceback
+import pickle
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, Generic
+from multiprocessing.connection import wait
 
-from crfrefine.errors import InputError
-from crfrefine.execution.executor import Executor, Item, Outcome, Result, Serial, attempt
-
-_START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.execution.processes import serve; serve(int(sys.argv[1]))"
-
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, Serial, Started, ignore
+from crfrefine.execution.process import LOOK_SECONDS, Limits, WorkerProcess
 
 
 class Processes(Executor):
-    """Several items at a time. The items write no files, so closing stops them in the middle of their work.
+    """Several items at a time.
 
     Args:
-        num_workers: processes at a time; a single item runs in this process.
+        num_workers: processes at a time; a single item runs in this process, unless it has limits.
+        limits: what an item may take; one that takes more is stopped.
+        writes_files: whether items write files: then closing gives them time to remove unfinished ones.
     """
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, limits: Limits | None = None, *, writes_files: bool = False) -> None:
         self._num_workers = num_workers
-        self._workers: list[_Worker[Any, Any]] = []
+        self._limits = limits or Limits()
+        self._writes_files = writes_files
+        self._workers: list[WorkerProcess] = []
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete; errors have a note with their traceback."""
         num_workers = min(self._num_workers, len(items))
-        if num_workers <= 1:
-            yield from Serial().map(function, items)
+        if num_workers <= 1 and not self._limits.are_set:
+            yield from Serial().map(function, items, started)
             return
+        pickled = pickle.dumps(function)
         pending = deque(items)
-        workers = self._workers
+        given: dict[WorkerProcess, Item] = {}
+
+        def give(worker: WorkerProcess) -> None:
+            given[worker] = pending.popleft()
+            started(given[worker])
+            worker.give(pickle.dumps(given[worker]))
+
         try:
-            while pending or workers:
-                while pending and len(workers) < num_workers:
-                    workers.append(_Worker(function))
-                    workers[-1].give(pending.popleft())
-                ready = wait([worker.connection for worker in workers])
-                for worker in [worker for worker in workers if worker.connection in ready]:
-                    item, outcome = worker.take()
-                    if outcome.is_lost or not pending:
-                        workers.remove(worker)
+            while pending or given:
+                while pending and len(given) < num_workers:
+                    self._workers.append(WorkerProcess(pickled, self._limits, advice="; try fewer --processes" if num_workers > 1 else ""))
+                    give(self._workers[-1])
+                for worker, content in self._wait(given):
+                    item, outcome = given.pop(worker), pickle.loads(content)
+                    if not worker.is_running or outcome.is_lost or not pending:
+                        self._workers.remove(worker)
                         worker.end()
                     else:
-                        worker.give(pending.popleft())
+                        give(worker)
                     yield item, outcome
         finally:
             self.close()
 
+    def _wait(self, given: dict[WorkerProcess, Item]) -> list[tuple[WorkerProcess, bytes]]:
+        """Return the workers that have an outcome; perhaps none yet."""
+        ready = wait([worker.connection for worker in given], LOOK_SECONDS if self._limits.are_set else None)
+        contents = ((worker, worker.take() if worker.connection in ready else worker.over_limit()) for worker in given)
+        return [(worker, content) for worker, content in contents if content is not None]
+
     def close(self) -> None:
         """Stop the processes, whatever they do."""
         while self._workers:
-            self._workers.pop().kill()
-
-
-class _Worker(Generic[Item, Result]):
-    """A process, and this end of the pipe to it."""
-
-    def __init__(self, function: Callable[[Item], Result]) -> None:
-        self.connection, other = Pipe()
-        self._item: Item | None = None
-        with other:  # Closed here, so that the pipe ends when the process does.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(other.fileno()), *sys.path],
-                pass_fds=[other.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, **_ONE_THREAD},
-                process_group=0,  # Ctrl-C reaches the terminal's whole process group; this process decides about the workers.
-            )
-        self._send(function)
-
-    def give(self, item: Item) -> None:
-        self._item = item
-        self._send(item)
-
-    def take(self) -> tuple[Item, Outcome[Result]]:
-        """Return the item and its outcome."""
-        item: Any = self._item
-        try:
-            return item, self.connection.recv()
-        except (EOFError, OSError):
-            return item, Outcome(error=InputError(_describe_end(self._process.wait())), is_lost=True)
-
-    def end(self) -> None:
-        """Release the process: it exits at the end of the pipe."""
-        self.connection.close()
-        self._process.wait()
-
-    def kill(self) -> None:
-        """Stop the process in the middle of its work; it writes no files."""
-        self._process.kill()
-        self.end()
-
-    def _send(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # It died while idle: `take` will notice.
-            self.connection.send(message)
-
-
-def serve(handle: int) -> None:
-    """Work until the pipe ends. Runs in the process; the first message is the function, the others are items."""
-    threading.Thread(target=_end_with_parent, args=(handle,), daemon=True).start()
-    with contextlib.suppress(EOFError, OSError), Connection(handle) as connection:
-        function = connection.recv()
-        while True:
-            outcome = attempt(function, connection.recv())
-            if outcome.error is not None:  # The traceback object cannot be sent.
-                outcome.error.add_note("".join(traceback.format_exception(outcome.error)))
-            connection.send(outcome)
-
-
-def _end_with_parent(handle: int) -> None:
-    """End the process in the middle of its work when the other end of the pipe has gone: a killed parent cannot do so itself."""
-    if hasattr(select, "poll"):
-        waiting = select.poll()
-        waiting.register(handle, 0)  # nothing but the end
-        waiting.poll()
-        os._exit(0)
-
-
-def _describe_end(exit_code: int) -> str:
-    """Describe the end of a process without a result; a negative code is the signal that ended it."""
-    if exit_code >= 0:
-        return f"its process ended with status {exit_code} before it was measured"
-    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
-    reason = "; the system does so when memory runs out; try fewer --processes" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{reason}"
+            worker = self._workers.pop()
+            (worker.stop if self._writes_files else worker.kill)()

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from crfrefine.errors import CapacityError
 from crfrefine.failures import Failure
 
 FAILED = "failed"
@@ -33,6 +34,11 @@ class Record:
     def seconds(self) -> float:
         """Seconds spent on the case; its stages may have overlapped with other cases."""
         return sum(seconds for stage, seconds in self.times.items() if "." not in stage) + 0.0
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether the case failed because it needs more memory than there was."""
+        return any(failure.kind == CapacityError.__name__ for failure in self.failures)
 
     def fail(self, failure: Failure) -> None:
         """Mark the case as failed."""

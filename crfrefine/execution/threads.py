@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import TracebackType
 from typing import Self
 
-from crfrefine.execution.executor import Executor, Item, Outcome, Result, attempt
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore
 
 
 class Threads(Executor):
@@ -23,9 +23,16 @@ class Threads(Executor):
     def __init__(self, num_workers: int) -> None:
         self._pool = ThreadPoolExecutor(num_workers, "case")
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[tuple[Item, Outcome[Result]]]:
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+    ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete."""
-        futures = {self._pool.submit(attempt, function, item): item for item in items}
+
+        def work(item: Item) -> Outcome[Result]:
+            started(item)
+            return attempt(function, item)
+
+        futures = {self._pool.submit(work, item): item for item in items}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.execution.placement import HERE, Placement
 from crfrefine.parameters.model import CrfParameters
 
 
@@ -38,6 +39,7 @@ class InferenceOptions:
         nnunet: folder of nnU-Net's predictions, or of a trained network, in which images and probabilities are found.
         manifest: a table that names the files of each case, in place of `images`, `logits` and files of masks.
         command: the arguments of the command line, for the summary.
+        placement: whether cases are computed in other processes or on other machines; threads and memory are taken from these options.
     """
 
     images: tuple[Path, ...]
@@ -64,6 +66,7 @@ class InferenceOptions:
     nnunet: Path | None = None
     manifest: Path | None = None
     command: tuple[str, ...] = ()
+    placement: Placement = HERE
 
     @property
     def is_folder_run(self) -> bool:

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from crfrefine.io.content import Content
     from crfrefine.io.volume import Volume
 
-_PIXELS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation")
+_PIXELS = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+)
 _NAMED = "dcm"
 
 
@@ -121,7 +130,10 @@ def _files(folder: Path) -> list[Path]:
 def _type_of(slices: tuple[Slice, ...]) -> np.dtype[Any]:
     """Return the type of the stored numbers, if one scaling holds for all slices; else float32, of scaled ones."""
     first = slices[0]
-    if all((one.slope, one.intercept, one.stored.newbyteorder("<")) == (first.slope, first.intercept, first.stored.newbyteorder("<")) for one in slices):
+    if all(
+        (one.slope, one.intercept, one.stored.newbyteorder("<")) == (first.slope, first.intercept, first.stored.newbyteorder("<"))
+        for one in slices
+    ):
         return first.stored.newbyteorder("<")
     return np.dtype("<f4")
 

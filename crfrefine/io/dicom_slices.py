@@ -112,7 +112,9 @@ def read_slice(path: Path) -> Slice | None:
             raise UnsupportedFormatError(f"{path}: colors or a table of values; expected one number per voxel with slope and intercept")
         lacking = [name for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not found.get(name)]
         if lacking:
-            raise UnsupportedFormatError(f"{path}: no {' and no '.join(lacking)}; expected slices with a place in the world, such as of CT or MR")
+            raise UnsupportedFormatError(
+                f"{path}: no {' and no '.join(lacking)}; expected slices with a place in the world, such as of CT or MR"
+            )
         return _interpret(path, found)
 
 

@@ -35,6 +35,8 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
         )
     if options.max_minutes is not None and not options.max_minutes > 0:
         raise ConfigError(f"--max-minutes: expected a positive number, got {options.max_minutes:g}")
+    if options.max_minutes is not None and options.placement.is_cluster:
+        raise ConfigError("--max-minutes: folds that are trained at the same time share no time; leave it out, or --workers and --dask")
     if options.output.suffix != ".toml" or options.output.is_dir():
         raise InputError(f"{options.output}: name a file for the parameters, ending in .toml")
     if options.config is not None and options.config.exists() and options.output.exists() and options.config.samefile(options.output):

@@ -32,10 +32,11 @@ from crfrefine.train.tuned import Tuned, tune_rivals
 
 def cross_validate(plan: Plan, prepared: Prepared, screened: Screened, session: Session) -> tuple[FoldResult, ...]:
     """Return the result of every fold; parts that the journal has are not repeated."""
-    return tuple(_run_fold(number, plan, prepared, screened.starts_for(split), session) for number, split in enumerate(plan.folds))
+    return tuple(run_fold(number, plan, prepared, screened.starts_for(split), session) for number, split in enumerate(plan.folds))
 
 
-def _run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FoldResult:
+def run_fold(number: int, plan: Plan, prepared: Prepared, starts: Sequence[Start], session: Session) -> FoldResult:
+    """Return the result of a fold; parts that the journal has are not repeated."""
     split, name, journal = plan.folds[number], plan.part_names[number], session.journal
     part = journal.part(number)
     if part.measured is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.execution.placement import HERE, Placement
 from crfrefine.parameters.model import CrfParameters
 
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
@@ -63,6 +64,7 @@ class TrainingOptions:
         input_type: "auto", "logits", "probabilities" or "labels".
         resample: whether logits, labels and masks on another grid are interpolated onto the image's.
         strict: refuse cases that lack a file, which are left out otherwise.
+        placement: whether folds are trained on a cluster, each on one worker; not with `max_minutes`.
     """
 
     data: DataFolders
@@ -82,6 +84,7 @@ class TrainingOptions:
     input_type: str = "auto"
     resample: bool = False
     strict: bool = False
+    placement: Placement = HERE
 
     @property
     def report(self) -> Path:

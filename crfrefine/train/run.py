@@ -6,11 +6,11 @@ progress.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import replace
 
-import torch
-
+from crfrefine.execution.executor import Executor
+from crfrefine.execution.factory import make_executor
 from crfrefine.execution.threads import Workers
 from crfrefine.threads import available_threads
 from crfrefine.train.budget import Budget
@@ -22,6 +22,7 @@ from crfrefine.train.cross_validation import cross_validate
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.done import Done, Part
 from crfrefine.train.final import train_on_all_cases
+from crfrefine.train.folds_elsewhere import torch_in_one_thread, train_folds_elsewhere
 from crfrefine.train.journal import Journal
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import TrainingOptions
@@ -47,28 +48,44 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     """
     device = check_options(options)
     with (
-        _torch_in_one_thread(),
+        torch_in_one_thread(),
         Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers,
+        ExitStack() as stack,
     ):
-        return _run_stages(options, device, observer or TrainingObserver(), workers, CropStore())
+        placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
+        executor = stack.enter_context(make_executor("processes", 1, placement)) if placement.is_cluster else None
+        return _run_stages(options, device, observer or TrainingObserver(), workers, CropStore(), executor)
 
 
 def _run_stages(
-    options: TrainingOptions, device: TrainingDevice, observer: TrainingObserver, workers: Workers, store: CropStore
+    options: TrainingOptions,
+    device: TrainingDevice,
+    observer: TrainingObserver,
+    workers: Workers,
+    store: CropStore,
+    executor: Executor | None,
 ) -> TrainingResult:
     plan = make_plan(options, device)
-    checkpoint = Checkpoint(options.checkpoint, fingerprint(plan.settings(), plan.cases.files))
+    digest = fingerprint(plan.settings(), plan.cases.files)
+    checkpoint = Checkpoint(options.checkpoint, digest)
     done = (checkpoint.load() if options.resume else None) or Done((Part(),) * len(plan.part_names))
     budget = Budget(options.max_minutes, done.seconds)
     journal = Journal(done, checkpoint, budget)
     observer.run_started(plan.describe(workers.threads))
-    for note in (*([device.note] if device.note else []), *plan.notes, *plan.cases.notes):
+    for note in (
+        *([device.note] if device.note else []),
+        *plan.notes,
+        *plan.cases.notes,
+        *(executor.notes if executor is not None else ()),
+    ):
         observer.note(note)
     try:
         prepared = prepare(plan, store, workers, observer)
         progress = Progress(plan.num_planned_of_all(len(prepared.starts)), observer, budget)
         session = Session(workers, observer, journal, budget, progress)
         screened = screen_starts(prepared, session)
+        if executor is not None:
+            train_folds_elsewhere(plan, digest, session, executor)
         folds = cross_validate(plan, prepared, screened, session)
         final = train_on_all_cases(plan, prepared, folds, session)
     except KeyboardInterrupt as interrupt:
@@ -83,14 +100,3 @@ def _run_stages(
     write_results(result)
     checkpoint.remove()
     return result
-
-
-@contextmanager
-def _torch_in_one_thread() -> Iterator[None]:
-    """Sums of several threads depend on how many there are; the time is spent in the engine anyway."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

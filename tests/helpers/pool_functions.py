@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 
 def square(number: int) -> tuple[int, int]:
@@ -40,3 +41,63 @@ def fail_at_two(number: int) -> int:
 def fail_from_the_end(number: int) -> int:
     time.sleep(0.05 * (2 - number))
     raise ValueError(f"no {number}")
+
+
+def die_once(path: str) -> int:
+    """The first time, the process dies."""
+    marker = Path(path)
+    if marker.exists():
+        return 1
+    marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def begin_and_sleep(path: str) -> int:
+    """Leave a line when it begins."""
+    with Path(path).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(3600)
+    return 0
+
+
+def signal_worker(number: int) -> None:
+    """Send a signal to the Dask worker that this process works for, and to nobody else."""
+    parent = os.getppid()
+    assert b"multiprocessing" in Path(f"/proc/{parent}/cmdline").read_bytes()
+    os.kill(parent, number)
+
+
+def kill_parent_once(path: str) -> int:
+    """The first time, the Dask worker dies that this process works for."""
+    if not Path(path).exists():
+        Path(path).touch()
+        signal_worker(signal.SIGKILL)
+        time.sleep(3600)
+    return 1
+
+
+def kill_parent(number: int) -> int:
+    if number == 1:
+        signal_worker(signal.SIGKILL)
+        time.sleep(3600)
+    return number
+
+
+def freeze_parent(number: int) -> int:
+    if number == 1:
+        signal_worker(signal.SIGSTOP)
+        time.sleep(3600)
+    return number
+
+
+def fill_memory(size: int) -> int:
+    held = bytearray(size)
+    held[::4096] = b"1" * len(held[::4096])
+    time.sleep(3600 if size > 1 << 28 else 0)
+    return len(held)
+
+
+def where(item: int) -> tuple[str, str | None, str | None]:
+    names = ("CRFREFINE_WORKER_THREADS", "CRFREFINE_WORKER_MEMORY")
+    return (str(Path.cwd()), *(os.environ.get(name) for name in names))

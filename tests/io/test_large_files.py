@@ -11,7 +11,7 @@ from io_helpers import affine_of, numbers, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, UnsupportedFormatError
-from crfrefine.io import volumes
+from crfrefine.io import allocation, volumes
 from crfrefine.memory import SMALL, MemoryLimit
 
 SHAPE = (4, 5, 6)
@@ -69,7 +69,7 @@ def test_an_npz_of_zeros_is_read(tmp_path):
 
 
 def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(volumes, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
+    monkeypatch.setattr(allocation, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
     volumes.allocate_shape((SMALL // 4,), tmp_path / "fits.nii.gz")
     with pytest.raises(CapacityError) as caught:
         volumes.allocate_shape((SMALL // 4 + 256,), tmp_path / "large.nii.gz")

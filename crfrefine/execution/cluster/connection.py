@@ -1,0 +1,229 @@
+"""Connect to a Dask cluster, or start one on this machine, and check that its workers can do the work of this run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import crfrefine
+from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.execution.placement import Placement
+from crfrefine.memory import memory_limit
+from crfrefine.text import MOST_OF_A_REASON, listed, shorten
+from crfrefine.threads import available_threads
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+
+NEEDS_DISTRIBUTED = "--workers and --dask need Dask's package `distributed`: pip install 'crfrefine[distributed]'"
+
+OPEN_TO_OTHERS = (
+    "--workers: other users of this machine could use the cluster of this run, which is not encrypted; "
+    "pip install cryptography, and it is (docs/guide/clusters.md#encryption)"
+)
+
+_LOCAL = {
+    # A case that takes its worker with it twice is given up.
+    "distributed.scheduler.allowed-failures": 1,
+    # Cases are computed in processes of their own, whose memory is measured there.
+    **{f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause", "terminate")},
+    # No web pages.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+
+
+@dataclass
+class Connection:
+    """A cluster that can be used.
+
+    Attributes:
+        client: of Dask.
+        name: of the cluster, for messages.
+        threads_per_item: CPU threads that each case has; None: not known before there are workers.
+        cluster: the cluster that was started for this run; None: it was there before.
+        notes: what the user should know of it, one sentence each.
+    """
+
+    client: Client
+    name: str
+    threads_per_item: int | None
+    cluster: LocalCluster | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the scheduler can be reached."""
+        return bool(self.client.status == "running")
+
+    def num_threads(self) -> Mapping[str, int]:
+        """Return the threads of each worker by its address; each computes one case per thread.
+
+        Raises:
+            InputError: the scheduler is gone.
+        """
+        try:
+            found: Mapping[str, int] = self.client.nthreads()
+        except Exception as error:  # Whatever a broken connection raises.
+            raise self.lost() from error
+        return found
+
+    def lost(self) -> InputError:
+        """Return the error of a run whose scheduler is gone."""
+        return InputError(
+            f"{self.name} is gone, or was restarted\n"
+            "  What is finished is kept; run again with --continue (train-crf: --resume) for the rest."
+        )
+
+    def close(self) -> None:
+        """Disconnect; stop a cluster that was started for this run."""
+        with contextlib.suppress(Exception):  # A scheduler that is gone cannot be left in order.
+            self.client.close(timeout=5)
+        if self.cluster is not None:
+            with contextlib.suppress(Exception):
+                self.cluster.close(timeout=10)
+
+
+def connect(placement: Placement) -> Connection:
+    """Return a connection to the cluster that the options name, or to a new one on this machine.
+
+    Raises:
+        BackendUnavailableError: `distributed` is not installed.
+        InputError: nobody answers, certificates are missing, workers have another version of this package, or share a GPU.
+    """
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailableError(f"{NEEDS_DISTRIBUTED} ({error})") from error
+    _silence()
+    connection = _start(placement) if placement.dask is None else _reach(placement.dask, placement)
+    try:
+        _check_workers(connection, placement)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _start(placement: Placement) -> Connection:
+    """Start workers on this machine, which share its cores and memory."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    number = placement.workers or 1
+    if placement.one_per_device and number > 1:
+        raise InputError(
+            f"--workers {number} with a GPU: its cases would share the GPU, which takes one at a time\n"
+            "  Use --workers 1, or start a worker for each GPU and name their scheduler with --dask (docs/guide/clusters.md#gpus)."
+        )
+    limit = memory_limit(placement.max_memory)
+    threads = placement.threads or max(1, available_threads() // number)
+    encrypts = _may_encrypt()
+    try:
+        with dask.config.set(_LOCAL):
+            cluster = LocalCluster(
+                n_workers=number,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                memory_limit=limit.bytes // number if limit.is_known else 0,
+                security=encrypts or None,
+                silence_logs=logging.CRITICAL,
+            )
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"--workers {number}: the cluster cannot be started: {shorten(error, MOST_OF_A_REASON)}") from error
+    return Connection(Client(cluster), "the scheduler of --workers", threads, cluster, () if encrypts else (OPEN_TO_OTHERS,))
+
+
+def _may_encrypt() -> bool:
+    """Return whether certificates can be made for this run: Dask itself lets anyone in who reaches it."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _reach(address: str, placement: Placement) -> Connection:
+    """Connect to a scheduler by its address or its file."""
+    from distributed import Client, Security
+
+    if "://" not in address:
+        path = Path(address)
+        if not path.is_file():
+            raise InputError(f"--dask {address}: expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file")
+    is_file = "://" not in address
+    try:
+        client = Client(scheduler_file=address, security=Security()) if is_file else Client(address, security=Security())
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:  # Among them: no certificates for tls://.
+        raise InputError(f"--dask {address}: cannot be used: {shorten(error, MOST_OF_A_REASON)}{_about_certificates(address)}") from error
+    except OSError as error:
+        reason = shorten(str(error) or type(error).__name__, MOST_OF_A_REASON)
+        raise InputError(f"--dask {address}: nobody answers there: {reason}{_about_certificates(address)}") from error
+    return Connection(client, f"the scheduler {address}", placement.threads)
+
+
+def _about_certificates(address: str) -> str:
+    if not address.startswith("tls://"):
+        return ""
+    return "\n  tls:// takes certificates from Dask's configuration, distributed.comm.tls (docs/guide/clusters.md#encryption)."
+
+
+def _check_workers(connection: Connection, placement: Placement) -> None:
+    """Refuse workers that compute something else, or that share a GPU. Those that come later say their version with their first case."""
+    from crfrefine.execution.cluster.on_worker import Description, describe
+
+    found: Mapping[str, object] = connection.client.run(pkgutil.resolve_name, "crfrefine:__version__", on_error="return")
+    for worker, version in found.items():
+        if version != crfrefine.__version__:
+            raise other_version(worker, version)
+    if not found:
+        return
+    described: Mapping[str, Description] = connection.client.run(describe)
+    if placement.one_per_device:
+        _check_devices(described, connection.num_threads())
+    if connection.threads_per_item is None:
+        shares = [
+            max(1, described[worker].threads // threads) for worker, threads in connection.num_threads().items() if worker in described
+        ]
+        connection.threads_per_item = min(shares, default=None)
+
+
+def _check_devices(described: Mapping[str, object], threads: Mapping[str, int]) -> None:
+    """Raise InputError unless each worker computes one case at a time on a GPU of its own."""
+    from crfrefine.execution.cluster.on_worker import Description
+
+    seen: dict[tuple[str, str | None], str] = {}
+    for worker, about in described.items():
+        assert isinstance(about, Description)
+        if threads.get(worker, 1) > 1:
+            raise InputError(f"worker {worker} has {threads[worker]} threads, which would share a GPU; start it with --nthreads 1")
+        if (other := seen.setdefault((about.host, about.devices), worker)) != worker:
+            raise InputError(
+                f"workers {other} and {worker} on {about.host} see the same GPUs, CUDA_VISIBLE_DEVICES={about.devices or ''}\n"
+                "  Start each with a GPU of its own (docs/guide/clusters.md#gpus)."
+            )
+
+
+def other_version(worker: str, version: object) -> InputError:
+    """Return the error for a worker with another version of this package, or none."""
+    has = f"crfrefine {version}" if isinstance(version, str) else f"no crfrefine ({shorten(version, MOST_OF_A_REASON)})"
+    return InputError(
+        f"worker {worker} has {has}, this command is crfrefine {crfrefine.__version__}; install the same version on all machines"
+    )
+
+
+def describe_workers(workers: list[str]) -> str:
+    """Return the addresses of workers as text."""
+    return listed(list(dict.fromkeys(workers)))
+
+
+def _silence() -> None:
+    """Keep Dask's own log off standard error: what matters becomes a message of the run."""
+    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

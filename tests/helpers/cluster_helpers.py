@@ -1,0 +1,92 @@
+"""Real Dask clusters on this machine for tests: scheduler and workers with nannies, as `dask scheduler` and `dask worker` start them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask
+from distributed import LocalCluster
+
+WAIT_SECONDS = 120
+"""Longest time to wait for something that takes a second on an idle machine."""
+
+
+@contextlib.contextmanager
+def cluster_in_process(num_workers: int = 2, memory_limit: int = 0) -> Iterator[LocalCluster]:
+    """A cluster whose scheduler runs in this process."""
+    settings = {"distributed.scheduler.allowed-failures": 1, "distributed.worker.memory.terminate": False}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=num_workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=memory_limit,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster
+
+
+@dataclass
+class Daemons:
+    """A scheduler and a worker, each a process of its own."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    worker: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ...] = (), **environment: str) -> Iterator[Daemons]:
+    """Start a scheduler and a worker with Dask's own commands; the scheduler file is `scheduler.json` in the folder."""
+    file = folder / "scheduler.json"
+    dask_command = [sys.executable, "-m", "dask"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    scheduler = subprocess.Popen(
+        [
+            *dask_command,
+            "scheduler",
+            "--host=127.0.0.1",
+            "--port=0",
+            "--dashboard-address=127.0.0.1:0",
+            f"--scheduler-file={file}",
+            *scheduler_options,
+        ],
+        **options,
+    )
+    worker = subprocess.Popen(
+        [*dask_command, "worker", f"--scheduler-file={file}", "--nthreads=1", "--host=127.0.0.1", *worker_options],
+        env={**os.environ, **environment},
+        **options,
+    )
+    try:
+        wait_until(file.exists)
+        yield Daemons(str(file), scheduler, worker)
+    finally:
+        for process in (worker, scheduler):
+            process.send_signal(signal.SIGTERM)
+        for process in (worker, scheduler):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def wait_until(is_so: object) -> None:
+    """Wait until a function returns something true."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_so():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
