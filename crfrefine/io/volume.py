@@ -18,6 +18,8 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.unchanged import FileState
+
 TIMES = "\u00d7"
 
 LARGEST_LABEL = 65535
@@ -48,6 +50,7 @@ class VolumeHeader:
         kind: "logits" or "probabilities" if the file says so.
         details: further facts to show, as pairs of name and value.
         misnamed: the format it was read as, if its name says something else.
+        states: of the file and of those with its voxels when the header was read (`unchanged`).
     """
 
     path: Path
@@ -63,6 +66,7 @@ class VolumeHeader:
     kind: str | None = None
     details: tuple[tuple[str, str], ...] = ()
     misnamed: str | None = None
+    states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def remarks(self) -> tuple[str, ...]:
