@@ -7,6 +7,8 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 BENCH_ARGS ?=
 STUDY_ARGS ?=
 FUZZ_ARGS ?=
+EXAMPLES ?= 1000
+KILLS ?= 200
 SANITIZE ?= address,undefined thread
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
 STRICT ?= OFF
@@ -20,7 +22,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo browser test test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for demo browser test test-faults test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,7 +31,8 @@ help:
 	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE=thread: one of the two builds)'
-	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7")'
+	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
+	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices for the engine (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
@@ -109,8 +112,13 @@ test-nnunet: $(NNUNET_VENV)/nnunet.stamp
 test-sanitizers: $(VENV)/package.stamp
 	sh tests/helpers/run_sanitizers.sh $(abspath $(BIN)) $(SANITIZE)
 
-# Damaged files for every reader of the installed package.
+# Every command that writes, killed that many times, and other faults.
+test-faults: $(VENV)/train.stamp
+	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
+
+# Damaged files for every reader of the installed package, and made-up grids and features for the engine.
 fuzz: $(VENV)/package.stamp
+	PYTHONSAFEPATH=1 CRFREFINE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -p no:xdist tests/fuzz/test_engine.py
 	PYTHONSAFEPATH=1 $(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
 
 format: setup

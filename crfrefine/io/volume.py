@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.segments import Segment
+    from crfrefine.io.unchanged import FileState
 
 TIMES = "\u00d7"
 
@@ -53,6 +54,7 @@ class VolumeHeader:
         segments: names, colors and codes of the labels, if the file has them.
         covers_part: the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`.
         inset: the header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
+        states: of the file and of those with its voxels when the header was read (`unchanged`).
     """
 
     path: Path
@@ -71,6 +73,7 @@ class VolumeHeader:
     segments: tuple[Segment, ...] = ()
     covers_part: bool = False
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
+    states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def remarks(self) -> tuple[str, ...]:

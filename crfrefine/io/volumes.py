@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crfrefine.errors import UnsupportedFormatError
+from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.failures import reading
 from crfrefine.io.allocation import allocate_as
 from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
 from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
+from crfrefine.io.unchanged import require_unchanged, states_of
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from numpy.typing import NDArray
 
     from crfrefine.io.volume import VolumeHeader
@@ -90,8 +91,24 @@ def read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
         decoder.finish()
 
 
-def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
-    """Open a file at its first voxel."""
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Open a file at its first voxel.
+
+    Raises:
+        InputError: the file changed since its header was read, or while the block lasted.
+    """
+    require_unchanged(header)
+    try:
+        with _open(header) as stream:
+            yield stream
+    except CrfRefineError:
+        require_unchanged(header)  # That is the reason then.
+        raise
+    require_unchanged(header)
+
+
+def _open(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
     if header.inset is None:
         return _named(header.family).load().open_voxels(header)
     from crfrefine.io.memory_stream import open_inset
@@ -101,8 +118,10 @@ def open_voxels(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
 
 def _read_as(path: Path, known: Format) -> VolumeHeader:
     # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
+    before = states_of([path])
     with np.errstate(all="ignore"):
         header = replace(known.load().read_header(path), family=known.name)
+        header = replace(header, states=(*before, *states_of(known.load().voxel_files(path))))
     if format_of(path) is known:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")

@@ -308,8 +308,9 @@ def test_a_checksum_that_is_read_by_itself_is_compared(tmp_path):
         return bytes(content)
 
     values = np.zeros((1, 2, 1, count), np.uint8)
-    header = io.read_header(nrrd(tmp_path / "a.nrrd", values, channel_axis=3, encoding="gzip", encode=damaged, files=2))
+    path = nrrd(tmp_path / "a.nrrd", values, channel_axis=3, encoding="gzip", encode=damaged, files=2)
     (tmp_path / "a0.raw").write_bytes(gzip.compress(bytes(count), 0))
+    header = io.read_header(path)
     with pytest.raises(UnsupportedFormatError, match=r"a1\.raw: damaged"):
         put_together(header)
     with pytest.raises(UnsupportedFormatError, match=r"a1\.raw: damaged"):

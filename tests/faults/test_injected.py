@@ -1,0 +1,144 @@
+"""Places and inputs that change under a run: a message, status 1, and the same command does the rest afterwards.
+
+Full and read-only disks are in `tests/cli/test_bad_input.py` and `tests/cli/test_special_outputs.py`, limits of file sizes and links in
+`tests/io/test_atomic.py`, devices that are always full in `tests/io/test_special_files.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_helpers import Folders, command, files_in, load_nifti, run_here, write_folders
+from evaluation_helpers import write_study
+from kills import is_hidden
+
+import crfrefine.infer.run as infer_run
+from crfrefine.evaluate.records import Job
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return write_folders(tmp_path, "a", "b", "c")
+
+
+def before_refining(monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
+    """Let something happen when a case has been read and is about to be refined."""
+    refine = infer_run._Run._refine
+
+    def faulty(run, loaded):
+        if loaded.record.case_id == case_id:
+            fault()
+        return refine(run, loaded)
+
+    monkeypatch.setattr(infer_run._Run, "_refine", faulty)
+
+
+def before_reading(monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callable[[], object]) -> None:
+    """Let something happen when all cases have been found, and one is about to be read."""
+    read = infer_run._Run._read
+
+    def faulty(run, task):
+        if task.case_id == case_id:
+            fault()
+        return read(run, task)
+
+    monkeypatch.setattr(infer_run._Run, "_read", faulty)
+
+
+def statuses(summary: Path) -> dict[str, str]:
+    return {case["case_id"]: case["status"] for case in json.loads(summary.read_text())["cases"]}
+
+
+def test_the_output_folder_is_moved_away_while_running(folders, tmp_path, monkeypatch):
+    summary = tmp_path / "summary.json"
+    before_refining(monkeypatch, "c", lambda: folders.output.rename(tmp_path / "elsewhere"))
+    result = run_here("infer", *folders.arguments, "--threads", 1, "--summary", summary)
+    assert result.status == 1
+    assert f"cannot be written: there is no folder {folders.output}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert statuses(summary)["c"] == "failed"
+    monkeypatch.undo()
+    result = run_here("infer", *folders.arguments, "--threads", 1, "--continue", "--summary", summary)
+    assert result.status == 0, result.stderr
+    assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_the_output_folder_of_an_evaluation_is_removed_while_running(tmp_path, monkeypatch):
+    study = write_study(tmp_path, 2)
+    keep = Job.keep
+
+    def faulty(job, result):
+        if job.case_id == "case1":
+            shutil.rmtree(study.output)
+        keep(job, result)
+
+    monkeypatch.setattr(Job, "keep", faulty)
+    result = run_here(*study.arguments)
+    assert result.status == 1
+    assert "cannot be written: there is no folder" in result.stderr
+    assert "Traceback" not in result.stderr
+    monkeypatch.undo()
+    assert run_here(*study.arguments, "--continue").status == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_the_output_folder_becomes_read_only_while_running(folders, monkeypatch):
+    before_refining(monkeypatch, "b", lambda: folders.output.chmod(0o555))
+    result = run_here("infer", *folders.arguments, "--threads", 1)
+    folders.output.chmod(0o755)
+    assert result.status == 1
+    assert "cannot be written to" in result.stderr
+    assert not any(name.startswith(".") for name in files_in(folders.output))
+
+
+@pytest.mark.parametrize("which", ["images/b_0001.nii.gz", "logits/b.nii.gz"])
+def test_inputs_that_vanish_after_they_were_found(which, folders, tmp_path, monkeypatch):
+    before_reading(monkeypatch, "b", (tmp_path / which).unlink)
+    result = run_here("infer", *folders.arguments, "--threads", 1)
+    assert result.status == 1
+    assert f"{tmp_path / which}: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_an_input_replaced_between_header_and_voxels_fails_its_case(folders, monkeypatch):
+    """By that of another case: its header says the same."""
+    from crfrefine.cases import case
+
+    read_headers = case.read_case_headers
+
+    def faulty(files, *options):
+        found = read_headers(files, *options)
+        if files.case_id == "b":
+            shutil.copy(folders.logits / "a.nii.gz", folders.logits / "b.nii.gz")
+        return found
+
+    monkeypatch.setattr(case, "read_case_headers", faulty)
+    result = run_here("infer", *folders.arguments, "--threads", 1)
+    assert result.status == 1
+    assert "b.nii.gz: was changed while it was read" in result.stderr
+    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_two_runs_write_to_one_output_at_the_same_time(folders, tmp_path):
+    """Both end well, every file is whole, and neither takes the other's temporary files away."""
+    alone = Folders(folders.images, folders.logits, tmp_path / "alone")
+    options = ("--threads", 1, "--save-probabilities")
+    assert run_here("infer", *alone.arguments, *options).status == 0
+    runs = [
+        subprocess.Popen(command("infer", *folders.arguments, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=240)
+        assert run.returncode == 0, errors
+    assert files_in(folders.output) == files_in(alone.output)
+    assert not any(is_hidden(folders.output / name) for name in files_in(folders.output))
+    for name in files_in(alone.output):
+        assert (folders.output / name).read_bytes() == (alone.output / name).read_bytes()
+    assert load_nifti(folders.output / "a.nii.gz").any()

@@ -1,0 +1,115 @@
+"""The C++ engine's lattice on grids, features and masks made by hypothesis: keys, tiles, vertices and neighbors are the plain lattice's.
+
+`tests/engines/test_lattice_passes.py` explains each pass on chosen cases; `tests/tiles/test_agreement.py` makes up cases for the sets of
+labels. The same examples in each run; `make fuzz` takes more, and others each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from crfrefine.arrays.intensity import kernel_features
+from crfrefine.engines import get_backend
+from crfrefine.engines.cpu import CpuBackend
+from crfrefine.engines.reference import lattice as reference
+from crfrefine.errors import BackendUnavailableError
+
+NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
+WEIGHT_UNIT = 65535
+LARGEST = 1e4  # of features; the engine may refuse larger ones
+EXTENTS = {1: (2, 5000), 2: (2, 70), 3: (2, 17), 4: (2, 7)}  # the engine leaves axes of one voxel out of the features
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """A grid, its image and mask, and bandwidths from a hundredth of a voxel or of the intensities to far more than all of it."""
+    num_axes = draw(st.integers(1, 4))
+    shape = tuple(draw(st.integers(*EXTENTS[num_axes])) for _ in range(num_axes))
+    num_modalities = draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    image = rng.normal(draw(st.sampled_from([0.0, -3.0, 1e4])), 1.0, (num_modalities, *shape))
+    kind = draw(st.sampled_from(["noise", "steps", "constant"]))
+    image = np.round(image) if kind == "steps" else np.full_like(image, 0.25) if kind == "constant" else image
+    share = draw(st.sampled_from([None, 0.02, 0.6]))
+    mask = None if share is None else rng.random(shape) < share
+    if mask is not None:
+        mask.flat[draw(st.integers(0, mask.size - 1))] = True
+    scales = st.sampled_from([0.02, 0.3, 1.7, 40.0, 1e6])
+    return {
+        "image": image.astype(np.float32),
+        "mask": mask,
+        "spacing": tuple(0.7 + 0.3 * axis for axis in range(num_axes)),
+        "theta_alpha": [draw(scales) for _ in range(num_axes)],
+        "theta_beta": [draw(scales) for _ in range(num_modalities)],
+    }
+
+
+@settings(
+    max_examples=NUM_EXAMPLES or 40,
+    derandomize=not NUM_EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(cases(), st.sampled_from([1, 3]))
+def test_any_lattice_is_the_plain_one(case: dict[str, Any], threads: int) -> None:
+    try:
+        backend = get_backend("cpu")
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    assert isinstance(backend, CpuBackend)
+    inside = np.ones(case["image"].shape[1:], bool) if case["mask"] is None else case["mask"]
+    features = kernel_features(case["image"], inside, case["spacing"], case["theta_alpha"], case["theta_beta"], inside.shape)
+    if np.abs(features).max() > LARGEST:
+        with contextlib.suppress(ValueError, RuntimeError):  # Refused, or right.
+            check(backend._engine._lattice_passes(*case.values(), threads), features)
+    else:
+        check(backend._engine._lattice_passes(*case.values(), threads), features)
+
+
+def check(passes: dict[str, Any], features: np.ndarray) -> None:
+    check_tiles(passes, features)
+    check_vertices(passes)
+
+
+def check_tiles(passes: dict[str, Any], features: np.ndarray) -> None:
+    """Each voxel is in one tile, in a simplex of the lattice that holds its point."""
+    tiles, size = passes["tiles"], passes["num_features"] + 1
+    assert sorted(voxel for voxels in tiles["voxels"] for voxel in voxels) == list(range(len(features)))
+    local, weight = (np.array(tiles[name]).reshape(-1, size) for name in ("local", "weight"))
+    vertices = np.concatenate(
+        [np.array(known)[part] for known, part in zip(tiles["vertices"], np.split(local, ends(tiles["voxels"])), strict=True)]
+    )
+    voxel = np.concatenate([np.array(voxels) for voxels in tiles["voxels"]])
+    assert (vertices.sum(axis=2) == 0).all()
+    assert (vertices % size == np.arange(size)[None, :, None]).all()
+    assert (vertices.max(axis=1) - vertices.min(axis=1) == size - 1).all()
+    reproduced = np.einsum("nk,nki->ni", weight / weight.sum(axis=1, keepdims=True), vertices)
+    elevated = reference.elevate(np.pad(features, ((0, 0), (size - 1 - features.shape[1], 0))))[voxel]
+    # Weights have 16 bits, and the engine's points single precision.
+    np.testing.assert_allclose(reproduced, elevated, atol=size**2 / WEIGHT_UNIT + 1e-6 * np.abs(elevated).max())
+
+
+def ends(voxels: list[list[int]]) -> list[int]:
+    return list(itertools.accumulate(map(len, voxels)))[:-1]
+
+
+def check_vertices(passes: dict[str, Any]) -> None:
+    """Packed keys confuse no two vertices, and find every neighbor."""
+    coordinates = [tuple(vertex) for vertex in passes["vertices"]["coordinates"]]
+    number = {vertex: n for n, vertex in enumerate(coordinates)}
+    assert len(number) == len(coordinates)
+    assert set(number) == {tuple(vertex) for known in passes["tiles"]["vertices"] for vertex in known}
+    size = passes["num_features"] + 1
+    for direction, pairs in enumerate(passes["links"]):
+        step = [1 - size * (axis == direction) for axis in range(size)]
+        after = ((n, number.get(tuple(a + b for a, b in zip(vertex, step, strict=True)))) for vertex, n in number.items())
+        assert dict(pairs) == {n: other for n, other in after if other is not None}

@@ -1,0 +1,54 @@
+"""Each promise of docs/reference/guarantees.md names the tests that hold it, and those tests exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reference" / "guarantees.md"
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def rows(text: str) -> list[str]:
+    """The rows of all tables, without their heads."""
+    return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+
+
+def missing(text: str) -> list[str]:
+    """Named tests that no file has, and rows that name none and do not say why."""
+    found = []
+    for row in rows(text):
+        named = NAMED.findall(row)
+        if not named and "not tested: " not in row:
+            found.append(f"no test: {row[:60]}")
+        for file, name in named:
+            path = ROOT / file
+            functions = (
+                [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)] if path.exists() else []
+            )
+            if name not in functions:
+                found.append(f"{file}::{name}")
+    return found
+
+
+def test_every_promise_has_tests_that_exist() -> None:
+    text = PAGE.read_text()
+    assert len(rows(text)) > 20
+    assert missing(text) == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| **A promise** | |",
+        "| **A promise** | `tests/io/test_atomic.py::test_that_nobody_wrote` |",
+        "| **A promise** | `tests/io/test_missing.py::test_ordinary_permissions` |",
+        "| **A promise** | `tests/io/test_atomic.py::test_ordinary_permissions`, `tests/io/test_atomic.py::names_of` |",
+    ],
+)
+def test_a_promise_without_a_test_is_seen(row: str) -> None:
+    assert len(missing(row)) == 1
