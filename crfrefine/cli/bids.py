@@ -1,8 +1,7 @@
-"""`crfrefine bids`, and `crfrefine-bids`, by which platforms call a BIDS App."""
+"""`crfrefine bids`: refine and evaluate the segmentations of a BIDS dataset."""
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -30,15 +29,11 @@ def bids(
     ],
     participants: Annotated[
         list[str] | None,
-        typer.Option(
-            "--participant-label", "--participant_label", metavar="LABEL", help="Only these, without sub-; repeatable.", show_default=False
-        ),
+        typer.Option("--participant-label", metavar="LABEL", help="Only these, without sub-; repeatable.", show_default=False),
     ] = None,
     sessions: Annotated[
         list[str] | None,
-        typer.Option(
-            "--session-label", "--session_label", metavar="LABEL", help="Only these, without ses-; repeatable.", show_default=False
-        ),
+        typer.Option("--session-label", metavar="LABEL", help="Only these, without ses-; repeatable.", show_default=False),
     ] = None,
     derivatives: Annotated[
         Path | None,
@@ -86,7 +81,7 @@ def bids(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors, and for group the verdict.")] = False,
 ) -> None:
-    """Refine a network's segmentations in derivatives of a BIDS dataset, or evaluate them."""
+    """Refine segmentations of a BIDS dataset, or evaluate them."""
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
     if (level is Level.GROUP) != (labels is not None):
@@ -140,28 +135,3 @@ def bids(
         print_failure(Failure(problem, "InputError"), verbose=False)
     if failed or problems:
         raise typer.Exit(1)
-
-
-def main() -> None:
-    """Run `crfrefine bids`; as other BIDS Apps do, take several labels after one option, too."""
-    from crfrefine.cli.main import main as run
-
-    sys.argv = ["crfrefine", *bids_arguments(sys.argv[1:])]
-    run()
-
-
-def bids_arguments(arguments: list[str]) -> list[str]:
-    """Return the arguments of `crfrefine` for those of a BIDS App: `--participant-label 01 02` is the option twice."""
-    if arguments in (["--version"], ["-v"]):
-        return ["--version"]
-    found, option = ["bids"], ""
-    for argument in arguments:
-        if argument.startswith("-"):
-            option = argument if argument.replace("_", "-") in ("--participant-label", "--session-label") else ""
-            if not option:
-                found.append(argument)
-        elif option:
-            found += [option, argument]
-        else:
-            found.append(argument)
-    return found

@@ -16,7 +16,7 @@ from bids_helpers import describe, write_bids
 from cli_helpers import Result, load_nifti, run_here, save_nifti
 
 import crfrefine
-from crfrefine.cli.bids import bids_arguments
+from crfrefine.cli.entries import bids_arguments
 
 VALIDATOR = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent)) or shutil.which("bids-validator-deno")
 
@@ -198,7 +198,7 @@ def test_datasets_that_cannot_be_used(tmp_path):
 
 def test_usage():
     assert bids_arguments(["D", "O", "participant", "--participant_label", "01", "02", "-q"]) == [
-        *("bids", "D", "O", "participant", "--participant_label", "01", "--participant_label", "02", "-q")
+        *("bids", "D", "O", "participant", "--participant-label", "01", "--participant-label", "02", "-q")
     ]
     assert bids_arguments(["--version"]) == ["--version"]
     assert run_bids("d", "o", "group").status == 2

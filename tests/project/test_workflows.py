@@ -58,13 +58,7 @@ def run_in(folder: Path, *arguments: object) -> None:
 def test_snakemake(tmp_path):
     snakemake = program("snakemake")
     folders, labels = write_study(tmp_path)
-    options = {
-        "images": folders.images,
-        "logits": folders.logits,
-        "labels": labels,
-        "output": "out",
-        "command": f"{sys.executable} -m crfrefine",
-    }
+    options = options_of(folders, labels)
     config = [f"{name}={value}" for name, value in options.items()]
     run_in(tmp_path, snakemake, "-s", EXAMPLES / "workflows" / "Snakefile", "--cores", 1, "--config", *config)
     check_study(folders, tmp_path / "out", tmp_path)
@@ -73,13 +67,7 @@ def test_snakemake(tmp_path):
 def test_nextflow(tmp_path):
     nextflow = program("nextflow")
     folders, labels = write_study(tmp_path)
-    options = {
-        "images": folders.images,
-        "logits": folders.logits,
-        "labels": labels,
-        "output": "out",
-        "command": f"{sys.executable} -m crfrefine",
-    }
+    options = options_of(folders, labels)
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     run_in(tmp_path, nextflow, "run", EXAMPLES / "workflows" / "main.nf", *words)
     check_study(folders, tmp_path / "out", tmp_path)
