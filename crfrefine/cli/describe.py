@@ -1,9 +1,8 @@
-"""`crfrefine describe`, and `crfrefine-slicer`: what other programs need to run the commands, made from the commands themselves."""
+"""`crfrefine describe`: what other programs need to run the commands, made from the commands themselves."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from enum import Enum, StrEnum
 from pathlib import Path
@@ -13,7 +12,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.models import OptionInfo, ParameterInfo
 
+from crfrefine.cli.convert import convert
+from crfrefine.cli.demo import demo
+from crfrefine.cli.evaluate import evaluate
+from crfrefine.cli.infer import infer
 from crfrefine.cli.options import parse_path
+from crfrefine.cli.train_crf import train_crf
 from crfrefine.descriptors.command import Command, Kind, Option
 
 _WRITTEN = ("output", "summary", "target")
@@ -37,11 +41,20 @@ class Described(StrEnum):
     DEMO = "demo"
 
 
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    Described.INFER: infer,
+    Described.TRAIN_CRF: train_crf,
+    Described.EVALUATE: evaluate,
+    Described.CONVERT: convert,
+    Described.DEMO: demo,
+}
+
+
 def describe(
     format: Annotated[Format, typer.Argument(metavar="boutiques|slicer", help="The program that reads it.", show_default=False)],  # noqa: A002
     command: Annotated[Described, typer.Argument(metavar="COMMAND", help="The command; for slicer: infer.")] = Described.INFER,
 ) -> None:
-    """Print the descriptor of a command, for programs that run others."""
+    """Print the description of a command for other programs."""
     if format is Format.SLICER and command is not Described.INFER:
         raise typer.BadParameter(f"{command.value} has no description for viewers; expected infer", param_hint="COMMAND")
     found = command_of(command.value)
@@ -57,24 +70,9 @@ def describe(
     print(json.dumps(boutiques_descriptor(found), indent=2, ensure_ascii=False))
 
 
-def slicer() -> None:
-    """Answer `--xml`, as 3D Slicer and MITK ask every executable of a module; refine one case for anything else."""
-    from crfrefine.cli.main import main
-
-    if sys.argv[1:] == ["--xml"]:
-        sys.argv = ["crfrefine", "describe", "slicer"]
-    else:
-        from crfrefine.descriptors.slicer import infer_arguments
-
-        sys.argv = ["crfrefine", "infer", *infer_arguments(sys.argv[1:])]
-    main()
-
-
 def command_of(name: str) -> Command:
     """Return a command with its options, from its function."""
-    from crfrefine.cli.main import app
-
-    (function,) = (found.callback for found in app.registered_commands if found.name == name and found.callback is not None)
+    function = _FUNCTIONS[name]
     lines = (inspect.getdoc(function) or "").split("\n\n")
     return Command(name, " ".join(" ".join(lines).split()), tuple(_options_of(function)))
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from crfrefine.cli.bids import bids
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
 from crfrefine.cli.describe import describe
@@ -115,6 +116,7 @@ app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
 app.command("demo")(demo)
+app.command("bids")(bids)
 app.command("describe")(describe)
 
 

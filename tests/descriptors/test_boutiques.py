@@ -83,7 +83,7 @@ def test_a_command_line_of_bosh_refines(tmp_path):
 
 def test_paths_switches_and_numbers_have_their_kinds():
     kinds = {option.name: option.kind for name in Described for option in command_of(name.value).options}
-    assert kinds["images"] == kinds["source"] == kinds["data_dir"] == kinds["like"] == "input"
+    assert kinds["images"] == kinds["source"] == kinds["folder"] == kinds["like"] == "input"
     assert kinds["output"] == kinds["target"] == kinds["summary"] == "output"
     assert (kinds["preview"], kinds["no_structures"], kinds["threads"], kinds["tolerance"], kinds["config"]) == (
         *("flag", "flag", "integer", "number", "text"),

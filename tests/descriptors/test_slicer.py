@@ -24,7 +24,7 @@ def described() -> str:
 
 
 def slicer(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from crfrefine.cli.describe import slicer; slicer()"
+    code = "from crfrefine.cli.entries import slicer; slicer()"
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("refinement",),
     ("descriptors", "infer", "monai", "report", "tools"),
     ("demo", "evaluate", "train"),
+    ("bids",),
     ("cli",),
     ("__main__",),
 )
