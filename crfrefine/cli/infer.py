@@ -106,6 +106,15 @@ def infer(
     device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
     threads: ThreadsOption = None,
     max_memory: MaxMemoryOption = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--output-format",
+            metavar="SUFFIX",
+            help="Format of the label maps in a folder, such as .nii.gz or .seg.nrrd. Default: the image's.",
+            show_default=False,
+        ),
+    ] = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
     ] = False,
@@ -193,6 +202,7 @@ def infer(
         nnunet=nnunet,
         manifest=manifest,
         command=tuple(ctx.obj or ()),
+        output_format=None if output_format is None else output_format.lower(),
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)

@@ -14,7 +14,7 @@ from crfrefine.io.allocation import allocate_as
 from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
-from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
+from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -38,8 +38,10 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         UnexpectedError: the reader raised an unexpected exception.
     """
     path = Path(path)
+    path = named_header(path)
     known = format_to_read(path, suffixes)
-    require_file(path)
+    if not known.is_folder:
+        require_file(path)
     with reading(path):
         try:
             return _read_as(path, known)
@@ -103,7 +105,7 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
     # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
     with np.errstate(all="ignore"):
         header = replace(known.load().read_header(path), family=known.name)
-    if format_of(path) is known:
+    if format_of(path) is known or known.is_folder:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")
 
