@@ -16,7 +16,8 @@ from typing import Any
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json, require_usable
 from crfrefine.io.paths import LABELS_SUFFIXES, LOGITS_SUFFIXES, SCORES_SUFFIXES, VOLUME_SUFFIXES, require_file, stem_of, suffix_of
-from crfrefine.io.recognition import describe_others, format_to_read
+from crfrefine.io.recognition import describe_others, format_to_read, require_volume
+from crfrefine.io.series import is_series, list_series
 from crfrefine.io.volume import LARGEST_LABEL
 from crfrefine.text import listed, shorten, shorten_value
 
@@ -221,7 +222,7 @@ def discover_cases(
     logits_paths = _as_paths(logits) if logits is not None else ()
     if not image_paths:
         raise InputError("no images given")
-    folders = [path for path in image_paths if path.is_dir()]
+    folders = [path for path in image_paths if path.is_dir() and not is_series(path)]
     if len(folders) > 1 or (folders and len(image_paths) > 1):
         raise InputError(f"{folders[0]}: give one folder of images, or the files of one case")
     cases = _cases_of_folder(folders[0], logits_paths) if folders else _case_of_files(image_paths)
@@ -233,8 +234,8 @@ def discover_cases(
 
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
-    paths = list_files(folder, VOLUME_SUFFIXES)
-    stems = {stem_of(path) for path in paths}
+    paths = sorted([*list_files(folder, VOLUME_SUFFIXES), *list_series(folder)])
+    stems = {_image_stem(path) for path in paths}
     notes = []
     references = [
         path
@@ -259,12 +260,13 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     for path in paths:
         if path in references:
             continue
-        match = _MODALITY.fullmatch(stem_of(path))
+        stem = _image_stem(path)
+        match = _MODALITY.fullmatch(stem)
         # Four digits at the end may also belong to the name of a case, unless something shows that modalities are numbered.
-        if match and stem_of(path) not in logits_stems and (is_numbered or match["case"] in logits_stems):
+        if match and stem not in logits_stems and (is_numbered or match["case"] in logits_stems):
             groups.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
-            lone.setdefault(stem_of(path), []).append(path)
+            lone.setdefault(stem, []).append(path)
     description = description_or_note(folder, notes)
     expected = _expected_modalities(groups, description)
     cases = [_numbered_case(case_id, groups[case_id], *expected) for case_id in groups if case_id not in lone]
@@ -278,6 +280,11 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
         raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
+
+
+def _image_stem(path: Path) -> str:
+    """Return the name of an image without its suffix; a folder of slices has none."""
+    return path.resolve().name if path.is_dir() else stem_of(path)
 
 
 def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], description: DatasetDescription | None) -> tuple[int, str]:
@@ -331,8 +338,8 @@ def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: 
 def _case_of_files(paths: Sequence[Path]) -> CaseList:
     for path in paths:
         format_to_read(path, VOLUME_SUFFIXES)
-        require_file(path)
-    stem = stem_of(paths[0])
+        require_volume(path)
+    stem = _image_stem(paths[0])
     match = _MODALITY.fullmatch(stem)
     # Without other files to compare with, only the first modality's number is certainly not part of the name.
     case_id = match["case"] if match and int(match["number"]) == 0 else stem

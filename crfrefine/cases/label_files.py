@@ -11,6 +11,7 @@ from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, C
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.recognition import format_to_read
+from crfrefine.io.series import is_series
 from crfrefine.text import listed
 
 
@@ -45,7 +46,7 @@ def discover_network_cases(
     paths = [Path(logits)] if isinstance(logits, str | Path) else [Path(path) for path in logits]
     images = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
     if len(paths) == 1 and paths[0].is_dir():
-        return _of_folder(cases, paths[0], is_single=not images[0].is_dir())
+        return _of_folder(cases, paths[0], is_single=not images[0].is_dir() or is_series(images[0]))
     for path in paths:
         require_file(path)
         format_to_read(path, VOLUME_SUFFIXES)

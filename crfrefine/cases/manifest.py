@@ -15,7 +15,8 @@ from crfrefine.cases.discovery import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, require_file, stem_of, suffix_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of, suffix_of
+from crfrefine.io.recognition import require_volume, suffix_to_write
 from crfrefine.text import counted, shorten, shorten_value
 
 _MOST_NAMED = 20
@@ -109,7 +110,7 @@ def _files_of(row: Row, folder: Path, input_type: str) -> tuple[CaseFiles | None
             if name == "logits" and input_type == "labels" and len(paths) == 1 and is_there(path) and path.is_dir():
                 continue
             try:
-                require_file(path)
+                require_volume(path)
             except InputError as error:
                 problems.append(f"{name}: {error}")
     if problems:
@@ -143,7 +144,7 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
             problems.append(f"{row.place}: case {files.case_id!r} is also on {names[files.case_id].place}")
             continue
         names[files.case_id] = row
-        label_map = output / (files.output or f"{files.case_id}{suffix_of(files.images[0])}")
+        label_map = output / (files.output or f"{files.case_id}{suffix_to_write(files.images[0])}")
         folder = os.path.realpath(label_map.parent)
         stem = os.path.join(folder, stem_of(label_map) if files.output else files.case_id)  # noqa: PTH118
         # Files beside the label map have its name without the suffix, so two label maps that differ only there would share them.

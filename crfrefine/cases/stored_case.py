@@ -10,9 +10,9 @@ import numpy as np
 
 from crfrefine.axes import file_order
 from crfrefine.cases.case import CaseHeaders, read_mask
+from crfrefine.io.allocation import allocate_as
 from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
-from crfrefine.io.allocation import allocate_as
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

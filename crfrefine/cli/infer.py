@@ -110,6 +110,15 @@ def infer(
     workers: WorkersOption = None,
     dask: DaskOption = None,
     case_timeout: CaseTimeoutOption = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--output-format",
+            metavar="SUFFIX",
+            help="Format of the label maps in a folder, such as .nii.gz or .seg.nrrd. Default: the image's.",
+            show_default=False,
+        ),
+    ] = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write the marginals: CASE_probabilities.nii.gz.")
     ] = False,
@@ -199,6 +208,7 @@ def infer(
         manifest=manifest,
         command=tuple(ctx.obj or ()),
         placement=placement,
+        output_format=None if output_format is None else output_format.lower(),
     )
     with Reporter(verbosity=1 + verbose - quiet) as reporter:
         result = run_inference(options, reporter)

@@ -22,6 +22,7 @@ def info(
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
     from crfrefine.failures import CaseWork, Failure
+    from crfrefine.io.series import is_series
     from crfrefine.tools.info import describe_file
 
     is_well = True
@@ -34,7 +35,7 @@ def info(
     for number, path in enumerate(paths):
         if number:
             print()
-        if path.is_dir():
+        if path.is_dir() and not is_series(path):
             is_well &= _show_folder(path, verbose)
             continue
         lines: list[tuple[str, str]] = []

@@ -17,6 +17,7 @@ from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import label_maps_of
 from crfrefine.infer.structure_names import check_structures
 from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
+from crfrefine.io.series import is_series
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     structures = {} if declared is None else dict(declared.structures)
     if options.save_structures:
         check_structures(structures)
-    has_names = any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps_of(found, options.output).values())
+    has_names = any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps_of(found, options.output, options.output_format).values())
     names = read_names(folders[::-1]) if options.preview or has_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
@@ -87,4 +88,4 @@ def _folders(options: InferenceOptions, cases: Sequence[CaseFiles]) -> tuple[Pat
         return (options.manifest.parent,)
     images = options.images or next((files.images for files in cases if files.images), ())
     places = (*(options.logits[:1] if options.nnunet is None else (options.nnunet,)), *images[:1])
-    return tuple(place if place.is_dir() else place.parent for place in places)
+    return tuple(place if place.is_dir() and not is_series(place) else place.parent for place in places)

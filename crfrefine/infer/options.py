@@ -7,6 +7,7 @@ from pathlib import Path
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.execution.placement import HERE, Placement
+from crfrefine.io.series import is_series
 from crfrefine.parameters.model import CrfParameters
 
 
@@ -18,6 +19,7 @@ class InferenceOptions:
         images: a folder, or the files of one case's modalities; with `nnunet`, a folder or nothing.
         logits: a folder, or the file(s) of one case; label maps or structures too; nothing with `nnunet`.
         output: a folder, or for one case a file.
+        output_format: suffix of the label maps in a folder; None: each as its image.
         masks: a folder or file; "nonzero": where any modality is not 0; None: as `parameters.intensity.mask` says.
         parameters: the CRF.
         input_type: "auto", "logits", "probabilities" or "labels".
@@ -67,11 +69,12 @@ class InferenceOptions:
     manifest: Path | None = None
     command: tuple[str, ...] = ()
     placement: Placement = HERE
+    output_format: str | None = None
 
     @property
     def is_folder_run(self) -> bool:
         """Whether the run is on a folder, and not on the files of one case."""
-        return self.nnunet is not None or self.manifest is not None or self.images[0].is_dir()
+        return self.nnunet is not None or self.manifest is not None or (self.images[0].is_dir() and not is_series(self.images[0]))
 
     @property
     def inputs(self) -> tuple[Path, ...]:

@@ -15,10 +15,11 @@ from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.parallel import run_all
-from crfrefine.io.paths import VOLUME_SUFFIXES, stem_of, suffix_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
 from crfrefine.io.recognition import suffix_to_write
 from crfrefine.io.segments import Segment, named_segments
 from crfrefine.io.special_files import special_kind
+from crfrefine.text import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,7 @@ def plan_outputs(
     preview: bool = False,
     structures: bool = False,
     also_read: Sequence[Path] = (),
+    output_format: str | None = None,
 ) -> list[OutputFiles]:
     """Choose the output files of each case.
 
@@ -123,6 +125,7 @@ def plan_outputs(
         preview: whether a picture is requested.
         structures: whether one file per structure is requested, for cases whose input was such files.
         also_read: other inputs, such as the file of the parameters.
+        output_format: suffix of the label maps in a folder; None: as the image.
 
     Raises:
         InputError: the output names a file though there may be several cases, or its format holds no label maps,
@@ -130,12 +133,16 @@ def plan_outputs(
     """
     suffix = suffix_of(output)
     as_file = bool(suffix) and not output.is_dir()
+    if output_format is not None and output_format not in VOLUME_SUFFIXES:
+        raise InputError(f"--output-format {shorten(output_format)}: expected one of {', '.join(VOLUME_SUFFIXES)}")
+    if output_format is not None and as_file:
+        raise InputError(f"{output}: names a file, whose suffix is its format; leave --output-format out, or give a folder")
     if as_file and folder_run:
         raise InputError(f"{output}: the images are a folder, so the output must be a folder too, not a file name")
     if not as_file and not output.is_dir() and not folder_run and output.suffix:
         raise InputError(f"{output}: unknown suffix; end the output file's name with one of {', '.join(VOLUME_SUFFIXES)}, or give a folder")
     plans = []
-    for files, label_map in zip(cases, label_maps_of(cases, output).values(), strict=True):
+    for files, label_map in zip(cases, label_maps_of(cases, output, output_format).values(), strict=True):
         stem = stem_of(label_map)
         plans.append(
             OutputFiles(
@@ -148,26 +155,36 @@ def plan_outputs(
         )
     if as_file and suffix not in VOLUME_SUFFIXES:
         raise InputError(f"{output}: a label map cannot be written as {suffix}; expected one of {', '.join(VOLUME_SUFFIXES)}")
+    _check_images(cases, plans)
     _check_no_input_is_replaced(cases, plans, also_read)
     if folder_run:
         _check_folder_of_its_own(cases, output)
     return plans
 
 
-def label_maps_of(cases: Sequence[CaseFiles], output: Path) -> dict[str, Path]:
+def _check_images(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
+    """Raise InputError if the format of a label map cannot be written for its image, or a package is missing."""
+    for files, outputs in zip(cases, plans, strict=True):
+        known = format_of(outputs.label_map)
+        if known is not None and known.check_image is not None and files.images:
+            known.check_image(outputs.label_map, files.images[0])
+
+
+def label_maps_of(cases: Sequence[CaseFiles], output: Path, output_format: str | None = None) -> dict[str, Path]:
     """Return where the label map of each case goes, by the case's name.
 
     Args:
         cases: the cases.
         output: a folder, or for one case a file.
+        output_format: as for `plan_outputs`.
     """
     if suffix_of(output) and not output.is_dir():
         return {files.case_id: output for files in cases}
-    return {files.case_id: output / (files.output or _named_by_case(files)) for files in cases}
+    return {files.case_id: output / (files.output or _named_by_case(files, output_format)) for files in cases}
 
 
-def _named_by_case(files: CaseFiles) -> str:
-    return f"{files.case_id}{suffix_to_write(files.images[0]) if files.images else ''}"
+def _named_by_case(files: CaseFiles, output_format: str | None) -> str:
+    return f"{files.case_id}{output_format or (suffix_to_write(files.images[0]) if files.images else '')}"
 
 
 def check_case_outputs(outputs: OutputFiles) -> None:

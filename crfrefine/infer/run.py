@@ -115,6 +115,7 @@ class _Run:
             preview=options.preview,
             structures=options.save_structures,
             also_read=options.also_read,
+            output_format=options.output_format,
         )
         if options.summary is not None:
             check_summary_path(options.summary, cases, outputs, options.also_read)
@@ -138,6 +139,7 @@ class _Run:
         if options.summary is not None:
             check_small_output(options.summary)
         limit = memory_limit(options.max_memory)
+        planned = label_maps_of(select_part(inputs.cases, 1, 0), options.output, options.output_format)
         self._summary = RunSummary(
             device=device_name,
             threads=options.threads or available_threads(),
@@ -149,7 +151,7 @@ class _Run:
             part_id=options.part_id,
             label_names={number: name for name, number in self._inputs.structures.items()},
             num_cases=len(cases),
-            all_cases={case_id: str(path) for case_id, path in label_maps_of(select_part(inputs.cases, 1, 0), options.output).items()},
+            all_cases={case_id: str(path) for case_id, path in planned.items()},
             output_folder=os.path.realpath(options.output),
             inputs=tuple(map(os.path.realpath, options.inputs)),
             working_folder=working_folder(),

@@ -1,4 +1,4 @@
-"""DICOM files through pydicom, which is imported only here and only when such a file is read; whatever it raises becomes an error that names the file."""
+"""DICOM files through pydicom, which is imported only here and only when needed; what it raises becomes an error that names the file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from crfrefine.text import shorten
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+LABEL_IN_DESCRIPTION = "label value"
+"""Numbers of segments have no gaps; where labels have, the description of a segment says `label value 52`."""
 
 INSTALL = "pip install 'crfrefine[dicom]'"
 SEGMENTATIONS = (b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.66.7")
@@ -102,7 +105,7 @@ def decoded_pixels(dataset: Any, path: Path) -> NDArray[np.generic]:
     pydicom = require_pydicom(path)
     try:
         available = pydicom.pixels.get_decoder(syntax).is_available
-    except NotImplementedError:
+    except RuntimeError:  # An unknown syntax.
         available = False
     if not available:
         raise UnsupportedFormatError(

@@ -28,14 +28,8 @@ if TYPE_CHECKING:
     from crfrefine.io.volume import Volume
 
 _PIXELS = (
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
 )
 _NAMED = "dcm"
 
@@ -129,12 +123,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _type_of(slices: tuple[Slice, ...]) -> np.dtype[Any]:
     """Return the type of the stored numbers, if one scaling holds for all slices; else float32, of scaled ones."""
-    first = slices[0]
-    if all(
-        (one.slope, one.intercept, one.stored.newbyteorder("<")) == (first.slope, first.intercept, first.stored.newbyteorder("<"))
-        for one in slices
-    ):
-        return first.stored.newbyteorder("<")
+    kinds = {(one.slope, one.intercept, one.stored.newbyteorder("<")) for one in slices}
+    if len(kinds) == 1:
+        return slices[0].stored.newbyteorder("<")
     return np.dtype("<f4")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KEYWORDS = (
-    *("SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances", "NumberOfFrames"),
+    *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances", "NumberOfFrames"),
     *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
@@ -105,6 +105,8 @@ def read_slice(path: Path) -> Slice | None:
     with interpreting(path):
         found = read_dataset(path, _KEYWORDS)
         if "Rows" not in found:
+            if "SOPClassUID" not in found:
+                raise UnsupportedFormatError(f"{path}: damaged DICOM file: it does not say what it is (no SOPClassUID)")
             return None
         if int(found.get("NumberOfFrames") or 1) > 1:
             raise UnsupportedFormatError(f"{path}: several frames in one file (enhanced DICOM); convert it with dcm2niix")
@@ -171,7 +173,8 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
         slices: at least one.
 
     Raises:
-        InputError: several series, slices of different sizes or orientations, two slices at one place, gaps, or fewer files than the series has.
+        InputError: several series, slices of different sizes or orientations, two slices at one place, gaps, or fewer files than
+            the series has.
     """
     if len(slices) > _MOST_SLICES:
         raise InputError(f"{folder}: {len(slices)} slices; at most {_MOST_SLICES} can be read")
@@ -184,8 +187,8 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
     promised = max((one.promised or 0 for one in slices), default=0)
     if promised > len(slices):
         raise InputError(
-            f"{folder}: incomplete series: its files, such as {first.path.name}, say that it has {promised} images, {len(slices)} are there; "
-            "copy or export it again"
+            f"{folder}: incomplete series: its files, such as {first.path.name}, say that it has {promised} images, "
+            f"{len(slices)} are there; copy or export it again"
         )
     if numbers and not 0 <= numbers[0] <= 1:
         notes.append(f"the series begins with instance {numbers[0]}: slices before it may be missing")
@@ -254,8 +257,8 @@ def _step(folder: Path, ordered: Sequence[Slice]) -> tuple[NDArray[np.float64], 
     worst = int(off.argmax())
     if off[worst] > _TOO_UNEVEN:
         raise InputError(
-            f"{folder}: slices are not evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.3g} mm away from its place in a row of "
-            f"steps of {usual:.4g} mm; resample the series with dcm2niix"
+            f"{folder}: slices are not evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.3g} mm away from "
+            f"its place in a row of steps of {usual:.4g} mm; resample the series with dcm2niix"
         )
     if off[worst] > _UNEVEN:
         return step, (f"slices are not quite evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.2g} mm off",)

@@ -10,13 +10,14 @@ from crfrefine.errors import UnexpectedError
 from crfrefine.failures import reading
 from crfrefine.io.formats import Format
 from crfrefine.io.paths import format_of, written_voxel_file
-from crfrefine.io.recognition import recognize
+from crfrefine.io.recognition import named_header, recognize
 
 
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the files with its voxels if its header names any."""
+    path = named_header(path)
     known = format_of(path) or recognize(path)
-    if isinstance(known, Format) and known.voxel_endings:
+    if isinstance(known, Format) and (known.voxel_endings or known.is_folder):
         # Reading the file later reports the error with its case; this function also looks at other cases.
         with suppress(UnexpectedError), reading(path):
             return (path, *known.load().voxel_files(path))

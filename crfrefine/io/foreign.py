@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-from crfrefine.io.streams import inflated
-
-_BYTE_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
-_DICOM_SEG = b"1.2.840.10008.5.1.4.1.1.66.4"
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"GIF8")
 _COMPRESSED = (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c")
 
@@ -31,34 +26,19 @@ class ForeignKind:
     recognizes: Callable[[bytes], bool]
 
 
-def _is_pair(start: bytes) -> bool:
-    """Return whether it is the header of an Analyze image or of a NIfTI pair: its length, 348, and a sane number of dimensions."""
-    return any(
-        int.from_bytes(block[:4], order) == 348 and 1 <= int.from_bytes(block[40:42], order) <= 7
-        for block in (inflated(start) or start,)
-        for order in _BYTE_ORDERS
-    )
-
-
 # The first kind that recognizes a file wins.
 FOREIGN_KINDS = (
     ForeignKind(
-        "a DICOM segmentation",
-        "convert it to NIfTI with segimage2itkimage of dcmqi",
-        (),
-        lambda start: start[128:132] == b"DICM" and _DICOM_SEG in start,
-    ),
-    ForeignKind(
         "a DICOM file",
-        "convert its series to NIfTI with dcm2niix",
-        (".dcm", ".dicom", ".ima"),
+        "give the folder that holds the slices of its series and nothing else, or convert the series to NIfTI with dcm2niix",
+        (".dicom", ".ima"),
         lambda start: start[128:132] == b"DICM",
     ),
     ForeignKind(
-        "half of an Analyze or NIfTI pair (.hdr and .img)",
-        "make one file of the pair: nibabel.save(nibabel.load('NAME.img'), 'NAME.nii.gz')",
-        (".hdr", ".img", ".hdr.gz", ".img.gz"),
-        _is_pair,
+        "half of an Analyze or NIfTI pair",
+        "put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked",
+        (".img", ".hdr.gz", ".img.gz"),
+        lambda start: False,
     ),
     ForeignKind("a MINC volume", "convert it with mnc2nii IN.mnc OUT.nii", (".mnc",), lambda start: start.startswith(b"CDF\1")),
     ForeignKind(

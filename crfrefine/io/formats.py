@@ -61,6 +61,9 @@ class Format:
         load: returns the module.
         voxel_endings: for each suffix of a header, the ending of the file with voxels that is written beside it.
         holds_scores_alone: the format has no geometry: it holds logits and probabilities, but no images, masks or label maps.
+        is_folder: a folder of files is one volume.
+        check_image: raises InputError, before anything is computed, if a label map of an image (both by their paths) cannot be written.
+        written_as: the suffix of label maps of images in this format; by default the first one.
         holds_labels_alone: the format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
     """
 
@@ -70,12 +73,21 @@ class Format:
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     holds_scores_alone: bool = False
     holds_labels_alone: bool = False
+    is_folder: bool = False
+    check_image: Callable[[Path, Path], None] | None = None
+    written_as: str = ""
 
 
 def _nifti() -> FormatCode:
     from crfrefine.io import nifti
 
     return nifti
+
+
+def _nifti_pair() -> FormatCode:
+    from crfrefine.io import nifti_pair
+
+    return nifti_pair
 
 
 def _metaimage() -> FormatCode:
@@ -102,6 +114,24 @@ def _slicer() -> FormatCode:
     return slicer
 
 
+def _dicom_series() -> FormatCode:
+    from crfrefine.io import dicom_series
+
+    return dicom_series
+
+
+def _dicom_segmentation() -> FormatCode:
+    from crfrefine.io import dicom_segmentation
+
+    return dicom_segmentation
+
+
+def _check_dicom_image(path: Path, image: Path) -> None:
+    from crfrefine.io.dicom_segmentation_writing import check_image
+
+    check_image(path, image)
+
+
 def _npz() -> FormatCode:
     from crfrefine.io import npz
 
@@ -110,9 +140,12 @@ def _npz() -> FormatCode:
 
 FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii"), _nifti),
+    Format("NIfTI pair", (".hdr",), _nifti_pair, {".hdr": ".img"}),
     Format("MetaImage", (".mhd", ".mha"), _metaimage, {".mhd": ".zraw"}),
     Format("3D Slicer segmentation", (".seg.nrrd",), _slicer, holds_labels_alone=True),  # Before the suffix that it ends in.
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), _mgh),
+    Format("DICOM segmentation", (".dcm",), _dicom_segmentation, holds_labels_alone=True, check_image=_check_dicom_image),
+    Format("DICOM series", (), _dicom_series, is_folder=True, written_as=".dcm"),
     Format("nnU-Net npz", (".npz",), _npz, holds_scores_alone=True),
 )

@@ -39,6 +39,19 @@ def written_voxel_file(path: Path) -> Path | None:
     return None if ending is None else path.with_name(stem_of(path) + ending)
 
 
+def header_beside(path: Path) -> Path | None:
+    """Return the header beside a file with voxels, where the file is named so and there is one: `NAME.hdr` for `NAME.img`."""
+    for known in FORMATS:
+        for suffix, ending in known.voxel_endings.items():
+            for name in (ending, f"{ending}.gz"):
+                if path.name.lower().endswith(name) and not path.name.lower().endswith(LOGITS_SUFFIXES):
+                    stem = path.name[: -len(name)]
+                    found = next((beside for one in (suffix, suffix.upper()) if (beside := path.with_name(stem + one)).is_file()), None)
+                    if found is not None:
+                        return found
+    return None
+
+
 def require_suffix(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> Format:
     """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
     known = format_of(path)

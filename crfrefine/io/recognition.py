@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.formats import FORMATS, Format
-from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, suffix_of
+from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, header_beside, require_file, suffix_of
+from crfrefine.io.series import is_series
 from crfrefine.io.streams import START_BYTES, read_start
 from crfrefine.text import shorten
 
@@ -21,8 +22,10 @@ _MOST_LOOKED_AT = 32
 def recognize(path: Path) -> Format | ForeignKind | None:
     """Return the kind of a file by its first bytes; None if they are unknown or the file cannot be read.
 
-    Only regular files are opened: a pipe would lose these bytes.
+    Only regular files are opened: a pipe would lose these bytes. A folder is recognized if its files are one volume.
     """
+    if path.is_dir():
+        return next((known for known in FORMATS if known.is_folder), None) if is_series(path) else None
     start = read_start(path, START_BYTES)
     if not start:
         return None
@@ -52,6 +55,9 @@ def format_to_read(path: Path, suffixes: tuple[str, ...]) -> Format:
     found = recognize(path)
     if isinstance(found, Format) and is_allowed(found, suffixes):
         return found
+    header = header_beside(path) if found is None else None
+    if header is not None:
+        return format_to_read(header, suffixes)
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
     hint = way_out(found) or way_out(named or _foreign_by_name(path), "By its name, it")
     raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
@@ -70,7 +76,22 @@ def way_out(found: Format | ForeignKind | None, who: str = "It") -> str:
         return f"{who} is {found.name}: {found.way_out}."
     if found.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({found.name}), which has no geometry: no image, mask or label map."
+    if found.is_folder:
+        return f"{who} is a {found.name}."
     return f"{who} is {found.name} by its content: name it {' or '.join(found.suffixes)}."
+
+
+def named_header(path: Path) -> Path:
+    """Return the header of a file with voxels that is given in its place, such as `NAME.img`; any other path unchanged."""
+    if format_of(path) is not None or path.is_dir() or recognize(path) is not None:
+        return path
+    return header_beside(path) or path
+
+
+def require_volume(path: Path) -> None:
+    """Raise InputError, with the reason, if there is no file to read, and no folder that is one volume."""
+    if not is_series(path):
+        require_file(path)
 
 
 def suffix_to_write(path: Path) -> str:
@@ -78,8 +99,8 @@ def suffix_to_write(path: Path) -> str:
     suffix = suffix_of(path)
     if suffix in VOLUME_SUFFIXES:
         return suffix
-    found = recognize(path)
-    return found.suffixes[0] if isinstance(found, Format) else suffix
+    found = recognize(path) or format_of(header_beside(path) or path)
+    return (found.written_as or found.suffixes[0]) if isinstance(found, Format) else suffix
 
 
 def describe_others(folder: Path) -> str:

@@ -16,7 +16,7 @@ from crfrefine.io.allocation import allocate_as
 from crfrefine.io.decode import Decoder
 from crfrefine.io.formats import FORMATS, Format
 from crfrefine.io.paths import LOGITS_SUFFIXES, format_of, require_file
-from crfrefine.io.recognition import format_to_read, is_allowed, recognize, way_out
+from crfrefine.io.recognition import format_to_read, is_allowed, named_header, recognize, way_out
 from crfrefine.io.unchanged import require_unchanged, states_of
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         UnexpectedError: the reader raised an unexpected exception.
     """
     path = Path(path)
+    path = named_header(path)
     known = format_to_read(path, suffixes)
-    require_file(path)
+    if not known.is_folder:
+        require_file(path)
     with reading(path):
         try:
             return _read_as(path, known)
@@ -122,7 +124,7 @@ def _read_as(path: Path, known: Format) -> VolumeHeader:
     with np.errstate(all="ignore"):
         header = replace(known.load().read_header(path), family=known.name)
         header = replace(header, states=(*before, *states_of(known.load().voxel_files(path))))
-    if format_of(path) is known:
+    if format_of(path) is known or known.is_folder:
         return header
     return replace(header, misnamed=f"the file is {known.name}, although its name does not say so; it is read as such")
 

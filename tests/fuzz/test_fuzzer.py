@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz_dicom import dicom_targets
 from fuzz_runs import run_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
@@ -62,7 +63,7 @@ def test_a_finding_is_made_again_by_its_number() -> None:
     assert r"a, 1 bytes: b'\x07'" in done.stdout
 
 
-@pytest.mark.parametrize("target", [*volume_targets(), *text_targets(), *run_targets()], ids=lambda target: target.name)
+@pytest.mark.parametrize("target", [*volume_targets(), *dicom_targets(), *text_targets(), *run_targets()], ids=lambda target: target.name)
 def test_an_input_depends_on_its_number_alone(target) -> None:
     first, second = ([target.make(random.Random(seed)) for seed in range(20)] for _ in range(2))
     assert first == second

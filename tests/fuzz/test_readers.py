@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from fuzz_dicom import dicom_targets
 from fuzz_runs import run_targets
 from fuzz_texts import text_targets
 from fuzz_volumes import volume_targets
 
 RUN = Path(__file__).with_name("run.py")
-NAMES = [target.name for target in (*volume_targets(), *text_targets(), *run_targets())]
+NAMES = [target.name for target in (*volume_targets(), *dicom_targets(), *text_targets(), *run_targets())]
 
 
 @pytest.mark.parametrize("name", NAMES)

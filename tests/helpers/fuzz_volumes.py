@@ -142,6 +142,25 @@ def _mgh(rng: random.Random) -> Mapping[str, bytes]:
     return {"a.mgz": gzip.compress(content, 1, mtime=0)} if rng.random() < 0.3 else {"a.mgh": content}
 
 
+@cache
+def _pair_files() -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of NIfTI pairs and of Analyze, each with its voxels."""
+    found = []
+    kinds = (nib.Nifti1Pair, np.int16), (nib.Nifti2Pair, np.float32), (nib.AnalyzeImage, np.uint8), (nib.Spm2AnalyzeImage, np.int16)
+    for kind, dtype in kinds:
+        data = np.arange(24).reshape(SHAPE).astype(dtype)
+        image = kind(data, np.diag([-1.5, 2, 3, 1]))
+        found.append((image.header.binaryblock, data.tobytes(order="F")))
+    return tuple(found)
+
+
+def _pair(rng: random.Random) -> Mapping[str, bytes]:
+    header, voxels = rng.choice(_pair_files())
+    if rng.random() < 0.15:
+        return {"a.hdr": header, "a.img": mutated(voxels, rng)}
+    return {"a.hdr": mutated(header, rng) if rng.random() < 0.2 else mutated_numbers(header, rng), "a.img": voxels}
+
+
 def meta_text(lines: Mapping[str, str]) -> bytes:
     """The text of a MetaImage header; ElementDataFile comes last."""
     fields = {"ObjectType": "Image", "NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **lines}
@@ -366,6 +385,7 @@ def volume_targets() -> Iterator[Target]:
         ("nhdr", _detached("a.nhdr", _NRRD_DETACHED)),
         ("seg.nrrd", _segmentation),
         ("mgh", _mgh),
+        ("hdr", _pair),
         ("npz", _npz),
         ("npy", _npy),
         ("misnamed", _misnamed),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import run_here
+from dicom_helpers import save, slices
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from io_helpers import numbers, save_itk, save_nifti
@@ -68,6 +69,8 @@ def test_only_the_table_names_suffixes(path):
 def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
     like = io.read_volume(save_nifti(tmp_path / "like.nii", numbers(SHAPE), AFFINE))
+    if format_of(path).check_image is not None:
+        like = io.read_volume(save(tmp_path / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE)))
     if format_of(path).holds_labels_alone:
         io.write_label_map(path, numbers(SHAPE, dtype=np.int16) % 3, like)
     else:
@@ -140,11 +143,6 @@ def picture(folder: Path) -> bytes:
     return (folder / "right.png").read_bytes()
 
 
-def pair(kind: type, folder: Path) -> bytes:
-    nib.save(kind(numbers(SHAPE, dtype=np.int16), None), folder / "right.img")
-    return (folder / "right.hdr").read_bytes()
-
-
 def archive(folder: Path) -> bytes:
     with zipfile.ZipFile(folder / "right.zip", "w") as file:
         file.writestr("a.nii", b"")
@@ -157,12 +155,7 @@ def array(folder: Path) -> bytes:
 
 
 FOREIGN = [
-    pytest.param(dicom, "a DICOM file: .*dcm2niix", id="DICOM"),
-    pytest.param(
-        lambda folder: dicom(folder) + b"1.2.840.10008.5.1.4.1.1.66.4", "a DICOM segmentation: .*segimage2itkimage", id="DICOM-SEG"
-    ),
-    pytest.param(lambda folder: pair(nib.AnalyzeImage, folder), r"half of an Analyze or NIfTI pair .*nibabel\.save", id="Analyze"),
-    pytest.param(lambda folder: pair(nib.Nifti1Pair, folder), r"half of an Analyze or NIfTI pair .*nibabel\.save", id="NIfTI pair"),
+    pytest.param(dicom, "a DICOM file: give the folder .*dcm2niix", id="DICOM"),
     pytest.param(picture, "a picture: .*export the volume as NIfTI", id="PNG"),
     pytest.param(archive, r"an archive \(zip\): unpack it", id="zip"),
     pytest.param(array, r"a NumPy array \(\.npy\): .*savez_compressed", id="npy"),
@@ -187,7 +180,7 @@ def test_what_is_not_read_is_told_with_a_way_out(name, content, expected, tmp_pa
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a.DCM", "By its name, it is a DICOM file: .*dcm2niix"),
+        ("a.IMA", "By its name, it is a DICOM file: .*dcm2niix"),
         ("a.img", "By its name, it is half of an Analyze or NIfTI pair"),
         ("a.mnc", "By its name, it is a MINC volume: .*mnc2nii"),
         ("a.pt", "By its name, it is a file of PyTorch"),
@@ -255,14 +248,14 @@ def test_a_case_of_files_without_suffix_is_refined(tmp_path):
 def test_a_folder_with_nothing_else_tells_what_there_is(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
-    for name in ("IM0001", "IM0002", ".hidden"):
-        (images / name).write_bytes(dicom(tmp_path))
-    write_as(images / "a.img", ".nii")
-    with pytest.raises(InputError, match=r"no case found: .*\n  There is IM0001, which is a DICOM file: .* with dcm2niix\.$"):
+    for name in ("a", "b", ".hidden"):
+        (images / name).write_bytes(picture(tmp_path))
+    write_as(images / "c.img", ".nii")
+    with pytest.raises(InputError, match=r"no case found: .*\n  There is a, which is a picture: .* as NIfTI\.$"):
         discover_cases(images, None)
     result = run_here("evaluate", images, images, "-o", tmp_path / "report")
     assert result.status == 1
-    assert "There is IM0001, which is a DICOM file" in result.stderr
+    assert "There is a, which is a picture" in result.stderr
     save_nifti(images / "b.nii.gz", numbers(SHAPE))
     assert [case.case_id for case in discover_cases(images, None)] == ["b"], "beside known files, others are passed over"
 

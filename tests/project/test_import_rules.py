@@ -35,6 +35,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "SimpleITK": set(),  # only in tests: its readers crash on hostile headers
     "nibabel": {"io"},
+    "pydicom": {"io.dicom_files"},
+    "highdicom": {"io.dicom_segmentation", "io.dicom_segmentation_writing"},
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"engines.cuda"},

@@ -1,0 +1,282 @@
+"""DICOM segmentations, `.dcm`: binary segments frame by frame, or a label map; read through pydicom, written through highdicom."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.dicom_files import LABEL_IN_DESCRIPTION, decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
+from crfrefine.io.geometry import require_usable
+from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
+from crfrefine.io.memory_stream import array_stream
+from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
+from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, read_start
+from crfrefine.io.volume import LARGEST_LABEL, VolumeHeader, spacing_of
+from crfrefine.text import counted, shorten
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.content import Content
+    from crfrefine.io.volume import Volume
+    from crfrefine.io.voxel_stream import VoxelStream
+
+_MOST_PLANES = 1 << 14
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame: its plane of the grid, and its segment; None in a label map."""
+
+    plane: int
+    number: int | None
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What is needed to read the pixels: the frames in their order, the segments by their numbers, and bits of a pixel."""
+
+    frames: tuple[_Frame, ...]
+    by_number: dict[int, Segment]
+    bits: int
+
+
+def recognizes(start: bytes) -> bool:
+    """Return whether it is a DICOM file that says it is a segmentation."""
+    return is_segmentation(start)
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """Read everything but the pixels; the grid are the planes from the first frame to the last.
+
+    Raises:
+        UnsupportedFormatError: not such a file, damaged, cut off, or with fractions.
+        InputError: frames that are not parallel planes, evenly spaced.
+    """
+    if not is_segmentation(read_start(path, START_BYTES)):
+        raise UnsupportedFormatError(f"{path}: not a DICOM segmentation")
+    with interpreting(path):
+        found = read_dataset(path, None)
+        segments, note = _segments(path, found)
+        affine, num_planes, planes = _planes(path, found)
+        bits = int(found.BitsAllocated)
+        is_binary = str(found.SegmentationType) == "BINARY"
+        if str(found.SegmentationType) not in ("BINARY", "LABELMAP") or bits not in ((1,) if is_binary else (8, 16)):
+            raise UnsupportedFormatError(
+                f"{path}: a segmentation of type {shorten(found.SegmentationType, 20)} with {bits} bits; expected BINARY or LABELMAP"
+            )
+        numbers = _numbers(found) if is_binary else [None] * len(planes)
+        unknown = next((number for number in numbers if is_binary and number not in segments), None)
+        if unknown is not None:
+            raise UnsupportedFormatError(f"{path}: damaged DICOM file: a frame is of segment {unknown}, which is not described")
+        shape = (int(found.Columns), int(found.Rows), num_planes)
+        _check_size(path, found, math.prod((*shape[:2], len(planes))) * bits)
+        require_usable(affine, 3, path)
+        return VolumeHeader(
+            path=path,
+            format="DICOM segmentation" + ("" if is_binary else ", label map"),
+            grid_shape=shape,
+            num_channels=1,
+            dtype="uint8" if max(segment.label for segment in segments.values()) <= 255 else "uint16",
+            spacing=spacing_of(affine),
+            affine=affine,
+            template=_Template(tuple(map(_Frame, planes, numbers)), segments, bits),
+            notes=() if note is None else (note,),
+            details=(("segments", counted(len(segments), "segment")),),
+            segments=tuple(sorted(segments.values(), key=lambda segment: segment.label)),
+            covers_part=True,
+        )
+
+
+@contextmanager
+def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
+    """Put the segments together to a label map, in memory."""
+    template: _Template = header.template
+    columns, rows, num_planes = header.grid_shape
+    builder = LabelMapBuilder.of(header.path, (num_planes, rows, columns), list(template.by_number.values()))
+    with interpreting(header.path):
+        dataset = read_dataset(header.path, None, with_pixels=True)
+        frames = _frames(dataset, template, (rows, columns), header.path)
+    names = {segment.label: segment.name for segment in template.by_number.values()}
+    for frame, pixels in zip(template.frames, frames, strict=True):
+        here = slice(frame.plane, frame.plane + 1)
+        for number in (frame.number,) if frame.number is not None else np.unique(pixels[pixels > 0]).tolist():
+            if number not in template.by_number:
+                raise UnsupportedFormatError(f"{header.path}: damaged DICOM file: a voxel is of segment {number}, which is not described")
+            inside = pixels > 0 if frame.number is not None else pixels == number
+            builder.add(template.by_number[number], inside[np.newaxis], here, names.__getitem__)
+    yield array_stream(builder.labels, header.path)
+
+
+def voxel_files(path: Path) -> tuple[Path, ...]:
+    """Return no files: the pixels follow the header."""
+    return ()
+
+
+def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path | None, threads: int) -> None:
+    """Write a label map as binary segments that refer to the series they were made on.
+
+    Args:
+        path: ends in the format's suffix.
+        content: labels, with segments.
+        like: an image that was read from a DICOM series.
+        kind: "labels".
+        voxels: none, they are in the file.
+        threads: not used.
+
+    Raises:
+        InputError: the image is no DICOM series, or highdicom is not installed.
+    """
+    from crfrefine.io.dicom_segmentation_writing import write_segmentation
+
+    write_segmentation(path, content, like.header)
+
+
+def _numbers(found: Any) -> list[int | None]:
+    """Return the number of the segment of each frame; what all frames share is said once."""
+    shared = first_of(found, "SharedFunctionalGroupsSequence")
+    name = "SegmentIdentificationSequence"
+    groups = (shared if name in shared else frame for frame in found.PerFrameFunctionalGroupsSequence)
+    return [int(first_of(group, name).ReferencedSegmentNumber) for group in groups]
+
+
+def _segments(path: Path, found: Any) -> tuple[dict[int, Segment], str | None]:
+    """Return the segments by their numbers, and a note if their labels had to be numbered anew."""
+    numbers, segments = [], []
+    for item in found.SegmentSequence:
+        number = int(item.SegmentNumber)
+        written = re.fullmatch(rf"{LABEL_IN_DESCRIPTION} ([0-9]{{1,5}})", str(item.get("SegmentDescription") or ""), re.ASCII)
+        label = int(written[1]) if written else number
+        if number == 0:
+            continue  # The background of a label map.
+        if not 1 <= label <= LARGEST_LABEL or number in numbers:
+            raise UnsupportedFormatError(f"{path}: damaged DICOM file: segment {number} with the label {label}, or described twice")
+        numbers.append(number)
+        name = shorten(str(item.get("SegmentLabel") or f"Label {label}").strip(), MOST_OF_A_NAME)
+        codes = [_code(item, f"SegmentedProperty{what}CodeSequence") for what in ("Category", "Type")]
+        segments.append(Segment(label, name, _color(item), *codes))
+    if not segments:
+        raise UnsupportedFormatError(f"{path}: damaged DICOM file: it describes no segment")
+    unique, note = with_unique_labels(segments)
+    return dict(zip(numbers, unique, strict=True)), note
+
+
+def _code(item: Any, keyword: str) -> Code:
+    codes = item.get(keyword)
+    if not codes:
+        return TISSUE
+    texts = [str(codes[0].get(name) or "") for name in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
+    return Code(*(shorten(text, most) for text, most in zip(texts, (16, 16, MOST_OF_A_NAME), strict=True))) if all(texts) else TISSUE
+
+
+def _color(item: Any) -> tuple[float, float, float] | None:
+    """Return red, green, blue; None if the file has none, or highdicom is not there to convert it: a color changes no result."""
+    values = item.get("RecommendedDisplayCIELabValue")
+    if not values or len(values) != 3:
+        return None
+    try:
+        from highdicom.color import CIELabColor
+    except ImportError:
+        return None
+    red, green, blue = (float(part) / 255 for part in CIELabColor.from_dicom_value([int(value) for value in values]).to_rgb())
+    return red, green, blue
+
+
+def _planes(path: Path, found: Any) -> tuple[NDArray[np.float64], int, list[int]]:
+    """Return the affine, the number of planes, and the plane of each frame."""
+    shared = first_of(found, "SharedFunctionalGroupsSequence")
+    frames = found.PerFrameFunctionalGroupsSequence
+    if len(frames) != int(found.NumberOfFrames) or not frames:
+        raise UnsupportedFormatError(f"{path}: damaged DICOM file: {found.NumberOfFrames} frames, of which {len(frames)} are described")
+    orientations = [_orientation(shared if "PlaneOrientationSequence" in shared else frame) for frame in frames]
+    positions = np.array(
+        [[float(value) for value in first_of(frame, "PlanePositionSequence").ImagePositionPatient] for frame in frames], np.float64
+    ).reshape(-1, 3)
+    if max(float(np.abs(one - orientations[0]).max()) for one in orientations) > 1e-3:
+        raise InputError(f"{path}: frames that are not parallel; expected the planes of a volume")
+    row, column = orientations[0]
+    measures = first_of(shared if "PixelMeasuresSequence" in shared else frames[0], "PixelMeasuresSequence")
+    between_rows, between_columns = (float(value) for value in measures.PixelSpacing)
+    normal = np.cross(row, column)
+    places = positions @ normal
+    distinct = np.unique(np.round(places, 4))
+    stated = [abs(float(value)) for name in ("SpacingBetweenSlices", "SliceThickness") if (value := measures.get(name))]
+    step = _step(distinct, stated)
+    first = int(places.argmin())
+    exact = (places - places[first]) / step
+    planes = np.rint(exact).astype(np.int64) if np.abs(exact).max() < _MOST_PLANES else np.array([_MOST_PLANES])
+    if planes.max() >= _MOST_PLANES:
+        raise InputError(f"{path}: its frames are up to {np.ptp(places):.4g} mm apart in steps of {step:.4g} mm: too many planes")
+    last = int(places.argmax())
+    vector = (positions[last] - positions[first]) / planes[last] if planes[last] else normal * step
+    off = np.sqrt(((positions - positions[first] - planes[:, np.newaxis] * vector) ** 2).sum(axis=1))
+    if off.max() > 0.1 * step:
+        raise InputError(f"{path}: frames are up to {off.max():.3g} mm away from evenly spaced planes in steps of {step:.4g} mm")
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * between_columns, column * between_rows, vector
+    affine[:3, 3] = positions[first]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0, int(planes.max()) + 1, planes.tolist()
+
+
+def _orientation(group: Any) -> NDArray[np.float64]:
+    values = [float(value) for value in first_of(group, "PlaneOrientationSequence").ImageOrientationPatient]
+    orientation = np.array(values, np.float64).reshape(2, 3)
+    orientation /= np.sqrt((orientation**2).sum(axis=1))[:, np.newaxis]
+    return orientation
+
+
+def _step(distinct: NDArray[np.float64], stated: Sequence[float]) -> float:
+    """Return the distance of planes: what the file states if all frames are at multiples of it, else the smallest one between frames."""
+    differences = np.diff(distinct)
+    for step in stated:
+        multiples = differences / step
+        if 0 < step < np.inf and (np.abs(multiples - np.rint(multiples)) < 0.1).all() and (multiples > 0.5).all():
+            return step
+    return float(differences.min()) if len(differences) else 1.0
+
+
+def _check_size(path: Path, found: Any, num_bits: int) -> None:
+    syntax = found.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not syntax.is_deflated:
+        return
+    size = path.stat().st_size * (LARGEST_RATIO if syntax.is_deflated else 1)
+    if size * 8 < num_bits:
+        raise UnsupportedFormatError(
+            f"{path}: the file is cut off: its header promises {-(-num_bits // 8)} bytes of voxels, it holds {path.stat().st_size}; "
+            "copy or export it again"
+        )
+
+
+def _frames(dataset: Any, template: _Template, shape: tuple[int, int], path: Path) -> Iterator[NDArray[Any]]:
+    """Return the pixels of each frame, (rows, columns)."""
+    num_frames, num_pixels = len(template.frames), math.prod(shape)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not syntax.is_deflated:
+        pixels = np.asarray(decoded_pixels(dataset, path)).reshape(num_frames, *shape)
+        return iter(pixels)
+    content = bytes(dataset.get("PixelData") or b"")
+    if len(content) * 8 < num_frames * num_pixels * template.bits:
+        raise UnsupportedFormatError(
+            f"{path}: the file is cut off: its header promises {-(-num_frames * num_pixels * template.bits // 8)} bytes of voxels, "
+            f"it holds {len(content)}; copy or export it again"
+        )
+    if template.bits > 1:
+        order = "<" if syntax.is_little_endian else ">"
+        stored = np.frombuffer(content, f"{order}u{template.bits // 8}", count=num_frames * num_pixels)
+        return iter(stored.reshape(num_frames, *shape))
+    return (_unpacked(content, number * num_pixels, num_pixels).reshape(shape) for number in range(num_frames))
+
+
+def _unpacked(content: bytes, first: int, count: int) -> NDArray[np.uint8]:
+    """Return bits from the first one, which need not begin a byte."""
+    start = first // 8
+    stored = np.frombuffer(content, np.uint8, offset=start, count=-(-(first + count) // 8) - start)
+    return np.unpackbits(stored, bitorder="little")[first % 8 : first % 8 + count]

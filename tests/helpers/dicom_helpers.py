@@ -1,0 +1,51 @@
+"""DICOM series made with pydicom: a folder with a file per slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+
+def slices(array: np.ndarray, affine: np.ndarray, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=ExplicitVRLittleEndian):
+    """Slices of an array (x, y, z) of stored integers, from first to last; `affine` goes to RAS+."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    for number in range(array.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[series, str(number)])
+        meta.TransferSyntaxUID = syntax
+        found = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        found.SOPClassUID, found.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        found.PatientName, found.PatientID, found.PatientBirthDate, found.PatientSex = "Doe^Jane", "id 1", "", ""
+        found.StudyInstanceUID, found.SeriesInstanceUID, found.FrameOfReferenceUID = "1.2.3", series, "1.2.5"
+        found.StudyDate, found.StudyTime, found.StudyID, found.AccessionNumber = "20200102", "030405", "", ""
+        found.ReferringPhysicianName, found.SeriesNumber, found.SeriesDescription = "", 3, f"series {series}"
+        found.Modality, found.Manufacturer, found.PositionReferenceIndicator = "CT", "", ""
+        found.InstanceNumber = number + 1
+        found.Columns, found.Rows = array.shape[:2]
+        found.ImageOrientationPatient = [round(float(v), 10) for v in (*lps[:3, 0] / spacing[0], *lps[:3, 1] / spacing[1])]
+        found.ImagePositionPatient = [round(float(v), 8) for v in lps[:3, :3] @ [0, 0, number] + lps[:3, 3]]
+        found.PixelSpacing = [float(spacing[1]), float(spacing[0])]
+        found.SliceThickness = float(spacing[2])
+        found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
+        found.BitsAllocated = found.BitsStored = 8 * array.dtype.itemsize
+        found.HighBit = found.BitsStored - 1
+        found.PixelRepresentation = int(array.dtype.kind == "i")
+        found.RescaleSlope, found.RescaleIntercept = slope, intercept
+        found.PixelData = np.ascontiguousarray(array[:, :, number].T).tobytes()
+        yield found
+
+
+def save(folder: Path, found, *, shuffled: bool = True, name="IM{:04d}.dcm") -> Path:
+    """Write the slices of a series under names that do not tell their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = list(found)
+    order = np.random.default_rng(3).permutation(len(found)) if shuffled else range(len(found))
+    for number, one in zip(order, found, strict=True):
+        pydicom.dcmwrite(folder / name.format(number), one, enforce_file_format=True)
+    return folder

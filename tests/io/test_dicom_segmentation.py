@@ -1,0 +1,185 @@
+"""DICOM segmentations: written ones are read by highdicom, and files of highdicom are read here; they refer to their series."""
+
+import json
+import sys
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from cli_helpers import run_here
+from dicom_helpers import save, slices
+from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
+from pydicom.sr.codedict import codes
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
+
+from crfrefine import io
+from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.segments import TISSUE, Code, Segment
+
+SHAPE = (5, 6, 7)
+AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE @ np.diag([1.0, -1.0, 1.0]))
+LIVER = Segment(2, "Leber, größte", (0.25, 0.5, 1.0), Code("123037004", "SCT", "Anatomical Structure"), Code("10200004", "SCT", "Liver"))
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("dicom") / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE))
+
+
+def labels_of(*values: int) -> np.ndarray:
+    """Labels in some of the slices."""
+    labels = np.array((0, *values))[numbers(SHAPE, dtype=np.int64) % (len(values) + 1)]
+    labels[:, :, [0, 3, 6]] = 0
+    return labels
+
+
+def by_highdicom(series: Path, path: Path, pixels: np.ndarray, kind="BINARY", syntax=ExplicitVRLittleEndian, omit=True) -> Path:
+    """A segmentation of (slices, rows, columns[, segments]) by highdicom."""
+    sources = [pydicom.dcmread(one.path) for one in io.read_header(series).template.slices]
+    count = pixels.shape[3] if pixels.ndim == 4 else int(pixels.max())
+    described = [
+        hd.seg.SegmentDescription(number, f"name {number}", codes.SCT.Organ, codes.SCT.Liver, "MANUAL") for number in range(1, count + 1)
+    ]
+    found = hd.seg.Segmentation(
+        sources, pixels, kind, described, hd.UID(), 1, hd.UID(), 1, "m", "n", "1", "0", transfer_syntax_uid=syntax, omit_empty_frames=omit
+    )
+    found.save_as(path)
+    return path
+
+
+def as_here(found: hd.seg.Segmentation) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (x, y, z) and the affine to RAS+ as highdicom says; its slices go against the normal."""
+    volume = found.get_volume(combine_segments=True)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine[:, [2, 1, 0, 3]]
+    affine[:3, 3] += (volume.array.shape[0] - 1) * affine[:3, 2]
+    affine[:3, 2] *= -1
+    return volume.array.transpose(2, 1, 0)[:, :, ::-1], affine
+
+
+@pytest.mark.parametrize("values", [(1, 2), (2, 7, 300), (2,)])
+def test_what_is_written_is_read_by_highdicom_and_comes_back(values, series, tmp_path):
+    like, labels, path = io.read_volume(series), labels_of(*values), tmp_path / "out.dcm"
+    io.write_label_map(path, labels, like, segments=(LIVER,))
+    written = hd.seg.segread(path)
+    assert written.number_of_segments == len(values)
+    assert (written.PatientID, written.StudyInstanceUID, written.FrameOfReferenceUID) == ("id 1", "1.2.3", "1.2.5")
+    referred = {one.ReferencedSOPInstanceUID for one in written.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referred == {str(pydicom.dcmread(one.path).SOPInstanceUID) for one in like.header.template.slices}
+    array, affine = as_here(written)
+    np.testing.assert_array_equal(array, np.searchsorted((0, *values), labels)[:, :, 1:6])
+    np.testing.assert_allclose(io.read_header(path).affine, affine, atol=1e-5)
+    read = io.read_labels(path, grid=like.header)
+    np.testing.assert_array_equal(read.data, labels)
+    np.testing.assert_array_equal(io.read_labels(path).data, labels[:, :, 1:6])
+    assert io.read_header(path).segments[values.index(2)].name == LIVER.name
+    found = io.read_header(path).segments[values.index(2)]
+    assert (found.category, found.type) == (LIVER.category, LIVER.type)
+    np.testing.assert_allclose(found.color, LIVER.color, atol=0.02)
+    assert [segment.label for segment in read.header.segments] == list(values)
+    assert all(segment.category == TISSUE for segment in read.header.segments if segment.label != 2)
+    assert io.is_whole(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "syntax"),
+    [
+        ("BINARY", ExplicitVRLittleEndian),
+        ("LABELMAP", ExplicitVRLittleEndian),
+        ("LABELMAP", RLELossless),
+    ],
+)
+@pytest.mark.parametrize("omit", [True, False])
+def test_segmentations_of_highdicom(kind, syntax, omit, series, tmp_path):
+    labels = labels_of(1, 2, 3)
+    path = by_highdicom(series, tmp_path / "a.dcm", labels.transpose(2, 1, 0).astype(np.uint8), kind, syntax, omit)
+    read = io.read_labels(path, grid=io.read_header(series))
+    np.testing.assert_array_equal(read.data, labels)
+    assert [(one.label, one.name, one.type.meaning) for one in read.header.segments] == [(n, f"name {n}", "Liver") for n in (1, 2, 3)]
+
+
+def test_a_deflated_file(series, tmp_path):
+    io.write_label_map(tmp_path / "a.dcm", labels_of(1, 2), io.read_volume(series))
+    found = pydicom.dcmread(tmp_path / "a.dcm")
+    found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    pydicom.dcmwrite(tmp_path / "b.dcm", found)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "b.dcm").data, labels_of(1, 2)[:, :, 1:6])
+
+
+def test_segments_that_overlap_are_an_error(series, tmp_path):
+    pixels = np.zeros((7, 6, 5, 2), np.uint8)
+    pixels[2:4, ..., 0], pixels[3:5, ..., 1] = 1, 1
+    path = by_highdicom(series, tmp_path / "a.dcm", pixels)
+    with pytest.raises(InputError, match=r"a\.dcm: the segments 'name 1' and 'name 2' overlap, in 30 voxels"):
+        io.read_labels(path)
+
+
+def test_fractions_are_refused(series, tmp_path):
+    path = by_highdicom(series, tmp_path / "a.dcm", np.full((7, 6, 5, 1), 0.5), "FRACTIONAL")
+    with pytest.raises(UnsupportedFormatError, match="of type FRACTIONAL with 8 bits; expected BINARY or LABELMAP"):
+        io.read_header(path)
+
+
+def test_a_label_map_without_a_label(series, tmp_path):
+    like = io.read_volume(series)
+    io.write_label_map(tmp_path / "a.dcm", np.zeros(SHAPE, np.uint8), like)
+    assert not io.read_labels(tmp_path / "a.dcm", grid=like.header).data.any()
+
+
+def test_a_file_that_is_cut_off_is_named(series, tmp_path):
+    path = tmp_path / "a.dcm"
+    io.write_label_map(path, labels_of(1, 2), io.read_volume(series))
+    content = path.read_bytes()
+    for size in (100, 1000, len(content) - 20):
+        path.write_bytes(content[:size])
+        with pytest.raises(CrfRefineError, match=r"a\.dcm"):
+            io.read_labels(path)
+        assert not io.is_whole(path)
+
+
+def test_an_image_of_another_format_is_refused(tmp_path):
+    like = io.read_volume(save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))
+    with pytest.raises(InputError, match=r"a\.dcm: a DICOM segmentation refers to the DICOM series .* the image is NIfTI-1, gzip"):
+        io.write_label_map(tmp_path / "a.dcm", labels_of(1), like)
+    assert [path.name for path in tmp_path.iterdir()] == ["like.nii.gz"]
+    np.savez(tmp_path / "case.npz", logits=numbers((3, *SHAPE[::-1])))
+    result = run_here("infer", "-i", tmp_path / "like.nii.gz", "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
+    assert result.status == 1
+    assert "the image is" in result.stderr
+    assert "case" not in result.stdout
+
+
+def test_without_highdicom_the_error_comes_before_the_work(series, tmp_path, monkeypatch):
+    np.savez(tmp_path / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out")
+    assert result.status == 1
+    assert "needs the package highdicom" in result.stderr
+    assert "pip install 'crfrefine[dicom]'" in result.stderr
+    assert "case" not in result.stdout
+
+
+def test_a_series_is_refined_into_a_segmentation_that_is_input_again(series, tmp_path):
+    (tmp_path / "logits").mkdir()
+    np.savez(tmp_path / "logits/case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "anterior": 1, "posterior": 2}}))
+    arguments = ("infer", "-i", series.parent, "-p", tmp_path / "logits", "-o", tmp_path / "out", "--set", "mean_field.temperature=9")
+    assert run_here(*arguments).status == 0
+    path = tmp_path / "out/case.dcm"
+    assert [segment.name for segment in io.read_header(path).segments] == ["anterior", "posterior"]
+    again = run_here(*arguments, "--continue")
+    assert again.status == 0
+    assert "skipped" in again.stdout + again.stderr
+    plain = run_here(*arguments[:6], tmp_path / "plain", "--output-format", ".seg.nrrd")
+    assert plain.status == 0, plain.stderr
+    assert [one.name for one in io.read_header(tmp_path / "plain/case.seg.nrrd").segments] == ["anterior", "posterior"]
+    for wrong in ((tmp_path / "plain", ".doc"), (tmp_path / "a.nii.gz", ".nii")):
+        refused = run_here(*arguments[:6], wrong[0], "--output-format", wrong[1])
+        assert refused.status == 1
+        assert "--output-format" in refused.stderr
+    refined = run_here("infer", "-i", series.parent, "-p", tmp_path / "out", "--input-type", "labels", "-o", tmp_path / "second")
+    assert refined.status == 0, refined.stderr
+    assert [segment.name for segment in io.read_header(tmp_path / "second/case.dcm").segments] == ["anterior", "posterior"]
+    measured = run_here("evaluate", tmp_path / "second", tmp_path / "out", "-o", tmp_path / "report")
+    assert measured.status == 0, measured.stderr

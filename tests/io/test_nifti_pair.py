@@ -1,0 +1,125 @@
+"""Pairs of header and voxels: compared with nibabel and SimpleITK, both ways; and vectors as ITK and ANTs write them."""
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
+from cli_helpers import run_here
+from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_nifti
+
+from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.files import files_read
+
+SHAPE = (5, 6, 7)
+AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
+
+
+def save(folder: Path, kind=nib.Nifti1Pair, data=None, affine=AFFINE) -> Path:
+    folder.mkdir(exist_ok=True)
+    nib.save(kind(numbers(SHAPE, dtype=np.int16) if data is None else data, affine), folder / "a.img")
+    return folder / "a.hdr"
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_nifti_pair_is_read_as_by_nibabel(kind, dtype, tmp_path):
+    header = save(tmp_path, kind, numbers(SHAPE, dtype=dtype))
+    for path in (header, header.with_suffix(".img")):
+        read = io.read_volume(path)
+        np.testing.assert_array_equal(read.data, numbers(SHAPE, dtype=dtype))
+        np.testing.assert_allclose(read.affine, nib.load(header).affine)
+        assert read.header.remarks == ()
+        assert read.path == header
+        assert files_read(path) == (header, header.with_suffix(".img"))
+
+
+@pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Spm99AnalyzeImage, nib.Spm2AnalyzeImage])
+def test_analyze_is_read_as_by_nibabel(kind, tmp_path):
+    header = save(tmp_path, kind, affine=np.diag([-0.7, 1.1, 2.5, 1.0]))
+    (tmp_path / "a.mat").unlink(missing_ok=True)
+    read = io.read_volume(header)
+    np.testing.assert_array_equal(read.data, numbers(SHAPE, dtype=np.int16))
+    np.testing.assert_allclose(read.affine, nib.load(header).affine)
+    np.testing.assert_allclose(read.spacing, (0.7, 1.1, 2.5), rtol=1e-6)
+    assert "which side is left" in read.header.notes[0]
+
+
+def test_big_endian_and_scaling(tmp_path):
+    image = nib.Nifti1Pair(numbers(SHAPE, dtype=np.int16), AFFINE, nib.Nifti1Pair.header_class(endianness=">"))
+    image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / "a.img")
+    np.testing.assert_allclose(io.read_volume(tmp_path / "a.hdr").data, nib.load(tmp_path / "a.img").get_fdata(), atol=1e-4)
+
+
+def test_compressed_voxels(tmp_path):
+    header = save(tmp_path)
+    (tmp_path / "a.img.gz").write_bytes(gzip.compress((tmp_path / "a.img").read_bytes()))
+    (tmp_path / "a.img").unlink()
+    for path in (header, tmp_path / "a.img.gz"):
+        np.testing.assert_array_equal(io.read_volume(path).data, numbers(SHAPE, dtype=np.int16))
+
+
+@pytest.mark.parametrize("from_pair", [True, False])
+@pytest.mark.parametrize("largest", [3, 300])
+def test_label_maps_are_read_by_others(from_pair, largest, tmp_path):
+    like = io.read_volume(save(tmp_path / "in") if from_pair else save_nifti(tmp_path / "like.nii.gz", numbers(SHAPE), AFFINE))
+    labels = numbers(SHAPE, dtype=np.int32) % 4 * (largest // 3)
+    io.write_label_map(tmp_path / "out.hdr", labels, like)
+    written = nib.load(tmp_path / "out.img")
+    assert isinstance(written, nib.Nifti1Pair)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
+    np.testing.assert_allclose(written.affine, like.affine, atol=1e-6)
+    image = sitk.ReadImage(str(tmp_path / "out.hdr"))
+    np.testing.assert_array_equal(itk_array(image), labels)
+    np.testing.assert_allclose(itk_affine(image), like.affine, atol=1e-4)
+    assert io.is_whole(tmp_path / "out.hdr")
+    channels = numbers((3, *SHAPE))
+    io.write_channels(tmp_path / "scores.hdr", channels, like)
+    np.testing.assert_array_equal(io.read_logits([tmp_path / "scores.hdr"]).values, channels)
+
+
+def test_a_pair_becomes_a_single_file_and_back(tmp_path):
+    like = io.read_volume(save(tmp_path))
+    io.write_label_map(tmp_path / "b.nii.gz", np.ones(SHAPE, int), like)
+    np.testing.assert_array_equal(nib.load(tmp_path / "b.nii.gz").affine, like.affine)
+
+
+def test_a_missing_half_is_told(tmp_path):
+    header = save(tmp_path)
+    (tmp_path / "a.img").rename(tmp_path / "b.img")
+    with pytest.raises(InputError, match=r"a\.hdr: its voxels are missing; expected them in a\.img beside it"):
+        io.read_header(header)
+    with pytest.raises(UnsupportedFormatError, match=r"b\.img: unknown file type.*\n  By its name, it is half of an Analyze .*: put"):
+        io.read_header(tmp_path / "b.img")
+    (tmp_path / "a.img").write_bytes((tmp_path / "b.img").read_bytes()[:-3])
+    with pytest.raises(UnsupportedFormatError, match="cut off"):
+        io.read_header(header)
+
+
+def test_pairs_are_cases_and_outputs(tmp_path):
+    save(tmp_path / "images")
+    np.savez(tmp_path / "a.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    assert [case.case_id for case in discover_cases(tmp_path / "images", None)] == ["a"]
+    for given in ("a.hdr", "a.img"):
+        result = run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:])
+        assert result.status == 0, result.stderr
+        assert sorted(path.name for path in (tmp_path / given[2:]).iterdir()) == ["a.hdr", "a.img"]
+
+
+def test_vectors_of_itk_are_images_and_logits(tmp_path):
+    """ITK and ANTs write the channels of a voxel as the fifth dimension."""
+    channels = numbers((2, *SHAPE))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(channels.transpose(3, 2, 1, 0)), isVector=True)
+    image.SetSpacing((0.7, 1.1, 2.5))
+    for name in ("a.nii.gz", "a.hdr"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        assert nib.load(tmp_path / name).shape == (*SHAPE, 1, 2)
+        np.testing.assert_array_equal(io.read_volume(tmp_path / name).data, channels)
+        np.testing.assert_array_equal(io.read_logits([tmp_path / name]).values, channels)
+    scalar = save_nifti(tmp_path / "b.nii.gz", numbers(SHAPE).astype(np.uint8)[..., np.newaxis, np.newaxis] % 3, AFFINE)
+    assert io.read_labels(scalar).data.shape == SHAPE
