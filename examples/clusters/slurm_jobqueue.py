@@ -18,6 +18,7 @@ SECURITY = os.environ.get("DASK_CONFIG")
 
 
 def main() -> None:
+    """Start the cluster, and run crfrefine with the arguments of this script on it."""
     import dask
     from dask_jobqueue import SLURMCluster
 
