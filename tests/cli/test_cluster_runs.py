@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +65,10 @@ def test_outputs_and_records_are_those_of_the_plain_run(cluster, tmp_path, monke
 
 def test_evaluate_measures_the_same(cluster, tmp_path):
     study = write_study(tmp_path)
-    plain = run_here(*study.arguments, "--no-report", "--processes", "1")
+    plain = run_here(*study.arguments)
     expected = (study.output / "metrics.csv").read_bytes()
-    there = run_here(*study.arguments, "--no-report", "--dask", cluster.address)
+    arguments = [word for word in study.arguments if word not in ("--processes", "1")]
+    there = run_here(*arguments, "--dask", cluster.address)
     assert (there.status, there.stdout) == (plain.status, plain.stdout)
     assert (study.output / "metrics.csv").read_bytes() == expected
 
@@ -80,7 +80,7 @@ def write_slow_case(folders: Folders, case_id: str, size: int) -> None:
     save_nifti(folders.logits / f"{case_id}.nii.gz", rng.normal(0, 3, (size, size - 8, size - 12, 6)).astype(np.float32))
 
 
-SLOW = ("--threads", "1", "--set", "mean_field.num_iterations=1000", "--set", "mean_field.tolerance=0")
+SLOW = ("--threads", "1", "--set", "mean_field.num_iterations=10000", "--set", "mean_field.tolerance=0")
 
 
 def start_slow(tmp_path: Path, *options: object) -> tuple[Folders, subprocess.Popen[str]]:
@@ -131,12 +131,10 @@ def test_a_killed_scheduler_ends_the_run_with_what_is_finished(tmp_path, ignorin
 def test_a_time_limit_without_a_cluster_costs_the_case_alone(tmp_path):
     folders = write_folders(tmp_path, "a", "c")
     write_slow_case(folders, "b", 72)
-    started = time.monotonic()
-    result = run_process("infer", *folders.arguments, *SLOW, "--case-timeout", "4", timeout=300)
+    result = run_process("infer", *folders.arguments, *SLOW, "--case-timeout", "30", timeout=600)
     assert result.status == 1
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
-    assert "case 'b': took longer than the 4 s of --case-timeout and was stopped" in result.stderr
-    assert time.monotonic() - started < 300
+    assert "case 'b': took longer than the 30 s of --case-timeout and was stopped" in result.stderr
 
 
 def test_tls_is_taken_from_the_configuration_of_dask(tmp_path):
