@@ -3,7 +3,8 @@
     python benchmarks/cluster.py --synthetic 1000            tiny cases, made for this
     python benchmarks/cluster.py --images DIR --logits DIR   cases that are there
 
-Processor time is that of all processes of a run, so it can be compared on a machine that has other work; wall time cannot.
+Processor time is that of all processes of a run, so it can be compared on a machine that has other work; wall time cannot. It includes the
+start of the cluster: what a case costs is the difference between runs of few and of many cases.
 """
 
 from __future__ import annotations
@@ -88,17 +89,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         images, logits = (arguments.images, arguments.logits) if arguments.synthetic is None else make_cases(folder, arguments.synthetic)
-        runs = [] if arguments.no_plain else [run(images, logits, folder / "plain")]
-        runs += [run(images, logits, folder / f"workers{count}", "--workers", str(count)) for count in arguments.workers]
-        for one in runs[1:] if not arguments.no_plain else ():
-            per_case = (float(str(one["processor_s"])) - float(str(runs[0]["processor_s"]))) / max(1, int(str(one["done"])))
-            one["more_processor_ms_per_case"] = round(1000 * per_case, 1)
-            one["same_outputs"] = all(
-                path.read_bytes() == (folder / str(one["options"]).replace("--workers ", "workers") / path.name).read_bytes()
-                for path in (folder / "plain").iterdir()
-            )
-        for one in runs:
-            print(json.dumps(one))
+        plain = None if arguments.no_plain else run(images, logits, folder / "plain")
+        if plain is not None:
+            print(json.dumps(plain), flush=True)
+        for count in arguments.workers:
+            output = folder / f"workers{count}"
+            one = run(images, logits, output, "--workers", str(count))
+            if plain is not None:
+                one["more_processor_s"] = round(float(str(one["processor_s"])) - float(str(plain["processor_s"])), 2)
+                names = [path.name for path in (folder / "plain").iterdir()]
+                one["same_outputs"] = all((folder / "plain" / name).read_bytes() == (output / name).read_bytes() for name in names)
+            print(json.dumps(one), flush=True)
 
 
 if __name__ == "__main__":

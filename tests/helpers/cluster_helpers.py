@@ -23,7 +23,11 @@ WAIT_SECONDS = 120
 @contextlib.contextmanager
 def cluster_in_process(num_workers: int = 2, memory_limit: int = 0) -> Iterator[LocalCluster]:
     """A cluster whose scheduler runs in this process."""
-    settings = {"distributed.scheduler.allowed-failures": 1, "distributed.worker.memory.terminate": False}
+    settings = {
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.worker.memory.terminate": False,
+        "distributed.deploy.lost-worker-timeout": "10 minutes",  # the machine may be busy
+    }
     with (
         dask.config.set(settings),
         LocalCluster(

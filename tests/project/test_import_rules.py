@@ -42,6 +42,9 @@ HOMES = {
     "cupy": {"engines.cuda"},
     "jinja2": {"report"},
     "pyarrow": {"cases.manifest_table"},
+    "dask": {"execution.cluster"},
+    "distributed": {"execution.cluster"},
+    "cryptography": {"execution.cluster"},
     "PIL": {"pictures", "report"},
     "monai": {"monai"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.

@@ -32,6 +32,8 @@ _LOCAL = {
     "distributed.scheduler.allowed-failures": 1,
     # Cases are computed in processes of their own, whose memory is measured there.
     **{f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause", "terminate")},
+    # A busy machine needs more than the usual 15 s to start a process again.
+    "distributed.deploy.lost-worker-timeout": "10 minutes",
     # No web pages.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],

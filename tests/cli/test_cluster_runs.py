@@ -1,0 +1,197 @@
+"""`infer` and `evaluate` on a real Dask cluster, as users start one: scheduler and worker are processes of their own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import Folders, command, files_in, run_here, run_process, save_nifti, write_folders
+from cluster_helpers import daemons, wait_until
+from evaluation_helpers import write_study
+
+CASES = ("a", "b", "c")
+OPENING = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with daemons(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def ignoring_signals():
+    """Let started runs receive their signals, even if the tests ignore them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def records(path: Path) -> list[dict[str, object]]:
+    """The records of a summary, without times."""
+    cases = json.loads(path.read_text())["cases"]
+    return [{name: case[name] for name in OPENING} for case in cases]
+
+
+def test_outputs_and_records_are_those_of_the_plain_run(cluster, tmp_path, monkeypatch):
+    """With relative paths, a bad case, and a part of the cases; the worker runs in another folder."""
+    write_folders(tmp_path, *CASES)
+    (tmp_path / "logits" / "b.nii.gz").write_bytes(b"no volume")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("infer", "-i", "images", "-p", "logits", "--threads", "1", "--save-probabilities", "-o")
+    plain = run_here(*arguments, "plain", "--summary", "plain.json")
+    there = run_here(*arguments, "out", "--summary", "there.json", "--dask", cluster.address)
+    assert (plain.status, there.status) == (1, 1)
+    assert files_in(tmp_path / "plain") == files_in(tmp_path / "out")
+    for name in files_in(tmp_path / "plain"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    expected = json.loads(json.dumps(records(tmp_path / "plain.json")).replace("plain/", "out/"))
+    assert records(tmp_path / "there.json") == expected
+    again = run_here(
+        *arguments, "out", "--summary", "there.json", "--dask", cluster.address, "--continue", "--num-parts", "2", "--part-id", "0"
+    )
+    assert again.status == 1  # the summary is of another part
+    again = run_here(*arguments, "out", "--dask", cluster.address, "--continue", "--num-parts", "2", "--part-id", "0")
+    assert again.stdout.splitlines()[1].split("\t")[:2] == ["a", "skipped"]
+    assert again.status == 0
+
+
+def test_evaluate_measures_the_same(cluster, tmp_path):
+    study = write_study(tmp_path)
+    plain = run_here(*study.arguments)
+    expected = (study.output / "metrics.csv").read_bytes()
+    arguments = [word for word in study.arguments if word not in ("--processes", "1")]
+    there = run_here(*arguments, "--dask", cluster.address)
+    assert (there.status, there.stdout) == (plain.status, plain.stdout)
+    assert (study.output / "metrics.csv").read_bytes() == expected
+
+
+def write_slow_case(folders: Folders, case_id: str, size: int) -> None:
+    """A case that takes some seconds: it does not end before it is interrupted."""
+    rng = np.random.default_rng(1)
+    save_nifti(folders.images / f"{case_id}_0000.nii.gz", rng.integers(0, 500, (size, size - 8, size - 12), dtype=np.int16))
+    save_nifti(folders.logits / f"{case_id}.nii.gz", rng.normal(0, 3, (size, size - 8, size - 12, 6)).astype(np.float32))
+
+
+SLOW = ("--threads", "1", "--set", "mean_field.num_iterations=10000", "--set", "mean_field.tolerance=0")
+
+
+def start_slow(tmp_path: Path, *options: object) -> tuple[Folders, subprocess.Popen[str]]:
+    """Start a run whose first case is quick, and whose second one goes on for minutes; return once the first is done."""
+    folders = write_folders(tmp_path, "a")
+    write_slow_case(folders, "b", 72)
+    summary = tmp_path / "summary.jsonl"
+    arguments = command("infer", *folders.arguments, *SLOW, "--summary", summary, *options)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: "a.nii.gz" in files_in(folders.output) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[1]
+    wait_until(lambda: summary.read_text().count('"a"') > 1)
+    return folders, process
+
+
+def test_ctrl_c_leaves_the_cluster_clean_and_what_is_finished(cluster, tmp_path, ignoring_signals):
+    folders, process = start_slow(tmp_path, "--dask", cluster.address)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "1 of 2 cases are written; run again with --continue for the rest" in err
+    assert "Traceback" not in err
+    wait_until(lambda: files_in(folders.output) == ["a.nii.gz"])
+    from distributed import Client
+
+    with Client(scheduler_file=cluster.address) as client:
+        wait_until(lambda: not any(client.processing().values()))
+    assert run_process("infer", *write_folders(tmp_path / "next", "a").arguments, "--dask", cluster.address).status == 0
+
+
+def test_a_killed_scheduler_ends_the_run_with_what_is_finished(tmp_path, ignoring_signals):
+    with daemons(tmp_path, DASK_DISTRIBUTED__WORKER__LIFETIME__RESTART="false") as cluster:
+        environment = "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT"
+        os.environ[environment] = "1s"
+        try:
+            folders, process = start_slow(tmp_path / "run", "--dask", cluster.address)
+        finally:
+            del os.environ[environment]
+        cluster.scheduler.kill()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "is gone, or was restarted" in err
+    assert "Traceback" not in err
+    assert "a.nii.gz" in files_in(folders.output)
+    assert "run again with --continue" in err
+
+
+def test_a_time_limit_without_a_cluster_costs_the_case_alone(tmp_path):
+    folders = write_folders(tmp_path, "a", "c")
+    write_slow_case(folders, "b", 72)
+    result = run_process("infer", *folders.arguments, *SLOW, "--case-timeout", "30", timeout=600)
+    assert result.status == 1
+    assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
+    assert "case 'b': took longer than the 30 s of --case-timeout and was stopped" in result.stderr
+
+
+def test_tls_is_taken_from_the_configuration_of_dask(tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "clusters" / "certificates.sh"
+    made = subprocess.run([script, tmp_path / "tls"], check=False, capture_output=True)
+    if made.returncode:
+        pytest.skip("no openssl")
+    folders = write_folders(tmp_path, "a")
+    config = {"DASK_CONFIG": str(tmp_path / "tls" / "dask.yaml")}
+    with set_environment(config), daemons(tmp_path, scheduler_options=("--protocol", "tls")) as cluster:
+        address = json.loads(Path(cluster.address).read_text())["address"]
+        assert address.startswith("tls://")
+        assert run_process("infer", *folders.arguments, "--dask", address).status == 0
+        del os.environ["DASK_CONFIG"]
+        refused = run_process("infer", *folders.arguments, "--dask", address)
+    assert refused.status == 1
+    assert "distributed.comm.tls" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@contextlib.contextmanager
+def set_environment(values: dict[str, str]):
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            os.environ.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--workers", "2", "--dask", "tcp://a:1"), "leave one of them out"),
+        (("--case-timeout", "0"), "a number of seconds above 0"),
+        (("--case-timeout", "nan"), "a number of seconds above 0"),
+        (("--workers", "0"), "0 is not in the range"),
+        (("--dask", ""), "the path is empty"),
+    ],
+)
+def test_contradictory_options_are_wrong_usage(tmp_path, options, reason):
+    result = run_here("infer", "-i", tmp_path, "-p", tmp_path, "-o", tmp_path / "out", *options)
+    assert result.status == 2
+    assert reason in " ".join(result.stderr.split())
+
+
+def test_workers_and_processes_exclude_each_other(tmp_path):
+    result = run_here("evaluate", tmp_path, tmp_path, "-o", tmp_path / "out", "--workers", "2", "--processes", "2")
+    assert result.status == 2
+    assert "leave --processes out" in result.stderr
+
+
+def test_workers_is_a_cluster_of_the_run(tmp_path):
+    """It begins and ends with the run; outputs are those of the plain run."""
+    folders = write_folders(tmp_path, "a", "b")
+    assert run_process("infer", *folders.arguments, "--threads", "1").status == 0
+    expected = {name: (folders.output / name).read_bytes() for name in files_in(folders.output)}
+    result = run_process("infer", *folders.arguments, "--threads", "1", "--workers", "1", "--case-timeout", "600", timeout=300)
+    assert (result.status, "Traceback" in result.stderr) == (0, False)
+    assert {name: (folders.output / name).read_bytes() for name in files_in(folders.output)} == expected
