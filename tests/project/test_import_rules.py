@@ -24,7 +24,7 @@ LAYERS = (
     ("layer", "refinement_result", "statistics"),
     ("refinement",),
     ("infer", "report", "tools"),
-    ("demo", "evaluate", "train"),
+    ("demo", "evaluate", "train", "tune"),
     ("cli",),
     ("__main__",),
 )
@@ -40,6 +40,8 @@ HOMES = {
     "jinja2": {"report"},
     "pyarrow": {"cases.manifest_table"},
     "PIL": {"pictures", "report"},
+    "starlette": {"tune.server"},
+    "uvicorn": {"tune.server"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
     "torch": {"engines.cuda.torch_memory", "layer", "train"},
 }
