@@ -127,11 +127,12 @@ def test_toggles_labels_and_the_crosshair_change_the_pictures(page):
 
 def test_a_value_that_is_not_allowed_is_told_and_forgotten(page):
     page.execute_script(
-        "const field = document.querySelector('.slider input[type=number]'); field.value = 1e9; field.dispatchEvent(new Event('change'))"
+        "const slider = document.querySelector(\"[name='bilateral.theta_alpha']\"), field = slider.parentElement.querySelector('[type=number]');"
+        "field.value = -3; field.dispatchEvent(new Event('change'))"
     )
     wait(page, "!document.querySelector('#error').hidden")
-    assert "bilateral.weight" in page.find_element("id", "error").text
-    slide(page, "bilateral.weight", 0.5)
+    assert "bilateral.theta_alpha: must be greater than 0" in page.find_element("id", "error").text
+    slide(page, "bilateral.theta_alpha", 0.5)
     wait(page, "document.querySelector('#error').hidden")
     (complaint,) = page.get_log("browser")
     assert "400" in complaint["message"], "browsers log every refused request"
