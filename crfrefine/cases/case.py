@@ -246,7 +246,7 @@ def load_case(
     image = file_order(image_values).to_user(image_values)
     notes: list[str] = []
     mask = _mask(headers, masks, image_values, options.mask_mode, notes)
-    labels = _read_labels(headers, notes) if with_labels else None
+    labels = read_reference(headers, notes) if with_labels else None
     return Case(
         case_id=files.case_id,
         image=image,
@@ -305,7 +305,8 @@ def _mask(
     return StorageOrder.of_files(mask.ndim).to_user(mask)
 
 
-def _read_labels(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:
+def read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsignedinteger[Any]] | None:
+    """Return the reference of a case, (*grid), on the image's grid; None: it has none. `notes` gets what the user should know."""
     if headers.labels is None:
         return None
     values = io.read_labels(headers.labels.path, grid=headers.images[0]).data

@@ -30,6 +30,7 @@ from crfrefine.cli.options import HelpOption
 from crfrefine.cli.progress import print_failure
 from crfrefine.cli.status import status
 from crfrefine.cli.train_crf import train_crf
+from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import describe_failure
 from crfrefine.text import for_terminal
@@ -115,6 +116,7 @@ app.command("evaluate")(evaluate)
 app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
+app.command("tune")(tune)
 app.command("demo")(demo)
 app.command("bids")(bids)
 app.command("describe")(describe)

@@ -24,7 +24,7 @@ LAYERS = (
     ("layer", "refinement_result", "statistics"),
     ("refinement",),
     ("descriptors", "infer", "monai", "report", "tools"),
-    ("demo", "evaluate", "train"),
+    ("demo", "evaluate", "train", "tune"),
     ("bids",),
     ("cli",),
     ("__main__",),
@@ -47,6 +47,8 @@ HOMES = {
     "cryptography": {"execution.cluster"},
     "PIL": {"pictures", "report"},
     "monai": {"monai"},
+    "starlette": {"tune.server"},
+    "uvicorn": {"tune.server"},
     # engines.cuda.torch_memory: only for tensors, whose stream and memory it takes; they bring PyTorch with them.
     "torch": {"engines.cuda.torch_memory", "layer", "monai", "train"},
 }

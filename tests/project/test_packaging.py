@@ -53,15 +53,16 @@ def test_the_wheel_carries_its_data(folder):
 
 @installed_only
 def test_the_wheel_carries_the_pages_assets():
-    wanted = sorted(path.name for path in (ROOT / "crfrefine" / "report" / "assets").iterdir())
-    assert {"page.html", "report.css", "report.js", "viewer.js"} <= set(wanted)
-    assert sorted(item.name for item in (importlib.resources.files("crfrefine") / "report" / "assets").iterdir()) == wanted
+    for room, some in {"report": {"page.html", "report.css", "report.js"}, "tune": {"page.html", "tune.css", "tune.js"}}.items():
+        wanted = sorted(path.name for path in (ROOT / "crfrefine" / room / "assets").iterdir())
+        assert some <= set(wanted)
+        assert sorted(item.name for item in (importlib.resources.files("crfrefine") / room / "assets").iterdir()) == wanted
 
 
 def test_no_script_of_others_is_committed():
     """The viewer is read from an installed package; the page's own scripts are short."""
     scripts = [path for path in repository_texts() if path.suffix == ".js"]
-    assert {path.name for path in scripts} == {"report.js", "viewer.js"}
+    assert {path.name for path in scripts} == {"planes.js", "report.js", "sliders.js", "tune.js", "viewer.js"}
     assert all(len(line) < 200 for path in scripts for line in path.read_text(encoding="utf-8").splitlines()), "nothing minified"
 
 

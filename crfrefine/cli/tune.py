@@ -1,0 +1,129 @@
+"""`crfrefine tune`: a local page with sliders for the parameters, which shows at once what they do to a case."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crfrefine.cli.options import InputType, InputTypeOption, OverridesOption, ResampleOption, ThreadsOption, parse_path, path_text
+
+
+def tune(
+    images: Annotated[
+        list[Path],
+        typer.Option(
+            "-i",
+            "--images",
+            metavar="PATH",
+            parser=parse_path,
+            help="Folder or file; repeat for the modalities of one case.",
+            show_default=False,
+        ),
+    ],
+    logits: Annotated[
+        list[Path],
+        typer.Option(
+            "-p",
+            "--logits",
+            metavar="PATH",
+            parser=parse_path,
+            help="Folder or file, as infer takes them: logits, probabilities or label maps.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("-l", "--labels", metavar="PATH", parser=parse_path, help="References: folder or file; for Dice.", show_default=False),
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--masks",
+            metavar="PATH|nonzero",
+            parser=path_text,
+            help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.toml",
+            parser=parse_path,
+            help="Where the page's button saves the parameters.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="Start from a preset or a TOML file.")
+    ] = "default",
+    overrides: OverridesOption = None,
+    input_type: InputTypeOption = InputType.AUTO,
+    resample: ResampleOption = False,
+    case: Annotated[
+        str | None,
+        typer.Option("--case", metavar="NAME", help="The case of a folder to open first; the page has the others.", show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
+    threads: ThreadsOption = None,
+) -> None:
+    """Choose parameters by eye: a page with sliders that shows the refined contours at once.
+
+    The page is served on this machine alone, and ends with its own button or with Ctrl-C.
+    """
+    from crfrefine.infer.options import InferenceOptions
+    from crfrefine.io.atomic import check_small_output
+    from crfrefine.parameters.model import CrfParameters, parse_override
+    from crfrefine.tune.options import TuneOptions
+    from crfrefine.tune.server import check_libraries, serve
+    from crfrefine.tune.session import Session
+
+    check_libraries()
+    parameters = CrfParameters.load(config).replace(**dict(parse_override(text) for text in overrides or ()))
+    if masks == "nonzero":  # The saved file says so, too.
+        parameters = parameters.replace(**{"intensity.mask": "nonzero"})
+    if output is not None:
+        check_small_output(output)
+    inputs = InferenceOptions(
+        images=tuple(images),
+        logits=tuple(logits),
+        output=Path(),
+        masks=masks if masks in (None, "nonzero") else Path(masks),
+        parameters=parameters,
+        input_type=input_type.value,
+        resample=resample,
+        device="cpu",
+        threads=threads,
+        preview=True,
+    )
+    print("crfrefine: reading the case", file=sys.stderr)
+    session = Session(TuneOptions(inputs, labels, output, case))
+
+    def tell(address: str) -> None:
+        print("crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it", file=sys.stderr)
+        print(address, flush=True)
+        if browser:
+            _open_browser(address)
+
+    try:
+        serve(session, port, tell)
+    finally:
+        session.end()
+
+
+def _open_browser(address: str) -> None:
+    """Open a browser that has a window; a server without a screen has none, and one in the terminal would be in the way."""
+    import os
+    import threading
+    import webbrowser
+
+    has_screen = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if has_screen and "SSH_CONNECTION" not in os.environ:
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

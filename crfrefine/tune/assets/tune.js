@@ -1,0 +1,215 @@
+// The page: asks for the case, sends changes of parameters, and shows each newer result as it comes.
+import { make, Plane } from "./planes.js";
+import { buildControls } from "./sliders.js";
+
+const find = (id) => document.getElementById(id);
+const page = { place: [], grid: [], modality: 0, look: {}, colors: [], rgb: [], hidden: new Set(), box: null, move };
+const LOOKS = { network: "n", refined: "r", reference: "l", changes: "c" };
+let planes = [], about = null, number = 0, version = 0, waiting = null, isSending = false, result = null, names = [];
+
+async function ask(address, sent) {
+  const how = sent === undefined ? {} : { method: "POST", body: JSON.stringify(sent) };
+  const answer = await fetch(address, how), content = await answer.json();
+  if (!answer.ok) throw new Error(content.error ?? answer.statusText);
+  return content;
+}
+
+function tell(text) {
+  find("error").textContent = text;
+  find("error").hidden = !text;
+}
+
+// ---- The case
+
+function show(described) {
+  about = described;
+  Object.assign(page, { place: about.place, grid: about.grid, modality: Math.min(page.modality, about.modalities.length - 1), box: null });
+  page.hidden = new Set();
+  page.colors = [];
+  names = [];
+  for (const { label, color, name } of about.labels) {
+    page.colors[label] = color;
+    names[label] = name;
+  }
+  page.rgb = page.colors.map((color) => [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16)));
+  options(find("case"), about.cases.map((name) => [name, name]), about.case);
+  find("case").disabled = about.cases.length === 1;
+  find("grid").textContent = `${about.grid.join("×")} voxels of ${about.spacing.map((step) => Number(step.toPrecision(3))).join("×")} mm`;
+  options(find("modality"), about.modalities.map((name, place) => [String(place), name]), String(page.modality));
+  options(find("preset"), about.presets.map((name) => [name, name || "as opened"]), "");
+  find("reference-choice").hidden = !about.has_reference;
+  for (const node of document.querySelectorAll("#scores .dice")) node.hidden = !about.has_reference;
+  find("save").hidden = about.output === null;
+  find("save").title = about.output ?? "";
+  find("notes").hidden = !about.notes.length;
+  find("notes").querySelector("ul").replaceChildren(...about.notes.map((text) => make("li", { textContent: text })));
+  planes = about.planes.map((spec) => new Plane(spec, page));
+  find("planes").replaceChildren(...planes.map((plane) => plane.node));
+  take(about, true);
+  loadAll();
+}
+
+function options(select, pairs, chosen) {
+  select.replaceChildren(...pairs.map(([value, text]) => make("option", { value, textContent: text })));
+  select.value = chosen;
+}
+
+const loadAll = () => planes.forEach((plane) => plane.load());
+const drawAll = () => planes.forEach((plane) => plane.draw());
+
+function move(place) {
+  const old = page.place;
+  page.place = place;
+  planes.forEach((plane) => {
+    const { through } = plane.spec;
+    if (through !== null && place[through] !== old[through]) plane.load();
+    plane.draw();
+  });
+}
+
+// ---- Parameters
+
+// Take what the server says about the parameters; controls are built anew only if another hand changed them.
+function take(parameters, isNew) {
+  number = parameters.number;
+  find("toml").textContent = parameters.toml;
+  find("saved").textContent = "";
+  if (isNew) buildControls(find("sliders"), parameters.controls, (key, value) => send("change", { [key]: value }));
+}
+
+// Send a change; while one is on its way, further ones are collected and sent together.
+async function send(action, changes) {
+  waiting = { ...(waiting ?? {}), ...changes };
+  if (isSending) return;
+  isSending = true;
+  while (waiting) {
+    const sent = { changes: waiting, place: page.place };
+    waiting = null;
+    try {
+      take(await ask(action, sent), false);
+      tell("");
+    } catch (error) { tell(error.message); }
+  }
+  isSending = false;
+}
+
+async function act(address, sent, then) {
+  try {
+    then(await ask(address, sent));
+    tell("");
+  } catch (error) { tell(error.message); }
+}
+
+// ---- Results
+
+async function listen() {
+  for (;;) {
+    let news;
+    try { news = await ask(`news?after=${version}`); } catch { break; }
+    if (news.has_ended) break;
+    version = news.version;
+    if (news.error) tell(news.error.text);
+    const isNewer = news.result && (!result || news.result.number !== result.number || news.result.is_whole !== result.is_whole);
+    result = news.result;
+    if (isNewer) {
+      page.box = result.box;
+      showResult();
+      loadAll();
+    }
+    showStatus(news);
+  }
+  document.body.dataset.state = "ended";
+  find("status").textContent = "The program has ended; this page can be closed.";
+  for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
+}
+
+function showStatus(news) {
+  const state = document.body.dataset;
+  state.number = result ? result.number : "";
+  state.state = news.error ? "error" : news.working || "done";
+  const parts = [];
+  if (result) {
+    const where = result.is_whole ? "Whole case" : "In the dashed frame";
+    parts.push(`${where}: ${result.voxels_changed.toLocaleString("en")} voxels changed, ${result.seconds.toFixed(2)} s`);
+  }
+  if (news.working) parts.push(news.working === "whole" ? "the whole case follows …" : "computing …");
+  find("status").textContent = parts.join("; ");
+}
+
+const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
+const count = (value) => value.toLocaleString("en");
+
+function showResult() {
+  const rows = result.labels.map((row) => {
+    const box = make("input", { type: "checkbox", checked: !page.hidden.has(row.label) }), swatch = make("span", { className: "swatch" });
+    swatch.style.background = page.colors[row.label];
+    box.addEventListener("change", () => {
+      if (box.checked) page.hidden.delete(row.label);
+      else page.hidden.add(row.label);
+      drawAll();
+    });
+    const gain = row.dice_before === null || row.dice_after === null ? 0 : row.dice_after - row.dice_before;
+    const mark = Math.abs(gain) < 5e-5 ? "" : gain > 0 ? "▲ " : "▼ ";
+    const after = make("td", { className: `number dice ${mark ? (gain > 0 ? "better" : "worse") : ""}`, textContent: mark + percent(row.dice_after) });
+    const dice = [make("td", { className: "number dice", textContent: percent(row.dice_before) }), after];
+    for (const cell of dice) cell.hidden = !about.has_reference;
+    return make("tr", {}, make("td", {}, make("label", {}, box, swatch, names[row.label])), ...dice,
+      make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
+  });
+  find("scores").tBodies[0].replaceChildren(...rows);
+  const of = about.has_reference ? "Dice in percent and voxels" : "Voxels";
+  find("scores-caption").textContent = `${of}, ${result.is_whole ? "whole case" : "in the dashed frame only"}`;
+  const steps = `${result.num_iterations} step${result.num_iterations === 1 ? "" : "s"}`;
+  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; energy before each; ${result.filters.join("; ")}`;
+  drawEnergy(result.energy);
+}
+
+function drawEnergy(energy) {
+  const low = Math.min(...energy), high = Math.max(...energy), root = find("energy"), space = "http://www.w3.org/2000/svg";
+  const node = (tag, attributes, text = "") => {
+    const made = document.createElementNS(space, tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.textContent = text;
+    return made;
+  };
+  const points = energy.map((value, step) => [60 + (230 * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
+  const path = points.map(([x, y], step) => `${step ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+  const words = (value) => (Math.abs(value) >= 1e4 ? value.toExponential(1) : value.toPrecision(3)).replace("-", "\u2212");
+  root.replaceChildren(
+    node("line", { x1: 56, x2: 56, y1: 5, y2: 80 }), node("line", { x1: 56, x2: 295, y1: 80, y2: 80 }),
+    ...(energy.length ? [node("text", { x: 52, y: 14, "text-anchor": "end" }, words(high)), node("text", { x: 52, y: 79, "text-anchor": "end" }, words(low))] : []),
+    node("path", { d: path }), ...points.map(([cx, cy]) => node("circle", { cx, cy, r: 3 })),
+  );
+}
+
+// ---- What people press
+
+for (const [look, key] of Object.entries(LOOKS)) {
+  const box = find(`show-${look}`);
+  page.look[look] = box.checked;
+  box.addEventListener("change", () => { page.look[look] = box.checked; drawAll(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key.toLowerCase() !== key || event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input[type=number], select, pre")) return;
+    if (!box.disabled && box.checkVisibility()) box.click();
+  });
+}
+for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
+  find(id).addEventListener("click", () => {
+    page.hidden = new Set(isShown ? [] : about.labels.map(({ label }) => label));
+    for (const box of find("scores").querySelectorAll("input")) box.checked = isShown;
+    drawAll();
+  });
+}
+find("modality").addEventListener("change", () => { page.modality = Number(find("modality").value); loadAll(); });
+find("preset").addEventListener("change", () => act("preset", { name: find("preset").value, place: page.place }, (found) => take(found, true)));
+find("case").addEventListener("change", () => {
+  find("status").textContent = "Reading …";
+  act("case", { name: find("case").value }, show).then(() => { find("case").value = about.case; });
+});
+find("save").addEventListener("click", () => act("save", { number }, (found) => { find("saved").textContent = `saved to ${found.saved}`; }));
+find("copy").addEventListener("click", () => navigator.clipboard.writeText(find("toml").textContent).then(
+  () => { find("saved").textContent = "copied"; }, () => { find("saved").textContent = "the browser does not allow it; select the text"; }));
+find("end").addEventListener("click", () => ask("end", {}).catch(() => {}));
+window.addEventListener("resize", drawAll);
+
+ask("describe").then((described) => { show(described); listen(); }, (error) => tell(error.message));

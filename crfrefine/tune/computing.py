@@ -1,0 +1,124 @@
+"""Refine a case while its parameters change: a box of it at once, and all of it as `infer` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.axes import StorageOrder
+from crfrefine.parameters.sections import PostprocessParameters
+from crfrefine.refinement import refine, refine_label_map
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.base import Progress
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.refinement_result import RefinementResult
+    from crfrefine.tune.case import TuneCase
+
+MOST_VALUES = 700_000
+"""Logits of a box, voxels times labels: refined in about 0.1 s of processor time (docs/guide/tuning.md)."""
+
+_FEWEST_LABELS = 3  # With two labels, kernels take most of the time.
+
+
+def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
+    """Return a box of the grid around a voxel, as nearly a cube in mm as the grid allows; None: the whole grid is small enough.
+
+    Args:
+        case: the case.
+        place: a voxel of the grid, one index per axis.
+    """
+    num_channels = len(case.logits) if case.logits is not None else len(case.channel_labels)
+    most = MOST_VALUES / max(num_channels, _FEWEST_LABELS)
+    if np.prod(case.grid) <= most:
+        return None
+    # Axes that the cube does not fit into are taken whole, the shortest first, and the others get what is left.
+    order = sorted(range(len(case.grid)), key=lambda axis: case.grid[axis] * case.spacing[axis])
+    extents = [0] * len(order)
+    for done, axis in enumerate(order):
+        rest = order[done:]
+        edge_mm = (most * float(np.prod([case.spacing[other] for other in rest]))) ** (1 / len(rest))
+        extents[axis] = min(case.grid[axis], max(1, round(edge_mm / case.spacing[axis])))
+        most /= extents[axis]
+    starts = [min(max(0, at - extent // 2), size - extent) for at, extent, size in zip(place, extents, case.grid, strict=True)]
+    return tuple(slice(start, start + extent) for start, extent in zip(starts, extents, strict=True))
+
+
+class CaseRefiner:
+    """Refines one case with ever new parameters.
+
+    Args:
+        case: the case.
+        threads: CPU threads; None: the cores this process may use.
+    """
+
+    def __init__(self, case: TuneCase, threads: int | None) -> None:
+        self.case = case
+        self._threads = threads
+        self._normalized: tuple[object, NDArray[np.float32]] | None = None
+
+    def refine_whole(self, parameters: CrfParameters, progress: Progress | None = None) -> RefinementResult:
+        """Return the refined case: the result of `infer` with these parameters.
+
+        Args:
+            parameters: the model.
+            progress: called between stages; may raise to stop.
+
+        Raises:
+            CrfRefineError: as `crfrefine.refine`.
+        """
+        case = self.case
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": parameters, "mask": case.mask_for(parameters)}
+        shared |= {"threads": self._threads, "progress": progress}
+        if case.logits is None:
+            return refine_label_map(case.network, case.image, case.channel_labels, case.num_labels, **shared)
+        return refine(case.logits, case.image, input_type="logits", regions=case.regions, **shared)
+
+    def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
+        """Return a box of the case, refined by itself; None if nothing in it can be refined.
+
+        It differs from the whole case near the faces of the box, in what the volume term keeps, and has no rules for small objects: they
+        need whole objects.
+
+        Args:
+            parameters: the model.
+            box: one slice per grid axis.
+
+        Raises:
+            CrfRefineError: as `crfrefine.refine`.
+        """
+        case = self.case
+        mask = case.mask_for(parameters)
+        inside = None if mask is None else mask[box]
+        if inside is not None and not inside.any():
+            return None
+        # Statistics of intensities are those of the whole case.
+        image = self._normalized_image(parameters, mask)[(slice(None), *box)]
+        plain = parameters.replace(
+            **{"intensity.normalization": "none"}, postprocess=PostprocessParameters(decision=parameters.postprocess.decision)
+        )
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": plain, "mask": inside, "threads": self._threads}
+        if case.logits is None:
+            labels = case.network[box]
+            channels = tuple(sorted({0, *case.channel_labels[:2], *(int(label) for label in np.unique(labels))}))
+            return refine_label_map(labels, image, channels, case.num_labels, **shared)
+        logits = case.logits[(slice(None), *box)]
+        if (logits == logits[:1]).all():
+            return None
+        return refine(logits, image, input_type="logits", regions=case.regions, **shared)
+
+    def _normalized_image(self, parameters: CrfParameters, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        """Return the normalized image of the whole case, (M, *grid); it is kept until other parameters need another one."""
+        if self._normalized is None or self._normalized[0] != parameters.intensity:
+            self._normalized = None  # Two need not fit into memory.
+            order = StorageOrder.of_memory(self.case.network)
+            stored = None if mask is None else order.to_storage(mask)
+            values = normalize_intensity(order.to_storage(self.case.image), parameters.intensity, stored, threads=self._threads)
+            self._normalized = (parameters.intensity, order.to_user(values))
+        return self._normalized[1]

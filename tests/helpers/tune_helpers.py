@@ -1,0 +1,105 @@
+"""A phantom on disk for the page of `crfrefine tune`, the page as a process, and requests to it."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nifti, write_folders
+
+from crfrefine.demo.phantom import make_phantom
+from crfrefine.infer.options import InferenceOptions
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.tune.options import TuneOptions
+
+
+def missing_server() -> str:
+    """Why the page cannot be served here; empty if it can."""
+    missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
+    return f"no {' and no '.join(missing)}: the extra `tune` brings them" if missing else ""
+
+
+def write_labeled(root: Path, *case_ids: str) -> tuple[Folders, Path]:
+    """Write small cases and their references."""
+    folders = write_folders(root, *case_ids)
+    for seed, case_id in enumerate(case_ids):
+        save_nifti(root / "labels" / f"{case_id}.nii.gz", make_phantom(seed, GRID_SHAPE, SPACING).labels)
+    return folders, root / "labels"
+
+
+def options_for(folders: Folders, labels: Path | None = None, *, output: Path | None = None, **changes: Any) -> TuneOptions:
+    parameters = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes})
+    inputs = InferenceOptions((folders.images,), (folders.logits,), Path(), parameters=parameters, threads=1, preview=True)
+    return TuneOptions(inputs, labels, output)
+
+
+def write_large(root: Path, shape: tuple[int, int, int] = (76, 52, 60)) -> tuple[Folders, Path]:
+    """Write a case that is larger than what is refined at once, turned so that x of the array is not x of the world."""
+    folders = Folders(root / "images", root / "logits", root / "out")
+    phantom = make_phantom(3, shape, SPACING)
+    save_nifti(folders.images / "large_0000.nii.gz", phantom.image[0].astype(np.int16), AFFINE)
+    save_nifti(folders.logits / "large.nii.gz", np.moveaxis(phantom.logits, 0, -1), AFFINE)
+    return folders, save_nifti(root / "labels" / "large.nii.gz", phantom.labels, AFFINE)
+
+
+@dataclass
+class Page:
+    """A running page."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+    def ask(self, name: str, sent: Any = None, *, token: str | None = None, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
+        """Send a request; return status, content and headers."""
+        parts = urlsplit(self.address)
+        path = parts.path if token is None else f"/{token}/"
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+        headers = {} if host is None else {"Host": host}
+        body = None if sent is None else sent if isinstance(sent, bytes) else json.dumps(sent)
+        connection.request("GET" if sent is None else "POST", path + name, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        return answer.status, content, {key.lower(): value for key, value in answer.getheaders()}
+
+    def json(self, name: str, sent: Any = None) -> Any:
+        status, content, _ = self.ask(name, sent)
+        assert status == 200, content
+        return json.loads(content)
+
+
+@contextmanager
+def open_page(*arguments: object) -> Iterator[Page]:
+    """Start the command, and end it afterwards unless it has ended."""
+    process = subprocess.Popen(
+        command("tune", "--no-browser", "--threads", 1, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address, process.communicate()[1]
+        yield Page(address, process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def whole_result(session: Any) -> dict[str, Any]:
+    """Wait for the whole case with the present parameters."""
+    version = 0
+    while True:
+        news = session.news(version, 60.0)
+        version = news["version"]
+        assert news["error"] is None, news["error"]
+        if news["working"] == "" and news["result"] is not None and news["result"]["number"] == news["number"]:
+            return news["result"]

@@ -1,0 +1,172 @@
+"""The page in a real browser: a slider changes contours and Dice, what is saved is what was shown, on a phone and in the dark."""
+
+import numpy as np
+import pytest
+from browser_helpers import missing_browser, open_browser, prefer, requested, resize
+from cli_helpers import load_nifti, run_here
+from tune_helpers import missing_server, open_page, write_labeled
+
+from crfrefine.io import read_volume
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_browser() or missing_server()), reason=missing_browser() or missing_server() or "both are there"
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_labeled(tmp_path_factory.mktemp("cases"), "first", "second")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tmp_path_factory.mktemp("out") / "params.toml"
+
+
+@pytest.fixture(scope="module")
+def running(folders, saved):
+    with open_page("-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1], "-o", saved, "-c", "default") as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(browser, running):
+    """The page, freshly opened; whatever it complains about on the console fails the test."""
+    prefer(browser, "light")
+    resize(browser, 1200)
+    browser.get_log("browser")
+    requested(browser)
+    browser.get(running.address)
+    wait_until_done(browser)
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def wait(driver, condition):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
+
+
+def wait_until_done(driver, after=0):
+    wait(driver, f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}")
+
+
+def number(driver):
+    return int(driver.execute_script("return document.body.dataset.number"))
+
+
+def picture(driver):
+    """The pixels of the axial plane, as a hash of its canvas."""
+    return driver.execute_script("return document.querySelector('.plane canvas').toDataURL()")
+
+
+def dice(driver):
+    return driver.execute_script("return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[2].textContent)")
+
+
+def slide(driver, name, share):
+    """Move a slider as a hand would: its value, and the event."""
+    driver.execute_script(
+        "const node = document.querySelector(`[name='${arguments[0]}']`); node.value = Number(node.max) * arguments[1];"
+        "node.dispatchEvent(new Event('input', { bubbles: true }))",
+        name,
+        share,
+    )
+
+
+def test_a_slider_changes_contours_and_dice_and_what_is_saved_is_what_was_shown(page, folders, saved, tmp_path):
+    before = picture(page), dice(page), number(page)
+    for share in (0.2, 0.4, 0.6):
+        slide(page, "bilateral.theta_alpha", share)
+    slide(page, "mean_field.num_iterations", 0.5)
+    wait(page, "document.querySelector('#toml').textContent.includes('num_iterations = 10 ')")
+    wait_until_done(page, before[2])
+    wait(page, f"document.querySelector('.plane canvas').toDataURL() !== {before[0]!r}")
+    assert dice(page) != before[1]
+    shown = page.execute_script("return document.querySelector('#toml').textContent")
+    assert not saved.exists()
+    page.find_element("id", "save").click()
+    wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
+    assert saved.read_text() == shown
+    done = run_here("infer", *folders[0].arguments, "-c", saved, "--threads", 1)
+    assert done.status == 0, done.stderr
+    written, truth = read_volume(folders[0].output / "first.nii.gz").data, load_nifti(folders[1] / "first.nii.gz")
+    for row, text in enumerate(dice(page), start=1):
+        found, wanted = written == row, truth == row
+        assert text.split()[-1] == f"{200 * np.count_nonzero(found & wanted) / (found.sum() + wanted.sum()):.2f}"
+
+
+def test_toggles_labels_and_the_crosshair_change_the_pictures(page):
+    from selenium.webdriver.common.keys import Keys
+
+    seen = [picture(page)]
+    for selector in ("#show-refined", "#show-changes", "#show-reference", "#no-labels"):
+        page.find_element("css selector", selector).click()
+        seen.append(picture(page))
+    assert len(set(seen)) == len(seen)
+    canvas = page.find_element("css selector", ".plane canvas")
+    position = "return document.querySelector('.plane output').textContent"
+    first = page.execute_script(position)
+    canvas.send_keys(Keys.PAGE_UP)
+    assert page.execute_script(position) != first
+    sagittal = "return [...document.querySelectorAll('.plane output')].at(-1).textContent"
+    before = page.execute_script(sagittal)
+    canvas.send_keys(Keys.ARROW_LEFT)
+    assert page.execute_script(sagittal) != before
+    proportions = page.execute_script("return [...document.querySelectorAll('canvas')].map((node) => node.clientWidth / node.clientHeight)")
+    columns, rows, planes = 15 * 1.25, 18 * 1.0, 11 * 2.5  # mm; the phantom's axes are turned
+    np.testing.assert_allclose(proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02)
+
+
+def test_a_value_that_is_not_allowed_is_told_and_forgotten(page):
+    page.execute_script(
+        "const slider = document.querySelector(\"[name='bilateral.theta_alpha']\"), field = slider.parentElement.querySelector('[type=number]');"
+        "field.value = -3; field.dispatchEvent(new Event('change'))"
+    )
+    wait(page, "!document.querySelector('#error').hidden")
+    assert "bilateral.theta_alpha: must be greater than 0" in page.find_element("id", "error").text
+    slide(page, "bilateral.theta_alpha", 0.5)
+    wait(page, "document.querySelector('#error').hidden")
+    (complaint,) = page.get_log("browser")
+    assert "400" in complaint["message"], "browsers log every refused request"
+
+
+def test_another_case_is_shown_and_nothing_comes_from_elsewhere(page, running):
+    before = number(page), dice(page)
+    page.execute_script("const node = document.querySelector('#case'); node.value = 'second'; node.dispatchEvent(new Event('change'))")
+    wait_until_done(page, before[0])
+    assert dice(page) != before[1]
+    assert {url.split("?")[0].rpartition("/")[0] + "/" for url in requested(page) if not url.startswith("data:")} == {running.address}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(page, scheme):
+    prefer(page, scheme)
+    resize(page, 360)
+    wait(page, "document.querySelector('canvas').clientWidth < 360")
+    page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 360
+    levels = page.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(levels) < 200) == (scheme == "dark")
+    unnamed = page.execute_script(
+        "return [...document.querySelectorAll('input, select, button, canvas')].filter((node) => !node.textContent.trim()"
+        " && !node.labels?.length && !node.ariaLabel).map((node) => node.outerHTML)"
+    )
+    assert unnamed == []
+
+
+def test_the_end_button_ends_the_program(browser, folders):
+    with open_page("-i", folders[0].images, "-p", folders[0].logits) as page:
+        browser.get(page.address)
+        wait_until_done(browser)
+        browser.find_element("id", "end").click()
+        assert page.process.wait(30) == 0
+        wait(browser, "document.body.dataset.state === 'ended'")
+    assert browser.get_log("browser") == []

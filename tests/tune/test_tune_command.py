@@ -1,0 +1,142 @@
+"""`crfrefine tune` as users start it: what is wrong is said before a page opens, and the page answers only who knows its address."""
+
+import dataclasses
+import json
+import signal
+import socket
+
+import numpy as np
+import pytest
+from cli_helpers import run_here, save_nifti
+from tune_helpers import missing_server, open_page, options_for, write_labeled
+
+from crfrefine.tune import server
+from crfrefine.tune.session import Session
+
+needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_labeled(tmp_path_factory.mktemp("cases"), "first", "second")
+
+
+def arguments(folders):
+    return "-i", folders[0].images, "-p", folders[0].logits, "-l", folders[1]
+
+
+@pytest.fixture(scope="module")
+def page(folders, tmp_path_factory):
+    with open_page(*arguments(folders), "-o", tmp_path_factory.mktemp("out") / "params.toml") as page:
+        yield page
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch, folders):
+    monkeypatch.setattr(server, "_LIBRARIES", ("a_server_that_is_not_there",))
+    done = run_here("tune", *arguments(folders))
+    assert done.status == 1
+    assert done.stderr.splitlines() == [
+        "crfrefine: error: the page of tune needs a_server_that_is_not_there: pip install 'crfrefine[tune]'"
+    ]
+
+
+@needs_server
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--case", "third"], "--case third: no such case; there are first, second"),
+        (["-c", "nowhere"], "nowhere: no such file or preset"),
+        (["--set", "bilateral.theta_alpha=-1"], "bilateral.theta_alpha: must be greater than 0"),
+        (["-i", "nowhere.nii.gz"], "nowhere.nii.gz"),
+        (["-l", "nowhere"], "nowhere"),
+        (["-o", "/proc/params.toml"], "cannot write"),
+    ],
+    ids=["case", "config", "value", "images", "labels", "output"],
+)
+def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, more, text):
+    given = list(arguments(folders))
+    for option in ("-i", "-l"):
+        if option in more:
+            place = given.index(option)
+            del given[place : place + 2]
+    done = run_here("tune", *given, *more)
+    assert done.status == 1
+    assert done.stdout == ""
+    assert text in done.stderr.splitlines()[-1]
+
+
+@needs_server
+def test_other_grids_and_other_numbers_of_axes_are_refused(tmp_path):
+    folders = write_labeled(tmp_path, "a")
+    save_nifti(folders[0].images / "a_0000.nii.gz", np.zeros((4, 5, 6)))
+    done = run_here("tune", *arguments(folders))
+    assert done.status == 1
+    assert "different grids" in done.stderr
+
+
+@needs_server
+def test_a_port_that_is_taken_is_told(folders):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = run_here("tune", *arguments(folders), "--no-browser", "--port", other.getsockname()[1])
+    assert done.status == 1
+    assert "any free port is taken" in done.stderr
+
+
+@needs_server
+def test_only_the_right_address_is_answered(page):
+    assert page.ask("describe")[0] == 200
+    for token in ("", "x", page.address.split("/")[3][:-1]):
+        status, content, _ = page.ask("describe", token=token)
+        assert status == 403
+        assert b"first" not in content
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
+        assert page.ask("describe", host=host)[0] == 400
+    assert page.ask("describe", host="localhost:8000")[0] == 200, "as through a tunnel"
+
+
+@needs_server
+def test_every_answer_forbids_what_the_page_does_not_need(page):
+    for name in ("", "tune.js", "describe", "nowhere", "plane?number=9&index=0&modality=0"):
+        _, _, headers = page.ask(name)
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self';")
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+
+
+@needs_server
+@pytest.mark.parametrize(
+    "sent", [b"", b"[]", b"{}", b'{"changes": 3}', b'{"changes": {}, "place": "x"}', b'{"changes": {"a": 1}}', b"[" * 9999]
+)
+def test_requests_that_make_no_sense_are_refused(page, sent):
+    status, content, _ = page.ask("change", sent)
+    assert status == 400
+    assert json.loads(content)["error"]
+
+
+@needs_server
+def test_the_page_s_button_ends_the_program(folders):
+    with open_page(*arguments(folders)) as page:
+        assert page.json("end", {}) == {}
+        assert page.process.wait(30) == 0
+
+
+@needs_server
+def test_ctrl_c_ends_the_program(folders):
+    with open_page(*arguments(folders)) as page:
+        page.process.send_signal(signal.SIGINT)
+        assert page.process.wait(30) == 130
+        assert page.process.stderr.read().splitlines()[-1] == "crfrefine: interrupted"
+
+
+def test_references_of_some_cases_are_enough(folders, tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "second.nii.gz").write_bytes((folders[1] / "second.nii.gz").read_bytes())
+    session = Session(dataclasses.replace(options_for(folders[0]), labels=labels))
+    try:
+        assert session.case.reference is None
+        assert session.take_case("second")["has_reference"]
+    finally:
+        session.end()
