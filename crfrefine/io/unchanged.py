@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from crfrefine.errors import InputError
-
-if TYPE_CHECKING:
-    from crfrefine.io.volume import VolumeHeader
 
 FileState: TypeAlias = tuple[Path, int, int, int]
 """A file, and what changes with its content: the number of its inode, its bytes, the nanosecond of its last change."""
@@ -27,14 +24,14 @@ def states_of(paths: Sequence[Path]) -> tuple[FileState, ...]:
     return tuple(found)
 
 
-def require_unchanged(header: VolumeHeader) -> None:
-    """Raise an error if a file of a volume is another one than when its header was read.
+def require_unchanged(states: Sequence[FileState]) -> None:
+    """Raise an error if a file is not as it was.
 
     Raises:
         InputError: it has other content.
         OSError: it is gone.
     """
-    for path, *state in header.states:
+    for path, *state in states:
         status = path.stat()
         if [status.st_ino, status.st_size, status.st_mtime_ns] != state:
             raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")

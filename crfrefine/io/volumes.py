@@ -100,14 +100,14 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     Raises:
         InputError: the file changed since its header was read, or while the block lasted.
     """
-    require_unchanged(header)
+    require_unchanged(header.states)
     try:
         with _open(header) as stream:
             yield stream
     except CrfRefineError:
-        require_unchanged(header)  # That is the reason then.
+        require_unchanged(header.states)  # That is the reason then.
         raise
-    require_unchanged(header)
+    require_unchanged(header.states)
 
 
 def _open(header: VolumeHeader) -> AbstractContextManager[VoxelStream]:
