@@ -8,6 +8,7 @@
     crf_loss            the CRF as a term of a loss, to train a network from scribbles (needs PyTorch)
 
 `help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
+The names are imported on first use, so that `import crfrefine` costs next to nothing.
 
 Errors that a user can cause are kinds of CrfRefineError, and their messages say what to do:
 
@@ -18,8 +19,6 @@ Errors that a user can cause are kinds of CrfRefineError, and their messages say
     GridMismatchError          two files or arrays are on different grids
     InputError                 an array or file has unusable values
     UnsupportedFormatError     a file cannot be read or written as asked
-
-The names are imported on first use, so that `import crfrefine` costs next to nothing.
 """
 
 from __future__ import annotations

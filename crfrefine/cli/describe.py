@@ -18,7 +18,7 @@ from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.options import parse_path
 from crfrefine.cli.train_crf import train_crf
-from crfrefine.descriptors.command import Command, Kind, Option
+from crfrefine.tools.descriptors.command import Command, Kind, Option
 
 _WRITTEN = ("output", "summary", "target")
 """Names of options with paths to write; other paths are read."""
@@ -59,13 +59,13 @@ def describe(
         raise typer.BadParameter(f"{command.value} has no description for viewers; expected infer", param_hint="COMMAND")
     found = command_of(command.value)
     if format is Format.SLICER:
-        from crfrefine.descriptors.slicer import slicer_xml
+        from crfrefine.tools.descriptors.slicer import slicer_xml
 
         print(slicer_xml(found), end="")
         return
     import json
 
-    from crfrefine.descriptors.boutiques import boutiques_descriptor
+    from crfrefine.tools.descriptors.boutiques import boutiques_descriptor
 
     print(json.dumps(boutiques_descriptor(found), indent=2, ensure_ascii=False))
 

@@ -16,7 +16,7 @@ def slicer() -> None:
     if sys.argv[1:] == ["--xml"]:
         sys.argv = ["crfrefine", "describe", "slicer"]
     else:
-        from crfrefine.descriptors.slicer import infer_arguments
+        from crfrefine.tools.descriptors.slicer import infer_arguments
 
         sys.argv = ["crfrefine", "infer", *infer_arguments(sys.argv[1:])]
     main()

@@ -23,7 +23,7 @@ LAYERS = (
     ("tiles",),
     ("layer", "refinement_result", "statistics"),
     ("refinement",),
-    ("descriptors", "infer", "monai", "report", "tools"),
+    ("infer", "monai", "report", "tools"),
     ("demo", "evaluate", "train", "tune"),
     ("bids",),
     ("cli",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import crfrefine
-from crfrefine.descriptors.command import Command, Option
+from crfrefine.tools.descriptors.command import Command, Option
 
 _TYPES = {"flag": "Flag", "integer": "Number", "number": "Number", "text": "String", "input": "File", "output": "String"}
 _STATUS = {1: "a case failed, or an input cannot be used; standard error says which and why", 2: "wrong usage"}

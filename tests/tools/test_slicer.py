@@ -13,8 +13,8 @@ from cli_helpers import load_nifti, run_here, write_folders
 from slicer_schema import problems
 
 from crfrefine.cli.describe import command_of
-from crfrefine.descriptors.command import Command, Option
-from crfrefine.descriptors.slicer import LEFT_OUT, infer_arguments, slicer_xml
+from crfrefine.tools.descriptors.command import Command, Option
+from crfrefine.tools.descriptors.slicer import LEFT_OUT, infer_arguments, slicer_xml
 
 
 def described() -> str:

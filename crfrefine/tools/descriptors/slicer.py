@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import crfrefine
-from crfrefine.descriptors.command import Command, Option
+from crfrefine.tools.descriptors.command import Command, Option
 
 # Of many cases, or files beside the result, which a viewer does not see.
 LEFT_OUT = frozenset(
@@ -48,7 +48,8 @@ def slicer_xml(command: Command) -> str:
         _add(root, tag, text)
     shown = {option.name: option for option in command.options if option.name not in LEFT_OUT}
     first = [shown.pop(name) for name in _FIRST if name in shown]
-    _group(root, "Case", "What is refined, and by which parameters.", first)
+    if first:
+        _group(root, "Case", "What is refined, and by which parameters.", first)
     if shown:
         _group(root, "More options", "All of them may stay as they are.", list(shown.values()), advanced="true")
     ElementTree.indent(root)
