@@ -127,8 +127,8 @@ def test_toggles_labels_and_the_crosshair_change_the_pictures(page):
 
 def test_a_value_that_is_not_allowed_is_told_and_forgotten(page):
     page.execute_script(
-        "const slider = document.querySelector(\"[name='bilateral.theta_alpha']\"), field = slider.parentElement.querySelector('[type=number]');"
-        "field.value = -3; field.dispatchEvent(new Event('change'))"
+        "const slider = document.querySelector(\"[name='bilateral.theta_alpha']\");"
+        "const field = slider.parentElement.querySelector('[type=number]'); field.value = -3; field.dispatchEvent(new Event('change'))"
     )
     wait(page, "!document.querySelector('#error').hidden")
     assert "bilateral.theta_alpha: must be greater than 0" in page.find_element("id", "error").text

@@ -1,0 +1,63 @@
+"""The notebook for beginners runs, prints what it holds, and stays small. Its cells are run as Jupyter does, without Jupyter."""
+
+import ast
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "first_steps.ipynb"
+CONTENT = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+CODE = [cell for cell in CONTENT["cells"] if cell["cell_type"] == "code"]
+MOST_BYTES = 100_000
+
+
+def run_cell(source: str, names: dict) -> tuple[str, str | None]:
+    """Run a cell; return what it prints, and its last expression as text."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(tree, NOTEBOOK.name, "exec"), names)
+        value = None if last is None else eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names)
+    return printed.getvalue(), None if value is None else repr(value)
+
+
+def stored(cell: dict) -> tuple[str, str | None]:
+    """What a cell printed, and its value as text, when the notebook was executed."""
+    printed = "".join("".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream")
+    values = ["".join(out["data"]["text/plain"]) for out in cell["outputs"] if out["output_type"] == "execute_result"]
+    return printed, values[0] if values else None
+
+
+def test_every_cell_gives_what_the_notebook_shows(tmp_path, monkeypatch):
+    matplotlib.use("agg")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names: dict = {"__name__": "__main__"}
+    for number, cell in enumerate(CODE, start=1):
+        assert cell["execution_count"] == number, "executed from top to bottom"
+        printed, value = run_cell("".join(cell["source"]), names)
+        shown_printed, shown = stored(cell)
+        assert printed == shown_printed
+        if shown is None:
+            assert any("image/png" in out["data"] for out in cell["outputs"] if out["output_type"] == "display_data") or value is None
+        else:
+            # Jupyter breaks long lists into lines.
+            assert value is not None
+            assert value.split() == shown.split()
+
+
+def test_it_is_small_and_names_no_place_of_the_machine_that_executed_it():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(text.encode()) < MOST_BYTES
+    assert not any(place in text for place in ("/tmp/", "/home/", "/root/", "C:\\\\"))
+    errors = [out for cell in CODE for out in cell["outputs"] if out["output_type"] == "error"]
+    assert errors == []
+
+
+@pytest.mark.parametrize(("source", "printed", "value"), [("print(1)\n2 + 1", "1\n", "3"), ("x = 1", "", None)])
+def test_a_cell_is_run_as_jupyter_does(source, printed, value):
+    assert run_cell(source, {}) == (printed, value)
