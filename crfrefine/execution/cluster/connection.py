@@ -34,6 +34,8 @@ _LOCAL = {
     **{f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause", "terminate")},
     # A busy machine needs more than the usual 15 s to start a process again.
     "distributed.deploy.lost-worker-timeout": "10 minutes",
+    # No profile of the waiting workers, which costs more than the waiting.
+    "distributed.worker.profile.enabled": False,
     # No web pages.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
