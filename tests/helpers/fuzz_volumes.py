@@ -158,7 +158,7 @@ def _pair(rng: random.Random) -> Mapping[str, bytes]:
     header, voxels = rng.choice(_pair_files())
     if rng.random() < 0.15:
         return {"a.hdr": header, "a.img": mutated(voxels, rng)}
-    return {"a.hdr": mutated(header, rng) if rng.random() < 0.2 else mutated_numbers(header, rng), "a.img": voxels}
+    return {"a.hdr": mutated(header, rng) if rng.random() < 0.6 else mutated_numbers(header, rng), "a.img": voxels}
 
 
 def meta_text(lines: Mapping[str, str]) -> bytes:
