@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crfrefine.tune.case import TuneCase
 
 MOST_VALUES = 700_000
-"""Logits of a box, voxels times labels: refined in about 0.1 s of processor time (docs/guide/tuning.md)."""
+"""Logits of a box, voxels times labels: refined in about 0.2 s of processor time (docs/guide/tuning.md)."""
 
 _FEWEST_LABELS = 3  # With two labels, kernels take most of the time.
 

@@ -42,7 +42,7 @@ def test_a_small_case_needs_no_box(tmp_path):
 
 
 def test_a_box_that_is_the_whole_grid_gives_the_labels_of_the_whole_case(large, tmp_path):
-    """Bit for bit: intensities are normalized with the statistics of the case, not of the box."""
+    """Bit for bit."""
     parameters = chosen()
     refiner = CaseRefiner(large, 1)
     box = tuple(slice(0, size) for size in large.grid)
