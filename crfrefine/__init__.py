@@ -8,10 +8,8 @@
     crf_loss            the CRF as a term of a loss, to train a network from scribbles (needs PyTorch)
 
 `help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
-The names are imported on first use, so that `import crfrefine` costs next to nothing.
 
 Errors that a user can cause are kinds of CrfRefineError, and their messages say what to do:
-
     BackendUnavailableError    the device or engine is not available
     CapacityError              too large for the memory or the algorithm
     ConfigError                a parameter is unknown or outside its range

@@ -74,7 +74,7 @@ def tune(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
     threads: ThreadsOption = None,
 ) -> None:
-    """Choose parameters by eye: a page with sliders that shows the refined contours at once.
+    """Choose parameters by eye, on a page with sliders.
 
     The page is served on this machine alone, and ends with its own button or with Ctrl-C.
     """

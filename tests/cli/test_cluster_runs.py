@@ -13,6 +13,8 @@ from cli_helpers import Folders, command, files_in, run_here, run_process, save_
 from cluster_helpers import daemons, wait_until
 from evaluation_helpers import write_study
 
+# A worker that is restarted is away for a moment, for long on a busy machine.
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no workers:RuntimeWarning")
 CASES = ("a", "b", "c")
 OPENING = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
 

@@ -19,7 +19,7 @@ def test_help_lists_the_commands():
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 

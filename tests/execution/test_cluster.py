@@ -16,7 +16,11 @@ from crfrefine.execution import factory
 from crfrefine.execution.cluster import run as cluster_run
 from crfrefine.execution.placement import Placement
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    # A worker that is restarted is away for a moment, for long on a busy machine.
+    pytest.mark.filterwarnings("ignore:.* has no workers:RuntimeWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -396,7 +396,7 @@ def test_no_thread_stays_behind(tmp_path):
     list(io.read_pieces(header))
     assert not threads_of_readers()
     (tmp_path / "a.npz").write_bytes(b"")
-    with pytest.raises(UnsupportedFormatError):
+    with pytest.raises(InputError, match="was changed"):
         next(io.read_pieces(header))
     assert not threads_of_readers()
 
