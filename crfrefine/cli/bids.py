@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import InputType, InputTypeOption, MaxMemoryOption, OverridesOption, ThreadsOption, parse_path, path_text
+from crfrefine.cli.options import (
+    ConfigOption,
+    ContinueOption,
+    DeviceOption,
+    InputType,
+    InputTypeOption,
+    MaxMemoryOption,
+    OverridesOption,
+    ThreadsOption,
+    parse_path,
+)
 
 
 class Level(StrEnum):
@@ -69,15 +79,13 @@ def bids(
             "--labels", metavar="FOLDER", parser=parse_path, help="For group: derivatives with the reference, *_dseg.", show_default=False
         ),
     ] = None,
-    config: Annotated[
-        str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
-    ] = "default",
+    config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
-    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     max_memory: MaxMemoryOption = None,
-    resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output exists and is complete.")] = False,
+    resume: ContinueOption = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors, and for group the verdict.")] = False,
 ) -> None:

@@ -10,15 +10,18 @@ import typer
 from crfrefine.cli.options import (
     MAX_PARTS,
     NNUNET_HAS_PROBABILITIES,
+    ConfigOption,
+    ContinueOption,
+    DeviceOption,
     InputType,
     InputTypeOption,
+    MasksOption,
     MaxMemoryOption,
     NnunetOption,
     OverridesOption,
     ResampleOption,
     ThreadsOption,
     parse_path,
-    path_text,
 )
 from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
 
@@ -69,20 +72,8 @@ def infer(
             show_default=False,
         ),
     ] = None,
-    masks: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--masks",
-            metavar="PATH|nonzero",
-            parser=path_text,
-            help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
-    ] = "default",
+    masks: MasksOption = None,
+    config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
     regions: Annotated[
@@ -104,7 +95,7 @@ def infer(
         ),
     ] = None,
     resample: ResampleOption = False,
-    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")] = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     max_memory: MaxMemoryOption = None,
     workers: WorkersOption = None,
@@ -127,7 +118,7 @@ def infer(
         bool, typer.Option("--save-structures", help="Also write one binary file per structure, as the input has: CASE/NAME.nii.gz.")
     ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
-    resume: Annotated[bool, typer.Option("--continue", help="Skip cases whose output exists and is complete.")] = False,
+    resume: ContinueOption = False,
     num_parts: Annotated[
         int, typer.Option("--num-parts", metavar="N", min=1, max=MAX_PARTS, help="Number of processes that share the cases.")
     ] = 1,

@@ -119,3 +119,23 @@ OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False),
 ]
+
+ConfigOption = Annotated[
+    str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
+]
+
+DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]
+
+MasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--masks",
+        metavar="PATH|nonzero",
+        parser=path_text,
+        help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
+        show_default=False,
+    ),
+]
+
+ContinueOption = Annotated[bool, typer.Option("--continue", help="Skip cases whose output exists and is complete.")]

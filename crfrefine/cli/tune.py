@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import InputType, InputTypeOption, OverridesOption, ResampleOption, ThreadsOption, parse_path, path_text
+from crfrefine.cli.options import (
+    ConfigOption,
+    InputType,
+    InputTypeOption,
+    MasksOption,
+    OverridesOption,
+    ResampleOption,
+    ThreadsOption,
+    parse_path,
+)
 
 
 def tune(
@@ -38,17 +47,7 @@ def tune(
         Path | None,
         typer.Option("-l", "--labels", metavar="PATH", parser=parse_path, help="References: folder or file; for Dice.", show_default=False),
     ] = None,
-    masks: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--masks",
-            metavar="PATH|nonzero",
-            parser=path_text,
-            help="Folder or file; 'nonzero': where any modality is not 0. Default: as in the config.",
-            show_default=False,
-        ),
-    ] = None,
+    masks: MasksOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -60,9 +59,7 @@ def tune(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[
-        str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="Start from a preset or a TOML file.")
-    ] = "default",
+    config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
     resample: ResampleOption = False,
