@@ -152,8 +152,9 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord) -> ReadCase:
     record.regions = case.regions
     record.input_type = case.input_kind
     record.notes = list(case.notes)
-    is_label_map = case.input_kind == "labels" and headers.logits is not None and not task.files.are_structures
-    return ReadCase(case, headers.logits.files[0].segments if is_label_map and headers.logits is not None else ())
+    if headers.logits is None or case.input_kind != "labels" or task.files.are_structures:
+        return ReadCase(case)
+    return ReadCase(case, headers.logits.files[0].segments)
 
 
 def refine_case(

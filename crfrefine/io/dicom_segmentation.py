@@ -141,7 +141,7 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
 
 
 def _numbers(found: Any) -> list[int | None]:
-    """Return the number of the segment of each frame; what all frames share is said once."""
+    """Return the number of the segment of each frame, from the values that all frames share or from the frame's own."""
     shared = first_of(found, "SharedFunctionalGroupsSequence")
     name = "SegmentIdentificationSequence"
     groups = (shared if name in shared else frame for frame in found.PerFrameFunctionalGroupsSequence)

@@ -16,7 +16,7 @@ from crfrefine.io.decode import as_bytes
 from crfrefine.io.dicom_files import decoded_pixels, interpreting, is_dicom, is_image, read_dataset
 from crfrefine.io.dicom_slices import Slice, arrange, read_slice
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.streams import START_BYTES, cannot_read, read_start
+from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, read_start
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
 from crfrefine.io.voxel_stream import VoxelStream
 from crfrefine.text import counted
@@ -96,7 +96,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
     slices = header.template.slices
     dtype = _type_of(slices)
     is_scaled_here = dtype == np.float32
-    with closing(_Slices(slices, is_scaled_here)) as reader:
+    with closing(BlockReader(_voxels(slices, is_scaled_here))) as reader:
         slope, intercept = (1.0, 0.0) if is_scaled_here else (slices[0].slope, slices[0].intercept)
         yield VoxelStream(reader, dtype, header.path, lambda: None, slope=slope, intercept=intercept)
 
@@ -129,36 +129,13 @@ def _type_of(slices: tuple[Slice, ...]) -> np.dtype[Any]:
     return np.dtype("<f4")
 
 
-class _Slices:
-    """The voxels of a series as bytes; one slice is in memory."""
-
-    def __init__(self, slices: tuple[Slice, ...], is_scaled_here: bool) -> None:
-        self._blocks = self._all(slices, is_scaled_here)
-        self._rest = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        parts = []
-        while size > 0:
-            if not self._rest:
-                block = next(self._blocks, None)
-                if block is None:
-                    break
-                self._rest = block
-            parts.append(self._rest[:size])
-            self._rest = self._rest[size:]
-            size -= len(parts[-1])
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self._blocks.close()
-
-    @staticmethod
-    def _all(slices: tuple[Slice, ...], is_scaled_here: bool) -> Generator[memoryview, None, None]:
-        for one in slices:
-            stored = _pixels(one)
-            if is_scaled_here:
-                stored = (stored * one.slope + one.intercept).astype(np.float32)
-            yield as_bytes(np.ascontiguousarray(stored))
+def _voxels(slices: tuple[Slice, ...], is_scaled_here: bool) -> Generator[memoryview, None, None]:
+    """Yield the voxels of a series as bytes; one slice is in memory."""
+    for one in slices:
+        stored = _pixels(one)
+        if is_scaled_here:
+            stored = (stored * one.slope + one.intercept).astype(np.float32)
+        yield as_bytes(np.ascontiguousarray(stored))
 
 
 def _pixels(one: Slice) -> NDArray[Any]:

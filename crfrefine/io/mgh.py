@@ -14,7 +14,18 @@ import numpy as np
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.streams import GZIP_MAGIC, LARGEST_RATIO, START_BYTES, finish, inflated, open_bytes, read_start, skip, write_gzip
+from crfrefine.io.streams import (
+    GZIP_MAGIC,
+    START_BYTES,
+    finish,
+    inflated,
+    misnamed,
+    open_bytes,
+    read_start,
+    require_length,
+    skip,
+    write_gzip,
+)
 from crfrefine.io.volume import VolumeHeader, spacing_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -55,9 +66,9 @@ def read_header(path: Path) -> VolumeHeader:
     dtype = np.dtype(_TYPES[int(template["type"])])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
     require_usable(affine, 3, path)
-    _check_size(path, math.prod((*grid_shape, num_frames)) * dtype.itemsize, compressed=container == "gzip")
+    num_bytes = _DATA_OFFSET + math.prod((*grid_shape, num_frames)) * dtype.itemsize
+    require_length(path, num_bytes, compressed=container == "gzip")
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
-    misnamed = "compressed, although its name does not say so" if container == "gzip" else "not compressed, although its name says so"
     return VolumeHeader(
         path=path,
         format="MGH" + (", gzip" if container == "gzip" else ""),
@@ -68,7 +79,7 @@ def read_header(path: Path) -> VolumeHeader:
         affine=affine,
         template=template,
         notes=() if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",),
-        misnamed=None if (container == "gzip") == _is_named_gzip(path) else f"the file is {misnamed}",
+        misnamed=misnamed(compressed=container == "gzip", named_so=_is_named_gzip(path)),
     )
 
 
@@ -135,13 +146,3 @@ def _container(path: Path) -> str:
 
 def _is_named_gzip(path: Path) -> bool:
     return path.name.lower().endswith("z")
-
-
-def _check_size(path: Path, num_bytes: int, *, compressed: bool) -> None:
-    needed, size = _DATA_OFFSET + num_bytes, path.stat().st_size
-    if size * (LARGEST_RATIO if compressed else 1) < needed:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {needed} bytes, it holds {size}"
-            + (" compressed ones" if compressed else "")
-            + "; copy or export it again"
-        )

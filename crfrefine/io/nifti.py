@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.nifti_header import check_size, data_offset, geometry, header_to_write, layout, parse, scaling, voxel_type
-from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, open_bytes, read_start, skip, write_gzip
+from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, misnamed, open_bytes, read_start, skip, write_gzip
 from crfrefine.io.volume import VolumeHeader, spacing_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -58,11 +58,6 @@ def _interpret(block: bytes, path: Path, *, compressed: bool) -> VolumeHeader:
     require_usable(affine, len(grid_shape), path)
     check_size(path, header, dtype, compressed=compressed)
     version = 2 if header["sizeof_hdr"] == 540 else 1
-    misnamed = None
-    if compressed != _is_named_gzip(path):
-        misnamed = "the file is " + (
-            "compressed, although its name does not say so" if compressed else "not compressed, although its name says so"
-        )
     return VolumeHeader(
         path=path,
         format=f"NIfTI-{version}" + (", gzip" if compressed else ""),
@@ -74,7 +69,7 @@ def _interpret(block: bytes, path: Path, *, compressed: bool) -> VolumeHeader:
         template=header,
         notes=notes,
         details=(("sform, qform", f"codes {int(header['sform_code'])}, {int(header['qform_code'])}"),),
-        misnamed=misnamed,
+        misnamed=misnamed(compressed=compressed, named_so=_is_named_gzip(path)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.streams import LARGEST_RATIO
+from crfrefine.io.streams import require_length
 from crfrefine.io.volume import is_sheared, spacing_of
 
 if TYPE_CHECKING:
@@ -108,13 +108,7 @@ def voxel_type(header: Any, path: Path) -> np.dtype[Any]:
 def check_size(path: Path, header: Any, dtype: np.dtype[Any], *, compressed: bool) -> None:
     """Raise UnsupportedFormatError if the file with the voxels is too short for what the header promises."""
     needed = data_offset(header) + math.prod(int(size) for size in header.get_data_shape()) * dtype.itemsize
-    size = path.stat().st_size
-    if size * (LARGEST_RATIO if compressed else 1) < needed:
-        raise UnsupportedFormatError(
-            f"{path}: the file is cut off: its header promises {needed} bytes, it holds {size}"
-            + (" compressed ones" if compressed else "")
-            + "; copy or export it again"
-        )
+    require_length(path, needed, compressed=compressed)
 
 
 def data_offset(header: Any) -> int:

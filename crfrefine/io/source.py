@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.encodings import READERS, TEXT_DTYPE
-from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, ByteReader, finish, open_bytes, skip
+from crfrefine.io.streams import BLOCK_BYTES, INPUT_BYTES, LARGEST_RATIO, BlockReader, ByteReader, finish, open_bytes, skip
 from crfrefine.io.voxel_files import size_of
 from crfrefine.io.voxel_stream import VoxelStream
 
@@ -80,7 +80,7 @@ class VoxelSource:
         """Open the voxels at the first one."""
         dtype = TEXT_DTYPE if self.encoding == "text" else self.dtype
         if len(self.files) > 1:
-            with closing(_Joined(self, math.prod(self.sizes) // len(self.files) * dtype.itemsize)) as joined:
+            with closing(BlockReader(_joined(self, math.prod(self.sizes) // len(self.files) * dtype.itemsize))) as joined:
                 yield VoxelStream(joined, dtype, self.header_path, partial(finish, joined), self.dtype, inner=self.inner)
             return
         with self.open(self.files[0]) as reader:
@@ -111,41 +111,18 @@ class VoxelSource:
             yield reader
 
 
-class _Joined:
-    """The voxels of several files, one after the other; each file is read to its end, where the checksum of compressed data is."""
-
-    def __init__(self, source: VoxelSource, bytes_per_file: int) -> None:
-        self._source, self._bytes_per_file = source, bytes_per_file
-        self._blocks = self._all()
-        self._rest = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        parts = []
-        while size > 0:
-            if not self._rest:
-                block = next(self._blocks, b"")
+def _joined(source: VoxelSource, bytes_per_file: int) -> Generator[bytes, None, None]:
+    """Yield the voxels of several files, one after the other; each file is read to its end, where the checksum of compressed data is."""
+    for path in source.files:
+        missing = bytes_per_file
+        with source.open(path) as reader:
+            while missing:
+                block = reader.read(min(missing, BLOCK_BYTES))
                 if not block:
-                    break
-                self._rest = memoryview(block)
-            parts.append(self._rest[:size])
-            self._rest = self._rest[size:]
-            size -= len(parts[-1])
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self._blocks.close()
-
-    def _all(self) -> Generator[bytes, None, None]:
-        for path in self._source.files:
-            missing = self._bytes_per_file
-            with self._source.open(path) as reader:
-                while missing:
-                    block = reader.read(min(missing, BLOCK_BYTES))
-                    if not block:
-                        raise _cut_off(path, self._bytes_per_file, f"it holds {self._bytes_per_file - missing}")
-                    missing -= len(block)
-                    yield block
-                self._source.finish(reader)
+                    raise _cut_off(path, bytes_per_file, f"it holds {bytes_per_file - missing}")
+                missing -= len(block)
+                yield block
+            source.finish(reader)
 
 
 def _after_lines(text: ByteReader, offset: int, num_lines: int, path: Path) -> int:

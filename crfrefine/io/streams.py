@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +25,36 @@ class ByteReader(Protocol):
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer only at the end of the stream."""
         ...
+
+
+class BlockReader:
+    """Blocks of bytes as one stream.
+
+    Args:
+        blocks: in their order; none after the last is asked for.
+    """
+
+    def __init__(self, blocks: Generator[bytes | memoryview, None, None]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, fewer only at the end of the stream."""
+        parts = []
+        while size > 0:
+            if not self._rest:
+                block = next(self._blocks, None)
+                if block is None:
+                    break
+                self._rest = memoryview(block)
+            parts.append(self._rest[:size])
+            self._rest = self._rest[size:]
+            size -= len(parts[-1])
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """End the generator of the blocks, and close what it has open."""
+        self._blocks.close()
 
 
 class Inflater:
@@ -113,6 +143,24 @@ def open_bytes(path: Path, container: str = "by name", offset: int = 0) -> Itera
             yield Inflater(file, path, container)
     except OSError as error:
         raise cannot_read(path, error) from error
+
+
+def require_length(path: Path, needed: int, *, compressed: bool) -> None:
+    """Raise UnsupportedFormatError if a file is too short for the bytes that its header promises."""
+    size = path.stat().st_size
+    if size * (LARGEST_RATIO if compressed else 1) < needed:
+        raise UnsupportedFormatError(
+            f"{path}: the file is cut off: its header promises {needed} bytes, it holds {size}"
+            + (" compressed ones" if compressed else "")
+            + "; copy or export it again"
+        )
+
+
+def misnamed(*, compressed: bool, named_so: bool) -> str | None:
+    """Return what to say of a file whose name tells wrongly whether it is compressed; None if it tells rightly."""
+    if compressed == named_so:
+        return None
+    return "the file is " + ("compressed, although its name does not say so" if compressed else "not compressed, although its name says so")
 
 
 def read_start(path: Path, size: int) -> bytes:

@@ -17,7 +17,6 @@ from crfrefine.execution.threads import Workers
 from crfrefine.threads import available_threads
 from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
-from crfrefine.train.crop_store import CropStore
 from crfrefine.train.cross_validation import run_fold
 from crfrefine.train.device import choose_device
 from crfrefine.train.done import Done, Part
@@ -107,7 +106,7 @@ def train_fold(task: FoldTask) -> Part:
         observer, budget = TrainingObserver(), Budget(None)
         parts = tuple(task.part if number == task.number else Part() for number in range(len(plan.part_names)))
         journal = Journal(Done(parts, task.screening), _NoFile(options.checkpoint, task.digest), budget)
-        prepared = prepare(plan, CropStore(), workers, observer)
+        prepared = prepare(plan, workers, observer)
         progress = Progress(plan.num_planned_of_all(len(prepared.starts)), observer, budget)
         session = Session(workers, observer, journal, budget, progress)
         screened = Screened(prepared.starts, tuple(screened_cases(plan.num_cases)), task.screening)

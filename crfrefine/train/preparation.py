@@ -51,7 +51,7 @@ class Prepared:
     has_large_cases: bool
 
 
-def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingObserver) -> Prepared:
+def prepare(plan: Plan, workers: Workers, observer: TrainingObserver) -> Prepared:
     """Read the cases and set up what all parts share.
 
     Raises:
@@ -59,7 +59,7 @@ def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingOb
     """
     observer.stage_started("reading")
     cases, options = plan.cases, plan.options
-    crops, has_large_cases = _read_crops(plan, store, workers)
+    crops, has_large_cases = _read_crops(plan, workers)
     spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
     frequencies = _frequencies(crops, cases.num_labels)
     if sum(frequencies[1:]) == 0:
@@ -83,8 +83,9 @@ def prepare(plan: Plan, store: CropStore, workers: Workers, observer: TrainingOb
     )
 
 
-def _read_crops(plan: Plan, store: CropStore, workers: Workers) -> tuple[list[Crop], bool]:
+def _read_crops(plan: Plan, workers: Workers) -> tuple[list[Crop], bool]:
     """Return the part of every case that training uses, and whether any case is large; all bad cases are named at once."""
+    store = CropStore()
     crops: list[Crop] = []
     failed: list[CrfRefineError] = []
     has_large_cases = False

@@ -6,7 +6,7 @@ progress.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import replace
 
 from crfrefine.execution.executor import Executor
@@ -17,7 +17,6 @@ from crfrefine.train.budget import Budget
 from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.checks import check_options
 from crfrefine.train.comparison import compare
-from crfrefine.train.crop_store import CropStore
 from crfrefine.train.cross_validation import cross_validate
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.done import Done, Part
@@ -47,14 +46,13 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         KeyboardInterrupt: passed on, after the checkpoint is saved.
     """
     device = check_options(options)
+    placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
     with (
         torch_in_one_thread(),
         Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers,
-        ExitStack() as stack,
+        make_executor("processes", 1, placement) if placement.is_cluster else nullcontext() as executor,
     ):
-        placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
-        executor = stack.enter_context(make_executor("processes", 1, placement)) if placement.is_cluster else None
-        return _run_stages(options, device, observer or TrainingObserver(), workers, CropStore(), executor)
+        return _run_stages(options, device, observer or TrainingObserver(), workers, executor)
 
 
 def _run_stages(
@@ -62,7 +60,6 @@ def _run_stages(
     device: TrainingDevice,
     observer: TrainingObserver,
     workers: Workers,
-    store: CropStore,
     executor: Executor | None,
 ) -> TrainingResult:
     plan = make_plan(options, device)
@@ -80,7 +77,7 @@ def _run_stages(
     ):
         observer.note(note)
     try:
-        prepared = prepare(plan, store, workers, observer)
+        prepared = prepare(plan, workers, observer)
         progress = Progress(plan.num_planned_of_all(len(prepared.starts)), observer, budget)
         session = Session(workers, observer, journal, budget, progress)
         screened = screen_starts(prepared, session)

@@ -1,4 +1,4 @@
-"""`crfrefine tune` as users start it: what is wrong is said before a page opens, and the page answers only who knows its address."""
+"""`crfrefine tune` as users start it: bad input is an error before a page opens, and only those who know the address get the page."""
 
 import dataclasses
 import json
