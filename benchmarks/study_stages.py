@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ def digest_of(parts: Iterable[object]) -> str:
 
 
 def listing(folder: Path) -> list[str]:
-    """Names, sizes and times of the files of a folder: what has changed is read again."""
+    """Names and checksums of the files of a folder: a copy of the data is the same data, whatever its times."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return [f"{path.name} {(stat := path.stat()).st_size} {stat.st_mtime_ns}" for path in files]
+    return [f"{path.name} {_checksum(path)}" for path in files]
+
+
+@cache
+def _checksum(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class Stages:
