@@ -32,23 +32,24 @@ class Meter:
         ctypes.CDLL(None).malloc_trim(0)  # else the call would reuse, uncounted, what the preparation freed
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current VmRSS
         self._resident_mib = _status_mib("VmRSS")
-        self._laps: list[tuple[str, float]] = []
+        self.stages: dict[str, dict[str, float]] = {}
         self._start, self._start_processor = time.perf_counter(), time.process_time()
         return self
 
     def lap(self, name: str) -> None:
-        """End a stage: its seconds are reported under `name`."""
-        self._laps.append((name, time.perf_counter()))
+        """End a stage: what the body has needed by then is reported under `name`."""
+        self.stages[name] = self._so_far()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.seconds = time.perf_counter() - self._start
-        self.processor_seconds = time.process_time() - self._start_processor
-        self.peak_mib = _status_mib("VmHWM") - self._resident_mib
-        self.stages: dict[str, float] = {}
-        previous = self._start
-        for name, moment in self._laps:
-            self.stages[name] = moment - previous
-            previous = moment
+        found = self._so_far()
+        self.seconds, self.processor_seconds, self.peak_mib = found["seconds"], found["processor_seconds"], found["peak_mib"]
+
+    def _so_far(self) -> dict[str, float]:
+        return {
+            "seconds": time.perf_counter() - self._start,
+            "processor_seconds": time.process_time() - self._start_processor,
+            "peak_mib": _status_mib("VmHWM") - self._resident_mib,
+        }
 
 
 class Workload:

@@ -30,6 +30,7 @@ with Meter() as meter:
         device="cpu",
         threads=int(options.get("threads", "1")),
     )
+    meter.lap("label map")
     marginals = result.marginals if workload.mask is None else result.marginals_at(workload.mask)
 
 report(

@@ -80,7 +80,8 @@ class TiledLogits(RunOutcome):
         """
         logits = network_logits(self._source.values, is_probability=self._source.is_probability)
         add_bias(logits[(slice(None), *self._source.box)], self._run.bias, self._mask)
-        logits *= np.float32(1.0) / np.float32(self._run.temperature)
+        if self._run.temperature != 1.0:  # A pass over all labels, which is worth saving.
+            logits *= np.float32(1.0) / np.float32(self._run.temperature)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
         self._refine(logits[(slice(None), *self._source.box)], lambda values: values)
