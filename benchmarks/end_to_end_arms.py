@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from study_stages import Stages, listing
 
 from crfrefine import CrfParameters, refine
-from crfrefine.cases.discovery import CaseFiles
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.calibration import measure_calibration

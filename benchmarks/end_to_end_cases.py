@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crfrefine import io
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.cases.discovery import CaseFiles
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.parameters.model import CrfParameters
 

@@ -17,7 +17,8 @@ from environment import describe, source_hash
 from study_rivals import RIVAL_FOLDERS, RIVALS, RIVALS_LARGEST, write_rivals
 from study_stages import Stages, crfrefine, link_files, listing, say
 
-from crfrefine.cases.discovery import CaseFiles, discover_cases
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.methods import DEFAULT, LARGEST, NETWORK, TRAINED, TRAINED_LARGEST
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from study_chain import link_cases
 from study_stages import link_files
 
-from crfrefine.cases.discovery import CaseFiles, discover_cases
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 
 LOGITS = "logits"
 

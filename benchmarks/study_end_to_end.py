@@ -30,7 +30,8 @@ from peers import BENCH, ROOT
 from report import write_between_markers
 from study_stages import say
 
-from crfrefine.cases.discovery import discover_cases, read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.demo.phantom import make_phantom, write_phantom
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.atomic import atomic_file

@@ -23,7 +23,8 @@ from study_unet import Schedule, SliceUNet, Stack, predict, train
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.cases.discovery import CaseFiles, discover_cases
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.volume import Volume, describe_difference, same_grid
 from crfrefine.train.folds import choose_num_folds, make_folds

@@ -16,7 +16,8 @@ from crfrefine.cases.case import Case, CaseFiles, load_case
 from crfrefine.cases.declared_labels import DeclaredLabels
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.io import write_label_map
-from crfrefine.parameters.model import CrfParameters, PostprocessParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
 from crfrefine.train.dice_rival import decided_labels
 from crfrefine.train.guided_filter import Guidance, guided_labels

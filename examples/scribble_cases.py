@@ -14,7 +14,8 @@ from generated import smooth_noise
 from study_network import read_stack
 from study_unet import Stack
 
-from crfrefine.cases.discovery import CaseFiles, discover_cases
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 

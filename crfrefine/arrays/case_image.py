@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.parameters.model import intensity_by_modality
+from crfrefine.parameters.modalities import intensity_by_modality
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.parameters.model import IntensityParameters
+    from crfrefine.parameters.sections import IntensityParameters
 
 
 class CaseImage:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box
 from crfrefine.axes import StorageOrder
 from crfrefine.errors import InputError
-from crfrefine.parameters.model import IntensityParameters, intensity_by_modality
+from crfrefine.parameters.modalities import intensity_by_modality
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.threads import available_threads
 
 Float32 = NDArray[np.float32]

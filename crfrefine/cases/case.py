@@ -13,8 +13,10 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.padding import find_padding
 from crfrefine.arrays.region_channels import find_undecided
 from crfrefine.axes import StorageOrder, file_order
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_memory import require_case_fits
-from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
+from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.network_output import NetworkOutputReader, read_network_header
 from crfrefine.cases.other_grid import WorkGrid

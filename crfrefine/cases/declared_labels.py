@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.cases.discovery import CaseFiles, description_or_note
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import description_or_note
 from crfrefine.errors import InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.volume import LARGEST_LABEL

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, CaseFiles, CaseList, discover_cases, list_files, segmentations_first
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, discover_cases, list_files, segmentations_first
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.recognition import format_to_read

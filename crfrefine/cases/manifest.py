@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crfrefine.cases.discovery import CaseFiles, CaseList
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError

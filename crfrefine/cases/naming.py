@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crfrefine.cases.discovery import description_or_note
+from crfrefine.cases.dataset_description import description_or_note
 
 
 @dataclass(frozen=True)

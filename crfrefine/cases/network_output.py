@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.region_scheme import RegionScheme
-    from crfrefine.cases.discovery import CaseFiles
+    from crfrefine.cases.case_files import CaseFiles
     from crfrefine.cases.reading_options import ReadingOptions
     from crfrefine.io.volume import VolumeHeader
 

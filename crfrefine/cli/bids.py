@@ -102,7 +102,9 @@ def bids(
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.failures import Failure
     from crfrefine.infer.options import InferenceOptions
-    from crfrefine.parameters.model import CrfParameters, find_config, parse_override
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.overrides import parse_override
+    from crfrefine.parameters.presets import find_config
 
     choice = Choice(
         participants=tuple(participants or ()),

@@ -171,7 +171,9 @@ def infer(
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.infer.options import InferenceOptions
     from crfrefine.infer.run import run_inference
-    from crfrefine.parameters.model import CrfParameters, find_config, parse_override
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.overrides import parse_override
+    from crfrefine.parameters.presets import find_config
 
     options = InferenceOptions(
         images=tuple(images or ()),

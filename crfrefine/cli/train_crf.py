@@ -149,7 +149,9 @@ def train_crf(
     placement = parse_placement(workers, dask)
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
-    from crfrefine.parameters.model import CrfParameters, find_config, parse_override
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.overrides import parse_override
+    from crfrefine.parameters.presets import find_config
 
     try:
         from crfrefine.train.folders import locate_folders, locate_nnunet

@@ -77,7 +77,8 @@ def tune(
     """
     from crfrefine.infer.options import InferenceOptions
     from crfrefine.io.atomic import check_small_output
-    from crfrefine.parameters.model import CrfParameters, parse_override
+    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.parameters.overrides import parse_override
     from crfrefine.tune.options import TuneOptions
     from crfrefine.tune.server import check_libraries, serve
     from crfrefine.tune.session import Session

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.completeness import IncompleteCase, require_all_complete, too_few_complete
 from crfrefine.cases.discovery import (
     LABEL_SUFFIXES,
     LOGITS_NAMES,
-    CaseFiles,
-    CaseList,
     discover_cases,
     list_files,
     probabilities_beside,

@@ -9,7 +9,8 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.axes import StorageOrder
-from crfrefine.cases.discovery import list_files, read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.discovery import list_files
 from crfrefine.cases.label_input import merge_structures
 from crfrefine.errors import InputError
 from crfrefine.io.volume import Volume

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.completeness import require_all_complete, too_few_complete
+from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.declared_labels import number_structures
-from crfrefine.cases.discovery import CaseFiles, list_files, probabilities_beside, read_dataset_description
+from crfrefine.cases.discovery import list_files, probabilities_beside
 from crfrefine.cases.structure_folders import case_folders, is_nested, looks_like_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions

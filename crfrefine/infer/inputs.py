@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.declared_labels import declared_labels
-from crfrefine.cases.discovery import CaseFiles, CaseList
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.naming import Names, read_names

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crfrefine.cases.discovery import read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_small_file, write_small_file
 from crfrefine.io.paths import suffix_of
 
 if TYPE_CHECKING:
-    from crfrefine.cases.discovery import CaseFiles
+    from crfrefine.cases.case_files import CaseFiles
 
 NAMES_FILE = "dataset.json"
 

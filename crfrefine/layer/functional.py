@@ -21,7 +21,7 @@ except ImportError as error:
 from crfrefine.layer import inputs, label_sets
 from crfrefine.layer.autograd import MeanField, to_array
 from crfrefine.layer.graphs import outside_graphs
-from crfrefine.parameters.model import MeanFieldParameters, VolumeParameters
+from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.layer import inputs
-from crfrefine.parameters.model import IntensityParameters, intensity_by_modality
+from crfrefine.parameters.modalities import intensity_by_modality
+from crfrefine.parameters.sections import IntensityParameters
 
 _CONSTANT = float(torch.finfo(torch.float32).tiny)
 

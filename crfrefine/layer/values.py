@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from crfrefine.errors import ConfigError
 from crfrefine.layer import forms
-from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, MeanFieldParameters, as_parameters
+from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
 
 GROUPS = ("weights", "compatibility", "theta", "temperature", "bias", "volume")
 """Groups of parameters that can be learned or frozen."""

@@ -6,16 +6,18 @@ sections.py defines the tables and their keys; docs/reference/math.md defines th
 from __future__ import annotations
 
 import dataclasses
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from crfrefine.errors import ConfigError, CrfRefineError
 from crfrefine.notebook import html_table
 from crfrefine.parameters import checks
+from crfrefine.parameters.editing import edited, plain_section, sections_from, suggested_key
+from crfrefine.parameters.modalities import per_modality
+from crfrefine.parameters.presets import find_config
 from crfrefine.parameters.sections import (
     SECTIONS,
     BilateralParameters,
@@ -23,35 +25,17 @@ from crfrefine.parameters.sections import (
     IntensityParameters,
     MeanFieldParameters,
     PostprocessParameters,
-    Section,
     SpatialParameters,
     VolumeParameters,
 )
-from crfrefine.parameters.toml import toml_comment, toml_entry, toml_value
+from crfrefine.parameters.toml import toml_comment, toml_entry, toml_problem, toml_value
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
-from crfrefine.text import MOST_OF_A_PATH, MOST_OF_A_REASON, listed, shorten
-
-__all__ = [
-    "BilateralParameters",
-    "CompatibilityParameters",
-    "CrfParameters",
-    "IntensityParameters",
-    "MeanFieldParameters",
-    "PostprocessParameters",
-    "SpatialParameters",
-    "VolumeParameters",
-    "as_parameters",
-    "configs_dir",
-    "intensity_by_modality",
-    "list_presets",
-    "parse_override",
-]
+from crfrefine.text import listed, shorten
 
 SCHEMA = 1
 _MOST_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
 _MOST_DIGITS = 9  # Most digits of a kernel number.
 _MOST_OF_A_CELL = 120
-_SectionType = TypeVar("_SectionType", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -130,7 +114,7 @@ class CrfParameters:
         try:
             table = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"not valid TOML: {_toml_problem(error)}") from error
+            raise ConfigError(f"not valid TOML: {toml_problem(error)}") from error
         return cls.from_dict(table)
 
     @classmethod
@@ -144,14 +128,14 @@ class CrfParameters:
             raise ConfigError(
                 f"schema: this version reads schema {SCHEMA}, got {checks.describe(schema)}; the file is from another version of crfrefine"
             )
-        return cls(**{name: _sections_from(name, value) for name, value in table.items() if name != "schema"})
+        return cls(**{name: sections_from(name, value) for name, value in table.items() if name != "schema"})
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
         result: dict[str, Any] = {"schema": SCHEMA}
         for name in SECTIONS:
             value = getattr(self, name)
-            result[name] = [_plain_section(entry) for entry in value] if name == "bilateral" else _plain_section(value)
+            result[name] = [plain_section(entry) for entry in value] if name == "bilateral" else plain_section(value)
         return result
 
     def to_toml(self, comment: str = "") -> str:
@@ -208,7 +192,7 @@ class CrfParameters:
         Raises:
             ConfigError: a key is unknown or a value is not allowed; the message names the key.
         """
-        whole = {name: _sections_from(name, value) for name, value in changes.items() if name in SECTIONS}
+        whole = {name: sections_from(name, value) for name, value in changes.items() if name in SECTIONS}
         base = dataclasses.replace(self, **whole)
         edits: dict[tuple[str, int], dict[str, Any]] = {}
         for key, value in changes.items():
@@ -219,11 +203,11 @@ class CrfParameters:
         kernels = list(base.bilateral)
         for (name, index), values in edits.items():
             if name == "bilateral":
-                kernels[index] = _edited(kernels[index], values, base._kernel_key(index))
+                kernels[index] = edited(kernels[index], values, base._kernel_key(index))
                 continue
             if name == "compatibility" and values.get("kind") == "potts":
                 values.setdefault("matrix", None)
-            sections[name] = _edited(getattr(base, name), values, name)
+            sections[name] = edited(getattr(base, name), values, name)
         return dataclasses.replace(base, bilateral=tuple(kernels), **sections)
 
     def _kernel_key(self, index: int) -> str:
@@ -234,7 +218,7 @@ class CrfParameters:
         """Split a dotted key into section, kernel number and entry."""
         name, *rest = key.split(".")
         if name not in SECTIONS:
-            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
+            raise ConfigError(f"{shorten(key)}: unknown key; {suggested_key(key)}")
         index = 0
         if name == "bilateral":
             count = len(self.bilateral)
@@ -248,7 +232,7 @@ class CrfParameters:
                 raise ConfigError(f"{shorten(key)}: there are {count} kernels; say which: {names}")
         known = [entry.name for entry in dataclasses.fields(SECTIONS[name])]
         if len(rest) != 1 or rest[0] not in known:
-            raise ConfigError(f"{shorten(key)}: unknown key; {_suggested_key(key)}")
+            raise ConfigError(f"{shorten(key)}: unknown key; {suggested_key(key)}")
         return name, index, rest[0]
 
     @property
@@ -316,7 +300,7 @@ class CrfParameters:
             return (value,) * sizes[what]
 
         for name in ("normalization", "percentiles", "window"):
-            _per_modality(getattr(self.intensity, name), f"intensity.{name}", num_modalities)
+            per_modality(getattr(self.intensity, name), f"intensity.{name}", num_modalities)
         terms = []
         for index, kernel in enumerate(self.bilateral):
             prefix = self._kernel_key(index)
@@ -358,84 +342,9 @@ class CrfParameters:
         )
 
 
-def _suggested_key(key: str) -> str:
-    """Suggest a dotted key: `theta_alpha` is the last part of bilateral.theta_alpha, `bilatral.weight` a misspelling."""
-    known = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
-    section, _, entry = key.partition(".")
-    if key and not entry:
-        same = [name for name in known if name.partition(".")[2] == key]
-        if same:
-            return f"did you mean {' or '.join(repr(name) for name in same)}?"
-    if section in SECTIONS:
-        known = [name for name in known if name.startswith(f"{section}.")]
-    return checks.suggestion(key, known)
-
-
 def _check_matrix_size(size: int, num_labels: int) -> None:
     if size != num_labels:
         raise ConfigError(f"compatibility.matrix: it is {size} x {size}, but the case has {num_labels} labels")
-
-
-def _per_modality(value: Any, key: str, num_modalities: int) -> tuple[Any, ...]:
-    """Repeat a word or a pair for each modality, or check the length of a list."""
-    if isinstance(value, tuple) and isinstance(value[0], str | tuple):
-        if len(value) != num_modalities:
-            checks.check_length(value, key, "modality", num_modalities)
-        return value
-    return (value,) * num_modalities
-
-
-def intensity_by_modality(
-    parameters: IntensityParameters, num_modalities: int
-) -> list[tuple[str, tuple[float, float], tuple[float, float] | None]]:
-    """Normalization, percentiles and window of each modality.
-
-    Args:
-        parameters: with one entry for all modalities, or one per modality.
-        num_modalities: channels of the image.
-
-    Raises:
-        ConfigError: a list has the wrong length.
-    """
-    columns = (_per_modality(getattr(parameters, n), f"intensity.{n}", num_modalities) for n in ("normalization", "percentiles", "window"))
-    return list(zip(*columns, strict=True))
-
-
-def _section_from(kind: type[_SectionType], table: Any, prefix: str) -> _SectionType:
-    """Build a section from a mapping, naming keys in errors by `prefix`."""
-    if isinstance(table, kind):
-        return table
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{prefix}: expected a table of keys, got {checks.describe(table)}")
-    return _edited(kind, table, prefix)
-
-
-def _sections_from(name: str, value: Any) -> Any:
-    kind = SECTIONS[name]
-    if name != "bilateral" or isinstance(value, Mapping | BilateralParameters):
-        section = _section_from(kind, value, name)
-        return (section,) if name == "bilateral" else section
-    if not isinstance(value, list | tuple) or not value:
-        raise ConfigError(
-            f"bilateral: expected a table or several, got {checks.describe(value)}; to switch the term off, set its weight to 0"
-        )
-    return tuple(_section_from(kind, entry, f"bilateral.{index}") for index, entry in enumerate(value))
-
-
-def _edited(base: _SectionType | type[_SectionType], values: Mapping[str, Any], prefix: str) -> _SectionType:
-    """The section `base` (for a class, its defaults) with some values changed; errors name keys by `prefix`."""
-    fields = {entry.name: entry for entry in dataclasses.fields(base)}
-    checks.check_known(values, fields, f"{prefix}.")
-    checked = {name: fields[name].metadata["check"](value, f"{prefix}.{name}") for name, value in values.items()}
-    return base(**checked) if isinstance(base, type) else dataclasses.replace(base, **checked)
-
-
-def _plain_section(section: Section) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return [plain(entry) for entry in value] if isinstance(value, tuple) else value
-
-    pairs = ((entry.name, getattr(section, entry.name)) for entry in dataclasses.fields(section))
-    return {name: plain(value) for name, value in pairs if value is not None}
 
 
 def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
@@ -454,73 +363,3 @@ def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameter
         f"parameters: expected CrfParameters, a preset's name or a file's path, got {checks.describe(parameters)}; "
         "CrfParameters.from_dict takes nested dictionaries"
     )
-
-
-def configs_dir() -> Path:
-    """The folder of the presets: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def list_presets() -> list[str]:
-    """Names of the presets, `default` first, the others in alphabetical order."""
-    return sorted((path.stem for path in configs_dir().glob("*.toml")), key=lambda name: (name != "default", name))
-
-
-def find_config(name_or_path: str | Path) -> Path:
-    """Return the file of a preset's name or of a path; raises ConfigError if there is none."""
-    presets = list_presets()
-    if isinstance(name_or_path, str) and name_or_path in presets:
-        return configs_dir() / f"{name_or_path}.toml"
-    path = Path(name_or_path)
-    try:
-        if path.is_file():
-            return path
-        is_folder, is_there = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
-    if is_folder:
-        raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
-    if is_there:
-        raise ConfigError(f"{path}: is not a regular file; give a TOML file or a preset ({', '.join(presets)})")
-    raise ConfigError(f"{shorten(name_or_path, MOST_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
-
-
-def _toml_problem(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "lists or tables are nested too deeply"
-    # Python reads integers of at most 4300 digits; its message about that is not for users.
-    is_known = isinstance(error, tomllib.TOMLDecodeError)
-    return shorten(error, MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"
-
-
-_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
-
-    Args:
-        text: the value in TOML's syntax; a single word needs no quotes.
-
-    Raises:
-        ConfigError: there is no `=`, or the value cannot be read.
-    """
-    key, sign, raw = text.partition("=")
-    key, raw = key.strip(), raw.strip()
-    if not sign or not key or not raw:
-        raise ConfigError(f"{checks.describe(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
-    try:
-        parsed = tomllib.loads(f"value = {raw}")
-    except (ValueError, RecursionError) as error:
-        if _BARE_WORD.fullmatch(raw):
-            return key, raw
-        raise ConfigError(
-            f"{shorten(key)}: cannot read the value {checks.describe(raw)}: {_toml_problem(error)}; "
-            'numbers, [lists], and in lists words in "quotes"'
-        ) from error
-    if set(parsed) != {"value"}:
-        raise ConfigError(f"{shorten(key)}: expected one value, got {checks.describe(raw)}")
-    return key, parsed["value"]

@@ -1,12 +1,12 @@
-"""Text of a parameter file: TOML with a comment for each key.
-
-Writing only; reading is the standard library's `tomllib`.
-"""
+"""Text of a parameter file: TOML with a comment for each key; the standard library's `tomllib` reads it."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Sequence
+
+from crfrefine.text import MOST_OF_A_REASON, shorten
 
 
 def toml_value(value: object) -> str:
@@ -36,3 +36,12 @@ def toml_entry(name: str, value: object, comment: str) -> str:
 def toml_comment(text: str) -> str:
     """Each line of a text as a TOML comment."""
     return "".join(f"# {line}".rstrip() + "\n" for line in text.splitlines())
+
+
+def toml_problem(error: ValueError | RecursionError) -> str:
+    """Return what is wrong with a text that `tomllib` could not read, for messages."""
+    if isinstance(error, RecursionError):
+        return "lists or tables are nested too deeply"
+    # Python reads integers of at most 4300 digits; its message about that is not for users.
+    is_known = isinstance(error, tomllib.TOMLDecodeError)
+    return shorten(error, MOST_OF_A_REASON) if is_known else "a number with too many digits, or an invalid date"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.engines.base import Backend
-    from crfrefine.parameters.model import IntensityParameters
+    from crfrefine.parameters.sections import IntensityParameters
     from crfrefine.specs import ModelSpec
     from crfrefine.tiles.grid import Extents
     from crfrefine.tiles.label_sets import LabelSets

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine import io
-from crfrefine.cases.discovery import CaseFiles, CaseList, discover_cases, list_files
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.cases.structure_folders import case_folders, looks_like_structures

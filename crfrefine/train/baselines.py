@@ -12,7 +12,7 @@ import torch
 
 from crfrefine.arrays.components import postprocess
 from crfrefine.execution.threads import Workers
-from crfrefine.parameters.model import PostprocessParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.train.crops import Crop
 from crfrefine.train.folds import Split
 from crfrefine.train.losses import Loss

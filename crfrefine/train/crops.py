@@ -16,7 +16,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels, bounding_box
 from crfrefine.arrays.padding import leave_out
 from crfrefine.cases.label_input import KIND
-from crfrefine.parameters.model import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,8 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.padding import leave_out
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.parameters.model import CrfParameters, PostprocessParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement import refine
 from crfrefine.train.baselines import smoothed
 from crfrefine.train.dice_rival import decided_labels

@@ -11,7 +11,8 @@ from typing import Any
 
 import crfrefine
 from crfrefine.errors import InputError
-from crfrefine.parameters.model import CrfParameters, PostprocessParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.text import MOST_OF_A_LINE
 from crfrefine.train.candidates import UNTRAINED, is_part_way
 from crfrefine.train.results import TrainingResult

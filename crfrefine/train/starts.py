@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from crfrefine.parameters.model import BilateralParameters, CompatibilityParameters, CrfParameters, PostprocessParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, PostprocessParameters
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)

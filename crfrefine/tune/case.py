@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.cases.case import load_case, read_case_headers, read_reference
-from crfrefine.cases.discovery import CaseFiles, discover_cases
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
 from crfrefine.errors import InputError
 from crfrefine.infer.inputs import RunInputs, find_inputs

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.failures import describe_failure
 from crfrefine.io.atomic import write_small_file
-from crfrefine.parameters.model import CrfParameters, list_presets
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.presets import list_presets
 from crfrefine.pictures.display import label_color
 from crfrefine.tune.case import TuneCase, find_cases, open_case
 from crfrefine.tune.computing import CaseRefiner, box_around

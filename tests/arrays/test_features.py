@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.parameters.model import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters
 
 SHAPE = (7, 5, 9)
 

@@ -8,7 +8,7 @@ from drawings import drawing
 
 from crfrefine.arrays.components import clean, postprocess
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.model import PostprocessParameters
+from crfrefine.parameters.sections import PostprocessParameters
 
 ISLANDS = drawing(
     "11..2...",

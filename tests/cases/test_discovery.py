@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from crfrefine.cases.discovery import discover_cases, read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 
 

@@ -340,7 +340,7 @@ def test_summary_has_a_record_of_each_case(folders):
 def test_small_object_rules_are_applied_and_counted(folders):
     """The same as the rules alone on the label map without them; the summary says what they did."""
     from crfrefine.arrays.components import clean
-    from crfrefine.parameters.model import PostprocessParameters
+    from crfrefine.parameters.sections import PostprocessParameters
 
     plain = summary_of(folders)
     without = {case_id: load_nifti(folders.output / f"{case_id}.nii.gz") for case_id in "abc"}

@@ -13,7 +13,8 @@ from cli_helpers import command, files_in, load_nifti, run_here, run_process
 from special_file_helpers import Reader, kind_of, make_pipe
 from training_helpers import write_cases
 
-from crfrefine.parameters.model import CrfParameters, PostprocessParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.statistics.verdict import Outcome, verdict
 from crfrefine.train import comparison
 from crfrefine.train.device import choose_device

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crfrefine import io
-from crfrefine.cases.discovery import discover_cases, read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError
 from crfrefine.infer.earlier import read_earlier
 from crfrefine.io.json import parse_json

@@ -15,13 +15,17 @@ from fuzz_mutations import mutated, mutated_text, wrong_somewhere
 from fuzz_worker import MOST_OF_A_MESSAGE, Target
 
 from crfrefine import memory
-from crfrefine.cases.discovery import CaseList, discover_cases, read_dataset_description
+from crfrefine.cases.case_files import CaseList
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet import datasets, layout, postprocessing, predictions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.errors import CrfRefineError
 from crfrefine.evaluate.records import from_json
 from crfrefine.metrics.regions import parse_region, read_regions, regions_from_labels
-from crfrefine.parameters.model import CrfParameters, configs_dir, parse_override
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.overrides import parse_override
+from crfrefine.parameters.presets import configs_dir
 from crfrefine.text import for_terminal
 
 

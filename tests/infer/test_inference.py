@@ -13,7 +13,7 @@ from cli_helpers import Folders, load_nifti, save_nifti, write_folders
 
 from crfrefine.arrays.components import count_components
 from crfrefine.arrays.label_maps import argmax_labels, count_labels
-from crfrefine.cases.discovery import CaseFiles
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.execution.observer import Observer

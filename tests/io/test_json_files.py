@@ -11,7 +11,7 @@ from cli_helpers import run_here, run_process, write_folders
 from evaluation_helpers import write_study
 from training_helpers import write_cases
 
-from crfrefine.cases.discovery import read_dataset_description
+from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.json import parse_json, read_json, require_usable
 from crfrefine.metrics.regions import read_regions

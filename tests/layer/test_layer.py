@@ -29,7 +29,7 @@ from crfrefine.engines.cpu import CpuBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError  # noqa: E402
 from crfrefine.layer.functional import build_kernels, mean_field  # noqa: E402
 from crfrefine.layer.inputs import engine_for  # noqa: E402
-from crfrefine.parameters.model import list_presets  # noqa: E402
+from crfrefine.parameters.presets import list_presets  # noqa: E402
 from crfrefine.specs import KernelSetSpec  # noqa: E402
 
 NORMALIZATIONS = ("symmetric", "after", "none")

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the layer needs PyTorch: pip install 'crfrefine[train]'")
 
 from crfrefine.layer.intensity import normalize  # noqa: E402
-from crfrefine.parameters.model import IntensityParameters  # noqa: E402
+from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a PyTorch for GPUs"))]
 

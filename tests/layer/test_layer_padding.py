@@ -14,7 +14,7 @@ from training_helpers import as_case, phantom
 from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.metrics.overlap import measure_case
-from crfrefine.parameters.model import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.baselines import VectorScaling, smoothed
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dice_rival import DiceDecision

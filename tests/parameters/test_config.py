@@ -13,17 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.model import (
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.overrides import parse_override
+from crfrefine.parameters.presets import configs_dir, list_presets
+from crfrefine.parameters.sections import (
     BilateralParameters,
     CompatibilityParameters,
-    CrfParameters,
     IntensityParameters,
     MeanFieldParameters,
     PostprocessParameters,
     SpatialParameters,
-    configs_dir,
-    list_presets,
-    parse_override,
 )
 from crfrefine.specs import KernelSpec
 

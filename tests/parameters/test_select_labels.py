@@ -3,7 +3,8 @@
 import pytest
 
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.model import BilateralParameters, CrfParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import BilateralParameters
 
 MATRIX = [[0.0, 1.0, 2.0, 3.0], [4.0, 0.0, 5.0, 6.0], [7.0, 8.0, 0.0, 9.0], [10.0, 11.0, 12.0, 0.0]]
 

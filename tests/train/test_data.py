@@ -14,7 +14,7 @@ from crfrefine.cases.case import CaseFiles, ReadingOptions
 from crfrefine.demo.phantom import NUM_LABELS
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.counts import OverlapCounts, dice
-from crfrefine.parameters.model import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops as cropping
 from crfrefine.train.checkpoint import fingerprint
 from crfrefine.train.checks import choose_regions

@@ -10,7 +10,8 @@ from training_helpers import phantom, write_cases
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, CONFIDENCE
 from crfrefine.cases.case import ReadingOptions
 from crfrefine.errors import InputError
-from crfrefine.parameters.model import CrfParameters, IntensityParameters
+from crfrefine.parameters.model import CrfParameters
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train.crops import make_crop
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.device import TrainingDevice

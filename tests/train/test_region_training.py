@@ -13,7 +13,7 @@ from training_helpers import LARGER, SIZES, as_case, phantom, write_cases
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
 from crfrefine.execution.threads import Workers
-from crfrefine.parameters.model import IntensityParameters
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.train import crops
 from crfrefine.train.baselines import VectorScaling, fit_vector_scaling
 from crfrefine.train.calibration import calibrate

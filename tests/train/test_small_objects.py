@@ -12,8 +12,9 @@ from training_helpers import REGIONS, as_case, crops, material, phantom, start, 
 from crfrefine.arrays.components import clean
 from crfrefine.execution.threads import Workers
 from crfrefine.metrics.overlap import measure_case
-from crfrefine.parameters.model import CrfParameters, IntensityParameters, PostprocessParameters
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.object_rules import ObjectRule, object_rules, rules_as_parameters
+from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
 from crfrefine.refinement import refine
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels

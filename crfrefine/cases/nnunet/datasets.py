@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crfrefine.cases.discovery import CaseFiles, CaseList, DatasetDescription, discover_cases, read_dataset_description
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.layout import TrainedNetwork, folder_of_environment, read_table, require_case_name
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json

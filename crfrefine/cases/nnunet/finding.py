@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.completeness import IncompleteCase, describe_left_out, too_few_complete
-from crfrefine.cases.discovery import CaseList
 from crfrefine.cases.nnunet.layout import PredictionFolder, TrainedNetwork, recognize_folder
 from crfrefine.cases.nnunet.predictions import find_predicted_cases
 from crfrefine.cases.nnunet.trained import find_trained_cases

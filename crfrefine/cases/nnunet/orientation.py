@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from crfrefine.cases.discovery import CaseFiles
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import CrfRefineError
 from crfrefine.io import read_header
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crfrefine.cases.discovery import CaseFiles, CaseList, discover_cases
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.nnunet.datasets import describe_dataset
 from crfrefine.cases.nnunet.layout import PREDICTION_ARGUMENTS, PredictionFolder, read_table, require_case_name
 from crfrefine.cases.nnunet.orientation import check_orientation

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from crfrefine.cases.discovery import CaseList, DatasetDescription
+from crfrefine.cases.case_files import CaseList
+from crfrefine.cases.dataset_description import DatasetDescription
 from crfrefine.cases.nnunet.datasets import describe_dataset, locate_images, locate_labels, splits_of, training_cases
 from crfrefine.cases.nnunet.folds import ALL, find_folds
 from crfrefine.cases.nnunet.layout import TrainedNetwork

@@ -1,0 +1,163 @@
+"""The contents of nnU-Net's `dataset.json`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crfrefine.errors import InputError
+from crfrefine.io.json import read_json, require_usable
+from crfrefine.io.volume import LARGEST_LABEL
+from crfrefine.text import shorten, shorten_value
+
+_MOST_CHANNELS = 10_000
+_MOST_DIGITS = 9  # Most digits of a channel or label number.
+_EXAMPLE = '{"labels": {"background": 0, "tumor": 1}}'
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """The contents of a `dataset.json` of nnU-Net.
+
+    Attributes:
+        path: the file.
+        channel_names: names of the modalities, in order.
+        labels: name to number, or to the numbers of a region.
+        file_ending: suffix of the images, if given.
+        ignore_label: the number of the label named "ignore": voxels without a reference.
+        regions_class_order: the label that each region writes into the label map, in the order of the regions, if given.
+    """
+
+    path: Path
+    channel_names: tuple[str, ...] = ()
+    labels: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+    file_ending: str | None = None
+    ignore_label: int | None = None
+    regions_class_order: tuple[int, ...] | None = None
+
+    @property
+    def label_titles(self) -> dict[int, str]:
+        """Names to show for the labels that have one of their own: "1 anterior" for label 1."""
+        numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in self.labels.items()}
+        return {found[0]: f"{found[0]} {shorten(' '.join(name.split()))}" for name, found in numbers.items() if len(found) == 1}
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether labels are trained as overlapping regions, whose outputs are not a distribution over labels."""
+        return any(isinstance(value, tuple) and len(value) > 1 for value in self.labels.values())
+
+    @property
+    def num_labels(self) -> int:
+        """Channels of a softmax over all labels, background included and "ignore" aside."""
+        numbers = {number for value in self.labels.values() for number in (value if isinstance(value, tuple) else (value,))}
+        return len((numbers | {0}) - {self.ignore_label})
+
+
+def read_dataset_description(folder: Path) -> DatasetDescription | None:
+    """Read `dataset.json` of a folder or of its parent; None if there is none.
+
+    Raises:
+        InputError: the file is not what nnU-Net writes; the message names the key.
+    """
+    candidates = (folder / "dataset.json", folder.parent / "dataset.json")
+    path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
+    if path is None:
+        return None
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}") from None
+    try:
+        return _description_of(content, path)
+    except ValueError as error:
+        raise InputError(f"{path}: not a dataset.json as nnU-Net writes it: {error}") from None
+
+
+def description_or_note(folder: Path, notes: list[str]) -> DatasetDescription | None:
+    """Return what `read_dataset_description` does; a file that cannot be used becomes a note, and counts as none."""
+    try:
+        return read_dataset_description(folder)
+    except InputError as error:
+        notes.append(f"{error}; continuing without it")
+        return None
+
+
+def _description_of(content: Any, path: Path) -> DatasetDescription:
+    """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f'expected a mapping with "labels", such as {_EXAMPLE}')
+    for key in ("labels", "channel_names", "modality", "file_ending", "regions_class_order"):
+        if key in content:
+            require_usable(content[key], key)
+    labels = content.get("labels", {})
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
+    file_ending = content.get("file_ending")
+    if not isinstance(file_ending, str | None):
+        raise ValueError(f'file_ending: expected a suffix, such as ".nii.gz"; got {shorten_value(file_ending)}')
+    key = "channel_names" if "channel_names" in content else "modality"
+    numbers = {name: _label_value(value, f"labels.{shorten(name)}") for name, value in _by_name(labels).items()}
+    ignore = numbers.get("ignore")
+    return DatasetDescription(
+        path=path,
+        channel_names=_channel_names(content.get(key, {}), key),
+        labels=numbers,
+        file_ending=file_ending,
+        ignore_label=ignore if isinstance(ignore, int) else None,
+        regions_class_order=_class_order(content.get("regions_class_order")),
+    )
+
+
+def _class_order(order: Any) -> tuple[int, ...] | None:
+    """Return the labels that regions write; None where there is no such entry."""
+    if order is None:
+        return None
+    if not isinstance(order, list):
+        raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
+    return tuple(_label_number(number, f"regions_class_order[{index}]") for index, number in enumerate(order))
+
+
+def _channel_names(channels: Any, key: str) -> tuple[str, ...]:
+    """Return the names in the order of their numbers."""
+    expected = f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}'
+    if not isinstance(channels, Mapping | list):
+        raise ValueError(f"{expected}; got {shorten_value(channels)}")
+    if isinstance(channels, Mapping):
+        for number in channels:
+            if not _is_number(number):
+                raise ValueError(f"{expected}; got the number {shorten_value(number)}")
+        channels = [channels[number] for number in sorted(channels, key=int)]
+    if len(channels) > _MOST_CHANNELS:
+        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MOST_CHANNELS - 1}")
+    for number, name in enumerate(channels):
+        if not isinstance(name, str):
+            raise ValueError(f"{expected}; channel {number} is {shorten_value(name)}")
+    return tuple(channels)
+
+
+def _by_name(labels: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a mapping of name to number, also for older files, which map number to name."""
+    if labels and all(_is_number(key) and isinstance(value, str) for key, value in labels.items()):
+        return {value: key for key, value in labels.items()}
+    return labels
+
+
+def _label_value(value: Any, key: str) -> int | tuple[int, ...]:
+    """Return the number of a label, or the numbers of a region."""
+    if isinstance(value, list):
+        return tuple(_label_number(number, f"{key}[{index}]") for index, number in enumerate(value))
+    return _label_number(value, key)
+
+
+def _label_number(value: Any, key: str) -> int:
+    number = int(value) if isinstance(value, str) and _is_number(value) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= LARGEST_LABEL:
+        raise ValueError(f"{key}: expected a whole number from 0 to {LARGEST_LABEL}, got {shorten_value(value)}")
+    return number
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS

@@ -1,0 +1,40 @@
+"""The presets, and the file that a name or a path means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crfrefine.errors import ConfigError
+from crfrefine.text import MOST_OF_A_PATH, shorten
+
+
+def configs_dir() -> Path:
+    """The folder of the presets: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def list_presets() -> list[str]:
+    """Names of the presets, `default` first, the others in alphabetical order."""
+    return sorted((path.stem for path in configs_dir().glob("*.toml")), key=lambda name: (name != "default", name))
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """Return the file of a preset's name or of a path; raises ConfigError if there is none."""
+    presets = list_presets()
+    if isinstance(name_or_path, str) and name_or_path in presets:
+        return configs_dir() / f"{name_or_path}.toml"
+    path = Path(name_or_path)
+    try:
+        if path.is_file():
+            return path
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
+    if is_folder:
+        raise ConfigError(f"{path}: is a folder; give a TOML file or a preset ({', '.join(presets)})")
+    if is_there:
+        raise ConfigError(f"{path}: is not a regular file; give a TOML file or a preset ({', '.join(presets)})")
+    raise ConfigError(f"{shorten(name_or_path, MOST_OF_A_PATH)}: no such file or preset; presets: {', '.join(presets)}")
