@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 
 try:
     import torch
@@ -74,6 +74,7 @@ def crf_loss(
         InputError: shapes do not fit each other, logits that are no floating-point numbers or hold NaN, an image that is not finite, a
             spacing or bandwidth that is not positive, an image or bandwidth that requires a gradient, an empty mask.
         ConfigError: `filter` or `intensity` is not one of the words.
+        ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
@@ -98,6 +99,9 @@ def crf_loss(
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
     if isinstance(intensity, str):
         intensity = IntensityParameters(normalization=intensity)
+    if not isinstance(intensity, IntensityParameters):
+        found = type(intensity).__name__
+        raise ConfigError(f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {found}")
     dtype = inputs.compute_dtype(logits)
     num_labels = logits.shape[1]
     log_q = logits.detach().to(dtype).log_softmax(1)
