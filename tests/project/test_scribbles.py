@@ -177,6 +177,19 @@ def test_a_training_that_diverges_names_the_case_and_keeps_the_checkpoint(exampl
     assert [file.name for file in tmp_path.glob("*.pt*")] == ["network.pt"]
 
 
+def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_checkpoint(example, hearts, tmp_path):
+    """Logits and loss are finite for this image, and the gradient is not; every step would write a checkpoint."""
+    data = example.read_data(hearts)
+    training, checkpoint = sys.modules["scribble_training"], tmp_path / "network.pt"
+    training.train(example.SCRIBBLES, data.scribbled, 4, short(example), example.Recipe(), 1, checkpoint)
+    before = checkpoint.read_bytes()
+    large = np.random.default_rng(0).standard_normal(data.scribbled[0].image.shape).astype(np.float32) * np.float32(1e35)
+    broken = replace(data.scribbled[0], image=large)
+    with pytest.raises(InputError, match="case heart_0: the gradients of step 1 are not finite; the network of an earlier step is in"):
+        training.train(example.SCRIBBLES, [broken], 4, short(example), example.Recipe(), 1, checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_patches_without_any_stroke_are_no_nan(example, hearts, tmp_path, weight):
     """Their partial cross-entropy is 0, and the network stays finite."""
