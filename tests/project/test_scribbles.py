@@ -71,6 +71,26 @@ def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(exa
         example.main(["--quick", "--steps", "7", "--output", str(tmp_path)])
 
 
+def test_results_of_other_strokes_are_not_taken_for_these(example, hearts, tmp_path):
+    """One more stroke: only the training that saw no strokes is still the same."""
+    schedule, out = short(example), tmp_path / "out"
+    example.run(example.read_data(hearts), out, schedule, example.Recipe(), 2, [1])
+
+    def more(voxels: np.ndarray) -> np.ndarray:
+        voxels[0, 0, 0] = 0
+        return voxels
+
+    change(hearts / "scribbles" / "heart_2.nii.gz", more)
+    data = example.read_data(hearts)
+    with pytest.raises(InputError, match=r"fold_1.scribbles\.json: made with other settings or cases; remove it"):
+        example.run(data, out, schedule, example.Recipe(), 2, [1])
+    kept = (out / "fold_1" / "all_labels.json").read_bytes()
+    for name in ("scribbles", "scribbles_+_crf_loss"):
+        (out / "fold_1" / f"{name}.json").unlink()
+    example.run(data, out, schedule, example.Recipe(), 2, [1])
+    assert (out / "fold_1" / "all_labels.json").read_bytes() == kept
+
+
 def test_with_crf_loss_similar_neighbors_agree_more_on_held_out_hearts(example, tmp_path):
     """8 % is half of what the loss falls by. What it does to Dice takes longer trainings to see."""
     data = example.read_data(example.generate(tmp_path / "hearts", 6, seed=0))
@@ -152,6 +172,13 @@ def test_missing_files_and_names_are_named(example, hearts):
         example.read_data(hearts)
     (hearts / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "left": 1}}))
     with pytest.raises(InputError, match=r'dataset\.json: no label "ignore"'):
+        example.read_data(hearts)
+    for labels in (None, {"background": 0, "both": [1, 2], "ignore": 4}):
+        (hearts / "dataset.json").write_text(json.dumps({} if labels is None else {"labels": labels}))
+        with pytest.raises(InputError, match=r'dataset\.json: no "labels"; expected names with a number each'):
+            example.read_data(hearts)
+    (hearts / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ignore": 4}}))
+    with pytest.raises(InputError, match=r"dataset\.json: no label besides background and ignore"):
         example.read_data(hearts)
     with pytest.raises(InputError, match="no folder images/; expected images/ labels/ scribbles/"):
         example.read_data(hearts / "labels")

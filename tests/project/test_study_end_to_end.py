@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -312,3 +313,19 @@ def test_a_test_by_ranks_that_the_mean_does_not_share_is_said(script):
     ]
     sections = script("end_to_end_tables").make_sections([replace(base, table=ResultTable(found))])
     assert "end to end is better than network trained on in more cases than worse, but their mean may not differ" in sections["summary"]
+
+
+def test_what_a_study_cannot_begin_with_is_a_sentence(tmp_path):
+    """No traceback; nothing is written."""
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "heart": 1}}))
+    for options, expected in (
+        ([tmp_path / "data"], "study: .*images: no case found: it is empty"),
+        (["--workers", 0], "--workers: expected 1"),
+    ):
+        done = run_script("study_end_to_end.py", *options, "-o", tmp_path / "out")
+        assert done.returncode != 0
+        assert re.search(expected, done.stderr), done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
