@@ -97,17 +97,12 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
-    if isinstance(intensity, str):
-        intensity = IntensityParameters(normalization=intensity)
-    if not isinstance(intensity, IntensityParameters):
-        found = type(intensity).__name__
-        raise ConfigError(f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {found}")
     dtype = inputs.compute_dtype(logits)
     num_labels = logits.shape[1]
     log_q = logits.detach().to(dtype).log_softmax(1)
     _check_logits(log_q)
     kernels = build_kernels(
-        normalize_batch(image, intensity, mask, dtype, threads=threads or torch.get_num_threads()),
+        normalize_batch(image, _as_intensity(intensity), mask, dtype, threads=threads or torch.get_num_threads()),
         bilateral=[(theta_alpha, theta_beta)],
         spacing=spacing,
         mask=mask,
@@ -161,6 +156,15 @@ class _Energy(torch.autograd.Function):
         """Return the gradient with respect to the logits."""
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(ctx.dtype), None, None
+
+
+def _as_intensity(given: Any) -> IntensityParameters:
+    """Return the section of a word; raise ConfigError for another type."""
+    if isinstance(given, str):
+        return IntensityParameters(normalization=given)
+    if isinstance(given, IntensityParameters):
+        return given
+    raise ConfigError(f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(given).__name__}")
 
 
 def _check_logits(log_q: Tensor) -> None:
