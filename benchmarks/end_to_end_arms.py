@@ -137,7 +137,8 @@ def _train_and_measure(
     if watch.is_over():
         raise TimeIsUpError("the time is up before this training; the same command goes on with it")
     own, refined, fewer = methods
-    cases = [read_case(files, unit.setup.shrink) for files in unit.seen]
+    num_labels = len(unit.label_names)
+    cases = [read_case(files, unit.setup.shrink, num_labels) for files in unit.seen]
     segmenter = _make(unit, cases[0], with_crf=refined is not None)
     if own != NETWORK:
         state = torch.load(folder.parent / "network" / "model.pt", weights_only=True)
@@ -152,7 +153,7 @@ def _train_and_measure(
         learned.save(folder / PARAMETERS, comment=f"{refined}: {unit.name}.")
     found: list[Measurement] = []
     for files in unit.held_out:
-        case = read_case(files, unit.setup.shrink)
+        case = read_case(files, unit.setup.shrink, num_labels)
         logits = predict(segmenter.network, as_seen(torch.from_numpy(case.image))).numpy()
         found += _measured(unit, case, logits, None, own)
         for method, iterations in ((refined, INFERENCE_ITERATIONS), (fewer, TRAINING_ITERATIONS)):

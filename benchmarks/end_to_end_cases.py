@@ -69,16 +69,17 @@ class Batch:
     spacing: tuple[tuple[float, ...], ...]
 
 
-def read_case(files: CaseFiles, shrink: int = 1) -> VolumeCase:
+def read_case(files: CaseFiles, shrink: int = 1, num_labels: int | None = None) -> VolumeCase:
     """Read a case with its labels.
 
     Args:
         files: of a labeled case.
         shrink: voxels of the file along each side of a voxel here: intensities are averaged, the most frequent label is taken.
+        num_labels: labels are below it; None: any.
 
     Raises:
         GridMismatchError: a file is on another grid than the first image; the message has both shapes.
-        InputError: no labels, or an image with values that are not finite.
+        InputError: no labels, values that are no labels, or an image with values that are not finite.
     """
     if files.labels is None:
         raise InputError(f"case {files.case_id!r}: no labels")
@@ -92,6 +93,10 @@ def read_case(files: CaseFiles, shrink: int = 1) -> VolumeCase:
             )
     raw = np.stack([np.asarray(volume.data, np.float32) for volume in images])
     truth, spacing = np.asarray(labels.data, np.int64), tuple(shrink * step for step in first.spacing)
+    if num_labels is not None and (truth.min() < 0 or truth.max() >= num_labels):
+        raise InputError(
+            f"{files.labels}: the values go from {truth.min()} to {truth.max()}; dataset.json declares the labels 0 to {num_labels - 1}"
+        )
     if shrink > 1:
         raw, truth = _shrunk(raw, truth, shrink)
     image = np.ascontiguousarray(normalize_intensity(raw, INTENSITY, threads=1))

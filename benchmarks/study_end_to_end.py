@@ -66,6 +66,8 @@ def parse_options() -> argparse.Namespace:
     for wanted in options.cases:
         if wanted != "all" and not (wanted.isdecimal() and int(wanted) > 0):
             parser.error(f"--cases: expected numbers above 0, or all; got {wanted}")
+    if options.workers < 1:
+        parser.error(f"--workers: expected 1 or more, got {options.workers}")
     num_folds = 2 if options.quick else NUM_FOLDS
     options.folds = options.folds or list(range(1, num_folds + 1))
     if not set(options.folds) <= set(range(1, num_folds + 1)):
@@ -162,4 +164,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CrfRefineError as error:
+        sys.exit(f"study: {error}")

@@ -104,9 +104,15 @@ class Training:
         return [self._slices[number] for number in self.generator.integers(len(self._slices), size=self._batch)]
 
     def update(self, loss: Tensor) -> None:
-        """Do an optimizer step."""
+        """Do an optimizer step.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; the weights are those of before.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if not all(one.grad.isfinite().all() for one in self.network.parameters() if one.grad is not None):
+            raise FloatingPointError("the gradient is not finite")
         self._optimizer.step()
         self._rates.step()
 

@@ -1,7 +1,7 @@
 """Train a small 3-D U-Net with the dense CRF as its last layer, end to end, on volumes that are generated here. One minute on two cores.
 
     pip install '.[train]'
-    python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast] [--checkpoint training.pt] [--output trained.toml]
+    python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast [float16]] [--checkpoint training.pt] [--output trained.toml]
 
 The recipe, to copy from: train the network; freeze it and train the CRF behind it with a larger learning rate; thaw it and train both with
 a smaller one. Five mean-field steps in training, up to ten afterwards. What the CRF learned is saved as a parameter file, so that
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ SPACING = (1.0, 1.0, 1.6)  # mm
 GRID = (40, 44, 28)
 NUM_LABELS, NUM_MODALITIES = 3, 2
 TRAINING_ITERATIONS, INFERENCE_ITERATIONS = 5, 10
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 START = CrfParameters().replace(
     **{"bilateral.weight": 2.0, "bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.2, "mean_field.num_iterations": TRAINING_ITERATIONS}
 )
@@ -113,18 +115,21 @@ class Segmenter(nn.Module):
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError, naming the volumes, if images and labels are on different grids or an image holds NaN or infinity."""
+    """Raise ValueError, naming the volumes: other grids, an image with NaN or infinity, values that are no labels."""
     image, labels, names = batch["image"], batch["label"], ", ".join(batch["name"])
     if image.shape[2:] != labels.shape[2:]:
         found = f"the image is {tuple(image.shape[2:])}, the labels are {tuple(labels.shape[2:])}"
         raise ValueError(f"{names}: image and labels are on different grids: {found}; resample one of them")
     if not image.isfinite().all():
         raise ValueError(f"{names}: the image holds values that are not finite (NaN or infinity); repair it, or leave the case out")
+    if labels.min() < 0 or labels.max() >= NUM_LABELS:
+        raise ValueError(f"{names}: the labels go from {labels.min()} to {labels.max()}; expected 0 to {NUM_LABELS - 1}")
 
 
 def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
     """Freeze or thaw network and CRF, and return the phase's optimizer. No weight decay on the CRF: its bandwidths are logarithms."""
     model.refines = phase.crf_rate > 0
+    model.zero_grad(set_to_none=True)  # what the phase before left would count in the norm of the gradient
     model.network.requires_grad_(phase.network_rate > 0)
     model.network.train(phase.network_rate > 0)  # a frozen network must not go on collecting statistics, nor drop out
     model.crf.requires_grad_(phase.crf_rate > 0)
@@ -135,53 +140,97 @@ def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["lr"] > 0])
 
 
+def make_scaler(model: nn.Module, autocast: torch.dtype | None) -> torch.amp.GradScaler:
+    """What keeps small gradients of float16 from becoming 0; it does nothing for the other types."""
+    return torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
+
+
 def train_epoch(
-    model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float], optimizer: torch.optim.Optimizer, *, autocast: bool
+    model: Segmenter,
+    batches: Iterable[Batch],
+    spacing: Sequence[float],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    autocast: torch.dtype | None = None,
 ) -> float:
     """Take a step per batch and return the mean loss; stop, naming the volumes, if a step is not finite, before it changes anything.
 
-    The CRF computes in float32 under autocast, too. With float16 in place of bfloat16 the network needs a `torch.amp.GradScaler`.
+    Under autocast the network computes in bfloat16 or float16, the CRF in float32. Where gradients overflow in float16, the scaler leaves
+    the step out and makes them smaller; only gradients that it does not scale any more end the training.
     """
     losses = []
     for batch in batches:
         check_batch(batch)
         image, labels = batch["image"], batch["label"][:, 0].long()
         optimizer.zero_grad()
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
+        with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
             logits = model(image, spacing)
         loss = nn.functional.cross_entropy(logits, labels)
         if loss.isfinite():
-            loss.backward()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        if not (loss.isfinite() and norm.isfinite()):
+        if not loss.isfinite() or (not norm.isfinite() and scaler.get_scale() <= 1.0):
             names, found = ", ".join(batch["name"]), f"its loss is {loss.item()}, the norm of the gradient {norm.item()}"
             raise FloatingPointError(f"{names}: {found}; go on from the checkpoint with smaller learning rates")
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         losses.append(loss.item())
+    if not losses:
+        raise ValueError("there are no batches; expected an iterable that each epoch can go through, such as a list or a DataLoader")
     return math.fsum(losses) / len(losses)
 
 
 def train(
-    model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float], epochs: int, checkpoint: Path | None, *, autocast: bool = False
+    model: Segmenter,
+    batches: Iterable[Batch],
+    spacing: Sequence[float],
+    epochs: int,
+    checkpoint: Path | None,
+    *,
+    autocast: torch.dtype | None = None,
 ) -> None:
-    """Train in PHASES of some epochs each; a checkpoint is written after each epoch, and training goes on from it."""
-    saved = torch.load(checkpoint, weights_only=True) if checkpoint is not None and checkpoint.exists() else None
+    """Train in PHASES of some epochs each; a checkpoint is written after each epoch, and training goes on from it.
+
+    The result is that of a training that was not interrupted, if all that is random in `batches` follows PyTorch's generator.
+    """
+    scaler, saved = make_scaler(model, autocast), None if checkpoint is None else read_checkpoint(checkpoint, epochs)
     if saved is not None:
         model.load_state_dict(saved["model"])
+        scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["generator"])
     first, done = (saved["phase"], saved["epoch"]) if saved is not None else (0, 0)
     for number, phase in enumerate(PHASES[first:], start=first):
         print(f"{number + 1}. {phase.name}")
         optimizer = prepare(model, phase)
         if saved is not None and number == first:
+            rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved["optimizer"])
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # of the phase: the checkpoint has those of before someone lowered them
         for epoch in range(done if number == first else 0, epochs):
-            loss = train_epoch(model, batches, spacing, optimizer, autocast=autocast)
+            loss = train_epoch(model, batches, spacing, optimizer, scaler, autocast)
             if epoch % 4 == 3 or epoch == epochs - 1:
                 print(f"  epoch {epoch + 1:3d}: loss {loss:.4f}", flush=True)
             if checkpoint is not None:
+                content = {"phase": number, "epoch": epoch + 1, "epochs": epochs, "generator": torch.get_rng_state()}
+                content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
                 new = checkpoint.with_suffix(".new")
-                torch.save({"phase": number, "epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, new)
+                torch.save(content, new)
                 new.replace(checkpoint)  # a checkpoint is whole, or it is the one before
+
+
+def read_checkpoint(file: Path, epochs: int) -> dict[str, Any] | None:
+    """What `train` wrote, or None; raise ValueError if it cannot be read or is of phases of another length."""
+    if not file.exists():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(file, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file}: cannot be read as a checkpoint ({error}); remove it to train from the beginning") from error
+    if saved.get("epochs") != epochs:
+        raise ValueError(f"{file}: from phases of {saved.get('epochs')} epochs, not of {epochs}; take as many, or remove the file")
+    return saved
 
 
 def learned_parameters(model: Segmenter) -> CrfParameters:
@@ -217,14 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> Segmenter:
     parser = argparse.ArgumentParser(description="Train a small 3-D U-Net with the dense CRF as its last layer on generated volumes.")
     parser.add_argument("--cases", type=int, default=6, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each phase")
-    parser.add_argument("--autocast", action="store_true", help="mixed precision: the network computes in bfloat16")
+    parser.add_argument("--autocast", nargs="?", choices=PRECISIONS, const="bfloat16", help="mixed precision, of bfloat16 unless named")
     parser.add_argument("--checkpoint", type=Path, help="written after each epoch; the same command goes on from it")
     parser.add_argument("--output", type=Path, help="parameter file to write")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     volumes = [make_volume(seed) for seed in range(options.cases)]
     model = Segmenter(SmallUNet(), CrfRnn(NUM_LABELS, NUM_MODALITIES, 3, START, spatial=True))
-    train(model, volumes, SPACING, options.epochs, options.checkpoint, autocast=options.autocast)
+    train(model, volumes, SPACING, options.epochs, options.checkpoint, autocast=PRECISIONS.get(options.autocast))
     for name, scores in evaluate(model, [make_volume(1000 + seed) for seed in range(3)], SPACING).items():
         print(f"{name}: Dice " + ", ".join(f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)))
     learned = learned_parameters(model)

@@ -1,7 +1,7 @@
 """The recipe of `end_to_end.py` with MONAI: its U-Net, transforms and loader, files as input, and what `crfrefine infer` needs as output.
 
     pip install '.[train]' monai
-    python examples/end_to_end_monai.py [--cases 4] [--epochs 8] [--autocast] [--output DIR]
+    python examples/end_to_end_monai.py [--cases 4] [--epochs 8] [--autocast [float16]] [--output DIR]
 
 DIR gets generated images/ and labels/, logits/ of volumes that were held out, params.toml and training.pt, from which the same command
 goes on. Afterwards, without PyTorch:
@@ -29,12 +29,16 @@ from crfrefine import CrfRnn
 
 
 class Batches:
-    """A DataLoader's batches as the recipe takes them: plain tensors, and the names of the volumes."""
+    """A DataLoader's batches as the recipe takes them: plain tensors, and the names of the volumes.
+
+    Random transforms follow PyTorch's generator, as shuffling does: a training that goes on from a checkpoint then sees the same batches.
+    """
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[recipe.Batch]:
+        self.loader.dataset.transform.set_random_state(int(torch.randint(2**31, ())))
         for batch in self.loader:
             # The layer takes tensors; a MetaTensor's geometry is of no use to it but for the spacing, below.
             yield {"image": batch["image"].as_tensor(), "label": batch["label"].as_tensor(), "name": batch["name"]}
@@ -88,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> recipe.Segmenter:
     parser = argparse.ArgumentParser(description="Train MONAI's U-Net with the dense CRF as its last layer on generated volumes.")
     parser.add_argument("--cases", type=int, default=4, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each phase")
-    parser.add_argument("--autocast", action="store_true", help="mixed precision: the network computes in bfloat16")
+    precisions = recipe.PRECISIONS
+    parser.add_argument("--autocast", nargs="?", choices=precisions, const="bfloat16", help="mixed precision, of bfloat16 unless named")
     parser.add_argument("--output", type=Path, help="folder to write into; default: a temporary one")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -107,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> recipe.Segmenter:
         normalized = torch.nn.Sequential(torch.nn.InstanceNorm3d(recipe.NUM_MODALITIES), network)  # raw intensities come in
         model = recipe.Segmenter(normalized, CrfRnn(recipe.NUM_LABELS, recipe.NUM_MODALITIES, 3, recipe.START, spatial=True))
         spacing = spacing_of(batches)
-        recipe.train(model, batches, spacing, options.epochs, folder / "training.pt", autocast=options.autocast)
+        recipe.train(model, batches, spacing, options.epochs, folder / "training.pt", autocast=precisions.get(options.autocast))
         for name, scores in recipe.evaluate(model, load(held_out, is_training=False), spacing).items():
             print(f"{name}: Dice " + ", ".join(f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)))
         write_logits(model, held_out, folder / "logits")

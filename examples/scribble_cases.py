@@ -61,11 +61,17 @@ def read_data(folder: Path) -> ScribbleData:
     for name in ("images", "labels", "scribbles"):
         if not (folder / name).is_dir():
             raise InputError(f"{folder}: no folder {name}/; expected images/ labels/ scribbles/ and dataset.json")
-    declared = read_json(folder / "dataset.json")["labels"]
+    file = folder / "dataset.json"
+    content = read_json(file)
+    declared = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(declared, dict) or not all(isinstance(label, int) for label in declared.values()):
+        raise InputError(f'{file}: no "labels"; expected names with a number each, such as {{"background": 0, "wall": 1, "{UNKNOWN}": 2}}')
     if UNKNOWN not in declared:
-        raise InputError(f'{folder / "dataset.json"}: no label "{UNKNOWN}"; give the value of scribbles where nobody drew')
+        raise InputError(f'{file}: no label "{UNKNOWN}"; give the value of scribbles where nobody drew')
     unknown = int(declared[UNKNOWN])
     structures = {name: int(label) for name, label in declared.items() if name not in ("background", UNKNOWN)}
+    if not structures:
+        raise InputError(f"{file}: no label besides background and {UNKNOWN}; there is nothing to learn")
     kinds = {name: _cases(folder, name) for name in ("scribbles", "labels")}
     missing = sorted(kinds["labels"].keys() ^ kinds["scribbles"].keys())
     if missing:

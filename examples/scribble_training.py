@@ -68,7 +68,7 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
         checkpoint: gets the network's weights every now and then, never half of them.
 
     Raises:
-        InputError: the logits or the loss of a step are not finite; it names the cases, and the checkpoint stays what it was.
+        InputError: logits, loss or gradients of a step are not finite; it names the cases, and the checkpoint stays what it was.
     """
     training = Training(stacks, num_labels, schedule, seed)
     losses: list[float] = []
@@ -84,7 +84,10 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             _require_finite([stack.name for stack, _ in chosen], "the loss", step, checkpoint)
-        training.update(loss)
+        try:
+            training.update(loss)
+        except FloatingPointError:
+            _require_finite([stack.name for stack, _ in chosen], "the gradients", step, checkpoint)
         if step % max(1, schedule.num_steps // NUM_CHECKPOINTS) == 0:
             with atomic_file(checkpoint) as file:
                 torch.save(training.network.state_dict(), file)
@@ -116,6 +119,6 @@ def _require_finite(names: Sequence[str], what: str, step: int, checkpoint: Path
     if names:
         kept = f"the network of an earlier step is in {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
         raise InputError(
-            f"case {', '.join(sorted(set(names)))}: {what} of step {step} are not finite; {kept}. "
+            f"case {', '.join(sorted(set(names)))}: {what} of step {step} {'is' if what == 'the loss' else 'are'} not finite; {kept}. "
             "Look at the image, or train with a lower rate or weight"
         )

@@ -13,6 +13,7 @@ processes (`--fold`); tables are of the folds that a command names. --quick: a m
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -65,6 +66,7 @@ def run(
         for way in WAYS:
             settings = {"way": way, **asdict(schedule), **(asdict(recipe) if way == WITH_CRF else {}), "seed": SEED + number}
             settings["cases"] = [data.labeled[index].name for index in split.seen]
+            settings["voxels"] = _digest(data, (*split.seen, *split.held_out), with_scribbles=way != LABELS)
             results[way] |= _training(data, split.seen, split.held_out, way, schedule, recipe, settings, output / f"fold_{number}")
     return results
 
@@ -95,6 +97,16 @@ def _training(
     dice = {data.labeled[index].name: _dice(network, data, index) for index in held_out}
     write_small_file(file, (json.dumps({"settings": settings, "dice": dice}, indent=1) + "\n").encode())
     return dice
+
+
+def _digest(data: ScribbleData, indices: Sequence[int], *, with_scribbles: bool) -> str:
+    """Return a checksum of what a training and its measurement read: strokes that were drawn since make another result."""
+    digest = hashlib.sha256()
+    for index in indices:
+        arrays = [data.labeled[index].image, data.labeled[index].labels, *([data.scribbled[index].labels] if with_scribbles else [])]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
 
 
 def _dice(network: SliceUNet, data: ScribbleData, index: int) -> dict[str, float]:

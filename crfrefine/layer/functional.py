@@ -268,8 +268,13 @@ def _build(
 
 def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor of `size` values from one value for all, or from one each."""
-    # A plain number must not pass through PyTorch's default type, which has fewer digits.
-    tensor = value.to(device, dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=device)
+    if isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
+        raise InputError(f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)")
+    try:
+        # A plain number must not pass through PyTorch's default type, which has fewer digits.
+        tensor = value.to(device, dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=device)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is {value!r}; expected one number" + (f" or {size}" if size > 1 else "")) from error
     if tensor.numel() not in (1, size) or tensor.ndim > 1:
         raise InputError(f"{name} has shape {tuple(tensor.shape)}; expected one value" + (f" or {size}" if size > 1 else ""))
     return tensor.expand(size) if tensor.ndim else tensor.unsqueeze(0).expand(size)

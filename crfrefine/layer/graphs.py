@@ -23,7 +23,7 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if _is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise cannot_export(_exporter())
+            raise cannot_export(_exporter(), function.__name__)
         if torch.compiler.is_compiling():
             # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
             result: _R = torch.compiler.disable(function)(*args, **kwargs)
@@ -33,8 +33,13 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def cannot_export(exporter: str) -> ExportError:
-    """Return the error for a function such as "torch.export.export", which needs the whole computation as one graph."""
+def cannot_export(exporter: str, function: str = "forward") -> ExportError:
+    """Return the error for an exporter such as "torch.export.export", which needs the whole computation of a function as one graph."""
+    if function == "crf_loss":
+        return ExportError(
+            f"{exporter} cannot take crfrefine.crf_loss: it is computed outside of PyTorch, so no graph can contain it, and is needed in "
+            "training only; export the network without the loss"
+        )
     return ExportError(
         f"{exporter} cannot take crfrefine.CrfRnn: the CRF is computed outside of PyTorch, so no graph can contain it; export the network "
         "without this layer and refine its logits afterwards, with the layer or with crfrefine.refine (to keep what the layer learned: "

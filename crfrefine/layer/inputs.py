@@ -28,8 +28,15 @@ Spacing = float | Sequence[float] | Sequence[Sequence[float]] | Tensor | NDArray
 """mm: one number, one per axis, or one row per batch item."""
 
 
+def check_tensor(value: Any, name: str) -> None:
+    """Raise InputError unless a value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: expected a tensor of PyTorch, got {type(value).__name__}; torch.from_numpy makes one of an array")
+
+
 def check_image(image: Tensor) -> None:
-    """Raise InputError unless the image is (B, M, *grid) of real numbers, with no empty axis."""
+    """Raise InputError unless the image is a tensor (B, M, *grid) of real numbers, with no empty axis."""
+    check_tensor(image, "image")
     if image.ndim < 3 or min(image.shape) == 0:
         raise InputError(f"image has shape {tuple(image.shape)}; expected (batch, modalities, *grid), none of them empty")
     if image.is_complex():
@@ -37,7 +44,8 @@ def check_image(image: Tensor) -> None:
 
 
 def check_pair(logits: Tensor, image: Tensor) -> None:
-    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) have the same batch, grid and device."""
+    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) are tensors with the same batch, grid and device."""
+    check_tensor(logits, "logits")
     if logits.ndim < 3 or min(logits.shape) == 0:
         raise InputError(f"logits have shape {tuple(logits.shape)}; expected (batch, labels, *grid), none of them empty")
     if not logits.is_floating_point():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
 
 try:
     import torch
@@ -74,6 +74,7 @@ def crf_loss(
         InputError: shapes do not fit each other, logits that are no floating-point numbers or hold NaN, an image that is not finite, a
             spacing or bandwidth that is not positive, an image or bandwidth that requires a gradient, an empty mask.
         ConfigError: `filter` or `intensity` is not one of the words.
+        ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
         BackendUnavailableError: there is no engine for the tensors' device.
         CapacityError: not enough memory, or bandwidths too small for the lattice.
 
@@ -96,14 +97,12 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
-    if isinstance(intensity, str):
-        intensity = IntensityParameters(normalization=intensity)
     dtype = inputs.compute_dtype(logits)
     num_labels = logits.shape[1]
     log_q = logits.detach().to(dtype).log_softmax(1)
     _check_logits(log_q)
     kernels = build_kernels(
-        normalize_batch(image, intensity, mask, dtype, threads=threads or torch.get_num_threads()),
+        normalize_batch(image, _as_intensity(intensity), mask, dtype, threads=threads or torch.get_num_threads()),
         bilateral=[(theta_alpha, theta_beta)],
         spacing=spacing,
         mask=mask,
@@ -157,6 +156,15 @@ class _Energy(torch.autograd.Function):
         """Return the gradient with respect to the logits."""
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(ctx.dtype), None, None
+
+
+def _as_intensity(given: Any) -> IntensityParameters:
+    """Return the section of a word; raise ConfigError for another type."""
+    if isinstance(given, str):
+        return IntensityParameters(normalization=given)
+    if isinstance(given, IntensityParameters):
+        return given
+    raise ConfigError(f"intensity: expected a word such as 'percentile', or the `intensity` of CrfParameters; got {type(given).__name__}")
 
 
 def _check_logits(log_q: Tensor) -> None:

@@ -10,6 +10,8 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
+from crfrefine.layer.inputs import check_tensor
+
 __all__ = ["partial_cross_entropy"]
 
 
@@ -24,15 +26,19 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
         ignore_index: the value of voxels without a label; not one of 0 to L - 1.
 
     Returns:
-        () in the type of the logits.
+        () in the type of the logits; under `torch.autocast` at least float32, as PyTorch's.
 
     Raises:
         InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that are no integers or hold another value.
     """
+    check_tensor(logits, "logits")
+    check_tensor(scribbles, "scribbles")
     labels = _checked(logits, scribbles, ignore_index)
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
     total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=ignore_index, reduction="sum")
-    return (total / (labels != ignore_index).sum().clamp(min=1)).to(logits.dtype)
+    mean = total / (labels != ignore_index).sum().clamp(min=1)
+    # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
+    return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)
 
 
 def _checked(logits: Tensor, scribbles: Tensor, ignore_index: int) -> Tensor:

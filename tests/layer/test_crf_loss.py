@@ -17,6 +17,7 @@ from torch import Tensor  # noqa: E402
 
 from crfrefine import CrfParameters, crf_loss  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
+from crfrefine.errors import ExportError  # noqa: E402
 from crfrefine.layer import autograd, inputs  # noqa: E402
 from crfrefine.parameters.sections import IntensityParameters  # noqa: E402
 
@@ -275,6 +276,31 @@ def test_there_is_no_graph_without_gradients_and_no_second_derivative() -> None:
     (slope,) = torch.autograd.grad(loss, logits, create_graph=True)
     with pytest.raises(RuntimeError):
         slope.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, of the older exporter
+def test_exporters_are_told_that_it_is_a_loss() -> None:
+    case = random_case(3, 1, 3)
+    logits, image, _ = tensors(case)
+
+    def loss(values: Tensor) -> Tensor:
+        return crf_loss(values, image, case.spacing, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA)
+
+    with pytest.raises(ExportError, match=r"torch\.jit\.trace cannot take crfrefine\.crf_loss: .* export the network without the loss"):
+        torch.jit.trace(loss, (logits.detach(),))
+
+
+# The compiler's own code reads `.grad` of tensors that are not leaves, and warns of it.
+@pytest.mark.filterwarnings("default")
+def test_the_compiler_calls_it_between_its_graphs() -> None:
+    case = random_case(3, 2, 3, masked=True)
+    logits, image, mask = tensors(case)
+
+    def loss(values: Tensor) -> Tensor:
+        return 2.0 * crf_loss(values.square(), image, case.spacing, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, mask=mask)
+
+    found = [torch.autograd.grad(one(logits), logits)[0] for one in (loss, torch.compile(loss, backend="aot_eager"))]
+    torch.testing.assert_close(*found)
 
 
 # ---- On the GPU engine

@@ -10,7 +10,7 @@ from oracles import SPACINGS
 
 torch = pytest.importorskip("torch")
 
-from crfrefine import crf_loss  # noqa: E402
+from crfrefine import CrfParameters, crf_loss  # noqa: E402
 from crfrefine.errors import ConfigError, CrfRefineError, InputError  # noqa: E402
 from crfrefine.layer import partial_cross_entropy  # noqa: E402
 
@@ -52,6 +52,12 @@ BAD: dict[str, tuple[dict[str, Any], type[CrfRefineError], str]] = {
     "theta_beta for two modalities": ({"theta_beta": (1.0, 2.0)}, InputError, r"theta_beta has shape \(2,\); expected one value"),
     "unknown filter": ({"filter": "fast"}, ConfigError, "mean_field.filter: .*fast"),
     "unknown normalization": ({"intensity": "rank"}, ConfigError, "normalization: .*rank"),
+    "logits as an array": ({"logits": np.zeros((2, 3, *GRID))}, InputError, "logits: expected a tensor of PyTorch, got ndarray"),
+    "no image": ({"image": None}, InputError, "image: expected a tensor of PyTorch, got NoneType"),
+    "theta_alpha as a word": ({"theta_alpha": "wide"}, InputError, "theta_alpha is 'wide'; expected one number or 3"),
+    "no theta_beta": ({"theta_beta": None}, InputError, "theta_beta is None; expected one number"),
+    "a list of tensors": ({"theta_alpha": [torch.ones(())] * 3}, InputError, r"theta_alpha is a list of tensors.*torch\.stack"),
+    "all parameters as intensity": ({"intensity": CrfParameters()}, ConfigError, "the `intensity` of CrfParameters; got CrfParameters"),
     "window without its ends": ({"intensity": "window"}, ConfigError, r"give \[low, high\]"),
 }
 
@@ -110,6 +116,19 @@ def test_many_labels_and_many_voxels_in_narrow_types() -> None:
     assert float(found) == pytest.approx(np.log(3.0), rel=1e-3)  # 11 bits
 
 
+def test_under_autocast_the_loss_takes_the_gradient_of_a_scaler() -> None:
+    """65536, with which a GradScaler starts, is infinite in float16; PyTorch's cross-entropy returns float32 there, too."""
+    logits = torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(4)).half().requires_grad_()
+    scribbles = torch.randint(0, 3, (2, *GRID), generator=torch.Generator().manual_seed(5))
+    with torch.autocast("cpu", torch.float16):
+        loss = partial_cross_entropy(logits, scribbles, ignore_index=NONE)
+    assert loss.dtype == torch.float32
+    torch.amp.GradScaler("cpu").scale(loss).backward()
+    assert logits.grad is not None
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(given := logits.detach().float().requires_grad_(), scribbles), given)
+    torch.testing.assert_close(logits.grad.float() / 65536.0, expected[0], rtol=1e-3, atol=0.0)  # 11 bits
+
+
 BAD_SCRIBBLES: dict[str, tuple[Any, Any, int, str]] = {
     "a label axis": (torch.zeros(2, 3, *GRID), torch.zeros(2, 1, *GRID).long(), NONE, r"need \(2, 4, 3, 5\): no label axis"),
     "another grid": (torch.zeros(2, 3, *GRID), torch.zeros(2, 4, 3, 6).long(), NONE, r"scribbles have shape \(2, 4, 3, 6\)"),
@@ -123,6 +142,7 @@ BAD_SCRIBBLES: dict[str, tuple[Any, Any, int, str]] = {
         "hold the value 255; expected 0 to 2",
     ),
     "a label as ignore_index": (torch.zeros(2, 3, *GRID), torch.zeros(2, *GRID).long(), 2, "ignore_index is 2, which is one of the 3"),
+    "an array": (torch.zeros(2, 3, *GRID), np.zeros((2, *GRID), np.int64), NONE, "scribbles: expected a tensor of PyTorch, got ndarray"),
     "integer logits": (torch.zeros(2, 3, *GRID).long(), torch.zeros(2, *GRID).long(), NONE, "expected floating-point"),
 }
 

@@ -54,18 +54,13 @@ class StopHereError(Exception):
     """What ends a training from outside."""
 
 
-def stopping_after(count: int, batches: list) -> Iterator:
-    yield from batches[:count]
-    raise StopHereError
-
-
 def test_each_phase_trains_what_it_says(recipe):
     volumes = [recipe.make_volume(seed) for seed in range(2)]
     model = make_model(recipe)
     for phase in recipe.PHASES:
         before = values_of(model.network), values_of(model.crf)
         optimizer = recipe.prepare(model, phase)
-        recipe.train_epoch(model, volumes, SPACING, optimizer, autocast=False)
+        recipe.train_epoch(model, volumes, SPACING, optimizer, recipe.make_scaler(model, None))
         for values, module, rate in zip(before, (model.network, model.crf), (phase.network_rate, phase.crf_rate), strict=True):
             moved = [name for name, value in module.state_dict().items() if not torch.equal(value, values[name])]
             assert bool(moved) == (rate > 0), phase.name
@@ -76,44 +71,115 @@ def test_each_phase_trains_what_it_says(recipe):
     assert model.crf.theta_alpha.item() != recipe.START.bilateral[0].theta_alpha
 
 
-def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path):
+class Shuffled:
+    """Volumes in another order each epoch, as a loader's; it may stop after the first volume of an epoch, counted from 1."""
+
+    def __init__(self, volumes: list, stops_in: int = 0) -> None:
+        self.volumes, self.stops_in, self.epoch = volumes, stops_in, 0
+
+    def __iter__(self):
+        self.epoch += 1
+        for count, index in enumerate(torch.randperm(len(self.volumes))):
+            if self.epoch == self.stops_in and count == 1:
+                raise StopHereError
+            yield self.volumes[index]
+
+
+@pytest.mark.parametrize(("epoch", "autocast"), [(2, None), (5, "float16")])
+def test_a_stopped_training_goes_on_to_the_same_end(recipe, tmp_path, epoch, autocast):
+    """In the first phase and in the last; volumes come in random order, and gradients are long enough to be cut."""
     volumes = [recipe.make_volume(seed) for seed in range(2)]
-    through, stopped = make_model(recipe), make_model(recipe)
-    recipe.train(through, volumes, SPACING, 2, None)
-    checkpoint = tmp_path / "training.pt"
-
-    class Volumes:
-        """The loader of a run that stops in the second epoch of the second phase."""
-
-        epochs = 0
-
-        def __iter__(self):
-            self.epochs += 1
-            return stopping_after(1, volumes) if self.epochs == 4 else iter(volumes)
-
+    through, stopped, again = (make_model(recipe) for _ in range(3))
+    for model in (through, stopped):
+        with torch.no_grad():
+            model.network.head.weight.mul_(300.0)
+    checkpoint, options = tmp_path / "training.pt", {"autocast": recipe.PRECISIONS.get(autocast)}
+    torch.manual_seed(5)
+    recipe.train(through, Shuffled(volumes), SPACING, 2, None, **options)
+    torch.manual_seed(5)
     with pytest.raises(StopHereError):
-        recipe.train(stopped, Volumes(), SPACING, 2, checkpoint)
-    again = make_model(recipe)
-    recipe.train(again, volumes, SPACING, 2, checkpoint)
+        recipe.train(stopped, Shuffled(volumes, epoch), SPACING, 2, checkpoint, **options)
+    recipe.train(again, Shuffled(volumes), SPACING, 2, checkpoint, **options)
     assert_equal(values_of(again), values_of(through))
 
 
-def test_the_layer_works_under_autocast(recipe):
-    """The network returns bfloat16; the CRF computes in float32, and gradients reach both."""
-    model = make_model(recipe)
+def test_a_frozen_network_does_not_shorten_the_gradient_of_the_crf(recipe):
+    """Gradients that the phase before left in the network are no part of the norm that the CRF's are cut by."""
+    found = []
+    for left in (None, 1e6):
+        model = make_model(recipe)
+        if left is not None:
+            for parameter in model.network.parameters():
+                parameter.grad = torch.full_like(parameter, left)
+        optimizer = recipe.prepare(model, recipe.PHASES[1])
+        recipe.train_epoch(model, [recipe.make_volume(0)], SPACING, optimizer, recipe.make_scaler(model, None))
+        found.append([parameter.grad for parameter in model.crf.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_lowered_learning_rates_hold_after_a_checkpoint(recipe, tmp_path, monkeypatch):
+    """As the error of a step that is not finite advises; the optimizer's state has the rates of before."""
+    volumes, checkpoint = [recipe.make_volume(0)], tmp_path / "training.pt"
+    with pytest.raises(StopHereError):
+        recipe.train(make_model(recipe), Shuffled([*volumes, *volumes], 6), SPACING, 2, checkpoint)
+    phases = [recipe.Phase(phase.name, phase.network_rate / 1e6, phase.crf_rate / 1e6) for phase in recipe.PHASES]
+    monkeypatch.setattr(recipe, "PHASES", phases)
+    again, before = make_model(recipe), torch.load(checkpoint, weights_only=True)["model"]
+    recipe.train(again, volumes, SPACING, 2, checkpoint)
+    assert all((value - before[name]).abs().max() < 1e-6 for name, value in again.state_dict().items())
+
+
+def test_checkpoints_that_do_not_fit_are_named(recipe, tmp_path):
+    volumes, checkpoint = [recipe.make_volume(0)], tmp_path / "training.pt"
+    recipe.train(make_model(recipe), volumes, SPACING, 1, checkpoint)
+    with pytest.raises(ValueError, match=r"training.pt: from phases of 1 epochs, not of 3; take as many, or remove the file"):
+        recipe.train(make_model(recipe), volumes, SPACING, 3, checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"training.pt: cannot be read as a checkpoint .* remove it"):
+        recipe.train(make_model(recipe), volumes, SPACING, 1, checkpoint)
+
+
+def test_batches_that_are_used_up_are_refused(recipe):
+    """A generator serves one epoch."""
+    with pytest.raises(ValueError, match="there are no batches; expected an iterable that each epoch can go through"):
+        recipe.train(make_model(recipe), iter([recipe.make_volume(0)]), SPACING, 2, None)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_the_layer_works_under_autocast(recipe, name):
+    """The network returns half precision; the CRF computes in float32, and gradients reach both."""
+    model, autocast = make_model(recipe), recipe.PRECISIONS[name]
     volume = recipe.make_volume(3)
     model.refines = True
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", autocast):
         logits = model.network(volume["image"])
         refined = model.crf(logits, volume["image"], SPACING)
-    assert (logits.dtype, refined.dtype) == (torch.bfloat16, torch.float32)
+    assert (logits.dtype, refined.dtype) == (autocast, torch.float32)
     exact = model.crf(logits.float(), volume["image"], SPACING)
     assert torch.equal(refined, exact)
+    scaler = recipe.make_scaler(model, autocast)
     for phase in recipe.PHASES:
-        loss = recipe.train_epoch(model, [volume], SPACING, recipe.prepare(model, phase), autocast=True)
+        before = values_of(model)
+        loss = recipe.train_epoch(model, [volume] * 3, SPACING, recipe.prepare(model, phase), scaler, autocast)
         assert np.isfinite(loss)
+        assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert scaler.is_enabled() == (name == "float16")
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
     assert model.crf.log_theta_beta.grad.abs().max() > 0
+
+
+def test_an_overflow_of_float16_costs_a_step_and_not_the_training(recipe):
+    """The scale begins far too large: steps are left out until gradients fit, and then the network learns."""
+    model = make_model(recipe)
+    optimizer = recipe.prepare(model, recipe.PHASES[0])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-10)
+    before = values_of(model)
+    recipe.train_epoch(model, [recipe.make_volume(0)], SPACING, optimizer, scaler, torch.float16)
+    assert_equal(values_of(model), before)
+    recipe.train_epoch(model, [recipe.make_volume(0)] * 3, SPACING, optimizer, scaler, torch.float16)
+    assert scaler.get_scale() < 2.0**40
+    assert not torch.equal(model.network.head.weight, before["network.head.weight"])
 
 
 @pytest.mark.parametrize("phase", [0, 2], ids=["network", "both"])
@@ -126,7 +192,9 @@ def test_a_step_that_is_not_finite_names_its_volume_and_changes_nothing(recipe, 
         model.network.head.bias[1] = float("nan")
     before = values_of(model)
     with pytest.raises(FloatingPointError, match=r"^volume 7: its loss is nan.*checkpoint"):
-        recipe.train_epoch(model, [recipe.make_volume(7)], SPACING, recipe.prepare(model, recipe.PHASES[phase]), autocast=False)
+        recipe.train_epoch(
+            model, [recipe.make_volume(7)], SPACING, recipe.prepare(model, recipe.PHASES[phase]), recipe.make_scaler(model, None)
+        )
     for name, value in model.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
     assert checkpoint.read_bytes() == content
@@ -141,6 +209,8 @@ def test_volumes_that_cannot_be_used_are_refused_by_name(recipe):
     broken[0, 1, 2, 3, 4] = float("inf")
     with pytest.raises(ValueError, match="volume 5: the image holds values that are not finite"):
         recipe.check_batch(volume | {"image": broken})
+    with pytest.raises(ValueError, match="volume 5: the labels go from 0 to 3; expected 0 to 2"):
+        recipe.check_batch(volume | {"label": volume["label"] + (volume["label"] == 2)})
 
 
 def test_the_saved_parameters_are_the_layer_with_more_steps(recipe, tmp_path, capsys):
@@ -173,3 +243,26 @@ def test_with_monai_infer_goes_on_where_training_ended(recipe, example, tmp_path
         logits = np.moveaxis(load_nifti(tmp_path / "logits" / f"{case}.nii.gz"), -1, 0)
         wanted = refine(logits, image, spacing=SPACING, parameters=tmp_path / "params.toml").label_map
         np.testing.assert_array_equal(load_nifti(out / f"{case}.nii.gz"), wanted)
+
+
+def test_with_monai_a_stopped_training_sees_the_same_flips(recipe, example, tmp_path, monkeypatch):
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    module = example("end_to_end_monai")
+    train_epoch, states, epoch = recipe.train_epoch, [], 0
+
+    def stopping(*arguments, **options):
+        nonlocal epoch
+        epoch += 1
+        if epoch == 4:
+            raise StopHereError
+        return train_epoch(*arguments, **options)
+
+    for name in ("through", "stopped"):
+        command = ["--cases", "3", "--epochs", "2", "--output", str(tmp_path / name)]
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                patch.setattr(recipe, "train_epoch", stopping)
+                with pytest.raises(StopHereError):
+                    module.main(command)
+        states.append(values_of(module.main(command)))
+    assert_equal(*states)

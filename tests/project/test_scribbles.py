@@ -71,6 +71,26 @@ def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(exa
         example.main(["--quick", "--steps", "7", "--output", str(tmp_path)])
 
 
+def test_results_of_other_strokes_are_not_taken_for_these(example, hearts, tmp_path):
+    """One more stroke: only the training that saw no strokes is still the same."""
+    schedule, out = short(example), tmp_path / "out"
+    example.run(example.read_data(hearts), out, schedule, example.Recipe(), 2, [1])
+
+    def more(voxels: np.ndarray) -> np.ndarray:
+        voxels[0, 0, 0] = 0
+        return voxels
+
+    change(hearts / "scribbles" / "heart_2.nii.gz", more)
+    data = example.read_data(hearts)
+    with pytest.raises(InputError, match=r"fold_1.scribbles\.json: made with other settings or cases; remove it"):
+        example.run(data, out, schedule, example.Recipe(), 2, [1])
+    kept = (out / "fold_1" / "all_labels.json").read_bytes()
+    for name in ("scribbles", "scribbles_+_crf_loss"):
+        (out / "fold_1" / f"{name}.json").unlink()
+    example.run(data, out, schedule, example.Recipe(), 2, [1])
+    assert (out / "fold_1" / "all_labels.json").read_bytes() == kept
+
+
 def test_with_crf_loss_similar_neighbors_agree_more_on_held_out_hearts(example, tmp_path):
     """8 % is half of what the loss falls by. What it does to Dice takes longer trainings to see."""
     data = example.read_data(example.generate(tmp_path / "hearts", 6, seed=0))
@@ -153,6 +173,13 @@ def test_missing_files_and_names_are_named(example, hearts):
     (hearts / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "left": 1}}))
     with pytest.raises(InputError, match=r'dataset\.json: no label "ignore"'):
         example.read_data(hearts)
+    for labels in (None, {"background": 0, "both": [1, 2], "ignore": 4}):
+        (hearts / "dataset.json").write_text(json.dumps({} if labels is None else {"labels": labels}))
+        with pytest.raises(InputError, match=r'dataset\.json: no "labels"; expected names with a number each'):
+            example.read_data(hearts)
+    (hearts / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ignore": 4}}))
+    with pytest.raises(InputError, match=r"dataset\.json: no label besides background and ignore"):
+        example.read_data(hearts)
     with pytest.raises(InputError, match="no folder images/; expected images/ labels/ scribbles/"):
         example.read_data(hearts / "labels")
 
@@ -175,6 +202,19 @@ def test_a_training_that_diverges_names_the_case_and_keeps_the_checkpoint(exampl
     with pytest.raises(InputError, match="there is no checkpoint yet"):
         training.train(example.SCRIBBLES, [broken], 4, schedule, example.Recipe(), 1, tmp_path / "other.pt")
     assert [file.name for file in tmp_path.glob("*.pt*")] == ["network.pt"]
+
+
+def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_checkpoint(example, hearts, tmp_path):
+    """Logits and loss are finite for this image, and the gradient is not; every step would write a checkpoint."""
+    data = example.read_data(hearts)
+    training, checkpoint = sys.modules["scribble_training"], tmp_path / "network.pt"
+    training.train(example.SCRIBBLES, data.scribbled, 4, short(example), example.Recipe(), 1, checkpoint)
+    before = checkpoint.read_bytes()
+    large = np.random.default_rng(0).standard_normal(data.scribbled[0].image.shape).astype(np.float32) * np.float32(1e35)
+    broken = replace(data.scribbled[0], image=large)
+    with pytest.raises(InputError, match="case heart_0: the gradients of step 1 are not finite; the network of an earlier step is in"):
+        training.train(example.SCRIBBLES, [broken], 4, short(example), example.Recipe(), 1, checkpoint)
+    assert checkpoint.read_bytes() == before
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])

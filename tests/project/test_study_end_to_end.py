@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -85,6 +86,29 @@ def test_every_arm_trains_the_network_and_two_have_a_crf(taste):
     assert {arm for arm in states if any(key.startswith("crf.") for key in states[arm])} == {"end_to_end", "added"}
 
 
+def test_all_arms_begin_with_the_weights_of_the_one_trained_network(script, taste, tmp_path, monkeypatch):
+    """Their first batch, too, is the same; an arm that made its network anew would have other weights than the trained ones."""
+    arms, training = script("end_to_end_arms"), script("end_to_end_training")
+    begun = []
+
+    def train(segmenter, cases, phases, sides, seed, file, watch):
+        weights = {name: value.clone() for name, value in segmenter.network.state_dict().items()}
+        begun.append((file.parent.name, weights, [case.case_id for case in cases], seed))
+        return training.train(segmenter, cases, phases, sides, seed, file, watch)
+
+    monkeypatch.setattr(arms, "train", train)
+    unit = make_unit(script, taste / "generated", tmp_path / "arms")
+    arms.run_unit(unit, training.Watch(lambda text: None))
+    assert [name for name, *_ in begun] == ["network", "longer", "end_to_end", "added"]
+    model = torch.load(unit.folder / "network" / "model.pt", weights_only=True)
+    trained = {name.removeprefix("network."): value for name, value in model.items()}
+    assert not all(torch.equal(value, trained[name]) for name, value in begun[0][1].items())
+    for name, weights, cases, seed in begun[1:]:
+        assert weights.keys() == trained.keys(), name
+        assert all(torch.equal(value, trained[key]) for key, value in weights.items()), name
+        assert (cases, seed) == begun[1][2:], name
+
+
 def test_a_study_that_ran_out_of_time_goes_on_to_the_same_result(script, taste, tmp_path):
     """Stopped in the middle of each arm, at whatever step the time is up."""
     training, arms = script("end_to_end_training"), script("end_to_end_arms")
@@ -158,6 +182,17 @@ def test_labels_on_another_grid_are_refused(script, taste, tmp_path, change):
     shapes = "28×23×12" if change == "shape" else "28×24×12, 1.00×1.20×2.75 mm"
     with pytest.raises(GridMismatchError, match=f"(?s)case 'case0'.*{shapes}.*28×24×12, 1.00×1.20×2.50 mm"):
         script("end_to_end_cases").read_case(files[0])
+
+
+def test_values_that_are_no_labels_are_refused(script, taste, tmp_path):
+    """By name, before a training begins; dataset.json declares three structures."""
+    data = shutil.copytree(taste / "generated", tmp_path / "data")
+    file = data / "labels" / "case4.nii.gz"
+    nibabel.Nifti1Image(load_nifti(file) + np.uint8(2), nibabel.load(file).affine).to_filename(file)
+    unit = make_unit(script, data, tmp_path / "out")
+    unit = replace(unit, seen=unit.held_out, held_out=unit.seen)
+    with pytest.raises(InputError, match=r"labels/case4.nii.gz: the values go from 2 to 5; dataset.json declares the labels 0 to 3"):
+        script("end_to_end_arms").run_unit(unit, script("end_to_end_training").Watch(lambda text: None))
 
 
 def test_images_that_are_not_finite_are_refused(script, taste, tmp_path):
@@ -278,3 +313,19 @@ def test_a_test_by_ranks_that_the_mean_does_not_share_is_said(script):
     ]
     sections = script("end_to_end_tables").make_sections([replace(base, table=ResultTable(found))])
     assert "end to end is better than network trained on in more cases than worse, but their mean may not differ" in sections["summary"]
+
+
+def test_what_a_study_cannot_begin_with_is_a_sentence(tmp_path):
+    """No traceback; nothing is written."""
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "heart": 1}}))
+    for options, expected in (
+        ([tmp_path / "data"], "study: .*images: no case found: it is empty"),
+        (["--workers", 0], "--workers: expected 1"),
+    ):
+        done = run_script("study_end_to_end.py", *options, "-o", tmp_path / "out")
+        assert done.returncode != 0
+        assert re.search(expected, done.stderr), done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
