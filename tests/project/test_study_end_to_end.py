@@ -87,7 +87,7 @@ def test_every_arm_trains_the_network_and_two_have_a_crf(taste):
 
 
 def test_all_arms_begin_with_the_weights_of_the_one_trained_network(script, taste, tmp_path, monkeypatch):
-    """Their first batch, too, is the same; an arm that made its network anew would have other weights than the trained ones."""
+    """Their cases and their seed, too, are the same; an arm that made its network anew would have other weights than the trained ones."""
     arms, training = script("end_to_end_arms"), script("end_to_end_training")
     begun = []
 
