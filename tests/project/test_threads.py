@@ -36,7 +36,7 @@ def test_the_first_version_of_groups_has_a_quota_in_two_files(tmp_path):
     assert core_quota("1:cpu,cpuacct:/\n", V1_MOUNT, tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["max 100000\n", "", "100000\n", "0 100000", "100000 0", "-5 7", "nonsense here", "1 2 3", "9" * 20 + " 1"])
+@pytest.mark.parametrize("content", ["max 100000\n", "", "100000\n", "0 100000", "100000 0", "-5 7", "nonsense here", "1 2 3"])
 def test_a_group_without_a_usable_quota_limits_nothing(tmp_path, content):
     write_group(tmp_path / "sys/fs/cgroup", cpu__max=content)
     assert core_quota("0::/\n", V2_MOUNT, tmp_path) is None
