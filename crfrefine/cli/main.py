@@ -23,6 +23,7 @@ from crfrefine.cli.bids import bids
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
 from crfrefine.cli.describe import describe
+from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
@@ -118,6 +119,7 @@ app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allo
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
 app.command("tune")(tune)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 app.command("bids")(bids)
 app.command("describe")(describe)
 

@@ -47,6 +47,7 @@ HOMES = {
     "distributed": {"execution.cluster"},
     "cryptography": {"execution.cluster"},
     "PIL": {"pictures", "report"},
+    "packaging": {"tools.extras"},
     "monai": {"monai"},
     "starlette": {"tune.server"},
     "uvicorn": {"tune.server"},
