@@ -22,7 +22,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo browser test test-faults test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for demo man browser test test-faults test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,7 @@ help:
 	@echo 'make study-end-to-end  train a network with the CRF and without, rewrite the tables of docs/reference/end-to-end.md'
 	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
+	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
 
 setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
@@ -84,6 +85,10 @@ wheel-for:
 
 demo: setup
 	$(BIN)/crfrefine demo -o demo
+
+man: setup
+	@mkdir -p build
+	$(BIN)/crfrefine describe man > build/crfrefine.1
 
 lint: setup $(VENV)/train.stamp
 	$(BIN)/ruff check .

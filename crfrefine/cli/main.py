@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import typing
 import warnings
 from collections.abc import Generator
 from types import FrameType
@@ -34,13 +35,14 @@ from crfrefine.cli.train_crf import train_crf
 from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import describe_failure
-from crfrefine.text import for_terminal
+from crfrefine.text import for_terminal, shorten
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MOST_OF_A_USAGE_ERROR = 500
+_SHELLS = ("bash", "zsh", "fish")
 
 
 class Terminated(KeyboardInterrupt):
@@ -73,12 +75,25 @@ def _short_usage_errors() -> Generator[None]:
         raise
 
 
+def _complete_for(ctx: Any, args: list[str]) -> None:
+    """Answer Typer's options for completion if a shell is named: on their own they guess it, and ignore the name."""
+    if len(args) != 2 or args[0] not in ("--install-completion", "--show-completion"):
+        return
+    if args[1] not in _SHELLS:
+        raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
+    from typer.completion import install_callback, show_callback
+
+    answer = show_callback if args[0] == "--show-completion" else install_callback
+    answer(ctx, typing.cast("Any", None), args[1])
+
+
 class Group(TyperGroup):
     """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command."""
         with _short_usage_errors():
+            _complete_for(ctx, args)
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -105,7 +120,6 @@ app = typer.Typer(
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     # Plain help text: Rich alone would double the time that --help takes.
     rich_markup_mode=None,
