@@ -51,6 +51,7 @@ def test_it_has_the_version_and_the_usual_sections(page):
     assert page.startswith(f'.TH CRFREFINE 1 "" "crfrefine {crfrefine.__version__}"')
     assert re.findall(r"^\.SH (.*)$", page, re.MULTILINE) == ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "COMMANDS", "EXIT STATUS"]
     assert page.isascii()
+    assert not re.search(r"(?<!\\)-", page), "roff may show it as another dash, which no shell understands"
     assert {line.split()[0] for line in page.splitlines() if line[0] in ".'"} == {".TH", ".ad", ".nh", ".SH", ".SS", ".PP", ".TP"}
 
 
