@@ -114,7 +114,7 @@ def check_tables(tools: Path) -> str:
 
 
 def check_citation(tools: Path) -> str:
-    return run(tools, "-m", "cffconvert", "--validate", "-i", "CITATION.cff").strip().splitlines()[-1]
+    return run(tools.with_name("cffconvert"), "--validate", "-i", "CITATION.cff").strip().splitlines()[-1]
 
 
 def check_build(tools: Path) -> str:
