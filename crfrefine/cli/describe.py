@@ -59,7 +59,7 @@ def describe(
         typer.Argument(metavar="COMMAND", help="The command; default: infer. For slicer: infer; for man: none.", show_default=False),
     ] = None,
 ) -> None:
-    """Print a command's description for other programs, or the manual."""
+    """Print what other programs need to know, or the manual."""
     if format is Format.MAN:
         if command is not None:
             raise typer.BadParameter("the manual has all commands; expected none", param_hint="COMMAND")

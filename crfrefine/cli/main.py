@@ -11,7 +11,6 @@ import io
 import os
 import signal
 import sys
-import typing
 import warnings
 from collections.abc import Generator
 from types import FrameType
@@ -42,7 +41,9 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MOST_OF_A_USAGE_ERROR = 500
+_ASKS_FOR_COMPLETION = "_CRFREFINE_COMPLETE"  # Variable of the environment that the scripts of shells set.
 _SHELLS = ("bash", "zsh", "fish")
+_SHELL = "crfrefine.shell"
 
 
 class Terminated(KeyboardInterrupt):
@@ -75,16 +76,23 @@ def _short_usage_errors() -> Generator[None]:
         raise
 
 
-def _complete_for(ctx: Any, args: list[str]) -> None:
-    """Answer Typer's options for completion if a shell is named: on their own they guess it, and ignore the name."""
+def _without_shell(ctx: Any, args: list[str]) -> list[str]:
+    """Return the arguments without the shell that an option for completion may name, which goes into the context."""
     if len(args) != 2 or args[0] not in ("--install-completion", "--show-completion"):
-        return
+        return args
     if args[1] not in _SHELLS:
         raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
-    from typer.completion import install_callback, show_callback
+    ctx.meta[_SHELL] = args[1]
+    return args[:1]
 
-    answer = show_callback if args[0] == "--show-completion" else install_callback
-    answer(ctx, typing.cast("Any", None), args[1])
+
+def _answer_shell(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
+    """Print or install a script, as Typer's own options do: these are no plain switches, so each command would import pydantic for them."""
+    if wanted:
+        from typer.completion import install_callback, show_callback
+
+        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
+        answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True: the shell that starts this.
 
 
 class Group(TyperGroup):
@@ -93,8 +101,7 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command."""
         with _short_usage_errors():
-            _complete_for(ctx, args)
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, _without_shell(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
@@ -120,6 +127,7 @@ app = typer.Typer(
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
+    add_completion=False,  # See `_answer_shell`.
     pretty_exceptions_enable=False,
     # Plain help text: Rich alone would double the time that --help takes.
     rich_markup_mode=None,
@@ -150,6 +158,15 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)] = False,
     wants_help: HelpOption = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion", help="Let the shell complete commands; or name it: bash.", callback=_answer_shell, is_eager=True
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool, typer.Option("--show-completion", help="Print the script for that instead.", callback=_answer_shell, is_eager=True)
+    ] = False,
 ) -> None:
     """Refine 3-D medical segmentations with a dense CRF."""
 
@@ -167,6 +184,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
+    if _ASKS_FOR_COMPLETION in os.environ:
+        from typer.completion import get_completion_inspect_parameters
+
+        get_completion_inspect_parameters()  # It makes Typer know the shells.
     try:
         app(prog_name="crfrefine")
     except _Stopped as stopped:
