@@ -15,6 +15,7 @@ STRICT ?= OFF
 
 VENV := .venv
 NNUNET_VENV := .venv-nnunet
+RELEASE_ENV := build/release-env
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles what is imported; pip would compile every file beforehand, on one core.
@@ -22,7 +23,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo browser test test-faults test-nnunet test-sanitizers fuzz lint bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for demo man browser test test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +44,8 @@ help:
 	@echo 'make study-end-to-end  train a network with the CRF and without, rewrite the tables of docs/reference/end-to-end.md'
 	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
+	@echo 'make release-check  what a release needs: versions, changelog, tables, distributions and what is in them; then the tests'
+	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
 
 setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
@@ -77,6 +80,15 @@ $(VENV)/viewer.stamp: $(VENV)/package.stamp
 browser:
 	@sh tests/helpers/find_browser.sh
 
+# What a release needs, a line per check; the tools that build and check it in an environment of their own.
+$(RELEASE_ENV)/tools.stamp: constraints.txt
+	test -x $(RELEASE_ENV)/bin/python || $(PYTHON) -m venv $(RELEASE_ENV)
+	$(RELEASE_ENV)/bin/python -m pip --disable-pip-version-check install --quiet build twine 'readme-renderer[md]' cffconvert
+	touch $@
+
+release-check: $(VENV)/package.stamp $(RELEASE_ENV)/tools.stamp
+	@PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python tests/helpers/release_check.py $(RELEASE_ENV)/bin/python
+
 # A wheel for another Python than the one of .venv, to be carried elsewhere: make wheel-for PYTHON=python3.12
 wheel-for:
 	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir build/wheels .
@@ -84,6 +96,10 @@ wheel-for:
 
 demo: setup
 	$(BIN)/crfrefine demo -o demo
+
+man: setup
+	@mkdir -p build
+	$(BIN)/crfrefine describe man > build/crfrefine.1
 
 lint: setup $(VENV)/train.stamp
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from crfrefine.control_groups import read_text
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.memory_sources import (
     LARGEST,
@@ -16,7 +17,6 @@ from crfrefine.memory_sources import (
     control_group_limits,
     machine_limit,
     own_use,
-    read_text,
     reserve,
     resource_limits,
 )

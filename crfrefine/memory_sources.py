@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from crfrefine.control_groups import control_groups, number_in, read_text
 
 Limit = tuple[int, str]
 """Bytes, and the phrase that names where they come from in messages."""
@@ -138,78 +140,17 @@ def control_group_limits(groups: str, mounts: str, own: OwnUse, root: Path = Pat
             yield limit, "the control group (cgroup) of this process"
 
 
-def control_groups(groups: str, mounts: str) -> list[tuple[int, PurePosixPath]]:
-    """Return version and folder of the control groups that limit this process's memory, its own before the ones above it.
-
-    In a container the group's path may lie outside of what is mounted, or hold `..`; then only the mounted folder itself is known.
-    """
-    found = []
-    for version, group in _paths_of(groups):
-        for mounted_root, mount_point in _mounts_of(version, mounts):
-            folder = mount_point
-            if group.is_relative_to(mounted_root) and ".." not in group.parts:
-                folder = mount_point / group.relative_to(mounted_root)
-            inside = (folder, *folder.parents)
-            found += [(version, part) for part in inside[: len(folder.parts) - len(mount_point.parts) + 1]]
-            break  # The same hierarchy may be mounted twice.
-    return found
-
-
-def _paths_of(groups: str) -> Iterator[tuple[int, PurePosixPath]]:
-    for line in groups.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not path.startswith("/"):
-            continue
-        if number == "0" and not controllers:
-            yield 2, PurePosixPath(path)
-        elif "memory" in controllers.split(","):
-            yield 1, PurePosixPath(path)
-
-
-def _mounts_of(version: int, mounts: str) -> Iterator[tuple[PurePosixPath, PurePosixPath]]:
-    """Yield what is mounted, and where."""
-    for line in mounts.splitlines():
-        place, _, kind = line.partition(" - ")
-        words, kinds = place.split(" "), kind.split(" ")
-        if len(words) < 5 or kinds[0] != ("cgroup2" if version == 2 else "cgroup"):
-            continue
-        mounted_root, mount_point = PurePosixPath(_unescaped(words[3])), PurePosixPath(_unescaped(words[4]))
-        if mount_point.is_absolute() and ".." not in mount_point.parts and (version == 2 or "memory" in kinds[-1].split(",")):
-            yield mounted_root, mount_point
-
-
-def _unescaped(path: str) -> str:
-    """Return a path of mountinfo, where blanks and the like are octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
-
-
 def _group_limit(version: int, folder: Path, own: OwnUse) -> int | None:
     names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
-    limits = [limit for limit in (_number(folder / name) for name in names) if limit is not None and limit < LARGEST]
+    limits = [limit for limit in (number_in(folder / name) for name in names) if limit is not None and limit < LARGEST]
     if not limits:
         return None
-    usage = _number(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")) or 0
+    usage = number_in(folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")) or 0
     prefix = "" if version == 2 else "total_"
     cached = {f"{prefix}active_file", f"{prefix}inactive_file"}
     stat = re.findall(r"^(\w+) ([0-9]{1,18})$", read_text(folder / "memory.stat"), re.ASCII | re.MULTILINE)
     others = usage - sum(int(size) for name, size in stat if name in cached) - own.anonymous
     return max(min(limits) - max(others, 0), 0)
-
-
-def _number(path: Path) -> int | None:
-    """Return the number in a file; None if there is none, such as for "max"."""
-    text = read_text(path).strip()
-    return int(text) if re.fullmatch(r"[0-9]{1,30}", text, re.ASCII) else None
-
-
-def read_text(path: Path) -> str:
-    """Return the beginning of a small file; "" if it cannot be read."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(MIB)
-    except (OSError, ValueError):
-        return ""
 
 
 def _kilobytes(text: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""`crfrefine describe`: what other programs need to run the commands, made from the commands themselves."""
+"""`crfrefine describe`: what other programs need to run the commands, and the manual page, made from the commands themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.options import parse_path
 from crfrefine.cli.train_crf import train_crf
-from crfrefine.tools.descriptors.command import Command, Kind, Option
+from crfrefine.tools.descriptors.command import Command, Kind, Manual, Option
 
 _WRITTEN = ("output", "summary", "target")
 """Names of options with paths to write; other paths are read."""
@@ -29,6 +29,7 @@ class Format(StrEnum):
 
     BOUTIQUES = "boutiques"
     SLICER = "slicer"
+    MAN = "man"
 
 
 class Described(StrEnum):
@@ -51,10 +52,22 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def describe(
-    format: Annotated[Format, typer.Argument(metavar="boutiques|slicer", help="The program that reads it.", show_default=False)],  # noqa: A002
-    command: Annotated[Described, typer.Argument(metavar="COMMAND", help="The command; for slicer: infer.")] = Described.INFER,
+    ctx: typer.Context,
+    format: Annotated[Format, typer.Argument(metavar="boutiques|slicer|man", help="The program that reads it.", show_default=False)],  # noqa: A002
+    command: Annotated[
+        Described | None,
+        typer.Argument(metavar="COMMAND", help="The command; default: infer. For slicer: infer; for man: none.", show_default=False),
+    ] = None,
 ) -> None:
-    """Print the description of a command for other programs."""
+    """Print what other programs need to know, or the manual."""
+    if format is Format.MAN:
+        if command is not None:
+            raise typer.BadParameter("the manual has all commands; expected none", param_hint="COMMAND")
+        from crfrefine.tools.descriptors.man import man_page
+
+        print(man_page(manual_of(ctx)), end="")
+        return
+    command = command or Described.INFER
     if format is Format.SLICER and command is not Described.INFER:
         raise typer.BadParameter(f"{command.value} has no description for viewers; expected infer", param_hint="COMMAND")
     found = command_of(command.value)
@@ -68,6 +81,26 @@ def describe(
     from crfrefine.tools.descriptors.boutiques import boutiques_descriptor
 
     print(json.dumps(boutiques_descriptor(found), indent=2, ensure_ascii=False))
+
+
+def manual_of(ctx: typer.Context) -> list[Manual]:
+    """Return what `--help` shows of the application and of each command.
+
+    Args:
+        ctx: of any command.
+    """
+    root: Any = ctx.find_root()
+    contexts = [root]
+    for name in root.command.list_commands(root):
+        contexts.append(type(root)(root.command.get_command(root, name), info_name=name, parent=root))
+    return [_manual(context) for context in contexts]
+
+
+def _manual(ctx: Any) -> Manual:
+    usage = " ".join(ctx.command.collect_usage_pieces(ctx))
+    records = [(parameter.param_type_name, parameter.get_help_record(ctx)) for parameter in ctx.command.get_params(ctx)]
+    arguments, options = (tuple(record for kind, record in records if record and kind == wanted) for wanted in ("argument", "option"))
+    return Manual(ctx.command_path, usage, inspect.cleandoc(ctx.command.help or ""), arguments + options)
 
 
 def command_of(name: str) -> Command:

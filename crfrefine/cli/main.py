@@ -23,6 +23,7 @@ from crfrefine.cli.bids import bids
 from crfrefine.cli.convert import convert
 from crfrefine.cli.demo import demo
 from crfrefine.cli.describe import describe
+from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
@@ -33,13 +34,16 @@ from crfrefine.cli.train_crf import train_crf
 from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
 from crfrefine.failures import describe_failure
-from crfrefine.text import for_terminal
+from crfrefine.text import for_terminal, shorten
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MOST_OF_A_USAGE_ERROR = 500
+_ASKS_FOR_COMPLETION = "_CRFREFINE_COMPLETE"  # Variable of the environment that the scripts of shells set.
+_SHELLS = ("bash", "zsh", "fish")
+_SHELL = "crfrefine.shell"
 
 
 class Terminated(KeyboardInterrupt):
@@ -72,13 +76,32 @@ def _short_usage_errors() -> Generator[None]:
         raise
 
 
+def _without_shell(ctx: Any, args: list[str]) -> list[str]:
+    """Return the arguments without the shell that an option for completion may name, which goes into the context."""
+    if len(args) != 2 or args[0] not in ("--install-completion", "--show-completion"):
+        return args
+    if args[1] not in _SHELLS:
+        raise typer.BadParameter(f"{shorten(args[1])}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=args[0])
+    ctx.meta[_SHELL] = args[1]
+    return args[:1]
+
+
+def _answer_shell(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
+    """Print or install a script, as Typer's own options do: these are no plain switches, so each command would import pydantic for them."""
+    if wanted:
+        from typer.completion import install_callback, show_callback
+
+        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
+        answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True: the shell that starts this.
+
+
 class Group(TyperGroup):
     """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command."""
         with _short_usage_errors():
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, _without_shell(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
@@ -104,7 +127,7 @@ app = typer.Typer(
     name="crfrefine",
     help="Refine 3-D medical segmentations with a dense CRF.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # See `_answer_shell`.
     pretty_exceptions_enable=False,
     # Plain help text: Rich alone would double the time that --help takes.
     rich_markup_mode=None,
@@ -118,6 +141,7 @@ app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allo
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
 app.command("tune")(tune)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 app.command("bids")(bids)
 app.command("describe")(describe)
 
@@ -134,6 +158,15 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)] = False,
     wants_help: HelpOption = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion", help="Let the shell complete commands; or name it: bash.", callback=_answer_shell, is_eager=True
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool, typer.Option("--show-completion", help="Print the script for that instead.", callback=_answer_shell, is_eager=True)
+    ] = False,
 ) -> None:
     """Refine 3-D medical segmentations with a dense CRF."""
 
@@ -151,6 +184,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
+    if _ASKS_FOR_COMPLETION in os.environ:
+        from typer.completion import get_completion_inspect_parameters
+
+        get_completion_inspect_parameters()  # It makes Typer know the shells.
     try:
         app(prog_name="crfrefine")
     except _Stopped as stopped:

@@ -18,6 +18,9 @@ from crfrefine.errors import BackendUnavailableError, ConfigError
 LEVELS = ("baseline", "avx2", "avx512")
 """The instruction sets that the engine is compiled for, lowest first."""
 
+ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"
+"""Variable of the environment: the level to take."""
+
 _ADAPTER = "cpu.py"
 """The module that calls the engine: where this file is the same, the engine fits."""
 
@@ -29,15 +32,23 @@ def load_engine() -> Any:
         BackendUnavailableError: there is no engine, or the processor does not support the level that the environment variable asks for.
         ConfigError: the environment variable names no instruction set.
     """
-    asked = os.environ.get("CRFREFINE_CPU_LEVEL")
+    asked = os.environ.get(ASKED_LEVEL)
     if asked is not None and asked not in LEVELS:
-        raise ConfigError(f"CRFREFINE_CPU_LEVEL is {asked!r}; expected one of {', '.join(LEVELS)}")
-    baseline = _import_level(LEVELS[0])
-    best = LEVELS.index(baseline.cpu_level())
+        raise ConfigError(f"{ASKED_LEVEL} is {asked!r}; expected one of {', '.join(LEVELS)}")
+    best = LEVELS.index(best_level())
     wanted = best if asked is None else LEVELS.index(asked)
     if wanted > best:
-        raise BackendUnavailableError(f"CRFREFINE_CPU_LEVEL asks for {asked}, but this processor runs only {LEVELS[best]}")
+        raise BackendUnavailableError(f"{ASKED_LEVEL} asks for {asked}, but this processor runs only {LEVELS[best]}")
     return _import_level(LEVELS[wanted])
+
+
+def best_level() -> str:
+    """Return the highest level that is compiled and that this processor supports.
+
+    Raises:
+        BackendUnavailableError: there is no engine.
+    """
+    return str(_import_level(LEVELS[0]).cpu_level())
 
 
 def _import_level(level: str) -> Any:

@@ -19,7 +19,7 @@ def test_help_lists_the_commands():
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
 
 
@@ -76,8 +76,9 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
         (["--help"], {"numpy", "rich", "nibabel", "SimpleITK", "scipy", "matplotlib", "pydantic"}),
         (["info", "{image}"], {"rich", "SimpleITK", "scipy.ndimage", "matplotlib", "pydantic", "crfrefine.parameters.model"}),
         (["infer", "{case}"], {"torch", "cupy", "SimpleITK", "matplotlib"}),
+        (["doctor"], {"torch", "cupy", "SimpleITK", "matplotlib", "monai", "rich"}),
     ],
-    ids=["help", "info", "infer"],
+    ids=["help", "info", "infer", "doctor"],
 )
 def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     """Each of these takes from 40 ms to a second to import, and a loop over cases starts the command once for each."""

@@ -20,7 +20,7 @@ from oracles import random_case, resolve
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import mean_field
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.cupy_device import is_available, num_driver_devices
+from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available, num_driver_devices
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError
@@ -264,3 +264,11 @@ def test_the_second_gpu_is_as_good(torch: Any) -> None:
     """Tensors stay on theirs, whichever is current."""
     for found, expected in zip(_layer_run(torch, "cuda:1"), _layer_run(torch, "cuda:0"), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)  # of another kind, perhaps
+
+
+def test_the_gpu_says_what_it_is(engine: CudaBackend) -> None:
+    assert isinstance(engine.device, CupyDevice)
+    found = engine.device.properties()
+    assert found["name"]
+    assert found["memory"] > 1 << 28
+    assert all(found[name] >= 11_000 for name in ("driver", "runtime"))

@@ -14,7 +14,8 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = (
-    ("axes", "errors", "memory_sources", "text", "threads"),
+    ("axes", "control_groups", "errors", "text"),
+    ("memory_sources", "threads"),
     ("failures", "memory", "notebook", "specs"),
     ("execution", "io"),
     ("parameters",),
@@ -46,6 +47,7 @@ HOMES = {
     "distributed": {"execution.cluster"},
     "cryptography": {"execution.cluster"},
     "PIL": {"pictures", "report"},
+    "packaging": {"tools.extras"},
     "monai": {"monai"},
     "starlette": {"tune.server"},
     "uvicorn": {"tune.server"},

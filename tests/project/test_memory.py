@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crfrefine import memory
+from crfrefine.control_groups import control_groups
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.memory import MemoryLimit, format_size, memory_limit, parse_size, require_memory
 from crfrefine.memory_sources import (
@@ -15,7 +16,6 @@ from crfrefine.memory_sources import (
     OwnUse,
     batch_limits,
     control_group_limits,
-    control_groups,
     machine_limit,
     own_use,
     resource_limits,

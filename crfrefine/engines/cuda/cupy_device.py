@@ -123,6 +123,18 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
+    def properties(self) -> dict[str, Any]:
+        """Return name, memory in bytes, compute capability, and the versions of the driver, of CUDA's runtime and of CuPy."""
+        found = self.xp.cuda.runtime.getDeviceProperties(self._number)
+        return {
+            "name": found["name"].decode(errors="replace"),
+            "memory": int(found["totalGlobalMem"]),
+            "compute_capability": f"{found['major']}.{found['minor']}",
+            "driver": int(self.xp.cuda.runtime.driverGetVersion()),
+            "runtime": int(self.xp.cuda.runtime.runtimeGetVersion()),
+            "cupy": str(self.xp.__version__),
+        }
+
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         """Run a kernel; see `Device.launch`."""
         if num_threads == 0:

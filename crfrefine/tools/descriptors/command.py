@@ -51,3 +51,20 @@ class Command:
     name: str
     help: str
     options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What `--help` shows of a command.
+
+    Attributes:
+        name: such as "crfrefine infer"; "crfrefine" for the application.
+        usage: the arguments in short, such as "[OPTIONS] FILE...".
+        help: paragraphs on what it does.
+        options: arguments and options: names with their placeholder, and what they mean.
+    """
+
+    name: str
+    usage: str
+    help: str
+    options: tuple[tuple[str, str], ...]

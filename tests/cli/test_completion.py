@@ -1,0 +1,95 @@
+"""Shells complete the names of commands, options and values: the scripts that `--show-completion` prints, in bash itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import run_process
+
+import crfrefine
+
+BASH = shutil.which("bash")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment with an executable `crfrefine` and an empty home."""
+    root = tmp_path_factory.mktemp("completion")
+    program = root / "bin" / "crfrefine"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m crfrefine "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "HOME": str(root)}
+
+
+@pytest.mark.skipif(BASH is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("crfrefine i", ["infer", "info"]),
+        ("crfrefine infer --save", ["--save-logits", "--save-probabilities", "--save-structures"]),
+        ("crfrefine infer --input-type l", ["logits", "labels"]),
+        ("crfrefine info doc", []),  # Names of files are bash's own.
+    ],
+)
+def test_bash_completes(words, found, environment):
+    script = 'eval "$(crfrefine --show-completion bash)" && COMP_WORDS=($WORDS) && COMP_CWORD=$((${#COMP_WORDS[@]} - 1))'
+    script += ' && _crfrefine_completion crfrefine && printf "%s\\n" "${COMPREPLY[@]}" && complete -p crfrefine'
+    run = subprocess.run(
+        [BASH, "--norc", "-c", script], env={**environment, "WORDS": words}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    *offered, rule = run.stdout.splitlines()
+    assert sorted(filter(None, offered)) == sorted(found)
+    assert "-o default" in rule
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables", "found"),
+    [
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "crfrefine tr"}, "train-crf"),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "crfrefine info "}, "_files"),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "crfrefine tr", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "train-crf"),
+    ],
+)
+def test_zsh_and_fish_get_the_answers_that_their_scripts_ask_for(shell, variables, found, environment):
+    script = run_process("--show-completion", shell)
+    assert script.status == 0
+    assert "crfrefine" in script.stdout
+    assert all(f"{name}=" in script.stdout for name in variables)
+    done = run_process(env={**environment, **variables, "_CRFREFINE_COMPLETE": f"complete_{shell}"})
+    assert done.status == 0, done.stderr
+    assert found in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "place"),
+    [("bash", ".bash_completions/crfrefine.sh"), ("zsh", ".zfunc/_crfrefine"), ("fish", ".config/fish/completions/crfrefine.fish")],
+)
+def test_completion_is_installed_for_the_shell_that_is_named(shell, place, environment, tmp_path):
+    done = run_process("--install-completion", shell, env={**environment, "HOME": str(tmp_path)})
+    assert done.status == 0, done.stderr
+    assert place in done.stdout
+    assert "_CRFREFINE_COMPLETE" in (tmp_path / place).read_text(encoding="utf-8")
+
+
+def test_a_shell_that_is_not_known_is_wrong_usage():
+    done = run_process("--show-completion", "tcsh")
+    assert done.status == 2
+    assert done.stderr.startswith("Usage:")
+    assert "tcsh: expected one of bash, zsh, fish" in done.stderr
+
+
+def test_help_names_both_options():
+    done = run_process("--help")
+    assert "--install-completion" in done.stdout
+    assert "--show-completion" in done.stdout
+
+
+def test_python_runs_the_package_as_the_command():
+    done = run_process("--version")
+    assert done.stdout == f"crfrefine {crfrefine.__version__}\n"
