@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import html
+import importlib.util
 import logging
 import os
 import posixpath
@@ -30,6 +31,7 @@ LOG = logging.getLogger("mkdocs.hooks.crfrefine")
 
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_DISPLAY = re.compile(r"^(\$\$.*?\$\$)$", re.MULTILINE | re.DOTALL)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -96,11 +98,17 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, shown_at(path), content=text, inclusion=InclusionLevel.NOT_IN_NAV))
         if path.endswith(".md") or (ROOT / path).is_dir():
             waiting += targets(text, repository_path(shown_at(path)))
+    # The pages' style sheet names this font, so that formulas look the same whatever fonts the reader has: STIX Two Math, SIL Open Font License.
+    found = importlib.util.find_spec("ziamath")
+    assert found is not None
+    assert found.origin is not None
+    font = Path(found.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    files.append(File.generated(config, f"theme/{font.name}", content=font.read_bytes()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links to files outside of docs/ lead to their pages."""
+    """Let links to files outside of docs/ lead to their pages; set formulas on lines of their own apart."""
     here = page.file.src_uri
     path = repository_path(here)
 
@@ -111,28 +119,51 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         aim = shown_at(posixpath.normpath(posixpath.join(posixpath.dirname(path), link)))
         return f"{match[1]}{posixpath.relpath(aim, posixpath.dirname(here) or '.')}{'#' + anchor if anchor else ''}{match[3]}"
 
+    def changed(text: str) -> str:
+        return _DISPLAY.sub(r"\n\1\n", _LINK.sub(relinked, text))
+
     parts, last = [], 0
     for fence in _FENCE.finditer(markdown):
-        parts += [_LINK.sub(relinked, markdown[last : fence.start()]), fence[0]]
+        parts += [changed(markdown[last : fence.start()]), fence[0]]
         last = fence.end()
-    return "".join([*parts, _LINK.sub(relinked, markdown[last:])])
+    return "".join([*parts, changed(markdown[last:])])
 
 
 # ---- Formulas
+
+LONG = 60
+"""Characters of a formula within a line from which it scrolls by itself where the page is narrow."""
+
+PLAINER = (
+    (re.compile(r"\\mathrel\{(.)\}"), r"\1"),
+    (re.compile(r"\\(mathbb|mathbf) +(\w)"), r"\\\1{\2}"),
+)
+"""What the converter takes in another form only."""
+
+BETTER = (
+    ("<mover>", '<mover accent="true">'),
+    ("<mo>&#x0002B;</mo><mo>&#x0003D;</mo>", "<mo>+=</mo>"),
+    ("<mo>&#x02212;</mo><mo>&#x0003D;</mo>", "<mo>−=</mo>"),
+    ('<mn mathvariant="bold">1</mn>', "<mn>𝟏</mn>"),
+)
+"""What browsers show better in another form."""
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Turn the formulas of a page into MathML, which browsers show by themselves."""
 
     def as_mathml(match: re.Match[str]) -> str:
-        display = "block" if match[1] == "div" else "inline"
-        return f'<{match[1]} class="formula">{mathml(html.unescape(match[2]), display, page.file.src_uri)}</{match[1]}>'
+        formula = html.unescape(match[2])
+        display, kind = ("block", "formula") if match[1] == "div" else ("inline", "formula long" if len(formula) > LONG else "formula")
+        return f'<{match[1]} class="{kind}">{mathml(formula, display, page.file.src_uri)}</{match[1]}>'
 
     return _FORMULA.sub(as_mathml, content)
 
 
 def mathml(formula: str, display: str, where: str) -> str:
     """One formula as MathML; what cannot be converted ends a strict build."""
+    for pattern, plainer in PLAINER:
+        formula = pattern.sub(plainer, formula)
     try:
         result = convert(formula, display=display)
         unknown = [text for text in ET.fromstring(result).itertext() if "\\" in text]
@@ -141,4 +172,6 @@ def mathml(formula: str, display: str, where: str) -> str:
         return html.escape(formula)
     if unknown:
         LOG.warning("%s: the formula %r has commands that are not known: %s", where, formula, ", ".join(unknown))
+    for less, better in BETTER:
+        result = result.replace(less, better)
     return result
