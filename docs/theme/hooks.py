@@ -98,7 +98,7 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, shown_at(path), content=text, inclusion=InclusionLevel.NOT_IN_NAV))
         if path.endswith(".md") or (ROOT / path).is_dir():
             waiting += targets(text, repository_path(shown_at(path)))
-    # The pages' style sheet names this font, so that formulas look the same whatever fonts the reader has: STIX Two Math, SIL Open Font License.
+    # The style sheet names this font, so that formulas look the same whatever fonts the reader has (SIL Open Font License).
     found = importlib.util.find_spec("ziamath")
     assert found is not None
     assert found.origin is not None
@@ -144,7 +144,7 @@ BETTER = (
     ("<mover>", '<mover accent="true">'),
     ("<mo>&#x0002B;</mo><mo>&#x0003D;</mo>", "<mo>+=</mo>"),
     ("<mo>&#x02212;</mo><mo>&#x0003D;</mo>", "<mo>−=</mo>"),
-    ('<mn mathvariant="bold">1</mn>', "<mn>𝟏</mn>"),
+    ('<mn mathvariant="bold">1</mn>', "<mn>\U0001d7cf</mn>"),
 )
 """What browsers show better in another form."""
 
