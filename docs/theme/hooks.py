@@ -32,6 +32,8 @@ LOG = logging.getLogger("mkdocs.hooks.crfrefine")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _DISPLAY = re.compile(r"^(\$\$.*?\$\$)$", re.MULTILINE | re.DOTALL)
+_TAG = re.compile(r"(<[^>]*>)")
+_DOCUMENT = re.compile(r"(?<![\w/.-])(docs/[\w./-]+\.md)(#[\w-]+)?")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -129,6 +131,27 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return "".join([*parts, changed(markdown[last:])])
 
 
+def with_links(content: str, here: Any, files: Any) -> str:
+    """Make links of paths such as docs/reference/math.md in running text: docstrings and messages name pages in this way.
+
+    Args:
+        content: HTML.
+        here: the file of the page.
+        files: those of the site.
+    """
+
+    def linked(match: re.Match[str]) -> str:
+        aim = files.get_file_from_path(match[1].removeprefix("docs/"))
+        return f'<a href="{aim.url_relative_to(here)}{match[2] or ""}">{match[0]}</a>' if aim else match[0]
+
+    parts, inside = [], 0
+    for part in _TAG.split(content):
+        if tag := re.match(r"<(/?)(?:a|code|pre|h\d)\b", part):
+            inside += -1 if tag[1] else 1
+        parts.append(part if inside or part.startswith("<") else _DOCUMENT.sub(linked, part))
+    return "".join(parts)
+
+
 # ---- Formulas
 
 LONG = 60
@@ -149,15 +172,15 @@ BETTER = (
 """What browsers show better in another form."""
 
 
-def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Turn the formulas of a page into MathML, which browsers show by themselves."""
+def on_page_content(content: str, page: Any, files: Any, **_: Any) -> str:
+    """Turn the formulas of a page into MathML, which browsers show by themselves; let paths of pages in its text be links."""
 
     def as_mathml(match: re.Match[str]) -> str:
         formula = html.unescape(match[2])
         display, kind = ("block", "formula") if match[1] == "div" else ("inline", "formula long" if len(formula) > LONG else "formula")
         return f'<{match[1]} class="{kind}">{mathml(formula, display, page.file.src_uri)}</{match[1]}>'
 
-    return _FORMULA.sub(as_mathml, content)
+    return with_links(_FORMULA.sub(as_mathml, content), page.file, files)
 
 
 def mathml(formula: str, display: str, where: str) -> str:
