@@ -94,8 +94,9 @@ $(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt
 	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --group docs
 	touch $@
 
+# Not --quiet: what is not shown is not counted as an error either.
 docs: $(DOCS_VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 	@echo 'build/docs/index.html is the site; its search needs a server: $(PYTHON) -m http.server --directory build/docs'
 
 lint: setup $(VENV)/train.stamp
