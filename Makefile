@@ -16,6 +16,7 @@ STRICT ?= OFF
 VENV := .venv
 NNUNET_VENV := .venv-nnunet
 RELEASE_ENV := build/release-env
+DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles what is imported; pip would compile every file beforehand, on one core.
@@ -23,7 +24,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo man browser test test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for demo man docs browser test test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,7 @@ help:
 	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices for the engine (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
 	@echo 'make format    rewrite the sources as the formatters want them'
+	@echo 'make docs      the documentation as a site in build/docs; a broken link or an undocumented name is an error'
 	@echo 'make bench     time against other libraries, rewrite docs/reference/benchmarks.md (BENCH_ARGS="--quick" for a taste)'
 	@echo 'make bench-layer  time the trainable layer, rewrite its section of docs/reference/benchmarks.md (BENCH_ARGS as above)'
 	@echo 'make accuracy  measure the filters and their gradients against exact sums, rewrite docs/reference/accuracy.md and its plot'
@@ -101,6 +103,18 @@ man: setup
 	@mkdir -p build
 	$(BIN)/crfrefine describe man > build/crfrefine.1
 
+# The tools of the site have nothing to do with the package, which they read as text: an environment of their own, and nothing compiled.
+$(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --upgrade pip
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --group docs
+	touch $@
+
+# Not --quiet: what is not shown is not counted as an error either.
+docs: $(DOCS_VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	@echo 'build/docs/index.html is the site; its search needs a server: $(PYTHON) -m http.server --directory build/docs'
+
 lint: setup $(VENV)/train.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -159,5 +173,5 @@ study-end-to-end: $(VENV)/train.stamp
 	$(BIN)/python benchmarks/study_end_to_end.py $(STUDY_ARGS)
 
 clean:
-	rm -rf $(VENV) $(NNUNET_VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NNUNET_VENV) $(DOCS_VENV) build dist demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""The site of the documentation, without the tools that build it: navigation, public names, what it loads. `make docs` checks the rest."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import crfrefine
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+API = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference" / "api").glob("*.md")))
+SHOWN = re.findall(r"^::: ([\w.]+)$", API, re.MULTILINE)
+PROMISED = {f"crfrefine.{name}" for name in crfrefine._MODULE_OF} | {"crfrefine.monai.CrfRefine", "crfrefine.monai.CrfRefined"}
+
+
+def pages_of(entries: object) -> Iterator[str]:
+    """The pages that a part of the navigation names."""
+    if isinstance(entries, str):
+        yield entries
+    else:
+        for entry in entries.values() if isinstance(entries, dict) else entries:
+            yield from pages_of(entry)
+
+
+def test_every_page_is_in_the_navigation_once():
+    named = list(pages_of(CONFIG["nav"]))
+    assert sorted(set(named)) == sorted(named)
+    ours = {page for page in named if not page.startswith("source/")}
+    assert ours == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    # The others are files beside docs/, for which docs/theme/hooks.py makes pages.
+    assert all((ROOT / page.removeprefix("source/")).is_file() for page in set(named) - ours)
+
+
+def test_every_public_name_is_on_a_page_of_the_api():
+    assert sorted(set(SHOWN)) == sorted(SHOWN)
+    assert set(SHOWN) >= PROMISED
+
+
+def definition(path: str) -> ast.FunctionDef | ast.ClassDef:
+    """The definition of a name, found as the site finds it: without importing its module, through the imports of packages."""
+    module, _, name = path.rpartition(".")
+    if path in PROMISED and module == "crfrefine":
+        module = crfrefine._MODULE_OF[name]
+    file = ROOT / Path(*module.split("."))
+    tree = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8"))
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
+            return statement
+        if isinstance(statement, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in statement.names):
+            return definition(f"{statement.module}.{name}")
+    raise AssertionError(f"no definition of {path}")
+
+
+def undocumented(found: ast.FunctionDef | ast.ClassDef, path: str) -> list[str]:
+    """The names without a docstring: of a class also its public methods and properties."""
+    missing = [] if ast.get_docstring(found) else [path]
+    for part in found.body if isinstance(found, ast.ClassDef) else ():
+        if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
+            missing += undocumented(part, f"{path}.{part.name}")
+    return missing
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_what_the_api_shows_has_docstrings(path):
+    assert undocumented(definition(path), path) == []
+
+
+def test_a_missing_docstring_is_seen():
+    found = ast.parse('class A:\n    """Documented."""\n    def f(self): ...\n    def _g(self): ...\n').body[0]
+    assert isinstance(found, ast.ClassDef)
+    assert undocumented(found, "a.A") == ["a.A.f"]
+
+
+def test_the_site_loads_nothing_from_elsewhere():
+    """Readers sit inside hospitals: no fonts, scripts or styles of other hosts, and no counters of visits."""
+    assert CONFIG["theme"]["font"] is False
+    assert "extra_javascript" not in CONFIG
+    assert "analytics" not in CONFIG["extra"]
+    assert not any("://" in address for address in CONFIG["extra_css"])
+    assert "url(http" not in (DOCS / "theme" / "site.css").read_text(encoding="utf-8")
+    # Material loads the program for these diagrams from elsewhere.
+    assert not [page for page in DOCS.rglob("*.md") if "```mermaid" in page.read_text(encoding="utf-8")]
+
+
+def test_the_pictures_are_small():
+    """Those that the scripts of docs/figures draw."""
+    names = {
+        name
+        for script in (DOCS / "figures").glob("*.py")
+        for name in re.findall(r'PICTURES / "(\w+\.png)"', script.read_text(encoding="utf-8"))
+    }
+    assert names
+    assert all((DOCS / "pictures" / name).stat().st_size <= 100_000 for name in names)
