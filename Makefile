@@ -24,13 +24,14 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo man docs browser test test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for demo man docs browser test check test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
 	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
 	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
+	@echo 'make check     setup, then the tests alone'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE=thread: one of the two builds)'
 	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
@@ -52,24 +53,32 @@ help:
 
 setup: $(VENV)/package.stamp $(VENV)/viewer.stamp
 
-# The tools, pinned; made anew when their list changes.
-$(VENV)/tools.stamp: pyproject.toml constraints.txt
+# What builds the package, pinned; made anew when the list of tools changes. Of its own, so that `make -j 2` installs the other tools meanwhile.
+$(VENV)/build.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "crfrefine needs Python 3.11 or later: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -c constraints.txt --upgrade pip
-	$(INSTALL) -c constraints.txt --group dev
+	$(INSTALL) -c constraints.txt --group build
 	touch $@
 
 # The package, built as users get it. The build folder is kept, so only changed C++ is compiled again.
-$(VENV)/package.stamp: $(VENV)/tools.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
+$(VENV)/wheel.stamp: $(VENV)/build.stamp $(SOURCES) CMakeLists.txt README.md LICENSE
 	rm -rf dist
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --config-settings=cmake.define.CRFREFINE_STRICT=$(STRICT) --wheel-dir dist .
+	touch $@
+
+# The tools, pinned.
+$(VENV)/tools.stamp: $(VENV)/build.stamp
+	$(INSTALL) -c constraints.txt --group dev
+	touch $@
+
+$(VENV)/package.stamp: $(VENV)/tools.stamp $(VENV)/wheel.stamp
 	$(INSTALL) --no-deps --force-reinstall dist/*.whl
 	$(INSTALL) -c constraints.txt dist/*.whl
 	touch $@
 
-# torch, which training and its tests need and the demo does not.
-$(VENV)/train.stamp: $(VENV)/package.stamp
+# torch, which training and its tests need and the demo does not. After the viewer: two installations at once would get in each other's way.
+$(VENV)/train.stamp: $(VENV)/package.stamp | $(VENV)/viewer.stamp
 	$(INSTALL) -c constraints.txt "$$(ls dist/*.whl)[train]"
 	touch $@
 
@@ -121,8 +130,11 @@ lint: setup $(VENV)/train.stamp
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
+# In this order; `make -j 2 test`, as in .ci/run, checks the formatting and the types beside the tests.
+test: lint check
+
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
-test: setup lint browser
+check: setup $(VENV)/train.stamp browser
 	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 # nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,

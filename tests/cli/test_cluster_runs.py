@@ -134,10 +134,10 @@ def test_a_killed_scheduler_ends_the_run_with_what_is_finished(tmp_path, ignorin
 def test_a_time_limit_without_a_cluster_costs_the_case_alone(tmp_path):
     folders = write_folders(tmp_path, "a", "c")
     write_slow_case(folders, "b", 104)
-    result = run_process("infer", *folders.arguments, *SLOW, "--case-timeout", "30", timeout=600)
+    result = run_process("infer", *folders.arguments, *SLOW, "--case-timeout", "15", timeout=600)
     assert result.status == 1
     assert files_in(folders.output) == ["a.nii.gz", "c.nii.gz"]
-    assert "case 'b': took longer than the 30 s of --case-timeout and was stopped" in result.stderr
+    assert "case 'b': took longer than the 15 s of --case-timeout and was stopped" in result.stderr
 
 
 def test_tls_is_taken_from_the_configuration_of_dask(tmp_path):

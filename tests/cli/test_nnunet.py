@@ -12,7 +12,7 @@ from crfrefine.cases.nnunet.postprocessing import read_postprocessing
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train.methods import METHODS
 
-SHORT = ("--folds", 2, "--num-iterations", 4, "--threads", 1)
+SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_helpers import command, files_in, load_nifti, run_here, run_process
 from special_file_helpers import Reader, kind_of, make_pipe
-from training_helpers import write_cases
+from training_helpers import FINER, write_cases
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
@@ -32,6 +32,7 @@ from crfrefine.train.methods import (
 )
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
+SHORTEST = ("--folds", 2, "--num-iterations", 1)  # where nothing is said about what was learned
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -156,7 +157,7 @@ def test_where_no_crf_can_help_cases_held_out_are_no_worse_and_the_verdict_says_
 
 def start(data, output, *options):
     return subprocess.Popen(
-        command("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 6, "-v", *options),
+        command("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 4, "-v", *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -167,7 +168,7 @@ def start(data, output, *options):
 def uninterrupted(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "params.toml"
     # Without a checkpoint, --resume starts anew.
-    assert run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 6, "--resume").status == 0
+    assert run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 4, "--resume").status == 0
     return output
 
 
@@ -176,14 +177,14 @@ def measurements(output):
 
 
 def resume(data, output):
-    return run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 6, "--resume")
+    return run_here("train-crf", data, "-o", output, "--folds", 2, "--num-iterations", 4, "--resume")
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_goes_on_to_the_same_result(data, tmp_path, uninterrupted):
     output = tmp_path / "params.toml"
     with start(data, output) as process:
         for line in process.stderr:
-            if "] 2/6" in line:  # in the middle of a training
+            if "] 2/4" in line:  # in the middle of a training
                 process.send_signal(signal.SIGINT)
                 break
         _, err = process.communicate(timeout=60)
@@ -253,7 +254,7 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
         return (verdict(table, TRAINED_LARGEST, LARGEST),) * 2
 
     monkeypatch.setattr(comparison, "judge", combined)
-    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, "-q")
+    result = run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORTEST, "-q")
     assert result.status == 0, result.stderr
     report = json.loads((tmp_path / "p.report.json").read_text())
     assert report["keep_largest"] in ("foreground", "each")
@@ -263,7 +264,7 @@ def test_the_largest_component_that_the_verdict_is_on_is_kept_by_the_parameters(
 
 def test_small_object_rules_are_chosen_if_asked_for(tmp_path):
     """The networks see a false island of 3.5 ml in each case; `infer` does to it what the verdict is on."""
-    data = write_cases(tmp_path / "data", 4)
+    data = write_cases(tmp_path / "data", 4, **FINER)
     for path in (data / "logits").iterdir():
         volume = nib.load(path)
         logits = np.asarray(volume.dataobj).copy()
@@ -306,7 +307,7 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
 @pytest.mark.usefixtures("few_scaling_steps")
 def test_folders_can_be_named(data, tmp_path):
     named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
-    result = run_here("train-crf", *named, "-o", tmp_path / "p.toml", "--folds", 2, "--num-iterations", 1, "-q")
+    result = run_here("train-crf", *named, "-o", tmp_path / "p.toml", *SHORTEST, "-q")
     assert result.status == 0, result.stderr
 
 
@@ -385,7 +386,7 @@ def _package_path():
 def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
     """The same command with `--resume` goes on from where they were to be written."""
     pipe = make_pipe(tmp_path / "params.toml")
-    options = ("train-crf", data, "-o", pipe, *SHORT, "--threads", 1)
+    options = ("train-crf", data, "-o", pipe, *SHORTEST, "--threads", 1)
     result = run_here(*options)
     assert result.status == 1
     assert f"{pipe}: cannot be written: it has no reader" in result.stderr
@@ -404,7 +405,7 @@ def test_nothing_is_lost_where_nobody_reads_the_parameters(data, tmp_path):
 def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
     reader = Reader(make_pipe(tmp_path / "params.report.json"))
     (tmp_path / "params.curves.png").symlink_to("/dev/null")
-    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, "--threads", 1)
+    result = run_here("train-crf", data, "-o", tmp_path / "params.toml", *SHORTEST, "--threads", 1)
     assert result.status == 0, result.stderr
     assert "verdict" in json.loads(reader.result())
     assert kind_of(tmp_path / "params.report.json") == stat.S_IFIFO
@@ -415,7 +416,7 @@ def test_report_and_curves_go_where_pipes_and_links_lead(data, tmp_path):
 def test_a_checkpoint_is_not_kept_in_a_pipe(options, data, tmp_path):
     """It is written several times and read back; this is found out before anything is read."""
     pipe = make_pipe(tmp_path / "params.checkpoint.json")
-    result = run_process("train-crf", data, "-o", tmp_path / "params.toml", *SHORT, *options, timeout=60)
+    result = run_process("train-crf", data, "-o", tmp_path / "params.toml", *SHORTEST, *options, timeout=60)
     assert result.status == 1
     assert result.stderr.startswith(f"crfrefine: error: {pipe}: cannot be written: it is a named pipe")
     assert kind_of(pipe) == stat.S_IFIFO

@@ -1,4 +1,4 @@
-"""Inputs of the readers of DICOM: a series of three small slices, one of them damaged, and segmentations."""
+"""Inputs of the readers of DICOM: a series of two or three small slices, one of them damaged, and segmentations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _bytes(found: pydicom.Dataset) -> bytes:
 
 @cache
 def _series() -> tuple[tuple[bytes, ...], ...]:
-    """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice."""
+    """Series in several transfer syntaxes, of 8 and 16 bits, one with a scaling per slice; gaps need three slices, syntaxes only two."""
     found = []
     for kind, dtype in enumerate((np.int16, np.uint8, np.int16, np.uint16, np.int16)):
         stored = np.arange(36).reshape(SHAPE).astype(dtype)
@@ -47,7 +47,7 @@ def _series() -> tuple[tuple[bytes, ...], ...]:
                 one["PixelData"].VR = "OW"
             elif kind == 4:
                 one.RescaleSlope = number + 1
-        found.append(tuple(map(_bytes, series)))
+        found.append(tuple(map(_bytes, series if kind in (0, 4) else series[:2])))
     return tuple(found)
 
 
@@ -91,7 +91,7 @@ def _damaged(content: bytes, rng: random.Random) -> bytes:
 def _slices(rng: random.Random) -> Mapping[str, bytes]:
     files = list(rng.choice(_series()))
     if rng.random() < 0.9:
-        number = rng.randrange(3)
+        number = rng.randrange(len(files))
         files[number] = _damaged(files[number], rng)
     return {f"{number}.dcm": content for number, content in enumerate(files)}
 

@@ -24,9 +24,10 @@ from crfrefine.train.options import LEARNABLE
 from crfrefine.train.schedule import Schedule
 from crfrefine.train.starts import Start, prepare
 
-GRID_SHAPE = (14, 13, 9)  # no two axes alike
-SPACING = (4.6, 4.7, 6.7)  # mm, nor two spacings
-LARGER = {"shape": (18, 15, 11), "spacing": (3.6, 4.1, 5.5)}  # the same anatomy, for what needs its details
+GRID_SHAPE = (12, 11, 8)  # no two axes alike
+SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
+FINER = {"shape": (14, 13, 9), "spacing": (4.6, 4.7, 6.7)}  # the same anatomy, for what needs more of its details,
+LARGER = {"shape": (18, 15, 11), "spacing": (3.6, 4.1, 5.5)}  # or many more: a training takes twice as long with each
 SIZES = (NUM_LABELS, 2, 3)
 REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
 SILENT = Hooks(lambda trajectory, loss, score: None, lambda state: None, lambda: False)
@@ -49,9 +50,9 @@ def phantom(seed: int, kind: str = "useful", *, shape: tuple[int, ...] = GRID_SH
     return case
 
 
-def write_cases(root: Path, count: int, kind: str = "useful") -> Path:
+def write_cases(root: Path, count: int, kind: str = "useful", **grid: tuple[float, ...]) -> Path:
     for seed in range(count):
-        write_phantom(phantom(seed, kind), root, f"case{seed}")
+        write_phantom(phantom(seed, kind, **grid), root, f"case{seed}")
     return root
 
 

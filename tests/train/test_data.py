@@ -217,12 +217,12 @@ def test_a_crop_is_normalized_as_the_whole_case_is():
 
 
 def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch):
-    monkeypatch.setattr(cropping, "TILE_VOXELS", 700)
+    monkeypatch.setattr(cropping, "TILE_VOXELS", 400)
     crop = crops(1)[0]
     assert len(crop.tiles) > 3
     parts = [crop.tile(number) for number in range(len(crop.tiles))]
     assert sum(part.num_voxels for part in parts) == crop.num_voxels
-    assert max(part.num_voxels for part in parts) <= 700
+    assert max(part.num_voxels for part in parts) <= 400
     assert sum(crop.tile_weights) == pytest.approx(1.0)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from training_helpers import LARGER, NUM_LABELS, REGIONS, SIZES, crops, fit, material, start
+from training_helpers import FINER, LARGER, NUM_LABELS, REGIONS, SIZES, crops, fit, material, start
 
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import crops as cropping
@@ -18,7 +18,7 @@ BIASED = CrfParameters().replace(**{"mean_field.bias": (0.0, 6.0, -1.0, 4.0), "m
 @pytest.fixture
 def tiled(monkeypatch):
     monkeypatch.setattr(cropping, "TILE_VOXELS", 60)
-    (crop,) = crops(1)
+    (crop,) = crops(1, **FINER)
     assert len(crop.tiles) > 3 * NUM_SAMPLED
     return crop
 
