@@ -10,7 +10,8 @@ from tune_helpers import options_for, write_labeled, write_large
 from crfrefine.errors import CrfRefineError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.tune.case import find_cases, open_case
+from crfrefine.tune.case import open_case
+from crfrefine.tune.finding import find_cases
 from crfrefine.tune.computing import MOST_VALUES, CaseRefiner, box_around
 
 
