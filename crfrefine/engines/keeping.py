@@ -86,7 +86,7 @@ class KeepingBackend(CpuBackend):
             )
         except CapacityError:
             self.forget()
-        return super().mean_field(logits, image, mask, spacing, spec, **shared)
+        return CpuBackend().mean_field(logits, image, mask, spacing, spec, **shared)
 
     def _fits(self, wanted: tuple[Any, ...], spec: KernelSetSpec) -> bool:
         *built, built_spec = self._built_for
