@@ -24,6 +24,16 @@ RegionsOption = Annotated[
     ),
 ]
 
+CountedRegionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--regions",
+        metavar="NAME=1+2+3",
+        help="Labels that count together in the table; repeatable. If the network has a sigmoid channel for each, they are its channels.",
+        show_default=False,
+    ),
+]
+
 ClassOrderOption = Annotated[
     str | None,
     typer.Option(

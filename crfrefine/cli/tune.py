@@ -23,7 +23,7 @@ from crfrefine.cli.options import (
     check_sources,
     parse_path,
 )
-from crfrefine.cli.region_options import ClassOrderOption, RegionsOption, parse_class_order
+from crfrefine.cli.region_options import ClassOrderOption, CountedRegionsOption, parse_class_order
 
 
 def tune(
@@ -70,7 +70,7 @@ def tune(
     config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
-    regions: RegionsOption = None,
+    regions: CountedRegionsOption = None,
     regions_class_order: ClassOrderOption = None,
     resample: ResampleOption = False,
     device: DeviceOption = "auto",
