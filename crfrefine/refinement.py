@@ -49,6 +49,7 @@ from crfrefine.memory import memory_limit, require_memory
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of, renumbered
+from crfrefine.refining_again import RefiningAgain
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
 from crfrefine.tiles.grid import MOST_DIMS, reach_of_axes
@@ -76,6 +77,7 @@ def refine(
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
+    again: RefiningAgain | None = None,
 ) -> RefinementResult:
     """Refine a network's logits, or a label map, with the dense CRF.
 
@@ -96,6 +98,7 @@ def refine(
         device: "auto", "cpu", "cuda", "cuda:N" or "reference"; "auto" is the CPU, with a note, if volumes are to be kept.
         threads: CPU threads; None: the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
+        again: for programs that refine one case with ever new parameters (`crfrefine.refining_again`); None: nothing is kept.
 
     Returns:
         The refined case. Its arrays have the same memory order as `logits`.
@@ -146,6 +149,7 @@ def refine(
             device=device,
             threads=threads,
             progress=progress,
+            again=again,
         )
     if mask is not None:
         mask = given_array(mask, "mask")
@@ -158,7 +162,7 @@ def refine(
     steps = given_spacing(spacing, num_dims)
     models = _resolve(parameters, logits, len(image), num_dims, regions)
     device, of_device = device_for(device, keeps_volumes=parameters.volume.weight > 0.0)
-    backend = get_backend(device)
+    backend = get_backend(device) if again is None else again.replaces(get_backend(device))
     inside = None if mask is None else mask.astype(np.bool_, copy=False)
 
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
@@ -201,6 +205,8 @@ def refine(
         threshold, how = parameters.mean_field.label_threshold, Settings(threads, progress)
         refined = refine_tiles(backend, ordered_logits, *case, models[0], threshold, how, axes=order.axes, is_probability=is_probability)
     if refined is None:
+        if again is not None:
+            again.watch(decode, ordered_logits, box, order)
         refined = _refine_all_labels(
             backend, ordered_logits, case, models, settings, box=box, is_region=regions is not None, is_probability=is_probability
         )
@@ -305,6 +311,7 @@ def refine_label_map(
     threads: int | None = None,
     progress: Progress | None = None,
     num_bytes: Callable[[], int | None] | None = None,
+    again: RefiningAgain | None = None,
 ) -> RefinementResult:
     """Refine a label map whose labels are known: only those that occur take part, and if there are many, only near where they occur.
 
@@ -320,6 +327,7 @@ def refine_label_map(
         threads: as in `refine`.
         progress: as in `refine`.
         num_bytes: called before a run on tiles: what it may take beyond what is in memory then; None: any amount.
+        again: as in `refine`.
 
     Raises:
         CrfRefineError: as in `refine`.
@@ -329,6 +337,7 @@ def refine_label_map(
     order = StorageOrder.of_memory(labels)
     stored = np.ascontiguousarray(order.to_storage(labels))
     options: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
+    options["again"] = None if again is None else again.renumbered(channels)
     if not take_part_nearby(len(channels), stored.size):
         logits = order.to_user(one_hot_logits(stored, channels))
         result = refine(logits, image, spacing=spacing, parameters=chosen, mask=mask, input_type="logits", **options)

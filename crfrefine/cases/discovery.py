@@ -277,6 +277,21 @@ def _with_companions(
     return CaseList(found, cases.notes)
 
 
+def labels_of(cases: CaseList, labels: Path) -> dict[str, Path]:
+    """Return the label map of each case that has one.
+
+    Args:
+        cases: with or without labels of their own.
+        labels: a folder, or a file for one case.
+
+    Raises:
+        InputError: there is no such path, or it is a file for several cases.
+    """
+    plain = CaseList([replace(case, labels=None, problem=None) for case in cases], cases.notes)
+    found = _with_companions(plain, labels, "labels", LABEL_SUFFIXES, lambda case, path: replace(case, labels=path))
+    return {case.case_id: case.labels for case in found if case.labels is not None}
+
+
 def segmentations_first(paths: Sequence[Path]) -> Sequence[Path]:
     """Return the files in a format of segmentations, which beside an image of the same name are its label map; all if there are none."""
     return [path for path in paths if suffix_of(path) in LABELS_SUFFIXES] or paths

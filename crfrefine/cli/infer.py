@@ -9,21 +9,23 @@ import typer
 
 from crfrefine.cli.options import (
     MAX_PARTS,
-    NNUNET_HAS_PROBABILITIES,
     ConfigOption,
     ContinueOption,
     DeviceOption,
     InputType,
     InputTypeOption,
+    ManifestOption,
     MasksOption,
     MaxMemoryOption,
     NnunetOption,
     OverridesOption,
     ResampleOption,
     ThreadsOption,
+    check_sources,
     parse_path,
 )
 from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
+from crfrefine.cli.region_options import ClassOrderOption, RegionsOption, parse_scheme
 
 
 def infer(
@@ -62,38 +64,13 @@ def infer(
         ),
     ] = None,
     nnunet: NnunetOption = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            "--manifest",
-            metavar="FILE.csv|.parquet",
-            parser=parse_path,
-            help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
-            show_default=False,
-        ),
-    ] = None,
+    manifest: ManifestOption = None,
     masks: MasksOption = None,
     config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
-    regions: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--regions",
-            metavar="NAME=1+2+3",
-            help="A region with a sigmoid channel of its own; repeatable, in the order of the channels. Default: as in dataset.json.",
-            show_default=False,
-        ),
-    ] = None,
-    regions_class_order: Annotated[
-        str | None,
-        typer.Option(
-            "--regions-class-order",
-            metavar="1,2,3",
-            help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
-            show_default=False,
-        ),
-    ] = None,
+    regions: RegionsOption = None,
+    regions_class_order: ClassOrderOption = None,
     resample: ResampleOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -156,18 +133,8 @@ def infer(
         raise typer.BadParameter(f"{part_id} is not below --num-parts {num_parts}: parts are numbered from 0", param_hint="--part-id")
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other", param_hint="--verbose")
-    if nnunet is not None and logits:
-        raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
-    if nnunet is not None and input_type is InputType.LABELS:
-        raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
-    if manifest is not None:
-        _check_manifest_alone({"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks})
-    elif nnunet is None and not (images and logits):
-        missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
-        text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
-        raise typer.BadParameter(text, param_hint=missing[0])
+    check_sources(images, logits, nnunet, manifest, masks, input_type)
     placement = parse_placement(workers, dask, case_timeout)
-    from crfrefine.cli.region_options import parse_scheme
     from crfrefine.cli.reporting import Reporter, print_results
     from crfrefine.infer.options import InferenceOptions
     from crfrefine.infer.run import run_inference
@@ -209,10 +176,3 @@ def infer(
         print_results(result)
     if result.count("failed"):
         raise typer.Exit(1)
-
-
-def _check_manifest_alone(options: dict[str, object]) -> None:
-    """Raise BadParameter if an option is given for what a manifest names."""
-    for name, given in options.items():
-        if given:
-            raise typer.BadParameter(f"--manifest names the files of each case; leave {name} out", param_hint=name)

@@ -115,6 +115,42 @@ NnunetOption = Annotated[
     ),
 ]
 
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest",
+        metavar="FILE.csv|.parquet",
+        parser=parse_path,
+        help="Table that names the files of each case, instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
+        show_default=False,
+    ),
+]
+
+
+def check_sources(
+    images: list[Path] | None,
+    logits: list[Path] | None,
+    nnunet: Path | None,
+    manifest: Path | None,
+    masks: str | None,
+    input_type: InputType,
+) -> None:
+    """Raise BadParameter unless exactly one way of naming the cases to refine was taken: files, a folder of nnU-Net, or a manifest."""
+    if nnunet is not None and logits:
+        raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
+    if nnunet is not None and input_type is InputType.LABELS:
+        raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
+    if manifest is not None:
+        others = {"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks}
+        for name, given in others.items():
+            if given:
+                raise typer.BadParameter(f"--manifest names the files of each case; leave {name} out", param_hint=name)
+    elif nnunet is None and not (images and logits):
+        missing = [name for name, given in (("--images", images), ("--logits", logits)) if not given]
+        text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
+        raise typer.BadParameter(text, param_hint=missing[0])
+
+
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False),

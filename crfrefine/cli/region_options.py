@@ -1,15 +1,48 @@
-"""The options that name the regions of sigmoid channels: `--regions` and `--regions-class-order` of `infer`."""
+"""The options that name regions of labels, sigmoid channels above all: `--regions` and `--regions-class-order` of `infer` and `tune`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from crfrefine.errors import ConfigError
 from crfrefine.text import shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
+
+
+RegionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--regions",
+        metavar="NAME=1+2+3",
+        help="A region with a sigmoid channel of its own; repeatable, in the order of the channels. Default: as in dataset.json.",
+        show_default=False,
+    ),
+]
+
+CountedRegionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--regions",
+        metavar="NAME=1+2+3",
+        help="Labels that count together in the table; repeatable. If the network has a sigmoid channel for each, they are its channels.",
+        show_default=False,
+    ),
+]
+
+ClassOrderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--regions-class-order",
+        metavar="1,2,3",
+        help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
+        show_default=False,
+    ),
+]
 
 
 def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionScheme | None:
@@ -31,11 +64,12 @@ def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionSchem
 
     parsed = [parse_region(text) for text in regions]
     names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
-    order = derive_class_order(names, labels) if class_order is None else _numbers(class_order)
+    order = derive_class_order(names, labels) if class_order is None else parse_class_order(class_order)
     return RegionScheme(names, labels, order)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def parse_class_order(text: str) -> tuple[int, ...]:
+    """Return the labels of a text such as "1,2,3"; raise ConfigError if it is none."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
         raise ConfigError(f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3")

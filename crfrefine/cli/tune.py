@@ -10,19 +10,25 @@ import typer
 
 from crfrefine.cli.options import (
     ConfigOption,
+    DeviceOption,
     InputType,
     InputTypeOption,
+    ManifestOption,
     MasksOption,
+    MaxMemoryOption,
+    NnunetOption,
     OverridesOption,
     ResampleOption,
     ThreadsOption,
+    check_sources,
     parse_path,
 )
+from crfrefine.cli.region_options import ClassOrderOption, CountedRegionsOption, parse_class_order
 
 
 def tune(
     images: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "-i",
             "--images",
@@ -31,9 +37,9 @@ def tune(
             help="Folder or file; repeat for the modalities of one case.",
             show_default=False,
         ),
-    ],
+    ] = None,
     logits: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "-p",
             "--logits",
@@ -42,7 +48,9 @@ def tune(
             help="Folder or file, as infer takes them: logits, probabilities or label maps.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    nnunet: NnunetOption = None,
+    manifest: ManifestOption = None,
     labels: Annotated[
         Path | None,
         typer.Option("-l", "--labels", metavar="PATH", parser=parse_path, help="References: folder or file; for Dice.", show_default=False),
@@ -62,7 +70,11 @@ def tune(
     config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
+    regions: CountedRegionsOption = None,
+    regions_class_order: ClassOrderOption = None,
     resample: ResampleOption = False,
+    device: DeviceOption = "auto",
+    max_memory: MaxMemoryOption = None,
     case: Annotated[
         str | None,
         typer.Option("--case", metavar="NAME", help="The case of a folder to open first; the page has the others.", show_default=False),
@@ -75,8 +87,11 @@ def tune(
 
     The page is served on this machine alone, and ends with its own button or with Ctrl-C.
     """
+    check_sources(images, logits, nnunet, manifest, masks, input_type)
+    from crfrefine.engines import get_backend
     from crfrefine.infer.options import InferenceOptions
     from crfrefine.io.atomic import check_small_output
+    from crfrefine.metrics.regions import parse_region
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.parameters.overrides import parse_override
     from crfrefine.tune.options import TuneOptions
@@ -90,19 +105,31 @@ def tune(
     if output is not None:
         check_small_output(output)
     inputs = InferenceOptions(
-        images=tuple(images),
-        logits=tuple(logits),
+        images=tuple(images or ()),
+        logits=tuple(logits or ()),
         output=Path(),
         masks=masks if masks in (None, "nonzero") else Path(masks),
         parameters=parameters,
         input_type=input_type.value,
         resample=resample,
-        device="cpu",
+        device=device,
         threads=threads,
+        max_memory=max_memory,
         preview=True,
+        nnunet=nnunet,
+        manifest=manifest,
     )
+    options = TuneOptions(
+        inputs,
+        labels,
+        output,
+        case,
+        regions=tuple(parse_region(text) for text in regions or ()),
+        class_order=None if regions_class_order is None else parse_class_order(regions_class_order),
+    )
+    get_backend(device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
-    session = Session(TuneOptions(inputs, labels, output, case))
+    session = Session(options)
 
     def tell(address: str) -> None:
         print("crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ from crfrefine.threads import available_threads
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
+
+Look = Callable[[int, int, NDArray[Any]], None]
+"""Called as look(step, num_steps, logits) after a step that is not the last: x so far, in an array that the next step overwrites."""
 
 
 @dataclass(frozen=True)
@@ -184,24 +187,37 @@ class CpuKernels:
         self.image_shape = image.shape
         self.dtype = str(image.dtype)
         self.filters = tuple(built.descriptions())
+        self.is_kept = False
+        """Whether `run_last`, too, leaves the kernels for further runs."""
 
     @property
     def built(self) -> Any:
         """The engine's own object, for runs on tiles."""
         return self._built
 
-    def run(self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None) -> MeanFieldResult:
-        """Run the mean field until its stopping rule is met; see `Kernels.run`."""
+    def run(
+        self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None, look: Look | None = None
+    ) -> MeanFieldResult:
+        """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
+        if look is not None and spec.tolerance > 0.0:  # Otherwise the engine writes only the logits of the last step.
+            return self._run(logits, spec, progress, is_last=False, look=look)
         return self._run(logits, spec, progress, is_last=False)
 
     def run_last(
         self, logits: NDArray[Any], spec: MeanFieldSpec, *, box: Box | None = None, progress: Progress | None = None
     ) -> MeanFieldResult:
         """Run the mean field and release the kernels; see `Kernels.run_last`. With the mask's box: return only this part."""
-        return self._run(logits, spec, progress, box, is_last=True)
+        return self._run(logits, spec, progress, box, is_last=not self.is_kept)
 
     def _run(
-        self, logits: NDArray[Any], spec: MeanFieldSpec, progress: Progress | None, box: Box | None = None, *, is_last: bool
+        self,
+        logits: NDArray[Any],
+        spec: MeanFieldSpec,
+        progress: Progress | None,
+        box: Box | None = None,
+        *,
+        is_last: bool,
+        look: Look | None = None,
     ) -> MeanFieldResult:
         grid = self.image_shape[1:] if box is None else tuple(axis.stop - axis.start for axis in box)
         self._check_shape(logits, grid)
@@ -209,6 +225,7 @@ class CpuKernels:
             logits = np.ascontiguousarray(logits, dtype=self.dtype)
         started = time.perf_counter()
         out = np.empty((len(logits), *grid), self.dtype)
+        progress = progress if look is None else _looking(progress, look, out)
         with _engine_errors(self._engine, logits.shape):
             run = _run_arguments(self._checked(spec).as_plain(), self._volume_part(logits, spec, box))
             outcome = self._built.run(logits, *run, spec.num_iterations, spec.tolerance, is_last, progress, out)
@@ -304,6 +321,18 @@ def _run_arguments(spec: MeanFieldSpec, part: NDArray[np.bool_] | None) -> tuple
     model = (spec.weights.tolist(), _floats(spec.compatibility), spec.is_potts, spec.temperature, spec.damping)
     volume = (spec.volume_slack, spec.keeps_counts, part)
     return *model, [] if spec.bias is None else _floats(spec.bias), volume, labels, [] if shared is None else list(shared.tile)
+
+
+def _looking(progress: Progress | None, look: Look, out: NDArray[Any]) -> Progress:
+    """Return a callback before each step that also shows what the step before it led to."""
+
+    def tell(stage: str, step: int, num_steps: int) -> None:
+        if progress is not None:
+            progress(stage, step, num_steps)
+        if step > 0:
+            look(step, num_steps, out)
+
+    return tell
 
 
 def _floats(values: Any) -> list[float]:

@@ -32,22 +32,39 @@ def volume_part(logits: NDArray[Any], inside: NDArray[np.bool_], spec: MeanField
     if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
         return None
 
-    def score(label: int) -> NDArray[np.float64]:
-        bias = 0.0 if spec.bias is None else float(spec.bias[label])
-        return np.asarray((logits[label].astype(np.float64) + bias) / spec.temperature)
-
-    largest = score(0)
+    near = inside & _may_be_body(logits, spec)
+    scores = np.stack([_scores(logits[label][near], label, spec) for label in range(len(logits))])
+    largest = scores.max(axis=0)
+    least = largest + np.log(np.exp(scores - largest).sum(axis=0)) + np.log(BODY_PROBABILITY)
+    bodies, candidates = np.zeros(inside.shape, dtype=np.bool_), np.zeros(inside.shape, dtype=np.bool_)
     for label in range(1, len(logits)):
-        np.maximum(largest, score(label), out=largest)
-    least = np.zeros_like(largest)
-    for label in range(len(logits)):
-        least += np.exp(score(label) - largest)
-    least = largest + np.log(least) + np.log(BODY_PROBABILITY)
-    bodies = np.zeros(inside.shape, dtype=np.bool_)
-    for label in range(1, len(logits)):
-        candidates = (score(label) > least) & inside
+        candidates[near] = scores[label] > least
         box = bounding_box(candidates)
         if box is not None:
             components, _ = label_components(candidates[box])
             bodies[box] |= components == 1 + int(np.bincount(components.ravel())[1:].argmax())
     return bodies[inside]
+
+
+def _scores(logits: NDArray[Any], label: int, spec: MeanFieldSpec) -> NDArray[np.float64]:
+    """Return x of the first marginals for a label, in float64."""
+    bias = 0.0 if spec.bias is None else float(spec.bias[label])
+    return np.asarray((logits.astype(np.float64) + bias) / spec.temperature)
+
+
+def _may_be_body(logits: NDArray[Any], spec: MeanFieldSpec) -> NDArray[np.bool_]:
+    """Return (*grid), True wherever a foreground label may be above `BODY_PROBABILITY`: where it is not far below background.
+
+    Most of a volume is certain background, where the softmax need not be computed.
+    """
+    least = np.log(BODY_PROBABILITY) - 1e-6  # of the difference of two scores; their rounding is far smaller
+    found = np.empty(logits.shape[1:], dtype=np.bool_)
+    for plane in range(len(found)):  # One fits into the cache.
+        if spec.bias is None:
+            with np.errstate(invalid="ignore"):  # The difference of two infinities is not a number, and not far.
+                far = [label - logits[0, plane] < least * spec.temperature for label in logits[1:, plane]]
+        else:
+            background = _scores(logits[0, plane], 0, spec)
+            far = [_scores(logits[label, plane], label, spec) - background < least for label in range(1, len(logits))]
+        found[plane] = ~np.logical_and.reduce(far)
+    return found

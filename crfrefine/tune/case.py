@@ -11,14 +11,11 @@ import numpy as np
 
 from crfrefine.cases.case import load_case, read_case_headers, read_reference
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
 from crfrefine.errors import InputError
-from crfrefine.infer.inputs import RunInputs, find_inputs
 from crfrefine.pictures.display import Upright
 from crfrefine.pictures.planes import choose_places
 from crfrefine.pictures.windows import Window, choose_window
-from crfrefine.text import counted, listed, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.cases.reading_options import ReadingOptions
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.tune.options import TuneOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,26 +99,6 @@ class TuneCase:
         maps = [self.pose.turn(labels) for labels in (self.network, self.reference) if labels is not None]
         changed = maps[0] != maps[-1] if len(maps) > 1 else np.zeros(maps[0].shape, bool)
         return choose_places(maps, changed, self.upright_spacing).structure
-
-
-def find_cases(options: TuneOptions) -> tuple[RunInputs, tuple[CaseFiles, ...]]:
-    """Find the cases to choose from, with their references.
-
-    Raises:
-        CrfRefineError: no case, an unknown name, or options that contradict each other.
-    """
-    inputs = find_inputs(options.inputs)
-    cases = inputs.cases
-    if options.labels is not None:
-        found = discover_cases(options.inputs.images, options.inputs.logits, labels=options.labels, choose_logits=False)
-        references = {case.case_id: case.labels for case in found}
-        cases = tuple(replace(case, labels=references.get(case.case_id)) for case in cases)
-        if not any(case.labels for case in cases):
-            raise InputError(f"{options.labels}: no labels of any of the {counted(len(cases), 'case')}")
-    names = [case.case_id for case in cases]
-    if options.first is not None and options.first not in names:
-        raise InputError(f"--case {shorten(options.first)}: no such case; there are {listed(names)}")
-    return inputs, cases
 
 
 def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None) -> TuneCase:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.axes import StorageOrder
 from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement import refine, refine_label_map
+from crfrefine.refining_again import RefiningAgain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,34 +54,44 @@ def box_around(case: TuneCase, place: Sequence[int]) -> Box | None:
 
 
 class CaseRefiner:
-    """Refines one case with ever new parameters.
+    """Refines one case with ever new parameters. A box and the whole case may be refined at the same time.
 
     Args:
         case: the case.
         threads: CPU threads; None: the cores this process may use.
+        device: as in `crfrefine.refine`.
     """
 
-    def __init__(self, case: TuneCase, threads: int | None) -> None:
+    def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
-        self._threads = threads
+        self._settings: dict[str, Any] = {"threads": threads, "device": device}
+        self._again = RefiningAgain()
+        self._lock = threading.Lock()
         self._normalized: tuple[object, NDArray[np.float32]] | None = None
 
-    def refine_whole(self, parameters: CrfParameters, progress: Progress | None = None) -> RefinementResult:
-        """Return the refined case: the result of `infer` with these parameters.
+    def refine_whole(
+        self,
+        parameters: CrfParameters,
+        progress: Progress | None = None,
+        show: Callable[[int, int, NDArray[np.unsignedinteger[Any]]], None] | None = None,
+    ) -> RefinementResult:
+        """Return the refined case: the result of `infer` with these parameters. One call at a time.
 
         Args:
             parameters: the model.
             progress: called between stages; may raise to stop.
+            show: as in `RefiningAgain`: called with the label map, (*grid), after steps that are not the last.
 
         Raises:
             CrfRefineError: as `crfrefine.refine`.
         """
-        case = self.case
-        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": parameters, "mask": case.mask_for(parameters)}
-        shared |= {"threads": self._threads, "progress": progress}
+        case, mask = self.case, self.case.mask_for(parameters)
+        image = self._normalized_image(parameters, mask)
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": _normalized_before(parameters), "mask": mask}
+        shared |= {"progress": progress, "again": replace(self._again, show=show), **self._settings}
         if case.logits is None:
-            return refine_label_map(case.network, case.image, case.channel_labels, case.num_labels, **shared)
-        return refine(case.logits, case.image, input_type="logits", regions=case.regions, **shared)
+            return refine_label_map(case.network, image, case.channel_labels, case.num_labels, **shared)
+        return refine(case.logits, image, input_type="logits", regions=case.regions, **shared)
 
     def refine_box(self, parameters: CrfParameters, box: Box) -> RefinementResult | None:
         """Return a box of the case, refined by itself; None if nothing in it can be refined.
@@ -100,10 +113,8 @@ class CaseRefiner:
             return None
         # Statistics of intensities are those of the whole case.
         image = self._normalized_image(parameters, mask)[(slice(None), *box)]
-        plain = parameters.replace(
-            **{"intensity.normalization": "none"}, postprocess=PostprocessParameters(decision=parameters.postprocess.decision)
-        )
-        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": plain, "mask": inside, "threads": self._threads}
+        plain = _normalized_before(parameters).replace(postprocess=PostprocessParameters(decision=parameters.postprocess.decision))
+        shared: dict[str, Any] = {"spacing": case.spacing, "parameters": plain, "mask": inside, **self._settings}
         if case.logits is None:
             labels = case.network[box]
             channels = tuple(sorted({0, *case.channel_labels[:2], *(int(label) for label in np.unique(labels))}))
@@ -115,10 +126,17 @@ class CaseRefiner:
 
     def _normalized_image(self, parameters: CrfParameters, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         """Return the normalized image of the whole case, (M, *grid); it is kept until other parameters need another one."""
-        if self._normalized is None or self._normalized[0] != parameters.intensity:
-            self._normalized = None  # Two need not fit into memory.
-            order = StorageOrder.of_memory(self.case.network)
-            stored = None if mask is None else order.to_storage(mask)
-            values = normalize_intensity(order.to_storage(self.case.image), parameters.intensity, stored, threads=self._threads)
-            self._normalized = (parameters.intensity, order.to_user(values))
-        return self._normalized[1]
+        with self._lock:
+            if self._normalized is None or self._normalized[0] != parameters.intensity:
+                self._normalized = None  # Two need not fit into memory.
+                order = StorageOrder.of_memory(self.case.network)
+                stored = None if mask is None else order.to_storage(mask)
+                image, threads = order.to_storage(self.case.image), self._settings["threads"]
+                values = normalize_intensity(image, parameters.intensity, stored, threads=threads)
+                self._normalized = (parameters.intensity, order.to_user(values))
+            return self._normalized[1]
+
+
+def _normalized_before(parameters: CrfParameters) -> CrfParameters:
+    """Return the parameters for an image that has been normalized."""
+    return parameters.replace(**{"intensity.normalization": "none"})

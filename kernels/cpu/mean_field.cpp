@@ -54,6 +54,7 @@ class MeanField {
         for (auto& s : scratch_) s = Buffer<T>((looks_up_penalties_ ? 4 : 3) * num_labels_ * kVoxelBlock);
         if (options.keeps_volumes()) block_masses_.resize(num_blocks_ * num_labels_);
         if (options.keeps_volumes() && options.keeps_counts) block_counts_.resize(num_blocks_ * num_labels_);
+        if (!options.volume_part.empty()) find_volume_blocks();
         // In memory that has just been freed. In a box of a mask the spatial filter needs more.
         if (num_voxels_ == voxels.box_size) workspace_.floats(num_voxels_);
         BlockCache::release_idle();
@@ -134,8 +135,20 @@ class MeanField {
         return totals;
     }
 
+    // The main bodies of the labels are in few blocks, and the volume term has nothing to do in the others.
+    void find_volume_blocks() {
+        block_has_volume_.resize(num_blocks_);
+        const T* const part = options_.volume_part.data();
+        for_blocks([&](int64_t block, int) {
+            block_has_volume_[block] =
+                std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_), [](T factor) { return factor != 0; });
+        });
+    }
+    bool has_volume(int64_t block) const { return block_has_volume_.empty() || block_has_volume_[block]; }
+
     // Of marginals, one row of kVoxelBlock per label; outside the part of the volume term they become 0.
     void store_masses(int64_t block, T* rows) {
+        if (!has_volume(block)) return;  // They stay 0.
         multiply_rows(options_.volume_part, block, num_labels_, rows);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int l = 0; l < num_labels_; ++l) {
@@ -247,6 +260,7 @@ class MeanField {
         if (takes_two_labels()) return initialize_two_labels(block);
         load_logits(block, x);
         const int64_t count = std::min(kVoxelBlock, num_voxels_ - block * kVoxelBlock);
+        const bool counts_labels = !block_counts_.empty() && has_volume(block);
         StepSums sums;
         for (int64_t i = 0; i < count; i += kLanes) {
             const int lanes = static_cast<int>(std::min<int64_t>(count - i, kLanes));
@@ -254,7 +268,7 @@ class MeanField {
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
             const SoftmaxLanes<T> start = softmax_rows<0>(x + i, num_labels_);
             sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? start.negative_entropy : Lanes{});
-            for (int lane = 0; !block_counts_.empty() && lane < lanes; ++lane) {
+            for (int lane = 0; counts_labels && lane < lanes; ++lane) {
                 const int64_t voxel = block * kVoxelBlock + i + lane;
                 const bool counts = options_.volume_part.empty() || options_.volume_part[voxel] != 0;
                 block_counts_[block * num_labels_ + start.label[lane]] += counts;
@@ -397,6 +411,7 @@ class MeanField {
     }
 
     void add_volume_bias(int64_t block, int num_labels, T* x) const {
+        if (!has_volume(block)) return;
         const std::vector<T>& part = options_.volume_part;
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_labels; ++l) {
@@ -410,6 +425,7 @@ class MeanField {
     // Adds the masses that the marginals of a block would have with the present biases.
     template <int L>
     void preview(int64_t block, T* x, MassSums& sums) {
+        if (!has_volume(block)) return;
         new_logits<L>(block, x, false);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int64_t i = 0; i < count; i += kLanes) softmax_rows<L>(x + i, num_labels_);
@@ -559,6 +575,7 @@ class MeanField {
     std::unique_ptr<const VolumeTerm> volume_;
     std::vector<double> volume_bias_;                  // (label)
     std::vector<double> block_masses_, block_counts_;  // (block, label), of the marginals and of the labels of the network
+    std::vector<char> block_has_volume_;               // (block), whether the volume term applies at any of its voxels; empty: at all
     std::vector<StepSums> block_sums_;
     std::vector<Buffer<T>> scratch_;
 };

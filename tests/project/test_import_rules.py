@@ -22,7 +22,7 @@ LAYERS = (
     ("arrays",),
     ("cases", "engines", "metrics", "pictures"),
     ("tiles",),
-    ("layer", "refinement_result", "statistics"),
+    ("layer", "refinement_result", "refining_again", "statistics"),
     ("refinement",),
     ("infer", "monai", "report", "tools"),
     ("demo", "evaluate", "train", "tune"),

@@ -10,8 +10,10 @@ from tune_helpers import options_for, write_labeled, write_large
 from crfrefine.errors import CrfRefineError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.tune.case import find_cases, open_case
+from crfrefine.refinement import refine
+from crfrefine.tune.case import open_case
 from crfrefine.tune.computing import MOST_VALUES, CaseRefiner, box_around
+from crfrefine.tune.finding import find_cases
 
 
 def opened(options):
@@ -67,6 +69,33 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     assert np.mean(found[inner] != wanted[inner]) < 0.005
     before = large.network[box][inner]
     assert np.mean(before != wanted[inner]) > 0.01, "there is something to refine"
+
+
+@pytest.mark.parametrize("mask", ["none", "nonzero"])
+@pytest.mark.parametrize("normalization", ["percentile", "zscore"])
+def test_intensities_of_a_box_are_on_the_scale_of_the_whole_case(large, mask, normalization):
+    """Far from the box, the image is ten times as bright: the statistics of the box alone, or of the air too, give other labels."""
+    box = box_around(large, (20, 20, 20))
+    image = large.image.copy()
+    far = np.ones(large.grid, bool)
+    far[box] = False
+    image[:, far] *= 10.0
+    case = dataclasses.replace(large, image=image)
+    parameters = chosen(**{"intensity.normalization": normalization, "intensity.mask": mask, "intensity.percentiles": [5.0, 95.0]})
+    found = CaseRefiner(case, 1).refine_box(parameters, box).label_map
+
+    def scaled(statistics):
+        low, high = np.percentile(statistics, [5.0, 95.0])
+        offset, spread = (low, high - low) if normalization == "percentile" else (statistics.mean(), statistics.std())
+        normalized = ((image[0] - offset) / spread).astype(np.float32)[box]
+        inside = None if mask == "none" else image[0][box] != 0
+        plain = parameters.replace(**{"intensity.normalization": "none"})
+        return refine(case.logits[(slice(None), *box)], normalized, spacing=case.spacing, parameters=plain, mask=inside).label_map
+
+    whole, cropped = (values if mask == "none" else values[values != 0] for values in (image[0], image[0][box]))
+    differing = np.count_nonzero(found != scaled(whole.astype(np.float64)))
+    assert differing <= 3, "rounding of the statistics"
+    assert np.count_nonzero(found != scaled(cropped.astype(np.float64))) > 100
 
 
 def test_a_box_outside_of_the_mask_or_without_logits_has_no_result(large):

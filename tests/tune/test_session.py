@@ -40,7 +40,7 @@ def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folder
     done = run_here("infer", "-i", cases.images, "-p", cases.logits, "-o", tmp_path / "out", "-c", tmp_path / "saved.toml", "--threads", 1)
     assert done.status == 0, done.stderr
     written = read_volume(tmp_path / "out" / "first.nii.gz").data
-    np.testing.assert_array_equal(session._shown.labels, written)
+    np.testing.assert_array_equal(session._news.shown.labels, written)
     truth = read_volume(labels / "first.nii.gz").data
     for row in result["labels"]:
         found, wanted = written == row["label"], truth == row["label"]

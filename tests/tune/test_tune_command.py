@@ -50,8 +50,12 @@ def test_without_the_extra_the_error_names_it(monkeypatch, folders):
         (["-i", "nowhere.nii.gz"], "nowhere.nii.gz"),
         (["-l", "nowhere"], "nowhere"),
         (["-o", "/proc/params.toml"], "cannot write"),
+        (["--device", "cuda:77"], "--device cuda:77"),
+        (["--regions", "whole"], "region 'whole': expected NAME=LABEL+LABEL"),
+        (["--regions", "whole=1+2+3", "--regions-class-order", "1"], "sigmoid channels"),
+        (["--max-memory", "9KiB"], "Crop the volume, or raise it"),
     ],
-    ids=["case", "config", "value", "images", "labels", "output"],
+    ids=["case", "config", "value", "images", "labels", "output", "device", "region", "class-order", "memory"],
 )
 def test_bad_inputs_are_told_in_a_line_and_no_page_opens(folders, more, text):
     given = list(arguments(folders))

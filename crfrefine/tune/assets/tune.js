@@ -41,12 +41,16 @@ function show(described) {
   for (const node of document.querySelectorAll("#scores .dice")) node.hidden = !about.has_reference;
   find("save").hidden = about.output === null;
   find("save").title = about.output ?? "";
-  find("notes").hidden = !about.notes.length;
-  find("notes").querySelector("ul").replaceChildren(...about.notes.map((text) => make("li", { textContent: text })));
+  showNotes(about.notes);
   planes = about.planes.map((spec) => new Plane(spec, page));
   find("planes").replaceChildren(...planes.map((plane) => plane.node));
   take(about, true);
   loadAll();
+}
+
+function showNotes(notes) {
+  find("notes").hidden = !notes.length;
+  find("notes").querySelector("ul").replaceChildren(...notes.map((text) => make("li", { textContent: text })));
 }
 
 function options(select, pairs, chosen) {
@@ -109,7 +113,7 @@ async function listen() {
     if (news.has_ended) break;
     version = news.version;
     if (news.error) tell(news.error.text);
-    const isNewer = news.result && (!result || news.result.number !== result.number || news.result.is_whole !== result.is_whole);
+    const isNewer = news.result && news.result.serial !== result?.serial;
     result = news.result;
     if (isNewer) {
       page.box = result.box;
@@ -128,16 +132,23 @@ function showStatus(news) {
   state.number = result ? result.number : "";
   state.state = news.error ? "error" : news.working || "done";
   const parts = [];
+  state.step = result?.step ?? "";
   if (result) {
-    const where = result.is_whole ? "Whole case" : "In the dashed frame";
-    parts.push(`${where}: ${result.voxels_changed.toLocaleString("en")} voxels changed, ${result.seconds.toFixed(2)} s`);
+    const where = result.step ? `Preliminary, ${placeOf(result)}` : result.is_whole ? "Whole case" : "In the dashed frame";
+    parts.push(`${where}: ${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`);
   }
-  if (news.working) parts.push(news.working === "whole" ? "the whole case follows …" : "computing …");
+  if (news.working) parts.push(news.working === "box" ? "computing …" : result?.step ? "the other steps follow …" : "the whole case follows …");
   find("status").textContent = parts.join("; ");
 }
 
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 const count = (value) => value.toLocaleString("en");
+
+// What the labels of a result are those of. In the frame, a preliminary result has had all steps.
+function placeOf({ is_whole: isWhole, step, num_steps: steps, box }) {
+  if (step) return `step ${step} of ${steps}${box ? " outside of the dashed frame" : ""}`;
+  return isWhole ? "whole case" : "in the dashed frame only";
+}
 
 function showResult() {
   const rows = result.labels.map((row) => {
@@ -153,14 +164,22 @@ function showResult() {
     const after = make("td", { className: `number dice ${mark ? (gain > 0 ? "better" : "worse") : ""}`, textContent: mark + percent(row.dice_after) });
     const dice = [make("td", { className: "number dice", textContent: percent(row.dice_before) }), after];
     for (const cell of dice) cell.hidden = !about.has_reference;
-    return make("tr", {}, make("td", {}, make("label", {}, box, swatch, names[row.label])), ...dice,
+    const name = row.region === undefined ? make("label", {}, box, swatch, names[row.label]) : row.region;
+    return make("tr", { className: row.region === undefined ? "" : "region" }, make("td", {}, name), ...dice,
       make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
   });
   find("scores").tBodies[0].replaceChildren(...rows);
   const of = about.has_reference ? "Dice in percent and voxels" : "Voxels";
-  find("scores-caption").textContent = `${of}, ${result.is_whole ? "whole case" : "in the dashed frame only"}`;
+  find("scores-caption").textContent = `${of}, ${result.step ? "preliminary: " : ""}${placeOf(result)}`;
+  showNotes([...about.notes, ...(result.notes ?? [])]);
+  find("energy").style.opacity = result.step ? 0.3 : 1;
+  if (result.step) {  // The energy is known when the last step is done.
+    find("steps").textContent = `step ${result.step} of ${result.num_steps} done; convergence and energy follow`;
+    return;
+  }
   const steps = `${result.num_iterations} step${result.num_iterations === 1 ? "" : "s"}`;
-  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; energy before each; ${result.filters.join("; ")}`;
+  const device = result.device === "cpu" ? "" : `; on ${result.device}`;
+  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; energy before each; ${result.filters.join("; ")}${device}`;
   drawEnergy(result.energy);
 }
 

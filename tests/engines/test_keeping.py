@@ -1,0 +1,153 @@
+"""Kernels that are kept between calls of `refine`: the same bits, and nothing is built that is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crfrefine import CrfParameters, refine
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.demo.phantom import make_phantom
+from crfrefine.engines.keeping import KeepingBackend
+from crfrefine.errors import CapacityError
+from crfrefine.refinement_result import RefinementResult
+from crfrefine.refining_again import RefiningAgain
+
+SPACING = (0.9, 0.7, 1.8)
+# Labels everywhere, so that the kernels are those of the whole volume.
+DENSE = CrfParameters().replace(**{"mean_field.label_threshold": 0.0, "bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1})
+PHANTOM = make_phantom(5, (21, 18, 16), SPACING)
+MASK = np.zeros((21, 18, 16), bool)
+MASK[2:17, 3:15, 1:12] = True
+MASK[5, 6, 7] = False
+
+
+class Counting:
+    """Counts what is built."""
+
+    def __init__(self) -> None:
+        self.builds = 0
+
+    def __call__(self, stage: str, step: int, num_steps: int) -> None:
+        self.builds += stage == "build"
+
+
+def run(parameters: CrfParameters, again: RefiningAgain | None, **more: Any) -> tuple[RefinementResult, int]:
+    counting = Counting()
+    given: dict[str, Any] = {"image": PHANTOM.image, "spacing": SPACING, "threads": 1, "progress": counting, **more}
+    logits = given.pop("logits", PHANTOM.logits)
+    return refine(logits, given.pop("image"), parameters=parameters, again=again, **given), counting.builds
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
+@pytest.mark.parametrize("filter_name", ["lattice", "truncated", "grid"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_name, order):
+    again = RefiningAgain()
+    start = DENSE.replace(**{"mean_field.filter": filter_name})
+    arrays = {"logits": np.asarray(PHANTOM.logits, order=order), "image": np.asarray(PHANTOM.image, order=order)}
+    changes: list[tuple[dict[str, Any], int]] = [
+        ({}, 1),
+        ({"bilateral.weight": 3.0}, 0),
+        ({"mean_field.temperature": 0.5, "mean_field.num_iterations": 8}, 0),
+        ({"volume.weight": 0.75, "volume.keep": "largest"}, 0),
+        ({"bilateral.theta_beta": 0.2}, 1),
+        ({"spatial.weight": 1.0}, 1),
+        ({"postprocess.keep_largest": "foreground", "postprocess.decision": "dice"}, 0),
+    ]
+    parameters, num_changed = start, 0
+    for change, builds in changes:
+        parameters = parameters.replace(**change)
+        found, built = run(parameters, again, mask=mask, **arrays)
+        wanted, _ = run(parameters, None, mask=mask, **arrays)
+        assert built == builds, change
+        np.testing.assert_array_equal(found.logits, wanted.logits)
+        np.testing.assert_array_equal(found.label_map, wanted.label_map)
+        assert found.energy == wanted.energy
+        assert found.filters == wanted.filters
+        num_changed = max(num_changed, found.changes.voxels_changed)
+    assert num_changed > 30
+
+
+def test_other_images_masks_and_spacings_get_kernels_of_their_own():
+    again = RefiningAgain()
+    run(DENSE, again)
+    for more in ({"image": PHANTOM.image * [[[[2.0]]]] + PHANTOM.image**2}, {"mask": MASK}, {"mask": ~MASK}, {"spacing": (1.0, 0.7, 1.8)}):
+        found, built = run(DENSE, again, **more)
+        assert built == 1, list(more)
+        np.testing.assert_array_equal(found.logits, run(DENSE, None, **more)[0].logits)
+
+
+def test_regions_share_kept_kernels_too():
+    again, log_odds = RefiningAgain(), PHANTOM.logits[1:3] - PHANTOM.logits[:1]
+    scheme = RegionScheme.of({"outer": [1, 2], "inner": 2})
+    for weight, builds in ((2.0, 1), (5.0, 0)):
+        parameters = DENSE.replace(**{"bilateral.weight": weight})
+        found, built = run(parameters, again, logits=log_odds, regions=scheme)
+        assert built == builds
+        np.testing.assert_array_equal(found.logits, run(parameters, None, logits=log_odds, regions=scheme)[0].logits)
+
+
+def test_more_steps_may_get_another_filter(monkeypatch):
+    """`auto` decides by the number of steps, too: kept kernels serve only if it would take the same filter again."""
+    again = RefiningAgain()
+    run(DENSE, again)
+    assert run(DENSE.replace(**{"mean_field.num_iterations": 6}), again)[1] == 0
+    plan = KeepingBackend.plan_filters
+
+    def plan_another(self: KeepingBackend, image: Any, mask: Any, spacing: Any, spec: Any, **more: Any) -> Any:
+        found = plan(self, image, mask, spacing, spec, **more)
+        return found if spec.num_iterations < 9 else tuple(type(each)("lattice") for each in found)
+
+    monkeypatch.setattr(KeepingBackend, "plan_filters", plan_another)
+    assert run(DENSE.replace(**{"mean_field.num_iterations": 9}), again)[1] == 1
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "masked"])
+@pytest.mark.parametrize("kind", ["logits", "labels"])
+def test_each_step_is_shown_as_a_run_of_so_many_steps_has_it(mask, kind):
+    shown: list[tuple[int, int, Any]] = []
+    parameters = DENSE.replace(**{"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4})
+    more: dict[str, Any] = {"mask": mask}
+    if kind == "labels":
+        labels = np.array([0, 2, 4, 7], np.uint8)[PHANTOM.logits[:4].argmax(axis=0)]
+        more |= {"logits": labels, "input_type": "labels"}
+    run(parameters, RefiningAgain(lambda step, steps, labels: shown.append((step, steps, labels))), **more)
+    assert [(step, steps) for step, steps, _ in shown] == [(1, 4), (2, 4), (3, 4)]
+    for step, _, labels in shown:
+        wanted, _ = run(parameters.replace(**{"mean_field.num_iterations": step}), None, **more)
+        np.testing.assert_array_equal(labels, wanted.label_map)
+    assert (shown[0][2] != shown[2][2]).any()
+
+
+def test_a_run_that_is_stopped_leaves_kernels_that_can_be_used():
+    again = RefiningAgain()
+
+    class StopError(Exception):
+        pass
+
+    def stop(stage: str, step: int, num_steps: int) -> None:
+        if stage == "mean field" and step == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(DENSE, again, progress=stop)
+    found, built = run(DENSE, again)
+    assert built == 0
+    np.testing.assert_array_equal(found.logits, run(DENSE, None)[0].logits)
+
+
+def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
+    again = RefiningAgain()
+    run(DENSE, again)
+
+    def refuse(*arguments: Any, **more: Any) -> None:
+        raise CapacityError("not enough memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crfrefine.engines.cpu.CpuKernels.run", refuse)
+        found, _ = run(DENSE, again)
+    np.testing.assert_array_equal(found.logits, run(DENSE, None)[0].logits)
+    assert run(DENSE, again)[1] == 1
