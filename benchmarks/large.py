@@ -91,7 +91,7 @@ def _in_memory_workload(data: Path) -> tuple[Path, WorkloadSpec]:
 
 
 def _run_in_memory(options: LargeOptions, systems: Sequence[str]) -> dict[str, Any]:
-    """The library's function on arrays, until the label map is there and with the marginals; the peer with one thread, which is all it has."""
+    """The library's function on arrays, up to the label map and up to the marginals; the peer with one thread, which is all it has."""
     folder, spec = _in_memory_workload(options.data)
     case = store(CASES[IN_MEMORY_CASE], options.data)
     truth, network = _volume(case / "truth.nii.gz"), _volume(case / "network.nii.gz")
