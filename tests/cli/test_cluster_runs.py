@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from cli_helpers import Folders, command, files_in, run_here, run_process, save_nifti, write_folders
 from cluster_helpers import daemons, wait_until
 from evaluation_helpers import write_study
@@ -170,6 +171,13 @@ def test_tls_is_taken_from_the_configuration_of_dask(tmp_path):
     assert refused.status == 1
     assert "distributed.comm.tls" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_each_part_of_the_kubernetes_file_is_read_by_itself():
+    """As the cluster reads it: an anchor of one document is unknown in the next."""
+    text = (Path(__file__).parents[2] / "examples" / "clusters" / "kubernetes.yaml").read_text()
+    kinds = [part["kind"] for part in yaml.safe_load_all(text)]
+    assert kinds == ["Service", "Deployment", "Deployment", "Job"]
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ LAYERS = (
     ("layer", "refinement_result", "statistics"),
     ("refinement",),
     ("infer", "monai", "report", "tools"),
-    ("demo", "evaluate", "train", "tune"),
+    ("demo", "evaluate", "status", "train", "tune"),
     ("bids",),
     ("cli",),
     ("__main__",),
