@@ -4,8 +4,8 @@
     python benchmarks/cluster.py --images DIR --logits DIR   cases that are there
 
 Processor time is that of all processes of a run, so it can be compared on a machine that has other work; wall time cannot. It includes the
-start of the cluster: what a case costs is the difference between runs of few and of many cases. The summary is `.jsonl`: a `.json` is written
-anew all the time, the more often the longer a run takes.
+start of the cluster: what a case costs is the difference between runs of few and of many cases. The summary is
+`.jsonl`: a `.json` is written anew all the time, the more often the longer a run takes.
 """
 
 from __future__ import annotations
