@@ -4,7 +4,8 @@
     python benchmarks/cluster.py --images DIR --logits DIR   cases that are there
 
 Processor time is that of all processes of a run, so it can be compared on a machine that has other work; wall time cannot. It includes the
-start of the cluster: what a case costs is the difference between runs of few and of many cases.
+start of the cluster: what a case costs is the difference between runs of few and of many cases. The summary is
+`.jsonl`: a `.json` is written anew all the time, the more often the longer a run takes.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ def run(images: Path, logits: Path, output: Path, *options: str) -> dict[str, ob
     """Run `infer` once; return its times and the memory of its own process, in which the scheduler of `--workers` runs."""
     command = [sys.executable, "-m", "crfrefine", "infer", "-i", images, "-p", logits, "-o", output, "--threads", "1", "-q", *options]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen([*map(str, command), "--summary", f"{output}.json"])
+    process = subprocess.Popen([*map(str, command), "--summary", f"{output}.jsonl"])
     samples: list[float] = []
     watching = threading.Thread(target=watch, args=(process, samples), daemon=True)
     watching.start()
     status = process.wait()
     wall = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    summary = json.loads(Path(f"{output}.json").read_text())
+    summary = json.loads(Path(f"{output}.jsonl").read_text().splitlines()[-1])
     return {
         "options": " ".join(options) or "plain",
         "status": status,

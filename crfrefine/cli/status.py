@@ -12,8 +12,8 @@ from crfrefine.text import counted, for_terminal, listed, printable, shorten
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.infer.status_cases import CaseStatus
-    from crfrefine.infer.status_report import RunStatus
+    from crfrefine.status.cases import CaseStatus
+    from crfrefine.status.report import RunStatus
 
 _MOST_LISTED = 20
 _MOST_OF_A_REASON = 300
@@ -30,10 +30,9 @@ def status(
     paths = [parse_path(text) for text in ctx.args]
     if not paths:
         raise typer.BadParameter("name summaries, or folders that hold them", param_hint="PATH...")
-    from crfrefine.evaluate.status import evaluation_status
-    from crfrefine.infer.status import find_status
+    from crfrefine.status.finding import find_status
 
-    report = find_status(paths, evaluation_status)
+    report = find_status(paths)
     if as_json:
         import json
 
@@ -55,8 +54,8 @@ def _show(run: RunStatus, most: int | None) -> None:
         run: its status.
         most: cases of each kind that are named; None: all.
     """
-    from crfrefine.infer.status_cases import DONE, FAILED, MISSING
-    from crfrefine.infer.status_report import STATES
+    from crfrefine.status.cases import DONE, FAILED, MISSING
+    from crfrefine.status.report import STATES
 
     counts = ", ".join(f"{len(run.of_state(state))} {state}" for state in STATES)
     alone = _RUN.get(run.parts[0].run, "") if len(run.parts) == 1 and not run.is_complete else ""

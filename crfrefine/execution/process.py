@@ -200,7 +200,21 @@ def serve(handle: int) -> None:
             outcome = attempt(function, connection.recv())
             if outcome.error is not None:  # The traceback object cannot be sent.
                 outcome.error.add_note("".join(traceback.format_exception(outcome.error)))
-            connection.send(outcome)
+            connection.send_bytes(_pickled(outcome))
+
+
+def _pickled(outcome: Outcome[object]) -> bytes:
+    """Return an outcome to be sent; a result or an error that cannot be pickled and restored becomes an error that can."""
+    try:
+        content = pickle.dumps(outcome)
+        if outcome.error is not None:
+            pickle.loads(content)  # Some exceptions cannot be made again from their arguments.
+    except Exception as reason:
+        failed = outcome.error
+        told = RuntimeError(f"{type(failed).__name__}: {failed}" if failed is not None else f"its result cannot be sent: {reason}")
+        told.__notes__ = list(map(str, getattr(failed, "__notes__", ())))
+        content = pickle.dumps(Outcome[object](error=told))
+    return content
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

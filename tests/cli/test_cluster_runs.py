@@ -5,13 +5,16 @@ import json
 import os
 import signal
 import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from cli_helpers import Folders, command, files_in, run_here, run_process, save_nifti, write_folders
 from cluster_helpers import daemons, wait_until
 from evaluation_helpers import write_study
+from training_helpers import write_cases
 
 # A worker that is restarted is away for a moment, for long on a busy machine.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no workers:RuntimeWarning")
@@ -73,6 +76,18 @@ def test_evaluate_measures_the_same(cluster, tmp_path):
     there = run_here(*arguments, "--dask", cluster.address)
     assert (there.status, there.stdout) == (plain.status, plain.stdout)
     assert (study.output / "metrics.csv").read_bytes() == expected
+
+
+def test_train_crf_finds_the_same_with_its_folds_on_workers(cluster, tmp_path):
+    """The written parameters are the same text but for the command and the date, which are comments."""
+    data = write_cases(tmp_path / "data", 4)
+    arguments = ("train-crf", data, "--folds", "2", "--num-iterations", "2", "--threads", "1", "-o")
+    plain = run_here(*arguments, tmp_path / "plain.toml")
+    there = run_here(*arguments, tmp_path / "there.toml", "--dask", cluster.address)
+    assert (plain.status, there.status) == (0, 0), there.stderr
+    found = [tomllib.loads((tmp_path / name).read_text()) for name in ("plain.toml", "there.toml")]
+    assert found[0] == found[1]
+    assert there.stdout.replace("there.toml", "plain.toml") == plain.stdout
 
 
 def write_slow_case(folders: Folders, case_id: str, size: int) -> None:
@@ -156,6 +171,13 @@ def test_tls_is_taken_from_the_configuration_of_dask(tmp_path):
     assert refused.status == 1
     assert "distributed.comm.tls" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_each_part_of_the_kubernetes_file_is_read_by_itself():
+    """As the cluster reads it: an anchor of one document is unknown in the next."""
+    text = (Path(__file__).parents[2] / "examples" / "clusters" / "kubernetes.yaml").read_text()
+    kinds = [part["kind"] for part in yaml.safe_load_all(text)]
+    assert kinds == ["Service", "Deployment", "Deployment", "Job"]
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pool_functions
 import pytest
-from cluster_helpers import cluster_in_process, wait_until
+from cluster_helpers import add_worker, cluster_in_process, wait_until
 from evaluation_helpers import is_running
 
 import crfrefine
@@ -189,3 +190,68 @@ def test_a_killed_worker_costs_nothing(address):
                 os.kill(victim, signal.SIGKILL)
             assert outcome.get()[0] == item**2
     assert sorted(seen) == list(range(30))
+
+
+MIB = 1 << 20
+
+
+def test_an_item_goes_to_a_worker_with_enough_memory_and_keeps_no_other_waiting():
+    """Two workers of different limits: what the smaller one refuses is computed on the larger one, while the smaller one does the rest."""
+    small, large, none = (need * MIB for need in (10, 1500, 5000))
+    with cluster_in_process(1, 1000 * MIB) as cluster:
+        add_worker(cluster, memory_limit=4000 * MIB)
+        with make(cluster.scheduler_address) as executor:
+            items = list(enumerate([small, *[large] * 9, small, small, small]))
+            begun: list[tuple[int, int]] = []
+            ended = list(executor.map(pool_functions.need_memory, items, begun.append))
+            workers = {need: {outcome.get()[0] for (_, other), outcome in ended if other == need} for need in (small, large)}
+            assert len(workers[large]) == 1
+            assert workers[small] - workers[large], "the smaller worker did nothing"
+            assert max(begun.count(item) for item in items) == 2
+            assert ended[-1][0][1] == large, "the small items waited for the large ones"
+            ((_, outcome),) = executor.map(pool_functions.need_memory, [(0, none)])
+            assert isinstance(outcome.error, CapacityError)
+
+
+def test_a_worker_without_a_limit_has_the_most_memory():
+    with cluster_in_process(1, 1000 * MIB) as cluster:
+        add_worker(cluster, memory_limit=0)
+        with make(cluster.scheduler_address) as executor:
+            assert len(executor.results(pool_functions.need_memory, [(number, 1 << 40) for number in range(4)])) == 4
+
+
+def test_a_run_waits_for_workers_and_says_so():
+    with cluster_in_process(0) as cluster, make(cluster.scheduler_address) as executor:
+        threading.Timer(2.0, cluster.scale, [1]).start()
+        with pytest.warns(RuntimeWarning, match="has no workers: waiting for them"):
+            assert executor.results(pool_functions.repeat, [3]) == [b"xxx"]
+
+
+def test_workers_that_would_share_a_gpu_are_refused_at_the_start_or_when_they_come():
+    with cluster_in_process(1, CUDA_VISIBLE_DEVICES="0") as cluster:
+        with make(cluster.scheduler_address, one_per_device=True) as executor:
+            assert [outcome.get()[0] for _, outcome in executor.map(pool_functions.square, [2, 3])] == [4, 9]
+            add_worker(cluster, env={"CUDA_VISIBLE_DEVICES": "1"})
+            assert len(executor.results(pool_functions.sleep, [1] * 4)) == 4
+            add_worker(cluster, env={"CUDA_VISIBLE_DEVICES": "0"})
+            with pytest.raises(InputError, match=r"see the same GPUs, CUDA_VISIBLE_DEVICES=0"):
+                executor.results(pool_functions.sleep, [1] * 8)
+        with pytest.raises(InputError, match=r"see the same GPUs, CUDA_VISIBLE_DEVICES=0"):
+            make(cluster.scheduler_address, one_per_device=True)
+    with cluster_in_process(1, CUDA_VISIBLE_DEVICES="0") as cluster:
+        add_worker(cluster, nthreads=2, env={"CUDA_VISIBLE_DEVICES": "1"})
+        with pytest.raises(InputError, match=r"has 2 threads, which would share a GPU; start it with --nthreads 1"):
+            make(cluster.scheduler_address, one_per_device=True)
+
+
+def test_scheduler_and_worker_forget_what_a_run_told(address):
+    """Events are kept under the name of the client, and outcomes nowhere."""
+    with make(address) as executor:
+        executor.results(pool_functions.repeat, [1 << 10, 1 << 16])
+        client = executor._connection.client
+        topics = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler._broker._topics))
+        assert not any("crfrefine" in topic for topic in topics)
+        wait_until(
+            lambda: not client.run_on_scheduler(lambda dask_scheduler: [key for key in dask_scheduler.tasks if "crfrefine" in str(key)])
+        )
+        wait_until(lambda: not any(client.run(lambda dask_worker: list(dask_worker.data)).values()))

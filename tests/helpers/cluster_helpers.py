@@ -21,8 +21,8 @@ WAIT_SECONDS = 120
 
 
 @contextlib.contextmanager
-def cluster_in_process(num_workers: int = 2, memory_limit: int = 0) -> Iterator[LocalCluster]:
-    """A cluster whose scheduler runs in this process."""
+def cluster_in_process(num_workers: int = 2, memory_limit: int = 0, **environment: str) -> Iterator[LocalCluster]:
+    """A cluster whose scheduler runs in this process; the environment is that of its workers."""
     settings = {
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.memory.terminate": False,
@@ -36,10 +36,20 @@ def cluster_in_process(num_workers: int = 2, memory_limit: int = 0) -> Iterator[
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=memory_limit,
+            env=environment,
             silence_logs=logging.CRITICAL,
         ) as cluster,
     ):
         yield cluster
+
+
+def add_worker(cluster: LocalCluster, **options: object) -> None:
+    """Let another worker join, which differs from the others."""
+    like = cluster.new_worker_spec()
+    ((name, spec),) = like.items()
+    cluster.worker_spec[name] = {**spec, "options": {**spec["options"], **options}}
+    cluster.sync(cluster._correct_state)  # what `scale` does with workers that are all alike
+    cluster.wait_for_workers(len(cluster.worker_spec), timeout=WAIT_SECONDS)
 
 
 @dataclass

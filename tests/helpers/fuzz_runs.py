@@ -17,8 +17,8 @@ from fuzz_worker import MOST_OF_A_MESSAGE, Target
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.errors import InputError
 from crfrefine.infer.earlier import read_earlier
-from crfrefine.infer.status import find_status
 from crfrefine.parameters.model import CrfParameters
+from crfrefine.status.finding import find_status
 from crfrefine.text import for_terminal
 
 _RECORD = {

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from crfrefine.errors import CapacityError
+
 
 def square(number: int) -> tuple[int, int]:
     return number**2, os.getpid()
@@ -96,6 +98,32 @@ def fill_memory(size: int) -> int:
     held[::4096] = b"1" * len(held[::4096])
     time.sleep(3600 if size > 1 << 28 else 0)
     return len(held)
+
+
+class TwoArgumentsError(Exception):
+    """Cannot be made again from its text alone, as unpickling tries."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def fail_oddly_at_one(number: int) -> object:
+    """The error, and a result, that cannot be sent."""
+    if number == 1:
+        raise TwoArgumentsError("salt", "pepper")
+    return (lambda: number) if number == 2 else number
+
+
+def repeat(size: int) -> bytes:
+    return b"x" * size
+
+
+def need_memory(need: tuple[int, int]) -> tuple[int, int]:
+    """Return the worker's process; refuse, as cases do, if the worker has too little memory. The other number makes items differ."""
+    if int(os.environ.get("CRFREFINE_WORKER_MEMORY", 1 << 60)) < need[1]:
+        raise CapacityError(f"needs {need[1]} bytes")
+    time.sleep(0.5)
+    return os.getppid(), need[1]
 
 
 def where(item: int) -> tuple[str, str | None, str | None]:

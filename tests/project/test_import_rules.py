@@ -25,7 +25,7 @@ LAYERS = (
     ("layer", "refinement_result", "refining_again", "statistics"),
     ("refinement",),
     ("infer", "monai", "report", "tools"),
-    ("demo", "evaluate", "train", "tune"),
+    ("demo", "evaluate", "status", "train", "tune"),
     ("bids",),
     ("cli",),
     ("__main__",),

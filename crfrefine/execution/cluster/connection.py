@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import crfrefine
 from crfrefine.errors import BackendUnavailableError, InputError
+from crfrefine.execution.cluster.worker_checks import check_devices, check_version
 from crfrefine.execution.placement import Placement
 from crfrefine.memory import memory_limit
-from crfrefine.text import MOST_OF_A_REASON, listed, shorten
+from crfrefine.text import MOST_OF_A_REASON, shorten
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -36,10 +36,16 @@ _LOCAL = {
     "distributed.deploy.lost-worker-timeout": "10 minutes",
     # No profile of the waiting workers, which costs more than the waiting.
     "distributed.worker.profile.enabled": False,
+    # No check every 20 ms whether the event loops are in time: it takes 4 % of a core, more than all else while the cases compute.
+    "distributed.admin.tick.interval": "500 ms",
     # No web pages.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
 }
+
+
+Receiver = Callable[[int, int, bytes], None]
+"""Called in Dask's thread with the number of an item, the number of the attempt, and a pickled event of `on_worker`."""
 
 
 @dataclass
@@ -52,6 +58,7 @@ class Connection:
         threads_per_item: CPU threads that each case has; None: not known before there are workers.
         cluster: the cluster that was started for this run; None: it was there before.
         notes: what the user should know of it, one sentence each.
+        receivers: of the events of runs, by the identity of the run.
     """
 
     client: Client
@@ -59,6 +66,21 @@ class Connection:
     threads_per_item: int | None
     cluster: LocalCluster | None = None
     notes: tuple[str, ...] = ()
+    receivers: dict[str, Receiver] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.client.subscribe_topic(self.topic, self._receive)
+
+    @property
+    def topic(self) -> str:
+        """Where the workers of this connection's runs tell events. The scheduler forgets those of clients that have left."""
+        return str(self.client.id)
+
+    def _receive(self, event: tuple[float, Any]) -> None:
+        if isinstance(event[1], (list, tuple)):  # The scheduler says there, too, that this client has come.
+            run, *about_item = event[1]
+            if run in self.receivers:
+                self.receivers[run](*about_item)
 
     @property
     def is_alive(self) -> bool:
@@ -87,6 +109,7 @@ class Connection:
     def close(self) -> None:
         """Disconnect; stop a cluster that was started for this run."""
         with contextlib.suppress(Exception):  # A scheduler that is gone cannot be left in order.
+            self.client.unsubscribe_topic(self.topic)  # Otherwise it tells a closed connection that this client has left.
             self.client.close(timeout=5)
         if self.cluster is not None:
             with contextlib.suppress(Exception):
@@ -139,9 +162,10 @@ def _start(placement: Placement) -> Connection:
                 security=encrypts or None,
                 silence_logs=logging.CRITICAL,
             )
+            client = Client(cluster)
     except (OSError, RuntimeError) as error:
         raise InputError(f"--workers {number}: the cluster cannot be started: {shorten(error, MOST_OF_A_REASON)}") from error
-    return Connection(Client(cluster), "the scheduler of --workers", threads, cluster, () if encrypts else (OPEN_TO_OTHERS,))
+    return Connection(client, "the scheduler of --workers", threads, cluster, () if encrypts else (OPEN_TO_OTHERS,))
 
 
 def _may_encrypt() -> bool:
@@ -179,52 +203,17 @@ def _about_certificates(address: str) -> str:
 
 
 def _check_workers(connection: Connection, placement: Placement) -> None:
-    """Refuse workers that compute something else, or that share a GPU. Those that come later say their version with their first case."""
+    """Refuse workers that cannot do the work of this run. Those that come later say what they are with their first case."""
     from crfrefine.execution.cluster.on_worker import Description, describe
 
-    found: Mapping[str, object] = connection.client.run(pkgutil.resolve_name, "crfrefine:__version__", on_error="return")
-    for worker, version in found.items():
-        if version != crfrefine.__version__:
-            raise other_version(worker, version)
-    if not found:
-        return
-    described: Mapping[str, Description] = connection.client.run(describe)
+    versions: Mapping[str, object] = connection.client.run(pkgutil.resolve_name, "crfrefine:__version__", on_error="return")
+    for worker, version in versions.items():
+        check_version(worker, version)
+    described: Mapping[str, Description] = connection.client.run(describe) if versions else {}
     if placement.one_per_device:
-        _check_devices(described, connection.num_threads())
+        check_devices(described)
     if connection.threads_per_item is None:
-        shares = [
-            max(1, described[worker].threads // threads) for worker, threads in connection.num_threads().items() if worker in described
-        ]
-        connection.threads_per_item = min(shares, default=None)
-
-
-def _check_devices(described: Mapping[str, object], threads: Mapping[str, int]) -> None:
-    """Raise InputError unless each worker computes one case at a time on a GPU of its own."""
-    from crfrefine.execution.cluster.on_worker import Description
-
-    seen: dict[tuple[str, str | None], str] = {}
-    for worker, about in described.items():
-        assert isinstance(about, Description)
-        if threads.get(worker, 1) > 1:
-            raise InputError(f"worker {worker} has {threads[worker]} threads, which would share a GPU; start it with --nthreads 1")
-        if (other := seen.setdefault((about.host, about.devices), worker)) != worker:
-            raise InputError(
-                f"workers {other} and {worker} on {about.host} see the same GPUs, CUDA_VISIBLE_DEVICES={about.devices or ''}\n"
-                "  Start each with a GPU of its own (docs/guide/clusters.md#gpus)."
-            )
-
-
-def other_version(worker: str, version: object) -> InputError:
-    """Return the error for a worker with another version of this package, or none."""
-    has = f"crfrefine {version}" if isinstance(version, str) else f"no crfrefine ({shorten(version, MOST_OF_A_REASON)})"
-    return InputError(
-        f"worker {worker} has {has}, this command is crfrefine {crfrefine.__version__}; install the same version on all machines"
-    )
-
-
-def describe_workers(workers: list[str]) -> str:
-    """Return the addresses of workers as text."""
-    return listed(list(dict.fromkeys(workers)))
+        connection.threads_per_item = min((about.share for about in described.values()), default=None)
 
 
 def _silence() -> None:

@@ -1,6 +1,6 @@
 """What runs inside a Dask worker: each item in a process of its own, so that an item that crashes or hangs costs no worker.
 
-A process serves the items of one run, one after the other, and ends when the run does, when it is idle for long, or with its worker.
+The run is told by events when an item begins, and of its outcome: that saves asking for the result of the task.
 """
 
 from __future__ import annotations
@@ -8,25 +8,28 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distributed import get_worker
 
 import crfrefine
+from crfrefine.execution.cluster.process_pool import ProcessPool
 from crfrefine.execution.executor import Outcome
-from crfrefine.execution.process import Limits, Surroundings, WorkerProcess
+from crfrefine.execution.process import Limits, Surroundings
 from crfrefine.memory_sources import OF_WORKER, WORKER_MEMORY, own_use
 from crfrefine.threads import SHARE, available_threads
 
-IDLE_SECONDS = 60.0
-"""An idle process ends after about this time: its run may have been killed."""
+if TYPE_CHECKING:
+    from distributed import Worker
 
 PLANNED_SHARE = 0.9
 """Share of a worker's memory that a case may plan with; what it takes beyond is found by measuring."""
+
+MOST_IN_EVENT = 1 << 14
+"""Bytes of an outcome that an event may carry, as the scheduler keeps the last thousand events; a larger one is fetched."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class TaskSettings:
 
     Attributes:
         run: identity of the run.
+        topic: of the events that the run receives.
         version: of this package, where the run was started.
         function: pickled function of one item.
         folder: working folder.
@@ -44,12 +48,48 @@ class TaskSettings:
     """
 
     run: str
+    topic: str
     version: str
     function: bytes
     folder: str
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a worker says of itself.
+
+    Attributes:
+        host: name of its machine.
+        devices: the GPUs it may see, as CUDA's environment variable says; None: not said.
+        cores: that its process may use.
+        threads: items that it computes at a time.
+    """
+
+    host: str
+    devices: str | None
+    cores: int
+    threads: int
+
+    @property
+    def share(self) -> int:
+        """CPU threads for each of its items."""
+        return max(1, self.cores // self.threads)
+
+
+@dataclass(frozen=True)
+class Start:
+    """An item begins.
+
+    Attributes:
+        worker: address.
+        about: the worker.
+    """
+
+    worker: str
+    about: Description
 
 
 @dataclass(frozen=True)
@@ -69,88 +109,17 @@ class Reply:
     version: str
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a worker says of itself before it gets items.
-
-    Attributes:
-        host: name of its machine.
-        devices: the GPUs it may see, as CUDA's environment variable says; None: not said.
-        threads: cores that its process may use.
-    """
-
-    host: str
-    devices: str | None
-    threads: int
+def describe(dask_worker: Worker) -> Description:
+    """Return what a worker says of itself; Dask hands it over."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return Description(socket.gethostname(), devices, available_threads(), dask_worker.state.nthreads)
 
 
-def describe() -> Description:
-    """Return what this process says of itself."""
-    return Description(socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES"), available_threads())
-
-
-class _Pool:
-    """The processes of this worker, by run."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: dict[str, list[tuple[float, WorkerProcess]]] = {}
-        self._busy: dict[str, list[WorkerProcess]] = {}
-        self._is_watched = False
-
-    def take(self, settings: TaskSettings, limits: Limits, surroundings: Surroundings) -> WorkerProcess:
-        """Return an idle process of the run, or a new one."""
-        with self._lock:
-            idle = self._idle.get(settings.run, [])
-            process = idle.pop()[1] if idle else None
-            if process is None or not process.is_running:
-                process = WorkerProcess(settings.function, limits, surroundings, "; try workers with more memory")
-            self._busy.setdefault(settings.run, []).append(process)
-            return process
-
-    def give_back(self, run: str, process: WorkerProcess) -> None:
-        """Keep a process for the next item, if it is alive."""
-        with self._lock:
-            self._busy[run].remove(process)
-            if not self._busy[run]:
-                del self._busy[run]
-            if process.is_running:
-                self._idle.setdefault(run, []).append((time.monotonic(), process))
-                if not self._is_watched:
-                    self._is_watched = True
-                    threading.Thread(target=self._watch, daemon=True).start()
-
-    def end(self, run: str) -> None:
-        """Stop the processes of a run, whatever they do."""
-        with self._lock:
-            busy, idle = list(self._busy.get(run, ())), self._idle.pop(run, [])
-        for process in busy:
-            process.interrupt()
-        for _, process in idle:
-            process.end()
-
-    def _watch(self) -> None:
-        """End idle processes, until there are none."""
-        while True:
-            time.sleep(IDLE_SECONDS / 2)
-            with self._lock:
-                now = time.monotonic()
-                for run, idle in list(self._idle.items()):
-                    for since, process in [one for one in idle if now - one[0] > IDLE_SECONDS]:
-                        idle.remove((since, process))
-                        process.end()
-                    if not idle:
-                        del self._idle[run]
-                if not self._idle:
-                    self._is_watched = False
-                    return
-
-
-_pool = _Pool()
+_pool = ProcessPool()
 
 
 def work(settings: TaskSettings, number: int, attempt: int, item: bytes) -> Reply:
-    """Return the outcome of an item; the run is told when it begins.
+    """Return the outcome of an item.
 
     Args:
         settings: of the run.
@@ -161,19 +130,32 @@ def work(settings: TaskSettings, number: int, attempt: int, item: bytes) -> Repl
     worker = get_worker()
     if settings.version != crfrefine.__version__:
         return Reply(b"", worker.address, None, crfrefine.__version__)
-    worker.log_event(settings.run, [number, attempt, worker.address])
-    num_threads = worker.state.nthreads
-    memory = _memory(worker.memory_manager.memory_limit, num_threads)
-    environment = {**settings.environment, SHARE: str(settings.threads or max(1, available_threads() // num_threads))}
+
+    def tell(event: Start | Reply) -> None:
+        content = pickle.dumps(event)
+        if len(content) <= MOST_IN_EVENT:
+            worker.log_event(settings.topic, [settings.run, number, attempt, content])
+
+    about = describe(worker)
+    tell(Start(worker.address, about))
+    memory = _memory(worker.memory_manager.memory_limit, about.threads)
+    reply = Reply(_compute(settings, item, memory, about), worker.address, memory, crfrefine.__version__)
+    tell(reply)
+    return reply
+
+
+def _compute(settings: TaskSettings, item: bytes, memory: int | None, about: Description) -> bytes:
+    """Return the pickled outcome of an item, computed in another process."""
+    environment = {**settings.environment, SHARE: str(settings.threads or about.share)}
     if memory is not None:
         environment[WORKER_MEMORY] = str(int(PLANNED_SHARE * memory))
     limits = Limits(settings.seconds, memory, OF_WORKER)
     try:
-        process = _pool.take(settings, limits, Surroundings(settings.folder, environment))
+        process = _pool.take(settings.run, settings.function, limits, Surroundings(settings.folder, environment))
     except Exception as error:
-        return Reply(pickle.dumps(Outcome[object](error=error)), worker.address, memory, crfrefine.__version__)
+        return pickle.dumps(Outcome[object](error=error))
     try:
-        return Reply(process.run(item), worker.address, memory, crfrefine.__version__)
+        return process.run(item)
     finally:
         _pool.give_back(settings.run, process)
 

@@ -16,7 +16,7 @@ from cli_helpers import Folders, command, files_in, run_here, run_process, write
 
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.run import run_inference
-from crfrefine.infer.status import find_status
+from crfrefine.status.finding import find_status
 
 NAMES = ("a", "b", "c", "d", "e")
 LINES = "out/part_{}.jsonl"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import InputError
-from crfrefine.infer.rest_command import go_there, quote
-from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus
-from crfrefine.infer.status_report import PartStatus, RunStatus
 from crfrefine.infer.summary_reading import MOST_BYTES
 from crfrefine.io.json import read_json, require_usable
+from crfrefine.status.cases import DONE, FAILED, MISSING, CaseStatus
+from crfrefine.status.report import PartStatus, RunStatus
+from crfrefine.status.rest_command import go_there, quote
 
 _KEYS = {"settings", "cases", "failures", "left_out"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus
+from crfrefine.status.cases import DONE, FAILED, MISSING, CaseStatus
 
 STATES = (DONE, FAILED, MISSING)
 

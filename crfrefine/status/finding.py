@@ -1,39 +1,36 @@
 """What is left of folder runs, as their summaries tell: which cases are done, failed or missing, and the commands that do the rest.
 
-`summary_reading.py` reads the summaries, `status_runs.py` checks them, `status_cases.py` judges a case, and `rest_command.py` writes
-the commands.
+`infer/summary_reading.py` reads the summaries, `recorded_runs.py` checks them, `cases.py` judges a case, and `rest_command.py` writes
+the commands; `evaluation.py` reads the summaries of `evaluate`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from crfrefine.errors import InputError
-from crfrefine.infer.rest_command import rest_command
-from crfrefine.infer.status_cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
-from crfrefine.infer.status_report import PartStatus, RunStatus, StatusReport
-from crfrefine.infer.status_runs import FoundRun, require_cases
 from crfrefine.infer.summary_reading import LINES_SUFFIX, NotASummaryError, RecordedRun, read_summary
 from crfrefine.io.files import identities
 from crfrefine.io.paths import is_there
+from crfrefine.status.cases import DONE, FAILED, MISSING, CaseStatus, PlacedRecord, case_status, resolve
+from crfrefine.status.evaluation import evaluation_status
+from crfrefine.status.recorded_runs import FoundRun, require_cases
+from crfrefine.status.report import PartStatus, RunStatus, StatusReport
+from crfrefine.status.rest_command import rest_command
 from crfrefine.text import counted, listed
 
 SUFFIXES = (".json", LINES_SUFFIX)
 
-OtherReader = Callable[[Path], RunStatus | None]
-"""Returns what is left as a summary of another command tells; None for any other file."""
 
-
-def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: None) -> StatusReport:
+def find_status(paths: Sequence[Path]) -> StatusReport:
     """Merge summaries.
 
     Args:
         paths: summaries, and folders that hold some, such as the output folder of a run.
-        of_others: reads the summaries of other commands.
 
     Raises:
         InputError: a file is not a summary, or a folder holds none.
@@ -43,7 +40,7 @@ def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: Non
     groups: dict[tuple[str, tuple[str, ...]], list[FoundRun]] = {}
     seen: set[Path | tuple[int, int]] = set()
     for path in paths:
-        for file, runs in _summaries_in(path, of_others, report.notes).items():
+        for file, runs in _summaries_in(path, report.notes).items():
             if identities(file) & seen:
                 continue
             seen |= identities(file)
@@ -59,13 +56,13 @@ def find_status(paths: Sequence[Path], of_others: OtherReader = lambda path: Non
     return report
 
 
-def _summaries_in(path: Path, of_others: OtherReader, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
+def _summaries_in(path: Path, notes: list[str]) -> dict[Path, list[RecordedRun] | RunStatus]:
     """Return the content of a summary, or of all summaries in a folder; damaged ones there become notes."""
     if not path.is_dir():
         try:
             return {path: read_summary(path)}
         except NotASummaryError:
-            other = of_others(path)
+            other = evaluation_status(path)
             if other is None:
                 raise
             return {path: other}
@@ -80,7 +77,7 @@ def _summaries_in(path: Path, of_others: OtherReader, notes: list[str]) -> dict[
         except NotASummaryError as error:
             if error.is_damaged:
                 notes.append(f"{error}; continuing without it")
-            elif (other := of_others(file)) is not None:
+            elif (other := evaluation_status(file)) is not None:
                 found[file] = other
     if not found and not notes:
         raise InputError(

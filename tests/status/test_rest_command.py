@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from crfrefine.infer.rest_command import quote, rest_command, summary_of_part
+from crfrefine.status.rest_command import quote, rest_command, summary_of_part
 
 TYPED = ["infer", "-i", "my images", "-p", "logits", "-o", "out", "--set", "bilateral.theta_beta=[0.1, 0.05]"]
 
