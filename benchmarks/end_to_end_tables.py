@@ -38,7 +38,7 @@ def make_sections(results: Sequence[Results]) -> dict[str, str]:
     if not results:
         return {}
     return {
-        "summary": _sentences(results) + "\n\n" + _comparisons(results) + "\n" + provenance({"environment": results[-1].environment}),
+        "summary": _sentences(results) + "\n\n" + _comparisons(results) + "\n" + _provenance(results),
         "dice": _dice(results),
         "networks": _networks(results),
         "learned": _learned(results),
@@ -60,6 +60,16 @@ def _tests(results: Results) -> list[tuple[str, str, PairedComparison, float]]:
 
 def _name(results: Results) -> str:
     return f"{results.data}, {results.num_cases} training cases"
+
+
+def _provenance(results: Sequence[Results]) -> str:
+    """Return a line for each machine and source that the last folds ran on, with the trainings if there are several."""
+    lines: dict[str, list[str]] = {}
+    for one in results:
+        lines.setdefault(provenance({"environment": one.environment}), []).append(_name(one))
+    if len(lines) == 1:
+        return next(iter(lines))
+    return "\n".join(f"{'; '.join(names)}: {line}" for line, names in lines.items())
 
 
 def _sentences(results: Sequence[Results]) -> str:
@@ -175,7 +185,7 @@ def _paper(results: Sequence[Results]) -> str:
         for setup, region, count, before, after in PAPER
     ]
     for one in results:
-        for region in (*one.structures, MEAN):
+        for region in (*one.structures, MEAN) if len(one.structures) > 1 else one.structures:
             before, after = one.table.means("dice", [LONGER, END_TO_END], one.structures if region == MEAN else [region])
             kept = ~np.isnan(before) & ~np.isnan(after)
             before, after = before[kept], after[kept]
