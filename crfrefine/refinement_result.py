@@ -89,7 +89,7 @@ class DenseLogits:
         return decode(self._result.logits)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, match_args=False)  # Fields have names, no promised order.
 class RefinementResult(Reported):
     """A refined case.
 

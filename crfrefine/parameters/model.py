@@ -38,7 +38,7 @@ _MOST_DIGITS = 9  # Most digits of a kernel number.
 _MOST_OF_A_CELL = 120
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, match_args=False)  # Fields have names, no promised order.
 class CrfParameters:
     """All parameters of a refinement; `CrfParameters()` is the `default` preset.
 
