@@ -336,8 +336,8 @@ def refine_label_map(
     chosen = parameters.select_labels(channels, num_labels)
     order = StorageOrder.of_memory(labels)
     stored = np.ascontiguousarray(order.to_storage(labels))
-    options: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-    options["again"] = None if again is None else again.renumbered(channels)
+    by_channel = None if again is None else again.renumbered(channels)
+    options: dict[str, Any] = {"device": device, "threads": threads, "progress": progress, "again": by_channel}
     if not take_part_nearby(len(channels), stored.size):
         logits = order.to_user(one_hot_logits(stored, channels))
         result = refine(logits, image, spacing=spacing, parameters=chosen, mask=mask, input_type="logits", **options)

@@ -84,8 +84,13 @@ class RegionScheme:
         if not isinstance(regions, Mapping) or not all(isinstance(name, str) for name in regions):
             raise ConfigError(f"regions: expected a mapping of names to labels, {_EXAMPLE}; got {shorten_value(regions)}")
         labels = tuple(_labels(name, value) for name, value in regions.items())
-        order = derive_class_order(tuple(regions), labels) if class_order is None else tuple(int(label) for label in class_order)
-        return cls(tuple(regions), labels, order)
+        return cls.named(tuple(regions), labels, class_order)
+
+    @classmethod
+    def named(cls, names: tuple[str, ...], labels: tuple[tuple[int, ...], ...], class_order: Sequence[int] | None = None) -> RegionScheme:
+        """Return what `of` does, from names that may repeat, which is an error."""
+        order = derive_class_order(names, labels) if class_order is None else tuple(int(label) for label in class_order)
+        return cls(names, labels, order)
 
     @property
     def num_regions(self) -> int:

@@ -115,6 +115,30 @@ NnunetOption = Annotated[
     ),
 ]
 
+ImagesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "-i",
+        "--images",
+        metavar="PATH",
+        parser=parse_path,
+        help="Folder or file; repeat the option for the modalities of one case.",
+        show_default=False,
+    ),
+]
+
+LogitsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "-p",
+        "--logits",
+        metavar="PATH",
+        parser=parse_path,
+        help="Folder or file: 4-D volume, 5-D ITK vector volume, .npz; repeat for one file per label, in label order. Or label maps.",
+        show_default=False,
+    ),
+]
+
 ManifestOption = Annotated[
     Path | None,
     typer.Option(

@@ -59,13 +59,12 @@ def parse_scheme(regions: Sequence[str], class_order: str | None) -> RegionSchem
         if class_order is not None:
             raise ConfigError("--regions-class-order: it belongs to the regions of --regions, which are not given")
         return None
-    from crfrefine.arrays.region_scheme import RegionScheme, derive_class_order
+    from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 
     parsed = [parse_region(text) for text in regions]
     names, labels = tuple(region.name for region in parsed), tuple(region.labels for region in parsed)
-    order = derive_class_order(names, labels) if class_order is None else parse_class_order(class_order)
-    return RegionScheme(names, labels, order)
+    return RegionScheme.named(names, labels, None if class_order is None else parse_class_order(class_order))
 
 
 def parse_class_order(text: str) -> tuple[int, ...]:

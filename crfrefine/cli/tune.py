@@ -11,8 +11,10 @@ import typer
 from crfrefine.cli.options import (
     ConfigOption,
     DeviceOption,
+    ImagesOption,
     InputType,
     InputTypeOption,
+    LogitsOption,
     ManifestOption,
     MasksOption,
     MaxMemoryOption,
@@ -27,28 +29,8 @@ from crfrefine.cli.region_options import ClassOrderOption, CountedRegionsOption,
 
 
 def tune(
-    images: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "-i",
-            "--images",
-            metavar="PATH",
-            parser=parse_path,
-            help="Folder or file; repeat for the modalities of one case.",
-            show_default=False,
-        ),
-    ] = None,
-    logits: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "-p",
-            "--logits",
-            metavar="PATH",
-            parser=parse_path,
-            help="Folder or file, as infer takes them: logits, probabilities or label maps.",
-            show_default=False,
-        ),
-    ] = None,
+    images: ImagesOption = None,
+    logits: LogitsOption = None,
     nnunet: NnunetOption = None,
     manifest: ManifestOption = None,
     labels: Annotated[

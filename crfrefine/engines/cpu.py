@@ -199,9 +199,8 @@ class CpuKernels:
         self, logits: NDArray[Any], spec: MeanFieldSpec, *, progress: Progress | None = None, look: Look | None = None
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`. With a tolerance above 0, `look` is shown each step."""
-        if look is not None and spec.tolerance > 0.0:  # Otherwise the engine writes only the logits of the last step.
-            return self._run(logits, spec, progress, is_last=False, look=look)
-        return self._run(logits, spec, progress, is_last=False)
+        # With a tolerance of 0 the engine writes only the logits of the last step.
+        return self._run(logits, spec, progress, is_last=False, look=look if spec.tolerance > 0.0 else None)
 
     def run_last(
         self, logits: NDArray[Any], spec: MeanFieldSpec, *, box: Box | None = None, progress: Progress | None = None

@@ -31,7 +31,7 @@ class BlockReader:
     """Blocks of bytes as one stream.
 
     Args:
-        blocks: in their order; none after the last is asked for.
+        blocks: in their order; each is made when it is needed.
     """
 
     def __init__(self, blocks: Generator[bytes | memoryview, None, None]) -> None:

@@ -80,8 +80,7 @@ class TiledLogits(RunOutcome):
         """
         logits = network_logits(self._source.values, is_probability=self._source.is_probability)
         add_bias(logits[(slice(None), *self._source.box)], self._run.bias, self._mask)
-        if self._run.temperature != 1.0:  # A pass over all labels, which is worth saving.
-            logits *= np.float32(1.0) / np.float32(self._run.temperature)
+        self._divide(logits)
         if self._tiles is None:
             return logits.reshape(self.num_channels, *self._grid_shape)
         self._refine(logits[(slice(None), *self._source.box)], lambda values: values)
@@ -96,13 +95,18 @@ class TiledLogits(RunOutcome):
         refined = logits[:, is_inside]
         add_bias(refined, self._run.bias, None if self._mask is None else inner.take(self._mask.reshape(self._mask.shape[-num_dims:])))
         logits[:, is_inside] = refined
-        logits *= np.float32(1.0) / np.float32(self._run.temperature)
+        self._divide(logits)
         if self._tiles is None:
             return logits
         refined = logits[:, is_inside]
         self._refine(refined, lambda values: inner.take(values.reshape(values.shape[-num_dims:])))
         logits[:, is_inside] = refined
         return logits
+
+    def _divide(self, logits: NDArray[np.float32]) -> None:
+        """Divide logits by the temperature, in place."""
+        if self._run.temperature != 1.0:  # A pass over all labels, which is worth saving.
+            logits *= np.float32(1.0) / np.float32(self._run.temperature)
 
     def _refine(self, logits: NDArray[np.float32], take: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Replace the network's logits over the temperature by refined ones.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import crfrefine
+from crfrefine.control_groups import read_text
 from crfrefine.engines.compiled import ASKED_LEVEL, best_level
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.failures import describe_failure
@@ -208,8 +209,6 @@ def _gpu() -> Gpu:
 
 
 def _processor() -> str:
-    from crfrefine.control_groups import read_text
-
     lines = (line.partition(":") for line in read_text(Path("/proc/cpuinfo")).splitlines())
     return next((value.strip() for name, _, value in lines if name.strip() == "model name"), platform.processor() or platform.machine())
 

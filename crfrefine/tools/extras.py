@@ -59,7 +59,7 @@ class Extra:
 
     Attributes:
         name: as in `pip install 'crfrefine[NAME]'`.
-        purpose: what it is for; "" if this version does not know.
+        purpose: its use; "" if this version does not know it.
         install: the command that installs it.
         packages: what it brings.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crfrefine.arrays.region_scheme import RegionScheme, derive_class_order
+from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.cases.case import read_case_headers
 from crfrefine.cases.case_files import CaseList
 from crfrefine.cases.discovery import labels_of
@@ -77,4 +77,4 @@ def _are_channels(options: TuneOptions, inputs: RunInputs, case: CaseFiles) -> b
 
 def _scheme_of(options: TuneOptions) -> RegionScheme:
     names, labels = tuple(region.name for region in options.regions), tuple(region.labels for region in options.regions)
-    return RegionScheme(names, labels, derive_class_order(names, labels) if options.class_order is None else options.class_order)
+    return RegionScheme.named(names, labels, options.class_order)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from scene import COLORS, PICTURES, Scene, gray, new_figure, phantom_slice, save, show, style
+from scipy.special import softmax
 
 STEPS = (1, 2, 5)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the first axis."""
-    raised = np.exp(logits - logits.max(axis=0))
-    return np.asarray(raised / raised.sum(axis=0))
 
 
 def draw_kernel(scene: Scene) -> None:
@@ -45,7 +40,7 @@ def draw_steps(scene: Scene) -> None:
     show(
         panels[0, 1], picture, scene.spacing, f"network: Dice {scene.dice(results[0].network_label_map):.2f}", results[0].network_label_map
     )
-    show(panels[1, 1], softmax(scene.logits)[0], scene.spacing, "its probability of background")
+    show(panels[1, 1], softmax(scene.logits, axis=0)[0], scene.spacing, "its probability of background")
     for place, (steps, result) in enumerate(zip(STEPS, results, strict=True), 2):
         name = f"after {steps} step{'s' * (steps > 1)}"
         show(panels[0, place], picture, scene.spacing, f"{name}: Dice {scene.dice(result.label_map):.2f}", result.label_map)

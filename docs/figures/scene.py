@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import crfrefine
 from crfrefine.demo.phantom import make_phantom
+from crfrefine.metrics.counts import OverlapCounts, dice
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
@@ -51,9 +52,7 @@ class Scene:
     def dice(self, label_map: NDArray[np.integer]) -> float:
         """Mean Dice over the labels that the slice has."""
         found = [label for label in np.unique(self.labels) if label]
-        both = [np.count_nonzero((label_map == label) & (self.labels == label)) for label in found]
-        sizes = [np.count_nonzero(label_map == label) + np.count_nonzero(self.labels == label) for label in found]
-        return float(np.mean([2 * common / size for common, size in zip(both, sizes, strict=True)]))
+        return float(np.mean([dice(OverlapCounts.of_masks(label_map == label, self.labels == label)) for label in found]))
 
 
 def phantom_slice() -> Scene:

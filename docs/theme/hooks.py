@@ -74,7 +74,7 @@ def page_of(path: str) -> str:
     file = ROOT / path
     if file.is_dir() and not (file / "README.md").exists():
         rows = [f"| `{module.name}` | {first_sentence(module)} |" for module in sorted(file.glob("*.py"))]
-        return "\n".join([f"# {path}", "", "| file | what it is for |", "| --- | --- |", *rows, ""])
+        return "\n".join([f"# {path}", "", "| file | purpose |", "| --- | --- |", *rows, ""])
     if file.is_dir():
         file = file / "README.md"
     text = file.read_text(encoding="utf-8")

@@ -32,7 +32,7 @@ from crfrefine.train.methods import (
 )
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
-SHORTEST = ("--folds", 2, "--num-iterations", 1)  # where nothing is said about what was learned
+SHORTEST = ("--folds", 2, "--num-iterations", 1)  # for tests that do not look at the learned values
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
