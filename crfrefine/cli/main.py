@@ -27,6 +27,7 @@ from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
+from crfrefine.cli.lean_imports import leave_out_pydicom
 from crfrefine.cli.options import HelpOption
 from crfrefine.cli.progress import print_failure
 from crfrefine.cli.status import status
@@ -184,6 +185,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
+    leave_out_pydicom()
     if _ASKS_FOR_COMPLETION in os.environ:
         from typer.completion import get_completion_inspect_parameters
 

@@ -18,13 +18,19 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Pipe
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.execution.executor import Outcome, attempt
 from crfrefine.memory import format_size
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as PipeEnd
+else:
+    from multiprocessing.connection import Connection as PipeEnd
 
 _START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.execution.process import serve; serve(int(sys.argv[1]))"
 
@@ -100,12 +106,11 @@ class WorkerProcess:
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _START, str(other.fileno()), *sys.path],
-                    pass_fds=[other.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env={**os.environ, **_ONE_THREAD, **surroundings.environment},
                     cwd=surroundings.folder,
-                    process_group=0,  # Ctrl-C reaches the terminal's whole process group; this process decides about the workers.
+                    **_in_group_of_its_own(other.fileno()),
                 )
             except OSError as error:
                 self.connection.close()
@@ -189,11 +194,21 @@ class WorkerProcess:
             self.connection.send_bytes(message)
 
 
+def _in_group_of_its_own(handle: int) -> dict[str, Any]:
+    """Return the arguments of a process that gets one end of a pipe, and that a Ctrl-C in the terminal does not reach."""
+    if sys.platform == "win32":
+        os.set_handle_inheritable(handle, True)
+        inherited = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})
+        return {"startupinfo": inherited, "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    else:
+        return {"pass_fds": [handle], "process_group": 0}
+
+
 def serve(handle: int) -> None:
     """Work until the pipe ends. Runs in the process; the first message is the function, the others are items."""
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, args=(handle,), daemon=True).start()
-    with contextlib.suppress(EOFError, OSError), Connection(handle) as connection:
+    with contextlib.suppress(EOFError, OSError), PipeEnd(handle) as connection:
         function = connection.recv()
         connection.send_bytes(READY)
         while True:

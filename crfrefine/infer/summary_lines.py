@@ -16,6 +16,7 @@ from crfrefine.infer.records import to_line
 from crfrefine.infer.summary_reading import unfinished_line
 from crfrefine.io.atomic import cannot_write, real_path, write_small_file
 from crfrefine.io.special_files import special_kind
+from crfrefine.io.system import open_flags
 
 if TYPE_CHECKING:
     from crfrefine.infer.records import CaseRecord, RunSummary
@@ -58,7 +59,7 @@ class SummaryLines:
         if not self._append:
             write_small_file(self._path, line)
         try:
-            self._file = os.open(real_path(self._path), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = os.open(real_path(self._path), open_flags("O_RDWR", "O_APPEND", "O_CREAT", "O_CLOEXEC"), 0o666)
             if self._append:
                 self._waiting = self._line_end() + line
                 self._write()

@@ -5,11 +5,11 @@ The name says how others find out whether the process that writes the file is al
 - `.NAME.tmp-lock-RANDOM` on a disk of this machine: it holds a lock, which the system releases when the process ends in any way.
 - `.NAME.tmp-SYSTEM-PID-START-RANDOM` elsewhere, as on network storage, where not every lock is seen by everybody: only a process of the
   same system (machine, start of the machine, container) can tell, and only that one removes the file.
+- `.NAME.tmp-RANDOM` where the system tells neither, as on macOS and Windows: nobody removes the file but the process that writes it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LONGEST_NAME = 255  # bytes, if the system does not tell
+from crfrefine.io.system import HAS_LOCKS, is_own, knows_unnamed_files, lock, longest_name, open_flags, removes_when_closed
 
 # Disks that one machine alone writes to, and whose locks all its processes see, in containers too.
 _LOCAL_DISKS = frozenset({"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"})
@@ -26,7 +26,7 @@ _LOCK = "lock"
 _NAME = re.compile(
     r"\..*\.tmp-(?:(?P<lock>lock)|(?P<system>[0-9a-f]{12})-(?P<pid>[0-9]{1,10})-(?P<start>[0-9]{1,20}))-[0-9a-f]{16}", re.DOTALL
 )
-_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = ("O_RDWR", "O_CREAT", "O_EXCL", "O_NOFOLLOW", "O_CLOEXEC")
 
 _cleaned: set[Path] = set()
 
@@ -57,7 +57,7 @@ def open_temporary(target: Path, names: list[Path]) -> BinaryIO:
         names.append(temporary_name(target))
         try:
             # The permissions of any new file: those that the umask leaves.
-            descriptor = os.open(names[-1], os.O_RDWR | _FLAGS, 0o666)
+            descriptor = os.open(names[-1], open_flags(*_NEW), 0o666)
         except FileExistsError:
             names.pop()  # another process's file
             raise
@@ -78,8 +78,11 @@ def open_scratch(folder: Path) -> BinaryIO:
     Raises:
         OSError: the system refuses.
     """
-    with suppress(OSError):  # Not every disk knows files without a name.
-        return os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600), "w+b")
+    if knows_unnamed_files():
+        with suppress(OSError):  # Not every disk does.
+            return os.fdopen(os.open(folder, open_flags("O_RDWR", "O_TMPFILE", "O_CLOEXEC"), 0o600), "w+b")
+    if removes_when_closed():
+        return os.fdopen(os.open(temporary_name(folder / "scratch"), open_flags(*_NEW, "O_TEMPORARY"), 0o600), "w+b")
     names: list[Path] = []
     try:
         with open_temporary(folder / "scratch", names) as file:
@@ -101,14 +104,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove_if_left(path: Path) -> None:
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+    if not stat.S_ISREG(status.st_mode) or not is_own(status):
         return
     marks = _marks(path)
     if marks["lock"] is None:
         if marks["system"] == _this_system() and not _is_alive(int(marks["pid"]), marks["start"]):
             path.unlink()
     elif _is_local(path.parent):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
         try:
             # It may have got its final name meanwhile, and the lock is then that of a whole file.
             if _lock(descriptor) and os.path.samestat(path.lstat(), os.fstat(descriptor)):
@@ -119,17 +122,13 @@ def _remove_if_left(path: Path) -> None:
 
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed; return whether it could be locked and still has a name."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(descriptor).st_nlink > 0
+    return lock(descriptor) and os.fstat(descriptor).st_nlink > 0
 
 
 def _name(path: Path, mark: str) -> Path:
     ending = f".tmp-{mark}{'-' if mark else ''}{os.urandom(8).hex()}"
     name = path.name
-    while len(os.fsencode(f".{name}{ending}")) > _longest_name(path.parent):
+    while len(os.fsencode(f".{name}{ending}")) > longest_name(path.parent):
         name = name[:-1]  # by letters: half a letter is not a legal name everywhere
     return path.with_name(f".{name}{ending}")
 
@@ -171,7 +170,9 @@ def _start_of(pid: int) -> str | None:
 
 
 def _is_local(folder: Path) -> bool:
-    """Return whether a folder is known to be on a disk of this machine."""
+    """Return whether a folder is known to be on a disk of this machine, and files can be locked."""
+    if not HAS_LOCKS:
+        return False
     try:
         place = os.fsencode(os.path.realpath(folder))
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
@@ -184,10 +185,3 @@ def _is_local(folder: Path) -> bool:
         if (place + b"/").startswith(point.rstrip(b"/") + b"/") and len(point) >= len(best):
             best, kind = point, after.split()[0].decode()
     return kind in _LOCAL_DISKS
-
-
-def _longest_name(folder: Path) -> int:
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except (OSError, ValueError):
-        return LONGEST_NAME  # A missing folder is reported when the file is opened.

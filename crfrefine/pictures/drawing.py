@@ -30,6 +30,9 @@ LINE_WIDTH = 2
 # Of the labels 1 to 7, 8 to 14 and 15 to 21, which share their colors: drawn pixels of a period, and the period.
 _DASHES = ((1, 1), (9, 13), (3, 6))
 
+_SPELLED = {"→": "to"}
+"""Signs of our own texts, for a font that lacks them."""
+
 
 WHITE = 255 - len(LABEL_COLORS) - 1
 """Brightest gray level; the levels above it are the colors of labels."""
@@ -181,9 +184,11 @@ def cut_off(text: str, size: int, width: float, *, is_bold: bool = False) -> str
 
 
 def drawable(text: str) -> str:
-    """Replace characters that the font lacks with question marks; they would be drawn as boxes."""
+    """Replace characters that the font lacks with a word or a question mark; they would be drawn as boxes."""
     text = text.replace("\u00a0", " ")
-    return text if text.isascii() and text.isprintable() else "".join(letter if _has(letter) else "?" for letter in text)
+    return (
+        text if text.isascii() and text.isprintable() else "".join(letter if _has(letter) else _SPELLED.get(letter, "?") for letter in text)
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -196,7 +201,7 @@ def _has(letter: str) -> bool:
 
 @lru_cache(maxsize=32)
 def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return DejaVu Sans, which matplotlib brings and which has many alphabets; without it, Pillow's own font, which has few."""
+    """Return DejaVu Sans where matplotlib is installed, which brings it: it has many alphabets; else Pillow's own font, which has Latin."""
     from PIL import ImageFont
 
     spec = importlib.util.find_spec("matplotlib")  # locates the package without importing it, which takes half a second

@@ -14,7 +14,7 @@ from packaging.version import InvalidVersion
 import crfrefine
 
 PURPOSES = {
-    "train": "train-crf, CrfRnn and crf_loss",
+    "train": "train-crf, CrfRnn and crf_loss; letters beyond Latin in pictures",
     "cuda12": "--device cuda, for drivers of CUDA 12",
     "cuda13": "--device cuda, for drivers of CUDA 13",
     "report": "the slice viewer in the report of evaluate",

@@ -1,6 +1,6 @@
 """The picture of the training curves: loss, Dice of the cases that decide, and bandwidths over the optimizer steps.
 
-Matplotlib is imported when the picture is drawn, never before.
+Matplotlib is imported when a training begins and when the picture is drawn, never by another command.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.starts import length_unit
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _LOSS_WINDOW = 5
+
+
+def require_matplotlib() -> None:
+    """Raise BackendUnavailableError if the picture could not be drawn: a training must not find out at its end."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailableError(f"train-crf draws its curves with matplotlib ({error}): pip install 'crfrefine[train]'") from error
 
 
 def draw_curves(result: TrainingResult) -> bytes:

@@ -18,6 +18,7 @@ from crfrefine.train.checkpoint import Checkpoint, fingerprint
 from crfrefine.train.checks import check_options
 from crfrefine.train.comparison import compare
 from crfrefine.train.cross_validation import cross_validate
+from crfrefine.train.curves import require_matplotlib
 from crfrefine.train.device import TrainingDevice
 from crfrefine.train.done import Done, Part
 from crfrefine.train.final import train_on_all_cases
@@ -42,9 +43,11 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         observer: told of the progress.
 
     Raises:
-        CrfRefineError: nothing can be done: cases that do not fit, a device that is not there, a place that cannot be written to.
+        CrfRefineError: nothing can be done: no matplotlib, cases that do not fit, a device that is not there, a place that cannot be
+            written to.
         KeyboardInterrupt: passed on, after the checkpoint is saved.
     """
+    require_matplotlib()
     device = check_options(options)
     placement = replace(options.placement, threads=options.threads, one_per_device=device.is_gpu)
     with (

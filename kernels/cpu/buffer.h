@@ -13,9 +13,27 @@
 #if defined(__linux__)
 #include <malloc.h>
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace crf {
+
+// Windows has no std::aligned_alloc, and what its own function gives is freed by another.
+inline void* allocate_aligned(size_t alignment, size_t bytes) {
+#if defined(_WIN32)
+    return _aligned_malloc(bytes, alignment);
+#else
+    return std::aligned_alloc(alignment, bytes);
+#endif
+}
+inline void free_aligned(void* memory) {
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    std::free(memory);
+#endif
+}
 
 // Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as much as many passes over it. Blocks are
 // kept while a cache is active on this thread, and never beside a new block that they do not fit.
@@ -45,7 +63,7 @@ class BlockCache {
                 current()->release();
             }
         }
-        void* memory = std::aligned_alloc(bytes >= kSmallest ? kHugePage : kLine, bytes);
+        void* memory = allocate_aligned(bytes >= kSmallest ? kHugePage : kLine, bytes);
         if (!memory) throw std::bad_alloc();
 #if defined(__linux__)
         if (bytes >= kSmallest) madvise(memory, in_huge_pages, MADV_HUGEPAGE);
@@ -57,7 +75,7 @@ class BlockCache {
         if (bytes >= kSmallest && current()) {
             current()->idle_.push_back({block, bytes});
         } else {
-            std::free(block);
+            free_aligned(block);
         }
     }
 
@@ -94,7 +112,7 @@ class BlockCache {
     }
 
     void release() {
-        for (const Block& block : idle_) std::free(block.memory);
+        for (const Block& block : idle_) free_aligned(block.memory);
         idle_.clear();
     }
 

@@ -367,11 +367,15 @@ def test_data_without_foreground_is_refused(tmp_path):
     assert "no case has a foreground label" in result.stderr
 
 
-def test_without_torch_it_says_what_to_install(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
-    result = run_process("train-crf", tmp_path, "-o", tmp_path / "p.toml", env={"PYTHONPATH": f"{tmp_path}:{_package_path()}"})
+@pytest.mark.parametrize("missing", ["torch", "matplotlib"])
+def test_without_its_libraries_it_says_what_to_install(missing, data, tmp_path):
+    """Before anything is computed: matplotlib draws a picture at the end."""
+    library = tmp_path / f"{missing}.py"
+    library.write_text(f"raise ModuleNotFoundError(\"No module named '{missing}'\", name='{missing}')\n", encoding="utf-8")
+    result = run_process("train-crf", data, "-o", tmp_path / "p.toml", env={"PYTHONPATH": f"{tmp_path}:{_package_path()}"})
     assert result.status == 1
     assert "pip install 'crfrefine[train]'" in result.stderr
+    assert not list(tmp_path.glob("*p.*"))
 
 
 def _package_path():

@@ -74,8 +74,8 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
     ("arguments", "unwanted"),
     [
         (["--help"], {"numpy", "rich", "nibabel", "SimpleITK", "scipy", "matplotlib", "pydantic"}),
-        (["info", "{image}"], {"rich", "SimpleITK", "scipy.ndimage", "matplotlib", "pydantic", "crfrefine.parameters.model"}),
-        (["infer", "{case}"], {"torch", "cupy", "SimpleITK", "matplotlib"}),
+        (["info", "{image}"], {"rich", "SimpleITK", "scipy.ndimage", "matplotlib", "pydantic", "pydicom", "crfrefine.parameters.model"}),
+        (["infer", "{case}"], {"torch", "cupy", "SimpleITK", "matplotlib", "pydicom"}),
         (["doctor"], {"torch", "cupy", "SimpleITK", "matplotlib", "monai", "rich"}),
     ],
     ids=["help", "info", "infer", "doctor"],
