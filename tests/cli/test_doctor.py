@@ -122,7 +122,7 @@ def test_every_extra_has_a_purpose_and_a_command():
 
 
 def test_versions_are_compared():
-    versions = {"numpy": "1.26.0rc1", "torch": "2.13.0+cpu", "pydicom": "2.4.4", "pyarrow": "unknown"}
+    versions = {"numpy": "1.26.0rc1", "torch": "2.13.0+cpu", "matplotlib": "3.11.2", "pydicom": "2.4.4", "pyarrow": "unknown"}
     required, groups = parse_requirements(metadata_lines(), PROJECT["optional-dependencies"], versions.get)
     numpy = next(package for package in required if package.name == "numpy")
     assert numpy.problem == "numpy 1.26.0rc1 is not >=1.26"
