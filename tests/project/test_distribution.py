@@ -1,0 +1,85 @@
+"""Workflows, recipe and containers, which no test here can run: they agree with the package and name what exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import crfrefine
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PACKAGING = ROOT / "packaging"
+
+if not (ROOT / ".github").is_dir() or not PACKAGING.is_dir():
+    pytest.skip("not a checkout: a source distribution need not have these files", allow_module_level=True)
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+RECIPE = yaml.safe_load((PACKAGING / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+CONDA_NAMES = {"isal": "python-isal"}
+
+
+def as_in_conda(requirements: list[str]) -> set[str]:
+    found = (re.fullmatch(r"([\w-]+)\s*(>=.*)?", line) for line in requirements)
+    return {f"{CONDA_NAMES.get(match[1], match[1])} {match[2] or ''}".strip() for match in found if match is not None}
+
+
+def test_there_are_workflows():
+    assert {path.name for path in WORKFLOWS} == {"tests.yml", "wheels.yml"}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_actions_are_pinned_and_jobs_may_do_little(path):
+    text = path.read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.safe_load(text)
+    uses = re.findall(r"uses: (.*)", text)
+    assert uses
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", use) for use in uses)
+    assert content["permissions"] == {}
+    allowed = {name: job["permissions"] for name, job in content["jobs"].items()}
+    publishing = allowed.pop("publish", {"id-token": "write"})
+    assert publishing == {"id-token": "write"}
+    assert all(permissions == {"contents": "read"} for permissions in allowed.values())
+    assert all("timeout-minutes" in job for job in content["jobs"].values())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_what_a_workflow_runs_exists(path):
+    named = re.findall(r"(?<![\w/.-])(?:tests/\w+|\.ci/run|constraints\.txt)", path.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    targets = re.findall(r"run: make ([\w-]+)", path.read_text(encoding="utf-8"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_the_recipe_is_of_this_version_and_has_its_dependencies():
+    assert RECIPE["context"]["version"] == crfrefine.__version__
+    assert set(RECIPE["requirements"]["run"]) - {"python"} == as_in_conda(PROJECT["project"]["dependencies"])
+    assert as_in_conda(PROJECT["build-system"]["requires"]) <= set(RECIPE["requirements"]["host"])
+    assert RECIPE["about"]["license"] == PROJECT["project"]["license"]
+    commands = [f"{name} = {target}" for name, target in PROJECT["project"]["scripts"].items()]
+    assert RECIPE["build"]["python"]["entry_points"] == commands
+
+
+def test_containers_copy_what_the_wheel_is_built_of():
+    """The recipe names the same files."""
+    docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", docker, re.MULTILINE) for name in line.split()}
+    apptainer = (PACKAGING / "apptainer" / "crfrefine.def").read_text(encoding="utf-8")
+    assert copied == set(re.findall(r"^    (\S+) /src/", apptainer, re.MULTILINE))
+    assert copied == {name.removesuffix("/**") for name in RECIPE["source"]["filter"]["include"]}
+    assert all((ROOT / name).exists() for name in copied)
+    let_in = (PACKAGING / "docker" / "Dockerfile.dockerignore").read_text(encoding="utf-8")
+    assert copied | {"constraints.txt"} == set(re.findall(r"^!(\S+)$", let_in, re.MULTILINE))
+
+
+def test_an_image_does_not_run_as_root():
+    docker = (PACKAGING / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    last_of_stage = [re.findall(r"^USER (\d+)", stage, re.MULTILINE)[-1:] for stage in docker.split("\nFROM ")[2:]]
+    assert last_of_stage == [["1000"], ["1000"], []]  # The last stage is the one before it under another name.
+    assert re.search(r"^FROM runtime AS cpu\s*\Z", docker, re.MULTILINE)
