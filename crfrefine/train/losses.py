@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CROSS_ENTROPY_SHARE = 0.1
 """Of cross-entropy in "ce+dice": more of it buys likelihood with Dice."""
@@ -32,26 +33,27 @@ def make_loss(name: str, regions: Sequence[Sequence[int]], frequencies: Sequence
     weights = shares**-CLASS_BALANCE
     weights = weights / (weights * shares).sum()
 
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(log_marginals: Tensor, labels: Tensor) -> Tensor:
+        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
+        summed = functional.nll_loss(log_marginals[None], labels[None], weight=weights.to(log_marginals), reduction="sum")
         # Divided by the number of voxels, not by the sum of their weights: a case without foreground is then no worse than its mistakes.
-        summed = torch.nn.functional.cross_entropy(logits.t(), labels, weight=weights.to(logits), reduction="sum")
         return summed / labels.numel()
 
-    def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
-        marginals = logits.softmax(0)
+    def soft_dice(log_marginals: Tensor, labels: Tensor) -> Tensor:
+        marginals = log_marginals.exp()
         losses = []
         for region in regions:
-            members = torch.tensor(region, device=labels.device)
-            found = marginals[members].sum(0)
-            wanted = torch.isin(labels, members)
-            if not bool(wanted.any()):
+            found = torch.stack([marginals[label] for label in region]).sum(0)
+            wanted = torch.stack([labels == label for label in region]).any(0).to(found)
+            num_wanted = wanted.sum()
+            if not bool(num_wanted):
                 continue  # Cross-entropy penalizes false positives; a Dice of 0 for one voxel too many would outweigh everything.
             overlap = (found * wanted).sum()
-            losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (found.sum() + wanted.sum() + DICE_SMOOTHING))
+            losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (found.sum() + num_wanted + DICE_SMOOTHING))
         return torch.stack(losses).mean() if losses else marginals.sum() * 0.0
 
-    if name == "ce":
-        return cross_entropy
-    if name == "dice":
-        return soft_dice
-    return lambda logits, labels: CROSS_ENTROPY_SHARE * cross_entropy(logits, labels) + soft_dice(logits, labels)
+    def both(log_marginals: Tensor, labels: Tensor) -> Tensor:
+        return CROSS_ENTROPY_SHARE * cross_entropy(log_marginals, labels) + soft_dice(log_marginals, labels)
+
+    of_log_marginals = {"ce": cross_entropy, "dice": soft_dice}.get(name, both)
+    return lambda logits, labels: of_log_marginals(logits.log_softmax(0), labels)
