@@ -25,6 +25,7 @@ TESTS = (
     "tests/engines/test_mean_field.py",
     "tests/engines/test_filters.py",
     "tests/engines/test_backward.py",
+    "tests/layer/test_compile.py",
     "tests/layer/test_crf_loss.py",
     "tests/layer/test_cuda_layer.py",
     "tests/layer/test_layer_intensity.py",
