@@ -29,7 +29,7 @@ from crfrefine.arrays.one_hot import (
     present_labels,
     take_part_nearby,
 )
-from crfrefine.arrays.padding import describe_padding, find_padding, leave_out
+from crfrefine.arrays.padding import describe_padding, leave_out
 from crfrefine.arrays.probabilities import SMALLEST_PROBABILITY, identify_array, take_logarithms
 from crfrefine.arrays.region_channels import (
     LARGEST_LOG_ODDS,
@@ -170,14 +170,17 @@ def refine(
         logits = logits.astype(np.float32, copy=False)
     order = StorageOrder.of_memory(logits[0])
     ordered_logits, ordered_image = order.to_storage(logits), order.to_storage(image)
-    largest = _check_finite(backend, ordered_logits, "logits", threads)
+    # On a GPU, what is asked about the logits is answered there, and they come back only if the caller asks for them.
+    held = ordered_logits if regions is not None else backend.hold(ordered_logits)
+    largest = _check_finite(backend, ordered_logits, "logits", threads, held)
     ordered_mask = None if inside is None else order.to_storage(inside)
     crf_mask, num_padding = ordered_mask, 0
     notes: tuple[str, ...] = () if of_device is None else (of_device,)
     temperature, largest_bias = models[0].mean_field.temperature, max(_largest_bias(model) for model in models)
     if regions is not None:
         ordered_logits, largest = _as_log_odds(ordered_logits, input_type, largest)
-    padding = find_padding(ordered_logits) if regions is None else find_undecided(ordered_logits)
+        held = ordered_logits
+    padding = backend.find_padding(held) if regions is None else find_undecided(ordered_logits)
     if padding is not None:
         crf_mask, num_padding = leave_out(padding, ordered_mask, "logits")
         describe = describe_padding if regions is None else describe_undecided
@@ -185,7 +188,8 @@ def refine(
         if (largest + largest_bias) / temperature > LARGEST_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             ordered_logits = np.where(padding, np.float32(0.0), ordered_logits)
-            largest = _check_finite(backend, ordered_logits, "logits", threads)
+            held = ordered_logits if regions is not None else backend.hold(ordered_logits)
+            largest = _check_finite(backend, ordered_logits, "logits", threads, held)
     is_probability = regions is None and identify_array(ordered_logits, input_type) == "probabilities"
     if is_probability:
         largest = -math.log(SMALLEST_PROBABILITY)
@@ -208,11 +212,12 @@ def refine(
         if again is not None:
             again.watch(decode, ordered_logits, box, order)
         refined = _refine_all_labels(
-            backend, ordered_logits, case, models, settings, box=box, is_region=regions is not None, is_probability=is_probability
+            backend, ordered_logits, held, case, models, settings, box=box, is_region=regions is not None, is_probability=is_probability
         )
     _check_outcome(backend, refined, threads)
     started = time.perf_counter()
-    network = decode(ordered_logits)
+    network = decode(held)
+    del held
     if parameters.postprocess.decision == "dice":
         probabilities = probabilities_of(refined.dense(), parameters.mean_field.output_temperature, backend, regions, threads=threads)
         labels = _decide_by_dice(probabilities, regions, crf_mask, network)
@@ -242,6 +247,7 @@ def refine(
 def _refine_all_labels(
     backend: Backend,
     logits: NDArray[np.float32],
+    held: Any,
     case: tuple[CaseImage, NDArray[np.bool_] | None, tuple[float, ...]],
     models: Sequence[ModelSpec],
     settings: dict[str, Any],
@@ -250,9 +256,9 @@ def _refine_all_labels(
     is_region: bool,
     is_probability: bool,
 ) -> CroppedLogits | DenseLogits:
-    """Run the mean field of all labels, or regions, in the mask's box unless that is None."""
+    """Run the mean field of all labels, or regions, in the mask's box unless that is None; `held` are the logits from `Backend.hold`."""
     image, mask, spacing = case
-    values = logits
+    values = held
     if is_probability:
         values = np.array(logits[(slice(None), *(box or ()))], order="C")
         take_logarithms(values)
@@ -435,13 +441,13 @@ def _check_temperature(temperature: float, largest: float) -> None:
         )
 
 
-def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None) -> float:
-    """Raise InputError if a value is NaN or infinite; return the largest magnitude."""
+def _check_finite(backend: Backend, channels: NDArray[Any], name: str, threads: int | None, held: Any = None) -> float:
+    """Raise InputError if a value is NaN or infinite; return the largest magnitude. `held`: the channels from `Backend.hold`."""
     if channels.dtype.kind != "f":
         return 0.0
     largest = 0.0
     with np.errstate(over="ignore"):
-        ranges = backend.channel_ranges(channels, threads=threads)
+        ranges = backend.channel_ranges(channels if held is None else held, threads=threads)
     for number, (lowest, highest) in enumerate(ranges):
         if not (math.isfinite(lowest) and math.isfinite(highest) and max(-lowest, highest) <= _LARGEST_FLOAT):
             with np.errstate(over="ignore"):
