@@ -47,7 +47,9 @@ def run(backend: Backend, spec: WorkloadSpec, arrays: WorkloadArrays, parameters
     """One mean field from the host's arrays to the host's logits."""
     image = arrays.image.astype(np.float32) / np.float32(255.0)
     resolved = parameters.resolve(spec.num_labels, spec.num_modalities, len(spec.grid_shape))
-    return backend.mean_field(arrays.logits, image, arrays.mask, spec.spacing, resolved, threads=CPU_THREADS)
+    result = backend.mean_field(arrays.logits, image, arrays.mask, spec.spacing, resolved, threads=CPU_THREADS)
+    _ = result.logits  # A GPU keeps them until they are asked for.
+    return result
 
 
 def num_vertices(result: MeanFieldResult) -> int:

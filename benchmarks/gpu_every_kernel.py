@@ -68,11 +68,21 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_direct_sums(watched, image, mask)
+    _ask_about_channels(engine)
     for dtype in (np.float32, np.float64):
         for filter_name in ("exact", "truncated", "lattice"):
             _run_backward(engine, logits.astype(dtype), image.astype(dtype), mask, filter_name)
     device.synchronize()
     return watched.launched
+
+
+def _ask_about_channels(engine: Any) -> None:
+    """Their ranges, label maps and padding, with few labels and with many."""
+    for num_labels in (5, 300):
+        held = engine.hold(np.random.default_rng(6).normal(size=(num_labels, *SHAPE)).astype(np.float32))
+        engine.channel_ranges(held)
+        engine.label_map(held)
+        engine.find_padding(held)
 
 
 def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:

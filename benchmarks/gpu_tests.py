@@ -22,9 +22,11 @@ from crfrefine.engines.cuda.sources import kernel_source, source_names
 
 TESTS = (
     "tests/engines/test_cuda_gpu.py",
+    "tests/engines/test_cuda_held.py",
     "tests/engines/test_mean_field.py",
     "tests/engines/test_filters.py",
     "tests/engines/test_backward.py",
+    "tests/layer/test_compile.py",
     "tests/layer/test_crf_loss.py",
     "tests/layer/test_cuda_layer.py",
     "tests/layer/test_layer_intensity.py",

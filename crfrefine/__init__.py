@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from crfrefine.layer.loss import crf_loss as crf_loss
     from crfrefine.layer.module import CrfRnn as CrfRnn
     from crfrefine.parameters.model import CrfParameters as CrfParameters
-    from crfrefine.refinement import refine as refine
+    from crfrefine.refinement.case import refine as refine
     from crfrefine.refinement_result import RefinementResult as RefinementResult
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _MODULE_OF = {
     "RefinementResult": "crfrefine.refinement_result",
     "RegionScheme": "crfrefine.arrays.region_scheme",
     "crf_loss": "crfrefine.layer.loss",
-    "refine": "crfrefine.refinement",
+    "refine": "crfrefine.refinement.case",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }
 

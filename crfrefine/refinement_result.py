@@ -54,7 +54,7 @@ class DenseLogits:
     @property
     def num_channels(self) -> int:
         """Labels or regions."""
-        return len(self._result.logits)
+        return len(self._result.held)
 
     @property
     def report(self) -> MeanFieldReport:
@@ -66,9 +66,9 @@ class DenseLogits:
         """Seconds of each stage."""
         return self._result.timings
 
-    def computed(self) -> NDArray[np.float32]:
-        """Return what the engine computed."""
-        return self._result.logits
+    def computed(self) -> Any:
+        """Return what the engine computed, where it has it."""
+        return self._result.held
 
     def dense(self) -> NDArray[np.float32]:
         """Return the array."""
@@ -86,7 +86,7 @@ class DenseLogits:
         self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid); `decode` turns logits into labels."""
-        return decode(self._result.logits)
+        return decode(self._result.held)
 
 
 @dataclass(frozen=True, repr=False, match_args=False)  # Fields have names, no promised order.

@@ -100,6 +100,11 @@ class MeanFieldResult(Reported):
     timings: dict[str, float] = field(default_factory=dict)
     marginals: NDArray[np.float32] | None = None
 
+    @property
+    def held(self) -> Any:
+        """The logits where the engine has them; `Backend.label_map` and `Backend.channel_ranges` take them."""
+        return self.logits
+
 
 @dataclass(frozen=True)
 class Tape:
@@ -298,6 +303,17 @@ class Backend(Protocol):
 
         Voxels outside the mask neither send nor receive: the result there is 0.
         """
+        ...
+
+    def hold(self, channels: NDArray[np.float32]) -> Any:
+        """Return channels (C, *grid) where this engine computes: on a device if there is room, else the array itself.
+
+        `mean_field`, `label_map`, `channel_ranges` and `find_padding` take either. A copy does not follow changes of the array.
+        """
+        ...
+
+    def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+        """Return where all of (L, *grid) logits are equal; None: nowhere."""
         ...
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
@@ -151,6 +152,14 @@ class CpuBackend:
         with _engine_errors(self._engine, values.shape):
             self._engine.message(values, guide, _mask(mask), *_kernel_arguments(spec, spacing), threads or available_threads(), out)
         return out
+
+    def hold(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the array itself; see `Backend.hold`."""
+        return channels
+
+    def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+        """Return where all labels are equal; see `Backend.find_padding`."""
+        return find_padding(logits)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""

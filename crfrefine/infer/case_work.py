@@ -226,7 +226,8 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
     from crfrefine.cases.streamed import StreamedCase
     from crfrefine.infer.streamed import refine_streamed
     from crfrefine.memory import memory_left, memory_limit
-    from crfrefine.refinement import refine, refine_label_map
+    from crfrefine.refinement.case import refine
+    from crfrefine.refinement.label_map import refine_label_map
 
     options = settings.options
     if isinstance(case, StreamedCase):

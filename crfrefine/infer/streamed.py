@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
 from crfrefine.memory import memory_left, memory_limit
-from crfrefine.refinement import check_decision_on_tiles, streamed_result
+from crfrefine.refinement.label_map import check_decision_on_tiles, streamed_result
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.running import Settings
 from crfrefine.tiles.streaming import ChannelStream, refine_stream

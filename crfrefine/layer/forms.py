@@ -92,9 +92,13 @@ def penalty_entries(matrix: Tensor, *, symmetric: bool) -> Tensor:
 
 
 def _entry_indices(num_labels: int, *, symmetric: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    others = torch.ones(num_labels, num_labels, device=device).fill_diagonal_(0.0)
-    rows, cols = (torch.triu(others) if symmetric else others).nonzero(as_tuple=True)
-    return rows, cols
+    # Without `nonzero`, whose number of results `torch.compile` could not know.
+    if symmetric:
+        rows, cols = torch.triu_indices(num_labels, num_labels, offset=1, device=device)
+        return rows, cols
+    entry = torch.arange(num_labels * (num_labels - 1), device=device)
+    rows, cols = entry // (num_labels - 1), entry % (num_labels - 1)
+    return rows, cols + (cols >= rows)
 
 
 def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> list[float]:

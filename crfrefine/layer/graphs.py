@@ -1,10 +1,13 @@
-"""The mean field and PyTorch's graphs: `torch.compile` calls it between its graphs, and exporters are refused in plain words."""
+"""The mean field and PyTorch's graphs: which functions `torch.compile` calls between its graphs, and exporters that are refused.
+
+`crfrefine.layer.operators` has what a graph may contain.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -13,29 +16,48 @@ from crfrefine.errors import ExportError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+# PyTorch's own CUDA graphs must not record what an engine does.
+OPTIONS: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+"""Of every operator."""
+
 # PyTorch tells since 2.7; before, exporters raise errors of their own.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
 
 
-def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make `torch.compile` call a function unchanged, between the graphs before and after it; refuse what needs one whole graph."""
+def is_compiling() -> bool:
+    """Whether `torch.compile` is reading the code, which then becomes a graph; not so for exporters."""
+    return torch.compiler.is_compiling() and not _is_exporting()
+
+
+def not_exported(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Refuse exporters, which need the whole computation of a function as one graph that runs elsewhere."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if _is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise cannot_export(_exporter(), function.__name__)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Make `torch.compile` call a function unchanged, between the graphs before and after it; refuse exporters."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if torch.compiler.is_compiling():
             # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
             result: _R = torch.compiler.disable(function)(*args, **kwargs)
             return result
         return function(*args, **kwargs)
 
-    return call
+    return not_exported(call)
 
 
 def cannot_export(exporter: str, function: str = "forward") -> ExportError:
     """Return the error for an exporter such as "torch.export.export", which needs the whole computation of a function as one graph."""
-    if function == "crf_loss":
+    if function.endswith("loss"):
         return ExportError(
             f"{exporter} cannot take crfrefine.crf_loss: it is computed outside of PyTorch, so no graph can contain it, and is needed in "
             "training only; export the network without the loss"

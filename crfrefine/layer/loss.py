@@ -5,6 +5,7 @@ Needs PyTorch.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import BackendUnavailableError, ConfigError, InputError
@@ -18,9 +19,8 @@ except ImportError as error:
 
 import numpy as np
 
-from crfrefine.layer import autograd, inputs
+from crfrefine.layer import autograd, graphs, inputs
 from crfrefine.layer.functional import Values, build_kernels
-from crfrefine.layer.graphs import outside_graphs
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.specs import MeanFieldSpec
@@ -36,7 +36,7 @@ _LEAST = -80.0
 """Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite."""
 
 
-@outside_graphs
+@graphs.not_exported
 def crf_loss(
     logits: Tensor,
     image: Tensor,
@@ -97,8 +97,85 @@ def crf_loss(
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
+    if isinstance(intensity, str) and graphs.is_compiling():
+        steps, alpha, beta = (torch.as_tensor(value, dtype=torch.float64) for value in (spacing, theta_alpha, theta_beta))
+        wanted = logits.requires_grad and torch.is_grad_enabled()
+        where = None if mask is None else torch.as_tensor(mask)
+        loss: Tensor = _operator(logits, image, steps, alpha, beta, where, wanted, intensity, filter, threads or 0)[0]
+        return loss
+    return _loss(logits, image, spacing, theta_alpha, theta_beta, mask, intensity, filter, threads)
+
+
+@graphs.outside_graphs
+def _loss(
+    logits: Tensor,
+    image: Tensor,
+    spacing: inputs.Spacing,
+    theta_alpha: Values,
+    theta_beta: Values,
+    mask: Tensor | None,
+    intensity: IntensityParameters | str,
+    filter: str,  # noqa: A002 - the parameter's name in the configuration
+    threads: int | None,
+) -> Tensor:
+    """Return the loss as a node of autograd's graph; arguments as `crf_loss`."""
+    log_q, kernels = _prepared(logits, image, spacing, theta_alpha, theta_beta, mask, intensity, filter, threads)
+    loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.library.custom_op("crfrefine::crf_loss", mutates_args=(), **graphs.OPTIONS)
+def _operator(
+    logits: Tensor,
+    image: Tensor,
+    spacing: Tensor,
+    theta_alpha: Tensor,
+    theta_beta: Tensor,
+    mask: Tensor | None,
+    wants_gradient: bool,
+    intensity: str,
+    filter: str,  # noqa: A002 - the parameter's name in the configuration
+    threads: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and its gradient with respect to the logits, empty unless wanted: what `torch.compile` has in place of `_loss`."""
+    log_q, kernels = _prepared(logits, image, spacing, theta_alpha, theta_beta, mask, intensity, filter, threads or None)
+    loss, gradient = _energy(log_q, kernels, wants_gradient=wants_gradient)
+    return loss, log_q.new_empty(0) if gradient is None else gradient
+
+
+@_operator.register_fake
+def _(logits: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    wants_gradient = others[5]
+    made = functools.partial(logits.new_empty, dtype=inputs.compute_dtype(logits))
+    return made(()), made(logits.shape if wants_gradient else 0)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.dtype, ctx.num_inputs = inputs[0].dtype, len(inputs)
+
+
+def _pass_back(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return (grad * gradient).to(ctx.dtype), *[None] * (ctx.num_inputs - 1)
+
+
+_operator.register_autograd(_pass_back, setup_context=_save)
+
+
+def _prepared(
+    logits: Tensor,
+    image: Tensor,
+    spacing: inputs.Spacing,
+    theta_alpha: Values,
+    theta_beta: Values,
+    mask: Tensor | None,
+    intensity: IntensityParameters | str,
+    filter: str,  # noqa: A002 - the parameter's name in the configuration
+    threads: int | None,
+) -> tuple[Tensor, list[RecordingKernels]]:
+    """Return the logarithms of the probabilities, finite, and the kernels; arguments as `crf_loss`."""
     dtype = inputs.compute_dtype(logits)
-    num_labels = logits.shape[1]
     log_q = logits.detach().to(dtype).log_softmax(1)
     _check_logits(log_q)
     kernels = build_kernels(
@@ -107,13 +184,12 @@ def crf_loss(
         spacing=spacing,
         mask=mask,
         filter=filter,
-        num_labels=num_labels,
+        num_labels=logits.shape[1],
         num_iterations=1,
         threads=threads,
         copy=False,
     )
-    loss: Tensor = _Energy.apply(logits, log_q.clamp(min=_LEAST), kernels)  # type: ignore[no-untyped-call]
-    return loss
+    return log_q.clamp(min=_LEAST), kernels
 
 
 class _Energy(torch.autograd.Function):
@@ -129,26 +205,11 @@ class _Energy(torch.autograd.Function):
             log_q: (B, L, *grid), logarithms of the probabilities, finite.
             kernels: one for each batch item.
         """
-        num_labels = log_q.shape[1]
-        spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
-        num_voxels = sum(item.num_voxels for item in kernels)
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(log_q) if wants_gradient else None
-        total = 0.0
-        for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
-            given = autograd.to_array(item_log_q)
-            tape = item.forward(given, spec)
-            # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
-            others = item_log_q - autograd.to_tensor(tape.logits)
-            q = item_log_q.exp()
-            total += float((q * others).sum(dtype=torch.float64))
-            if gradient is not None:
-                mean = (q * others).sum(0, keepdim=True)
-                gradient[index] = (2.0 / num_voxels) * q * (others - mean)
+        loss, gradient = _energy(log_q, kernels, wants_gradient=ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        return log_q.new_tensor(total / num_voxels)
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -156,6 +217,26 @@ class _Energy(torch.autograd.Function):
         """Return the gradient with respect to the logits."""
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(ctx.dtype), None, None
+
+
+def _energy(log_q: Tensor, kernels: Sequence[RecordingKernels], *, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the loss and, if it is wanted, its gradient with respect to the logits, (B, L, *grid)."""
+    num_labels = log_q.shape[1]
+    spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
+    num_voxels = sum(item.num_voxels for item in kernels)
+    gradient = torch.empty_like(log_q) if wants_gradient else None
+    total = 0.0
+    for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
+        given = autograd.to_array(item_log_q)
+        tape = item.forward(given, spec)
+        # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
+        others = item_log_q - autograd.to_tensor(tape.logits)
+        q = item_log_q.exp()
+        total += float((q * others).sum(dtype=torch.float64))
+        if gradient is not None:
+            mean = (q * others).sum(0, keepdim=True)
+            gradient[index] = (2.0 / num_voxels) * q * (others - mean)
+    return log_q.new_tensor(total / num_voxels), gradient
 
 
 def _as_intensity(given: Any) -> IntensityParameters:

@@ -16,8 +16,7 @@ try:
 except ImportError as error:
     raise BackendUnavailableError(f"crfrefine.CrfRnn needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
 
-from crfrefine.arrays.padding import describe_padding
-from crfrefine.layer import functional, graphs, inputs, notices
+from crfrefine.layer import functional, graphs, inputs, notices, operators, raw
 from crfrefine.layer.intensity import normalize_batch
 from crfrefine.layer.values import CrfValues
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import RecordingKernels
 
 __all__ = ["CrfRnn"]
-
-_WORTH_A_WARNING = 0.01
-"""Share of voxels without a preference; a few occur by chance in half precision."""
 
 
 class CrfRnn(CrfValues):
@@ -66,7 +62,7 @@ class CrfRnn(CrfValues):
     Source: Zheng et al. 2015; Monteiro et al. 2018; docs/guide/layer.md, docs/reference/math.md.
     """
 
-    @graphs.outside_graphs
+    @graphs.not_exported
     def forward(
         self,
         logits: Tensor,
@@ -104,12 +100,42 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
+        if kernels is None and graphs.is_compiling():
+            return self._in_a_graph(logits, image, spacing, mask)
+        return self._computed(logits, image, spacing, mask, kernels)
+
+    @graphs.outside_graphs
+    def _computed(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        spacing: inputs.Spacing | None,
+        mask: Tensor | None,
+        kernels: Sequence[RecordingKernels] | None,
+    ) -> Tensor:
         inputs.engine_for(logits.device)
-        # With given kernels, the image matters only if its gradient is needed.
-        if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
-            image = self._normalized(image, mask, inputs.compute_dtype(logits))
-        logits, mask = self._without_padding(logits, mask, kernels)
-        return self.refine_normalized(logits, image, 1.0 if kernels is not None else self._known_spacing(spacing), mask, kernels=kernels)
+
+        def known_spacing() -> inputs.Spacing:
+            return 1.0 if kernels is not None else self._known_spacing(spacing)
+
+        return raw.refine(logits, image, known_spacing, mask, self._terms(), self._run(), notices.warn, kernels=kernels)
+
+    def _in_a_graph(self, logits: Tensor, image: Tensor, spacing: inputs.Spacing | None, mask: Tensor | None) -> Tensor:
+        """Do as `forward` for `torch.compile`, which reads this; what depends on the numbers in tensors is inside the operator."""
+        dtype = inputs.compute_dtype(logits)
+        out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
+        refined = operators.refine(
+            logits.to(dtype),
+            image,
+            None if spacing is None else torch.as_tensor(spacing, dtype=torch.float64),
+            None if mask is None else torch.as_tensor(mask),
+            self._terms(),
+            self._settings,
+            num_iterations=self.num_iterations,
+            threads=self.threads or 0,
+            label_threshold=self.label_threshold,
+        )
+        return refined.to(out_dtype)
 
     def __prepare_scriptable__(self) -> Self:
         """Refuse `torch.jit.script`, which calls this for every module that it meets."""
@@ -141,27 +167,23 @@ class CrfRnn(CrfValues):
         Raises:
             InputError, BackendUnavailableError, CapacityError: as `forward`.
         """
-        spatial_weight, gamma, settings = self.spatial_weight, self.theta_gamma, self._start.mean_field
-        return functional.mean_field(
-            logits,
-            image,
-            bilateral=list(zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)),
-            spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
-            compatibility=self.compatibility,
-            temperature=self.temperature,
-            bias=self.bias,
-            volume=self.volume,
-            spacing=spacing,
-            mask=mask,
-            num_iterations=self.num_iterations,
-            damping=settings.damping,
-            normalization=settings.normalization,
-            filter=settings.filter,
-            positions=settings.positions,
-            threads=threads or self.threads,
-            label_threshold=self.label_threshold,
-            kernels=kernels,
+        return raw.refine_normalized(logits, image, spacing, mask, self._terms(), self._run(threads), kernels=kernels)
+
+    def _terms(self) -> raw.Terms:
+        return raw.Terms(
+            self.bilateral_weight,
+            self.theta_alpha,
+            self.theta_beta,
+            self.spatial_weight,
+            self.theta_gamma,
+            self.compatibility,
+            self.temperature,
+            self.bias,
+            self.volume_weight,
         )
+
+    def _run(self, threads: int | None = None) -> raw.Run:
+        return raw.Run(self._start, self.num_iterations, threads or self.threads or torch.get_num_threads(), self.label_threshold)
 
     def build_kernels(
         self, image: Tensor, spacing: inputs.Spacing | None = None, mask: Tensor | None = None, *, dtype: torch.dtype = torch.float32
@@ -225,31 +247,8 @@ class CrfRnn(CrfValues):
         told = self.__dict__.setdefault("_told", set())
         if self._start.mean_field.positions != "voxels" and "spacing" not in told:
             told.add("spacing")
-            notices.warn(
-                "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis "
-                "of the grid (spacing=1.0 if they are)"
-            )
+            notices.warn(notices.NO_SPACING)
         return 1.0
-
-    def _without_padding(
-        self, logits: Tensor, mask: Tensor | None, kernels: Sequence[RecordingKernels] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        padding, grid = inputs.find_padding(logits), logits.shape[2:]
-        if padding is None:
-            return logits, mask
-        masks, counts = inputs.masks_without_padding(padding, inputs.masks_by_item(mask, len(logits), grid))
-        if not any(counts):
-            return logits, mask
-        for index, (inside, item) in enumerate(zip(masks, kernels or (), strict=False)):
-            if inside is not None and item.num_voxels > int(inside.sum()):
-                raise InputError(
-                    f"all labels have the same logit at {counts[index]} voxels of batch item {index}, but its kernels were built with "
-                    "these voxels inside the mask; leave them out of the mask that `build_kernels` is given"
-                )
-        most = max(counts)
-        if most > _WORTH_A_WARNING * grid.numel():
-            notices.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}")
-        return inputs.without_huge_padding(logits, padding), inputs.stack_masks(masks, grid, logits.device)
 
     def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 import warnings
 
+NO_SPACING = (
+    "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis of the grid "
+    "(spacing=1.0 if they are)"
+)
+
 _OWN = ("crfrefine", "torch")
 
 

@@ -17,7 +17,7 @@ from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.monai.case import case_spacing, check_kind, file_of, is_batch_of, to_numpy
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement import refine
+from crfrefine.refinement.case import refine
 from crfrefine.text import shorten_value
 
 OUTPUTS = ("logits", "probabilities", "labels")

@@ -66,16 +66,16 @@ class CroppedLogits:
         """Seconds of each stage."""
         return self._refined.timings
 
-    def computed(self) -> NDArray[np.float32]:
-        """Return what the engine computed, (L, *box)."""
-        return self._refined.logits
+    def computed(self) -> Any:
+        """Return what the engine computed, (L, *box), where it has it."""
+        return self._refined.held
 
     def label_map(
         self, network: NDArray[np.unsignedinteger[Any]], decode: Callable[[NDArray[np.float32]], NDArray[np.unsignedinteger[Any]]]
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels."""
         labels = network.copy()
-        labels[self._box] = decode(self._refined.logits)
+        labels[self._box] = decode(self._refined.held)
         return labels
 
     def dense(self) -> NDArray[np.float32]:

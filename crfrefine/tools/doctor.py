@@ -186,7 +186,7 @@ def _refine_few_voxels() -> None:
     """Refine an edge that the network has found: its label map stays."""
     import numpy as np
 
-    from crfrefine.refinement import refine
+    from crfrefine.refinement.case import refine
 
     image = np.zeros((6, 5, 4), dtype=np.float32)
     image[3:] = 1.0

@@ -15,7 +15,7 @@ from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement import refine
+from crfrefine.refinement.case import refine
 from crfrefine.train.baselines import smoothed
 from crfrefine.train.dice_rival import decided_labels
 from crfrefine.train.guided_filter import guided_labels

@@ -12,7 +12,8 @@ import numpy as np
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.axes import StorageOrder
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.refinement import refine, refine_label_map
+from crfrefine.refinement.case import refine
+from crfrefine.refinement.label_map import refine_label_map
 from crfrefine.refining_again import RefiningAgain
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ using int64 = long long;
 using uint64 = unsigned long long;
 using uint32 = unsigned int;
 using uint16 = unsigned short;
+using uint8 = unsigned char;
 
 // Type of all values. Double for layers in float64; the lattice is built from single precision either way.
 #if CRF_DOUBLE

@@ -156,7 +156,7 @@ def test_an_energy_that_is_not_finite_fails(monkeypatch):
     """No input is known that leads there, so the engine's own result is spoiled."""
     import dataclasses
 
-    import crfrefine.refinement as module
+    import crfrefine.refinement.channels as module
 
     backend = module.get_backend("cpu")
 

@@ -143,7 +143,7 @@ def test_voxels_outside_of_the_box_keep_the_networks_logits(input_type):
         options |= {"input_type": "auto", "regions": scheme}
     result = crfrefine.refine(values, case.image, mask=mask, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crfrefine.refinement.box_of", lambda mask: None)
+        patch.setattr("crfrefine.refinement.channels.box_of", lambda mask: None)
         whole = crfrefine.refine(values, case.image, mask=mask, **options)
     np.testing.assert_array_equal(result.logits, whole.logits)
     np.testing.assert_array_equal(result.label_map, whole.label_map)

@@ -42,6 +42,7 @@ HOT = {
     "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256} for width in (1, 4, 8)],
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "channels": [{}],
     "mean_field": [
         {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
         for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
@@ -54,6 +55,7 @@ LARGE = {
     "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_OUTPUTS": 4},
     "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "channels": {"CRF_DOUBLE": 1},
     "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
     "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256},

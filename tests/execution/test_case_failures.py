@@ -17,7 +17,7 @@ from training_helpers import write_cases
 
 import crfrefine.cli.main
 import crfrefine.io.nifti
-import crfrefine.refinement
+import crfrefine.refinement.case
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
 from crfrefine.failures import CaseWork, Failure, describe_failure, reading
 
@@ -104,7 +104,7 @@ def test_memory_that_does_not_suffice_is_no_bug(folders, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["refine", "write"])
 def test_a_bug_in_the_work_on_a_case_costs_the_case(folders, monkeypatch, stage):
-    module, name = (crfrefine.refinement, "refine") if stage == "refine" else (crfrefine.io.nifti, "write")
+    module, name = (crfrefine.refinement.case, "refine") if stage == "refine" else (crfrefine.io.nifti, "write")
     whole, calls = getattr(module, name), []
 
     def broken(*arguments, **options):

@@ -81,6 +81,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         self._recorded: list[Callable[[], None]] | None = None
         self._launched: set[tuple[Any, ...]] = set()
         self.num_repeated = 0
+        self.uploaded_bytes = self.downloaded_bytes = 0
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         self._check(source, kernel, constants, arguments)
@@ -101,12 +102,14 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def upload(self, array: Any) -> Any:
         self._refuse_recording("an upload")
+        self.uploaded_bytes += int(getattr(array, "nbytes", 0))
         return _strict(super().upload(array))
 
     def download(self, array: Any) -> NDArray[Any]:
         self._refuse_recording("a download")
         if not isinstance(array, StrictArray):
             raise StrictError("an array of the host is downloaded")
+        self.downloaded_bytes += array.nbytes
         return np.frombuffer(bytearray(array.tobytes()), dtype=array.dtype).reshape(array.shape)  # in memory that is not the device's
 
     def synchronize(self) -> None:

@@ -104,7 +104,7 @@ def refine(case: TileCase, parameters: CrfParameters, threshold: float, **option
         patch.setattr("crfrefine.tiles.refining.choose_tiles", choose)
         patch.setattr("crfrefine.tiles.refining.find_thresholds", thresholds)
         if threshold <= 0:
-            patch.setattr("crfrefine.refinement.refine_tiles", lambda *_, **__: None)
+            patch.setattr("crfrefine.refinement.channels.refine_tiles", lambda *_, **__: None)
         result = crfrefine.refine(
             case.logits,
             case.image,

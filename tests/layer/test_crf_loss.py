@@ -290,19 +290,6 @@ def test_exporters_are_told_that_it_is_a_loss() -> None:
         torch.jit.trace(loss, (logits.detach(),))
 
 
-# The compiler's own code reads `.grad` of tensors that are not leaves, and warns of it.
-@pytest.mark.filterwarnings("default")
-def test_the_compiler_calls_it_between_its_graphs() -> None:
-    case = random_case(3, 2, 3, masked=True)
-    logits, image, mask = tensors(case)
-
-    def loss(values: Tensor) -> Tensor:
-        return 2.0 * crf_loss(values.square(), image, case.spacing, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, mask=mask)
-
-    found = [torch.autograd.grad(one(logits), logits)[0] for one in (loss, torch.compile(loss, backend="aot_eager"))]
-    torch.testing.assert_close(*found)
-
-
 # ---- On the GPU engine
 
 

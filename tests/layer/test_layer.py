@@ -473,29 +473,6 @@ def test_autocast_computes_in_float32() -> None:
     assert layer.log_theta_alpha.grad is not None
 
 
-# The compiler's own code reads `.grad` of tensors that are not leaves, and warns of it.
-@pytest.mark.filterwarnings("default")
-def test_torch_compile_calls_the_layer_between_its_graphs() -> None:
-    class Segmenter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = nn.Conv3d(2, 3, 1)
-            self.crf = small_layer()
-
-        def forward(self, image: Tensor) -> Tensor:
-            return 2.0 * self.crf(torch.relu(self.network(image)), image, SPACING)
-
-    _, image = batch(1)
-    torch.manual_seed(0)
-    plain = Segmenter()
-    compiled = torch.compile(copy.deepcopy(plain), backend="aot_eager")
-    for model in (plain, compiled):
-        model(image / 700.0).square().sum().backward()
-    torch.testing.assert_close(compiled(image / 700.0), plain(image / 700.0))
-    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad)
-
-
 def test_data_parallel_replicas_compute_the_same() -> None:
     """Without GPUs DataParallel calls the module; a replica is made as it makes them: its parameters are tensors with a history."""
     logits, image = batch(1)

@@ -8,7 +8,7 @@ import pytest
 
 import crfrefine
 
-MODULES = ("crfrefine.refinement", "crfrefine.parameters.model", "crfrefine.layer.loss", "crfrefine.layer.module")
+MODULES = ("crfrefine.refinement.case", "crfrefine.parameters.model", "crfrefine.layer.loss", "crfrefine.layer.module")
 
 
 @pytest.mark.parametrize("name", MODULES)

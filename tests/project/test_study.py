@@ -19,7 +19,7 @@ from training_helpers import write_cases
 
 from crfrefine.cases.case import ReadingOptions, discover_cases, load_case
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement import refine
+from crfrefine.refinement.case import refine
 from crfrefine.train.baselines import VectorScaling
 
 NUM_CASES = 4

@@ -15,7 +15,7 @@ from crfrefine.metrics.overlap import measure_case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.object_rules import ObjectRule, object_rules, rules_as_parameters
 from crfrefine.parameters.sections import IntensityParameters, PostprocessParameters
-from crfrefine.refinement import refine
+from crfrefine.refinement.case import refine
 from crfrefine.statistics.verdict import Outcome
 from crfrefine.train.baselines import VectorScaling, label_confusion, network_labels
 from crfrefine.train.comparison import judge

@@ -10,7 +10,7 @@ from tune_helpers import options_for, write_labeled, write_large
 from crfrefine.errors import CrfRefineError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.refinement import refine
+from crfrefine.refinement.case import refine
 from crfrefine.tune.case import open_case
 from crfrefine.tune.computing import MOST_VALUES, CaseRefiner, box_around
 from crfrefine.tune.finding import find_cases

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import Backend, FeatureOrigin, MeanFieldResult, Progress, Range
-from crfrefine.engines.boxes import crop
+from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.held import SHARE, HeldChannels
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes
@@ -62,7 +64,7 @@ class CudaBackend:
 
     def mean_field(
         self,
-        logits: NDArray[np.float32],
+        logits: Any,
         image: NDArray[np.float32],
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
@@ -80,7 +82,12 @@ class CudaBackend:
             InputError, ConfigError, CapacityError: as `kernels`; the memory for the whole case is estimated before anything is allocated.
         """
         if box is not None and mask is not None:
-            logits, image, mask = crop(logits, image, mask, box)
+            if isinstance(logits, HeldChannels):
+                with self._lock, self.device.active(), capacity(logits.shape):
+                    logits = logits if covers(logits, box) else logits.inside(box)
+                image, mask = image if covers(image, box) else image[(slice(None), *box)], mask[box]
+            else:
+                logits, image, mask = crop(logits, image, mask, box)
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         with self._lock, self.device.active(), capacity(logits.shape):
@@ -92,10 +99,13 @@ class CudaBackend:
                 num_bilateral=len(spec.kernels.bilateral),
                 filter_name=spec.kernels.filter,
             )
+            if isinstance(logits, HeldChannels):
+                needed -= logits.nbytes
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = np.asarray(image, dtype=np.float32)
             kernels = CudaKernels(self.device, guide, mask, spacing, spec.kernels, axes, progress, origin)
-            return kernels.run_last(np.asarray(logits, dtype=np.float32), spec.mean_field, progress=progress)
+            given = logits if isinstance(logits, HeldChannels) else np.asarray(logits, dtype=np.float32)
+            return kernels.run_last(given, spec.mean_field, progress=progress)
 
     def message(
         self,
@@ -155,16 +165,37 @@ class CudaBackend:
                 )
             return device.download(out)
 
-    def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Logits and computation are on the host."""
+    def hold(self, channels: NDArray[np.float32]) -> HeldChannels | NDArray[np.float32]:
+        """Return a copy on the device if it takes a small share of the free memory, else the array itself; see `Backend.hold`."""
+        with self._lock, self.device.active(), capacity(channels.shape):
+            free = self.device.free_bytes()
+            if free is not None and 4 * channels.size * SHARE > free:
+                return channels
+            return HeldChannels(self.device, self.device.upload(np.asarray(channels, dtype=np.float32)))
+
+    def find_padding(self, logits: Any) -> NDArray[np.bool_] | None:
+        """Return where all labels are equal; see `Backend.find_padding`."""
+        if isinstance(logits, HeldChannels):
+            with self._lock, self.device.active(), capacity(logits.shape):
+                return logits.find_padding()
+        return find_padding(logits)
+
+    def label_map(self, logits: Any, *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the label of the largest logit at each voxel; see `Backend.label_map`. Logits of the host are the host's work."""
+        if isinstance(logits, HeldChannels):
+            with self._lock, self.device.active(), capacity(logits.shape):
+                return logits.label_map()
         return self._host.label_map(logits, threads=threads)
 
     def softmax(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.float32]:
         """Return the softmax over labels; see `Backend.softmax`. Computed on the host."""
         return self._host.softmax(logits, threads=threads)
 
-    def channel_ranges(self, channels: NDArray[np.float32], *, threads: int | None = None) -> list[Range]:
-        """Return each channel's extremes; see `Backend.channel_ranges`. Computed on the host."""
+    def channel_ranges(self, channels: Any, *, threads: int | None = None) -> list[Range]:
+        """Return each channel's extremes; see `Backend.channel_ranges`. Channels of the host are the host's work."""
+        if isinstance(channels, HeldChannels):
+            with self._lock, self.device.active(), capacity(channels.shape):
+                return channels.ranges()
         return self._host.channel_ranges(channels, threads=threads)
 
     @cached_property

@@ -17,6 +17,7 @@ from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.callbacks import staged
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
+from crfrefine.engines.cuda.held import SHARE, HeldChannels, HeldResult
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
@@ -92,15 +93,19 @@ class CudaKernels:
             uploaded = time.perf_counter()
             outcome = self._run(given, spec, staged(progress, "mean field"))
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
-            refined = self._give(outcome.logits, logits)
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
             timings = {
                 "upload": self._upload_seconds + uploaded - started,
                 "build": self._build_seconds,
                 "steps": stepped - uploaded,
-                "download": time.perf_counter() - stepped,
+                "download": 0.0,
             }
-            return MeanFieldResult(refined, report, timings)
+            if not isinstance(logits, (np.ndarray, HeldChannels)):
+                return MeanFieldResult(outcome.logits, report, timings)
+            free, refined = self._device.free_bytes(), HeldResult(HeldChannels(self._device, outcome.logits), report, timings)
+            if free is not None and outcome.logits.nbytes * SHARE > free:
+                return MeanFieldResult(refined.logits, report, timings)
+            return refined
 
     def forward(self, logits: Any, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
@@ -200,7 +205,8 @@ class CudaKernels:
         expected = self._shape()
         if tuple(channels.shape) != expected:
             raise InputError(f"an array has shape {tuple(channels.shape)}; the kernels were built for {expected}")
-        return self._device.upload(channels).astype(self._image.dtype, copy=False)
+        given = channels.array if isinstance(channels, HeldChannels) else self._device.upload(channels)
+        return given.astype(self._image.dtype, copy=False)
 
     def _give(self, array: Any, like: Any) -> Any:
         """Return the array on the host or on the device, wherever `like` is."""

@@ -20,6 +20,7 @@ _KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILI
 _TYPES: dict[str, type[np.generic]] = {
     "int": np.int32,
     "int64": np.int64,
+    "uint8": np.uint8,
     "uint16": np.uint16,
     "uint32": np.uint32,
     "uint64": np.uint64,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import kernel_features
+from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import crop
 from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
@@ -103,6 +104,14 @@ class ReferenceBackend:
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
         return result
+
+    def hold(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the array itself; see `Backend.hold`."""
+        return channels
+
+    def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+        """Return where all labels are equal; see `Backend.find_padding`."""
+        return find_padding(logits)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""

@@ -1,0 +1,188 @@
+"""The layer and the loss as operators of PyTorch: `torch.compile` puts them into its graphs and does not look inside.
+
+A graph's tensors cannot hold an engine's kernels. They wait beside it for the backward pass, behind a token: a tensor of one number, with
+whose memory they are dropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crfrefine.errors import InputError
+from crfrefine.layer import graphs, notices, raw
+from crfrefine.parameters.model import CrfParameters
+
+_NUM_TENSORS = 11
+"""Tensors of `_refine` that may want a gradient: logits, image, and the values of `raw.Terms`; its first arguments."""
+
+
+def refine(
+    logits: Tensor,
+    image: Tensor,
+    spacing: Tensor | None,
+    mask: Tensor | None,
+    terms: raw.Terms,
+    settings: str,
+    *,
+    num_iterations: int,
+    threads: int,
+    label_threshold: float,
+) -> Tensor:
+    """Return refined logits in the precision of the logits, float32 or float64; for code that `torch.compile` is reading.
+
+    Args:
+        logits: (B, L, *grid) float32 or float64.
+        image: (B, M, *grid), raw intensities.
+        spacing: mm; see `CrfRnn.forward`. None: 1 mm, with a warning.
+        mask: nonzero where the model applies; None: everywhere.
+        terms: values of what is learned.
+        settings: the layer's parameters as TOML.
+        num_iterations: number of steps.
+        threads: CPU threads; 0: as many as `torch.get_num_threads()` at the time of the call.
+        label_threshold: as in `functional.mean_field`.
+    """
+    tensors = [logits, image, *terms.tensors()]
+    wants = [tensor is not None and tensor.requires_grad and torch.is_grad_enabled() for tensor in tensors]
+    refined: Tensor = _refine(*tensors, spacing, mask, wants, settings, num_iterations, threads, label_threshold)[0]
+    return refined
+
+
+@torch.library.custom_op("crfrefine::refine", mutates_args=(), **graphs.OPTIONS)
+def _refine(
+    logits: Tensor,
+    image: Tensor,
+    bilateral_weight: Tensor,
+    theta_alpha: Tensor,
+    theta_beta: Tensor,
+    spatial_weight: Tensor | None,
+    theta_gamma: Tensor | None,
+    compatibility: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    volume_weight: Tensor | None,
+    spacing: Tensor | None,
+    mask: Tensor | None,
+    wants: Sequence[bool],
+    settings: str,
+    num_iterations: int,
+    threads: int,
+    label_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Return refined logits, and the token of what the backward pass needs."""
+    given = [logits, image, bilateral_weight, theta_alpha, theta_beta, spatial_weight, theta_gamma, compatibility, temperature, bias]
+    leaves = [
+        None if tensor is None else tensor.detach().requires_grad_(wanted)
+        for tensor, wanted in zip([*given, volume_weight], wants, strict=True)
+    ]
+    run = raw.Run(_parameters(settings), num_iterations, threads or torch.get_num_threads(), label_threshold)
+    warnings: list[str] = []
+
+    def known_spacing() -> Tensor | float:
+        if spacing is None and run.parameters.mean_field.positions != "voxels":
+            warnings.append(notices.NO_SPACING)
+        return 1.0 if spacing is None else spacing
+
+    def compute() -> Tensor:
+        terms = raw.Terms(*leaves[2:])  # type: ignore[arg-type]
+        return raw.refine(leaves[0], leaves[1], known_spacing, mask, terms, run, warnings.append)  # type: ignore[arg-type]
+
+    refined = _recorded(compute, logits.device) if any(wants) else compute()
+    for text in warnings:
+        notices.warn(text)
+    token = _keep((refined, [leaf for leaf, wanted in zip(leaves, wants, strict=True) if wanted and leaf is not None]))
+    return refined.detach().contiguous(), token
+
+
+@_refine.register_fake
+def _(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape), _fake_token(logits)
+
+
+@torch.library.custom_op("crfrefine::refine_backward", mutates_args=(), **graphs.OPTIONS)
+def _refine_backward(token: Tensor, grad: Tensor, logits: Tensor, image: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradients of the tensors that want one; logits and image are here because the kernels read their memory again."""
+    refined, leaves = _kept(token)
+    return [found.contiguous() for found in torch.autograd.grad(refined, leaves, grad, retain_graph=True, materialize_grads=True)]
+
+
+@_refine_backward.register_fake
+def _(token: Tensor, grad: Tensor, logits: Tensor, image: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in wanted]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    tensors, wants = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS + 2]
+    ctx.wants, ctx.num_inputs = wants, len(inputs)
+    ctx.save_for_backward(output[1], *tensors[:2], *(tensor for tensor, wanted in zip(tensors, wants, strict=True) if wanted))
+
+
+def _pass_back(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    token, logits, image, *wanted = ctx.saved_tensors
+    found = iter(_refine_backward(token, grad, logits, image, wanted))
+    grads = [next(found) if is_wanted else None for is_wanted in ctx.wants]
+    return (*grads, *[None] * (ctx.num_inputs - len(grads)))
+
+
+_refine.register_autograd(_pass_back, setup_context=_save)
+
+
+_KEPT: dict[int, Any] = {}
+"""What waits for a backward pass, by the address of its token."""
+
+
+def _keep(value: Any) -> Tensor:
+    """Return a token for a value; the value is dropped when the token's memory is, wherever the tensor went."""
+    owner = np.zeros(1, dtype=np.int64)
+    token = torch.from_numpy(owner)
+    _KEPT[token.data_ptr()] = value
+    weakref.finalize(owner, _KEPT.pop, token.data_ptr(), None).atexit = False
+    return token
+
+
+def _kept(token: Tensor) -> Any:
+    try:
+        return _KEPT[token.data_ptr()]
+    except KeyError:
+        raise InputError(
+            "the CRF's kernels of the forward pass are gone: a compiled graph must hand its tensors to the backward pass as they are, "
+            "without hooks that copy them (torch.autograd.graph.save_on_cpu)"
+        ) from None
+
+
+def _fake_token(like: Tensor) -> Tensor:
+    return like.new_empty(1, dtype=torch.int64, device="cpu")
+
+
+@functools.lru_cache(maxsize=32)
+def _parameters(settings: str) -> CrfParameters:
+    return CrfParameters.from_toml(settings)
+
+
+def _recorded(compute: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """Call a function such that autograd records it: not in this thread, whose recording PyTorch has switched off inside an operator."""
+    found: list[Tensor] = []
+    errors: list[BaseException] = []
+    stream = torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext()
+
+    def call() -> None:
+        try:
+            with stream:
+                found.append(compute())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, name="crfrefine-recording")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return found[0]

@@ -1,0 +1,1 @@
+"""Refine one case, given as arrays; `case.py` has the public function."""

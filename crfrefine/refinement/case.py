@@ -1,0 +1,115 @@
+"""Refine one case: the library's main function, from raw intensities and logits to a label map.
+
+`crfrefine.cases.case` handles files, and `crfrefine.infer.run` handles folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from crfrefine.arrays.arguments import check_no_label_map, given_array, given_label_map
+from crfrefine.arrays.one_hot import channels_of, present_labels
+from crfrefine.axes import StorageOrder
+from crfrefine.errors import InputError
+from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.refinement.channels import refine_channels
+from crfrefine.refinement.label_map import refine_label_map
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.engines.base import Progress
+    from crfrefine.refinement_result import RefinementResult
+    from crfrefine.refining_again import RefiningAgain
+
+
+def refine(
+    logits: NDArray[np.floating[Any]],
+    image: NDArray[Any],
+    *,
+    spacing: Sequence[float] | float = 1.0,
+    parameters: CrfParameters | str | Path | None = None,
+    mask: NDArray[Any] | None = None,
+    input_type: str = "auto",
+    regions: RegionScheme | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    again: RefiningAgain | None = None,
+) -> RefinementResult:
+    """Refine a network's logits, or a label map, with the dense CRF.
+
+    Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part: they keep label 0 and neither send nor
+    receive messages. With `regions`, these are the voxels where all log-odds are exactly 0.
+
+    Args:
+        logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
+            `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
+        image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
+        spacing: distance between neighboring voxels in mm, one per grid axis or one for all.
+        parameters: the model, or the name of a preset or the path of a TOML file to load; None: the `default` preset.
+        mask: (*grid), nonzero where the model applies; None: everywhere.
+        input_type: "probabilities": `logits` are probabilities, and their logarithm is taken. "auto": they are logits, and values that look
+            like probabilities are refused; "logits": they are logits even if they look like probabilities; "labels": a label map.
+        regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
+            labels on the same kernels, and together they become the label map. None: the channels are labels, together one softmax.
+        device: "auto", "cpu", "cuda", "cuda:N" or "reference"; "auto" is the CPU, with a note, if volumes are to be kept.
+        threads: CPU threads; None: the cores this process may use.
+        progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
+        again: for programs that refine one case with ever new parameters (`crfrefine.refining_again`); None: nothing is kept.
+
+    Returns:
+        The refined case. Its arrays have the same memory order as `logits`.
+
+    Raises:
+        InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
+            place of logits, logits that are equal for all labels nearly everywhere.
+        ConfigError: a list in the parameters has the wrong length for this case, or the preset or file does not exist.
+        BackendUnavailableError: the device is not available.
+        CapacityError: not enough memory, or bandwidths too small for the lattice.
+
+    Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
+
+    Examples:
+        A network is unsure of one voxel in the middle of a bright structure; the voxels around it decide.
+
+        >>> import numpy as np
+        >>> import crfrefine
+        >>> image = np.zeros((5, 6, 7))
+        >>> image[1:4, 1:5, 2:6] = 100.0
+        >>> logits = np.stack([np.zeros((5, 6, 7)), np.where(image > 0, 2.0, -2.0)])
+        >>> logits[1, 2, 3, 4] = -0.5
+        >>> result = crfrefine.refine(logits, image, spacing=(1.0, 1.0, 2.5))
+        >>> int(result.network_label_map[2, 3, 4]), int(result.label_map[2, 3, 4])
+        (0, 1)
+        >>> result.changes.voxels_changed
+        1
+    """
+    parameters = as_parameters(parameters)
+    logits, image = given_array(logits, "logits"), given_array(image, "image")
+    shared: dict[str, Any] = {
+        "spacing": spacing,
+        "parameters": parameters,
+        "mask": mask,
+        "device": device,
+        "threads": threads,
+        "progress": progress,
+        "again": again,
+    }
+    if input_type == "labels":
+        labels = given_label_map(logits, image)
+        channels = channels_of(present_labels(StorageOrder.of_memory(labels).to_storage(labels)))
+        num_labels = parameters.num_labels or channels[-1] + 1
+        if channels[-1] >= num_labels:
+            raise InputError(
+                f"the label map holds labels up to {channels[-1]}, but the parameters have values for {num_labels} labels; give "
+                "parameters for all labels, or merge labels"
+            )
+        return refine_label_map(labels, image, channels, num_labels, **shared)
+    check_no_label_map(logits, image, input_type)
+    return refine_channels(logits, image, input_type=input_type, regions=regions, **shared)
