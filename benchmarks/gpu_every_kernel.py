@@ -69,6 +69,7 @@ def run_all(device: Device) -> set[tuple[str, str]]:
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
     _run_direct_sums(watched, image, mask)
     _ask_about_channels(engine)
+    _run_short_axes(engine)
     for dtype in (np.float32, np.float64):
         for filter_name in ("exact", "truncated", "lattice"):
             _run_backward(engine, logits.astype(dtype), image.astype(dtype), mask, filter_name)
@@ -83,6 +84,15 @@ def _ask_about_channels(engine: Any) -> None:
         engine.channel_ranges(held)
         engine.label_map(held)
         engine.find_padding(held)
+
+
+def _run_short_axes(engine: Any) -> None:
+    """The spatial kernel where an axis other than the last has its neighbors nearby, or where there is only one."""
+    rng = np.random.default_rng(7)
+    for shape in ((57,), (9, 20), (5, 6, 7)):
+        kernels = KernelSetSpec((KernelSpec((1.2,) * len(shape)),), "none", "auto", num_labels=5, num_iterations=1)
+        for inside in (None, rng.random(shape) < 0.7):
+            engine.message(rng.random((4, *shape), dtype=np.float32), None, inside, SPACING[: len(shape)], kernels)
 
 
 def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:

@@ -16,7 +16,7 @@ constexpr int kPartial = 512;  // senders that are summed separately before the 
 //
 // features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale: (voxel) or nullptr.
 CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Channels* values, const Real* sent_scale,
-           const Real* received_scale, const Real* channel_weight, Channels* sum) {
+           const Real* received_scale, const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     Real own[kFeatures];
@@ -39,9 +39,7 @@ CRF_KERNEL(filter_all_pairs, const Real* features, int64 num_voxels, const Chann
         add_scaled(total, partial, Real(1.0));
     }
     const Real factor = received_scale ? received_scale[n] : Real(1.0);
-    Channels out = sum[n];
-    add_weighted(out, total, factor, channel_weight);
-    sum[n] = out;
+    put_weighted(sum, n, total, factor, channel_weight, adds);
 }
 
 // One thread per voxel: its intensities to its place in a box.
@@ -69,7 +67,7 @@ CRF_KERNEL(place_values, const Channels* values, const Real* scale, int64 num_vo
 // offset, distance: (offset) in the box; minus log2 of the spatial part of the weight. intensity, padded: (padded box).
 CRF_KERNEL(filter_window, const Intensities* intensity, const int64* padded_index, int64 num_voxels, const int64* offset,
            const Real* distance, int64 num_offsets, const Channels* padded, const Real* received_scale, const Real* channel_weight,
-           Channels* sum) {
+           Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const int64 place = padded_index[n];
@@ -85,9 +83,7 @@ CRF_KERNEL(filter_window, const Intensities* intensity, const int64* padded_inde
         add_scaled(total, partial, Real(1.0));
     }
     const Real factor = received_scale ? received_scale[n] : Real(1.0);
-    Channels out = sum[n];
-    add_weighted(out, total, factor, channel_weight);
-    sum[n] = out;
+    put_weighted(sum, n, total, factor, channel_weight, adds);
 }
 
 }  // namespace crf

@@ -12,7 +12,7 @@ constexpr int kFeatures = CRF_FEATURES;
 // One block per CRF_THREADS voxels: as filter_all_pairs of direct.cu, with CRF_SENDERS senders at a time in shared memory, where all
 // threads of a warp read the same one at once.
 CRF_BLOCK_KERNEL(filter_all_tiles, const Real* features, int64 num_voxels, const Channels* values, const Real* sent_scale,
-                 const Real* received_scale, const Real* channel_weight, Channels* sum) {
+                 const Real* received_scale, const Real* channel_weight, Channels* sum, int adds) {
     CRF_SHARED(Intensities, near_features, CRF_SENDERS);
     CRF_SHARED(Channels, near_values, CRF_SENDERS);
     CRF_PER_THREAD(Intensities, own);
@@ -58,9 +58,7 @@ CRF_BLOCK_KERNEL(filter_all_tiles, const Real* features, int64 num_voxels, const
     CRF_PHASE(thread) {
         const int64 n = first + thread;
         if (n >= num_voxels) continue;
-        Channels out = sum[n];
-        add_weighted(out, total[thread], received_scale ? received_scale[n] : Real(1.0), channel_weight);
-        sum[n] = out;
+        put_weighted(sum, n, total[thread], received_scale ? received_scale[n] : Real(1.0), channel_weight, adds);
     }
 }
 

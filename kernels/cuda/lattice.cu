@@ -8,6 +8,12 @@ namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
 
+// One thread per entry of the vertices' lists: its weight times the factor of its voxel, as every splat with these factors needs it.
+CRF_KERNEL(weigh_entries, const Real* scale, const uint32* entry_voxel, const uint16* entry_weight, int64 num_entries, Real* weight) {
+    const int64 i = thread_number();
+    if (i < num_entries) weight[i] = static_cast<Real>(entry_weight[i]) * scale[entry_voxel[i]];
+}
+
 // One thread per vertex whose list has several segments: the sum of the segments.
 CRF_KERNEL(sum_segments, const int64* shared_vertex, const int64* first_row, const int64* num_rows, int64 num_shared, Channels* rows) {
     const int64 i = thread_number();
@@ -28,20 +34,18 @@ CRF_KERNEL(blur, const Channels* from, const int* before, const int* after, int6
     to[v] = total;
 }
 
-// One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices, interpolated).
+// One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices, interpolated); see put_weighted.
 //
 // corner_vertex, corner_weight: (corner, voxel). scale: (voxel) or nullptr. channel_weight: (CRF_WIDTH).
 CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, const uint16* corner_weight, int num_corners, int64 num_voxels,
-           Real amplitude, const Real* scale, const Real* channel_weight, Channels* sum) {
+           Real amplitude, const Real* scale, const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     Channels total = zero_row<CRF_WIDTH>();
     for (int k = 0; k < num_corners; ++k)
         add_scaled(total, rows[corner_vertex[k * num_voxels + n]], static_cast<Real>(corner_weight[k * num_voxels + n]));
     const Real factor = scale ? amplitude * scale[n] : amplitude;
-    Channels out = sum[n];
-    add_weighted(out, total, factor, channel_weight);
-    sum[n] = out;
+    put_weighted(sum, n, total, factor, channel_weight, adds);
 }
 
 }  // namespace crf

@@ -11,6 +11,8 @@ constexpr int kFeatures = CRF_FEATURES;
 constexpr uint64 kEmpty = ~0ull;
 constexpr int kMostProbes = 512;  // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
 
+constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
+
 #if CRF_WIDE_KEYS
 using Key = unsigned __int128;
 CRF_D uint64 hash_of(Key key) {
@@ -85,6 +87,8 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
     const uint64 mask = (1ull << table_bits) - 1;
     uint64 slot = hash_of(key) >> (64 - table_bits);
     for (int probe = 0; probe < kMostProbes; ++probe) {
+        // Another thread has found the table too full: all slots are void, so this chain need not be followed to its end.
+        if (probe % kProbesBetween == kProbesBetween - 1 && read_shared(overflow) != 0) return;
 #if CRF_WIDE_KEYS
         uint64 owner = read_shared(table + slot);
         if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, static_cast<uint64>(i));

@@ -169,6 +169,14 @@ CRF_D void add_weighted(Row<Width>& to, Row<Width> from, Real factor, const Real
     for (int c = 0; c < Width; ++c) to.value[c] += channel_weight[c] * factor * from.value[c];
 }
 
+// sum[n] += channel_weight * factor * from; without `adds`, what was there is not read.
+template <int Width>
+CRF_D void put_weighted(Row<Width>* sum, int64 n, Row<Width> from, Real factor, const Real* channel_weight, int adds) {
+    Row<Width> out = adds ? sum[n] : zero_row<Width>();
+    add_weighted(out, from, factor, channel_weight);
+    sum[n] = out;
+}
+
 CRF_D Real larger(Real a, Real b) { return a > b ? a : b; }
 
 }  // namespace crf

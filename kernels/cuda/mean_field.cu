@@ -118,12 +118,12 @@ CRF_KERNEL(scale_logits, const Real* logits, int64 size, Real inverse_temperatur
     if (i < size) out[i] = logits[i] * inverse_temperature;
 }
 
-// Each thread takes every num_threads-th voxel: the softmax of its calibrated logits, and no messages yet.
+// Each thread takes every num_threads-th voxel: the softmax of its calibrated logits.
 //
-// logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). marginals, messages: (group, voxel). out: (label, *grid), the
+// logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). marginals: (group, voxel). out: (label, *grid), the
 // calibrated logits, from which a shortened first step starts; nullptr: not stored. partial: (sum, thread).
 CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
-           Real inverse_temperature, Channels* marginals, Channels* messages, Real* out, int64 num_threads, double* partial) {
+           Real inverse_temperature, Channels* marginals, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sums[kNumSums] = {};
@@ -139,20 +139,17 @@ CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const i
         sums[kLargest] += static_cast<double>(largest_of(x));
         sums[kNegativeEntropy] += static_cast<double>(softmax(x));
         store_channels(x, num_voxels, n, marginals);
-        CRF_OVER_LABELS
-        for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
     }
     store_sums(sums, thread, num_threads, partial);
 }
 
-// One step for every num_threads-th voxel: from the messages and old marginals to the new marginals. Resets the messages to zero for
-// the next step.
+// One step for every num_threads-th voxel: from the messages and old marginals to the new marginals.
 //
 // weighted_ones: (voxel) the weighted message of all ones, only if the last label is implied. compatibility: (label, label), row: the
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
 // out: (label, *grid) or nullptr; may be `kept`.
 CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
-           Real inverse_temperature, Channels* marginals, Channels* messages, const Real* weighted_ones, const Real* compatibility,
+           Real inverse_temperature, Channels* marginals, const Channels* messages, const Real* weighted_ones, const Real* compatibility,
            int is_potts, int wants_divergence, const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
@@ -166,8 +163,6 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l)  // before anything is stored
             x[l] = calibrated(logits, l * grid_size + place, bias, l, inverse_temperature);
-        CRF_OVER_LABELS
-        for (int g = 0; g < kGroups; ++g) messages[g * num_voxels + n] = zero_row<CRF_WIDTH>();
         Real rest = Real(1.0), all = Real(0.0);
         CRF_OVER_LABELS
         for (int c = 0; c < kChannels; ++c) {

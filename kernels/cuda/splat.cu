@@ -11,35 +11,60 @@ constexpr int kGroup = 8;  // threads that share a segment: their entries are ad
 constexpr int kSegments = CRF_THREADS / kGroup;
 constexpr int kStride = kSegments + 1;  // odd: the rows that a group writes are in different banks
 
+// The weighted sum of a thread's entries.
+template <class Weight>
+CRF_D Channels sum_entries(const Channels* values, const uint32* entry_voxel, const Weight* entry_weight, int64 begin, int64 end) {
+    Channels total = zero_row<CRF_WIDTH>();
+    CRF_UNROLL_BY_4
+    for (int64 i = begin; i < end; i += kGroup) add_scaled(total, values[entry_voxel[i]], static_cast<Real>(entry_weight[i]));
+    return total;
+}
+
+// The sum of what the threads of a group have found.
+template <class Partial>
+CRF_D Channels sum_group(Partial& partial, int segment) {
+    Channels total = partial[segment];
+    CRF_UNROLL
+    for (int j = 1; j < kGroup; ++j) {
+        const Channels other = partial[j * kStride + segment];
+        add_scaled(total, other, Real(1.0));
+    }
+    return total;
+}
+
 // One block per kSegments segments of vertices' lists: for each, the weighted sum of its voxels' values, in units of the 16-bit weights.
 //
-// segment_begin: (segment + 1) places in the entries. segment_row: row of the sum. scale: (voxel) or nullptr for ones.
-CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel, const uint16* entry_weight,
-                 const int64* segment_begin, const int64* segment_row, int64 num_segments, Channels* rows) {
+// segment_begin: (segment + 1) places in the entries. segment_row: row of the sum.
+CRF_BLOCK_KERNEL(splat, const Channels* values, const uint32* entry_voxel, const uint16* entry_weight, const int64* segment_begin,
+                 const int64* segment_row, int64 num_segments, Channels* rows) {
     CRF_SHARED(Channels, partial, kGroup * kStride);
     const int64 first = block_number() * kSegments;
     CRF_PHASE(thread) {
         const int64 s = first + thread / kGroup;
         if (s >= num_segments) continue;
-        Channels total = zero_row<CRF_WIDTH>();
-        const int64 end = segment_begin[s + 1];
-        CRF_UNROLL_BY_4
-        for (int64 i = segment_begin[s] + thread % kGroup; i < end; i += kGroup) {
-            const uint32 n = entry_voxel[i];
-            const Real weight = static_cast<Real>(entry_weight[i]);
-            add_scaled(total, values[n], scale ? weight * scale[n] : weight);
-        }
-        partial[thread % kGroup * kStride + thread / kGroup] = total;
+        partial[thread % kGroup * kStride + thread / kGroup] =
+            sum_entries(values, entry_voxel, entry_weight, segment_begin[s] + thread % kGroup, segment_begin[s + 1]);
     }
     CRF_PHASE(thread) {
         if (thread >= kSegments || first + thread >= num_segments) continue;
-        Channels total = partial[thread];
-        CRF_UNROLL
-        for (int j = 1; j < kGroup; ++j) {
-            const Channels other = partial[j * kStride + thread];
-            add_scaled(total, other, Real(1.0));
-        }
-        rows[segment_row[first + thread]] = total;
+        rows[segment_row[first + thread]] = sum_group(partial, thread);
+    }
+}
+
+// The same with weights from weigh_entries: the factors of the voxels need not be gathered.
+CRF_BLOCK_KERNEL(splat_weighed, const Channels* values, const uint32* entry_voxel, const Real* weight, const int64* segment_begin,
+                 const int64* segment_row, int64 num_segments, Channels* rows) {
+    CRF_SHARED(Channels, partial, kGroup * kStride);
+    const int64 first = block_number() * kSegments;
+    CRF_PHASE(thread) {
+        const int64 s = first + thread / kGroup;
+        if (s >= num_segments) continue;
+        partial[thread % kGroup * kStride + thread / kGroup] =
+            sum_entries(values, entry_voxel, weight, segment_begin[s] + thread % kGroup, segment_begin[s + 1]);
+    }
+    CRF_PHASE(thread) {
+        if (thread >= kSegments || first + thread >= num_segments) continue;
+        rows[segment_row[first + thread]] = sum_group(partial, thread);
     }
 }
 

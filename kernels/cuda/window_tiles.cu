@@ -35,7 +35,7 @@ struct Sums {
 CRF_BLOCK_KERNEL(filter_window_tiles, const Intensities* intensity, const Channels* values, const int* number, const int64* tile,
                  const int64* extent, const int* radius, const int* plane_offset, const Real* plane_distance, const Real* distance_y,
                  const Real* distance_x, const int* half_height, int num_planes, int most_steps, const Real* received_scale,
-                 const Real* channel_weight, Channels* sum) {
+                 const Real* channel_weight, Channels* sum, int adds) {
     CRF_SHARED(Intensities, near_intensity, CRF_SENDERS);
     CRF_SHARED(Channels, near_values, CRF_SENDERS);
     CRF_PER_THREAD(Receivers, receivers);
@@ -157,9 +157,7 @@ CRF_BLOCK_KERNEL(filter_window_tiles, const Intensities* intensity, const Channe
         for (int k = 0; k < kOutputs; ++k) {
             const int64 n = receivers[thread].number[k];
             if (n < 0) continue;
-            Channels out = sum[n];
-            add_weighted(out, total[thread].row[k], received_scale ? received_scale[n] : Real(1.0), channel_weight);
-            sum[n] = out;
+            put_weighted(sum, n, total[thread].row[k], received_scale ? received_scale[n] : Real(1.0), channel_weight, adds);
         }
     }
 }

@@ -27,7 +27,9 @@ class Filter(Protocol):
 
     description: str
 
-    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+    def accumulate(
+        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
+    ) -> None:
         """Total += channel_weight * received * K (sent * values).
 
         Args:
@@ -36,6 +38,7 @@ class Filter(Protocol):
             received: likewise.
             channel_weight: (group, width).
             total: like `values`; the result is added to it.
+            adds: False: the result takes the place of what is in `total`.
             transposed: apply the transpose of K, which differs from K only for the lattice.
         """
         ...
@@ -56,13 +59,15 @@ class ExactFilter:
         self._num_features, self._tiled = bilateral.num_features, tiled
         self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
 
-    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+    def accumulate(
+        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
+    ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
         _, num_voxels, width = values.shape
         constants = {"CRF_FEATURES": self._num_features, **row_constants(values)}
         senders = min(_MOST_SENDERS, SHARED_BYTES // sender_bytes(self._num_features, width, values.dtype.itemsize))
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            arguments = (self._features, num_voxels, group, sent, received, weight, out)
+            arguments = (self._features, num_voxels, group, sent, received, weight, out, int(adds))
             if self._tiled and senders > 0:
                 tile = {**constants, "CRF_THREADS": _EXACT_THREADS, "CRF_SENDERS": senders}
                 self._device.launch_blocks("exact_tiles", "filter_all_tiles", tile, -(-num_voxels // _EXACT_THREADS), *arguments)
@@ -111,11 +116,13 @@ class TruncatedFilter:
         num_pairs = int((2 * planes.half_height.astype(np.int64) + 1).clip(min=0).sum())
         self.description = f"truncated ({num_pairs // 2} pairs per voxel)"
 
-    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+    def accumulate(
+        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
+    ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
         window = self._sum
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            window.add(window.box.place(group, sent), received, weight, out)
+            window.add(window.box.place(group, sent), received, weight, out, adds=adds)
 
 
 SPATIAL_RADIUS = {np.dtype(np.float32): 4.0, np.dtype(np.float64): 8.0}
@@ -172,7 +179,9 @@ class SpatialFilter:
         slope._boxes = self._boxes  # only one filter uses them at a time
         return slope
 
-    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+    def accumulate(
+        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
+    ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
         voxels, launch = self._voxels, self._device.launch
         _, num_voxels, width = values.shape
@@ -181,19 +190,35 @@ class SpatialFilter:
         if width not in self._boxes:
             num_bytes = 2.0 * values.dtype.itemsize * width * voxels.box_size
             check_memory(self._device, num_bytes, "the mask's bounding box of a spatial kernel")
-            self._boxes[width] = self._device.xp.zeros((2, voxels.box_size, width), dtype=values.dtype)
+            self._boxes[width] = self._device.xp.empty((2, voxels.box_size, width), dtype=values.dtype)
         box, other = self._boxes[width]
+        box_size, number = voxels.box_size, voxels.number
+        index = None if number is None else voxels.box_index
+        first, *others = reversed(self._axes)
         for group, weight, out in zip(values, channel_weight, total, strict=True):
-            if num_voxels < voxels.box_size:
-                launch("spatial", "clear_box", constants, voxels.box_size, box, voxels.box_size)
-            launch("spatial", "scatter_to_box", constants, num_voxels, group, sent, num_voxels, voxels.box_index, box)
-            for stride, extent, taps, radius in reversed(self._axes):
-                if stride < LANES:
-                    centered = taps[radius + _TAPS_PADDING :]
-                    arguments = (box, voxels.box_size, stride, extent, centered, radius, other)
-                    launch("spatial", "filter_near_axis", constants, voxels.box_size, *arguments)
+            _, extent, taps, radius = first
+            launch(
+                "spatial", "filter_values", constants, box_size, group, sent, number, box_size, extent, _centered(taps, radius), radius, box
+            )
+            to_voxels = received, weight, out, int(adds)
+            for place, (stride, extent, taps, radius) in enumerate(others, start=1):
+                is_last = place == len(others)
+                num_threads = box_size // extent * -(-extent // outputs)
+                near = stride, extent, _centered(taps, radius), radius
+                far = num_threads, stride, extent, taps, radius
+                if stride < LANES and is_last:
+                    launch("spatial", "filter_near_axis_to_voxels", constants, num_voxels, box, index, num_voxels, *near, *to_voxels)
+                elif stride < LANES:
+                    launch("spatial", "filter_near_axis", constants, box_size, box, box_size, *near, other)
+                elif is_last:
+                    launch("spatial", "filter_far_axis_to_voxels", constants, num_threads, box, number, *far, *to_voxels)
                 else:
-                    num_threads = voxels.box_size // extent * -(-extent // outputs)
-                    launch("spatial", "filter_far_axis", constants, num_threads, box, num_threads, stride, extent, taps, radius, other)
+                    launch("spatial", "filter_far_axis", constants, num_threads, box, *far, other)
                 box, other = other, box
-            launch("spatial", "gather_from_box", constants, num_voxels, box, voxels.box_index, num_voxels, received, weight, out)
+            if not others:
+                launch("spatial", "gather_from_box", constants, num_voxels, box, index, num_voxels, *to_voxels)
+
+
+def _centered(taps: Any, radius: int) -> Any:
+    """The weights from distance 0 on."""
+    return taps[radius + _TAPS_PADDING :]

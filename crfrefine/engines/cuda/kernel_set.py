@@ -43,9 +43,10 @@ class Kernel:
     scales_sent: bool
     ones: Any
 
-    def accumulate(self, values: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+    def accumulate(self, values: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True) -> None:
         """Add channel_weight times the normalized message to `total`; see `Filter.accumulate`."""
-        self.filter.accumulate(values, self.scale if self.scales_sent else None, self.scale, channel_weight, total, transposed=transposed)
+        sent = self.scale if self.scales_sent else None
+        self.filter.accumulate(values, sent, self.scale, channel_weight, total, transposed=transposed, adds=adds)
 
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:

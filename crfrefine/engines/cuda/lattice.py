@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.engines.cuda.device import Device, check_memory, row_constants
+from crfrefine.engines.cuda.device import Device, check_memory, precision, row_constants
 from crfrefine.engines.cuda.memory import first_table_bits, lattice_bytes, table_bytes, vertex_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
@@ -256,8 +256,26 @@ class LatticeFilter:
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
         self._rows: dict[int, tuple[Any, Any]] = {}
+        self._sent: Any = None  # the factors in self._weights
+        self._weights: Any = None
 
-    def accumulate(self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False) -> None:
+    def _weighed(self, sent: Any) -> Any:
+        """Return the weights of the entries times the factors of their voxels, which are those of the normalization in every step."""
+        if self._sent is not sent:
+            lattice = self.lattice
+            num_entries = int(lattice.entry_voxel.size)
+            if self._weights is None or self._weights.dtype != sent.dtype:
+                check_memory(lattice.device, float(sent.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
+                self._weights = lattice.device.xp.empty(num_entries, dtype=sent.dtype)
+            constants = {"CRF_WIDTH": 1, **precision(sent.dtype)}
+            arguments = (sent, lattice.entry_voxel, lattice.entry_weight, num_entries, self._weights)
+            lattice.device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
+            self._sent = sent
+        return self._weights
+
+    def accumulate(
+        self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
+    ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
         lattice = self.lattice
         device, num_vertices = lattice.device, lattice.num_vertices
@@ -273,17 +291,17 @@ class LatticeFilter:
             )
         num_segments, num_shared = int(lattice.segment_row.size), int(lattice.shared_vertex.size)
         directions = range(lattice.num_features + 1)
+        weights = lattice.entry_weight if sent is None else self._weighed(sent)
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             rows, other = self._rows[width]
             device.launch_blocks(
                 "splat",
-                "splat",
+                "splat" if sent is None else "splat_weighed",
                 {**constants, "CRF_THREADS": SPLAT_THREADS},
                 -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
                 group,
-                sent,
                 lattice.entry_voxel,
-                lattice.entry_weight,
+                weights,
                 lattice.segment_begin,
                 lattice.segment_row,
                 num_segments,
@@ -317,4 +335,5 @@ class LatticeFilter:
                 received,
                 weight,
                 out,
+                int(adds),
             )

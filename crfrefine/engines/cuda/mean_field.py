@@ -138,7 +138,8 @@ class _Run:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
-        self._messages = xp.empty_like(self._marginals)
+        # The first kernel stores its messages, the others add theirs.
+        self._messages = xp.empty_like(self._marginals) if kernels else xp.zeros_like(self._marginals)
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._folded = self._fold_buffers()
@@ -159,7 +160,6 @@ class _Run:
             num_voxels,
             self._inverse_temperature,
             self._marginals,
-            self._messages,
             None if self._bias is None else self._out,
             self._num_threads,
             self._partial,
@@ -172,8 +172,8 @@ class _Run:
         if self._record is not None:
             self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
             self._num_done += 1
-        for kernel, weight in zip(self._kernels, self._weights, strict=True):
-            kernel.accumulate(self._marginals, weight, self._messages)
+        for number, (kernel, weight) in enumerate(zip(self._kernels, self._weights, strict=True)):
+            kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
         voxels, spec = self._voxels, self._spec
         self._launch(
             "update",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from crfrefine.engines.cuda.device import Device, check_memory, precision
 from crfrefine.engines.cuda.sources import padded_count
 from crfrefine.engines.cuda.voxels import BilateralInput
@@ -66,10 +64,10 @@ class PlainWindow:
         offsets, distances = list_neighbors(bilateral, radius, strides)
         self._neighbors = (self._device.upload(offsets), self._device.upload(distances), len(offsets))
 
-    def add(self, box: Any, received: Any, channel_weight: Any, total: Any) -> None:
-        """Add the sums of what lies in the box."""
+    def add(self, box: Any, received: Any, channel_weight: Any, total: Any, *, adds: bool) -> None:
+        """Add the sums of what lies in the box, or store them."""
         num_voxels, width = total.shape
-        arguments = (self.box.intensity, self.box.index, num_voxels, *self._neighbors, box, received, channel_weight, total)
+        arguments = (self.box.intensity, self.box.index, num_voxels, *self._neighbors, box, received, channel_weight, total, int(adds))
         self._device.launch("direct", "filter_window", {**self.box.constants, "CRF_WIDTH": width}, num_voxels, *arguments)
 
 
@@ -79,20 +77,17 @@ class TiledWindow:
     def __init__(self, bilateral: BilateralInput, planes: Planes) -> None:
         voxels = bilateral.voxels
         self._voxels, self._device, self._planes = voxels, voxels.device, planes
-        xp, upload = self._device.xp, self._device.upload
+        upload = self._device.upload
         self.box = Box(bilateral, voxels.box_index, voxels.box_size)
-        self._number = None
-        if voxels.num_voxels < voxels.box_size:
-            self._number = xp.full(voxels.box_size, -1, dtype=np.int32)
-            self._number[voxels.box_index] = xp.arange(voxels.num_voxels, dtype=np.int32)
+        self._number = voxels.number
         self._geometry = tuple(upload(array) for array in (planes.extent, planes.radius, planes.offset))
         distances = (planes.plane_distance, planes.distance_y, planes.distance_x)
         self._window = (*(upload(array) for array in (*distances, planes.half_height)), len(planes.offset))
         self._num_modalities = len(bilateral.theta_beta)
         self._tilings: dict[int, tuple[Tiling, Any]] = {}
 
-    def add(self, box: Any, received: Any, channel_weight: Any, total: Any) -> None:
-        """Add the sums of what lies in the box."""
+    def add(self, box: Any, received: Any, channel_weight: Any, total: Any, *, adds: bool) -> None:
+        """Add the sums of what lies in the box, or store them."""
         width = total.shape[1]
         if width not in self._tilings:
             tiling = self._planes.tiling(sender_bytes(self._num_modalities, width, total.dtype.itemsize))
@@ -115,4 +110,5 @@ class TiledWindow:
             received,
             channel_weight,
             total,
+            int(adds),
         )

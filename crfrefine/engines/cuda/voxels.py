@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.base import FeatureOrigin
-from crfrefine.engines.cuda.device import Device, precision
+from crfrefine.engines.cuda.device import Device, check_memory, precision
 from crfrefine.errors import CapacityError, InputError
 
 LARGEST_FEATURE = 1e6
@@ -76,6 +77,16 @@ class Voxels:
         self.feature = [sum(other < own for other in number) for own in number]
         self.coordinates = [(coordinates[a] - low[a]).astype(np.int32) for a in self.source_axis]
         self.box_index = self.linear_index(self.box_shape)
+
+    @cached_property
+    def number(self) -> Any:
+        """(place of the box) int32 number of the voxel there, -1: none; None if every place is a voxel, in order."""
+        if self.num_voxels == self.box_size:
+            return None
+        check_memory(self.device, 4.0 * self.box_size + 4.0 * self.num_voxels, "the numbers of the voxels in the mask's bounding box")
+        number = self.device.xp.full(self.box_size, -1, dtype=np.int32)
+        number[self.box_index] = self.device.xp.arange(self.num_voxels, dtype=np.int32)
+        return number
 
     @property
     def num_axes(self) -> int:

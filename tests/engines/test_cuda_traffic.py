@@ -1,0 +1,92 @@
+"""What each kernel of a step is given to read and write: bytes counted by the stand-in, against the table in docs/decisions/gpu.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+from oracles import random_case, resolve
+
+from crfrefine.engines.cuda.backend import CudaBackend
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+WIDTH, LABELS = 4, 5
+FEW, MANY = 4, 10
+
+
+class CountingDevice(cuda_shim.ShimDevice):
+    """Counts the bytes of the arrays that kernels are given, and the launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes: Counter[str] = Counter()
+        self.num_launches: Counter[str] = Counter()
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        if self._captured is None:
+            self.num_bytes[kernel] += sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
+            self.num_launches[kernel] += 1
+        super().launch(source, kernel, constants, num_threads, *arguments)
+
+
+def traffic(*, masked: bool, num_dims: int = 3) -> tuple[dict[str, float], Counter[str], int, int]:
+    """Bytes of a step by kernel, all launches of a run with FEW steps, voxels, and places of the mask's box."""
+    grid_shape = (14, 11, 39)[-num_dims:] if num_dims > 1 else (157,)
+    case = random_case(num_dims, num_modalities=2, num_labels=LABELS, masked=masked, grid_shape=grid_shape)
+    devices = []
+    for num_iterations in (FEW, MANY):
+        changes = {"spatial__weight": 0.5, "mean_field__filter": "lattice", "mean_field__tolerance": 0.0}
+        parameters = resolve(case, bilateral__theta_alpha=3.0, **changes, mean_field__num_iterations=num_iterations)
+        devices.append(CountingDevice())
+        CudaBackend(devices[-1]).mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
+    few, many = devices
+    per_step = {kernel: (many.num_bytes[kernel] - few.num_bytes[kernel]) / (MANY - FEW) for kernel in many.num_bytes}
+    places = int(np.prod([np.ptp(index) + 1 for index in np.nonzero(case.inside)]))
+    return {kernel: count for kernel, count in per_step.items() if count}, few.num_launches, int(case.inside.sum()), places
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
+def test_the_spatial_kernel_reads_voxels_and_writes_messages_itself(masked: bool) -> None:
+    """No copy into a box and none out of it; the numbers of the voxels only with a mask. Taps and weights are a few hundred bytes."""
+    found, _, num_voxels, places = traffic(masked=masked)
+    assert not found.keys() & {"clear_box", "scatter_to_box", "gather_from_box"}
+    spatial = sum(found[kernel] for kernel in ("filter_values", "filter_far_axis", "filter_far_axis_to_voxels"))
+    # 8w (d - 1) B + N (12w + 8), the sum that is added to counted once; 8 B more with a mask.
+    expected = 8 * WIDTH * 2 * places + num_voxels * (8 * WIDTH + 8) + 8 * places * masked
+    assert expected <= spatial < expected + 4096
+
+
+@pytest.mark.parametrize(
+    ("num_dims", "kernel"), [(1, "gather_from_box"), (2, "filter_far_axis_to_voxels"), (3, "filter_far_axis_to_voxels")]
+)
+def test_the_last_axis_hands_the_messages_over(num_dims: int, kernel: str) -> None:
+    found, _, _, _ = traffic(masked=True, num_dims=num_dims)
+    assert kernel in found
+
+
+def test_the_splat_gathers_no_factor_of_the_normalization() -> None:
+    """It is in the weights of the entries, which are computed once: N (8 (D + 1) + 4w) + 4wK, and the lists' segments."""
+    found, launches, num_voxels, _ = traffic(masked=True)
+    assert "splat" not in found
+    assert launches["weigh_entries"] == 1
+    assert launches["splat"] == 1  # for the normalization itself
+    corners = 6
+    least = num_voxels * (8 * corners + 4 * WIDTH)
+    # At most one segment of 16 bytes and one row per entry: far less where lists are long.
+    assert least <= found["splat_weighed"] <= least + num_voxels * corners * (16 + 4 * WIDTH)
+
+
+def test_messages_are_stored_before_they_are_added_to() -> None:
+    """They are read by the update alone, which does not reset them: with `adds` switched off, what was there is not looked at."""
+    device = CountingDevice()
+    rows, total = np.ones((6, WIDTH), np.float32), np.full((6, WIDTH), np.nan, np.float32)
+    weight, index = np.ones(WIDTH, np.float32), np.arange(6, dtype=np.int64)
+    constants = {"CRF_WIDTH": WIDTH, "CRF_OUTPUTS": 8}
+    for adds, expected in ((0, 1.0), (1, 2.0)):
+        device.launch("spatial", "gather_from_box", constants, 6, rows, index, 6, None, weight, total, adds)
+        np.testing.assert_array_equal(total, expected)
