@@ -17,6 +17,7 @@ from crfrefine.cases.manifest_table import SEPARATOR, Row, read_rows
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, is_there, stem_of, suffix_of
 from crfrefine.io.recognition import require_volume, suffix_to_write
+from crfrefine.io.system import ignores_case, is_refused
 from crfrefine.text import counted, shorten, shorten_value
 
 _MOST_NAMED = 20
@@ -80,12 +81,16 @@ def _cell_problems(row: Row) -> list[str]:
             f"case: {shorten_value(name)} cannot name a file: it must be printable, without '/', '\\' and a dot in front, and have at most "
             f"{_MOST_OF_A_NAME} characters"
         )
+    elif is_refused(name):
+        problems.append(f"case: {shorten_value(name)} is no name that Windows gives to a file")
     problems += _spacing_problems(row.cells.get("spacing", ()))
     for text in row.cells.get("output", ()):
         if suffix_of(Path(text)) not in VOLUME_SUFFIXES:
             problems.append(f"output: {shorten(text)} does not end in one of {', '.join(VOLUME_SUFFIXES)}")
         elif Path(text).name.startswith("."):
             problems.append(f"output: {shorten(text)} has a dot in front: it would be hidden")
+        elif is_refused(Path(text).name):
+            problems.append(f"output: {shorten(text)} is no name that Windows gives to a file")
         if not Path(text).is_absolute() and Path(os.path.normpath(text)).parts[:1] == (os.pardir,):
             problems.append(f"output: {shorten(text)} leaves the output folder; give a file outside of it as an absolute path")
     return problems
@@ -136,8 +141,12 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
     names: dict[str, Row] = {}
     stems: dict[str, Row] = {}
     structures: dict[str, Row] = {}  # by the folder that `--save-structures` writes them to
+    written = str.casefold if ignores_case(output) else str
     inputs = {
-        os.path.realpath(path): row for row, files in cases for path in (*files.images, *files.logits, files.mask) if path is not None
+        written(os.path.realpath(path)): row
+        for row, files in cases
+        for path in (*files.images, *files.logits, files.mask)
+        if path is not None
     }
     for row, files in cases:
         if files.case_id in names:
@@ -146,14 +155,14 @@ def _clashes(cases: Sequence[tuple[Row, CaseFiles]], output: Path) -> list[str]:
         names[files.case_id] = row
         label_map = output / (files.output or f"{files.case_id}{suffix_to_write(files.images[0])}")
         folder = os.path.realpath(label_map.parent)
-        stem = os.path.join(folder, stem_of(label_map) if files.output else files.case_id)  # noqa: PTH118
+        stem = written(os.path.join(folder, stem_of(label_map) if files.output else files.case_id))  # noqa: PTH118
         # Files beside the label map have its name without the suffix, so two label maps that differ only there would share them.
         if stem in stems:
             problems.append(f"{row.place}: the output {label_map} has the name of the output of {stems[stem].place}")
         stems.setdefault(stem, row)
         if files.are_structures:
             structures[stem] = row
-        target = os.path.realpath(label_map)
+        target = written(os.path.realpath(label_map))
         if target in inputs:
             problems.append(f"{row.place}: the output {label_map} would replace an input of {inputs[target].place}")
     for stem, row in stems.items():

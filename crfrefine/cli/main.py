@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import signal
 import sys
@@ -31,6 +30,7 @@ from crfrefine.cli.lean_imports import leave_out_pydicom
 from crfrefine.cli.options import HelpOption
 from crfrefine.cli.progress import print_failure
 from crfrefine.cli.status import status
+from crfrefine.cli.terminal_text import spell_what_terminals_lack
 from crfrefine.cli.train_crf import train_crf
 from crfrefine.cli.tune import tune
 from crfrefine.errors import CrfRefineError
@@ -181,9 +181,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-    # File names need not be valid text, and terminals may lack letters: neither may cause a traceback.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    spell_what_terminals_lack()
     warnings.showwarning = _show_warning
     leave_out_pydicom()
     if _ASKS_FOR_COMPLETION in os.environ:

@@ -17,6 +17,9 @@ from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.special_files import check_special, special_kind, write_special
 from crfrefine.io.temporary import is_locked, name_to_set_aside, open_scratch, open_temporary, remove_leftovers
 
+_IN_USE = (5, 32)
+"""Windows' errors where a file is replaced that another program has open, such as a viewer."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -125,6 +128,8 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     folder = real_path(path).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; free some space and run again"
+    elif getattr(error, "winerror", None) in _IN_USE and real_path(path).exists():
+        reason = "another program has it open, or it is read-only; close it there and run again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = f"the folder {folder} cannot be written to ({error.strerror})"
     elif error.errno == errno.ENOENT:

@@ -7,6 +7,7 @@ can be neither replaced nor removed before it is closed.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 try:
@@ -15,6 +16,9 @@ except ImportError:  # Windows
     HAS_LOCKS = False
 else:
     HAS_LOCKS = True
+
+_REFUSED_NAME = re.compile(r'.*[<>:"|?*\\\x00-\x1f].*|.*[ .]|(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?', re.IGNORECASE)
+"""Names that Windows does not take; with a colon, it would write to a hidden part of another file."""
 
 LONGEST_NAME = 255  # bytes, if the system does not tell
 
@@ -57,3 +61,22 @@ def longest_name(folder: Path) -> int:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):  # Windows; a missing folder, which is reported when the file is opened.
         return LONGEST_NAME
+
+
+def is_refused(name: str) -> bool:
+    """Return whether this system takes no file of this name, or another one in its place."""
+    return removes_when_closed() and _REFUSED_NAME.fullmatch(name) is not None
+
+
+def ignores_case(folder: Path) -> bool:
+    """Return whether names that differ only in upper and lower case are one file in a folder, which need not exist yet.
+
+    So it is by default on macOS and Windows, and on disks that come from there. The nearest folder above that exists and has a letter in
+    its name is looked up in the other case.
+    """
+    path = Path(os.path.realpath(folder))
+    for known in (path, *path.parents):
+        other = known.with_name(known.name.swapcase()) if known.name else known
+        if other != known and known.exists():
+            return other.exists() and other.samefile(known)
+    return False

@@ -55,7 +55,7 @@ class BlockCache {
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
-        const size_t in_huge_pages = bytes / kHugePage * kHugePage;
+        [[maybe_unused]] const size_t in_huge_pages = bytes / kHugePage * kHugePage;
         if (bytes >= kSmallest) {
             bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
             if (current()) {

@@ -1,6 +1,7 @@
 """Manifests: every problem of the table and of the names in it is told, with its line, before any case is read."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,29 @@ def test_cases_must_not_share_names_or_outputs(archive, tmp_path):
     assert f"line 5: the output {tmp_path}/out/two.nii.gz has the name of the output of line 2" in text
     assert f"line 6: the output {tmp_path}/out/two_logits has the name of a file beside the output of line 2" in text
     assert f"line 7: the output {archive}/p1/net.nii.gz would replace an input of line 8" in text
+
+
+def test_names_that_differ_in_case_alone_are_one_where_the_disk_ignores_it(archive, tmp_path):
+    """As on macOS and Windows: a link stands for the folder's name in the other case."""
+    (tmp_path / "Disk").mkdir()
+    path = write(archive / "cases.csv", TWO, ["Two", *TWO[1:3]], ["other", *ONE[1:3], "", str(archive / "P2" / "X.nii.gz")])
+    assert len(read_manifest(path, tmp_path / "Disk" / "out")) == 3
+    (tmp_path / "dISK").symlink_to("Disk")
+    with pytest.raises(InputError) as raised:
+        read_manifest(path, tmp_path / "Disk" / "out")
+    assert "cases.csv: 2 problems" in str(raised.value)
+    assert f"line 3: the output {tmp_path}/Disk/out/Two.nii.gz has the name of the output of line 2" in str(raised.value)
+    assert f"line 4: the output {archive}/P2/X.nii.gz would replace an input of line 3" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a:b", "Con", "aux.1", "what?"])
+def test_a_name_that_windows_does_not_take_is_refused_there(name, archive, tmp_path, monkeypatch):
+    """With a colon, the result would be hidden in a part of another file."""
+    path = write(archive / "cases.csv", TWO, [name, *TWO[1:3]])
+    assert len(read_manifest(path, tmp_path / "out")) == 2
+    monkeypatch.setattr(os, "O_TEMPORARY", 0, raising=False)
+    with pytest.raises(InputError, match=r"line 3: case: .* is no name that Windows gives to a file"):
+        read_manifest(path, tmp_path / "out")
 
 
 def test_all_missing_files_are_named_up_to_a_limit(archive, tmp_path):

@@ -1,5 +1,7 @@
 """Help, version, wrong usage, and what the command does not import."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -124,3 +126,24 @@ def test_an_empty_path_is_wrong_usage_and_not_the_current_folder(arguments, tmp_
     assert result.status == 2
     assert "the path is empty" in result.stderr
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(("encoding", "sign"), [("utf-8", "×"), ("cp1252", "×"), ("ascii", "x")])
+def test_signs_that_a_terminal_lacks_are_spelled(encoding, sign, tmp_path):
+    """Windows' code page has × and no →, and neither has a name in Greek."""
+    folders = write_folders(tmp_path, "a")
+    image = (folders.images / "a_0000.nii.gz").rename(tmp_path / "σ.nii.gz")
+    done = subprocess.run(
+        command("info", image), env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=60, check=True
+    )
+    shown = done.stdout.decode(encoding)
+    assert re.search(rf"[0-9]{sign}[0-9]", shown)
+    assert ("σ" if encoding == "utf-8" else "\\u03c3") in shown
+
+
+def test_an_arrow_is_spelled_too():
+    code = "from crfrefine.cli.terminal_text import spell_what_terminals_lack as spell; spell(); print('a → b ≤ σ…σ→')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=60, check=True
+    )
+    assert done.stdout.decode() == "a -> b <= \\u03c3...\\u03c3->" + os.linesep

@@ -384,3 +384,12 @@ def test_the_umask_counts(mask, mode, tmp_path):
     finally:
         os.umask(before)
     assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(("a.json", "a.zraw", "a.mhd"), mode)
+
+
+@pytest.mark.parametrize(("exists", "reason"), [(True, "another program has it open"), (False, "cannot be written to (Access is denied)")])
+def test_a_file_that_another_program_has_open_on_windows_is_said_to_be(exists, reason, tmp_path):
+    if exists:
+        (tmp_path / "preview.png").write_bytes(b"old")
+    error = OSError(errno.EACCES, "Access is denied")
+    error.winerror = 5
+    assert reason in str(cannot_write(tmp_path / "preview.png", error))
