@@ -102,9 +102,11 @@ def test_an_interrupt_before_the_first_case(folders):
         time.sleep(0.05)  # in the middle of the imports, as likely as not
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    # So early in the interpreter's own start, a process dies of the signal itself.
-    assert process.returncode in (130, -signal.SIGINT)
-    if process.returncode == 130:
+    # So early in the interpreter's own start, a process dies of the signal itself, or of Python's own import of `site`.
+    is_started = process.returncode not in (-signal.SIGINT, 1)
+    assert is_started or process.returncode == -signal.SIGINT or "init_import_site" in err
+    if is_started:
+        assert process.returncode == 130
         assert "Traceback" not in err
         assert err.splitlines()[-1].startswith("crfrefine: interrupted")
 
