@@ -152,7 +152,7 @@ def finish(tools: Path, raw: Path, arch: str) -> Path:
     if "abi3" in wheel.name:
         run(tools, "-m", "abi3audit", "--strict", wheel)
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+        names = [name for name in archive.namelist() if not name.endswith("/")]  # auditwheel adds the folders
     if problem := wheel_problem(names):
         raise ReleaseError(f"{wheel.name}: {problem}")
     if wheel.stat().st_size > LARGEST_BYTES:
