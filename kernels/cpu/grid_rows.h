@@ -24,7 +24,11 @@ inline vfloat place_four(const float* four, int32_t first) {
 #else
 constexpr bool kHasLaneTables = false;
 
-inline vfloat look_up(vfloat table, vint index) { return __builtin_shuffle(table, index); }
+inline vfloat look_up(vfloat table, vint index) {
+    vfloat found{};
+    for (int i = 0; i < kLanes; ++i) found[i] = table[index[i] % kLanes];
+    return found;
+}
 inline vfloat place_four(const float* four, int32_t first) {
     vfloat placed{};
     for (int32_t k = 0; k < 4; ++k) placed[first + k] = four[k];

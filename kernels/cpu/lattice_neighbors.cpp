@@ -32,7 +32,8 @@ class ChainLister {
         first_.resize(num_chains_ + (end - begin) + 1);
         for (uint32_t v = begin; v < end; ++v) {
             first_[num_chains_] = v;
-            num_chains_ += !links.has_before[v] & (links.after[v] != kNone);
+            const int is_first = !links.has_before[v], goes_on = links.after[v] != kNone;
+            num_chains_ += is_first & goes_on;
         }
     }
 

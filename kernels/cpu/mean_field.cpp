@@ -459,7 +459,8 @@ class MeanField {
             sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : Lanes{});
             if (options_.tolerance > 0) {
                 divergence += valid ? kl_divergence<L>(x + i, q + i, num_labels_, implied_) : Lanes{};
-                flips += valid ? (now.label != old_label) : Integers{};  // -1 where true
+                const Integers differs = now.label != old_label;  // -1 where true
+                flips += valid ? differs : Integers{};
             }
         }
         store_marginals(block, x);

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
 #include <immintrin.h>
@@ -201,24 +203,48 @@ inline void store_some(double* to, vdouble v, int64_t count) {
     for (int64_t i = 0; i < (count < kLanes ? count : kLanes); ++i) to[i] = some[i];
 }
 
+// Sixteen of the lanes of two vectors one after the other: lane i of the result is lane pick(i).
+template <class Pick>
+inline vfloat shuffle(vfloat low, vfloat high, Pick) {
+    return [&]<int... Lane>(std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+        return __builtin_shufflevector(low, high, Pick{}(Lane)...);
+#else
+        return __builtin_shuffle(low, high, vint{Pick{}(Lane)...});
+#endif
+    }(std::make_integer_sequence<int, kLanes>{});
+}
+
+// Lanes, or pairs of lanes, of two vectors in turn, eight of each from lane `First` on.
+template <int First>
+inline vfloat zip_lanes(vfloat a, vfloat b) {
+    return shuffle(a, b, [](int lane) { return First + lane / 2 + lane % 2 * kLanes; });
+}
+template <int First>
+inline vfloat zip_pairs(vfloat a, vfloat b) {
+    return shuffle(a, b, [](int lane) { return First + lane / 4 * 2 + lane % 2 + lane / 2 % 2 * kLanes; });
+}
+// Every `Step`-th lane of two vectors one after the other, from lane `First` on; beyond the last one from the start again.
+template <int Step, int First>
+inline vfloat every(vfloat low, vfloat high) {
+    return shuffle(low, high, [](int lane) { return (First + lane * Step) % (2 * kLanes); });
+}
+
 // Sixteen rows of C floats from C channels of sixteen, and back. C is 1, 2 or 4.
 template <int C>
 inline void interleave(const vfloat (&channel)[C], float* rows) {
     if constexpr (C == 1) {
         store(rows, channel[0]);
     } else if constexpr (C == 2) {
-        const vint low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-        store(rows, __builtin_shuffle(channel[0], channel[1], low));
-        store(rows + kLanes, __builtin_shuffle(channel[0], channel[1], low + 8));
+        store(rows, zip_lanes<0>(channel[0], channel[1]));
+        store(rows + kLanes, zip_lanes<8>(channel[0], channel[1]));
     } else {
-        const vint low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-        const vint pairs = {0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23};
-        for (int half = 0; half < 2; ++half) {
-            const vfloat first = __builtin_shuffle(channel[0], channel[1], low + 8 * half);
-            const vfloat second = __builtin_shuffle(channel[2], channel[3], low + 8 * half);
-            store(rows + 2 * half * kLanes, __builtin_shuffle(first, second, pairs));
-            store(rows + (2 * half + 1) * kLanes, __builtin_shuffle(first, second, pairs + 8));
-        }
+        const vfloat low[] = {zip_lanes<0>(channel[0], channel[1]), zip_lanes<0>(channel[2], channel[3])};
+        const vfloat high[] = {zip_lanes<8>(channel[0], channel[1]), zip_lanes<8>(channel[2], channel[3])};
+        store(rows, zip_pairs<0>(low[0], low[1]));
+        store(rows + kLanes, zip_pairs<8>(low[0], low[1]));
+        store(rows + 2 * kLanes, zip_pairs<0>(high[0], high[1]));
+        store(rows + 3 * kLanes, zip_pairs<8>(high[0], high[1]));
     }
 }
 
@@ -227,14 +253,19 @@ inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
     if constexpr (C == 1) {
         channel[0] = load(rows);
     } else if constexpr (C == 2) {
-        const vint even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-        for (int c = 0; c < 2; ++c) channel[c] = __builtin_shuffle(load(rows), load(rows + kLanes), even + c);
+        const vfloat low = load(rows), high = load(rows + kLanes);
+        channel[0] = every<2, 0>(low, high);
+        channel[1] = every<2, 1>(low, high);
     } else {
-        const vint fourth = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
-        const vint halves = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-        for (int c = 0; c < 4; ++c)
-            channel[c] = __builtin_shuffle(__builtin_shuffle(load(rows), load(rows + kLanes), fourth + c),
-                                           __builtin_shuffle(load(rows + 2 * kLanes), load(rows + 3 * kLanes), fourth + c), halves);
+        const vfloat quarter[] = {load(rows), load(rows + kLanes), load(rows + 2 * kLanes), load(rows + 3 * kLanes)};
+        const auto collect = [&]<int First>(std::integral_constant<int, First>) {
+            return shuffle(every<4, First>(quarter[0], quarter[1]), every<4, First>(quarter[2], quarter[3]),
+                           [](int lane) { return lane % 8 + lane / 8 * kLanes; });
+        };
+        channel[0] = collect(std::integral_constant<int, 0>{});
+        channel[1] = collect(std::integral_constant<int, 1>{});
+        channel[2] = collect(std::integral_constant<int, 2>{});
+        channel[3] = collect(std::integral_constant<int, 3>{});
     }
 }
 

@@ -359,8 +359,7 @@ class SpatialFilter final : public Filter {
 #if defined(__AVX512F__)
         return (vfloat)_mm512_maskz_alignr_epi32(0xffff, (__m512i)high, (__m512i)low, First % kLanes);
 #else
-        const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        return __builtin_shuffle(low, high, lane + First);
+        return shuffle(low, high, [](int lane) { return (First + lane) % (2 * kLanes); });
 #endif
     }
 

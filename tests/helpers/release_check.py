@@ -135,8 +135,25 @@ def check_wheel(tools: Path) -> str:
         names = archive.namelist()
     if problem := wheel_problem(names):
         raise ReleaseError(f"{wheel.name}: {problem}")
-    note = "" if "manylinux" in wheel.name else "; of this system alone: a package index takes the source distribution, or manylinux wheels"
-    return f"{len(names)} files, with license, no data{note}"
+    return f"{len(names)} files, with license, no data; of this system alone: for others `make wheels`"
+
+
+def check_wheels(tools: Path) -> str:
+    """Those of `make wheels`, which checks what is in each of them."""
+    names = [path.name for path in (ROOT / "build" / "manylinux" / "dist").glob("*.whl")]
+    if missing := missing_wheels(names, package_version()):
+        raise ReleaseError(f"build/manylinux/dist lacks {', '.join(missing)}; run make wheels")
+    return f"{len(names)} manylinux wheels in build/manylinux/dist"
+
+
+def missing_wheels(names: list[str], version: str) -> list[str]:
+    """Return the kinds of wheels of a version, Pythons and processors, that are not among these files."""
+    kinds = [(python, arch) for python in ("cp311-cp311", "cp312-abi3") for arch in ("x86_64", "aarch64")]
+    return [
+        f"{python} for {arch}"
+        for python, arch in kinds
+        if not any(name.startswith(f"crfrefine-{version}-{python}-manylinux") and name.endswith(f"_{arch}.whl") for name in names)
+    ]
 
 
 def check_sdist(tools: Path) -> str:
@@ -200,6 +217,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "twine": check_twine,
     "wheel": check_wheel,
     "sdist": check_sdist,
+    "wheels": check_wheels,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import release_check
-from release_check import ReleaseError, dated_section, sdist_problem, wheel_problem
+from release_check import ReleaseError, dated_section, missing_wheels, sdist_problem, wheel_problem
 
 SECTION = "# Changelog\n\nText.\n\n## [1.2.3] - 2026-11-21\n\n### Added\n\n- Something.\n\n## [1.2.2] - 2026-10-01\n\n- Older.\n"
 WHEEL = [
@@ -68,6 +68,14 @@ def test_a_missing_file_of_the_wheel_is_seen(place):
 @pytest.mark.parametrize("name", SDIST)
 def test_a_missing_file_of_the_source_distribution_is_seen(name):
     assert name in sdist_problem([other for other in SDIST if other != name])
+
+
+def test_a_missing_kind_of_wheel_is_named():
+    """Another version's does not count, nor one that is of the building system alone."""
+    tags = ["cp311-cp311-manylinux_2_28_x86_64", "cp312-abi3-manylinux_2_27_x86_64.manylinux_2_28_x86_64", "cp311-cp311-linux_aarch64"]
+    names = [f"crfrefine-1.2.3-{tag}.whl" for tag in tags]
+    assert missing_wheels(names, "1.2.3") == ["cp311-cp311 for aarch64", "cp312-abi3 for aarch64"]
+    assert len(missing_wheels(names, "1.2.4")) == 4
 
 
 def test_version_and_tables_of_this_repository_agree():
