@@ -9,7 +9,7 @@ STUDY_ARGS ?=
 FUZZ_ARGS ?=
 EXAMPLES ?= 1000
 KILLS ?= 200
-SANITIZE ?= address,undefined thread
+SANITIZE ?= address thread
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
 STRICT ?= OFF
 
@@ -24,16 +24,16 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for demo man docs browser test check test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for demo man docs browser test check test-faults test-nnunet test-sanitizers sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
 	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
-	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
+	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel, sanitizers'
 	@echo 'make check     setup, then the tests alone'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
-	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE=thread: one of the two builds)'
+	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
 	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
 	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices for the engine (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
@@ -130,8 +130,8 @@ lint: setup $(VENV)/train.stamp
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-# In this order; `make -j 2 test`, as in .ci/run, checks the formatting and the types beside the tests.
-test: lint check
+# In this order; `make -j 2 test`, as in .ci/run, does the others beside the tests.
+test: lint check test-sanitizers
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
 check: setup $(VENV)/train.stamp browser
@@ -150,9 +150,14 @@ $(NNUNET_VENV)/nnunet.stamp: $(VENV)/package.stamp
 test-nnunet: $(NNUNET_VENV)/nnunet.stamp
 	PYTHONSAFEPATH=1 $(NNUNET_VENV)/bin/python -m pytest tests/cli/test_nnunet_real.py
 
-# The engine compiled once for each set of sanitizers, into build/, and tests of it.
-test-sanitizers: $(VENV)/package.stamp
-	sh tests/helpers/run_sanitizers.sh $(abspath $(BIN)) $(SANITIZE)
+# The engine compiled once for each set of sanitizers, into build/sanitize, and the tests that go through all of it; with `make -j 2` side by side.
+test-sanitizers: $(addprefix sanitize-,$(SANITIZE))
+
+sanitize-address sanitize-thread: sanitize-%: sanitized-engines
+	STRICT=$(STRICT) sh tests/helpers/run_sanitizers.sh test $(abspath $(BIN)) $*
+
+sanitized-engines: $(VENV)/package.stamp
+	STRICT=$(STRICT) sh tests/helpers/run_sanitizers.sh build $(abspath $(BIN)) $(SANITIZE)
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp
