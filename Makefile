@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Two processes, each with half of the files one after the other, as long as both have some: what a file's tests share is made once.
 PYTEST_ARGS ?= -n 2 --dist worksteal
+# Threads of PyTorch's and OpenBLAS's own would wait for each other, spinning, where two processes share two cores. The engine's are its own.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 BENCH_ARGS ?=
 STUDY_ARGS ?=
 FUZZ_ARGS ?=
@@ -135,7 +137,7 @@ test: lint check test-sanitizers
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
 check: setup $(VENV)/train.stamp browser
-	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 # nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,
 # it is left out: only networks other than U-Nets need it.
@@ -161,7 +163,7 @@ sanitized-engines: $(VENV)/package.stamp
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp
-	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
+	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
 
 # Damaged files for every reader of the installed package, and made-up grids and features for the engine.
 fuzz: $(VENV)/package.stamp
