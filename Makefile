@@ -4,12 +4,14 @@
 PYTHON ?= python3
 # Two processes, each with half of the files one after the other, as long as both have some: what a file's tests share is made once.
 PYTEST_ARGS ?= -n 2 --dist worksteal
+# Threads of PyTorch's and OpenBLAS's own would wait for each other, spinning, where two processes share two cores. The engine's are its own.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 BENCH_ARGS ?=
 STUDY_ARGS ?=
 FUZZ_ARGS ?=
 EXAMPLES ?= 1000
 KILLS ?= 200
-SANITIZE ?= address,undefined thread
+SANITIZE ?= address thread
 # ON: compiler warnings are errors, as in .ci/run. Off for users, whose compiler may know warnings that ours does not.
 STRICT ?= OFF
 WHEEL_ARGS ?=
@@ -26,16 +28,16 @@ INSTALL := $(PIP) install --quiet --no-compile
 SOURCES := $(shell find crfrefine configs kernels -type f ! -path '*/__pycache__/*' ! -name '*.so')
 CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 
-.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
+.PHONY: help setup wheel-for wheels demo man docs browser test check test-faults test-nnunet test-sanitizers sanitized-engines sanitize-address sanitize-thread fuzz lint release-check bench bench-layer accuracy study study-end-to-end format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
 	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
-	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel'
+	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel, sanitizers'
 	@echo 'make check     setup, then the tests alone'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
-	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE=thread: one of the two builds)'
+	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
 	@echo 'make test-faults  kills every command that writes, more often than make test does (KILLS=500), and lets places and inputs change under it'
 	@echo 'make fuzz      damaged files for every reader (FUZZ_ARGS="--minutes 60 --seed 7"), made-up lattices for the engine (EXAMPLES=5000)'
 	@echo 'make lint      the checks without the tests'
@@ -142,12 +144,12 @@ lint: setup $(VENV)/train.stamp
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-# In this order; `make -j 2 test`, as in .ci/run, checks the formatting and the types beside the tests.
-test: lint check
+# In this order; `make -j 2 test`, as in .ci/run, does the others beside the tests.
+test: lint check test-sanitizers
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
 check: setup $(VENV)/train.stamp browser
-	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
 
 # nnU-Net beside the pinned PyTorch. The wheel of torchvision is built for a PyTorch with CUDA; where the import fails, as beside one for the CPU,
 # it is left out: only networks other than U-Nets need it.
@@ -162,13 +164,18 @@ $(NNUNET_VENV)/nnunet.stamp: $(VENV)/package.stamp
 test-nnunet: $(NNUNET_VENV)/nnunet.stamp
 	PYTHONSAFEPATH=1 $(NNUNET_VENV)/bin/python -m pytest tests/cli/test_nnunet_real.py
 
-# The engine compiled once for each set of sanitizers, into build/, and tests of it.
-test-sanitizers: $(VENV)/package.stamp
-	sh tests/helpers/run_sanitizers.sh $(abspath $(BIN)) $(SANITIZE)
+# The engine compiled once for each set of sanitizers, into build/sanitize, and the tests that go through all of it; with `make -j 2` side by side.
+test-sanitizers: $(addprefix sanitize-,$(SANITIZE))
+
+sanitize-address sanitize-thread: sanitize-%: sanitized-engines
+	STRICT=$(STRICT) sh tests/helpers/run_sanitizers.sh test $(abspath $(BIN)) $*
+
+sanitized-engines: $(VENV)/package.stamp
+	STRICT=$(STRICT) sh tests/helpers/run_sanitizers.sh build $(abspath $(BIN)) $(SANITIZE)
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp
-	CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
+	$(ONE_THREAD) CRFREFINE_TEST_INSTALLED=1 PYTHONSAFEPATH=1 CRFREFINE_TEST_KILLS=$(KILLS) $(BIN)/pytest $(PYTEST_ARGS) tests/faults
 
 # Damaged files for every reader of the installed package, and made-up grids and features for the engine.
 fuzz: $(VENV)/package.stamp

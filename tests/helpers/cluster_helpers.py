@@ -65,11 +65,11 @@ class Daemons:
 def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ...] = (), **environment: str) -> Iterator[Daemons]:
     """Start a scheduler and a worker with Dask's own commands; the scheduler file is `scheduler.json` in the folder."""
     file = folder / "scheduler.json"
-    dask_command = [sys.executable, "-m", "dask"]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     scheduler = subprocess.Popen(
         [
-            *dask_command,
+            sys.executable,
+            "-m",
+            "dask",
             "scheduler",
             "--host=127.0.0.1",
             "--port=0",
@@ -77,25 +77,41 @@ def daemons(folder: Path, *worker_options: str, scheduler_options: tuple[str, ..
             f"--scheduler-file={file}",
             *scheduler_options,
         ],
-        **options,
-    )
-    worker = subprocess.Popen(
-        [*dask_command, "worker", f"--scheduler-file={file}", "--nthreads=1", "--host=127.0.0.1", *worker_options],
-        env={**os.environ, **environment},
-        **options,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
     )
     try:
-        wait_until(file.exists)
-        yield Daemons(str(file), scheduler, worker)
+        with worker_process(file, *worker_options, **environment) as worker:
+            wait_until(file.exists)
+            yield Daemons(str(file), scheduler, worker)
     finally:
-        for process in (worker, scheduler):
-            process.send_signal(signal.SIGTERM)
-        for process in (worker, scheduler):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _end(scheduler)
+
+
+@contextlib.contextmanager
+def worker_process(file: Path, *worker_options: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker with Dask's own command; `file` is the scheduler file, which may come later."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "dask", "worker", f"--scheduler-file={file}", "--nthreads=1", "--host=127.0.0.1", *worker_options],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=file.parent,
+    )
+    try:
+        yield worker
+    finally:
+        _end(worker)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_until(is_so: object) -> None:

@@ -63,6 +63,18 @@ def begin_and_sleep(path: str) -> int:
     return 0
 
 
+LEAVES = "TEST_WORKER_LEAVES"
+"""Variable of the environment of a worker that leaves the cluster while its item is in progress."""
+
+
+def sleep_until_the_worker_leaves(task: tuple[int, str]) -> tuple[int, int]:
+    """Leave a line in a file where the worker is going to leave, and never end there."""
+    number, path = task
+    if LEAVES in os.environ:
+        begin_and_sleep(path)
+    return number, os.getppid()
+
+
 def signal_worker(number: int) -> None:
     """Send a signal to the Dask worker that this process works for, and to nobody else."""
     parent = os.getppid()
