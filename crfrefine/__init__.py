@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from crfrefine.refinement.case import refine as refine
     from crfrefine.refinement_result import RefinementResult as RefinementResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ERRORS = (
     "BackendUnavailableError",
