@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import crfrefine
-from crfrefine import refinement
 from crfrefine.arrays import one_hot
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, MANY_LABELS, leave_far_out, one_hot_logits
 from crfrefine.errors import CapacityError
 from crfrefine.memory import MemoryLimit
+from crfrefine.refinement import label_map
 from crfrefine.tiles.grid import TILE, TileGrid
 from crfrefine.tiles.label_refining import count_inside
 from crfrefine.tiles.label_source import LabelMapChannels, find_tiles_near_labels
@@ -194,7 +194,7 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     whole = refined(labels, image, changes)
     limit = int(whole.channels.computed().size * 17 * 0.8)
     options = {"spacing": SPACING, "parameters": parameters}
-    cut = refinement.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit)
+    cut = label_map.refine_label_map(labels, image, channels, 30, **options, num_bytes=lambda: limit)
     assert "slabs" in cut.filters[0]
     np.testing.assert_array_equal(cut.label_map, whole.label_map)
 
@@ -245,7 +245,7 @@ def test_four_axes_follow_the_rule():
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
-    monkeypatch.setattr(refinement, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
+    monkeypatch.setattr(label_map, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
     with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
