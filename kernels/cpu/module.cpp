@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "cpu/cost_model.h"
+#include "cpu/cpu_level.h"
 #include "cpu/grid.h"
 #include "cpu/kernel_set.h"
 #include "cpu/label_map.h"
@@ -127,15 +128,5 @@ NB_MODULE(CRFREFINE_MODULE, m) {
     m.def("label_map", &crf::label_map, "logits"_a, "threads"_a, "out"_a);
     m.def("softmax", &crf::softmax, "logits"_a, "threads"_a, "out"_a);
     m.def("channel_ranges", &crf::channel_ranges, "channels"_a, "threads"_a);
-#if defined(__x86_64__)
-    // The highest instruction level of this processor and operating system; it decides which of the other modules can be loaded.
-    m.def("cpu_level", [] {
-        __builtin_cpu_init();
-        if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
-        if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
-        return "baseline";
-    });
-#else
-    m.def("cpu_level", [] { return "baseline"; });
-#endif
+    m.def("cpu_level", &crf::cpu_level);
 }
