@@ -50,10 +50,9 @@ CRF_HD void sort_descending(Int (&values)[N]) {
     constexpr SortingNetwork<N> network{};
     if constexpr (K < network.count) {
         constexpr int a = network.low[K], b = network.high[K];
-        const Int larger = values[a] > values[b] ? values[a] : values[b];
-        const Int smaller = values[a] > values[b] ? values[b] : values[a];
-        values[a] = larger;
-        values[b] = smaller;
+        const Int first = larger(values[a], values[b]), second = smaller(values[a], values[b]);
+        values[a] = first;
+        values[b] = second;
         sort_descending<N, K + 1>(values);
     }
 }
@@ -63,7 +62,7 @@ template <int N, int Bit = 0, class Int>
 CRF_HD void rotate_right(Int (&values)[N], const Int& shift) {
     if constexpr ((1 << Bit) < N) {
         Int moved[N];
-        for (int p = 0; p < N; ++p) moved[p] = select((shift & (1 << Bit)) != 0, values[(p + N - ((1 << Bit) % N)) % N], values[p]);
+        for (int p = 0; p < N; ++p) moved[p] = select(is_greater(shift & (1 << Bit), 0), values[(p + N - ((1 << Bit) % N)) % N], values[p]);
         for (int p = 0; p < N; ++p) values[p] = moved[p];
         rotate_right<N, Bit + 1>(values, shift);
     }
@@ -112,10 +111,11 @@ CRF_HD void enclosing_simplex(const Real (&elevated)[D + 1], Int (&quotient)[D +
     }
     sort_descending(sorted);
     wrapped = sum;
-    rotate_right(sorted, select(sum < 0, sum + (D + 1), sum));
+    rotate_right(sorted, select(is_greater(0, sum), sum + (D + 1), sum));
     constexpr int turn = (D + 1) * (1 << (R::kFractionBits + R::kIndexBits));
     for (int p = 0; p <= D; ++p)
-        sorted[p] = sorted[p] + select(p < sum, sum * 0 + turn, select(p >= sum + (D + 1), sum * 0 - turn, sum * 0));
+        sorted[p] =
+            sorted[p] + select(is_greater(sum, p), sum * 0 + turn, select(is_greater(p + 1, sum + (D + 1)), sum * 0 - turn, sum * 0));
 }
 
 // Index of the coordinate at a position of `sorted`.

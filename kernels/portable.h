@@ -18,5 +18,8 @@ CRF_HD int floor_to_int(float x) {
 CRF_HD int truncate_to_int(float x) { return static_cast<int>(x); }
 CRF_HD float to_float(int x) { return static_cast<float>(x); }
 CRF_HD int select(bool condition, int a, int b) { return condition ? a : b; }
+CRF_HD bool is_greater(int a, int b) { return a > b; }
+CRF_HD int larger(int a, int b) { return a > b ? a : b; }
+CRF_HD int smaller(int a, int b) { return a > b ? b : a; }
 
 }  // namespace crf

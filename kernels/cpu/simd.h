@@ -56,25 +56,93 @@ inline vfloat4 load4(const float* p) {
 }
 inline void store4(float* p, vfloat4 v) { std::memcpy(p, &v, sizeof v); }
 
+// gcc computes comparisons, choices and copies of one number for vectors wider than the registers lane by lane, ten times as many
+// instructions as part by part.
+#if defined(__AVX512F__) || defined(__clang__) || !defined(__SSE2__)
+template <class Result, class V, class Operation>
+inline Result by_parts(V a, V b, Operation operation) {
+    return operation(a, b);
+}
 inline vfloat splat_lanes(float x) { return vfloat{} + x; }
 inline vint splat_lanes(int32_t x) { return vint{} + x; }
+#else
+#if defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+typedef float float_part __attribute__((vector_size(kRegisterBytes)));
+typedef int32_t int_part __attribute__((vector_size(kRegisterBytes)));
+template <class Result, class V, class Operation>
+inline Result by_parts(V a, V b, Operation operation) {
+    constexpr int kParts = sizeof(V) / kRegisterBytes;
+    typedef std::conditional_t<std::is_same_v<V, vfloat>, float_part, int_part> Part;
+    typedef std::conditional_t<std::is_same_v<Result, vfloat>, float_part, int_part> ResultPart;
+    Part x[kParts], y[kParts];
+    ResultPart results[kParts];
+    std::memcpy(x, &a, sizeof a);
+    std::memcpy(y, &b, sizeof b);
+    for (int i = 0; i < kParts; ++i) results[i] = operation(x[i], y[i]);
+    Result result;
+    std::memcpy(&result, results, sizeof result);
+    return result;
+}
+template <class V, class Part, class T>
+inline V splat_parts(T x) {
+    Part parts[sizeof(V) / kRegisterBytes];
+    for (Part& part : parts) part = Part{} + x;
+    V result;
+    std::memcpy(&result, parts, sizeof result);
+    return result;
+}
+inline vfloat splat_lanes(float x) { return splat_parts<vfloat, float_part>(x); }
+inline vint splat_lanes(int32_t x) { return splat_parts<vint, int_part>(x); }
+#endif
 inline vdouble splat_lanes(double x) { return vdouble{} + x; }
 inline vlong splat_lanes(int64_t x) { return vlong{} + x; }
 
-inline vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
-inline vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+inline vfloat vmax(vfloat a, vfloat b) {
+    return by_parts<vfloat>(a, b, [](auto x, auto y) { return x > y ? x : y; });
+}
+inline vfloat vmin(vfloat a, vfloat b) {
+    return by_parts<vfloat>(a, b, [](auto x, auto y) { return x < y ? x : y; });
+}
+inline vint vmax(vint a, vint b) {
+    return by_parts<vint>(a, b, [](auto x, auto y) { return x > y ? x : y; });
+}
+inline vint vmin(vint a, vint b) {
+    return by_parts<vint>(a, b, [](auto x, auto y) { return x < y ? x : y; });
+}
 inline vdouble vmax(vdouble a, vdouble b) { return a > b ? a : b; }
-inline vint vmax(vint a, vint b) { return a > b ? a : b; }
-inline vint vmin(vint a, vint b) { return a < b ? a : b; }
+inline vint larger(vint a, vint b) { return vmax(a, b); }
+inline vint smaller(vint a, vint b) { return vmin(a, b); }
+
+// Lanes of ones where it is true, of zeros elsewhere.
+inline vint is_greater(vfloat a, vfloat b) {
+    return by_parts<vint>(a, b, [](auto x, auto y) { return x > y; });
+}
+inline vint is_greater(vint a, vint b) {
+    return by_parts<vint>(a, b, [](auto x, auto y) { return x > y; });
+}
+inline vint is_greater(vint a, int b) { return is_greater(a, splat_lanes(int32_t{b})); }
+inline vint is_greater(int a, vint b) { return is_greater(splat_lanes(int32_t{a}), b); }
+
+// `condition` has lanes of ones or zeros.
+inline vint select(vint condition, vint a, vint b) {
+#if defined(__AVX512F__) || defined(__clang__)
+    return condition ? a : b;
+#else
+    return (condition & a) | (~condition & b);
+#endif
+}
 
 // Lane forms of the operations in portable.h.
 inline vfloat to_float(vint x) { return __builtin_convertvector(x, vfloat); }
 inline vint truncate_to_int(vfloat x) { return __builtin_convertvector(x, vint); }
 inline vint floor_to_int(vfloat x) {
     const vint i = truncate_to_int(x);
-    return i + (to_float(i) > x);  // a true comparison is -1
+    return i + is_greater(to_float(i), x);  // a true comparison is -1
 }
-inline vint select(vint condition, vint a, vint b) { return condition ? a : b; }
 
 template <class T, class V>
 inline T sum_of_lanes(V v) {
@@ -102,7 +170,7 @@ inline bool is_zero_vector(vfloat v) {
 // The first `count` lanes are ones, the rest zeros.
 inline vint first_lanes(int count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return index < count;
+    return is_greater(splat_lanes(static_cast<int32_t>(count)), index);
 }
 template <class T>
 inline typename LanesOf<T>::integer first_lanes_of(int count) {
@@ -134,7 +202,8 @@ inline vfloat exp2_nonpositive(vfloat t) {
 // e^t for t <= 0; 0 where it would be below the smallest normal number. Filters skip zeros, and subnormal numbers are slow.
 inline vfloat exp_nonpositive(vfloat t) {
     const vfloat power = t * 1.44269504f;
-    return power >= -126.0f ? exp2_nonpositive(power) : vfloat{};
+    constexpr float kBelow = -0x1.f80002p6f;  // the number before -126
+    return (vfloat)select(is_greater(power, splat_lanes(kBelow)), (vint)exp2_nonpositive(power), vint{});
 }
 
 // Natural logarithm of a positive normal number, absolute error about 1e-7 of the mantissa's part.
