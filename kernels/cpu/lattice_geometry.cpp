@@ -26,7 +26,7 @@ void find_simplices(const float* features, int64_t stride, const float* scale, S
         rest -= rounded;
         std::memcpy(batch.weight[k], &rounded, sizeof rounded);
     }
-    rest = vmax(rest, vint{});
+    rest = larger(rest, vint{});
     std::memcpy(batch.weight[0], &rest, sizeof rest);
     for (int i = 0; i <= D; ++i) {
         std::memcpy(batch.quotient[i], &quotient[i], sizeof quotient[i]);

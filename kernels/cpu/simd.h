@@ -107,15 +107,13 @@ inline vfloat vmax(vfloat a, vfloat b) {
 inline vfloat vmin(vfloat a, vfloat b) {
     return by_parts<vfloat>(a, b, [](auto x, auto y) { return x < y ? x : y; });
 }
-inline vint vmax(vint a, vint b) {
+inline vint larger(vint a, vint b) {
     return by_parts<vint>(a, b, [](auto x, auto y) { return x > y ? x : y; });
 }
-inline vint vmin(vint a, vint b) {
+inline vint smaller(vint a, vint b) {
     return by_parts<vint>(a, b, [](auto x, auto y) { return x < y ? x : y; });
 }
 inline vdouble vmax(vdouble a, vdouble b) { return a > b ? a : b; }
-inline vint larger(vint a, vint b) { return vmax(a, b); }
-inline vint smaller(vint a, vint b) { return vmin(a, b); }
 
 // Lanes of ones where it is true, of zeros elsewhere.
 inline vint is_greater(vfloat a, vfloat b) {

@@ -32,11 +32,10 @@ CRF_D Channels sum_group(Partial& partial, int segment) {
     return total;
 }
 
-// One block per kSegments segments of vertices' lists: for each, the weighted sum of its voxels' values, in units of the 16-bit weights.
-//
-// segment_begin: (segment + 1) places in the entries. segment_row: row of the sum.
-CRF_BLOCK_KERNEL(splat, const Channels* values, const uint32* entry_voxel, const uint16* entry_weight, const int64* segment_begin,
-                 const int64* segment_row, int64 num_segments, Channels* rows) {
+// One block per kSegments segments of vertices' lists: for each, the weighted sum of its voxels' values.
+template <class Weight>
+CRF_D void sum_segments(const Channels* values, const uint32* entry_voxel, const Weight* entry_weight, const int64* segment_begin,
+                        const int64* segment_row, int64 num_segments, Channels* rows) {
     CRF_SHARED(Channels, partial, kGroup * kStride);
     const int64 first = block_number() * kSegments;
     CRF_PHASE(thread) {
@@ -51,21 +50,18 @@ CRF_BLOCK_KERNEL(splat, const Channels* values, const uint32* entry_voxel, const
     }
 }
 
+// The sums in units of the 16-bit weights.
+//
+// segment_begin: (segment + 1) places in the entries. segment_row: row of the sum.
+CRF_BLOCK_KERNEL(splat, const Channels* values, const uint32* entry_voxel, const uint16* entry_weight, const int64* segment_begin,
+                 const int64* segment_row, int64 num_segments, Channels* rows) {
+    sum_segments(values, entry_voxel, entry_weight, segment_begin, segment_row, num_segments, rows);
+}
+
 // The same with weights from weigh_entries: the factors of the voxels need not be gathered.
 CRF_BLOCK_KERNEL(splat_weighed, const Channels* values, const uint32* entry_voxel, const Real* weight, const int64* segment_begin,
                  const int64* segment_row, int64 num_segments, Channels* rows) {
-    CRF_SHARED(Channels, partial, kGroup * kStride);
-    const int64 first = block_number() * kSegments;
-    CRF_PHASE(thread) {
-        const int64 s = first + thread / kGroup;
-        if (s >= num_segments) continue;
-        partial[thread % kGroup * kStride + thread / kGroup] =
-            sum_entries(values, entry_voxel, weight, segment_begin[s] + thread % kGroup, segment_begin[s + 1]);
-    }
-    CRF_PHASE(thread) {
-        if (thread >= kSegments || first + thread >= num_segments) continue;
-        rows[segment_row[first + thread]] = sum_group(partial, thread);
-    }
+    sum_segments(values, entry_voxel, weight, segment_begin, segment_row, num_segments, rows);
 }
 
 }  // namespace crf
