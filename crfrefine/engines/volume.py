@@ -28,14 +28,3 @@ def check_tiles(spec: MeanFieldSpec) -> None:
     """
     if spec.volume_weight > 0.0:
         raise ConfigError("volume.weight: volumes are not kept where labels are left out; set it to 0, or mean_field.label_threshold to 0")
-
-
-def refuse_volume(spec: MeanFieldSpec, engine: str) -> None:
-    """Raise ConfigError if a run has a volume term.
-
-    Args:
-        spec: the run.
-        engine: that cannot do it.
-    """
-    if spec.volume_weight > 0.0:
-        raise ConfigError(f"volume.weight: {engine} cannot keep volumes; set it to 0, or use --device cpu")

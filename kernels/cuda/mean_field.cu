@@ -1,31 +1,14 @@
 // The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility, softmax, energy, divergence, and the
 // step's length. The sums of a step stay on the device: each thread sums its own voxels, and folding adds these sums in a fixed order.
 //
-// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less if the last label's follow from the others'.
-// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH.
-#include "cuda/launch.h"
+// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in marginals.h.
+#include "cuda/marginals.h"
 
 namespace crf {
 
-// Arrays of many labels are in the thread's local memory in any case; unrolled loops over them would take a compiler minutes.
-#if CRF_LABELS <= 32
-#define CRF_OVER_LABELS CRF_UNROLL
-#else
-#define CRF_OVER_LABELS CRF_ROLLED
-#endif
-
-using Channels = Row<CRF_WIDTH>;
-constexpr int kLabels = CRF_LABELS;
-constexpr int kChannels = CRF_CHANNELS;
-constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
-constexpr Real kVanished = Real(-1e4);   // its exponential is 0, and so are products with it, even if a logit is minus infinity
-constexpr Real kFarBelow = Real(100.0);  // nats under the largest logit: a rounding error of the marginal would count in the energy
-constexpr bool kImplied = kChannels < kLabels;
+constexpr Real kFarBelow = Real(100.0);       // nats under the largest logit: a rounding error of the marginal would count in the energy
 constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
-
-// Sums over the voxels.
-enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };
 
 // The run's state; the energies of the steps follow, then their lengths.
 enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
@@ -87,17 +70,11 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
     return weighted * inverse - log(total);
 }
 
-// KL(now || old) as a sum of p (r - 1 - log r) with r = old / now: no term is negative, and near r = 1 nothing cancels. An implied
-// marginal is 1 minus the others: differences below the rounding of the others count as zero.
+// KL(now || old).
 CRF_D Real divergence_of(const Real (&now)[kLabels], const Real (&old)[kLabels]) {
     Real total = Real(0.0);
     CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) {
-        const Real least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
-        const Real p = larger(now[l], least);
-        const Real ratio = larger(old[l], least) / p;
-        total += larger(p * (ratio - Real(1.0) - log(larger(ratio, kTiny))), Real(0.0));
-    }
+    for (int l = 0; l < kLabels; ++l) total += divergence_of_label(now[l], old[l], l);
     return total;
 }
 
@@ -238,16 +215,16 @@ CRF_KERNEL(begin_run, const double* partial, int64 count, double step, double* s
 
 // A single thread: the energy at the start of the step, the length of the next one, and whether the run has converged.
 //
-// tolerance: mean divergence per voxel that counts as converged; 0: never.
-CRF_KERNEL(end_step, const double* partial, int64 count, int64 num_voxels, int watches_energy, double tolerance, int most_steps,
-           double* state) {
+// of_volumes: energy of the volume term, 0 without it. tolerance: mean divergence per voxel that counts as converged; 0: never.
+CRF_KERNEL(end_step, const double* partial, int64 count, int64 num_voxels, int watches_energy, double of_volumes, double tolerance,
+           int most_steps, double* state) {
     if (thread_number() != 0) return;
     double total[kNumSums] = {};
     for (int i = 0; i < kNumSums; ++i)
         for (int64 j = 0; j < count; ++j) total[i] += partial[i * count + j];
     // Each voxel's largest logit is added only at the end: it shifts the energy, and says nothing about its rounding.
     const double linear = total[kLinear], quadratic = 0.5 * total[kQuadratic], negative_entropy = state[kStartEntropy];
-    const double energy = negative_entropy - linear + quadratic;
+    const double energy = negative_entropy - linear + quadratic + of_volumes;
     const double size = (negative_entropy < 0 ? -negative_entropy : negative_entropy) + (linear < 0 ? -linear : linear) +
                         (quadratic < 0 ? -quadratic : quadratic);
     const int t = static_cast<int>(state[kNumSteps]);

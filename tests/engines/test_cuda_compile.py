@@ -25,6 +25,11 @@ def _window(num_modalities: int, width: int, radius: int, itemsize: int = 4, num
     return {"CRF_FEATURES": num_modalities, "CRF_WIDTH": width, "CRF_DOUBLE": int(itemsize == 8), **outer, **tiling.constants()}
 
 
+_LABELS = [
+    {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
+    for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
+]
+
 # Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities, five labels), many organs.
 HOT = {
     "features": [{}],
@@ -43,10 +48,8 @@ HOT = {
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "channels": [{}],
-    "mean_field": [
-        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
-        for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
-    ],
+    "mean_field": _LABELS,
+    "volume": _LABELS,
 }
 
 # What must compile, if with memory of a thread's own: many features, many labels, float64.
@@ -62,6 +65,7 @@ LARGE = {
     "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
     "window_tiles": _window(28, 8, 1, 8, 4),
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
+    "volume": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
 }
 
 needs_compiler = pytest.mark.skipif(nvrtc.compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc-cu12) nor nvcc is installed")
@@ -124,7 +128,7 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field"])
+@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field", "volume"])
 def test_threads_are_numbered_in_64_bits(name: str) -> None:
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():

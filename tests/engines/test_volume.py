@@ -23,12 +23,6 @@ BIAS = (0.3, -0.25, 0.75)
 KEPT = ("expected", "argmax", "largest")
 
 
-@pytest.fixture(params=BACKENDS)
-def engine(request: pytest.FixtureRequest) -> Backend:
-    """Those that have the term."""
-    return get_backend(request.param)
-
-
 def scores_of(case: Case, run: MeanFieldSpec) -> NDArray[np.float64]:
     """Calibrated logits of the masked voxels."""
     bias = 0.0 if run.bias is None else run.bias[:, None].astype(np.float64)
@@ -81,7 +75,7 @@ def mean_field_by_multipliers(case: Case, model: ModelSpec) -> tuple[NDArray[np.
 @pytest.mark.parametrize("keep", KEPT)
 @pytest.mark.parametrize(("masked", "damping", "normalization"), [(True, 0.0, "symmetric"), (False, 0.3, "after")])
 def test_marginals_and_energy_match_a_solver_of_the_multipliers(
-    engine: Backend, weight: float, keep: str, masked: bool, damping: float, normalization: str
+    backend: Backend, weight: float, keep: str, masked: bool, damping: float, normalization: str
 ) -> None:
     """Float32 logits of size 5; the energy is a sum over 300 voxels."""
     case = random_case(3, masked=masked)
@@ -96,14 +90,14 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(
         mean_field__normalization=normalization,
     )
     expected, energy = mean_field_by_multipliers(case, model)
-    found = engine.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+    found = backend.mean_field(case.logits, case.image, case.mask, case.spacing, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
     np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_the_iteration_finds_the_smallest_free_energy(engine: Backend, weight: float) -> None:
+def test_the_iteration_finds_the_smallest_free_energy(backend: Backend, weight: float) -> None:
     """With weak kernels it is convex, and a solver that knows nothing of the iteration finds the same marginals.
 
     The solver stops where the energy changes by 1e-12, which leaves errors of the size of its root in the marginals.
@@ -134,23 +128,23 @@ def test_the_iteration_finds_the_smallest_free_energy(engine: Backend, weight: f
     options = {"maxiter": 300}
     expected = minimize(energy_and_slope, start, jac=True, constraints=constraint, bounds=limits, tol=1e-12, options=options)
     assert expected.success
-    found = engine.mean_field(case.logits, case.image, None, case.spacing, model)
+    found = backend.mean_field(case.logits, case.image, None, case.spacing, model)
     np.testing.assert_allclose(softmax(found.logits).reshape(scores.shape), expected.x.reshape(scores.shape), atol=1e-4)
     assert found.energy[-1] == pytest.approx(expected.fun, rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.2, 0.8, 1.0])
-def test_the_energy_never_rises(engine: Backend, weight: float) -> None:
+def test_the_energy_never_rises(backend: Backend, weight: float) -> None:
     """For Potts with strong weights, to float32's rounding of sums over 280 voxels; no step has to be shortened."""
     case = random_case(3)
     model = resolve(case, volume__weight=weight, bilateral__weight=20.0, mean_field__num_iterations=15)
-    found = engine.mean_field(case.logits, case.image, None, case.spacing, model)
+    found = backend.mean_field(case.logits, case.image, None, case.spacing, model)
     assert (np.diff(found.energy) < 1e-3).all()
-    kernels = engine.kernels(case.image, None, case.spacing, model.kernels)
+    kernels = backend.kernels(case.image, None, case.spacing, model.kernels)
     assert set(kernels.forward(case.logits, model.mean_field).steps) == {1.0}
 
 
-def test_the_weight_goes_from_the_plain_model_to_volumes_that_are_kept(engine: Backend) -> None:
+def test_the_weight_goes_from_the_plain_model_to_volumes_that_are_kept(backend: Backend) -> None:
     """The smallest weight changes next to nothing, and each larger one leaves less of the change of volume."""
     case = random_case(3, masked=True)
     case.logits[1:] -= 1.0
@@ -159,7 +153,7 @@ def test_the_weight_goes_from_the_plain_model_to_volumes_that_are_kept(engine: B
     left = []
     for weight in (1e-9, 0.25, 0.5, 0.75, 1.0):
         model = resolve(case, volume__weight=weight)
-        marginals = softmax(engine.mean_field(case.logits, case.image, case.mask, case.spacing, model).logits[:, case.inside])
+        marginals = softmax(backend.mean_field(case.logits, case.image, case.mask, case.spacing, model).logits[:, case.inside])
         left.append(np.abs(marginals.sum(axis=1) - expected).max() / np.abs(plain.sum(axis=1) - expected).max())
         if weight < 1e-6:
             np.testing.assert_allclose(marginals, plain, atol=1e-5)
@@ -169,7 +163,7 @@ def test_the_weight_goes_from_the_plain_model_to_volumes_that_are_kept(engine: B
 
 @pytest.mark.parametrize("keep", KEPT)
 @pytest.mark.parametrize("weight", [0.4, 1.0])
-def test_gradients_are_slopes(engine: Backend, weight: float, keep: str) -> None:
+def test_gradients_are_slopes(backend: Backend, weight: float, keep: str) -> None:
     """Central differences in float64 over 1e-5: errors of 1e-10 of the third derivative, and of 1e-11 of a loss below 100."""
     case, rng = random_case(2, masked=True), np.random.default_rng(3)
     model = resolve(
@@ -198,7 +192,7 @@ def test_gradients_are_slopes(engine: Backend, weight: float, keep: str) -> None
     def forward(values):
         kernel = dataclasses.replace(model.kernels.kernels[0], theta_position=tuple(values["theta_alpha"][0]))
         wanted = dataclasses.replace(model.kernels, kernels=(kernel, *model.kernels.kernels[1:]))
-        kernels = engine.kernels(values["image"], case.mask, case.spacing, wanted)
+        kernels = backend.kernels(values["image"], case.mask, case.spacing, wanted)
         names = ("weights", "compatibility", "bias")
         numbers = {name: float(values[name]) for name in ("temperature", "volume_weight")}
         spec = dataclasses.replace(run, **numbers, **{name: values[name] for name in names})
@@ -216,11 +210,11 @@ def test_gradients_are_slopes(engine: Backend, weight: float, keep: str) -> None
         assert slope == pytest.approx((ends[1] - ends[0]) / 2e-5, rel=1e-5, abs=1e-6), name
 
 
-def test_the_gradient_of_the_weight_goes_on_to_one(engine: Backend) -> None:
+def test_the_gradient_of_the_weight_goes_on_to_one(backend: Backend) -> None:
     """A difference to one side, over 1e-4, has an error of some 1e-4 of the slope."""
     case, by_out = random_case(2), np.random.default_rng(1).normal(size=random_case(2).logits.shape)
     model = resolve(case, volume__weight=1.0, volume__keep="argmax")
-    kernels = engine.kernels(case.image.astype(np.float64), None, case.spacing, model.kernels)
+    kernels = backend.kernels(case.image.astype(np.float64), None, case.spacing, model.kernels)
     logits = case.logits.astype(np.float64)
     specs = [dataclasses.replace(model.mean_field, volume_weight=weight) for weight in (1.0 - 1e-4, 1.0)]
     tapes = [kernels.forward(logits, spec) for spec in specs]
@@ -229,14 +223,14 @@ def test_the_gradient_of_the_weight_goes_on_to_one(engine: Backend) -> None:
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
-def test_labels_that_occur_nowhere_stay_away(engine: Backend, weight: float) -> None:
+def test_labels_that_occur_nowhere_stay_away(backend: Backend, weight: float) -> None:
     """Neither a label without mass nor one that no voxel has as its most probable label makes the equations singular."""
     case = random_case(2, num_labels=5)
     case.logits[2] = -1e4
     case.logits[3] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
     model = resolve(case, volume__weight=weight, volume__keep="argmax")
-    found = engine.mean_field(case.logits, case.image, None, case.spacing, model)
+    found = backend.mean_field(case.logits, case.image, None, case.spacing, model)
     masses = softmax(found.logits).reshape(5, -1).sum(axis=1)
     assert np.isfinite(found.logits).all()
     assert not masses[2:4].any()
@@ -283,36 +277,26 @@ def _parameters(weight: float):
     return CrfParameters().replace(**{"volume.weight": weight})
 
 
-def test_labels_that_share_channels_are_refused(engine: Backend) -> None:
+def test_labels_that_share_channels_are_refused(backend: Backend) -> None:
     """Their masses are not those of channels."""
     case = random_case(3)
     model = resolve(case, volume__weight=0.5)
     shared = ChannelLabels((8, 8, 8), np.arange(3, dtype=np.int32).reshape(3, 1, 1, 1))
     run = dataclasses.replace(model.mean_field, channel_labels=shared)
     with pytest.raises(ConfigError, match=r"volume\.weight: .*left out"):
-        engine.mean_field(case.logits, case.image, None, case.spacing, ModelSpec(model.kernels, run))
+        backend.mean_field(case.logits, case.image, None, case.spacing, ModelSpec(model.kernels, run))
 
 
-def test_the_gpu_refuses_volumes(compiled_backend: Backend) -> None:
-    """Nothing is ignored."""
-    if compiled_backend.name == "cpu":
-        pytest.skip("this engine keeps them")
-    case = random_case(3)
-    model = resolve(case, volume__weight=0.5)
-    with pytest.raises(ConfigError, match=r"volume\.weight: the GPU engine cannot keep volumes"):
-        compiled_backend.mean_field(case.logits, case.image, None, case.spacing, model)
-
-
-@pytest.mark.parametrize("num_labels", [2, 5, 7])
+@pytest.mark.parametrize("num_labels", [2, 5, 7, 19])
 @pytest.mark.parametrize("keep", KEPT)
-def test_float64_agrees_with_the_reference(num_labels: int, keep: str) -> None:
+def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels: int, keep: str) -> None:
     """Also for numbers of labels with loops of their own; both solve for the biases to 1e-13."""
     case, rng = random_case(2, num_labels=num_labels, masked=True), np.random.default_rng(num_labels)
     settings = {"mean_field__damping": 0.1, "mean_field__temperature": 0.9, "bilateral__weight": list(rng.uniform(0.5, 3.0, num_labels))}
     model = resolve(case, volume__weight=0.8, volume__keep=keep, **settings)
     logits, by_out, found = case.logits.astype(np.float64), rng.normal(size=case.logits.shape), []
-    for name in BACKENDS:
-        kernels = get_backend(name).kernels(case.image.astype(np.float64), case.mask, case.spacing, model.kernels)
+    for backend in (get_backend("reference"), compiled_backend):
+        kernels = backend.kernels(case.image.astype(np.float64), case.mask, case.spacing, model.kernels)
         tape = kernels.forward(logits, model.mean_field)
         found.append((tape, kernels.backward(tape, logits, by_out, model.mean_field, wants_image=True)))
     (expected, expected_grads), (tape, grads) = found
@@ -321,6 +305,24 @@ def test_float64_agrees_with_the_reference(num_labels: int, keep: str) -> None:
     for name in ("logits", "weights", "temperature", "bias", "theta_alpha", "image", "volume_weight"):
         value = np.asarray(getattr(expected_grads, name))
         np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("keep", KEPT)
+@pytest.mark.parametrize("num_labels", [3, 11])
+def test_the_rule_for_stopping_counts_the_biases(compiled_backend: Backend, keep: str, num_labels: int) -> None:
+    """Strong weights per label, with which the energy of some rises and halves the steps, until the tolerance is met."""
+    case = random_case(3, num_labels=num_labels, masked=True)
+    weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
+    settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
+    model = resolve(case, volume__weight=0.9 if keep == "expected" else 1.0, volume__keep=keep, **settings)
+    expected, found = (
+        backend.mean_field(case.logits, case.image, case.mask, case.spacing, model)
+        for backend in (get_backend("reference"), compiled_backend)
+    )
+    assert expected.converged
+    assert 5 < expected.num_iterations < 30
+    assert (found.num_iterations, found.converged) == (expected.num_iterations, True)
+    np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-4)
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:

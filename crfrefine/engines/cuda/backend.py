@@ -19,7 +19,7 @@ from crfrefine.engines.cuda.device import Device, active_for, capacity, check_me
 from crfrefine.engines.cuda.held import SHARE, HeldChannels
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
-from crfrefine.engines.cuda.memory import case_bytes, message_bytes
+from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError
@@ -101,6 +101,8 @@ class CudaBackend:
             )
             if isinstance(logits, HeldChannels):
                 needed -= logits.nbytes
+            if spec.mean_field.volume_weight > 0.0:
+                needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
             guide = np.asarray(image, dtype=np.float32)
             kernels = CudaKernels(self.device, guide, mask, spacing, spec.kernels, axes, progress, origin)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.moments import FeatureColumns, add_moments, filtered
+from crfrefine.engines.cuda.volume_backward import VolumeBackward, all_marginals
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
@@ -66,15 +67,17 @@ class Backward:
         self._voxels, self._kernels, self._features, self._spec = voxels, kernels, features, spec
         self._wants_theta, self._wants_moments, self._wants_image = wants_theta, wants_theta or wants_image, wants_image
 
-    def run(self, record: Any, steps: Sequence[float], by_logits: Any) -> Gradients:
+    def run(self, record: Any, steps: Sequence[float], by_logits: Any, volume: VolumeBackward | None = None) -> Gradients:
         """Run the steps backward.
 
         Args:
             record: (step, channel, voxel) marginals at the start of each step.
             steps: their lengths.
-            by_logits: (label, voxel) gradient of the loss with respect to the logits of the last step.
+            by_logits: (label, voxel) gradient of the loss with respect to the logits of the last step; overwritten with a volume term.
+            volume: the volume term of the run; None: it has none.
         """
         xp = self._voxels.device.xp
+        by_logits = xp.ascontiguousarray(by_logits)  # a row per label, which kernels read
         num_labels, dtype = len(by_logits), by_logits.dtype
         num_modalities = max((features.num_modalities for features in self._features), default=0)
         self._compatibility = self._voxels.device.upload(np.asarray(self._spec.compatibility, dtype=dtype))
@@ -90,22 +93,18 @@ class Backward:
         self._by_ones = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
         by_x = by_logits
         for t in reversed(range(len(steps))):
-            by_x = self._step_back(self._marginals(record[t], num_labels), float(steps[t]), by_x)
+            if volume is not None:
+                volume.step_back(t, float(steps[t]), by_x)
+            by_x = self._step_back(all_marginals(xp, record[t], num_labels), float(steps[t]), by_x)
         self._found.scores += by_x
+        if volume is not None:
+            volume.finish(self._found.scores)
         if self._wants_moments:
             for m in range(len(self._kernels)):
                 self._normalization_back(m)
         for theta, features in zip(self._found.theta, self._features, strict=True):
             theta /= np.array(features.thetas)
         return self._found
-
-    def _marginals(self, channels: Any, num_labels: int) -> Any:
-        """Return the marginals of all labels; those of the last label follow from the others where they are not recorded."""
-        xp = self._voxels.device.xp
-        if len(channels) == num_labels:
-            return channels
-        rest = xp.maximum(1.0 - channels.sum(axis=0), 0.0)
-        return xp.concatenate([channels, rest[None]])
 
     def _step_back(self, marginals: Any, step: float, by_x: Any) -> Any:
         """Turn the gradient for the logits after a step into that for the logits before it."""

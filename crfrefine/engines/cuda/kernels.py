@@ -20,11 +20,13 @@ from crfrefine.engines.cuda.device import Device, active_for, capacity, check_me
 from crfrefine.engines.cuda.held import SHARE, HeldChannels, HeldResult
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
-from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes
+from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
 from crfrefine.engines.cuda.moments import FeatureColumns
+from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.origin import checked_origin
-from crfrefine.engines.volume import refuse_volume
+from crfrefine.engines.volume import check_volume
+from crfrefine.engines.volume_part import volume_part
 from crfrefine.errors import BackendUnavailableError, InputError
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class CudaKernels:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
         self._device, self._spec, self._num_labels, self._num_bilateral = device, spec, spec.num_labels, len(spec.bilateral)
+        self._mask = mask
         origin = checked_origin(origin, image.shape)
         inside = math.prod(image.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         needed = build_bytes(image.shape, inside, num_bilateral=self._num_bilateral, filter_name=spec.filter, dtype=image.dtype)
@@ -87,11 +90,12 @@ class CudaKernels:
         spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
-            self._check(run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype), "a run")
+            self._check(self._run_bytes(spec), "a run")
             given = self._array(logits)
             self._device.synchronize()
             uploaded = time.perf_counter()
-            outcome = self._run(given, spec, staged(progress, "mean field"))
+            part = self._volume_part(given, logits, spec)
+            outcome = self._run(given, spec, staged(progress, "mean field"), part=part)
             stepped = time.perf_counter()  # the steps are done, since their energies are on the host
             report = MeanFieldReport(outcome.num_iterations, outcome.converged, outcome.energy, self.filters)
             timings = {
@@ -111,10 +115,12 @@ class CudaKernels:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         spec = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=spec.num_iterations)
-            self._check(needed, "a run")
-            outcome = self._run(self._array(logits), spec, records=True)
-            return Tape(self._give(outcome.logits, logits), self._give(outcome.record, logits), outcome.steps)
+            self._check(self._run_bytes(spec, num_recorded=spec.num_iterations + (spec.volume_weight > 0.0)), "a run")
+            given = self._array(logits)
+            part = self._volume_part(given, logits, spec)
+            outcome = self._run(given, spec, part=part, records=True)
+            record = self._give(outcome.record, logits)
+            return Tape(self._give(outcome.logits, logits), record, outcome.steps, volume_biases=outcome.volume_biases, volume_part=part)
 
     def backward(
         self,
@@ -133,10 +139,14 @@ class CudaKernels:
         index = self._voxels.grid_index
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             needed = backward_bytes(self._shape(), self.num_voxels, self.dtype, num_wanted=len(self._image) * wants_image)
+            needed += self._volume_bytes(spec)
             self._check(needed, "the backward pass")
             given, by_out = self._array(logits), self._array(gradient)
+            record, volume = self._device.upload(tape.record), None
+            if tape.volume_biases is not None:
+                volume = VolumeBackward(self._voxels, spec, record, tape.volume_biases, tape.volume_part)
             found = Backward(self._voxels, self._kernels, self._features, spec, wants_theta=wants_theta, wants_image=wants_image).run(
-                self._device.upload(tape.record), tape.steps, by_out.reshape(self._num_labels, -1)[:, index]
+                record, tape.steps, by_out.reshape(self._num_labels, -1)[:, index], volume
             )
             inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
             by_logits = by_out * inverse
@@ -174,17 +184,48 @@ class CudaKernels:
                 theta_beta=bilateral[:, :num_modalities],
                 theta_gamma=spatial,
                 image=None if by_image is None else self._give(by_image, logits),
+                volume_weight=None if volume is None else spec.volume_weight_gradient(volume.by_slack),
             )
 
     def _run(
-        self, given: Any, spec: MeanFieldSpec, progress: Callable[[int, int], None] | None = None, *, records: bool = False
+        self,
+        given: Any,
+        spec: MeanFieldSpec,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        part: NDArray[np.bool_] | None,
+        records: bool = False,
     ) -> MeanFieldOutcome:
-        return run_mean_field(self._voxels, self._kernels, spec, given, progress, watches_energy=self._spec.watches_energy, records=records)
+        options = {"watches_energy": self._spec.watches_energy, "records": records}
+        return run_mean_field(self._voxels, self._kernels, spec, given, progress, volume_part=part, **options)
+
+    def _run_bytes(self, spec: MeanFieldSpec, *, num_recorded: int = 0) -> float:
+        needed = run_bytes(self._shape(), self.num_voxels, spec.num_channels, self.dtype, num_recorded=num_recorded)
+        return needed + self._volume_bytes(spec)
+
+    def _volume_bytes(self, spec: MeanFieldSpec) -> float:
+        if spec.volume_weight == 0.0:
+            return 0.0
+        return volume_bytes(self._num_labels, self.num_voxels, spec.num_channels, self.dtype)
+
+    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> NDArray[np.bool_] | None:
+        """Return at which masked voxels the volume term of a run applies; None: at all, or there is no term.
+
+        Args:
+            given: the logits on the device, which are downloaded only where components have to be found.
+            logits: the same as they were passed.
+            spec: the run.
+        """
+        if spec.volume_weight == 0.0 or spec.volume_keep != "largest":
+            return None
+        on_host = logits.astype(given.dtype, copy=False) if isinstance(logits, np.ndarray) else self._device.download(given)
+        inside = np.ones(self._grid_shape, dtype=np.bool_) if self._mask is None else np.asarray(self._mask, dtype=np.bool_)
+        return volume_part(on_host, inside, spec)
 
     def _plain(self, spec: MeanFieldSpec) -> MeanFieldSpec:
         """Return the run without labels that share channels, which this engine cannot tell apart."""
         check_channel_labels(spec, self._num_labels, self._grid_shape)
-        refuse_volume(spec, "the GPU engine")
+        check_volume(spec)
         plain = spec.as_plain()
         if plain.channel_labels is not None:
             raise BackendUnavailableError(

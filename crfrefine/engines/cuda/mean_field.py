@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width, to_channels
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MOST_THREADS
+from crfrefine.engines.cuda.volume import VolumeSteps
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ _FEWEST_REPEATED = 4
 
 # The same as in kernels/cuda/mean_field.cu.
 _NUM_SUMS, _FOLD = 6, 32
-_NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
+_STEP, _NUM_STEPS, _CONVERGED, _NUM_STATES = 0, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class MeanFieldOutcome:
         converged: whether the stopping rule was met.
         energy: free energy of the marginals at the start of each step.
         steps: length of each step.
-        record: (step, channel, voxel) marginals at the start of each step, on the device; None unless asked for.
+        record: (step, channel, voxel) marginals at the start of each step, on the device, with a volume term those after the last step,
+            too; None unless asked for.
+        volume_biases: (steps, label), those of the volume term; None without it.
     """
 
     logits: Any
@@ -44,6 +48,7 @@ class MeanFieldOutcome:
     energy: tuple[float, ...]
     steps: tuple[float, ...]
     record: Any = None
+    volume_biases: NDArray[np.float64] | None = None
 
 
 def run_mean_field(
@@ -53,6 +58,7 @@ def run_mean_field(
     logits: Any,
     progress: Callable[[int, int], None] | None = None,
     *,
+    volume_part: NDArray[np.bool_] | None = None,
     watches_energy: bool = True,
     records: bool = False,
 ) -> MeanFieldOutcome:
@@ -64,11 +70,12 @@ def run_mean_field(
         spec: the run, with weights of the precision of the logits.
         logits: (label, *grid) float32 or float64, on the device.
         progress: called before each step with its number and the number of all steps.
+        volume_part: (voxel), where the volume term applies; None: everywhere, or there is no term.
         watches_energy: whether a rise of the energy halves the steps.
         records: whether to save what the backward pass needs.
     """
-    kept = {"watches_energy": watches_energy, "records": records}
-    outcome, num_launched = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=True)
+    kept: dict[str, Any] = {"volume_part": volume_part, "watches_energy": watches_energy, "records": records}
+    outcome, num_launched = _iterate(voxels, kernels, spec, logits, progress, **kept, repeats=spec.volume_weight == 0.0)
     if outcome.num_iterations != num_launched:
         warnings.warn(
             f"a GPU took {outcome.num_iterations} of {num_launched} steps that were recorded; they are launched one by one now",
@@ -86,12 +93,16 @@ def _iterate(
     logits: Any,
     progress: Callable[[int, int], None] | None,
     *,
+    volume_part: NDArray[np.bool_] | None,
     watches_energy: bool,
     records: bool,
     repeats: bool,
 ) -> tuple[MeanFieldOutcome, int]:
-    """Run all steps; return their result and how many were launched. `repeats`: steps with the same launches may be recorded."""
-    run = _Run(voxels, kernels, spec, logits, watches_energy=watches_energy, records=records)
+    """Run all steps; return their result and how many were launched. `repeats`: steps with the same launches may be recorded.
+
+    With a volume term they never are: the host decides what is launched.
+    """
+    run = _Run(voxels, kernels, spec, logits, volume_part=volume_part, watches_energy=watches_energy, records=records)
     may_stop = spec.tolerance > 0.0
     # A step that may turn out to be the last one stores its logits; a damped step starts from those of the previous step.
     # The energy of a Potts model with one weight for all labels does not rise.
@@ -120,7 +131,15 @@ class _Run:
     """The arrays of a run, and its launches."""
 
     def __init__(
-        self, voxels: Voxels, kernels: Sequence[Kernel], spec: MeanFieldSpec, logits: Any, *, watches_energy: bool, records: bool
+        self,
+        voxels: Voxels,
+        kernels: Sequence[Kernel],
+        spec: MeanFieldSpec,
+        logits: Any,
+        *,
+        volume_part: NDArray[np.bool_] | None,
+        watches_energy: bool,
+        records: bool,
     ) -> None:
         self._voxels, self._kernels, self._spec, self._logits = voxels, kernels, spec, logits
         self._watches_energy = watches_energy
@@ -148,7 +167,8 @@ class _Run:
         self._bias = None if spec.bias is None else self._device.upload(np.asarray(spec.bias, dtype=dtype))
         self._out = xp.empty_like(logits)
         self._num_done = 0
-        self._record = xp.empty((spec.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
+        keeps_volumes = spec.volume_weight > 0.0
+        self._record = xp.empty((spec.num_iterations + keeps_volumes, num_channels, num_voxels), dtype=dtype) if records else None
         self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
         self._launch(
             "start",
@@ -166,12 +186,15 @@ class _Run:
         )
         sums = self._fold()
         self._launch("begin_run", 1, sums, sums.shape[1], 1.0 - float(dtype.type(spec.damping)), self._state)
+        self._volume = None
+        if keeps_volumes:
+            self._volume = VolumeSteps(voxels, spec, self._constants, self._out, self._marginals, volume_part)
 
     def step(self, *, keeps: bool, is_last: bool) -> None:
         """Launch one step."""
-        if self._record is not None:
-            self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
-            self._num_done += 1
+        self._store_marginals()
+        if self._volume is not None:
+            self._volume.begin_step()
         for number, (kernel, weight) in enumerate(zip(self._kernels, self._weights, strict=True)):
             kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
         voxels, spec = self._voxels, self._spec
@@ -192,10 +215,15 @@ class _Run:
             int(spec.tolerance > 0.0),
             self._state,
             self._out if keeps else None,
-            self._out if keeps or is_last else None,
+            self._out if keeps or is_last or self._volume is not None else None,
             self._num_threads,
             self._partial,
         )
+        watches, of_volumes = self._watches_energy, 0.0
+        if self._volume is not None:
+            step = float(self._device.download(self._state)[_STEP])
+            of_volumes = self._volume.end_step(step, self._num_threads, self._partial)
+            watches = watches and self._volume.may_compare
         sums = self._fold()
         self._launch(
             "end_step",
@@ -203,7 +231,8 @@ class _Run:
             sums,
             sums.shape[1],
             voxels.num_voxels,
-            int(self._watches_energy),
+            int(watches),
+            of_volumes,
             spec.tolerance,
             max(spec.num_iterations, 1),
             self._state,
@@ -218,7 +247,18 @@ class _Run:
         state = self._device.download(self._state)
         done, most = int(state[_NUM_STEPS]), max(self._spec.num_iterations, 1)
         energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
-        return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()), self._record)
+        biases = None
+        if self._volume is not None:
+            self._store_marginals()
+            biases = np.array(self._volume.biases).reshape(done, self._spec.num_labels)
+        found = (done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()))
+        return MeanFieldOutcome(self._out, *found, self._record, biases)
+
+    def _store_marginals(self) -> None:
+        """Add them to the record, if there is one."""
+        if self._record is not None:
+            self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
+            self._num_done += 1
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)

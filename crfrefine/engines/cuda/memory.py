@@ -67,6 +67,20 @@ def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, d
     return size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
 
 
+def mass_threads(num_voxels: int) -> int:
+    """Return the number of threads that sum masses and products of labels, 64 voxels each, fewer where that would be few threads."""
+    return min(num_voxels, max(1 << 15, -(-num_voxels // 64)))
+
+
+def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any) -> float:
+    """Return the bytes of the volume term: old marginals, what is counted, sums of the threads, and with many labels what normalizes."""
+    num_sums = min(64, num_labels * (num_labels + 1) // 2)
+    sums = 8.0 * 1.1 * num_sums * (mass_threads(num_voxels) + 64.0)
+    own = padded_channels(num_channels) + (2.0 if num_labels > 8 else 0.0)
+    # Part and labels, counted in numbers of 64 bits.
+    return sums + num_voxels * (_itemsize(dtype) * own + 13.0)
+
+
 def backward_bytes(logits_shape: Sequence[int], num_voxels: int, dtype: Any, *, num_wanted: int) -> float:
     """Return the bytes of the backward pass, without logits, record and the gradient of the loss.
 

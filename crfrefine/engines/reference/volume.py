@@ -5,6 +5,7 @@ The mass of a label is the sum of its marginals over the masked voxels (docs/ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,17 +66,32 @@ class VolumeTerm:
             step: factor of the bias: the new marginals are softmax(x + step * bias).
             start: (L,), where the search starts.
         """
+
+        def masses_of(bias: Float) -> tuple[Float, Float]:
+            scores = np.exp(x + step * bias - (x + step * bias).max(axis=1, keepdims=True))
+            return sums_of(scores / scores.sum(axis=1, keepdims=True))
+
+        return self.search(masses_of, step, start, LAST_CHANGE)
+
+    def search(self, masses_of: Callable[[Float], tuple[Float, Float]], step: float, start: Float, last_change: float) -> Float:
+        """Return the bias per label that balances the masses, (L,), with mean 0, for marginals that are elsewhere.
+
+        Args:
+            masses_of: masses (L,) and their covariance (L, L), for a bias, as from `sums_of`; called once per Newton step.
+            step: as in `balance`.
+            start: (L,), where the search starts.
+            last_change: size in nats of a Newton step that is the last one.
+        """
         bias = start
         for _ in range(MOST_PASSES):
-            scores = np.exp(x + step * bias - (x + step * bias).max(axis=1, keepdims=True))
-            marginals = scores / scores.sum(axis=1, keepdims=True)
+            masses, covariance = masses_of(bias)
             balanced = self._balanced(bias)
-            change = -np.linalg.solve(self._curvature(marginals, balanced, step), marginals.sum(axis=0) + PSEUDO_VOXELS - balanced)
+            change = -np.linalg.solve(self._curvature(covariance, balanced, step), masses + PSEUDO_VOXELS - balanced)
             # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
             size = max(step, self.slack) * float(np.ptp(change))
             bias = bias + change * (np.log1p(size) / size if size > 0.0 else 1.0)
             bias = bias - bias.mean()
-            if size < LAST_CHANGE:
+            if size < last_change:
                 break
         return bias
 
@@ -88,11 +104,23 @@ class VolumeTerm:
             bias: (L,), returned by `balance`.
             step: as in `balance`.
         """
-        by_bias = step * gradient.sum(axis=0)
-        masses = marginals.sum(axis=0) + PSEUDO_VOXELS
-        pull = np.linalg.solve(self._curvature(marginals, masses, step), by_bias - by_bias.mean())
+        pull, by_target, by_slack = self.pull(gradient.sum(axis=0), *sums_of(marginals), bias, step)
         by_x = gradient - marginals * (pull - (marginals @ pull)[:, None])
-        return by_x, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
+        return by_x, by_target, by_slack
+
+    def pull(self, gradient: Float, masses: Float, covariance: Float, bias: Float, step: float) -> tuple[Float, Float, float]:
+        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradients with respect to the target (L,) and the slack.
+
+        Args:
+            gradient: (L,), sum over the voxels of that with respect to the log-marginals.
+            masses: (L,), of the marginals with the bias.
+            covariance: (L, L), as from `sums_of`.
+            bias: (L,), returned by `balance`.
+            step: as in `balance`.
+        """
+        masses = masses + PSEUDO_VOXELS
+        pull = np.linalg.solve(self._curvature(covariance, masses, step), step * (gradient - gradient.mean()))
+        return pull, pull * masses / (self.target + PSEUDO_VOXELS), -float((pull * masses * bias).sum())
 
     def _balanced(self, bias: Float) -> Float:
         """Masses, with pseudo-voxels, for which the bias would be right: proportional to (V + 1) e^(-slack bias)."""
@@ -100,8 +128,13 @@ class VolumeTerm:
         scaled = target * np.exp(-self.slack * bias)
         return np.asarray(scaled * (target.sum() / scaled.sum()))
 
-    def _curvature(self, marginals: Float, balanced: Float, step: float) -> Float:
+    def _curvature(self, covariance: Float, balanced: Float, step: float) -> Float:
         """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
         total = np.outer(balanced, balanced) / balanced.sum()
-        of_masses = np.diag(marginals.sum(axis=0)) - marginals.T @ marginals
-        return np.asarray(step * of_masses + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
+        return np.asarray(step * covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
+
+
+def sums_of(marginals: Float) -> tuple[Float, Float]:
+    """Masses (L,) of marginals (N, L), and the sum of their covariances (L, L), H in docs/reference/math.md, section 11.2."""
+    masses = marginals.sum(axis=0)
+    return masses, np.asarray(np.diag(masses) - marginals.T @ marginals)

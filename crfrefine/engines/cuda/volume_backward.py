@@ -1,0 +1,83 @@
+"""The gradients of the volume term on the device (docs/reference/math.md, section 11.5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda.device import precision, row_width
+from crfrefine.engines.cuda.volume import MassSums
+from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.reference.volume import VolumeTerm
+
+if TYPE_CHECKING:
+    from crfrefine.specs import MeanFieldSpec
+
+
+class VolumeBackward:
+    """What the biases of the steps pass on to the logits, and to the masses that are kept.
+
+    Attributes:
+        by_slack: gradient with respect to the slack, of the steps so far.
+    """
+
+    def __init__(
+        self,
+        voxels: Voxels,
+        spec: MeanFieldSpec,
+        record: Any,
+        biases: NDArray[np.float64],
+        part: NDArray[np.bool_] | None,
+    ) -> None:
+        """Take a run.
+
+        Args:
+            voxels: the masked voxels.
+            spec: the run.
+            record: (step + 1, channel, voxel) marginals at the start of each step and after the last one, on the device.
+            biases: (step, label).
+            part: (voxel) where the term applies, on the host; None: everywhere.
+        """
+        self._voxels, self._spec, self._record, self._biases = voxels, spec, record, biases
+        self._device, dtype, num_channels = voxels.device, record.dtype, spec.num_channels
+        widths = {"CRF_CHANNELS": num_channels, "CRF_WIDTH": row_width(num_channels)}
+        self._constants = {"CRF_LABELS": spec.num_labels, **widths, **precision(dtype)}
+        self._part = None if part is None else self._device.upload(np.asarray(part, dtype=np.uint8))
+        self._sums = MassSums(voxels, self._constants, self._part, dtype)
+        # No gradient depends on numbers of voxels.
+        target = np.zeros(spec.num_labels) if spec.keeps_counts else self._sums.of_marginals(self._marginals(0))[0]
+        self._term = VolumeTerm(target, spec.volume_slack)
+        self._by_target = np.zeros(spec.num_labels)
+        self.by_slack = 0.0
+
+    def step_back(self, t: int, step: float, by_x: Any) -> None:
+        """Turn the gradient (label, voxel) for the logits after step t, as if its biases were constant, into the whole one, in place."""
+        marginals = self._marginals(t + 1)
+        masses, covariance = self._sums.of_marginals(marginals)
+        pull, by_target, by_slack = self._term.pull(self._sums.total(by_x), masses, covariance, self._biases[t], step)
+        self._by_target += by_target
+        self.by_slack += by_slack
+        self._pull(marginals, -pull, by_x)
+
+    def finish(self, by_start: Any) -> None:
+        """Add to the gradient (label, voxel) for the first logits what the masses that are kept pass on, if they depend on these."""
+        if not self._spec.keeps_counts:
+            self._pull(self._marginals(0), self._by_target, by_start)
+
+    def _pull(self, marginals: Any, by_mass: NDArray[np.float64], gradient: Any) -> None:
+        given = self._device.upload(np.asarray(by_mass, dtype=gradient.dtype))
+        num_voxels = self._voxels.num_voxels
+        self._device.launch("volume", "pull_masses", self._constants, num_voxels, marginals, num_voxels, self._part, given, gradient)
+
+    def _marginals(self, t: int) -> Any:
+        return all_marginals(self._device.xp, self._record[t], self._spec.num_labels)
+
+
+def all_marginals(xp: Any, channels: Any, num_labels: int) -> Any:
+    """Return the marginals of all labels from (channel, voxel) ones; those of the last follow from the others if they are not there."""
+    if len(channels) == num_labels:
+        return channels
+    rest = xp.maximum(1.0 - channels.sum(axis=0), 0.0)
+    return xp.concatenate([channels, rest[None]])
