@@ -3,6 +3,7 @@
 //
 // CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
+#include "cuda/slice.h"
 
 namespace crf {
 
@@ -41,9 +42,7 @@ CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, cons
            Real amplitude, const Real* scale, const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    Channels total = zero_row<CRF_WIDTH>();
-    for (int k = 0; k < num_corners; ++k)
-        add_scaled(total, rows[corner_vertex[k * num_voxels + n]], static_cast<Real>(corner_weight[k * num_voxels + n]));
+    const Channels total = interpolated(rows, corner_vertex, corner_weight, num_corners, num_voxels, n);
     const Real factor = scale ? amplitude * scale[n] : amplitude;
     put_weighted(sum, n, total, factor, channel_weight, adds);
 }

@@ -44,8 +44,9 @@ HOT = {
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "channels": [{}],
     "mean_field": [
-        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
+        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_SLICES": slices}
         for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
+        for slices in (0, 1)
     ],
 }
 

@@ -48,6 +48,21 @@ class Kernel:
         sent = self.scale if self.scales_sent else None
         self.filter.accumulate(values, sent, self.scale, channel_weight, total, transposed=transposed, adds=adds)
 
+    @property
+    def can_be_sliced(self) -> bool:
+        """Whether its message can be left at the vertices of a lattice, to be sliced where it is needed."""
+        return isinstance(self.filter, LatticeFilter)
+
+    def to_vertices(self, group: Any, channel_weight: Any) -> tuple[Any, ...]:
+        """Filter one group of channels up to the slicing; return the arguments with which `update` in mean_field.cu slices.
+
+        Args:
+            group: (voxel, width).
+            channel_weight: (width).
+        """
+        assert isinstance(self.filter, LatticeFilter)
+        return *self.filter.to_vertices(group, self.scale if self.scales_sent else None), self.scale, channel_weight
+
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
     """Compute the normalization of a kernel.

@@ -277,63 +277,65 @@ class LatticeFilter:
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
+        device, num_voxels = self.lattice.device, values.shape[1]
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            *corners, amplitude = self.to_vertices(group, sent, transposed=transposed)
+            arguments = (*corners, num_voxels, amplitude, received, weight, out, int(adds))
+            device.launch("lattice", "slice_values", row_constants(values), num_voxels, *arguments)
+
+    def to_vertices(self, group: Any, sent: Any, *, transposed: bool = False) -> tuple[Any, Any, Any, int, float]:
+        """Splat and blur one group of channels.
+
+        Args:
+            group: (voxel, width).
+            sent: (voxel) factors, or None for ones.
+            transposed: see `Filter.accumulate`.
+
+        Returns:
+            What a kernel needs in order to slice: the values at the vertices, which the next call overwrites; vertex and weight of each
+            corner; their number per voxel; and the factor of what it interpolates.
+        """
         lattice = self.lattice
         device, num_vertices = lattice.device, lattice.num_vertices
-        _, num_voxels, width = values.shape
-        constants = row_constants(values)
+        width = group.shape[1]
+        constants = row_constants(group)
         if width not in self._rows:
             check_memory(
-                device, float(values.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices"
+                device, float(group.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices"
             )
             self._rows[width] = (
-                device.xp.empty((lattice.num_rows, width), dtype=values.dtype),
-                device.xp.empty((num_vertices, width), dtype=values.dtype),
+                device.xp.empty((lattice.num_rows, width), dtype=group.dtype),
+                device.xp.empty((num_vertices, width), dtype=group.dtype),
             )
         num_segments, num_shared = int(lattice.segment_row.size), int(lattice.shared_vertex.size)
         directions = range(lattice.num_features + 1)
         weights = lattice.entry_weight if sent is None else self._weighed(sent)
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            rows, other = self._rows[width]
-            device.launch_blocks(
-                "splat",
-                "splat" if sent is None else "splat_weighed",
-                {**constants, "CRF_THREADS": SPLAT_THREADS},
-                -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
-                group,
-                lattice.entry_voxel,
-                weights,
-                lattice.segment_begin,
-                lattice.segment_row,
-                num_segments,
-                rows,
-            )
-            device.launch(
-                "lattice",
-                "sum_segments",
-                constants,
-                num_shared,
-                lattice.shared_vertex,
-                lattice.shared_first,
-                lattice.shared_rows,
-                num_shared,
-                rows,
-            )
-            for j in reversed(directions) if transposed else directions:
-                device.launch("lattice", "blur", constants, num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
-                rows, other = other, rows
-            device.launch(
-                "lattice",
-                "slice_values",
-                constants,
-                num_voxels,
-                rows,
-                lattice.corner_vertex,
-                lattice.corner_weight,
-                lattice.num_features + 1,
-                num_voxels,
-                lattice.amplitude(),
-                received,
-                weight,
-                out,
-                int(adds),
-            )
+        rows, other = self._rows[width]
+        device.launch_blocks(
+            "splat",
+            "splat" if sent is None else "splat_weighed",
+            {**constants, "CRF_THREADS": SPLAT_THREADS},
+            -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
+            group,
+            lattice.entry_voxel,
+            weights,
+            lattice.segment_begin,
+            lattice.segment_row,
+            num_segments,
+            rows,
+        )
+        device.launch(
+            "lattice",
+            "sum_segments",
+            constants,
+            num_shared,
+            lattice.shared_vertex,
+            lattice.shared_first,
+            lattice.shared_rows,
+            num_shared,
+            rows,
+        )
+        for j in reversed(directions) if transposed else directions:
+            device.launch("lattice", "blur", constants, num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
+            rows, other = other, rows
+        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, lattice.amplitude()

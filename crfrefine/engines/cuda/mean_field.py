@@ -122,7 +122,7 @@ class _Run:
     def __init__(
         self, voxels: Voxels, kernels: Sequence[Kernel], spec: MeanFieldSpec, logits: Any, *, watches_energy: bool, records: bool
     ) -> None:
-        self._voxels, self._kernels, self._spec, self._logits = voxels, kernels, spec, logits
+        self._voxels, self._spec, self._logits = voxels, spec, logits
         self._watches_energy = watches_energy
         self._device, xp = voxels.device, voxels.device.xp
         dtype = logits.dtype
@@ -130,7 +130,13 @@ class _Run:
         width = row_width(num_channels)
         num_groups = num_row_groups(num_channels)
         self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
-        self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
+        weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
+        storing = list(zip(kernels, weights, strict=True))
+        # The last one that can be is sliced by `update`: its message is neither stored nor read again.
+        last = max((m for m, kernel in enumerate(kernels) if kernel.can_be_sliced and num_groups == 1), default=None)
+        self._sliced = None if last is None else storing.pop(last)
+        self._storing = storing
+        self._constants["CRF_SLICES"] = int(last is not None)
         self._weighted_ones = None
         if num_channels < num_labels:
             self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
@@ -138,8 +144,8 @@ class _Run:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
-        # The first kernel stores its messages, the others add theirs.
-        self._messages = xp.empty_like(self._marginals) if kernels else xp.zeros_like(self._marginals)
+        # The first of the kernels that store their messages does not look at what was there, the others add theirs.
+        self._messages = xp.zeros_like(self._marginals) if not kernels else xp.empty_like(self._marginals) if storing else None
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._folded = self._fold_buffers()
@@ -172,8 +178,12 @@ class _Run:
         if self._record is not None:
             self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
             self._num_done += 1
-        for number, (kernel, weight) in enumerate(zip(self._kernels, self._weights, strict=True)):
+        for number, (kernel, weight) in enumerate(self._storing):
             kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
+        slicing: tuple[Any, ...] = (None, None, None, 0, 0.0, None, None)
+        if self._sliced is not None:
+            kernel, weight = self._sliced
+            slicing = kernel.to_vertices(self._marginals[0], weight[0])
         voxels, spec = self._voxels, self._spec
         self._launch(
             "update",
@@ -186,6 +196,7 @@ class _Run:
             self._inverse_temperature,
             self._marginals,
             self._messages,
+            *slicing,
             self._weighted_ones,
             self._compatibility,
             int(spec.is_potts),
