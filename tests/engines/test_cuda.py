@@ -25,7 +25,8 @@ from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.cuda.device import capacity, grouped, row_width
 from crfrefine.engines.cuda.filters import TruncatedFilter
 from crfrefine.engines.cuda.kernel_set import choose_filter
-from crfrefine.engines.cuda.lattice import SEGMENT, Lattice, LatticeFilter, feature_scales
+from crfrefine.engines.cuda.lattice import Lattice, LatticeFilter, feature_scales
+from crfrefine.engines.cuda.lists import FAN_IN, SEGMENT, group_size
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
@@ -155,18 +156,12 @@ def test_keys_wider_than_a_word_are_numbered_too() -> None:
 
 
 def _arrays(lattice: Lattice) -> list[np.ndarray]:
-    names = (
-        "vertex_low",
-        "corner_vertex",
-        "corner_weight",
-        "entry_voxel",
-        "entry_weight",
-        "after",
-        "before",
-        "segment_begin",
-        "segment_row",
-    )
-    return [getattr(lattice, name) for name in names]
+    lists, names = lattice.lists, ("vertex_low", "corner_vertex", "corner_weight", "after", "before")
+    return [
+        *(getattr(lattice, name) for name in names),
+        *(lists.entry_voxel, lists.entry_weight),
+        *(array for pieces in (lists.segments, *lists.levels) for array in (pieces.begin, pieces.row)),
+    ]
 
 
 def test_a_table_that_is_too_small_grows() -> None:
@@ -245,20 +240,43 @@ def test_results_are_the_same_bits_whatever_the_order_of_threads(filter_name: st
     assert other.energy == plain.energy
 
 
-def test_long_lists_are_added_up_in_segments() -> None:
-    """With positions and intensities out of play all voxels hang on a few vertices, whose lists are many segments long."""
-    case = random_case(3, num_modalities=1, grid_shape=(11, 8, 14))
+def test_long_lists_are_a_tree() -> None:
+    """With positions and intensities out of play all voxels hang on a few vertices: no thread adds up more than a few of them."""
+    case = random_case(3, num_modalities=1, grid_shape=(17, 29, 47))
     bilateral = _input(case, 1e3, 1e3)
-    lattice = Lattice(bilateral)
-    counts = np.bincount(lattice.corner_vertex.ravel())
-    assert counts.max() > 10 * SEGMENT
-    assert len(lattice.shared_vertex) > 0
+    lists = Lattice(bilateral).lists
+    assert lists.group == 8
+    assert bilateral.voxels.num_voxels > FAN_IN * SEGMENT[8]
+    assert len(lists.levels) == 2
+    assert np.diff(lists.segments.begin.astype(np.int64)).max() == SEGMENT[8]
+    assert max(np.diff(pieces.begin.astype(np.int64)).max() for pieces in lists.levels) == FAN_IN
     ones = np.ones((1, *case.image.shape[1:]), dtype=np.float32)
     found, expected = (
         engine.message(ones, case.image, None, case.spacing, one_kernel(theta_alpha=(1e3,) * 3, theta_beta=(1e3,), filter="lattice"))
         for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("theta", "group"), [((3.0, 0.05), 1), ((3.0, 0.15), 2), ((6.0, 0.5), 8)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_splat_is_the_sum_at_each_vertex(theta: tuple[float, float], group: int, width: int) -> None:
+    """By one thread per list, two or eight, as long as the lists are on average: with factors of the voxels and without."""
+    case = random_case(3, num_modalities=2, masked=True, grid_shape=(13, 9, 16))
+    case.image[:, :4] = 0.0  # a background, with longer lists than elsewhere
+    bilateral = _input(case, *theta)
+    lattice_filter = LatticeFilter(bilateral)
+    lattice, num_voxels = lattice_filter.lattice, bilateral.voxels.num_voxels
+    assert lattice.lists.group == group == group_size(lattice.corner_vertex.size, lattice.num_vertices)
+    assert len(lattice.lists.segments) > lattice.num_vertices
+    values, sent = np.random.default_rng(7).random((2, num_voxels, width), dtype=np.float32)
+    for factors in (None, np.ascontiguousarray(sent[:, 0])):
+        rows, _ = lattice_filter.splat(values, factors)
+        scaled = values * (1.0 if factors is None else factors[:, None].astype(np.float64))
+        expected = np.zeros((lattice.num_vertices, width))
+        for vertex, weight in zip(lattice.corner_vertex, lattice.corner_weight, strict=True):
+            np.add.at(expected, vertex, scaled * weight[:, None])
+        np.testing.assert_allclose(rows[: lattice.num_vertices], expected, rtol=1e-5)
 
 
 def test_the_transposed_lattice_is_the_transpose() -> None:

@@ -39,7 +39,7 @@ HOT = {
         _window(modalities, width, radius)
         for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
     ],
-    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256} for width in (1, 4, 8)],
+    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256, "CRF_GROUP": group} for width in (1, 4, 8) for group in (2, 8)],
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "channels": [{}],
@@ -59,7 +59,7 @@ LARGE = {
     "channels": {"CRF_DOUBLE": 1},
     "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
     "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256},
+    "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256, "CRF_GROUP": 8},
     "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
     "window_tiles": _window(28, 8, 1, 8, 4),
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
@@ -111,7 +111,7 @@ def test_spills_and_errors_would_be_seen() -> None:
     ("name", "kernel", "memory"),
     [
         ("lattice", "blur", "global"),
-        ("lattice", "sum_segments", "global"),
+        ("lattice", "sum_pieces", "global"),
         ("exact_tiles", "filter_all_tiles", "shared"),
         ("window_tiles", "filter_window_tiles", "shared"),
     ],

@@ -13,6 +13,8 @@ from oracles import random_case, resolve
 
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.lattice import Lattice
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -80,8 +82,17 @@ def test_the_splat_gathers_no_factor_of_the_normalization() -> None:
     assert launches["splat"] == 1  # for the normalization itself
     corners = 6
     least = num_voxels * (8 * corners + 4 * WIDTH)
-    # At most one segment of 16 bytes and one row per entry: far less where lists are long.
-    assert least <= found["splat_weighed"] <= least + num_voxels * corners * (16 + 4 * WIDTH)
+    # At most one segment of 8 bytes and one row per entry: far less where lists are long.
+    assert least <= found["splat_weighed"] <= least + num_voxels * corners * (8 + 4 * WIDTH)
+
+
+def test_where_a_segment_begins_and_ends_takes_eight_bytes() -> None:
+    """Places in the lists and rows have 32 bits: one of each per segment."""
+    case = random_case(3, num_modalities=2, masked=True, grid_shape=(14, 11, 39))
+    voxels = Voxels(cuda_shim.ShimDevice(), case.image.shape[1:], case.spacing, case.mask)
+    lists = Lattice(BilateralInput(voxels, case.image, [3.0] * 3, [0.15] * 2)).lists
+    for pieces in (lists.segments, *lists.levels):
+        assert pieces.begin.nbytes + pieces.row.nbytes == 8 * len(pieces) + 4
 
 
 @pytest.mark.parametrize(("spatial_weight", "num_messages"), [(0.5, 1), (0.0, 0)], ids=["both", "lattice alone"])

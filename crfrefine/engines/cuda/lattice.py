@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 
 from crfrefine.engines.cuda.device import Device, check_memory, precision, row_constants
+from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
 from crfrefine.engines.cuda.memory import first_table_bits, lattice_bytes, table_bytes, vertex_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
 COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
 """Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros, and so does this engine."""
-
-SEGMENT = 64
-"""Entries of a vertex's list that SPLAT_GROUP threads add up together."""
-SPLAT_GROUP = 8
-"""kGroup of splat.cu."""
-SPLAT_THREADS = 256
 
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
@@ -91,7 +86,7 @@ class Lattice:
         num_vertices: K.
         vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is None if 64 bits are enough.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
-        entry_voxel, entry_weight: the same sorted by vertex, corner and voxel, as splatting reads them.
+        lists: the same sorted by vertex, as splatting reads them.
         before, after: (direction, vertex) neighbors, -1 = absent.
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
@@ -143,7 +138,8 @@ class Lattice:
         )
         table, slots, corner_slot = self._fill_table(key_low, key_high, num_voxels, first_table_bits)
         self.num_vertices = int(slots.size)
-        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, SEGMENT)
+        segment = SEGMENT[group_size(num_corners, self.num_vertices)]
+        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, segment)
         check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
@@ -174,7 +170,7 @@ class Lattice:
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex, pairs)
         del table, slots, corner_slot, slot_vertex, key_low, key_high
         pairs = xp.sort(pairs)
-        self._list_entries(pairs, num_voxels)
+        self.lists = self._list_entries(pairs, num_voxels)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
@@ -215,31 +211,13 @@ class Lattice:
         self._launch("number_slots", self.num_vertices, order.astype(np.int64), slots, self.num_vertices, slot_vertex)
         return slot_vertex
 
-    def _list_entries(self, pairs: Any, num_voxels: int) -> None:
-        """Cut each vertex's list of sorted corners into segments; if a vertex has several segments, each gets its own row."""
-        xp = self.device.xp
-        num_corners, num_vertices = int(pairs.size), self.num_vertices
-        self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
-        self.entry_weight = xp.empty(num_corners, dtype=np.uint16)
-        begin = xp.empty(num_vertices + 1, dtype=np.int64)
-        self._launch(
-            "list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, self.entry_voxel, self.entry_weight, begin
-        )
-        num_segments = (begin[1:] - begin[:-1] + (SEGMENT - 1)) // SEGMENT
-        first_segment = xp.cumsum(num_segments) - num_segments
-        total = int(num_segments.sum())
-        segment = xp.arange(total, dtype=np.int64)
-        vertex = xp.searchsorted(first_segment, segment, side="right").astype(np.int64) - 1
-        self.segment_begin = xp.empty(total + 1, dtype=np.int64)
-        self.segment_begin[:-1] = begin[vertex] + (segment - first_segment[vertex]) * SEGMENT
-        self.segment_begin[-1] = num_corners
-        is_shared = num_segments[vertex] > 1
-        own_row = num_vertices + xp.cumsum(is_shared.astype(np.int64)) - 1
-        self.segment_row = xp.where(is_shared, own_row, vertex).astype(np.int64)
-        self.shared_vertex = xp.flatnonzero(num_segments > 1).astype(np.int64)
-        self.shared_rows = num_segments[self.shared_vertex].astype(np.int64)
-        self.shared_first = (num_vertices + xp.cumsum(self.shared_rows) - self.shared_rows).astype(np.int64)
-        self.num_rows = num_vertices + int(is_shared.sum())
+    def _list_entries(self, pairs: Any, num_voxels: int) -> VertexLists:
+        """Turn the sorted pairs of vertex and corner into lists."""
+        xp, num_corners = self.device.xp, int(pairs.size)
+        voxel, weight = xp.empty(num_corners, dtype=np.uint32), xp.empty(num_corners, dtype=np.uint16)
+        begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
+        self._launch("list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, voxel, weight, begin)
+        return VertexLists(xp, voxel, weight, begin)
 
     def amplitude(self) -> float:
         """Factor that gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6)."""
@@ -262,14 +240,14 @@ class LatticeFilter:
     def _weighed(self, sent: Any) -> Any:
         """Return the weights of the entries times the factors of their voxels, which are those of the normalization in every step."""
         if self._sent is not sent:
-            lattice = self.lattice
-            num_entries = int(lattice.entry_voxel.size)
+            device, lists = self.lattice.device, self.lattice.lists
+            num_entries = int(lists.entry_voxel.size)
             if self._weights is None or self._weights.dtype != sent.dtype:
-                check_memory(lattice.device, float(sent.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
-                self._weights = lattice.device.xp.empty(num_entries, dtype=sent.dtype)
+                check_memory(device, float(sent.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
+                self._weights = device.xp.empty(num_entries, dtype=sent.dtype)
             constants = {"CRF_WIDTH": 1, **precision(sent.dtype)}
-            arguments = (sent, lattice.entry_voxel, lattice.entry_weight, num_entries, self._weights)
-            lattice.device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
+            arguments = (sent, lists.entry_voxel, lists.entry_weight, num_entries, self._weights)
+            device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
             self._sent = sent
         return self._weights
 
@@ -297,45 +275,33 @@ class LatticeFilter:
         """
         lattice = self.lattice
         device, num_vertices = lattice.device, lattice.num_vertices
+        rows, other = self.splat(group, sent)
+        directions = range(lattice.num_features + 1)
+        for j in reversed(directions) if transposed else directions:
+            arguments = (rows, lattice.before[j], lattice.after[j], num_vertices, other)
+            device.launch("lattice", "blur", row_constants(group), num_vertices, *arguments)
+            rows, other = other, rows
+        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, lattice.amplitude()
+
+    def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
+        """Add up the values at each vertex; return them, and room for as many. Arguments as in `to_vertices`."""
+        device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
         width = group.shape[1]
         constants = row_constants(group)
         if width not in self._rows:
-            check_memory(
-                device, float(group.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices"
-            )
-            self._rows[width] = (
-                device.xp.empty((lattice.num_rows, width), dtype=group.dtype),
-                device.xp.empty((num_vertices, width), dtype=group.dtype),
-            )
-        num_segments, num_shared = int(lattice.segment_row.size), int(lattice.shared_vertex.size)
-        directions = range(lattice.num_features + 1)
-        weights = lattice.entry_weight if sent is None else self._weighed(sent)
+            num_bytes = float(group.dtype.itemsize) * width * (lists.num_rows + num_vertices)
+            check_memory(device, num_bytes, "the values at the lattice's vertices")
+            counts = (lists.num_rows, num_vertices)
+            first, second = (device.xp.empty((count, width), dtype=group.dtype) for count in counts)
+            self._rows[width] = first, second
         rows, other = self._rows[width]
-        device.launch_blocks(
-            "splat",
-            "splat" if sent is None else "splat_weighed",
-            {**constants, "CRF_THREADS": SPLAT_THREADS},
-            -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
-            group,
-            lattice.entry_voxel,
-            weights,
-            lattice.segment_begin,
-            lattice.segment_row,
-            num_segments,
-            rows,
-        )
-        device.launch(
-            "lattice",
-            "sum_segments",
-            constants,
-            num_shared,
-            lattice.shared_vertex,
-            lattice.shared_first,
-            lattice.shared_rows,
-            num_shared,
-            rows,
-        )
-        for j in reversed(directions) if transposed else directions:
-            device.launch("lattice", "blur", constants, num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
-            rows, other = other, rows
-        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, lattice.amplitude()
+        kernel, weights = ("splat", lists.entry_weight) if sent is None else ("splat_weighed", self._weighed(sent))
+        arguments = (group, lists.entry_voxel, weights, lists.segments.begin, lists.segments.row, len(lists.segments), rows)
+        if lists.group == 1:
+            device.launch("lattice", f"{kernel}_alone", constants, len(lists.segments), *arguments)
+        else:
+            grouped = {**constants, "CRF_THREADS": SPLAT_THREADS, "CRF_GROUP": lists.group}
+            device.launch_blocks("splat", kernel, grouped, -(-len(lists.segments) // (SPLAT_THREADS // lists.group)), *arguments)
+        for pieces in lists.levels:
+            device.launch("lattice", "sum_pieces", constants, len(pieces), pieces.begin, pieces.row, len(pieces), rows)
+        return rows, other
