@@ -3,79 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from crfrefine.engines.cuda.device import Device, check_memory, precision, row_constants
+from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
-from crfrefine.engines.cuda.memory import first_table_bits, lattice_bytes, table_bytes, vertex_bytes
+from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
-COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
-"""Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros, and so does this engine."""
-
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
-
-
-@dataclass(frozen=True)
-class KeyLayout:
-    """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest).
-
-    Attributes:
-        lowest: (D + 1) smallest value of each q, which its field counts from; q_0 has no field.
-        shift: (D + 1) lowest bit of each field.
-        remainder_bits: width of the lowest field.
-        total_bits: width of all fields.
-        bias: minus the smallest values, in their fields: it shifts them to zero, modulo 2^128.
-    """
-
-    lowest: tuple[int, ...]
-    shift: tuple[int, ...]
-    remainder_bits: int
-    total_bits: int
-    bias: int
-
-
-def feature_scales(num_features: int) -> list[float]:
-    """Factors of the features before elevation (docs/reference/math.md, section 6.1), rounded to single precision."""
-    return [float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)]
-
-
-def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLayout:
-    """Choose the fields' widths from the range of every coordinate, by interval arithmetic on the elevation.
-
-    Args:
-        ranges: (smallest, largest) of each of the lattice's features.
-        scale: factors of the features before elevation.
-
-    Raises:
-        CapacityError: a bandwidth is too small for the range of its feature, or the key has more than 128 bits.
-    """
-    num_features = len(scale)
-    low = [bounds[0] * factor for bounds, factor in zip(ranges, scale, strict=True)]
-    high = [bounds[1] * factor for bounds, factor in zip(ranges, scale, strict=True)]
-    lowest, width = [0] * (num_features + 1), [0] * (num_features + 1)
-    sum_low = sum_high = 0.0
-    for i in range(num_features, 0, -1):
-        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins: rounding, the wrap, a vertex below, a step either way.
-        least, most = sum_low - i * high[i - 1], sum_high - i * low[i - 1]
-        sum_low += low[i - 1]
-        sum_high += high[i - 1]
-        if most - least > 1e9:
-            raise CapacityError("a bandwidth is too small for the range of its feature")
-        lowest[i] = math.floor(least / (num_features + 1)) - 4
-        width[i] = (math.ceil(most / (num_features + 1)) + 4 - lowest[i]).bit_length()
-    width[0] = num_features.bit_length()
-    shift = [0] + [sum(width[:i]) for i in range(1, num_features + 1)]
-    total_bits = sum(width)
-    if total_bits > 128:
-        raise CapacityError(f"the lattice's cells need {total_bits}-bit numbers, and 128 is the most; use larger bandwidths")
-    bias = -sum(value << bits for value, bits in zip(lowest[1:], shift[1:], strict=True))
-    return KeyLayout(tuple(lowest), tuple(shift), width[0], total_bits, bias % 2**128)
 
 
 class Lattice:
@@ -96,7 +36,7 @@ class Lattice:
 
         Args:
             bilateral: the features, float32.
-            first_table_bits: capacity to start from; None: for half as many vertices as voxels.
+            first_table_bits: capacity to start from; None: for as many vertices as are estimated.
 
         Raises:
             CapacityError: too many features, cells or vertices, or too little memory.
@@ -104,39 +44,17 @@ class Lattice:
         voxels = bilateral.voxels
         self.device: Device = voxels.device
         num_voxels = voxels.num_voxels
-        dimension = next((d for d in COMPILED_FEATURES if d >= bilateral.num_features), None)
-        if dimension is None:
-            raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")
-        self.num_features = dimension
-        padding = dimension - bilateral.num_features
-        scale = feature_scales(dimension)
-        self.layout = layout_keys([(0.0, 0.0)] * padding + bilateral.ranges, scale)
-        self._is_wide = self.layout.total_bits > 64
-        self._constants = {"CRF_FEATURES": dimension, "CRF_WIDE_KEYS": int(self._is_wide)}
+        simplices = Simplices(bilateral)
+        dimension = self.num_features = simplices.num_features
+        self.layout, self._is_wide, self._constants = simplices.layout, simplices.is_wide, simplices.constants
         num_corners = num_voxels * (dimension + 1)
         if num_corners >= 2**32:
             raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
         check_memory(self.device, lattice_bytes(num_voxels, dimension, np.float32, is_wide=self._is_wide), "the lattice")
         xp = self.device.xp
-        key_low = xp.empty(num_corners, dtype=np.uint64)
-        key_high = xp.empty(num_corners, dtype=np.uint64) if self._is_wide else None
-        self.corner_weight = xp.empty((dimension + 1, num_voxels), dtype=np.uint16)
-        shift = self.device.upload(np.array(self.layout.shift, dtype=np.int32))
-        self._launch(
-            "find_simplices",
-            num_voxels,
-            bilateral.features,
-            num_voxels,
-            padding,
-            self.device.upload(np.array(scale, dtype=np.float32)),
-            shift,
-            self.layout.bias % 2**64,
-            self.layout.bias >> 64,
-            key_low,
-            key_high,
-            self.corner_weight,
-        )
-        table, slots, corner_slot = self._fill_table(key_low, key_high, num_voxels, first_table_bits)
+        bits = table_bits_for(estimated_vertices(bilateral, simplices)) if first_table_bits is None else first_table_bits
+        key_low, key_high, self.corner_weight = simplices.find(bilateral.features)
+        table, slots, corner_slot = self._fill_table(key_low, key_high, bits)
         self.num_vertices = int(slots.size)
         segment = SEGMENT[group_size(num_corners, self.num_vertices)]
         needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, segment)
@@ -160,7 +78,7 @@ class Lattice:
             table,
             self.table_bits,
             slot_vertex,
-            shift,
+            simplices.shift,
             self.layout.remainder_bits,
             self.after,
             self.before,
@@ -175,11 +93,10 @@ class Lattice:
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
 
-    def _fill_table(self, key_low: Any, key_high: Any, num_voxels: int, first_bits: int | None) -> tuple[Any, Any, Any]:
+    def _fill_table(self, key_low: Any, key_high: Any, bits: int) -> tuple[Any, Any, Any]:
         """Put every key into a table that ends up at most half full; return the table, its used slots, and the slot of each corner."""
         xp = self.device.xp
         num_corners = int(key_low.size)
-        bits = first_table_bits(num_voxels) if first_bits is None else first_bits
         corner_slot = xp.empty(num_corners, dtype=np.uint32)
         while True:
             if bits > _MOST_TABLE_BITS:
@@ -228,9 +145,14 @@ class Lattice:
 class LatticeFilter:
     """Splat, blur, slice; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput) -> None:
-        """Build the lattice."""
-        self.lattice = Lattice(bilateral.single())
+    def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
+        """Build the lattice.
+
+        Args:
+            bilateral: the features.
+            num_vertices: an estimate; None: to be made.
+        """
+        self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
         self._rows: dict[int, tuple[Any, Any]] = {}
