@@ -5,32 +5,18 @@
 // CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. CRF_SLICES: 1 if `update` slices one kernel's message itself, from
 // the lattice's vertices; all channels are one group then.
 #include "cuda/launch.h"
+#include "cuda/mean_field.h"
 #include "cuda/slice.h"
 
 namespace crf {
 
-// Arrays of many labels are in the thread's local memory in any case; unrolled loops over them would take a compiler minutes.
+// For more labels the engine launches many_labels.cu. Here their arrays are in the thread's local memory, and unrolled loops over them
+// would take a compiler minutes: a form to compare with.
 #if CRF_LABELS <= 32
 #define CRF_OVER_LABELS CRF_UNROLL
 #else
 #define CRF_OVER_LABELS CRF_ROLLED
 #endif
-
-using Channels = Row<CRF_WIDTH>;
-constexpr int kLabels = CRF_LABELS;
-constexpr int kChannels = CRF_CHANNELS;
-constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
-constexpr Real kVanished = Real(-1e4);   // its exponential is 0, and so are products with it, even if a logit is minus infinity
-constexpr Real kFarBelow = Real(100.0);  // nats under the largest logit: a rounding error of the marginal would count in the energy
-constexpr bool kImplied = kChannels < kLabels;
-constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
-constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
-
-// Sums over the voxels.
-enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };
-
-// The run's state; the energies of the steps follow, then their lengths.
-enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
 
 CRF_D void take_row(Channels row, int g, Real (&channel)[kLabels]) {
     CRF_UNROLL
@@ -90,29 +76,11 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
     return weighted * inverse - log(total);
 }
 
-// KL(now || old) as a sum of p (r - 1 - log r) with r = old / now: no term is negative, and near r = 1 nothing cancels. An implied
-// marginal is 1 minus the others: differences below the rounding of the others count as zero.
 CRF_D Real divergence_of(const Real (&now)[kLabels], const Real (&old)[kLabels]) {
     Real total = Real(0.0);
     CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) {
-        const Real least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
-        const Real p = larger(now[l], least);
-        const Real ratio = larger(old[l], least) / p;
-        total += larger(p * (ratio - Real(1.0) - log(larger(ratio, kTiny))), Real(0.0));
-    }
+    for (int l = 0; l < kLabels; ++l) total += divergence_of_label(l, now[l], old[l]);
     return total;
-}
-
-CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_threads, double* partial) {
-    CRF_UNROLL
-    for (int i = 0; i < kNumSums; ++i) partial[i * num_threads + thread] = sums[i];
-}
-
-// The logit of label l with its bias, over the temperature. bias: (label), or nullptr: none.
-CRF_D Real calibrated(const Real* logits, int64 place, const Real* bias, int l, Real inverse_temperature) {
-    const Real logit = logits[place];
-    return (bias ? logit + bias[l] : logit) * inverse_temperature;
 }
 
 // One thread per number of (label, *grid): the logits over the temperature, which is the result outside the mask.
@@ -201,10 +169,8 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
                 CRF_OVER_LABELS
                 for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
             }
-            // A label with a logit of minus infinity is excluded from the sum, and so is the rounding error that is left of an implied
-            // marginal where the label is absent.
-            const bool is_rounding = kImplied && l == kLabels - 1 && x[l] < largest - kFarBelow && old[l] <= kLabels * kEpsilon;
-            if (x[l] >= kLowest && !is_rounding) linear += (x[l] - largest) * old[l];
+            // A label with a logit of minus infinity is excluded from the sum, and so is rounding.
+            if (x[l] >= kLowest && !may_be_rounding(l, x[l], largest, old[l])) linear += (x[l] - largest) * old[l];
             quadratic += pairwise * old[l];
             x[l] -= pairwise;
         }
@@ -212,7 +178,7 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
             CRF_OVER_LABELS
             for (int l = 0; l < kLabels; ++l) {
                 const Real from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
-                if (x[l] != from) x[l] = from + (x[l] - from) * step;  // both may be minus infinity
+                x[l] = shortened(from, x[l], step);
             }
         }
         if (out) {

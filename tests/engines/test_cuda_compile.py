@@ -43,6 +43,10 @@ HOT = {
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "channels": [{}],
+    "many_labels": [
+        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": 8}
+        for labels, channels in ((33, 32), (33, 33), (61, 60), (61, 61), (105, 104), (105, 105))
+    ],
     "mean_field": [
         {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_SLICES": slices}
         for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
@@ -62,6 +66,7 @@ LARGE = {
     "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256, "CRF_GROUP": 8},
     "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
     "window_tiles": _window(28, 8, 1, 8, 4),
+    "many_labels": {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
 }
 
@@ -125,7 +130,7 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field"])
+@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field", "many_labels"])
 def test_threads_are_numbered_in_64_bits(name: str) -> None:
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():

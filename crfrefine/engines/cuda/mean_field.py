@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _FEWEST_REPEATED = 4
 """Number of steps from which recording them pays off."""
 
+MOST_IN_REGISTERS = 32
+"""Labels up to which a thread keeps those of its voxel in registers; with more, it takes them in groups, twice (many_labels.cu)."""
+
 # The same as in kernels/cuda/mean_field.cu.
 _NUM_SUMS, _FOLD = 6, 32
 _NUM_STEPS, _CONVERGED, _NUM_STATES = 4, 5, 6
@@ -136,7 +139,10 @@ class _Run:
         last = max((m for m, kernel in enumerate(kernels) if kernel.can_be_sliced and num_groups == 1), default=None)
         self._sliced = None if last is None else storing.pop(last)
         self._storing = storing
-        self._constants["CRF_SLICES"] = int(last is not None)
+        self._has_many_labels = num_labels > MOST_IN_REGISTERS and self._sliced is None
+        self._of_sums = {**self._constants, "CRF_SLICES": int(last is not None)}
+        if self._has_many_labels:  # sums do not depend on the labels
+            self._of_sums |= {"CRF_LABELS": 2, "CRF_CHANNELS": 1, "CRF_WIDTH": 1, "CRF_SLICES": 0}
         self._weighted_ones = None
         if num_channels < num_labels:
             self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
@@ -156,9 +162,8 @@ class _Run:
         self._num_done = 0
         self._record = xp.empty((spec.num_iterations, num_channels, num_voxels), dtype=dtype) if records else None
         self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
-        self._launch(
+        self._launch_over_voxels(
             "start",
-            self._num_threads,
             logits,
             self._bias,
             voxels.grid_size,
@@ -180,14 +185,15 @@ class _Run:
             self._num_done += 1
         for number, (kernel, weight) in enumerate(self._storing):
             kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
-        slicing: tuple[Any, ...] = (None, None, None, 0, 0.0, None, None)
+        slicing: tuple[Any, ...] = () if self._has_many_labels else (None, None, None, 0, 0.0, None, None)
         if self._sliced is not None:
             kernel, weight = self._sliced
             slicing = kernel.to_vertices(self._marginals[0], weight[0])
         voxels, spec = self._voxels, self._spec
-        self._launch(
+        # In groups, products with a matrix would be computed twice if nothing stored what they come to.
+        stores = keeps or is_last or (self._has_many_labels and not spec.is_potts)
+        self._launch_over_voxels(
             "update",
-            self._num_threads,
             self._logits,
             self._bias,
             voxels.grid_size,
@@ -203,7 +209,7 @@ class _Run:
             int(spec.tolerance > 0.0),
             self._state,
             self._out if keeps else None,
-            self._out if keeps or is_last else None,
+            self._out if stores else None,
             self._num_threads,
             self._partial,
         )
@@ -232,7 +238,13 @@ class _Run:
         return MeanFieldOutcome(self._out, done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()), self._record)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)
+        self._device.launch("mean_field", kernel, self._of_sums, num_threads, *arguments)
+
+    def _launch_over_voxels(self, kernel: str, *arguments: Any) -> None:
+        if self._has_many_labels:
+            self._device.launch("many_labels", f"{kernel}_many", self._constants, self._num_threads, *arguments)
+        else:
+            self._launch(kernel, self._num_threads, *arguments)
 
     def _fold_buffers(self) -> list[Any]:
         buffers, count = [], self._num_threads
