@@ -1,8 +1,10 @@
-// Filtering on the permutohedral lattice: blur and slice, and the end of the splat (splat.cu). Sums are gathered in a fixed order,
-// never scattered: the same bits on every run.
+// Filtering on the permutohedral lattice: splat with one thread per list (with several: splat.cu), blur and slice. Sums are gathered in a
+// fixed order, never scattered: the same bits on every run.
 //
 // CRF_WIDTH: channels that are filtered together.
+#include "cuda/entries.h"
 #include "cuda/launch.h"
+#include "cuda/slice.h"
 
 namespace crf {
 
@@ -14,13 +16,31 @@ CRF_KERNEL(weigh_entries, const Real* scale, const uint32* entry_voxel, const ui
     if (i < num_entries) weight[i] = static_cast<Real>(entry_weight[i]) * scale[entry_voxel[i]];
 }
 
-// One thread per vertex whose list has several segments: the sum of the segments.
-CRF_KERNEL(sum_segments, const int64* shared_vertex, const int64* first_row, const int64* num_rows, int64 num_shared, Channels* rows) {
+// One thread per segment of vertices' lists: the weighted sum of its voxels' values; see `splat` in splat.cu.
+CRF_KERNEL(splat_alone, const Channels* values, const uint32* entry_voxel, const uint16* entry_weight, const uint32* segment_begin,
+           const uint32* segment_row, int64 num_segments, Channels* rows) {
+    const int64 s = thread_number();
+    if (s < num_segments) rows[segment_row[s]] = sum_entries<1>(values, entry_voxel, entry_weight, segment_begin[s], segment_begin[s + 1]);
+}
+
+// The same with weights from weigh_entries.
+CRF_KERNEL(splat_weighed_alone, const Channels* values, const uint32* entry_voxel, const Real* weight, const uint32* segment_begin,
+           const uint32* segment_row, int64 num_segments, Channels* rows) {
+    const int64 s = thread_number();
+    if (s < num_segments) rows[segment_row[s]] = sum_entries<1>(values, entry_voxel, weight, segment_begin[s], segment_begin[s + 1]);
+}
+
+// One thread per piece of a list of rows: their sum. No row that is written in a launch is read in it.
+//
+// piece_begin: (piece + 1). piece_row: (piece) the row of the sum.
+CRF_KERNEL(sum_pieces, const uint32* piece_begin, const uint32* piece_row, int64 num_pieces, Channels* rows) {
     const int64 i = thread_number();
-    if (i >= num_shared) return;
+    if (i >= num_pieces) return;
+    const int64 end = piece_begin[i + 1];
     Channels total = zero_row<CRF_WIDTH>();
-    for (int64 s = 0; s < num_rows[i]; ++s) add_scaled(total, rows[first_row[i] + s], Real(1.0));
-    rows[shared_vertex[i]] = total;
+    CRF_UNROLL_BY_4
+    for (int64 row = piece_begin[i]; row < end; ++row) add_scaled(total, rows[row], Real(1.0));
+    rows[piece_row[i]] = total;
 }
 
 // One thread per vertex, [1 2 1] / 2 along one direction; the missing factors of 1 / 2 are in `amplitude` of slice_values.
@@ -41,9 +61,7 @@ CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex, cons
            Real amplitude, const Real* scale, const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    Channels total = zero_row<CRF_WIDTH>();
-    for (int k = 0; k < num_corners; ++k)
-        add_scaled(total, rows[corner_vertex[k * num_voxels + n]], static_cast<Real>(corner_weight[k * num_voxels + n]));
+    const Channels total = interpolated(rows, corner_vertex, corner_weight, num_corners, num_voxels, n);
     const Real factor = scale ? amplitude * scale[n] : amplitude;
     put_weighted(sum, n, total, factor, channel_weight, adds);
 }

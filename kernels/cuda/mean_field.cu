@@ -1,26 +1,32 @@
 // The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility, softmax, energy, divergence, and the
 // step's length. The sums of a step stay on the device: each thread sums its own voxels, and folding adds these sums in a fixed order.
 //
-// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in marginals.h.
-#include "cuda/marginals.h"
+// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less if the last label's follow from the others'.
+// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. CRF_SLICES: 1 if `update` slices one kernel's message itself, from
+// the lattice's vertices; all channels are one group then.
+#include "cuda/launch.h"
+#include "cuda/mean_field.h"
+#include "cuda/slice.h"
 
 namespace crf {
 
-constexpr Real kFarBelow = Real(100.0);       // nats under the largest logit: a rounding error of the marginal would count in the energy
-constexpr double kEnergyRounding = 1e-6;      // relative rise of the energy that counts as rounding
-constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
+// For more labels the engine launches many_labels.cu. Here their arrays are in the thread's local memory, and unrolled loops over them
+// would take a compiler minutes: a form to compare with.
+#if CRF_LABELS <= 32
+#define CRF_OVER_LABELS CRF_UNROLL
+#else
+#define CRF_OVER_LABELS CRF_ROLLED
+#endif
 
-// The run's state; the energies of the steps follow, then their lengths.
-enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
+CRF_D void take_row(Channels row, int g, Real (&channel)[kLabels]) {
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c)
+        if (g * CRF_WIDTH + c < kChannels) channel[g * CRF_WIDTH + c] = row.value[c];
+}
 
 CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (&channel)[kLabels]) {
     CRF_OVER_LABELS
-    for (int g = 0; g < kGroups; ++g) {
-        const Channels row = rows[g * num_voxels + n];
-        CRF_UNROLL
-        for (int c = 0; c < CRF_WIDTH; ++c)
-            if (g * CRF_WIDTH + c < kChannels) channel[g * CRF_WIDTH + c] = row.value[c];
-    }
+    for (int g = 0; g < kGroups; ++g) take_row(rows[g * num_voxels + n], g, channel);
 }
 
 CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
@@ -70,23 +76,11 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
     return weighted * inverse - log(total);
 }
 
-// KL(now || old).
 CRF_D Real divergence_of(const Real (&now)[kLabels], const Real (&old)[kLabels]) {
     Real total = Real(0.0);
     CRF_OVER_LABELS
-    for (int l = 0; l < kLabels; ++l) total += divergence_of_label(now[l], old[l], l);
+    for (int l = 0; l < kLabels; ++l) total += divergence_of_label(l, now[l], old[l]);
     return total;
-}
-
-CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_threads, double* partial) {
-    CRF_UNROLL
-    for (int i = 0; i < kNumSums; ++i) partial[i * num_threads + thread] = sums[i];
-}
-
-// The logit of label l with its bias, over the temperature. bias: (label), or nullptr: none.
-CRF_D Real calibrated(const Real* logits, int64 place, const Real* bias, int l, Real inverse_temperature) {
-    const Real logit = logits[place];
-    return (bias ? logit + bias[l] : logit) * inverse_temperature;
 }
 
 // One thread per number of (label, *grid): the logits over the temperature, which is the result outside the mask.
@@ -122,12 +116,16 @@ CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const i
 
 // One step for every num_threads-th voxel: from the messages and old marginals to the new marginals.
 //
+// messages: (group, voxel) of the kernels that store theirs, or nullptr: none does. rows, corner_*, num_corners, amplitude, scale,
+// channel_weight: as in slice_values, of the kernel whose message is sliced here.
 // weighted_ones: (voxel) the weighted message of all ones, only if the last label is implied. compatibility: (label, label), row: the
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
 // out: (label, *grid) or nullptr; may be `kept`.
 CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
-           Real inverse_temperature, Channels* marginals, const Channels* messages, const Real* weighted_ones, const Real* compatibility,
-           int is_potts, int wants_divergence, const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
+           Real inverse_temperature, Channels* marginals, const Channels* messages, const Channels* rows, const uint32* corner_vertex,
+           const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale, const Real* channel_weight,
+           const Real* weighted_ones, const Real* compatibility, int is_potts, int wants_divergence, const double* state, const Real* kept,
+           Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     const Real step = static_cast<Real>(state[kStep]);
@@ -135,8 +133,16 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
     for (int64 n = thread; n < num_voxels; n += num_threads) {
         const int64 place = grid_index[n];
         Real x[kLabels], old[kLabels], message[kLabels];
-        load_channels(marginals, num_voxels, n, old);
+#if CRF_SLICES
+        static_assert(kGroups == 1);
+        const Channels sliced = interpolated(rows, corner_vertex, corner_weight, num_corners, num_voxels, n);
+        Channels all_kernels = messages ? messages[n] : zero_row<CRF_WIDTH>();
+        add_weighted(all_kernels, sliced, scale ? amplitude * scale[n] : amplitude, channel_weight);
+        take_row(all_kernels, 0, message);
+#else
         load_channels(messages, num_voxels, n, message);
+#endif
+        load_channels(marginals, num_voxels, n, old);
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l)  // before anything is stored
             x[l] = calibrated(logits, l * grid_size + place, bias, l, inverse_temperature);
@@ -163,10 +169,8 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
                 CRF_OVER_LABELS
                 for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
             }
-            // A label with a logit of minus infinity is excluded from the sum, and so is the rounding error that is left of an implied
-            // marginal where the label is absent.
-            const bool is_rounding = kImplied && l == kLabels - 1 && x[l] < largest - kFarBelow && old[l] <= kLabels * kEpsilon;
-            if (x[l] >= kLowest && !is_rounding) linear += (x[l] - largest) * old[l];
+            // A label with a logit of minus infinity is excluded from the sum, and so is rounding.
+            if (x[l] >= kLowest && !may_be_rounding(l, x[l], largest, old[l])) linear += (x[l] - largest) * old[l];
             quadratic += pairwise * old[l];
             x[l] -= pairwise;
         }
@@ -174,7 +178,7 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
             CRF_OVER_LABELS
             for (int l = 0; l < kLabels; ++l) {
                 const Real from = kept ? kept[l * grid_size + place] : log(larger(old[l], kTiny));
-                if (x[l] != from) x[l] = from + (x[l] - from) * step;  // both may be minus infinity
+                x[l] = shortened(from, x[l], step);
             }
         }
         if (out) {

@@ -1,24 +1,16 @@
-// The first step of filtering on the permutohedral lattice: the sums of voxels at the vertices. Sums are gathered in a fixed order, never
-// scattered: the same bits on every run.
+// The first step of filtering on the permutohedral lattice: the sums of voxels at the vertices, by groups of threads (by single ones:
+// lattice.cu). Sums are gathered in a fixed order, never scattered: the same bits on every run.
 //
-// CRF_WIDTH: channels that are filtered together. CRF_THREADS: per block.
+// CRF_WIDTH: channels that are filtered together. CRF_THREADS: per block. CRF_GROUP: threads that share a segment, 2 or 8.
+#include "cuda/entries.h"
 #include "cuda/launch.h"
 
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
-constexpr int kGroup = 8;  // threads that share a segment: their entries are adjacent, and long segments delay a warp less
+constexpr int kGroup = CRF_GROUP;  // their entries are adjacent, and long segments delay a warp less
 constexpr int kSegments = CRF_THREADS / kGroup;
 constexpr int kStride = kSegments + 1;  // odd: the rows that a group writes are in different banks
-
-// The weighted sum of a thread's entries.
-template <class Weight>
-CRF_D Channels sum_entries(const Channels* values, const uint32* entry_voxel, const Weight* entry_weight, int64 begin, int64 end) {
-    Channels total = zero_row<CRF_WIDTH>();
-    CRF_UNROLL_BY_4
-    for (int64 i = begin; i < end; i += kGroup) add_scaled(total, values[entry_voxel[i]], static_cast<Real>(entry_weight[i]));
-    return total;
-}
 
 // The sum of what the threads of a group have found.
 template <class Partial>
@@ -34,15 +26,15 @@ CRF_D Channels sum_group(Partial& partial, int segment) {
 
 // One block per kSegments segments of vertices' lists: for each, the weighted sum of its voxels' values.
 template <class Weight>
-CRF_D void sum_segments(const Channels* values, const uint32* entry_voxel, const Weight* entry_weight, const int64* segment_begin,
-                        const int64* segment_row, int64 num_segments, Channels* rows) {
+CRF_D void sum_segments(const Channels* values, const uint32* entry_voxel, const Weight* entry_weight, const uint32* segment_begin,
+                        const uint32* segment_row, int64 num_segments, Channels* rows) {
     CRF_SHARED(Channels, partial, kGroup * kStride);
     const int64 first = block_number() * kSegments;
     CRF_PHASE(thread) {
         const int64 s = first + thread / kGroup;
         if (s >= num_segments) continue;
         partial[thread % kGroup * kStride + thread / kGroup] =
-            sum_entries(values, entry_voxel, entry_weight, segment_begin[s] + thread % kGroup, segment_begin[s + 1]);
+            sum_entries<kGroup>(values, entry_voxel, entry_weight, segment_begin[s] + thread % kGroup, segment_begin[s + 1]);
     }
     CRF_PHASE(thread) {
         if (thread >= kSegments || first + thread >= num_segments) continue;
@@ -53,14 +45,14 @@ CRF_D void sum_segments(const Channels* values, const uint32* entry_voxel, const
 // The sums in units of the 16-bit weights.
 //
 // segment_begin: (segment + 1) places in the entries. segment_row: row of the sum.
-CRF_BLOCK_KERNEL(splat, const Channels* values, const uint32* entry_voxel, const uint16* entry_weight, const int64* segment_begin,
-                 const int64* segment_row, int64 num_segments, Channels* rows) {
+CRF_BLOCK_KERNEL(splat, const Channels* values, const uint32* entry_voxel, const uint16* entry_weight, const uint32* segment_begin,
+                 const uint32* segment_row, int64 num_segments, Channels* rows) {
     sum_segments(values, entry_voxel, entry_weight, segment_begin, segment_row, num_segments, rows);
 }
 
 // The same with weights from weigh_entries: the factors of the voxels need not be gathered.
-CRF_BLOCK_KERNEL(splat_weighed, const Channels* values, const uint32* entry_voxel, const Real* weight, const int64* segment_begin,
-                 const int64* segment_row, int64 num_segments, Channels* rows) {
+CRF_BLOCK_KERNEL(splat_weighed, const Channels* values, const uint32* entry_voxel, const Real* weight, const uint32* segment_begin,
+                 const uint32* segment_row, int64 num_segments, Channels* rows) {
     sum_segments(values, entry_voxel, weight, segment_begin, segment_row, num_segments, rows);
 }
 

@@ -3,10 +3,17 @@
 // Labels are summed in groups of kGroup, whose sums stay in registers: masses and products within a group, and products of two groups.
 // There are so many threads that a thread's sums can have the values' precision.
 //
-// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in marginals.h.
-#include "cuda/marginals.h"
+// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in mean_field.h.
+#include "cuda/mean_field.h"
 
 namespace crf {
+
+// No kernel here keeps all labels of a voxel; unrolled loops over many would take a compiler minutes.
+#if CRF_LABELS <= 32
+#define CRF_OVER_LABELS CRF_UNROLL
+#else
+#define CRF_OVER_LABELS CRF_ROLLED
+#endif
 
 constexpr int kGroup = kLabels < 8 ? kLabels : 8;
 constexpr int kGroupSums = kGroup + kGroup * (kGroup - 1) / 2;
@@ -57,7 +64,7 @@ CRF_D void load_group(Values values, const Real* normalizer, int64 num_voxels, i
 }
 
 template <int Count>
-CRF_D void store_sums(const Real (&sums)[Count], int64 thread, int64 num_threads, double* partial) {
+CRF_D void put_sums(const Real (&sums)[Count], int64 thread, int64 num_threads, double* partial) {
     CRF_UNROLL
     for (int i = 0; i < Count; ++i) partial[i * num_threads + thread] = static_cast<double>(sums[i]);
 }
@@ -94,7 +101,7 @@ CRF_KERNEL(sum_group, const Real* values, int64 stride, const int64* place, int6
             for (int j = i + 1; j < kGroup; ++j) sums[next++] += q[i] * q[j];
         }
     }
-    store_sums(sums, thread, num_threads, partial);
+    put_sums(sums, thread, num_threads, partial);
 }
 
 // The same for the products of each label of one group with each of another. partial: (label of the first, of the second, thread).
@@ -116,7 +123,7 @@ CRF_KERNEL(sum_groups, const Real* values, int64 stride, const int64* place, int
             for (int j = 0; j < kGroup; ++j) sums[i * kGroup + j] += p[i] * q[j];
         }
     }
-    store_sums(sums, thread, num_threads, partial);
+    put_sums(sums, thread, num_threads, partial);
 }
 
 // One thread per sum and remainder modulo num_folded: sums the values with that remainder.
@@ -189,7 +196,7 @@ CRF_KERNEL(add_biases, Real* out, int64 grid_size, const int64* grid_index, int6
                 const int l = g * CRF_WIDTH + c;
                 if (l >= kChannels) continue;
                 now.value[c] = exp(larger(out[l * grid_size + place] - largest, kVanished)) * inverse;
-                changed += divergence_of_label(now.value[c], before.value[c], l);
+                changed += divergence_of_label(l, now.value[c], before.value[c]);
                 rest -= before.value[c];
                 if (before.value[c] > largest_old) old_label = l;
                 largest_old = larger(before.value[c], largest_old);
@@ -199,7 +206,7 @@ CRF_KERNEL(add_biases, Real* out, int64 grid_size, const int64* grid_index, int6
         if (!old) continue;
         if (kImplied) {
             const Real now = exp(larger(out[(kLabels - 1) * grid_size + place] - largest, kVanished)) * inverse;
-            changed += divergence_of_label(now, larger(rest, Real(0.0)), kLabels - 1);
+            changed += divergence_of_label(kLabels - 1, now, larger(rest, Real(0.0)));
             if (rest > largest_old) old_label = kLabels - 1;
         }
         divergence += static_cast<double>(changed);

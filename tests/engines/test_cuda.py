@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from crfrefine.engines.base import MeanFieldResult
 from crfrefine.engines.cuda.device import capacity, grouped, row_width
 from crfrefine.engines.cuda.filters import TruncatedFilter
 from crfrefine.engines.cuda.kernel_set import choose_filter
-from crfrefine.engines.cuda.lattice import SEGMENT, Lattice, LatticeFilter, feature_scales
+from crfrefine.engines.cuda.keys import Simplices, estimated_vertices, feature_scales
+from crfrefine.engines.cuda.lattice import Lattice, LatticeFilter
+from crfrefine.engines.cuda.lists import FAN_IN, SEGMENT, group_size
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, pack_arguments
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, InputError
@@ -155,18 +158,12 @@ def test_keys_wider_than_a_word_are_numbered_too() -> None:
 
 
 def _arrays(lattice: Lattice) -> list[np.ndarray]:
-    names = (
-        "vertex_low",
-        "corner_vertex",
-        "corner_weight",
-        "entry_voxel",
-        "entry_weight",
-        "after",
-        "before",
-        "segment_begin",
-        "segment_row",
-    )
-    return [getattr(lattice, name) for name in names]
+    lists, names = lattice.lists, ("vertex_low", "corner_vertex", "corner_weight", "after", "before")
+    return [
+        *(getattr(lattice, name) for name in names),
+        *(lists.entry_voxel, lists.entry_weight),
+        *(array for pieces in (lists.segments, *lists.levels) for array in (pieces.begin, pieces.row)),
+    ]
 
 
 def test_a_table_that_is_too_small_grows() -> None:
@@ -245,20 +242,43 @@ def test_results_are_the_same_bits_whatever_the_order_of_threads(filter_name: st
     assert other.energy == plain.energy
 
 
-def test_long_lists_are_added_up_in_segments() -> None:
-    """With positions and intensities out of play all voxels hang on a few vertices, whose lists are many segments long."""
-    case = random_case(3, num_modalities=1, grid_shape=(11, 8, 14))
+def test_long_lists_are_a_tree() -> None:
+    """With positions and intensities out of play all voxels hang on a few vertices: no thread adds up more than a few of them."""
+    case = random_case(3, num_modalities=1, grid_shape=(17, 29, 47))
     bilateral = _input(case, 1e3, 1e3)
-    lattice = Lattice(bilateral)
-    counts = np.bincount(lattice.corner_vertex.ravel())
-    assert counts.max() > 10 * SEGMENT
-    assert len(lattice.shared_vertex) > 0
+    lists = Lattice(bilateral).lists
+    assert lists.group == 8
+    assert bilateral.voxels.num_voxels > FAN_IN * SEGMENT[8]
+    assert len(lists.levels) == 2
+    assert np.diff(lists.segments.begin.astype(np.int64)).max() == SEGMENT[8]
+    assert max(np.diff(pieces.begin.astype(np.int64)).max() for pieces in lists.levels) == FAN_IN
     ones = np.ones((1, *case.image.shape[1:]), dtype=np.float32)
     found, expected = (
         engine.message(ones, case.image, None, case.spacing, one_kernel(theta_alpha=(1e3,) * 3, theta_beta=(1e3,), filter="lattice"))
         for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("theta", "group"), [((3.0, 0.05), 1), ((3.0, 0.15), 2), ((6.0, 0.5), 8)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_splat_is_the_sum_at_each_vertex(theta: tuple[float, float], group: int, width: int) -> None:
+    """By one thread per list, two or eight, as long as the lists are on average: with factors of the voxels and without."""
+    case = random_case(3, num_modalities=2, masked=True, grid_shape=(13, 9, 16))
+    case.image[:, :4] = 0.0  # a background, with longer lists than elsewhere
+    bilateral = _input(case, *theta)
+    lattice_filter = LatticeFilter(bilateral)
+    lattice, num_voxels = lattice_filter.lattice, bilateral.voxels.num_voxels
+    assert lattice.lists.group == group == group_size(lattice.corner_vertex.size, lattice.num_vertices)
+    assert len(lattice.lists.segments) > lattice.num_vertices
+    values, sent = np.random.default_rng(7).random((2, num_voxels, width), dtype=np.float32)
+    for factors in (None, np.ascontiguousarray(sent[:, 0])):
+        rows, _ = lattice_filter.splat(values, factors)
+        scaled = values * (1.0 if factors is None else factors[:, None].astype(np.float64))
+        expected = np.zeros((lattice.num_vertices, width))
+        for vertex, weight in zip(lattice.corner_vertex, lattice.corner_weight, strict=True):
+            np.add.at(expected, vertex, scaled * weight[:, None])
+        np.testing.assert_allclose(rows[: lattice.num_vertices], expected, rtol=1e-5)
 
 
 def test_the_transposed_lattice_is_the_transpose() -> None:
@@ -411,9 +431,61 @@ def test_the_automatic_choice_follows_the_work() -> None:
     """Few voxels: all pairs. Many, with a fine kernel: the window; with a coarse one: the lattice."""
     small = _input(random_case(3), 4.0, 0.1)
     large = random_case(3, grid_shape=(61, 70, 57))
-    assert choose_filter(small, 2, 5) == "exact"
-    assert choose_filter(_input(large, 1.0, 0.1), 2, 5) == "truncated"
-    assert choose_filter(_input(large, 12.0, 0.1), 2, 5) == "lattice"
+    assert choose_filter(small, 2, 5)[0] == "exact"
+    assert choose_filter(_input(large, 1.0, 0.1), 2, 5)[0] == "truncated"
+    assert choose_filter(_input(large, 12.0, 0.1), 2, 5)[0] == "lattice"
+
+
+@pytest.mark.parametrize(("noise", "filter_name"), [(0.0, "lattice"), (1.0, "truncated")])
+def test_the_automatic_choice_follows_the_vertices(noise: float, filter_name: str) -> None:
+    """As many voxels and as large a window: in noise each voxel has vertices to itself, and the lattice is no less work."""
+    shape, rng = (61, 70, 57), np.random.default_rng(6)
+    image = (np.add.outer(np.add.outer(*np.ogrid[0.0:1.0:61j, 0.0:1.0:70j]).squeeze(), np.linspace(0.0, 1.0, 57))) / 3.0
+    image = (image + noise * rng.random(shape)).astype(np.float32)[None]
+    bilateral = _input(Case(np.zeros((2, *shape), np.float32), image, None, (1.0, 1.1, 0.9)), (1.4, 1.5, 1.3), 0.02)
+    assert choose_filter(bilateral, 2, 20)[0] == filter_name
+
+
+class _Launches(cuda_shim.ShimDevice):
+    """Counts the launches of each kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        self.count[kernel] += 1
+        super().launch(source, kernel, constants, num_threads, *arguments)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("spread", [(1.0, 0.05), (3.0, 0.2), (20.0, 0.5), (0.002, 0.00005)], ids=["fine", "medium", "coarse", "wide keys"])
+def test_vertices_are_estimated_from_few_voxels(spread: tuple[float, float], masked: bool) -> None:
+    """Between a third and twice of what there are, where there are 6 per voxel or 0.004; the first table is large enough."""
+    case = random_case(3, num_modalities=2, masked=masked, grid_shape=(60, 66, 58))
+    device = _Launches()
+    bilateral = _input(case, *spread, device)
+    estimate = estimated_vertices(bilateral, Simplices(bilateral))
+    lattice = Lattice(bilateral)
+    assert lattice.num_vertices / 3.0 < estimate < 2.0 * lattice.num_vertices
+    assert device.count["insert_vertices"] == 1
+
+
+def test_of_few_voxels_all_are_counted() -> None:
+    """Their vertices are no estimate."""
+    bilateral = _input(random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14)), 2.0, 0.2)
+    assert estimated_vertices(bilateral, Simplices(bilateral)) == Lattice(bilateral).num_vertices
+
+
+def test_where_no_lattice_is_possible_another_filter_is_chosen() -> None:
+    """Too many features for it, or cells too fine to be numbered: a window is left."""
+    image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
+    many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
+    assert choose_filter(many, 2, 5) == ("truncated", None)
+    fine = _input(random_case(4, num_modalities=8, grid_shape=(16, 17, 15, 14)), 1.5, 1e-5)
+    with pytest.raises(CapacityError, match=r"\d+-bit numbers"):
+        Simplices(fine)
+    assert choose_filter(fine, 2, 5) == ("truncated", None)
 
 
 def test_arguments_that_do_not_fit_a_kernel_are_refused() -> None:

@@ -44,11 +44,15 @@ HOT = {
         _window(modalities, width, radius)
         for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
     ],
-    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256} for width in (1, 4, 8)],
+    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256, "CRF_GROUP": group} for width in (1, 4, 8) for group in (2, 8)],
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "channels": [{}],
-    "mean_field": _LABELS,
+    "many_labels": [
+        {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": 8}
+        for labels, channels in ((33, 32), (33, 33), (61, 60), (61, 61), (105, 104), (105, 105))
+    ],
+    "mean_field": [{**labels, "CRF_SLICES": slices} for labels in _LABELS for slices in (0, 1)],
     "volume": _LABELS,
 }
 
@@ -61,9 +65,10 @@ LARGE = {
     "channels": {"CRF_DOUBLE": 1},
     "lattice_build": {"CRF_FEATURES": 28, "CRF_WIDE_KEYS": 1},
     "direct": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256},
+    "splat": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 256, "CRF_GROUP": 8},
     "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
     "window_tiles": _window(28, 8, 1, 8, 4),
+    "many_labels": {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
     "volume": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
 }
@@ -114,7 +119,7 @@ def test_spills_and_errors_would_be_seen() -> None:
     ("name", "kernel", "memory"),
     [
         ("lattice", "blur", "global"),
-        ("lattice", "sum_segments", "global"),
+        ("lattice", "sum_pieces", "global"),
         ("exact_tiles", "filter_all_tiles", "shared"),
         ("window_tiles", "filter_window_tiles", "shared"),
     ],
@@ -128,7 +133,9 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field", "volume"])
+@pytest.mark.parametrize(
+    "name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field", "many_labels", "volume"]
+)
 def test_threads_are_numbered_in_64_bits(name: str) -> None:
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():

@@ -12,6 +12,9 @@ import pytest
 from oracles import random_case, resolve
 
 from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.lattice import Lattice
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -34,13 +37,15 @@ class CountingDevice(cuda_shim.ShimDevice):
         super().launch(source, kernel, constants, num_threads, *arguments)
 
 
-def traffic(*, masked: bool, num_dims: int = 3) -> tuple[dict[str, float], Counter[str], int, int]:
+def traffic(
+    *, masked: bool, num_dims: int = 3, num_labels: int = LABELS, spatial_weight: float = 0.5
+) -> tuple[dict[str, float], Counter[str], int, int]:
     """Bytes of a step by kernel, all launches of a run with FEW steps, voxels, and places of the mask's box."""
     grid_shape = (14, 11, 39)[-num_dims:] if num_dims > 1 else (157,)
-    case = random_case(num_dims, num_modalities=2, num_labels=LABELS, masked=masked, grid_shape=grid_shape)
+    case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked, grid_shape=grid_shape)
     devices = []
     for num_iterations in (FEW, MANY):
-        changes = {"spatial__weight": 0.5, "mean_field__filter": "lattice", "mean_field__tolerance": 0.0}
+        changes = {"spatial__weight": spatial_weight, "mean_field__filter": "lattice", "mean_field__tolerance": 0.0}
         parameters = resolve(case, bilateral__theta_alpha=3.0, **changes, mean_field__num_iterations=num_iterations)
         devices.append(CountingDevice())
         CudaBackend(devices[-1]).mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
@@ -77,8 +82,50 @@ def test_the_splat_gathers_no_factor_of_the_normalization() -> None:
     assert launches["splat"] == 1  # for the normalization itself
     corners = 6
     least = num_voxels * (8 * corners + 4 * WIDTH)
-    # At most one segment of 16 bytes and one row per entry: far less where lists are long.
-    assert least <= found["splat_weighed"] <= least + num_voxels * corners * (16 + 4 * WIDTH)
+    # At most one segment of 8 bytes and one row per entry: far less where lists are long.
+    assert least <= found["splat_weighed"] <= least + num_voxels * corners * (8 + 4 * WIDTH)
+
+
+def test_where_a_segment_begins_and_ends_takes_eight_bytes() -> None:
+    """Places in the lists and rows have 32 bits: one of each per segment."""
+    case = random_case(3, num_modalities=2, masked=True, grid_shape=(14, 11, 39))
+    voxels = Voxels(cuda_shim.ShimDevice(), case.image.shape[1:], case.spacing, case.mask)
+    lists = Lattice(BilateralInput(voxels, case.image, [3.0] * 3, [0.15] * 2)).lists
+    for pieces in (lists.segments, *lists.levels):
+        assert pieces.begin.nbytes + pieces.row.nbytes == 8 * len(pieces) + 4
+
+
+@pytest.mark.parametrize(("spatial_weight", "num_messages"), [(0.5, 1), (0.0, 0)], ids=["both", "lattice alone"])
+def test_the_update_slices_the_lattice_itself(spatial_weight: float, num_messages: int) -> None:
+    """The message of the lattice is neither written nor read; with a spatial kernel, that one's is read."""
+    found, launches, num_voxels, _ = traffic(masked=True, spatial_weight=spatial_weight)
+    assert "slice_values" not in found
+    assert launches["slice_values"] == 2  # for the normalization
+    # N (4L + 4w (1 + messages) + 16 + 6 (D + 1)), sums of 48 bytes per thread, at most as much for the vertices as one blur is given.
+    least = num_voxels * (4 * LABELS + 4 * WIDTH * (1 + num_messages) + 16 + 6 * 6 + 48)
+    assert least < found["update"] < least + found["blur"] / 6
+
+
+def test_more_channels_than_a_row_has_are_sliced_by_themselves() -> None:
+    """Rows of vertices are those of one group of channels at a time."""
+    found, _, _, _ = traffic(masked=True, num_labels=11)
+    assert "slice_values" in found
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 9])
+def test_slicing_in_the_update_changes_no_bit(num_labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of two numbers do not depend on their order: with a spatial kernel, its message is now the one that is added to."""
+    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True, grid_shape=(9, 7, 12))
+    parameters = resolve(case, spatial__weight=0.5, mean_field__filter="lattice", mean_field__damping=0.2)
+    found = []
+    for can_be_sliced in (True, False):
+        if not can_be_sliced:
+            monkeypatch.setattr(Kernel, "can_be_sliced", can_be_sliced)
+        device = CountingDevice()
+        found.append(CudaBackend(device).mean_field(case.logits, case.image, case.mask, case.spacing, parameters))
+        assert (device.num_launches["slice_values"] > 2) == (not can_be_sliced)
+    np.testing.assert_array_equal(found[0].logits, found[1].logits)
+    assert found[0].energy == found[1].energy
 
 
 def test_messages_are_stored_before_they_are_added_to() -> None:

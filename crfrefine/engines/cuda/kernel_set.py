@@ -11,9 +11,10 @@ import numpy as np
 
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
-from crfrefine.engines.cuda.lattice import COMPILED_FEATURES, LatticeFilter
+from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
+from crfrefine.engines.cuda.lattice import LatticeFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
-from crfrefine.errors import ConfigError
+from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import FeatureOrigin
@@ -48,6 +49,21 @@ class Kernel:
         sent = self.scale if self.scales_sent else None
         self.filter.accumulate(values, sent, self.scale, channel_weight, total, transposed=transposed, adds=adds)
 
+    @property
+    def can_be_sliced(self) -> bool:
+        """Whether its message can be left at the vertices of a lattice, to be sliced where it is needed."""
+        return isinstance(self.filter, LatticeFilter)
+
+    def to_vertices(self, group: Any, channel_weight: Any) -> tuple[Any, ...]:
+        """Filter one group of channels up to the slicing; return the arguments with which `update` in mean_field.cu slices.
+
+        Args:
+            group: (voxel, width).
+            channel_weight: (width).
+        """
+        assert isinstance(self.filter, LatticeFilter)
+        return *self.filter.to_vertices(group, self.scale if self.scales_sent else None), self.scale, channel_weight
+
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = np.float32) -> Kernel:
     """Compute the normalization of a kernel.
@@ -77,11 +93,11 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
     return Kernel(plain, scale, True, message.reshape(-1))
 
 
-def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> str:
-    """Return the filter that `auto` chooses: the direct sum with fewer pairs, or the lattice if it is clearly less work.
+def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> tuple[str, float | None]:
+    """Return the filter that `auto` chooses, the direct sum with fewer pairs, or the lattice if it is clearly less work; and its vertices.
 
-    Operations are weighed against bytes moved. The estimate assumes as many vertices as voxels: the true number is known only once the
-    lattice is built.
+    Operations are weighed against bytes moved. The number of the lattice's vertices is estimated from a sample of the voxels; None if the
+    choice does not depend on it.
     """
     voxels = bilateral.voxels
     num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
@@ -90,12 +106,25 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
     truncated = filterings * voxels.num_voxels * window * (6.0 + 3.0 * num_modalities + 2.0 * width)
     exact = filterings * voxels.num_voxels * float(voxels.num_voxels) * (6.0 + 3.0 * bilateral.num_features + 2.0 * width)
-    corners = voxels.num_voxels * (bilateral.num_features + 1.0)
-    lattice = _OPERATIONS_A_BYTE * corners * (400.0 + filterings * (2.0 * (6.0 + 4.0 * width) + 8.0 + 16.0 * width))
-    costs = {"exact": exact, "truncated": truncated, "lattice": _LATTICE_HANDICAP * lattice}
-    if bilateral.num_features > COMPILED_FEATURES[-1]:
-        del costs["lattice"]
-    return min(costs, key=lambda name: max(costs[name], _UNNOTICED))
+    costs = {"exact": exact, "truncated": truncated}
+    num_vertices = None
+    if min(costs.values()) > _UNNOTICED:
+        num_vertices = _possible_vertices(bilateral)
+    if num_vertices is not None:
+        corners = voxels.num_voxels * (bilateral.num_features + 1.0)
+        per_voxel = num_vertices / voxels.num_voxels
+        of_a_filtering = 2.0 * (6.0 + 4.0 * width) + per_voxel * (8.0 + 16.0 * width)
+        costs["lattice"] = _LATTICE_HANDICAP * _OPERATIONS_A_BYTE * corners * (400.0 + filterings * of_a_filtering)
+    return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
+
+
+def _possible_vertices(bilateral: BilateralInput) -> float | None:
+    """Estimate the number of the lattice's vertices; None if there can be no lattice of these features."""
+    try:
+        single = bilateral.single()
+        return estimated_vertices(single, Simplices(single))
+    except CapacityError:
+        return None
 
 
 def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: int, num_filterings: int) -> Filter:
@@ -110,12 +139,13 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
     Raises:
         ConfigError: the GPU engine does not have this filter.
     """
-    filters: dict[str, Callable[[BilateralInput], Filter]] = {
-        "exact": ExactFilter,
-        "truncated": TruncatedFilter,
-        "lattice": LatticeFilter,
-    }
-    chosen = choose_filter(bilateral, num_channels, num_filterings) if requested == "auto" else requested
+    num_vertices = None
+    chosen = requested
+    if requested == "auto":
+        chosen, num_vertices = choose_filter(bilateral, num_channels, num_filterings)
+    if chosen == "lattice":
+        return LatticeFilter(bilateral, num_vertices)
+    filters: dict[str, Callable[[BilateralInput], Filter]] = {"exact": ExactFilter, "truncated": TruncatedFilter}
     if chosen not in filters:
         raise ConfigError(f"mean_field.filter: the GPU engine has exact, truncated and lattice, not '{chosen}'; use --device cpu")
     return filters[chosen](bilateral)

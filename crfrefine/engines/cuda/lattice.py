@@ -3,84 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from crfrefine.engines.cuda.device import Device, check_memory, precision, row_constants
-from crfrefine.engines.cuda.memory import first_table_bits, lattice_bytes, table_bytes, vertex_bytes
+from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
+from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
+from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
-COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
-"""Dimensions that the CPU's lattice is compiled for: a case uses the next larger one, padded with zeros, and so does this engine."""
-
-SEGMENT = 64
-"""Entries of a vertex's list that SPLAT_GROUP threads add up together."""
-SPLAT_GROUP = 8
-"""kGroup of splat.cu."""
-SPLAT_THREADS = 256
-
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
-
-
-@dataclass(frozen=True)
-class KeyLayout:
-    """How a vertex is packed into a number: fields for q_D (highest) .. q_1 and the remainder (lowest).
-
-    Attributes:
-        lowest: (D + 1) smallest value of each q, which its field counts from; q_0 has no field.
-        shift: (D + 1) lowest bit of each field.
-        remainder_bits: width of the lowest field.
-        total_bits: width of all fields.
-        bias: minus the smallest values, in their fields: it shifts them to zero, modulo 2^128.
-    """
-
-    lowest: tuple[int, ...]
-    shift: tuple[int, ...]
-    remainder_bits: int
-    total_bits: int
-    bias: int
-
-
-def feature_scales(num_features: int) -> list[float]:
-    """Factors of the features before elevation (docs/reference/math.md, section 6.1), rounded to single precision."""
-    return [float(np.float32((num_features + 1) * math.sqrt(2.0 / 3.0) / math.sqrt((i + 1.0) * (i + 2.0)))) for i in range(num_features)]
-
-
-def layout_keys(ranges: list[tuple[float, float]], scale: list[float]) -> KeyLayout:
-    """Choose the fields' widths from the range of every coordinate, by interval arithmetic on the elevation.
-
-    Args:
-        ranges: (smallest, largest) of each of the lattice's features.
-        scale: factors of the features before elevation.
-
-    Raises:
-        CapacityError: a bandwidth is too small for the range of its feature, or the key has more than 128 bits.
-    """
-    num_features = len(scale)
-    low = [bounds[0] * factor for bounds, factor in zip(ranges, scale, strict=True)]
-    high = [bounds[1] * factor for bounds, factor in zip(ranges, scale, strict=True)]
-    lowest, width = [0] * (num_features + 1), [0] * (num_features + 1)
-    sum_low = sum_high = 0.0
-    for i in range(num_features, 0, -1):
-        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins: rounding, the wrap, a vertex below, a step either way.
-        least, most = sum_low - i * high[i - 1], sum_high - i * low[i - 1]
-        sum_low += low[i - 1]
-        sum_high += high[i - 1]
-        if most - least > 1e9:
-            raise CapacityError("a bandwidth is too small for the range of its feature")
-        lowest[i] = math.floor(least / (num_features + 1)) - 4
-        width[i] = (math.ceil(most / (num_features + 1)) + 4 - lowest[i]).bit_length()
-    width[0] = num_features.bit_length()
-    shift = [0] + [sum(width[:i]) for i in range(1, num_features + 1)]
-    total_bits = sum(width)
-    if total_bits > 128:
-        raise CapacityError(f"the lattice's cells need {total_bits}-bit numbers, and 128 is the most; use larger bandwidths")
-    bias = -sum(value << bits for value, bits in zip(lowest[1:], shift[1:], strict=True))
-    return KeyLayout(tuple(lowest), tuple(shift), width[0], total_bits, bias % 2**128)
 
 
 class Lattice:
@@ -91,7 +26,7 @@ class Lattice:
         num_vertices: K.
         vertex_low, vertex_high: (vertex) packed keys in ascending order; `vertex_high` is None if 64 bits are enough.
         corner_vertex, corner_weight: (corner, voxel) vertex of each remainder, and its barycentric weight in 1 / 65535.
-        entry_voxel, entry_weight: the same sorted by vertex, corner and voxel, as splatting reads them.
+        lists: the same sorted by vertex, as splatting reads them.
         before, after: (direction, vertex) neighbors, -1 = absent.
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
@@ -101,7 +36,7 @@ class Lattice:
 
         Args:
             bilateral: the features, float32.
-            first_table_bits: capacity to start from; None: for half as many vertices as voxels.
+            first_table_bits: capacity to start from; None: for as many vertices as are estimated.
 
         Raises:
             CapacityError: too many features, cells or vertices, or too little memory.
@@ -109,41 +44,20 @@ class Lattice:
         voxels = bilateral.voxels
         self.device: Device = voxels.device
         num_voxels = voxels.num_voxels
-        dimension = next((d for d in COMPILED_FEATURES if d >= bilateral.num_features), None)
-        if dimension is None:
-            raise CapacityError(f"the lattice holds at most 28 features (axes + modalities), not {bilateral.num_features}")
-        self.num_features = dimension
-        padding = dimension - bilateral.num_features
-        scale = feature_scales(dimension)
-        self.layout = layout_keys([(0.0, 0.0)] * padding + bilateral.ranges, scale)
-        self._is_wide = self.layout.total_bits > 64
-        self._constants = {"CRF_FEATURES": dimension, "CRF_WIDE_KEYS": int(self._is_wide)}
+        simplices = Simplices(bilateral)
+        dimension = self.num_features = simplices.num_features
+        self.layout, self._is_wide, self._constants = simplices.layout, simplices.is_wide, simplices.constants
         num_corners = num_voxels * (dimension + 1)
         if num_corners >= 2**32:
             raise CapacityError(f"{num_voxels} voxels with {dimension + 1} vertices each are more than 2^32; use a mask")
         check_memory(self.device, lattice_bytes(num_voxels, dimension, np.float32, is_wide=self._is_wide), "the lattice")
         xp = self.device.xp
-        key_low = xp.empty(num_corners, dtype=np.uint64)
-        key_high = xp.empty(num_corners, dtype=np.uint64) if self._is_wide else None
-        self.corner_weight = xp.empty((dimension + 1, num_voxels), dtype=np.uint16)
-        shift = self.device.upload(np.array(self.layout.shift, dtype=np.int32))
-        self._launch(
-            "find_simplices",
-            num_voxels,
-            bilateral.features,
-            num_voxels,
-            padding,
-            self.device.upload(np.array(scale, dtype=np.float32)),
-            shift,
-            self.layout.bias % 2**64,
-            self.layout.bias >> 64,
-            key_low,
-            key_high,
-            self.corner_weight,
-        )
-        table, slots, corner_slot = self._fill_table(key_low, key_high, num_voxels, first_table_bits)
+        bits = table_bits_for(estimated_vertices(bilateral, simplices)) if first_table_bits is None else first_table_bits
+        key_low, key_high, self.corner_weight = simplices.find(bilateral.features)
+        table, slots, corner_slot = self._fill_table(key_low, key_high, bits)
         self.num_vertices = int(slots.size)
-        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, SEGMENT)
+        segment = SEGMENT[group_size(num_corners, self.num_vertices)]
+        needed = vertex_bytes(self.num_vertices, num_corners, dimension, self.table_bits, segment)
         check_memory(self.device, needed, f"the lattice's {self.num_vertices} vertices")
         self.vertex_low = xp.empty(self.num_vertices, dtype=np.uint64)
         self.vertex_high: Any = xp.empty(self.num_vertices, dtype=np.uint64) if self._is_wide else None
@@ -164,7 +78,7 @@ class Lattice:
             table,
             self.table_bits,
             slot_vertex,
-            shift,
+            simplices.shift,
             self.layout.remainder_bits,
             self.after,
             self.before,
@@ -174,16 +88,15 @@ class Lattice:
         self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex, pairs)
         del table, slots, corner_slot, slot_vertex, key_low, key_high
         pairs = xp.sort(pairs)
-        self._list_entries(pairs, num_voxels)
+        self.lists = self._list_entries(pairs, num_voxels)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
 
-    def _fill_table(self, key_low: Any, key_high: Any, num_voxels: int, first_bits: int | None) -> tuple[Any, Any, Any]:
+    def _fill_table(self, key_low: Any, key_high: Any, bits: int) -> tuple[Any, Any, Any]:
         """Put every key into a table that ends up at most half full; return the table, its used slots, and the slot of each corner."""
         xp = self.device.xp
         num_corners = int(key_low.size)
-        bits = first_table_bits(num_voxels) if first_bits is None else first_bits
         corner_slot = xp.empty(num_corners, dtype=np.uint32)
         while True:
             if bits > _MOST_TABLE_BITS:
@@ -215,31 +128,13 @@ class Lattice:
         self._launch("number_slots", self.num_vertices, order.astype(np.int64), slots, self.num_vertices, slot_vertex)
         return slot_vertex
 
-    def _list_entries(self, pairs: Any, num_voxels: int) -> None:
-        """Cut each vertex's list of sorted corners into segments; if a vertex has several segments, each gets its own row."""
-        xp = self.device.xp
-        num_corners, num_vertices = int(pairs.size), self.num_vertices
-        self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
-        self.entry_weight = xp.empty(num_corners, dtype=np.uint16)
-        begin = xp.empty(num_vertices + 1, dtype=np.int64)
-        self._launch(
-            "list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, self.entry_voxel, self.entry_weight, begin
-        )
-        num_segments = (begin[1:] - begin[:-1] + (SEGMENT - 1)) // SEGMENT
-        first_segment = xp.cumsum(num_segments) - num_segments
-        total = int(num_segments.sum())
-        segment = xp.arange(total, dtype=np.int64)
-        vertex = xp.searchsorted(first_segment, segment, side="right").astype(np.int64) - 1
-        self.segment_begin = xp.empty(total + 1, dtype=np.int64)
-        self.segment_begin[:-1] = begin[vertex] + (segment - first_segment[vertex]) * SEGMENT
-        self.segment_begin[-1] = num_corners
-        is_shared = num_segments[vertex] > 1
-        own_row = num_vertices + xp.cumsum(is_shared.astype(np.int64)) - 1
-        self.segment_row = xp.where(is_shared, own_row, vertex).astype(np.int64)
-        self.shared_vertex = xp.flatnonzero(num_segments > 1).astype(np.int64)
-        self.shared_rows = num_segments[self.shared_vertex].astype(np.int64)
-        self.shared_first = (num_vertices + xp.cumsum(self.shared_rows) - self.shared_rows).astype(np.int64)
-        self.num_rows = num_vertices + int(is_shared.sum())
+    def _list_entries(self, pairs: Any, num_voxels: int) -> VertexLists:
+        """Turn the sorted pairs of vertex and corner into lists."""
+        xp, num_corners = self.device.xp, int(pairs.size)
+        voxel, weight = xp.empty(num_corners, dtype=np.uint32), xp.empty(num_corners, dtype=np.uint16)
+        begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
+        self._launch("list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, voxel, weight, begin)
+        return VertexLists(xp, voxel, weight, begin)
 
     def amplitude(self) -> float:
         """Factor that gives the kernel the mass of exp(-d^2 / 2), with the blur's halves and the weights' unit (math.md, section 6)."""
@@ -250,9 +145,14 @@ class Lattice:
 class LatticeFilter:
     """Splat, blur, slice; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput) -> None:
-        """Build the lattice."""
-        self.lattice = Lattice(bilateral.single())
+    def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
+        """Build the lattice.
+
+        Args:
+            bilateral: the features.
+            num_vertices: an estimate; None: to be made.
+        """
+        self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
         self._rows: dict[int, tuple[Any, Any]] = {}
@@ -262,14 +162,14 @@ class LatticeFilter:
     def _weighed(self, sent: Any) -> Any:
         """Return the weights of the entries times the factors of their voxels, which are those of the normalization in every step."""
         if self._sent is not sent:
-            lattice = self.lattice
-            num_entries = int(lattice.entry_voxel.size)
+            device, lists = self.lattice.device, self.lattice.lists
+            num_entries = int(lists.entry_voxel.size)
             if self._weights is None or self._weights.dtype != sent.dtype:
-                check_memory(lattice.device, float(sent.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
-                self._weights = lattice.device.xp.empty(num_entries, dtype=sent.dtype)
+                check_memory(device, float(sent.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
+                self._weights = device.xp.empty(num_entries, dtype=sent.dtype)
             constants = {"CRF_WIDTH": 1, **precision(sent.dtype)}
-            arguments = (sent, lattice.entry_voxel, lattice.entry_weight, num_entries, self._weights)
-            lattice.device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
+            arguments = (sent, lists.entry_voxel, lists.entry_weight, num_entries, self._weights)
+            device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
             self._sent = sent
         return self._weights
 
@@ -277,63 +177,53 @@ class LatticeFilter:
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
     ) -> None:
         """Add a filtering; see `Filter.accumulate`."""
+        device, num_voxels = self.lattice.device, values.shape[1]
+        for group, weight, out in zip(values, channel_weight, total, strict=True):
+            *corners, amplitude = self.to_vertices(group, sent, transposed=transposed)
+            arguments = (*corners, num_voxels, amplitude, received, weight, out, int(adds))
+            device.launch("lattice", "slice_values", row_constants(values), num_voxels, *arguments)
+
+    def to_vertices(self, group: Any, sent: Any, *, transposed: bool = False) -> tuple[Any, Any, Any, int, float]:
+        """Splat and blur one group of channels.
+
+        Args:
+            group: (voxel, width).
+            sent: (voxel) factors, or None for ones.
+            transposed: see `Filter.accumulate`.
+
+        Returns:
+            What a kernel needs in order to slice: the values at the vertices, which the next call overwrites; vertex and weight of each
+            corner; their number per voxel; and the factor of what it interpolates.
+        """
         lattice = self.lattice
         device, num_vertices = lattice.device, lattice.num_vertices
-        _, num_voxels, width = values.shape
-        constants = row_constants(values)
-        if width not in self._rows:
-            check_memory(
-                device, float(values.dtype.itemsize) * width * (lattice.num_rows + num_vertices), "the values at the lattice's vertices"
-            )
-            self._rows[width] = (
-                device.xp.empty((lattice.num_rows, width), dtype=values.dtype),
-                device.xp.empty((num_vertices, width), dtype=values.dtype),
-            )
-        num_segments, num_shared = int(lattice.segment_row.size), int(lattice.shared_vertex.size)
+        rows, other = self.splat(group, sent)
         directions = range(lattice.num_features + 1)
-        weights = lattice.entry_weight if sent is None else self._weighed(sent)
-        for group, weight, out in zip(values, channel_weight, total, strict=True):
-            rows, other = self._rows[width]
-            device.launch_blocks(
-                "splat",
-                "splat" if sent is None else "splat_weighed",
-                {**constants, "CRF_THREADS": SPLAT_THREADS},
-                -(-num_segments // (SPLAT_THREADS // SPLAT_GROUP)),
-                group,
-                lattice.entry_voxel,
-                weights,
-                lattice.segment_begin,
-                lattice.segment_row,
-                num_segments,
-                rows,
-            )
-            device.launch(
-                "lattice",
-                "sum_segments",
-                constants,
-                num_shared,
-                lattice.shared_vertex,
-                lattice.shared_first,
-                lattice.shared_rows,
-                num_shared,
-                rows,
-            )
-            for j in reversed(directions) if transposed else directions:
-                device.launch("lattice", "blur", constants, num_vertices, rows, lattice.before[j], lattice.after[j], num_vertices, other)
-                rows, other = other, rows
-            device.launch(
-                "lattice",
-                "slice_values",
-                constants,
-                num_voxels,
-                rows,
-                lattice.corner_vertex,
-                lattice.corner_weight,
-                lattice.num_features + 1,
-                num_voxels,
-                lattice.amplitude(),
-                received,
-                weight,
-                out,
-                int(adds),
-            )
+        for j in reversed(directions) if transposed else directions:
+            arguments = (rows, lattice.before[j], lattice.after[j], num_vertices, other)
+            device.launch("lattice", "blur", row_constants(group), num_vertices, *arguments)
+            rows, other = other, rows
+        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, lattice.amplitude()
+
+    def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
+        """Add up the values at each vertex; return them, and room for as many. Arguments as in `to_vertices`."""
+        device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
+        width = group.shape[1]
+        constants = row_constants(group)
+        if width not in self._rows:
+            num_bytes = float(group.dtype.itemsize) * width * (lists.num_rows + num_vertices)
+            check_memory(device, num_bytes, "the values at the lattice's vertices")
+            counts = (lists.num_rows, num_vertices)
+            first, second = (device.xp.empty((count, width), dtype=group.dtype) for count in counts)
+            self._rows[width] = first, second
+        rows, other = self._rows[width]
+        kernel, weights = ("splat", lists.entry_weight) if sent is None else ("splat_weighed", self._weighed(sent))
+        arguments = (group, lists.entry_voxel, weights, lists.segments.begin, lists.segments.row, len(lists.segments), rows)
+        if lists.group == 1:
+            device.launch("lattice", f"{kernel}_alone", constants, len(lists.segments), *arguments)
+        else:
+            grouped = {**constants, "CRF_THREADS": SPLAT_THREADS, "CRF_GROUP": lists.group}
+            device.launch_blocks("splat", kernel, grouped, -(-len(lists.segments) // (SPLAT_THREADS // lists.group)), *arguments)
+        for pieces in lists.levels:
+            device.launch("lattice", "sum_pieces", constants, len(pieces), pieces.begin, pieces.row, len(pieces), rows)
+        return rows, other

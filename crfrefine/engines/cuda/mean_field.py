@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _FEWEST_REPEATED = 4
 """Number of steps from which recording them pays off."""
 
+MOST_IN_REGISTERS = 32
+"""Labels up to which a thread keeps those of its voxel in registers; with more, it takes them in groups, twice (many_labels.cu)."""
+
 # The same as in kernels/cuda/mean_field.cu.
 _NUM_SUMS, _FOLD = 6, 32
 _STEP, _NUM_STEPS, _CONVERGED, _NUM_STATES = 0, 4, 5, 6
@@ -141,7 +144,7 @@ class _Run:
         watches_energy: bool,
         records: bool,
     ) -> None:
-        self._voxels, self._kernels, self._spec, self._logits = voxels, kernels, spec, logits
+        self._voxels, self._spec, self._logits = voxels, spec, logits
         self._watches_energy = watches_energy
         self._device, xp = voxels.device, voxels.device.xp
         dtype = logits.dtype
@@ -149,7 +152,16 @@ class _Run:
         width = row_width(num_channels)
         num_groups = num_row_groups(num_channels)
         self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_channels, "CRF_WIDTH": width, **precision(dtype)}
-        self._weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
+        weights = [self._device.upload(grouped(weight[:num_channels].astype(dtype), width)) for weight in spec.weights]
+        storing = list(zip(kernels, weights, strict=True))
+        # The last one that can be is sliced by `update`: its message is neither stored nor read again.
+        last = max((m for m, kernel in enumerate(kernels) if kernel.can_be_sliced and num_groups == 1), default=None)
+        self._sliced = None if last is None else storing.pop(last)
+        self._storing = storing
+        self._has_many_labels = num_labels > MOST_IN_REGISTERS and self._sliced is None
+        self._of_sums = {**self._constants, "CRF_SLICES": int(last is not None)}
+        if self._has_many_labels:  # sums do not depend on the labels
+            self._of_sums |= {"CRF_LABELS": 2, "CRF_CHANNELS": 1, "CRF_WIDTH": 1, "CRF_SLICES": 0}
         self._weighted_ones = None
         if num_channels < num_labels:
             self._weighted_ones = xp.zeros(num_voxels, dtype=dtype)
@@ -157,8 +169,8 @@ class _Run:
                 self._weighted_ones += kernel.ones * float(weight[0])
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._marginals = xp.empty((num_groups, num_voxels, width), dtype=dtype)
-        # The first kernel stores its messages, the others add theirs.
-        self._messages = xp.empty_like(self._marginals) if kernels else xp.zeros_like(self._marginals)
+        # The first of the kernels that store their messages does not look at what was there, the others add theirs.
+        self._messages = xp.zeros_like(self._marginals) if not kernels else xp.empty_like(self._marginals) if storing else None
         self._num_threads = min(num_voxels, MOST_THREADS)
         self._partial = xp.empty((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._folded = self._fold_buffers()
@@ -170,9 +182,8 @@ class _Run:
         keeps_volumes = spec.volume_weight > 0.0
         self._record = xp.empty((spec.num_iterations + keeps_volumes, num_channels, num_voxels), dtype=dtype) if records else None
         self._launch("scale_logits", int(logits.size), logits, int(logits.size), self._inverse_temperature, self._out)
-        self._launch(
+        self._launch_over_voxels(
             "start",
-            self._num_threads,
             logits,
             self._bias,
             voxels.grid_size,
@@ -195,12 +206,17 @@ class _Run:
         self._store_marginals()
         if self._volume is not None:
             self._volume.begin_step()
-        for number, (kernel, weight) in enumerate(zip(self._kernels, self._weights, strict=True)):
+        for number, (kernel, weight) in enumerate(self._storing):
             kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
+        slicing: tuple[Any, ...] = () if self._has_many_labels else (None, None, None, 0, 0.0, None, None)
+        if self._sliced is not None:
+            kernel, weight = self._sliced
+            slicing = kernel.to_vertices(self._marginals[0], weight[0])
         voxels, spec = self._voxels, self._spec
-        self._launch(
+        # In groups, products with a matrix would be computed twice if nothing stored what they come to.
+        stores = keeps or is_last or self._volume is not None or (self._has_many_labels and not spec.is_potts)
+        self._launch_over_voxels(
             "update",
-            self._num_threads,
             self._logits,
             self._bias,
             voxels.grid_size,
@@ -209,13 +225,14 @@ class _Run:
             self._inverse_temperature,
             self._marginals,
             self._messages,
+            *slicing,
             self._weighted_ones,
             self._compatibility,
             int(spec.is_potts),
             int(spec.tolerance > 0.0),
             self._state,
             self._out if keeps else None,
-            self._out if keeps or is_last or self._volume is not None else None,
+            self._out if stores else None,
             self._num_threads,
             self._partial,
         )
@@ -261,7 +278,13 @@ class _Run:
             self._num_done += 1
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("mean_field", kernel, self._constants, num_threads, *arguments)
+        self._device.launch("mean_field", kernel, self._of_sums, num_threads, *arguments)
+
+    def _launch_over_voxels(self, kernel: str, *arguments: Any) -> None:
+        if self._has_many_labels:
+            self._device.launch("many_labels", f"{kernel}_many", self._constants, self._num_threads, *arguments)
+        else:
+            self._launch(kernel, self._num_threads, *arguments)
 
     def _fold_buffers(self) -> list[Any]:
         buffers, count = [], self._num_threads

@@ -109,14 +109,14 @@ def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: 
 
 
 def lattice_bytes(num_voxels: int, num_features: int, dtype: Any, *, is_wide: bool = False) -> float:
-    """Return the bytes of a lattice without its vertices: corners, and the first table. `is_wide`: keys have more than 64 bits."""
+    """Return the bytes of a lattice without its vertices: corners, and a table for half as many. `is_wide`: keys above 64 bits."""
     single = 4.0 * num_voxels * num_features if _itemsize(dtype) == 8 else 0.0  # it is built from single precision
-    return single + (_CORNER + 8.0 * is_wide) * num_voxels * (num_features + 1) + table_bytes(first_table_bits(num_voxels))
+    return single + (_CORNER + 8.0 * is_wide) * num_voxels * (num_features + 1) + table_bytes(num_voxels.bit_length())
 
 
-def first_table_bits(num_voxels: int) -> int:
-    """Return the bits of the first hash table: it has room for half as many vertices as voxels."""
-    return max(4, num_voxels.bit_length())
+def table_bits_for(num_vertices: float) -> int:
+    """Return the bits of a hash table that such a number of vertices fills to less than half, with room for a quarter more."""
+    return max(4, math.ceil(math.log2(2.5 * max(num_vertices, 1.0))))
 
 
 def table_bytes(bits: int) -> float:

@@ -1,0 +1,98 @@
+"""The lists that splatting reads: the voxels of each vertex, cut into segments that groups of threads add up, and sums of those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SEGMENT = {1: 16, 2: 32, 8: 64}
+"""The most entries that groups of so many threads add up: longer segments delay a warp, shorter ones leave more rows to be added up."""
+FAN_IN = 32
+"""Rows of a long list that one thread adds up; several such levels are a tree."""
+SPLAT_THREADS = 256
+
+# Mean length of a lattice's lists up to which one thread or two have a list to themselves; with eight, most would find nothing to do.
+_FOR_ONE, _FOR_TWO = 3.0, 12.0
+
+
+def group_size(num_entries: int, num_vertices: int) -> int:
+    """Return how many threads share a segment, 1, 2 or 8, by the mean length of a lattice's lists."""
+    mean = num_entries / num_vertices
+    return 1 if mean <= _FOR_ONE else 2 if mean <= _FOR_TWO else 8
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Neighbors in a list that are added up.
+
+    Attributes:
+        begin: (piece + 1) where each begins, among the entries or rows.
+        row: (piece) where its sum goes: to the row of the vertex if the list is in one piece, or else to a row of its own.
+    """
+
+    begin: Any
+    row: Any
+
+    def __len__(self) -> int:
+        return int(self.row.size)
+
+
+class VertexLists:
+    """The voxels of each vertex.
+
+    Attributes:
+        entry_voxel, entry_weight: (entry) sorted by vertex, corner and voxel; weights in 1 / 65535.
+        group: threads that share a segment.
+        segments: pieces of the entries.
+        levels: pieces of the rows, one level after the other, until each vertex has its sum.
+        num_rows: of the vertices, which come first, and of the pieces of longer lists.
+    """
+
+    def __init__(self, xp: Any, entry_voxel: Any, entry_weight: Any, begin: Any) -> None:
+        """Cut the lists.
+
+        Args:
+            xp: the device's array module.
+            entry_voxel: see the attributes.
+            entry_weight: see the attributes.
+            begin: (vertex + 1) where the list of each vertex begins; none is empty.
+        """
+        self.entry_voxel, self.entry_weight = entry_voxel, entry_weight
+        num_vertices = int(begin.size) - 1
+        self.group = group_size(int(entry_voxel.size), num_vertices)
+        vertices = xp.arange(num_vertices, dtype=np.int64)
+        first, free = 0, num_vertices
+        self.segments, length, vertex = _cut(xp, begin[1:] - begin[:-1], vertices, SEGMENT[self.group], first, free)
+        self.levels: list[Pieces] = []
+        while vertex.size:
+            first, free = free, free + int(length.sum())
+            pieces, length, vertex = _cut(xp, length, vertex, FAN_IN, first, free)
+            self.levels.append(pieces)
+        self.num_rows = free
+
+
+def _cut(xp: Any, length: Any, vertex: Any, most: int, first: int, free: int) -> tuple[Pieces, Any, Any]:
+    """Cut lists into pieces of at most `most`; return them, and of the lists in several pieces their number and the vertices.
+
+    Args:
+        xp: the device's array module.
+        length: (list) of each; they lie one behind the other.
+        vertex: (list) its vertex.
+        most: number of entries or rows.
+        first: where the first list begins.
+        free: the first row that no vertex and no earlier piece has.
+    """
+    num_pieces = (length + (most - 1)) // most
+    first_piece = xp.cumsum(num_pieces) - num_pieces
+    total = int(num_pieces.sum())
+    piece = xp.arange(total, dtype=np.int64)
+    owner = xp.searchsorted(first_piece, piece, side="right") - 1
+    begin = xp.empty(total + 1, dtype=np.uint32)
+    begin[:-1] = (first + xp.cumsum(length) - length)[owner] + (piece - first_piece[owner]) * most
+    begin[-1] = first + length.sum()
+    is_one_of_several = num_pieces[owner] > 1
+    row = xp.where(is_one_of_several, free - 1 + xp.cumsum(is_one_of_several.astype(np.int64)), vertex[owner]).astype(np.uint32)
+    longer = xp.flatnonzero(num_pieces > 1)
+    return Pieces(begin, row), num_pieces[longer], vertex[longer]
