@@ -11,6 +11,7 @@ import re
 import nvrtc
 import pytest
 
+from crfrefine.engines.cuda.memory import pair_tile
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, source_names
 from crfrefine.engines.cuda.window import SHARED_BYTES, choose_tiling, sender_bytes
 
@@ -47,6 +48,15 @@ HOT = {
         {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": width}
         for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
     ],
+    "mean_field_backward": [{"CRF_LABELS": labels, "CRF_WIDTH": width} for labels, width in ((2, 1), (5, 4), (9, 8))],
+    "take_messages": [
+        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128} for labels, width in ((2, 1), (5, 4), (9, 8))
+    ],
+    "moments": [
+        {"CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_TOGETHER": together, "CRF_MOMENTS": moments}
+        for channels, width, together, moments in ((1, 1, 1, 1), (1, 1, 4, 4), (1, 1, 7, 8), (3, 4, 2, 8), (4, 4, 2, 8), (8, 8, 1, 8))
+    ],
+    "sums": [{"CRF_THREADS": 256}],
 }
 
 # What must compile, if with memory of a thread's own: many features, many labels, float64.
@@ -62,6 +72,9 @@ LARGE = {
     "exact_tiles": {"CRF_FEATURES": 28, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_SENDERS": 170},
     "window_tiles": _window(28, 8, 1, 8, 4),
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
+    "mean_field_backward": {"CRF_LABELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "take_messages": {"CRF_LABELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_TILE": pair_tile(64, "float64")[0]},
+    "moments": {"CRF_CHANNELS": 63, "CRF_WIDTH": 8, "CRF_TOGETHER": 1, "CRF_MOMENTS": 8, "CRF_DOUBLE": 1},
 }
 
 needs_compiler = pytest.mark.skipif(nvrtc.compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc-cu12) nor nvcc is installed")
@@ -124,7 +137,9 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field"])
+@pytest.mark.parametrize(
+    "name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field", "mean_field_backward", "moments"]
+)
 def test_threads_are_numbered_in_64_bits(name: str) -> None:
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():
