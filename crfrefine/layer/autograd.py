@@ -45,7 +45,7 @@ class MeanField(torch.autograd.Function):
             spec: the run, with the values of the tensors `weights`, `compatibility`, `temperature`, `bias` and `volume_weight`.
             logits: (L, *grid).
             image: (M, *grid) normalized.
-            weights: (kernels, L), the spatial one last.
+            weights: (kernels, L), the spatial one last; this and what follows may be on the CPU although logits and image are on a GPU.
             theta_alpha: (bilateral kernels, axes).
             theta_beta: (bilateral kernels, M).
             theta_gamma: (axes,); None without a spatial kernel.
@@ -57,7 +57,7 @@ class MeanField(torch.autograd.Function):
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels, ctx.spec = kernels, spec
         given = (logits, image, weights, theta_alpha, theta_beta, theta_gamma, compatibility, temperature, bias, volume_weight)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in given]
+        ctx.kinds = [None if tensor is None else (tensor.dtype, tensor.device) for tensor in given]
         # Arrays are saved as tensors: they are freed after the backward pass, hooks may move them elsewhere, and changes in place are
         # detected. This includes the image, whose memory the kernels read again, and the parameters, whose values the spec holds.
         ctx.save_for_backward(logits, weights, compatibility, temperature, bias, to_tensor(tape.record), image)
@@ -93,8 +93,8 @@ class MeanField(torch.autograd.Function):
             grads.volume_weight,
         )
         tensors = (
-            torch.as_tensor(_own(to_tensor(value)), dtype=dtype, device=logits.device) if wanted else None
-            for value, dtype, wanted in zip(found, ctx.dtypes, wants, strict=True)
+            torch.as_tensor(_own(to_tensor(value)), dtype=kind[0], device=kind[1]) if wanted and kind is not None else None
+            for value, kind, wanted in zip(found, ctx.kinds, wants, strict=True)
         )
         return None, None, *tensors
 

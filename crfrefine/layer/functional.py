@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["build_kernels", "mean_field"]
 
+_HOST = torch.device("cpu")
+
 Values = Tensor | Sequence[float] | float
 """One number for all labels, axes or modalities, or one each."""
 
@@ -112,9 +114,10 @@ def mean_field(
     num_labels, num_modalities, num_axes = logits.shape[1], image.shape[1], logits.ndim - 2
     dtype = inputs.compute_dtype(logits)
     out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
-    spread = functools.partial(_spread, dtype=dtype, device=logits.device)
+    # The host reads these few numbers: from a GPU, each look at one would wait for it.
+    spread = functools.partial(_spread, dtype=dtype)
     # Bandwidths keep all digits: rounded ones would give a lattice with different vertices.
-    spread_theta = functools.partial(_spread, dtype=torch.float64, device=logits.device)
+    spread_theta = functools.partial(_spread, dtype=torch.float64)
     weights = [spread(weight, num_labels, f"bilateral.{m}.weight") for m, (weight, _, _) in enumerate(bilateral)]
     alphas = [spread_theta(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (_, alpha, _) in enumerate(bilateral)]
     betas = [spread_theta(beta, num_modalities, f"bilateral.{m}.theta_beta") for m, (_, _, beta) in enumerate(bilateral)]
@@ -126,17 +129,17 @@ def mean_field(
     image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
     divisor = spread(temperature, 1, "temperature")
     _positive(divisor, "temperature")
-    matrix = _matrix(compatibility, num_labels, dtype, logits.device)
+    matrix = _matrix(compatibility, num_labels, dtype)
     shift = spread(bias, num_labels, "bias")
-    kept, keep, least = _volume(volume, logits.device)
+    kept, keep, least = _volume(volume)
     for name, values in (("weight", torch.cat(weights) if weights else divisor), ("compatibility", matrix), ("bias", shift)):
         if not torch.isfinite(values.detach()).all():
             raise InputError(f"{name} holds values that are not finite (NaN or infinity)")
-    weight = torch.stack(weights) if weights else logits.new_zeros(0, num_labels, dtype=dtype)
+    weight = torch.stack(weights) if weights else torch.zeros(0, num_labels, dtype=dtype, device=_HOST)
     parameters = (
         weight,
-        torch.stack(alphas) if alphas else logits.new_zeros(0, num_axes),
-        torch.stack(betas) if betas else logits.new_zeros(0, num_modalities),
+        torch.stack(alphas) if alphas else torch.zeros(0, num_axes, dtype=torch.float64, device=_HOST),
+        torch.stack(betas) if betas else torch.zeros(0, num_modalities, dtype=torch.float64, device=_HOST),
         theta_gamma,
         matrix,
         divisor[0],
@@ -213,7 +216,7 @@ def build_kernels(
     inputs.check_image(image)
     inputs.engine_for(image.device)
     MeanFieldParameters(num_iterations=num_iterations, normalization=normalization, filter=filter, positions=positions)  # for its checks
-    spread = functools.partial(_spread, dtype=torch.float64, device=torch.device("cpu"))
+    spread = functools.partial(_spread, dtype=torch.float64)
     num_axes = image.ndim - 2
     alphas = [spread(alpha, num_axes, f"bilateral.{m}.theta_alpha") for m, (alpha, _) in enumerate(bilateral)]
     betas = [spread(beta, image.shape[1], f"bilateral.{m}.theta_beta") for m, (_, beta) in enumerate(bilateral)]
@@ -266,13 +269,13 @@ def _build(
     return result
 
 
-def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a tensor of `size` values from one value for all, or from one each."""
+def _spread(value: Values, size: int, name: str, *, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of `size` values on the CPU from one value for all, or from one each."""
     if isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
         raise InputError(f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)")
     try:
         # A plain number must not pass through PyTorch's default type, which has fewer digits.
-        tensor = value.to(device, dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=device)
+        tensor = value.to(_HOST, dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=_HOST)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {value!r}; expected one number" + (f" or {size}" if size > 1 else "")) from error
     if tensor.numel() not in (1, size) or tensor.ndim > 1:
@@ -288,11 +291,11 @@ def _positive(tensor: Tensor, name: str) -> tuple[float, ...]:
     return tuple(values)
 
 
-def _volume(volume: tuple[Tensor | float, str] | None, device: torch.device) -> tuple[Tensor | None, str, float]:
+def _volume(volume: tuple[Tensor | float, str] | None) -> tuple[Tensor | None, str, float]:
     """Return the weight of the volume term, what it keeps, and the least weight of the run."""
     if volume is None:
         return None, "expected", 0.0
-    weight = torch.as_tensor(volume[0], dtype=torch.float64, device=device).reshape(())
+    weight = torch.as_tensor(volume[0], dtype=torch.float64, device=_HOST).reshape(())
     VolumeParameters(weight=float(weight.detach()), keep=volume[1])  # checks
     return weight, volume[1], LEAST_LEARNED if weight.requires_grad else 0.0
 
@@ -303,12 +306,12 @@ def _double(tensor: Tensor) -> NDArray[np.float64]:
     return array
 
 
-def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _matrix(compatibility: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
     if compatibility is None:
-        return 1.0 - torch.eye(num_labels, dtype=dtype, device=device)
+        return 1.0 - torch.eye(num_labels, dtype=dtype, device=_HOST)
     if compatibility.shape != (num_labels, num_labels):
         raise InputError(f"compatibility has shape {tuple(compatibility.shape)}; the logits have {num_labels} labels")
-    return compatibility.to(device=device, dtype=dtype)
+    return compatibility.to(device=_HOST, dtype=dtype)
 
 
 def _check_kernels(kernels: Sequence[RecordingKernels], num_items: int, num_kernels: int, image_shape: tuple[int, ...], dtype: str) -> None:

@@ -126,15 +126,6 @@ CRF_KERNEL(sum_groups, const Real* values, int64 stride, const int64* place, int
     put_sums(sums, thread, num_threads, partial);
 }
 
-// One thread per sum and remainder modulo num_folded: sums the values with that remainder.
-CRF_KERNEL(fold_masses, const double* partial, int64 num_sums, int64 count, int64 num_folded, double* folded) {
-    const int64 i = thread_number();
-    if (i >= num_sums * num_folded) return;
-    double total = 0.0;
-    for (int64 j = i % num_folded; j < count; j += num_folded) total += partial[i / num_folded * count + j];
-    folded[i] = total;
-}
-
 // One thread per voxel: the label with the largest logit, the first of equal ones; kLabels where the term does not apply.
 CRF_KERNEL(find_largest, const Real* logits, int64 stride, const int64* place, int64 num_voxels, const uint8* part, int* label) {
     const int64 n = thread_number();

@@ -11,6 +11,7 @@ import re
 import nvrtc
 import pytest
 
+from crfrefine.engines.cuda.memory import pair_tile
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, source_names
 from crfrefine.engines.cuda.window import SHARED_BYTES, choose_tiling, sender_bytes
 
@@ -53,6 +54,15 @@ HOT = {
         for labels, channels in ((33, 32), (33, 33), (61, 60), (61, 61), (105, 104), (105, 105))
     ],
     "mean_field": [{**labels, "CRF_SLICES": slices} for labels in _LABELS for slices in (0, 1)],
+    "mean_field_backward": [{"CRF_LABELS": labels, "CRF_WIDTH": width} for labels, width in ((2, 1), (5, 4), (9, 8))],
+    "take_messages": [
+        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128} for labels, width in ((2, 1), (5, 4), (9, 8))
+    ],
+    "moments": [
+        {"CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_TOGETHER": together, "CRF_MOMENTS": moments}
+        for channels, width, together, moments in ((1, 1, 1, 1), (1, 1, 4, 4), (1, 1, 7, 8), (3, 4, 2, 8), (4, 4, 2, 8), (8, 8, 1, 8))
+    ],
+    "sums": [{"CRF_THREADS": 256}],
     "volume": _LABELS,
 }
 
@@ -71,6 +81,9 @@ LARGE = {
     "many_labels": {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
     "volume": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "mean_field_backward": {"CRF_LABELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "take_messages": {"CRF_LABELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_TILE": pair_tile(64, "float64")[0]},
+    "moments": {"CRF_CHANNELS": 63, "CRF_WIDTH": 8, "CRF_TOGETHER": 1, "CRF_MOMENTS": 8, "CRF_DOUBLE": 1},
 }
 
 needs_compiler = pytest.mark.skipif(nvrtc.compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc-cu12) nor nvcc is installed")
@@ -134,7 +147,20 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "name", ["features", "lattice", "lattice_build", "voxels", "direct", "spatial", "mean_field", "many_labels", "volume"]
+    "name",
+    [
+        "features",
+        "lattice",
+        "lattice_build",
+        "voxels",
+        "direct",
+        "spatial",
+        "mean_field",
+        "many_labels",
+        "mean_field_backward",
+        "moments",
+        "volume",
+    ],
 )
 def test_threads_are_numbered_in_64_bits(name: str) -> None:
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product, in every kernel."""

@@ -105,13 +105,18 @@ def _built(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> Ke
     )
 
 
-def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> list[np.ndarray]:
-    kernels = _built(engine, case, filter_name, dtype)
+def _problem(case: Case, dtype: type) -> tuple[np.ndarray, np.ndarray, MeanFieldSpec]:
+    """Logits, the gradient of a loss, and a run."""
     num_labels = len(case.logits)
     random = np.random.default_rng(3)
     logits, gradient = case.logits.astype(dtype), random.random(case.logits.shape).astype(dtype)
     matrix = random.random((num_labels, num_labels)) * (1 - np.eye(num_labels))
-    run = MeanFieldSpec(random.random((2, num_labels)), matrix, num_iterations=3, temperature=0.8)
+    return logits, gradient, MeanFieldSpec(random.random((2, num_labels)), matrix, num_iterations=3, temperature=0.8)
+
+
+def _gradients(engine: CudaBackend, case: Case, filter_name: str, dtype: type, problem: Any = None) -> list[np.ndarray]:
+    logits, gradient, run = problem or _problem(case, dtype)
+    kernels = _built(engine, case, filter_name, dtype)
     tape = kernels.forward(logits, run)
     found = kernels.backward(tape, logits, gradient, run, wants_image=True)
     return [
@@ -233,15 +238,16 @@ def test_memory_is_estimated_before_it_is_taken(
 
 
 @pytest.mark.parametrize("filter_name", ["lattice", "truncated"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_memory_for_training_is_estimated_too(filter_name: str, dtype: type) -> None:
+@pytest.mark.parametrize(("num_labels", "dtype"), [(2, np.float32), (4, np.float32), (4, np.float64), (9, np.float32)])
+def test_memory_for_training_is_estimated_too(filter_name: str, num_labels: int, dtype: type) -> None:
     """Of building, the record of the forward pass, and the backward pass."""
-    case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(21, 17, 19))
+    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True, grid_shape=(21, 17, 19))
+    problem = _problem(case, dtype)  # the host's memory does not count
 
     def taken(limit: int | None) -> int:
         with strict_memory():
             before = counts()["bytes"]
-            _gradients(CudaBackend(StrictDevice(limit=limit)), case, filter_name, dtype)
+            _gradients(CudaBackend(StrictDevice(limit=limit)), case, filter_name, dtype, problem)
             return counts()["most_bytes"] - before
 
     most = taken(None)
@@ -339,6 +345,10 @@ class _Recorded(cuda_shim.ShimDevice):
 
     def synchronize(self) -> None:
         self.notes.append("wait")
+
+    def download(self, array: Any) -> np.ndarray:
+        self.notes.append("wait")
+        return super().download(array)
 
 
 def test_building_and_going_back_are_done_when_they_return() -> None:

@@ -31,13 +31,13 @@ def _layer(filter_name: str, **changes: Any) -> CrfRnn:
     return CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3, compatibility="full", **changes)
 
 
-def _gradients(layer: CrfRnn, device: str) -> dict[str, np.ndarray]:
+def _gradients(layer: CrfRnn, device: str, parameters_on: str = "") -> dict[str, np.ndarray]:
     """Refined logits, and the gradients of a linear loss with respect to logits, image and all parameters."""
     rng = np.random.default_rng(4)
     shape = (5, 8, 7)
     logits, image, factor = (torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32) for channels in (3, 2, 3))
     mask = torch.tensor(rng.random(shape) < 0.8)
-    layer = layer.to(device)
+    layer = layer.to(parameters_on or device)
     given = [tensor.to(device).requires_grad_() for tensor in (logits, image)]
     refined = layer(*given, spacing=(1.0, 0.8, 1.5), mask=mask.to(device))
     (refined * factor.to(device)).sum().backward()
@@ -58,9 +58,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return "cpu"
 
 
+@pytest.mark.parametrize("parameters_on", ["", "cpu"], ids=["parameters beside the logits", "parameters on the CPU"])
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
-def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits and every gradient are the CPU engine's.
+def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, parameters_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and every gradient are the CPU engine's, wherever the parameters are.
 
     float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
     """
@@ -70,7 +71,7 @@ def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, monke
         backend = cuda_shim.shim_backend()
         monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
         monkeypatch.setattr(autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
-    found = _gradients(_layer(filter_name), device)
+    found = _gradients(_layer(filter_name), device, parameters_on)
     assert device == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
     assert set(found) == set(expected)
     for name, value in expected.items():

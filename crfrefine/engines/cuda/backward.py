@@ -1,7 +1,6 @@
-"""The backward pass of the mean field on the device (docs/reference/math.md; structured as kernels/cpu/mean_field_backward.cpp).
+"""The backward pass of the mean field on the device (docs/reference/math.md; kernels/cuda/backward.h has the names).
 
-Names: `y` is the gradient with respect to what a step adds, z = compatibility y, and -weight z the gradient with respect to a kernel's
-message.
+The host decides what is launched, and waits once, for the sums of all steps.
 """
 
 from __future__ import annotations
@@ -13,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
+from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.moments import FeatureColumns, add_moments, filtered
-from crfrefine.engines.cuda.volume_backward import VolumeBackward, all_marginals
+from crfrefine.engines.cuda.memory import PAIR_THREADS, SUM_THREADS, pair_blocks, pair_tile
+from crfrefine.engines.cuda.moments import Moments, Scratch
+from crfrefine.engines.cuda.sums import Sums
+from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 
 if TYPE_CHECKING:
@@ -24,21 +27,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Gradients:
-    """Gradients of a loss; arrays of voxels on the device, sums on the host in float64.
+    """Gradients of a loss; arrays on the device, sums on the host in float64.
 
     Attributes:
-        scores: (label, voxel), with respect to the logits divided by the temperature.
+        logits: (label, *grid).
         weights: (kernel, label).
         compatibility: (label, label), including the diagonal.
+        temperature: number.
+        bias: (label).
         theta: (feature) per kernel, intensities first, box axes last; zeros unless asked for.
-        image: (modality, voxel); None unless asked for.
     """
 
-    scores: Any
+    logits: Any
     weights: NDArray[np.float64]
     compatibility: NDArray[np.float64]
+    temperature: float
+    bias: NDArray[np.float64]
     theta: list[NDArray[np.float64]]
-    image: Any
 
 
 class Backward:
@@ -50,139 +55,218 @@ class Backward:
         kernels: Sequence[Kernel],
         features: Sequence[FeatureColumns],
         spec: MeanFieldSpec,
+        dtype: Any,
         *,
         wants_theta: bool,
-        wants_image: bool,
+        by_image: Any,
     ) -> None:
-        """Take the model of the forward pass.
+        """Take the model of the forward pass, and allocate what the steps need.
 
         Args:
             voxels: the masked voxels.
             kernels: the normalized kernels.
             features: features of each kernel.
             spec: the run.
+            dtype: float32 or float64, that of the kernels.
             wants_theta: whether to compute the gradients with respect to the bandwidths.
-            wants_image: whether to compute the gradient with respect to the image.
+            by_image: (modality, *grid) zeros on the device, which become the gradient with respect to the image; None: not asked for.
         """
         self._voxels, self._kernels, self._features, self._spec = voxels, kernels, features, spec
-        self._wants_theta, self._wants_moments, self._wants_image = wants_theta, wants_theta or wants_image, wants_image
+        self._device, self._dtype = voxels.device, np.dtype(dtype)
+        xp, num_voxels, num_labels = voxels.device.xp, voxels.num_voxels, spec.num_labels
+        num_sent = num_labels - 1
+        width, num_groups = row_width(num_sent), num_row_groups(num_sent)
+        self._constants = {"CRF_LABELS": num_labels, "CRF_WIDTH": width, **precision(dtype)}
+        self._weights = self._device.upload(np.asarray(spec.weights, dtype=dtype))
+        self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
+        self._tile, num_slices = pair_tile(num_labels, dtype)
+        self._num_blocks = pair_blocks(num_labels, num_voxels, dtype)
+        self._sums = Sums(voxels.device)
+        self._products = [self._sums.reserve(num_labels**2, self._num_blocks * num_slices) for _ in kernels]
+        self._by_image = by_image
+        self._by_voxels = None if by_image is None else xp.zeros((len(by_image), num_voxels), dtype=dtype)
+        is_wanted = [wants_theta or (by_image is not None and of_kernel.num_modalities > 0) for of_kernel in features]
+        self._scratch = Scratch(voxels, num_sent, dtype) if any(is_wanted) else None
+        self._moments = [
+            Moments(
+                kernel, voxels, of_kernel, num_sent, dtype, self._sums, self._scratch, wants_theta=wants_theta, by_image=self._by_voxels
+            )
+            if wanted and self._scratch is not None
+            else None
+            for kernel, of_kernel, wanted in zip(kernels, features, is_wanted, strict=True)
+        ]
+        self._num_threads = min(num_voxels, SUM_THREADS)
+        self._inside = self._sums.reserve(num_labels + 1, self._num_threads)
+        self._outside = self._sums.reserve(1, SUM_THREADS) if num_voxels < voxels.grid_size else None
+        self._by_x, self._by_start = (xp.empty((num_labels, num_voxels), dtype=dtype) for _ in range(2))
 
-    def run(self, record: Any, steps: Sequence[float], by_logits: Any, volume: VolumeBackward | None = None) -> Gradients:
-        """Run the steps backward.
+        def rows(is_needed: bool = True) -> Any:
+            return xp.empty((num_groups, num_voxels, width), dtype=dtype) if is_needed else None
+
+        self._marginals, self._by_message, self._filtered = rows(), rows(), rows()
+        self._filtered_back = rows(any(self._moments))
+        self._by_marginals = rows(len(kernels) > 1 or not all(self._moments))
+        self._unit = xp.ones((num_groups, width), dtype=dtype)
+
+    def run(self, record: Any, steps: Sequence[float], by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> Gradients:
+        """Run the steps backward; once per object. All memory but that of the filters is allocated before the first of them.
 
         Args:
             record: (step, channel, voxel) marginals at the start of each step.
             steps: their lengths.
-            by_logits: (label, voxel) gradient of the loss with respect to the logits of the last step; overwritten with a volume term.
+            by_out: (label, *grid) gradient of the loss with respect to the refined logits.
+            logits: (label, *grid) that the run was given.
             volume: the volume term of the run; None: it has none.
         """
-        xp = self._voxels.device.xp
-        by_logits = xp.ascontiguousarray(by_logits)  # a row per label, which kernels read
-        num_labels, dtype = len(by_logits), by_logits.dtype
-        num_modalities = max((features.num_modalities for features in self._features), default=0)
-        self._compatibility = self._voxels.device.upload(np.asarray(self._spec.compatibility, dtype=dtype))
-        self._found = Gradients(
-            scores=xp.zeros_like(by_logits),
-            weights=np.zeros((len(self._kernels), num_labels)),
-            compatibility=np.zeros((num_labels, num_labels)),
-            theta=[np.zeros(len(features)) for features in self._features],
-            image=xp.zeros((num_modalities, self._voxels.num_voxels), dtype=dtype) if self._wants_image else None,
+        voxels, by_logits = self._voxels, self._device.xp.empty_like(by_out)
+        num_steps = len(steps) if self._kernels else 0  # without a kernel, a step changes nothing but volumes
+        is_known = num_steps > 0 and volume is None  # With a volume term more is added to the gradient first.
+        self._launch(
+            "begin_backward",
+            voxels.num_voxels,
+            by_out,
+            voxels.grid_size,
+            voxels.grid_index,
+            voxels.num_voxels,
+            self._by_x,
+            self._by_start,
+            steps[-1] if is_known else 0.0,
+            *(self._penalty(0) if is_known else (None, None, 0)),
+            record[-1] if is_known else None,
+            self._marginals,
+            self._by_message,
         )
-        # (voxel) per kernel: gradients for the factor of the normalization and for the message of all ones, summed over the steps.
-        self._by_scale = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
-        self._by_ones = [xp.zeros(self._voxels.num_voxels, dtype=dtype) for _ in self._kernels]
-        by_x = by_logits
-        for t in reversed(range(len(steps))):
+        for t in reversed(range(num_steps)):
+            has_sum = False
             if volume is not None:
-                volume.step_back(t, float(steps[t]), by_x)
-            by_x = self._step_back(all_marginals(xp, record[t], num_labels), float(steps[t]), by_x)
-        self._found.scores += by_x
-        if volume is not None:
-            volume.finish(self._found.scores)
-        if self._wants_moments:
+                volume.step_back(t, steps[t], self._by_x)
+                given = (self._by_x, voxels.num_voxels, steps[t], *self._penalty(0), record[t])
+                self._launch("begin_step_back", voxels.num_voxels, *given, self._marginals, self._by_message)
             for m in range(len(self._kernels)):
-                self._normalization_back(m)
-        for theta, features in zip(self._found.theta, self._features, strict=True):
-            theta /= np.array(features.thetas)
-        return self._found
+                has_sum = self._kernel_back(m, t, record, steps, has_sum=has_sum, prepares_next=volume is None)
+        if volume is not None and not self._kernels:
+            for t in reversed(range(len(steps))):
+                volume.step_back(t, steps[t], self._by_x)
+                self._by_start += steps[t] * self._by_x
+                self._by_x *= 1.0 - steps[t]
+        for m, moments in enumerate(self._moments):
+            if moments is not None and self._scratch is not None:
+                arguments = (self._by_start, *self._penalty(m), voxels.num_voxels, self._scratch.by_ones)
+                self._launch("differentiate_ones", voxels.num_voxels, *arguments)
+                moments.finish()
+        if volume is not None:
+            volume.finish(self._by_x)
+        self._image_back()
+        self._logits_back(by_out, logits, by_logits)
+        return self._gradients(by_logits, self._sums.totals())
 
-    def _step_back(self, marginals: Any, step: float, by_x: Any) -> Any:
-        """Turn the gradient for the logits after a step into that for the logits before it."""
-        y = step * by_x
-        self._found.scores += y
-        z = y.sum(axis=0) - y if self._spec.is_potts else self._by_neighbors(y)
-        by_marginals = sum(self._kernel_back(m, marginals, y, z) for m in range(len(self._kernels)))
-        # Known up to one number per voxel, to which the softmax is blind: that of the last label is 0.
-        own = self._voxels.device.xp.zeros_like(y)
-        own[:-1] += by_marginals
-        return (1.0 - step) * by_x + marginals * (own - (marginals * own).sum(axis=0))
+    def _kernel_back(self, m: int, t: int, record: Any, steps: Sequence[float], *, has_sum: bool, prepares_next: bool) -> bool:
+        """Take one kernel's part of a step back; return whether a gradient for the marginals is kept for the kernels that follow.
 
-    def _by_neighbors(self, y: Any) -> Any:
-        """Compatibility times y; row by row, since a matrix product would need another library and might round to fewer digits."""
-        z = self._voxels.device.xp.empty_like(y)
-        for row, out in zip(self._compatibility, z, strict=True):
-            out[...] = (row[:, None] * y).sum(axis=0)
-        return z
-
-    def _kernel_back(self, m: int, marginals: Any, y: Any, z: Any) -> Any:
-        """One kernel's part of a step: gradients (all labels but the last, voxel) with respect to the marginals it was sent."""
-        xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
-        weight = self._spec.weights[m].astype(y.dtype)
-        scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
-        q = marginals[:-1]
-        # Marginals sum to 1: the gradient of the last label is subtracted, so its channel need not be filtered. Its effect on the
-        # normalization is collected in `_by_ones`.
-        weights = voxels.device.upload(weight[:, None])
-        by_message = weights[-1] * z[-1] - weights[:-1] * z[:-1]
-        self._by_ones[m] -= weights[-1] * z[-1]
-        kv = filtered(kernel.filter, voxels, q, sent=sent_scale)
-        u = by_message if scale is None else by_message * scale
-        ktu = filtered(kernel.filter, voxels, u, transposed=True)
-        message = xp.empty_like(z)
-        message[:-1] = kv if scale is None else kv * scale
-        message[-1] = kernel.ones - message[:-1].sum(axis=0)
-        self._found.weights[m] -= voxels.device.download((message * z).sum(axis=1, dtype=np.float64))
-        for k in range(len(z)):
-            by_row = voxels.device.download((message[k] * y).sum(axis=1, dtype=np.float64))
-            self._found.compatibility[k] -= float(weight[k]) * by_row
-        if self._wants_moments:
-            if scale is not None:
-                self._by_scale[m] += (by_message * kv).sum(axis=0)
-            if sent_scale is not None:
-                self._by_scale[m] += (q * ktu).sum(axis=0)
-            self._add_moments(m, u, q if sent_scale is None else q * sent_scale, kv, ktu)
-        return ktu if sent_scale is None else ktu * sent_scale
-
-    def _add_moments(self, m: int, u: Any, v: Any, kv: Any, ktu: Any) -> None:
-        features = self._features[m]
-        by_image = self._found.image if features.num_modalities > 0 else None
-        squared = self._found.theta[m] if self._wants_theta else None
-        add_moments(self._kernels[m].filter, self._voxels, features, u, v, kv, ktu, squared, by_image)
-
-    def _normalization_back(self, m: int) -> None:
-        """Backward pass of the row sums D.
-
-        They normalize the messages and depend on bandwidths and image too: with the gradients for the message of all ones and for D,
-        there are two more sums of the form <u, K v>.
+        `prepares_next`: the last one leaves what the first kernel of the step before filters.
         """
-        xp, kernel, voxels = self._voxels.device.xp, self._kernels[m], self._voxels
-        scale, ones = kernel.scale, kernel.ones
-        unit = xp.ones_like(ones)
-        # u: gradient for the message of all ones, scaled; v: the values sent for it.
-        u = self._by_ones[m] if scale is None else self._by_ones[m] * scale
-        v = scale if kernel.scales_sent else unit
-        kv = ones if scale is None else ones / scale
-        ktu = filtered(kernel.filter, voxels, u[None], transposed=True)[0]
-        self._add_moments(m, u[None], v[None], kv[None], ktu[None])
-        if scale is None:
-            return
-        # The gradient for D itself. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the receiving side.
-        total = self._by_scale[m] + self._by_ones[m] * kv
-        if kernel.scales_sent:
-            u = -0.5 * scale**3 * (total + ktu)
-            row_sum = 1 / scale**2
+        kernel, moments, num_channels = self._kernels[m], self._moments[m], self._spec.num_labels - 1
+        scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
+        kernel.filter.accumulate(self._marginals, sent_scale, None, self._unit, self._filtered, adds=False)
+        if moments is None:
+            filtered_back, back_scale = None, None
+            arguments = (self._by_message, scale, sent_scale, self._unit, self._by_marginals)
+            kernel.filter.accumulate(*arguments, transposed=True, adds=has_sum)
+            has_sum = True
         else:
-            u = -(scale**2) * total
-            row_sum = 1 / scale
-        ktu = filtered(kernel.filter, voxels, u[None], transposed=True)[0]
-        self._add_moments(m, u[None], unit[None], row_sum[None], ktu[None])
+            filtered_back, back_scale = self._filtered_back, sent_scale
+            kernel.filter.accumulate(self._by_message, scale, None, self._unit, filtered_back, transposed=True, adds=False)
+            moments.add_step(self._marginals, self._by_message)
+        is_last = m + 1 == len(self._kernels)
+        next_t = t if not is_last else t - 1 if prepares_next else -1
+        follows = self._penalty(0 if is_last else m + 1) if next_t >= 0 else (None, None, 0)
+        constants = {**self._constants, "CRF_THREADS": PAIR_THREADS, "CRF_TILE": self._tile}
+        self._device.launch_blocks(
+            "take_messages",
+            "take_messages",
+            constants,
+            self._num_blocks,
+            self._voxels.num_voxels,
+            self._num_blocks,
+            steps[t],
+            self._by_x,
+            self._marginals,
+            record[t, num_channels] if record.shape[1] > num_channels else None,
+            self._by_message,
+            self._filtered,
+            filtered_back,
+            scale,
+            back_scale,
+            kernel.ones,
+            None if moments is None else moments.by_received,
+            None if moments is None else moments.by_sent,
+            self._by_marginals,
+            int(has_sum),
+            self._by_start if is_last else None,
+            *follows,
+            steps[max(next_t, 0)],
+            record[next_t] if is_last and next_t >= 0 else None,
+            self._products[m],
+        )
+        return True
+
+    def _logits_back(self, by_out: Any, logits: Any, by_logits: Any) -> None:
+        """Store the gradient with respect to the logits, and keep its sums."""
+        voxels = self._voxels
+        inverse = float(self._dtype.type(1.0) / self._dtype.type(self._spec.temperature))
+        size, outside = int(by_out.size), self._outside
+        if outside is not None:
+            self._launch("finish_outside", SUM_THREADS, by_out, logits, size, inverse, by_logits, SUM_THREADS, outside)
+        self._launch(
+            "finish_inside",
+            self._num_threads,
+            self._by_x,
+            self._by_start,
+            logits,
+            voxels.grid_size,
+            voxels.grid_index,
+            voxels.num_voxels,
+            inverse,
+            int(outside is not None),
+            by_logits,
+            self._num_threads,
+            self._inside,
+        )
+
+    def _image_back(self) -> None:
+        """Put the gradient with respect to the image at its places, if it is asked for."""
+        if self._by_image is None or self._by_voxels is None:
+            return
+        voxels, constants = self._voxels, {"CRF_WIDTH": 1, **precision(self._dtype)}
+        for of_voxels, of_grid in zip(self._by_voxels.reshape(len(self._by_voxels), -1, 1), self._by_image, strict=True):
+            arguments = (of_voxels, voxels.num_voxels, voxels.grid_index, 1, voxels.grid_size, of_grid)
+            voxels.device.launch("voxels", "scatter_rows", constants, voxels.num_voxels, *arguments)
+
+    def _gradients(self, by_logits: Any, totals: list[NDArray[np.float64]]) -> Gradients:
+        """Put the results together from the totals of the sums, in the order in which they were reserved."""
+        spec, num_labels, found = self._spec, self._spec.num_labels, iter(totals)
+        products = np.array([next(found) for _ in self._kernels]).reshape(-1, num_labels, num_labels)
+        compatibility, weights = np.asarray(spec.compatibility, dtype=np.float64), spec.weights.astype(np.float64)
+        theta = [
+            np.zeros(len(features)) if moments is None else moments.by_theta(next(found))
+            for moments, features in zip(self._moments, self._features, strict=True)
+        ]
+        *by_bias, by_temperature = next(found).tolist()
+        by_temperature += sum(float(total.sum()) for total in found)
+        if spec.bias is not None:
+            by_temperature += float((np.array(by_bias) * spec.bias).sum())
+        return Gradients(
+            logits=by_logits,
+            weights=-(products * compatibility).sum(axis=2),
+            compatibility=-(products * weights[:, :, None]).sum(axis=0),
+            temperature=-by_temperature / spec.temperature,
+            bias=np.array(by_bias),
+            theta=theta,
+        )
+
+    def _penalty(self, m: int) -> tuple[Any, Any, int]:
+        """A kernel's weights, the compatibility, and whether it is Potts."""
+        return self._weights[m], self._compatibility, int(self._spec.is_potts)
+
+    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
+        self._device.launch("mean_field_backward", kernel, self._constants, num_threads, *arguments)

@@ -17,11 +17,11 @@ from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.cuda.backward import Backward
 from crfrefine.engines.cuda.callbacks import staged
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory
+from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.held import SHARE, HeldChannels, HeldResult
 from crfrefine.engines.cuda.kernel_set import build_kernels
 from crfrefine.engines.cuda.mean_field import MeanFieldOutcome, run_mean_field
 from crfrefine.engines.cuda.memory import backward_bytes, build_bytes, run_bytes, volume_bytes
-from crfrefine.engines.cuda.moments import FeatureColumns
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.origin import checked_origin
@@ -135,35 +135,28 @@ class CudaKernels:
         """Return the gradients of a loss; see `Kernels.backward`."""
         if spec.channel_labels is not None:
             raise BackendUnavailableError("the GPU engine has no gradients where labels share channels; use --device cpu")
-        spec, temperature = spec.rounded(self._image.dtype), spec.temperature
-        index = self._voxels.grid_index
+        spec = spec.rounded(self._image.dtype)
+        wants_moments = wants_theta or wants_image
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            needed = backward_bytes(self._shape(), self.num_voxels, self.dtype, num_wanted=len(self._image) * wants_image)
-            needed += self._volume_bytes(spec)
-            self._check(needed, "the backward pass")
-            given, by_out = self._array(logits), self._array(gradient)
+            needed = backward_bytes(
+                self._shape(),
+                self.num_voxels,
+                self.dtype,
+                [len(features) for features in self._features],
+                num_theta=self.num_kernels * wants_moments,
+                num_image=len(self._image) * wants_image,
+                num_given=sum(self._copied_bytes(array) for array in (logits, gradient, tape.record)),
+            )
+            self._check(needed + self._volume_bytes(spec), "the backward pass")
+            by_image = self._device.xp.zeros_like(self._image) if wants_image else None
+            model = (self._voxels, self._kernels, self._features, spec, self._image.dtype)
+            backward = Backward(*model, wants_theta=wants_theta, by_image=by_image)
+            # All work is done when this returns, as after `forward`, which waits for its energies: the next call uses the same buffers,
+            # perhaps on another stream.
             record, volume = self._device.upload(tape.record), None
             if tape.volume_biases is not None:
                 volume = VolumeBackward(self._voxels, spec, record, tape.volume_biases, tape.volume_part)
-            found = Backward(self._voxels, self._kernels, self._features, spec, wants_theta=wants_theta, wants_image=wants_image).run(
-                record, tape.steps, by_out.reshape(self._num_labels, -1)[:, index], volume
-            )
-            inverse = float(by_out.dtype.type(1.0) / by_out.dtype.type(temperature))
-            by_logits = by_out * inverse
-            by_scores = found.scores * inverse
-            by_logits.reshape(self._num_labels, -1)[:, index] = by_scores
-            by_bias = self._device.download(by_scores.sum(axis=1, dtype=np.float64))
-            # A logit of minus infinity has no gradient except for rounding, and must not enter the sum.
-            xp = self._device.xp
-            finite = xp.where(xp.isfinite(given), given, xp.zeros_like(given))
-            by_temperature = -float((by_logits * finite).sum(dtype=np.float64)) / temperature
-            if spec.bias is not None:
-                by_temperature -= float((by_bias * spec.bias).sum()) / temperature
-            by_image = None
-            if wants_image:
-                by_image = xp.zeros_like(self._image)
-                if found.image is not None and len(found.image) > 0:
-                    by_image.reshape(len(by_image), -1)[:, index] = found.image
+            found = backward.run(record, tape.steps, self._array(gradient), self._array(logits), volume)
             num_modalities = len(self._image)
             num_axes = len(self._grid_shape)
             bilateral = np.zeros((self._num_bilateral, num_modalities + num_axes))
@@ -171,15 +164,12 @@ class CudaKernels:
                 row[:num_modalities] = theta[:num_modalities]
                 row[num_modalities:] = self._of_grid_axes(theta[num_modalities:])
             spatial = self._of_grid_axes(found.theta[-1]) if self.num_kernels > self._num_bilateral else None
-            # All work is done when this returns, as after `forward`, which waits for its energies: the next call uses the same buffers,
-            # perhaps on another stream.
-            self._device.synchronize()
             return MeanFieldGradients(
-                logits=self._give(by_logits, logits),
+                logits=self._give(found.logits, logits),
                 weights=found.weights,
                 compatibility=found.compatibility,
-                temperature=by_temperature,
-                bias=by_bias,
+                temperature=found.temperature,
+                bias=found.bias,
                 theta_alpha=bilateral[:, num_modalities:],
                 theta_beta=bilateral[:, :num_modalities],
                 theta_gamma=spatial,
@@ -248,6 +238,12 @@ class CudaKernels:
             raise InputError(f"an array has shape {tuple(channels.shape)}; the kernels were built for {expected}")
         given = channels.array if isinstance(channels, HeldChannels) else self._device.upload(channels)
         return given.astype(self._image.dtype, copy=False)
+
+    def _copied_bytes(self, array: Any) -> int:
+        """Return the bytes that `_array` allocates for an array: one of the host is copied, and one of another type converted."""
+        own = self._image.dtype.itemsize * math.prod(array.shape)
+        converted = 0 if str(array.dtype).endswith(self.dtype) else own
+        return converted + (array.nbytes if isinstance(array, np.ndarray) else 0)
 
     def _give(self, array: Any, like: Any) -> Any:
         """Return the array on the host or on the device, wherever `like` is."""

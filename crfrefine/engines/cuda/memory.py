@@ -15,6 +15,16 @@ from crfrefine.engines.cuda.device import padded_channels
 MOST_THREADS = 1 << 17
 """Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
 
+SUM_THREADS = 1 << 16
+"""Threads of the backward pass's kernels that sum over voxels; their sums are added to in each step."""
+
+PAIR_THREADS = 128
+"""Threads of a block that sums over pairs of labels."""
+
+_SHARED = 48 * 1024.0  # bytes of shared memory per block
+_PAIR_SUMS = 1 << 19
+_FEWEST_PAIR_BLOCKS, _MOST_PAIR_BLOCKS = 256, 2048
+
 _SUMS = 6 * 8.0 * 1.1  # per thread: double precision, and the array that the sums are folded into
 _CORNER = 30.0  # per corner: key, slot and weight; then its vertex, and its pair sorted out of place, with as much again to sort in
 _TABLE = 13.0  # per slot: the key, whether there is one, and the number of the vertex
@@ -81,18 +91,45 @@ def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any
     return sums + num_voxels * (_itemsize(dtype) * own + 13.0)
 
 
-def backward_bytes(logits_shape: Sequence[int], num_voxels: int, dtype: Any, *, num_wanted: int) -> float:
-    """Return the bytes of the backward pass, without logits, record and the gradient of the loss.
+def backward_bytes(
+    logits_shape: Sequence[int], num_voxels: int, dtype: Any, features: Sequence[int], *, num_theta: int, num_image: int, num_given: int
+) -> float:
+    """Return the bytes of the backward pass.
 
     Args:
         logits_shape: (L, *grid).
         num_voxels: voxels inside the mask.
         dtype: type of the values.
-        num_wanted: modalities for which the gradient of the image is asked for.
+        features: number of features of each kernel; the spatial one, if there is one, is counted as if it were an appearance kernel.
+        num_theta: kernels whose bandwidths or image are differentiated.
+        num_image: modalities for which the gradient of the image is asked for.
+        num_given: bytes of the arrays of the host that are copied to the device: logits, record, and the gradient of the loss.
     """
     num_labels, grid_size = logits_shape[0], math.prod(logits_shape[1:])
-    arrays = 22.0 * num_labels + 12.0 + 2.0 * num_wanted
-    return _itemsize(dtype) * (num_voxels * arrays + grid_size * (4.0 * num_labels + num_wanted))
+    size, padded = _itemsize(dtype), padded_channels(num_labels - 1)
+    voxels = 2.0 * num_labels + 5.0 * padded + num_image
+    if num_theta:
+        # Columns of features, their rows, sums for the normalization; at the end, pairs of single channels.
+        voxels += sum(features) + 2.0 * max(8, padded) + 2.0 * num_theta + 5.0
+    threads = min(num_voxels, SUM_THREADS) * (num_labels + 1.0 + sum(features)) + SUM_THREADS
+    products = len(features) * num_labels**2 * pair_blocks(num_labels, num_voxels, dtype) * pair_tile(num_labels, dtype)[1]
+    grid = size * grid_size * (num_labels + num_image)
+    return size * num_voxels * voxels + 8.0 * (threads + products) + grid + num_given
+
+
+def pair_tile(num_labels: int, dtype: Any) -> tuple[int, int]:
+    """Return the voxels whose messages a block of `take_messages` shares at a time, and its threads per pair of labels."""
+    tile = PAIR_THREADS
+    while tile > 1 and 2 * num_labels * (tile + 1) * _itemsize(dtype) > _SHARED:
+        tile //= 2
+    return tile, max(1, min(tile, PAIR_THREADS // num_labels**2))
+
+
+def pair_blocks(num_labels: int, num_voxels: int, dtype: Any) -> int:
+    """Return the number of blocks of `take_messages`: enough to fill a GPU, few enough that their sums take little memory."""
+    tile, num_slices = pair_tile(num_labels, dtype)
+    most = _PAIR_SUMS // (num_labels**2 * num_slices)
+    return min(-(-num_voxels // tile), max(_FEWEST_PAIR_BLOCKS, min(most, _MOST_PAIR_BLOCKS)))
 
 
 def message_bytes(values_shape: Sequence[int], num_modalities: int, num_voxels: int, *, filter_name: str) -> float:

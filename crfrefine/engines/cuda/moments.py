@@ -2,92 +2,207 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import row_width, to_channels, to_rows
+from crfrefine.engines.cuda.device import num_row_groups, padded_channels, precision, row_width
+from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
+from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.memory import SUM_THREADS
+from crfrefine.engines.cuda.sums import Sums
 from crfrefine.engines.cuda.voxels import Voxels
 
+_ROW = 8
+"""Features that are filtered together have at most so many channels in all: those of one row."""
 
-class FeatureColumns:
-    """The centered features of one kernel, computed one column at a time: intensities first, box axes last.
+
+class Scratch:
+    """Memory that the moments of all kernels use in turn.
 
     Attributes:
-        thetas: bandwidth of each feature.
-        num_modalities: number of features that are intensities.
+        unit: (1, voxel, 1) ones.
+        by_ones, filtered_back, by_degree: (1, voxel, 1), for `Moments.finish`.
+        squares: (voxel), for the same.
     """
 
-    def __init__(self, voxels: Voxels, theta_position: list[float], theta_beta: list[float], image: Any) -> None:
-        """Find the centers.
+    def __init__(self, voxels: Voxels, num_channels: int, dtype: Any) -> None:
+        """Allocate it for pairs of so many channels."""
+        xp, self._num_voxels = voxels.device.xp, voxels.num_voxels
+        self._rows = xp.empty(2 * max(_ROW, padded_channels(num_channels)) * self._num_voxels, dtype=dtype)
+        shape = (1, self._num_voxels, 1)
+        self.unit = xp.ones(shape, dtype=dtype)
+        self.by_ones, self.filtered_back, self.by_degree = (xp.empty(shape, dtype=dtype) for _ in range(3))
+        self.squares = xp.empty(self._num_voxels, dtype=dtype)
+
+    def rows(self, num_channels: int) -> tuple[Any, Any]:
+        """Return rows for what is filtered, and for the result; until the next call."""
+        shape = (num_row_groups(num_channels), self._num_voxels, row_width(num_channels))
+        size, half = math.prod(shape), len(self._rows) // 2
+        # A multiple of 8 numbers from the start of the memory: wide loads can begin there.
+        return self._rows[:size].reshape(shape), self._rows[half : half + size].reshape(shape)
+
+
+class Moments:
+    """The sums of one kernel over the steps of a backward pass: S = sum_c <u_c, K v_c> for pairs u, v, differentiated.
+
+    Attributes:
+        by_received, by_sent: (voxel) gradients with respect to the factors of the normalization, for `take_messages` to add to. by_sent is
+            None if their sum is all that counts; both are if nothing depends on them.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        voxels: Voxels,
+        features: FeatureColumns,
+        num_channels: int,
+        dtype: Any,
+        sums: Sums,
+        scratch: Scratch,
+        *,
+        wants_theta: bool,
+        by_image: Any,
+    ) -> None:
+        """Allocate the sums.
 
         Args:
+            kernel: K with its normalization.
             voxels: the voxels.
-            theta_position: one per box axis.
-            theta_beta: one per modality; empty for a spatial kernel.
-            image: (M, *grid) on the device.
+            features: features of K.
+            num_channels: channels of the pairs of a step.
+            dtype: type of the values.
+            sums: where totals are kept.
+            scratch: what it computes in.
+            wants_theta: whether to differentiate with respect to the bandwidths.
+            by_image: (modality, voxel) gradient with respect to the image, which is added to; None: not asked for.
         """
-        self._voxels, self._image = voxels, image
-        self.thetas = [*theta_beta, *theta_position]
-        self.num_modalities = len(theta_beta)
+        self._kernel, self._voxels, self._features, self._num_channels = kernel, voxels, features, num_channels
+        self._dtype, self._wants_theta = np.dtype(dtype), wants_theta
+        self._device, xp = voxels.device, voxels.device.xp
+        self._by_image = by_image if features.num_modalities > 0 else None
+        self._num_threads = min(voxels.num_voxels, SUM_THREADS)
+        self._partial = sums.reserve(len(features), self._num_threads)
+        self._scratch = scratch
+        self._unit = xp.ones(max(_ROW, padded_channels(num_channels)), dtype=dtype)
+        plain, scale = kernel.filter, kernel.scale
+        # The taps of the spatial kernel are differentiated themselves, including where they fade.
+        is_spatial = isinstance(plain, SpatialFilter)
+        self._slopes = [plain.slope(axis) for axis in range(len(features))] if isinstance(plain, SpatialFilter) else []
+        self._columns = None if is_spatial else features.columns()
+        self.by_received = xp.zeros(voxels.num_voxels, dtype=dtype) if scale is not None or not is_spatial else None
+        is_one_sum = scale is None or kernel.scales_sent
+        self.by_sent = None if is_one_sum else xp.zeros(voxels.num_voxels, dtype=dtype)
 
-    def __len__(self) -> int:
-        return len(self.thetas)
+    @property
+    def _sent_scale(self) -> Any:
+        return self._kernel.scale if self._kernel.scales_sent else None
 
-    def column(self, feature: int) -> Any:
-        """(voxel) values, in the image's precision."""
-        voxels = self._voxels
-        if feature < self.num_modalities:
-            values = self._image[feature].reshape(-1)[voxels.grid_index].astype(np.float64)
-            values = values - values.mean()
-        else:
-            axis = feature - self.num_modalities
-            values = voxels.coordinates[axis] * voxels.spacing[axis] - 0.5 * (voxels.box_shape[axis] - 1) * voxels.spacing[axis]
-        return (values / self.thetas[feature]).astype(self._image.dtype)
+    def add_step(self, marginals: Any, by_message: Any) -> None:
+        """Add the pair of a step, v = the scaled marginals and u = the scaled gradient with respect to the messages, as rows."""
+        self._add_pair(marginals, self._sent_scale, by_message, self._kernel.scale, self._num_channels)
+
+    def finish(self) -> None:
+        """Add what the row sums D pass on, which normalize the messages and depend on bandwidths and image too.
+
+        With the gradient for the message of all ones, of all steps, which is in the scratch memory, and that for D, there are two more
+        sums of the form <u, K v>.
+        """
+        kernel, features, scratch, num_voxels = self._kernel, self._features, self._scratch, self._voxels.num_voxels
+        scale, unit, by_ones, filtered_back = kernel.scale, scratch.unit, scratch.by_ones, scratch.filtered_back
+        self._filter(kernel.filter, by_ones, scale, filtered_back, transposed=True)
+        self._add_pair(unit, self._sent_scale, by_ones, scale, 1)
+        by_degree = None if scale is None else scratch.by_degree
+        squares = None if self._columns is None else scratch.squares
+        arguments = (scale, int(kernel.scales_sent), kernel.ones, by_ones, filtered_back, self.by_received, self.by_sent)
+        self._launch("differentiate_scale", 1, 1, num_voxels, *arguments, num_voxels, by_degree, squares)
+        if by_degree is not None:
+            self._add_pair(unit, None, by_degree, None, 1)
+        if squares is None:
+            return
+        if by_degree is not None:
+            self._filter(kernel.filter, by_degree, None, filtered_back, transposed=True)
+        self._launch(
+            "add_squares",
+            1,
+            1,
+            len(features) * self._num_threads,
+            squares,
+            None if by_degree is None else filtered_back,
+            self._columns,
+            num_voxels,
+            len(features),
+            self._num_threads,
+            self._partial,
+            features.num_modalities,
+            features.inverse_thetas,
+            self._by_image,
+        )
+
+    def by_theta(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(feature) gradients with respect to the bandwidths, from the totals of the sums."""
+        return totals / np.array(self._features.thetas) if self._wants_theta else np.zeros_like(totals)
+
+    def _add_pair(self, values: Any, sent: Any, other: Any, received: Any, num_channels: int) -> None:
+        """Add the pair v = sent * values, u = received * other, given as rows."""
+        if self._columns is None:
+            _, rows = self._scratch.rows(num_channels)
+            for axis, slope in enumerate(self._slopes):
+                self._filter(slope, values, sent, rows)
+                found = (rows, other, received, None, 1.0, self._partial[axis : axis + 1], None, None)
+                self._add(num_channels, 1, *found)
+            return
+        plain, num_voxels = self._kernel.filter, self._voxels.num_voxels
+        for first, end in self._chunks(num_channels):
+            together, columns = end - first, self._columns[first:end]
+            placed, rows = self._scratch.rows(together * num_channels)
+            inverse, partial = self._features.inverse_thetas[first:end], self._partial[first:end]
+            by_image = self._by_image[first:end] if self._by_image is not None and end <= self._features.num_modalities else None
+            self._launch("place_moments", num_channels, together, num_voxels, values, sent, columns, num_voxels, placed)
+            self._filter(plain, placed, None, rows)
+            self._add(num_channels, together, rows, other, received, columns, -2.0, partial, inverse, by_image)
+            if by_image is None:
+                continue
+            self._launch("place_moments", num_channels, together, num_voxels, other, received, columns, num_voxels, placed)
+            self._filter(plain, placed, None, rows, transposed=True)
+            self._add(num_channels, together, rows, values, sent, None, 0.0, None, inverse, by_image)
+
+    def _chunks(self, num_channels: int) -> Iterator[tuple[int, int]]:
+        """First and end of the features that are filtered together; intensities by themselves if the image's gradient is asked for."""
+        together = max(1, _ROW // num_channels)
+        ends = [len(self._features)] if self._wants_theta else []
+        if self._by_image is not None:
+            ends.insert(0, self._features.num_modalities)
+        begin = 0
+        for end in ends:
+            for first in range(begin, end, together):
+                yield first, min(first + together, end)
+            begin = end
+
+    def _filter(self, plain: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False) -> None:
+        num_groups, _, width = values.shape
+        unit = self._unit[: num_groups * width].reshape(num_groups, width)
+        plain.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
+
+    def _add(self, num_channels: int, together: int, rows: Any, other: Any, factor: Any, columns: Any, *into: Any) -> None:
+        coefficient, partial, inverse, by_image = into
+        num_threads = self._num_threads
+        arguments = (rows, other, factor, columns, self._voxels.num_voxels, coefficient, num_threads, partial, inverse, by_image)
+        self._launch("add_moments", num_channels, together, num_threads, *arguments)
+
+    def _launch(self, kernel: str, num_channels: int, together: int, num_threads: int, *arguments: Any) -> None:
+        self._device.launch("moments", kernel, _constants(num_channels, together, self._dtype), num_threads, *arguments)
 
 
-def filtered(plain: Filter, voxels: Voxels, values: Any, *, sent: Any = None, received: Any = None, transposed: bool = False) -> Any:
-    """Received * K (sent * values), for (channel, voxel) values."""
-    xp = voxels.device.xp
-    rows = to_rows(xp, values)
-    total = xp.zeros_like(rows)
-    ones = xp.ones((len(rows), row_width(len(values))), dtype=values.dtype)
-    plain.accumulate(rows, sent, received, ones, total, transposed=transposed)
-    return to_channels(total, len(values))
-
-
-def add_moments(
-    plain: Filter, voxels: Voxels, features: FeatureColumns, u: Any, v: Any, kv: Any, ktu: Any, squared: Any, by_image: Any
-) -> None:
-    """Add theta_f dS/dtheta_f to squared[f], and dS/dimage to `by_image`, where S = sum_c <u_c, K v_c>.
-
-    Args:
-        plain: K.
-        voxels: the voxels.
-        features: features of K.
-        u: (channel, voxel).
-        v: (channel, voxel).
-        kv: K v, which need not be filtered again if it is known.
-        ktu: transpose(K) u.
-        squared: (feature) float64 on the host; None: not asked for.
-        by_image: (modality, voxel) on the device; None: not asked for.
-    """
-    if isinstance(plain, SpatialFilter):
-        # The slopes are those of the actual taps, including where they fade.
-        if squared is not None:
-            for axis in range(len(features)):
-                squared[axis] += float((u * filtered(plain.slope(axis), voxels, v)).sum(dtype=np.float64))
-        return
-    both = (u * kv + v * ktu).sum(axis=0)
-    for feature, theta in enumerate(features.thetas):
-        wants_image = by_image is not None and feature < features.num_modalities
-        if squared is None and not wants_image:
-            continue
-        x = features.column(feature)
-        kxv = filtered(plain, voxels, x * v)
-        if squared is not None:
-            squared[feature] += float((x * x * both - 2.0 * x * (u * kxv).sum(axis=0)).sum(dtype=np.float64))
-        if wants_image:
-            ktxu = filtered(plain, voxels, x * u, transposed=True)
-            by_image[feature] += ((u * kxv + v * ktxu).sum(axis=0) - x * both) / theta
+def _constants(num_channels: int, together: int, dtype: Any) -> dict[str, int]:
+    return {
+        "CRF_CHANNELS": num_channels,
+        "CRF_WIDTH": row_width(num_channels),
+        "CRF_TOGETHER": together,
+        "CRF_MOMENTS": row_width(together * num_channels),
+        **precision(dtype),
+    }

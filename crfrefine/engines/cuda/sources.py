@@ -28,7 +28,7 @@ _TYPES: dict[str, type[np.generic]] = {
     "double": np.float64,
 }
 
-_ROWS = {"Channels": "CRF_WIDTH", "Intensities": "CRF_FEATURES"}
+_ROWS = {"Channels": "CRF_WIDTH", "Intensities": "CRF_FEATURES", "Moments": "CRF_MOMENTS"}
 
 UNCONTRACTED = frozenset({"features", "lattice_build"})
 """Sources whose multiplications and additions must not be fused: integers that all backends share depend on them."""

@@ -39,6 +39,7 @@ class Box:
         """Put the values of one group there; the next group of that width overwrites them."""
         width = values.shape[1]
         if width not in self._values:
+            check_memory(self._device, float(values.dtype.itemsize) * width * self._size, "the box of a truncated sum")
             self._values[width] = self._device.xp.zeros((self._size, width), dtype=values.dtype)
         box = self._values[width]
         constants = {**self.constants, "CRF_WIDTH": width}

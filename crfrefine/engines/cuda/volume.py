@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.memory import mass_threads
+from crfrefine.engines.cuda.sums import add_up
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.volume import LAST_CHANGE, VolumeTerm
 
@@ -21,7 +22,6 @@ Float = NDArray[np.float64]
 LAST_SINGLE_CHANGE = 1e-3
 """`LAST_CHANGE` for marginals in single precision."""
 
-_FOLD = 32
 _GROUP = 8  # labels, as in kernels/cuda/volume.cu
 
 
@@ -43,12 +43,11 @@ class MassSums:
         self._group = min(self._num_labels, _GROUP)
         self._firsts = range(0, self._num_labels, self._group)
         self._num_threads = mass_threads(voxels.num_voxels)
-        is_split = len(self._firsts) > 1
-        most = max(self._size_of_group, self._group**2 * is_split)
-        counts = [self._num_threads]
-        while counts[-1] > 1:
-            counts.append(-(-counts[-1] // _FOLD))
-        self._partial = [xp.empty(most * count, dtype=np.float64) for count in counts]
+        num_groups = len(self._firsts)
+        is_split = num_groups > 1
+        self._parts = xp.empty(max(self._size_of_group, self._group**2 * is_split) * self._num_threads, dtype=np.float64)
+        num_pairs = num_groups * (num_groups - 1) // 2
+        self._totals = xp.empty(num_groups * self._size_of_group + num_pairs * self._group**2, dtype=np.float64)
         self._normalizer = xp.empty((2, voxels.num_voxels), dtype=dtype) if is_split else None
 
     def of_logits(self, logits: Any, bias: Float) -> tuple[Float, Float]:
@@ -86,14 +85,14 @@ class MassSums:
 
     def _masses_and_products(self, given: tuple[Any, ...], bias: Any) -> tuple[Float, Float]:
         arguments = (*given, self._part, bias, self._normalizer if bias is not None else None)
-        sums = []
+        end = 0
         for i, first in enumerate(self._firsts):
-            self._launch("sum_group", self._num_threads, *arguments, first, self._num_threads, self._partial[0])
-            sums.append(self._folded(self._size_of_group))
+            self._launch("sum_group", self._num_threads, *arguments, first, self._num_threads, self._parts)
+            end = self._add_up(end, self._size_of_group)
             for second in self._firsts[i + 1 :]:
-                self._launch("sum_groups", self._num_threads, *arguments, first, second, self._num_threads, self._partial[0])
-                sums.append(self._folded(self._group**2))
-        return self._put_together(self._device.download(self._device.xp.concatenate(sums)))
+                self._launch("sum_groups", self._num_threads, *arguments, first, second, self._num_threads, self._parts)
+                end = self._add_up(end, self._group**2)
+        return self._put_together(self._device.download(self._totals))
 
     def _put_together(self, sums: Float) -> tuple[Float, Float]:
         """Masses and covariance from the sums of all groups, in the order of their launches."""
@@ -111,14 +110,11 @@ class MassSums:
         # Marginals sum to 1: what is left of a label's variance when nothing cancels.
         return masses[: self._num_labels], np.diag(products.sum(axis=1)) - products
 
-    def _folded(self, num_sums: int) -> Any:
-        """Add up the threads' sums; return a copy of (num_sums), on the device."""
-        count = self._num_threads
-        for partial_sums, folded in zip(self._partial, self._partial[1:], strict=False):
-            num_folded = -(-count // _FOLD)
-            self._launch("fold_masses", num_sums * num_folded, partial_sums, num_sums, count, num_folded, folded)
-            count = num_folded
-        return self._partial[-1][:num_sums].copy()
+    def _add_up(self, begin: int, num_sums: int) -> int:
+        """Add up the threads' sums into the totals from `begin` on; return their end."""
+        end, parts = begin + num_sums, self._parts[: num_sums * self._num_threads]
+        add_up(self._device, parts.reshape(num_sums, self._num_threads), self._totals[begin:end])
+        return end
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self._device.launch("volume", kernel, self._constants, num_threads, *arguments)

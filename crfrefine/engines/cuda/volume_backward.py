@@ -72,10 +72,10 @@ class VolumeBackward:
         self._device.launch("volume", "pull_masses", self._constants, num_voxels, marginals, num_voxels, self._part, given, gradient)
 
     def _marginals(self, t: int) -> Any:
-        return all_marginals(self._device.xp, self._record[t], self._spec.num_labels)
+        return _all_marginals(self._device.xp, self._record[t], self._spec.num_labels)
 
 
-def all_marginals(xp: Any, channels: Any, num_labels: int) -> Any:
+def _all_marginals(xp: Any, channels: Any, num_labels: int) -> Any:
     """Return the marginals of all labels from (channel, voxel) ones; those of the last follow from the others if they are not there."""
     if len(channels) == num_labels:
         return channels

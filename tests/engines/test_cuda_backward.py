@@ -1,0 +1,190 @@
+"""The GPU engine's backward pass on the stand-in: label counts, step lengths, threads and blocks; its bytes, launches and waits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+from counting_device import CountingDevice
+from oracles import kernel_set, random_case
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import MeanFieldGradients
+from crfrefine.engines.cuda import backward, moments
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.memory import pair_tile
+from crfrefine.specs import KernelSetSpec, MeanFieldSpec
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
+FEW, MANY = 3, 7
+
+
+class Problem:
+    """A random model with an appearance kernel and a spatial one, and a random linear loss of its refined logits."""
+
+    def __init__(
+        self,
+        num_labels: int,
+        *,
+        dtype: type = np.float64,
+        grid_shape: tuple[int, ...] = (4, 7, 5),
+        masked: bool = True,
+        per_label: bool = True,
+        is_potts: bool = False,
+        num_iterations: int = 3,
+        largest_weight: float = 1.5,
+    ) -> None:
+        rng = np.random.default_rng(num_labels)
+        self.case = random_case(3, num_modalities=2, num_labels=num_labels, masked=masked, grid_shape=grid_shape)
+        self.logits, self.gradient = self.case.logits.astype(dtype), rng.normal(size=self.case.logits.shape).astype(dtype)
+        weights = rng.uniform(0.2, largest_weight, (2, num_labels if per_label else 1)).repeat(1 if per_label else num_labels, axis=1)
+        matrix = np.ones((num_labels, num_labels)) if is_potts else rng.normal(size=(num_labels, num_labels))
+        np.fill_diagonal(matrix, 0.0)
+        self.run = MeanFieldSpec(weights, matrix, num_iterations, temperature=1.3, damping=0.2, bias=rng.normal(size=num_labels))
+        self.dtype = dtype
+
+    def spec(self, filter_name: str, normalization: str = "symmetric") -> KernelSetSpec:
+        names = {"filter": filter_name, "normalization": normalization}
+        theta = [((1.7, 1.1, 2.3), (0.3, 0.5))]
+        return kernel_set(theta, (1.3, 1.9, 2.2), **names, num_labels=len(self.logits), num_iterations=self.run.num_iterations)
+
+    def gradients(self, engine: Any, filter_name: str = "exact", **wanted: bool) -> tuple[tuple[float, ...], MeanFieldGradients]:
+        case = self.case
+        kernels = engine.kernels(case.image.astype(self.dtype), case.mask, case.spacing, self.spec(filter_name))
+        tape = kernels.forward(self.logits, self.run)
+        wanted = wanted or {"wants_theta": True, "wants_image": True}
+        return tape.steps, kernels.backward(tape, self.logits, self.gradient, self.run, **wanted)
+
+
+def assert_close(found: MeanFieldGradients, expected: MeanFieldGradients, tolerance: float) -> None:
+    for name in NAMES:
+        value = np.asarray(getattr(expected, name))
+        np.testing.assert_allclose(getattr(found, name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("is_potts", [True, False], ids=["potts", "matrix"])
+@pytest.mark.parametrize(("num_labels", "per_label", "masked"), [(2, False, True), (2, True, False), (6, True, True), (9, False, False)])
+def test_any_number_of_labels_has_its_gradients(num_labels: int, per_label: bool, masked: bool, is_potts: bool) -> None:
+    """One row of channels, several, and rows that are filled in part; sums over all pairs of voxels agree to rounding."""
+    problem = Problem(num_labels, per_label=per_label, masked=masked, is_potts=is_potts)
+    assert_close(problem.gradients(cuda_shim.shim_backend())[1], problem.gradients(get_backend("reference"))[1], 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_many_labels_have_their_gradients(dtype: type) -> None:
+    """More pairs of labels than threads in a block, and in float64 a block's tile of half as many voxels.
+
+    In float32 a sum over the voxels loses some roundings of 6e-8, and the bandwidths' squares some thousand.
+    """
+    problem, double = Problem(33, dtype=dtype), Problem(33)
+    assert (pair_tile(33, np.dtype(dtype))[0] == 128) == (dtype == np.float32)
+    found, expected = problem.gradients(cuda_shim.shim_backend())[1], double.gradients(get_backend("reference"))[1]
+    assert_close(found, expected, 2e-3 if dtype == np.float32 else 1e-10)
+
+
+def test_shortened_steps_have_their_gradients() -> None:
+    """The energy rises with strong attraction, so step lengths differ: each step goes back by its own."""
+    problem = Problem(3, largest_weight=40.0, num_iterations=6)
+    (steps, found), (expected_steps, expected) = (problem.gradients(engine) for engine in (cuda_shim.shim_backend(), get_backend("cpu")))
+    assert steps == expected_steps
+    assert len(set(steps)) > 1
+    assert_close(found, expected, 1e-9)
+
+
+def test_a_forbidden_label_leaves_all_gradients_finite() -> None:
+    """A logit of minus infinity, of the label that follows from the others and of another one."""
+    problem = Problem(3, per_label=False)
+    problem.logits[2, 0] = problem.logits[1, 3] = -np.inf
+    _, found = problem.gradients(cuda_shim.shim_backend())
+    for name in NAMES:
+        assert np.isfinite(getattr(found, name)).all(), name
+    assert_close(found, problem.gradients(get_backend("cpu"))[1], 1e-9)
+
+
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+def test_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch: pytest.MonkeyPatch, filter_name: str) -> None:
+    """As on large volumes: three blocks and seven threads for all voxels. Sums are grouped otherwise, so they agree to rounding."""
+    problem = Problem(3, grid_shape=(11, 13, 9))
+    _, expected = problem.gradients(cuda_shim.shim_backend(), filter_name)
+    monkeypatch.setattr(backward, "pair_blocks", lambda *_: 3)
+    for module in (backward, moments):
+        monkeypatch.setattr(module, "SUM_THREADS", 7)
+    assert_close(problem.gradients(cuda_shim.shim_backend(), filter_name)[1], expected, 1e-12)
+
+
+@pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
+@pytest.mark.parametrize("filter_name", ["truncated", "lattice"])
+def test_gradients_are_the_same_bits_whatever_the_order_of_threads(filter_name: str, num_workers: int) -> None:
+    problem = Problem(5, dtype=np.float32, grid_shape=(11, 13, 9))
+    (_, found), (_, expected) = (
+        problem.gradients(cuda_shim.shim_backend(num_workers=workers), filter_name) for workers in (num_workers, 1)
+    )
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+class OnDevice:
+    """An array that is on the device already, as a tensor is."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+def counted(num_iterations: int, **wanted: bool) -> tuple[CountingDevice, int]:
+    """A backward pass with tensors, and the number of its voxels."""
+    problem = Problem(5, dtype=np.float32, grid_shape=(14, 11, 39), per_label=False, is_potts=True, num_iterations=num_iterations)
+    device, case = CountingDevice(), problem.case
+    kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, problem.spec("lattice"))
+    device.reset()
+    tape = kernels.forward(OnDevice(problem.logits), problem.run)
+    assert device.waits == {"a download": 1}
+    device.reset()
+    kernels.backward(tape, OnDevice(problem.logits), OnDevice(problem.gradient), problem.run, **wanted)
+    return device, int(case.inside.sum())
+
+
+@pytest.mark.parametrize("wants_theta", [False, True], ids=["weights", "bandwidths"])
+@pytest.mark.parametrize("wants_image", [False, True], ids=["", "image"])
+def test_the_host_waits_once_and_leaves_the_steps_to_kernels(wants_theta: bool, wants_image: bool) -> None:
+    """However many steps: one download, of all sums. What numpy would be asked for is to allocate, and to center intensities."""
+    few, many = (counted(number, wants_theta=wants_theta, wants_image=wants_image)[0] for number in (FEW, MANY))
+    assert few.waits == many.waits == {"a download": 1}
+    operations = [{name: count for name, count in device.num_launches.items() if name.startswith("array:")} for device in (few, many)]
+    assert operations[0] == operations[1]
+    assert sum(operations[0].values()) < 40
+
+
+def test_a_step_moves_the_bytes_of_the_table() -> None:
+    """docs/decisions/gpu.md: what each kernel of a step is given, each array once; sums of threads and blocks aside."""
+    labels, width, features, axes = 5, 4, 5, 3
+    for wants_theta in (False, True):
+        (few, num_voxels), (many, _) = (counted(number, wants_theta=wants_theta) for number in (FEW, MANY))
+        per_step: Counter[str] = Counter()
+        for name in ("take_messages", "place_moments", "add_moments"):
+            per_step[name] = (many.num_bytes[name] - few.num_bytes[name]) // (MANY - FEW)
+        # by_x, marginals, by_message, filtered, by_marginals, scale, ones; after the last kernel also by_start and the next record.
+        both_kernels = 2 * (4 * labels + 16 * width + 8) + 4 * labels + 4 * (labels - 1)
+        # With bandwidths: filtered_back, back_scale and by_received.
+        moments_of = 2 * (4 * width + 4 + 4) * wants_theta
+        sums = 2 * 8 * labels**2 * -(-num_voxels // 128) * 5 + 4096
+        assert 0 <= per_step["take_messages"] - num_voxels * (both_kernels + moments_of) < sums
+        if not wants_theta:
+            assert not per_step["place_moments"]
+            assert not per_step["add_moments"]
+            continue
+        # Two features of four channels lie in a row of eight, the fifth is by itself; scale and columns.
+        placed = 3 * (4 * width + 4) + 4 * features + 2 * 32 + 16
+        assert per_step["place_moments"] == num_voxels * placed
+        # The same, and 8 bytes of a thread's sum for each feature; then the slopes along each axis.
+        assert abs(per_step["add_moments"] - num_voxels * (placed + 8 * features + axes * (8 * width + 4 + 8))) < 4096
