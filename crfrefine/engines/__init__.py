@@ -35,20 +35,6 @@ def get_backend(device: str) -> Backend:
     raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
 
 
-def device_for(requested: str, *, keeps_volumes: bool) -> tuple[str, str | None]:
-    """Return the device that a run is to ask for, and a note if volumes decided it.
-
-    Args:
-        requested: as in `get_backend`.
-        keeps_volumes: whether the run has a volume term (`volume.weight` above 0), which the GPU engine does not have.
-    """
-    if requested != "auto" or not keeps_volumes:
-        return requested, None
-    if get_backend(requested).name == "cpu":
-        return "cpu", None
-    return "cpu", "--device auto takes the CPU: the GPU engine cannot keep volumes (volume.weight is above 0)"
-
-
 def _auto(_: str) -> Backend:
     from crfrefine.engines.cuda.cupy_device import is_available
 

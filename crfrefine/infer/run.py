@@ -84,7 +84,7 @@ class _Run:
     """One call of `run_inference`."""
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
-        from crfrefine.engines import device_for, get_backend
+        from crfrefine.engines import get_backend
         from crfrefine.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
         from crfrefine.infer.inputs import find_inputs
         from crfrefine.infer.outputs import check_summary_path, label_maps_of, plan_outputs
@@ -98,13 +98,13 @@ class _Run:
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        device, of_device = device_for(options.device, keeps_volumes=options.parameters.volume.weight > 0.0)
+        device = options.device
         # The machine that gives cases to a cluster needs no GPU itself.
         device_name = device if options.placement.dask is not None and device.startswith("cuda") else get_backend(device).name
         if options.placement.is_cluster and device == "auto":
             device = device_name  # the same on all machines
         inputs = self._inputs = find_inputs(options)
-        self._notes = [*inputs.notes, *([of_device] if of_device is not None else [])]
+        self._notes = [*inputs.notes]
         cases = select_part(inputs.cases, options.num_parts, options.part_id)
         outputs = plan_outputs(
             cases,

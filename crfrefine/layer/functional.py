@@ -76,7 +76,7 @@ def mean_field(
         compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None: Potts.
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
-        volume: weight (0 to 1) of the volume term, and what it keeps, "expected", "argmax" or "largest"; None: no such term. On the CPU.
+        volume: weight (0 to 1) of the volume term, and what it keeps, "expected", "argmax" or "largest"; None: no such term.
         spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere.
         num_iterations: number of steps; all are taken.

@@ -19,7 +19,7 @@ from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_channels import check_channels
 from crfrefine.arrays.region_scheme import RegionScheme, check_regions
 from crfrefine.axes import StorageOrder
-from crfrefine.engines import device_for, get_backend
+from crfrefine.engines import get_backend
 from crfrefine.engines.regions import region_mean_field
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement.checks import check_finite, check_outcome
@@ -78,7 +78,6 @@ def refine_channels(
     check_shapes(channels, image, mask, fewest_channels=2 if regions is None else 1)
     steps = given_spacing(spacing, channels.ndim - 1)
     models = _resolve(parameters, channels, len(image), regions)
-    device, of_device = device_for(device, keeps_volumes=parameters.volume.weight > 0.0)
     backend = get_backend(device) if again is None else again.replaces(get_backend(device))
 
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
@@ -140,7 +139,7 @@ def refine_channels(
         num_padding_voxels=output.num_padding,
         voxels_removed=cleaned.voxels_removed,
         voxels_filled=cleaned.voxels_filled,
-        notes=(*(() if of_device is None else (of_device,)), *output.notes),
+        notes=output.notes,
         spacing=tuple(steps),
         regions=regions,
         output_temperature=parameters.mean_field.output_temperature,

@@ -45,8 +45,7 @@ def check_options(options: TrainingOptions) -> TrainingDevice:
     for path in (options.curves, options.report, options.output):
         check_small_output(path)
     check_replaceable(options.checkpoint)
-    has_volumes = options.parameters is not None and options.parameters.volume.weight > 0.0
-    return choose_device(options.device, keeps_volumes=has_volumes or VOLUME_GROUP in options.learn)
+    return choose_device(options.device)
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:

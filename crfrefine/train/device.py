@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.engines import device_for, get_backend
+from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -134,22 +134,20 @@ class TrainingDevice:
 CPU = TrainingDevice()
 
 
-def choose_device(requested: str, *, keeps_volumes: bool = False) -> TrainingDevice:
+def choose_device(requested: str) -> TrainingDevice:
     """Return the engine's device for a request, if PyTorch has it too.
 
     Args:
         requested: "auto", "cpu", "cuda" or "cuda:N".
-        keeps_volumes: whether there is a volume term, for which "auto" is the CPU.
 
     Raises:
         BackendUnavailableError: the engine or PyTorch does not have the device that was asked for by name.
         ConfigError: the device does not exist.
     """
-    device, of_volumes = device_for(requested, keeps_volumes=keeps_volumes)
-    engine = get_backend(device).name
+    engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
-        return TrainingDevice(engine, note=of_volumes or "")
+        return TrainingDevice(engine)
     number = int(gpu[1] or 0)
     if torch.cuda.is_available() and number < torch.cuda.device_count():
         return TrainingDevice(engine, f"cuda:{number}")

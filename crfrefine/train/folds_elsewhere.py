@@ -94,8 +94,7 @@ def train_folds_elsewhere(plan: Plan, digest: str, session: Session, executor: E
 def train_fold(task: FoldTask) -> Part:
     """Return all work of a fold. Runs on a worker."""
     options = task.options
-    has_volumes = options.parameters is not None and options.parameters.volume.weight > 0.0
-    device = choose_device(options.device, keeps_volumes=has_volumes)
+    device = choose_device(options.device)
     with (
         torch_in_one_thread(),
         Workers(options.threads or available_threads(), one_by_one=device.is_gpu) as workers,

@@ -88,22 +88,11 @@ class Plan:
     @property
     def _volumes(self) -> tuple[VolumeParameters, ...]:
         """The volume terms that are tried with a trained model; the probabilities of a label map are a convention that has no volume."""
-        if VOLUME_GROUP not in self.options.learn or not self._can_keep_volumes:
+        if VOLUME_GROUP not in self.options.learn:
             return ()
         if self.base.volume.weight > 0.0:
             return (replace(self.base.volume, weight=0.0),)
         return tuple(volume for volume in VOLUMES if self.cases.declared is None or volume.keep != "expected")
-
-    @property
-    def _can_keep_volumes(self) -> bool:
-        return self.device.name == "cpu"
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is left out of what was asked for, and why."""
-        if VOLUME_GROUP not in self.options.learn or self._can_keep_volumes or self.base.volume.weight > 0.0:
-            return ()
-        return (f"no volume term is tried: {self.device.name} does not have it; --device cpu does, or leave volume out of --learn",)
 
     @property
     def learns_rules(self) -> bool:

@@ -74,7 +74,6 @@ def _run_stages(
     observer.run_started(plan.describe(workers.threads))
     for note in (
         *([device.note] if device.note else []),
-        *plan.notes,
         *plan.cases.notes,
         *(executor.notes if executor is not None else ()),
     ):

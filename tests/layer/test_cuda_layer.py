@@ -17,7 +17,7 @@ from crfrefine.layer import autograd, inputs  # noqa: E402
 NAMES = ("logits", "image")
 
 
-def _layer(filter_name: str, **changes: Any) -> CrfRnn:
+def _layer(filter_name: str, parameter_changes: dict[str, Any] | None = None, **changes: Any) -> CrfRnn:
     parameters = CrfParameters().replace(
         **{
             "bilateral.weight": 2.0,
@@ -26,6 +26,7 @@ def _layer(filter_name: str, **changes: Any) -> CrfRnn:
             "spatial.weight": 0.5,
             "spatial.theta_gamma": 1.3,
             "mean_field.filter": filter_name,
+            **(parameter_changes or {}),
         }
     )
     return CrfRnn(num_labels=3, num_modalities=2, parameters=parameters, num_iterations=3, compatibility="full", **changes)
@@ -74,6 +75,22 @@ def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, param
     found = _gradients(_layer(filter_name), device, parameters_on)
     assert device == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
     assert set(found) == set(expected)
+    for name, value in expected.items():
+        tolerance = 2e-3 if "theta" in name else 1e-4
+        np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("keep", ["expected", "largest"])
+def test_the_layer_learns_a_volume_term_on_a_gpu(device: str, keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, with the gradient of its weight; bodies are found on the host, wherever the logits are."""
+    changes = {"volume.weight": 0.7, "volume.keep": keep}
+    expected = _gradients(_layer("truncated", parameter_changes=changes), "cpu")
+    if device == "cpu":
+        backend = cuda_shim.shim_backend()
+        monkeypatch.setattr(inputs, "engine_for", lambda _: backend)
+        monkeypatch.setattr(autograd, "to_array", lambda tensor: tensor.detach().contiguous())
+    found = _gradients(_layer("truncated", parameter_changes=changes), device)
+    assert found["raw_volume_weight"] != 0.0
     for name, value in expected.items():
         tolerance = 2e-3 if "theta" in name else 1e-4
         np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)

@@ -193,17 +193,14 @@ def options(root: Path, **changes: object) -> TrainingOptions:
     return TrainingOptions(locate_folders(root / "data"), root / "params.toml", **settings)  # type: ignore[arg-type]
 
 
-def test_volume_terms_are_tried_where_the_engine_has_them(tmp_path: Path) -> None:
-    """By default on the CPU; on another device a note says that they are not; a model's own volume term is learned instead."""
+def test_volume_terms_are_tried_on_every_device(tmp_path: Path) -> None:
+    """By default; a model's own volume term is learned instead."""
     write_cases(tmp_path / "data", 2)
-    plan = make_plan(options(tmp_path), CPU_DEVICE)
-    assert {volume.keep for volume in plan.rivals.volumes} == {"largest"}
-    assert "volume" not in plan.learn
-    assert plan.notes == ()
+    for device in (CPU_DEVICE, TrainingDevice("cuda:0")):
+        plan = make_plan(options(tmp_path), device)
+        assert {volume.keep for volume in plan.rivals.volumes} == {"largest"}
+        assert "volume" not in plan.learn
     assert make_plan(options(tmp_path, learn=("weights", "theta")), CPU_DEVICE).rivals.volumes == ()
-    elsewhere = make_plan(options(tmp_path), TrainingDevice("cuda:0"))
-    assert elsewhere.rivals.volumes == ()
-    assert elsewhere.notes == ("no volume term is tried: cuda:0 does not have it; --device cpu does, or leave volume out of --learn",)
     own = make_plan(options(tmp_path, parameters=CrfParameters().replace(**{"volume.weight": 0.5})), CPU_DEVICE)
     assert own.rivals.volumes == (VolumeParameters(0.0, "expected"),)
     assert "volume" in own.learn

@@ -83,10 +83,13 @@ def mass_threads(num_voxels: int) -> int:
 
 
 def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any) -> float:
-    """Return the bytes of the volume term: old marginals, what is counted, sums of the threads, and with many labels what normalizes."""
+    """Return the bytes of the volume term in a run or a backward pass: sums of the threads, what normalizes many labels, and marginals.
+
+    In a run these are those at the start of a step, in a backward pass those of all labels, with temporaries.
+    """
     num_sums = min(64, num_labels * (num_labels + 1) // 2)
     sums = 8.0 * 1.1 * num_sums * (mass_threads(num_voxels) + 64.0)
-    own = padded_channels(num_channels) + (2.0 if num_labels > 8 else 0.0)
+    own = max(padded_channels(num_channels), num_labels + 4.0) + (2.0 if num_labels > 8 else 0.0)
     # Part and labels, counted in numbers of 64 bits.
     return sums + num_voxels * (_itemsize(dtype) * own + 13.0)
 
