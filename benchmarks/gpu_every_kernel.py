@@ -70,6 +70,8 @@ def run_all(device: Device) -> set[tuple[str, str]]:
     _run_direct_sums(watched, image, mask)
     _ask_about_channels(engine)
     _run_short_axes(engine)
+    _run_many_labels(engine, image, mask)
+    _run_volumes(engine, image, mask)
     for dtype in (np.float32, np.float64):
         for filter_name in ("exact", "truncated", "lattice"):
             _run_backward(engine, logits.astype(dtype), image.astype(dtype), mask, filter_name)
@@ -93,6 +95,30 @@ def _run_short_axes(engine: Any) -> None:
         kernels = KernelSetSpec((KernelSpec((1.2,) * len(shape)),), "none", "auto", num_labels=5, num_iterations=1)
         for inside in (None, rng.random(shape) < 0.7):
             engine.message(rng.random((4, *shape), dtype=np.float32), None, inside, SPACING[: len(shape)], kernels)
+
+
+def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
+    """More than registers hold: the last one implied or not, with a matrix or without."""
+    rng = np.random.default_rng(8)
+    logits = rng.normal(size=(35, *SHAPE)).astype(np.float32)
+    terms = (KernelSpec((1.2,) * 3, (0.4,) * 4), KernelSpec((1.1,) * 3))
+    kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", "lattice", num_labels=35, num_iterations=2))
+    for weights in (np.full((2, 35), 0.5), rng.random((2, 35))):
+        for penalty in (np.ones((35, 35)), rng.random((35, 35))):
+            kernels.run(logits, MeanFieldSpec(weights, penalty * (1.0 - np.eye(35)), 2, tolerance=1e-6))
+
+
+def _run_volumes(engine: Any, image: Any, mask: Any) -> None:
+    """The volume term, everywhere or in the main bodies, with few labels and with more than are summed together."""
+    rng = np.random.default_rng(9)
+    terms = (KernelSpec((1.2,) * 3, (0.4,) * 4),)
+    for num_labels, keep in ((5, "expected"), (5, "largest"), (11, "argmax"), (11, "largest")):
+        logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
+        kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", "exact", num_labels=num_labels, num_iterations=2))
+        weights, penalty = np.full((1, num_labels), 0.5), 1.0 - np.eye(num_labels)
+        model = MeanFieldSpec(weights, penalty, 2, tolerance=1e-6, volume_weight=0.8, volume_keep=keep)
+        kernels.run(logits, model)
+        kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits), model)
 
 
 def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:

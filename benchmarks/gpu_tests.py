@@ -26,6 +26,7 @@ TESTS = (
     "tests/engines/test_mean_field.py",
     "tests/engines/test_filters.py",
     "tests/engines/test_backward.py",
+    "tests/engines/test_volume.py",
     "tests/layer/test_compile.py",
     "tests/layer/test_crf_loss.py",
     "tests/layer/test_cuda_layer.py",

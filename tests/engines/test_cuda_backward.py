@@ -48,9 +48,9 @@ class Problem:
         self.run = MeanFieldSpec(weights, matrix, num_iterations, temperature=1.3, damping=0.2, bias=rng.normal(size=num_labels))
         self.dtype = dtype
 
-    def spec(self, filter_name: str, normalization: str = "symmetric") -> KernelSetSpec:
-        names = {"filter": filter_name, "normalization": normalization}
-        theta = [((1.7, 1.1, 2.3), (0.3, 0.5))]
+    def spec(self, filter_name: str, scale: float = 1.0) -> KernelSetSpec:
+        theta = [((scale * 1.7, scale * 1.1, scale * 2.3), (scale * 0.3, scale * 0.5))]
+        names = {"filter": filter_name, "normalization": "symmetric"}
         return kernel_set(theta, (1.3, 1.9, 2.2), **names, num_labels=len(self.logits), num_iterations=self.run.num_iterations)
 
     def gradients(self, engine: Any, filter_name: str = "exact", **wanted: bool) -> tuple[tuple[float, ...], MeanFieldGradients]:
@@ -112,9 +112,26 @@ def test_blocks_and_threads_that_take_several_voxels_find_the_same(monkeypatch: 
     problem = Problem(3, grid_shape=(11, 13, 9))
     _, expected = problem.gradients(cuda_shim.shim_backend(), filter_name)
     monkeypatch.setattr(backward, "pair_blocks", lambda *_: 3)
+    monkeypatch.setattr(backward, "SUM_THREADS", 7)
     for module in (backward, moments):
-        monkeypatch.setattr(module, "SUM_THREADS", 7)
+        monkeypatch.setattr(module, "sum_threads", lambda _: 7)
     assert_close(problem.gradients(cuda_shim.shim_backend(), filter_name)[1], expected, 1e-12)
+
+
+@pytest.mark.parametrize(("num_labels", "together"), [(2, 4), (3, 2), (3, 4), (5, 4)])
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+def test_features_that_are_filtered_together_have_the_bits_of_single_ones(
+    monkeypatch: pytest.MonkeyPatch, filter_name: str, num_labels: int, together: int
+) -> None:
+    problem = Problem(num_labels, dtype=np.float32, grid_shape=(6, 7, 9))
+    found = []
+    for most in (1, together, 8):
+        monkeypatch.setattr(moments, "_MOST_TOGETHER", most)
+        monkeypatch.setattr(moments, "_FINE_TOGETHER", most)
+        found.append(problem.gradients(cuda_shim.shim_backend(), filter_name, wants_theta=True, wants_image=False)[1])
+    for name in ("theta_alpha", "theta_beta"):
+        for other in found[1:]:
+            np.testing.assert_array_equal(getattr(other, name), getattr(found[0], name), err_msg=name)
 
 
 @pytest.mark.parametrize("num_workers", [0, 3], ids=["in reverse", "at once"])
@@ -145,7 +162,8 @@ def counted(num_iterations: int, **wanted: bool) -> tuple[CountingDevice, int]:
     """A backward pass with tensors, and the number of its voxels."""
     problem = Problem(5, dtype=np.float32, grid_shape=(14, 11, 39), per_label=False, is_potts=True, num_iterations=num_iterations)
     device, case = CountingDevice(), problem.case
-    kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, problem.spec("lattice"))
+    kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, problem.spec("lattice", scale=3.0))
+    assert kernels._kernels[0].filter.lattice.num_vertices < int(case.inside.sum())  # features of four channels are filtered in pairs
     device.reset()
     tape = kernels.forward(OnDevice(problem.logits), problem.run)
     assert device.waits == {"a download": 1}
@@ -186,5 +204,5 @@ def test_a_step_moves_the_bytes_of_the_table() -> None:
         # Two features of four channels lie in a row of eight, the fifth is by itself; scale and columns.
         placed = 3 * (4 * width + 4) + 4 * features + 2 * 32 + 16
         assert per_step["place_moments"] == num_voxels * placed
-        # The same, and 8 bytes of a thread's sum for each feature; then the slopes along each axis.
-        assert abs(per_step["add_moments"] - num_voxels * (placed + 8 * features + axes * (8 * width + 4 + 8))) < 4096
+        # The same, and 8 bytes of a thread's sum for each feature, one thread for four voxels; then the slopes along each axis.
+        assert abs(per_step["add_moments"] - num_voxels * (placed + 2 * features + axes * (8 * width + 4 + 2))) < 4096

@@ -9,12 +9,13 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
-from oracles import random_case, resolve
+from oracles import kernel_set, random_case, resolve
 
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
@@ -126,6 +127,25 @@ def test_slicing_in_the_update_changes_no_bit(num_labels: int, monkeypatch: pyte
         assert (device.num_launches["slice_values"] > 2) == (not can_be_sliced)
     np.testing.assert_array_equal(found[0].logits, found[1].logits)
     assert found[0].energy == found[1].energy
+
+
+def test_of_two_lattices_the_last_one_is_sliced_in_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of the first is stored, and is what the update adds to."""
+    case = random_case(3, num_modalities=2, num_labels=4, masked=True, grid_shape=(9, 7, 12))
+    terms = [((1.4,) * 3, (0.2,) * 2), ((4.0,) * 3, (0.1,) * 2)]
+    model = MeanFieldSpec(np.array([[1.0] * 4, [2.0] * 4]), 1.0 - np.eye(4), num_iterations=5)
+    found = []
+    for can_be_sliced in (True, False):
+        if not can_be_sliced:
+            monkeypatch.setattr(Kernel, "can_be_sliced", can_be_sliced)
+        device = CountingDevice()
+        spec = kernel_set(terms, None, normalization="symmetric", filter="lattice", num_labels=4, num_iterations=5)
+        kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, spec)
+        before = device.num_launches["slice_values"]
+        found.append(kernels.run(case.logits, model).logits)
+        launched = device.num_launches["slice_values"] - before
+        assert launched == (5 if can_be_sliced else 10)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_messages_are_stored_before_they_are_added_to() -> None:

@@ -84,7 +84,9 @@ def test_the_tests_of_the_gpu_are_there(load: Any) -> None:
     """All files that have one, and no other."""
     listed = load("gpu_tests").TESTS
     found = {path for path in ROOT.glob("tests/*/test_*.py") if "needs a GPU" in path.read_text(encoding="utf-8")}
-    found |= {ROOT / "tests" / "engines" / f"test_{name}.py" for name in ("filters", "mean_field", "backward")}  # by their fixture
+    found |= {
+        ROOT / "tests" / "engines" / f"test_{name}.py" for name in ("filters", "mean_field", "backward", "volume")
+    }  # by their fixture
     found |= {ROOT / "tests" / "layer" / "test_layer_intensity.py"}
     assert {ROOT / name for name in listed} == found - {Path(__file__).resolve()}
 

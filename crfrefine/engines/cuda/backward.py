@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.memory import PAIR_THREADS, SUM_THREADS, pair_blocks, pair_tile
+from crfrefine.engines.cuda.memory import PAIR_THREADS, SUM_THREADS, pair_blocks, pair_tile, sum_threads
 from crfrefine.engines.cuda.moments import Moments, Scratch
 from crfrefine.engines.cuda.sums import Sums
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
@@ -95,7 +95,7 @@ class Backward:
             else None
             for kernel, of_kernel, wanted in zip(kernels, features, is_wanted, strict=True)
         ]
-        self._num_threads = min(num_voxels, SUM_THREADS)
+        self._num_threads = sum_threads(num_voxels)
         self._inside = self._sums.reserve(num_labels + 1, self._num_threads)
         self._outside = self._sums.reserve(1, SUM_THREADS) if num_voxels < voxels.grid_size else None
         self._by_x, self._by_start = (xp.empty((num_labels, num_voxels), dtype=dtype) for _ in range(2))

@@ -16,7 +16,7 @@ MOST_THREADS = 1 << 17
 """Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up."""
 
 SUM_THREADS = 1 << 16
-"""Threads of the backward pass's kernels that sum over voxels; their sums are added to in each step."""
+"""Most threads of the backward pass's kernels that sum over voxels; their sums are added to in each step."""
 
 PAIR_THREADS = 128
 """Threads of a block that sums over pairs of labels."""
@@ -114,10 +114,15 @@ def backward_bytes(
     if num_theta:
         # Columns of features, their rows, sums for the normalization; at the end, pairs of single channels.
         voxels += sum(features) + 2.0 * max(8, padded) + 2.0 * num_theta + 5.0
-    threads = min(num_voxels, SUM_THREADS) * (num_labels + 1.0 + sum(features)) + SUM_THREADS
+    threads = sum_threads(num_voxels) * (num_labels + 1.0 + sum(features)) + SUM_THREADS
     products = len(features) * num_labels**2 * pair_blocks(num_labels, num_voxels, dtype) * pair_tile(num_labels, dtype)[1]
     grid = size * grid_size * (num_labels + num_image)
     return size * num_voxels * voxels + 8.0 * (threads + products) + grid + num_given
+
+
+def sum_threads(num_voxels: int) -> int:
+    """Return the number of threads that sum over the voxels: each takes a few, so that their sums take less memory than the voxels."""
+    return min(-(-num_voxels // 4), SUM_THREADS)
 
 
 def pair_tile(num_labels: int, dtype: Any) -> tuple[int, int]:

@@ -13,12 +13,14 @@ from crfrefine.engines.cuda.device import num_row_groups, padded_channels, preci
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.memory import SUM_THREADS
+from crfrefine.engines.cuda.lattice import LatticeFilter
+from crfrefine.engines.cuda.memory import sum_threads
 from crfrefine.engines.cuda.sums import Sums
 from crfrefine.engines.cuda.voxels import Voxels
 
-_ROW = 8
-"""Features that are filtered together have at most so many channels in all: those of one row."""
+_MOST_TOGETHER, _FINE_TOGETHER = 8, 4
+"""Features that are filtered together have at most so many channels in all, those of one row; the second one on a lattice with more
+vertices than voxels, where rows take most of the memory and wider ones save little."""
 
 
 class Scratch:
@@ -33,7 +35,7 @@ class Scratch:
     def __init__(self, voxels: Voxels, num_channels: int, dtype: Any) -> None:
         """Allocate it for pairs of so many channels."""
         xp, self._num_voxels = voxels.device.xp, voxels.num_voxels
-        self._rows = xp.empty(2 * max(_ROW, padded_channels(num_channels)) * self._num_voxels, dtype=dtype)
+        self._rows = xp.empty(2 * max(_MOST_TOGETHER, padded_channels(num_channels)) * self._num_voxels, dtype=dtype)
         shape = (1, self._num_voxels, 1)
         self.unit = xp.ones(shape, dtype=dtype)
         self.by_ones, self.filtered_back, self.by_degree = (xp.empty(shape, dtype=dtype) for _ in range(3))
@@ -85,14 +87,16 @@ class Moments:
         self._dtype, self._wants_theta = np.dtype(dtype), wants_theta
         self._device, xp = voxels.device, voxels.device.xp
         self._by_image = by_image if features.num_modalities > 0 else None
-        self._num_threads = min(voxels.num_voxels, SUM_THREADS)
+        self._num_threads = sum_threads(voxels.num_voxels)
         self._partial = sums.reserve(len(features), self._num_threads)
         self._scratch = scratch
-        self._unit = xp.ones(max(_ROW, padded_channels(num_channels)), dtype=dtype)
+        self._unit = xp.ones(max(_MOST_TOGETHER, padded_channels(num_channels)), dtype=dtype)
         plain, scale = kernel.filter, kernel.scale
         # The taps of the spatial kernel are differentiated themselves, including where they fade.
         is_spatial = isinstance(plain, SpatialFilter)
         self._slopes = [plain.slope(axis) for axis in range(len(features))] if isinstance(plain, SpatialFilter) else []
+        is_fine = isinstance(plain, LatticeFilter) and plain.lattice.num_vertices > voxels.num_voxels
+        self._most_together = _FINE_TOGETHER if is_fine else _MOST_TOGETHER
         self._columns = None if is_spatial else features.columns()
         self.by_received = xp.zeros(voxels.num_voxels, dtype=dtype) if scale is not None or not is_spatial else None
         is_one_sum = scale is None or kernel.scales_sent
@@ -173,7 +177,7 @@ class Moments:
 
     def _chunks(self, num_channels: int) -> Iterator[tuple[int, int]]:
         """First and end of the features that are filtered together; intensities by themselves if the image's gradient is asked for."""
-        together = max(1, _ROW // num_channels)
+        together = max(1, self._most_together // num_channels)
         ends = [len(self._features)] if self._wants_theta else []
         if self._by_image is not None:
             ends.insert(0, self._features.num_modalities)
