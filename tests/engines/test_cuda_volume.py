@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cuda_shim
 import numpy as np
 import pytest
@@ -124,3 +126,35 @@ def test_bodies_are_found_in_logits_that_are_on_the_device() -> None:
     expected = backend.mean_field(case.logits, case.image, case.mask, case.spacing, model)
     held = backend.mean_field(backend.hold(case.logits), case.image, case.mask, case.spacing, model)
     np.testing.assert_array_equal(held.logits, expected.logits)
+
+
+@pytest.mark.parametrize("keep", KEPT)
+def test_a_step_brings_back_a_few_numbers(keep: str) -> None:
+    """Sums of labels, less than a kilobyte, however many voxels there are; bodies are found before the first step."""
+    case = random_case(3, num_labels=5, masked=True)
+    with strict_memory():
+        downloaded = []
+        for num_iterations in (4, 8):
+            model = resolve(
+                case, volume__weight=0.7, volume__keep=keep, mean_field__tolerance=0.0, mean_field__num_iterations=num_iterations
+            )
+            device = StrictDevice()
+            CudaBackend(device).mean_field(case.logits, case.image, case.mask, case.spacing, model)
+            downloaded.append(device.downloaded_bytes)
+    assert 0 < downloaded[1] - downloaded[0] < 4 * 1024
+
+
+def test_without_the_term_none_of_its_kernels_is_launched() -> None:
+    """And `end_step` adds a zero: runs have the bits that they had."""
+    case, launched = random_case(3, num_labels=5, masked=True), []
+
+    class Watching(cuda_shim.ShimDevice):
+        def launch(self, source: str, *arguments: Any) -> None:
+            launched.append(source)
+            super().launch(source, *arguments)
+
+    for weight, uses in ((0.0, False), (0.5, True)):
+        launched.clear()
+        model = resolve(case, volume__weight=weight)
+        CudaBackend(Watching()).mean_field(case.logits, case.image, case.mask, case.spacing, model)
+        assert ("volume" in launched) == uses

@@ -15,7 +15,7 @@ from crfrefine import refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend
 from crfrefine.errors import ConfigError
-from crfrefine.specs import ChannelLabels, MeanFieldSpec, ModelSpec
+from crfrefine.specs import ChannelLabels, KernelSetSpec, MeanFieldSpec, ModelSpec
 
 BACKENDS = ("reference", "cpu")
 STRENGTH = 10.0
@@ -305,6 +305,22 @@ def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels
     for name in ("logits", "weights", "temperature", "bias", "theta_alpha", "image", "volume_weight"):
         value = np.asarray(getattr(expected_grads, name))
         np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("keep", KEPT)
+def test_biases_alone_are_a_model(compiled_backend: Backend, keep: str) -> None:
+    """Without kernels, where steps have no messages: logits and gradients of the reference, in float64."""
+    case = random_case(3, num_labels=4, masked=True)
+    run = MeanFieldSpec(np.zeros((0, 4)), 1.0 - np.eye(4), 3, 1.3, damping=0.3, volume_weight=0.8, volume_keep=keep)
+    logits, found = case.logits.astype(np.float64), []
+    for backend in (get_backend("reference"), compiled_backend):
+        spec = KernelSetSpec((), "symmetric", "auto", num_labels=4, num_iterations=3)
+        kernels = backend.kernels(case.image.astype(np.float64), case.mask, case.spacing, spec)
+        tape = kernels.forward(logits, run)
+        grads = kernels.backward(tape, logits, logits**2, run)
+        found.append((tape.logits, grads.logits, grads.volume_weight, grads.temperature))
+    for value, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("keep", KEPT)
