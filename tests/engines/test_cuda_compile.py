@@ -50,7 +50,8 @@ HOT = {
     ],
     "mean_field_backward": [{"CRF_LABELS": labels, "CRF_WIDTH": width} for labels, width in ((2, 1), (5, 4), (9, 8))],
     "take_messages": [
-        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128} for labels, width in ((2, 1), (5, 4), (9, 8))
+        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128}
+        for labels, width in ((2, 1), (5, 4), (9, 8), (12, 8))
     ],
     "moments": [
         {"CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_TOGETHER": together, "CRF_MOMENTS": moments}
