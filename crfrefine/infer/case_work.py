@@ -180,7 +180,7 @@ def refine_case(
     result = _result(settings, case, progress)
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    record.report, record.changes = result.report, result.changes
+    record.report, record.changes, record.device = result.report, result.changes, result.device
     notes = list(result.notes)
     vanished = vanished_labels(result.changes) if case.input_kind == "labels" else ()
     if vanished:

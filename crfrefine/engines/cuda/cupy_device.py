@@ -7,8 +7,8 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda import torch_memory
+from crfrefine.engines.cuda.loss import LossWatch
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
+from crfrefine.text import MOST_OF_A_REASON, shorten
 
 BLOCK = 256
 """Threads per block; no kernel depends on it."""
@@ -89,6 +91,24 @@ def is_available() -> bool:
         return True
 
 
+def no_gpu(requested: str) -> BackendUnavailableError:
+    """Return the error of a request for a GPU on a machine without one, or without its driver."""
+    also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
+    return BackendUnavailableError(
+        f"--device {requested}: no NVIDIA GPU was found; install NVIDIA's driver for it{also}, or use --device cpu"
+    )
+
+
+def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableError:
+    """Return the error of a request for a GPU that a machine with `count` of them does not have."""
+    there = "has one NVIDIA GPU, number 0" if count == 1 else f"has {count} NVIDIA GPUs, numbers 0 to {count - 1}"
+    expected = "GPU 0" if count == 1 else f"GPUs from 0 to {count - 1}"
+    return BackendUnavailableError(
+        f"--device {shorten(requested, MOST_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
+        "use one of these, cuda:all for all of them, or cpu"
+    )
+
+
 class CupyDevice:
     """A CUDA device; see `Device`. All work goes to CuPy's current stream: the default one, or PyTorch's (`torch_memory.following`)."""
 
@@ -105,19 +125,18 @@ class CupyDevice:
         self._process = os.getpid()
         count = num_driver_devices()
         if count == 0:
-            also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
-            raise BackendUnavailableError(
-                f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it{also}, or use --device cpu"
-            )
+            raise no_gpu(self.name)
         if index >= count:
-            raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
+            raise missing_gpu(self.name, index, count)
         try:
             self.xp: Any = importlib.import_module("cupy")
         except (ImportError, OSError) as error:  # OSError if CuPy cannot create its folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
+        cuda = self.xp.cuda
+        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), cuda.runtime.deviceSynchronize)
         try:
-            with self.active():
+            with self.xp.cuda.Device(index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
         except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError) as error:
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
@@ -184,11 +203,16 @@ class CupyDevice:
 
         Raises:
             ForkedError: this process was forked from the one that created this device.
+            DeviceLostError: the GPU stopped working; raised on entering or leaving the context.
         """
         if os.getpid() != self._process:
             raise ForkedError(self.name)
-        context: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
-        return context
+        return self._watched()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        with self._loss.watching(), self.xp.cuda.Device(self._number):
+            yield
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
         """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""
