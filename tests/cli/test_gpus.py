@@ -138,6 +138,27 @@ def test_a_gpu_that_was_named_is_not_replaced(folders: Folders, tmp_path: Path) 
     assert (result.status, files_in(folders.output)) == (1, [])
 
 
+def test_a_gpu_that_is_too_small_fails_the_case_and_says_what_it_needs(folders: Folders, tmp_path: Path) -> None:
+    """The GPU goes on: another case may fit. `auto` does not replace a GPU that works."""
+    for device in ("cuda", "auto"):
+        result = run(folders, device, "--summary", tmp_path / "s.json", faults="cuda:0=small", state=device)
+        for case in records(tmp_path / "s.json").values():
+            assert re.search(
+                r"a case of \d+ voxels and 4 labels needs about .* GB on cuda, where .* GB are free; use a mask.*--device cpu",
+                str(case["error"]),
+            )
+            assert case["error_kind"] == "CapacityError"
+        assert (result.status, files_in(folders.output)) == (1, [])
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0,1"])
+def test_a_driver_without_memory_costs_its_case_alone(device: str, folders: Folders, tmp_path: Path) -> None:
+    run(folders, device, "--summary", tmp_path / "s.json", faults="cuda:0=full")
+    errors = [str(case["error"]) for case in records(tmp_path / "s.json").values() if case["status"] == "failed"]
+    assert len(errors) == 1
+    assert "not enough memory on the GPU cuda (cudaErrorMemoryAllocation: out of memory); use a mask" in errors[0]
+
+
 @pytest.mark.parametrize(("device", "opened"), [("cuda:0,1", 1), ("auto", 3)])
 def test_a_case_that_hangs_is_given_up_and_its_gpu_is_used_again(device: str, opened: int, folders: Folders, tmp_path: Path) -> None:
     result = run(folders, device, "--case-timeout", "4", "--summary", tmp_path / "s.json", faults="cuda:0=hang")

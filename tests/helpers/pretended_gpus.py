@@ -11,6 +11,7 @@ has words such as `cuda:1=error`:
 | `kill` | the process is killed |
 | `hang` | the process does not come back |
 | `full` | the driver has no memory left, once |
+| `small` | not in a case: it never has more than 32 kB free |
 | `shut` | it cannot be opened at all |
 | `waits` | it goes on once another device was opened a second time |
 """
@@ -47,9 +48,9 @@ class PretendedGpu(cuda_shim.ShimDevice):
     def __init__(self, index: int = 0) -> None:
         if index >= num_gpus():
             raise BackendUnavailableError(f"--device cuda:{index}: no such NVIDIA GPU")
-        super().__init__()
-        self.name = f"cuda:{index}" if index else "cuda"
         faults = dict(word.split("=") for word in os.environ.get("PRETENDED_FAULTS", "").split())
+        super().__init__(free_bytes=32_000 if faults.get(f"cuda:{index}") == "small" else None)
+        self.name = f"cuda:{index}" if index else "cuda"
         self._fault = faults.get(f"cuda:{index}", "")
         self._is_broken = False
         self._loss = LossWatch(self.name, (CudaError,), self._ask)
@@ -62,7 +63,7 @@ class PretendedGpu(cuda_shim.ShimDevice):
 
     def download(self, array: Any) -> Any:
         self._ask()
-        if self._fault and (self._fault == "errors" or not self._has_happened()):
+        if self._fault not in ("", "small") and (self._fault == "errors" or not self._has_happened()):
             self._happen()
         self._note("used")
         return super().download(array)
@@ -116,5 +117,5 @@ def environment(state: Path, number: int, faults: str = "") -> dict[str, str]:
 
 
 def processes_of(state: Path, device: str, what: str) -> set[int]:
-    """The numbers of the processes that `opened` (or tried to) or `used` a device, by its name as an engine has it: the first one is "cuda"."""
+    """The processes that `opened` (or tried to) or `used` a device, by its name as an engine has it: the first one is "cuda"."""
     return {int(path.name.rpartition(".")[2]) for path in state.glob(f"{device}.{what}.*")}
