@@ -81,7 +81,8 @@ class StrictDevice(cuda_shim.ShimDevice):
         self._recorded: list[Callable[[], None]] | None = None
         self._launched: set[tuple[Any, ...]] = set()
         self.num_repeated = 0
-        self.uploaded_bytes = self.downloaded_bytes = 0
+        self.uploads: list[int] = []
+        self.downloaded_bytes = 0
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         self._check(source, kernel, constants, arguments)
@@ -102,8 +103,14 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def upload(self, array: Any) -> Any:
         self._refuse_recording("an upload")
-        self.uploaded_bytes += int(getattr(array, "nbytes", 0))
+        if isinstance(array, StrictArray):
+            return np.ascontiguousarray(array).view(StrictArray)  # it is there already
+        self.uploads.append(int(getattr(array, "nbytes", 0)))
         return _strict(super().upload(array))
+
+    @property
+    def uploaded_bytes(self) -> int:
+        return sum(self.uploads)
 
     def download(self, array: Any) -> NDArray[Any]:
         self._refuse_recording("a download")
