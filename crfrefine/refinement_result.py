@@ -212,9 +212,10 @@ class RefinementResult(Reported):
         """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
         return compare_labels(self.network_label_map, self.label_map, self.num_labels)
 
-    def take_changes(self, changes: LabelChanges) -> None:
-        """Take what the engine has counted in the same label maps, in place of counting it when it is asked for."""
-        vars(self)["changes"] = changes
+
+def take_changes(result: RefinementResult, changes: LabelChanges) -> None:
+    """Take what the engine has counted in the label maps of a result, in place of counting it when it is asked for."""
+    vars(result)["changes"] = changes
 
 
 def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:

@@ -186,9 +186,7 @@ class _Run:
         if len(self._devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
             return self._execute_on_devices()
         if not self.options.placement.is_separate:
-            return self._execute(
-                lambda: pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
-            )
+            return self._execute(self._execute_here)
         placement = replace(
             self.options.placement,
             threads=self.options.threads,
@@ -200,6 +198,15 @@ class _Run:
             self._summary.threads = executor.threads_per_item or self._summary.threads
             work = partial(process_case, self._settings)
             return self._execute(lambda: self._record_all(executor.map(work, self._tasks, self._case_started)))
+
+    def _execute_here(self) -> None:
+        """Refine the cases in this process."""
+        from crfrefine.engines import get_backend
+
+        try:
+            pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
+        finally:
+            get_backend(self._settings.device).copy_ahead()  # Nothing is kept for cases that were not computed.
 
     def _execute_on_devices(self) -> RunSummary:
         """Refine the cases on GPUs with a process each."""

@@ -23,7 +23,7 @@ from crfrefine.engines.regions import region_mean_field
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement.checks import check_finite, check_outcome
 from crfrefine.refinement.network_output import NetworkOutput, prepare_output
-from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of
+from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of, take_changes
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
 from crfrefine.tiles.refining import refine_tiles
@@ -152,7 +152,7 @@ def refine_channels(
         output_temperature=parameters.mean_field.output_temperature,
     )
     if changes is not None and parameters.postprocess.decision == "argmax" and cleaned.voxels_removed == cleaned.voxels_filled == 0:
-        result.take_changes(changes)
+        take_changes(result, changes)
     return result
 
 

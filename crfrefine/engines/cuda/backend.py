@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.engine import ReferenceBackend
-from crfrefine.errors import BackendUnavailableError
+from crfrefine.errors import BackendUnavailableError, CapacityError, DeviceLostError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box, LabelChanges
@@ -88,7 +89,7 @@ class CudaBackend:
             logits, image, mask = self._inside(logits, box), self._inside(image, box), mask[box]
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(logits.shape):
+        with self._lock, self.device.active(), capacity(logits.shape), self.device.ahead.run():
             needed = case_bytes(
                 logits.shape,
                 len(image),
@@ -165,6 +166,9 @@ class CudaBackend:
     def hold(self, channels: NDArray[np.float32]) -> HeldChannels | NDArray[np.float32]:
         """Return a copy on the device if it takes a small share of the free memory, else the array itself; see `Backend.hold`."""
         with self._lock, self.device.active(), capacity(channels.shape):
+            there = self.device.ahead.take(self.device.transfers, channels)
+            if there is not None:
+                return HeldChannels(self.device, there)
             free = self.device.free_bytes()
             if free is not None and 4 * channels.size * SHARE > free:
                 return channels
@@ -175,8 +179,22 @@ class CudaBackend:
         if not can_be_held(image):
             return image
         with self._lock, self.device.active(), capacity(image.shape):
+            there = self.device.ahead.take(self.device.transfers, image)
             free = self.device.free_bytes()
-            return image if free is not None and image.nbytes * SHARE > free else HeldImage(self.device, image)
+            if there is None and free is not None and image.nbytes * SHARE > free:
+                return image
+            return HeldImage(self.device, image, there)
+
+    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
+        """Begin to copy the next case, while another one is computed, if there is room; see `Backend.copy_ahead`."""
+        arrays = [] if logits is None or logits.dtype != np.float32 or not logits.flags.c_contiguous else [logits]
+        arrays += [] if image is None or not can_be_held(image) else [image]
+        if not arrays and (logits is not None or image is not None):
+            return
+        # An error here is no error of this case: it is copied again when it is computed, or the error is met again then.
+        with suppress(DeviceLostError, CapacityError), self.device.active(), capacity((0,)):
+            if self.device.transfers is not None:
+                self.device.ahead.begin(self.device.transfers, tuple(arrays))
 
     def normalize(
         self,

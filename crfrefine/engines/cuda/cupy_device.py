@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda import torch_memory
+from crfrefine.engines.cuda.ahead import Ahead
+from crfrefine.engines.cuda.cupy_lane import CupyLane
 from crfrefine.engines.cuda.loss import LossWatch
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.engines.cuda.transfers import Transfers
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
@@ -159,6 +163,7 @@ class CupyDevice:
                     "(nvidia-smi lists them), take another GPU, or use --device cpu"
                 ) from error
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
+        self.ahead = Ahead(self)
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def properties(self) -> dict[str, Any]:
@@ -210,8 +215,15 @@ class CupyDevice:
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""
+        if array.nbytes >= _LARGE and array.flags.c_contiguous:
+            return self.transfers.download(array)
         host: NDArray[Any] = self.xp.asnumpy(array)
         return host
+
+    @cached_property
+    def transfers(self) -> Transfers:
+        """Copies on a stream of their own; see `Device.transfers`. First used inside `active`."""
+        return Transfers(self, CupyLane(self.xp))
 
     def synchronize(self) -> None:
         """Wait; see `Device.synchronize`."""
