@@ -68,6 +68,7 @@ class DeviceProcesses:
         limits: what an item may take; one that takes more is stopped.
         surroundings: of the processes.
         fallback: the device for the other items once none of `devices` works any more; None: they fail.
+        fallback_note: what is told when `fallback` begins.
         note: told of a device that is lost.
     """
 
@@ -78,9 +79,10 @@ class DeviceProcesses:
         surroundings: Surroundings | None = None,
         *,
         fallback: str | None = None,
+        fallback_note: str = "",
         note: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self._devices, self._fallback, self._note = tuple(devices), fallback, note
+        self._devices, self._fallback, self._fallback_note, self._note = tuple(devices), fallback, fallback_note, note
         self._limits, self._surroundings = limits or Limits(), surroundings
         self._seats: list[_Seat] = []
         self._reasons: list[str] = []
@@ -112,7 +114,7 @@ class DeviceProcesses:
                 if not self._seats:
                     if self._fallback is None:
                         break
-                    self._note(f"no GPU is left: the other cases are computed on {self._fallback}")
+                    self._note(self._fallback_note)
                     self._open(self._fallback, content)
                 if not any(seat.is_new for seat in self._seats):
                     self._give_out(items, pending, started)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from crfrefine.infer.options import InferenceOptions
 
 
+ON_CPU_NOW = "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
+
+
 class DeviceWork:
     """The work of a process: it refines and writes a case while it reads the one that it will probably get next.
 
@@ -99,4 +102,5 @@ def device_processes(
     if limit.is_known and len(devices) > 1:
         environment[SHARED_MEMORY] = str(max(1, limit.bytes // len(devices)))
     limits = Limits(options.placement.case_timeout)
-    return DeviceProcesses(devices, limits, Surroundings(environment=environment), fallback=fallback, note=note), threads
+    surroundings = Surroundings(environment=environment)
+    return DeviceProcesses(devices, limits, surroundings, fallback=fallback, fallback_note=ON_CPU_NOW, note=note), threads

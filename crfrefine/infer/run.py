@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from crfrefine.infer.case_work import ReadCase
     from crfrefine.infer.outputs import RefinedArrays
 
-ON_CPU_NOW = "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
-
 InferenceObserver = Observer[RunSummary, CaseRecord]
 
 
@@ -302,6 +300,8 @@ class _Run:
             record.fail(failure)
             if failure.kind == DeviceLostError.__name__ and self.options.device == "auto" and self._settings.device != "cpu":
                 self._settings = replace(self._settings, device="cpu")
+                from crfrefine.infer.device_work import ON_CPU_NOW
+
                 self._tell(self._observer.note, ON_CPU_NOW)
             if self.options.fail_fast:
                 self._stop.set()

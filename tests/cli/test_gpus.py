@@ -121,9 +121,10 @@ def test_a_gpu_that_cannot_be_opened_ends_the_run_before_any_case(folders: Folde
     assert files_in(folders.output) == []
 
 
-def test_auto_goes_on_with_the_cpu_and_says_so(folders: Folders, tmp_path: Path) -> None:
-    """One GPU, in the run's own process; only the case that lost it fails."""
-    result = run(folders, "auto", "--summary", tmp_path / "s.json", faults="cuda:0=gone")
+@pytest.mark.parametrize("options", [(), ("--case-timeout", "100")], ids=["in the run's process", "in another process"])
+def test_auto_goes_on_with_the_cpu_and_says_so(options: tuple[str, ...], folders: Folders, tmp_path: Path) -> None:
+    """One GPU; only the case that lost it fails."""
+    result = run(folders, "auto", "--summary", tmp_path / "s.json", *options, faults="cuda:0=gone")
     found = records(tmp_path / "s.json")
     assert [case["status"] for case in found.values()] == ["failed", *["done"] * (len(CASES) - 1)]
     assert result.status == 1
