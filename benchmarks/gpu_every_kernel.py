@@ -14,6 +14,7 @@ from crfrefine.engines.cuda.device import Device
 from crfrefine.engines.cuda.filters import ExactFilter, TruncatedFilter
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
@@ -80,12 +81,15 @@ def run_all(device: Device) -> set[tuple[str, str]]:
 
 
 def _ask_about_channels(engine: Any) -> None:
-    """Their ranges, label maps and padding, with few labels and with many."""
+    """Their ranges, label maps, changes and padding, with few labels and with many; and an image on the scale of the kernels."""
     for num_labels in (5, 300):
         held = engine.hold(np.random.default_rng(6).normal(size=(num_labels, *SHAPE)).astype(np.float32))
         engine.channel_ranges(held)
         engine.label_map(held)
         engine.find_padding(held)
+        engine.changes(held, held, None)
+    image = np.random.default_rng(8).integers(0, 500, (2, *SHAPE)).astype(np.int16)
+    engine.normalize(engine.hold_image(image), IntensityParameters(), None, None)
 
 
 def _run_short_axes(engine: Any) -> None:

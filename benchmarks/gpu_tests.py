@@ -23,6 +23,8 @@ from crfrefine.engines.cuda.sources import kernel_source, source_names
 TESTS = (
     "tests/engines/test_cuda_gpu.py",
     "tests/engines/test_cuda_held.py",
+    "tests/engines/test_cuda_intensity.py",
+    "tests/engines/test_cuda_transfers.py",
     "tests/engines/test_mean_field.py",
     "tests/engines/test_filters.py",
     "tests/engines/test_backward.py",

@@ -27,6 +27,10 @@ class BackendUnavailableError(CrfRefineError):
     """The requested device or engine is not available; the message says what to install."""
 
 
+class DeviceLostError(BackendUnavailableError):
+    """A GPU stopped working in the middle of a run; nothing in this process can use it any more."""
+
+
 class CapacityError(CrfRefineError):
     """The problem is larger than the algorithm or the memory can hold; the message gives the sizes."""
 

@@ -47,6 +47,9 @@ class RefinedChannels(Protocol):
 class DenseLogits:
     """Refined logits in an array, in storage order."""
 
+    box = None
+    """They cover the whole grid."""
+
     def __init__(self, result: MeanFieldResult) -> None:
         """Take an engine's result, (channels, *grid)."""
         self._result = result
@@ -208,6 +211,11 @@ class RefinementResult(Reported):
     def changes(self) -> LabelChanges:
         """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
         return compare_labels(self.network_label_map, self.label_map, self.num_labels)
+
+
+def take_changes(result: RefinementResult, changes: LabelChanges) -> None:
+    """Take what the engine has counted in the label maps of a result, in place of counting it when it is asked for."""
+    vars(result)["changes"] = changes
 
 
 def renumbered(result: RefinementResult, channel_labels: Sequence[int], num_labels: int) -> RefinementResult:

@@ -137,15 +137,9 @@ def fit_intensity(
 def _fit(
     source: NDArray[Any], kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: NDArray[np.bool_] | None
 ) -> IntensityMap:
-    offset = None
-    if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
-        # Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the
-        # result does not depend on it.
-        offset = float(source.flat[0])
-    if kind == "none":
-        return IntensityMap()
-    if kind == "window" and window is not None:
-        return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
+    offset = offset_of(source, kind)
+    if (fixed := fixed_map(kind, window)) is not None:
+        return fixed
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
@@ -156,6 +150,31 @@ def _fit(
             values = values.astype(np.float64) - offset
         values = values.astype(np.float32, copy=False)
         shift, width = _mean_and_deviation(values) if kind == "zscore" else _percentile_range(values, percentiles)
+    return measured_map(shift, width, offset)
+
+
+def offset_of(source: NDArray[Any], kind: str) -> float | None:
+    """Return what is subtracted from a modality before anything else; None: nothing is.
+
+    Types with more digits than float32 keep their texture on a large offset only if the offset is subtracted first; the result does not
+    depend on it.
+    """
+    if kind in ("zscore", "percentile") and source.dtype.itemsize >= 4 and source.dtype != np.float32:
+        return float(source.flat[0])
+    return None
+
+
+def fixed_map(kind: str, window: tuple[float, float] | None) -> IntensityMap | None:
+    """Return the map of a normalization that does not depend on the image; None: it does."""
+    if kind == "none":
+        return IntensityMap()
+    if kind == "window" and window is not None:
+        return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
+    return None
+
+
+def measured_map(shift: float, width: float, offset: float | None) -> IntensityMap:
+    """Return the map of a modality's `shift` to 0 and of `shift + width` to 1; a constant modality becomes 0."""
     return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)
 
 
@@ -231,9 +250,7 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
     A sample, which is sorted, brackets it; one pass counts the values below the bracket and collects those inside; only the latter are
     sorted.
     """
-    position = (values.size - 1) * fraction
-    first = math.floor(position)
-    last = min(first + 1, values.size - 1)
+    first, last, share = percentile_places(values.size, fraction)
     # Four standard deviations of the rank in a random sample; regular sampling is not random, so the count below still decides.
     margin = 16 + int(4.0 * math.sqrt(sample.size * fraction * (1.0 - fraction)))
     center = int((sample.size - 1) * fraction)
@@ -254,7 +271,14 @@ def _percentile(values: Float32, fraction: float, sample: Float32) -> float:
         bracket, below = values, 0
     ordered = np.partition(bracket, (first - below, last - below))
     start, end = float(ordered[first - below]), float(ordered[last - below])
-    return start + (end - start) * (position - first)
+    return start + (end - start) * share
+
+
+def percentile_places(size: int, fraction: float) -> tuple[int, int, float]:
+    """Return the two places in an ordered list that a percentile lies between, and its share of the way from one to the other."""
+    position = (size - 1) * fraction
+    first = math.floor(position)
+    return first, min(first + 1, size - 1), position - first
 
 
 def _counted_percentile_range(values: NDArray[np.integer[Any]], percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -266,11 +290,10 @@ def _counted_percentile_range(values: NDArray[np.integer[Any]], percentiles: tup
     up_to = np.cumsum(counts)
 
     def percentile(percent: float) -> float:
-        position = (values.size - 1) * (percent / 100.0)
-        first = math.floor(position)
-        ends = np.searchsorted(up_to, (first, min(first + 1, values.size - 1)), side="right")
+        first, last, share = percentile_places(values.size, percent / 100.0)
+        ends = np.searchsorted(up_to, (first, last), side="right")
         start, end = (float(np.float32(least + int(index))) for index in ends)
-        return start + (end - start) * (position - first)
+        return start + (end - start) * share
 
     low, high = (percentile(percent) for percent in percentiles)
     if high <= low:

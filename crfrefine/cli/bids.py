@@ -11,7 +11,7 @@ import typer
 from crfrefine.cli.options import (
     ConfigOption,
     ContinueOption,
-    DeviceOption,
+    DevicesOption,
     InputType,
     InputTypeOption,
     MaxMemoryOption,
@@ -82,7 +82,7 @@ def bids(
     config: ConfigOption = "default",
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
     threads: ThreadsOption = None,
     max_memory: MaxMemoryOption = None,
     resume: ContinueOption = False,

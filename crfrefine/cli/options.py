@@ -186,6 +186,15 @@ ConfigOption = Annotated[
 
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]
 
+DevicesOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|cuda:N,M|cuda:all",
+        help="Where to compute. Several GPUs share out the cases; cuda:all takes all of them.",
+    ),
+]
+
 MasksOption = Annotated[
     str | None,
     typer.Option(

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+from crfrefine.engines.device_lists import is_list
 from crfrefine.errors import BackendUnavailableError, ConfigError
-from crfrefine.text import shorten_value
+from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "cuda:N,M", "cuda:all", "reference")
 
 
 def get_backend(device: str) -> Backend:
@@ -27,11 +28,16 @@ def get_backend(device: str) -> Backend:
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
-        ConfigError: the device does not exist.
+        ConfigError: the device does not exist, or several are named.
     """
     for pattern, load in _TABLE:
         if re.fullmatch(pattern, device):
             return load(device)
+    if is_list(device):
+        raise ConfigError(
+            f"--device {shorten(device, MOST_OF_A_REASON)}: expected one device, found several; "
+            "use auto, cpu, cuda or cuda:N (only `crfrefine infer` shares out its cases among several GPUs)"
+        )
     raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.case_image import CaseImage
 from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import covers, crop
@@ -24,6 +25,7 @@ from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.parameters.sections import IntensityParameters
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Look = Callable[[int, int, NDArray[Any]], None]
@@ -156,6 +158,28 @@ class CpuBackend:
     def hold(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the array itself; see `Backend.hold`."""
         return channels
+
+    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
+        """Nothing is copied; see `Backend.copy_ahead`."""
+
+    def hold_image(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return the array itself; see `Backend.hold_image`."""
+        return image
+
+    def normalize(
+        self,
+        image: NDArray[Any],
+        parameters: IntensityParameters,
+        mask: NDArray[np.bool_] | None,
+        box: Box | None,
+        *,
+        threads: int | None = None,
+    ) -> CaseImage:
+        """Return the normalized image; see `Backend.normalize`."""
+        return CaseImage.normalized(image, parameters, mask, box, threads=threads)
+
+    def changes(self, before: Any, after: Any, box: Box | None) -> None:
+        """Nothing is counted; see `Backend.changes`."""
 
     def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         """Return where all labels are equal; see `Backend.find_padding`."""

@@ -152,6 +152,7 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord) -> ReadCase:
     record.regions = case.regions
     record.input_type = case.input_kind
     record.notes = list(case.notes)
+    _copy_ahead(settings, case)
     if headers.logits is None or case.input_kind != "labels" or task.files.are_structures:
         return ReadCase(case)
     return ReadCase(case, headers.logits.files[0].segments)
@@ -180,7 +181,7 @@ def refine_case(
     result = _result(settings, case, progress)
     record.times["refine"] = time.perf_counter() - started
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    record.report, record.changes = result.report, result.changes
+    record.report, record.changes, record.device = result.report, result.changes, result.device
     notes = list(result.notes)
     vanished = vanished_labels(result.changes) if case.input_kind == "labels" else ()
     if vanished:
@@ -258,6 +259,17 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
         threads=options.threads,
         progress=progress,
     )
+
+
+def _copy_ahead(settings: CaseSettings, case: AnyCase) -> None:
+    """Let the engine begin to copy a case in memory to where it computes, while it computes the one before."""
+    from crfrefine.axes import StorageOrder
+    from crfrefine.cases.case import Case
+    from crfrefine.engines import get_backend
+
+    if isinstance(case, Case) and case.regions is None:
+        order = StorageOrder.of_memory(case.logits[0])
+        get_backend(settings.device).copy_ahead(order.to_storage(case.logits), order.to_storage(case.image))
 
 
 def _may_stream(settings: CaseSettings) -> bool:

@@ -46,6 +46,7 @@ class CaseRecord(Record):
         voxels_filled: voxels of holes that they filled.
         input_type: "logits", "probabilities" or "labels": type of the network's output.
         regions: the regions of the network's sigmoid channels; None: its channels are labels.
+        device: the device that computed it; None: the case did not get that far.
         report: iterations, convergence, energy and filters of the mean field; None: the case did not get that far.
         changes: voxels of each label in the network's argmax and after refinement; None: the case did not get that far.
         other_parameters: the tables of parameters that a skipped case was refined with, those that are not as in this run.
@@ -69,6 +70,7 @@ class CaseRecord(Record):
     voxels_filled: int | None = None
     input_type: str | None = None
     regions: RegionScheme | None = None
+    device: str | None = None
     report: MeanFieldReport | None = None
     changes: LabelChanges | None = None
     other_parameters: dict[str, Any] | None = None
@@ -102,7 +104,7 @@ class RunSummary:
     """The outcome of a run.
 
     Attributes:
-        device: the device that computed it.
+        device: the device that computes it, or several, such as "cuda:0,1".
         requested_device: the requested device, such as "auto".
         threads: CPU threads.
         max_memory: bytes that the run could take at its start; None: no limit is known.

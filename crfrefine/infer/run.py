@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.errors import ConfigError, CrfRefineError, DeviceLostError, InputError
 from crfrefine.execution.factory import make_executor
 from crfrefine.execution.observer import Observer
 from crfrefine.execution.pipeline import pipeline
@@ -24,10 +24,10 @@ from crfrefine.infer.records import CaseRecord, RunSummary
 from crfrefine.io.paths import working_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from crfrefine.cases.case import CaseFiles
-    from crfrefine.execution.executor import Executor
+    from crfrefine.execution.executor import Outcome
     from crfrefine.infer.case_work import ReadCase
     from crfrefine.infer.outputs import RefinedArrays
 
@@ -84,7 +84,7 @@ class _Run:
     """One call of `run_inference`."""
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
-        from crfrefine.engines import get_backend
+        from crfrefine.engines.device_lists import devices_of
         from crfrefine.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
         from crfrefine.infer.inputs import find_inputs
         from crfrefine.infer.outputs import check_summary_path, label_maps_of, plan_outputs
@@ -98,11 +98,13 @@ class _Run:
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        device = options.device
-        # The machine that gives cases to a cluster needs no GPU itself.
-        device_name = device if options.placement.dask is not None and device.startswith("cuda") else get_backend(device).name
-        if options.placement.is_cluster and device == "auto":
-            device = device_name  # the same on all machines
+        self._devices = devices_of(options.device)
+        if options.placement.is_cluster and len(self._devices) > 1:
+            raise ConfigError(
+                f"--device {options.device}: expected one device with --workers or --dask, found several; the workers of a cluster have a "
+                "GPU each: use --device cuda (docs/guide/clusters.md#gpus), or leave the cluster out"
+            )
+        device, device_name = self._choose_device()
         inputs = self._inputs = find_inputs(options)
         self._notes = [*inputs.notes]
         cases = select_part(inputs.cases, options.num_parts, options.part_id)
@@ -161,12 +163,28 @@ class _Run:
         )
         self._file = summary_file(options.summary, self._summary, resume=options.resume)
 
+    def _choose_device(self) -> tuple[str, str]:
+        """Return the device for `get_backend`, and its name or that of several."""
+        from crfrefine.engines import get_backend
+
+        if len(self._devices) > 1:
+            return self._devices[0], "cuda:" + ",".join(device.partition(":")[2] for device in self._devices)
+        placement = self.options.placement
+        device = self._devices[0]
+        # The machine that gives cases to a cluster needs no GPU itself.
+        name = device if placement.dask is not None and device.startswith("cuda") else get_backend(device).name
+        if placement.is_cluster and device == "auto":
+            device = name  # the same on all machines
+        self._devices = (name,)
+        return device, name
+
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written; or elsewhere, as the options say."""
+        is_on_gpus = self._devices[0].startswith("cuda") and not self.options.placement.is_cluster
+        if len(self._devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
+            return self._execute_on_devices()
         if not self.options.placement.is_separate:
-            return self._execute(
-                lambda: pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
-            )
+            return self._execute(self._execute_here)
         placement = replace(
             self.options.placement,
             threads=self.options.threads,
@@ -176,7 +194,28 @@ class _Run:
         with make_executor("processes", 1, placement, writes_files=True) as executor:
             self._notes += executor.notes
             self._summary.threads = executor.threads_per_item or self._summary.threads
-            return self._execute(lambda: self._run_elsewhere(executor))
+            work = partial(process_case, self._settings)
+            return self._execute(lambda: self._record_all(executor.map(work, self._tasks, self._case_started)))
+
+    def _execute_here(self) -> None:
+        """Refine the cases in this process."""
+        from crfrefine.engines import get_backend
+
+        try:
+            pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
+        finally:
+            get_backend(self._settings.device).copy_ahead()  # Nothing is kept for cases that were not computed.
+
+    def _execute_on_devices(self) -> RunSummary:
+        """Refine the cases on GPUs with a process each."""
+        from crfrefine.infer.device_work import DeviceWork, device_processes, is_device_lost
+
+        fallback = "cpu" if self.options.device == "auto" else None
+        processes, self._summary.threads = device_processes(
+            self._devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
+        )
+        work = DeviceWork(self._settings)
+        return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost)))
 
     def _execute(self, run: Callable[[], None]) -> RunSummary:
         from crfrefine.infer.structure_names import write_names
@@ -238,10 +277,9 @@ class _Run:
             write(refined.outcome, refined.task.outputs, record, threads=self._summary.threads)
         self._finish(record)
 
-    def _run_elsewhere(self, executor: Executor) -> None:
-        """Refine the cases in other processes or on other machines, each on its own from its first file to its last."""
-        work = partial(process_case, self._settings)
-        with closing(executor.map(work, self._tasks, self._case_started)) as outcomes:
+    def _record_all(self, outcomes: Generator[tuple[Task, Outcome[CaseRecord | None]]]) -> None:
+        """Record cases that are refined in other processes or on other machines, each on its own from its first file to its last."""
+        with closing(outcomes):
             for task, outcome in outcomes:
                 record = outcome.result or CaseRecord(task.case_id)
                 if outcome.error is not None:
@@ -260,6 +298,11 @@ class _Run:
 
         def fail(failure: Failure) -> None:
             record.fail(failure)
+            if failure.kind == DeviceLostError.__name__ and self.options.device == "auto" and self._settings.device != "cpu":
+                self._settings = replace(self._settings, device="cpu")
+                from crfrefine.infer.device_work import ON_CPU_NOW
+
+                self._tell(self._observer.note, ON_CPU_NOW)
             if self.options.fail_fast:
                 self._stop.set()
 

@@ -31,7 +31,11 @@ def box_of(mask: NDArray[np.bool_] | None) -> Box | None:
 
 
 class CroppedLogits:
-    """The refined logits of a case that was refined in a box, in storage order."""
+    """The refined logits of a case that was refined in a box, in storage order.
+
+    Attributes:
+        box: the part of the grid.
+    """
 
     def __init__(
         self, values: NDArray[np.float32], box: Box, temperature: float, refined: MeanFieldResult, *, is_probability: bool = False
@@ -46,7 +50,7 @@ class CroppedLogits:
             is_probability: whether `values` are probabilities.
         """
         self._values = values
-        self._box = box
+        self.box = box
         self._temperature = temperature
         self._refined = refined
         self._is_probability = is_probability
@@ -75,18 +79,18 @@ class CroppedLogits:
     ) -> NDArray[np.unsignedinteger[Any]]:
         """Return the refined label map, (*grid), from the network's; `decode` turns logits into labels."""
         labels = network.copy()
-        labels[self._box] = decode(self._refined.held)
+        labels[self.box] = decode(self._refined.held)
         return labels
 
     def dense(self) -> NDArray[np.float32]:
         """Return (L, *grid) refined logits; outside the box the network's over the temperature."""
         logits = divided_logits(self._values, self._temperature, is_probability=self._is_probability)
-        logits[(slice(None), *self._box)] = self._refined.logits
+        logits[(slice(None), *self.box)] = self._refined.logits
         return logits
 
     def at(self, voxels: Selection) -> NDArray[np.float32]:
         """Return (L, N) refined logits at some voxels."""
-        inner, is_inside = voxels.within(self._box)
+        inner, is_inside = voxels.within(self.box)
         refined = inner.take_all(self._refined.logits, self.num_channels)
         if inner.count == voxels.count:
             return refined

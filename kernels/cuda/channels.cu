@@ -1,5 +1,5 @@
-// Questions about channels on the whole grid that need not bring them back to the host: their ranges, the largest one, and where all of
-// them are equal.
+// Questions about channels on the whole grid that need not bring them back to the host: their ranges, the largest one, where all of
+// them are equal, and how often each label occurs; and the map of intensities to the scale of the kernels.
 #include "cuda/launch.h"
 
 namespace crf {
@@ -59,6 +59,52 @@ CRF_KERNEL(fold_ranges, const Real* low, const Real* high, int64 count, int num_
     }
     folded[i] = least + doubt;
     folded[num_channels * num_folded + i] = most + doubt;
+}
+
+// One row of counts: how often a label occurs in one of two label maps, or how many places differ; at places with one remainder.
+template <class Label>
+CRF_D uint32 count_places(const Label* before, const Label* after, int64 size, int num_labels, int row, int64 first, int64 step) {
+    uint32 count = 0;
+    for (int64 j = first; j < size; j += step) {
+        if (row < num_labels) {
+            count += before[j] == row;
+        } else if (row < 2 * num_labels) {
+            count += after[j] == row - num_labels;
+        } else {
+            count += before[j] != after[j];
+        }
+    }
+    return count;
+}
+
+// One thread per row and remainder modulo num_folded. Rows: the labels before, the labels after, and the places that differ; the first
+// num_rows of them. counts: (row, num_folded).
+CRF_KERNEL(count_labels, const uint8* before, const uint8* after, int64 size, int num_labels, int num_rows, int64 num_folded,
+           uint32* counts) {
+    const int64 i = thread_number();
+    if (i >= num_rows * num_folded) return;
+    counts[i] = count_places(before, after, size, num_labels, static_cast<int>(i / num_folded), i % num_folded, num_folded);
+}
+
+// The same for labels of two bytes.
+CRF_KERNEL(count_labels_wide, const uint16* before, const uint16* after, int64 size, int num_labels, int num_rows, int64 num_folded,
+           uint32* counts) {
+    const int64 i = thread_number();
+    if (i >= num_rows * num_folded) return;
+    counts[i] = count_places(before, after, size, num_labels, static_cast<int>(i / num_folded), i % num_folded, num_folded);
+}
+
+// One thread per place: (value - shift) * scale, between 0 and 1 if it clips. As on the host, where the product is rounded after the
+// difference is.
+CRF_KERNEL(map_intensities, const Real* values, int64 size, Real shift, Real scale, int clips, Real* mapped) {
+    const int64 i = thread_number();
+    if (i >= size) return;
+    Real value = (values[i] - shift) * scale;
+    if (clips) {
+        value = value > Real(0) ? value : Real(0);
+        value = value < Real(1) ? value : Real(1);
+    }
+    mapped[i] = value;
 }
 
 }  // namespace crf

@@ -120,14 +120,19 @@ def test_only_label_maps_come_back(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_logits_go_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for all questions: logits, image, and small tables."""
+    """Once for all questions: logits, raw image, mask, and small tables."""
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
     case = case_of("box")
     with strict_memory():
         device = StrictDevice()
         run(CudaBackend(device), monkeypatch, case, changes={})
-        assert case.logits.nbytes <= device.uploaded_bytes < case.logits.nbytes + case.image.nbytes + 4096
+        mask = case.mask
+        assert mask is not None
+        first, rest = device.uploads[:3], device.uploads[3:]
+        assert first == [case.logits.nbytes, case.image.nbytes, mask.nbytes]
+        assert max(rest) < case.logits[0].nbytes + case.image[0].nbytes
+        assert sum(rest) < 8192, "the mask in its box, and tables of the filters"
 
 
 def test_a_result_travels_with_its_logits(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:

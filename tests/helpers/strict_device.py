@@ -25,6 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.sources import kernel_source
+from crfrefine.engines.cuda.transfers import Lane, Transfers
+
+BEING_FILLED: list[int] = []
+"""Numbers of the blocks that copies fill which were begun (strict_lane.py)."""
 
 
 class StrictError(AssertionError):
@@ -70,18 +74,22 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     Args:
         limit: bytes that it has; None: any number.
+        lane: for copies beside the launches; None: there are none.
         options: of the shim.
     """
 
-    def __init__(self, *, limit: int | None = None, **options: Any) -> None:
+    def __init__(self, *, limit: int | None = None, lane: Lane | None = None, **options: Any) -> None:
         super().__init__(**options)
+        self.transfers = None if lane is None else Transfers(self, lane)
+        BEING_FILLED.clear()
         self.xp = StrictModule()
         self._limit = limit
         self._used_before = counts()["bytes"]
         self._recorded: list[Callable[[], None]] | None = None
         self._launched: set[tuple[Any, ...]] = set()
         self.num_repeated = 0
-        self.uploaded_bytes = self.downloaded_bytes = 0
+        self.uploads: list[int] = []
+        self.downloaded_bytes = 0
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         self._check(source, kernel, constants, arguments)
@@ -102,14 +110,23 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def upload(self, array: Any) -> Any:
         self._refuse_recording("an upload")
-        self.uploaded_bytes += int(getattr(array, "nbytes", 0))
+        if isinstance(array, StrictArray):
+            return np.ascontiguousarray(array).view(StrictArray)  # it is there already
+        self.uploads.append(int(getattr(array, "nbytes", 0)))
         return _strict(super().upload(array))
+
+    @property
+    def uploaded_bytes(self) -> int:
+        return sum(self.uploads)
 
     def download(self, array: Any) -> NDArray[Any]:
         self._refuse_recording("a download")
         if not isinstance(array, StrictArray):
             raise StrictError("an array of the host is downloaded")
+        _refuse_host(array, "download")
         self.downloaded_bytes += array.nbytes
+        if self.transfers is not None and array.nbytes and array.flags.c_contiguous:
+            return self.transfers.download(array)
         return np.frombuffer(bytearray(array.tobytes()), dtype=array.dtype).reshape(array.shape)  # in memory that is not the device's
 
     def synchronize(self) -> None:
@@ -146,6 +163,7 @@ class StrictDevice(cuda_shim.ShimDevice):
             where = f"{source}.{kernel}: {parameter.name}"
             if not isinstance(argument, StrictArray) or (argument.nbytes and not block_of(argument)):
                 raise StrictError(f"{where} is not in the device's memory")
+            _refuse_host(argument, where)
             alignment = argument.dtype.itemsize
             if parameter.row is not None:
                 alignment = min(16, alignment * argument.shape[-1])
@@ -191,12 +209,19 @@ def counts(*, resets: bool = False) -> dict[str, int]:
 
 def block_of(array: Any) -> int:
     """The number of the block that an array lies in; 0: none."""
-    return int(_library().block_of(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)))
+    return block_at(array.ctypes.data, array.nbytes)
+
+
+def block_at(address: int, size: int) -> int:
+    """The number of the block that some bytes lie in; 0: none."""
+    return int(_library().block_of(ctypes.c_void_p(address), ctypes.c_size_t(size)))
 
 
 def _refuse_host(operand: Any, where: str) -> None:
     if isinstance(operand, np.ndarray) and operand.ndim > 0 and not isinstance(operand, StrictArray):
         raise StrictError(f"{where}: an array of the host among those of the device")
+    if BEING_FILLED and isinstance(operand, StrictArray) and block_of(operand) in BEING_FILLED:
+        raise StrictError(f"{where}: an array is used while it is being filled")
 
 
 def _plain(value: Any) -> Any:

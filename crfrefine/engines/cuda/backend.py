@@ -5,27 +5,31 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.case_image import CaseImage
 from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import Backend, FeatureOrigin, MeanFieldResult, Progress, Range
-from crfrefine.engines.boxes import covers, crop
+from crfrefine.engines.boxes import covers
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.device import Device, active_for, capacity, check_memory, grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.held import SHARE, HeldChannels
+from crfrefine.engines.cuda.intensity import HeldImage, can_be_held
 from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.reference.engine import ReferenceBackend
-from crfrefine.errors import BackendUnavailableError
+from crfrefine.errors import BackendUnavailableError, CapacityError, DeviceLostError
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.label_maps import Box
+    from crfrefine.arrays.label_maps import Box, LabelChanges
+    from crfrefine.parameters.sections import IntensityParameters
     from crfrefine.specs import KernelSetSpec, ModelSpec
 
 
@@ -65,7 +69,7 @@ class CudaBackend:
     def mean_field(
         self,
         logits: Any,
-        image: NDArray[np.float32],
+        image: Any,
         mask: NDArray[np.bool_] | None,
         spacing: Sequence[float],
         spec: ModelSpec,
@@ -82,15 +86,10 @@ class CudaBackend:
             InputError, ConfigError, CapacityError: as `kernels`; the memory for the whole case is estimated before anything is allocated.
         """
         if box is not None and mask is not None:
-            if isinstance(logits, HeldChannels):
-                with self._lock, self.device.active(), capacity(logits.shape):
-                    logits = logits if covers(logits, box) else logits.inside(box)
-                image, mask = image if covers(image, box) else image[(slice(None), *box)], mask[box]
-            else:
-                logits, image, mask = crop(logits, image, mask, box)
+            logits, image, mask = self._inside(logits, box), self._inside(image, box), mask[box]
         num_labels = len(logits)
         inside = math.prod(logits.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(logits.shape):
+        with self._lock, self.device.active(), capacity(logits.shape), self.device.ahead.run():
             needed = case_bytes(
                 logits.shape,
                 len(image),
@@ -99,12 +98,11 @@ class CudaBackend:
                 num_bilateral=len(spec.kernels.bilateral),
                 filter_name=spec.kernels.filter,
             )
-            if isinstance(logits, HeldChannels):
-                needed -= logits.nbytes
+            needed -= sum(channels.nbytes for channels in (logits, image) if isinstance(channels, HeldChannels))
             if spec.mean_field.volume_weight > 0.0:
                 needed += volume_bytes(num_labels, inside, spec.mean_field.num_channels, "float32")
             check_memory(self.device, needed, f"a case of {inside} voxels and {num_labels} labels")
-            guide = np.asarray(image, dtype=np.float32)
+            guide = image.array if isinstance(image, HeldChannels) else np.asarray(image, dtype=np.float32)
             kernels = CudaKernels(self.device, guide, mask, spacing, spec.kernels, axes, progress, origin)
             given = logits if isinstance(logits, HeldChannels) else np.asarray(logits, dtype=np.float32)
             return kernels.run_last(given, spec.mean_field, progress=progress)
@@ -170,10 +168,69 @@ class CudaBackend:
     def hold(self, channels: NDArray[np.float32]) -> HeldChannels | NDArray[np.float32]:
         """Return a copy on the device if it takes a small share of the free memory, else the array itself; see `Backend.hold`."""
         with self._lock, self.device.active(), capacity(channels.shape):
+            there = self.device.ahead.take(self.device.transfers, channels)
+            if there is not None:
+                return HeldChannels(self.device, there)
             free = self.device.free_bytes()
             if free is not None and 4 * channels.size * SHARE > free:
                 return channels
             return HeldChannels(self.device, self.device.upload(np.asarray(channels, dtype=np.float32)))
+
+    def hold_image(self, image: NDArray[Any]) -> HeldImage | NDArray[Any]:
+        """Return a copy of raw intensities on the device, under the conditions of `hold`; see `Backend.hold_image`."""
+        if not can_be_held(image):
+            return image
+        with self._lock, self.device.active(), capacity(image.shape):
+            there = self.device.ahead.take(self.device.transfers, image)
+            free = self.device.free_bytes()
+            if there is None and free is not None and image.nbytes * SHARE > free:
+                return image
+            return HeldImage(self.device, image, there)
+
+    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
+        """Begin to copy the next case, while another one is computed, if there is room; see `Backend.copy_ahead`."""
+        arrays = [] if logits is None or logits.dtype != np.float32 or not logits.flags.c_contiguous else [logits]
+        arrays += [] if image is None or not can_be_held(image) else [image]
+        if not arrays and (logits is not None or image is not None):
+            return
+        # An error here is no error of this case: it is copied again when it is computed, or the error is met again then.
+        with suppress(DeviceLostError, CapacityError), self.device.active(), capacity((0,)):
+            if self.device.transfers is not None:
+                self.device.ahead.begin(self.device.transfers, tuple(arrays))
+
+    def normalize(
+        self,
+        image: Any,
+        parameters: IntensityParameters,
+        mask: NDArray[np.bool_] | None,
+        box: Box | None,
+        *,
+        threads: int | None = None,
+    ) -> CaseImage:
+        """Return the normalized image; see `Backend.normalize`. What the device has no room for is the host's work."""
+        if isinstance(image, HeldImage):
+            with self._lock, self.device.active(), capacity(image.shape):
+                free = self.device.free_bytes()
+                if free is None or 2.0 * image.bytes_to_normalize(mask, box) <= free:
+                    return CaseImage(image.normalized(parameters, mask, box), box)
+            image = image.host
+        return CaseImage.normalized(image, parameters, mask, box, threads=threads)
+
+    def changes(self, before: Any, after: Any, box: Box | None) -> LabelChanges | None:
+        """Return what became of the label map, if both are on the device; see `Backend.changes`."""
+        if not (isinstance(before, HeldChannels) and isinstance(after, HeldChannels)):
+            return None
+        with self._lock, self.device.active(), capacity(before.shape):
+            return before.changes(after, box)
+
+    def _inside(self, channels: Any, box: Box) -> Any:
+        """Return channels in a box, where they are."""
+        if covers(channels, box):
+            return channels
+        if not isinstance(channels, HeldChannels):
+            return channels[(slice(None), *box)]
+        with self._lock, self.device.active(), capacity(channels.shape):
+            return channels.inside(box)
 
     def find_padding(self, logits: Any) -> NDArray[np.bool_] | None:
         """Return where all labels are equal; see `Backend.find_padding`."""
@@ -195,7 +252,7 @@ class CudaBackend:
 
     def channel_ranges(self, channels: Any, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`. Channels of the host are the host's work."""
-        if isinstance(channels, HeldChannels):
+        if isinstance(channels, (HeldChannels, HeldImage)):
             with self._lock, self.device.active(), capacity(channels.shape):
                 return channels.ranges()
         return self._host.channel_ranges(channels, threads=threads)

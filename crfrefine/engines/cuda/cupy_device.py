@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda import torch_memory
+from crfrefine.engines.cuda.ahead import Ahead
+from crfrefine.engines.cuda.cupy_lane import CupyLane
+from crfrefine.engines.cuda.loss import LossWatch
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.engines.cuda.transfers import Transfers
 from crfrefine.errors import BackendUnavailableError
+from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 
 BLOCK = 256
 """Threads per block; no kernel depends on it."""
@@ -32,6 +38,8 @@ _TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' 
 
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # on Linux, on Windows' Linux, on boards with an integrated GPU
+_NO_DRIVER, _SUCCESS, _NO_DEVICE = -1, 0, 100  # the last two: CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
 
 
@@ -47,22 +55,26 @@ class ForkedError(BackendUnavailableError):
 
 
 def num_driver_devices() -> int:
-    """Return how many GPUs the driver shows; 0 without a driver. Loads only the driver's library.
+    """Return how many GPUs the driver shows; 0 without a driver, or with one that does not start. Loads only the driver's library.
 
     Raises:
         ForkedError: the driver was used before this process was forked.
     """
+    return _ask_driver()[0]
+
+
+def _ask_driver() -> tuple[int, int]:
+    """Return how many GPUs the driver shows, and its status; `_NO_DRIVER`: there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return 0
+        return 0, _NO_DRIVER
     count = ctypes.c_int(0)
-    status = driver.cuInit(0)
+    status = int(driver.cuInit(0))
     if status == _NOT_INITIALIZED:
         raise ForkedError
-    if status != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    status = status or int(driver.cuDeviceGetCount(ctypes.byref(count)))
+    return (count.value, _SUCCESS) if status == _SUCCESS else (0, status)
 
 
 def may_have_gpu() -> bool:
@@ -79,14 +91,40 @@ def may_have_gpu() -> bool:
 def is_available() -> bool:
     """Whether there is a GPU and CuPy to drive it; CuPy itself is not loaded for this, nor is the driver if either is missing.
 
-    True in a forked process that cannot use the GPU: the caller then gets an error on using it.
+    True in a forked process that cannot use the GPU, and with a driver that does not start: the caller then gets an error on using it.
     """
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
     try:
-        return num_driver_devices() > 0
+        return num_driver_devices() > 0 or _ask_driver()[1] not in (_NO_DRIVER, _NO_DEVICE, _SUCCESS)
     except ForkedError:
         return True
+
+
+def no_gpu(requested: str) -> BackendUnavailableError:
+    """Return the error of a request for a GPU on a machine without one, or without a driver that works."""
+    also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
+    status = _ask_driver()[1]
+    if status in (_NO_DRIVER, _SUCCESS):
+        what = f"install NVIDIA's driver for it{also}"
+    elif status == _NO_DEVICE:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        what = "its driver shows none" + ("" if visible is None else f", with CUDA_VISIBLE_DEVICES={shorten_value(visible)}") + also
+    else:
+        what = (
+            f"its driver does not start (error {status} of cuInit): restart the machine if the driver was updated, and see nvidia-smi{also}"
+        )
+    return BackendUnavailableError(f"--device {requested}: no NVIDIA GPU was found; {what}, or use --device cpu")
+
+
+def missing_gpu(requested: str, number: int, count: int) -> BackendUnavailableError:
+    """Return the error of a request for a GPU that a machine with `count` of them does not have."""
+    there = "has one NVIDIA GPU, number 0" if count == 1 else f"has {count} NVIDIA GPUs, numbers 0 to {count - 1}"
+    expected = "GPU 0" if count == 1 else f"GPUs from 0 to {count - 1}"
+    return BackendUnavailableError(
+        f"--device {shorten(requested, MOST_OF_A_REASON)}: expected {expected}, found {number}: this machine {there}; "
+        "use one of these, cuda:all for all of them, or cpu"
+    )
 
 
 class CupyDevice:
@@ -105,22 +143,27 @@ class CupyDevice:
         self._process = os.getpid()
         count = num_driver_devices()
         if count == 0:
-            also = "" if importlib.util.find_spec("cupy") else ", and CuPy, which is missing too: crfrefine[cuda12] or crfrefine[cuda13]"
-            raise BackendUnavailableError(
-                f"--device {self.name}: no NVIDIA GPU was found; install NVIDIA's driver for it{also}, or use --device cpu"
-            )
+            raise no_gpu(self.name)
         if index >= count:
-            raise BackendUnavailableError(f"--device {self.name}: this machine has {count} NVIDIA GPU(s), numbered from 0")
+            raise missing_gpu(self.name, index, count)
         try:
             self.xp: Any = importlib.import_module("cupy")
         except (ImportError, OSError) as error:  # OSError if CuPy cannot create its folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
+        cuda = self.xp.cuda
+        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), cuda.runtime.deviceSynchronize)
         try:
-            with self.active():
+            with self.xp.cuda.Device(index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
-        except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError) as error:
+        except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError, MemoryError) as error:
+            if isinstance(error, MemoryError) or getattr(error, "status", None) == _OUT_OF_MEMORY:
+                raise BackendUnavailableError(
+                    f"--device {self.name}: the GPU has no memory left to begin with ({error}); end the programs that use it "
+                    "(nvidia-smi lists them), take another GPU, or use --device cpu"
+                ) from error
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
+        self.ahead = Ahead(self)
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def properties(self) -> dict[str, Any]:
@@ -172,8 +215,15 @@ class CupyDevice:
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host; see `Device.download`."""
+        if array.nbytes >= _LARGE and array.flags.c_contiguous:
+            return self.transfers.download(array)
         host: NDArray[Any] = self.xp.asnumpy(array)
         return host
+
+    @cached_property
+    def transfers(self) -> Transfers:
+        """Copies on a stream of their own; see `Device.transfers`. First used inside `active`."""
+        return Transfers(self, CupyLane(self.xp))
 
     def synchronize(self) -> None:
         """Wait; see `Device.synchronize`."""
@@ -184,11 +234,16 @@ class CupyDevice:
 
         Raises:
             ForkedError: this process was forked from the one that created this device.
+            DeviceLostError: the GPU stopped working; raised on entering or leaving the context.
         """
         if os.getpid() != self._process:
             raise ForkedError(self.name)
-        context: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
-        return context
+        return self._watched()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        with self._loss.watching(), self.xp.cuda.Device(self._number):
+            yield
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
         """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""

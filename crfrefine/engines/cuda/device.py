@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda.callbacks import is_a_callers
 from crfrefine.engines.cuda.torch_memory import following
 from crfrefine.errors import CapacityError
+
+if TYPE_CHECKING:
+    from crfrefine.engines.cuda.ahead import Ahead
+    from crfrefine.engines.cuda.transfers import Transfers
 
 
 class Device(Protocol):
@@ -35,6 +39,16 @@ class Device(Protocol):
 
     def download(self, array: Any) -> NDArray[Any]:
         """Return a copy on the host after all launches so far are done."""
+        ...
+
+    @property
+    def transfers(self) -> Transfers | None:
+        """Copies beside the launches; None: this device has none."""
+        ...
+
+    @property
+    def ahead(self) -> Ahead:
+        """What was copied ahead."""
         ...
 
     def synchronize(self) -> None:
@@ -74,6 +88,10 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
         CapacityError: too little memory is free; the message has the estimate and the free memory.
     """
     free = device.free_bytes()
+    if free is not None and num_bytes > free:
+        device.ahead.make_room(device.transfers)
+        free = device.free_bytes()
+    device.ahead.reserve(num_bytes)
     if free is not None and num_bytes > free:
         raise CapacityError(
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.label_maps import LabelChanges
 from crfrefine.engines.base import MeanFieldReport, MeanFieldResult, Range
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ SHARE = 8
 _FOLDS = (1 << 14, 1 << 9, 1 << 4)
 """Values left per channel after each pass over it; the last ones are the host's."""
 _MOST_NARROW = 256
+_COUNTERS = 1 << 17
+"""Threads that count labels, each its share of the places for one label."""
 
 
 class HeldChannels:
@@ -61,11 +64,45 @@ class HeldChannels:
 
     def label_map(self) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest channel at each voxel, on the host; see `Backend.label_map`."""
+        return self.device.download(self.labels)
+
+    @cached_property
+    def labels(self) -> Any:
+        """(*grid) the label of the largest channel at each voxel, on the device, in one byte, or two from 257 labels on."""
         size = int(self.array[0].size)
-        is_narrow = len(self) <= _MOST_NARROW
-        labels = self.device.xp.empty(self.shape[1:], dtype=np.uint8 if is_narrow else np.uint16)
-        self._launch("label_places" if is_narrow else "label_places_wide", size, self.array, size, len(self), labels)
-        return self.device.download(labels)
+        labels = self.device.xp.empty(self.shape[1:], dtype=np.uint8 if self._is_narrow else np.uint16)
+        self._launch("label_places" if self._is_narrow else "label_places_wide", size, self.array, size, len(self), labels)
+        return labels
+
+    def changes(self, after: HeldChannels, box: Box | None) -> LabelChanges:
+        """Return what became of the label map of these channels.
+
+        Args:
+            after: refined channels, (channels, *grid) or (channels, *box); their label map on the device is given up.
+            box: the part of the grid that was refined; None: all of it.
+        """
+        num_labels = len(self)
+        before = self.labels if box is None else self.labels[box].copy()
+        counts = self._count(before, after.labels, 2 * num_labels + 1)
+        of_before, of_after, changed = counts[:num_labels], counts[num_labels:-1], counts[-1]
+        if box is not None:
+            everywhere = self._count(self.labels, self.labels, num_labels)
+            of_before, of_after = everywhere, everywhere - of_before + of_after
+        del after.labels
+        return LabelChanges(int(changed), tuple(map(int, of_before)), tuple(map(int, of_after)))
+
+    def _count(self, before: Any, after: Any, num_rows: int) -> NDArray[np.int64]:
+        """Return how often each label occurs before, and after, and how many places differ: the first rows of these."""
+        size = int(before.size)
+        num_folded = max(1, min(size, _COUNTERS // num_rows))
+        counts = self.device.xp.empty((num_rows, num_folded), dtype=np.uint32)
+        kernel = "count_labels" if self._is_narrow else "count_labels_wide"
+        self._launch(kernel, num_rows * num_folded, before, after, size, len(self), num_rows, num_folded, counts)
+        return self.device.download(counts.sum(axis=1, dtype=np.int64))
+
+    @property
+    def _is_narrow(self) -> bool:
+        return len(self) <= _MOST_NARROW
 
     def find_padding(self) -> NDArray[np.bool_] | None:
         """Return where all channels are equal, on the host; None: nowhere. See `Backend.find_padding`."""

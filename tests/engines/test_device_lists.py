@@ -1,0 +1,125 @@
+"""Requests for several GPUs, on pretended machines; and what CUDA's errors mean for a case."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda import cupy_device
+from crfrefine.engines.cuda.loss import LossWatch
+from crfrefine.engines.device_lists import devices_of
+from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, CrfRefineError, DeviceLostError
+
+EXPECTED = "expected numbers of GPUs separated by commas, such as cuda:0,1, or cuda:all; found"
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cuda:0,1", ("cuda:0", "cuda:1")),
+        ("cuda:2,0", ("cuda:2", "cuda:0")),
+        ("cuda:all", ("cuda:0", "cuda:1", "cuda:2")),
+        *((one, (one,)) for one in ("auto", "cpu", "cuda", "cuda:7", "reference", "nonsense")),
+    ],
+)
+def test_a_list_names_its_gpus_in_its_order(device: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else is left to `get_backend`."""
+    monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 3)
+    assert devices_of(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "kind", "message"),
+    [
+        ("cuda:0,0", 2, ConfigError, "--device cuda:0,0: expected each GPU once, found 0 twice; name it once"),
+        ("cuda:1,01", 2, ConfigError, "expected each GPU once, found 1 twice"),
+        ("cuda:0,x", 2, ConfigError, f"--device cuda:0,x: {EXPECTED} 'x' in place of a number"),
+        ("cuda:0,", 2, ConfigError, f"--device cuda:0,: {EXPECTED} '' in place of a number"),
+        ("cuda:0,-1", 2, ConfigError, f"{EXPECTED} '-1' in place of a number"),
+        ("cuda:0,cuda:1", 2, ConfigError, f"{EXPECTED} 'cuda:1' in place of a number"),
+        ("cuda:0,all", 2, ConfigError, f"{EXPECTED} 'all' in place of a number"),
+        ("cuda:0, 1", 2, ConfigError, f"{EXPECTED} ' 1' in place of a number"),
+        ("cuda:0,\u0663", 9, ConfigError, f"{EXPECTED} '\u0663' in place of a number"),
+        (
+            "cuda:0,7",
+            2,
+            BackendUnavailableError,
+            "expected GPUs from 0 to 1, found 7: this machine has 2 NVIDIA GPUs, numbers 0 to 1; use one of these, cuda:all",
+        ),
+        ("cuda:0,1", 1, BackendUnavailableError, "expected GPU 0, found 1: this machine has one NVIDIA GPU, number 0; use one of these"),
+        ("cuda:all", 0, BackendUnavailableError, "--device cuda:all: no NVIDIA GPU was found; install NVIDIA's driver for it"),
+        ("cuda:0,1", 0, BackendUnavailableError, "--device cuda:0,1: no NVIDIA GPU was found; install NVIDIA's driver for it"),
+    ],
+)
+def test_bad_lists_say_what_was_expected(
+    device: str, gpus: int, kind: type[CrfRefineError], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: gpus)
+    with pytest.raises(kind, match=re.escape(message)):
+        devices_of(device)
+
+
+@pytest.mark.parametrize("device", ["cuda:0,1", "cuda:all", "cuda:0,x"])
+def test_one_engine_is_on_one_device(device: str) -> None:
+    """`refine`, and all commands but `infer`."""
+    with pytest.raises(ConfigError, match=rf"--device {device}: expected one device, found several; use auto, cpu, cuda or cuda:N"):
+        get_backend(device)
+
+
+def test_a_gpu_of_too_high_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy_device, "num_driver_devices", lambda: 2)
+    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: expected GPUs from 0 to 1, found 7: this machine has 2"):
+        cupy_device.CupyDevice(7)
+
+
+class CudaError(RuntimeError):
+    """CuPy's, with the driver's number."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"error {status}")
+        self.status = status
+
+
+def watch(*, answers: bool) -> LossWatch:
+    def ask() -> None:
+        if not answers:
+            raise CudaError(719)
+
+    return LossWatch("cuda:1", (CudaError,), ask)
+
+
+def test_a_gpu_that_does_not_answer_is_lost_for_good() -> None:
+    """The first error says why, the others that it is so; later work does not touch the GPU."""
+    watched = watch(answers=False)
+    with (
+        pytest.raises(DeviceLostError, match=r"--device cuda:1: the GPU stopped working in this case \(error 700\).*--device cpu"),
+        watched.watching(),
+    ):
+        raise CudaError(700)
+    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), watched.watching():
+        raise AssertionError("nothing may run")
+
+
+def test_a_gpu_that_answers_is_not_lost() -> None:
+    """What it refused is a fault of the caller; what else is raised is no concern of CUDA."""
+    watched = watch(answers=True)
+    for error in (CudaError(1), RuntimeError("of a callback"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, watched.watching():
+            raise error
+        assert caught.value is error
+    with watched.watching():
+        pass
+
+
+def test_a_driver_without_memory_is_too_large_a_case() -> None:
+    """Not a lost GPU: the next case may be smaller."""
+    watched = watch(answers=False)
+    with (
+        pytest.raises(CapacityError, match=r"not enough memory on the GPU cuda:1 \(error 2\); use a mask.*--device cpu"),
+        watched.watching(),
+    ):
+        raise CudaError(2)
+    with watched.watching():
+        pass

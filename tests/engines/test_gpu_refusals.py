@@ -1,0 +1,135 @@
+"""Machines whose GPU cannot be used: without a driver, with one that does not start, with a CuPy for another CUDA, without memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda import cupy_device
+from crfrefine.errors import BackendUnavailableError
+
+
+class CudaRuntimeError(RuntimeError):
+    """CuPy's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class CompileError(Exception):
+    """CuPy's."""
+
+
+class OutOfMemoryError(MemoryError):
+    """CuPy's."""
+
+
+def fake_cupy(error: BaseException | None) -> Any:
+    """A CuPy that can be imported, and whose first computation raises an error."""
+
+    def arange(count: int) -> Any:
+        if error is not None:
+            raise error
+        return SimpleNamespace(__add__=lambda other: None)
+
+    return SimpleNamespace(
+        arange=arange,
+        cuda=SimpleNamespace(
+            compiler=SimpleNamespace(CompileException=CompileError),
+            runtime=SimpleNamespace(CUDARuntimeError=CudaRuntimeError, deviceSynchronize=lambda: None),
+            driver=SimpleNamespace(CUDADriverError=CudaRuntimeError),
+            Device=lambda index: contextlib.nullcontext(),
+        ),
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine that shows one GPU."""
+    cupy_device_cache = get_backend.__globals__["_cuda_backend"]
+    cupy_device_cache.cache_clear()
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
+    return monkeypatch
+
+
+OTHER_CUDA = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            CudaRuntimeError(35, OTHER_CUDA),
+            rf"CuPy cannot use the GPU \({OTHER_CUDA}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\], whichever",
+        ),
+        (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
+        (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
+        (
+            CudaRuntimeError(2, "cudaErrorMemoryAllocation"),
+            r"the GPU has no memory left to begin with \(cudaErrorMemoryAllocation\).*nvidia-smi",
+        ),
+        (
+            OutOfMemoryError("Out of memory allocating 512 bytes"),
+            r"the GPU has no memory left to begin with \(Out of memory.*nvidia-smi lists them",
+        ),
+    ],
+    ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context", "no memory for an array"],
+)
+def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception, message: str, machine: pytest.MonkeyPatch) -> None:
+    """By name it is an error; `auto` takes the CPU with a warning."""
+    machine.setattr(cupy_device, "num_driver_devices", lambda: 1)
+    machine.setattr(importlib.util, "find_spec", lambda name: object())
+    machine.setitem(sys.modules, "cupy", fake_cupy(error))
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(BackendUnavailableError, match=rf"--device cuda: {message}.*--device cpu"):
+            get_backend(device)
+    with pytest.warns(RuntimeWarning, match=rf"--device auto takes the CPU, as the GPU cannot be used \(--device cuda: {message}"):
+        assert get_backend("auto").name == "cpu"
+
+
+def driver(status: int) -> Any:
+    return lambda name: SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "warns"),
+    [
+        (
+            803,
+            r"its driver does not start \(error 803 of cuInit\): restart the machine if the driver was updated, and see nvidia-smi",
+            True,
+        ),
+        (100, r"its driver shows none, with CUDA_VISIBLE_DEVICES='7'", False),
+        (0, r"install NVIDIA's driver", False),
+    ],
+)
+def test_a_driver_that_shows_no_gpu_says_why(status: int, message: str, warns: bool, machine: pytest.MonkeyPatch) -> None:
+    """One that does not start is no machine without a GPU: `auto` warns."""
+    machine.setattr(ctypes, "CDLL", driver(status))
+    machine.setenv("CUDA_VISIBLE_DEVICES", "7")
+    machine.setattr(importlib.util, "find_spec", lambda name: object())
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(BackendUnavailableError, match=rf"--device {device}: no NVIDIA GPU was found; {message}.*or use --device cpu"):
+            get_backend(device)
+    with pytest.warns(RuntimeWarning, match=message) if warns else contextlib.nullcontext():
+        assert get_backend("auto").name == "cpu"
+
+
+def test_without_a_driver_there_is_no_gpu(machine: pytest.MonkeyPatch) -> None:
+    """`auto` takes the CPU without a word, as on machines without a GPU."""
+
+    def missing(name: str) -> Any:
+        raise OSError(name)
+
+    machine.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(BackendUnavailableError, match=r"--device cuda: no NVIDIA GPU was found; install NVIDIA's driver"):
+        get_backend("cuda")
+    assert get_backend("auto").name == "cpu"

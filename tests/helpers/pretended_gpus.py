@@ -1,0 +1,161 @@
+"""A machine with several GPUs for the processes of a run: the shim in place of CuPy, with what may happen to a GPU in a run.
+
+PRETENDED_GPUS in the environment says how many there are; PRETENDED_STATE is a folder in which each notes what it did. PRETENDED_FAULTS
+has words such as `cuda:1=error`:
+
+| fault | what happens in the first case of the device |
+| --- | --- |
+| `error` | a CUDA error, and from then on in this process |
+| `errors` | the same in every process |
+| `gone` | the same, and no process can open it again |
+| `kill` | the process is killed |
+| `hang` | the process does not come back |
+| `full` | the driver has no memory left, once |
+| `small` | not in a case: it never has more than 32 kB free |
+| `shut` | it cannot be opened at all |
+| `waits` | it goes on once another device was opened a second time |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cuda_shim
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.engines.cuda import cupy_device
+from crfrefine.engines.cuda.loss import LossWatch
+from crfrefine.engines.cuda.transfers import Transfers
+from crfrefine.errors import BackendUnavailableError
+
+SITE = Path(__file__).with_name("pretended_site")
+
+
+class CudaError(RuntimeError):
+    """Stands for CuPy's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Done:
+    """A copy that is done."""
+
+    def wait(self) -> None:
+        pass
+
+
+class PromptLane:
+    """Copies at once, in the thread that begins them."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def page_locked(self, num_bytes: int) -> NDArray[np.uint8]:
+        return np.empty(num_bytes, dtype=np.uint8)
+
+    def follow_launches(self) -> None:
+        pass
+
+    def to_device(self, target: Any, source: NDArray[np.uint8]) -> _Done:
+        self._note()
+        np.copyto(target, source)
+        return _Done()
+
+    def to_host(self, target: NDArray[np.uint8], source: Any) -> _Done:
+        np.copyto(target, source)
+        return _Done()
+
+    def precede_launches(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+
+class PretendedGpu(cuda_shim.ShimDevice):
+    """A GPU by its number, as `CupyDevice` opens it."""
+
+    def __init__(self, index: int = 0) -> None:
+        if index >= num_gpus():
+            raise BackendUnavailableError(f"--device cuda:{index}: no such NVIDIA GPU")
+        faults = dict(word.split("=") for word in os.environ.get("PRETENDED_FAULTS", "").split())
+        super().__init__(free_bytes=32_000 if faults.get(f"cuda:{index}") == "small" else None)
+        self.name = f"cuda:{index}" if index else "cuda"
+        self._fault = faults.get(f"cuda:{index}", "")
+        self._is_broken = False
+        self._loss = LossWatch(self.name, (CudaError,), self._ask)
+        self.transfers = Transfers(self, PromptLane(lambda: self._note("ahead")))
+        self._note("opened")
+        if self._fault == "shut" or (self._fault == "gone" and self._has_happened()):
+            raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU (cudaErrorNoDevice)")
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        return self._loss.watching()
+
+    def download(self, array: Any) -> Any:
+        self._ask()
+        if self._fault not in ("", "small") and (self._fault == "errors" or not self._has_happened()):
+            self._happen()
+        self._note("used")
+        return super().download(array)
+
+    def _happen(self) -> None:
+        (self._state() / f"{self.name}.fault").touch()
+        if self._fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._fault == "hang":
+            time.sleep(3600)
+        if self._fault == "full":
+            raise CudaError(2, "cudaErrorMemoryAllocation: out of memory")
+        if self._fault == "waits":
+            deadline = time.monotonic() + 60
+            while len(list(self._state().glob("cuda:1.opened.*"))) < 2 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return
+        self._is_broken = True
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._is_broken:
+            raise CudaError(719, "cudaErrorLaunchFailure: unspecified launch failure")
+
+    def _has_happened(self) -> bool:
+        return (self._state() / f"{self.name}.fault").exists()
+
+    def _note(self, what: str) -> None:
+        (self._state() / f"{self.name}.{what}.{os.getpid()}").touch()
+
+    @staticmethod
+    def _state() -> Path:
+        return Path(os.environ["PRETENDED_STATE"])
+
+
+def num_gpus() -> int:
+    return int(os.environ["PRETENDED_GPUS"])
+
+
+def install() -> None:
+    """Have this process find the GPUs."""
+    vars(cupy_device).update(num_driver_devices=num_gpus, may_have_gpu=lambda: num_gpus() > 0, is_available=lambda: num_gpus() > 0)
+    vars(cupy_device).update(CupyDevice=PretendedGpu)
+
+
+def environment(state: Path, number: int, faults: str = "") -> dict[str, str]:
+    """The environment of a process that finds so many GPUs; `state` is an empty folder."""
+    state.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": path, "PRETENDED_GPUS": str(number), "PRETENDED_STATE": str(state), "PRETENDED_FAULTS": faults}
+
+
+def processes_of(state: Path, device: str, what: str) -> set[int]:
+    """The processes that `opened` (or tried to) or `used` a device, or copied `ahead` to it; the first one is named "cuda"."""
+    return {int(path.name.rpartition(".")[2]) for path in state.glob(f"{device}.{what}.*")}
