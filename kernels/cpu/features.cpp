@@ -31,8 +31,8 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> alph
                     const vint valid = first_lanes(static_cast<int>(count));
                     const vfloat v = load_some(values + i, count);
                     poison += v * 0.0f;  // NaN from now on once a value is NaN or infinite
-                    least = (valid & (v < least)) ? v : least;
-                    most = (valid & (v > most)) ? v : most;
+                    least = select(valid & (v < least), v, least);
+                    most = select(valid & (v > most), v, most);
                 }
             });
             low[block] = least[0];

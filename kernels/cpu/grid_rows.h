@@ -25,14 +25,15 @@ inline vfloat place_four(const float* four, int32_t first) {
 constexpr bool kHasLaneTables = false;
 
 inline vfloat look_up(vfloat table, vint index) {
-    vfloat found{};
-    for (int i = 0; i < kLanes; ++i) found[i] = table[index[i] % kLanes];
-    return found;
+    float from[kLanes], found[kLanes];
+    store(from, table);
+    for (int i = 0; i < kLanes; ++i) found[i] = from[index[i] % kLanes];
+    return load(found);
 }
 inline vfloat place_four(const float* four, int32_t first) {
-    vfloat placed{};
+    float placed[kLanes]{};
     for (int32_t k = 0; k < 4; ++k) placed[first + k] = four[k];
-    return placed;
+    return load(placed);
 }
 #endif
 

@@ -156,7 +156,7 @@ class MeanField {
             double total = 0;
             for (int64_t i = 0; i < count; i += kLanes) {
                 const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
-                total += sum_lanes(valid ? load(row + i) : Lanes{});
+                total += sum_lanes(select(valid, load(row + i), Lanes{}));
             }
             block_masses_[block * num_labels_ + l] = total;
         }
@@ -267,7 +267,7 @@ class MeanField {
             const Lanes largest = largest_row<0>(x + i, num_labels_);
             for (int lane = 0; lane < lanes; ++lane) sums.largest += static_cast<double>(largest[lane]);
             const SoftmaxLanes<T> start = softmax_rows<0>(x + i, num_labels_);
-            sums.negative_entropy += sum_lanes(first_lanes_of<T>(lanes) ? start.negative_entropy : Lanes{});
+            sums.negative_entropy += sum_lanes(select(first_lanes_of<T>(lanes), start.negative_entropy, Lanes{}));
             for (int lane = 0; counts_labels && lane < lanes; ++lane) {
                 const int64_t voxel = block * kVoxelBlock + i + lane;
                 const bool counts = options_.volume_part.empty() || options_.volume_part[voxel] != 0;
@@ -305,9 +305,9 @@ class MeanField {
                     store_some(new_marginals_ + voxel + i, now.first, left);
                     if (!overwrites_) store_some(messages_ + voxel + i, Lanes{}, left);
                     const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
-                    largest += __builtin_convertvector(valid ? vmax(b, a) : Lanes{}, vdouble);
-                    weighted += valid ? now.weighted : Lanes{};
-                    totals.add(valid ? now.total : splat_lanes(T{1}));
+                    largest += to_double(select(valid, vmax(b, a), Lanes{}));
+                    weighted += select(valid, now.weighted, Lanes{});
+                    totals.add(select(valid, now.total, splat_lanes(T{1})));
                 }
             });
         StepSums sums;
@@ -402,8 +402,8 @@ class MeanField {
                 // marginal where the label is absent.
                 Integers counts = valid & (a >= lowest);
                 if (implied_ && l == last) counts &= (a >= largest - kFarBelow) | (old > rounding);
-                energy.linear += counts ? (a - largest) * old : Lanes{};
-                energy.quadratic += valid ? pairwise * old : Lanes{};
+                energy.linear += select(counts, (a - largest) * old, Lanes{});
+                energy.quadratic += select(valid, pairwise * old, Lanes{});
                 store(x + l * kVoxelBlock + i, a - pairwise);
             }
         }
@@ -454,15 +454,15 @@ class MeanField {
             for (int l = 1; l < num_labels; ++l) {
                 const Lanes v = load(q + l * kVoxelBlock + i);
                 const Integers more = v > largest;
-                largest = more ? v : largest;
-                old_label = more ? Integers{} + l : old_label;
+                largest = select(more, v, largest);
+                old_label = select(more, Integers{} + l, old_label);
             }
             const SoftmaxLanes<T> now = softmax_rows<L>(x + i, num_labels_);
-            sums.negative_entropy += sum_lanes(valid ? now.negative_entropy : Lanes{});
+            sums.negative_entropy += sum_lanes(select(valid, now.negative_entropy, Lanes{}));
             if (options_.tolerance > 0) {
-                divergence += valid ? kl_divergence<L>(x + i, q + i, num_labels_, implied_) : Lanes{};
+                divergence += select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), Lanes{});
                 const Integers differs = now.label != old_label;  // -1 where true
-                flips += valid ? differs : Integers{};
+                flips += select(valid, differs, Integers{});
             }
         }
         store_marginals(block, x);
@@ -504,14 +504,14 @@ class MeanField {
                     const Integers old_label = q > p, label = y > x;
                     if (left < kLanes) {  // lanes beyond the end count nowhere
                         const Integers valid = first_lanes_of<T>(static_cast<int>(left));
-                        p = valid ? p : Lanes{};
-                        q = valid ? q : Lanes{};
-                        now.weighted = valid ? now.weighted : Lanes{};
-                        now.total = valid ? now.total : splat_lanes(T{1});
+                        p = select(valid, p, Lanes{});
+                        q = select(valid, q, Lanes{});
+                        now.weighted = select(valid, now.weighted, Lanes{});
+                        now.total = select(valid, now.total, splat_lanes(T{1}));
                     }
                     const Lanes largest = vmax(b, a);
-                    linear += a >= lowest ? (a - largest) * p : Lanes{};
-                    linear += (b >= lowest) & ((b >= largest - kFarBelow) | (q > rounding)) ? (b - largest) * q : Lanes{};
+                    linear += select(a >= lowest, (a - largest) * p, Lanes{});
+                    linear += select((b >= lowest) & ((b >= largest - kFarBelow) | (q > rounding)), (b - largest) * q, Lanes{});
                     quadratic += other * p + own * q;
                     weighted += now.weighted;
                     totals.add(now.total);
@@ -519,7 +519,7 @@ class MeanField {
                         const Integers valid = first_lanes_of<T>(static_cast<int>(std::min<int64_t>(left, kLanes)));
                         const Lanes change =
                             divergence_of_label(now.first, p, splat_lanes(kTiny<T>)) + divergence_of_label(now.second, q, rounding);
-                        divergence += valid ? change : Lanes{};
+                        divergence += select(valid, change, Lanes{});
                         flips += valid & (old_label != label);  // -1 where true
                     }
                 }
@@ -540,7 +540,7 @@ class MeanField {
         for (int64_t i = 0; i < num_labels_ * kVoxelBlock; i += kLanes) {
             const Lanes from = kept_.data ? load(old + i) : log_positive(vmax(load(q + i), splat_lanes(kTiny<T>)));
             const Lanes to = load(x + i);
-            store(x + i, from == to ? to : from + (to - from) * step_length_);  // not only for speed: both may be minus infinity
+            store(x + i, select(from == to, to, from + (to - from) * step_length_));  // not only for speed: both may be minus infinity
         }
     }
 

@@ -1,4 +1,4 @@
-// Sixteen lanes of float or int32 in the compiler's vector extension, so that one source serves SSE, AVX2, AVX-512 and NEON.
+// Sixteen lanes of float or int32 in the compiler's vector extension (lane_types.h), so that one source serves SSE, AVX2, AVX-512 and NEON.
 // Intrinsics are used only for operations that the extension cannot express well. Lanes of double serve the few routines in both
 // precisions; there clarity matters more than speed.
 #pragma once
@@ -9,7 +9,9 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
+#include "cpu/lane_types.h"
+
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -17,11 +19,11 @@ namespace crf {
 
 constexpr int kLanes = 16;
 
-typedef float vfloat __attribute__((vector_size(4 * kLanes)));
-typedef int32_t vint __attribute__((vector_size(4 * kLanes)));
+typedef LanesOfSize<float, 4 * kLanes> vfloat;
+typedef LanesOfSize<int32_t, 4 * kLanes> vint;
+typedef LanesOfSize<double, 8 * kLanes> vdouble;
+typedef LanesOfSize<int64_t, 8 * kLanes> vlong;
 typedef float vfloat4 __attribute__((vector_size(16)));
-typedef double vdouble __attribute__((vector_size(8 * kLanes)));
-typedef int64_t vlong __attribute__((vector_size(8 * kLanes)));
 
 // The lanes of a scalar type, and the integers that result from comparing them.
 template <class T>
@@ -37,18 +39,10 @@ struct LanesOf<double> {
     typedef vlong integer;
 };
 
-inline vfloat load(const float* p) {
-    vfloat v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
-inline vdouble load(const double* p) {
-    vdouble v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline void store(double* p, vdouble v) { std::memcpy(p, &v, sizeof v); }
+inline vfloat load(const float* p) { return load_lanes<vfloat>(p); }
+inline void store(float* p, vfloat v) { store_lanes(p, v); }
+inline vdouble load(const double* p) { return load_lanes<vdouble>(p); }
+inline void store(double* p, vdouble v) { store_lanes(p, v); }
 inline vfloat4 load4(const float* p) {
     vfloat4 v;
     std::memcpy(&v, p, sizeof v);
@@ -56,112 +50,76 @@ inline vfloat4 load4(const float* p) {
 }
 inline void store4(float* p, vfloat4 v) { std::memcpy(p, &v, sizeof v); }
 
-// gcc computes comparisons, choices and copies of one number for vectors wider than the registers lane by lane, ten times as many
-// instructions as part by part.
-#if defined(__AVX512F__) || defined(__clang__) || !defined(__SSE2__)
-template <class Result, class V, class Operation>
-inline Result by_parts(V a, V b, Operation operation) {
-    return operation(a, b);
-}
-inline vfloat splat_lanes(float x) { return vfloat{} + x; }
-inline vint splat_lanes(int32_t x) { return vint{} + x; }
-#else
-#if defined(__AVX2__)
-constexpr int kRegisterBytes = 32;
-#else
-constexpr int kRegisterBytes = 16;
-#endif
-typedef float float_part __attribute__((vector_size(kRegisterBytes)));
-typedef int32_t int_part __attribute__((vector_size(kRegisterBytes)));
-template <class Result, class V, class Operation>
-inline Result by_parts(V a, V b, Operation operation) {
-    constexpr int kParts = sizeof(V) / kRegisterBytes;
-    typedef std::conditional_t<std::is_same_v<V, vfloat>, float_part, int_part> Part;
-    typedef std::conditional_t<std::is_same_v<Result, vfloat>, float_part, int_part> ResultPart;
-    Part x[kParts], y[kParts];
-    ResultPart results[kParts];
-    std::memcpy(x, &a, sizeof a);
-    std::memcpy(y, &b, sizeof b);
-    for (int i = 0; i < kParts; ++i) results[i] = operation(x[i], y[i]);
-    Result result;
-    std::memcpy(&result, results, sizeof result);
-    return result;
-}
-template <class V, class Part, class T>
-inline V splat_parts(T x) {
-    Part parts[sizeof(V) / kRegisterBytes];
-    for (Part& part : parts) part = Part{} + x;
-    V result;
-    std::memcpy(&result, parts, sizeof result);
-    return result;
-}
-inline vfloat splat_lanes(float x) { return splat_parts<vfloat, float_part>(x); }
-inline vint splat_lanes(int32_t x) { return splat_parts<vint, int_part>(x); }
-#endif
-inline vdouble splat_lanes(double x) { return vdouble{} + x; }
-inline vlong splat_lanes(int64_t x) { return vlong{} + x; }
+inline vfloat splat_lanes(float x) { return splat<vfloat>(x); }
+inline vint splat_lanes(int32_t x) { return splat<vint>(x); }
+inline vdouble splat_lanes(double x) { return splat<vdouble>(x); }
+inline vlong splat_lanes(int64_t x) { return splat<vlong>(x); }
 
-inline vfloat vmax(vfloat a, vfloat b) {
-    return by_parts<vfloat>(a, b, [](auto x, auto y) { return x > y ? x : y; });
-}
-inline vfloat vmin(vfloat a, vfloat b) {
-    return by_parts<vfloat>(a, b, [](auto x, auto y) { return x < y ? x : y; });
-}
-inline vint larger(vint a, vint b) {
-    return by_parts<vint>(a, b, [](auto x, auto y) { return x > y ? x : y; });
-}
-inline vint smaller(vint a, vint b) {
-    return by_parts<vint>(a, b, [](auto x, auto y) { return x < y ? x : y; });
-}
-inline vdouble vmax(vdouble a, vdouble b) { return a > b ? a : b; }
+inline vfloat vmax(vfloat a, vfloat b) { return select(a > b, a, b); }
+inline vfloat vmin(vfloat a, vfloat b) { return select(a < b, a, b); }
+inline vdouble vmax(vdouble a, vdouble b) { return select(a > b, a, b); }
+inline vint larger(vint a, vint b) { return select(a > b, a, b); }
+inline vint smaller(vint a, vint b) { return select(a < b, a, b); }
 
 // Lanes of ones where it is true, of zeros elsewhere.
-inline vint is_greater(vfloat a, vfloat b) {
-    return by_parts<vint>(a, b, [](auto x, auto y) { return x > y; });
-}
-inline vint is_greater(vint a, vint b) {
-    return by_parts<vint>(a, b, [](auto x, auto y) { return x > y; });
-}
-inline vint is_greater(vint a, int b) { return is_greater(a, splat_lanes(int32_t{b})); }
-inline vint is_greater(int a, vint b) { return is_greater(splat_lanes(int32_t{a}), b); }
-
-// `condition` has lanes of ones or zeros.
-inline vint select(vint condition, vint a, vint b) {
-#if defined(__AVX512F__) || defined(__clang__)
-    return condition ? a : b;
-#else
-    return (condition & a) | (~condition & b);
-#endif
-}
+inline vint is_greater(vfloat a, vfloat b) { return a > b; }
+inline vint is_greater(vint a, vint b) { return a > b; }
+inline vint is_greater(vint a, int b) { return a > b; }
+inline vint is_greater(int a, vint b) { return a > b; }
 
 // Lane forms of the operations in portable.h.
-inline vfloat to_float(vint x) { return __builtin_convertvector(x, vfloat); }
-inline vint truncate_to_int(vfloat x) { return __builtin_convertvector(x, vint); }
+inline vfloat to_float(vint x) { return convert<vfloat>(x); }
+inline vint truncate_to_int(vfloat x) { return convert<vint>(x); }
 inline vint floor_to_int(vfloat x) {
     const vint i = truncate_to_int(x);
     return i + is_greater(to_float(i), x);  // a true comparison is -1
 }
 
+// Lane i plus lane i + 8, of these sums lane i plus lane i + 4, and so on.
 template <class T, class V>
 inline T sum_of_lanes(V v) {
-    T s[kLanes];
-    std::memcpy(s, &v, sizeof v);
-    for (int w = kLanes / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; ++i) s[i] += s[i + w];
-    return s[0];
+    if constexpr (std::is_class_v<V>) {
+        return sum_of_lanes<T>(v.low + v.high);
+    } else if constexpr (sizeof v > 2 * sizeof(T)) {
+        typedef T Half __attribute__((vector_size(sizeof v / 2)));
+        Half half[2];
+        std::memcpy(half, &v, sizeof v);
+        return sum_of_lanes<T>(half[0] + half[1]);
+    } else {
+        return v[0] + v[1];
+    }
 }
 inline float sum_lanes(vfloat v) { return sum_of_lanes<float>(v); }
 inline double sum_lanes(vdouble v) { return sum_of_lanes<double>(v); }
+
+// The sixteen numbers in double precision.
+inline vdouble to_double(vfloat v) {
+    float from[kLanes];
+    double to[kLanes];
+    store(from, v);
+    for (int i = 0; i < kLanes; ++i) to[i] = static_cast<double>(from[i]);
+    return load(to);
+}
+inline vdouble to_double(vdouble v) { return v; }
+
+template <class V>
+inline bool has_no_bits(V v) {
+    if constexpr (std::is_class_v<V>) {
+        return has_no_bits(v.low | v.high);
+    } else {
+        uint64_t bits[sizeof v / 8], any = 0;
+        std::memcpy(bits, &v, sizeof v);
+        for (uint64_t two : bits) any |= two;
+        return any == 0;
+    }
+}
 
 // Whether all lanes are +0. False for -0.
 inline bool is_zero_vector(vfloat v) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) == 0;
 #else
-    uint64_t bits[kLanes / 2], any = 0;
-    std::memcpy(bits, &v, sizeof v);
-    for (uint64_t two : bits) any |= two;
-    return any == 0;
+    return has_no_bits((vint)v);
 #endif
 }
 
@@ -217,14 +175,16 @@ inline vfloat log_positive(vfloat x) {
 }
 
 inline vdouble exp_nonpositive(vdouble t) {
-    vdouble e;
-    for (int i = 0; i < kLanes; ++i) e[i] = std::exp(t[i]);
-    return e;
+    double e[kLanes];
+    store(e, t);
+    for (double& x : e) x = std::exp(x);
+    return load(e);
 }
 inline vdouble log_positive(vdouble x) {
-    vdouble l;
-    for (int i = 0; i < kLanes; ++i) l[i] = std::log(x[i]);
-    return l;
+    double l[kLanes];
+    store(l, x);
+    for (double& y : l) y = std::log(y);
+    return load(l);
 }
 
 // `count` floats, the other lanes zero; the array is not read beyond them.
@@ -270,16 +230,10 @@ inline void store_some(double* to, vdouble v, int64_t count) {
     for (int64_t i = 0; i < (count < kLanes ? count : kLanes); ++i) to[i] = some[i];
 }
 
-// Sixteen of the lanes of two vectors one after the other: lane i of the result is lane pick(i).
+// Sixteen of the lanes of two vectors one after the other: lane i of the result is lane Pick{}(i).
 template <class Pick>
 inline vfloat shuffle(vfloat low, vfloat high, Pick) {
-    return [&]<int... Lane>(std::integer_sequence<int, Lane...>) {
-#if defined(__clang__)
-        return __builtin_shufflevector(low, high, Pick{}(Lane)...);
-#else
-        return __builtin_shuffle(low, high, vint{Pick{}(Lane)...});
-#endif
-    }(std::make_integer_sequence<int, kLanes>{});
+    return pick_lanes<vfloat, Pick, 0>(low, high);
 }
 
 // Lanes, or pairs of lanes, of two vectors in turn, eight of each from lane `First` on.

@@ -46,8 +46,8 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
     for (int l = 1; l < num_labels; ++l) {
         const Lanes v = load(x + l * kVoxelBlock);
         const Integers more = v > largest;
-        largest = more ? v : largest;
-        label = more ? Integers{} + l : label;
+        largest = select(more, v, largest);
+        label = select(more, Integers{} + l, label);
     }
     const Lanes lowest = splat_lanes(std::numeric_limits<T>::lowest());
     Lanes total{}, weighted{};
@@ -55,7 +55,7 @@ SoftmaxLanes<T> softmax_rows(T* x, int any_labels) {
         const Lanes shifted = load(x + l * kVoxelBlock) - largest;
         const Lanes e = exp_nonpositive(shifted);
         total += e;
-        weighted += shifted >= lowest ? e * shifted : Lanes{};  // 0 times minus infinity counts as 0
+        weighted += select(shifted >= lowest, e * shifted, Lanes{});  // 0 times minus infinity counts as 0
         store(x + l * kVoxelBlock, e);
     }
     const Lanes inverse = T{1} / total;

@@ -128,7 +128,7 @@ class TileMeanField {
         const vint some = lanes_of(lanes);
         const float* const from = entries(marginals_.get(), tile) + row * kLanes;
         float* const to = entries(change_.get(), tile) + row * kLanes;
-        for (int l = 0; l < num_labels(tile); ++l) store(to + l * voxels_, some ? load(from + l * voxels_) : vfloat{});
+        for (int l = 0; l < num_labels(tile); ++l) store(to + l * voxels_, select(some, load(from + l * voxels_), vfloat{}));
     }
 
     // What a softmax finds besides the marginals.
@@ -144,8 +144,8 @@ class TileMeanField {
         for (int l = 1; l < labels; ++l) {
             const vfloat v = load(x + l * stride);
             const vint more = v > largest;
-            largest = more ? v : largest;
-            label = more ? vint{} + l : label;
+            largest = select(more, v, largest);
+            label = select(more, vint{} + l, label);
         }
         vfloat sum{}, weighted{};
         for (int l = 0; l < labels; ++l) {
@@ -158,9 +158,9 @@ class TileMeanField {
         const vfloat inverse = 1.0f / sum;
         for (int l = 0; l < labels; ++l) {
             const vfloat marginal = load(marginals + l * out_stride) * inverse;
-            store(marginals + l * out_stride, valid ? marginal : vfloat{});
+            store(marginals + l * out_stride, select(valid, marginal, vfloat{}));
         }
-        return {valid ? weighted * inverse - log_positive(sum) : vfloat{}, valid ? largest : vfloat{}, label};
+        return {select(valid, weighted * inverse - log_positive(sum), vfloat{}), select(valid, largest, vfloat{}), label};
     }
 
     // The network's marginals; of settled voxels, which stay as they are, the linear part of the energy, too.
@@ -182,7 +182,7 @@ class TileMeanField {
             row_entropy_[tile * num_rows_ + row] = sum_lanes(found.negative_entropy);
             const vint stays = lanes_of(settled(tile, row));
             for (int l = 0; l < labels; ++l)
-                linear += (stays ? load(x + l * voxels_ + i) - found.largest : vfloat{}) * load(marginals + l * voxels_ + i);
+                linear += select(stays, load(x + l * voxels_ + i) - found.largest, vfloat{}) * load(marginals + l * voxels_ + i);
         }
         sums.linear = static_cast<double>(sum_lanes(linear));
         sums.negative_entropy = entropy(tile);
@@ -249,20 +249,20 @@ class TileMeanField {
         const vint valid = lanes_of(open(tile, row));
         if (from_settled_) {
             find_pairwise(tile, row, from_settled_.get(), pairwise);
-            for (int l = 0; l < labels; ++l) sums.quadratic += valid ? load(pairwise + l * kLanes) * load(q + l * voxels_) : vfloat{};
+            for (int l = 0; l < labels; ++l) sums.quadratic += select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
         }
         find_pairwise(tile, row, out_, pairwise);
         vfloat largest = load(logits) * scale;
         for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_) * scale, largest);
         for (int l = 0; l < labels; ++l) {
             const vfloat a = load(logits + l * voxels_) * scale, old = load(q + l * voxels_);
-            sums.linear += valid ? (a - largest) * old : vfloat{};
-            sums.quadratic += valid ? load(pairwise + l * kLanes) * old : vfloat{};
+            sums.linear += select(valid, (a - largest) * old, vfloat{});
+            sums.quadratic += select(valid, load(pairwise + l * kLanes) * old, vfloat{});
             vfloat to = a - load(pairwise + l * kLanes);
             if (kept_.get()) {
                 float* const from = entries(kept_.get(), tile) + l * voxels_ + i;
                 to = load(from) + (to - load(from)) * step_length_;
-                store(from, valid ? to : load(from));
+                store(from, select(valid, to, load(from)));
             }
             store(x + l * kLanes, to);
         }
@@ -272,8 +272,8 @@ class TileMeanField {
         for (int l = 0; l < labels; ++l) {
             const vfloat old = load(q + l * voxels_), difference = load(now + l * kLanes) - old;
             const vint more = old > most;
-            most = more ? old : most;
-            before = more ? vint{} + l : before;
+            most = select(more, old, most);
+            before = select(more, vint{} + l, before);
             moved = vmax(vmax(difference, -difference), moved);
         }
         const vint flips = found.label != before;
@@ -282,12 +282,12 @@ class TileMeanField {
         const vint some = lanes_of(sends);
         if (options_.tolerance > 0) {
             sums.flips += some & flips;
-            sums.divergence += some ? divergence(labels, now, q) : vfloat{};
+            sums.divergence += select(some, divergence(labels, now, q), vfloat{});
         }
         for (int l = 0; l < labels; ++l) {
             const vfloat marginal = load(now + l * kLanes), old = load(q + l * voxels_);
-            store(change + l * voxels_, some ? marginal - old : vfloat{});
-            store(q + l * voxels_, some ? marginal : old);
+            store(change + l * voxels_, select(some, marginal - old, vfloat{}));
+            store(q + l * voxels_, select(some, marginal, old));
         }
         row_entropy_[tile * num_rows_ + row] = negative_entropy(labels, q);
     }
@@ -332,7 +332,7 @@ class TileMeanField {
             for (int l = 0; l < num_labels(tile); ++l) {
                 const int64_t i = l * voxels_ + row * kLanes;
                 const vfloat a = load(logits + i) * scale;
-                store(entries(to, tile) + i, receives ? (some ? a - load(scratch.pairwise.data() + l * kLanes) : a) : a);
+                store(entries(to, tile) + i, receives ? select(some, a - load(scratch.pairwise.data() + l * kLanes), a) : a);
             }
         }
     }

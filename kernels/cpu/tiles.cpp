@@ -21,16 +21,21 @@ float largest_lane(vfloat v) {
     return largest;
 }
 
-bool any_lane(vint condition) {
-    int32_t bits = 0;
-    for (int lane = 0; lane < kLanes; ++lane) bits |= condition[lane];
-    return bits != 0;
-}
+bool any_lane(vint condition) { return !is_zero_vector((vfloat)condition); }
 
 // log(e^a + e^b), where b may be minus infinity.
 vfloat log_add(vfloat a, vfloat b) {
     const vfloat high = vmax(a, b), low = vmin(a, b);
     return high + log_positive(1.0f + exp_nonpositive(vmax(low - high, splat_lanes(-80.0f))));
+}
+
+// Lanes outside the mask, unless it is nullptr, and lanes from `count` on become kNothing.
+vfloat inside_mask(vfloat margin, const uint8_t* mask, int64_t count) {
+    float lanes[kLanes];
+    store(lanes, margin);
+    for (int lane = 0; lane < kLanes; ++lane)
+        if (lane >= count || (mask && !mask[lane])) lanes[lane] = kNothing;
+    return load(lanes);
 }
 
 // Runs body(z, y, first x, number of voxels along x, offset among the tile's voxels) over the rows of a tile.
@@ -121,8 +126,7 @@ void survey_channel(const Tiling& tiling, const T* values, int64_t first_plane, 
                             for (int64_t i = 0; i < lanes; ++i) survey.is_equal[n + i] &= !differs[i];
                     }
                     vfloat margin = a - sum;
-                    if (mask)
-                        for (int64_t i = 0; i < lanes; ++i) margin[i] = mask[n + i] ? margin[i] : kNothing;
+                    if (mask) margin = inside_mask(margin, mask + n, lanes);
                     store(column.data() + x, vmax(load(column.data() + x), margin));
                 }
             }
@@ -145,8 +149,7 @@ void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decod
                 const int64_t left = length - i;
                 const vfloat a = (decoding(load_some(row + i, left)) + survey.bias) * survey.inverse_temperature;
                 vfloat m = a - load_some(survey.log_sum + at + i, left);
-                for (int lane = 0; lane < kLanes; ++lane)
-                    if (lane >= left || (mask && !mask[at + i + lane])) m[lane] = kNothing;
+                if (mask || left < kLanes) m = inside_mask(m, mask ? mask + at + i : nullptr, left);
                 largest = vmax(largest, m);
             }
         });

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "cpu/simd.h"
+#include "cpu/window_moments.h"
 #include "cpu/window_occupancy.h"
 
 namespace crf {
@@ -35,29 +36,35 @@ class TruncatedFilter final : public Filter {
         }
     }
 
-    // Pair by pair, like the kernel's weights: only the sums are written.
     bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace& workspace) override {
-        if (pull || num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
-        const int num_features = num_modalities_ + voxels_.num_axes;
+        if (num_modalities_ > kMomentModalities || voxels_.num_axes > kMomentAxes) return false;
+        const int num_features = num_modalities_ + voxels_.num_axes, most = std::min(kMomentChannels, num_channels);
+        const int64_t num_pulls = pull ? num_modalities_ * plan_.total_size : 0;
         std::vector<double> sums(plan_.slabs.size() * num_features);
+        float* const pulls = workspace.floats(num_pulls + 2 * most * plan_.total_size);
+        float *const padded_u = pulls + num_pulls, *const padded_v = padded_u + most * plan_.total_size;
+        std::fill(pulls, pulls + num_pulls, 0.0f);
         for (int c = 0; c < num_channels; c += kMomentChannels) {
             const int group = std::min(kMomentChannels, num_channels - c);
-            sent_ = workspace.floats(2 * group * plan_.total_size);
-            received_ = sent_ + group * plan_.total_size;
             pool_.run(group, [&](int64_t i, int) {
-                pad(u + (c + i) * voxels_.num_voxels, nullptr, sent_ + i * plan_.total_size);
-                pad(v + (c + i) * voxels_.num_voxels, nullptr, received_ + i * plan_.total_size);
+                pad(u + (c + i) * voxels_.num_voxels, nullptr, padded_u + i * plan_.total_size);
+                pad(v + (c + i) * voxels_.num_voxels, nullptr, padded_v + i * plan_.total_size);
             });
-            pool_.run(static_cast<int64_t>(plan_.slabs.size()), [&](int64_t item, int) {
-                double* const of_slab = sums.data() + item * num_features;
-                if (group == 1) return add_moments_of<1>(plan_.slabs[item], group, of_slab);
-                if (group == 2) return add_moments_of<2>(plan_.slabs[item], group, of_slab);
-                add_moments_of<kMomentChannels>(plan_.slabs[item], group, of_slab);
-            });
+            const WindowMoments moments{.plan = plan_,
+                                        .intensity = intensity_.get(),
+                                        .num_modalities = num_modalities_,
+                                        .num_axes = voxels_.num_axes,
+                                        .num_channels = group,
+                                        .u = padded_u,
+                                        .v = padded_v,
+                                        .pull = pull ? pulls : nullptr,
+                                        .sums = sums.data()};
+            moments.add(pool_);
         }
         // Intensities are scaled to give exponents of 2.
         for (size_t slab = 0; slab < plan_.slabs.size(); ++slab)
             for (int f = 0; f < num_features; ++f) squared[f] += sums[slab * num_features + f] * (f < num_modalities_ ? 2 / kLog2e : 1.0);
+        if (pull) add_pulls(pulls, pull);
         return true;
     }
 
@@ -65,7 +72,6 @@ class TruncatedFilter final : public Filter {
 
    private:
     static constexpr int kGroup = 4;  // channels that share one evaluation of the weights
-    static constexpr int kMomentChannels = 4, kMomentModalities = 4, kMomentAxes = 3;
 
     void load_intensity(const BilateralInput& input) {
         intensity_ = Buffer<float>(num_modalities_ * plan_.total_size);
@@ -102,6 +108,19 @@ class TruncatedFilter final : public Filter {
             float* row = padded + plan_.padded_run[r];
             for (int32_t i = 0; i < run.length; ++i) row[i] = values[run.voxel + i] * (pre ? pre[run.voxel + i] : 1.0f);
         }
+    }
+
+    // From the padded box and the scale of the intensities to the compact features.
+    void add_pulls(const float* padded, float* pull) const {
+        const float unscale = static_cast<float>(1 / std::sqrt(0.5 * kLog2e));
+        pool_.run(num_modalities_, [&](int64_t m, int) {
+            for (size_t r = 0; r < voxels_.runs.size(); ++r) {
+                const Run& run = voxels_.runs[r];
+                const float* row = padded + m * plan_.total_size + plan_.padded_run[r];
+                float* to = pull + m * voxels_.num_voxels + run.voxel;
+                for (int32_t i = 0; i < run.length; ++i) to[i] += row[i] * unscale;
+            }
+        });
     }
 
     void gather(int group, const float* post, const float* channel_weight, float* sum, const WindowOccupancy& occupancy) {
@@ -235,57 +254,6 @@ class TruncatedFilter final : public Filter {
                     float* own = received + c * channel_stride + r * row_stride;
                     store(own, load(own) + own_received[r][c]);
                 }
-        }
-    }
-
-    // Sums of u_n K(n, m) v_m times squared differences of features, u in `sent_`, v in `received_`, over the pairs of a slab's voxels.
-    template <int C>
-    void add_moments_of(const std::vector<WindowChunk>& slab, int num_channels, double* sums) const {
-        if (num_modalities_ == 1) return add_moments<C, 1>(slab, num_channels, sums);
-        if (num_modalities_ == 2) return add_moments<C, 2>(slab, num_channels, sums);
-        add_moments<C, kMomentModalities>(slab, num_channels, sums);
-    }
-
-    // C, M: room for channels and modalities; loops of known length stay in registers.
-    template <int C, int M>
-    void add_moments(const std::vector<WindowChunk>& slab, int group, double* sums) const {
-        constexpr int A = kMomentAxes;  // distances along axes that the box lacks are zero
-        const int64_t channel_stride = plan_.total_size, row_stride = plan_.row_stride;
-        const int num_channels = C < kMomentChannels ? C : group, num_modalities = M < kMomentModalities ? M : num_modalities_;
-        for (const WindowChunk& chunk : slab) {
-            const float *intensity = intensity_.get() + chunk.place, *u = sent_ + chunk.place, *v = received_ + chunk.place;
-            vfloat own_u[kRows][C]{}, own_v[kRows][C]{}, own_intensity[kRows][M]{}, by_modality[M]{}, by_axis[A]{};
-            for (int r = 0; r < kRows; ++r) {
-                for (int m = 0; m < num_modalities; ++m) own_intensity[r][m] = load(intensity + m * channel_stride + r * row_stride);
-                for (int c = 0; c < num_channels; ++c) {
-                    own_u[r][c] = load(u + c * channel_stride + r * row_stride);
-                    own_v[r][c] = load(v + c * channel_stride + r * row_stride);
-                }
-            }
-            for (size_t o = 0; o < plan_.offsets.size(); ++o) {
-                const int64_t linear = plan_.offsets[o].linear;
-                vfloat product[kRows]{};
-                for (int c = 0; c < num_channels; ++c) {
-                    const vfloat other_u = load(u + c * channel_stride + linear), other_v = load(v + c * channel_stride + linear);
-                    for (int r = 0; r < kRows; ++r) product[r] += own_u[r][c] * other_v + own_v[r][c] * other_u;
-                }
-                vfloat weight[kRows], difference[kRows][M];
-                for (int r = 0; r < kRows; ++r) weight[r] = splat_lanes(plan_.offsets[o].exponent[r]);
-                for (int m = 0; m < num_modalities; ++m) {
-                    const vfloat other = load(intensity + m * channel_stride + linear);
-                    for (int r = 0; r < kRows; ++r) {
-                        difference[r][m] = own_intensity[r][m] - other;
-                        weight[r] -= difference[r][m] * difference[r][m];
-                    }
-                }
-                for (int r = 0; r < kRows; ++r) {
-                    product[r] *= exp2_nonpositive(weight[r]);
-                    for (int m = 0; m < num_modalities; ++m) by_modality[m] += product[r] * (difference[r][m] * difference[r][m]);
-                    for (int a = 0; a < A; ++a) by_axis[a] += product[r] * plan_.distances[o].squared[r][a];
-                }
-            }
-            for (int m = 0; m < num_modalities; ++m) sums[m] += static_cast<double>(sum_lanes(by_modality[m]));
-            for (int a = 0; a < voxels_.num_axes; ++a) sums[num_modalities_ + a] += static_cast<double>(sum_lanes(by_axis[a]));
         }
     }
 

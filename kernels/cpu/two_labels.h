@@ -19,11 +19,11 @@ template <class T>
 inline TwoLabelSoftmax<T> softmax_of_two(typename LanesOf<T>::type x, typename LanesOf<T>::type y) {
     using Lanes = typename LanesOf<T>::type;
     const auto more = y > x;
-    const Lanes gap = more ? x - y : y - x;
+    const Lanes gap = select(more, x - y, y - x);
     const Lanes e = exp_nonpositive(gap), total = T{1} + e, larger = T{1} / total, smaller = e * larger;
     // 0 times minus infinity counts as 0.
-    const Lanes weighted = gap >= splat_lanes(std::numeric_limits<T>::lowest()) ? smaller * gap : Lanes{};
-    return {more ? smaller : larger, more ? larger : smaller, weighted, total};
+    const Lanes weighted = select(gap >= splat_lanes(std::numeric_limits<T>::lowest()), smaller * gap, Lanes{});
+    return {select(more, smaller, larger), select(more, larger, smaller), weighted, total};
 }
 
 // The sum of logarithms of numbers between 1 and 2, taken of products that cannot overflow.

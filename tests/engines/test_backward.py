@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from blobs import make_blobs
 from oracles import kernel_set
 
 from crfrefine.engines import get_backend
@@ -133,6 +134,26 @@ def test_float32_gradients_agree_with_float64(compiled_backend, num_dims, filter
         value = np.asarray(getattr(double, name))
         tolerance = 2e-3 if name.startswith("theta") else 1e-4
         np.testing.assert_allclose(getattr(single, name), value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("with_image", [True, False], ids=["image", "no image"])
+@pytest.mark.parametrize("shape", [(220,), (7, 150), (4, 3, 110)])
+def test_the_truncated_sum_keeps_the_digits_of_bandwidths_on_long_grids(shape, with_image):
+    """A voxel is up to 90 bandwidths from the center, whose square is 8,000: were it formed, three or four of the seven digits would go.
+    Pair by pair, what is left are the roundings of 6e-8 of sums of positive and negative terms some ten times as large as the result.
+    """
+    blobs = make_blobs(shape, 4, 5, softness=0.3)
+    spec = blobs.model("matrix")
+    found = []
+    for dtype in (np.float32, np.float64):
+        kernels = get_backend("cpu").kernels(blobs.image.astype(dtype), None, blobs.spacing, spec.kernels, threads=1)
+        logits = blobs.logits.astype(dtype)
+        by_refined = np.random.default_rng(7).normal(size=logits.shape).astype(dtype)
+        tape = kernels.forward(logits, spec.mean_field)
+        found.append(kernels.backward(tape, logits, by_refined, spec.mean_field, wants_theta=True, wants_image=with_image))
+    for name in ("theta_alpha", "theta_beta", *(["image"] if with_image else [])):
+        value = np.asarray(getattr(found[1], name))
+        np.testing.assert_allclose(getattr(found[0], name), value, atol=2e-5 * np.abs(value).max(), rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize(("num_modalities", "scale", "density"), [(4, 8.0, 0.7), (2, 5.0, 0.35)])

@@ -19,7 +19,8 @@ from crfrefine.tiles.packed_kernels import pack_kernels
 SHAPE = (9, 42, 130)
 NAMES = ("logits", "weights", "compatibility", "temperature", "bias", "theta_alpha", "theta_beta", "theta_gamma", "image")
 THRESHOLD = 1e-6
-LEAST = {"theta_alpha": 1e-2, "theta_beta": 1e-3, "theta_gamma": 1e-2, "temperature": 2e-4}
+# Of a float32 lattice, derivatives with respect to bandwidths are differences of large sums; pair by pair they keep their digits.
+LEAST = {"truncated": {"temperature": 2e-4}, "lattice": {"temperature": 2e-4, "theta_alpha": 1e-2, "theta_beta": 1e-3}}
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,7 @@ def _always(monkeypatch):
 
 
 def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, names=NAMES, *, rise=3.0, **packed) -> None:
-    """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest.
-
-    Derivatives with respect to bandwidths are differences of large sums: in float32, dense ones with respect to theta_alpha are off by a
-    part in a thousand.
-    """
+    """Marginals within `rise` times the threshold, gradients within `tolerance` of the largest."""
     kernels = blobs.packed(spec, threshold, **packed)
     found, by_found = blobs.gradients(kernels, spec.mean_field)
     expected, by_expected = blobs.gradients(blobs.dense(spec), spec.mean_field)
@@ -45,7 +42,9 @@ def compare(blobs: Blobs, spec: ModelSpec, threshold: float, tolerance: float, n
             continue
         # The derivative with respect to the temperature is a sum over all voxels that cancels.
         scale = max(np.abs(reference).max(), 1.0 if name == "temperature" else 5e-2)
-        np.testing.assert_allclose(value, reference, rtol=0, atol=max(tolerance, LEAST.get(name, 0.0)) * scale, err_msg=name)
+        np.testing.assert_allclose(
+            value, reference, rtol=0, atol=max(tolerance, LEAST[spec.kernels.filter].get(name, 0.0)) * scale, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("masked", [False, True])
