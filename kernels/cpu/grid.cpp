@@ -136,12 +136,35 @@ class GridFilter final : public Filter {
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
-        grid_ = workspace.floats(level_[0] + batch_floats());
-        planes_ = grid_ + level_[0];
         for (int c = 0; c < num_channels; ++c) {
-            splat(values + c * voxels_.num_voxels, pre);
-            blur();
-            slice(post, channel_weight[c], sum + c * voxels_.num_voxels);
+            filter(values + c * voxels_.num_voxels, pre, workspace);
+            const float weight = channel_weight[c];
+            float* const to = sum + c * voxels_.num_voxels;
+            slice([&](int64_t, const Batch& batch, vfloat total) {
+                total *= weight;
+                if (post) total *= load_some(post + batch.voxel, batch.count);
+                store_some(to + batch.voxel, load_some(to + batch.voxel, batch.count) + total, batch.count);
+            });
+        }
+    }
+
+    bool has_cross_moments() const override { return true; }
+
+    // What a voxel receives is needed in this sum alone, and never stored.
+    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
+                       Workspace& workspace) override {
+        std::vector<vfloat> of_plane(num_planes_);
+        for (int c = 0; c < num_channels; ++c) {
+            const float* const own = u + c * voxels_.num_voxels;
+            for (int f = 0; f < num_columns; ++f) {
+                const float* const x = columns[f];
+                filter(v + c * voxels_.num_voxels, x, workspace);
+                std::fill(of_plane.begin(), of_plane.end(), vfloat{});
+                slice([&](int64_t plane, const Batch& batch, vfloat total) {
+                    of_plane[plane] += total * load_some(own + batch.voxel, batch.count) * load_some(x + batch.voxel, batch.count);
+                });
+                for (const vfloat& total : of_plane) cross[f] += static_cast<double>(sum_lanes(total));
+            }
         }
     }
 
@@ -157,6 +180,14 @@ class GridFilter final : public Filter {
 
     int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
+
+    // Leaves the blurred cells of the values in the grid.
+    void filter(const float* values, const float* pre, Workspace& workspace) {
+        grid_ = workspace.floats(level_[0] + batch_floats());
+        planes_ = grid_ + level_[0];
+        splat(values, pre);
+        blur();
+    }
 
     // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
     // order of the planes: the same sums for any number of threads. What is zero is left out.
@@ -353,7 +384,9 @@ class GridFilter final : public Filter {
         }
     }
 
-    void slice_row(int64_t row, const float* from, const float* post, float channel_weight, float* sum) const {
+    // receive(batch, total): what the voxels of a batch receive, before any scale; lanes beyond its voxels have no meaning.
+    template <class Receive>
+    void slice_row(int64_t row, const float* from, Receive&& receive) const {
         const int64_t bins = bins_, inner_bins = size_.bins[1];
         const vfloat4* x_weight = x_weight_.data();
         // The stretch of cells that are not zero, in whole vectors.
@@ -365,21 +398,13 @@ class GridFilter final : public Filter {
                 return false;
             return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin && x_cell_[batch.x] * bins < end;
         };
-        auto receive = [&](const Batch& batch, const vfloat4* total) {
-            for (int i = 0; i < batch.count; ++i) {
-                const int64_t voxel = batch.voxel + i;
-                sum[voxel] += channel_weight * (post ? post[voxel] : 1.0f) * ((total[i][0] + total[i][1]) + (total[i][2] + total[i][3]));
-            }
-        };
         if (is_narrow_) {
             return for_batches<1>(row, [&](const Batch& batch) {
-                if (!receives(batch)) return;
-                vfloat total = narrow_.slice(from, batch.x, batch.count, batch.bin, batch.last_fraction) * channel_weight;
-                if (post) total *= load_some(post + batch.voxel, batch.count);
-                store_some(sum + batch.voxel, load_some(sum + batch.voxel, batch.count) + total, batch.count);
+                if (receives(batch)) receive(batch, narrow_.slice(from, batch.x, batch.count, batch.bin, batch.last_fraction));
             });
         }
-        vfloat4 total[kLanes];
+        float total[kLanes]{};
+        const auto add_up = [&](int i, vfloat4 parts) { total[i] = (parts[0] + parts[1]) + (parts[2] + parts[3]); };
         if (num_modalities_ == 1) {
             for_batches<1>(row, [&](const Batch& batch) {
                 if (!receives(batch)) return;
@@ -388,9 +413,9 @@ class GridFilter final : public Filter {
                     const vfloat4 across = x_weight[batch.x + i];
                     vfloat4 blended = load4(cell) * across[0];
                     for (int j = 1; j < kSpan; ++j) blended += load4(cell + j * bins) * across[j];
-                    total[i] = blended * spline_weights(batch.fraction[0][i]);
+                    add_up(i, blended * spline_weights(batch.fraction[0][i]));
                 }
-                receive(batch, total);
+                receive(batch, load(total));
             });
         } else {
             for_batches<2>(row, [&](const Batch& batch) {
@@ -404,18 +429,17 @@ class GridFilter final : public Filter {
                         for (int k = 0; k < kSpan; ++k, cell += inner_bins) part += load4(cell) * outer[k];
                         blended += part * across[j];
                     }
-                    total[i] = blended * spline_weights(batch.fraction[1][i]);
+                    add_up(i, blended * spline_weights(batch.fraction[1][i]));
                 }
-                receive(batch, total);
+                receive(batch, load(total));
             });
         }
     }
 
-    void slice(const float* post, float channel_weight, float* sum) {
-        if (voxels_.num_axes == 1) {
-            slice_row(0, grid_, post, channel_weight, sum);
-            return;
-        }
+    // receive(plane, batch, total): see slice_row; one thread at a time per plane.
+    template <class Receive>
+    void slice(Receive&& receive) {
+        if (voxels_.num_axes == 1) return slice_row(0, grid_, [&](const Batch& batch, vfloat total) { receive(int64_t{0}, batch, total); });
         pool_.run(num_planes_, [&](int64_t p, int thread) {
             const int64_t rows_below = rows_under(1);
             if (first_run_[p * rows_below] == first_run_[(p + 1) * rows_below]) return;
@@ -423,7 +447,7 @@ class GridFilter final : public Filter {
             const Place& place = axis_[0][p];
             if (!receives(place.cell)) return;
             blend(plane, grid_ + place.cell * plane_size_, plane_size_, place.weight, plane_size_);
-            slice_below(1, p, plane, plane + plane_size_, post, channel_weight, sum);
+            slice_below(1, p, plane, plane + plane_size_, [&](const Batch& batch, vfloat total) { receive(p, batch, total); });
         });
     }
 
@@ -435,10 +459,10 @@ class GridFilter final : public Filter {
         return false;
     }
 
-    void slice_below(int axis, int64_t position, const float* from, float* scratch, const float* post, float channel_weight,
-                     float* sum) const {
-        if (axis == last()) {
-            if (!is_zero(from, level_[axis])) slice_row(position, from, post, channel_weight, sum);
+    template <class Receive>
+    void slice_below(int axis, int64_t position, const float* from, float* scratch, Receive&& receive) const {
+        if (axis == last() || axis == kMaxAxes - 1) {  // gcc follows the recursion, and warns of axes that do not exist without the latter
+            if (!is_zero(from, level_[axis])) slice_row(position, from, receive);
             return;
         }
         const int64_t rows_below = rows_under(axis + 1);
@@ -447,7 +471,7 @@ class GridFilter final : public Filter {
             if (first_run_[below * rows_below] == first_run_[(below + 1) * rows_below]) continue;
             const Place& place = axis_[axis][i];
             blend(scratch, from + place.cell * level_[axis + 1], level_[axis + 1], place.weight, level_[axis + 1]);
-            slice_below(axis + 1, below, scratch, scratch + level_[axis + 1], post, channel_weight, sum);
+            slice_below(axis + 1, below, scratch, scratch + level_[axis + 1], receive);
         }
     }
 
