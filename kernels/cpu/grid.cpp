@@ -105,7 +105,6 @@ class GridFilter final : public Filter {
             zero_[m] = input.zero[m];
             scale_[m] = static_cast<float>(1.0 / input.theta_beta[m]);
         }
-        // Sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities.
         bins_ = size.bins[0] * (num_modalities_ == 2 ? size.bins[1] : 1);
         num_cells_ = bins_;
         for (int a = 0; a < axes; ++a) num_cells_ *= size.cells[a];
@@ -116,32 +115,52 @@ class GridFilter final : public Filter {
             bins_ = size_.bins[0] = kLanes;  // more than are needed: cells that no voxel reaches change nothing
             narrow_.prepare(x_cell_, x_weight_, row_length, row_cells);
         }
-        level_[axes - 1] = whole_vectors(row_cells * bins_);
-        for (int a = axes - 2; a >= 0; --a) level_[a] = size.cells[a] * level_[a + 1];
-
         const int64_t num_rows = voxels_.box_size / voxels_.box_shape[axes - 1];
         first_run_.assign(num_rows + 1, 0);
         for (const Run& run : voxels_.runs) ++first_run_[run.box / voxels_.box_shape[axes - 1] + 1];
         for (int64_t r = 0; r < num_rows; ++r) first_run_[r + 1] += first_run_[r];
 
         num_planes_ = axes > 1 ? voxels_.box_shape[0] : 1;
-        plane_size_ = axes > 1 ? level_[1] : level_[0];
-        batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
-        filled_.resize(batch_);
-        int64_t inner = 0;  // size of the levels below a plane
-        for (int a = 2; a < axes; ++a) inner += RowGroup::kGroup * level_[a];
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<float>(plane_size_ + inner + RowVoxels::floats(voxels_.box_shape[axes - 1]) + kLanes);
+        use_width(1);
     }
 
     void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
                     Workspace& workspace) override {
+        use_width(1);
         grid_ = workspace.floats(level_[0] + batch_floats());
         planes_ = grid_ + level_[0];
         for (int c = 0; c < num_channels; ++c) {
-            splat(values + c * voxels_.num_voxels, pre);
+            splat({values + c * voxels_.num_voxels, pre});
             blur();
-            slice(post, channel_weight[c], sum + c * voxels_.num_voxels);
+            float* const to = sum + c * voxels_.num_voxels;
+            slice([&](int64_t, int64_t row, const float* from, float*) { slice_row(row, from, post, channel_weight[c], to); });
+        }
+    }
+
+    bool has_cross_moments() const override { return true; }
+
+    // The products of v with all columns are filtered side by side. What a voxel receives is needed in this sum alone, and never stored.
+    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
+                       Workspace& workspace) override {
+        use_width(kColumns);
+        grid_ = workspace.floats(level_[0] + batch_floats());
+        planes_ = grid_ + level_[0];
+        std::vector<vfloat> of_plane(num_planes_);
+        for (int c = 0; c < num_channels; ++c) {
+            splat({v + c * voxels_.num_voxels, nullptr, columns, num_columns});
+            blur();
+            const Sent own{u + c * voxels_.num_voxels, nullptr, columns, num_columns};
+            std::fill(of_plane.begin(), of_plane.end(), vfloat{});
+            slice([&](int64_t plane, int64_t row, const float* from, float* memory) {
+                of_plane[plane] += num_modalities_ == 1 ? row_moments<1>(row, from, own, memory) : row_moments<2>(row, from, own, memory);
+            });
+            for (const vfloat& total : of_plane) {
+                float lanes[kLanes];
+                store(lanes, total);
+                for (int i = 0; i < kSpan * num_columns; ++i)
+                    cross[i % num_columns] += static_cast<double>(lanes[i / num_columns * kColumns + i % num_columns]);
+            }
         }
     }
 
@@ -155,15 +174,41 @@ class GridFilter final : public Filter {
         vfloat4 weight;
     };
 
+    // What the voxels send, over `pre` if that is given; or the products with up to kColumns columns, side by side in every cell.
+    struct Sent {
+        const float* values;
+        const float* pre;
+        const float* const* columns = nullptr;
+        int num_columns = 0;
+    };
+    static constexpr int kColumns = kMostColumns;
+
+    // Sets the sizes for so many channels side by side.
+    void use_width(int width) {
+        if (width == width_) return;
+        width_ = width;
+        const int axes = voxels_.num_axes;
+        level_[last()] = whole_vectors(size_.cells[last()] * bins_ * width);
+        for (int a = axes - 2; a >= 0; --a) level_[a] = size_.cells[a] * level_[a + 1];
+        plane_size_ = axes > 1 ? level_[1] : level_[0];
+        batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
+        filled_.resize(batch_);
+        int64_t inner = 0;  // size of the levels below a plane
+        for (int a = 2; a < axes; ++a) inner += RowGroup::kGroup * level_[a];
+        const int64_t of_row = (width == 1 ? RowVoxels::kFloats : RowProducts::kFloats) * (voxels_.box_shape[last()] + kLanes);
+        for (auto& s : scratch_)
+            if (s.size < plane_size_ + inner + of_row + kLanes) s = Buffer<float>(plane_size_ + inner + of_row + kLanes);
+    }
+
     int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
     int last() const { return voxels_.num_axes - 1; }
 
     // Planes are splatted in parallel into a separate batch, then the batch is added to the grid, in parallel over cells and in the
     // order of the planes: the same sums for any number of threads. What is zero is left out.
-    void splat(const float* values, const float* pre) {
+    void splat(const Sent& sent) {
         clear_in_parallel(grid_, level_[0]);
         if (voxels_.num_axes == 1) {
-            splat_row(0, values, pre, grid_, scratch_[0].get());
+            splat_row(0, sent, grid_, scratch_[0].get());
             return;
         }
         occupied_.assign(size_.cells[0], 0);
@@ -171,7 +216,7 @@ class GridFilter final : public Filter {
             const int64_t count = std::min(batch_, num_planes_ - begin);
             pool_.run(count, [&](int64_t p, int thread) {
                 float* plane = planes_ + p * plane_size_;
-                filled_[p] = splat_below(1, begin + p, values, pre, plane, scratch_[thread].get() + plane_size_);
+                filled_[p] = splat_below(1, begin + p, sent, plane, scratch_[thread].get() + plane_size_);
             });
             for (int64_t p = 0; p < count; ++p)
                 if (filled_[p]) std::fill_n(occupied_.begin() + axis_[0][begin + p].cell, kSpan, uint8_t{1});
@@ -193,11 +238,11 @@ class GridFilter final : public Filter {
 
     // Everything below index `position` of the axes before `axis`, into `to` (level_[axis] floats). False if nothing is sent there: `to` is
     // then not written.
-    bool splat_below(int axis, int64_t position, const float* values, const float* pre, float* to, float* scratch) {
+    bool splat_below(int axis, int64_t position, const Sent& sent, float* to, float* scratch) {
         if (axis == last()) {
-            if (!row_sends(position, values)) return false;
+            if (!row_sends(position, sent.values)) return false;
             std::fill(to, to + level_[axis], 0.0f);
-            splat_row(position, values, pre, to, scratch);
+            splat_row(position, sent, to, scratch);
             return true;
         }
         const int64_t size = level_[axis + 1];
@@ -213,8 +258,7 @@ class GridFilter final : public Filter {
             const Place& place = axis_[axis][i];
             if (!group.takes(place.cell)) add();
             float* below = scratch + group.count * size;
-            if (!splat_below(axis + 1, position * voxels_.box_shape[axis] + i, values, pre, below, scratch + RowGroup::kGroup * size))
-                continue;
+            if (!splat_below(axis + 1, position * voxels_.box_shape[axis] + i, sent, below, scratch + RowGroup::kGroup * size)) continue;
             group.push(place.cell, below, place.weight);
         }
         add();
@@ -277,7 +321,7 @@ class GridFilter final : public Filter {
 
     // The voxels of a row: the first cell that each touches, fractions of cells, place along x, and value.
     struct RowVoxels {
-        static int64_t floats(int64_t row_length) { return 5 * (row_length + kLanes); }
+        static constexpr int64_t kFloats = 5;  // per voxel
 
         RowVoxels(float* memory, int64_t row_length) {
             const int64_t stride = row_length + kLanes;
@@ -319,8 +363,88 @@ class GridFilter final : public Filter {
                 if (voxels.value[n] != 0.0f) body(n);
     }
 
+    // The voxels of a row with products: what each adds to the cells along the last modality, side by side, (voxel, cell, column); the
+    // fraction along the first of two modalities, the first cell that it touches, and its place along x.
+    struct RowProducts {
+        static constexpr int64_t kFloats = kLanes + 3;  // per voxel
+
+        RowProducts(float* memory, int64_t row_length) {
+            const int64_t stride = row_length + kLanes;
+            product = memory;
+            fraction = memory + kLanes * stride;
+            cell = reinterpret_cast<int32_t*>(memory + (kLanes + 1) * stride);
+            x = reinterpret_cast<int32_t*>(memory + (kLanes + 2) * stride);
+        }
+
+        int64_t count = 0;
+        float *product, *fraction;
+        int32_t *cell, *x;
+    };
+    static_assert(kSpan * kColumns == kLanes);
+
+    template <int M>
+    RowProducts row_products(int64_t row, const Sent& sent, float* memory) const {
+        RowProducts voxels(memory, voxels_.box_shape[last()]);
+        for_batches<M>(row, [&](const Batch& batch) {
+            vfloat channel[kColumns]{};
+            const vfloat value = load_some(sent.values + batch.voxel, batch.count);
+            for (int f = 0; f < sent.num_columns; ++f) channel[f] = value * load_some(sent.columns[f] + batch.voxel, batch.count);
+            float rows[kColumns * kLanes];
+            interleave<kColumns>(channel, rows);
+            for (int i = 0; i < batch.count; ++i) {
+                const vfloat4 own = load4(rows + i * kColumns), weight = spline_weights(batch.fraction[M - 1][i]);
+                float* const product = voxels.product + (voxels.count + i) * kLanes;
+                for (int k = 0; k < kSpan; ++k) store4(product + k * kColumns, own * weight[k]);
+                voxels.fraction[voxels.count + i] = batch.fraction[0][i];
+                voxels.cell[voxels.count + i] = batch.cell[i] * kColumns;
+                voxels.x[voxels.count + i] = static_cast<int32_t>(batch.x) + i;
+            }
+            voxels.count += batch.count;
+        });
+        return voxels;
+    }
+
+    // body(product, cell, weight) for every voxel of a row and each set of cells that lie side by side, in an order in which neighboring
+    // voxels are apart: what the voxel adds to the cells or has of them, the first of them, and their weight.
+    template <int M, class Body>
+    void for_cells(const RowProducts& voxels, Body&& body) const {
+        const int64_t bins = bins_ * kColumns, inner_bins = size_.bins[1] * kColumns;
+        const int64_t length = (voxels.count + kStretches - 1) / kStretches;
+        for (int64_t i = 0; i < length; ++i)
+            for (int64_t n = i; n < voxels.count; n += length) {
+                const vfloat product = load(voxels.product + n * kLanes);
+                const vfloat4 across = x_weight_[voxels.x[n]];
+                for (int j = 0; j < kSpan; ++j) {
+                    const int64_t cell = voxels.cell[n] + j * bins;
+                    if constexpr (M == 1) {
+                        body(product, cell, across[j]);
+                    } else {
+                        const vfloat4 outer = spline_weights(voxels.fraction[n]);
+                        for (int k = 0; k < kSpan; ++k) body(product, cell + k * inner_bins, across[j] * outer[k]);
+                    }
+                }
+            }
+    }
+
+    template <int M>
+    void splat_products(int64_t row, const Sent& sent, float* to, float* memory) const {
+        for_cells<M>(row_products<M>(row, sent, memory),
+                     [&](vfloat product, int64_t cell, float weight) { store(to + cell, load(to + cell) + product * weight); });
+    }
+
+    // The products of what the voxels of a row receive with their own, summed over the row: (cell of the last modality, column).
+    template <int M>
+    vfloat row_moments(int64_t row, const float* from, const Sent& own, float* memory) const {
+        vfloat total{};
+        for_cells<M>(row_products<M>(row, own, memory),
+                     [&](vfloat product, int64_t cell, float weight) { total += load(from + cell) * product * weight; });
+        return total;
+    }
+
     // memory: room for RowVoxels.
-    void splat_row(int64_t row, const float* values, const float* pre, float* to, float* memory) const {
+    void splat_row(int64_t row, const Sent& sent, float* to, float* memory) const {
+        if (sent.columns) return num_modalities_ == 1 ? splat_products<1>(row, sent, to, memory) : splat_products<2>(row, sent, to, memory);
+        const float *const values = sent.values, *const pre = sent.pre;
         if (is_narrow_) {
             NarrowRows::Window window;
             for_batches<1>(row, [&](const Batch& batch) {
@@ -411,11 +535,10 @@ class GridFilter final : public Filter {
         }
     }
 
-    void slice(const float* post, float channel_weight, float* sum) {
-        if (voxels_.num_axes == 1) {
-            slice_row(0, grid_, post, channel_weight, sum);
-            return;
-        }
+    // receive(plane, row, cells, memory): for each row that has something to receive; memory: room for the voxels of a row.
+    template <class Receive>
+    void slice(Receive&& receive) {
+        if (voxels_.num_axes == 1) return receive(int64_t{0}, int64_t{0}, grid_, scratch_[0].get());
         pool_.run(num_planes_, [&](int64_t p, int thread) {
             const int64_t rows_below = rows_under(1);
             if (first_run_[p * rows_below] == first_run_[(p + 1) * rows_below]) return;
@@ -423,7 +546,8 @@ class GridFilter final : public Filter {
             const Place& place = axis_[0][p];
             if (!receives(place.cell)) return;
             blend(plane, grid_ + place.cell * plane_size_, plane_size_, place.weight, plane_size_);
-            slice_below(1, p, plane, plane + plane_size_, post, channel_weight, sum);
+            slice_below(1, p, plane, plane + plane_size_,
+                        [&](int64_t row, const float* from, float* memory) { receive(p, row, from, memory); });
         });
     }
 
@@ -435,10 +559,10 @@ class GridFilter final : public Filter {
         return false;
     }
 
-    void slice_below(int axis, int64_t position, const float* from, float* scratch, const float* post, float channel_weight,
-                     float* sum) const {
-        if (axis == last()) {
-            if (!is_zero(from, level_[axis])) slice_row(position, from, post, channel_weight, sum);
+    template <class Receive>
+    void slice_below(int axis, int64_t position, const float* from, float* scratch, const Receive& receive) const {
+        if (axis == last() || axis == kMaxAxes - 1) {  // gcc follows the recursion, and warns of axes that do not exist without the latter
+            if (!is_zero(from, level_[axis])) receive(position, from, scratch);
             return;
         }
         const int64_t rows_below = rows_under(axis + 1);
@@ -447,7 +571,7 @@ class GridFilter final : public Filter {
             if (first_run_[below * rows_below] == first_run_[(below + 1) * rows_below]) continue;
             const Place& place = axis_[axis][i];
             blend(scratch, from + place.cell * level_[axis + 1], level_[axis + 1], place.weight, level_[axis + 1]);
-            slice_below(axis + 1, below, scratch, scratch + level_[axis + 1], post, channel_weight, sum);
+            slice_below(axis + 1, below, scratch, scratch + level_[axis + 1], receive);
         }
     }
 
@@ -468,13 +592,14 @@ class GridFilter final : public Filter {
             for (float* row = plane; row < plane + plane_size_; row += row_size) {
                 if (num_modalities_ == 2) {
                     for (int64_t x = 0; x < x_cells; ++x) {
-                        blur_contiguous(row + x * bins_, size_.bins[0], size_.bins[1], scratch);
-                        blur_strided(row + x * bins_, size_.bins[0], size_.bins[1], scratch);
+                        float* const bins = row + x * bins_ * width_;
+                        blur_contiguous(bins, size_.bins[0], size_.bins[1] * width_, width_, scratch);
+                        blur_strided(bins, size_.bins[0], size_.bins[1] * width_, scratch);
                     }
                 } else {
-                    blur_contiguous(row, x_cells, bins_, scratch);
+                    blur_contiguous(row, x_cells, bins_ * width_, width_, scratch);
                 }
-                blur_strided(row, x_cells, bins_, scratch);
+                blur_strided(row, x_cells, bins_ * width_, scratch);
             }
             for (int a = axes - 2; a >= 1; --a)
                 for (float* slab = plane; slab < plane + plane_size_; slab += level_[a])
@@ -500,8 +625,9 @@ class GridFilter final : public Filter {
     const float* intensity_[2]{};
     float zero_[2]{}, scale_[2]{};
     int64_t bins_ = 0;  // intensity cells of one spatial cell
+    int width_ = 0;     // channels side by side in every cell
     int64_t num_cells_ = 0;
-    int64_t level_[kMaxAxes]{};
+    int64_t level_[kMaxAxes]{};  // sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
     std::vector<int32_t> first_run_;             // of each row of the box
     float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes

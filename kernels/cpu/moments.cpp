@@ -90,7 +90,9 @@ void add_moments_together(BasicFilter<T>& filter, const FeatureColumns<T>& featu
     std::vector<double> block_sums(num_voxel_blocks(num_voxels) * kColumns);
     for (int first = 0; first < features.size(); first += kColumns) {
         const int count = std::min(kColumns, features.size() - first);
-        for (int i = 0; i < count; ++i) features.fill(first + i, buffers.columns.get() + i * num_voxels, pool);
+        if (buffers.filled != &features)
+            for (int i = 0; i < count; ++i) features.fill(first + i, buffers.columns.get() + i * num_voxels, pool);
+        buffers.filled = features.size() <= kColumns ? &features : nullptr;
         std::vector<double> cross(count);
         filter.cross_moments(columns, count, u, v, num_channels, cross.data(), workspace);
         pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
@@ -124,6 +126,7 @@ void add_moments_singly(BasicFilter<T>& filter, const FeatureColumns<T>& feature
                         Workspace& workspace) {
     using Lanes = typename LanesOf<T>::type;
     resize(buffers.columns, num_voxels);
+    buffers.filled = nullptr;
     resize(buffers.filtered, num_channels * num_voxels);
     if (image) resize(buffers.filtered_back, num_channels * num_voxels);
     const std::vector<T> unit(num_channels, T{1});

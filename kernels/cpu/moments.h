@@ -39,7 +39,8 @@ class FeatureColumns {
 template <class T>
 struct MomentBuffers {
     Buffer<T> columns, filtered, filtered_back;
-    Buffer<T> pull;  // (modality, voxel)
+    const FeatureColumns<T>* filled = nullptr;  // of which all columns are in `columns`; each step needs the same
+    Buffer<T> pull;                             // (modality, voxel)
 };
 
 // Adds theta_f dS/dtheta_f to squared[f]; and dS/dimage to image, (modality, voxel), unless that is nullptr.
