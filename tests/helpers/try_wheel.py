@@ -127,13 +127,14 @@ def emulated(wheel: Path, python: Path, folder: Path, root: Path) -> Trial:
     if not inside.is_file():
         raise TrialError(f"{root} has no {python}")
     start: list[object] = [emulator, "-L", root, inside]
-    environment = {**common_environment(), "PYTHONPATH": str(folder / "site")}
+    site = folder / "site"
+    environment = {**common_environment(), "PATH": without_compilers(folder / "path", site / "bin"), "PYTHONPATH": str(site)}
     trial = Trial(folder, start, [*start, "-m", "crfrefine"], [], environment)
     code = "import platform, sys; print(*sys.version_info[:2], platform.libc_ver()[1].split('.')[1])"
     major, minor, glibc = trial.run(*start, "-c", code, captured=True).split()
     systems = [f"manylinux2014_{arch}", *(f"manylinux_2_{version}_{arch}" for version in range(17, int(glibc) + 1))]
     platforms = [word for system in systems for word in ("--platform", system)]
-    target = ["--target", folder / "site", "--implementation", "cp", "--python-version", f"{major}.{minor}"]
+    target = ["--target", site, "--implementation", "cp", "--python-version", f"{major}.{minor}"]
     return replace(trial, install=[sys.executable, *PIP, *target, *platforms])
 
 
