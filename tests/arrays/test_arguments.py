@@ -4,7 +4,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-import torch
 from oracles import random_case, softmax
 
 from crfrefine import ConfigError, CrfParameters, InputError, refine
@@ -101,7 +100,7 @@ def test_images_of_libraries_get_a_sentence():
 
 
 def test_tensors_are_taken_where_numpy_can():
-    given = torch.from_numpy(CASE.logits)
+    given = pytest.importorskip("torch").from_numpy(CASE.logits)
     np.testing.assert_array_equal(refined(given).logits, refined().logits)
     with pytest.raises(InputError, match="logits is a Tensor that numpy cannot take"):
         refined(given.clone().requires_grad_())

@@ -105,13 +105,18 @@ def compiler(tools: Path, arch: str) -> Path:
     return script
 
 
-def build_environment(kind: str, python: Path) -> Path:
-    """The build's tools for this Python, pinned; kept between builds."""
-    folder = TARGET.with_name("wheel-env") / kind
-    inside = folder / "bin" / "python"
-    if not inside.exists():
-        run(python, "-m", "venv", folder)
-    run(inside, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", "scikit-build-core", "nanobind", "cmake", "ninja")
+def build_environments(pythons: dict[str, Path]) -> dict[str, Path]:
+    """An environment for each Python; the build's tools, pinned, in one folder for all. Both are kept between builds.
+
+    With tools of its own, scikit-build-core takes the build folder of another Python for that of a stranger and compiles everything again.
+    """
+    folder = TARGET.with_name("wheel-env")
+    inside = {kind: folder / kind / "bin" / "python" for kind in pythons}
+    for kind, python in pythons.items():
+        if not inside[kind].exists():
+            run(python, "-m", "venv", folder / kind)
+    pip = [next(iter(inside.values())), "-m", "pip", "install", "--quiet", "--upgrade", "--target", folder / "tools"]
+    run(*pip, "-c", ROOT / "constraints.txt", "scikit-build-core", "nanobind", "cmake", "ninja")
     return inside
 
 
@@ -130,10 +135,11 @@ def build_wheel(python: Path, source: Path, arch: str, script: Path) -> Path:
     }
     settings = [f"--config-settings=cmake.define.{name}={value}" for name, value in defines.items()]
     settings.append(f"--config-settings=build-dir={TARGET / f'build-{arch}'}")
-    tools_first = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    tools = python.parents[2] / "tools"
+    tools_first = {"PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(tools)}
     foreign = {"_PYTHON_HOST_PLATFORM": f"linux-{arch}", "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version}-{arch}-linux-gnu.so"}
     pip = [python, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", into]
-    run(*pip, *settings, source, PATH=tools_first, **foreign)
+    run(*pip, *settings, source, **tools_first, **foreign)
     return next(into.glob("*.whl"))
 
 
@@ -179,7 +185,7 @@ def main() -> None:
         shutil.rmtree(TARGET, ignore_errors=True)
         TARGET.mkdir(parents=True)
         source = source_tree(tools)
-        environments = {kind: build_environment(kind, python) for kind, python in pythons.items()}
+        environments = build_environments(pythons)
         for arch in options.arch:
             script = compiler(tools, arch)
             for inside in environments.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import build_wheels
 import numpy as np
 import pytest
+import try_wheel
 import wheel_marginals
 from build_wheels import COMPILER, older, pythons_to_build_for
 from release_check import ReleaseError
@@ -60,6 +62,51 @@ def test_the_compiler_gets_its_own_names_of_processors(tmp_path):
 @pytest.mark.parametrize(("found", "runs"), [("2_17", True), ("2_28", True), ("2_34", False)])
 def test_tags_of_newer_systems_are_no_older_ones(found, runs):
     assert older([f"manylinux_{found}_aarch64"], "manylinux_2_28_aarch64") is runs
+
+
+V3 = "fpu sse2 ssse3 sse4_1 sse4_2 popcnt movbe f16c fma avx avx2 bmi1 bmi2 abm"
+V4 = f"{V3} avx512f avx512dq avx512cd avx512bw avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        (V4, "avx512"),
+        (V3, "avx2"),
+        (V4.replace(" avx512vl", ""), "avx2"),
+        (V4.replace(" fma", ""), "baseline"),
+        (V3.replace(" avx2", " avx2_else"), "baseline"),
+        ("fpu sse2", "baseline"),
+    ],
+)
+def test_a_processor_has_a_level(flags, level):
+    """Each processor has lines of its own; the first one's count."""
+    text = f"processor\t: 0\nvmx flags\t: ept\nflags\t\t: {flags}\nbugs\t\t: none\n\nprocessor\t: 1\nflags\t\t: {V4}\n"
+    assert try_wheel.level_of(text) == level
+
+
+def test_wheels_for_other_processors_have_one_engine():
+    assert try_wheel.expected_level(Path("crfrefine-0.2.0-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl")) == "baseline"
+
+
+def test_an_engine_at_another_level_fails_a_trial(capsys):
+    report = json.dumps({"engine": {"level": "baseline", "best_level": "baseline"}})
+    with pytest.raises(try_wheel.TrialError, match="runs as baseline; expected avx512"):
+        try_wheel.check_level(report, "avx512")
+    try_wheel.check_level(report, "baseline")
+    assert "as expected" in capsys.readouterr().out
+
+
+def test_what_emulation_needs_is_named(tmp_path, monkeypatch):
+    python, aarch64 = Path("/usr/bin/python3"), Path("crfrefine-0.2.0-cp311-cp311-manylinux_2_17_aarch64.whl")
+    with pytest.raises(try_wheel.TrialError, match="expected a wheel for one of x86_64, aarch64"):
+        try_wheel.emulated(Path("crfrefine-0.2.0-cp311-cp311-linux_riscv64.whl"), python, tmp_path, tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(try_wheel.TrialError, match="install qemu-user"):
+        try_wheel.emulated(aarch64, python, tmp_path, tmp_path)
+    (tmp_path / "qemu-aarch64").touch(mode=0o755)
+    with pytest.raises(try_wheel.TrialError, match="has no /usr/bin/python3"):
+        try_wheel.emulated(aarch64, python, tmp_path, tmp_path)
 
 
 def test_marginals_that_differ_are_seen(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,31 @@ def test_what_a_workflow_runs_exists(path):
     targets = re.findall(r"run: make ([\w-]+)", path.read_text(encoding="utf-8"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def packages_imported(files: list[Path]) -> set[str]:
+    """What these files of tests, and the helpers that they import, import when they are read, less the package and the standard library."""
+    found, helpers = set(), {path.stem: path for path in (ROOT / "tests" / "helpers").glob("*.py")}
+    waiting, seen = list(files), set(files)
+    while waiting:
+        for name in re.findall(r"^(?:from|import) (\w+)", waiting.pop().read_text(encoding="utf-8"), re.MULTILINE):
+            if name not in helpers:
+                found.add(name)
+            elif helpers[name] not in seen:
+                seen.add(helpers[name])
+                waiting.append(helpers[name])
+    return found - {"crfrefine"} - set(sys.stdlib_module_names)
+
+
+def test_the_workflow_on_other_systems_installs_what_its_tests_import():
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    (folders,) = re.findall(r"run: python -m pytest (tests/.*)", text)
+    (installed,) = re.findall(r"run: python -m pip install -c constraints.txt (pytest .*)", text)
+    files = [ROOT / "tests" / "conftest.py", *(path for folder in folders.split() for path in (ROOT / folder).glob("test_*.py"))]
+    imported = packages_imported(files)
+    assert {"numpy", "pytest"} <= imported
+    needed = {re.split(r"[<>=]", line)[0] for line in PROJECT["project"]["dependencies"]}
+    assert imported - needed == imported & set(installed.split())
 
 
 def test_the_recipe_is_of_this_version_and_has_its_dependencies():
