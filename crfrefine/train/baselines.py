@@ -199,7 +199,14 @@ def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> N
 
 
 def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...]]) -> float:
-    return mean_dice(_confusion(crop, smoothed(crop.logits.astype(np.float32), sigma_mm, crop.spacing)), regions)
+    logits = crop.logits.astype(np.float32)
+    if crop.regions is None:
+        # Smoothing is linear, so the labels are those of the differences from background: one channel fewer to smooth.
+        channels = np.zeros_like(logits)
+        channels[1:] = smoothed(logits[1:] - logits[0], sigma_mm, crop.spacing)
+    else:
+        channels = smoothed(logits, sigma_mm, crop.spacing)
+    return mean_dice(_confusion(crop, channels), regions)
 
 
 def _confusion(crop: Crop, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
