@@ -34,7 +34,7 @@ CPP_SOURCES := $(filter %.cpp %.h %.cu,$(SOURCES))
 help:
 	@echo 'make setup     .venv with the package built as a wheel and installed, and the tools'
 	@echo 'make demo      setup, then the main job on a phantom: masks, a picture and a table in demo/'
-	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel, sanitizers'
+	@echo 'make test      setup, then every check: formatting, lint, types, tests against the installed wheel, the site, sanitizers'
 	@echo 'make check     setup, then the tests alone'
 	@echo 'make test-nnunet  --nnunet against a real nnU-Net version 2, which is installed into .venv-nnunet and trained for a minute'
 	@echo 'make test-sanitizers  the C++ engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, as make test does (SANITIZE=thread: one of the two)'
@@ -145,7 +145,7 @@ lint: setup $(VENV)/train.stamp
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
 # In this order; `make -j 2 test`, as in .ci/run, does the others beside the tests.
-test: lint check test-sanitizers
+test: lint check docs test-sanitizers
 
 # PYTHONSAFEPATH keeps the source tree off the import path of the interpreters that tests start: they meet the installed wheel too.
 check: setup $(VENV)/train.stamp browser
