@@ -127,25 +127,22 @@ CRF_KERNEL(number_slots, const int64* order, const int64* slots, int64 num_verti
     if (v < num_vertices) slot_vertex[slots[order[v]]] = static_cast<uint32>(v);
 }
 
-// One thread per corner: its vertex, and the pair (vertex, corner) as one number, by which splatting's lists are sorted.
-CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners, uint32* corner_vertex, uint64* pair) {
+// One thread per corner: its vertex.
+CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners, uint32* corner_vertex) {
     const int64 i = thread_number();
-    if (i >= num_corners) return;
-    const uint32 vertex = slot_vertex[corner_slot[i]];
-    corner_vertex[i] = vertex;
-    pair[i] = static_cast<uint64>(vertex) << 32 | static_cast<uint64>(i);
+    if (i < num_corners) corner_vertex[i] = slot_vertex[corner_slot[i]];
 }
 
-// One thread per sorted pair: its voxel and weight, and at each vertex's first pair, the start of its list.
-CRF_KERNEL(list_entries, const uint64* pair, int64 num_corners, int64 num_voxels, const uint16* corner_weight, uint32* entry_voxel,
-           uint16* entry_weight, int64* vertex_begin) {
+// One thread per corner in the order of their vertices: its voxel and weight, and at each vertex's first one, the start of its list.
+CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 num_corners, int64 num_voxels, const uint16* corner_weight,
+           uint32* entry_voxel, uint16* entry_weight, int64* vertex_begin) {
     const int64 i = thread_number();
     if (i >= num_corners) return;
-    const int64 corner = static_cast<int64>(pair[i] & 0xffffffffull);
-    const uint64 vertex = pair[i] >> 32;
+    const int64 corner = order[i];
+    const uint32 vertex = corner_vertex[corner];
     entry_voxel[i] = static_cast<uint32>(corner % num_voxels);
     entry_weight[i] = corner_weight[corner];
-    if (i == 0 || pair[i - 1] >> 32 != vertex) vertex_begin[vertex] = i;
+    if (i == 0 || corner_vertex[order[i - 1]] != vertex) vertex_begin[vertex] = i;
     if (i + 1 == num_corners) vertex_begin[vertex + 1] = num_corners;
 }
 

@@ -260,6 +260,34 @@ def test_long_lists_are_a_tree() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+class _Sorted:
+    """numpy, which notes the types that it sorts by."""
+
+    def __init__(self) -> None:
+        self.types: list[np.dtype[Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def argsort(self, array: np.ndarray, kind: str) -> np.ndarray:
+        self.types.append(array.dtype)
+        return np.argsort(array, kind=kind)
+
+
+@pytest.mark.parametrize(("theta", "dtype"), [((1.0, 0.05), np.uint32), ((5.0, 0.3), np.uint16)], ids=["many", "few"])
+def test_lists_are_sorted_in_the_bits_that_vertices_have(theta: tuple[float, float], dtype: type) -> None:
+    """The voxels of each vertex, corner by corner, in ascending order: as a stable sort of the pairs would have them."""
+    device = cuda_shim.ShimDevice()
+    device.xp = _Sorted()
+    lattice = Lattice(_input(random_case(3, num_modalities=2, masked=True, grid_shape=(31, 26, 29)), *theta, device))
+    assert (lattice.num_vertices > 65536) == (dtype is np.uint32)
+    assert device.xp.types[-1] == dtype
+    vertex, num_voxels = lattice.corner_vertex.ravel().astype(np.int64), lattice.corner_vertex.shape[1]
+    order = np.lexsort((np.arange(vertex.size), vertex))
+    np.testing.assert_array_equal(lattice.lists.entry_voxel, order % num_voxels)
+    np.testing.assert_array_equal(lattice.lists.entry_weight, lattice.corner_weight.ravel()[order])
+
+
 @pytest.mark.parametrize(("theta", "group"), [((3.0, 0.05), 1), ((3.0, 0.15), 2), ((6.0, 0.5), 8)])
 @pytest.mark.parametrize("width", [1, 4])
 def test_a_splat_is_the_sum_at_each_vertex(theta: tuple[float, float], group: int, width: int) -> None:

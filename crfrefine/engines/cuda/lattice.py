@@ -16,6 +16,7 @@ from crfrefine.errors import CapacityError
 
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
+_FEW_VERTICES = 1 << 16  # their numbers have 16 bits: half as many passes of a radix sort
 
 
 class Lattice:
@@ -84,11 +85,9 @@ class Lattice:
             self.before,
         )
         self.corner_vertex = xp.empty((dimension + 1, num_voxels), dtype=np.uint32)
-        pairs = key_low  # the keys are no longer needed
-        self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex, pairs)
+        self._launch("number_corners", num_corners, corner_slot, slot_vertex, num_corners, self.corner_vertex)
         del table, slots, corner_slot, slot_vertex, key_low, key_high
-        pairs = xp.sort(pairs)
-        self.lists = self._list_entries(pairs, num_voxels)
+        self.lists = self._list_entries()
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
@@ -128,12 +127,16 @@ class Lattice:
         self._launch("number_slots", self.num_vertices, order.astype(np.int64), slots, self.num_vertices, slot_vertex)
         return slot_vertex
 
-    def _list_entries(self, pairs: Any, num_voxels: int) -> VertexLists:
-        """Turn the sorted pairs of vertex and corner into lists."""
-        xp, num_corners = self.device.xp, int(pairs.size)
+    def _list_entries(self) -> VertexLists:
+        """Sort the corners by their vertices, in as few bits as those have, and turn them into lists."""
+        xp, num_corners, num_voxels = self.device.xp, int(self.corner_vertex.size), self.corner_vertex.shape[1]
+        vertex = self.corner_vertex.reshape(-1)
+        order = xp.argsort(vertex.astype(np.uint16 if self.num_vertices <= _FEW_VERTICES else np.uint32, copy=False), kind="stable")
+        order = order.astype(np.int64, copy=False)
         voxel, weight = xp.empty(num_corners, dtype=np.uint32), xp.empty(num_corners, dtype=np.uint16)
         begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
-        self._launch("list_entries", num_corners, pairs, num_corners, num_voxels, self.corner_weight, voxel, weight, begin)
+        arguments = (order, vertex, num_corners, num_voxels, self.corner_weight, voxel, weight, begin)
+        self._launch("list_entries", num_corners, *arguments)
         return VertexLists(xp, voxel, weight, begin)
 
     def amplitude(self) -> float:
