@@ -38,7 +38,7 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                  const Real* ones, Real* by_received, Real* by_sent, Channels* by_marginals, int adds, Real* by_start,
                  const Real* next_weights, const Real* compatibility, int is_potts, Real next_step, const Real* next_record, double* sums) {
     CRF_SHARED(Real, messages, kLabels * kStride);
-    CRF_SHARED(Real, updates, kLabels * kStride);
+    CRF_SHARED(Real, gradients, kLabels * kStride);
     CRF_PER_THREAD(PairSums, total);
 
     CRF_PHASE(thread) { total[thread] = PairSums(); }
@@ -51,16 +51,13 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                 CRF_OVER_LABELS
                 for (int l = 0; l < kLabels; ++l) {
                     messages[l * kStride + thread] = Real(0.0);
-                    updates[l * kStride + thread] = Real(0.0);
+                    gradients[l * kStride + thread] = Real(0.0);
                 }
                 continue;
             }
-            Real x[kLabels], back[kLabels], q[kLabels];
+            Real y[kLabels], q[kLabels];  // y: gradients with respect to the marginals at first
             CRF_OVER_LABELS
-            for (int l = 0; l < kLabels; ++l) {
-                x[l] = by_x[l * num_voxels + n];
-                updates[l * kStride + thread] = step * x[l];
-            }
+            for (int l = 0; l < kLabels; ++l) gradients[l * kStride + thread] = by_x[l * num_voxels + n];
             const Real own_scale = scale ? scale[n] : Real(1.0), own_back_scale = back_scale ? back_scale[n] : Real(1.0);
             Real rest = ones[n], received = Real(0.0), sent = Real(0.0), last = Real(1.0), mean = Real(0.0);
             CRF_OVER_LABELS
@@ -89,9 +86,9 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                     messages[l * kStride + thread] = message;
                     rest -= message;
                     q[l] = own.value[c];
-                    back[l] = sum.value[c];
+                    y[l] = sum.value[c];
                     last -= q[l];
-                    mean += q[l] * back[l];
+                    mean += q[l] * y[l];
                 }
             }
             messages[kSent * kStride + thread] = rest;
@@ -103,18 +100,24 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                 // Gradients with respect to the marginals are known up to one number per voxel, to which the softmax is blind: 0 for the
                 // last label.
                 q[kSent] = last_marginal ? last_marginal[n] : larger(last, Real(0.0));
-                back[kSent] = Real(0.0);
+                y[kSent] = Real(0.0);
                 CRF_OVER_LABELS
                 for (int l = 0; l < kLabels; ++l) {
-                    by_start[l * num_voxels + n] += step * x[l];
-                    x[l] = (Real(1.0) - step) * x[l] + q[l] * (back[l] - mean);
-                    by_x[l * num_voxels + n] = x[l];
+                    const Real x = gradients[l * kStride + thread];
+                    by_start[l * num_voxels + n] += step * x;
+                    y[l] = (Real(1.0) - step) * x + q[l] * (y[l] - mean);
+                    by_x[l * num_voxels + n] = y[l];
+                    y[l] *= next_step;
+                }
+            } else {
+                CRF_OVER_LABELS
+                for (int l = 0; l < kLabels; ++l) {
+                    const Real x = gradients[l * kStride + thread];
+                    y[l] = next_step * x;
                 }
             }
             if (!next_weights) continue;
-            CRF_OVER_LABELS
-            for (int l = 0; l < kLabels; ++l) x[l] *= next_step;
-            store_by_message(x, Penalty{next_weights, compatibility, is_potts}, num_voxels, n, by_message);
+            store_by_message(y, Penalty{next_weights, compatibility, is_potts}, num_voxels, n, by_message);
             if (next_record) store_marginals(next_record, num_voxels, n, marginals);
         }
         CRF_PHASE(thread) {
@@ -126,10 +129,10 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                 CRF_UNROLL_BY_4
                 for (int v = item / kPairs; v < CRF_TILE; v += kSlices) {
                     const Real message = messages[pair / kLabels * kStride + v];
-                    const Real y = updates[pair % kLabels * kStride + v];
-                    part += message * y;
+                    const Real gradient = gradients[pair % kLabels * kStride + v];
+                    part += message * gradient;
                 }
-                total[thread].value[j] += static_cast<double>(part);
+                total[thread].value[j] += static_cast<double>(step * part);
             }
         }
     }

@@ -56,7 +56,8 @@ HOT = {
     "mean_field": [{**labels, "CRF_SLICES": slices} for labels in _LABELS for slices in (0, 1)],
     "mean_field_backward": [{"CRF_LABELS": labels, "CRF_WIDTH": width} for labels, width in ((2, 1), (5, 4), (9, 8))],
     "take_messages": [
-        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128} for labels, width in ((2, 1), (5, 4), (9, 8))
+        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128}
+        for labels, width in ((2, 1), (5, 4), (9, 8), (12, 8))
     ],
     "moments": [
         {"CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_TOGETHER": together, "CRF_MOMENTS": moments}
