@@ -307,6 +307,17 @@ def test_float64_agrees_with_the_reference(compiled_backend: Backend, num_labels
         np.testing.assert_allclose(getattr(grads, name), value, atol=1e-9 * np.abs(value).max(), rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("keep", ["argmax", "largest"])
+def test_reaching_the_volumes_shortens_no_step(backend: Backend, keep: str) -> None:
+    """The network's marginals have less energy and other masses than those kept: with weak kernels, it rises in the first step alone."""
+    case = random_case(3, masked=True)
+    model = resolve(case, volume__weight=1.0, volume__keep=keep, bilateral__weight=[0.02, 0.03, 0.04], mean_field__num_iterations=4)
+    kernels = backend.kernels(case.image, case.mask, case.spacing, model.kernels)
+    energy = kernels.run(case.logits, model.mean_field).energy
+    assert energy[1] > energy[0] + 1e-3 * abs(energy[0])
+    assert set(kernels.forward(case.logits, model.mean_field).steps) == {1.0}
+
+
 @pytest.mark.parametrize("keep", KEPT)
 def test_biases_alone_are_a_model(compiled_backend: Backend, keep: str) -> None:
     """Without kernels, where steps have no messages: logits and gradients of the reference, in float64."""

@@ -23,7 +23,7 @@ class Device(Protocol):
 
     name: str
     xp: Any
-    """The array module, numpy or one like it: cumsum, flatnonzero, searchsorted, sort, stable argsort and elementwise arithmetic."""
+    """The array module, numpy or one like it: bincount, cumsum, flatnonzero, searchsorted, sort, stable argsort, elementwise arithmetic."""
 
     def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
         """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None stands for a null pointer."""
