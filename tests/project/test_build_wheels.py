@@ -86,7 +86,7 @@ def test_a_processor_has_a_level(flags, level):
 
 
 def test_wheels_for_other_processors_have_one_engine():
-    assert try_wheel.expected_level(Path("crfrefine-0.2.0-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl")) == "baseline"
+    assert try_wheel.expected_level(Path("crfrefine-1.2.3-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl")) == "baseline"
 
 
 def test_an_engine_at_another_level_fails_a_trial(capsys):
@@ -98,9 +98,9 @@ def test_an_engine_at_another_level_fails_a_trial(capsys):
 
 
 def test_what_emulation_needs_is_named(tmp_path, monkeypatch):
-    python, aarch64 = Path("/usr/bin/python3"), Path("crfrefine-0.2.0-cp311-cp311-manylinux_2_17_aarch64.whl")
+    python, aarch64 = Path("/usr/bin/python3"), Path("crfrefine-1.2.3-cp311-cp311-manylinux_2_17_aarch64.whl")
     with pytest.raises(try_wheel.TrialError, match="expected a wheel for one of x86_64, aarch64"):
-        try_wheel.emulated(Path("crfrefine-0.2.0-cp311-cp311-linux_riscv64.whl"), python, tmp_path, tmp_path)
+        try_wheel.emulated(Path("crfrefine-1.2.3-cp311-cp311-linux_riscv64.whl"), python, tmp_path, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(try_wheel.TrialError, match="install qemu-user"):
         try_wheel.emulated(aarch64, python, tmp_path, tmp_path)
