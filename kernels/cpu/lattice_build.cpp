@@ -29,7 +29,8 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     const BlockLayout layout = lay_out_blocks(space.layout(), *input.voxels);
     const VertexOrder<Key> order(space.layout(), input.voxels->num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
-    BlockCache::release_idle();  // the tiles' own lists, before more is allocated
+    // The tiles' own lists, before those of the vertices are allocated.
+    BlockCache::release_idle(input.voxels->num_voxels * (geometry.num_features + 1) * static_cast<int64_t>(sizeof(float)));
     LatticeVertices<Key> vertices = number_vertices(records, order, pool);
     const bool of_lists = lists_if_fine && are_lists_worth_it(geometry.num_features, vertices.num_vertices, input.voxels->num_voxels);
     LatticeNeighbors neighbors = find_neighbors(vertices, order, layout, space, of_lists, pool);
