@@ -16,7 +16,7 @@ from crfrefine.text import MOST_OF_A_REASON, shorten, shorten_value
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "cuda:N,M", "cuda:all", "reference")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
 
 
 def get_backend(device: str) -> Backend:
@@ -36,7 +36,7 @@ def get_backend(device: str) -> Backend:
     if is_list(device):
         raise ConfigError(
             f"--device {shorten(device, MOST_OF_A_REASON)}: expected one device, found several; "
-            "use auto, cpu, cuda or cuda:N (only `crfrefine infer` shares out its cases among several GPUs)"
+            "use auto, cpu, cuda or cuda:N (`crfrefine infer` and `crfrefine-bids` alone share out cases among several GPUs)"
         )
     raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
 

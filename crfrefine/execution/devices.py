@@ -7,14 +7,15 @@ lost on two items in a row, gets no more of them.
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Generic, TypeVar
 
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.execution.executor import Item, Outcome, Result, Started
-from crfrefine.execution.process import LOOK_SECONDS, Limits, Surroundings, WorkerProcess
+from crfrefine.execution.process import LOOK_SECONDS, START_SECONDS, Limits, Surroundings, WorkerProcess
 
 MOST_LOSSES = 2
 """Items in a row that a GPU may be lost on."""
@@ -48,6 +49,7 @@ class _Seat:
         ahead: number of the item that it reads ahead.
         is_open: whether the process has opened the device.
         is_new: whether no process has opened it yet.
+        opens_by: when it must be open, by the clock of `time.monotonic`.
         num_losses: items in a row that it was lost on.
     """
 
@@ -57,6 +59,7 @@ class _Seat:
     ahead: int | None = None
     is_open: bool = False
     is_new: bool = True
+    opens_by: float = field(default_factory=lambda: time.monotonic() + START_SECONDS)
     num_losses: int = 0
 
 
@@ -124,9 +127,9 @@ class DeviceProcesses:
                     if number is None:
                         self._opened(seat, outcome)
                         continue
-                    dies = outcome.is_lost or (outcome.error is None and is_lost(outcome.get()))
-                    seat.num_losses = seat.num_losses + 1 if dies else 0
-                    if dies or not seat.process.is_running:
+                    loses_device = outcome.error is None and is_lost(outcome.get())
+                    seat.num_losses = seat.num_losses + 1 if loses_device else 0
+                    if loses_device or outcome.is_lost or not seat.process.is_running:
                         self._seats.remove(seat)
                         seat.process.end()
                         self._again(seat, content, has_more=bool(pending))
@@ -167,8 +170,9 @@ class DeviceProcesses:
 
     def _again(self, seat: _Seat, content: bytes, *, has_more: bool) -> None:
         """Start another process for a device whose process is gone, unless there is no work for it, or it was lost too often."""
-        if seat.num_losses >= MOST_LOSSES:
-            self._drop(seat, f"it was lost on {MOST_LOSSES} cases in a row")
+        most = MOST_LOSSES if self._fallback is None else 1
+        if seat.num_losses >= most:
+            self._drop(seat, f"it was lost on {most} cases in a row" if most > 1 else "it was lost")
         elif has_more:
             again = self._open(seat.device, content)
             again.is_new, again.num_losses = False, seat.num_losses
@@ -197,9 +201,15 @@ class DeviceProcesses:
     def _wait(self) -> list[tuple[_Seat, bytes]]:
         """Return the processes that have an outcome; perhaps none yet."""
         watched = [seat for seat in self._seats if seat.number is not None or not seat.is_open]
-        ready = wait([seat.process.connection for seat in watched], LOOK_SECONDS if self._limits.are_set else None)
+        is_timed = self._limits.are_set or any(not seat.is_open for seat in watched)
+        ready = wait([seat.process.connection for seat in watched], LOOK_SECONDS if is_timed else None)
         found = []
         for seat in watched:
+            if seat.process.connection not in ready and not seat.is_open and time.monotonic() > seat.opens_by:
+                error = BackendUnavailableError(
+                    f"it did not answer within {START_SECONDS:g} s; nvidia-smi and the system's log may say why"
+                )
+                found.append((seat, pickle.dumps(Outcome[object](error=error))))
             if seat.process.connection not in ready and not seat.is_open:
                 continue
             content = seat.process.take() if seat.process.connection in ready else seat.process.over_limit()

@@ -63,6 +63,7 @@ class DeviceWork:
             return record
         with CaseWork(record.fail, *task.paths):
             outcome = refine_case(settings, begun.case, record)
+            record.device = placed.device  # by the name in the request: a list has cuda:0 where one GPU is "cuda"
             begun.case = None
             write(outcome, task.outputs, record, threads=settings.options.threads or available_threads())
         return record

@@ -84,7 +84,7 @@ class _Run:
     """One call of `run_inference`."""
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
-        from crfrefine.engines.device_lists import devices_of
+        from crfrefine.engines.device_lists import devices_of, is_list
         from crfrefine.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
         from crfrefine.infer.inputs import find_inputs
         from crfrefine.infer.outputs import check_summary_path, label_maps_of, plan_outputs
@@ -98,12 +98,12 @@ class _Run:
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._devices = devices_of(options.device)
-        if options.placement.is_cluster and len(self._devices) > 1:
+        if options.placement.is_cluster and is_list(options.device):
             raise ConfigError(
                 f"--device {options.device}: expected one device with --workers or --dask, found several; the workers of a cluster have a "
                 "GPU each: use --device cuda (docs/guide/clusters.md#gpus), or leave the cluster out"
             )
+        self._devices = devices_of(options.device)
         device, device_name = self._choose_device()
         inputs = self._inputs = find_inputs(options)
         self._notes = [*inputs.notes]

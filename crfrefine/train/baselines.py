@@ -200,8 +200,8 @@ def network_dice(crops: Sequence[Crop], regions: Sequence[tuple[int, ...]]) -> N
 
 def _smoothed_dice(crop: Crop, sigma_mm: float, regions: Sequence[tuple[int, ...]]) -> float:
     logits = crop.logits.astype(np.float32)
-    if crop.regions is None:
-        # Smoothing is linear, so the labels are those of the differences from background: one channel fewer to smooth.
+    if crop.regions is None and sigma_mm > 0.0:
+        # Smoothing is linear, so up to rounding the labels are those of the differences from background: one channel fewer to smooth.
         channels = np.zeros_like(logits)
         channels[1:] = smoothed(logits[1:] - logits[0], sigma_mm, crop.spacing)
     else:

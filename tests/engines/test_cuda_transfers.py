@@ -71,6 +71,30 @@ def test_arrays_arrive_through_few_buffers(size: int, device: StrictDevice, lane
     assert lane.num_copies == 2 * -(-size // 1000)
 
 
+def test_an_upload_without_page_locked_memory_ends_before_its_memory_is_given_back(
+    device: StrictDevice, lane: StrictLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane would report a copy into memory that is no longer the array's; the next upload finds its buffers in order."""
+    values = np.arange(12345, dtype=np.uint8)
+    assert device.transfers is not None
+    whole = lane.page_locked
+    for most in (0, 1):
+        monkeypatch.setattr(
+            lane, "page_locked", lambda num_bytes, most=most: _refuse() if lane.num_page_locked >= most else whole(num_bytes)
+        )
+        with pytest.raises(MemoryError):
+            device.transfers.begin_upload(values)
+        lane.wait()
+    monkeypatch.setattr(lane, "page_locked", whole)
+    there = device.transfers.begin_upload(values)
+    lane.precede_launches()
+    np.testing.assert_array_equal(device.transfers.download(there), values)
+
+
+def _refuse() -> np.ndarray[Any, Any]:
+    raise MemoryError("no page-locked memory")
+
+
 def test_the_next_case_is_copied_while_one_is_computed(device: StrictDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of its steps: with the bits of cases that are copied when they are needed, and no copy twice."""
     engine = CudaBackend(device)

@@ -83,9 +83,7 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
         elif asked:
             raise ReleaseError(f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and python.org have it")
     if not asked and (missing := {"cp311", "cp312-abi3"} - set(chosen)):
-        raise ReleaseError(
-            f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH --python PATH'"
-        )
+        raise ReleaseError(f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH PATH'")
     return chosen
 
 

@@ -1,6 +1,6 @@
 """The backward pass of the mean field on the device (docs/reference/math.md; kernels/cuda/backward.h has the names).
 
-The host decides what is launched, and waits once, for the sums of all steps.
+The host decides what is launched, and waits once, for the sums of all steps; with a volume term twice per step more.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
         cuda = self.xp.cuda
-        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), cuda.runtime.deviceSynchronize)
+        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), cuda.Device(index).synchronize)
         try:
             with self.xp.cuda.Device(index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
@@ -164,6 +164,8 @@ class CupyDevice:
                 ) from error
             raise BackendUnavailableError(f"--device {self.name}: CuPy cannot use the GPU ({error}); {_TOOLKIT}; {_INSTALL}") from error
         self.ahead = Ahead(self)
+        self._transfers: Transfers | None = None
+        self._making_transfers = threading.Lock()
         self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
 
     def properties(self) -> dict[str, Any]:
@@ -220,10 +222,12 @@ class CupyDevice:
         host: NDArray[Any] = self.xp.asnumpy(array)
         return host
 
-    @cached_property
+    @property
     def transfers(self) -> Transfers:
-        """Copies on a stream of their own; see `Device.transfers`. First used inside `active`."""
-        return Transfers(self, CupyLane(self.xp))
+        """Copies on a stream of their own; see `Device.transfers`. First used inside `active`, perhaps by two threads at once."""
+        with self._making_transfers:
+            self._transfers = self._transfers or Transfers(self, CupyLane(self.xp))
+            return self._transfers
 
     def synchronize(self) -> None:
         """Wait; see `Device.synchronize`."""

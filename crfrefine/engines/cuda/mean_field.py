@@ -261,12 +261,13 @@ class _Run:
 
     def outcome(self) -> MeanFieldOutcome:
         """Return the present result."""
+        if self._volume is not None:
+            self._store_marginals()  # before what the host waits for, or it would return too early
         state = self._device.download(self._state)
         done, most = int(state[_NUM_STEPS]), max(self._spec.num_iterations, 1)
         energy, steps = state[_NUM_STATES : _NUM_STATES + done], state[_NUM_STATES + most : _NUM_STATES + most + done]
         biases = None
         if self._volume is not None:
-            self._store_marginals()
             biases = np.array(self._volume.biases).reshape(done, self._spec.num_labels)
         found = (done, bool(state[_CONVERGED]), tuple(energy.tolist()), tuple(steps.tolist()))
         return MeanFieldOutcome(self._out, *found, self._record, biases)

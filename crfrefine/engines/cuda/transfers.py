@@ -81,10 +81,10 @@ class Ring:
     def take(self, num_bytes: int) -> tuple[int, NDArray[np.uint8]]:
         """Return the number of a buffer that no copy uses, and so many bytes of it."""
         number = self._next
-        self._next = (number + 1) % NUM_BUFFERS
         if number == len(self._buffers):
             self._buffers.append(self._lane.page_locked(BUFFER_BYTES))
             self._copies.append(None)
+        self._next = (number + 1) % NUM_BUFFERS
         self.finish(number)
         return number, self._buffers[number][:num_bytes]
 
@@ -117,10 +117,14 @@ class Transfers:
         source, bytes_there = _bytes_of(array), _bytes_of(target)
         with self._up.lock:
             self.lane.follow_launches()
-            for start in range(0, source.size, BUFFER_BYTES):
-                number, buffer = self._up.take(min(BUFFER_BYTES, source.size - start))
-                np.copyto(buffer, source[start : start + buffer.size])
-                self._up.use(number, self.lane.to_device(bytes_there[start : start + buffer.size], buffer))
+            try:
+                for start in range(0, source.size, BUFFER_BYTES):
+                    number, buffer = self._up.take(min(BUFFER_BYTES, source.size - start))
+                    np.copyto(buffer, source[start : start + buffer.size])
+                    self._up.use(number, self.lane.to_device(bytes_there[start : start + buffer.size], buffer))
+            except BaseException:
+                self.lane.wait()  # or the copies that have begun would write to memory that others have by then
+                raise
         return target
 
     def download(self, array: Any) -> NDArray[Any]:
