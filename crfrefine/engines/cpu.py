@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.case_image import CaseImage
-from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import covers, crop
 from crfrefine.engines.channel_labels import check_channel_labels
 from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.host import HostArrays
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.volume import check_volume
 from crfrefine.engines.volume_part import volume_part
@@ -25,7 +24,6 @@ from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.parameters.sections import IntensityParameters
     from crfrefine.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 Look = Callable[[int, int, NDArray[Any]], None]
@@ -47,7 +45,7 @@ class PlannedFilter:
     num_cells: float = 0.0
 
 
-class CpuBackend:
+class CpuBackend(HostArrays):
     """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
 
     name = "cpu"
@@ -154,36 +152,6 @@ class CpuBackend:
         with _engine_errors(self._engine, values.shape):
             self._engine.message(values, guide, _mask(mask), *_kernel_arguments(spec, spacing), threads or available_threads(), out)
         return out
-
-    def hold(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the array itself; see `Backend.hold`."""
-        return channels
-
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Nothing is copied; see `Backend.copy_ahead`."""
-
-    def hold_image(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Return the array itself; see `Backend.hold_image`."""
-        return image
-
-    def normalize(
-        self,
-        image: NDArray[Any],
-        parameters: IntensityParameters,
-        mask: NDArray[np.bool_] | None,
-        box: Box | None,
-        *,
-        threads: int | None = None,
-    ) -> CaseImage:
-        """Return the normalized image; see `Backend.normalize`."""
-        return CaseImage.normalized(image, parameters, mask, box, threads=threads)
-
-    def changes(self, before: Any, after: Any, box: Box | None) -> None:
-        """Nothing is counted; see `Backend.changes`."""
-
-    def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-        """Return where all labels are equal; see `Backend.find_padding`."""
-        return find_padding(logits)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.case_image import CaseImage
 from crfrefine.arrays.intensity import kernel_features
-from crfrefine.arrays.padding import find_padding
 from crfrefine.engines.base import FeatureOrigin, MeanFieldGradients, MeanFieldReport, MeanFieldResult, Progress, Range, Tape
 from crfrefine.engines.boxes import crop
 from crfrefine.engines.channel_labels import check_channel_labels, labels_of_voxels
+from crfrefine.engines.host import HostArrays
 from crfrefine.engines.origin import checked_origin
 from crfrefine.engines.reference.backward import mean_field_backward
 from crfrefine.engines.reference.dense import TRUNCATION_RADIUS, DenseKernel
@@ -31,13 +30,12 @@ from crfrefine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.parameters.sections import IntensityParameters
     from crfrefine.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 Float32 = NDArray[np.float32]
 
 
-class ReferenceBackend:
+class ReferenceBackend(HostArrays):
     """Exact sums over all pairs, or the plain lattice; `auto` takes the exact sums."""
 
     name = "reference"
@@ -106,36 +104,6 @@ class ReferenceBackend:
         result = np.zeros(values.shape, dtype=np.float32)
         result[:, inside] = kernel.message(values[:, inside].T.astype(np.float64)).T
         return result
-
-    def hold(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the array itself; see `Backend.hold`."""
-        return channels
-
-    def copy_ahead(self, logits: NDArray[Any] | None = None, image: NDArray[Any] | None = None) -> None:
-        """Nothing is copied; see `Backend.copy_ahead`."""
-
-    def hold_image(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Return the array itself; see `Backend.hold_image`."""
-        return image
-
-    def normalize(
-        self,
-        image: NDArray[Any],
-        parameters: IntensityParameters,
-        mask: NDArray[np.bool_] | None,
-        box: Box | None,
-        *,
-        threads: int | None = None,
-    ) -> CaseImage:
-        """Return the normalized image; see `Backend.normalize`."""
-        return CaseImage.normalized(image, parameters, mask, box, threads=threads)
-
-    def changes(self, before: Any, after: Any, box: Box | None) -> None:
-        """Nothing is counted; see `Backend.changes`."""
-
-    def find_padding(self, logits: NDArray[np.float32]) -> NDArray[np.bool_] | None:
-        """Return where all labels are equal; see `Backend.find_padding`."""
-        return find_padding(logits)
 
     def label_map(self, logits: NDArray[np.float32], *, threads: int | None = None) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
