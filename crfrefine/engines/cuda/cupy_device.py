@@ -152,7 +152,9 @@ class CupyDevice:
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
         cuda = self.xp.cuda
-        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), cuda.Device(index).synchronize)
+        self._loss = LossWatch(
+            self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), lambda: cuda.Device(index).synchronize()
+        )
         try:
             with self.xp.cuda.Device(index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
