@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 from crfrefine.engines.cpu import PlannedFilter
 from crfrefine.specs import KernelSpec, ModelSpec
-from crfrefine.tiles.filter_memory import HUGE_PAGE, FilterMemory, Problem, filter_memory, in_buffer
+from crfrefine.tiles.filter_memory import HUGE_PAGE, FilterMemory, Problem, filter_memory, in_buffer, left_in_heap
 
 _FLOAT = 4
 _RUN = 32 * 3
@@ -23,6 +23,8 @@ _MORE_VERTICES = 1.3
 _MARGIN = 1.04
 """For blocks that are kept for reuse although somewhat too large."""
 _ROWS_A_LABEL = 3 * 1024
+_FEW_BYTES = 1 << 24
+"""Runs whose marginals take less do not ask the heap for what was freed, kFewBytes."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def estimate_dense(
         held = of_bilateral + [filter_memory("spatial", problem, kernel, run.num_channels) for kernel in (kernels.spatial,) if kernel]
     # The last run has no array of what is a product over the axes: the factors of the spatial kernel where there is no mask.
     is_product = kernels.spatial is not None and voxels == math.prod(box) and not num_recorded
-    factors = per_voxel * (len(held) - is_product) if kernels.normalization != "none" else 0
+    num_factors = len(held) - is_product if kernels.normalization != "none" else 0
+    factors = per_voxel * num_factors
     from_filters = sum(own.kept for own in held if not own.is_lattice) + max([own.working for own in held if not own.is_lattice], default=0)
     lattices = sum(own.kept for own in held if own.is_lattice)
     working = max([own.working for own in held if own.is_lattice], default=0)
@@ -157,7 +160,11 @@ def estimate_dense(
     arrays = marginals + messages + record
     # A run that may stop keeps every step's logits; others write them in the last step, after the kernels have been given up.
     keeps = run.tolerance > 0 or run.damping > 0 or (kernels.watches_energy and not (run.is_potts and is_implied))
-    steps = arrays + in_steps + (reached if keeps or num_recorded else 0)
+    is_small = _FLOAT * run.num_labels * voxels < _FEW_BYTES
+    of_kernels = [per_voxel] * num_factors + [size for own in held for size in (own.kept, own.working)]
+    freed_by_kernels = is_small * sum(left_in_heap(size) for size in of_kernels)
+    freed_by_building = is_small * 2 * left_in_heap(per_voxel)
+    steps = arrays + in_steps + freed_by_building + (reached if keeps or num_recorded else 0)
     return MemoryEstimate(
         image=_FLOAT * num_modalities * grid_size,
         logits=_FLOAT * run.num_labels * grid_size,
@@ -170,7 +177,7 @@ def estimate_dense(
         record=record,
         other=other,
         build=build,
-        beyond_inputs=other + int(_MARGIN * max(build, steps, arrays + refined)),
+        beyond_inputs=other + int(_MARGIN * max(build, steps, arrays + freed_by_kernels + refined)),
     )
 
 

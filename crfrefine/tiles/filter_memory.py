@@ -75,6 +75,11 @@ def in_buffer(size: float) -> int:
     return size if size < 2 * HUGE_PAGE else -(-size // HUGE_PAGE) * HUGE_PAGE
 
 
+def left_in_heap(size: int) -> int:
+    """Return the bytes of an array that stay with the process after it is freed: only large arrays are memory of the system itself."""
+    return size if size < 2 * HUGE_PAGE else 0
+
+
 def filter_memory(name: str, problem: Problem, kernel: KernelSpec, num_channels: int) -> FilterMemory:
     """Return the memory of a filter: "truncated", "grid", "lattice", "exact" or "spatial".
 

@@ -19,13 +19,17 @@
 
 namespace crf {
 
+inline constexpr size_t kHugePage = size_t{1} << 21;
+
 // Windows has no std::aligned_alloc, and what its own function gives is freed by another.
 inline void* allocate_aligned(size_t alignment, size_t bytes) {
 #if defined(_WIN32)
-    return _aligned_malloc(bytes, alignment);
+    void* memory = _aligned_malloc(bytes, alignment);
 #else
-    return std::aligned_alloc(alignment, bytes);
+    void* memory = std::aligned_alloc(alignment, bytes);
 #endif
+    if (!memory) throw std::bad_alloc();
+    return memory;
 }
 inline void free_aligned(void* memory) {
 #if defined(_WIN32)
@@ -35,11 +39,35 @@ inline void free_aligned(void* memory) {
 #endif
 }
 
+// A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes are asked for in huge pages. On Linux it
+// comes from the system and goes back to it at once when it is freed, which malloc does not do with blocks of up to 32 MiB.
+inline void* allocate_large(size_t bytes, [[maybe_unused]] size_t in_huge_pages) {
+#if defined(__linux__)
+    const size_t mapped = bytes + kHugePage;
+    void* const start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) throw std::bad_alloc();
+    const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
+    auto* const block = static_cast<std::byte*>(start) + before;
+    if (before > 0) munmap(start, before);
+    munmap(block + bytes, kHugePage - before);  // at least a page: `before` is less than a huge page
+    madvise(block, in_huge_pages, MADV_HUGEPAGE);
+    return block;
+#else
+    return allocate_aligned(kHugePage, bytes);
+#endif
+}
+inline void free_large(void* block, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+    munmap(block, bytes);
+#else
+    free_aligned(block);
+#endif
+}
+
 // Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as much as many passes over it. Blocks are
 // kept while a cache is active on this thread, and never beside a new block that they do not fit.
 class BlockCache {
    public:
-    static constexpr size_t kHugePage = size_t{1} << 21;
     static constexpr size_t kSmallest = 2 * kHugePage;
     static constexpr int64_t kFewBytes = int64_t{1} << 24;
 
@@ -56,35 +84,32 @@ class BlockCache {
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
-        [[maybe_unused]] const size_t in_huge_pages = bytes / kHugePage * kHugePage;
-        if (bytes >= kSmallest) {
-            bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-            if (current()) {
-                if (void* block = current()->find(bytes)) return block;
-                current()->release();
-            }
+        if (bytes < kSmallest) return allocate_aligned(kLine, bytes);
+        const size_t in_huge_pages = bytes / kHugePage * kHugePage;
+        bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+        if (current()) {
+            if (void* block = current()->find(bytes)) return block;
+            current()->release();
         }
-        void* memory = allocate_aligned(bytes >= kSmallest ? kHugePage : kLine, bytes);
-        if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-        if (bytes >= kSmallest) madvise(memory, in_huge_pages, MADV_HUGEPAGE);
-#endif
-        return memory;
+        return allocate_large(bytes, in_huge_pages);
     }
 
     static void give(void* block, size_t bytes) {
-        if (bytes >= kSmallest && current()) {
+        if (bytes < kSmallest) {
+            free_aligned(block);
+        } else if (current()) {
             current()->idle_.push_back({block, bytes});
         } else {
-            free_aligned(block);
+            free_large(block, bytes);
         }
     }
 
-    // Returns what is idle to the system before so many bytes are allocated. Not for few: the pages of all that is allocated next, by
-    // whomever, would be touched for the first time again, which costs training on small crops a third of its time.
+    // Returns what is idle to the system before so many bytes are allocated. Before few bytes, malloc keeps what it has: the pages of all
+    // that is allocated next, by whomever, would be touched for the first time again, which costs training on small crops a third of its
+    // time.
     static void release_idle(int64_t next_bytes) {
-        if (next_bytes < kFewBytes) return;
         if (current()) current()->release();
+        if (next_bytes < kFewBytes) return;
 #if defined(__GLIBC__)
         malloc_trim(0);  // otherwise small freed blocks keep the heap large
 #endif
@@ -115,7 +140,7 @@ class BlockCache {
     }
 
     void release() {
-        for (const Block& block : idle_) free_aligned(block.memory);
+        for (const Block& block : idle_) free_large(block.memory, block.bytes);
         idle_.clear();
     }
 
