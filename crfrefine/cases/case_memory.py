@@ -41,6 +41,29 @@ def require_case_fits(
         limit: what is allowed.
         as_label_map: whether a label map stays one, a byte per voxel.
     """
+    sizes = _sizes(images, logits, mask, labels, as_label_map=as_label_map)
+    largest = sorted(sizes, key=lambda size: -size[1])[:MOST_NAMED]
+    named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
+    more = [f"  and {len(sizes) - MOST_NAMED} more"] if len(sizes) > MOST_NAMED else []
+    require_memory(
+        sum(size for _, size in sizes), "\n".join([f"case {shorten(case_id)!r}: its files, read as float32, take", *named, *more]), limit
+    )
+
+
+def case_bytes(images: Sequence[VolumeHeader], logits: LogitsHeader | None, mask: VolumeHeader | None) -> int:
+    """Return the bytes of the arrays that image, logits and mask of a case are read into; 0 for a case without logits."""
+    return 0 if logits is None else sum(size for _, size in _sizes(images, logits, mask, None))
+
+
+def _sizes(
+    images: Sequence[VolumeHeader],
+    logits: LogitsHeader,
+    mask: VolumeHeader | None,
+    labels: VolumeHeader | None,
+    *,
+    as_label_map: bool = False,
+) -> list[tuple[VolumeHeader, int]]:
+    """Return the bytes of what each file is read into; arguments of `require_case_fits`."""
     grid = math.prod(images[0].grid_shape)
     sizes = [(header, _FLOAT * header.num_channels * math.prod(header.grid_shape)) for header in images]
     sizes += [(logits.files[0], math.prod(logits.grid_shape))] if as_label_map else _of_logits(logits, images[0])
@@ -48,12 +71,7 @@ def require_case_fits(
         sizes.append((mask, _FLOAT * math.prod(mask.grid_shape) + grid))
     if labels is not None:
         sizes.append((labels, _FLOAT * math.prod(labels.grid_shape)))
-    largest = sorted(sizes, key=lambda size: -size[1])[:MOST_NAMED]
-    named = [f"  {shorten(header.path, 200)}  {_shape(header)}, {format_size(size)}" for header, size in largest]
-    more = [f"  and {len(sizes) - MOST_NAMED} more"] if len(sizes) > MOST_NAMED else []
-    require_memory(
-        sum(size for _, size in sizes), "\n".join([f"case {shorten(case_id)!r}: its files, read as float32, take", *named, *more]), limit
-    )
+    return sizes
 
 
 def _of_logits(logits: LogitsHeader, image: VolumeHeader) -> list[tuple[VolumeHeader, int]]:

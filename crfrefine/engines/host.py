@@ -12,7 +12,6 @@ from crfrefine.arrays.padding import find_padding
 
 if TYPE_CHECKING:
     from crfrefine.arrays.label_maps import Box
-    from crfrefine.parameters.sections import IntensityParameters
 
 
 class HostArrays:
@@ -29,17 +28,8 @@ class HostArrays:
         """Return the array itself; see `Backend.hold_image`."""
         return image
 
-    def normalize(
-        self,
-        image: NDArray[Any],
-        parameters: IntensityParameters,
-        mask: NDArray[np.bool_] | None,
-        box: Box | None,
-        *,
-        threads: int | None = None,
-    ) -> CaseImage:
-        """Return the normalized image; see `Backend.normalize`."""
-        return CaseImage.normalized(image, parameters, mask, box, threads=threads)
+    normalize = staticmethod(CaseImage.normalized)
+    """See `Backend.normalize`."""
 
     def changes(self, before: Any, after: Any, box: Box | None) -> None:
         """Nothing is counted; see `Backend.changes`."""

@@ -129,14 +129,16 @@ def begin_case(settings: CaseSettings, task: Task) -> CaseRecord | None:
     return earlier
 
 
-def load(settings: CaseSettings, task: Task, record: CaseRecord) -> ReadCase:
-    """Read a case, and record what its files are."""
+def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable[[int], None] = _ignore) -> ReadCase:
+    """Read a case, and record what its files are; `admit` is told how many bytes its arrays take before they are read."""
     from crfrefine.cases.case import load_case, read_case_headers
+    from crfrefine.cases.case_memory import case_bytes
     from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
     from crfrefine.cases.streamed import is_streamed, load_streamed_case
 
     started = time.perf_counter()
     headers = read_case_headers(task.files, settings.reading)
+    admit(case_bytes(headers.images, headers.logits, headers.mask))
     case: AnyCase
     if is_label_map_case(headers):
         case = load_label_map_case(headers, settings.reading, threads=settings.options.threads)
@@ -152,7 +154,6 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord) -> ReadCase:
     record.regions = case.regions
     record.input_type = case.input_kind
     record.notes = list(case.notes)
-    _copy_ahead(settings, case)
     if headers.logits is None or case.input_kind != "labels" or task.files.are_structures:
         return ReadCase(case)
     return ReadCase(case, headers.logits.files[0].segments)
@@ -261,12 +262,13 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
     )
 
 
-def _copy_ahead(settings: CaseSettings, case: AnyCase) -> None:
-    """Let the engine begin to copy a case in memory to where it computes, while it computes the one before."""
+def copy_ahead(settings: CaseSettings, read: ReadCase) -> None:
+    """Let the engine begin to copy the next case to where it computes, while it computes the one before."""
     from crfrefine.axes import StorageOrder
     from crfrefine.cases.case import Case
     from crfrefine.engines import get_backend
 
+    case = read.case
     if isinstance(case, Case) and case.regions is None:
         order = StorageOrder.of_memory(case.logits[0])
         get_backend(settings.device).copy_ahead(order.to_storage(case.logits), order.to_storage(case.image))

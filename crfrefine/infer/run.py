@@ -18,20 +18,27 @@ from crfrefine.execution.factory import make_executor
 from crfrefine.execution.observer import Observer
 from crfrefine.execution.pipeline import pipeline
 from crfrefine.failures import CaseWork, Failure, describe_failure
-from crfrefine.infer.case_work import CaseSettings, Task, begin_case, load, process_case, refine_case, write
+from crfrefine.infer.case_work import CaseSettings, Task, begin_case, copy_ahead, load, process_case, refine_case, write
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.records import CaseRecord, RunSummary
 from crfrefine.io.paths import working_folder
+from crfrefine.memory import memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from crfrefine.cases.case import CaseFiles
     from crfrefine.execution.executor import Outcome
+    from crfrefine.execution.read_ahead import Admit
     from crfrefine.infer.case_work import ReadCase
     from crfrefine.infer.outputs import RefinedArrays
 
 InferenceObserver = Observer[RunSummary, CaseRecord]
+
+MOST_READERS = 4
+"""Cases that are read ahead if reading is what limits."""
+SHARE_OF_CASES_AHEAD = 8
+"""They take an eighth of the memory that the run may take, at most."""
 
 
 def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
@@ -106,7 +113,7 @@ class _Run:
         self._devices = devices_of(options.device)
         device, device_name = self._choose_device()
         inputs = self._inputs = find_inputs(options)
-        self._notes = [*inputs.notes]
+        self._notes = list(inputs.notes)
         cases = select_part(inputs.cases, options.num_parts, options.part_id)
         outputs = plan_outputs(
             cases,
@@ -202,7 +209,17 @@ class _Run:
         from crfrefine.engines import get_backend
 
         try:
-            pipeline(self._tasks, self._read, self._refine, self._write, stop=self._stop, waiting=self._waiting)
+            pipeline(
+                self._tasks,
+                self._read,
+                self._refine,
+                self._write,
+                stop=self._stop,
+                waiting=self._waiting,
+                ready=lambda loaded: copy_ahead(self._settings, loaded.case),
+                most_readers=min(MOST_READERS, self._summary.threads),
+                most_bytes=memory_limit(self.options.max_memory).bytes // SHARE_OF_CASES_AHEAD,
+            )
         finally:
             get_backend(self._settings.device).copy_ahead()  # Nothing is kept for cases that were not computed.
 
@@ -243,13 +260,13 @@ class _Run:
     def _waiting(self, stage: str) -> None:
         self._tell(self._observer.stage_changed, "", stage, 0, 0)
 
-    def _read(self, task: Task) -> _Loaded | None:
-        """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading thread."""
+    def _read(self, task: Task, admit: Admit) -> _Loaded | None:
+        """Read a case; None: it is skipped, or failed, and recorded. Runs in the reading threads."""
         record = CaseRecord(task.case_id)
         with self._work_on(record, task):
             earlier = begin_case(self._settings, task)
             if earlier is None:
-                return _Loaded(load(self._settings, task, record), task, record)
+                return _Loaded(load(self._settings, task, record, admit), task, record)
             record = earlier
         self._finish(record)
         return None

@@ -57,7 +57,7 @@ class MeanField {
         if (!options.volume_part.empty()) find_volume_blocks();
         // In memory that has just been freed. In a box of a mask the spatial filter needs more.
         if (num_voxels_ == voxels.box_size) workspace_.floats(num_voxels_);
-        BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(T)));
+        release_idle();
     }
 
     MeanFieldOutcome run(const StepCallback& callback) {
@@ -85,7 +85,7 @@ class MeanField {
                 kernels_.clear();
                 workspace_ = Workspace();
                 unweighted_ = Buffer<T>();
-                BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(T)));
+                release_idle();
             }
             const GridView<T>* const target = keep_ || is_last ? &out_ : nullptr;
             const bool is_recorded = record_ && (!is_last || volume_);
@@ -127,6 +127,9 @@ class MeanField {
     }
 
     void for_blocks(const std::function<void(int64_t, int)>& body) { pool_.run(num_blocks_, body); }
+
+    // Before an array of all labels is touched for the first time.
+    void release_idle() const { BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(T))); }
 
     // (label), from (block, label).
     std::vector<double> total_by_label(const std::vector<double>& by_block) const {

@@ -13,7 +13,7 @@ def run(items, read=lambda item: item, compute=lambda item: item, stop=None, wri
     written = []
     pipeline(
         items,
-        read,
+        lambda item, admit: read(item),
         compute,
         written.append if write is None else lambda item: written.append(write(item)),
         stop=stop or threading.Event(),

@@ -1,0 +1,155 @@
+"""Read items ahead of the computation, in threads: several at once where reading is what limits, as far as memory has room for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+
+Admit = Callable[[int], None]
+"""Called with the bytes that an item will take, before it takes them; returns when there is room."""
+
+
+@dataclass
+class _Begun(Generic[Loaded]):
+    """An item that is being read, or waits to be taken.
+
+    Attributes:
+        bytes: that it takes, as far as it is known.
+        loaded: what was read.
+        error: of reading it.
+        is_done: whether it can be taken.
+    """
+
+    bytes: int = 0
+    loaded: Loaded | None = None
+    error: BaseException | None = None
+    is_done: bool = False
+
+
+class ReadAhead(Generic[Item, Loaded]):
+    """Items in memory before they are needed.
+
+    One is read ahead at first. Each time that the computation has to wait for one, another reader begins, until there are `most_readers`.
+    An item that is not the next one waits to be read until all together take no more than `most_bytes`.
+
+    Args:
+        items: in the order in which they are taken.
+        read: of an item, in a reading thread; None drops it. It calls its second argument once it knows how large the item is.
+        ready: of what was read, in a reading thread, as soon as it is the next one to be taken.
+        stop: when set, no further item is begun.
+        most_readers: items that may be read or wait at the same time.
+        most_bytes: of all of them.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        read: Callable[[Item, Admit], Loaded | None],
+        ready: Callable[[Loaded], None],
+        stop: threading.Event,
+        *,
+        most_readers: int = 1,
+        most_bytes: int = 0,
+    ) -> None:
+        self._items = enumerate(items)
+        self._read, self._ready, self._stop = read, ready, stop
+        self._most_readers, self._most_bytes = most_readers, most_bytes
+        self._changed = threading.Condition()  # of the fields below; its lock may be taken again by who has it
+        self._begun: dict[int, _Begun[Loaded]] = {}
+        self._num_readers = self._num_ended = self._num_taken = 0
+        self._is_closed = False
+        self._pool = ThreadPoolExecutor(most_readers, "read")
+        self._add_reader()
+
+    def take(self, waiting: Callable[[], None]) -> Loaded | None:
+        """Return the next item, once it is read; None: there is no other, or the run was stopped.
+
+        Args:
+            waiting: called if it is not there yet.
+
+        Raises:
+            BaseException: what reading it raised.
+        """
+        with self._changed:
+            if not self._can_take():
+                if self._num_taken and self._num_readers < self._most_readers:
+                    self._add_reader()
+                waiting()
+                self._changed.wait_for(self._can_take)
+            if not self._begun:
+                return None
+            taken = self._begun.pop(min(self._begun))
+            self._num_taken += 1
+            self._changed.notify_all()
+        if taken.error is not None:
+            raise taken.error
+        return taken.loaded
+
+    def close(self) -> None:
+        """Begin no other item, and do not wait for those that are being read: they are no longer needed."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._pool.shutdown(wait=False)
+
+    def _can_take(self) -> bool:
+        if self._begun:
+            return self._begun[min(self._begun)].is_done
+        return self._num_ended == self._num_readers
+
+    def _add_reader(self) -> None:
+        self._num_readers += 1
+        self._pool.submit(self._read_items)
+
+    def _read_items(self) -> None:
+        """Read one item after the other, each when the one before has been taken."""
+        try:
+            while (next_one := self._begin()) is not None:
+                self._read_item(*next_one)
+        finally:
+            with self._changed:
+                self._num_ended += 1
+                self._changed.notify_all()
+
+    def _begin(self) -> tuple[int, Item] | None:
+        with self._changed:
+            next_one = None if self._is_closed or self._stop.is_set() else next(self._items, None)
+            if next_one is not None:
+                self._begun[next_one[0]] = _Begun()
+            return next_one
+
+    def _read_item(self, number: int, item: Item) -> None:
+        begun = self._begun[number]
+        try:
+            begun.loaded = self._read(item, partial(self._admit, number))
+            if begun.loaded is not None:
+                self._wait(lambda: self._is_next(number))
+                self._ready(begun.loaded)
+        except BaseException as error:  # whoever takes the item gets it
+            begun.error = error
+        with self._changed:
+            if begun.loaded is None and begun.error is None:
+                del self._begun[number]
+            begun.is_done = True
+            self._changed.notify_all()
+        self._wait(lambda: number not in self._begun)
+
+    def _admit(self, number: int, size: int) -> None:
+        """Wait until there is room for an item."""
+        with self._changed:
+            self._wait(lambda: self._is_next(number) or sum(each.bytes for each in self._begun.values()) + size <= self._most_bytes)
+            self._begun[number].bytes = size
+
+    def _is_next(self, number: int) -> bool:
+        return number == min(self._begun)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or condition())

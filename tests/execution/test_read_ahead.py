@@ -1,0 +1,115 @@
+"""Items are taken in their order, however many are read at once; how many that is depends on who waits, and on memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from crfrefine.execution.read_ahead import Admit, ReadAhead
+
+PATIENCE = 30.0
+
+
+class Reading:
+    """What is being read: each item is finished when the test says so, and is its number times ten."""
+
+    def __init__(self, num_items: int, **options: Any) -> None:
+        self.begun = [threading.Event() for _ in range(num_items)]
+        self.admitted = [threading.Event() for _ in range(num_items)]
+        self.may_end = [threading.Event() for _ in range(num_items)]
+        self.ready: list[int] = []
+        self.stop = threading.Event()
+        self.sizes = options.pop("sizes", [0] * num_items)
+        self.ahead: ReadAhead[int, int] = ReadAhead(range(num_items), self.read, self.ready.append, self.stop, **options)
+
+    def read(self, item: int, admit: Admit) -> int | None:
+        self.begun[item].set()
+        admit(self.sizes[item])
+        self.admitted[item].set()
+        assert self.may_end[item].wait(PATIENCE)
+        return 10 * item
+
+    def end(self, *items: int) -> None:
+        for item in items:
+            self.may_end[item].set()
+
+    def take(self, before: Callable[[], None] = lambda: None) -> int | None:
+        """Take the next item; `before` runs if it is waited for."""
+        return self.ahead.take(before)
+
+
+def test_one_is_read_ahead_as_long_as_nobody_waits() -> None:
+    reading = Reading(4, most_readers=3, most_bytes=100)
+    reading.end(0, 1, 2, 3)
+    assert reading.take() == 0
+    assert reading.begun[1].wait(PATIENCE)
+    while len(reading.ready) < 2:  # the second item is ready, and the reader waits until it is taken
+        threading.Event().wait(0.001)
+    assert not reading.begun[2].is_set()
+    assert [reading.take(), reading.take(), reading.take(), reading.take()] == [10, 20, 30, None]
+
+
+def test_whoever_waits_gets_another_reader_and_the_order_stays() -> None:
+    reading = Reading(5, most_readers=2, most_bytes=100)
+    reading.end(0)
+    assert reading.take() == 0
+    taken: list[int | None] = []
+    taking = threading.Thread(target=lambda: taken.extend(reading.take() for _ in range(4)))
+    taking.start()
+    assert reading.begun[2].wait(PATIENCE), "the second reader begins when the first is waited for"
+    assert not reading.begun[3].is_set(), "no third one"
+    reading.end(2)
+    assert reading.begun[1].is_set()
+    assert not taken, "the item that was read first is not the next one"
+    assert reading.ready == [0]
+    reading.end(1, 3, 4)
+    taking.join(PATIENCE)
+    assert taken == [10, 20, 30, 40]
+    assert sorted(reading.ready) == reading.ready == [0, 10, 20, 30, 40]
+
+
+def test_an_item_that_is_too_large_waits_until_it_is_the_next() -> None:
+    """Of 30 and 80 bytes only one fits into 100 at a time; 20 more fit beside the first, but the other begins before."""
+    reading = Reading(4, most_readers=3, most_bytes=100, sizes=[10, 30, 80, 200])
+    reading.end(0)
+    assert reading.take() == 0
+    taking = threading.Thread(target=reading.take)
+    taking.start()
+    assert reading.begun[2].wait(PATIENCE)
+    assert not reading.admitted[2].wait(0.05)
+    reading.end(1, 2, 3)
+    taking.join(PATIENCE)
+    assert reading.admitted[2].wait(PATIENCE)
+    assert [reading.take(), reading.take(), reading.take()] == [20, 30, None], "the last is larger than all of the room"
+
+
+def test_an_error_is_raised_when_its_item_is_the_next() -> None:
+    def read(item: int, admit: Admit) -> int:
+        if item == 1:
+            raise OSError("damaged")
+        return item
+
+    ahead: ReadAhead[int, int] = ReadAhead(range(3), read, lambda loaded: None, threading.Event())
+    assert ahead.take(lambda: None) == 0
+    with pytest.raises(OSError, match="damaged"):
+        ahead.take(lambda: None)
+    assert ahead.take(lambda: None) == 2
+
+
+def test_closing_waits_for_nobody_and_begins_nothing() -> None:
+    """Also while an item waits for room, and another one to be taken."""
+    reading = Reading(5, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 40, 40])
+    reading.end(0)
+    assert reading.take() == 0
+    taking = threading.Thread(target=reading.take)
+    taking.start()
+    assert reading.begun[2].wait(PATIENCE)
+    reading.ahead.close()
+    assert reading.admitted[2].wait(PATIENCE)
+    reading.end(1, 2, 3, 4)
+    taking.join(PATIENCE)
+    assert not taking.is_alive()
+    assert not reading.begun[3].is_set()
