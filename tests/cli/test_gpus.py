@@ -47,7 +47,7 @@ def without_times(path: Path) -> dict[str, object]:
 @pytest.mark.parametrize("device", ["cuda:1,0", "cuda:all"])
 def test_the_cases_are_shared_out_and_the_results_are_those_of_one_gpu(device: str, folders: Folders, tmp_path: Path) -> None:
     """Same bits, summary and status, a bad case among them; each GPU has one process, which is not the run's own."""
-    (folders.logits / "c.nii.gz").write_bytes(b"no volume")
+    (folders.logits / "b.nii.gz").write_bytes(b"no volume")  # neither of the two that the GPUs begin with
     one = Folders(folders.images, folders.logits, tmp_path / "one")
     alone = run(one, "cuda:1", "--summary", tmp_path / "one.json", state="alone")
     both = run(folders, device, "--summary", tmp_path / "both.json")
