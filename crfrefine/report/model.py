@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.statistics.comparison import ResultTable, SummaryRow
+from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow
 from crfrefine.statistics.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -71,3 +71,9 @@ class ReportInput:
     load_case: Callable[[str], CaseImages]
     left_out: str = ""
     mean_regions: Sequence[str] | None = None
+
+    def region_title(self, region: str) -> str:
+        """Return the displayed name of a region."""
+        if region == MEAN:
+            return "mean over regions"
+        return self.region_titles.get(region, region)

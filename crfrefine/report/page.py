@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-
-from crfrefine.metrics.registry import Metric, metric_named
+from crfrefine.metrics.registry import metric_named
 from crfrefine.pictures.display import label_color
 from crfrefine.report import charts
+from crfrefine.report.case_table import table_cases, table_data
 from crfrefine.report.cutting import CHANGE_COLORS
 from crfrefine.report.model import ReportInput
 from crfrefine.report.montage import CHANGE_KINDS, Cut
-from crfrefine.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, shown_values, undefined_counts
+from crfrefine.report.pairs import ShownCase, is_shown_unsigned, pairs_of, region_choices, undefined_counts
+from crfrefine.report.summary_table import summary_lines
+from crfrefine.report.verdict_part import declines, figures, judged_rivals, tone
 from crfrefine.report.viewer import ViewerCase
-from crfrefine.report.wording import UNDEFINED, Wording, wording_of
-from crfrefine.statistics.comparison import MEAN, SummaryRow, format_p
-from crfrefine.statistics.harm import Decline
-from crfrefine.statistics.paired import PairedComparison
-from crfrefine.statistics.verdict import ENDPOINT, Outcome
-
-MOST_VALUES = 300_000
-"""Largest number of values in the case table; with more, it has only the cases that changed most."""
+from crfrefine.report.wording import wording_of
+from crfrefine.statistics.comparison import MEAN
+from crfrefine.statistics.verdict import ENDPOINT
 
 _ASSETS = files("crfrefine.report") / "assets"
 
@@ -50,26 +45,6 @@ class CaseView:
     labels: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A row of the summary table, as text."""
-
-    metric: str
-    region: str
-    is_first: bool
-    is_lead: bool
-    method: str
-    before: str
-    after: str
-    difference: str
-    interval: str
-    p_value: str
-    effect: str
-    counts: tuple[int, int, int] | None
-    num_pairs: int
-    num_left_out: int
-
-
 def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, viewer_problem: str) -> str:
     """Return the page.
 
@@ -89,25 +64,25 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
     tested = sorted((metric for metric in metrics if metric_named(metric).better is not None), key=lambda metric: metric != ENDPOINT)
     sets = list(_charts(report, tested))
     rivals = [method for method in report.table.methods if method not in (report.method, report.baseline)]
-    cases = _table_cases(report, metrics)
+    cases = table_cases(report, metrics)
     has_viewer = any(view.viewer is not None for view in views)
     content = environment.get_template("page.html").render(
         report=report,
         before=report.baseline,
         after=report.method,
-        tone=_tone(report),
-        verdict_regions=[region_title(report, region) for region in report.verdict.regions] if report.verdict is not None else [],
-        figures=_figures(report),
-        declines=list(_declines(report)),
+        tone=tone(report),
+        verdict_regions=[report.region_title(region) for region in report.verdict.regions] if report.verdict is not None else [],
+        figures=figures(report),
+        declines=list(declines(report)),
         undefined=[
-            (region_title(report, region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
+            (report.region_title(region), method, number, total) for region, method, number, total in undefined_counts(report, ENDPOINT)
         ]
         if ENDPOINT in report.table.metrics
         else [],
         unsigned=[metric_named(metric).title for metric in metrics if is_shown_unsigned(report, metric)],
-        lines=list(_summary_lines(report, report.method)),
-        rivals=[(rival, list(_summary_lines(report, rival))) for rival in rivals],
-        judged_rivals=_judged_rivals(report),
+        lines=list(summary_lines(report, report.method)),
+        rivals=[(rival, list(summary_lines(report, rival))) for rival in rivals],
+        judged_rivals=judged_rivals(report),
         metrics=[metric_named(metric) for metric in dict.fromkeys(drawn["metric"] for drawn in sets)],
         charts=sets,
         is_aggregated=len(report.table.cases) > charts.MOST_MARKS,
@@ -115,12 +90,12 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         table_metrics=[metric_named(metric) for metric in metrics],
         num_cases=len(report.table.cases),
         num_in_table=len(cases),
-        data=_json(_table_data(report, metrics, cases, views)),
+        data=_json(table_data(report, metrics, cases, {view.shown.case: f"case-{number}" for number, view in enumerate(views)})),
         views=views,
         groups=list(_groups(views)),
         labels=_label_legend(report, views),
         dice=wording_of(ENDPOINT),
-        lead_region=region_title(report, (*region_choices(report, ENDPOINT), MEAN)[0]) if ENDPOINT in metrics else "",
+        lead_region=report.region_title((*region_choices(report, ENDPOINT), MEAN)[0]) if ENDPOINT in metrics else "",
         change_colors={CHANGE_KINDS[kind]: color for kind, color in CHANGE_COLORS.items()},
         viewer_source=viewer_source if has_viewer else "",
         viewer_problem=viewer_problem,
@@ -128,143 +103,6 @@ def render(report: ReportInput, views: Sequence[CaseView], viewer_source: str, v
         minus="\u2212",
     )
     return content
-
-
-def region_title(report: ReportInput, region: str) -> str:
-    """Return the displayed name of a region."""
-    if region == MEAN:
-        return "mean over regions"
-    return report.region_titles.get(region, region)
-
-
-def _tone(report: ReportInput) -> str:
-    """Return the tone of the verdict: good, bad or neither, as for help with something that got significantly worse."""
-    if report.verdict is None:
-        return "open"
-    if report.verdict.outcome == Outcome.HURTS:
-        return "bad"
-    has_harm = report.verdict.harm is not None and bool(report.verdict.harm.significant)
-    return "good" if report.verdict.outcome == Outcome.HELPS and not has_harm else "open"
-
-
-def _declines(report: ReportInput) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield a heading and rows of text for what got worse significantly, and for what got worse in most cases."""
-    harm = report.verdict.harm if report.verdict is not None else None
-    for heading, declines in () if harm is None else (("Significantly", harm.significant), ("In most cases", harm.in_most_cases)):
-        if declines:
-            yield heading, [_decline_cells(report, decline) for decline in declines]
-
-
-def _decline_cells(report: ReportInput, decline: Decline) -> dict[str, Any]:
-    wording, comparison = wording_of(decline.metric), decline.comparison
-    return {
-        "metric": wording.metric.title,
-        "region": region_title(report, decline.region),
-        "counts": (comparison.wins, comparison.ties, comparison.losses),
-        "difference": wording.change_quantity(comparison.mean_difference),
-        "interval": _interval(comparison, wording),
-        "p_value": _p(decline.p_holm),
-    }
-
-
-def _figures(report: ReportInput) -> list[tuple[str, str, str]]:
-    """Return the few numbers beside the verdict: name, number, remark."""
-    dice = wording_of(ENDPOINT)
-    title = dice.metric.title
-    if report.verdict is None:
-        rows = [row for row in report.summary if row.method == report.method and row.metric == ENDPOINT]
-        leads = _lead_regions(report, rows)
-        row = next((row for row in rows if row.region == leads[ENDPOINT]), None)
-        if row is None:
-            return []
-        return [(f"Mean {title}", dice.number(row.mean), f"n = {row.num_values}"), (f"Median {title}", dice.number(row.median), "")]
-    comparison, p_holm = report.verdict.comparison, report.verdict.p_holm
-    means = f"{dice.number(comparison.mean_baseline)} → {dice.number(comparison.mean)}"
-    return [
-        (f"Mean {title}", means, f"{report.baseline} → {report.method}"),
-        ("Difference", dice.change(comparison.mean_difference), f"{dice.metric.difference_unit}, 95 % CI {_interval(comparison, dice)}"),
-        ("p (Wilcoxon)", _p(p_holm), "after Holm" if report.verdict.num_comparisons > 1 else "two-sided, paired"),
-        ("Better / equal / worse", f"{comparison.wins} / {comparison.ties} / {comparison.losses}", f"of {comparison.num_pairs} cases"),
-    ]
-
-
-def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
-    """Yield groups of pictures under an accurate heading: no case that gained is under "Worst", none that lost under "Best"."""
-    for reason, sign, others in (("worst", 1, "gains"), ("median", 0, ""), ("best", -1, "losses")):
-        group = [view for view in views if view.shown.reason == reason]
-        odd = [view for view in group if sign and view.shown.before is not None and sign * (view.shown.after - view.shown.before) >= 0]
-        usual = [view for view in group if view not in odd]
-        if usual:
-            yield reason.capitalize(), usual
-        if odd:
-            none = "" if usual else f": no case is {'worse' if sign > 0 else 'better'}"
-            yield f"Smallest {others}{none}", odd
-
-
-def _lead_regions(report: ReportInput, rows: Iterable[SummaryRow]) -> dict[str, str]:
-    """Return the region that represents each metric of the rows while the regions are hidden."""
-    return {metric: (region_choices(report, metric) or ("",))[0] for metric in dict.fromkeys(row.metric for row in rows)}
-
-
-def _summary_lines(report: ReportInput, method: str) -> Iterator[_Line]:
-    previous = ""
-    rows = [row for row in report.summary if row.method == method and (row.num_values or row.comparison is not None)]
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    leads = _lead_regions(report, rows)
-    rows.sort(key=lambda row: (metrics.index(row.metric), row.region != leads[row.metric]))
-    baselines = {(row.metric, row.region): row for row in report.summary if row.method == report.baseline}
-    for row in rows:
-        wording, comparison = wording_of(row.metric), row.comparison
-        baseline = baselines.get((row.metric, row.region))
-        before, after, difference = baseline.mean if baseline else math.nan, row.mean, math.nan
-        num_pairs, num_left_out = row.num_values, row.num_undefined
-        if comparison is not None:
-            num_pairs, num_left_out = comparison.num_pairs, len(report.table.cases) - comparison.num_pairs
-            if num_pairs:  # else, as for calibration that the baseline does not have, each has its own mean
-                before, after, difference = comparison.mean_baseline, comparison.mean, comparison.mean_difference
-        elif report.baseline is not None and method != report.baseline:  # a metric that only describes
-            both = shown_values(report, [report.baseline, method], row.region, row.metric)
-            both = both[:, ~np.isnan(both).any(axis=0)]
-            num_pairs, num_left_out = both.shape[1], len(report.table.cases) - both.shape[1]
-            if num_pairs:
-                before, after = (float(values.mean()) for values in both)
-                difference = after - before
-        yield _Line(
-            metric=row.metric,
-            region=region_title(report, row.region),
-            is_first=row.metric != previous,
-            is_lead=row.region == leads[row.metric],
-            method=method,
-            before=wording.number(before),
-            after=wording.number(after),
-            difference=wording.change(difference),
-            interval=_interval(comparison, wording) if comparison else UNDEFINED,
-            p_value=_p(row.p_holm) if comparison else UNDEFINED,
-            effect=_effect(comparison) if comparison else UNDEFINED,
-            counts=(comparison.wins, comparison.ties, comparison.losses) if comparison and num_pairs else None,
-            num_pairs=num_pairs,
-            num_left_out=num_left_out,
-        )
-        previous = row.metric
-
-
-def _judged_rivals(report: ReportInput) -> list[dict[str, Any]]:
-    if report.verdict is None:
-        return []
-    dice = wording_of(ENDPOINT)
-    return [
-        {
-            "name": rival.name,
-            "theirs": dice.number(rival.comparison.mean_baseline),
-            "ours": dice.number(rival.comparison.mean),
-            "difference": dice.change(rival.comparison.mean_difference),
-            "interval": _interval(rival.comparison, dice),
-            "p_value": _p(rival.p_holm),
-            "counts": f"{rival.comparison.wins} / {rival.comparison.ties} / {rival.comparison.losses}",
-            "is_beaten": rival.is_beaten,
-        }
-        for rival in report.verdict.rivals
-    ]
 
 
 def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -290,7 +128,7 @@ def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, A
             yield {
                 "metric": metric,
                 "region": region,
-                "title": f"{wording.metric.title}, {region_title(report, region)}",
+                "title": f"{wording.metric.title}, {report.region_title(region)}",
                 "advice": wording.metric.advice,
                 "is_magnitude": is_shown_unsigned(report, metric),
                 "num_pairs": len(pairs.cases),
@@ -299,80 +137,24 @@ def _charts(report: ReportInput, metrics: Sequence[str]) -> Iterator[dict[str, A
             }
 
 
-def _table_cases(report: ReportInput, metrics: Sequence[str]) -> list[int]:
-    """Return the cases in the case table: all, or those whose mean Dice changed most."""
-    num_cases = len(report.table.cases)
-    each = sum(len(region_choices(report, metric)) for metric in metrics) * len(report.table.methods)
-    most = max(100, MOST_VALUES // max(each, 1))
-    if num_cases <= most:
-        return list(range(num_cases))
-    choices = region_choices(report, ENDPOINT) if ENDPOINT in metrics else ()
-    if not choices:
-        return list(range(most))
-    methods = [report.method] if report.baseline is None else [report.baseline, report.method]
-    values = shown_values(report, methods, choices[0], ENDPOINT)
-    size = np.abs(values[-1] - (values[0] if report.baseline is not None else np.nanmean(values[-1])))
-    # Cases that cannot be compared come first, so that they are looked at too.
-    return sorted(int(index) for index in np.argsort(-np.where(np.isnan(size), np.inf, size), kind="stable")[:most])
-
-
-def _table_data(report: ReportInput, metrics: Sequence[str], cases: Sequence[int], views: Sequence[CaseView]) -> dict[str, Any]:
-    """Return the values of the case table: one list per metric, region and method, null if undefined."""
-    table = report.table
-    first = [report.method] if report.baseline is None else [report.baseline, report.method]
-    rivals = [method for method in table.methods if method not in first]
-    values: dict[str, dict[str, list[list[float | None]]]] = {}
-    for metric in metrics:
-        values[metric] = {}
-        for region in region_choices(report, metric):
-            together = shown_values(report, first, region, metric)
-            alone = [shown_values(report, [rival], region, metric)[0] for rival in rivals]
-            values[metric][region] = [[_plain(float(row[case])) for case in cases] for row in (*together, *alone)]
-    return {
-        "cases": [table.cases[case] for case in cases],
-        "methods": [*first, *rivals],
-        "compared": report.baseline is not None,
-        "metrics": {metric: _metric_data(metric_named(metric)) for metric in metrics},
-        # Lists keep the order: JavaScript puts object keys that look like numbers first.
-        "choices": {metric: [(region, region_title(report, region)) for region in region_choices(report, metric)] for metric in metrics},
-        "values": values,
-        "views": {view.shown.case: f"case-{number}" for number, view in enumerate(views)},
-    }
-
-
-def _metric_data(metric: Metric) -> dict[str, Any]:
-    return {
-        "values": {"unit": metric.unit, "factor": 1, "digits": metric.digits},
-        "differences": {"unit": metric.difference_unit, "factor": metric.difference_factor, "digits": metric.difference_digits},
-        "better": metric.better,
-    }
+def _groups(views: Sequence[CaseView]) -> Iterator[tuple[str, list[CaseView]]]:
+    """Yield groups of pictures under an accurate heading: no case that gained is under "Worst", none that lost under "Best"."""
+    for reason, sign, others in (("worst", 1, "gains"), ("median", 0, ""), ("best", -1, "losses")):
+        group = [view for view in views if view.shown.reason == reason]
+        odd = [view for view in group if sign and view.shown.before is not None and sign * (view.shown.after - view.shown.before) >= 0]
+        usual = [view for view in group if view not in odd]
+        if usual:
+            yield reason.capitalize(), usual
+        if odd:
+            none = "" if usual else f": no case is {'worse' if sign > 0 else 'better'}"
+            yield f"Smallest {others}{none}", odd
 
 
 def _label_legend(report: ReportInput, views: Sequence[CaseView]) -> list[tuple[str, str]]:
     """Return color and name of each label in the pictures; the name is that of the region with only this label."""
-    names = {labels[0]: region_title(report, region) for region, labels in report.region_labels.items() if len(labels) == 1}
+    names = {labels[0]: report.region_title(region) for region, labels in report.region_labels.items() if len(labels) == 1}
     labels = sorted({label for view in views for label in view.labels})
     return [(label_color(label), names.get(label, f"label {label}")) for label in labels]
-
-
-def _interval(comparison: PairedComparison, wording: Wording) -> str:
-    low, high = comparison.interval
-    if np.isnan(low):
-        return UNDEFINED
-    return f"{wording.change(low)} to {wording.change(high)}"
-
-
-def _effect(comparison: PairedComparison) -> str:
-    return UNDEFINED if np.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}".replace("-", "\u2212")
-
-
-def _p(p_value: float) -> str:
-    return format_p(p_value) or UNDEFINED
-
-
-def _plain(value: float) -> float | None:
-    """Return a value with seven digits, more than are shown; None if it is undefined."""
-    return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from crfrefine.metrics.registry import Metric, metric_named
+from crfrefine.statistics.comparison import format_p
+from crfrefine.statistics.paired import PairedComparison
 
 UNDEFINED = "–"
 _MINUS = "\u2212"
@@ -56,6 +59,24 @@ class Wording:
 def wording_of(metric: str) -> Wording:
     """Return the wording of a metric."""
     return Wording(metric_named(metric))
+
+
+def interval_text(comparison: PairedComparison, wording: Wording) -> str:
+    """Return the confidence interval of the mean difference."""
+    low, high = comparison.interval
+    if math.isnan(low):
+        return UNDEFINED
+    return f"{wording.change(low)} to {wording.change(high)}"
+
+
+def effect_text(comparison: PairedComparison) -> str:
+    """Return the effect size."""
+    return UNDEFINED if math.isnan(comparison.effect_size) else f"{comparison.effect_size:+.2f}".replace("-", _MINUS)
+
+
+def p_text(p_value: float) -> str:
+    """Return a p value."""
+    return format_p(p_value) or UNDEFINED
 
 
 def _typeset(text: str) -> str:

@@ -16,7 +16,7 @@ from report_helpers import NASTY, make_images, make_report, make_table
 
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.pictures.display import label_color
-from crfrefine.report import missing_viewer, page, write_report
+from crfrefine.report import case_table, missing_viewer, summary_table, write_report
 from crfrefine.report.page import CaseView, _groups
 from crfrefine.report.pairs import ShownCase, choose_cases, pairs_of, region_choices
 from crfrefine.statistics.comparison import MEAN, Measurement, ResultTable, format_p, summarize
@@ -270,9 +270,9 @@ def test_each_chart_shows_the_pairs_of_its_metric_and_region(text):
 def test_the_work_for_a_line_does_not_grow_with_the_regions(monkeypatch):
     """Which regions a metric has is found out once, and not for each of a thousand regions again."""
     calls = []
-    monkeypatch.setattr(page, "region_choices", lambda report, metric: calls.append(metric) or region_choices(report, metric))
+    monkeypatch.setattr(summary_table, "region_choices", lambda report, metric: calls.append(metric) or region_choices(report, metric))
     report = make_report()
-    assert len(list(page._summary_lines(report, report.method))) > len(calls) > 0
+    assert len(list(summary_table.summary_lines(report, report.method))) > len(calls) > 0
     assert len(calls) == len(set(calls))
 
 
@@ -352,7 +352,7 @@ def test_one_and_two_cases(tmp_path, num_cases):
 
 
 def test_thousands_of_cases_do_not_make_the_page_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "MOST_VALUES", 20_000)
+    monkeypatch.setattr(case_table, "MOST_VALUES", 20_000)
     table = make_table(1000)
     rows = summarize(table, "network", num_resamples=20)
     judged = verdict(table, "crf", "network", num_resamples=20)
