@@ -75,7 +75,7 @@ def normalize_intensity(
     def run(modality: int) -> None:
         order = StorageOrder.of_memory(image[modality])
         stored_mask = None if mask is None else order.to_storage(mask)
-        fitted = _fit(order.to_storage(image[modality]), *plans[modality], stored_mask)
+        fitted = fit_modality(order.to_storage(image[modality]), *plans[modality], stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
     workers = min(image.shape[0], threads or available_threads())
@@ -131,12 +131,21 @@ def fit_intensity(
         mask: (*grid); statistics come from the voxels where it is True; None: everywhere.
     """
     plans = intensity_by_modality(parameters, image.shape[0])
-    return tuple(_fit(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
+    return tuple(fit_modality(modality, *plan, mask) for modality, plan in zip(image, plans, strict=True))
 
 
-def _fit(
+def fit_modality(
     source: NDArray[Any], kind: str, percentiles: tuple[float, float], window: tuple[float, float] | None, mask: NDArray[np.bool_] | None
 ) -> IntensityMap:
+    """Return the map of one modality.
+
+    Args:
+        source: (*grid) in storage order, finite.
+        kind: of normalization.
+        percentiles: for `percentile`.
+        window: for `window`.
+        mask: (*grid), where statistics come from; None: everywhere.
+    """
     offset = offset_of(source, kind)
     if (fixed := fixed_map(kind, window)) is not None:
         return fixed

@@ -16,7 +16,7 @@ from crfrefine.cli.options import (
     InputTypeOption,
     MaxMemoryOption,
     OverridesOption,
-    ThreadsOption,
+    ThreadsPerDeviceOption,
     parse_path,
 )
 
@@ -83,7 +83,7 @@ def bids(
     overrides: OverridesOption = None,
     input_type: InputTypeOption = InputType.AUTO,
     device: DevicesOption = "auto",
-    threads: ThreadsOption = None,
+    threads: ThreadsPerDeviceOption = None,
     max_memory: MaxMemoryOption = None,
     resume: ContinueOption = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")] = False,

@@ -22,7 +22,7 @@ from crfrefine.cli.options import (
     NnunetOption,
     OverridesOption,
     ResampleOption,
-    ThreadsOption,
+    ThreadsPerDeviceOption,
     check_sources,
     parse_path,
 )
@@ -55,7 +55,7 @@ def infer(
     regions_class_order: ClassOrderOption = None,
     resample: ResampleOption = False,
     device: DevicesOption = "auto",
-    threads: ThreadsOption = None,
+    threads: ThreadsPerDeviceOption = None,
     max_memory: MaxMemoryOption = None,
     workers: WorkersOption = None,
     dask: DaskOption = None,

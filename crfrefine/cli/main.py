@@ -184,6 +184,9 @@ def main() -> None:
     spell_what_terminals_lack()
     warnings.showwarning = _show_warning
     leave_out_pydicom()
+    from crfrefine.engines.cuda.current_gpu import own_process
+
+    own_process()
     if _ASKS_FOR_COMPLETION in os.environ:
         from typer.completion import get_completion_inspect_parameters
 

@@ -33,6 +33,18 @@ ThreadsOption = Annotated[
     ),
 ]
 
+ThreadsPerDeviceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        max=MAX_THREADS,
+        help="CPU threads; with several GPUs, of each one's process. Default: the cores this process may use, or an equal share.",
+        show_default=False,
+    ),
+]
+
 
 def parse_memory(text: str) -> int:
     """Return the bytes of a size such as "8GiB"; raise BadParameter if it is none."""

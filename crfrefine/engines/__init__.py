@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "reference")
 
 
-def get_backend(device: str) -> Backend:
+def get_backend(device: str, *, also: Sequence[str] = ()) -> Backend:
     """Return the engine for a device; an engine is loaded when first asked for.
 
     Args:
         device: "auto" (the GPU if there is one and CuPy is installed, else the CPU; warns if both are there but do not work),
             "cpu", "cuda" (the first GPU, the same backend as "cuda:0"), "cuda:N", or "reference" for the slow float64 model.
+        also: what the caller takes besides, for the error of a device that does not exist.
 
     Raises:
         BackendUnavailableError: the device has no engine in this build.
@@ -38,7 +39,7 @@ def get_backend(device: str) -> Backend:
             f"--device {shorten(device, MOST_OF_A_REASON)}: expected one device, found several; "
             "use auto, cpu, cuda or cuda:N (`crfrefine infer` and `crfrefine-bids` alone share out cases among several GPUs)"
         )
-    raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
+    raise ConfigError(f"device: expected one of {', '.join((*DEVICES, *also))}; got {shorten_value(device)}")
 
 
 def _auto(_: str) -> Backend:

@@ -8,6 +8,8 @@ from crfrefine.errors import ConfigError
 from crfrefine.text import MOST_OF_A_REASON, shorten
 
 ALL = "cuda:all"
+FORMS = ("cuda:N,M", ALL)
+"""How lists look, for messages."""
 EXAMPLES = "numbers of GPUs separated by commas, such as cuda:0,1, or cuda:all"
 
 

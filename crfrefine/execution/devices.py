@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from typing import Generic, TypeVar
 
 from crfrefine.errors import BackendUnavailableError
-from crfrefine.execution.executor import Item, Outcome, Result, Started
+from crfrefine.execution.executor import Item, Outcome, Result, Started, never
 from crfrefine.execution.process import LOOK_SECONDS, START_SECONDS, Limits, Surroundings, WorkerProcess
 
 MOST_LOSSES = 2
@@ -96,6 +96,7 @@ class DeviceProcesses:
         items: Sequence[Item],
         started: Started[Item],
         is_lost: Callable[[Result], bool],
+        stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete.
 
@@ -104,6 +105,7 @@ class DeviceProcesses:
             items: the items, which can be pickled.
             started: called with each item when work on it begins.
             is_lost: whether a result says that the device stopped working in this process.
+            stops: whether no further item is begun after an outcome; those that have begun are finished, and have outcomes.
 
         Raises:
             BackendUnavailableError: a device cannot be opened at the start; no item has begun then.
@@ -127,6 +129,8 @@ class DeviceProcesses:
                     if number is None:
                         self._opened(seat, outcome)
                         continue
+                    if stops(outcome):
+                        pending.clear()
                     loses_device = outcome.error is None and is_lost(outcome.get())
                     seat.num_losses = seat.num_losses + 1 if loses_device else 0
                     if loses_device or outcome.is_lost or not seat.process.is_running:

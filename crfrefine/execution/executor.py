@@ -22,6 +22,11 @@ def ignore(item: object) -> None:
     """Nothing is to be told about the item."""
 
 
+def never(outcome: object) -> bool:
+    """No outcome is a reason to stop."""
+    return False
+
+
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
     """The outcome of an item.
@@ -78,7 +83,11 @@ class Executor(ABC):
 
     @abstractmethod
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete; an error affects only its item.
 
@@ -86,6 +95,8 @@ class Executor(ABC):
             function: function of one item; for processes, from a module that they can import.
             items: the items; for processes, they must be picklable.
             started: called with each item when work on it begins, perhaps in another thread, and again if it is tried again.
+            stops: whether no further item is begun after an outcome, perhaps called in another thread; those that have begun, or were
+                sent to a cluster, are finished, and have outcomes.
         """
 
     def results(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -108,12 +119,19 @@ class Serial(Executor):
     """One item after the other, in the caller's thread."""
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, in order."""
         for item in items:
             started(item)
-            yield item, attempt(function, item)
+            outcome = attempt(function, item)
+            yield item, outcome
+            if stops(outcome):
+                return
 
     def close(self) -> None:
         """There is no remaining work."""

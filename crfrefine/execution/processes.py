@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import wait
 
-from crfrefine.execution.executor import Executor, Item, Outcome, Result, Serial, Started, ignore
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, Serial, Started, ignore, never
 from crfrefine.execution.process import LOOK_SECONDS, Limits, WorkerProcess
 
 
@@ -27,12 +27,16 @@ class Processes(Executor):
         self._workers: list[WorkerProcess] = []
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete; errors have a note with their traceback."""
         num_workers = min(self._num_workers, len(items))
         if num_workers <= 1 and not self._limits.are_set:
-            yield from Serial().map(function, items, started)
+            yield from Serial().map(function, items, started, stops)
             return
         pickled = pickle.dumps(function)
         pending = deque(items)
@@ -50,6 +54,8 @@ class Processes(Executor):
                     give(self._workers[-1])
                 for worker, content in self._wait(given):
                     item, outcome = given.pop(worker), pickle.loads(content)
+                    if stops(outcome):
+                        pending.clear()
                     if not worker.is_running or outcome.is_lost or not pending:
                         self._workers.remove(worker)
                         worker.end()

@@ -5,12 +5,13 @@ A GPU gets one case at a time: one keeps it busy, and several would share its me
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import TracebackType
 from typing import Self
 
-from crfrefine.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, Started, attempt, ignore, never
 
 
 class Threads(Executor):
@@ -24,18 +25,30 @@ class Threads(Executor):
         self._pool = ThreadPoolExecutor(num_workers, "case")
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete."""
+        stopped = threading.Event()
 
-        def work(item: Item) -> Outcome[Result]:
+        def work(item: Item) -> Outcome[Result] | None:
+            if stopped.is_set():
+                return None
             started(item)
-            return attempt(function, item)
+            outcome = attempt(function, item)
+            if stops(outcome):
+                stopped.set()
+            return outcome
 
         futures = {self._pool.submit(work, item): item for item in items}
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                outcome = future.result()
+                if outcome is not None:
+                    yield futures[future], outcome
         finally:
             for future in futures:
                 future.cancel()

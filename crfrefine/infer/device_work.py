@@ -46,7 +46,9 @@ class DeviceWork:
             BackendUnavailableError: the device cannot be opened.
         """
         from crfrefine.engines import get_backend
+        from crfrefine.engines.cuda.current_gpu import own_process
 
+        own_process()
         task, settings = placed.item, replace(self._settings, device=placed.device)
         get_backend(placed.device)
         if task is None:

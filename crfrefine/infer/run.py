@@ -173,13 +173,14 @@ class _Run:
     def _choose_device(self) -> tuple[str, str]:
         """Return the device for `get_backend`, and its name or that of several."""
         from crfrefine.engines import get_backend
+        from crfrefine.engines.device_lists import FORMS
 
         if len(self._devices) > 1:
             return self._devices[0], "cuda:" + ",".join(device.partition(":")[2] for device in self._devices)
         placement = self.options.placement
         device = self._devices[0]
         # The machine that gives cases to a cluster needs no GPU itself.
-        name = device if placement.dask is not None and device.startswith("cuda") else get_backend(device).name
+        name = device if placement.dask is not None and device.startswith("cuda") else get_backend(device, also=FORMS).name
         if placement.is_cluster and device == "auto":
             device = name  # the same on all machines
         self._devices = (name,)
@@ -202,7 +203,7 @@ class _Run:
             self._notes += executor.notes
             self._summary.threads = executor.threads_per_item or self._summary.threads
             work = partial(process_case, self._settings)
-            return self._execute(lambda: self._record_all(executor.map(work, self._tasks, self._case_started)))
+            return self._execute(lambda: self._record_all(executor.map(work, self._tasks, self._case_started, self._stops)))
 
     def _execute_here(self) -> None:
         """Refine the cases in this process."""
@@ -232,7 +233,7 @@ class _Run:
             self._devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
         )
         work = DeviceWork(self._settings)
-        return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost)))
+        return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost, self._stops)))
 
     def _execute(self, run: Callable[[], None]) -> RunSummary:
         from crfrefine.infer.structure_names import write_names
@@ -304,8 +305,10 @@ class _Run:
                 for note in record.notes if record.status != "skipped" else ():
                     self._note(record, note)
                 self._finish(record)
-                if record.failures and self.options.fail_fast:
-                    return
+
+    def _stops(self, outcome: Outcome[CaseRecord | None]) -> bool:
+        """Return whether no further case is begun after one; those that are computed elsewhere are finished, since they write files."""
+        return self.options.fail_fast and (outcome.error is not None or (outcome.result is not None and bool(outcome.result.failures)))
 
     def _case_started(self, task: Task) -> None:
         self._tell(self._observer.case_started, task.case_id, task.number)

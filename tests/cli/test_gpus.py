@@ -15,6 +15,9 @@ from cli_helpers import Folders, Result, command, files_in, run_process, write_f
 from pretended_gpus import environment, processes_of
 from training_helpers import write_cases
 
+from crfrefine.engines import get_backend
+from crfrefine.errors import ConfigError
+
 CASES = tuple("abcd")
 SETTINGS = ("--set", "mean_field.filter=truncated", "--set", "spatial.weight=0.5", "--threads", "1", "--save-logits")
 
@@ -66,6 +69,27 @@ def test_the_cases_are_shared_out_and_the_results_are_those_of_one_gpu(device: s
     shown = "cuda:1,0" if device == "cuda:1,0" else "cuda:0,1"
     assert json.loads((tmp_path / "both.json").read_text())["device"] == shown
     assert f"; device {shown}, 1 thread" in both.stderr
+
+
+def test_fail_fast_finishes_and_records_what_has_begun(folders: Folders, tmp_path: Path) -> None:
+    """Each result that is written is in the summary, from which `--continue` goes on; no further case begins."""
+    whole = (folders.logits / "a.nii.gz").read_bytes()
+    (folders.logits / "a.nii.gz").write_bytes(b"no volume")
+    summary = tmp_path / "s.json"
+    result = run(folders, "cuda:0,1", "--fail-fast", "--summary", summary)
+    assert result.status == 1
+    found = {name: case["status"] for name, case in records(summary).items()}
+    done = [name for name, status in found.items() if status == "done"]
+    assert found.pop("a") == "failed"
+    assert done == list(found)
+    assert "c" in done, "b was to be the next one of the GPU that had a"
+    assert len(found) < len(CASES) - 1
+    assert files_in(folders.output) == sorted(f"{name}{end}.nii.gz" for name in done for end in ("", "_logits"))
+    (folders.logits / "a.nii.gz").write_bytes(whole)
+    assert run(folders, "cuda:0,1", "--continue", "--summary", summary, state="repaired").status == 0
+    again = records(summary)
+    assert {name: case["status"] for name, case in again.items()} == {name: "skipped" if name in done else "done" for name in CASES}
+    assert all("refine" in case["times"] for case in again.values()), "what the earlier run said of its cases is kept"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +222,13 @@ def test_a_bad_list_is_one_line_of_error(folders: Folders) -> None:
     assert "crfrefine: error: --device cuda:0,7: expected GPUs from 0 to 1, found 7" in result.stderr
     assert "Traceback" not in result.stderr
     assert files_in(folders.output) == []
+
+
+def test_an_unknown_device_names_lists_where_they_are_taken(folders: Folders) -> None:
+    result = run(folders, "xyz")
+    assert "device: expected one of auto, cpu, cuda, cuda:N, reference, cuda:N,M, cuda:all; got 'xyz'" in result.stderr
+    with pytest.raises(ConfigError, match=r"expected one of auto, cpu, cuda, cuda:N, reference; got 'xyz'"):
+        get_backend("xyz")
 
 
 def test_a_cluster_has_gpus_of_its_own(folders: Folders) -> None:

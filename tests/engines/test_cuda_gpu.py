@@ -270,6 +270,28 @@ def test_the_second_gpu_is_as_good(torch: Any) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-4)  # of another kind, perhaps
 
 
+_ON_THE_SECOND = """
+import ctypes
+import numpy as np
+from crfrefine import refine
+from crfrefine.engines.cuda.current_gpu import own_process
+
+own_process()
+rng = np.random.default_rng(0)
+refine(rng.normal(size=(3, 21, 18, 24)).astype("f4"), rng.random((1, 21, 18, 24)).astype("f4"), device="cuda:1")
+for number in (0, 1):
+    flags, active = ctypes.c_uint(), ctypes.c_int()
+    assert ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxGetState(number, ctypes.byref(flags), ctypes.byref(active)) == 0
+    print(active.value)
+"""
+
+
+@pytest.mark.skipif(num_driver_devices() < 2, reason="needs two GPUs")
+def test_a_process_on_the_second_gpu_has_no_context_on_the_first() -> None:
+    done = subprocess.run([sys.executable, "-c", _ON_THE_SECOND], capture_output=True, text=True, check=False, timeout=180)
+    assert done.stdout.split() == ["0", "1"], done.stderr
+
+
 def test_the_gpu_says_what_it_is(engine: CudaBackend) -> None:
     assert isinstance(engine.device, CupyDevice)
     found = engine.device.properties()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,8 +19,12 @@ from crfrefine import CrfParameters, refine
 from crfrefine.engines.cuda import ahead, transfers
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
-from crfrefine.engines.cuda.held import HeldChannels
+from crfrefine.engines.cuda.device import check_memory
+from crfrefine.engines.cuda.held import SHARE, HeldChannels
+from crfrefine.engines.cuda.intensity import HeldImage
 from crfrefine.engines.cuda.transfers import NUM_BUFFERS, Ring
+from crfrefine.errors import CapacityError
+from crfrefine.parameters.sections import IntensityParameters
 
 GRID = (7, 11, 9)
 PARAMETERS = CrfParameters().replace(
@@ -50,6 +55,11 @@ def cases(monkeypatch: pytest.MonkeyPatch, engine: CudaBackend) -> list[Case]:
 
 def arrays_of(cases: Sequence[Case]) -> list[np.ndarray[Any, Any]]:
     return [array for case in cases for array in (case.logits, case.image)]
+
+
+def of_the_host(num_bytes: float) -> np.ndarray[Any, Any]:
+    """Logits of about so many bytes, in memory that the stand-in does not count as the device's."""
+    return np.frombuffer(bytearray(40 * int(num_bytes // 40)), dtype=np.float32).reshape(2, 5, -1)
 
 
 def refined(case: Case, **options: Any) -> crfrefine.RefinementResult:
@@ -187,6 +197,120 @@ def test_a_run_that_has_begun_keeps_its_memory(lane: StrictLane, monkeypatch: py
         assert not BEING_FILLED
     engine.copy_ahead(values, None)
     assert BEING_FILLED
+
+
+def test_a_part_of_a_run_takes_nothing_of_what_is_reserved(lane: StrictLane) -> None:
+    """Later estimates are those of parts: a lattice's vertices, a filter's box. After the run all of it is free, after an error too."""
+    device = StrictDevice(limit=1_000_000, lane=lane)
+    engine = CudaBackend(device)
+    values = np.zeros((2, 5, 4, 6), dtype=np.float32)
+    with device.ahead.run():
+        check_memory(device, 999_000, "a case")
+        with device.ahead.run():
+            check_memory(device, 10, "a part of it")
+        engine.copy_ahead(values, None)
+        assert not BEING_FILLED
+    with pytest.raises(CapacityError), device.ahead.run():
+        check_memory(device, 2_000_000, "a case")
+    check_memory(device, 999_000, "what is no run")
+    engine.copy_ahead(values, None)
+    assert BEING_FILLED
+
+
+def test_runs_of_two_threads_keep_what_both_need(lane: StrictLane) -> None:
+    """Such as a layer's beside a folder run; one that ends gives back what was its own."""
+    device = StrictDevice(limit=1_000_000, lane=lane)
+    engine = CudaBackend(device)
+    values = np.zeros((2, 5, 4, 6), dtype=np.float32)
+    begun, end = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with device.ahead.run():
+            device.ahead.reserve(500_000)
+            begun.set()
+            assert end.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(other)
+        assert begun.wait(60)
+        with device.ahead.run():
+            device.ahead.reserve(499_000)
+            engine.copy_ahead(values, None)
+            assert not BEING_FILLED
+        end.set()
+        running.result()
+    engine.copy_ahead(values, None)
+    assert BEING_FILLED
+
+
+def test_a_run_keeps_its_whole_estimate_to_its_last_step(lane: StrictLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that fits beside the parts that were estimated last does not begin; nor is anything reserved once the run is done."""
+    device = StrictDevice(limit=20_000_000, lane=lane)
+    engine = CudaBackend(device)
+    case, *_ = cases(monkeypatch, engine)
+    reserved: list[float] = []
+    reserve = device.ahead.reserve
+
+    def noted(num_bytes: float) -> None:
+        reserved.append(num_bytes)
+        reserve(num_bytes)
+
+    monkeypatch.setattr(device.ahead, "reserve", noted)
+    monkeypatch.setattr(ahead, "SHARE", 1)
+    stages: list[bool] = []
+
+    def progress(stage: str, step: int, num_steps: int) -> None:
+        if stage == "mean field" and not stages:
+            free = device.free_bytes()
+            assert free is not None
+            left = free - max(reserved)
+            assert reserved[-1] < max(reserved)
+            engine.copy_ahead(of_the_host(left + 400), None)
+            stages.append(bool(BEING_FILLED))
+
+    refined(case, progress=progress)
+    assert stages == [False]
+    engine.copy_ahead(of_the_host((device.free_bytes() or 0) - 400), None)
+    assert BEING_FILLED
+
+
+@pytest.mark.parametrize("normalization", ["percentile", "zscore"])
+def test_where_an_image_is_normalized_does_not_depend_on_copies(
+    normalization: str, lane: StrictLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near the limit, the next case makes room for it; not where that would not be enough."""
+    image = (900 * random_case(3, num_modalities=2, num_labels=2, grid_shape=GRID).image).astype(np.int16)
+    parameters = IntensityParameters(normalization=normalization)
+    limit = image.nbytes + int(2 * HeldImage(StrictDevice(), image).bytes_to_normalize(None, None)) + 200
+    monkeypatch.setattr(ahead, "SHARE", 1)
+    for short in (0, 400):
+        device = StrictDevice(limit=limit - short, lane=lane)
+        engine = CudaBackend(device)
+        found = []
+        for copies in (False, True):
+            held = engine.hold_image(image)
+            if copies:
+                engine.copy_ahead(of_the_host(2520), None)
+                assert BEING_FILLED
+            taken = engine.normalize(held, parameters, None, None).take()
+            assert isinstance(taken, np.ndarray if short else HeldChannels)
+            assert bool(BEING_FILLED) == (copies and short > 0)
+            found.append((taken if short else device.download(taken.array)).tobytes())
+            del taken, held
+            engine.copy_ahead()
+        assert found[0] == found[1]
+
+
+def test_whether_logits_are_held_does_not_depend_on_copies(lane: StrictLane, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_case(3, num_modalities=2, num_labels=4, grid_shape=GRID).logits
+    monkeypatch.setattr(ahead, "SHARE", 1)
+    for short in (0, 400):
+        engine = CudaBackend(StrictDevice(limit=SHARE * logits.nbytes + 200 - short, lane=lane))
+        for copies in (False, True):
+            if copies:
+                engine.copy_ahead(of_the_host(2520), None)
+            assert isinstance(engine.hold(logits), np.ndarray if short else HeldChannels)
+            engine.copy_ahead()
 
 
 def test_without_room_nothing_is_copied_ahead(lane: StrictLane) -> None:

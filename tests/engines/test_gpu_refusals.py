@@ -44,9 +44,8 @@ def fake_cupy(error: BaseException | None) -> Any:
         arange=arange,
         cuda=SimpleNamespace(
             compiler=SimpleNamespace(CompileException=CompileError),
-            runtime=SimpleNamespace(CUDARuntimeError=CudaRuntimeError, deviceSynchronize=lambda: None),
+            runtime=SimpleNamespace(CUDARuntimeError=CudaRuntimeError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
             driver=SimpleNamespace(CUDADriverError=CudaRuntimeError),
-            Device=lambda index: contextlib.nullcontext(),
         ),
     )
 
@@ -93,6 +92,23 @@ def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error: Exception
             get_backend(device)
     with pytest.warns(RuntimeWarning, match=rf"--device auto takes the CPU, as the GPU cannot be used \(--device cuda: {message}"):
         assert get_backend("auto").name == "cpu"
+
+
+def test_a_default_stream_per_thread_is_refused_and_auto_says_why(machine: pytest.MonkeyPatch) -> None:
+    """Copies in one thread rely on the order of launches in another: on one default stream for all."""
+    machine.setattr(cupy_device, "num_driver_devices", lambda: 1)
+    machine.setattr(importlib.util, "find_spec", lambda name: object())
+    machine.setitem(sys.modules, "cupy", fake_cupy(ValueError("opened")))
+    message = r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM='1': .*unset it.*--device cpu"
+    machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
+    with pytest.raises(BackendUnavailableError, match=f"--device cuda: {message}"):
+        get_backend("cuda")
+    with pytest.warns(RuntimeWarning, match=f"--device auto takes the CPU.*{message}"):
+        assert get_backend("auto").name == "cpu"
+    for value in ("0", ""):
+        machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", value)
+        with pytest.raises(ValueError, match="opened"):
+            get_backend("cuda")
 
 
 def driver(status: int) -> Any:

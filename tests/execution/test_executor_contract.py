@@ -99,6 +99,18 @@ def test_results_may_be_large(makers, kind):
         assert [len(result) for result in executor.results(pool_functions.repeat, sizes)] == sizes
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_an_outcome_that_stops_only_what_has_begun_is_finished(makers, kind):
+    """Each item that has begun has an outcome, those too that end beside the one that stops."""
+    begun: list[int] = []
+    with makers[kind]() as executor:
+        outcomes = executor.map(pool_functions.fail_at_two, range(300), begun.append, lambda outcome: outcome.error is not None)
+        ended = [item for item, _ in outcomes]
+    assert 2 in ended
+    assert sorted(ended) == sorted(begun)
+    assert len(ended) < 30
+
+
 class StopError(Exception):
     """Somebody who is told of an item wants no more."""
 

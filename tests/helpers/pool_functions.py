@@ -141,3 +141,10 @@ def need_memory(need: tuple[int, int]) -> tuple[int, int]:
 def where(item: int) -> tuple[str, str | None, str | None]:
     names = ("CRFREFINE_WORKER_THREADS", "CRFREFINE_WORKER_MEMORY")
     return (str(Path.cwd()), *(os.environ.get(name) for name in names))
+
+
+def fail_at_zero_on_a_device(placed):
+    """Of what `DeviceProcesses` gives."""
+    if placed.item == 0:
+        raise ValueError("no 0")
+    return placed.item

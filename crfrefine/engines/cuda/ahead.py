@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ class Ahead:
         self._device = device
         self._lock = threading.Lock()
         self._cases: list[list[_Entry]] = []
-        self._reserved = 0.0
+        self._reserving = threading.Lock()  # not the other one, which is held while arrays are copied
+        self._reserved: dict[int, float] = {}
 
     def begin(self, transfers: Transfers, arrays: tuple[NDArray[Any], ...]) -> None:
         """Begin to copy the arrays of the next case, as far as there is room; without arrays, forget all.
@@ -53,7 +55,7 @@ class Ahead:
             self._cases.append(entries)
             for array in arrays:
                 free = self._device.free_bytes()
-                if free is None or array.nbytes * SHARE <= free - self._reserved:
+                if free is None or array.nbytes * SHARE <= free - self._reserved_bytes():
                     entries.append(_Entry(_key(array), array, transfers.begin_upload(array)))
 
     def take(self, transfers: Transfers | None, array: NDArray[Any]) -> Any:
@@ -72,23 +74,49 @@ class Ahead:
                         return entry.there
         return None
 
-    def make_room(self, transfers: Transfers | None) -> None:
-        """Give the memory back that was taken ahead."""
+    def room(self, transfers: Transfers | None, num_bytes: float) -> float:
+        """Return the free memory, counting what was copied ahead; if so many bytes fit only in place of that, it is given back.
+
+        So whether they fit does not depend on how far the copies are.
+        """
+        free = self._device.free_bytes()
+        if free is None or num_bytes <= free:
+            return math.inf if free is None else free
         with self._lock:
-            if transfers is not None:
+            free = self._device.free_bytes() or 0
+            taken: int = sum(entry.there.nbytes for entries in self._cases for entry in entries)
+            if transfers is not None and free < num_bytes <= free + taken:
                 self._forget(transfers, len(self._cases))
+            return free + taken
 
     def reserve(self, num_bytes: float) -> None:
-        """Leave so much memory free: what was estimated to fit begins."""
-        self._reserved = num_bytes
+        """Leave so much memory free until this thread's run ends: what was estimated to fit begins.
+
+        A run estimates its parts as well: its largest estimate counts. Outside of a run nothing is reserved.
+        """
+        thread = threading.get_ident()
+        with self._reserving:
+            if thread in self._reserved:
+                self._reserved[thread] = max(self._reserved[thread], num_bytes)
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """Return the context of a run, after which nothing is reserved for it."""
+        """Return the context of a run in this thread, after which nothing is reserved for it; one inside another is a part of it."""
+        thread = threading.get_ident()
+        with self._reserving:
+            is_part = thread in self._reserved
+            if not is_part:
+                self._reserved[thread] = 0.0
         try:
             yield
         finally:
-            self._reserved = 0.0
+            if not is_part:
+                with self._reserving:
+                    del self._reserved[thread]
+
+    def _reserved_bytes(self) -> float:
+        with self._reserving:
+            return sum(self._reserved.values())
 
     def _forget(self, transfers: Transfers, count: int) -> None:
         """Give the arrays of the oldest cases back, once they are not being filled any more."""

@@ -120,7 +120,7 @@ class CudaBackend:
         """Filter values once; see `Backend.message`."""
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
-        with self._lock, self.device.active(), capacity(values.shape):
+        with self._lock, self.device.active(), capacity(values.shape), self.device.ahead.run():
             num_modalities = 0 if wanted.is_spatial or image is None else len(image)
             needed = message_bytes(values.shape, num_modalities, inside, filter_name="" if wanted.is_spatial else spec.filter)
             check_memory(device, needed, f"a message of {inside} voxels and {num_channels} channels")
@@ -171,8 +171,7 @@ class CudaBackend:
             there = self.device.ahead.take(self.device.transfers, channels)
             if there is not None:
                 return HeldChannels(self.device, there)
-            free = self.device.free_bytes()
-            if free is not None and 4 * channels.size * SHARE > free:
+            if not self._has_room(4.0 * channels.size * SHARE):
                 return channels
             return HeldChannels(self.device, self.device.upload(np.asarray(channels, dtype=np.float32)))
 
@@ -182,8 +181,7 @@ class CudaBackend:
             return image
         with self._lock, self.device.active(), capacity(image.shape):
             there = self.device.ahead.take(self.device.transfers, image)
-            free = self.device.free_bytes()
-            if there is None and free is not None and image.nbytes * SHARE > free:
+            if there is None and not self._has_room(image.nbytes * SHARE):
                 return image
             return HeldImage(self.device, image, there)
 
@@ -210,8 +208,7 @@ class CudaBackend:
         """Return the normalized image; see `Backend.normalize`. What the device has no room for is the host's work."""
         if isinstance(image, HeldImage):
             with self._lock, self.device.active(), capacity(image.shape):
-                free = self.device.free_bytes()
-                if free is None or 2.0 * image.bytes_to_normalize(mask, box) <= free:
+                if self._has_room(2.0 * image.bytes_to_normalize(mask, box)):
                     return CaseImage(image.normalized(parameters, mask, box), box)
             image = image.host
         return CaseImage.normalized(image, parameters, mask, box, threads=threads)
@@ -222,6 +219,10 @@ class CudaBackend:
             return None
         with self._lock, self.device.active(), capacity(before.shape):
             return before.changes(after, box)
+
+    def _has_room(self, num_bytes: float) -> bool:
+        """Return whether so many bytes are free, or were without what was copied ahead."""
+        return num_bytes <= self.device.ahead.room(self.device.transfers, num_bytes)
 
     def _inside(self, channels: Any, box: Box) -> Any:
         """Return channels in a box, where they are."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crfrefine.engines.cuda import torch_memory
 from crfrefine.engines.cuda.ahead import Ahead
 from crfrefine.engines.cuda.cupy_lane import CupyLane
+from crfrefine.engines.cuda.current_gpu import on_gpu
 from crfrefine.engines.cuda.loss import LossWatch
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.engines.cuda.transfers import Transfers
@@ -36,6 +37,9 @@ _INSTALL = (
 )
 _TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 
+
+_STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"
+"""A variable that CuPy reads when it is imported."""
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # on Linux, on Windows' Linux, on boards with an integrated GPU
 _NO_DRIVER, _SUCCESS, _NO_DEVICE = -1, 0, 100  # the last two: CUDA_SUCCESS, CUDA_ERROR_NO_DEVICE
@@ -137,7 +141,8 @@ class CupyDevice:
             index: number of the GPU; the first one is named "cuda".
 
         Raises:
-            BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy, or a forked process; says what to do.
+            BackendUnavailableError: no driver, no GPU, no GPU of that number, no suitable CuPy or one with a default stream per thread, or
+                a forked process; says what to do.
         """
         self.name = f"cuda:{index}" if index else "cuda"
         self._process = os.getpid()
@@ -146,17 +151,21 @@ class CupyDevice:
             raise no_gpu(self.name)
         if index >= count:
             raise missing_gpu(self.name, index, count)
+        if os.environ.get(_STREAM_PER_THREAD, "").strip() not in ("", "0"):
+            raise BackendUnavailableError(
+                f"--device {self.name}: expected one default stream for all threads, found {_STREAM_PER_THREAD}="
+                f"{shorten_value(os.environ[_STREAM_PER_THREAD])}: with one per thread, copies would not wait for work of other threads; "
+                "unset it before CuPy is imported, or use --device cpu"
+            )
         try:
             self.xp: Any = importlib.import_module("cupy")
         except (ImportError, OSError) as error:  # OSError if CuPy cannot create its folder for compiled kernels
             raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
         self._number = index
         cuda = self.xp.cuda
-        self._loss = LossWatch(
-            self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), lambda: cuda.Device(index).synchronize()
-        )
+        self._loss = LossWatch(self.name, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError), self._ask)
         try:
-            with self.xp.cuda.Device(index):
+            with on_gpu(cuda.runtime, index):
                 int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
         except (self.xp.cuda.compiler.CompileException, RuntimeError, ImportError, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or getattr(error, "status", None) == _OUT_OF_MEMORY:
@@ -248,8 +257,13 @@ class CupyDevice:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        with self._loss.watching(), self.xp.cuda.Device(self._number):
+        with self._loss.watching(), on_gpu(self.xp.cuda.runtime, self._number):
             yield
+
+    def _ask(self) -> None:
+        """Wait for the GPU to answer."""
+        with on_gpu(self.xp.cuda.runtime, self._number):
+            self.xp.cuda.runtime.deviceSynchronize()
 
     def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
         """Record a CUDA graph; see `Device.capture`. If the driver refuses, launch one by one, with a warning."""

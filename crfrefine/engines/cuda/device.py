@@ -76,8 +76,8 @@ class Device(Protocol):
 
 @contextmanager
 def active_for(device: Device, array: Any) -> Iterator[None]:
-    """Activate the device for work on an array: for a tensor on a GPU, on PyTorch's stream and in PyTorch's memory."""
-    with device.active(), following(device.xp, array):
+    """Activate the device for a run on an array: for a tensor on a GPU, on PyTorch's stream and in PyTorch's memory."""
+    with device.active(), following(device.xp, array), device.ahead.run():
         yield
 
 
@@ -87,12 +87,9 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
     Raises:
         CapacityError: too little memory is free; the message has the estimate and the free memory.
     """
-    free = device.free_bytes()
-    if free is not None and num_bytes > free:
-        device.ahead.make_room(device.transfers)
-        free = device.free_bytes()
     device.ahead.reserve(num_bytes)
-    if free is not None and num_bytes > free:
+    free = device.ahead.room(device.transfers, num_bytes)
+    if num_bytes > free:
         raise CapacityError(
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
             "use a mask or a smaller region, fewer labels at a time, or --device cpu"

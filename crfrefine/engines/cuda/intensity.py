@@ -1,4 +1,4 @@
-"""Raw intensities on the device, and their normalization there, with the bits of `crfrefine.arrays.intensity` (z-scores: to rounding)."""
+"""Raw intensities on the device, and their normalization there, with the bits of `crfrefine.arrays.intensity`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.intensity import IntensityMap, fixed_map, measured_map, offset_of, percentile_places
+from crfrefine.arrays.intensity import IntensityMap, fit_modality, measured_map, offset_of, percentile_places
 from crfrefine.engines.base import Range
 from crfrefine.engines.cuda.held import HeldChannels
 from crfrefine.parameters.modalities import intensity_by_modality
@@ -50,33 +50,27 @@ class HeldImage:
     def normalized(self, parameters: IntensityParameters, mask: NDArray[np.bool_] | None, box: Box | None) -> HeldChannels:
         """Return (M, *grid), or (M, *box), float32; see `crfrefine.arrays.intensity.normalize_intensity`."""
         device, xp = self.device, self.device.xp
-        inside = None if mask is None else xp.flatnonzero(device.upload(mask))
+        plans = intensity_by_modality(parameters, len(self.array))
+        inside = None
+        if mask is not None and any(kind == "percentile" for kind, _, _ in plans):
+            inside = xp.flatnonzero(device.upload(mask))
         extents = self.shape[1:] if box is None else tuple(axis.stop - axis.start for axis in box)
         result = xp.empty((len(self.array), *extents), dtype=np.float32)
-        for number, plan in enumerate(intensity_by_modality(parameters, len(self.array))):
+        for number, plan in enumerate(plans):
             channel = self.array[number]
-            found = self._fit(channel.reshape(-1), self.host[number], *plan, inside)
+            if plan[0] == "percentile":
+                found = self._fit_percentiles(channel.reshape(-1), self.host[number], plan[1], inside)
+            else:  # Sums in another order would have other bits: where a z-score is computed must not matter.
+                found = fit_modality(self.host[number], *plan, mask)
             self._apply(found, channel if box is None else channel[box], result[number])
         return HeldChannels(device, result)
 
-    def _fit(
-        self,
-        channel: Any,
-        host: NDArray[Any],
-        kind: str,
-        percentiles: tuple[float, float],
-        window: tuple[float, float] | None,
-        inside: Any,
-    ) -> IntensityMap:
-        if (fixed := fixed_map(kind, window)) is not None:
-            return fixed
-        offset = offset_of(host, kind)
+    def _fit_percentiles(self, channel: Any, host: NDArray[Any], percentiles: tuple[float, float], inside: Any) -> IntensityMap:
+        offset = offset_of(host, "percentile")
         values = channel if inside is None else channel[inside]
         if offset is not None:
             values = values.astype(np.float64) - offset
-        values = values.astype(np.float32)
-        shift, width = self._mean_and_deviation(values) if kind == "zscore" else self._percentile_range(values, percentiles)
-        return measured_map(shift, width, offset)
+        return measured_map(*self._percentile_range(values.astype(np.float32), percentiles), offset)
 
     def _percentile_range(self, values: Any, percentiles: tuple[float, float]) -> tuple[float, float]:
         """The lower percentile, and its distance to the upper one; both share one sort."""
@@ -89,14 +83,6 @@ class HeldImage:
         if high <= low:
             low, high = ends[4:]
         return low, high - low
-
-    def _mean_and_deviation(self, values: Any) -> tuple[float, float]:
-        """Mean and (population) standard deviation, summed in float64 relative to the first value."""
-        pivot = values[:1]
-        spread = (values - pivot).astype(np.float64)
-        sums = [float(self.device.download(part.sum(keepdims=True))[0]) for part in (spread, spread * spread)]
-        mean, squares = (total / int(values.size) for total in sums)
-        return float(self.device.download(pivot)[0]) + mean, math.sqrt(max(0.0, squares - mean * mean))
 
     def _apply(self, found: IntensityMap, channel: Any, mapped: Any) -> None:
         """Write the mapped intensities; see `IntensityMap.apply`."""

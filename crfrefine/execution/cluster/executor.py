@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 
 from crfrefine.execution.cluster.connection import connect
-from crfrefine.execution.executor import Executor, Item, Outcome, Result, Started, ignore
+from crfrefine.execution.executor import Executor, Item, Outcome, Result, Started, ignore, never
 from crfrefine.execution.placement import Placement
 
 
@@ -28,7 +28,11 @@ class Cluster(Executor):
         self.notes = self._connection.notes
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], started: Started[Item] = ignore
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        started: Started[Item] = ignore,
+        stops: Callable[[Outcome[Result]], bool] = never,
     ) -> Generator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome, as they complete.
 
@@ -37,7 +41,7 @@ class Cluster(Executor):
         """
         from crfrefine.execution.cluster.run import ClusterRun  # It imports `distributed`, of which `connect` says whether it is there.
 
-        run = ClusterRun(self._connection, self._placement, function, items, started)
+        run = ClusterRun(self._connection, self._placement, function, items, started, stops)
         try:
             yield from run.outcomes()
         finally:

@@ -50,6 +50,7 @@ class ClusterRun(Generic[Item, Result]):
         function: of one item; pickled.
         items: pickled one by one when they are sent.
         started: told of items that begin.
+        stops: whether nothing more is sent after an outcome.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class ClusterRun(Generic[Item, Result]):
         function: Callable[[Item], Result],
         items: Sequence[Item],
         started: Started[Item],
+        stops: Callable[[Outcome[Result]], bool],
     ) -> None:
         self._connection, self._client, self._items, self._started = connection, connection.client, items, started
+        self._stops, self._num_items = stops, len(items)
         self._seconds = placement.case_timeout
         self._settings = TaskSettings(
             f"crfrefine-{uuid.uuid4().hex}",
@@ -82,11 +85,13 @@ class ClusterRun(Generic[Item, Result]):
 
     def outcomes(self) -> Iterator[tuple[Item, Outcome[Result]]]:
         """Yield each item with its outcome."""
-        while self._num_begun < len(self._items) or self._again or self._flights:
+        while self._num_begun < self._num_items or self._again or self._flights:
             if self._workers.look():
                 self._release_items()
             self._send_items()
             for item, outcome in self._collect():
+                if self._stops(outcome):
+                    self._num_items = self._num_begun
                 yield self._items[item.number], outcome
 
     def close(self) -> None:
@@ -121,7 +126,7 @@ class ClusterRun(Generic[Item, Result]):
             if self._has_room(item.only_on):
                 self._again.remove(item)
                 self._send(item)
-        while self._num_begun < len(self._items) and self._has_room():
+        while self._num_begun < self._num_items and self._has_room():
             self._send(SentItem(self._num_begun))
             self._num_begun += 1
 

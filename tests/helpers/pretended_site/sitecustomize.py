@@ -9,3 +9,9 @@ if "PRETENDED_GPUS" in os.environ:
     import pretended_gpus
 
     pretended_gpus.install()
+
+if "PRETENDED_CUPY" in os.environ:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    import recorded_cupy
+
+    recorded_cupy.install(int(os.environ["PRETENDED_CUPY"]))

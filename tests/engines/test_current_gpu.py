@@ -1,0 +1,111 @@
+"""A process has a context only on the GPU that it works on, and `refine` leaves the caller's current GPU as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+import recorded_cupy
+from cli_helpers import run_process, write_folders
+from oracles import Case, random_case
+from recorded_cupy import Machine
+
+import crfrefine
+from crfrefine import CrfParameters, refine
+from crfrefine.engines.cuda import cupy_device, current_gpu
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+PARAMETERS = CrfParameters().replace(
+    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
+)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Two GPUs, for somebody's program; large arrays are those of 1000 bytes."""
+    monkeypatch.setattr(current_gpu, "_is_own_process", False)
+    monkeypatch.setattr(cupy_device, "_LARGE", 1000)
+    engines = crfrefine.engines.get_backend.__globals__["_cuda_backend"]
+    engines.cache_clear()
+    with recorded_cupy.installed(2) as found:
+        yield found
+    engines.cache_clear()
+
+
+@pytest.fixture
+def case() -> Case:
+    found = random_case(3, num_modalities=2, num_labels=4, grid_shape=(7, 11, 9))
+    return Case(found.logits, (900 * found.image).astype(np.int16), None, (1.0, 1.5, 2.5))
+
+
+def refined(case: Case, device: str = "cuda:1", **options: Any) -> crfrefine.RefinementResult:
+    return refine(case.logits, case.image, spacing=case.spacing, parameters=PARAMETERS, device=device, **options)
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cuda:2", [{2}]), ("cuda:2,1", [{1}, {2}]), ("cuda", [{0}])],
+)
+def test_a_command_opens_contexts_only_on_its_gpus(device: str, expected: list[set[int]], tmp_path: Path) -> None:
+    """In all of its threads and processes: those that read, compute and write."""
+    folders = write_folders(tmp_path, *"abcd")
+    settings = ("--set", "mean_field.filter=truncated", "--set", "spatial.weight=0.5", "--threads", 1, "--save-logits")
+    there = recorded_cupy.environment(tmp_path / "state", 3)
+    result = run_process("infer", *folders.arguments, *settings, "--device", device, env=there, timeout=300)
+    assert result.status == 0, result.stderr
+    assert sorted(recorded_cupy.contexts_in(tmp_path / "state").values(), key=min) == expected
+
+
+def test_the_callers_gpu_is_current_again(machine: Machine, case: Case) -> None:
+    """After a run, after an error in it, and in each thread; with the results of any GPU."""
+    found = refined(case)
+    _ = found.logits
+    assert machine.current == 0
+    assert machine.contexts == {0, 1}
+
+    def stop(stage: str, step: int, num_steps: int) -> None:
+        assert machine.current == 1
+        raise KeyError(stage)
+
+    with pytest.raises(KeyError):
+        refined(case, progress=stop)
+    assert machine.current == 0
+    with ThreadPoolExecutor(1) as other:
+        np.testing.assert_array_equal(other.submit(refined, case).result().label_map, found.label_map)
+        assert other.submit(lambda: machine.current).result() == 0
+    np.testing.assert_array_equal(refined(case, "cuda:0").label_map, found.label_map)
+    np.testing.assert_array_equal(found.label_map, refined(case, "reference").label_map)
+
+
+def test_a_gpu_that_is_current_already_stays_so(machine: Machine, case: Case) -> None:
+    """As PyTorch leaves it after work on tensors there: nothing happens on another one."""
+    machine.set(1)
+    _ = refined(case).logits
+    assert machine.set_to == [1]
+    assert (machine.current, machine.contexts) == (1, {1})
+
+
+def test_a_gpu_that_another_process_has_costs_no_result(machine: Machine, case: Case) -> None:
+    """It can be current for nobody in this process; the thread stays, and is told once."""
+    machine.refusing.add(0)
+    message = r"GPU 0, which was current before work on GPU 1, cannot be set back to \(cudaErrorDevices"
+    with pytest.warns(RuntimeWarning, match=message) as told:
+        found = refined(case)
+    assert len(told) == 1
+    assert machine.current == 1
+    np.testing.assert_array_equal(found.label_map, refined(case).label_map)
+
+
+def test_other_errors_are_passed_on(machine: Machine) -> None:
+    def broken(number: int) -> None:
+        raise recorded_cupy.CudaError(719, "cudaErrorLaunchFailure")
+
+    runtime = recorded_cupy.SimpleNamespace(getDevice=lambda: 0, setDevice=lambda number: None, CUDARuntimeError=recorded_cupy.CudaError)
+    with pytest.raises(recorded_cupy.CudaError, match="LaunchFailure"), current_gpu.on_gpu(runtime, 1):
+        runtime.setDevice = broken

@@ -1,0 +1,267 @@
+"""A machine with several GPUs as CuPy shows it: `CupyDevice` runs as it is, and the GPUs on which a context is opened are recorded.
+
+As in CUDA 12, setting a thread to a GPU opens a context there, and so does what is done on it. Memory is numpy's, kernels run as C++.
+
+PRETENDED_CUPY in the environment of a process says how many GPUs it finds; in the folder PRETENDED_STATE it notes each context, `GPU.PID`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cuda_shim
+import numpy as np
+from numpy.typing import NDArray
+from pretended_gpus import SITE, CudaError
+
+from crfrefine.engines.cuda import cupy_device
+from crfrefine.engines.cuda.sources import kernel_source
+
+REFUSED = 46
+"""`cudaErrorDevicesUnavailable`."""
+
+
+class Machine:
+    """What CUDA knows.
+
+    Attributes:
+        number: of GPUs.
+        contexts: GPUs on which this process has one.
+        refusing: GPUs that another process has for itself.
+        set_to: GPUs that threads were set to, in order.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.contexts: set[int] = set()
+        self.refusing: set[int] = set()
+        self.set_to: list[int] = []
+        self._threads = threading.local()
+
+    @property
+    def current(self) -> int:
+        """The GPU of this thread."""
+        return getattr(self._threads, "current", 0)
+
+    def set(self, number: int) -> None:
+        self.set_to.append(number)
+        self._open(number)
+        self._threads.current = number
+
+    def use(self) -> None:
+        """Something happens on the GPU of this thread."""
+        self._open(self.current)
+
+    def _open(self, number: int) -> None:
+        if number in self.refusing:
+            raise CudaError(REFUSED, "cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable")
+        self.contexts.add(number)
+        if "PRETENDED_STATE" in os.environ:
+            (Path(os.environ["PRETENDED_STATE"]) / f"{number}.{os.getpid()}").touch()
+
+
+machine = Machine(0)
+
+
+class Array(np.ndarray):
+    """CuPy's, as far as it differs from numpy's."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+    def set(self, values: NDArray[Any]) -> None:
+        machine.use()
+        self.view(np.ndarray)[...] = values
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
+        machine.use()
+        if out is not None:
+            options["out"] = tuple(map(_plain, out))
+        return _own(getattr(ufunc, method)(*map(_plain, inputs), **options))
+
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        machine.use()
+        return super().__array_function__(function, types, arguments, options)
+
+
+class Event:
+    def __init__(self, **_: object) -> None:
+        machine.use()
+
+    def record(self, stream: object) -> None:
+        machine.use()
+
+    def synchronize(self) -> None:
+        machine.use()
+
+    def __del__(self) -> None:
+        machine.use()
+
+
+class Stream:
+    ptr = 1
+
+    def __init__(self, **_: object) -> None:
+        machine.use()
+
+    def wait_event(self, event: Event) -> None:
+        machine.use()
+
+    def synchronize(self) -> None:
+        machine.use()
+
+
+class Device:
+    """CuPy's context: it sets back to the GPU before."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._before: list[int] = []
+
+    def __enter__(self) -> Device:
+        self._before.append(machine.current)
+        if machine.current != self._number:
+            machine.set(self._number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        machine.set(self._before.pop())
+
+    def synchronize(self) -> None:
+        with self:
+            machine.use()
+
+
+def _copy(target: int, source: int, num_bytes: int, kind: int, stream: int) -> None:
+    machine.use()
+    ctypes.memmove(target, source, num_bytes)
+
+
+def _memory() -> tuple[int, int]:
+    machine.use()
+    return 1 << 34, 1 << 34
+
+
+class Cupy:
+    """The module."""
+
+    __version__ = "0"
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CudaError,
+            getDevice=lambda: machine.current,
+            setDevice=lambda number: machine.set(number),
+            deviceSynchronize=lambda: machine.use(),
+            memGetInfo=_memory,
+            memcpyAsync=_copy,
+            memcpyHostToDevice=1,
+            memcpyDeviceToHost=2,
+        ),
+        driver=SimpleNamespace(CUDADriverError=CudaError),
+        compiler=SimpleNamespace(CompileException=CudaError),
+        alloc_pinned_memory=lambda num_bytes: (machine.use(), bytearray(num_bytes))[1],
+        get_current_stream=lambda: Stream(),
+        Device=Device,
+        Event=Event,
+        Stream=Stream,
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(np, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            machine.use()
+            return _own(function(*map(_plain, arguments), **options))
+
+        return call
+
+    def asarray(self, values: Any) -> Any:
+        machine.use()
+        return values if isinstance(values, Array) else np.array(values).view(Array)
+
+    def asnumpy(self, values: Array) -> NDArray[Any]:
+        machine.use()
+        return np.array(_plain(values), order="C")
+
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(free_bytes=lambda: 0)
+
+
+class RecordedDevice(cupy_device.CupyDevice):
+    """Launches run on the host; all else is CuPy's."""
+
+    _captured: list[Callable[[], None]] | None = None
+
+    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+        machine.use()
+
+        def run() -> None:
+            cuda_shim.run_kernel(kernel_source(source, constants), kernel, constants, num_threads, [_plain(value) for value in arguments])
+
+        if self._captured is None:
+            run()
+        else:
+            self._captured.append(run)
+
+    launch_blocks = launch
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        self._captured = captured = []
+        launches()
+        self._captured = None
+        return lambda: [run() for run in captured] and None
+
+
+def install(number: int) -> None:
+    """Have this process find so many GPUs."""
+    global machine
+    machine = Machine(number)
+    sys.modules["cupy"] = Cupy()  # type: ignore[assignment]
+    vars(cupy_device).update(num_driver_devices=lambda: number, is_available=lambda: number > 0, CupyDevice=RecordedDevice)
+
+
+@contextmanager
+def installed(number: int) -> Iterator[Machine]:
+    """The GPUs inside the context."""
+    before = dict(vars(cupy_device))
+    install(number)
+    try:
+        yield machine
+    finally:
+        del sys.modules["cupy"]
+        vars(cupy_device).update(before)
+
+
+def environment(state: Path, number: int) -> dict[str, str]:
+    """The environment of a process that finds so many GPUs; `state` is an empty folder."""
+    state.mkdir()
+    path = os.pathsep.join(filter(None, (str(SITE), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": path, "PRETENDED_CUPY": str(number), "PRETENDED_STATE": str(state)}
+
+
+def contexts_in(state: Path) -> dict[int, set[int]]:
+    """The GPUs on which each process opened a context."""
+    found: dict[int, set[int]] = {}
+    for path in state.iterdir():
+        number, _, process = path.name.partition(".")
+        found.setdefault(int(process), set()).add(int(number))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.view(np.ndarray) if isinstance(value, Array) else value
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_own, value))
+    return np.asarray(value).view(Array) if isinstance(value, np.ndarray | np.generic) else value
