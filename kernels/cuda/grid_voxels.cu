@@ -11,8 +11,8 @@
 namespace crf {
 
 using Channels = Row<CRF_WIDTH>;
-using Weights = Row<kSpan>;                              // of the cells from a place's first one on
-constexpr int kPart = CRF_WIDTH < 4 ? CRF_WIDTH : 4;     // channels per thread of splat_planes: as many as registers hold
+using Weights = Row<kSpan>;                           // of the cells from a place's first one on
+constexpr int kPart = CRF_WIDTH < 4 ? CRF_WIDTH : 4;  // channels per thread of splat_planes: as many as registers hold
 constexpr int kParts = CRF_WIDTH / kPart;
 constexpr int kLanes = 32, kRows = CRF_THREADS / kLanes;  // of a tile of voxels
 
@@ -118,7 +118,8 @@ CRF_BLOCK_KERNEL(splat_planes, const Channels* values, const Real* scale, const 
                 const Row<kPart> other = found[k * CRF_THREADS + thread - k * bins_at_once];
                 add_scaled(total, other, Real(1.0));
             }
-            reinterpret_cast<Row<kPart>*>(planes)[(((plane * row_cells + row_cell) * num_cells + cell) * bins + bin) * kParts + part] = total;
+            reinterpret_cast<Row<kPart>*>(planes)[(((plane * row_cells + row_cell) * num_cells + cell) * bins + bin) * kParts + part] =
+                total;
         }
     }
 }
@@ -126,10 +127,10 @@ CRF_BLOCK_KERNEL(splat_planes, const Channels* values, const Real* scale, const 
 // One block per tile of kRows x kLanes places, one thread per place: sum += channel_weight * scale * (cells under the voxel, blended); see
 // put_weighted. The cells are blended across rows first, in shared memory, where the voxels of a row share them.
 //
-// tiles: (block) numbers of the tiles, along the last axis first. row_cell, cell: (row or place) the first cell that it reaches. Others as
-// in splat_planes.
+// tiles: (block) numbers of the tiles, along the last axis first. row_cell, cell: (row or place) the first cell under its spline.
+// row_reach: (row, kSpan + 2) weights from the cell before that on, with the three taps across rows. Others as in splat_planes.
 CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const Real* intensity, const Real* lowest, const int* number,
-                 int64 num_voxels, int64 num_rows, int64 row_length, const int* row_cell, const Real* row_weight, int64 row_cells,
+                 int64 num_voxels, int64 num_rows, int64 row_length, const int* row_cell, const Real* row_reach, int64 row_cells,
                  const int* cell, const Real* weight, int64 num_cells, int64 bins, int64 inner_bins, const Real* scale,
                  const Real* channel_weight, Channels* sum, int adds) {
     CRF_SHARED(Channels, blended, CRF_CELLS);
@@ -150,12 +151,14 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
             CRF_ROLLED
             for (int i = thread; i < rows * width * count; i += CRF_THREADS) {
                 const int64 row = first_row + i / (width * count);
-                const int64 there = (plane * row_cells + row_cell[row]) * num_cells + first_cell + i / count % width;
-                const Weights across = reinterpret_cast<const Weights*>(row_weight)[row];
+                const Channels* there =
+                    planes + (plane * row_cells * num_cells + first_cell + i / count % width) * bins + first_bin + i % count;
                 Channels at = zero_row<CRF_WIDTH>();
                 CRF_UNROLL
-                for (int j = 0; j < kSpan; ++j)
-                    add_scaled(at, planes[(there + j * num_cells) * bins + first_bin + i % count], across.value[j]);
+                for (int j = 0; j < kSpan + 2; ++j) {
+                    const int64 c = row_cell[row] - 1 + j;
+                    if (c >= 0 && c < row_cells) add_scaled(at, there[c * num_cells * bins], row_reach[row * (kSpan + 2) + j]);
+                }
                 blended[i] = at;
             }
         }

@@ -46,7 +46,7 @@ HOT = {
         for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
     ],
     "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256, "CRF_GROUP": group} for width in (1, 4, 8) for group in (2, 8)],
-    "grid": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width in (1, 4, 8) for modalities in (1, 2)],
     "grid_voxels": [
         {"CRF_WIDTH": width, "CRF_MODALITIES": modalities, "CRF_THREADS": 128, "CRF_CELLS": 4096 // width}
         for width in (1, 2, 4, 8)
@@ -77,7 +77,7 @@ HOT = {
 LARGE = {
     "features": {"CRF_DOUBLE": 1},
     "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "grid": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "grid": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2},
     "grid_voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2, "CRF_THREADS": 128, "CRF_CELLS": 256},
     "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_OUTPUTS": 4},
     "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
@@ -142,7 +142,7 @@ def test_spills_and_errors_would_be_seen() -> None:
     [
         ("lattice", "blur", "global"),
         ("lattice", "sum_pieces", "global"),
-        ("grid", "blur_axis", "global"),
+        ("grid", "blur_cells", "global"),
         ("exact_tiles", "filter_all_tiles", "shared"),
         ("window_tiles", "filter_window_tiles", "shared"),
     ],

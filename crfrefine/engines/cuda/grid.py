@@ -1,4 +1,4 @@
-"""The bilateral grid on the device: voxels to planes of cells, planes to the grid, three taps along each axis, and back."""
+"""The bilateral grid on the device: voxels to planes of cells, planes to the grid, and back; the three taps of its filter between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crfrefine.errors import CapacityError, InputError
 
 MOST_MODALITIES = 2
 
-_SPAN = 4  # kSpan of kernels/grid_math.h
+_SPAN, _CENTER_TAP, _SIDE_TAP = 4, 1.67591, 0.41632  # as in kernels/grid_math.h
 _THREADS = 128
 _ROWS = _THREADS // LANES  # of a tile of voxels
 _CELL_BYTES = 16 * 1024  # of shared memory for the cells of a block
@@ -82,22 +82,25 @@ class _Axis:
         first_cell: (place) int32, the first of the four under its spline.
         begin: (cell + 1) int32, the first place with this or a later first cell.
         weight: (place, 4) of these cells.
+        reach: (place, 6) weights of these cells and their neighbors, with the three taps.
     """
 
     def __init__(self, bilateral: BilateralInput, axis: int | None) -> None:
         """Compute them for an axis of the box; None: for a single place on the first of its cells."""
         voxels, dtype = bilateral.voxels, bilateral.features.dtype
         if axis is None:
-            first_cell, weight = np.zeros(1, dtype=np.int64), np.eye(1, _SPAN)
+            first_cell, weight, reach = np.zeros(1, dtype=np.int64), np.eye(1, _SPAN), np.eye(1, _SPAN + 2, k=1)
         else:
             position = _positions(bilateral, axis)
             whole = np.floor(position)
             first_cell, weight = (whole - whole[0]).astype(np.int64), _spline_weights(position - whole)
+            taps = (_SIDE_TAP, _CENTER_TAP, _SIDE_TAP)
+            reach = np.sum([tap * np.pad(weight, ((0, 0), (k, 2 - k))) for k, tap in enumerate(taps)], axis=0)
         self.num_places, self.num_cells = len(first_cell), int(first_cell[-1]) + _SPAN
         upload = voxels.device.upload
         self.first_cell = upload(first_cell.astype(np.int32))
         self.begin = upload(np.searchsorted(first_cell, np.arange(self.num_cells + 1)).astype(np.int32))
-        self.weight = upload(weight.astype(dtype))
+        self.weight, self.reach = upload(weight.astype(dtype)), upload(reach.astype(dtype))
 
 
 def _positions(bilateral: BilateralInput, axis: int) -> NDArray[np.float64]:
@@ -158,7 +161,10 @@ class GridFilter:
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             levels, other = self._arrays(group.shape[1])
             self._splat(group, sent, levels)
-            levels[0] = self._blur(levels[0], other)
+            grid, num_bins = levels[0], math.prod(self._bins)
+            self._launch("blur_cells", grid, len(grid), self._last.num_cells, num_bins, self._inner_bins, other)
+            # Where the grid is the planes, they are sliced from where it is now.
+            levels[0] = other
             self._slice(levels, received, weight, out, adds=adds)
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
@@ -184,19 +190,9 @@ class GridFilter:
         after = self._plane_cells
         for a, axis in reversed(list(enumerate(self._outer))):
             to = levels[a]
-            lists = (axis.first_cell, axis.begin, axis.weight)
+            lists = (axis.first_cell, axis.begin, axis.reach)
             self._launch("splat_axis", levels[a + 1], len(to), axis.num_places, axis.num_cells, after, *lists, to)
             after *= axis.num_cells
-
-    def _blur(self, grid: Any, other: Any) -> Any:
-        """Apply the three taps along each axis; return the one of the two arrays that has the result."""
-        shape = [*(axis.num_cells for axis in self._outer), self._rows.num_cells, self._last.num_cells, *self._bins]
-        for place, extent in enumerate(shape):
-            if place == 0 and self._voxels.num_axes == 1:  # an axis that the box does not have
-                continue
-            self._launch("blur_axis", grid, len(grid), extent, math.prod(shape[place + 1 :]), other)
-            grid, other = other, grid
-        return grid
 
     def _slice(self, levels: list[Any], received: Any, channel_weight: Any, total: Any, *, adds: bool) -> None:
         after = len(levels[0])
@@ -205,7 +201,7 @@ class GridFilter:
             to = levels[a + 1]
             self._launch("slice_axis", levels[a], len(to), axis.num_places, axis.num_cells, after, axis.first_cell, axis.weight, to)
         rows, last = self._rows, self._last
-        geometry = (rows.num_places, last.num_places, rows.first_cell, rows.weight, rows.num_cells)
+        geometry = (rows.num_places, last.num_places, rows.first_cell, rows.reach, rows.num_cells)
         along = (last.first_cell, last.weight, last.num_cells, math.prod(self._bins), self._inner_bins)
         voxels = (self._intensity, self._lowest, self._number, self._voxels.num_voxels)
         arguments = (levels[-1], self._tiles, *voxels, *geometry, *along, received, channel_weight, total, int(adds))
@@ -229,7 +225,7 @@ class GridFilter:
 
     def _launch(self, kernel: str, *arguments: Any) -> None:
         to = arguments[-1]
-        self._device.launch("grid", kernel, row_constants(to), len(to), *arguments)
+        self._device.launch("grid", kernel, {**row_constants(to), "CRF_MODALITIES": len(self._bins)}, len(to), *arguments)
 
     def _launch_blocks(self, kernel: str, rows: Any, num_blocks: int, *arguments: Any) -> None:
         own = {"CRF_MODALITIES": len(self._bins), "CRF_THREADS": _THREADS}
@@ -245,9 +241,8 @@ def filtering_work(size: GridSize, width: int) -> tuple[float, float]:
         width: channels side by side.
     """
     num_modalities, row = len(size.bins), 4.0 * width
-    axes = len(size.cells) + num_modalities
     of_voxels = size.num_voxels * (8.0 * num_modalities + 16.0 + 2.0 * row)
-    of_cells = row * (4.0 * size.num_plane_cells + 2.0 * (axes + 1.0) * size.num_cells)
+    of_cells = row * (4.0 * size.num_plane_cells + 4.0 * size.num_cells)
     splat = size.num_voxels * math.prod(size.bins) * (20.0 + 9.0 * num_modalities + 5.0 * width)
     slice_ = size.num_voxels * 4.0 * (4.0**num_modalities) * (3.0 + width)
     return of_voxels + of_cells, splat + slice_
