@@ -2,10 +2,9 @@
 #pragma once
 
 #include "cpu/filter.h"
+#include "grid_math.h"
 
 namespace crf {
-
-constexpr int kSpan = 4;  // cells under one cubic B-spline along an axis
 
 // Cells are counted from the feature origin, and only those that the box and its intensities need exist.
 struct GridSize {

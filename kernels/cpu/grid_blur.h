@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "grid_math.h"
+
 namespace crf {
 
-// Cells are one bandwidth wide. B-spline * filter * B-spline is then closest, in the least-squares sense over all phases, to
-// exp(-d^2 / 2) with this three-tap filter: RMS 0.0057, at most 0.023 off in one dimension.
-constexpr float kCenterTap = 1.67591f, kSideTap = 0.41632f;
+constexpr float kCenter = static_cast<float>(kCenterTap), kSide = static_cast<float>(kSideTap);
 
 // Along consecutive rows of `length` floats, `width` of which lie side by side in a cell. The scratch holds a row and two cells more.
 inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64_t width, float* scratch) {
@@ -16,7 +16,7 @@ inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64
     std::fill(scratch + width + length, scratch + length + 2 * width, 0.0f);
     for (float* row = rows; row < rows + num_rows * length; row += length) {
         std::copy(row, row + length, scratch + width);
-        for (int64_t i = 0; i < length; ++i) row[i] = kCenterTap * scratch[i + width] + kSideTap * (scratch[i] + scratch[i + 2 * width]);
+        for (int64_t i = 0; i < length; ++i) row[i] = kCenter * scratch[i + width] + kSide * (scratch[i] + scratch[i + 2 * width]);
     }
 }
 
@@ -29,11 +29,11 @@ inline void blur_columns(float* rows, int64_t count, int64_t stride, int64_t wid
             const float* next = row + stride;
             for (int64_t i = 0; i < width; ++i) {
                 const float own = row[i];
-                row[i] = kCenterTap * own + kSideTap * (scratch[i] + next[i]);
+                row[i] = kCenter * own + kSide * (scratch[i] + next[i]);
                 scratch[i] = own;
             }
         } else {
-            for (int64_t i = 0; i < width; ++i) row[i] = kCenterTap * row[i] + kSideTap * scratch[i];
+            for (int64_t i = 0; i < width; ++i) row[i] = kCenter * row[i] + kSide * scratch[i];
         }
     }
 }

@@ -449,10 +449,11 @@ def test_stages_are_timed_apart() -> None:
 
 
 def test_a_filter_that_is_not_there_is_refused() -> None:
-    """By its key, with what to do."""
+    """By its key, with what there is."""
     case = random_case(3)
-    with pytest.raises(ConfigError, match=r"mean_field\.filter.*grid.*--device cpu"):
-        cuda_shim.shim_backend().mean_field(case.logits, case.image, None, case.spacing, resolve(case, mean_field__filter="grid"))
+    spec = one_kernel(theta_alpha=(2.0,) * 3, theta_beta=(0.2,) * 2, filter="window")
+    with pytest.raises(ConfigError, match=r"mean_field\.filter.*exact, truncated, grid and lattice, not 'window'"):
+        cuda_shim.shim_backend().message(case.logits, case.image, None, case.spacing, spec)
 
 
 def test_the_automatic_choice_follows_the_work() -> None:

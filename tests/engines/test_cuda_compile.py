@@ -46,6 +46,12 @@ HOT = {
         for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
     ],
     "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256, "CRF_GROUP": group} for width in (1, 4, 8) for group in (2, 8)],
+    "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width in (1, 4, 8) for modalities in (1, 2)],
+    "grid_voxels": [
+        {"CRF_WIDTH": width, "CRF_MODALITIES": modalities, "CRF_THREADS": 128, "CRF_CELLS": 4096 // width}
+        for width in (1, 2, 4, 8)
+        for modalities in (1, 2)
+    ],
     "spatial": [{"CRF_WIDTH": width, "CRF_OUTPUTS": outputs} for width, outputs in ((1, 8), (4, 8), (8, 4))],
     "voxels": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
     "channels": [{}],
@@ -71,6 +77,8 @@ HOT = {
 LARGE = {
     "features": {"CRF_DOUBLE": 1},
     "lattice": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
+    "grid": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2},
+    "grid_voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_MODALITIES": 2, "CRF_THREADS": 128, "CRF_CELLS": 256},
     "spatial": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_OUTPUTS": 4},
     "voxels": {"CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "channels": {"CRF_DOUBLE": 1},
@@ -134,6 +142,7 @@ def test_spills_and_errors_would_be_seen() -> None:
     [
         ("lattice", "blur", "global"),
         ("lattice", "sum_pieces", "global"),
+        ("grid", "blur_cells", "global"),
         ("exact_tiles", "filter_all_tiles", "shared"),
         ("window_tiles", "filter_window_tiles", "shared"),
     ],
@@ -155,6 +164,7 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
         "lattice_build",
         "voxels",
         "direct",
+        "grid",
         "spatial",
         "mean_field",
         "many_labels",

@@ -26,7 +26,7 @@ from crfrefine.specs import MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
 
-FILTERS = ("exact", "truncated", "lattice")
+FILTERS = ("exact", "truncated", "grid", "lattice")
 # Of memory that a case was seen to take, what its estimates may come to: they have room for sorts, which numpy does in place.
 MOST_ESTIMATED = 2.0
 
@@ -208,16 +208,18 @@ def test_writing_beyond_an_array_is_seen() -> None:
         ((40000,), 2, 1, 1.0, 1.0),
     ],
 )
-@pytest.mark.parametrize("filter_name", ["lattice", "truncated"])
+@pytest.mark.parametrize("filter_name", ["lattice", "truncated", "grid"])
 def test_memory_is_estimated_before_it_is_taken(
     filter_name: str, grid_shape: tuple[int, ...], num_labels: int, num_modalities: int, share: float, theta_alpha: float
 ) -> None:
     """With too little, an error with the numbers, and never more taken than there is; with MOST_ESTIMATED times what it takes, none."""
     random = np.random.default_rng(6)
+    num_modalities = min(num_modalities, 2) if filter_name == "grid" else num_modalities
     image = random.random((num_modalities, *grid_shape), dtype=np.float32)
     logits = random.random((num_labels, *grid_shape), dtype=np.float32)
     case = Case(logits, image, None if share == 1.0 else random.random(grid_shape) < share, (1.0,) * len(grid_shape))
-    theta_alpha = min(theta_alpha, 1.5) if filter_name == "truncated" else theta_alpha  # a window that is soon filtered
+    if filter_name != "lattice":  # a window or a grid that is soon filtered
+        theta_alpha = min(theta_alpha, 1.5) if filter_name == "truncated" else max(theta_alpha, 3.0)
     changes = {"mean_field__filter": filter_name, "bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": 0.3}
 
     def taken(limit: int | None) -> int:
@@ -237,7 +239,7 @@ def test_memory_is_estimated_before_it_is_taken(
             assert counts()["most_bytes"] - before <= limit
 
 
-@pytest.mark.parametrize("filter_name", ["lattice", "truncated"])
+@pytest.mark.parametrize("filter_name", ["lattice", "truncated", "grid"])
 @pytest.mark.parametrize(("num_labels", "dtype"), [(2, np.float32), (4, np.float32), (4, np.float64), (9, np.float32)])
 def test_memory_for_training_is_estimated_too(filter_name: str, num_labels: int, dtype: type) -> None:
     """Of building, the record of the forward pass, and the backward pass."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import Case, brute_force_kernel, kernel_set, normalize_kernel, one_kernel, random_case, resolve, rms
+from oracles import Case, brute_force_kernel, grid_kernel, kernel_set, normalize_kernel, one_kernel, random_case, resolve, rms
 
 import crfrefine
 from crfrefine.engines import get_backend
@@ -42,27 +42,6 @@ def _values(case: Case) -> np.ndarray:
     return np.random.default_rng(3).random((5, *case.logits.shape[1:])).astype(np.float32)
 
 
-def _cubic_spline(x: np.ndarray) -> np.ndarray:
-    """The cubic B-spline: four pieces, support (-2, 2)."""
-    x = np.abs(x)
-    return np.where(x < 1.0, (4.0 - 6.0 * x**2 + 3.0 * x**3) / 6.0, np.where(x < 2.0, (2.0 - x) ** 3 / 6.0, 0.0))
-
-
-def _grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> np.ndarray:
-    """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
-    index = np.argwhere(case.inside)
-    features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
-    for channel in case.image.astype(np.float64):
-        features.append((channel[case.inside] - channel[case.inside].min()) / theta_beta)
-    kernel = np.ones((len(index), len(index)))
-    for feature in features:
-        points = np.arange(-3, int(feature.max()) + 5)
-        spline = _cubic_spline(feature[:, None] - points)
-        taps = 1.67591 * np.eye(len(points)) + 0.41632 * (np.eye(len(points), k=1) + np.eye(len(points), k=-1))
-        kernel *= spline @ taps @ spline.T
-    return kernel
-
-
 @pytest.mark.parametrize("theta_alpha", [1.37, 4.21])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("num_modalities", [1, 2])
@@ -75,7 +54,7 @@ def test_the_grid_is_the_documented_one(engine: Backend, num_dims: int, num_moda
     result = engine.message(
         values, case.image, case.mask, case.spacing, one_kernel(theta_alpha=(theta_alpha,) * num_dims, theta_beta=theta_beta, filter="grid")
     )
-    expected = values[:, case.inside].astype(np.float64) @ _grid_kernel(case, theta_alpha, 0.13)
+    expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
 
@@ -90,7 +69,7 @@ def test_rows_of_few_intensity_cells_are_those_of_the_formula(engine: Backend, m
     theta_beta = float(intensity.max() - intensity.min()) / (num_bins - 4.5)
     spec = one_kernel(theta_alpha=(9.3, 9.3), theta_beta=(theta_beta,), filter="grid")
     result = engine.message(values, case.image, case.mask, case.spacing, spec)
-    expected = values[:, case.inside].astype(np.float64) @ _grid_kernel(case, 9.3, theta_beta)
+    expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, 9.3, theta_beta)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
 
 

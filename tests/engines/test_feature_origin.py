@@ -17,14 +17,14 @@ from crfrefine.engines.origin import default_origin
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.specs import ModelSpec
 
-FILTERS = {"reference": ("exact", "truncated", "lattice"), "cpu": ("exact", "truncated", "grid", "lattice")}
+FILTERS = {"reference": ("exact", "truncated", "lattice")}
 ALPHA, BETA, SPACING = [1.5, 2.0, 1.7], [0.15, 0.2, 0.25], (0.7, 1.2, 1.9)
 # Messages in float32: sums of some hundred terms in another order.
 ROUNDING = 2e-6
 
 
 def _filters(backend: Backend, num_modalities: int) -> list[str]:
-    names = FILTERS.get(backend.name, ("exact", "truncated", "lattice"))
+    names = FILTERS.get(backend.name, ("exact", "truncated", "grid", "lattice"))
     return [name for name in names if name != "grid" or num_modalities <= 2]
 
 

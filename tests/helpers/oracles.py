@@ -69,6 +69,27 @@ def brute_force_kernel(
     return np.where(distance <= radius**2 * (1.0 + 1e-9), np.exp(-0.5 * exponent), 0.0)
 
 
+def _cubic_spline(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The cubic B-spline: four pieces, support (-2, 2)."""
+    x = np.abs(x)
+    return np.where(x < 1.0, (4.0 - 6.0 * x**2 + 3.0 * x**3) / 6.0, np.where(x < 2.0, (2.0 - x) ** 3 / 6.0, 0.0))
+
+
+def grid_kernel(case: Case, theta_alpha: float, theta_beta: float) -> NDArray[np.float64]:
+    """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
+    index = np.argwhere(case.inside)
+    features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
+    for channel in case.image.astype(np.float64):
+        features.append((channel[case.inside] - channel[case.inside].min()) / theta_beta)
+    kernel = np.ones((len(index), len(index)))
+    for feature in features:
+        points = np.arange(-3, int(feature.max()) + 5)
+        spline = _cubic_spline(feature[:, None] - points)
+        taps = 1.67591 * np.eye(len(points)) + 0.41632 * (np.eye(len(points), k=1) + np.eye(len(points), k=-1))
+        kernel *= spline @ taps @ spline.T
+    return kernel
+
+
 def normalize_kernel(kernel: NDArray[np.float64], normalization: str) -> NDArray[np.float64]:
     """The kernel matrix with its normalization."""
     row_sum = kernel.sum(axis=1)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class CudaBackend:
-    """Permutohedral lattice, truncated and exact sums, separable spatial filter: float32, the same bits on every run."""
+    """Permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter: float32, the same bits on every run."""
 
     def __init__(self, device: Device) -> None:
         """Take a device."""
@@ -59,9 +59,9 @@ class CudaBackend:
         The image may be on the device already, as any object that shares its memory by DLPack: it is then not copied.
 
         Raises:
-            InputError: the mask is empty, or an intensity is not finite.
-            ConfigError: the filter is `grid`, which this engine does not have.
-            CapacityError: not enough memory, or bandwidths too small for the lattice.
+            InputError: the mask is empty, an intensity is not finite, or the filter is `grid` and the modalities are not one or two.
+            ConfigError: there is no such filter.
+            CapacityError: not enough memory, or bandwidths too small for the lattice or the grid.
         """
         with self._lock, active_for(self.device, image), capacity(image.shape):
             return CudaKernels(self.device, image, mask, spacing, spec, axes, progress, origin)

@@ -11,6 +11,7 @@ import numpy as np
 
 from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.filters import ExactFilter, Filter, SpatialFilter, TruncatedFilter, window_radius
+from crfrefine.engines.cuda.grid import GridFilter, GridSize, filtering_work
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lattice import LatticeFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
@@ -94,10 +95,10 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str, dtype: Any = n
 
 
 def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> tuple[str, float | None]:
-    """Return the filter that `auto` chooses, the direct sum with fewer pairs, or the lattice if it is clearly less work; and its vertices.
+    """Return the filter that `auto` chooses, the direct sum or grid that is less work, or the lattice if it clearly is; and its vertices.
 
-    Operations are weighed against bytes moved. The number of the lattice's vertices is estimated from a sample of the voxels; None if the
-    choice does not depend on it.
+    Operations are weighed against bytes moved. As on the CPU, the grid is no choice in double precision. The number of the lattice's
+    vertices is estimated from a sample of the voxels; None if the choice does not depend on it.
     """
     voxels = bilateral.voxels
     num_modalities, width = len(bilateral.theta_beta), row_width(num_channels)
@@ -109,6 +110,13 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     costs = {"exact": exact, "truncated": truncated}
     num_vertices = None
     if min(costs.values()) > _UNNOTICED:
+        size = GridSize.of(bilateral)
+        if size.is_possible and bilateral.features.dtype == np.float32:
+            once, alone = (
+                _OPERATIONS_A_BYTE * num_bytes + operations
+                for num_bytes, operations in (filtering_work(size, width), filtering_work(size, 1))
+            )
+            costs["grid"] = num_filterings * num_groups * once + 2.0 * alone
         num_vertices = _possible_vertices(bilateral)
     if num_vertices is not None:
         corners = voxels.num_voxels * (bilateral.num_features + 1.0)
@@ -131,13 +139,14 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
     """Build the filter of an appearance kernel.
 
     Args:
-        requested: "auto", "exact", "truncated" or "lattice".
+        requested: "auto", "exact", "truncated", "grid" or "lattice".
         bilateral: the features.
         num_channels: number of channels to be filtered.
         num_filterings: number of filterings.
 
     Raises:
-        ConfigError: the GPU engine does not have this filter.
+        ConfigError: there is no such filter.
+        InputError: the filter is "grid", and the modalities are not one or two.
     """
     num_vertices = None
     chosen = requested
@@ -145,9 +154,9 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
         chosen, num_vertices = choose_filter(bilateral, num_channels, num_filterings)
     if chosen == "lattice":
         return LatticeFilter(bilateral, num_vertices)
-    filters: dict[str, Callable[[BilateralInput], Filter]] = {"exact": ExactFilter, "truncated": TruncatedFilter}
+    filters: dict[str, Callable[[BilateralInput], Filter]] = {"exact": ExactFilter, "truncated": TruncatedFilter, "grid": GridFilter}
     if chosen not in filters:
-        raise ConfigError(f"mean_field.filter: the GPU engine has exact, truncated and lattice, not '{chosen}'; use --device cpu")
+        raise ConfigError(f"mean_field.filter: the GPU engine has exact, truncated, grid and lattice, not '{chosen}'")
     return filters[chosen](bilateral)
 
 

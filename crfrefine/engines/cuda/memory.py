@@ -178,5 +178,10 @@ def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_b
     return own + max(4.0 * float(1 << table_bits), 16.0 * num_corners, 6.0 * num_corners + 64.0 * num_segments)
 
 
+def grid_bytes(num_cells: Sequence[int], width: int, dtype: Any) -> float:
+    """Return the bytes of a bilateral grid's rows of `width` channels, in so many cells of each of its arrays."""
+    return _itemsize(dtype) * width * float(sum(num_cells))
+
+
 def _itemsize(dtype: Any) -> float:
     return 8.0 if str(dtype).endswith("float64") else 4.0

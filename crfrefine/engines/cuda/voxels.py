@@ -111,6 +111,7 @@ class BilateralInput:
     Attributes:
         features: (modality + axis, voxel) in the image's precision, on the device.
         ranges: (smallest, largest) of each feature.
+        first: the box's first voxel along each of its axes, from the feature origin.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class BilateralInput:
         self.voxels, self._image, self.theta_alpha, self.theta_beta = voxels, image, list(theta_alpha), list(theta_beta)
         self._origin = origin
         begin = voxels.first if origin is None else [origin.position[a] for a in voxels.source_axis]
-        first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
+        first = self.first = [own - zero for own, zero in zip(voxels.first, begin, strict=True)]
         for theta, low, extent, step in zip(theta_alpha, first, voxels.box_shape, voxels.spacing, strict=True):
             if max(abs(low), abs(low + extent)) * step / theta > LARGEST_FEATURE:
                 raise CapacityError(f"theta_alpha {theta:f} is less than a millionth of the volume's extent; use a larger bandwidth")

@@ -1,0 +1,256 @@
+"""The bilateral grid of the GPU engine on the stand-in: its formula, the messages and gradients of the CPU, any grouping, any order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cuda_shim
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from oracles import Case, brute_force_kernel, grid_kernel, kernel_set, normalize_kernel, one_kernel, random_case, resolve, rms
+
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import Backend
+from crfrefine.engines.cuda import grid
+from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.kernel_set import choose_filter
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.errors import CapacityError, InputError
+from crfrefine.specs import KernelSetSpec, MeanFieldSpec
+
+pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+
+# Sums of up to a thousand terms in float32, of the result's size, as for the CPU engine.
+ROUNDING = 3e-6
+
+
+@pytest.fixture
+def cpu() -> Backend:
+    """The CPU engine, whose grid is the one to agree with."""
+    return get_backend("cpu")
+
+
+def _values(case: Case, num_channels: int) -> NDArray[np.float32]:
+    return np.random.default_rng(3).random((num_channels, *case.logits.shape[1:])).astype(np.float32)
+
+
+def _spec(case: Case, theta_alpha: float, theta_beta: float, **settings: str) -> KernelSetSpec:
+    thetas = {"theta_alpha": (theta_alpha,) * len(case.spacing), "theta_beta": (theta_beta,) * len(case.image)}
+    return one_kernel(**thetas, **{"filter": "grid", **settings})
+
+
+def _message(engine: Any, case: Case, theta_alpha: float, theta_beta: float, num_channels: int = 5, **settings: str) -> NDArray[np.float32]:
+    spec = _spec(case, theta_alpha, theta_beta, **settings)
+    return np.asarray(engine.message(_values(case, num_channels), case.image, case.mask, case.spacing, spec))
+
+
+def _assert_close(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("theta_alpha", [1.37, 4.21])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("num_modalities", [1, 2])
+@pytest.mark.parametrize("num_dims", [1, 2, 3, 4])
+def test_the_grid_is_the_documented_one(num_dims: int, num_modalities: int, masked: bool, theta_alpha: float) -> None:
+    """Against the dense matrix of its formula."""
+    case = random_case(num_dims, num_modalities, masked=masked)
+    found = _message(cuda_shim.shim_backend(), case, theta_alpha, 0.13)
+    expected = _values(case, 5)[:, case.inside].astype(np.float64) @ grid_kernel(case, theta_alpha, 0.13)
+    _assert_close(found[:, case.inside], expected, ROUNDING)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 4, 8, 37])
+@pytest.mark.parametrize("num_modalities", [1, 2])
+def test_messages_are_those_of_the_cpu(cpu: Backend, num_modalities: int, num_channels: int) -> None:
+    """Channels in rows of any width, and in several of them; normalized."""
+    case = random_case(3, num_modalities, masked=True, grid_shape=(9, 14, 37))
+    found, expected = (
+        _message(engine, case, 3.3, 0.17, num_channels, normalization="symmetric") for engine in (cuda_shim.shim_backend(), cpu)
+    )
+    _assert_close(found, expected, ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("grid_shape", "theta_alpha", "theta_beta"),
+    [
+        ((3, 5, 331), 0.9, 0.2),  # more cells along the last axis than a block has threads
+        ((5, 9, 70), 9.1, 0.0007),  # more intensity cells than a block has threads, or than there is shared memory for
+        ((5, 9, 70), 0.31, 0.05),  # cells smaller than voxels
+        ((2, 67, 3), 1.7, 0.2),  # short rows
+        ((6, 5, 33), 400.0, 30.0),  # one cell is all
+    ],
+)
+def test_any_grouping_of_cells_has_the_sums_of_the_cpu(
+    cpu: Backend, grid_shape: tuple[int, ...], theta_alpha: float, theta_beta: float
+) -> None:
+    case = random_case(3, 1, masked=True, grid_shape=grid_shape)
+    found, expected = (_message(engine, case, theta_alpha, theta_beta, 3) for engine in (cuda_shim.shim_backend(), cpu))
+    _assert_close(found, expected, ROUNDING)
+
+
+def test_two_modalities_with_many_intensity_cells_have_the_sums_of_the_cpu(cpu: Backend) -> None:
+    """The cells of a voxel's two splines lie in different parts of what shared memory holds at a time."""
+    case = random_case(3, 2, grid_shape=(4, 6, 41))
+    found, expected = (_message(engine, case, 6.0, 0.021, 8) for engine in (cuda_shim.shim_backend(), cpu))
+    _assert_close(found, expected, ROUNDING)
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 34])
+@pytest.mark.parametrize(("num_modalities", "masked"), [(1, True), (2, True), (1, False)])
+def test_refined_logits_are_those_of_the_cpu(cpu: Backend, num_modalities: int, masked: bool, num_labels: int) -> None:
+    """Six steps with both kernels of the model: roundings of logits up to 10, some steps long."""
+    case = random_case(3, num_modalities, num_labels, masked=masked, grid_shape=(11, 8, 14))
+    model = resolve(case, mean_field__filter="grid", mean_field__num_iterations=6, bilateral__theta_alpha=2.7, spatial__weight=0.5)
+    found, expected = (
+        engine.mean_field(case.logits, case.image, case.mask, case.spacing, model) for engine in (cuda_shim.shim_backend(), cpu)
+    )
+    assert found.filters[0].startswith("bilateral.0: grid (")
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0.0, atol=2e-5)
+    np.testing.assert_allclose(found.energy, expected.energy, rtol=2e-6)
+
+
+@pytest.mark.parametrize("num_modalities", [1, 2])
+def test_messages_are_close_to_exact_sums(num_modalities: int) -> None:
+    """RMS of a normalized message against the exact Gaussian: below half of the lattice's 0.0117 at D = 4."""
+    case = random_case(3, num_modalities, grid_shape=(11, 8, 14))
+    found = _message(cuda_shim.shim_backend(), case, 4.21, 0.13, normalization="symmetric")
+    plain = brute_force_kernel(case.image, case.inside, case.spacing, 4.21, (0.13,) * num_modalities)
+    expected = _values(case, 5).reshape(5, -1) @ normalize_kernel(plain, "symmetric").T
+    assert rms(found.reshape(5, -1) - expected) < 0.5 * 0.0117
+
+
+@pytest.mark.parametrize("num_modalities", [1, 2])
+def test_the_order_of_threads_and_blocks_changes_no_bit(num_modalities: int) -> None:
+    """In order, in reverse, several at once: who comes first decides nothing."""
+    case = random_case(3, num_modalities, masked=True, grid_shape=(7, 9, 45))
+    first, *others = (
+        _message(CudaBackend(cuda_shim.ShimDevice(num_workers=workers)), case, 2.3, 0.11, 9, normalization="symmetric")
+        for workers in (1, 0, 3)
+    )
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_a_part_that_shares_the_origin_has_the_cells_of_the_whole(cpu: Backend) -> None:
+    """A voxel before the box as origin, and intensities above the lowest: cells with negative numbers."""
+    from crfrefine.engines.base import FeatureOrigin
+
+    case = random_case(3, 1, masked=True, grid_shape=(6, 9, 14))
+    model = resolve(case, mean_field__filter="grid", bilateral__theta_alpha=2.3, mean_field__num_iterations=2)
+    origin = FeatureOrigin((-3, 5, 2), (0.41,))
+    found, expected, elsewhere = (
+        engine.mean_field(case.logits, case.image, case.mask, case.spacing, model, origin=own).logits
+        for engine, own in ((cuda_shim.shim_backend(), origin), (cpu, origin), (cpu, None))
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-5)
+    assert np.abs(found - elsewhere).max() > 1e-3
+
+
+class _Problem:
+    """A model with both kernels and a random linear loss of its refined logits."""
+
+    def __init__(self, num_labels: int, num_modalities: int, dtype: type) -> None:
+        rng = np.random.default_rng(num_labels)
+        self.case = random_case(3, num_modalities, num_labels, masked=True, grid_shape=(6, 11, 8))
+        self.logits, self.gradient = self.case.logits.astype(dtype), rng.normal(size=self.case.logits.shape).astype(dtype)
+        matrix = rng.normal(size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
+        self.run = MeanFieldSpec(rng.uniform(0.2, 1.5, (2, num_labels)), matrix, num_iterations=3, damping=0.2)
+        self.spec = kernel_set(
+            [((2.7, 1.9, 3.1), (0.3, 0.2)[:num_modalities])],
+            (1.3, 1.9, 2.2),
+            filter="grid",
+            normalization="symmetric",
+            num_labels=num_labels,
+            num_iterations=3,
+        )
+        self.dtype = dtype
+
+    def kernels(self, engine: Any) -> Any:
+        return engine.kernels(self.case.image.astype(self.dtype), self.case.mask, self.case.spacing, self.spec)
+
+    def gradients(self, engine: Any) -> dict[str, NDArray[Any]]:
+        kernels = self.kernels(engine)
+        found = kernels.backward(kernels.forward(self.logits, self.run), self.logits, self.gradient, self.run, wants_image=True)
+        names = ("logits", "weights", "compatibility", "theta_alpha", "theta_beta", "theta_gamma", "image")
+        return {name: np.asarray(getattr(found, name)) for name in names}
+
+    def loss(self, logits: NDArray[Any], spec: KernelSetSpec | None = None) -> float:
+        engine = cuda_shim.shim_backend()
+        kernels = engine.kernels(self.case.image.astype(self.dtype), self.case.mask, self.case.spacing, spec or self.spec)
+        return float((self.gradient * kernels.forward(logits, self.run).logits).sum())
+
+
+@pytest.mark.parametrize("num_modalities", [1, 2])
+@pytest.mark.parametrize("num_labels", [2, 5, 33])
+def test_gradients_are_those_of_the_cpu(cpu: Backend, num_labels: int, num_modalities: int) -> None:
+    """In float32, with respect to everything: bandwidths lose digits to the squares of features on either engine."""
+    problem = _Problem(num_labels, num_modalities, np.float32)
+    found, expected = problem.gradients(cuda_shim.shim_backend()), problem.gradients(cpu)
+    for name, value in expected.items():
+        tolerance = 2e-3 if name.startswith("theta") else 1e-4
+        np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0.0, err_msg=name)
+
+
+def test_gradients_of_values_are_differences_of_losses() -> None:
+    """In float64, which the CPU engine's grid does not have: central differences, off by their cubic term and rounding."""
+    problem = _Problem(4, 2, np.float64)
+    gradients = problem.gradients(cuda_shim.shim_backend())
+    rng = np.random.default_rng(8)
+    direction = rng.normal(size=problem.logits.shape)
+    step = 1e-5
+    difference = (problem.loss(problem.logits + step * direction) - problem.loss(problem.logits - step * direction)) / (2.0 * step)
+    assert difference == pytest.approx(float((gradients["logits"] * direction).sum()), rel=1e-7)
+
+
+def test_float64_has_its_precision() -> None:
+    """The formula's matrix in double precision, in one step without normalization."""
+    case = random_case(3, 1, 2, masked=True)
+    spec = replace(_spec(case, 2.1, 0.13), num_labels=2)
+    kernels = cuda_shim.shim_backend().kernels(case.image.astype(np.float64), case.mask, case.spacing, spec)
+    logits = case.logits.astype(np.float64)
+    run = MeanFieldSpec(np.ones((1, 2)), 1.0 - np.eye(2), num_iterations=1)
+    marginals = np.exp(logits - np.logaddexp.reduce(logits, axis=0))[:, case.inside]
+    expected = logits[:, case.inside] - (marginals @ grid_kernel(case, 2.1, 0.13))[::-1]
+    _assert_close(kernels.forward(logits, run).logits[:, case.inside], expected, 1e-12)
+
+
+def test_what_the_grid_does_not_take_is_refused(cpu: Backend) -> None:
+    """In the CPU engine's words: three modalities, and far more cells than voxels."""
+    three, one = random_case(3, 3), random_case(3, 1)
+    for case, thetas, error in ((three, (2.0, 0.2), InputError), (one, (0.002, 1e-6), CapacityError)):
+        messages = []
+        for engine in (cuda_shim.shim_backend(), cpu):
+            with pytest.raises(error) as caught:
+                _message(engine, case, *thetas)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+        assert "auto" in messages[0]
+
+
+def _input(case: Case, theta_alpha: float, theta_beta: float, dtype: type = np.float32) -> BilateralInput:
+    voxels = Voxels(cuda_shim.ShimDevice(), case.image.shape[1:], case.spacing, case.mask)
+    return BilateralInput(voxels, case.image.astype(dtype), [theta_alpha] * voxels.num_axes, [theta_beta] * len(case.image))
+
+
+@pytest.mark.parametrize(
+    ("num_modalities", "dtype", "filter_name"),
+    [(1, np.float32, "grid"), (2, np.float32, "lattice"), (3, np.float32, "lattice"), (1, np.float64, "lattice")],
+)
+def test_auto_takes_the_grid_where_the_cpu_does(num_modalities: int, dtype: type, filter_name: str) -> None:
+    """With one modality and a wide kernel; not in double precision."""
+    case = random_case(3, num_modalities, grid_shape=(61, 70, 57))
+    assert choose_filter(_input(case, 12.0, 0.1, dtype), 4, 5)[0] == filter_name
+
+
+def test_groups_cover_the_cells_of_a_plane() -> None:
+    """As few blocks as possible, whose last three cells are the next one's first three."""
+    case = random_case(3, 1, grid_shape=(3, 5, 331))
+    for theta_alpha, theta_beta in ((0.9, 0.2), (30.0, 0.001), (2.0, 0.01)):
+        made = grid.GridFilter(_input(case, theta_alpha, theta_beta))
+        homes, bins, num_groups = made._groups()
+        assert homes * bins <= 128
+        along = 1 + max(0, -(-(made._last.num_cells - homes) // (homes - 3)))
+        assert num_groups == along * -(-made._bins[0] // bins)
