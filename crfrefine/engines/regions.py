@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.arrays.label_maps import Box
+    from crfrefine.engines.base import FeatureOrigin
     from crfrefine.specs import ModelSpec
 
 
@@ -27,6 +28,7 @@ def region_mean_field(
     *,
     box: Box | None = None,
     axes: Sequence[int] | None = None,
+    origin: FeatureOrigin | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> MeanFieldResult:
@@ -41,6 +43,7 @@ def region_mean_field(
         models: one per region, with the same kernels.
         box: the mask's bounding box, if only this part of the result is needed; None: the whole grid.
         axes: as in `Backend.kernels`.
+        origin: as in `Backend.kernels`.
         threads: number of threads; None: the cores this process may use.
         progress: called between stages; the steps of all regions are counted together.
 
@@ -52,7 +55,7 @@ def region_mean_field(
     if box is not None and mask is not None:
         log_odds, image, mask = crop(log_odds, image, mask, box)
     image = np.ascontiguousarray(image, dtype=np.float32)
-    kernels = backend.kernels(image, mask, spacing, models[0].kernels, axes=axes, threads=threads, progress=progress)
+    kernels = backend.kernels(image, mask, spacing, models[0].kernels, axes=axes, origin=origin, threads=threads, progress=progress)
     del image
     refined = np.empty(log_odds.shape, dtype=np.float32)
     binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from crfrefine.arrays.arguments import check_shapes, given_array, given_spacing
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.dice_decision import dice_labels, dice_region_labels
-from crfrefine.arrays.probabilities import take_logarithms
 from crfrefine.arrays.region_channels import check_channels
 from crfrefine.arrays.region_scheme import RegionScheme, check_regions
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
-from crfrefine.engines.regions import region_mean_field
 from crfrefine.parameters.region_model import resolve_regions
 from crfrefine.refinement.checks import check_finite, check_outcome
-from crfrefine.refinement.network_output import NetworkOutput, prepare_output
+from crfrefine.refinement.everywhere import refine_everywhere
+from crfrefine.refinement.network_output import prepare_output
 from crfrefine.refinement_result import DenseLogits, RefinementResult, probabilities_of, take_changes
 from crfrefine.specs import ModelSpec
 from crfrefine.tiles.cropping import CroppedLogits, box_of
@@ -30,9 +29,7 @@ from crfrefine.tiles.refining import refine_tiles
 from crfrefine.tiles.running import Settings
 
 if TYPE_CHECKING:
-    from crfrefine.arrays.case_image import CaseImage
-    from crfrefine.arrays.label_maps import Box
-    from crfrefine.engines.base import Backend, Progress
+    from crfrefine.engines.base import Progress
     from crfrefine.parameters.model import CrfParameters
     from crfrefine.refining_again import RefiningAgain
     from crfrefine.tiles.tiled_logits import TiledLogits
@@ -101,6 +98,7 @@ def refine_channels(
     stored_steps = order.axes_to_storage(steps)
     decode = partial(backend.label_map, threads=threads) if regions is None else regions.decode
     refined: CroppedLogits | DenseLogits | TiledLogits | None = None
+    notes = tuple[str, ...]()
     if regions is None:
         refined = refine_tiles(
             backend,
@@ -118,7 +116,9 @@ def refine_channels(
         if again is not None:
             again.watch(decode, output.logits, box, order)
         settings: dict[str, Any] = {"axes": order.axes, "threads": threads, "progress": progress}
-        refined = _refine_everywhere(backend, output, normalized, stored_steps, models, settings, box=box, are_regions=regions is not None)
+        refined, notes = refine_everywhere(
+            backend, output, normalized, stored_steps, models, settings, box=box, are_regions=regions is not None
+        )
     check_outcome(backend, refined, threads)
     started = time.perf_counter()
     network = decode(output.held)
@@ -145,7 +145,7 @@ def refine_channels(
         num_padding_voxels=output.num_padding,
         voxels_removed=cleaned.voxels_removed,
         voxels_filled=cleaned.voxels_filled,
-        notes=output.notes,
+        notes=output.notes + notes,
         spacing=tuple(steps),
         regions=regions,
         output_temperature=parameters.mean_field.output_temperature,
@@ -163,31 +163,6 @@ def _resolve(parameters: CrfParameters, channels: NDArray[Any], num_modalities: 
     check_channels(channels, regions)
     parameters.postprocess.check_lengths(regions.num_labels)
     return resolve_regions(parameters, len(channels), num_modalities, num_dims)
-
-
-def _refine_everywhere(
-    backend: Backend,
-    output: NetworkOutput,
-    image: CaseImage,
-    spacing: tuple[float, ...],
-    models: Sequence[ModelSpec],
-    settings: dict[str, Any],
-    *,
-    box: Box | None,
-    are_regions: bool,
-) -> CroppedLogits | DenseLogits:
-    """Run the mean field of all labels, or regions, in the mask's box unless that is None."""
-    values = output.held
-    if output.is_probability:
-        values = np.array(output.logits[(slice(None), *(box or ()))], order="C")
-        take_logarithms(values)
-    if are_regions:
-        outcome = region_mean_field(backend, values, image.take(), output.mask, spacing, models, box=box, **settings)
-    else:
-        outcome = backend.mean_field(values, image.take(), output.mask, spacing, models[0], box=box, **settings)
-    if box is None:
-        return DenseLogits(outcome)
-    return CroppedLogits(output.logits, box, models[0].mean_field.temperature, outcome, is_probability=output.is_probability)
 
 
 def _decide_by_dice(

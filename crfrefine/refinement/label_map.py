@@ -15,13 +15,14 @@ from crfrefine.arrays.components import clean
 from crfrefine.arrays.one_hot import ABSENT_LOGIT, channel_numbers, leave_far_out, one_hot_logits, take_part_nearby
 from crfrefine.axes import StorageOrder
 from crfrefine.engines import get_backend
+from crfrefine.engines.reach import reach_of_axes
 from crfrefine.errors import ConfigError
 from crfrefine.memory import memory_limit, require_memory
 from crfrefine.refinement.channels import refine_channels
 from crfrefine.refinement.checks import check_finite, check_outcome, check_temperature, largest_bias
 from crfrefine.refinement_result import RefinementResult, renumbered
 from crfrefine.specs import ModelSpec
-from crfrefine.tiles.grid import MOST_DIMS, reach_of_axes
+from crfrefine.tiles.grid import MOST_DIMS
 from crfrefine.tiles.label_refining import refine_label_tiles
 from crfrefine.tiles.running import Settings
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crfrefine.engines.cpu import CpuBackend
-from crfrefine.tiles.grid import REACH, TILE
+from crfrefine.engines.reach import REACH
+from crfrefine.tiles.grid import TILE
 from crfrefine.tiles.label_sets import num_rings, widen
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.engines.compiled import load_engine
+from crfrefine.engines.reach import reach_of_axes
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ TILE = (8, 8, 16)
 
 MOST_DIMS = 3
 """Most axes of a grid that is cut into tiles."""
-
-REACH, SPATIAL_REACH = 3.0, 4.0
-"""Bandwidths at which appearance and spatial kernels end: where the truncated sum and the spatial filter of the C++ engine are cut off."""
 
 Extents = tuple[int, int, int]
 
@@ -124,19 +122,3 @@ def kernel_reach(spec: KernelSetSpec, spacing: Sequence[float]) -> Extents:
     """
     first, second, third = (0,) * (3 - len(spacing)) + reach_of_axes(spec, spacing)
     return first, second, third
-
-
-def reach_of_axes(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[int, ...]:
-    """Return the voxels along each axis after which every kernel ends, for a grid of any number of axes.
-
-    Args:
-        spec: the kernels.
-        spacing: mm, one per grid axis, in the same order as theirs.
-    """
-    return tuple(
-        max(
-            (math.ceil((SPATIAL_REACH if kernel.is_spatial else REACH) * kernel.theta_position[axis] / step) for kernel in spec.kernels),
-            default=0,
-        )
-        for axis, step in enumerate(spec.distances(spacing))
-    )

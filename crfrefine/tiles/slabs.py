@@ -1,13 +1,13 @@
-"""Volumes beyond the memory that a run may take, in slabs of planes, each with as many planes around it as messages can cross."""
+"""The slabs of a volume whose tiles do not fit into the memory that a run may take; `crfrefine.engines.slabs` has those of whole arrays."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.engines.slabs import Slab, cut, halo_planes
 from crfrefine.errors import CapacityError
 from crfrefine.memory import format_size
 from crfrefine.tiles.grid import TILE
@@ -26,30 +26,9 @@ BYTES_OF_FILTERS = 160
 and the lattice of a usual image. docs/reference/math.md says what is measured."""
 
 
-@dataclass(frozen=True)
-class Slab:
-    """Planes of a volume.
-
-    Attributes:
-        start: the first plane.
-        stop: the end of the planes.
-        first: the first plane that takes part in the computation.
-        last: the end of those.
-    """
-
-    start: int
-    stop: int
-    first: int
-    last: int
-
-
-def halo_planes(problem: TileProblem) -> int:
-    """Return the number of planes on each side that the result of a plane can depend on, in whole tiles.
-
-    In each step messages come from within the reach, and their normalization from within the reach of those who send.
-    """
-    planes = (problem.spec.mean_field.num_iterations + 1) * problem.reach[0]
-    return math.ceil(planes / TILE[0]) * TILE[0]
+def halo_of(problem: TileProblem) -> int:
+    """Return the number of planes on each side that the result of a plane can depend on, in whole tiles."""
+    return halo_planes(problem.spec.mean_field.num_iterations, problem.reach[0], TILE[0])
 
 
 def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
@@ -78,15 +57,12 @@ def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, 
     Raises:
         CapacityError: not even a slab of one tile's height fits; both numbers are told.
     """
-    num_planes, halo = problem.grid.shape[0], halo_planes(problem)
+    num_planes, halo = problem.grid.shape[0], halo_of(problem)
     rows = problem.grid.counts[0]
     needed = 0
     for count in range(1, rows + 1):
         height = math.ceil(rows / count) * TILE[0]
-        slabs = [
-            Slab(start, min(start + height, num_planes), max(0, start - halo), min(start + height + halo, num_planes))
-            for start in range(0, num_planes, height)
-        ]
+        slabs = cut(num_planes, height, halo)
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
         if num_bytes is None or needed <= num_bytes:
             return slabs

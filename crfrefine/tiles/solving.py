@@ -18,10 +18,11 @@ from crfrefine.tiles.grid import TILE, TileGrid
 from crfrefine.tiles.image import TileImage
 from crfrefine.tiles.label_sets import LabelSets, find_domains, num_rings
 from crfrefine.tiles.running import RefinedTiles, Settings, pack, run_tiles
-from crfrefine.tiles.slabs import Slab, plan_slabs, rows_of
+from crfrefine.tiles.slabs import plan_slabs, rows_of
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import Backend
+    from crfrefine.engines.slabs import Slab
     from crfrefine.tiles.problem import TileProblem
 
 MOST_REPEATS = 3

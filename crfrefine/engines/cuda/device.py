@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from crfrefine.engines.cuda.transfers import Transfers
 
 
+UNKNOWN_SHORTAGE = 2.0
+"""`CapacityError.shortage` where an allocation failed whose size was not estimated."""
+
+
 class Device(Protocol):
     """A place where arrays live and kernels run, in the order in which they are launched."""
 
@@ -93,7 +97,7 @@ def check_memory(device: Device, num_bytes: float, what: str) -> None:
         raise CapacityError(
             f"{what} needs about {num_bytes / 1e9:.1f} GB on {device.name}, where {free / 1e9:.1f} GB are free; "
             "use a mask or a smaller region, fewer labels at a time, or --device cpu"
-        )
+        ).with_shortage(num_bytes / max(free, 1.0))
 
 
 @contextmanager
@@ -108,7 +112,7 @@ def capacity(shape: Sequence[int]) -> Iterator[None]:
         raise CapacityError(
             f"not enough memory on the GPU to filter {shape[0]} channels on a grid of {grid} voxels ({error}); "
             "use a mask or a smaller region, or --device cpu"
-        ) from error
+        ).with_shortage(UNKNOWN_SHORTAGE) from error
 
 
 def row_width(num_channels: int) -> int:

@@ -47,6 +47,12 @@ class HeldChannels:
         """Bytes on the device."""
         return int(self.array.nbytes)
 
+    def to_host(self) -> NDArray[np.float32]:
+        """Return a copy on the host."""
+        with self.device.active():
+            found: NDArray[np.float32] = self.device.download(self.array)
+        return found
+
     def inside(self, box: Box) -> HeldChannels:
         """Return a copy of a box of the grid, (channels, *box)."""
         return HeldChannels(self.device, self.array[(slice(None), *box)].copy())
@@ -138,8 +144,7 @@ class HeldResult(MeanFieldResult):
         """(L, *grid) on the host."""
         channels = vars(self)["_channels"]
         started = time.perf_counter()
-        with channels.device.active():
-            found: NDArray[np.float32] = channels.device.download(channels.array)
+        found: NDArray[np.float32] = channels.to_host()
         vars(self)["_channels"] = None
         self.timings["download"] = time.perf_counter() - started
         return found

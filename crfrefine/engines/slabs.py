@@ -1,0 +1,218 @@
+"""Volumes beyond the memory of an engine, in slabs of planes, each with as many planes around it as messages can cross."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.engines.base import FeatureOrigin, MeanFieldReport, MeanFieldResult
+from crfrefine.engines.origin import default_origin
+from crfrefine.engines.reach import reach_of_axes
+from crfrefine.errors import CapacityError
+from crfrefine.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.engines.base import Progress
+
+HEIGHT = 8
+"""Planes; the heights of slabs and of what is around them are multiples of it, as those of tiles."""
+
+_MOST_SHORTAGE = 2.0
+"""Shortages are told of one stage of a run, when the stages before it have their memory: slabs are not cut smaller than by this at once."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Planes of a volume.
+
+    Attributes:
+        start: the first plane.
+        stop: the end of the planes.
+        first: the first plane that takes part in the computation.
+        last: the end of those.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    @property
+    def extent(self) -> int:
+        """Planes that take part."""
+        return self.last - self.first
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """What is cut into slabs; or a slab, with the planes around it.
+
+    Attributes:
+        values: (L, *grid) logits of labels, or (R, *grid) log-odds of regions.
+        image: (M, *grid), normalized; both where the engine takes them, or arrays of the host to be cut.
+        mask: (*grid), True where the model applies; None: everywhere.
+        spacing: mm, one per grid axis.
+        models: of the labels, or one per region, with the same kernels.
+        origin: the point that features count from.
+    """
+
+    values: Any
+    image: Any
+    mask: NDArray[np.bool_] | None
+    spacing: tuple[float, ...]
+    models: Sequence[ModelSpec]
+    origin: FeatureOrigin | None = None
+
+
+Run = Callable[[Volume], MeanFieldResult]
+"""Runs the mean field on a volume at once."""
+
+
+def halo_planes(num_iterations: int, reach: int, unit: int = HEIGHT) -> int:
+    """Return the number of planes on each side that the result of a plane can depend on.
+
+    In each step messages come from within the reach, and their normalization from within the reach of those who send.
+
+    Args:
+        num_iterations: steps.
+        reach: planes after which every kernel ends.
+        unit: the result is a multiple of it.
+    """
+    return math.ceil((num_iterations + 1) * reach / unit) * unit
+
+
+def cut(num_planes: int, height: int, halo: int) -> list[Slab]:
+    """Return slabs of equal height; the last one may be lower."""
+    starts = range(0, num_planes, height)
+    return [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
+
+
+def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progress: Progress | None = None) -> tuple[MeanFieldResult, str]:
+    """Run the mean field on a volume that does not fit into an engine's memory at once, in as few slabs as do.
+
+    Each slab takes all steps, because convergence would have to be judged for all slabs together; there is no energy either.
+
+    Args:
+        run: raises `CapacityError` with a shortage if a slab does not fit.
+        volume: arrays of the host; without an origin, it is the default one.
+        message: of the error that the whole volume met.
+        shortage: of that error.
+        progress: called before each slab.
+
+    Returns:
+        (L, *grid), and a sentence that says what was done.
+
+    Raises:
+        CapacityError: not even a slab of HEIGHT planes fits, or the volume cannot be cut.
+    """
+    if any(model.mean_field.volume_weight > 0.0 for model in volume.models):
+        raise CapacityError(f"volume.weight above 0 needs the whole volume at once, and {message}")
+    num_planes, kernels = volume.values.shape[1], volume.models[0].kernels
+    num_iterations = max(model.mean_field.num_iterations for model in volume.models)
+    reach = reach_of_axes(kernels, volume.spacing)[0]
+    halo = halo_planes(num_iterations, reach)
+    plain = [ModelSpec(model.kernels, dataclasses.replace(model.mean_field, tolerance=0.0)) for model in volume.models]
+    volume = dataclasses.replace(volume, models=plain, origin=volume.origin or default_origin(volume.image, volume.mask))
+    extent = num_planes
+    while True:
+        slabs = _smaller(num_planes, halo, extent, shortage)
+        if slabs is None:
+            raise CapacityError(
+                f"not even slabs of {HEIGHT} of the {num_planes} planes fit, each with up to {halo} more on either side: {num_iterations} "
+                f"steps with kernels that reach {reach} planes depend on these; {message}"
+            )
+        try:
+            result = _run(run, volume, slabs, progress)
+        except CapacityError as error:
+            if error.shortage <= 0.0:
+                raise
+            # The error itself would keep the memory of what it broke off.
+            message, shortage = str(error), error.shortage
+        else:
+            return result, _describe(slabs, num_iterations, result)
+        extent = max(slab.extent for slab in slabs)
+
+
+def _smaller(num_planes: int, halo: int, extent: int, shortage: float) -> list[Slab] | None:
+    """Return as few slabs as may fit where those of some extent do not; None: there are no smaller ones."""
+    target = extent / min(max(shortage, 1.0), _MOST_SHORTAGE)
+    rows = math.ceil(num_planes / HEIGHT)
+    slabs: list[Slab] = []
+    for count in range(2, rows + 1):
+        slabs = cut(num_planes, math.ceil(rows / count) * HEIGHT, halo)
+        if max(slab.extent for slab in slabs) < min(target, extent):
+            return slabs
+    return slabs if slabs and max(slab.extent for slab in slabs) < extent else None
+
+
+def _run(run: Run, volume: Volume, slabs: Sequence[Slab], progress: Progress | None) -> MeanFieldResult:
+    """Run slab by slab, that with the most voxels first: if it fits, so do most others, and it chooses the filter of "auto" for all."""
+    out = np.empty(volume.values.shape, np.float32)
+    report: MeanFieldReport | None = None
+    timings: dict[str, float] = {}
+    names: set[tuple[str, ...]] = set()
+    for number, slab in enumerate(sorted(slabs, key=lambda slab: -_num_voxels(volume, slab))):
+        if progress is not None:
+            progress("slab", number, len(slabs))
+        inner = slice(slab.start, slab.stop)
+        if volume.mask is not None and not volume.mask[inner].any():
+            temperature = volume.models[0].mean_field.temperature
+            np.multiply(volume.values[:, inner], np.float32(1.0) / np.float32(temperature), out=out[:, inner])
+            continue
+        found = run(_part(volume, slab))
+        out[:, inner] = found.logits[:, slab.start - slab.first : slab.stop - slab.first]
+        report = report or found.report
+        names.add(_filter_names(found.report))
+        for stage, seconds in found.timings.items():
+            timings[stage] = timings.get(stage, 0.0) + seconds
+        volume = dataclasses.replace(volume, models=[_with_filter(model, names) for model in volume.models])
+    assert report is not None  # The mask is not empty.
+    told = tuple(f"{line}, in {len(slabs)} slabs" + ("" if len(names) == 1 else ", not all with this filter") for line in report.filters)
+    return MeanFieldResult(out, MeanFieldReport(report.num_iterations, False, (), told), timings)
+
+
+def _num_voxels(volume: Volume, slab: Slab) -> int:
+    return slab.extent if volume.mask is None else int(np.count_nonzero(volume.mask[slab.first : slab.last]))
+
+
+def _part(volume: Volume, slab: Slab) -> Volume:
+    """Return the planes that take part in a slab."""
+    planes, origin = slice(slab.first, slab.last), volume.origin
+    assert origin is not None
+    return dataclasses.replace(
+        volume,
+        values=np.ascontiguousarray(volume.values[:, planes]),
+        image=np.ascontiguousarray(volume.image[:, planes]),
+        mask=None if volume.mask is None else np.ascontiguousarray(volume.mask[planes]),
+        origin=dataclasses.replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:])),
+    )
+
+
+def _filter_names(report: MeanFieldReport) -> tuple[str, ...]:
+    """Return the filter of each appearance kernel."""
+    return tuple(line.split()[1] for line in report.filters if line.startswith("bilateral"))
+
+
+def _with_filter(model: ModelSpec, names: set[tuple[str, ...]]) -> ModelSpec:
+    """Return the model with the filter that all appearance kernels of the slabs before have; as it is if these differ."""
+    found = {name for of_slab in names for name in of_slab}
+    if model.kernels.filter != "auto" or len(found) != 1:
+        return model
+    return ModelSpec(dataclasses.replace(model.kernels, filter=found.pop()), model.mean_field)
+
+
+def _describe(slabs: Sequence[Slab], num_iterations: int, result: MeanFieldResult) -> str:
+    filters = ""
+    if any(line.endswith("not all with this filter") for line in result.filters):
+        filters = "; the filters of mean_field.filter = 'auto' differ between them: name one, or there may be seams"
+    return (
+        f"the case does not fit into the device's memory at once: refined in {len(slabs)} slabs of {slabs[0].stop} planes, "
+        f"with all {num_iterations} steps, and without an energy{filters}"
+    )
