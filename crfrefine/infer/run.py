@@ -1,11 +1,10 @@
-"""The folder run of `crfrefine infer`: select the cases, read ahead, refine, write behind, and record each case.
+"""The folder run of `crfrefine infer`: read ahead, refine, write behind, and record each case; `plan.py` finds out what there is to do.
 
 Nothing is printed here: an `Observer` receives the events.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from contextlib import closing
@@ -13,21 +12,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crfrefine.errors import ConfigError, CrfRefineError, DeviceLostError, InputError
+from crfrefine.errors import CrfRefineError, DeviceLostError
 from crfrefine.execution.factory import make_executor
 from crfrefine.execution.observer import Observer
 from crfrefine.execution.pipeline import pipeline
 from crfrefine.failures import CaseWork, Failure, describe_failure
-from crfrefine.infer.case_work import CaseSettings, Task, begin_case, copy_ahead, load, process_case, refine_case, write
+from crfrefine.infer.case_work import Task, begin_case, copy_ahead, load, process_case, refine_case, write
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.records import CaseRecord, RunSummary
-from crfrefine.io.paths import working_folder
 from crfrefine.memory import memory_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
 
-    from crfrefine.cases.case import CaseFiles
     from crfrefine.execution.executor import Outcome
     from crfrefine.execution.read_ahead import Admit
     from crfrefine.infer.case_work import ReadCase
@@ -39,17 +36,6 @@ MOST_READERS = 4
 """Cases that are read ahead if reading is what limits."""
 SHARE_OF_CASES_AHEAD = 8
 """They take an eighth of the memory that the run may take, at most."""
-
-
-def select_part(cases: Sequence[CaseFiles], num_parts: int, part_id: int) -> list[CaseFiles]:
-    """Return every `num_parts`-th case from the `part_id`-th, in the order of their names: the parts are disjoint and cover all cases.
-
-    Raises:
-        InputError: `part_id` is not one of 0 … `num_parts` - 1.
-    """
-    if num_parts < 1 or not 0 <= part_id < num_parts:
-        raise InputError(f"part {part_id} of {num_parts}: parts are numbered from 0 to the number of parts minus 1")
-    return sorted(cases, key=lambda files: files.case_id)[part_id::num_parts]
 
 
 def run_inference(options: InferenceOptions, observer: InferenceObserver | None = None) -> RunSummary:
@@ -91,105 +77,22 @@ class _Run:
     """One call of `run_inference`."""
 
     def __init__(self, options: InferenceOptions, observer: InferenceObserver) -> None:
-        from crfrefine.engines.device_lists import devices_of, is_list
-        from crfrefine.infer.earlier import EarlierRecords, note_on_other_part, read_earlier
-        from crfrefine.infer.inputs import find_inputs
-        from crfrefine.infer.outputs import check_summary_path, label_maps_of, plan_outputs
-        from crfrefine.infer.structure_names import check_names_file
+        from crfrefine.infer.plan import plan_run
         from crfrefine.infer.summary_file import summary_file
-        from crfrefine.io.atomic import check_small_output, check_writable
-        from crfrefine.memory import memory_limit
-        from crfrefine.threads import available_threads
 
         self.options = options
         self._observer = observer
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        if options.placement.is_cluster and is_list(options.device):
-            raise ConfigError(
-                f"--device {options.device}: expected one device with --workers or --dask, found several; the workers of a cluster have a "
-                "GPU each: use --device cuda (docs/guide/clusters.md#gpus), or leave the cluster out"
-            )
-        self._devices = devices_of(options.device)
-        device, device_name = self._choose_device()
-        inputs = self._inputs = find_inputs(options)
-        self._notes = list(inputs.notes)
-        cases = select_part(inputs.cases, options.num_parts, options.part_id)
-        outputs = plan_outputs(
-            cases,
-            options.output,
-            folder_run=options.is_folder_run,
-            probabilities=options.save_probabilities,
-            logits=options.save_logits,
-            preview=options.preview,
-            structures=options.save_structures,
-            also_read=options.also_read,
-            output_format=options.output_format,
-        )
-        if options.summary is not None:
-            check_summary_path(options.summary, cases, outputs, options.also_read)
-        earlier = EarlierRecords()
-        part = (options.num_parts, options.part_id)
-        if options.summary is not None and options.resume:
-            label_maps = {files.case_id: plan.label_map for files, plan in zip(cases, outputs, strict=True)}
-            earlier = read_earlier(options.summary, label_maps, options.parameters.to_dict(), part)
-        elif options.summary is not None and (note := note_on_other_part(options.summary, options.output, part)) is not None:
-            self._notes.append(note)
-        self._notes += earlier.notes
-        self._settings = CaseSettings(options, inputs.reading, inputs.structures, inputs.names, device)
-        self._tasks = [
-            Task(number, files, plan, earlier.of_outputs.get(files.case_id))
-            for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
-        ]
-        # If no case can be read, no folder is needed.
-        for folder in {path.parent for task in self._tasks if not task.files.problem for path in task.outputs.all()}:
-            check_writable(folder)
-        self._names_file = check_names_file(self._inputs.structures, cases, options.output)
-        if options.summary is not None:
-            check_small_output(options.summary)
-        limit = memory_limit(options.max_memory)
-        planned = label_maps_of(select_part(inputs.cases, 1, 0), options.output, options.output_format)
-        self._summary = RunSummary(
-            device=device_name,
-            threads=options.threads or available_threads(),
-            max_memory=limit.bytes if limit.is_known else None,
-            max_memory_source=limit.source,
-            parameters=options.parameters.to_dict(),
-            requested_device=options.device,
-            num_parts=options.num_parts,
-            part_id=options.part_id,
-            label_names={number: name for name, number in self._inputs.structures.items()},
-            num_cases=len(cases),
-            all_cases={case_id: str(path) for case_id, path in planned.items()},
-            output_folder=os.path.realpath(options.output),
-            inputs=tuple(map(os.path.realpath, options.inputs)),
-            working_folder=working_folder(),
-            command=options.command,
-            resumed=options.resume,
-            earlier=earlier.all(),
-        )
-        self._file = summary_file(options.summary, self._summary, resume=options.resume)
-
-    def _choose_device(self) -> tuple[str, str]:
-        """Return the device for `get_backend`, and its name or that of several."""
-        from crfrefine.engines import get_backend
-        from crfrefine.engines.device_lists import FORMS
-
-        if len(self._devices) > 1:
-            return self._devices[0], "cuda:" + ",".join(device.partition(":")[2] for device in self._devices)
-        placement = self.options.placement
-        device = self._devices[0]
-        # The machine that gives cases to a cluster needs no GPU itself.
-        name = device if placement.dask is not None and device.startswith("cuda") else get_backend(device, also=FORMS).name
-        if placement.is_cluster and device == "auto":
-            device = name  # the same on all machines
-        self._devices = (name,)
-        return device, name
+        plan = self._plan = plan_run(options)
+        self._notes = list(plan.notes)
+        self._settings, self._tasks, self._summary = plan.settings, plan.tasks, plan.summary
+        self._file = summary_file(options.summary, plan.summary, resume=options.resume)
 
     def execute(self) -> RunSummary:
         """Refine the cases: read the next while one is computed and the last is written; or elsewhere, as the options say."""
-        is_on_gpus = self._devices[0].startswith("cuda") and not self.options.placement.is_cluster
-        if len(self._devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
+        is_on_gpus = self._plan.devices[0].startswith("cuda") and not self.options.placement.is_cluster
+        if len(self._plan.devices) > 1 or (is_on_gpus and self.options.placement.is_separate):
             return self._execute_on_devices()
         if not self.options.placement.is_separate:
             return self._execute(self._execute_here)
@@ -230,7 +133,7 @@ class _Run:
 
         fallback = "cpu" if self.options.device == "auto" else None
         processes, self._summary.threads = device_processes(
-            self._devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
+            self._plan.devices[: max(1, len(self._tasks))], self.options, fallback=fallback, note=partial(self._tell, self._observer.note)
         )
         work = DeviceWork(self._settings)
         return self._execute(lambda: self._record_all(processes.map(work, self._tasks, self._case_started, is_device_lost, self._stops)))
@@ -242,8 +145,8 @@ class _Run:
         self._tell(self._observer.run_started, self._summary)
         for note in self._notes:
             self._tell(self._observer.note, note)
-        if self._names_file is not None:
-            write_names(self._names_file, self._inputs.structures)
+        if self._plan.names_file is not None:
+            write_names(self._plan.names_file, self._settings.structures)
         self._file.save_first()
         try:
             run()

@@ -18,8 +18,9 @@ from crfrefine.engines.base import MeanFieldReport
 from crfrefine.errors import InputError
 from crfrefine.execution.observer import Observer
 from crfrefine.infer.options import InferenceOptions
+from crfrefine.infer.plan import select_part
 from crfrefine.infer.records import CaseRecord, RunSummary
-from crfrefine.infer.run import run_inference, select_part
+from crfrefine.infer.run import run_inference
 from crfrefine.parameters.model import CrfParameters
 
 
