@@ -82,11 +82,23 @@ CRF_KERNEL(normalize_logits, const Real* logits, int64 stride, const int64* plac
     if (n < num_voxels) normalize(Values{logits, stride, place, bias}, place[n], normalizer[n], normalizer[num_voxels + n]);
 }
 
-// Sums of the numbers of a group of labels, and of the products of any two of them.
+// Sums of the numbers of a group of labels.
 //
 // part: (voxel), 1 where the term applies; nullptr: everywhere. normalizer: as from normalize_logits; not read without a bias,
-// or if the group has all labels.
-// partial: (sum, thread), those of the numbers first, then of the products in order of the first label.
+// or if the group has all labels. partial: (label, thread).
+CRF_KERNEL(sum_labels, const Real* values, int64 stride, const int64* place, int64 num_voxels, const uint8* part, const Real* bias,
+           const Real* normalizer, int first, int64 num_threads, double* partial) {
+    const Values given{values, stride, place, bias};
+    sum_over_part<kGroup>(num_voxels, part, num_threads, partial, [&](int64 n, PartSums<kGroup>& sums) {
+        Real q[kGroup];
+        load_group(given, normalizer, num_voxels, n, first, q);
+        CRF_UNROLL
+        for (int i = 0; i < kGroup; ++i) sums[i] += q[i];
+    });
+}
+
+// The same, and of the products of any two of them. partial: (sum, thread), those of the numbers first, then of the products in order of
+// the first label.
 CRF_KERNEL(sum_group, const Real* values, int64 stride, const int64* place, int64 num_voxels, const uint8* part, const Real* bias,
            const Real* normalizer, int first, int64 num_threads, double* partial) {
     const Values given{values, stride, place, bias};
