@@ -3,7 +3,6 @@
 // them where they are stored, and divides. Nothing that grows with the labels is kept in between.
 //
 // Constants as in mean_field.cu.
-#include "cuda/launch.h"
 #include "cuda/mean_field.h"
 
 namespace crf {
@@ -37,16 +36,6 @@ struct Softmax {
     CRF_D Real negative_entropy() const { return weighted * (Real(1.0) / total) - log(total); }
 };
 
-// The first of the labels with the largest number.
-struct Largest {
-    Real value = kLowest;
-    int label = 0;
-    CRF_D void add(int l, Real x) {
-        if (x > value) label = l;
-        value = larger(x, value);
-    }
-};
-
 CRF_D Channels load_group(const Channels* rows, int64 num_voxels, int64 n, int g) {
     return g < kGroups ? rows[g * num_voxels + n] : zero_row<CRF_WIDTH>();
 }
@@ -78,7 +67,7 @@ CRF_D Channels calibrated_group(const Real* logits, int64 grid_size, int64 place
     Channels x = load_labels(logits, grid_size, place, g);
     CRF_UNROLL
     for (int c = 0; c < CRF_WIDTH; ++c)
-        if (g * CRF_WIDTH + c < kLabels) x.value[c] = (bias ? x.value[c] + bias[g * CRF_WIDTH + c] : x.value[c]) * inverse_temperature;
+        if (g * CRF_WIDTH + c < kLabels) x.value[c] = calibrated(x.value[c], bias, g * CRF_WIDTH + c, inverse_temperature);
     return x;
 }
 
@@ -108,10 +97,7 @@ CRF_D Channels multiplied(const Channels* messages, int64 num_voxels, int64 n, R
 // See `start` in mean_field.cu.
 CRF_KERNEL(start_many, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
            Real inverse_temperature, Channels* marginals, Real* out, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
-    double sums[kNumSums] = {};
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
+    sum_over_voxels(num_voxels, num_threads, partial, [&](int64 n, Sums& sums) {
         const int64 place = grid_index[n];
         Softmax softmax;
         CRF_ROLLED
@@ -129,8 +115,7 @@ CRF_KERNEL(start_many, const Real* logits, const Real* bias, int64 grid_size, co
             for (int c = 0; c < CRF_WIDTH; ++c) x.value[c] = softmax.marginal(x.value[c]);
             store_group(x, num_voxels, n, g, marginals);
         }
-    }
-    store_sums(sums, thread, num_threads, partial);
+    });
 }
 
 // See `update` in mean_field.cu. With the Potts model and no implied label, the sum of all messages is known after the first pass only:
@@ -138,11 +123,8 @@ CRF_KERNEL(start_many, const Real* logits, const Real* bias, int64 grid_size, co
 CRF_KERNEL(update_many, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
            Real inverse_temperature, Channels* marginals, const Channels* messages, const Real* weighted_ones, const Real* compatibility,
            int is_potts, int wants_divergence, const double* state, const Real* kept, Real* out, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
     const Real step = static_cast<Real>(state[kStep]);
-    double sums[kNumSums] = {};
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
+    sum_over_voxels(num_voxels, num_threads, partial, [&](int64 n, Sums& sums) {
         const int64 place = grid_index[n];
         const Real ones = kImplied ? weighted_ones[n] : Real(0.0);
         Real rest = Real(1.0), all = Real(0.0);  // what is left for an implied marginal; the messages so far
@@ -245,8 +227,7 @@ CRF_KERNEL(update_many, const Real* logits, const Real* bias, int64 grid_size, c
             store_group(now, num_voxels, n, g, marginals);
         }
         sums[kDivergence] += static_cast<double>(divergence);
-    }
-    store_sums(sums, thread, num_threads, partial);
+    });
 }
 
 }  // namespace crf

@@ -1,22 +1,14 @@
 // The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility, softmax, energy, divergence, and the
 // step's length. The sums of a step stay on the device: each thread sums its own voxels, and folding adds these sums in a fixed order.
 //
-// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less if the last label's follow from the others'.
-// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. CRF_SLICES: 1 if `update` slices one kernel's message itself, from
-// the lattice's vertices; all channels are one group then.
-#include "cuda/launch.h"
+// For more than 32 labels the engine launches many_labels.cu: this is a form to compare with then.
+//
+// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in mean_field.h. CRF_SLICES: 1 if `update` slices one kernel's message itself, from the lattice's
+// vertices; all channels are one group then.
 #include "cuda/mean_field.h"
 #include "cuda/slice.h"
 
 namespace crf {
-
-// For more labels the engine launches many_labels.cu. Here their arrays are in the thread's local memory, and unrolled loops over them
-// would take a compiler minutes: a form to compare with.
-#if CRF_LABELS <= 32
-#define CRF_OVER_LABELS CRF_UNROLL
-#else
-#define CRF_OVER_LABELS CRF_ROLLED
-#endif
 
 CRF_D void take_row(Channels row, int g, Real (&channel)[kLabels]) {
     CRF_UNROLL
@@ -30,25 +22,14 @@ CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (
 }
 
 CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
-    CRF_OVER_LABELS
-    for (int g = 0; g < kGroups; ++g) {
-        Channels row = zero_row<CRF_WIDTH>();
-        CRF_UNROLL
-        for (int c = 0; c < CRF_WIDTH; ++c)
-            if (g * CRF_WIDTH + c < kChannels) row.value[c] = channel[g * CRF_WIDTH + c];
-        rows[g * num_voxels + n] = row;
-    }
+    store_rows(num_voxels, n, rows, [&](int l) { return channel[l]; });
 }
 
 CRF_D int largest_label(const Real (&x)[kLabels]) {
-    int label = 0;
-    Real largest = x[0];
+    Largest found{x[0]};
     CRF_OVER_LABELS
-    for (int l = 1; l < kLabels; ++l) {
-        if (x[l] > largest) label = l;
-        largest = larger(x[l], largest);
-    }
-    return label;
+    for (int l = 1; l < kLabels; ++l) found.add(l, x[l]);
+    return found.label;
 }
 
 CRF_D Real largest_of(const Real (&x)[kLabels]) {
@@ -95,14 +76,11 @@ CRF_KERNEL(scale_logits, const Real* logits, int64 size, Real inverse_temperatur
 // calibrated logits, from which a shortened first step starts; nullptr: not stored. partial: (sum, thread).
 CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
            Real inverse_temperature, Channels* marginals, Real* out, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
-    double sums[kNumSums] = {};
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
+    sum_over_voxels(num_voxels, num_threads, partial, [&](int64 n, Sums& sums) {
         const int64 place = grid_index[n];
         Real x[kLabels];
         CRF_OVER_LABELS
-        for (int l = 0; l < kLabels; ++l) x[l] = calibrated(logits, l * grid_size + place, bias, l, inverse_temperature);
+        for (int l = 0; l < kLabels; ++l) x[l] = calibrated(logits[l * grid_size + place], bias, l, inverse_temperature);
         if (out) {
             CRF_OVER_LABELS
             for (int l = 0; l < kLabels; ++l) out[l * grid_size + place] = x[l];
@@ -110,8 +88,7 @@ CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const i
         sums[kLargest] += static_cast<double>(largest_of(x));
         sums[kNegativeEntropy] += static_cast<double>(softmax(x));
         store_channels(x, num_voxels, n, marginals);
-    }
-    store_sums(sums, thread, num_threads, partial);
+    });
 }
 
 // One step for every num_threads-th voxel: from the messages and old marginals to the new marginals.
@@ -126,11 +103,8 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
            const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale, const Real* channel_weight,
            const Real* weighted_ones, const Real* compatibility, int is_potts, int wants_divergence, const double* state, const Real* kept,
            Real* out, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
     const Real step = static_cast<Real>(state[kStep]);
-    double sums[kNumSums] = {};
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
+    sum_over_voxels(num_voxels, num_threads, partial, [&](int64 n, Sums& sums) {
         const int64 place = grid_index[n];
         Real x[kLabels], old[kLabels], message[kLabels];
 #if CRF_SLICES
@@ -145,7 +119,7 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
         load_channels(marginals, num_voxels, n, old);
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l)  // before anything is stored
-            x[l] = calibrated(logits, l * grid_size + place, bias, l, inverse_temperature);
+            x[l] = calibrated(logits[l * grid_size + place], bias, l, inverse_temperature);
         Real rest = Real(1.0), all = Real(0.0);
         CRF_OVER_LABELS
         for (int c = 0; c < kChannels; ++c) {
@@ -191,8 +165,7 @@ CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const 
         sums[kNegativeEntropy] += static_cast<double>(softmax(x));
         if (wants_divergence) sums[kDivergence] += static_cast<double>(divergence_of(x, old));
         store_channels(x, num_voxels, n, marginals);
-    }
-    store_sums(sums, thread, num_threads, partial);
+    });
 }
 
 // One thread per sum and remainder modulo num_folded: sums the values with that remainder.

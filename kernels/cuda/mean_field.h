@@ -1,17 +1,12 @@
 // What the iteration has in common for few labels (mean_field.cu) and for many (many_labels.cu): the sums of a step, and single labels.
 //
-// CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less if the last label's follow from the others'.
-// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH.
+// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in labels.h. The last label's marginals follow from the others' if it is not filtered.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/labels.h"
 
 namespace crf {
 
-using Channels = Row<CRF_WIDTH>;
-constexpr int kLabels = CRF_LABELS;
-constexpr int kChannels = CRF_CHANNELS;
-constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
 constexpr Real kVanished = Real(-1e4);   // its exponential is 0, and so are products with it, even if a logit is minus infinity
 constexpr Real kFarBelow = Real(100.0);  // nats under the largest logit: a rounding error of the marginal would count in the energy
 constexpr bool kImplied = kChannels < kLabels;
@@ -20,6 +15,7 @@ constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
 // Sums over the voxels.
 enum { kNegativeEntropy, kLargest, kLinear, kQuadratic, kDivergence, kFlips, kNumSums };
+using Sums = double[kNumSums];
 
 // The run's state; the energies of the steps follow, then their lengths.
 enum { kStep, kStartEntropy, kShift, kLastEnergy, kNumSteps, kConverged, kNumStates };
@@ -41,14 +37,25 @@ CRF_D bool may_be_rounding(int l, Real logit, Real largest, Real marginal) {
 // The logit after a step of less than full length. from, to: before, and after a full one; both may be minus infinity.
 CRF_D Real shortened(Real from, Real to, Real step) { return to != from ? from + (to - from) * step : to; }
 
-CRF_D void store_sums(const double (&sums)[kNumSums], int64 thread, int64 num_threads, double* partial) {
+// partial: (sum, thread).
+template <int Count, class Number>
+CRF_D void store_sums(const Number (&sums)[Count], int64 thread, int64 num_threads, double* partial) {
     CRF_UNROLL
-    for (int i = 0; i < kNumSums; ++i) partial[i * num_threads + thread] = sums[i];
+    for (int i = 0; i < Count; ++i) partial[i * num_threads + thread] = static_cast<double>(sums[i]);
+}
+
+// Each thread takes every num_threads-th voxel, and stores its sums of what add(voxel, sums) adds to them.
+template <class Add>
+CRF_D void sum_over_voxels(int64 num_voxels, int64 num_threads, double* partial, Add add) {
+    const int64 thread = thread_number();
+    if (thread >= num_threads) return;
+    Sums sums = {};
+    for (int64 n = thread; n < num_voxels; n += num_threads) add(n, sums);
+    store_sums(sums, thread, num_threads, partial);
 }
 
 // The logit of label l with its bias, over the temperature. bias: (label), or nullptr: none.
-CRF_D Real calibrated(const Real* logits, int64 place, const Real* bias, int l, Real inverse_temperature) {
-    const Real logit = logits[place];
+CRF_D Real calibrated(Real logit, const Real* bias, int l, Real inverse_temperature) {
     return (bias ? logit + bias[l] : logit) * inverse_temperature;
 }
 

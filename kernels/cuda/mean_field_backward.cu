@@ -1,6 +1,6 @@
 // The backward pass of the mean field before its first step and after its last one (docs/reference/math.md, section 9).
 //
-// CRF_LABELS, CRF_WIDTH: as in backward.h.
+// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in backward.h.
 #include "cuda/backward.h"
 
 namespace crf {
@@ -95,7 +95,7 @@ CRF_KERNEL(differentiate_ones, const Real* by_start, const Real* weights, const 
     Real y[kLabels];
     CRF_OVER_LABELS
     for (int l = 0; l < kLabels; ++l) y[l] = by_start[l * num_voxels + n];
-    gradient[n] = -weights[kSent] * penalty_of(y, sum_of(y), Penalty{weights, compatibility, is_potts}, kSent);
+    gradient[n] = -weights[kLast] * penalty_of(y, sum_of(y), Penalty{weights, compatibility, is_potts}, kLast);
 }
 
 }  // namespace crf

@@ -2,7 +2,8 @@
 // with respect to the normalization and the marginals; after the last kernel, those with respect to the logits before the step; and what is
 // filtered next.
 //
-// CRF_LABELS, CRF_WIDTH: as in backward.h. CRF_THREADS: per block. CRF_TILE: voxels that a block handles at a time, at most CRF_THREADS.
+// CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in backward.h. CRF_THREADS: per block. CRF_TILE: voxels that a block handles at a time, at most
+// CRF_THREADS.
 #include "cuda/backward.h"
 
 namespace crf {
@@ -81,7 +82,7 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                 CRF_UNROLL
                 for (int c = 0; c < CRF_WIDTH; ++c) {
                     const int l = g * CRF_WIDTH + c;
-                    if (l >= kSent) continue;
+                    if (l >= kChannels) continue;
                     const Real message = row.value[c] * own_scale;
                     messages[l * kStride + thread] = message;
                     rest -= message;
@@ -91,7 +92,7 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
                     mean += q[l] * y[l];
                 }
             }
-            messages[kSent * kStride + thread] = rest;
+            messages[kLast * kStride + thread] = rest;
             if (by_received) {
                 by_received[n] += by_sent ? received : received + sent;
                 if (by_sent) by_sent[n] += sent;
@@ -99,8 +100,8 @@ CRF_BLOCK_KERNEL(take_messages, int64 num_voxels, int64 num_blocks, Real step, R
             if (by_start) {
                 // Gradients with respect to the marginals are known up to one number per voxel, to which the softmax is blind: 0 for the
                 // last label.
-                q[kSent] = last_marginal ? last_marginal[n] : larger(last, Real(0.0));
-                y[kSent] = Real(0.0);
+                q[kLast] = last_marginal ? last_marginal[n] : larger(last, Real(0.0));
+                y[kLast] = Real(0.0);
                 CRF_OVER_LABELS
                 for (int l = 0; l < kLabels; ++l) {
                     const Real x = gradients[l * kStride + thread];

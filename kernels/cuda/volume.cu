@@ -8,13 +8,6 @@
 
 namespace crf {
 
-// No kernel here keeps all labels of a voxel; unrolled loops over many would take a compiler minutes.
-#if CRF_LABELS <= 32
-#define CRF_OVER_LABELS CRF_UNROLL
-#else
-#define CRF_OVER_LABELS CRF_ROLLED
-#endif
-
 constexpr int kGroup = kLabels < 8 ? kLabels : 8;
 constexpr int kGroupSums = kGroup + kGroup * (kGroup - 1) / 2;
 
@@ -28,6 +21,9 @@ struct Values {
 };
 
 CRF_D Real logit_of(Values values, int64 place, int l) { return values.number[l * values.stride + place] + values.bias[l]; }
+
+// largest, inverse: as from `normalize`.
+CRF_D Real marginal_of(Real logit, Real largest, Real inverse) { return exp(larger(logit - largest, kVanished)) * inverse; }
 
 // The largest logit of a voxel, and 1 over the sum of the exponentials relative to it.
 CRF_D void normalize(Values values, int64 place, Real& largest, Real& inverse) {
@@ -57,19 +53,28 @@ CRF_D void load_group(Values values, const Real* normalizer, int64 num_voxels, i
         q[i] = Real(0.0);
         if (l >= kLabels) continue;
         if (values.bias)
-            q[i] = exp(larger(logit_of(values, place, l) - largest, kVanished)) * inverse;
+            q[i] = marginal_of(logit_of(values, place, l), largest, inverse);
         else
             q[i] = values.number[l * values.stride + place];
     }
 }
 
 template <int Count>
-CRF_D void put_sums(const Real (&sums)[Count], int64 thread, int64 num_threads, double* partial) {
-    CRF_UNROLL
-    for (int i = 0; i < Count; ++i) partial[i * num_threads + thread] = static_cast<double>(sums[i]);
+using PartSums = Real[Count];
+
+// Each thread takes every num_threads-th voxel, and stores its sums of what add(voxel, sums) adds to them where the term applies.
+template <int Count, class Add>
+CRF_D void sum_over_part(int64 num_voxels, const uint8* part, int64 num_threads, double* partial, Add add) {
+    const int64 thread = thread_number();
+    if (thread >= num_threads) return;
+    PartSums<Count> sums = {};
+    CRF_ROLLED
+    for (int64 n = thread; n < num_voxels; n += num_threads)
+        if (!part || part[n]) add(n, sums);
+    store_sums(sums, thread, num_threads, partial);
 }
 
-// One thread per voxel: what `sum_group` and `sum_groups` would compute for each group again.
+// One thread per voxel: what the kernels below would compute for each group again.
 //
 // bias: (label), added to (label, place) logits. normalizer: (2, voxel).
 CRF_KERNEL(normalize_logits, const Real* logits, int64 stride, const int64* place, int64 num_voxels, const Real* bias, Real* normalizer) {
@@ -77,20 +82,27 @@ CRF_KERNEL(normalize_logits, const Real* logits, int64 stride, const int64* plac
     if (n < num_voxels) normalize(Values{logits, stride, place, bias}, place[n], normalizer[n], normalizer[num_voxels + n]);
 }
 
-// Each thread takes every num_threads-th voxel: sums of the numbers of a group of labels, and of the products of any two of them.
+// Sums of the numbers of a group of labels.
 //
 // part: (voxel), 1 where the term applies; nullptr: everywhere. normalizer: as from normalize_logits; not read without a bias,
-// or if the group has all labels.
-// partial: (sum, thread), those of the numbers first, then of the products in order of the first label.
+// or if the group has all labels. partial: (label, thread).
+CRF_KERNEL(sum_labels, const Real* values, int64 stride, const int64* place, int64 num_voxels, const uint8* part, const Real* bias,
+           const Real* normalizer, int first, int64 num_threads, double* partial) {
+    const Values given{values, stride, place, bias};
+    sum_over_part<kGroup>(num_voxels, part, num_threads, partial, [&](int64 n, PartSums<kGroup>& sums) {
+        Real q[kGroup];
+        load_group(given, normalizer, num_voxels, n, first, q);
+        CRF_UNROLL
+        for (int i = 0; i < kGroup; ++i) sums[i] += q[i];
+    });
+}
+
+// The same, and of the products of any two of them. partial: (sum, thread), those of the numbers first, then of the products in order of
+// the first label.
 CRF_KERNEL(sum_group, const Real* values, int64 stride, const int64* place, int64 num_voxels, const uint8* part, const Real* bias,
            const Real* normalizer, int first, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
     const Values given{values, stride, place, bias};
-    Real sums[kGroupSums] = {};
-    CRF_ROLLED
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
-        if (part && !part[n]) continue;
+    sum_over_part<kGroupSums>(num_voxels, part, num_threads, partial, [&](int64 n, PartSums<kGroupSums>& sums) {
         Real q[kGroup];
         load_group(given, normalizer, num_voxels, n, first, q);
         int next = kGroup;
@@ -100,20 +112,14 @@ CRF_KERNEL(sum_group, const Real* values, int64 stride, const int64* place, int6
             CRF_UNROLL
             for (int j = i + 1; j < kGroup; ++j) sums[next++] += q[i] * q[j];
         }
-    }
-    put_sums(sums, thread, num_threads, partial);
+    });
 }
 
-// The same for the products of each label of one group with each of another. partial: (label of the first, of the second, thread).
+// Sums of the products of each label of one group with each of another. partial: (label of the first, of the second, thread).
 CRF_KERNEL(sum_groups, const Real* values, int64 stride, const int64* place, int64 num_voxels, const uint8* part, const Real* bias,
            const Real* normalizer, int first, int second, int64 num_threads, double* partial) {
-    const int64 thread = thread_number();
-    if (thread >= num_threads) return;
     const Values given{values, stride, place, bias};
-    Real sums[kGroup * kGroup] = {};
-    CRF_ROLLED
-    for (int64 n = thread; n < num_voxels; n += num_threads) {
-        if (part && !part[n]) continue;
+    sum_over_part<kGroup * kGroup>(num_voxels, part, num_threads, partial, [&](int64 n, PartSums<kGroup * kGroup>& sums) {
         Real p[kGroup], q[kGroup];
         load_group(given, normalizer, num_voxels, n, first, p);
         load_group(given, normalizer, num_voxels, n, second, q);
@@ -122,23 +128,17 @@ CRF_KERNEL(sum_groups, const Real* values, int64 stride, const int64* place, int
             CRF_UNROLL
             for (int j = 0; j < kGroup; ++j) sums[i * kGroup + j] += p[i] * q[j];
         }
-    }
-    put_sums(sums, thread, num_threads, partial);
+    });
 }
 
 // One thread per voxel: the label with the largest logit, the first of equal ones; kLabels where the term does not apply.
 CRF_KERNEL(find_largest, const Real* logits, int64 stride, const int64* place, int64 num_voxels, const uint8* part, int* label) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    int found = 0;
-    Real largest = logits[place[n]];
+    Largest found{logits[place[n]]};
     CRF_OVER_LABELS
-    for (int l = 1; l < kLabels; ++l) {
-        const Real logit = logits[l * stride + place[n]];
-        if (logit > largest) found = l;
-        largest = larger(logit, largest);
-    }
-    label[n] = part && !part[n] ? kLabels : found;
+    for (int l = 1; l < kLabels; ++l) found.add(l, logits[l * stride + place[n]]);
+    label[n] = part && !part[n] ? kLabels : found.label;
 }
 
 // The end of a step with a volume term, for the voxels that `update` gave the same thread: from its logits to those with the biases, and to
@@ -154,8 +154,7 @@ CRF_KERNEL(add_biases, Real* out, int64 grid_size, const int64* grid_index, int6
     for (int64 n = thread; n < num_voxels; n += num_threads) {
         const int64 place = grid_index[n];
         const bool applies = !part || part[n];
-        Real largest = kLowest;
-        int label = 0;
+        Largest largest, largest_old;
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) {
             Real x = out[l * grid_size + place];
@@ -163,21 +162,19 @@ CRF_KERNEL(add_biases, Real* out, int64 grid_size, const int64* grid_index, int6
                 x += bias[l];
                 out[l * grid_size + place] = x;
             }
-            if (x > largest) label = l;
-            largest = larger(x, largest);
+            largest.add(l, x);
         }
         Real total = Real(0.0), weighted = Real(0.0);
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) {
-            const Real shifted = larger(out[l * grid_size + place] - largest, kVanished);
+            const Real shifted = larger(out[l * grid_size + place] - largest.value, kVanished);
             const Real e = exp(shifted);
             total += e;
             weighted += e * shifted;
         }
         const Real inverse = Real(1.0) / total;
         negative_entropy += static_cast<double>(weighted * inverse - log(total));
-        Real changed = Real(0.0), rest = Real(1.0), largest_old = Real(-1.0);
-        int old_label = 0;
+        Real changed = Real(0.0), rest = Real(1.0);
         CRF_OVER_LABELS
         for (int g = 0; g < kGroups; ++g) {
             Channels now = zero_row<CRF_WIDTH>(), before = now;
@@ -186,22 +183,21 @@ CRF_KERNEL(add_biases, Real* out, int64 grid_size, const int64* grid_index, int6
             for (int c = 0; c < CRF_WIDTH; ++c) {
                 const int l = g * CRF_WIDTH + c;
                 if (l >= kChannels) continue;
-                now.value[c] = exp(larger(out[l * grid_size + place] - largest, kVanished)) * inverse;
+                now.value[c] = marginal_of(out[l * grid_size + place], largest.value, inverse);
                 changed += divergence_of_label(l, now.value[c], before.value[c]);
                 rest -= before.value[c];
-                if (before.value[c] > largest_old) old_label = l;
-                largest_old = larger(before.value[c], largest_old);
+                largest_old.add(l, before.value[c]);
             }
             marginals[g * num_voxels + n] = now;
         }
         if (!old) continue;
         if (kImplied) {
-            const Real now = exp(larger(out[(kLabels - 1) * grid_size + place] - largest, kVanished)) * inverse;
-            changed += divergence_of_label(kLabels - 1, now, larger(rest, Real(0.0)));
-            if (rest > largest_old) old_label = kLabels - 1;
+            const Real now = marginal_of(out[kLast * grid_size + place], largest.value, inverse);
+            changed += divergence_of_label(kLast, now, larger(rest, Real(0.0)));
+            largest_old.add(kLast, rest);
         }
         divergence += static_cast<double>(changed);
-        if (label != old_label) flips += 1.0;
+        if (largest.label != largest_old.label) flips += 1.0;
     }
     partial[kNegativeEntropy * num_threads + thread] = negative_entropy;
     partial[kDivergence * num_threads + thread] = divergence;

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
+from counting_device import CountingDevice
 from oracles import Case, one_kernel, random_case, resolve
 
 import crfrefine.engines
@@ -475,29 +475,17 @@ def test_the_automatic_choice_follows_the_vertices(noise: float, filter_name: st
     assert choose_filter(bilateral, 2, 20)[0] == filter_name
 
 
-class _Launches(cuda_shim.ShimDevice):
-    """Counts the launches of each kernel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        self.count[kernel] += 1
-        super().launch(source, kernel, constants, num_threads, *arguments)
-
-
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("spread", [(1.0, 0.05), (3.0, 0.2), (20.0, 0.5), (0.002, 0.00005)], ids=["fine", "medium", "coarse", "wide keys"])
 def test_vertices_are_estimated_from_few_voxels(spread: tuple[float, float], masked: bool) -> None:
     """Between a third and twice of what there are, where there are 6 per voxel or 0.004; the first table is large enough."""
     case = random_case(3, num_modalities=2, masked=masked, grid_shape=(60, 66, 58))
-    device = _Launches()
+    device = CountingDevice()
     bilateral = _input(case, *spread, device)
     estimate = estimated_vertices(bilateral, Simplices(bilateral))
     lattice = Lattice(bilateral)
     assert lattice.num_vertices / 3.0 < estimate < 2.0 * lattice.num_vertices
-    assert device.count["insert_vertices"] == 1
+    assert device.num_launches["insert_vertices"] == 1
 
 
 def test_of_few_voxels_all_are_counted() -> None:

@@ -11,6 +11,7 @@ import re
 import nvrtc
 import pytest
 
+from crfrefine.engines.cuda.device import row_width
 from crfrefine.engines.cuda.memory import pair_tile
 from crfrefine.engines.cuda.sources import kernel_source, kernels_dir, source_names
 from crfrefine.engines.cuda.window import SHARED_BYTES, choose_tiling, sender_bytes
@@ -24,6 +25,11 @@ def _window(num_modalities: int, width: int, radius: int, itemsize: int = 4, num
     assert tiling is not None
     outer = {"CRF_OUTER": num_axes - 2}
     return {"CRF_FEATURES": num_modalities, "CRF_WIDTH": width, "CRF_DOUBLE": int(itemsize == 8), **outer, **tiling.constants()}
+
+
+def _backward(num_labels: int) -> dict[str, int]:
+    """The constants of the backward pass."""
+    return {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_labels - 1, "CRF_WIDTH": row_width(num_labels - 1)}
 
 
 _LABELS = [
@@ -60,11 +66,8 @@ HOT = {
         for labels, channels in ((33, 32), (33, 33), (61, 60), (61, 61), (105, 104), (105, 105))
     ],
     "mean_field": [{**labels, "CRF_SLICES": slices} for labels in _LABELS for slices in (0, 1)],
-    "mean_field_backward": [{"CRF_LABELS": labels, "CRF_WIDTH": width} for labels, width in ((2, 1), (5, 4), (9, 8))],
-    "take_messages": [
-        {"CRF_LABELS": labels, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_TILE": 128}
-        for labels, width in ((2, 1), (5, 4), (9, 8), (12, 8))
-    ],
+    "mean_field_backward": [_backward(labels) for labels in (2, 5, 9)],
+    "take_messages": [{**_backward(labels), "CRF_THREADS": 128, "CRF_TILE": 128} for labels in (2, 5, 9, 12)],
     "moments": [
         {"CRF_CHANNELS": channels, "CRF_WIDTH": width, "CRF_TOGETHER": together, "CRF_MOMENTS": moments}
         for channels, width, together, moments in ((1, 1, 1, 1), (1, 1, 4, 4), (1, 1, 7, 8), (3, 4, 2, 8), (4, 4, 2, 8), (8, 8, 1, 8))
@@ -90,8 +93,8 @@ LARGE = {
     "many_labels": {"CRF_LABELS": 1000, "CRF_CHANNELS": 1000, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
     "mean_field": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8},
     "volume": {"CRF_LABELS": 64, "CRF_CHANNELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "mean_field_backward": {"CRF_LABELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1},
-    "take_messages": {"CRF_LABELS": 64, "CRF_WIDTH": 8, "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_TILE": pair_tile(64, "float64")[0]},
+    "mean_field_backward": {**_backward(64), "CRF_DOUBLE": 1},
+    "take_messages": {**_backward(64), "CRF_DOUBLE": 1, "CRF_THREADS": 128, "CRF_TILE": pair_tile(64, "float64")[0]},
     "moments": {"CRF_CHANNELS": 63, "CRF_WIDTH": 8, "CRF_TOGETHER": 1, "CRF_MOMENTS": 8, "CRF_DOUBLE": 1},
 }
 

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import cuda_shim
 import numpy as np
 import pytest
+from gpu_refinement import PARAMETERS, hold_nothing, on
 from oracles import Case, random_case
 from strict_device import StrictDevice, counts, strict_memory
 
-import crfrefine
-from crfrefine import CrfParameters, InputError, RefinementResult, refine
+from crfrefine import InputError, RefinementResult, refine
 from crfrefine.arrays.padding import find_padding
-from crfrefine.engines.cuda import backend as backends
-from crfrefine.engines.cuda import kernels
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 from crfrefine.engines.cuda.held import HeldChannels
 
 # Sums of steps, lattice sizes and the like: a few numbers each.
 SCALARS = 4096
 
 
-@pytest.fixture(params=["cuda-shim", "cuda"])
-def engine(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
-    """The GPU engine under a GPU's rules, and on a GPU."""
-    if request.param == "cuda":
-        if not is_available():
-            pytest.skip("needs a GPU and CuPy")
-        yield CudaBackend(CupyDevice())
-        return
-    if cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    with strict_memory():
-        yield CudaBackend(StrictDevice())
-
-
 def run(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch, case: Case, *, changes: dict[str, Any], **options: Any) -> RefinementResult:
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
-    usual = {"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
-    parameters = CrfParameters().replace(**(usual | changes))
-    given = {"mask": case.mask, "spacing": case.spacing, "parameters": parameters, "device": "cuda"}
+    on(engine, monkeypatch)
+    given = {"mask": case.mask, "spacing": case.spacing, "parameters": PARAMETERS.replace(**changes), "device": "cuda"}
     return refine(case.logits, case.image, **(given | options))
 
 
@@ -74,14 +54,12 @@ KINDS = ("plain", "box", "scattered mask", "padding", "padding in a box", "huge 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_changes_but_where_it_is_computed(engine: CudaBackend, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_changes_but_where_it_is_computed(gpu_engine: CudaBackend, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bits of a run whose logits are the host's, before and after refinement."""
     case = case_of(kind)
-    found = run(engine, monkeypatch, case, changes={})
-    for module in (backends, kernels):
-        monkeypatch.setattr(module, "SHARE", 1 << 60)  # no room to hold anything
-    monkeypatch.setattr(type(engine.device), "free_bytes", lambda self: 1 << 40)
-    expected = run(engine, monkeypatch, case, changes={})
+    found = run(gpu_engine, monkeypatch, case, changes={})
+    hold_nothing(gpu_engine, monkeypatch)
+    expected = run(gpu_engine, monkeypatch, case, changes={})
     for name in ("label_map", "network_label_map", "logits", "marginals"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
         assert getattr(found, name).dtype == getattr(expected, name).dtype
@@ -135,9 +113,9 @@ def test_logits_go_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(rest) < 8192, "the mask in its box, and tables of the filters"
 
 
-def test_a_result_travels_with_its_logits(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_travels_with_its_logits(gpu_engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy, and what another process gets, has them as an array of the host."""
-    result = run(engine, monkeypatch, case_of("box"), changes={})
+    result = run(gpu_engine, monkeypatch, case_of("box"), changes={})
     for twin in (copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
         assert isinstance(twin.channels.computed(), np.ndarray)
         np.testing.assert_array_equal(twin.logits, result.logits)
@@ -146,60 +124,52 @@ def test_a_result_travels_with_its_logits(engine: CudaBackend, monkeypatch: pyte
 @pytest.mark.parametrize(
     "changes", [{"postprocess.decision": "dice"}, {"postprocess.keep_largest": "each"}, {"mean_field.output_temperature": 0.7}]
 )
-def test_what_needs_the_marginals_gets_them(engine: CudaBackend, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_the_marginals_gets_them(gpu_engine: CudaBackend, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("box")
-    found = run(engine, monkeypatch, case, changes=changes)
-    expected = refine(
-        case.logits,
-        case.image,
-        mask=case.mask,
-        spacing=case.spacing,
-        parameters=CrfParameters().replace(
-            **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"} | changes
-        ),
-    )
+    found = run(gpu_engine, monkeypatch, case, changes=changes)
+    expected = refine(case.logits, case.image, mask=case.mask, spacing=case.spacing, parameters=PARAMETERS.replace(**changes))
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_allclose(found.marginals, expected.marginals, atol=2e-5)
 
 
-def test_probabilities_are_taken_too(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probabilities_are_taken_too(gpu_engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("box")
     powers = np.exp(case.logits)
     case = Case((powers / powers.sum(0)).astype(np.float32), case.image, case.mask, case.spacing)
-    found = run(engine, monkeypatch, case, changes={}, input_type="probabilities")
+    found = run(gpu_engine, monkeypatch, case, changes={}, input_type="probabilities")
     np.testing.assert_array_equal(found.network_label_map, case.logits.argmax(0))
 
 
-def test_bad_logits_are_refused_as_on_the_host(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_logits_are_refused_as_on_the_host(gpu_engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("plain")
     for value in (np.nan, np.inf, -np.inf):
         bad = case.logits.copy()
         bad[2, 3, 4, 5] = value
         with pytest.raises(InputError, match=r"logits: channel 2 has 1 values that are not finite"):
-            run(engine, monkeypatch, Case(bad, case.image, None, case.spacing), changes={})
+            run(gpu_engine, monkeypatch, Case(bad, case.image, None, case.spacing), changes={})
 
 
 @pytest.mark.parametrize("grid_shape", [(1, 1, 3), (5, 7, 9), (31, 29, 37)])
 @pytest.mark.parametrize("num_channels", [2, 5, 300])
-def test_questions_have_the_answers_of_numpy(engine: CudaBackend, num_channels: int, grid_shape: tuple[int, ...]) -> None:
+def test_questions_have_the_answers_of_numpy(gpu_engine: CudaBackend, num_channels: int, grid_shape: tuple[int, ...]) -> None:
     """Whole numbers, so that many channels are equal: the lowest label wins. One value is not finite in some channels."""
     if num_channels == 300 and grid_shape[0] == 31:
         grid_shape = (7, 6, 5)
     random = np.random.default_rng(num_channels)
     values = random.integers(-2, 3, (num_channels, *grid_shape)).astype(np.float32)
-    held = engine.hold(values)
+    held = gpu_engine.hold(values)
     assert isinstance(held, HeldChannels)
-    labels = engine.label_map(held)
+    labels = gpu_engine.label_map(held)
     assert labels.dtype == (np.uint8 if num_channels <= 256 else np.uint16)
     np.testing.assert_array_equal(labels, values.argmax(0))
-    assert engine.channel_ranges(held) == [(channel.min(), channel.max()) for channel in values]
-    expected, found = find_padding(values), engine.find_padding(held)
+    assert gpu_engine.channel_ranges(held) == [(channel.min(), channel.max()) for channel in values]
+    expected, found = find_padding(values), gpu_engine.find_padding(held)
     assert (found is None) == (expected is None)
     if expected is not None:
         np.testing.assert_array_equal(found, expected)
     for number, bad in enumerate((np.nan, np.inf)):
         values[number].flat[values[number].size // 2] = bad
-    ranges = engine.channel_ranges(engine.hold(values))
+    ranges = gpu_engine.channel_ranges(gpu_engine.hold(values))
     for number, (low, high) in enumerate(ranges):
         assert (np.isnan(low) and np.isnan(high)) == (number < 2)
 

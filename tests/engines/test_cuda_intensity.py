@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import cuda_shim
 import numpy as np
 import pytest
+from gpu_refinement import PARAMETERS, hold_nothing, on
 from oracles import random_case
 from strict_device import StrictDevice, counts, strict_memory
 
-import crfrefine
 import crfrefine.arrays.case_image
 import crfrefine.refinement_result
-from crfrefine import CrfParameters, InputError, refine
+from crfrefine import InputError, refine
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box, compare_labels
-from crfrefine.engines.cuda import backend as backends
 from crfrefine.engines.cuda.backend import CudaBackend
-from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
 from crfrefine.engines.cuda.held import HeldChannels
 from crfrefine.engines.cuda.intensity import HeldImage
 from crfrefine.parameters.sections import IntensityParameters
@@ -37,20 +34,6 @@ KINDS: dict[str, dict[str, Any]] = {
 TYPES = ("uint8", "int16", "uint16", "int32", "int64", "float16", "float32", "float64")
 
 
-@pytest.fixture(params=["cuda-shim", "cuda"])
-def engine(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
-    """The GPU engine under a GPU's rules, and on a GPU."""
-    if request.param == "cuda":
-        if not is_available():
-            pytest.skip("needs a GPU and CuPy")
-        yield CudaBackend(CupyDevice())
-        return
-    if cuda_shim.compiler() is None:
-        pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    with strict_memory():
-        yield CudaBackend(StrictDevice())
-
-
 def image_of(dtype: str) -> np.ndarray[Any, Any]:
     """Two modalities, one with few values; wide types have a large offset, of which float32 would lose the texture."""
     random = np.random.default_rng(len(dtype))
@@ -63,7 +46,7 @@ def image_of(dtype: str) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("where", ["everywhere", "in a mask", "in a mask's box"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_intensities_have_the_bits_of_the_host(engine: CudaBackend, dtype: str, kind: str, where: str) -> None:
+def test_intensities_have_the_bits_of_the_host(gpu_engine: CudaBackend, dtype: str, kind: str, where: str) -> None:
     """All of them: where a case has room must not matter."""
     image = image_of(dtype)
     mask = None
@@ -72,11 +55,11 @@ def test_intensities_have_the_bits_of_the_host(engine: CudaBackend, dtype: str, 
         mask[BOX] = np.random.default_rng(5).random(mask[BOX].shape) < 0.8
     box = BOX if "box" in where else None
     parameters = IntensityParameters(**KINDS[kind])
-    held = engine.hold_image(image)
+    held = gpu_engine.hold_image(image)
     assert isinstance(held, HeldImage)
-    normalized = engine.normalize(held, parameters, mask, box).take()
+    normalized = gpu_engine.normalize(held, parameters, mask, box).take()
     assert isinstance(normalized, HeldChannels)
-    found = engine.device.download(normalized.array)
+    found = gpu_engine.device.download(normalized.array)
     expected = normalize_intensity(image, parameters, mask, box=box)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.view(np.uint32), np.ascontiguousarray(expected).view(np.uint32))
@@ -124,20 +107,13 @@ def test_it_takes_no_more_memory_than_estimated(dtype: str, kind: str, has_mask:
         del taken
 
 
-PARAMETERS = CrfParameters().replace(
-    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
-)
-
-
-def on(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
-
-
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_the_host_neither_normalizes_nor_counts(engine: CudaBackend, dtype: str, has_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_neither_normalizes_nor_counts(
+    gpu_engine: CudaBackend, dtype: str, has_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And has the results that it would have with its own work."""
-    on(engine, monkeypatch)
+    on(gpu_engine, monkeypatch)
     case = random_case(3, num_modalities=2, num_labels=4, grid_shape=GRID)
     image = (1000 * case.image).astype(dtype)
     mask = None
@@ -154,8 +130,7 @@ def test_the_host_neither_normalizes_nor_counts(engine: CudaBackend, dtype: str,
         patched.setattr(crfrefine.refinement_result, "compare_labels", refuse)
         found = refine(case.logits, image, **given)
         changes = found.changes
-    monkeypatch.setattr(backends, "SHARE", 1 << 60)  # no room to hold anything
-    monkeypatch.setattr(type(engine.device), "free_bytes", lambda self: 1 << 40)
+    hold_nothing(gpu_engine, monkeypatch)
     expected = refine(case.logits, image, **given)
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     np.testing.assert_array_equal(found.logits, expected.logits)
@@ -163,9 +138,9 @@ def test_the_host_neither_normalizes_nor_counts(engine: CudaBackend, dtype: str,
     assert changes.voxels_changed > 0
 
 
-def test_small_objects_are_counted_after_they_are_gone(engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_objects_are_counted_after_they_are_gone(gpu_engine: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device has counted before: those numbers are not the result's."""
-    on(engine, monkeypatch)
+    on(gpu_engine, monkeypatch)
     case = random_case(3, num_modalities=2, num_labels=4, grid_shape=GRID)
     parameters = PARAMETERS.replace(**{"postprocess.keep_largest": "each", "bilateral.weight": 0.1, "spatial.weight": 0.0})
     found = refine(case.logits, case.image, spacing=case.spacing, parameters=parameters, device="cuda")
@@ -175,22 +150,22 @@ def test_small_objects_are_counted_after_they_are_gone(engine: CudaBackend, monk
 
 @pytest.mark.parametrize("num_labels", [2, 5, 300])
 @pytest.mark.parametrize("box", [None, BOX])
-def test_counts_are_those_of_the_label_maps(engine: CudaBackend, num_labels: int, box: Box | None) -> None:
+def test_counts_are_those_of_the_label_maps(gpu_engine: CudaBackend, num_labels: int, box: Box | None) -> None:
     """Labels of one byte and of two; outside the box nothing changes."""
     random = np.random.default_rng(num_labels)
     before = random.normal(size=(num_labels, *GRID)).astype(np.float32)
     after = before.copy()
     part = (slice(None), *(box or (slice(None),) * 3))
     after[part] += random.normal(size=after[part].shape).astype(np.float32)
-    found = engine.changes(engine.hold(before), engine.hold(np.ascontiguousarray(after[part])), box)
+    found = gpu_engine.changes(gpu_engine.hold(before), gpu_engine.hold(np.ascontiguousarray(after[part])), box)
     assert found == compare_labels(before.argmax(0), after.argmax(0), num_labels)
-    assert engine.changes(before, engine.hold(after), None) is None
+    assert gpu_engine.changes(before, gpu_engine.hold(after), None) is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_bad_intensities_are_refused_as_on_the_host(engine: CudaBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_intensities_are_refused_as_on_the_host(gpu_engine: CudaBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside the mask or not."""
-    on(engine, monkeypatch)
+    on(gpu_engine, monkeypatch)
     case = random_case(3, num_modalities=2, num_labels=3, grid_shape=GRID)
     for value in (np.nan, np.inf, -np.inf, *([1e39] if dtype == "float64" else [])):
         image = case.image.astype(dtype)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import cuda_shim
 import numpy as np
 import pytest
+from counting_device import CountingDevice
 from oracles import kernel_set, random_case, resolve
 
 from crfrefine.engines.cuda.backend import CudaBackend
@@ -21,21 +20,6 @@ pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ com
 
 WIDTH, LABELS = 4, 5
 FEW, MANY = 4, 10
-
-
-class CountingDevice(cuda_shim.ShimDevice):
-    """Counts the bytes of the arrays that kernels are given, and the launches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_bytes: Counter[str] = Counter()
-        self.num_launches: Counter[str] = Counter()
-
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        if self._captured is None:
-            self.num_bytes[kernel] += sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
-            self.num_launches[kernel] += 1
-        super().launch(source, kernel, constants, num_threads, *arguments)
 
 
 def traffic(

@@ -10,12 +10,12 @@ from typing import Any
 import cuda_shim
 import numpy as np
 import pytest
+from gpu_refinement import PARAMETERS, on
 from oracles import Case, random_case
 from strict_device import BEING_FILLED, StrictArray, StrictDevice, StrictError, counts, strict_memory
 from strict_lane import StrictLane
 
-import crfrefine
-from crfrefine import CrfParameters, refine
+from crfrefine import RefinementResult, refine
 from crfrefine.engines.cuda import ahead, transfers
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice, is_available
@@ -27,9 +27,6 @@ from crfrefine.errors import CapacityError
 from crfrefine.parameters.sections import IntensityParameters
 
 GRID = (7, 11, 9)
-PARAMETERS = CrfParameters().replace(
-    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
-)
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def device(lane: StrictLane) -> StrictDevice:
 
 
 def cases(monkeypatch: pytest.MonkeyPatch, engine: CudaBackend) -> list[Case]:
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
+    on(engine, monkeypatch)
     found = [random_case(3, num_modalities=2, num_labels=labels, grid_shape=GRID) for labels in (3, 4, 5)]
     return [Case(case.logits, (900 * case.image).astype(np.int16), None, (1.0, 1.5, 2.5)) for case in found]
 
@@ -62,7 +59,7 @@ def of_the_host(num_bytes: float) -> np.ndarray[Any, Any]:
     return np.frombuffer(bytearray(40 * int(num_bytes // 40)), dtype=np.float32).reshape(2, 5, -1)
 
 
-def refined(case: Case, **options: Any) -> crfrefine.RefinementResult:
+def refined(case: Case, **options: Any) -> RefinementResult:
     return refine(case.logits, case.image, spacing=case.spacing, parameters=PARAMETERS, device="cuda", **options)
 
 
@@ -169,14 +166,14 @@ def test_memory_that_was_taken_ahead_is_given_to_the_case_that_needs_it(lane: St
     given = random_case(3, num_modalities=2, num_labels=4, grid_shape=GRID)
     large = Case(given.logits, given.image, None, (1.0, 1.5, 2.5))
     with_room = StrictDevice()
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: CudaBackend(with_room)), *crfrefine.engines._TABLE))
+    on(CudaBackend(with_room), monkeypatch)
     counts(resets=True)
     before = counts()["bytes"]
     refined(large)
     limit = 2 * (counts()["most_bytes"] - before)
     device = StrictDevice(limit=limit, lane=lane)
     engine = CudaBackend(device)
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
+    on(engine, monkeypatch)
     monkeypatch.setattr(ahead, "SHARE", 1)
     others = [random_case(3, num_modalities=2, num_labels=30, grid_shape=GRID).logits for _ in range(2)]
     engine.copy_ahead(others[0], None)
@@ -324,7 +321,7 @@ def test_without_room_nothing_is_copied_ahead(lane: StrictLane) -> None:
 def test_on_a_gpu_another_thread_copies_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a folder run: many cases, larger than a buffer, with the bits of cases that are not copied ahead; a result that is as large."""
     engine = CudaBackend(CupyDevice())
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
+    on(engine, monkeypatch)
     given = random_case(3, num_modalities=2, num_labels=5, grid_shape=(121, 110, 93))
     random = np.random.default_rng(4)
     cases = [Case(given.logits + np.float32(random.normal()), given.image * (2.0 + number), None, (1.0, 1.5, 2.5)) for number in range(12)]

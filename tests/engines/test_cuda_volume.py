@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cuda_shim
 import numpy as np
 import pytest
+from counting_device import CountingDevice
 from oracles import Case, random_case, resolve
 from strict_device import StrictDevice, counts, strict_memory
 
@@ -52,6 +51,23 @@ def test_sums_of_any_number_of_labels(num_labels: int, dtype: type, tolerance: f
         np.testing.assert_allclose(masses, expected, rtol=tolerance)
         np.testing.assert_allclose(covariance, expected_covariance, atol=tolerance * expected.max())
     np.testing.assert_array_equal(sums.counts(logits), np.bincount(logits[:, mask].argmax(axis=0)[part], minlength=num_labels))
+
+
+@pytest.mark.parametrize("num_labels", [5, 11])
+def test_masses_alone_take_no_products(num_labels: int) -> None:
+    """They have the bits that they have with products, of which no kernel takes any."""
+    random, shape, device = np.random.default_rng(num_labels), (7, 9, 13), CountingDevice()
+    mask = random.random(shape) < 0.8
+    constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_labels, "CRF_WIDTH": 1}
+    sums = MassSums(Voxels(device, shape, (1.0, 0.7, 1.6), mask), constants, None, np.dtype(np.float32))
+    logits = random.normal(size=(num_labels, *shape), scale=3.0).astype(np.float32)
+    values = np.ascontiguousarray(logits[:, mask])
+    expected = sums.of_logits(logits, np.zeros(num_labels))[0], sums.of_marginals(values)[0]
+    device.reset()
+    for found, other in zip((sums.masses(logits), sums.total(values)), expected, strict=True):
+        np.testing.assert_array_equal(found, other)
+    assert device.num_launches["sum_labels"] == 2 * -(-num_labels // 8)
+    assert not device.num_launches.keys() & {"sum_group", "sum_groups"}
 
 
 def test_a_large_volume_is_summed_to_single_precision() -> None:
@@ -146,15 +162,10 @@ def test_a_step_brings_back_a_few_numbers(keep: str) -> None:
 
 def test_without_the_term_none_of_its_kernels_is_launched() -> None:
     """And `end_step` adds a zero: runs have the bits that they had."""
-    case, launched = random_case(3, num_labels=5, masked=True), []
-
-    class Watching(cuda_shim.ShimDevice):
-        def launch(self, source: str, *arguments: Any) -> None:
-            launched.append(source)
-            super().launch(source, *arguments)
-
+    case = random_case(3, num_labels=5, masked=True)
     for weight, uses in ((0.0, False), (0.5, True)):
-        launched.clear()
         model = resolve(case, volume__weight=weight)
-        CudaBackend(Watching()).mean_field(case.logits, case.image, case.mask, case.spacing, model)
-        assert ("volume" in launched) == uses
+        with strict_memory():
+            device = StrictDevice()
+            CudaBackend(device).mean_field(case.logits, case.image, case.mask, case.spacing, model)
+        assert ("volume" in {source for source, *_ in device.launched}) == uses

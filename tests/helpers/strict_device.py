@@ -76,6 +76,12 @@ class StrictDevice(cuda_shim.ShimDevice):
         limit: bytes that it has; None: any number.
         lane: for copies beside the launches; None: there are none.
         options: of the shim.
+
+    Attributes:
+        launched: source, name and constants of the kernels that were launched.
+        num_repeated: repetitions of what was recorded.
+        uploads: bytes of the host's arrays that were uploaded, one by one.
+        downloaded_bytes: of all arrays together.
     """
 
     def __init__(self, *, limit: int | None = None, lane: Lane | None = None, **options: Any) -> None:
@@ -86,7 +92,7 @@ class StrictDevice(cuda_shim.ShimDevice):
         self._limit = limit
         self._used_before = counts()["bytes"]
         self._recorded: list[Callable[[], None]] | None = None
-        self._launched: set[tuple[Any, ...]] = set()
+        self.launched: set[tuple[str, str, Any]] = set()
         self.num_repeated = 0
         self.uploads: list[int] = []
         self.downloaded_bytes = 0
@@ -95,10 +101,10 @@ class StrictDevice(cuda_shim.ShimDevice):
         self._check(source, kernel, constants, arguments)
         key = source, kernel, tuple(sorted(constants.items()))
         if self._recorded is None:
-            self._launched.add(key)
+            self.launched.add(key)
             super().launch(source, kernel, constants, num_threads, *[_plain(argument) for argument in arguments])
             return
-        if key not in self._launched:
+        if key not in self.launched:
             raise StrictError(f"{source}.{kernel} is launched for the first time while steps are recorded: it would be compiled now")
         kept = [_Place(argument) if isinstance(argument, np.ndarray) else argument for argument in arguments]
 

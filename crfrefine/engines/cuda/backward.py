@@ -76,7 +76,7 @@ class Backward:
         xp, num_voxels, num_labels = voxels.device.xp, voxels.num_voxels, spec.num_labels
         num_sent = num_labels - 1
         width, num_groups = row_width(num_sent), num_row_groups(num_sent)
-        self._constants = {"CRF_LABELS": num_labels, "CRF_WIDTH": width, **precision(dtype)}
+        self._constants = {"CRF_LABELS": num_labels, "CRF_CHANNELS": num_sent, "CRF_WIDTH": width, **precision(dtype)}
         self._weights = self._device.upload(np.asarray(spec.weights, dtype=dtype))
         self._compatibility = self._device.upload(np.asarray(spec.compatibility, dtype=dtype))
         self._tile, num_slices = pair_tile(num_labels, dtype)

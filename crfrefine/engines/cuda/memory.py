@@ -87,7 +87,7 @@ def volume_bytes(num_labels: int, num_voxels: int, num_channels: int, dtype: Any
 
     In a run these are those at the start of a step, in a backward pass those of all labels, with temporaries.
     """
-    num_sums = min(64, num_labels * (num_labels + 1) // 2)
+    num_sums = 64 if num_labels > 8 else num_labels * (num_labels + 1) // 2  # the products of two groups of eight labels; or of one
     sums = 8.0 * 1.1 * num_sums * (mass_threads(num_voxels) + 64.0)
     own = max(padded_channels(num_channels), num_labels + 4.0) + (2.0 if num_labels > 8 else 0.0)
     # Part and labels, counted in numbers of 64 bits.

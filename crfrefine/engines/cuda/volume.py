@@ -52,24 +52,19 @@ class MassSums:
 
     def of_logits(self, logits: Any, bias: Float) -> tuple[Float, Float]:
         """Return masses (L,) and covariance (L, L), as `sums_of`, of softmax(logits + bias); logits are (label, *grid)."""
-        voxels = self._voxels
-        given = (logits, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
-        added = self._device.upload(np.asarray(bias, dtype=self._dtype))
-        if self._normalizer is not None:
-            self._launch("normalize_logits", voxels.num_voxels, *given, added, self._normalizer)
-        return self._masses_and_products(given, added)
+        return self._masses_and_products(self._with_bias(logits, bias))
 
     def of_marginals(self, marginals: Any) -> tuple[Float, Float]:
         """Return the same of (label, voxel) marginals."""
-        return self._masses_and_products((marginals, self._voxels.num_voxels, None, self._voxels.num_voxels), None)
+        return self._masses_and_products(self._as_they_are(marginals))
 
     def masses(self, logits: Any) -> Float:
         """Return the masses of softmax(logits), (L,); logits are (label, *grid)."""
-        return self.of_logits(logits, np.zeros(self._num_labels))[0]
+        return self._masses(self._with_bias(logits, np.zeros(self._num_labels)))
 
     def total(self, values: Any) -> Float:
         """Return the sums of (label, voxel) values, (L,)."""
-        return self.of_marginals(values)[0]
+        return self._masses(self._as_they_are(values))
 
     def counts(self, logits: Any) -> Float:
         """Return the numbers of voxels where each label has the largest of (label, *grid) logits, (L,)."""
@@ -83,15 +78,31 @@ class MassSums:
     def _size_of_group(self) -> int:
         return self._group + self._group * (self._group - 1) // 2
 
-    def _masses_and_products(self, given: tuple[Any, ...], bias: Any) -> tuple[Float, Float]:
-        arguments = (*given, self._part, bias, self._normalizer if bias is not None else None)
+    def _with_bias(self, logits: Any, bias: Float) -> tuple[Any, ...]:
+        """What the kernels that sum are given for softmax(logits + bias)."""
+        voxels = self._voxels
+        given = (logits, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
+        added = self._device.upload(np.asarray(bias, dtype=self._dtype))
+        if self._normalizer is not None:
+            self._launch("normalize_logits", voxels.num_voxels, *given, added, self._normalizer)
+        return *given, self._part, added, self._normalizer
+
+    def _as_they_are(self, values: Any) -> tuple[Any, ...]:
+        """What they are given for (label, voxel) values."""
+        return values, self._voxels.num_voxels, None, self._voxels.num_voxels, self._part, None, None
+
+    def _masses(self, given: tuple[Any, ...]) -> Float:
+        end = 0
+        for first in self._firsts:
+            end = self._sum("sum_labels", *given, first, begin=end, num_sums=self._group)
+        return self._device.download(self._totals[:end])[: self._num_labels]
+
+    def _masses_and_products(self, given: tuple[Any, ...]) -> tuple[Float, Float]:
         end = 0
         for i, first in enumerate(self._firsts):
-            self._launch("sum_group", self._num_threads, *arguments, first, self._num_threads, self._parts)
-            end = self._add_up(end, self._size_of_group)
+            end = self._sum("sum_group", *given, first, begin=end, num_sums=self._size_of_group)
             for second in self._firsts[i + 1 :]:
-                self._launch("sum_groups", self._num_threads, *arguments, first, second, self._num_threads, self._parts)
-                end = self._add_up(end, self._group**2)
+                end = self._sum("sum_groups", *given, first, second, begin=end, num_sums=self._group**2)
         return self._put_together(self._device.download(self._totals))
 
     def _put_together(self, sums: Float) -> tuple[Float, Float]:
@@ -110,9 +121,10 @@ class MassSums:
         # Marginals sum to 1: what is left of a label's variance when nothing cancels.
         return masses[: self._num_labels], np.diag(products.sum(axis=1)) - products
 
-    def _add_up(self, begin: int, num_sums: int) -> int:
-        """Add up the threads' sums into the totals from `begin` on; return their end."""
+    def _sum(self, kernel: str, *arguments: Any, begin: int, num_sums: int) -> int:
+        """Sum over the voxels into the totals from `begin` on; return their end."""
         end, parts = begin + num_sums, self._parts[: num_sums * self._num_threads]
+        self._launch(kernel, self._num_threads, *arguments, self._num_threads, parts)
         add_up(self._device, parts.reshape(num_sums, self._num_threads), self._totals[begin:end])
         return end
 
