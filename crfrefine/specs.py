@@ -49,7 +49,8 @@ class KernelSetSpec:
     Attributes:
         kernels: the appearance kernels, then the spatial one if there is one.
         normalization: "symmetric", "after" or "none".
-        filter: how messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (float32 only).
+        filter: how messages of appearance kernels are computed: "auto", "exact", "truncated", "lattice" or "grid" (one or two
+            modalities; on the CPU float32 only).
         num_labels: L, channels of the logits; fewer where labels share channels (`ChannelLabels`).
         num_iterations: number of steps that "auto" chooses a filter for.
         positions: "mm", or "voxels": bandwidths count voxels, and the spacing is not used.

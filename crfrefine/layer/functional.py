@@ -82,7 +82,7 @@ def mean_field(
         num_iterations: number of steps; all are taken.
         damping: share of the old log-marginals in a step, 0 ≤ damping < 1.
         normalization: "symmetric", "after" or "none".
-        filter: "auto", "exact", "truncated", "lattice" or "grid" (float32, one or two modalities).
+        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
         positions: "mm", or "voxels": bandwidths count voxels, the spacing is not used.
         threads: None: as many as `torch.get_num_threads()`.
         label_threshold: on the CPU in float32, on grids of up to three axes: labels whose marginals all stay below it around a tile take no

@@ -64,7 +64,7 @@ def crf_loss(
         mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None: everywhere. The others neither send nor receive.
         intensity: normalization of each item, with statistics taken inside the mask: "percentile" (percentiles 1 and 99 become 0 and 1),
             "zscore", "none" (for images that are normalized already, such as patches), or the `[intensity]` section of parameters.
-        filter: "auto", "exact", "truncated", "lattice" or "grid" (float32, one or two modalities).
+        filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities; on the CPU float32).
         threads: CPU threads; None: as many as `torch.get_num_threads()`.
 
     Returns:

@@ -11,6 +11,7 @@ from counting_device import CountingDevice
 from oracles import kernel_set, random_case, resolve
 
 from crfrefine.engines.cuda.backend import CudaBackend
+from crfrefine.engines.cuda.grid import GridSize
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
@@ -23,14 +24,14 @@ FEW, MANY = 4, 10
 
 
 def traffic(
-    *, masked: bool, num_dims: int = 3, num_labels: int = LABELS, spatial_weight: float = 0.5
+    *, masked: bool, num_dims: int = 3, num_labels: int = LABELS, spatial_weight: float = 0.5, filter_name: str = "lattice"
 ) -> tuple[dict[str, float], Counter[str], int, int]:
     """Bytes of a step by kernel, all launches of a run with FEW steps, voxels, and places of the mask's box."""
     grid_shape = (14, 11, 39)[-num_dims:] if num_dims > 1 else (157,)
     case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked, grid_shape=grid_shape)
     devices = []
     for num_iterations in (FEW, MANY):
-        changes = {"spatial__weight": spatial_weight, "mean_field__filter": "lattice", "mean_field__tolerance": 0.0}
+        changes = {"spatial__weight": spatial_weight, "mean_field__filter": filter_name, "mean_field__tolerance": 0.0}
         parameters = resolve(case, bilateral__theta_alpha=3.0, **changes, mean_field__num_iterations=num_iterations)
         devices.append(CountingDevice())
         CudaBackend(devices[-1]).mean_field(case.logits, case.image, case.mask, case.spacing, parameters)
@@ -89,6 +90,30 @@ def test_the_update_slices_the_lattice_itself(spatial_weight: float, num_message
     # N (4L + 4w (1 + messages) + 16 + 6 (D + 1)), sums of 48 bytes per thread, at most as much for the vertices as one blur is given.
     least = num_voxels * (4 * LABELS + 4 * WIDTH * (1 + num_messages) + 16 + 6 * 6 + 48)
     assert least < found["update"] < least + found["blur"] / 6
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
+def test_a_grid_takes_one_pass_each_way_and_one_over_its_cells(masked: bool) -> None:
+    """Voxels are read once and messages written once; cells of planes are written and read twice, those of the grid twice each.
+
+    Tables of the axes and numbers of tiles are a few hundred bytes.
+    """
+    found, launches, num_voxels, places = traffic(masked=masked, filter_name="grid")
+    case = random_case(3, num_modalities=2, num_labels=LABELS, masked=masked, grid_shape=(14, 11, 39))
+    voxels = Voxels(cuda_shim.ShimDevice(), case.image.shape[1:], case.spacing, case.mask)
+    size = GridSize.of(BilateralInput(voxels, case.image, [3.0] * 3, [0.15] * 2))
+    of_voxels = num_voxels * (4 * 2 + 4 * WIDTH + 4) + 4 * places * masked
+    planes, cells = 4 * WIDTH * size.num_plane_cells, 4 * WIDTH * size.num_cells
+    for kernel, expected in {
+        "splat_planes": of_voxels + planes,
+        "splat_axis": planes + cells,
+        "blur_cells": 2 * cells,
+        "slice_axis": cells + planes,
+        "slice_tiles": planes + of_voxels,
+    }.items():
+        assert expected <= found[kernel] < expected + 4096, kernel
+    # Twice for the normalization.
+    assert launches["slice_tiles"] == launches["splat_planes"] == 2 + FEW
 
 
 def test_more_channels_than_a_row_has_are_sliced_by_themselves() -> None:
