@@ -3,12 +3,15 @@
 //
 // CRF_LABELS. CRF_CHANNELS: of the marginals that are filtered, one less if the last label's follow from the others'.
 // CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. CRF_SLICES: 1 if `update` slices one kernel's message itself, from
-// the lattice's vertices; all channels are one group then.
+// the lattice's vertices; all channels are one group then. CRF_HALF: as in lattice.cu, of that lattice.
 #include "cuda/launch.h"
 #include "cuda/mean_field.h"
 #include "cuda/slice.h"
+#include "cuda/vertices.h"
 
 namespace crf {
+
+using Vertices = VertexRow<CRF_WIDTH>;
 
 // For more labels the engine launches many_labels.cu. Here their arrays are in the thread's local memory, and unrolled loops over them
 // would take a compiler minutes: a form to compare with.
@@ -122,7 +125,7 @@ CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const i
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
 // out: (label, *grid) or nullptr; may be `kept`.
 CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
-           Real inverse_temperature, Channels* marginals, const Channels* messages, const Channels* rows, const uint32* corner_vertex,
+           Real inverse_temperature, Channels* marginals, const Channels* messages, const Vertices* rows, const uint32* corner_vertex,
            const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale, const Real* channel_weight,
            const Real* weighted_ones, const Real* compatibility, int is_potts, int wants_divergence, const double* state, const Real* kept,
            Real* out, int64 num_threads, double* partial) {
