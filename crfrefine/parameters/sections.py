@@ -166,11 +166,21 @@ class MeanFieldParameters(Section):
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key("mm", checks.choice("mm", "voxels"), "mm | voxels: unit of theta_alpha and theta_gamma")
+    precision: str = _key(
+        "single", checks.choice("single", "half"), "single | half (GPU alone): how values at the vertices of a lattice are kept"
+    )
     label_threshold: float = _key(
         1e-4,
         checks.in_range(0.0, 0.01),
         "a label whose marginals all stay below this around a tile takes no part there; 0 = all labels everywhere",
     )
+
+    def _check_together(self, prefix: str) -> None:
+        if self.precision == "half" and self.filter not in ("auto", "lattice"):
+            raise ConfigError(
+                f"{prefix}.precision: 'half' is how the filter lattice keeps its values, but {prefix}.filter is '{self.filter}'; set that "
+                f"to 'lattice' or 'auto', or {prefix}.precision to 'single'"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@
 // For more than 32 labels the engine launches many_labels.cu: this is a form to compare with then.
 //
 // CRF_LABELS, CRF_CHANNELS, CRF_WIDTH: as in mean_field.h. CRF_SLICES: 1 if `update` slices one kernel's message itself, from the lattice's
-// vertices; all channels are one group then.
+// vertices; all channels are one group then. CRF_HALF: as in lattice.cu, of that lattice.
 #include "cuda/mean_field.h"
 #include "cuda/slice.h"
+#include "cuda/vertices.h"
 
 namespace crf {
+
+using Vertices = VertexRow<CRF_WIDTH>;
 
 CRF_D void take_row(Channels row, int g, Real (&channel)[kLabels]) {
     CRF_UNROLL
@@ -99,7 +102,7 @@ CRF_KERNEL(start, const Real* logits, const Real* bias, int64 grid_size, const i
 // neighbor's. kept: (label, *grid) the logits that a shortened step starts from, or nullptr: the marginals' logarithms replace them.
 // out: (label, *grid) or nullptr; may be `kept`.
 CRF_KERNEL(update, const Real* logits, const Real* bias, int64 grid_size, const int64* grid_index, int64 num_voxels,
-           Real inverse_temperature, Channels* marginals, const Channels* messages, const Channels* rows, const uint32* corner_vertex,
+           Real inverse_temperature, Channels* marginals, const Channels* messages, const Vertices* rows, const uint32* corner_vertex,
            const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale, const Real* channel_weight,
            const Real* weighted_ones, const Real* compatibility, int is_potts, int wants_divergence, const double* state, const Real* kept,
            Real* out, int64 num_threads, double* partial) {

@@ -37,11 +37,13 @@ _LABELS = [
     for labels, channels, width in ((2, 1, 1), (5, 4, 4), (5, 5, 8), (9, 8, 8))
 ]
 
+_HALF: tuple[dict[str, int], ...] = ({}, {"CRF_HALF": 1})
+
 # Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities, five labels), many organs.
 HOT = {
     "features": [{}],
     "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
-    "lattice": [{"CRF_WIDTH": width} for width in (1, 4, 8)],
+    "lattice": [{"CRF_WIDTH": width, **half} for width in (1, 4, 8) for half in _HALF],
     "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
     "exact_tiles": [
         {"CRF_FEATURES": features, "CRF_WIDTH": width, "CRF_THREADS": 128, "CRF_SENDERS": 512}
@@ -51,7 +53,9 @@ HOT = {
         _window(modalities, width, radius)
         for modalities, width, radius in ((1, 1, 3), (1, 2, 9), (2, 4, 3), (4, 4, 3), (4, 8, 5), (7, 8, 3))
     ],
-    "splat": [{"CRF_WIDTH": width, "CRF_THREADS": 256, "CRF_GROUP": group} for width in (1, 4, 8) for group in (2, 8)],
+    "splat": [
+        {"CRF_WIDTH": width, "CRF_THREADS": 256, "CRF_GROUP": group, **half} for width in (1, 4, 8) for group in (2, 8) for half in _HALF
+    ],
     "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width in (1, 4, 8) for modalities in (1, 2)],
     "grid_voxels": [
         {"CRF_WIDTH": width, "CRF_MODALITIES": modalities, "CRF_THREADS": 128, "CRF_CELLS": 4096 // width}
@@ -65,7 +69,9 @@ HOT = {
         {"CRF_LABELS": labels, "CRF_CHANNELS": channels, "CRF_WIDTH": 8}
         for labels, channels in ((33, 32), (33, 33), (61, 60), (61, 61), (105, 104), (105, 105))
     ],
-    "mean_field": [{**labels, "CRF_SLICES": slices} for labels in _LABELS for slices in (0, 1)],
+    "mean_field": [
+        {**labels, **slices} for labels in _LABELS for slices in ({"CRF_SLICES": 0}, *({"CRF_SLICES": 1, **half} for half in _HALF))
+    ],
     "mean_field_backward": [_backward(labels) for labels in (2, 5, 9)],
     "take_messages": [{**_backward(labels), "CRF_THREADS": 128, "CRF_TILE": 128} for labels in (2, 5, 9, 12)],
     "moments": [
@@ -156,6 +162,17 @@ def test_rows_are_loaded_whole(name: str, kernel: str, memory: str) -> None:
     code = nvrtc.intermediate_code(kernel_source(name, constants))[kernel]
     assert re.search(rf"ld\.{memory}(\.nc)?\.v4\.f32", code) is not None
     assert re.search(rf"ld\.{memory}(\.nc)?\.f32", code) is None
+
+
+@needs_compiler
+@pytest.mark.parametrize(("width", "load"), [(4, "v4.u16|v2.u32|v2.b32|b64|u64"), (8, "v4.u32|v4.b32|v2.u64|v2.b64")])
+def test_rows_in_half_precision_are_loaded_whole(width: int, load: str) -> None:
+    """And converted by the hardware's instructions."""
+    code = nvrtc.intermediate_code(kernel_source("lattice", {"CRF_WIDTH": width, "CRF_HALF": 1}))["blur"]
+    assert re.search(rf"ld\.global(\.nc)?\.({load})", code) is not None
+    assert re.search(r"ld\.global(\.nc)?\.u16", code) is None
+    assert "cvt.rn.f16.f32" in code
+    assert "cvt.f32.f16" in code
 
 
 @needs_compiler

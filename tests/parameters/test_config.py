@@ -77,6 +77,7 @@ def test_the_default_values_are_the_documented_ones() -> None:
             "damping": 0.0,
             "filter": "auto",
             "positions": "mm",
+            "precision": "single",
             "label_threshold": 1e-4,
         },
         "postprocess": {

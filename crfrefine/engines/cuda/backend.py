@@ -24,6 +24,7 @@ from crfrefine.engines.cuda.kernel_set import build_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.memory import case_bytes, message_bytes, volume_bytes
 from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.precision import require_single
 from crfrefine.engines.reference.engine import ReferenceBackend
 from crfrefine.errors import BackendUnavailableError, CapacityError, DeviceLostError
 
@@ -118,6 +119,7 @@ class CudaBackend:
         threads: int | None = None,
     ) -> NDArray[np.float32]:
         """Filter values once; see `Backend.message`."""
+        require_single(spec.precision, "a single message")
         device, num_channels, wanted = self.device, len(values), spec.kernels[0]
         inside = math.prod(values.shape[1:]) if mask is None else int(np.count_nonzero(mask))
         with self._lock, self.device.active(), capacity(values.shape), self.device.ahead.run():

@@ -15,6 +15,7 @@ from crfrefine.engines.cuda.grid import GridFilter, GridSize, filtering_work
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lattice import LatticeFilter
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.precision import require_single
 from crfrefine.errors import CapacityError, ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class Kernel:
     def can_be_sliced(self) -> bool:
         """Whether its message can be left at the vertices of a lattice, to be sliced where it is needed."""
         return isinstance(self.filter, LatticeFilter)
+
+    @property
+    def slicing_constants(self) -> dict[str, int]:
+        """Return what `update` is compiled with where it slices this kernel's message."""
+        assert isinstance(self.filter, LatticeFilter)
+        return {"CRF_SLICES": 1, **self.filter.constants}
 
     def to_vertices(self, group: Any, channel_weight: Any) -> tuple[Any, ...]:
         """Filter one group of channels up to the slicing; return the arguments with which `update` in mean_field.cu slices.
@@ -176,12 +183,16 @@ def build_kernels(
         progress: called with the number of kernels built so far and the number of all kernels.
         origin: the point that features count from; None: the voxels' own.
     """
+    if image.dtype != np.float32:
+        require_single(spec.precision, f"a run in {image.dtype}")
     kernels, descriptions = [], []
     for number, kernel in enumerate(spec.kernels):
         if progress is not None:
             progress(number, len(spec.kernels))
         plain = build_filter(voxels, image, kernel, spec.filter, spec.num_labels - 1, spec.num_iterations, origin)
         kernels.append(normalized(plain, voxels, spec.normalization, image.dtype))
+        if spec.precision == "half" and isinstance(plain, LatticeFilter):
+            plain.keep_half(kernels[-1].scale if kernels[-1].scales_sent else None)
         descriptions.append(f"{'spatial' if kernel.is_spatial else f'bilateral.{number}'}: {plain.description}")
     return kernels, descriptions
 

@@ -161,20 +161,49 @@ class LatticeFilter:
         self._rows: dict[int, tuple[Any, Any]] = {}
         self._sent: Any = None  # the factors in self._weights
         self._weights: Any = None
+        self._half_factor: float | None = None
+
+    def keep_half(self, sent: Any) -> None:
+        """From now on keep the values at the vertices in 16 bits, for values from 0 to 1 that are always sent with these factors.
+
+        The values are multiplied by a power of two: the largest sum at a vertex is between 2^14 and 2^15 then, and what gets lost below
+        2^-24 is less than 1e-11 of it.
+
+        Args:
+            sent: (voxel) factors, or None for ones.
+        """
+        xp, lattice = self.lattice.device.xp, self.lattice
+        rows, _ = self.splat(xp.ones((lattice.corner_vertex.shape[1], 1), dtype=np.float32), sent)
+        largest = float(rows[: lattice.num_vertices].max())
+        self._half_factor = math.ldexp(1.0, 15 - math.frexp(largest)[1])
+        self._rows, self._sent, self._weights = {}, None, None
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Return what kernels that take values at the vertices are compiled with."""
+        return {} if self._half_factor is None else {"CRF_HALF": 1}
 
     def _weighed(self, sent: Any) -> Any:
         """Return the weights of the entries times the factors of their voxels, which are those of the normalization in every step."""
-        if self._sent is not sent:
-            device, lists = self.lattice.device, self.lattice.lists
+        if self._weights is None or self._sent is not sent:
+            device, lists, factors = self.lattice.device, self.lattice.lists, self._factors(sent)
             num_entries = int(lists.entry_voxel.size)
-            if self._weights is None or self._weights.dtype != sent.dtype:
-                check_memory(device, float(sent.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
-                self._weights = device.xp.empty(num_entries, dtype=sent.dtype)
-            constants = {"CRF_WIDTH": 1, **precision(sent.dtype)}
-            arguments = (sent, lists.entry_voxel, lists.entry_weight, num_entries, self._weights)
+            if self._weights is None or self._weights.dtype != factors.dtype:
+                check_memory(device, float(factors.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
+                self._weights = device.xp.empty(num_entries, dtype=factors.dtype)
+            constants = {"CRF_WIDTH": 1, **precision(factors.dtype)}
+            arguments = (factors, lists.entry_voxel, lists.entry_weight, num_entries, self._weights)
             device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
             self._sent = sent
         return self._weights
+
+    def _factors(self, sent: Any) -> Any:
+        """Return the factors of the voxels, with that of half precision."""
+        if self._half_factor is None:
+            return sent
+        if sent is None:
+            return self.lattice.device.xp.full(self.lattice.corner_vertex.shape[1], self._half_factor, dtype=np.float32)
+        return sent * np.float32(self._half_factor)
 
     def accumulate(
         self, values: Any, sent: Any, received: Any, channel_weight: Any, total: Any, *, transposed: bool = False, adds: bool = True
@@ -184,7 +213,7 @@ class LatticeFilter:
         for group, weight, out in zip(values, channel_weight, total, strict=True):
             *corners, amplitude = self.to_vertices(group, sent, transposed=transposed)
             arguments = (*corners, num_voxels, amplitude, received, weight, out, int(adds))
-            device.launch("lattice", "slice_values", row_constants(values), num_voxels, *arguments)
+            device.launch("lattice", "slice_values", {**row_constants(values), **self.constants}, num_voxels, *arguments)
 
     def to_vertices(self, group: Any, sent: Any, *, transposed: bool = False) -> tuple[Any, Any, Any, int, float]:
         """Splat and blur one group of channels.
@@ -204,23 +233,28 @@ class LatticeFilter:
         directions = range(lattice.num_features + 1)
         for j in reversed(directions) if transposed else directions:
             arguments = (rows, lattice.before[j], lattice.after[j], num_vertices, other)
-            device.launch("lattice", "blur", row_constants(group), num_vertices, *arguments)
+            device.launch("lattice", "blur", {**row_constants(group), **self.constants}, num_vertices, *arguments)
             rows, other = other, rows
-        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, lattice.amplitude()
+        amplitude = lattice.amplitude()
+        if self._half_factor is not None:
+            amplitude *= math.ldexp(1.0, len(directions)) / self._half_factor  # each blur halves
+        return rows, lattice.corner_vertex, lattice.corner_weight, lattice.num_features + 1, amplitude
 
     def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
         """Add up the values at each vertex; return them, and room for as many. Arguments as in `to_vertices`."""
         device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
         width = group.shape[1]
-        constants = row_constants(group)
+        constants = {**row_constants(group), **self.constants}
+        dtype = group.dtype if self._half_factor is None else np.dtype(np.float16)
         if width not in self._rows:
-            num_bytes = float(group.dtype.itemsize) * width * (lists.num_rows + num_vertices)
+            num_bytes = float(dtype.itemsize) * width * (lists.num_rows + num_vertices)
             check_memory(device, num_bytes, "the values at the lattice's vertices")
             counts = (lists.num_rows, num_vertices)
-            first, second = (device.xp.empty((count, width), dtype=group.dtype) for count in counts)
+            first, second = (device.xp.empty((count, width), dtype=dtype) for count in counts)
             self._rows[width] = first, second
         rows, other = self._rows[width]
-        kernel, weights = ("splat", lists.entry_weight) if sent is None else ("splat_weighed", self._weighed(sent))
+        is_plain = sent is None and self._half_factor is None
+        kernel, weights = ("splat", lists.entry_weight) if is_plain else ("splat_weighed", self._weighed(sent))
         arguments = (group, lists.entry_voxel, weights, lists.segments.begin, lists.segments.row, len(lists.segments), rows)
         if lists.group == 1:
             device.launch("lattice", f"{kernel}_alone", constants, len(lists.segments), *arguments)

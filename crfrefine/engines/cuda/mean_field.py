@@ -159,7 +159,7 @@ class _Run:
         self._sliced = None if last is None else storing.pop(last)
         self._storing = storing
         self._has_many_labels = num_labels > MOST_IN_REGISTERS and self._sliced is None
-        self._of_sums = {**self._constants, "CRF_SLICES": int(last is not None)}
+        self._of_sums = {**self._constants, **({"CRF_SLICES": 0} if last is None else kernels[last].slicing_constants)}
         if self._has_many_labels:  # sums do not depend on the labels
             self._of_sums |= {"CRF_LABELS": 2, "CRF_CHANNELS": 1, "CRF_WIDTH": 1, "CRF_SLICES": 0}
         self._weighted_ones = None

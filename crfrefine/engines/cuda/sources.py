@@ -28,7 +28,7 @@ _TYPES: dict[str, type[np.generic]] = {
     "double": np.float64,
 }
 
-_ROWS = {"Channels": "CRF_WIDTH", "Intensities": "CRF_FEATURES", "Moments": "CRF_MOMENTS"}
+_ROWS = {"Channels": "CRF_WIDTH", "Vertices": "CRF_WIDTH", "Intensities": "CRF_FEATURES", "Moments": "CRF_MOMENTS"}
 
 UNCONTRACTED = frozenset({"features", "lattice_build"})
 """Sources whose multiplications and additions must not be fused: integers that all backends share depend on them."""
@@ -97,8 +97,8 @@ def _inlined(name: str) -> str:
 
 
 @cache
-def _signatures(name: str, real: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
-    types = {**_TYPES, "Real": real, **dict.fromkeys(_ROWS, real)}
+def _signatures(name: str, real: type[np.generic], at_vertices: type[np.generic]) -> dict[str, tuple[Parameter, ...]]:
+    types = {**_TYPES, "Real": real, **dict.fromkeys(_ROWS, real), "Vertices": at_vertices}
     kernels = {}
     for match in _KERNEL.finditer(_inlined(name)):
         parameters = []
@@ -125,12 +125,13 @@ def _with_constants(name: str, fixed: tuple[tuple[str, int], ...]) -> KernelSour
     constants = dict(fixed)
     defines = "".join(f"#define {key} {value}\n" for key, value in fixed)
     real = np.float64 if constants.get("CRF_DOUBLE") else np.float32
+    at_vertices = np.float16 if constants.get("CRF_HALF") else real
     options = [
         "-std=c++17",
         *(["--fmad=false"] if name in UNCONTRACTED else []),
         *(["--device-int128"] if constants.get("CRF_WIDE_KEYS") else []),
     ]
-    return KernelSource(name, defines + _inlined(name), _signatures(name, real), tuple(options))
+    return KernelSource(name, defines + _inlined(name), _signatures(name, real, at_vertices), tuple(options))
 
 
 def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
