@@ -16,6 +16,13 @@ SANITIZE ?= address thread
 STRICT ?= OFF
 WHEEL_ARGS ?=
 
+# Python keeps what it has compiled, even where the environment forbids it, and in one folder: the tests start hundreds of interpreters, and
+# each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
+# What runs beside the tests takes the time that they leave: they take the longest.
+ASIDE := nice -n 10
+
 VENV := .venv
 NNUNET_VENV := .venv-nnunet
 RELEASE_ENV := build/release-env
@@ -135,7 +142,7 @@ $(DOCS_VENV)/docs.stamp: pyproject.toml constraints.txt
 
 # Not --quiet: what is not shown is not counted as an error either.
 docs: $(DOCS_VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(ASIDE) $(DOCS_VENV)/bin/mkdocs build --strict
 	@echo 'build/docs/index.html is the site; its search needs a server: $(PYTHON) -m http.server --directory build/docs'
 
 lint: setup $(VENV)/train.stamp
@@ -168,10 +175,10 @@ test-nnunet: $(NNUNET_VENV)/nnunet.stamp
 test-sanitizers: $(addprefix sanitize-,$(SANITIZE))
 
 sanitize-address sanitize-thread: sanitize-%: sanitized-engines
-	STRICT=$(STRICT) sh tests/helpers/run_sanitizers.sh test $(abspath $(BIN)) $*
+	STRICT=$(STRICT) $(ASIDE) sh tests/helpers/run_sanitizers.sh test $(abspath $(BIN)) $*
 
 sanitized-engines: $(VENV)/package.stamp
-	STRICT=$(STRICT) sh tests/helpers/run_sanitizers.sh build $(abspath $(BIN)) $(SANITIZE)
+	STRICT=$(STRICT) $(ASIDE) sh tests/helpers/run_sanitizers.sh build $(abspath $(BIN)) $(SANITIZE)
 
 # Every command that writes, killed that many times, and other faults.
 test-faults: $(VENV)/train.stamp

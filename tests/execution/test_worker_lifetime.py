@@ -1,6 +1,7 @@
 """A worker whose time is up leaves a real Dask cluster in the middle of an item: `dask worker --lifetime`, as in a job with a walltime."""
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -24,8 +25,14 @@ NUM_ITEMS = 5
 
 def leave(address: str) -> None:
     """What `--lifetime` does when the time is up, at a moment that does not depend on how busy the machine is."""
+
+    def go(dask_worker) -> None:
+        # For the thread of the item, which does not end, it waits half a minute else.
+        dask_worker.close = functools.partial(dask_worker.close, timeout=1)
+        dask_worker.loop.add_callback(dask_worker.close_gracefully, reason="worker-lifetime-reached")
+
     with Client(scheduler_file=address) as client:
-        client.run(lambda dask_worker: dask_worker.loop.add_callback(dask_worker.close_gracefully, reason="worker-lifetime-reached"))
+        client.run(go)
 
 
 def test_an_item_in_progress_begins_again_elsewhere_and_nothing_is_lost(tmp_path: Path) -> None:

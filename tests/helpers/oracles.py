@@ -59,14 +59,22 @@ def brute_force_kernel(
     radius: float = np.inf,
 ) -> NDArray[np.float64]:
     """K over the masked voxels in C order; pairs farther apart than `radius` in units of theta_position are 0."""
-    index = np.argwhere(inside)
-    offset = (index[:, None, :] - index[None, :, :]) * (np.asarray(spacing) / np.asarray(theta_position))
-    distance = (offset**2).sum(axis=-1)
-    exponent = distance.copy()
+    places = np.argwhere(inside) * (np.asarray(spacing) / np.asarray(theta_position))
+    distance = _squared_distances(places)
+    exponent = distance
     if theta_intensity is not None:
-        intensity = np.asarray(image, dtype=np.float64)[:, inside].T / np.asarray(theta_intensity)
-        exponent += ((intensity[:, None, :] - intensity[None, :, :]) ** 2).sum(axis=-1)
-    return np.where(distance <= radius**2 * (1.0 + 1e-9), np.exp(-0.5 * exponent), 0.0)
+        exponent = distance + _squared_distances(np.asarray(image, dtype=np.float64)[:, inside].T / np.asarray(theta_intensity))
+    kernel = np.exp(-0.5 * exponent)
+    return kernel if radius == np.inf else np.where(distance <= radius**2 * (1.0 + 1e-9), kernel, 0.0)
+
+
+def _squared_distances(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of all pairs; axis by axis, because an array of all pairs and axes takes five times as long."""
+    total = np.zeros((len(points), len(points)))
+    for column in points.T:
+        difference = np.subtract.outer(column, column)
+        total += np.square(difference, out=difference)
+    return total
 
 
 def _cubic_spline(x: NDArray[np.float64]) -> NDArray[np.float64]:
