@@ -162,16 +162,18 @@ def test_single_precision_is_untouched() -> None:
     assert any(seen)
 
 
+@pytest.mark.parametrize("on_tiles", [False, True])
 @pytest.mark.parametrize("device", ["cpu", "reference"])
 @pytest.mark.parametrize("filter_name", ["auto", "lattice"])
-@pytest.mark.parametrize("threshold", [0.0, 1e-4])
-def test_other_devices_refuse(device: str, filter_name: str, threshold: float) -> None:
-    """Also where labels that are certain nearly everywhere are left out, and messages summed on tiles."""
+def test_other_devices_refuse(device: str, filter_name: str, on_tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where messages are summed directly on tiles, without any filter."""
     case = random_case(3, num_modalities=1, num_labels=3, grid_shape=(17, 18, 35))
     logits = case.logits.copy()
-    logits[0, 2:] += 50.0
-    wanted = {"mean_field.filter": filter_name, "mean_field.precision": "half", "mean_field.label_threshold": threshold}
-    parameters = CrfParameters().replace(**wanted)
+    if on_tiles:
+        logits[0, 9:] += 50.0
+        monkeypatch.setattr("crfrefine.tiles.refining.is_crowded", lambda *_: False)
+        monkeypatch.setattr("crfrefine.tiles.refining.choose_tiles", lambda *_: True)
+    parameters = CrfParameters().replace(**{"mean_field.filter": filter_name, "mean_field.precision": "half"})
     with pytest.raises(ConfigError, match=rf"mean_field.precision: the device {device} has no 'half'; set it to 'single'; .*cuda"):
         refine(logits, case.image, spacing=case.spacing, parameters=parameters, device=device)
 
