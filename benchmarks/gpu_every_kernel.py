@@ -68,16 +68,32 @@ def run_all(device: Device) -> set[tuple[str, str]]:
             engine.mean_field(logits, image, inside, SPACING, parameters)
         kernel = KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4)
         engine.message(logits, image, mask, SPACING, KernelSetSpec((kernel,), "none", filter_name, num_labels=5, num_iterations=1))
+    _run_grids(engine, logits, image)
     _run_direct_sums(watched, image, mask)
     _ask_about_channels(engine)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask)
     for dtype in (np.float32, np.float64):
-        for filter_name in ("exact", "truncated", "lattice"):
-            _run_backward(engine, logits.astype(dtype), image.astype(dtype), mask, filter_name)
+        for filter_name in ("exact", "truncated", "lattice", "grid"):
+            modalities = image[:2] if filter_name == "grid" else image
+            _run_backward(engine, logits.astype(dtype), modalities.astype(dtype), mask, filter_name)
     device.synchronize()
     return watched.launched
+
+
+def _run_grids(engine: Any, logits: Any, image: Any) -> None:
+    """One and two modalities, boxes of one to four axes with masks and without, few intensity cells and more than fit into a block."""
+    rng = np.random.default_rng(10)
+    for shape in (SHAPE, (57,), (9, 20), (3, 5, 4, 6)):
+        inside = rng.random(shape) < 0.7
+        for num_modalities, theta_beta in ((1, 0.4), (1, 0.0007), (2, 0.3)):
+            own = image[:num_modalities] if shape == SHAPE else rng.random((num_modalities, *shape), dtype=np.float32)
+            values = logits if shape == SHAPE else rng.random((5, *shape), dtype=np.float32)
+            kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
+            for mask in (None, inside):
+                spacing = (*SPACING, 0.8)[: len(shape)]
+                engine.message(values, own, mask, spacing, KernelSetSpec((kernel,), "symmetric", "grid", num_labels=5, num_iterations=1))
 
 
 def _ask_about_channels(engine: Any) -> None:
@@ -138,7 +154,7 @@ def _run_direct_sums(device: Any, image: Any, mask: Any) -> None:
 
 
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
-    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * 4), KernelSpec((1.1, 1.2, 1.3)))
+    terms = (KernelSpec((1.2, 1.7, 1.4), (0.4,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
     kernels = engine.kernels(image, mask, SPACING, KernelSetSpec(terms, "symmetric", filter_name, num_labels=5, num_iterations=2))
     weights = np.full((2, 5), 0.5)
     weights[0, 1] = 0.8

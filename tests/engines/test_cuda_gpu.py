@@ -43,7 +43,7 @@ def torch() -> Any:
     return found
 
 
-@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
 def test_a_graph_does_what_launches_do(engine: CudaBackend, filter_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits, twice; that nothing was recorded would be a warning, which is an error here."""
     case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(21, 18, 24))

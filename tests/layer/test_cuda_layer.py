@@ -60,7 +60,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.mark.parametrize("parameters_on", ["", "cpu"], ids=["parameters beside the logits", "parameters on the CPU"])
-@pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
+@pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
 def test_the_layer_learns_the_same_on_a_gpu(device: str, filter_name: str, parameters_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits and every gradient are the CPU engine's, wherever the parameters are.
 
