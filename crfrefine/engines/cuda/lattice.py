@@ -11,6 +11,7 @@ from crfrefine.engines.cuda.device import Device, check_memory, precision, row_c
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
 from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
+from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
@@ -158,7 +159,7 @@ class LatticeFilter:
         self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
-        self._rows: dict[int, tuple[Any, Any]] = {}
+        self._rows = Room(bilateral.voxels.device, "the values at the lattice's vertices")
         self._sent: Any = None  # the factors in self._weights
         self._weights: Any = None
 
@@ -211,15 +212,9 @@ class LatticeFilter:
     def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
         """Add up the values at each vertex; return them, and room for as many. Arguments as in `to_vertices`."""
         device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
-        width = group.shape[1]
         constants = row_constants(group)
-        if width not in self._rows:
-            num_bytes = float(group.dtype.itemsize) * width * (lists.num_rows + num_vertices)
-            check_memory(device, num_bytes, "the values at the lattice's vertices")
-            counts = (lists.num_rows, num_vertices)
-            first, second = (device.xp.empty((count, width), dtype=group.dtype) for count in counts)
-            self._rows[width] = first, second
-        rows, other = self._rows[width]
+        both = self._rows.array((lists.num_rows + num_vertices, group.shape[1]), group.dtype)
+        rows, other = both[: lists.num_rows], both[lists.num_rows :]
         kernel, weights = ("splat", lists.entry_weight) if sent is None else ("splat_weighed", self._weighed(sent))
         arguments = (group, lists.entry_voxel, weights, lists.segments.begin, lists.segments.row, len(lists.segments), rows)
         if lists.group == 1:
