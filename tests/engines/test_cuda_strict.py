@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,11 @@ from crfrefine.engines.base import Kernels, MeanFieldResult
 from crfrefine.engines.cuda import mean_field
 from crfrefine.engines.cuda.backend import CudaBackend
 from crfrefine.engines.cuda.cupy_device import CupyDevice
+from crfrefine.engines.cuda.filters import Filter, SpatialFilter
+from crfrefine.engines.cuda.lattice import LatticeFilter
+from crfrefine.engines.cuda.memory import backward_bytes
 from crfrefine.engines.cuda.torch_memory import cached_bytes, following
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 from crfrefine.specs import MeanFieldSpec
 
@@ -258,8 +263,51 @@ def test_memory_for_training_is_estimated_too(filter_name: str, num_labels: int,
         with strict_memory():
             before = counts()["bytes"]
             with pytest.raises(CapacityError, match="needs about"):
-                _gradients(CudaBackend(StrictDevice(limit=int(part * most))), case, filter_name, dtype)
+                _gradients(CudaBackend(StrictDevice(limit=int(part * most))), case, filter_name, dtype, problem)
             assert counts()["most_bytes"] - before <= part * most
+
+
+@pytest.mark.parametrize(("masked", "wants_image"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("num_labels", [2, 5, 9])
+def test_the_backward_pass_takes_what_is_estimated(device: StrictDevice, num_labels: int, masked: bool, wants_image: bool) -> None:
+    """To a tenth, where the filter has no memory of its own: nothing is kept for longer than it is needed.
+
+    Without a mask most is taken in the steps; with one, in a case as small as this, at the end, by the sums outside.
+    """
+    case = random_case(3, num_modalities=2, num_labels=num_labels, masked=masked, grid_shape=(7, 11, 9))
+    logits, gradient, run = _problem(case, np.float32)
+    run = replace(run, weights=run.weights[:1])
+    model = kernel_set([((1.4,) * 3, (0.2,) * 2)], None, normalization="symmetric", filter="exact", num_labels=num_labels, num_iterations=3)
+    kernels = CudaBackend(device).kernels(case.image, case.mask, case.spacing, model)
+    tape = kernels.forward(logits, run)
+    num_given = logits.nbytes + gradient.nbytes + tape.record.nbytes
+    num_voxels, wanted = int(case.inside.sum()), {"num_theta": 1, "num_image": 2 * wants_image}
+    expected = backward_bytes(logits.shape, num_voxels, "float32", [5], **wanted, num_given=num_given)
+    before = counts(resets=True)["bytes"]
+    kernels.backward(tape, logits, gradient, run, wants_image=wants_image)
+    taken = counts()["most_bytes"] - before
+    assert 0.9 * expected < taken < expected + 4096
+
+
+@pytest.mark.parametrize("is_lattice", [False, True], ids=["spatial", "lattice"])
+def test_filterings_of_any_width_share_memory(device: StrictDevice, is_lattice: bool) -> None:
+    """That of the widest rows, whatever was filtered before and after."""
+    case = random_case(3, num_modalities=2, masked=True, grid_shape=(7, 11, 9))
+    voxels = Voxels(device, case.image.shape[1:], case.spacing, case.mask)
+    _ = voxels.number
+    taken = []
+    for widths in ((8,), (1, 8, 4, 2)):
+        if is_lattice:
+            plain: Filter = LatticeFilter(BilateralInput(voxels, device.upload(case.image), [1.4, 1.7, 2.3], [0.2, 0.3]))
+        else:
+            plain = SpatialFilter(voxels, [1.4, 1.7, 2.3])
+        before = counts()["bytes"]
+        for width in widths:
+            values = device.xp.ones((1, voxels.num_voxels, width), dtype=np.float32)
+            plain.accumulate(values, None, None, device.xp.ones((1, width), dtype=np.float32), device.xp.zeros_like(values))
+            del values
+        taken.append(counts()["bytes"] - before)
+    assert taken[0] == taken[1] > 0
 
 
 def test_steps_that_a_recording_leaves_out_are_taken_after_all(monkeypatch: pytest.MonkeyPatch) -> None:

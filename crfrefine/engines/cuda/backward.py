@@ -16,7 +16,7 @@ from crfrefine.engines.cuda.device import num_row_groups, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import PAIR_THREADS, SUM_THREADS, pair_blocks, pair_tile, sum_threads
-from crfrefine.engines.cuda.moments import Moments, Scratch
+from crfrefine.engines.cuda.moments import Moments, Scratch, Singles
 from crfrefine.engines.cuda.sums import Sums
 from crfrefine.engines.cuda.volume_backward import VolumeBackward
 from crfrefine.engines.cuda.voxels import Voxels
@@ -60,7 +60,7 @@ class Backward:
         wants_theta: bool,
         by_image: Any,
     ) -> None:
-        """Take the model of the forward pass, and allocate what the steps need.
+        """Take the model of the forward pass, and allocate what the steps need; see `memory.backward_bytes`.
 
         Args:
             voxels: the masked voxels.
@@ -85,31 +85,28 @@ class Backward:
         self._products = [self._sums.reserve(num_labels**2, self._num_blocks * num_slices) for _ in kernels]
         self._by_image = by_image
         self._by_voxels = None if by_image is None else xp.zeros((len(by_image), num_voxels), dtype=dtype)
-        is_wanted = [wants_theta or (by_image is not None and of_kernel.num_modalities > 0) for of_kernel in features]
-        self._scratch = Scratch(voxels, num_sent, dtype) if any(is_wanted) else None
+        self._is_differentiated = [wants_theta or (by_image is not None and of_kernel.num_modalities > 0) for of_kernel in features]
+        self._wants_theta = wants_theta
+        scratch = Scratch(voxels, num_sent, dtype) if any(self._is_differentiated) else None
         self._moments = [
-            Moments(
-                kernel, voxels, of_kernel, num_sent, dtype, self._sums, self._scratch, wants_theta=wants_theta, by_image=self._by_voxels
-            )
-            if wanted and self._scratch is not None
+            Moments(kernel, voxels, of_kernel, num_sent, dtype, self._sums, scratch, wants_theta=wants_theta, by_image=self._by_voxels)
+            if wanted and scratch is not None
             else None
-            for kernel, of_kernel, wanted in zip(kernels, features, is_wanted, strict=True)
+            for kernel, of_kernel, wanted in zip(kernels, features, self._is_differentiated, strict=True)
         ]
-        self._num_threads = sum_threads(num_voxels)
-        self._inside = self._sums.reserve(num_labels + 1, self._num_threads)
-        self._outside = self._sums.reserve(1, SUM_THREADS) if num_voxels < voxels.grid_size else None
         self._by_x, self._by_start = (xp.empty((num_labels, num_voxels), dtype=dtype) for _ in range(2))
 
         def rows(is_needed: bool = True) -> Any:
             return xp.empty((num_groups, num_voxels, width), dtype=dtype) if is_needed else None
 
-        self._marginals, self._by_message, self._filtered = rows(), rows(), rows()
-        self._filtered_back = rows(any(self._moments))
+        self._marginals, self._by_message = rows(), rows()
+        both: tuple[Any, Any] = (rows(), None) if scratch is None else scratch.rows(num_sent)
+        self._filtered, self._filtered_back = both
         self._by_marginals = rows(len(kernels) > 1 or not all(self._moments))
         self._unit = xp.ones((num_groups, width), dtype=dtype)
 
     def run(self, record: Any, steps: Sequence[float], by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> Gradients:
-        """Run the steps backward; once per object. All memory but that of the filters is allocated before the first of them.
+        """Run the steps backward; once per object, whose memory the results take over.
 
         Args:
             record: (step, channel, voxel) marginals at the start of each step.
@@ -118,7 +115,7 @@ class Backward:
             logits: (label, *grid) that the run was given.
             volume: the volume term of the run; None: it has none.
         """
-        voxels, by_logits = self._voxels, self._device.xp.empty_like(by_out)
+        voxels = self._voxels
         num_steps = len(steps) if self._kernels else 0  # without a kernel, a step changes nothing but volumes
         is_known = num_steps > 0 and volume is None  # With a volume term more is added to the gradient first.
         self._launch(
@@ -137,46 +134,41 @@ class Backward:
             self._by_message,
         )
         for t in reversed(range(num_steps)):
-            has_sum = False
             if volume is not None:
                 volume.step_back(t, steps[t], self._by_x)
                 given = (self._by_x, voxels.num_voxels, steps[t], *self._penalty(0), record[t])
                 self._launch("begin_step_back", voxels.num_voxels, *given, self._marginals, self._by_message)
             for m in range(len(self._kernels)):
-                has_sum = self._kernel_back(m, t, record, steps, has_sum=has_sum, prepares_next=volume is None)
+                self._kernel_back(m, t, record, steps, prepares_next=volume is None)
         if volume is not None and not self._kernels:
             for t in reversed(range(len(steps))):
                 volume.step_back(t, steps[t], self._by_x)
                 self._by_start += steps[t] * self._by_x
                 self._by_x *= 1.0 - steps[t]
-        for m, moments in enumerate(self._moments):
-            if moments is not None and self._scratch is not None:
-                arguments = (self._by_start, *self._penalty(m), voxels.num_voxels, self._scratch.by_ones)
-                self._launch("differentiate_ones", voxels.num_voxels, *arguments)
-                moments.finish()
+        del self._marginals, self._by_message, self._by_marginals
+        if any(self._is_differentiated):
+            self._normalizations_back()
+        del self._moments, self._filtered, self._filtered_back
         if volume is not None:
             volume.finish(self._by_x)
         self._image_back()
-        self._logits_back(by_out, logits, by_logits)
+        by_logits = self._logits_back(by_out, logits)
         return self._gradients(by_logits, self._sums.totals())
 
-    def _kernel_back(self, m: int, t: int, record: Any, steps: Sequence[float], *, has_sum: bool, prepares_next: bool) -> bool:
-        """Take one kernel's part of a step back; return whether a gradient for the marginals is kept for the kernels that follow.
-
-        `prepares_next`: the last one leaves what the first kernel of the step before filters.
-        """
+    def _kernel_back(self, m: int, t: int, record: Any, steps: Sequence[float], *, prepares_next: bool) -> None:
+        """Take one kernel's part of a step back. `prepares_next`: the last one leaves what the first kernel of the step before filters."""
         kernel, moments, num_channels = self._kernels[m], self._moments[m], self._spec.num_labels - 1
         scale, sent_scale = kernel.scale, kernel.scale if kernel.scales_sent else None
+        if moments is not None:
+            moments.add_step(self._marginals, self._by_message)  # first: what is filtered below lies in the same memory
         kernel.filter.accumulate(self._marginals, sent_scale, None, self._unit, self._filtered, adds=False)
         if moments is None:
             filtered_back, back_scale = None, None
             arguments = (self._by_message, scale, sent_scale, self._unit, self._by_marginals)
-            kernel.filter.accumulate(*arguments, transposed=True, adds=has_sum)
-            has_sum = True
+            kernel.filter.accumulate(*arguments, transposed=True, adds=m > 0)
         else:
             filtered_back, back_scale = self._filtered_back, sent_scale
             kernel.filter.accumulate(self._by_message, scale, None, self._unit, filtered_back, transposed=True, adds=False)
-            moments.add_step(self._marginals, self._by_message)
         is_last = m + 1 == len(self._kernels)
         next_t = t if not is_last else t - 1 if prepares_next else -1
         follows = self._penalty(0 if is_last else m + 1) if next_t >= 0 else (None, None, 0)
@@ -201,25 +193,35 @@ class Backward:
             None if moments is None else moments.by_received,
             None if moments is None else moments.by_sent,
             self._by_marginals,
-            int(has_sum),
+            int(m > 0 or moments is None),
             self._by_start if is_last else None,
             *follows,
             steps[max(next_t, 0)],
             record[next_t] if is_last and next_t >= 0 else None,
             self._products[m],
         )
-        return True
 
-    def _logits_back(self, by_out: Any, logits: Any, by_logits: Any) -> None:
-        """Store the gradient with respect to the logits, and keep its sums."""
-        voxels = self._voxels
+    def _normalizations_back(self) -> None:
+        """Add what the normalizations pass on to bandwidths and image."""
+        singles = Singles(self._voxels, self._dtype)
+        for m, moments in enumerate(self._moments):
+            if moments is not None:
+                arguments = (self._by_start, *self._penalty(m), self._voxels.num_voxels, singles.by_ones)
+                self._launch("differentiate_ones", self._voxels.num_voxels, *arguments)
+                moments.finish(singles)
+
+    def _logits_back(self, by_out: Any, logits: Any) -> Any:
+        """Return the gradient with respect to the logits, and keep its sums."""
+        voxels, by_logits = self._voxels, self._device.xp.empty_like(by_out)
         inverse = float(self._dtype.type(1.0) / self._dtype.type(self._spec.temperature))
-        size, outside = int(by_out.size), self._outside
+        size, num_threads = int(by_out.size), sum_threads(voxels.num_voxels)
+        inside = self._sums.reserve(self._spec.num_labels + 1, num_threads)
+        outside = self._sums.reserve(1, SUM_THREADS) if voxels.num_voxels < voxels.grid_size else None
         if outside is not None:
             self._launch("finish_outside", SUM_THREADS, by_out, logits, size, inverse, by_logits, SUM_THREADS, outside)
         self._launch(
             "finish_inside",
-            self._num_threads,
+            num_threads,
             self._by_x,
             self._by_start,
             logits,
@@ -229,9 +231,10 @@ class Backward:
             inverse,
             int(outside is not None),
             by_logits,
-            self._num_threads,
-            self._inside,
+            num_threads,
+            inside,
         )
+        return by_logits
 
     def _image_back(self) -> None:
         """Put the gradient with respect to the image at its places, if it is asked for."""
@@ -247,9 +250,10 @@ class Backward:
         spec, num_labels, found = self._spec, self._spec.num_labels, iter(totals)
         products = np.array([next(found) for _ in self._kernels]).reshape(-1, num_labels, num_labels)
         compatibility, weights = np.asarray(spec.compatibility, dtype=np.float64), spec.weights.astype(np.float64)
+        of_features = [next(found) if wanted else None for wanted in self._is_differentiated]
         theta = [
-            np.zeros(len(features)) if moments is None else moments.by_theta(next(found))
-            for moments, features in zip(self._moments, self._features, strict=True)
+            total / np.array(features.thetas) if total is not None and self._wants_theta else np.zeros(len(features))
+            for total, features in zip(of_features, self._features, strict=True)
         ]
         *by_bias, by_temperature = next(found).tolist()
         by_temperature += sum(float(total.sum()) for total in found)

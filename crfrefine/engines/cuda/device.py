@@ -146,22 +146,3 @@ def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.fl
     padded = np.zeros(num_groups * width, dtype=per_channel.dtype)
     padded[: len(per_channel)] = per_channel
     return padded.reshape(num_groups, width)
-
-
-def to_rows(xp: Any, channels: Any) -> Any:
-    """(channel, voxel) values as (group, voxel, width), padded with zeros."""
-    num_channels, num_voxels = channels.shape
-    width = row_width(num_channels)
-    num_groups = num_row_groups(num_channels)
-    if num_channels < num_groups * width:
-        padded = xp.zeros((num_groups * width, num_voxels), dtype=channels.dtype)
-        padded[:num_channels] = channels
-        channels = padded
-    # Always copied: the values of a single voxel are in order already, but perhaps at an address that wide loads cannot take.
-    return channels.reshape(num_groups, width, num_voxels).transpose(0, 2, 1).copy(order="C")
-
-
-def to_channels(rows: Any, num_channels: int) -> Any:
-    """The inverse; a view where possible."""
-    num_groups, num_voxels, width = rows.shape
-    return rows.transpose(0, 2, 1).reshape(num_groups * width, num_voxels)[:num_channels]

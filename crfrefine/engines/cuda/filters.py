@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import check_memory, row_constants
+from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.sources import padded_count
 from crfrefine.engines.cuda.truncated import HALF_EXPONENT, PlainWindow, TiledWindow
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
@@ -170,7 +171,7 @@ class SpatialFilter:
             both_sides = np.concatenate([taps[:0:-1], taps]).astype(dtype)
             padded = self._device.upload(np.pad(both_sides, _TAPS_PADDING))
             self._axes.append((math.prod(voxels.box_shape[a + 1 :]), extent, padded, len(taps) - 1))
-        self._boxes: dict[int, Any] = {}
+        self._boxes = Room(self._device, "the mask's bounding box of a spatial kernel")
         self.description = "separable"
 
     def slope(self, axis: int) -> SpatialFilter:
@@ -187,11 +188,7 @@ class SpatialFilter:
         _, num_voxels, width = values.shape
         outputs = 8 if width * values.dtype.itemsize <= 16 else 4  # as many as registers hold
         constants = {**row_constants(values), "CRF_OUTPUTS": outputs}
-        if width not in self._boxes:
-            num_bytes = 2.0 * values.dtype.itemsize * width * voxels.box_size
-            check_memory(self._device, num_bytes, "the mask's bounding box of a spatial kernel")
-            self._boxes[width] = self._device.xp.empty((2, voxels.box_size, width), dtype=values.dtype)
-        box, other = self._boxes[width]
+        box, other = self._boxes.array((2, voxels.box_size, width), values.dtype)
         box_size, number = voxels.box_size, voxels.number
         index = None if number is None else voxels.box_index
         first, *others = reversed(self._axes)

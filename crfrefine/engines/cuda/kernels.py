@@ -116,7 +116,8 @@ class CudaKernels:
         """Run the mean field and save what the backward pass needs; see `Kernels.forward`."""
         spec = self._plain(replace(spec, tolerance=0.0).rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
-            self._check(self._run_bytes(spec, num_recorded=spec.num_iterations + (spec.volume_weight > 0.0)), "a run")
+            needed = self._run_bytes(spec, num_recorded=spec.num_iterations + (spec.volume_weight > 0.0))
+            self._check(needed + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             part = self._volume_part(given, logits, spec)
             outcome = self._run(given, spec, part=part, records=True)

@@ -11,12 +11,14 @@ from crfrefine.engines.cuda.device import Device, check_memory, precision, row_c
 from crfrefine.engines.cuda.keys import Simplices, estimated_vertices
 from crfrefine.engines.cuda.lists import SEGMENT, SPLAT_THREADS, VertexLists, group_size
 from crfrefine.engines.cuda.memory import lattice_bytes, table_bits_for, table_bytes, vertex_bytes
+from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.errors import CapacityError
 
 _EMPTY = np.uint64(2**64 - 1)
 _MOST_TABLE_BITS = 32
 _FEW_VERTICES = 1 << 16  # their numbers have 16 bits: half as many passes of a radix sort
+_ROWS = "the values at the lattice's vertices"
 
 
 class Lattice:
@@ -158,7 +160,7 @@ class LatticeFilter:
         self.lattice = Lattice(bilateral.single(), first_table_bits=None if num_vertices is None else table_bits_for(num_vertices))
         num_voxels = bilateral.voxels.num_voxels
         self.description = f"lattice ({self.lattice.num_vertices} vertices, {self.lattice.num_vertices / num_voxels:.2g} per voxel)"
-        self._rows: dict[int, tuple[Any, Any]] = {}
+        self._rows = Room(bilateral.voxels.device, _ROWS)
         self._sent: Any = None  # the factors in self._weights
         self._weights: Any = None
         self._half_factor: float | None = None
@@ -172,11 +174,11 @@ class LatticeFilter:
         Args:
             sent: (voxel) factors, or None for ones.
         """
-        xp, lattice = self.lattice.device.xp, self.lattice
-        rows, _ = self.splat(xp.ones((lattice.corner_vertex.shape[1], 1), dtype=np.float32), sent)
+        device, lattice = self.lattice.device, self.lattice
+        rows, _ = self.splat(device.xp.ones((lattice.corner_vertex.shape[1], 1), dtype=np.float32), sent)
         largest = float(rows[: lattice.num_vertices].max())
         self._half_factor = math.ldexp(1.0, 15 - math.frexp(largest)[1])
-        self._rows, self._sent, self._weights = {}, None, None
+        self._rows, self._sent, self._weights = Room(device, _ROWS), None, None
 
     @property
     def constants(self) -> dict[str, int]:
@@ -243,16 +245,10 @@ class LatticeFilter:
     def splat(self, group: Any, sent: Any) -> tuple[Any, Any]:
         """Add up the values at each vertex; return them, and room for as many. Arguments as in `to_vertices`."""
         device, lists, num_vertices = self.lattice.device, self.lattice.lists, self.lattice.num_vertices
-        width = group.shape[1]
         constants = {**row_constants(group), **self.constants}
         dtype = group.dtype if self._half_factor is None else np.dtype(np.float16)
-        if width not in self._rows:
-            num_bytes = float(dtype.itemsize) * width * (lists.num_rows + num_vertices)
-            check_memory(device, num_bytes, "the values at the lattice's vertices")
-            counts = (lists.num_rows, num_vertices)
-            first, second = (device.xp.empty((count, width), dtype=dtype) for count in counts)
-            self._rows[width] = first, second
-        rows, other = self._rows[width]
+        both = self._rows.array((lists.num_rows + num_vertices, group.shape[1]), dtype)
+        rows, other = both[: lists.num_rows], both[lists.num_rows :]
         is_plain = sent is None and self._half_factor is None
         kernel, weights = ("splat", lists.entry_weight) if is_plain else ("splat_weighed", self._weighed(sent))
         arguments = (group, lists.entry_voxel, weights, lists.segments.begin, lists.segments.row, len(lists.segments), rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width, to_channels
+from crfrefine.engines.cuda.device import grouped, num_row_groups, precision, row_width
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.memory import MOST_THREADS
 from crfrefine.engines.cuda.volume import VolumeSteps
@@ -275,7 +275,10 @@ class _Run:
     def _store_marginals(self) -> None:
         """Add them to the record, if there is one."""
         if self._record is not None:
-            self._record[self._num_done] = to_channels(self._marginals, self._record.shape[1])
+            width, record = self._marginals.shape[-1], self._record[self._num_done]
+            for g, rows in enumerate(self._marginals):
+                channels = record[g * width : (g + 1) * width]
+                channels[...] = rows.T[: len(channels)]
             self._num_done += 1
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:

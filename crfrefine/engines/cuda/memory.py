@@ -73,7 +73,7 @@ def run_bytes(logits_shape: Sequence[int], num_voxels: int, num_channels: int, d
     size = _itemsize(dtype)
     padded = padded_channels(num_channels)
     rows = num_voxels * (2.0 * padded + 2.0)  # marginals, messages, the weighted message of ones
-    record = num_voxels * (num_recorded * num_channels + (2.0 * padded if num_recorded else 0.0))
+    record = num_voxels * float(num_recorded * num_channels)
     return size * (math.prod(logits_shape) + rows + record) + _SUMS * min(num_voxels, MOST_THREADS)
 
 
@@ -109,15 +109,18 @@ def backward_bytes(
         num_given: bytes of the arrays of the host that are copied to the device: logits, record, and the gradient of the loss.
     """
     num_labels, grid_size = logits_shape[0], math.prod(logits_shape[1:])
-    size, padded = _itemsize(dtype), padded_channels(num_labels - 1)
-    voxels = 2.0 * num_labels + 5.0 * padded + num_image
-    if num_theta:
-        # Columns of features, their rows, sums for the normalization; at the end, pairs of single channels.
-        voxels += sum(features) + 2.0 * max(8, padded) + 2.0 * num_theta + 5.0
-    threads = sum_threads(num_voxels) * (num_labels + 1.0 + sum(features)) + SUM_THREADS
+    size, padded, threads = _itemsize(dtype), padded_channels(num_labels - 1), sum_threads(num_voxels)
     products = len(features) * num_labels**2 * pair_blocks(num_labels, num_voxels, dtype) * pair_tile(num_labels, dtype)[1]
-    grid = size * grid_size * (num_labels + num_image)
-    return size * num_voxels * voxels + 8.0 * (threads + products) + grid + num_given
+    sums = 8.0 * (threads * sum(features) + products)
+    throughout = size * (num_voxels * (2.0 * num_labels + num_image) + grid_size * num_image) + sums + num_given
+    rows = 5.0 * padded
+    if num_theta:
+        # Rows of several features, in which what take_messages reads lies too; columns of features; sums for the normalization.
+        rows = 3.0 * padded + 2.0 * max(8, padded) + sum(features) + 2.0 * num_theta
+    # First the steps; then three single channels in place of as many rows; then the gradient for the logits with its sums.
+    outside = SUM_THREADS if num_voxels < grid_size else 0
+    at_the_end = size * num_labels * grid_size + 8.0 * (threads * (num_labels + 1.0) + outside)
+    return throughout + max(size * num_voxels * rows, at_the_end)
 
 
 def sum_threads(num_voxels: int) -> int:

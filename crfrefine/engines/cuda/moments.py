@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import num_row_groups, padded_channels, precision, row_width
 from crfrefine.engines.cuda.feature_columns import FeatureColumns
@@ -24,22 +23,12 @@ vertices than voxels, where rows take most of the memory and wider ones save lit
 
 
 class Scratch:
-    """Memory that the moments of all kernels use in turn.
-
-    Attributes:
-        unit: (1, voxel, 1) ones.
-        by_ones, filtered_back, by_degree: (1, voxel, 1), for `Moments.finish`.
-        squares: (voxel), for the same.
-    """
+    """Memory for two arrays of rows, in which the moments of all kernels are computed in turn."""
 
     def __init__(self, voxels: Voxels, num_channels: int, dtype: Any) -> None:
         """Allocate it for pairs of so many channels."""
-        xp, self._num_voxels = voxels.device.xp, voxels.num_voxels
-        self._rows = xp.empty(2 * max(_MOST_TOGETHER, padded_channels(num_channels)) * self._num_voxels, dtype=dtype)
-        shape = (1, self._num_voxels, 1)
-        self.unit = xp.ones(shape, dtype=dtype)
-        self.by_ones, self.filtered_back, self.by_degree = (xp.empty(shape, dtype=dtype) for _ in range(3))
-        self.squares = xp.empty(self._num_voxels, dtype=dtype)
+        self._num_voxels = voxels.num_voxels
+        self._rows = voxels.device.xp.empty(2 * max(_MOST_TOGETHER, padded_channels(num_channels)) * self._num_voxels, dtype=dtype)
 
     def rows(self, num_channels: int) -> tuple[Any, Any]:
         """Return rows for what is filtered, and for the result; until the next call."""
@@ -47,6 +36,25 @@ class Scratch:
         size, half = math.prod(shape), len(self._rows) // 2
         # A multiple of 8 numbers from the start of the memory: wide loads can begin there.
         return self._rows[:size].reshape(shape), self._rows[half : half + size].reshape(shape)
+
+
+class Singles:
+    """Single channels for the normalization of one kernel after the other.
+
+    Attributes:
+        unit: (1, voxel, 1) ones.
+        by_ones: (1, voxel, 1) gradient with respect to the message of all ones, summed over the steps.
+        filtered_back: (1, voxel, 1), for what is filtered.
+    """
+
+    def __init__(self, voxels: Voxels, dtype: Any) -> None:
+        """Allocate them."""
+        xp, shape = voxels.device.xp, (1, voxels.num_voxels, 1)
+        self.unit, self.by_ones, self.filtered_back = (
+            xp.ones(shape, dtype=dtype),
+            xp.empty(shape, dtype=dtype),
+            xp.empty(shape, dtype=dtype),
+        )
 
 
 class Moments:
@@ -110,18 +118,18 @@ class Moments:
         """Add the pair of a step, v = the scaled marginals and u = the scaled gradient with respect to the messages, as rows."""
         self._add_pair(marginals, self._sent_scale, by_message, self._kernel.scale, self._num_channels)
 
-    def finish(self) -> None:
+    def finish(self, singles: Singles) -> None:
         """Add what the row sums D pass on, which normalize the messages and depend on bandwidths and image too.
 
-        With the gradient for the message of all ones, of all steps, which is in the scratch memory, and that for D, there are two more
-        sums of the form <u, K v>.
+        With the gradient for the message of all ones, in `singles`, and that for D, which takes its place, there are two more sums of the
+        form <u, K v>.
         """
-        kernel, features, scratch, num_voxels = self._kernel, self._features, self._scratch, self._voxels.num_voxels
-        scale, unit, by_ones, filtered_back = kernel.scale, scratch.unit, scratch.by_ones, scratch.filtered_back
+        kernel, features, num_voxels = self._kernel, self._features, self._voxels.num_voxels
+        scale, unit, by_ones, filtered_back = kernel.scale, singles.unit, singles.by_ones, singles.filtered_back
         self._filter(kernel.filter, by_ones, scale, filtered_back, transposed=True)
         self._add_pair(unit, self._sent_scale, by_ones, scale, 1)
-        by_degree = None if scale is None else scratch.by_degree
-        squares = None if self._columns is None else scratch.squares
+        by_degree = None if scale is None else by_ones
+        squares = None if self._columns is None else self.by_received  # in its place
         arguments = (scale, int(kernel.scales_sent), kernel.ones, by_ones, filtered_back, self.by_received, self.by_sent)
         self._launch("differentiate_scale", 1, 1, num_voxels, *arguments, num_voxels, by_degree, squares)
         if by_degree is not None:
@@ -146,10 +154,6 @@ class Moments:
             features.inverse_thetas,
             self._by_image,
         )
-
-    def by_theta(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(feature) gradients with respect to the bandwidths, from the totals of the sums."""
-        return totals / np.array(self._features.thetas) if self._wants_theta else np.zeros_like(totals)
 
     def _add_pair(self, values: Any, sent: Any, other: Any, received: Any, num_channels: int) -> None:
         """Add the pair v = sent * values, u = received * other, given as rows."""

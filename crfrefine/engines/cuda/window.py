@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.engines.cuda.device import check_memory
 from crfrefine.engines.cuda.sources import padded_count
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 
@@ -170,6 +171,7 @@ def choose_tiling(extent_y: int, radius_y: int, radius_x: int, num_bytes: int) -
 def list_tiles(voxels: Voxels, rows: int) -> Any:
     """Return the numbers of the tiles of `rows` x LANES places that hold a voxel, ascending; numbers run along x first, then y."""
     xp = voxels.device.xp
+    check_memory(voxels.device, 36.0 * voxels.num_voxels, "the numbers of the voxels' tiles")
     shape = [1, *voxels.box_shape] if voxels.num_axes == 1 else voxels.box_shape
     coordinates = [xp.zeros_like(voxels.coordinates[0]), *voxels.coordinates] if voxels.num_axes == 1 else voxels.coordinates
     tile = xp.zeros(voxels.num_voxels, dtype=np.int64)
