@@ -95,12 +95,13 @@ def test_a_single_voxel_keeps_to_the_rules(device: StrictDevice, num_labels: int
 
 
 def _built(engine: CudaBackend, case: Case, filter_name: str, dtype: type) -> Kernels:
+    theta_alpha, theta_beta = (3.0, 0.4) if filter_name == "grid" else (1.4, 0.2)  # a grid of few cells
     return engine.kernels(
         case.image.astype(dtype),
         case.mask,
         case.spacing,
         kernel_set(
-            [((1.4,) * 3, (0.2,) * 2)],
+            [((theta_alpha,) * 3, (theta_beta,) * 2)],
             (1.3,) * 3,
             normalization="symmetric",
             filter=filter_name,

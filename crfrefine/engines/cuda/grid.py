@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import check_memory, row_constants
+from crfrefine.engines.cuda.device import check_memory, row_constants, row_width
 from crfrefine.engines.cuda.memory import grid_bytes
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.engines.cuda.window import LANES, list_tiles
@@ -94,8 +94,9 @@ class _Axis:
             position = _positions(bilateral, axis)
             whole = np.floor(position)
             first_cell, weight = (whole - whole[0]).astype(np.int64), _spline_weights(position - whole)
-            taps = (_SIDE_TAP, _CENTER_TAP, _SIDE_TAP)
-            reach = np.sum([tap * np.pad(weight, ((0, 0), (k, 2 - k))) for k, tap in enumerate(taps)], axis=0)
+            reach = np.zeros((len(weight), _SPAN + 2))
+            for k, tap in enumerate((_SIDE_TAP, _CENTER_TAP, _SIDE_TAP)):
+                reach[:, k : k + _SPAN] += tap * weight
         self.num_places, self.num_cells = len(first_cell), int(first_cell[-1]) + _SPAN
         upload = voxels.device.upload
         self.first_cell = upload(first_cell.astype(np.int32))
@@ -112,23 +113,26 @@ def _positions(bilateral: BilateralInput, axis: int) -> NDArray[np.float64]:
 
 def _spline_weights(fraction: NDArray[np.float64]) -> NDArray[np.float64]:
     """(place, 4) weights of the cells around points at these fractions of their cells."""
-    f = fraction[:, None]
-    pieces: tuple[NDArray[np.float64], ...] = ((1.0 - f) ** 3, 4.0 - 6.0 * f**2 + 3.0 * f**3, 1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3, f**3)
-    return np.concatenate(pieces, axis=1) / 6.0
+    f, weight = fraction, np.empty((len(fraction), _SPAN))
+    weight[:, 0], weight[:, 3] = (1.0 - f) ** 3 / 6.0, f**3 / 6.0
+    weight[:, 1] = 2.0 / 3.0 - f**2 + f**3 / 2.0
+    weight[:, 2] = (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
+    return weight
 
 
 class GridFilter:
     """One or two modalities on a dense grid of positions and intensities; see `Filter`."""
 
-    def __init__(self, bilateral: BilateralInput) -> None:
+    def __init__(self, bilateral: BilateralInput, num_channels: int = 1) -> None:
         """Lay out the grid.
 
         Args:
             bilateral: the features.
+            num_channels: number of channels to be filtered, for which memory is taken; rows that turn out wider take more.
 
         Raises:
             InputError: no modality, or more than two.
-            CapacityError: far more cells than voxels.
+            CapacityError: far more cells than voxels, or too little memory.
         """
         voxels, size = bilateral.voxels, GridSize.of(bilateral)
         if not 1 <= len(size.bins) <= MOST_MODALITIES:
@@ -140,18 +144,19 @@ class GridFilter:
         self._intensity = bilateral.features[: len(size.bins)]
         self._lowest = self._device.upload(np.array(size.lowest, dtype=self._dtype))
         self._bins = size.bins
-        num_axes = voxels.num_axes
-        self._outer = [_Axis(bilateral, a) for a in range(num_axes - 2)]
+        # Cells of the grid, then of what is left to be added up along one axis more, up to the planes; and of the grid once more.
+        outer, num_axes = voxels.box_shape[:-2], voxels.num_axes
+        self._plane_cells = math.prod(size.cells[-2:]) * (1 if num_axes > 1 else _SPAN) * math.prod(size.bins)
+        levels = [math.prod(outer[:a]) * math.prod(size.cells[a : len(outer)]) * self._plane_cells for a in range(len(outer) + 1)]
+        self._counts = [*levels, levels[0]]
+        width, extent = row_width(num_channels), {"num_places": sum(voxels.box_shape), "num_voxels": voxels.num_voxels}
+        check_memory(self._device, grid_bytes(sum(self._counts), width, self._dtype, **extent), "a bilateral grid")
+        self._outer = [_Axis(bilateral, a) for a in range(len(outer))]
         self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)
         self._last = _Axis(bilateral, num_axes - 1)
         self._number, self._tiles = voxels.number, list_tiles(voxels, _ROWS)
-        self._plane_cells = self._rows.num_cells * self._last.num_cells * math.prod(self._bins)
-        # Rows of the grid, then of what is left to be added up along one axis more, up to the planes.
-        self._levels = [
-            math.prod([axis.num_cells for axis in self._outer[a:]]) * math.prod([axis.num_places for axis in self._outer[:a]])
-            for a in range(len(self._outer) + 1)
-        ]
         self._memory: Any = None
+        self._arrays(width)
         self.description = f"grid ({size.num_cells} cells)"
 
     def accumulate(
@@ -169,13 +174,14 @@ class GridFilter:
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
         """Memory for rows of so many channels: (row, width) of each level, and of the grid once more; what was in it is lost."""
-        counts = [level * self._plane_cells for level in (*self._levels, self._levels[0])]
-        if self._memory is None or self._memory.size < width * sum(counts):
+        num_cells = sum(self._counts)
+        if self._memory is None or self._memory.size < width * num_cells:
             self._memory = None  # what is there is given back first
-            check_memory(self._device, grid_bytes(counts, width, self._dtype), "the cells of a bilateral grid")
-            self._memory = self._device.xp.empty(width * sum(counts), dtype=self._dtype)
-        ends = list(accumulate(width * count for count in counts))
-        *levels, other = (self._memory[end - width * count : end].reshape(count, width) for end, count in zip(ends, counts, strict=True))
+            check_memory(self._device, grid_bytes(num_cells, width, self._dtype), "the cells of a bilateral grid")
+            self._memory = self._device.xp.empty(width * num_cells, dtype=self._dtype)
+        ends = accumulate(width * count for count in self._counts)
+        parts = zip(ends, self._counts, strict=True)
+        *levels, other = (self._memory[end - width * count : end].reshape(count, width) for end, count in parts)
         return levels, other
 
     def _splat(self, group: Any, sent: Any, levels: list[Any]) -> None:

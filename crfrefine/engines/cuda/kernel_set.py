@@ -161,7 +161,9 @@ def bilateral_filter(requested: str, bilateral: BilateralInput, num_channels: in
         chosen, num_vertices = choose_filter(bilateral, num_channels, num_filterings)
     if chosen == "lattice":
         return LatticeFilter(bilateral, num_vertices)
-    filters: dict[str, Callable[[BilateralInput], Filter]] = {"exact": ExactFilter, "truncated": TruncatedFilter, "grid": GridFilter}
+    if chosen == "grid":
+        return GridFilter(bilateral, num_channels)
+    filters: dict[str, Callable[[BilateralInput], Filter]] = {"exact": ExactFilter, "truncated": TruncatedFilter}
     if chosen not in filters:
         raise ConfigError(f"mean_field.filter: the GPU engine has exact, truncated, grid and lattice, not '{chosen}'")
     return filters[chosen](bilateral)
