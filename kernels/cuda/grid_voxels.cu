@@ -135,6 +135,7 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
                  const Real* channel_weight, Channels* sum, int adds) {
     CRF_SHARED(Channels, blended, CRF_CELLS);
     CRF_PER_THREAD(Channels, total);
+    CRF_PER_THREAD(int64, voxel);  // -1: none
 
     const int64 tiles_in_row = (row_length + kLanes - 1) / kLanes, rows_of_tiles = (num_rows + kRows - 1) / kRows;
     const int64 tile = tiles[block_number()];
@@ -144,7 +145,15 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
     const int rows = num_rows - first_row < kRows ? static_cast<int>(num_rows - first_row) : kRows;
     const int first_cell = cell[first_x], width = cell[last_x] + kSpan - first_cell;
     const int most = CRF_CELLS / (kRows * width);
-    CRF_PHASE(thread) { total[thread] = zero_row<CRF_WIDTH>(); }
+    CRF_PHASE(thread) {
+        total[thread] = zero_row<CRF_WIDTH>();
+        voxel[thread] = -1;
+        const int row = thread / kLanes;
+        const int64 x = first_x + thread % kLanes;
+        if (row >= rows || x > last_x) continue;
+        const int64 place = (plane * num_rows + first_row + row) * row_length + x;
+        voxel[thread] = number ? number[place] : place;
+    }
     for (int64 first_bin = 0; first_bin < bins; first_bin += most) {
         const int count = bins - first_bin < most ? static_cast<int>(bins - first_bin) : most;
         CRF_PHASE(thread) {
@@ -163,14 +172,10 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
             }
         }
         CRF_PHASE(thread) {
-            const int row = thread / kLanes;
-            const int64 x = first_x + thread % kLanes;
-            if (row >= rows || x > last_x) continue;
-            const int64 place = (plane * num_rows + first_row + row) * row_length + x;
-            const int64 n = number ? number[place] : place;
+            const int64 n = voxel[thread], x = first_x + thread % kLanes;
             if (n < 0) continue;
             const Weights along = reinterpret_cast<const Weights*>(weight)[x];
-            const int own = (row * width + cell[x] - first_cell) * count;
+            const int own = (thread / kLanes * width + cell[x] - first_cell) * count;
             const Real u = intensity[n] - lowest[0];
             const int home = static_cast<int>(u);  // the floor: u is not negative
             const Real inner_u = CRF_MODALITIES == 2 ? intensity[num_voxels + n] - lowest[1] : Real(0.0);
@@ -193,11 +198,7 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
         }
     }
     CRF_PHASE(thread) {
-        const int row = thread / kLanes;
-        const int64 x = first_x + thread % kLanes;
-        if (row >= rows || x > last_x) continue;
-        const int64 place = (plane * num_rows + first_row + row) * row_length + x;
-        const int64 n = number ? number[place] : place;
+        const int64 n = voxel[thread];
         if (n < 0) continue;
         put_weighted(sum, n, total[thread], scale ? scale[n] : Real(1.0), channel_weight, adds);
     }
