@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.engines.cuda.device import check_memory, row_constants, row_width
 from crfrefine.engines.cuda.memory import grid_bytes
+from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput
 from crfrefine.engines.cuda.window import LANES, list_tiles
 from crfrefine.errors import CapacityError, InputError
@@ -149,13 +150,14 @@ class GridFilter:
         self._plane_cells = math.prod(size.cells[-2:]) * (1 if num_axes > 1 else _SPAN) * math.prod(size.bins)
         levels = [math.prod(outer[:a]) * math.prod(size.cells[a : len(outer)]) * self._plane_cells for a in range(len(outer) + 1)]
         self._counts = [*levels, levels[0]]
-        width, extent = row_width(num_channels), {"num_places": sum(voxels.box_shape), "num_voxels": voxels.num_voxels}
-        check_memory(self._device, grid_bytes(sum(self._counts), width, self._dtype, **extent), "a bilateral grid")
+        width = row_width(num_channels)
+        needed = grid_bytes(sum(self._counts), width, self._dtype, num_places=sum(voxels.box_shape), num_voxels=voxels.num_voxels)
+        check_memory(self._device, needed, "a bilateral grid")
         self._outer = [_Axis(bilateral, a) for a in range(len(outer))]
         self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)
         self._last = _Axis(bilateral, num_axes - 1)
         self._number, self._tiles = voxels.number, list_tiles(voxels, _ROWS)
-        self._memory: Any = None
+        self._memory = Room(self._device, "the cells of a bilateral grid")
         self._arrays(width)
         self.description = f"grid ({size.num_cells} cells)"
 
@@ -174,14 +176,10 @@ class GridFilter:
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
         """Memory for rows of so many channels: (row, width) of each level, and of the grid once more; what was in it is lost."""
-        num_cells = sum(self._counts)
-        if self._memory is None or self._memory.size < width * num_cells:
-            self._memory = None  # what is there is given back first
-            check_memory(self._device, grid_bytes(num_cells, width, self._dtype), "the cells of a bilateral grid")
-            self._memory = self._device.xp.empty(width * num_cells, dtype=self._dtype)
+        memory = self._memory.array((width * sum(self._counts),), self._dtype)
         ends = accumulate(width * count for count in self._counts)
         parts = zip(ends, self._counts, strict=True)
-        *levels, other = (self._memory[end - width * count : end].reshape(count, width) for end, count in parts)
+        *levels, other = (memory[end - width * count : end].reshape(count, width) for end, count in parts)
         return levels, other
 
     def _splat(self, group: Any, sent: Any, levels: list[Any]) -> None:

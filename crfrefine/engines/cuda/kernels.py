@@ -91,7 +91,7 @@ class CudaKernels:
         spec = self._plain(spec.rounded(self._image.dtype))
         with self._lock, active_for(self._device, logits), capacity(self._shape()):
             started = time.perf_counter()
-            self._check(self._run_bytes(spec), "a run")
+            self._check(self._run_bytes(spec) + self._copied_bytes(logits), "a run")
             given = self._array(logits)
             self._device.synchronize()
             uploaded = time.perf_counter()
@@ -244,6 +244,7 @@ class CudaKernels:
 
     def _copied_bytes(self, array: Any) -> int:
         """Return the bytes that `_array` allocates for an array: one of the host is copied, and one of another type converted."""
+        array = array.array if isinstance(array, HeldChannels) else array
         own = self._image.dtype.itemsize * math.prod(array.shape)
         converted = 0 if str(array.dtype).endswith(self.dtype) else own
         return converted + (array.nbytes if isinstance(array, np.ndarray) else 0)

@@ -181,15 +181,15 @@ def vertex_bytes(num_vertices: int, num_corners: int, num_features: int, table_b
     return own + max(4.0 * float(1 << table_bits), 16.0 * num_corners, 6.0 * num_corners + 64.0 * num_segments)
 
 
-def grid_bytes(num_cells: int, width: int, dtype: Any, *, num_places: int = 0, num_voxels: int = 0) -> float:
+def grid_bytes(num_cells: int, width: int, dtype: Any, *, num_places: int, num_voxels: int) -> float:
     """Return the bytes of a bilateral grid: rows of `width` channels in the cells of all its arrays, and what it takes to lay it out.
 
     Args:
         num_cells: of all arrays.
         width: channels side by side.
         dtype: type of the values.
-        num_places: of all axes of the box, whose weights are computed in double precision; 0: they are there.
-        num_voxels: inside the mask, whose tiles are listed; 0: they are.
+        num_places: of all axes of the box, whose weights are computed in double precision.
+        num_voxels: inside the mask, whose tiles are listed.
     """
     return _itemsize(dtype) * width * num_cells + 240.0 * num_places + 33.0 * num_voxels
 
