@@ -50,23 +50,26 @@ def require_case_fits(
     )
 
 
-def case_bytes(images: Sequence[VolumeHeader], logits: LogitsHeader | None, mask: VolumeHeader | None) -> int:
-    """Return the bytes of the arrays that image, logits and mask of a case are read into; 0 for a case without logits."""
-    return 0 if logits is None else sum(size for _, size in _sizes(images, logits, mask, None))
+def case_bytes(
+    images: Sequence[VolumeHeader], logits: LogitsHeader | None, mask: VolumeHeader | None, *, as_label_map: bool = False
+) -> int:
+    """Return the bytes of the arrays that a case is read into; arguments of `require_case_fits`; without logits, they are not read."""
+    return sum(size for _, size in _sizes(images, logits, mask, None, as_label_map=as_label_map))
 
 
 def _sizes(
     images: Sequence[VolumeHeader],
-    logits: LogitsHeader,
+    logits: LogitsHeader | None,
     mask: VolumeHeader | None,
     labels: VolumeHeader | None,
     *,
-    as_label_map: bool = False,
+    as_label_map: bool,
 ) -> list[tuple[VolumeHeader, int]]:
-    """Return the bytes of what each file is read into; arguments of `require_case_fits`."""
+    """Return the bytes of what each file is read into."""
     grid = math.prod(images[0].grid_shape)
     sizes = [(header, _FLOAT * header.num_channels * math.prod(header.grid_shape)) for header in images]
-    sizes += [(logits.files[0], math.prod(logits.grid_shape))] if as_label_map else _of_logits(logits, images[0])
+    if logits is not None:
+        sizes += [(logits.files[0], math.prod(logits.grid_shape))] if as_label_map else _of_logits(logits, images[0])
     if mask is not None:
         sizes.append((mask, _FLOAT * math.prod(mask.grid_shape) + grid))
     if labels is not None:

@@ -40,7 +40,7 @@ ThreadsPerDeviceOption = Annotated[
         metavar="N",
         min=1,
         max=MAX_THREADS,
-        help="CPU threads; with several GPUs, of each one's process. Default: the cores this process may use, or an equal share.",
+        help="CPU threads; with several GPUs, for each GPU's process. Default: the cores this process may use, or an equal share.",
         show_default=False,
     ),
 ]

@@ -123,6 +123,8 @@ def run_in_slabs(run: Run, volume: Volume, message: str, shortage: float, progre
     extent = num_planes
     while True:
         slabs = _smaller(num_planes, halo, extent, shortage)
+        if num_planes <= HEIGHT:
+            raise CapacityError(f"the case has {num_planes} planes along the slowest axis of its array, too few to be cut: {message}")
         if slabs is None:
             raise CapacityError(
                 f"not even slabs of {HEIGHT} of the {num_planes} planes fit, each with up to {halo} more on either side: {num_iterations} "
@@ -158,6 +160,7 @@ def _run(run: Run, volume: Volume, slabs: Sequence[Slab], progress: Progress | N
     report: MeanFieldReport | None = None
     timings: dict[str, float] = {}
     names: set[tuple[str, ...]] = set()
+    given = volume.models
     for number, slab in enumerate(sorted(slabs, key=lambda slab: -_num_voxels(volume, slab))):
         if progress is not None:
             progress("slab", number, len(slabs))
@@ -166,7 +169,9 @@ def _run(run: Run, volume: Volume, slabs: Sequence[Slab], progress: Progress | N
             temperature = volume.models[0].mean_field.temperature
             np.multiply(volume.values[:, inner], np.float32(1.0) / np.float32(temperature), out=out[:, inner])
             continue
-        found = run(_part(volume, slab))
+        part = _part(volume, slab)
+        is_fixed = volume.models[0].kernels.filter != given[0].kernels.filter
+        found = (_run_fixed(run, part) if is_fixed else None) or run(dataclasses.replace(part, models=given))
         out[:, inner] = found.logits[:, slab.start - slab.first : slab.stop - slab.first]
         report = report or found.report
         names.add(_filter_names(found.report))
@@ -176,6 +181,16 @@ def _run(run: Run, volume: Volume, slabs: Sequence[Slab], progress: Progress | N
     assert report is not None  # The mask is not empty.
     told = tuple(f"{line}, in {len(slabs)} slabs" + ("" if len(names) == 1 else ", not all with this filter") for line in report.filters)
     return MeanFieldResult(out, MeanFieldReport(report.num_iterations, False, (), told), timings)
+
+
+def _run_fixed(run: Run, part: Volume) -> MeanFieldResult | None:
+    """Run with the filter that another slab has chosen; None: it does not take this one, such as the grid few voxels in a wide box."""
+    try:
+        return run(part)
+    except CapacityError as error:
+        if error.shortage > 0.0:
+            raise
+    return None
 
 
 def _num_voxels(volume: Volume, slab: Slab) -> int:

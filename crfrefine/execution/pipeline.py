@@ -40,7 +40,7 @@ def pipeline(
         stop: when set, no further item is started.
         waiting: called with "reading" or "writing" while computing waits for it.
         ready: as in `ReadAhead`, like the next two.
-        most_readers: items that may be read ahead; more than one only where reading is what limits.
+        most_readers: items that may be read ahead; more than one only where reading is the bottleneck.
         most_bytes: what they may take together.
     """
 
@@ -57,6 +57,7 @@ def pipeline(
         writer.submit(int).result()
         writing: Future[None] | None = None
         ahead = ReadAhead(items, read, ready, stop, most_readers=most_readers, most_bytes=most_bytes)
+        ahead.start()
         while (loaded := ahead.take(partial(waiting, "reading"))) is not None and not stop.is_set():
             computed = compute(loaded)
             del loaded  # free it while waiting for the next item
@@ -66,7 +67,8 @@ def pipeline(
             del computed
         if writing is not None:
             wait_for(writing)
+        ahead.close(waits=True)
     finally:
         if ahead is not None:
-            ahead.close()
+            ahead.close(waits=False)
         writer.shutdown(wait=True)

@@ -1,4 +1,4 @@
-"""Read items ahead of the computation, in threads: several at once where reading is what limits, as far as memory has room for them."""
+"""Read items ahead of the computation, in threads: several at once where reading is the bottleneck, as far as memory has room for them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ Admit = Callable[[int], None]
 """Called with the bytes that an item will take, before it takes them; returns when there is room."""
 
 
+class _ClosedError(BaseException):
+    """Nobody needs the item any more. No error of the item, so not one that its reader handles."""
+
+
 @dataclass
 class _Begun(Generic[Loaded]):
     """An item that is being read, or waits to be taken.
 
     Attributes:
-        bytes: that it takes, as far as it is known.
+        bytes: that it takes; None: it is not known yet.
         loaded: what was read.
         error: of reading it.
         is_done: whether it can be taken.
     """
 
-    bytes: int = 0
+    bytes: int | None = None
     loaded: Loaded | None = None
     error: BaseException | None = None
     is_done: bool = False
 
 
 class ReadAhead(Generic[Item, Loaded]):
-    """Items in memory before they are needed.
+    """Items in memory before they are needed; reading begins with `start`.
 
     One is read ahead at first. Each time that the computation has to wait for one, another reader begins, until there are `most_readers`.
-    An item that is not the next one waits to be read until all together take no more than `most_bytes`.
+    An item that is not the next one waits to be read until it and all before it take no more than `most_bytes`.
 
     Args:
         items: in the order in which they are taken.
-        read: of an item, in a reading thread; None drops it. It calls its second argument once it knows how large the item is.
+        read: of an item, in a reading thread; an item for which it returns None is left out. It calls its second argument once it knows how
+            large the item is.
         ready: of what was read, in a reading thread, as soon as it is the next one to be taken.
         stop: when set, no further item is begun.
         most_readers: items that may be read or wait at the same time.
@@ -66,6 +71,9 @@ class ReadAhead(Generic[Item, Loaded]):
         self._num_readers = self._num_ended = self._num_taken = 0
         self._is_closed = False
         self._pool = ThreadPoolExecutor(most_readers, "read")
+
+    def start(self) -> None:
+        """Begin to read the first item."""
         self._add_reader()
 
     def take(self, waiting: Callable[[], None]) -> Loaded | None:
@@ -80,7 +88,7 @@ class ReadAhead(Generic[Item, Loaded]):
         with self._changed:
             if not self._can_take():
                 if self._num_taken and self._num_readers < self._most_readers:
-                    self._add_reader()
+                    self._try_to_add_reader()
                 waiting()
                 self._changed.wait_for(self._can_take)
             if not self._begun:
@@ -92,12 +100,16 @@ class ReadAhead(Generic[Item, Loaded]):
             raise taken.error
         return taken.loaded
 
-    def close(self) -> None:
-        """Begin no other item, and do not wait for those that are being read: they are no longer needed."""
+    def close(self, *, waits: bool) -> None:
+        """Begin no other item; those that wait for room are given up.
+
+        Args:
+            waits: until those that are being read are done with. They are not needed any more, but their readers may have to say so.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._pool.shutdown(wait=False)
+        self._pool.shutdown(wait=waits)
 
     def _can_take(self) -> bool:
         if self._begun:
@@ -107,6 +119,13 @@ class ReadAhead(Generic[Item, Loaded]):
     def _add_reader(self) -> None:
         self._num_readers += 1
         self._pool.submit(self._read_items)
+
+    def _try_to_add_reader(self) -> None:
+        try:
+            self._add_reader()
+        except RuntimeError:  # The system has no thread left: those that there are go on.
+            self._num_readers -= 1
+            self._most_readers = self._num_readers
 
     def _read_items(self) -> None:
         """Read one item after the other, each when the one before has been taken."""
@@ -132,6 +151,8 @@ class ReadAhead(Generic[Item, Loaded]):
             if begun.loaded is not None:
                 self._wait(lambda: self._is_next(number))
                 self._ready(begun.loaded)
+        except _ClosedError:
+            begun.loaded = None
         except BaseException as error:  # whoever takes the item gets it
             begun.error = error
         with self._changed:
@@ -139,13 +160,18 @@ class ReadAhead(Generic[Item, Loaded]):
                 del self._begun[number]
             begun.is_done = True
             self._changed.notify_all()
-        self._wait(lambda: number not in self._begun)
+            self._changed.wait_for(lambda: self._is_closed or number not in self._begun)
 
     def _admit(self, number: int, size: int) -> None:
         """Wait until there is room for an item."""
         with self._changed:
-            self._wait(lambda: self._is_next(number) or sum(each.bytes for each in self._begun.values()) + size <= self._most_bytes)
+            self._wait(lambda: self._is_next(number) or self._has_room(number, size))
             self._begun[number].bytes = size
+
+    def _has_room(self, number: int, size: int) -> bool:
+        before = [begun.bytes for other, begun in self._begun.items() if other < number]
+        after = sum(begun.bytes or 0 for other, begun in self._begun.items() if other > number)
+        return None not in before and sum(each or 0 for each in before) + after + size <= self._most_bytes
 
     def _is_next(self, number: int) -> bool:
         return number == min(self._begun)
@@ -153,3 +179,5 @@ class ReadAhead(Generic[Item, Loaded]):
     def _wait(self, condition: Callable[[], bool]) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or condition())
+            if self._is_closed:
+                raise _ClosedError

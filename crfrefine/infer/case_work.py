@@ -138,11 +138,15 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
 
     started = time.perf_counter()
     headers = read_case_headers(task.files, settings.reading)
-    admit(case_bytes(headers.images, headers.logits, headers.mask))
+    are_labels = is_label_map_case(headers)
+    are_streamed = not are_labels and _may_stream(settings) and is_streamed(headers, settings.reading)
+    waiting = time.perf_counter()
+    admit(case_bytes(headers.images, None if are_streamed else headers.logits, headers.mask, as_label_map=are_labels))
+    started += time.perf_counter() - waiting
     case: AnyCase
-    if is_label_map_case(headers):
+    if are_labels:
         case = load_label_map_case(headers, settings.reading, threads=settings.options.threads)
-    elif _may_stream(settings) and is_streamed(headers, settings.reading):
+    elif are_streamed:
         case = load_streamed_case(headers, settings.reading)
     else:
         case = load_case(task.files, settings.reading, threads=settings.options.threads, headers=headers)

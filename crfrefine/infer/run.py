@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 InferenceObserver = Observer[RunSummary, CaseRecord]
 
 MOST_READERS = 4
-"""Cases that are read ahead if reading is what limits."""
+"""Cases that are read ahead where reading is the bottleneck."""
 SHARE_OF_CASES_AHEAD = 8
 """They take an eighth of the memory that the run may take, at most."""
 
@@ -112,6 +112,7 @@ class _Run:
         """Refine the cases in this process."""
         from crfrefine.engines import get_backend
 
+        limit = memory_limit(self.options.max_memory)
         try:
             pipeline(
                 self._tasks,
@@ -120,9 +121,9 @@ class _Run:
                 self._write,
                 stop=self._stop,
                 waiting=self._waiting,
-                ready=lambda loaded: copy_ahead(self._settings, loaded.case),
-                most_readers=min(MOST_READERS, self._summary.threads),
-                most_bytes=memory_limit(self.options.max_memory).bytes // SHARE_OF_CASES_AHEAD,
+                ready=self._ready,
+                most_readers=min(MOST_READERS, self._summary.threads) if limit.is_known else 1,
+                most_bytes=limit.bytes // SHARE_OF_CASES_AHEAD,
             )
         finally:
             get_backend(self._settings.device).copy_ahead()  # Nothing is kept for cases that were not computed.
@@ -174,6 +175,11 @@ class _Run:
             record = earlier
         self._finish(record)
         return None
+
+    def _ready(self, loaded: _Loaded) -> None:
+        """Let the engine have the next case. Runs in the reading threads. An error here comes again when the case is computed."""
+        with suppress(Exception):
+            copy_ahead(self._settings, loaded.case)
 
     def _refine(self, loaded: _Loaded) -> _Refined | None:
         """Run the CRF on a case; None: it failed and is recorded."""

@@ -161,8 +161,7 @@ def estimate_dense(
     # A run that may stop keeps every step's logits; others write them in the last step, after the kernels have been given up.
     keeps = run.tolerance > 0 or run.damping > 0 or (kernels.watches_energy and not (run.is_potts and is_implied))
     is_small = _FLOAT * run.num_labels * voxels < _FEW_BYTES
-    of_kernels = [per_voxel] * num_factors + [size for own in held for size in (own.kept, own.working)]
-    freed_by_kernels = is_small * sum(left_in_heap(size) for size in of_kernels)
+    freed_by_kernels = is_small * (num_factors * left_in_heap(per_voxel) + sum(own.in_heap for own in held))
     freed_by_building = is_small * 2 * left_in_heap(per_voxel)
     steps = arrays + in_steps + freed_by_building + (reached if keeps or num_recorded else 0)
     return MemoryEstimate(

@@ -59,6 +59,7 @@ class FilterMemory:
         working: beside it while it filters all channels.
         normalizing: beside it while it filters one channel.
         building: the most while it is built, what is kept included.
+        in_heap: of what is kept and works, arrays that stay with the process when they are freed.
         is_lattice: whether it is a lattice.
     """
 
@@ -66,6 +67,7 @@ class FilterMemory:
     working: int
     normalizing: int
     building: int
+    in_heap: int
     is_lattice: bool = False
 
 
@@ -75,9 +77,9 @@ def in_buffer(size: float) -> int:
     return size if size < 2 * HUGE_PAGE else -(-size // HUGE_PAGE) * HUGE_PAGE
 
 
-def left_in_heap(size: int) -> int:
-    """Return the bytes of an array that stay with the process after it is freed: only large arrays are memory of the system itself."""
-    return size if size < 2 * HUGE_PAGE else 0
+def left_in_heap(*sizes: float) -> int:
+    """Return the bytes of arrays that stay with the process after they are freed: only large arrays are memory of the system itself."""
+    return sum(int(size) for size in sizes if size < 2 * HUGE_PAGE)
 
 
 def filter_memory(name: str, problem: Problem, kernel: KernelSpec, num_channels: int) -> FilterMemory:
@@ -97,9 +99,9 @@ def filter_memory(name: str, problem: Problem, kernel: KernelSpec, num_channels:
         return _lattice(problem, num_channels)
     if name == "exact":
         features = in_buffer(_FLOAT * problem.num_voxels * (problem.num_modalities + len(problem.box_shape)))
-        return FilterMemory(features, 0, 0, features)
+        return FilterMemory(features, 0, 0, features, left_in_heap(features))
     box = in_buffer(_FLOAT * math.prod(problem.box_shape))
-    return FilterMemory(0, box, box, 0)
+    return FilterMemory(0, box, box, 0, left_in_heap(box))
 
 
 def _truncated(problem: Problem, kernel: KernelSpec, num_channels: int) -> FilterMemory:
@@ -118,8 +120,9 @@ def _truncated(problem: Problem, kernel: KernelSpec, num_channels: int) -> Filte
         + sum(radius * math.prod(padded[axis + 1 :]) for axis, radius in enumerate(reach) if axis)
     )
     width = 4 if num_channels >= 3 else num_channels
-    kept = in_buffer(_FLOAT * problem.num_modalities * size) + math.prod(padded) // 2
-    return FilterMemory(kept, in_buffer(_FLOAT * 2 * width * size), in_buffer(_FLOAT * 2 * size), kept)
+    intensities, pairs = in_buffer(_FLOAT * problem.num_modalities * size), math.prod(padded) // 2
+    kept, working = intensities + pairs, in_buffer(_FLOAT * 2 * width * size)
+    return FilterMemory(kept, working, in_buffer(_FLOAT * 2 * size), kept, left_in_heap(intensities, pairs, working))
 
 
 def _grid(problem: Problem, kernel: KernelSpec) -> FilterMemory:
@@ -137,7 +140,8 @@ def _grid(problem: Problem, kernel: KernelSpec) -> FilterMemory:
     batch = min(max(_GRID_BATCH // plane, 8), problem.box_shape[0])
     kept = problem.threads * _FLOAT * (2 * plane + 4 * row)
     working = in_buffer(_FLOAT * (cells[0] * plane + batch * plane))
-    return FilterMemory(kept, working, working, kept)
+    per_thread = kept // problem.threads
+    return FilterMemory(kept, working, working, kept, left_in_heap(*[per_thread] * problem.threads, working))
 
 
 def _lattice(problem: Problem, num_channels: int) -> FilterMemory:
@@ -186,4 +190,7 @@ def _lattice(problem: Problem, num_channels: int) -> FilterMemory:
         8 * records + (key + 12 + 5 + 4) * records + neighbors(records),  # neighbors: tables, marks, the list of one direction, all lists
         8 * records + places + neighbors(records),  # the place of each tile's share
     )
-    return FilterMemory(kept, working, normalizing, of_voxels + building + in_tiles, is_lattice=True)
+    # One list of neighbors per direction, of half of the records to all of them.
+    of_direction = min(4 * records, 2 * HUGE_PAGE - 1) if records < HUGE_PAGE else 0
+    in_heap = left_in_heap(*[2 * corners * voxels, 4 * records] * 2, 16 * pieces, *[of_direction] * corners, working - in_tiles)
+    return FilterMemory(kept, working, normalizing, of_voxels + building + in_tiles, in_heap, is_lattice=True)

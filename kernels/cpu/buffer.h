@@ -104,9 +104,8 @@ class BlockCache {
         }
     }
 
-    // Returns what is idle to the system before so many bytes are allocated. Before few bytes, malloc keeps what it has: the pages of all
-    // that is allocated next, by whomever, would be touched for the first time again, which costs training on small crops a third of its
-    // time.
+    // Returns what is idle to the system before so many bytes are allocated. Before a small array the heap is not trimmed: whatever is
+    // allocated next would have to touch its pages for the first time again, which costs training on small crops a third of its time.
     static void release_idle(int64_t next_bytes) {
         if (current()) current()->release();
         if (next_bytes < kFewBytes) return;

@@ -4,7 +4,7 @@
 // A plane has (row cell, cell, intensity cell) cells; `rows` are along the last axis but one, `cells` along the last.
 //
 // CRF_WIDTH: channels that are filtered together. CRF_MODALITIES: 1 or 2. CRF_THREADS: per block, four warps. CRF_CELLS: cells of a
-// block of slice_tiles in shared memory at a time, at least 4 * 35.
+// block of slice_tiles in shared memory at a time, at least those of one intensity cell under kRows times kLanes voxels.
 #include "cuda/launch.h"
 #include "grid_math.h"
 

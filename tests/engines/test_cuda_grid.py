@@ -83,12 +83,21 @@ def test_messages_are_those_of_the_cpu(cpu: Backend, num_modalities: int, num_ch
         ((6, 5, 33), 400.0, 30.0),  # one cell is all
     ],
 )
+@pytest.mark.parametrize("num_channels", [3, 8])
 def test_any_grouping_of_cells_has_the_sums_of_the_cpu(
-    cpu: Backend, grid_shape: tuple[int, ...], theta_alpha: float, theta_beta: float
+    cpu: Backend, grid_shape: tuple[int, ...], theta_alpha: float, theta_beta: float, num_channels: int
 ) -> None:
+    """Wide rows need the most shared memory for the cells under the voxels of a tile."""
     case = random_case(3, 1, masked=True, grid_shape=grid_shape)
-    found, expected = (_message(engine, case, theta_alpha, theta_beta, 3) for engine in (cuda_shim.shim_backend(), cpu))
+    found, expected = (_message(engine, case, theta_alpha, theta_beta, num_channels) for engine in (cuda_shim.shim_backend(), cpu))
     _assert_close(found, expected, ROUNDING)
+
+
+def test_cells_far_smaller_than_voxels_are_refused() -> None:
+    """Where those of a tile do not fit into shared memory, whatever the number of channels; gradients are filtered in the widest rows."""
+    case = random_case(3, 1, grid_shape=(5, 9, 70))
+    with pytest.raises(CapacityError, match="too many cells for these bandwidths"):
+        _message(cuda_shim.shim_backend(), case, 0.13, 0.5, 1)
 
 
 def test_two_modalities_with_many_intensity_cells_have_the_sums_of_the_cpu(cpu: Backend) -> None:

@@ -24,6 +24,7 @@ class Reading:
         self.stop = threading.Event()
         self.sizes = options.pop("sizes", [0] * num_items)
         self.ahead: ReadAhead[int, int] = ReadAhead(range(num_items), self.read, self.ready.append, self.stop, **options)
+        self.ahead.start()
 
     def read(self, item: int, admit: Admit) -> int | None:
         self.begun[item].set()
@@ -93,6 +94,7 @@ def test_an_error_is_raised_when_its_item_is_the_next() -> None:
         return item
 
     ahead: ReadAhead[int, int] = ReadAhead(range(3), read, lambda loaded: None, threading.Event())
+    ahead.start()
     assert ahead.take(lambda: None) == 0
     with pytest.raises(OSError, match="damaged"):
         ahead.take(lambda: None)
@@ -107,9 +109,64 @@ def test_closing_waits_for_nobody_and_begins_nothing() -> None:
     taking = threading.Thread(target=reading.take)
     taking.start()
     assert reading.begun[2].wait(PATIENCE)
-    reading.ahead.close()
-    assert reading.admitted[2].wait(PATIENCE)
+    reading.ahead.close(waits=False)
     reading.end(1, 2, 3, 4)
     taking.join(PATIENCE)
     assert not taking.is_alive()
+    assert not reading.admitted[2].is_set()
+    assert not reading.begun[3].is_set()
+
+
+def test_an_item_whose_size_is_not_known_yet_keeps_those_after_it_waiting() -> None:
+    """Otherwise both would be in memory once it is known, and it is the next, which never waits."""
+    knows, admitted = threading.Event(), threading.Event()
+
+    def read(item: int, admit: Admit) -> int:
+        if item == 1:
+            assert knows.wait(PATIENCE)
+        admit(60)
+        if item == 2:
+            admitted.set()
+        return item
+
+    ahead: ReadAhead[int, int] = ReadAhead(range(3), read, lambda loaded: None, threading.Event(), most_readers=2, most_bytes=100)
+    ahead.start()
+    assert ahead.take(lambda: None) == 0
+    taking = threading.Thread(target=lambda: ahead.take(lambda: None))
+    taking.start()
+    assert not admitted.wait(0.05)
+    knows.set()
+    taking.join(PATIENCE)
+    assert admitted.wait(PATIENCE)
+    assert ahead.take(lambda: None) == 2
+
+
+def test_readers_that_cannot_be_started_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Reading(3, most_readers=4, most_bytes=100)
+    reading.end(0)
+    assert reading.take() == 0
+
+    def refuse(*arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(reading.ahead._pool, "submit", refuse)
+    reading.take(lambda: reading.end(1, 2))
+    assert reading.take() == 20
+    assert reading.take() is None
+
+
+def test_at_the_end_of_a_run_whoever_still_reads_is_waited_for() -> None:
+    """It may have to record a damaged file. Whoever waits for room reads nothing any more."""
+    reading = Reading(4, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 0])
+    reading.end(0)
+    assert reading.take() == 0
+    taking = threading.Thread(target=reading.take)
+    taking.start()
+    assert reading.begun[2].wait(PATIENCE)
+    assert reading.admitted[1].wait(PATIENCE)
+    threading.Timer(0.05, lambda: reading.end(1, 2, 3)).start()
+    reading.ahead.close(waits=True)
+    assert reading.may_end[1].is_set()
+    taking.join(PATIENCE)
+    assert not reading.admitted[2].is_set()
     assert not reading.begun[3].is_set()

@@ -70,3 +70,16 @@ def test_an_interrupted_run_keeps_nothing(told: list[tuple[Any, ...]], tmp_path:
     with pytest.raises(KeyboardInterrupt):
         run_inference(options)
     assert any(event[:3] == ("copy", None, None) for event in told if event[0] == "copy" and event[1] is None)
+
+
+def test_an_error_of_copying_ahead_is_none_of_the_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes again when the case is computed, if it is one of the case."""
+    folders = write_folders(tmp_path, "a", "b", "c")
+
+    def refused(self: CpuBackend, logits: Any = None, image: Any = None) -> None:
+        if logits is not None:
+            raise RuntimeError("no page-locked memory")
+
+    monkeypatch.setattr(CpuBackend, "copy_ahead", refused)
+    summary = run_inference(InferenceOptions(images=(folders.images,), logits=(folders.logits,), output=folders.output, device="cpu"))
+    assert summary.count("done") == 3

@@ -34,9 +34,10 @@ class Ahead:
     def __init__(self, device: Memory) -> None:
         """Take a device."""
         self._device = device
-        self._lock = threading.Lock()
+        self._filling = threading.Lock()  # while arrays are copied; taken before the next one
+        self._lock = threading.Lock()  # of the list of cases
         self._cases: list[list[_Entry]] = []
-        self._reserving = threading.Lock()  # not the other one, which is held while arrays are copied
+        self._reserving = threading.Lock()
         self._reserved: dict[int, float] = {}
 
     def begin(self, transfers: Transfers, arrays: tuple[NDArray[Any], ...]) -> None:
@@ -46,22 +47,23 @@ class Ahead:
             transfers: of the device.
             arrays: in C order; they must not change until they are taken.
         """
-        with self._lock:
-            if not arrays:
-                self._forget(transfers, len(self._cases))
-                return
-            self._forget(transfers, len(self._cases) - _MOST_CASES + 1)
+        with self._filling:
             entries: list[_Entry] = []
-            self._cases.append(entries)
+            with self._lock:
+                self._forget(transfers, len(self._cases) - _MOST_CASES + 1 if arrays else len(self._cases))
+                if arrays:
+                    self._cases.append(entries)
             for array in arrays:
                 free = self._device.free_bytes()
                 if free is None or array.nbytes * SHARE <= free - self._reserved_bytes():
-                    entries.append(_Entry(_key(array), array, transfers.begin_upload(array)))
+                    entry = _Entry(_key(array), array, transfers.begin_upload(array))
+                    with self._lock:
+                        entries.append(entry)
 
     def take(self, transfers: Transfers | None, array: NDArray[Any]) -> Any:
         """Return an array of a case on the device, for launches from now on; None: it was not copied ahead.
 
-        What was copied before for other cases is forgotten.
+        What was copied before for other cases is forgotten. It does not wait for the case after this one, which may be being copied.
         """
         key = _key(array)
         with self._lock:
@@ -82,7 +84,7 @@ class Ahead:
         free = self._device.free_bytes()
         if free is None or num_bytes <= free:
             return math.inf if free is None else free
-        with self._lock:
+        with self._filling, self._lock:
             free = self._device.free_bytes() or 0
             taken: int = sum(entry.there.nbytes for entries in self._cases for entry in entries)
             if transfers is not None and free < num_bytes <= free + taken:

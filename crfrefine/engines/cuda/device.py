@@ -115,9 +115,12 @@ def capacity(shape: Sequence[int]) -> Iterator[None]:
         ).with_shortage(UNKNOWN_SHORTAGE) from error
 
 
+WIDEST_ROW = 8
+
+
 def row_width(num_channels: int) -> int:
     """Channels that lie side by side and are filtered together: 1, 2, 4 or 8."""
-    return next((width for width in (1, 2, 4) if num_channels <= width), 8)
+    return next((width for width in (1, 2, 4) if num_channels <= width), WIDEST_ROW)
 
 
 def num_row_groups(num_channels: int) -> int:

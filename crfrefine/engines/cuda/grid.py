@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.engines.cuda.device import check_memory, row_constants, row_width
+from crfrefine.engines.cuda.device import WIDEST_ROW, check_memory, row_constants, row_width
 from crfrefine.engines.cuda.memory import grid_bytes
 from crfrefine.engines.cuda.room import Room
 from crfrefine.engines.cuda.voxels import BilateralInput
@@ -22,7 +22,8 @@ MOST_MODALITIES = 2
 _SPAN, _CENTER_TAP, _SIDE_TAP = 4, 1.67591, 0.41632  # as in kernels/grid_math.h
 _THREADS = 128
 _ROWS = _THREADS // LANES  # of a tile of voxels
-_CELL_BYTES = 16 * 1024  # of shared memory for the cells of a block
+_CELL_BYTES, _MOST_CELL_BYTES = 16 * 1024, 48 * 1024  # of shared memory for the cells of a block: as a rule; what every GPU has
+_CELL_STEP = 256  # kernels are compiled for few numbers of cells
 _MOST_PART = 4  # channels per thread of splat_planes
 # As for the CPU engine: so many cells are no mistake, nor so many per voxel; beyond the last number they always are.
 _GENEROUS_GRID, _GENEROUS_PER_VOXEL, _LARGEST_GRID = 1e7, 200.0, 2e9
@@ -38,6 +39,8 @@ class GridSize:
         bins: intensity cells of each modality.
         num_planes: planes of the box's last two axes.
         num_voxels: inside the mask.
+        tile_cells: the most cells under the voxels of a tile, of one intensity cell.
+        itemsize: bytes of a value.
     """
 
     cells: tuple[int, ...]
@@ -45,6 +48,8 @@ class GridSize:
     bins: tuple[int, ...]
     num_planes: int
     num_voxels: int
+    tile_cells: int
+    itemsize: int
 
     @staticmethod
     def of(bilateral: BilateralInput) -> GridSize:
@@ -55,7 +60,11 @@ class GridSize:
         lowest = tuple(math.floor(float(feature.min())) for feature in modalities)
         # One more than the span: a difference of intensities may be rounded up into the next cell.
         bins = tuple(math.floor(float(feature.max())) - low + _SPAN + 1 for feature, low in zip(modalities, lowest, strict=True))
-        return GridSize(cells, lowest, bins, math.prod(voxels.box_shape[:-2]), voxels.num_voxels)
+        last = np.floor(positions[-1])
+        ends = np.minimum(np.arange(0, len(last), LANES) + LANES, len(last)) - 1
+        tile_cells = _ROWS * (int((last[ends] - last[::LANES]).max()) + _SPAN)
+        itemsize = bilateral.features.dtype.itemsize
+        return GridSize(cells, lowest, bins, math.prod(voxels.box_shape[:-2]), voxels.num_voxels, tile_cells, itemsize)
 
     @property
     def num_cells(self) -> int:
@@ -69,9 +78,15 @@ class GridSize:
 
     @property
     def is_possible(self) -> bool:
-        """Whether the filter takes this input: one or two modalities, and not far more cells than voxels."""
+        """Whether the filter takes this input: one or two modalities, not far more cells than voxels, and cells not much smaller."""
         most = min(_LARGEST_GRID, max(_GENEROUS_GRID, _GENEROUS_PER_VOXEL * self.num_voxels))
-        return 1 <= len(self.bins) <= MOST_MODALITIES and self.num_cells <= most
+        # Gradients are filtered in the widest rows whatever the number of labels.
+        fits = self.shared_cells(WIDEST_ROW) * WIDEST_ROW * self.itemsize <= _MOST_CELL_BYTES
+        return 1 <= len(self.bins) <= MOST_MODALITIES and self.num_cells <= most and fits
+
+    def shared_cells(self, width: int) -> int:
+        """Return the cells in a block's shared memory at a time, in rows of `width` channels; at least those of one intensity cell."""
+        return max(_CELL_BYTES // (width * self.itemsize), -(-self.tile_cells // _CELL_STEP) * _CELL_STEP)
 
 
 class _Axis:
@@ -144,7 +159,7 @@ class GridFilter:
         self._dtype = bilateral.features.dtype
         self._intensity = bilateral.features[: len(size.bins)]
         self._lowest = self._device.upload(np.array(size.lowest, dtype=self._dtype))
-        self._bins = size.bins
+        self._bins, self._size = size.bins, size
         # Cells of the grid, then of what is left to be added up along one axis more, up to the planes; and of the grid once more.
         outer, num_axes = voxels.box_shape[:-2], voxels.num_axes
         self._plane_cells = math.prod(size.cells[-2:]) * (1 if num_axes > 1 else _SPAN) * math.prod(size.bins)
@@ -233,7 +248,7 @@ class GridFilter:
 
     def _launch_blocks(self, kernel: str, rows: Any, num_blocks: int, *arguments: Any) -> None:
         own = {"CRF_MODALITIES": len(self._bins), "CRF_THREADS": _THREADS}
-        own["CRF_CELLS"] = _CELL_BYTES // (rows.shape[1] * rows.dtype.itemsize)
+        own["CRF_CELLS"] = self._size.shared_cells(rows.shape[1])
         self._device.launch_blocks("grid_voxels", kernel, {**row_constants(rows), **own}, num_blocks, *arguments)
 
 

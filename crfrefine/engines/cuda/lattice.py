@@ -190,13 +190,14 @@ class LatticeFilter:
         if self._weights is None or self._sent is not sent:
             device, lists, factors = self.lattice.device, self.lattice.lists, self._factors(sent)
             num_entries = int(lists.entry_voxel.size)
-            if self._weights is None or self._weights.dtype != factors.dtype:
+            weights, self._weights = self._weights, None
+            if weights is None or weights.dtype != factors.dtype:
                 check_memory(device, float(factors.dtype.itemsize) * num_entries, "the weights of the lattice's entries")
-                self._weights = device.xp.empty(num_entries, dtype=factors.dtype)
+                weights = device.xp.empty(num_entries, dtype=factors.dtype)
             constants = {"CRF_WIDTH": 1, **precision(factors.dtype)}
-            arguments = (factors, lists.entry_voxel, lists.entry_weight, num_entries, self._weights)
+            arguments = (factors, lists.entry_voxel, lists.entry_weight, num_entries, weights)
             device.launch("lattice", "weigh_entries", constants, num_entries, *arguments)
-            self._sent = sent
+            self._weights, self._sent = weights, sent  # not before they are there
         return self._weights
 
     def _factors(self, sent: Any) -> Any:
