@@ -91,7 +91,11 @@ def test_a_parameter_file_of_any_size_is_not_read(folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (("--device", f"cuda:{DIGITS}"), 1, "device: expected one of auto, cpu, cuda, cuda:N, reference; got 'cuda:999"),
+        (
+            ("--device", f"cuda:{DIGITS}"),
+            1,
+            "device: expected one of auto, cpu, cuda, cuda:N, reference, cuda:N,M, cuda:all; got 'cuda:999",
+        ),
         (("--device", LONG), 1, "device: expected one of"),
         (("--device", "cuda:\u0661"), 1, "device: expected one of"),
         (("--threads", DIGITS), 2, "--threads"),

@@ -71,24 +71,29 @@ def test_the_cases_are_shared_out_and_the_results_are_those_of_one_gpu(device: s
     assert f"; device {shown}, 1 thread" in both.stderr
 
 
-def test_fail_fast_finishes_and_records_what_has_begun(folders: Folders, tmp_path: Path) -> None:
-    """Each result that is written is in the summary, from which `--continue` goes on; no further case begins."""
-    whole = (folders.logits / "a.nii.gz").read_bytes()
-    (folders.logits / "a.nii.gz").write_bytes(b"no volume")
+def test_fail_fast_finishes_and_records_what_has_begun(tmp_path: Path) -> None:
+    """Each result that is written is in the summary, from which `--continue` goes on; no further case begins.
+
+    So many cases that one GPU does not finish them all before the other has failed with its first.
+    """
+    cases = [f"{letter}{number}" for letter in "abcd" for number in range(5)]
+    folders = write_folders(tmp_path, *cases)
+    whole = (folders.logits / "a0.nii.gz").read_bytes()
+    (folders.logits / "a0.nii.gz").write_bytes(b"no volume")
     summary = tmp_path / "s.json"
     result = run(folders, "cuda:0,1", "--fail-fast", "--summary", summary)
     assert result.status == 1
     found = {name: case["status"] for name, case in records(summary).items()}
     done = [name for name, status in found.items() if status == "done"]
-    assert found.pop("a") == "failed"
+    assert found.pop("a0") == "failed"
     assert done == list(found)
-    assert "c" in done, "b was to be the next one of the GPU that had a"
-    assert len(found) < len(CASES) - 1
+    assert "a2" in done, "a1 was to be the next one of the GPU that had a0"
+    assert len(found) < len(cases) - 1
     assert files_in(folders.output) == sorted(f"{name}{end}.nii.gz" for name in done for end in ("", "_logits"))
-    (folders.logits / "a.nii.gz").write_bytes(whole)
+    (folders.logits / "a0.nii.gz").write_bytes(whole)
     assert run(folders, "cuda:0,1", "--continue", "--summary", summary, state="repaired").status == 0
     again = records(summary)
-    assert {name: case["status"] for name, case in again.items()} == {name: "skipped" if name in done else "done" for name in CASES}
+    assert {name: case["status"] for name, case in again.items()} == {name: "skipped" if name in done else "done" for name in cases}
     assert all("refine" in case["times"] for case in again.values()), "what the earlier run said of its cases is kept"
 
 

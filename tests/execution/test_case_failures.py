@@ -127,7 +127,7 @@ def test_a_bug_outside_of_the_work_on_a_case_keeps_its_traceback(folders, monkey
     def broken(*arguments, **options):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("crfrefine.infer.outputs.plan_outputs", broken)
+    monkeypatch.setattr("crfrefine.infer.plan.plan_outputs", broken)
     with pytest.raises(ZeroDivisionError):
         run_here("infer", *folders.arguments)
 

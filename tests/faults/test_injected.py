@@ -43,10 +43,10 @@ def before_reading(monkeypatch: pytest.MonkeyPatch, case_id: str, fault: Callabl
     """Let something happen when all cases have been found, and one is about to be read."""
     read = infer_run._Run._read
 
-    def faulty(run, task):
+    def faulty(run, task, admit):
         if task.case_id == case_id:
             fault()
-        return read(run, task)
+        return read(run, task, admit)
 
     monkeypatch.setattr(infer_run._Run, "_read", faulty)
 

@@ -154,4 +154,4 @@ def test_fewer_vertices_take_less_memory_and_none_known_means_the_most():
 def test_the_exact_filter_holds_features():
     problem = Problem(210, (5, 6, 7), SPACING, 2)
     kernel = CrfParameters().resolve(3, 2, 3).kernels.kernels[0]
-    assert filter_memory("exact", problem, kernel, 2) == FilterMemory(4 * 210 * 5, 0, 0, 4 * 210 * 5)
+    assert filter_memory("exact", problem, kernel, 2) == FilterMemory(4 * 210 * 5, 0, 0, 4 * 210 * 5, 4 * 210 * 5)
