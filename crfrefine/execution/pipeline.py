@@ -50,13 +50,12 @@ def pipeline(
         writing.result()
 
     writer = ThreadPoolExecutor(1, "write")
-    ahead: ReadAhead[Item, Loaded] | None = None
+    ahead = ReadAhead(items, read, ready, stop, most_readers=most_readers, most_bytes=most_bytes)
     try:
         # Start the thread before there is anything to interrupt: an exception while it starts would lose it, and the pool would not
         # wait for the file that it writes.
         writer.submit(int).result()
         writing: Future[None] | None = None
-        ahead = ReadAhead(items, read, ready, stop, most_readers=most_readers, most_bytes=most_bytes)
         ahead.start()
         while (loaded := ahead.take(partial(waiting, "reading"))) is not None and not stop.is_set():
             computed = compute(loaded)
@@ -69,6 +68,5 @@ def pipeline(
             wait_for(writing)
         ahead.close(waits=True)
     finally:
-        if ahead is not None:
-            ahead.close(waits=False)
+        ahead.close(waits=False)
         writer.shutdown(wait=True)

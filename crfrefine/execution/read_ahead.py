@@ -169,9 +169,8 @@ class ReadAhead(Generic[Item, Loaded]):
             self._begun[number].bytes = size
 
     def _has_room(self, number: int, size: int) -> bool:
-        before = [begun.bytes for other, begun in self._begun.items() if other < number]
-        after = sum(begun.bytes or 0 for other, begun in self._begun.items() if other > number)
-        return None not in before and sum(each or 0 for each in before) + after + size <= self._most_bytes
+        are_known = all(begun.bytes is not None for other, begun in self._begun.items() if other < number)
+        return are_known and sum(begun.bytes or 0 for begun in self._begun.values()) + size <= self._most_bytes
 
     def _is_next(self, number: int) -> bool:
         return number == min(self._begun)

@@ -41,6 +41,13 @@ class Reading:
         """Take the next item; `before` runs if it is waited for."""
         return self.ahead.take(before)
 
+    def take_elsewhere(self) -> threading.Thread:
+        """Take the next item in another thread, and return that once somebody reads the item after it, too."""
+        taking = threading.Thread(target=self.take)
+        taking.start()
+        assert self.begun[2].wait(PATIENCE)
+        return taking
+
 
 def test_one_is_read_ahead_as_long_as_nobody_waits() -> None:
     reading = Reading(4, most_readers=3, most_bytes=100)
@@ -77,9 +84,7 @@ def test_an_item_that_is_too_large_waits_until_it_is_the_next() -> None:
     reading = Reading(4, most_readers=3, most_bytes=100, sizes=[10, 30, 80, 200])
     reading.end(0)
     assert reading.take() == 0
-    taking = threading.Thread(target=reading.take)
-    taking.start()
-    assert reading.begun[2].wait(PATIENCE)
+    taking = reading.take_elsewhere()
     assert not reading.admitted[2].wait(0.05)
     reading.end(1, 2, 3)
     taking.join(PATIENCE)
@@ -106,9 +111,7 @@ def test_closing_waits_for_nobody_and_begins_nothing() -> None:
     reading = Reading(5, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 40, 40])
     reading.end(0)
     assert reading.take() == 0
-    taking = threading.Thread(target=reading.take)
-    taking.start()
-    assert reading.begun[2].wait(PATIENCE)
+    taking = reading.take_elsewhere()
     reading.ahead.close(waits=False)
     reading.end(1, 2, 3, 4)
     taking.join(PATIENCE)
@@ -160,9 +163,7 @@ def test_at_the_end_of_a_run_whoever_still_reads_is_waited_for() -> None:
     reading = Reading(4, most_readers=3, most_bytes=50, sizes=[0, 40, 40, 0])
     reading.end(0)
     assert reading.take() == 0
-    taking = threading.Thread(target=reading.take)
-    taking.start()
-    assert reading.begun[2].wait(PATIENCE)
+    taking = reading.take_elsewhere()
     assert reading.admitted[1].wait(PATIENCE)
     threading.Timer(0.05, lambda: reading.end(1, 2, 3)).start()
     reading.ahead.close(waits=True)
