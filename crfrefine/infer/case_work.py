@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -267,7 +268,10 @@ def _result(settings: CaseSettings, case: AnyCase, progress: Progress) -> Refine
 
 
 def copy_ahead(settings: CaseSettings, read: ReadCase) -> None:
-    """Let the engine begin to copy the next case to where it computes, while it computes the one before."""
+    """Let the engine begin to copy the next case to where it computes, while it computes the one before.
+
+    An error here is none of the case: it comes again when the case is computed, if it is one.
+    """
     from crfrefine.axes import StorageOrder
     from crfrefine.cases.case import Case
     from crfrefine.engines import get_backend
@@ -275,7 +279,8 @@ def copy_ahead(settings: CaseSettings, read: ReadCase) -> None:
     case = read.case
     if isinstance(case, Case) and case.regions is None:
         order = StorageOrder.of_memory(case.logits[0])
-        get_backend(settings.device).copy_ahead(order.to_storage(case.logits), order.to_storage(case.image))
+        with suppress(Exception):
+            get_backend(settings.device).copy_ahead(order.to_storage(case.logits), order.to_storage(case.image))
 
 
 def _may_stream(settings: CaseSettings) -> bool:

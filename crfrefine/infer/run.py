@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -121,7 +121,7 @@ class _Run:
                 self._write,
                 stop=self._stop,
                 waiting=self._waiting,
-                ready=self._ready,
+                ready=lambda loaded: copy_ahead(self._settings, loaded.case),
                 most_readers=min(MOST_READERS, self._summary.threads) if limit.is_known else 1,
                 most_bytes=limit.bytes // SHARE_OF_CASES_AHEAD,
             )
@@ -175,11 +175,6 @@ class _Run:
             record = earlier
         self._finish(record)
         return None
-
-    def _ready(self, loaded: _Loaded) -> None:
-        """Let the engine have the next case. Runs in the reading threads. An error here comes again when the case is computed."""
-        with suppress(Exception):
-            copy_ahead(self._settings, loaded.case)
 
     def _refine(self, loaded: _Loaded) -> _Refined | None:
         """Run the CRF on a case; None: it failed and is recorded."""
