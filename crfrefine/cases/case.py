@@ -22,6 +22,7 @@ from crfrefine.cases.network_output import NetworkOutputReader, read_network_hea
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.labels import is_nonzero, read_where
 from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader, same_shape
@@ -103,6 +104,7 @@ class CaseHeaders:
             *([f"{first.path.name}: spacing {_mm(given)} as given, in place of {_mm(first.spacing)}"] if replaced else []),
             *(f"{header.path.name}: {text}" for header in self.images for text in header.remarks),
             *(f"{header.path.name}: {header.misnamed}" for header in others if header is not None and header.misnamed is not None),
+            *require_same_identity((*self.images, *others), allow=True),
         ]
 
 
@@ -162,7 +164,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         options: how to read.
 
     Raises:
-        InputError: a file is missing, or the number of modalities is wrong.
+        InputError: a file is missing, the number of modalities is wrong, or DICOM files are of different patients, studies or frames
+            of reference; with `options.allow_mismatched_dicom` only of different patients.
         GridMismatchError: two files are on different grids, both are named; with `options.resample` only modalities,
             files without geometry, and grids that do not overlap.
         UnsupportedFormatError: a file cannot be read as requested.
@@ -170,6 +173,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if files.problem:
         raise InputError(files.problem)
     images = tuple(io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
+    # Before the grids, which usually differ then, too: to resample would be the wrong way out.
+    _require_same_identity(files, options, *images)
     for image in images[1:]:
         if not images[0].on_same_grid(image):
             raise _mismatch(files, "two modalities", images[0], image, "Resample the modalities to one grid.")
@@ -179,6 +184,8 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
                 f"{image.path}: expected one modality per file, as there are {len(images)} files; this one has {image.num_channels}"
             )
     logits = read_network_header(files, options) if files.logits else None
+    if logits is not None:
+        _require_same_identity(files, options, *images, *logits.files)
     if logits is not None and logits.kind == KIND:
         placed = tuple(io.placed_on(file, images[0]) for file in logits.files)
         logits = replace(logits, files=placed, grid_shape=placed[0].grid_shape, affine=placed[0].affine)
@@ -189,6 +196,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     mask, labels = (
         io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), images[0]) if path else None for path in (files.mask, files.labels)
     )
+    _require_same_identity(files, options, *images, *(logits.files if logits is not None else ()), mask, labels)
     for what, header in (("mask", mask), ("labels", labels)):
         if header is not None:
             if header.num_channels > 1:
@@ -320,6 +328,10 @@ def read_reference(headers: CaseHeaders, notes: list[str]) -> NDArray[np.unsigne
 
 def _mm(spacing: Sequence[float] | None) -> str:
     return TIMES.join(f"{size:g}" for size in spacing or ()) + " mm"
+
+
+def _require_same_identity(files: CaseFiles, options: ReadingOptions, *headers: VolumeHeader | None) -> None:
+    require_same_identity(headers, allow=options.allow_mismatched_dicom, case_id=files.case_id)
 
 
 def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, options: ReadingOptions) -> None:

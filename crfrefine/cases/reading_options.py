@@ -22,6 +22,7 @@ class ReadingOptions:
         regions: which channels are regions, and not labels.
         declared: the labels that label maps may hold; None: any.
         all_labels: whether label maps get a channel for each declared label, not only for those that occur.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
         max_memory: bytes that the arrays of a case may take; None, or more than the system allows: what the system allows.
     """
 
@@ -32,6 +33,7 @@ class ReadingOptions:
     declared: DeclaredLabels | None = None
     all_labels: bool = False
     max_memory: int | None = None
+    allow_mismatched_dicom: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError for an unknown mask mode."""

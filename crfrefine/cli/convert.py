@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import parse_path
+from crfrefine.cli.options import AllowMismatchedDicomOption, parse_path
 from crfrefine.cli.progress import print_failure
 from crfrefine.text import for_terminal
 
@@ -41,6 +41,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
 ) -> None:
     """Convert logits and label maps between formats. Logits can become probabilities or labels."""
@@ -49,7 +50,9 @@ def convert(
 
     note = ""
     with CaseWork(partial(print_failure, verbose=verbose), source):
-        note = convert_file(source, target, to=to.value if to is not None else None, like=like)
+        note = convert_file(
+            source, target, to=to.value if to is not None else None, like=like, allow_mismatched_dicom=allow_mismatched_dicom
+        )
     if not note:
         raise typer.Exit(1)
     print(for_terminal(note), file=sys.stderr)

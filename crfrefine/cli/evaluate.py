@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from crfrefine.cli.options import MAX_THREADS, MOST_OF_A_NAME, ResampleOption, StrictOption, parse_path, path_or_value, path_text
+from crfrefine.cli.options import (
+    MAX_THREADS,
+    MOST_OF_A_NAME,
+    AllowMismatchedDicomOption,
+    ResampleOption,
+    StrictOption,
+    parse_path,
+    path_or_value,
+    path_text,
+)
 from crfrefine.cli.placement_options import CaseTimeoutOption, DaskOption, WorkersOption, parse_placement
 from crfrefine.text import shorten, shorten_value
 
@@ -123,6 +132,7 @@ def evaluate(
     dask: DaskOption = None,
     case_timeout: CaseTimeoutOption = None,
     resample: ResampleOption = False,
+    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     strict: StrictOption = False,
     resume: Annotated[bool, typer.Option("--continue", help="Reuse cases with the files and options of an earlier run.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
@@ -158,6 +168,7 @@ def evaluate(
         placement=placement,
         structures=structures,
         resample=resample,
+        allow_mismatched_dicom=allow_mismatched_dicom,
         resume=resume,
         report=not no_report,
         fail_fast=fail_fast,

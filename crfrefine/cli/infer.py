@@ -9,6 +9,7 @@ import typer
 
 from crfrefine.cli.options import (
     MAX_PARTS,
+    AllowMismatchedDicomOption,
     ConfigOption,
     ContinueOption,
     DevicesOption,
@@ -54,6 +55,7 @@ def infer(
     regions: RegionsOption = None,
     regions_class_order: ClassOrderOption = None,
     resample: ResampleOption = False,
+    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     device: DevicesOption = "auto",
     threads: ThreadsPerDeviceOption = None,
     max_memory: MaxMemoryOption = None,
@@ -133,6 +135,7 @@ def infer(
         input_type=input_type.value,
         regions=parse_scheme(regions or (), regions_class_order),
         resample=resample,
+        allow_mismatched_dicom=allow_mismatched_dicom,
         device=device,
         threads=threads,
         max_memory=max_memory,

@@ -22,9 +22,12 @@ def info(
     if not paths:
         raise typer.BadParameter("name at least one file or folder", param_hint="FILE...")
     from crfrefine.failures import CaseWork, Failure
+    from crfrefine.io import VolumeHeader, read_header
+    from crfrefine.io.dicom_identity import describe_mismatch
     from crfrefine.io.series import is_series
-    from crfrefine.tools.info import describe_file
+    from crfrefine.tools.info import describe_header
 
+    headers: list[VolumeHeader] = []
     is_well = True
 
     def fail(failure: Failure) -> None:
@@ -40,11 +43,15 @@ def info(
             continue
         lines: list[tuple[str, str]] = []
         with CaseWork(fail, path):
-            lines = describe_file(path, values=verbose)
+            headers.append(read_header(path))
+            lines = describe_header(headers[-1], values=verbose)
         if lines:
             print(printable(str(path)))
         for name, value in lines:
             print(f"  {name:<12}  {for_terminal(value)}")
+    mismatch = describe_mismatch(headers)
+    if mismatch:
+        print(for_terminal(f"\nnote: these are not files of one case: {mismatch}"))
     if not is_well:
         raise typer.Exit(1)
 

@@ -89,6 +89,14 @@ ResampleOption = Annotated[
     ),
 ]
 
+AllowMismatchedDicomOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mismatched-dicom",
+        help="Accept DICOM files of one patient that are of different studies or frames of reference. Different patients: always an error.",
+    ),
+]
+
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse incomplete cases; otherwise leave them out, and say which and why.")]
 
 

@@ -12,6 +12,7 @@ from crfrefine.cli.options import (
     LARGEST_SEED,
     MAX_PARTS,
     NNUNET_HAS_PROBABILITIES,
+    AllowMismatchedDicomOption,
     DeviceOption,
     InputType,
     InputTypeOption,
@@ -120,6 +121,7 @@ def train_crf(
     ] = None,
     input_type: InputTypeOption = InputType.AUTO,
     resample: ResampleOption = False,
+    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="The same seed gives the same result.")] = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -189,6 +191,7 @@ def train_crf(
         resume=resume,
         input_type=input_type.value,
         resample=resample,
+        allow_mismatched_dicom=allow_mismatched_dicom,
         strict=strict,
     )
     with TrainingReporter(verbosity=1 + verbose - quiet) as reporter:

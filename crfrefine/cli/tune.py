@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from crfrefine.cli.options import (
+    AllowMismatchedDicomOption,
     ConfigOption,
     DeviceOption,
     ImagesOption,
@@ -55,6 +56,7 @@ def tune(
     regions: CountedRegionsOption = None,
     regions_class_order: ClassOrderOption = None,
     resample: ResampleOption = False,
+    allow_mismatched_dicom: AllowMismatchedDicomOption = False,
     device: DeviceOption = "auto",
     max_memory: MaxMemoryOption = None,
     case: Annotated[
@@ -94,6 +96,7 @@ def tune(
         parameters=parameters,
         input_type=input_type.value,
         resample=resample,
+        allow_mismatched_dicom=allow_mismatched_dicom,
         device=device,
         threads=threads,
         max_memory=max_memory,

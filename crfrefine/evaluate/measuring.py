@@ -37,7 +37,8 @@ def measure_pair(job: Job) -> CaseResult:
     with CaseWork(result.fail, job.pair.reference):
         if job.pair.problem:
             raise InputError(job.pair.problem)
-        reference = _without_ignored(read_reference(job.pair.reference, job.pair.structures), job)
+        allowed = job.settings.allow_mismatched_dicom
+        reference = _without_ignored(read_reference(job.pair.reference, job.pair.structures, allow_mismatched_dicom=allowed), job)
         if reference.volume.header is not None:
             result.notes += [f"reference: {note}" for note in reference.volume.header.remarks]
         for name, files in job.pair.methods.items():
@@ -64,10 +65,10 @@ class _Reference:
         """(*grid)."""
         return self.volume.data
 
-    def grid(self, *, resample: bool) -> ReferenceGrid:
+    def grid(self, settings: Settings) -> ReferenceGrid:
         """Return its grid, for one method."""
         assert self.volume.header is not None
-        return ReferenceGrid(self.volume.header, resample)
+        return ReferenceGrid(self.volume.header, settings.resample, allow_mismatched_dicom=settings.allow_mismatched_dicom)
 
 
 def _without_ignored(volume: Volume, job: Job) -> _Reference:
@@ -81,7 +82,7 @@ def _without_ignored(volume: Volume, job: Job) -> _Reference:
 
 
 def _measure_method(name: str, files: MethodFiles, reference: _Reference, settings: Settings, result: CaseResult) -> None:
-    grid = reference.grid(resample=settings.resample)
+    grid = reference.grid(settings)
     channels = settings.channels.get(name, NO_REGIONS)
     label_map, soft = read_masks(files, grid, channels)
     if files.asked_for_probabilities:  # The calibration uses other files.

@@ -37,6 +37,7 @@ class EvaluationOptions:
         placement: whether cases are measured on a cluster, and how long each may take.
         structures: whether folders hold one binary file per structure of a case; None: where it is clear.
         resample: whether predictions and images on another grid are interpolated onto that of the reference.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
         resume: reuse earlier results if files and options are the same.
         report: also write `report.html`.
         fail_fast: stop at the first bad case.
@@ -58,6 +59,7 @@ class EvaluationOptions:
     placement: Placement = HERE
     structures: bool | None = None
     resample: bool = False
+    allow_mismatched_dicom: bool = False
     resume: bool = False
     report: bool = True
     fail_fast: bool = False

@@ -18,6 +18,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structure_maps import read_structures
+from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume, VolumeHeader
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ class ReferenceGrid:
     Attributes:
         header: the header of the reference.
         resample: whether to interpolate; otherwise another grid is an error.
-        notes: gets a sentence about each file that was interpolated.
+        notes: gets a sentence about each file that was interpolated, and of DICOM that differs.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
     """
 
     header: VolumeHeader
     resample: bool = False
     notes: list[str] = field(default_factory=list)
+    allow_mismatched_dicom: bool = False
 
     @property
     def work(self) -> WorkGrid:
@@ -66,7 +69,13 @@ class ReferenceGrid:
         return WorkGrid(self.header, "reference")
 
     def check(self, other: VolumeHeader, what: str) -> None:
-        """Raise GridMismatchError if a file is on another grid, and cannot or must not be interpolated."""
+        """Raise an error if a file does not belong to the reference.
+
+        Raises:
+            GridMismatchError: it is on another grid, and cannot or must not be interpolated.
+            InputError: both are DICOM, of different patients, studies or frames of reference.
+        """
+        self.notes.extend(require_same_identity((self.header, other), allow=self.allow_mismatched_dicom))
         if self.header.on_same_grid(other):
             return
         if self.resample:
@@ -79,19 +88,20 @@ class ReferenceGrid:
         )
 
 
-def read_reference(path: Path, structures: Mapping[str, int] | None = None) -> Volume:
+def read_reference(path: Path, structures: Mapping[str, int] | None = None, *, allow_mismatched_dicom: bool = False) -> Volume:
     """Read the label map of the reference.
 
     Args:
         path: a label map; with `structures`, perhaps a folder of them.
         structures: number of each structure by its name.
+        allow_mismatched_dicom: whether files of structures may be DICOM of different studies and frames of reference.
 
     Raises:
         InputError: not a label map, or a file without geometry.
         UnsupportedFormatError: damaged or of an unknown kind.
     """
     if structures:
-        return read_structures(path, structures)
+        return read_structures(path, structures, allow_mismatched_dicom=allow_mismatched_dicom)
     header = io.read_header(path, io.VOLUME_SUFFIXES)
     if header.num_channels > 1:
         raise InputError(f"{path}: expected a label map with one value per voxel, this file has {header.num_channels}")
@@ -112,7 +122,8 @@ def read_masks(
     if files.problem:
         raise InputError(files.problem)
     if files.label_map is not None and files.structures:
-        return _onto(grid, read_structures(files.label_map, files.structures), "structures"), None
+        found = read_structures(files.label_map, files.structures, allow_mismatched_dicom=grid.allow_mismatched_dicom)
+        return _onto(grid, found, "structures"), None
     if files.label_map is not None and not _holds_probabilities(files.label_map, regions):
         return _read_label_map(files.label_map, grid), None
     soft = read_probabilities(files.probabilities if files.label_map is None else (files.label_map,), grid, regions)

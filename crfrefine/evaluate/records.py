@@ -33,12 +33,14 @@ class Settings:
         tolerance_mm: tolerance of the surface Dice.
         resample: whether predictions on another grid are interpolated onto that of the reference.
         channels: by method, which channels of its files are regions.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
     """
 
     plan: RegionPlan
     tolerance_mm: float
     resample: bool = False
     channels: Mapping[str, RegionReading] = field(default_factory=dict)
+    allow_mismatched_dicom: bool = False
 
 
 @dataclass
@@ -117,6 +119,7 @@ def fingerprint(pair: CasePair, settings: Settings) -> dict[str, Any]:
         "methods": methods,
         "tolerance_mm": settings.tolerance_mm,
         "resample": settings.resample,
+        "allow_mismatched_dicom": settings.allow_mismatched_dicom,
         "ignore_label": plan.ignore_label,
         "labels": list(plan.labels),
         "regions": {name: list(labels) for name, labels in plan.named.items()},

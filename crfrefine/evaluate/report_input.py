@@ -72,9 +72,9 @@ def _settings(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _load(pair: CasePair, evaluation: Evaluation, baseline: str | None, names: Sequence[str], note: Callable[[str], None]) -> CaseImages:
-    reference = read_reference(pair.reference, pair.structures)
+    reference = read_reference(pair.reference, pair.structures, allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
     assert reference.header is not None
-    grid = ReferenceGrid(reference.header, evaluation.options.resample)
+    grid = ReferenceGrid(reference.header, evaluation.options.resample, allow_mismatched_dicom=evaluation.options.allow_mismatched_dicom)
     method, regions = evaluation.options.name, evaluation.settings.channels
     channels: list[NDArray[np.float32]] = []
     titles: list[str] = []

@@ -47,7 +47,7 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     pairing = pair_structures(options) if has_structures(options) else pair_cases(options)
     plan = plan.with_structures(pairing.structures)
     notes = [*plan.notes, *pairing.notes]
-    settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes))
+    settings = Settings(plan, options.tolerance_mm, options.resample, _channels(options, notes), options.allow_mismatched_dicom)
     asked = options.placement.workers or options.processes or available_threads()
     num_processes = min(asked, len(pairing.cases))
     evaluation = Evaluation(options, settings, pairing.cases, (), tuple(notes), num_processes, left_out=pairing.left_out)

@@ -13,18 +13,21 @@ from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.discovery import list_files
 from crfrefine.cases.label_input import merge_structures
 from crfrefine.errors import InputError
+from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume
 
 
-def read_structures(path: Path, numbers: Mapping[str, int]) -> Volume:
+def read_structures(path: Path, numbers: Mapping[str, int], *, allow_mismatched_dicom: bool = False) -> Volume:
     """Read a folder of structures, or a label map whose labels have names, with the numbers of a run.
 
     Args:
         path: a folder with one binary file per structure, or a label map with a `dataset.json` in its folder or the one above.
         numbers: number of each structure by its name.
+        allow_mismatched_dicom: as for `require_same_identity`.
 
     Raises:
-        InputError: a file is not binary, or the label map has a label without a name.
+        InputError: a file is not binary, files are DICOM of different patients, studies or frames of reference, or the label map has a
+            label without a name.
         GridMismatchError: structures on different grids.
         UnsupportedFormatError: a file is damaged or of an unknown kind.
     """
@@ -37,6 +40,7 @@ def read_structures(path: Path, numbers: Mapping[str, int]) -> Volume:
             raise InputError(
                 f"{header.path}: expected one value per voxel, as in a binary file of one structure; found {header.num_channels}"
             )
+    require_same_identity(headers, allow=allow_mismatched_dicom)
     labels, _ = merge_structures(headers, numbers)
     return Volume(StorageOrder.of_files(labels.ndim).to_user(labels), *first.geometry(), first.path, first)
 

@@ -60,7 +60,15 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     told += [note for note in names.notes if note not in told]
     if structures:
         names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
-    reading = ReadingOptions(options.input_type, _mask_mode(options), options.resample, regions, declared, max_memory=options.max_memory)
+    reading = ReadingOptions(
+        options.input_type,
+        _mask_mode(options),
+        options.resample,
+        regions,
+        declared,
+        max_memory=options.max_memory,
+        allow_mismatched_dicom=options.allow_mismatched_dicom,
+    )
     return RunInputs(tuple(found), reading, structures, names, tuple(told))
 
 

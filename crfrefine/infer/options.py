@@ -25,6 +25,7 @@ class InferenceOptions:
         input_type: "auto", "logits", "probabilities" or "labels".
         regions: the regions of the network's sigmoid channels; None: as a `dataset.json` beside logits or images says, if there is one.
         resample: whether logits and masks on another grid are interpolated onto the image's.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
         device: "auto", "cpu", "cuda", "cuda:N", or several GPUs that share out the cases: "cuda:N,M", "cuda:all".
         threads: CPU threads; None: the cores this process may use.
         max_memory: bytes that the run may take; None, or more than the system allows: what the system allows.
@@ -70,6 +71,7 @@ class InferenceOptions:
     command: tuple[str, ...] = ()
     placement: Placement = HERE
     output_format: str | None = None
+    allow_mismatched_dicom: bool = False
 
     @property
     def is_folder_run(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from crfrefine.cases.naming import Names
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
+from crfrefine.io.dicom_identity import differences
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.parallel import run_all
 from crfrefine.io.paths import VOLUME_SUFFIXES, format_of, stem_of, suffix_of
@@ -215,7 +216,7 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
-    """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
+    """Return whether every output of a case exists, can be read to its end, and is on the grid of the case; DICOM also of its patient."""
     from crfrefine.io import is_whole, placed_on, read_header
 
     if not all(path.is_file() for path in outputs.all()):
@@ -226,7 +227,8 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if not all(is_whole(path) for path in volumes):
         return False
     image = read_header(files.images[0])
-    return all(image.on_same_grid(placed_on(read_header(path), image)) for path in volumes)
+    headers = [placed_on(read_header(path), image) for path in volumes]
+    return all(image.on_same_grid(header) and not differences(image.identity, header.identity) for header in headers)
 
 
 def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int = 1) -> None:

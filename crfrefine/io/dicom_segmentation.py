@@ -14,6 +14,7 @@ import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.dicom_files import LABEL_IN_DESCRIPTION, decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
+from crfrefine.io.dicom_identity import identity_of
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
 from crfrefine.io.memory_stream import array_stream
@@ -77,6 +78,7 @@ def read_header(path: Path) -> VolumeHeader:
         unknown = next((number for number in numbers if is_binary and number not in segments), None)
         if unknown is not None:
             raise UnsupportedFormatError(f"{path}: damaged DICOM file: a frame is of segment {unknown}, which is not described")
+        identity = identity_of(found)
         shape = (int(found.Columns), int(found.Rows), num_planes)
         _check_size(path, found, math.prod((*shape[:2], len(planes))) * bits)
         require_usable(affine, 3, path)
@@ -90,7 +92,8 @@ def read_header(path: Path) -> VolumeHeader:
             affine=affine,
             template=_Template(tuple(map(_Frame, planes, numbers)), segments, bits),
             notes=() if note is None else (note,),
-            details=(("segments", counted(len(segments), "segment")),),
+            details=(("segments", counted(len(segments), "segment")), *identity.details),
+            identity=identity,
             segments=tuple(sorted(segments.values(), key=lambda segment: segment.label)),
             covers_part=True,
         )

@@ -86,7 +86,12 @@ def read_header(path: Path) -> VolumeHeader:
         affine=affine,
         template=SeriesTemplate(series.slices),
         notes=tuple(notes),
-        details=(("slices", f"{first.path.name} to {series.slices[-1].path.name}"), ("series", first.title or first.series)),
+        details=(
+            ("slices", f"{first.path.name} to {series.slices[-1].path.name}"),
+            ("series", first.title or first.series),
+            *series.identity.details,
+        ),
+        identity=series.identity,
     )
 
 

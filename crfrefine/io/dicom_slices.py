@@ -11,12 +11,14 @@ import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.dicom_files import interpreting, read_dataset
+from crfrefine.io.dicom_identity import KEYWORDS, DicomIdentity, differences, identity_of
 from crfrefine.text import counted, listed, printable, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KEYWORDS = (
+    *KEYWORDS,
     *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances", "NumberOfFrames"),
     *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"),
@@ -42,6 +44,7 @@ class Slice:
         path: the file.
         series: UID of its series.
         title: description of the series.
+        identity: patient, study and frame of reference.
         shape: (rows, columns).
         position: (3,) center of the first voxel in LPS, mm.
         orientation: (2, 3) directions along a row and along a column in LPS, of length 1.
@@ -60,6 +63,7 @@ class Slice:
     path: Path
     series: str
     title: str
+    identity: DicomIdentity
     shape: tuple[int, int]
     position: NDArray[np.float64]
     orientation: NDArray[np.float64]
@@ -88,11 +92,13 @@ class Series:
     Attributes:
         slices: at least one.
         affine: (4, 4) voxel (column, row, slice) to world RAS+ mm.
+        identity: patient, study and frame of reference, as far as any slice says.
         notes: facts that users should know.
     """
 
     slices: tuple[Slice, ...]
     affine: NDArray[np.float64]
+    identity: DicomIdentity
     notes: tuple[str, ...]
 
 
@@ -144,6 +150,7 @@ def _interpret(path: Path, found: Any) -> Slice:
         path=path,
         series=str(found.get("SeriesInstanceUID") or ""),
         title=printable(str(found.get("SeriesDescription") or "")),
+        identity=identity_of(found),
         shape=(int(found.Rows), int(found.Columns)),
         position=position,
         orientation=orientation / lengths[:, np.newaxis],
@@ -180,8 +187,10 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
         raise InputError(f"{folder}: {len(slices)} slices; at most {_MOST_SLICES} can be read")
     _require_one_series(folder, slices)
     first = slices[0]
+    identity = first.identity
     for other in slices[1:]:
         _require_alike(folder, first, other)
+        identity = _common_identity(folder, identity, other)
     notes = []
     numbers = sorted({one.number for one in slices if one.number is not None})
     promised = max((one.promised or 0 for one in slices), default=0)
@@ -198,7 +207,7 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = first.orientation[0] * first.spacing[1], first.orientation[1] * first.spacing[0]
     affine[:3, 2], affine[:3, 3] = step, ordered[0].position
-    return Series(tuple(ordered), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0, (*notes, *told))
+    return Series(tuple(ordered), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0, identity, (*notes, *told))
 
 
 def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
@@ -215,6 +224,13 @@ def _require_one_series(folder: Path, slices: Sequence[Slice]) -> None:
         f"{folder}: {len(by_series)} series in one folder: {listed([shorten(text, 120) for text in found], 5)}\n"
         "  Give each series a folder of its own: CASE, or CASE_0000, CASE_0001 for modalities."
     )
+
+
+def _common_identity(folder: Path, identity: DicomIdentity, other: Slice) -> DicomIdentity:
+    found = differences(identity, other.identity)
+    if found:
+        raise InputError(f"{folder}: slices that differ in {' and '.join(found)}: {other.path.name} has others than those before it")
+    return identity.completed_by(other.identity)
 
 
 def _require_alike(folder: Path, first: Slice, other: Slice) -> None:

@@ -18,6 +18,7 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.segments import Segment
     from crfrefine.io.unchanged import FileState
 
@@ -54,6 +55,7 @@ class VolumeHeader:
         segments: names, colors and codes of the labels, if the file has them.
         covers_part: the file may store only the part of its grid that segments reach; see `crfrefine.io.insets`.
         inset: the header of the file itself, and the place of its first voxel (x, y[, z]), if this one was extended to a larger grid.
+        identity: whose a DICOM file is; None for other formats.
         states: of the file and of those with its voxels when the header was read (`unchanged`).
     """
 
@@ -73,6 +75,7 @@ class VolumeHeader:
     segments: tuple[Segment, ...] = ()
     covers_part: bool = False
     inset: tuple[VolumeHeader, tuple[int, ...]] | None = field(default=None, repr=False)
+    identity: DicomIdentity | None = None
     states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
 
     @property

@@ -16,6 +16,7 @@ from crfrefine.cases.naming import read_names
 from crfrefine.cases.region_reading import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.atomic import check_replaceable
+from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.files import files_read, files_written, identities
 from crfrefine.io.paths import require_suffix
 from crfrefine.io.segments import named_segments
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
 
 
-def convert_file(source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None) -> str:
+def convert_file(
+    source: str | Path, target: str | Path, *, to: str | None = None, like: str | Path | None = None, allow_mismatched_dicom: bool = False
+) -> str:
     """Convert a file with a label map, or with logits or probabilities of several labels.
 
     Args:
@@ -37,12 +40,14 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
         to: "logits", "probabilities" (softmax) or "labels" (argmax); None: the kind of the source. Sigmoid channels whose regions a
             `dataset.json` beside the source declares become log-odds, probabilities, or the label map that nnU-Net makes of them.
         like: an image on the same grid, whose geometry the target gets; needed if the source has none (.npz).
+        allow_mismatched_dicom: whether DICOM files of source and `like` may be of different studies and frames of reference.
 
     Returns:
         A sentence about the input and the output.
 
     Raises:
-        InputError: the source has no geometry and `like` is missing, or a label map should become logits.
+        InputError: the source has no geometry and `like` is missing, or a label map should become logits; source and
+            `like` are DICOM of different patients, or studies or frames of reference that are not allowed.
         GridMismatchError: source and `like` are on different grids.
         UnsupportedFormatError: a format that cannot be read or written, or a damaged file.
     """
@@ -53,11 +58,13 @@ def convert_file(source: str | Path, target: str | Path, *, to: str | None = Non
     _check_no_input_is_replaced(target, [source] if like is None else [source, Path(like)])
     check_replaceable(*reversed(files_written(target)))
     header = io.read_header(source)
-    geometry = _geometry(header, io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None, target)
-    notes: list[str] = []
+    like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
+    mismatches = require_same_identity((header, like_header), allow=allow_mismatched_dicom)
+    geometry = _geometry(header, like_header, target)
+    notes = list(mismatches)
     regions = find_regions(None, [source.parent], notes)
     if header.num_channels == 1 and not regions.is_channel(header):
-        return _convert_labels(header, target, to, geometry)
+        return "\n".join([*mismatches, _convert_labels(header, target, to, geometry)])
     return "\n".join([*notes, _convert_channels(header, target, to, geometry, regions)])
 
 

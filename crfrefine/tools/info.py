@@ -60,7 +60,11 @@ def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, 
     Raises:
         CrfRefineError: the file cannot be read (InputError or UnsupportedFormatError).
     """
-    header = io.read_header(path)
+    return describe_header(io.read_header(path), values=values)
+
+
+def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
+    """Describe a volume by its header; see `describe_file`."""
     lines = [
         ("format", header.format),
         ("shape", TIMES.join(str(size) for size in header.grid_shape)),

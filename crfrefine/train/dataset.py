@@ -80,7 +80,13 @@ class LabeledCases:
 
 
 def find_cases(
-    data: DataFolders, *, strict: bool = False, input_type: str = "auto", resample: bool = False, num_labels: int | None = None
+    data: DataFolders,
+    *,
+    strict: bool = False,
+    input_type: str = "auto",
+    resample: bool = False,
+    num_labels: int | None = None,
+    allow_mismatched_dicom: bool = False,
 ) -> LabeledCases:
     """Find the complete cases and compare their headers: all must have the same labels, modalities and axes.
 
@@ -93,6 +99,7 @@ def find_cases(
         input_type: "auto", "logits", "probabilities" or "labels".
         resample: accept logits, labels and masks on another grid than the image.
         num_labels: L, if the parameters have values per label.
+        allow_mismatched_dicom: accept DICOM files of different studies and frames of reference of one patient.
 
     Raises:
         InputError: a case is ambiguous or differs from the others; fewer than two cases are complete; with `strict`, a case lacks a file.
@@ -117,7 +124,8 @@ def find_cases(
         )
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")
-    reading = ReadingOptions(input_type, resample=resample, regions=find_regions(None, [data.logits, data.images]))
+    regions_found = find_regions(None, [data.logits, data.images])
+    reading = ReadingOptions(input_type, resample=resample, regions=regions_found, allow_mismatched_dicom=allow_mismatched_dicom)
     first: tuple[int, int, int] | None = None
     failed: list[CrfRefineError] = []
     elsewhere: list[str] = []

@@ -63,6 +63,7 @@ class TrainingOptions:
         resume: go on from the checkpoint of a run that was stopped.
         input_type: "auto", "logits", "probabilities" or "labels".
         resample: whether logits, labels and masks on another grid are interpolated onto the image's.
+        allow_mismatched_dicom: whether DICOM files of one patient may be of different studies and frames of reference.
         strict: refuse cases that lack a file, which are left out otherwise.
         placement: whether folds are trained on a cluster, each on one worker; not with `max_minutes`.
     """
@@ -83,6 +84,7 @@ class TrainingOptions:
     resume: bool = False
     input_type: str = "auto"
     resample: bool = False
+    allow_mismatched_dicom: bool = False
     strict: bool = False
     placement: Placement = HERE
 

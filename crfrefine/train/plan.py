@@ -104,7 +104,15 @@ class Plan:
         """How the cases are read."""
         mask_mode = self.base.intensity.mask if self.options.data.masks is None else "none"
         cases = self.cases
-        return ReadingOptions(self.options.input_type, mask_mode, self.options.resample, cases.reading, cases.declared, all_labels=True)
+        return ReadingOptions(
+            self.options.input_type,
+            mask_mode,
+            self.options.resample,
+            cases.reading,
+            cases.declared,
+            all_labels=True,
+            allow_mismatched_dicom=self.options.allow_mismatched_dicom,
+        )
 
     def names(self, cases: Sequence[int]) -> tuple[str, ...]:
         """Return the names of some cases."""
@@ -164,6 +172,7 @@ class Plan:
             "device": self.device.kind,
             "input_type": options.input_type,
             "resample": options.resample,
+            "allow_mismatched_dicom": options.allow_mismatched_dicom,
             "nnunet_postprocessing": None if self.cases.postprocessing is None else self.cases.postprocessing.plain_rules(),
         }
 
@@ -176,7 +185,12 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     """
     base = CrfParameters() if options.parameters is None else options.parameters
     cases = find_cases(
-        options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
+        options.data,
+        strict=options.strict,
+        input_type=options.input_type,
+        resample=options.resample,
+        num_labels=base.num_labels,
+        allow_mismatched_dicom=options.allow_mismatched_dicom,
     )
     regions = choose_regions(options.regions, cases)
     num_folds = choose_num_folds(options.num_folds, len(cases.files))

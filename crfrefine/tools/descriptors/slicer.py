@@ -12,7 +12,7 @@ from crfrefine.tools.descriptors.command import Command, Option
 LEFT_OUT = frozenset(
     {
         *("nnunet", "manifest", "resume", "num_parts", "part_id", "fail_fast", "summary", "verbose", "quiet"),
-        *("save_probabilities", "save_logits", "save_structures", "preview", "workers", "dask"),
+        *("save_probabilities", "save_logits", "save_structures", "preview", "workers", "dask", "allow_mismatched_dicom"),
     }
 )
 """Options that a viewer is not told of."""
