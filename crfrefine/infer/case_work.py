@@ -136,9 +136,11 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
     from crfrefine.cases.case_memory import case_bytes
     from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
     from crfrefine.cases.streamed import is_streamed, load_streamed_case
+    from crfrefine.io import check_label_map
 
     started = time.perf_counter()
     headers = read_case_headers(task.files, settings.reading)
+    check_label_map(task.outputs.label_map, headers.images[0])
     are_labels = is_label_map_case(headers)
     are_streamed = not are_labels and _may_stream(settings) and is_streamed(headers, settings.reading)
     waiting = time.perf_counter()

@@ -38,6 +38,7 @@ __all__ = [
     "Segment",
     "VolumeHeader",
     "allocate",
+    "check_label_map",
     "is_whole",
     "placed_on",
     "read_header",
@@ -111,6 +112,13 @@ def read_mask(path: str | Path) -> Volume:
     header = read_header(path, VOLUME_SUFFIXES)
     header.geometry()
     return _volume(header, read_where(header, is_nonzero))
+
+
+def check_label_map(path: str | Path, like: VolumeHeader) -> None:
+    """Raise CrfRefineError, before anything is computed, if the format of a label map cannot be written for an image."""
+    known = require_suffix(Path(path), VOLUME_SUFFIXES)
+    if known.check_header is not None:
+        known.check_header(Path(path), like)
 
 
 def write_label_map(

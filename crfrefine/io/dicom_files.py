@@ -22,6 +22,10 @@ LABEL_IN_DESCRIPTION = "label value"
 
 INSTALL = "pip install 'crfrefine[dicom]'"
 SEGMENTATIONS = (b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.66.7")
+ENHANCED = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{ending}".encode()
+    for ending in ("2.1", "2.2", "4.1", "4.4", "128.1", "130")  # CT, MR and PET; the second of each was converted from single slices.
+)
 _DIRECTORY = b"1.2.840.10008.1.3.10"
 
 # Filters of warnings belong to the process: two threads must not exchange them at the same time.
@@ -36,6 +40,11 @@ def is_dicom(start: bytes) -> bool:
 def is_segmentation(start: bytes) -> bool:
     """Return whether a file with this beginning is a DICOM segmentation."""
     return is_dicom(start) and any(uid in start for uid in SEGMENTATIONS)
+
+
+def has_frames(start: bytes) -> bool:
+    """Return whether a file with this beginning is DICOM of several frames that is a volume by itself (enhanced CT, MR, PET)."""
+    return is_image(start) and any(uid in start[:1024] for uid in ENHANCED)
 
 
 def is_image(start: bytes) -> bool:
@@ -101,7 +110,37 @@ def decoded_pixels(dataset: Any, path: Path) -> NDArray[np.generic]:
     Raises:
         UnsupportedFormatError: nothing that is installed can decode them.
     """
-    syntax = dataset.file_meta.TransferSyntaxUID
+    _require_decoder(dataset.file_meta.TransferSyntaxUID, path)
+    pixels: NDArray[np.generic] = dataset.pixel_array
+    return pixels
+
+
+def iter_frames(path: Path, numbers: Sequence[int], syntax: str) -> Iterator[NDArray[np.generic]]:
+    """Yield frames of a file as they are stored, (rows, columns), one in memory at a time; not inside of `interpreting`.
+
+    Args:
+        path: the file.
+        numbers: of the frames, from 0, in the order to yield them.
+        syntax: the transfer syntax.
+
+    Raises:
+        UnsupportedFormatError: damaged, cut off, or nothing that is installed can decode the pixels.
+    """
+    pydicom = require_pydicom(path)
+    with interpreting(path):
+        _require_decoder(pydicom.uid.UID(syntax), path)
+        found = iter(pydicom.pixels.iter_pixels(path, indices=numbers, raw=True))
+    for _ in numbers:
+        with interpreting(path):  # Not around `yield`: it holds a lock.
+            frame = next(found, None)
+        if frame is None:
+            raise UnsupportedFormatError(
+                f"{path}: the file is cut off: it holds fewer frames than its header promises; copy or export it again"
+            )
+        yield frame
+
+
+def _require_decoder(syntax: Any, path: Path) -> None:
     pydicom = require_pydicom(path)
     try:
         available = pydicom.pixels.get_decoder(syntax).is_available
@@ -112,8 +151,6 @@ def decoded_pixels(dataset: Any, path: Path) -> NDArray[np.generic]:
             f"{path}: compressed as {shorten(syntax.name, 80)}, which nothing installed can decode; "
             "pip install pylibjpeg pylibjpeg-libjpeg, or gdcmconv --raw IN OUT"
         )
-    pixels: NDArray[np.generic] = dataset.pixel_array
-    return pixels
 
 
 def first_of(dataset: Any, sequence: str) -> Any:

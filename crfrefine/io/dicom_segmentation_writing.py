@@ -11,10 +11,11 @@ import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.dicom_files import INSTALL, LABEL_IN_DESCRIPTION, interpreting, read_dataset
+from crfrefine.io.dicom_files import INSTALL, LABEL_IN_DESCRIPTION, has_frames
 from crfrefine.io.dicom_series import SeriesTemplate
+from crfrefine.io.dicom_sources import OTHER_FORMATS, read_sources, refused, require_accepted, require_references
 from crfrefine.io.segments import MOST_OF_A_NAME, Code, Segment
-from crfrefine.text import shorten
+from crfrefine.io.streams import START_BYTES, read_start
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,27 +36,30 @@ def require_source(path: Path, image: VolumeHeader | None) -> SeriesTemplate:
         image: header of the image.
 
     Raises:
-        InputError: the image is no DICOM series, or highdicom is not installed.
+        InputError: the image is no DICOM series, or lacks what a segmentation refers to, or highdicom is not installed.
     """
     template = image.template if image is not None else None
     if not isinstance(template, SeriesTemplate):
         raise _no_series(path, image.format if image is not None else "in memory")
+    require_references(path, template)
     require_highdicom(path)
     return template
 
 
+def check_header(path: Path, image: VolumeHeader) -> None:
+    """Raise InputError, before anything is computed, if a segmentation of a series cannot be written; see `require_source`."""
+    require_accepted(path, require_source(path, image), require_highdicom(path))
+
+
 def check_image(path: Path, image: Path) -> None:
-    """Raise InputError if an image is no DICOM series, that is no folder, or highdicom is not installed."""
-    if not image.is_dir():
+    """Raise InputError if an image is no DICOM series, that is neither a folder nor a file of frames, or highdicom is not installed."""
+    if not image.is_dir() and not has_frames(read_start(image, START_BYTES)):
         raise _no_series(path, str(image))
     require_highdicom(path)
 
 
 def _no_series(path: Path, image: str) -> InputError:
-    return InputError(
-        f"{path}: a DICOM segmentation refers to the DICOM series it was made on; the image is {image}: "
-        "write another format, such as .nii.gz or .seg.nrrd"
-    )
+    return InputError(f"{path}: a DICOM segmentation refers to the DICOM series it was made on; the image is {image}: {OTHER_FORMATS}")
 
 
 def require_highdicom(path: Path) -> Any:
@@ -70,8 +74,7 @@ def require_highdicom(path: Path) -> Any:
         import highdicom.seg
     except ImportError as error:
         raise InputError(
-            f"{path}: a DICOM segmentation needs the package highdicom, which is not installed ({error}); {INSTALL}, "
-            "or write another format, such as .nii.gz or .seg.nrrd"
+            f"{path}: a DICOM segmentation needs the package highdicom, which is not installed ({error}); {INSTALL}, or {OTHER_FORMATS}"
         ) from None
     return highdicom
 
@@ -99,19 +102,13 @@ def write_segmentation(path: Path, content: Content, image: VolumeHeader | None)
         values = np.frombuffer(block, content.dtype.newbyteorder("<"))
         labels.reshape(-1)[start : start + values.size] = values
         start += values.size
-    sources = []
-    for one in template.slices:
-        with interpreting(one.path):
-            sources.append(read_dataset(one.path, None))
+    sources, labels = read_sources(template, labels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             written = _encoded(highdicom, sources, numbers[labels], segments)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(
-            f"{path}: highdicom refuses to write a segmentation of the series in {template.slices[0].path.parent}: {shorten(error, 200)}; "
-            "write another format, such as .nii.gz or .seg.nrrd"
-        ) from None
+        raise refused(path, template, error) from None
     with atomic_file(path) as file:
         file.write(written)
 

@@ -1,4 +1,4 @@
-"""DICOM series: a folder of slices, one file each, as one volume. Nothing is written: a label map becomes a DICOM segmentation."""
+"""DICOM series: a folder of slices, files or frames, as one volume. It is never written: label maps become DICOM segmentations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.decode import as_bytes
-from crfrefine.io.dicom_files import decoded_pixels, interpreting, is_dicom, is_image, read_dataset
-from crfrefine.io.dicom_slices import Slice, arrange, read_slice
+from crfrefine.io.dicom_files import decoded_pixels, has_frames, interpreting, is_dicom, is_image, iter_frames, read_dataset
+from crfrefine.io.dicom_slices import Slice, arrange, read_slices
 from crfrefine.io.geometry import require_usable
 from crfrefine.io.streams import START_BYTES, BlockReader, cannot_read, read_start
 from crfrefine.io.volume import VolumeHeader, is_sheared, spacing_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.content import Content
+    from crfrefine.io.dicom_identity import DicomIdentity
     from crfrefine.io.volume import Volume
 
 _PIXELS = (
@@ -36,41 +38,42 @@ _NAMED = "dcm"
 
 @dataclass(frozen=True)
 class SeriesTemplate:
-    """The slices of a series, in the order of the third axis."""
+    """The slices of a series, in the order of the third axis, and whose they are."""
 
     slices: tuple[Slice, ...]
+    identity: DicomIdentity
 
 
 def recognizes(start: bytes) -> bool:
-    """Return False: a file is a slice at most, the series is its folder."""
-    return False
+    """Return whether it is a file of several frames; any other is a slice at most, and the series is its folder."""
+    return has_frames(start)
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the headers of all slices in a folder.
+    """Read the headers of all slices in a folder, or of the frames of a file.
 
     Raises:
         UnsupportedFormatError: a file is damaged or no such slice.
         InputError: the files are not one volume; the message names them.
     """
-    slices, others = [], []
+    slices: list[Slice] = []
+    others = []
     for file in _files(path):
         start = read_start(file, START_BYTES)
         if not is_dicom(start) and file.suffix.lower().endswith(_NAMED):
             raise UnsupportedFormatError(f"{file}: not a DICOM file, although its name says so: it begins with {start[:12]!r}")
-        found = read_slice(file) if is_image(start) else None
-        if found is None:
+        found = read_slices(file) if is_image(start) else []
+        slices += found
+        if not found:
             others.append(file.name)
-        else:
-            slices.append(found)
     if not slices:
         raise InputError(f"{path}: no slice of a DICOM series in this folder")
     series = arrange(path, slices)
     first = series.slices[0]
     affine = series.affine
     require_usable(affine, 3, path)
-    for one in series.slices:
-        _check_size(one)
+    for path_of_slices, frames in groupby(sorted(series.slices, key=lambda one: one.path), lambda one: one.path):
+        _check_size(path_of_slices, list(frames))
     notes = list(series.notes)
     if others:
         notes.append(f"{counted(len(others), 'file')} without slices, such as {others[0]}, left aside")
@@ -84,10 +87,10 @@ def read_header(path: Path) -> VolumeHeader:
         dtype=_type_of(series.slices).newbyteorder("=").name,
         spacing=spacing_of(affine),
         affine=affine,
-        template=SeriesTemplate(series.slices),
+        template=SeriesTemplate(series.slices, series.identity),
         notes=tuple(notes),
         details=(
-            ("slices", f"{first.path.name} to {series.slices[-1].path.name}"),
+            ("slices", f"{first.name} to {series.slices[-1].name}"),
             ("series", first.title or first.series),
             *series.identity.details,
         ),
@@ -107,9 +110,9 @@ def open_voxels(header: VolumeHeader) -> Iterator[VoxelStream]:
 
 
 def voxel_files(path: Path) -> tuple[Path, ...]:
-    """Return the files of the folder."""
+    """Return the files of the folder; a file of several frames has its voxels in itself."""
     try:
-        return tuple(_files(path))
+        return tuple(_files(path)) if path.is_dir() else ()
     except InputError:
         return ()
 
@@ -120,6 +123,8 @@ def write(path: Path, content: Content, like: Volume, *, kind: str, voxels: Path
 
 
 def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
     except OSError as error:
@@ -136,15 +141,24 @@ def _type_of(slices: tuple[Slice, ...]) -> np.dtype[Any]:
 
 def _voxels(slices: tuple[Slice, ...], is_scaled_here: bool) -> Generator[memoryview, None, None]:
     """Yield the voxels of a series as bytes; one slice is in memory."""
-    for one in slices:
-        stored = _pixels(one)
+    for one, stored in _stored(slices):
         if is_scaled_here:
             stored = (stored * one.slope + one.intercept).astype(np.float32)
         yield as_bytes(np.ascontiguousarray(stored))
 
 
+def _stored(slices: tuple[Slice, ...]) -> Iterator[tuple[Slice, NDArray[Any]]]:
+    """Yield each slice with its stored numbers, (rows, columns): of each, the bits that count."""
+    for path, group in groupby(slices, lambda one: one.path):
+        found = list(group)
+        numbers = [one.frame for one in found if one.frame is not None]
+        frames = iter_frames(path, numbers, found[0].syntax) if numbers else None
+        for one in found:
+            yield one, _counting_bits(one, _pixels(one) if frames is None else next(frames))
+
+
 def _pixels(one: Slice) -> NDArray[Any]:
-    """Return the stored numbers of a slice, (rows, columns): of each, the bits that count."""
+    """Return the stored numbers of a file of one slice."""
     with interpreting(one.path):
         dataset = read_dataset(one.path, _PIXELS, with_pixels=True)
         if one.is_compressed:
@@ -152,6 +166,13 @@ def _pixels(one: Slice) -> NDArray[Any]:
         else:
             content = dataset.get("PixelData") or b""
             stored = np.frombuffer(content, one.stored, count=min(math.prod(one.shape), len(content) // one.stored.itemsize))
+    return stored
+
+
+def _counting_bits(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
+    """Return the bits that count of stored numbers, (rows, columns)."""
+    if stored.dtype.kind not in "iu":
+        raise UnsupportedFormatError(f"{one.path}: voxels of type {stored.dtype}; expected whole numbers with slope and intercept")
     if stored.size != math.prod(one.shape):
         raise UnsupportedFormatError(
             f"{one.path}: the file is cut off: its header promises {math.prod(one.shape)} voxels, it holds {stored.size}; "
@@ -166,11 +187,13 @@ def _pixels(one: Slice) -> NDArray[Any]:
     return stored
 
 
-def _check_size(one: Slice) -> None:
-    if one.is_compressed or one.syntax.endswith(".99"):
+def _check_size(path: Path, slices: list[Slice]) -> None:
+    """Raise UnsupportedFormatError if a file cannot hold its slices."""
+    first = slices[0]
+    if first.is_compressed or first.syntax.endswith(".99"):
         return
-    needed, size = math.prod(one.shape) * one.stored.itemsize, one.path.stat().st_size
+    needed, size = len(slices) * math.prod(first.shape) * first.stored.itemsize, path.stat().st_size
     if size < needed:
         raise UnsupportedFormatError(
-            f"{one.path}: the file is cut off: its header promises {needed} bytes of voxels, it holds {size}; copy or export it again"
+            f"{path}: the file is cut off: its header promises {needed} bytes of voxels, it holds {size}; copy or export it again"
         )

@@ -1,4 +1,4 @@
-"""The slices of a DICOM series: which files belong to it, in which order, and where they are in the world."""
+"""The slices of a DICOM series, files or frames of a file: which belong to it, in which order, and where they are in the world."""
 
 from __future__ import annotations
 
@@ -19,11 +19,23 @@ if TYPE_CHECKING:
 
 _KEYWORDS = (
     *KEYWORDS,
-    *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances", "NumberOfFrames"),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber", "NumberOfSeriesRelatedInstances"),
+    *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PhotometricInterpretation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
 )
+_GROUPS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
+"""Where a file of several frames keeps what a file of one slice has at its top: for each frame, or once for all of them."""
+
 _SAME_PLACE = 1e-3
 """Slices that are nearer to each other, as a part of the usual step, are at one place."""
 
@@ -38,10 +50,12 @@ _MOST_SLICES = 1 << 16
 
 @dataclass(frozen=True)
 class Slice:
-    """A file of a series.
+    """A file of a series, or a frame of one.
 
     Attributes:
         path: the file.
+        frame: its number in a file of several, from 0; None: the file has one slice.
+        instance: UID of the file.
         series: UID of its series.
         title: description of the series.
         identity: patient, study and frame of reference.
@@ -61,6 +75,8 @@ class Slice:
     """
 
     path: Path
+    frame: int | None
+    instance: str
     series: str
     title: str
     identity: DicomIdentity
@@ -77,6 +93,11 @@ class Slice:
     is_compressed: bool
     number: int | None
     promised: int | None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.path.name if self.frame is None else f"frame {self.frame + 1} of {self.path.name}"
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -102,31 +123,49 @@ class Series:
     notes: tuple[str, ...]
 
 
-def read_slice(path: Path) -> Slice | None:
-    """Read the header of a file; None if it holds no image, such as structures of radiotherapy.
+def read_slices(path: Path) -> list[Slice]:
+    """Read the header of a file; no slice if it holds no image, such as structures of radiotherapy.
 
     Raises:
-        UnsupportedFormatError: damaged, several frames, colors, or without a place in the world.
+        UnsupportedFormatError: damaged, colors, or a slice without a place in the world.
     """
     with interpreting(path):
         found = read_dataset(path, _KEYWORDS)
         if "Rows" not in found:
             if "SOPClassUID" not in found:
                 raise UnsupportedFormatError(f"{path}: damaged DICOM file: it does not say what it is (no SOPClassUID)")
-            return None
-        if int(found.get("NumberOfFrames") or 1) > 1:
-            raise UnsupportedFormatError(f"{path}: several frames in one file (enhanced DICOM); convert it with dcm2niix")
+            return []
         if int(found.get("SamplesPerPixel") or 1) != 1 or found.get("ModalityLUTSequence"):
             raise UnsupportedFormatError(f"{path}: colors or a table of values; expected one number per voxel with slope and intercept")
-        lacking = [name for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not found.get(name)]
-        if lacking:
-            raise UnsupportedFormatError(
-                f"{path}: no {' and no '.join(lacking)}; expected slices with a place in the world, such as of CT or MR"
-            )
-        return _interpret(path, found)
+        return [_interpret(path, found, frame, values) for frame, values in _frames(path, found)]
 
 
-def _interpret(path: Path, found: Any) -> Slice:
+def _frames(path: Path, found: Any) -> list[tuple[int | None, Any]]:
+    """Return the frames of a file, each with its number and what has the elements of `_GROUPS`; (None, the file) if it has one slice."""
+    count = int(found.get("NumberOfFrames") or 1)
+    if "PerFrameFunctionalGroupsSequence" not in found:
+        if count > 1:
+            raise UnsupportedFormatError(f"{path}: several frames that do not say where they are; convert the file with dcm2niix")
+        return [(None, found)]
+    frames = found.PerFrameFunctionalGroupsSequence
+    if len(frames) != count:
+        raise UnsupportedFormatError(f"{path}: damaged DICOM file: {count} frames, of which {len(frames)} are described")
+    shared = (found.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    return [(number, _values(frame, shared)) for number, frame in enumerate(frames)]
+
+
+def _values(frame: Any, shared: Any) -> dict[str, Any]:
+    """Return the elements of `_GROUPS` that a frame has, or shares with the others."""
+    groups = {name: (frame.get(name) or shared.get(name) or [{}])[0] for name in set(_GROUPS.values())}
+    return {keyword: groups[name].get(keyword) for keyword, name in _GROUPS.items()}
+
+
+def _interpret(path: Path, found: Any, frame: int | None, values: Any) -> Slice:
+    lacking = [name for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if not values.get(name)]
+    if lacking:
+        raise UnsupportedFormatError(
+            f"{path}: no {' and no '.join(lacking)}; expected slices with a place in the world, such as of CT or MR"
+        )
     allocated, is_signed = int(found.BitsAllocated), int(found.get("PixelRepresentation") or 0)
     bits = int(found.get("BitsStored") or allocated)
     high = int(bits - 1 if found.get("HighBit") is None else found.HighBit)
@@ -134,20 +173,23 @@ def _interpret(path: Path, found: Any) -> Slice:
         raise UnsupportedFormatError(f"{path}: {bits} of {allocated} bits, the highest is number {high}; expected 8, 16 or 32 bits")
     syntax = found.file_meta.TransferSyntaxUID
     order = "<" if syntax.is_little_endian else ">"
-    orientation = np.array([float(value) for value in found.ImageOrientationPatient], np.float64).reshape(2, 3)
-    position = np.array([float(value) for value in found.ImagePositionPatient], np.float64).reshape(3)
+    orientation = np.array([float(value) for value in values.get("ImageOrientationPatient")], np.float64).reshape(2, 3)
+    position = np.array([float(value) for value in values.get("ImagePositionPatient")], np.float64).reshape(3)
     lengths = np.sqrt((orientation**2).sum(axis=1))
-    spacing = tuple(float(value) for value in found.PixelSpacing)
-    numbers = [*orientation.flat, *position, *spacing, slope := _number(found, "RescaleSlope", 1.0)]
-    numbers += [intercept := _number(found, "RescaleIntercept", 0.0)]
+    spacing = tuple(float(value) for value in values.get("PixelSpacing"))
+    numbers = [*orientation.flat, *position, *spacing, slope := _number(values, "RescaleSlope", 1.0)]
+    numbers += [intercept := _number(values, "RescaleIntercept", 0.0)]
     if not (np.isfinite(numbers).all() and np.abs(lengths - 1).max() < 0.01 and abs(orientation[0] @ orientation[1]) < 0.01):
         raise UnsupportedFormatError(f"{path}: damaged DICOM file: its orientation, position, spacing or scaling is no geometry")
     if len(spacing) != 2 or min(spacing) <= 0 or slope == 0 or min(found.Rows, found.Columns) < 1:
         raise UnsupportedFormatError(f"{path}: damaged DICOM file: expected two spacings, sizes above 0 and a slope other than 0")
-    thickness = abs(_number(found, "SpacingBetweenSlices", 0.0)) or _number(found, "SliceThickness", 0.0)
-    number, promised = found.get("InstanceNumber"), found.get("NumberOfSeriesRelatedInstances")
+    thickness = abs(_number(values, "SpacingBetweenSlices", 0.0)) or _number(values, "SliceThickness", 0.0)
+    # A file of several frames has one number for all of them.
+    number, promised = found.get("InstanceNumber") if frame is None else None, found.get("NumberOfSeriesRelatedInstances")
     return Slice(
         path=path,
+        frame=frame,
+        instance=str(found.get("SOPInstanceUID") or ""),
         series=str(found.get("SeriesInstanceUID") or ""),
         title=printable(str(found.get("SeriesDescription") or "")),
         identity=identity_of(found),
@@ -194,10 +236,11 @@ def arrange(folder: Path, slices: Sequence[Slice]) -> Series:
     notes = []
     numbers = sorted({one.number for one in slices if one.number is not None})
     promised = max((one.promised or 0 for one in slices), default=0)
-    if promised > len(slices):
+    num_files = len({one.path for one in slices})
+    if promised > num_files:
         raise InputError(
             f"{folder}: incomplete series: its files, such as {first.path.name}, say that it has {promised} images, "
-            f"{len(slices)} are there; copy or export it again"
+            f"{num_files} are there; copy or export it again"
         )
     if numbers and not 0 <= numbers[0] <= 1:
         notes.append(f"the series begins with instance {numbers[0]}: slices before it may be missing")
@@ -234,7 +277,7 @@ def _common_identity(folder: Path, identity: DicomIdentity, other: Slice) -> Dic
 
 
 def _require_alike(folder: Path, first: Slice, other: Slice) -> None:
-    pair = f"{first.path.name} and {other.path.name}"
+    pair = f"{first.name} and {other.name}"
     if first.shape != other.shape:
         sizes = " and ".join(f"{one.shape[1]} x {one.shape[0]}" for one in (first, other))
         raise InputError(f"{folder}: slices of different sizes: {pair} have {sizes} voxels")
@@ -257,13 +300,12 @@ def _step(folder: Path, ordered: Sequence[Slice]) -> tuple[NDArray[np.float64], 
     usual = float(np.median(steps))
     nearest = int(steps.argmin())
     if steps[nearest] <= max(_SAME_PLACE * usual, 1e-6):
-        pair = f"{ordered[nearest].path.name} and {ordered[nearest + 1].path.name}"
-        raise InputError(
-            f"{folder}: two slices at one place: {pair}; a second echo, time or reconstruction? Give each volume a folder of its own"
-        )
+        pair = f"{ordered[nearest].name} and {ordered[nearest + 1].name}"
+        way_out = "Give each volume a folder of its own" if ordered[nearest].frame is None else "dcm2niix takes such files apart"
+        raise InputError(f"{folder}: two slices at one place: {pair}; a second echo, time or reconstruction? {way_out}")
     farthest = int(steps.argmax())
     if steps[farthest] > (1 + 5 * _TOO_UNEVEN) * usual:
-        pair = f"{ordered[farthest].path.name} and {ordered[farthest + 1].path.name}"
+        pair = f"{ordered[farthest].name} and {ordered[farthest + 1].name}"
         raise InputError(
             f"{folder}: a gap in the series: {pair} are {steps[farthest]:.4g} mm apart, other slices {usual:.4g} mm; "
             "slices are missing between them, copy or export the series again"
@@ -273,9 +315,9 @@ def _step(folder: Path, ordered: Sequence[Slice]) -> tuple[NDArray[np.float64], 
     worst = int(off.argmax())
     if off[worst] > _TOO_UNEVEN:
         raise InputError(
-            f"{folder}: slices are not evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.3g} mm away from "
+            f"{folder}: slices are not evenly spaced: {ordered[worst].name} is {off[worst] * usual:.3g} mm away from "
             f"its place in a row of steps of {usual:.4g} mm; resample the series with dcm2niix"
         )
     if off[worst] > _UNEVEN:
-        return step, (f"slices are not quite evenly spaced: {ordered[worst].path.name} is {off[worst] * usual:.2g} mm off",)
+        return step, (f"slices are not quite evenly spaced: {ordered[worst].name} is {off[worst] * usual:.2g} mm off",)
     return step, ()

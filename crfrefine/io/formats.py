@@ -63,6 +63,7 @@ class Format:
         holds_scores_alone: the format has no geometry: it holds logits and probabilities, but no images, masks or label maps.
         is_folder: a folder of files is one volume.
         check_image: raises InputError, before anything is computed, if a label map of an image (both by their paths) cannot be written.
+        check_header: the same of one image, by its header: of what only its files tell.
         written_as: the suffix of label maps of images in this format; by default the first one.
         holds_labels_alone: the format is one of segmentations, with names for labels: it holds label maps and masks, and nothing else.
     """
@@ -75,6 +76,7 @@ class Format:
     holds_labels_alone: bool = False
     is_folder: bool = False
     check_image: Callable[[Path, Path], None] | None = None
+    check_header: Callable[[Path, VolumeHeader], None] | None = None
     written_as: str = ""
 
 
@@ -132,6 +134,12 @@ def _check_dicom_image(path: Path, image: Path) -> None:
     check_image(path, image)
 
 
+def _check_dicom_header(path: Path, image: VolumeHeader) -> None:
+    from crfrefine.io.dicom_segmentation_writing import check_header
+
+    check_header(path, image)
+
+
 def _npz() -> FormatCode:
     from crfrefine.io import npz
 
@@ -145,7 +153,12 @@ FORMATS = (
     Format("3D Slicer segmentation", (".seg.nrrd",), _slicer, holds_labels_alone=True),  # Before the suffix that it ends in.
     Format("NRRD", (".nrrd", ".nhdr"), _nrrd, {".nhdr": ".raw.gz"}),
     Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), _mgh),
-    Format("DICOM segmentation", (".dcm",), _dicom_segmentation, holds_labels_alone=True, check_image=_check_dicom_image),
+    Format(
+        *("DICOM segmentation", (".dcm",), _dicom_segmentation),
+        holds_labels_alone=True,
+        check_image=_check_dicom_image,
+        check_header=_check_dicom_header,
+    ),
     Format("DICOM series", (), _dicom_series, is_folder=True, written_as=".dcm"),
     Format("nnU-Net npz", (".npz",), _npz, holds_scores_alone=True),
 )

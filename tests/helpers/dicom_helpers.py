@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def slices(array: np.ndarray, affine: np.ndarray, *, slope=1.0, intercept=0.0, series="1.2.3.4", syntax=ExplicitVRLittleEndian):
@@ -30,8 +31,8 @@ def slices(array: np.ndarray, affine: np.ndarray, *, slope=1.0, intercept=0.0, s
         found.Columns, found.Rows = array.shape[:2]
         found.ImageOrientationPatient = [round(float(v), 10) for v in (*lps[:3, 0] / spacing[0], *lps[:3, 1] / spacing[1])]
         found.ImagePositionPatient = [round(float(v), 8) for v in lps[:3, :3] @ [0, 0, number] + lps[:3, 3]]
-        found.PixelSpacing = [float(spacing[1]), float(spacing[0])]
-        found.SliceThickness = float(spacing[2])
+        found.PixelSpacing = [round(float(spacing[axis]), 10) for axis in (1, 0)]
+        found.SliceThickness = round(float(spacing[2]), 10)
         found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
         found.BitsAllocated = found.BitsStored = 8 * array.dtype.itemsize
         found.HighBit = found.BitsStored - 1
@@ -49,3 +50,46 @@ def save(folder: Path, found, *, shuffled: bool = True, name="IM{:04d}.dcm") -> 
     for number, one in zip(order, found, strict=True):
         pydicom.dcmwrite(folder / name.format(number), one, enforce_file_format=True)
     return folder
+
+
+def enhanced(found, *, per_frame=("PlanePositionSequence", "PixelValueTransformationSequence"), sop_class=EnhancedMRImageStorage):
+    """One file of several frames made of slices, in their order; functional groups are the frames' own, or shared."""
+    found = list(found)
+    file = copy.deepcopy(found[0])
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = sop_class
+    groups = []
+    for number, one in enumerate(found, 1):
+        group = {
+            "PlanePositionSequence": _item(one, "ImagePositionPatient"),
+            "PlaneOrientationSequence": _item(one, "ImageOrientationPatient"),
+            "PixelMeasuresSequence": _item(one, "PixelSpacing", "SliceThickness"),
+            "PixelValueTransformationSequence": _item(one, "RescaleSlope", "RescaleIntercept", RescaleType="US"),
+            "FrameContentSequence": _item(one, StackID="1", InStackPositionNumber=number, DimensionIndexValues=[1, number]),
+        }
+        groups.append(group)
+    own = (*per_frame, "FrameContentSequence")
+    file.PerFrameFunctionalGroupsSequence = [_dataset({name: [item] for name, item in group.items() if name in own}) for group in groups]
+    file.SharedFunctionalGroupsSequence = [_dataset({name: [item] for name, item in groups[0].items() if name not in own})]
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
+        delattr(file, keyword)
+    file.NumberOfFrames = len(found)
+    file.PixelData = b"".join(one.PixelData for one in found)
+    return file
+
+
+def _item(one, *keywords, **values):
+    return _dataset({**{keyword: one[keyword].value for keyword in keywords}, **values})
+
+
+def _dataset(values):
+    found = Dataset()
+    for keyword, value in values.items():
+        setattr(found, keyword, value)
+    return found

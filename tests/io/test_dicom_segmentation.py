@@ -150,6 +150,69 @@ def test_an_image_of_another_format_is_refused(tmp_path):
     assert "case" not in result.stdout
 
 
+TYPE_2 = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber")
+
+
+def deidentified(folder: Path, *names: str, **values: object) -> Path:
+    """A series that lacks elements, with a file of logits beside it."""
+    found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
+    for number, one in enumerate(found):
+        for name in names:
+            delattr(one, name)
+        for name, value in values.items():
+            if number == 3:
+                setattr(one, name, value)
+    np.savez(folder / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    return save(folder / "case", found)
+
+
+def test_elements_that_may_be_empty_are_empty(tmp_path):
+    series = deidentified(tmp_path, *TYPE_2, "ReferringPhysicianName", "SliceThickness", "PositionReferenceIndicator")
+    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
+    assert result.status == 0, result.stderr
+    written = hd.seg.segread(tmp_path / "out.dcm")
+    assert all(name in written and not written[name].value for name in (*TYPE_2, "ReferringPhysicianName"))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "expected"),
+    [
+        (("FrameOfReferenceUID",), {}, "case has no FrameOfReferenceUID; write another format"),
+        (("StudyInstanceUID", "SOPInstanceUID"), {}, "case has no StudyInstanceUID and no SOPInstanceUID; write another format"),
+        ((), {"SOPInstanceUID": ""}, "case has no SOPInstanceUID; write another format"),
+    ],
+)
+def test_a_series_that_nothing_can_refer_to_is_refused_before_the_work(names, values, expected, tmp_path, monkeypatch):
+    series = deidentified(tmp_path, *names, **values)
+    monkeypatch.setattr("crfrefine.infer.case_work.refine_case", lambda *_, **__: pytest.fail("the case is computed"))
+    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
+    assert result.status == 1
+    assert expected in result.stderr
+    monkeypatch.undo()
+    assert run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.nii.gz").status == 0
+
+
+def test_what_highdicom_refuses_is_known_before_the_work(tmp_path, monkeypatch):
+    series = deidentified(tmp_path)
+    for path in series.iterdir():
+        found = pydicom.dcmread(path)
+        found.PatientSex = "X"
+        found.save_as(path)
+    monkeypatch.setattr("crfrefine.infer.case_work.refine_case", lambda *_, **__: pytest.fail("the case is computed"))
+    result = run_here("infer", "-i", series, "-p", tmp_path / "case.npz", "-o", tmp_path / "out.dcm")
+    assert result.status == 1
+    assert "highdicom refuses to write a segmentation of the series" in result.stderr
+
+
+def test_slices_that_lack_what_the_others_have(tmp_path):
+    found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
+    del found[2].FrameOfReferenceUID, found[4].PatientID
+    found[5].ImageOrientationPatient = [round(float(value), 4) for value in found[5].ImageOrientationPatient]
+    like = io.read_volume(save(tmp_path / "case", found))
+    io.write_label_map(tmp_path / "a.dcm", labels_of(1, 2), like)
+    np.testing.assert_array_equal(io.read_labels(tmp_path / "a.dcm", grid=like.header).data, labels_of(1, 2))
+
+
 def test_without_highdicom_the_error_comes_before_the_work(series, tmp_path, monkeypatch):
     np.savez(tmp_path / "case.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
     monkeypatch.setitem(sys.modules, "highdicom", None)
