@@ -76,7 +76,7 @@ class ReadCase:
 
     Attributes:
         case: its image and what the network made of it.
-        segments: of a label map of 3D Slicer, which its refined one keeps.
+        segments: what its label map, or its structures, say of the labels, which the refined one keeps.
     """
 
     case: AnyCase
@@ -136,6 +136,7 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
     from crfrefine.cases.case_memory import case_bytes
     from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
     from crfrefine.cases.streamed import is_streamed, load_streamed_case
+    from crfrefine.infer.structure_names import structure_segments
 
     started = time.perf_counter()
     headers = read_case_headers(task.files, settings.reading)
@@ -159,9 +160,10 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
     record.regions = case.regions
     record.input_type = case.input_kind
     record.notes = list(case.notes)
-    if headers.logits is None or case.input_kind != "labels" or task.files.are_structures:
+    if headers.logits is None or case.input_kind != "labels":
         return ReadCase(case)
-    return ReadCase(case, headers.logits.files[0].segments)
+    files = headers.logits.files
+    return ReadCase(case, structure_segments(files, settings.structures) if task.files.are_structures else files[0].segments)
 
 
 def refine_case(

@@ -5,7 +5,7 @@ The label map is written last, so that its presence means that the case is compl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -86,7 +86,7 @@ class RefinedArrays:
         title: first line of the preview.
         subtitle: second line of the preview.
         names: of labels and modalities, for the preview and for formats of segmentations.
-        segments: names, colors and codes of the label map that was refined, if it was one and its file has them.
+        segments: what the label map or the structures that were refined say of the labels, if there are any.
     """
 
     like: Volume
@@ -163,11 +163,12 @@ def plan_outputs(
 
 
 def _check_images(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
-    """Raise InputError if the format of a label map cannot be written for its image, or a package is missing."""
+    """Raise InputError if the format of a label map or structure cannot be written for its image, or a package is missing."""
     for files, outputs in zip(cases, plans, strict=True):
-        known = format_of(outputs.label_map)
-        if known is not None and known.check_image is not None and files.images:
-            known.check_image(outputs.label_map, files.images[0])
+        for path in (outputs.label_map, *outputs.structures):
+            known = format_of(path)
+            if known is not None and known.check_image is not None and files.images:
+                known.check_image(path, files.images[0])
 
 
 def label_maps_of(cases: Sequence[CaseFiles], output: Path, output_format: str | None = None) -> dict[str, Path]:
@@ -272,8 +273,10 @@ def _structure_files(files: CaseFiles, folder: Path) -> tuple[Path, ...]:
 def _write_structure(path: Path, outcome: RefinedArrays) -> None:
     from crfrefine.io import write_label_map
 
-    mask = (outcome.label_map == outcome.structure_numbers[stem_of(path)]).view("u1")
-    write_label_map(path, mask, outcome.like)
+    number = outcome.structure_numbers[stem_of(path)]
+    mask = (outcome.label_map == number).view("u1")
+    segments = [replace(segment, label=1) for segment in outcome.segments if segment.label == number]
+    write_label_map(path, mask, outcome.like, segments=segments)
 
 
 def _is_whole_picture(path: Path) -> bool:
