@@ -225,7 +225,7 @@ def write(outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord, *, t
     record.output, record.probabilities = outputs.label_map, outputs.probabilities
     record.logits, record.preview = outputs.logits, outputs.preview
     record.written = time_of_change(outputs.label_map)
-    record.structures = outputs.structures[0].parent if outputs.structures else None
+    record.structures = outputs.structures_folder
     record.status = "done"
 
 

@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 NAMES_FILE = "dataset.json"
 
 
-def check_structures(structures: Mapping[str, int]) -> None:
-    """Raise InputError if `--save-structures` is given without structures."""
-    if not structures:
-        raise InputError(
-            "--save-structures needs one binary file per structure as input, such as -p FOLDER --input-type labels; the input has none"
-        )
-
-
 def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], output: Path) -> Path | None:
     """Return the file of names to write; None if none is needed: no structures, a single output file, or the same names are there.
 
