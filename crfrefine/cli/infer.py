@@ -76,7 +76,7 @@ def infer(
     ] = False,
     save_logits: Annotated[bool, typer.Option("--save-logits", help="Also write the refined logits: CASE_logits.nii.gz.")] = False,
     save_structures: Annotated[
-        bool, typer.Option("--save-structures", help="Also write one binary file per structure, as the input has: CASE/NAME.nii.gz.")
+        bool, typer.Option("--save-structures", help="Also write one binary file per structure or label, CASE/NAME.nii.gz.")
     ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of what changed: CASE_preview.png.")] = False,
     resume: ContinueOption = False,

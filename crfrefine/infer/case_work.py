@@ -76,7 +76,7 @@ class ReadCase:
 
     Attributes:
         case: its image and what the network made of it.
-        segments: of a label map of 3D Slicer, which its refined one keeps.
+        segments: what its label map, or its structures, say of the labels, which the refined one keeps.
     """
 
     case: AnyCase
@@ -136,6 +136,7 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
     from crfrefine.cases.case_memory import case_bytes
     from crfrefine.cases.label_map_case import is_label_map_case, load_label_map_case
     from crfrefine.cases.streamed import is_streamed, load_streamed_case
+    from crfrefine.infer.structure_names import structure_segments
     from crfrefine.io import check_label_map
 
     started = time.perf_counter()
@@ -161,9 +162,10 @@ def load(settings: CaseSettings, task: Task, record: CaseRecord, admit: Callable
     record.regions = case.regions
     record.input_type = case.input_kind
     record.notes = list(case.notes)
-    if headers.logits is None or case.input_kind != "labels" or task.files.are_structures:
+    if headers.logits is None or case.input_kind != "labels":
         return ReadCase(case)
-    return ReadCase(case, headers.logits.files[0].segments)
+    files = headers.logits.files
+    return ReadCase(case, structure_segments(files, settings.structures) if task.files.are_structures else files[0].segments)
 
 
 def refine_case(
@@ -225,7 +227,7 @@ def write(outcome: RefinedArrays, outputs: OutputFiles, record: CaseRecord, *, t
     record.output, record.probabilities = outputs.label_map, outputs.probabilities
     record.logits, record.preview = outputs.logits, outputs.preview
     record.written = time_of_change(outputs.label_map)
-    record.structures = outputs.structures[0].parent if outputs.structures else None
+    record.structures = outputs.structures_folder
     record.status = "done"
 
 

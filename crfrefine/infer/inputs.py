@@ -15,8 +15,7 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
 from crfrefine.infer.options import InferenceOptions
 from crfrefine.infer.outputs import label_maps_of
-from crfrefine.infer.structure_names import check_structures
-from crfrefine.io.paths import LABELS_SUFFIXES, suffix_of
+from crfrefine.io.paths import LABELS_SUFFIXES, stem_of, suffix_of
 from crfrefine.io.series import is_series
 
 
@@ -53,13 +52,14 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     told = [*found.notes, *(note for note in notes if note not in found.notes)]
     regions = find_regions(options.regions, folders, told)
     structures = {} if declared is None else dict(declared.structures)
-    if options.save_structures:
-        check_structures(structures)
-    has_names = any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps_of(found, options.output, options.output_format).values())
-    names = read_names(folders[::-1]) if options.preview or has_names else Names()
+    label_maps = label_maps_of(found, options.output, options.output_format).values()
+    shows_names = options.preview or options.save_structures or any(suffix_of(path) in LABELS_SUFFIXES for path in label_maps)
+    names = read_names(folders[::-1]) if shows_names else Names()
     told += [note for note in names.notes if note not in told]
     if structures:
         names = replace(names, labels={number: f"{number} {name}" for name, number in structures.items()})
+    if options.save_structures and suffix_of(options.output) and not options.output.is_dir():
+        told.append(f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}")
     reading = ReadingOptions(
         options.input_type,
         _mask_mode(options),

@@ -5,13 +5,14 @@ The label map is written last, so that its presence means that the case is compl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from crfrefine.cases.naming import Names
 from crfrefine.errors import InputError
+from crfrefine.infer.label_files import LabelFiles, segments_in
 from crfrefine.io.atomic import check_replaceable, check_small_file, write_small_file
 from crfrefine.io.dicom_identity import differences
 from crfrefine.io.files import files_read, files_written, identities
@@ -38,13 +39,30 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The output files of a case; None, or no structures: not requested. Each structure's file has its name."""
+    """The output files of a case; None, or no structures: not requested. Each structure's file has its name.
+
+    Attributes:
+        structures: a file for each that the input has.
+        labels: the files of labels, if the input has no files of structures.
+    """
 
     label_map: Path
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
     structures: tuple[Path, ...] = ()
+    labels: LabelFiles | None = None
+
+    @property
+    def structures_folder(self) -> Path | None:
+        """The folder of the files of structures or labels."""
+        if self.labels is not None:
+            return self.labels.folder
+        return self.structures[0].parent if self.structures else None
+
+    def folders(self) -> set[Path]:
+        """Return the folders that are written to."""
+        return {path.parent for path in self.all()} | ({self.labels.folder} if self.labels is not None else set())
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths, the label map last."""
@@ -87,7 +105,7 @@ class RefinedArrays:
         title: first line of the preview.
         subtitle: second line of the preview.
         names: of labels and modalities, for the preview and for formats of segmentations.
-        segments: names, colors and codes of the label map that was refined, if it was one and its file has them.
+        segments: what the label map or the structures that were refined say of the labels, if there are any.
     """
 
     like: Volume
@@ -112,6 +130,7 @@ def plan_outputs(
     logits: bool = False,
     preview: bool = False,
     structures: bool = False,
+    label_names: Mapping[int, str] | None = None,
     also_read: Sequence[Path] = (),
     output_format: str | None = None,
 ) -> list[OutputFiles]:
@@ -124,7 +143,8 @@ def plan_outputs(
         probabilities: whether the marginals are requested.
         logits: whether the refined logits are requested.
         preview: whether a picture is requested.
-        structures: whether one file per structure is requested, for cases whose input was such files.
+        structures: whether one file per structure is requested; for cases whose input is no such files, one per label.
+        label_names: of the labels whose input says nothing of them.
         also_read: other inputs, such as the file of the parameters.
         output_format: suffix of the label maps in a folder; None: as the image.
 
@@ -152,6 +172,9 @@ def plan_outputs(
                 logits=label_map.with_name(f"{stem}_logits.nii.gz") if logits else None,
                 preview=label_map.with_name(f"{stem}_preview.png") if preview else None,
                 structures=_structure_files(files, label_map.with_name(stem)) if structures else (),
+                labels=LabelFiles(label_map.with_name(stem), suffix_of(label_map), label_names or {})
+                if structures and not files.are_structures
+                else None,
             )
         )
     if as_file and suffix not in VOLUME_SUFFIXES:
@@ -164,11 +187,12 @@ def plan_outputs(
 
 
 def _check_images(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> None:
-    """Raise InputError if the format of a label map cannot be written for its image, or a package is missing."""
+    """Raise InputError if the format of a label map or structure cannot be written for its image, or a package is missing."""
     for files, outputs in zip(cases, plans, strict=True):
-        known = format_of(outputs.label_map)
-        if known is not None and known.check_image is not None and files.images:
-            known.check_image(outputs.label_map, files.images[0])
+        for path in (outputs.label_map, *outputs.structures):
+            known = format_of(path)
+            if known is not None and known.check_image is not None and files.images:
+                known.check_image(path, files.images[0])
 
 
 def label_maps_of(cases: Sequence[CaseFiles], output: Path, output_format: str | None = None) -> dict[str, Path]:
@@ -217,7 +241,7 @@ def check_summary_path(path: Path, cases: Sequence[CaseFiles], plans: Sequence[O
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     """Return whether every output of a case exists, can be read to its end, and is on the grid of the case; DICOM also of its patient."""
-    from crfrefine.io import is_whole, placed_on, read_header
+    from crfrefine.io import is_whole, placed_on, read_header, read_labels
 
     if not all(path.is_file() for path in outputs.all()):
         return False
@@ -226,6 +250,11 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     volumes = outputs.volumes()
     if not all(is_whole(path) for path in volumes):
         return False
+    if outputs.labels is not None:
+        label_files = tuple(outputs.labels.of(read_labels(outputs.label_map).data, segments_in(files)))
+        if not all(is_whole(path) for path in label_files):
+            return False
+        volumes += label_files
     image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and not differences(image.identity, header.identity) for header in headers)
@@ -250,7 +279,10 @@ def write_outcome(outcome: RefinedArrays, outputs: OutputFiles, *, threads: int 
         _write_channels(outputs.logits, outcome.logits, outcome.like, "logits", threads)
     if outputs.preview is not None and outcome.image is not None and outcome.before is not None:
         _write_preview(outputs.preview, outcome, outcome.image, outcome.before)
-    run_all([partial(_write_structure, path, outcome) for path in outputs.structures], threads)
+    written = {path: outcome.structure_numbers[stem_of(path)] for path in outputs.structures}
+    if outputs.labels is not None:
+        written = {path: segment.label for path, segment in outputs.labels.of(outcome.label_map, outcome.segments).items()}
+    run_all([partial(_write_structure, path, number, outcome) for path, number in written.items()], threads)
     segments = outcome.segments or named_segments(outcome.names.plain_labels)
     write_label_map(outputs.label_map, outcome.label_map, outcome.like, segments=segments)
 
@@ -271,11 +303,12 @@ def _structure_files(files: CaseFiles, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / f"{stem_of(path)}{suffix_to_write(path)}" for path in files.logits)
 
 
-def _write_structure(path: Path, outcome: RefinedArrays) -> None:
+def _write_structure(path: Path, number: int, outcome: RefinedArrays) -> None:
     from crfrefine.io import write_label_map
 
-    mask = (outcome.label_map == outcome.structure_numbers[stem_of(path)]).view("u1")
-    write_label_map(path, mask, outcome.like)
+    mask = (outcome.label_map == number).view("u1")
+    segments = [replace(segment, label=1) for segment in outcome.segments if segment.label == number]
+    write_label_map(path, mask, outcome.like, segments=segments)
 
 
 def _is_whole_picture(path: Path) -> bool:
@@ -313,7 +346,13 @@ def _inputs(cases: Sequence[CaseFiles], also_read: Sequence[Path]) -> set[Path |
 
 def _check_no_input_is_replaced(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], also_read: Sequence[Path]) -> None:
     inputs = _inputs(cases, also_read)
+    used = {path.parent.resolve() for path in inputs if isinstance(path, Path)} | {outputs.label_map.parent.resolve() for outputs in plans}
     for files, outputs in zip(cases, plans, strict=True):
+        if outputs.labels is not None and outputs.labels.folder.resolve() in used:
+            raise InputError(
+                f"case {files.case_id!r}: --save-structures writes into the folder {outputs.labels.folder}, "
+                "which holds inputs or other outputs; choose another output folder"
+            )
         for path in (path for name in outputs.all() for path in files_written(name)):
             if identities(path) & inputs:
                 raise InputError(f"case {files.case_id!r}: the output {path} would replace an input file; choose another output folder")

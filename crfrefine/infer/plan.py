@@ -73,6 +73,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         logits=options.save_logits,
         preview=options.preview,
         structures=options.save_structures,
+        label_names=inputs.names.plain_labels,
         also_read=options.also_read,
         output_format=options.output_format,
     )
@@ -82,7 +83,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         for number, (files, plan) in enumerate(zip(cases, outputs, strict=True), start=1)
     ]
     # If no case can be read, no folder is needed.
-    for folder in {path.parent for task in tasks if not task.files.problem for path in task.outputs.all()}:
+    for folder in {folder for task in tasks if not task.files.problem for folder in task.outputs.folders()}:
         check_writable(folder)
     names_file = check_names_file(inputs.structures, cases, options.output)
     if options.summary is not None:

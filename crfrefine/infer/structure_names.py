@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import check_small_file, write_small_file
-from crfrefine.io.paths import suffix_of
+from crfrefine.io.paths import stem_of, suffix_of
+from crfrefine.io.segments import Segment
 
 if TYPE_CHECKING:
     from crfrefine.cases.case_files import CaseFiles
+    from crfrefine.io.volume import VolumeHeader
 
 NAMES_FILE = "dataset.json"
-
-
-def check_structures(structures: Mapping[str, int]) -> None:
-    """Raise InputError if `--save-structures` is given without structures."""
-    if not structures:
-        raise InputError(
-            "--save-structures needs one binary file per structure as input, such as -p FOLDER --input-type labels; the input has none"
-        )
 
 
 def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], output: Path) -> Path | None:
@@ -56,6 +51,21 @@ def check_names_file(structures: Mapping[str, int], cases: Sequence[CaseFiles], 
 def write_names(path: Path, structures: Mapping[str, int]) -> None:
     """Write the number of each structure by its name, as nnU-Net does."""
     write_small_file(path, (json.dumps({"labels": _labels(structures)}, indent=1) + "\n").encode())
+
+
+def structure_segments(files: Sequence[VolumeHeader], structures: Mapping[str, int]) -> tuple[Segment, ...]:
+    """Return the segment of each structure of a run: what the file of a single segment says of it, else the structure's name.
+
+    Args:
+        files: of the structures of a case.
+        structures: number of each structure by its name.
+    """
+    found = {number: Segment(number, name) for name, number in structures.items()}
+    for file in files:
+        if len(file.segments) == 1:
+            number = structures[stem_of(file.path)]
+            found[number] = replace(file.segments[0], label=number)
+    return tuple(found[number] for number in sorted(found))
 
 
 def _labels(structures: Mapping[str, int]) -> dict[str, int]:

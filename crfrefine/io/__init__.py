@@ -122,7 +122,13 @@ def check_label_map(path: str | Path, like: VolumeHeader) -> None:
 
 
 def write_label_map(
-    path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1, segments: Sequence[Segment] = ()
+    path: str | Path,
+    labels: NDArray[np.integer[Any]],
+    like: Volume,
+    *,
+    threads: int = 1,
+    segments: Sequence[Segment] = (),
+    is_refined: bool = True,
 ) -> None:
     """Write a label map atomically, as small unsigned integers without scaling.
 
@@ -132,6 +138,7 @@ def write_label_map(
         like: a volume on the same grid; its geometry is kept, bit for bit if the file has the same format.
         threads: for compression; the bytes written do not depend on it.
         segments: names, colors and codes of labels, for formats of segmentations; labels without one get a name of their number.
+        is_refined: whether the labels were computed here, which some of these formats say; else they are those of another file.
 
     Raises:
         CrfRefineError: the file cannot be written (InputError, GridMismatchError, UnsupportedFormatError or CapacityError).
@@ -148,7 +155,7 @@ def write_label_map(
     known = require_suffix(path, VOLUME_SUFFIXES)
     content = Content(path, None, stored.shape, np.dtype(dtype), lambda _, planes: stored[planes])
     if known.holds_labels_alone:
-        content = replace(content, segments=segments_of(stored, segments))
+        content = replace(content, segments=segments_of(stored, segments), is_refined=is_refined)
     _write(content, like, "labels", threads)
 
 

@@ -35,6 +35,7 @@ class Content:
         piece: called for every channel (0 of a label map) and all planes, in the order of the file; converted to `dtype`.
         most_bytes: asked for at once, unless a plane has more.
         segments: of a label map, sorted by label; empty if the format holds none.
+        is_refined: whether the labels were computed here; else they are those of another file.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Content:
     piece: ChannelPiece
     most_bytes: int = MOST_BYTES
     segments: tuple[Segment, ...] = ()
+    is_refined: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:

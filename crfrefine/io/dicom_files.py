@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LABEL_IN_DESCRIPTION = "label value"
-"""Numbers of segments have no gaps; where labels have, the description of a segment says `label value 52`."""
-
 INSTALL = "pip install 'crfrefine[dicom]'"
 SEGMENTATIONS = (b"1.2.840.10008.5.1.4.1.1.66.4", b"1.2.840.10008.5.1.4.1.1.66.7")
 ENHANCED = tuple(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.dicom_files import LABEL_IN_DESCRIPTION, decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
+from crfrefine.io.dicom_files import decoded_pixels, first_of, interpreting, is_segmentation, read_dataset
 from crfrefine.io.dicom_identity import identity_of
+from crfrefine.io.dicom_segments import read_segments
 from crfrefine.io.geometry import require_usable
-from crfrefine.io.layers import LabelMapBuilder, with_unique_labels
+from crfrefine.io.layers import LabelMapBuilder
 from crfrefine.io.memory_stream import array_stream
-from crfrefine.io.segments import MOST_OF_A_NAME, TISSUE, Code, Segment
 from crfrefine.io.streams import LARGEST_RATIO, START_BYTES, read_start
-from crfrefine.io.volume import LARGEST_LABEL, VolumeHeader, spacing_of
+from crfrefine.io.volume import VolumeHeader, spacing_of
 from crfrefine.text import counted, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from crfrefine.io.content import Content
+    from crfrefine.io.segments import Segment
     from crfrefine.io.volume import Volume
     from crfrefine.io.voxel_stream import VoxelStream
 
@@ -66,7 +66,7 @@ def read_header(path: Path) -> VolumeHeader:
         raise UnsupportedFormatError(f"{path}: not a DICOM segmentation")
     with interpreting(path):
         found = read_dataset(path, None)
-        segments, note = _segments(path, found)
+        segments, note = read_segments(path, found)
         affine, num_planes, planes = _planes(path, found)
         bits = int(found.BitsAllocated)
         is_binary = str(found.SegmentationType) == "BINARY"
@@ -149,48 +149,6 @@ def _numbers(found: Any) -> list[int | None]:
     name = "SegmentIdentificationSequence"
     groups = (shared if name in shared else frame for frame in found.PerFrameFunctionalGroupsSequence)
     return [int(first_of(group, name).ReferencedSegmentNumber) for group in groups]
-
-
-def _segments(path: Path, found: Any) -> tuple[dict[int, Segment], str | None]:
-    """Return the segments by their numbers, and a note if their labels had to be numbered anew."""
-    numbers, segments = [], []
-    for item in found.SegmentSequence:
-        number = int(item.SegmentNumber)
-        written = re.fullmatch(rf"{LABEL_IN_DESCRIPTION} ([0-9]{{1,5}})", str(item.get("SegmentDescription") or ""), re.ASCII)
-        label = int(written[1]) if written else number
-        if number == 0:
-            continue  # The background of a label map.
-        if not 1 <= label <= LARGEST_LABEL or number in numbers:
-            raise UnsupportedFormatError(f"{path}: damaged DICOM file: segment {number} with the label {label}, or described twice")
-        numbers.append(number)
-        name = shorten(str(item.get("SegmentLabel") or f"Label {label}").strip(), MOST_OF_A_NAME)
-        codes = [_code(item, f"SegmentedProperty{what}CodeSequence") for what in ("Category", "Type")]
-        segments.append(Segment(label, name, _color(item), *codes))
-    if not segments:
-        raise UnsupportedFormatError(f"{path}: damaged DICOM file: it describes no segment")
-    unique, note = with_unique_labels(segments)
-    return dict(zip(numbers, unique, strict=True)), note
-
-
-def _code(item: Any, keyword: str) -> Code:
-    codes = item.get(keyword)
-    if not codes:
-        return TISSUE
-    texts = [str(codes[0].get(name) or "") for name in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")]
-    return Code(*(shorten(text, most) for text, most in zip(texts, (16, 16, MOST_OF_A_NAME), strict=True))) if all(texts) else TISSUE
-
-
-def _color(item: Any) -> tuple[float, float, float] | None:
-    """Return red, green, blue; None if the file has none, or highdicom is not there to convert it: a color changes no result."""
-    values = item.get("RecommendedDisplayCIELabValue")
-    if not values or len(values) != 3:
-        return None
-    try:
-        from highdicom.color import CIELabColor
-    except ImportError:
-        return None
-    red, green, blue = (float(part) / 255 for part in CIELabColor.from_dicom_value([int(value) for value in values]).to_rgb())
-    return red, green, blue
 
 
 def _planes(path: Path, found: Any) -> tuple[NDArray[np.float64], int, list[int]]:

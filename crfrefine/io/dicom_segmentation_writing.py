@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,11 @@ import numpy as np
 
 from crfrefine.errors import InputError
 from crfrefine.io.atomic import atomic_file
-from crfrefine.io.dicom_files import INSTALL, LABEL_IN_DESCRIPTION, has_frames
+from crfrefine.io.dicom_files import INSTALL, has_frames, require_pydicom
+from crfrefine.io.dicom_segments import CONTENT, describe, sources_of
 from crfrefine.io.dicom_series import SeriesTemplate
 from crfrefine.io.dicom_sources import OTHER_FORMATS, read_sources, refused, require_accepted, require_references
-from crfrefine.io.segments import MOST_OF_A_NAME, Code, Segment
+from crfrefine.io.segments import MOST_OF_A_NAME, Segment
 from crfrefine.io.streams import START_BYTES, read_start
 
 if TYPE_CHECKING:
@@ -23,9 +26,8 @@ if TYPE_CHECKING:
     from crfrefine.io.content import Content
     from crfrefine.io.volume import VolumeHeader
 
-_FAMILY = Code("123110", "DCM", "Artificial Intelligence")
-_SERIES_NUMBER = 5000
-"""Of the new series: high, so that viewers list it behind the images."""
+_NUMBERS_PER_SERIES = 100
+_LARGEST_NUMBER = (1 << 31) - 1
 
 
 def require_source(path: Path, image: VolumeHeader | None) -> SeriesTemplate:
@@ -106,54 +108,82 @@ def write_segmentation(path: Path, content: Content, image: VolumeHeader | None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            written = _encoded(highdicom, sources, numbers[labels], segments)
+            written = _encoded(highdicom, sources, numbers[labels], content, segments)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise refused(path, template, error) from None
     with atomic_file(path) as file:
         file.write(written)
 
 
-def _encoded(highdicom: Any, sources: list[Any], numbers: NDArray[np.uint16], segments: tuple[Segment, ...]) -> bytes:
+def _encoded(highdicom: Any, sources: list[Any], numbers: NDArray[np.uint16], content: Content, segments: tuple[Segment, ...]) -> bytes:
     """Return the file: `numbers` are those of the segments, (slices, rows, columns) in the order of the sources."""
     from crfrefine import __version__
 
-    algorithm = highdicom.AlgorithmIdentificationSequence(name="crfrefine", version=__version__, family=_concept(highdicom, _FAMILY))
+    refined = sources_of(segments)
+    what = "refined" if content.is_refined else "converted"
+    first = refined[0] if refined else {}
     dataset = highdicom.seg.Segmentation(
         source_images=sources,
         pixel_array=numbers,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(highdicom, number, one, algorithm) for number, one in enumerate(segments, 1)],
+        segment_descriptions=[
+            describe(highdicom, number, one, is_refined=content.is_refined, version=__version__) for number, one in enumerate(segments, 1)
+        ],
         series_instance_uid=highdicom.UID(),
-        series_number=_SERIES_NUMBER,
+        series_number=_series_number(sources[0], refined),
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="crfrefine",
         manufacturer_model_name="crfrefine",
         software_versions=__version__,
         device_serial_number="0",
-        series_description="Segmentation refined with crfrefine",
+        series_description=_series_description(first, f"{what} with crfrefine"),
+        specific_character_set="ISO_IR 192",  # UTF-8 holds the names of segments in any language.
         omit_empty_frames=True,
     )
-    for item, segment in zip(dataset.SegmentSequence, segments, strict=True):
-        if item.SegmentNumber != segment.label:
-            item.SegmentDescription = f"{LABEL_IN_DESCRIPTION} {segment.label}"
+    for keyword in CONTENT:
+        if first.get(keyword):
+            setattr(dataset, keyword, first[keyword])
+    for one in refined:
+        _refer_to(highdicom, require_pydicom(content.path).Dataset, dataset, one)
     buffer = BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()
 
 
-def _description(highdicom: Any, number: int, segment: Segment, algorithm: Any) -> Any:
-    red, green, blue = (round(255 * part) for part in segment.shown_color)
-    return highdicom.seg.SegmentDescription(
-        segment_number=number,
-        segment_label=segment.name[:MOST_OF_A_NAME].replace("\\", "/"),
-        segmented_property_category=_concept(highdicom, segment.category),
-        segmented_property_type=_concept(highdicom, segment.type),
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        display_color=highdicom.color.CIELabColor.from_rgb(red, green, blue),
-    )
+def _series_number(image: Any, refined: Sequence[Mapping[str, Any]]) -> int:
+    """Return a hundred times the number of the images, so that viewers list it behind them, but more than that of a source."""
+    of_image = max(int(image.get("SeriesNumber") or 0), 0)
+    behind = _NUMBERS_PER_SERIES * of_image
+    before = [int(one["SeriesNumber"]) for one in refined if one["SeriesNumber"] is not None]
+    return min(max(behind if behind <= _LARGEST_NUMBER else of_image, *(number + 1 for number in before), 1), _LARGEST_NUMBER)
 
 
-def _concept(highdicom: Any, code: Code) -> Any:
-    return highdicom.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
+def _series_description(source: Mapping[str, Any], ending: str) -> str:
+    """Return the description of the series, which viewers list: that of the source with an ending."""
+    before = str(source.get("SeriesDescription") or "").strip().removesuffix(f", {ending}")
+    if not before or before == f"Segmentation {ending}":
+        return f"Segmentation {ending}"
+    return f"{before[: MOST_OF_A_NAME - len(ending) - 2]}, {ending}"
+
+
+def _refer_to(highdicom: Any, new: Any, dataset: Any, source: Mapping[str, Any]) -> None:
+    """Refer to the segmentation that was the source: as a source image, and in the list of all instances that a file refers to.
+
+    Args:
+        highdicom: the module.
+        new: makes a data set.
+        dataset: of the file to write.
+        source: values of the source by keyword.
+    """
+    instance, series, study = new(), new(), new()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = source["SOPClassUID"], source["SOPInstanceUID"]
+    series.SeriesInstanceUID, series.ReferencedInstanceSequence = source["SeriesInstanceUID"], [copy.deepcopy(instance)]
+    if source["StudyInstanceUID"] == dataset.StudyInstanceUID:
+        dataset.ReferencedSeriesSequence.append(series)
+    else:
+        study.StudyInstanceUID, study.ReferencedSeriesSequence = source["StudyInstanceUID"], [series]
+        others = "StudiesContainingOtherReferencedInstancesSequence"
+        setattr(dataset, others, [*dataset.get(others, ()), study])
+    instance.PurposeOfReferenceCodeSequence = [highdicom.sr.CodedConcept("121322", "DCM", "Source of Image Processing Operation")]
+    dataset.SourceImageSequence = [*dataset.get("SourceImageSequence", ()), instance]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.io.atomic import atomic_file
 from crfrefine.io.geometry import require_usable
+from crfrefine.io.label_table import MOST_BYTES, labels_in
 from crfrefine.io.nifti_header import check_size, data_offset, geometry, header_to_write, layout, parse, scaling, voxel_type
 from crfrefine.io.streams import GZIP_MAGIC, START_BYTES, finish, inflated, misnamed, open_bytes, read_start, skip, write_gzip
 from crfrefine.io.volume import VolumeHeader, spacing_of
@@ -35,7 +37,13 @@ def read_header(path: Path) -> VolumeHeader:
     container = _container(path)
     with open_bytes(path, container) as reader:
         block = reader.read(540)
-    return _interpret(block, path, compressed=container == "gzip")
+        header = _interpret(block, path, compressed=container == "gzip")
+        if header.num_channels > 1:
+            return header
+        template: Any = header.template
+        size = len(template.binaryblock)
+        block += reader.read(max(0, min(data_offset(template), size + MOST_BYTES) - len(block)))
+    return replace(header, segments=labels_in(block[size : data_offset(template)], template.endianness))
 
 
 def _container(path: Path) -> str:

@@ -106,7 +106,7 @@ def _fields(path: Path, lines: HeaderLines, segments: dict[str, str]) -> tuple[F
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
                 return fields, _until_empty(lines), True
         elif name.startswith(b"Segment") and value.startswith(b"="):
-            segments[name.decode("latin-1")] = value[1:].strip().decode("utf-8", "replace")
+            segments[name.decode("utf-8", "replace")] = value[1:].strip().decode("utf-8", "replace")
         elif b":=" not in line:
             if lines.is_last:
                 break  # Reported as cut off.

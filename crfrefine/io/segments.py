@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from crfrefine.text import printable, shorten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MOST_OF_A_NAME = 64
 """Characters of a segment's name: DICOM holds no more."""
+
+_MOST_OF_A_CODE = 64
+_MOST_OF_A_SCHEME = 16
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class Code:
     value: str
     scheme: str
     meaning: str
+
+    @classmethod
+    def of(cls, value: str, scheme: str, meaning: str) -> Code | None:
+        """Return a code that every format can hold; None if a part is missing, or is too long to be a code."""
+        if not (value and scheme and meaning) or len(value) > _MOST_OF_A_CODE or len(scheme) > _MOST_OF_A_SCHEME:
+            return None
+        return cls(printable(value), printable(scheme), shorten(meaning, MOST_OF_A_NAME))
 
 
 TISSUE = Code("85756007", "SCT", "Tissue")
@@ -38,6 +50,10 @@ class Segment:
         color: (red, green, blue) from 0 to 1; None: one of a palette.
         category: what kind of thing it is, such as an anatomical structure.
         type: what it is.
+        type_modifier: narrows the type, such as Left.
+        region: where in the body it is.
+        region_modifier: narrows the region.
+        stored: all that its file says about it, for the module of that format, which writes it back.
     """
 
     label: int
@@ -45,6 +61,10 @@ class Segment:
     color: tuple[float, float, float] | None = None
     category: Code = TISSUE
     type: Code = TISSUE
+    type_modifier: Code | None = None
+    region: Code | None = None
+    region_modifier: Code | None = None
+    stored: object = field(default=None, repr=False, compare=False)
 
     @property
     def shown_color(self) -> tuple[float, float, float]:

@@ -83,7 +83,7 @@ def _convert_labels(header: VolumeHeader, target: Path, to: str | None, like: Vo
     require_suffix(target, io.VOLUME_SUFFIXES)
     labels = io.read_labels(header.path, grid=like.header)
     segments = header.segments or named_segments(read_names([header.path]).plain_labels)
-    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments)
+    io.write_label_map(target, labels.data.reshape(like.grid_shape), like, segments=segments, is_refined=False)
     return f"{_told(header)} -> {target}: label map"
 
 
@@ -96,7 +96,7 @@ def _convert_channels(header: VolumeHeader, target: Path, to: str | None, like: 
         return _convert_regions(header, target, to, like, values, kind, scheme)
     if to == "labels":
         segments = named_segments(read_names([header.path]).plain_labels)
-        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments)
+        io.write_label_map(target, argmax_labels(values).reshape(like.grid_shape), like, segments=segments, is_refined=False)
         return f"{_told(header)} -> {target}: label map"
     if needs_kind:
         values, kind = _as_kind(values, kind, to, header.path)
@@ -116,7 +116,7 @@ def _convert_regions(
         take_log_odds(log_odds)
     grid, source = like.grid_shape, _told(header, counted(scheme.num_regions, "region"))
     if to == "labels":
-        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like)
+        io.write_label_map(target, scheme.decode(order.to_user(log_odds)).reshape(grid), like, is_refined=False)
         return f"{source} -> {target}: label map"
     written = to or found
     if written != found:

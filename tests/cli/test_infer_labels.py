@@ -1,13 +1,16 @@
 """`infer` on label maps and on one binary file per structure, as users run it."""
 
+import gzip
 import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, SPACING, files_in, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import AFFINE, GRID_SHAPE, SPACING, files_in, load_nifti, run_here, save_nifti, write_folders
 
 import crfrefine
+from crfrefine import io
 from crfrefine.arrays.one_hot import ABSENT_LOGIT
 from crfrefine.demo.phantom import make_phantom
 
@@ -43,6 +46,24 @@ def structures(maps):
             save_nifti(root / case_id / f"{name}.nii.gz", (network_labels(seed) == label).astype(np.uint8))
     (root / "b" / "liver.nii.gz").rename(root / "b" / "spleen.nii.gz")
     return replace(maps, logits=root)
+
+
+def save_nifti_with_table(path, labels, names):
+    """A label map with the table of names and colors of TotalSegmentator, behind an extension that is none of it."""
+    entries = "".join(
+        f'<Label Key="{label}" Red="1.0" Green="{128 / 255}" Blue="0.0" Alpha="1"><![CDATA[{name}]]></Label>\n'
+        for label, name in names.items()
+    )
+    text = (
+        '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension>  <Date><![CDATA[2013-07-14T05:45:09]]></Date>   <VolumeInformation '
+        f'Index="0">   <LabelTable>\n{entries}\n  </LabelTable>  <VolumeType><![CDATA[Label]]></VolumeType>   </VolumeInformation>'
+        "</CaretExtension>\n              "
+    )
+    image = nib.Nifti1Image(labels, AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"a comment"))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, text.encode()))
+    nib.save(image, path)
+    return path
 
 
 def infer(folders, *options):
@@ -157,11 +178,65 @@ def test_a_single_file_as_output_gets_no_names_beside_it(structures):
     assert files_in(structures.output / "refined") == ["aorta.nii.gz", "kidney.nii.gz", "liver.nii.gz"]
 
 
-def test_saving_structures_needs_structures(maps):
-    result = infer(maps, "--save-structures")
-    assert result.status == 1
-    assert "--save-structures needs one binary file per structure as input" in result.stderr
-    assert not maps.output.exists()
+def test_structures_are_saved_of_a_label_map_with_names(maps):
+    """Names are those of the table in the header, as TotalSegmentator writes it with `--ml`, else those of `dataset.json`, else numbers."""
+    table = {10: "lung/upper lobe", 20: "kidney", 52: "KIDNEY"}
+    save_nifti_with_table(maps.logits / "a.nii.gz", 10 * network_labels(0), table)
+    result = infer(maps, "--input-type", "labels", "--save-structures")
+    assert result.status == 0, result.stderr
+    assert files_in(maps.output / "a") == ["KIDNEY_52.nii.gz", "Label_30.nii.gz", "kidney.nii.gz", "lung_upper_lobe.nii.gz"]
+    assert files_in(maps.output / "b") == ["Label_10.nii.gz", "Label_20.nii.gz", "Label_30.nii.gz"]
+    whole = load_nifti(maps.output / "a.nii.gz")
+    for name, label in (("lung_upper_lobe", 10), ("kidney", 20), ("Label_30", 30), ("KIDNEY_52", 52)):
+        np.testing.assert_array_equal(load_nifti(maps.output / "a" / f"{name}.nii.gz"), whole == label)
+    (maps.output / "b/Label_20.nii.gz").unlink()
+    again = infer(maps, "--input-type", "labels", "--save-structures", "--continue")
+    assert [line.split("\t")[:2] for line in again.stdout.splitlines()[1:]] == [["a", "skipped"], ["b", "done"]]
+    description = {"labels": {"background": 0, "aorta": 10, "spleen": 20, "liver": 30, "ignore": 99}}
+    (maps.logits / "dataset.json").write_text(json.dumps(description))
+    save_nifti(maps.logits / "a.nii.gz", 10 * network_labels(0))
+    assert infer(replace(maps, output=maps.output.with_name("named")), "--save-structures").status == 0
+    assert files_in(maps.output.with_name("named") / "a") == ["aorta.nii.gz", "liver.nii.gz", "spleen.nii.gz"]
+
+
+def test_names_in_the_header_reach_formats_that_hold_names(maps):
+    """A color that is no color, a label that cannot be, and a table that is damaged cost no result."""
+    path = save_nifti_with_table(maps.logits / "a.nii.gz", 10 * network_labels(0), {10: "lung", 20: "kidney", -1: "none"})
+    converted = maps.output.with_suffix(".seg.nrrd")
+    assert run_here("convert", path, converted).status == 0
+    assert [(one.label, one.name) for one in io.read_header(converted).segments] == [(10, "lung"), (20, "kidney"), (30, "Label 30")]
+    assert io.read_header(converted).segments[0].color == (1.0, 0.501961, 0.0)
+    content = gzip.decompress(path.read_bytes())
+    for damaged in (
+        content.replace(b'Red="1.0"', b'Red="red"'),
+        content.replace(b"</LabelTable>", b"</LabelTabl"),
+        content.replace(b"<Date>", b"<!DOCTYPE x><Date>"),
+        content[:352] + b"\xff" * 4 + content[356:],
+        content[:352] + bytes(4) + content[356:],
+    ):
+        path.write_bytes(gzip.compress(damaged.ljust(len(content), b"\0")))
+        assert io.read_header(path).segments == ()
+
+
+def test_the_folder_of_the_structures_is_told_beforehand_and_holds_nothing_else(maps):
+    images = [maps.images / f"a_000{modality}.nii.gz" for modality in range(2)]
+    arguments = ("infer", "-i", images[0], "-i", images[1], "-p", maps.logits / "a.nii.gz", "--input-type", "labels", "--save-structures")
+    result = run_here(*arguments, "-o", maps.output / "refined.nii.gz")
+    assert result.status == 0
+    assert f"--save-structures: one file per label goes into the folder {maps.output / 'refined'}" in result.stderr
+    assert files_in(maps.output / "refined") == ["Label_10.nii.gz", "Label_20.nii.gz", "Label_30.nii.gz"]
+    refused = run_here(*arguments, "-o", maps.logits.with_suffix(".nii.gz"))
+    assert refused.status == 1
+    assert f"--save-structures writes into the folder {maps.logits}, which holds inputs or other outputs" in refused.stderr
+
+
+def test_labels_of_logits_are_saved_one_by_one(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "edema": 1, "core": 2, "enhancing": 3}}))
+    assert run_here("infer", *folders.arguments, "--save-structures").status == 0
+    whole = load_nifti(folders.output / "a.nii.gz")
+    for label, name in enumerate(("edema", "core", "enhancing"), 1):
+        np.testing.assert_array_equal(load_nifti(folders.output / f"a/{name}.nii.gz"), whole == label)
 
 
 def test_structures_never_replace_their_input(structures):

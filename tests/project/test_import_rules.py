@@ -37,7 +37,7 @@ HOMES = {
     "SimpleITK": set(),  # only in tests: its readers crash on hostile headers
     "nibabel": {"io"},
     "pydicom": {"io.dicom_files"},
-    "highdicom": {"io.dicom_segmentation", "io.dicom_segmentation_writing"},
+    "highdicom": {"io.dicom_segments", "io.dicom_segmentation_writing"},
     "rich": {"cli"},
     "typer": {"cli"},
     "cupy": {"engines.cuda"},

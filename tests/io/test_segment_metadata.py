@@ -1,0 +1,245 @@
+"""What a segmentation says besides its voxels comes through: `.seg.nrrd` as 3D Slicer writes it, DICOM SEG, and codes between the two."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import nrrd
+import numpy as np
+import pydicom
+import pytest
+from cli_helpers import run_here
+from dicom_helpers import save, slices
+from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
+from segmentation_helpers import CYST, KIDNEY, OF_ALL, described_segmentation, slicer_file
+
+from crfrefine import io
+from crfrefine.io.segments import Code, Segment
+
+SHAPE = (6, 7, 5)
+AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE @ np.diag([1.0, -1.0, 1.0]))
+ABOUT_VOXELS = ("_Extent", "_LabelValue", "_Layer", "_ReferenceImageExtentOffset")
+KIDNEY_CODES = {
+    "category": Code("123037004", "SCT", "Anatomical Structure"),
+    "type": Code("64033007", "SCT", "Kidney"),
+    "type_modifier": Code("7771000", "SCT", "Left"),
+    "region": Code("818981001", "SCT", "Abdomen"),
+    "region_modifier": Code("49370004", "SCT", "Lateral"),
+}
+
+
+def labels_of(first: int, second: int) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:4, 2:6, 1:4], labels[4:, 2:6, 1:4] = first, second
+    return labels
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("dicom") / "case", slices(numbers(SHAPE, dtype=np.int16), AFFINE))
+
+
+def cropped(path: Path) -> Path:
+    """Two segments, the first of label 4, on the part of the grid that they reach."""
+    affine = AFFINE.copy()
+    affine[:3, 3] += AFFINE[:3, :3] @ [1, 2, 1]
+    return slicer_file(path, labels_of(4, 2)[1:, 2:6, 1:4], affine, KIDNEY, CYST, offset=(1, 2, 1))
+
+
+def lines_of(path: Path) -> dict[str, str]:
+    """The lines about segments, as pynrrd reads them."""
+    return {key: value for key, value in nrrd.read_header(str(path)).items() if key.startswith("Segment")}
+
+
+def without_voxels(lines: dict[str, str]) -> dict[str, str]:
+    return {key: text for key, text in lines.items() if not key.endswith(ABOUT_VOXELS)}
+
+
+def refine(image: Path, labels: Path, output: Path, *more: object) -> Path:
+    result = run_here("infer", "-i", image, "-p", labels, "--input-type", "labels", "-o", output, "--device", "cpu", *more)
+    assert result.status == 0, result.stderr
+    return output
+
+
+def item_of(path: Path, number: int = 0) -> pydicom.Dataset:
+    return pydicom.dcmread(path).SegmentSequence[number]
+
+
+def test_a_refined_file_of_slicer_differs_in_what_is_about_voxels_alone(tmp_path):
+    image = save_nifti(tmp_path / "image.nii.gz", numbers(SHAPE), AFFINE)
+    source = cropped(tmp_path / "source.seg.nrrd")
+    found = lines_of(refine(image, source, tmp_path / "out.seg.nrrd"))
+    assert without_voxels(found) == without_voxels(lines_of(source))
+    assert (found["Segment0_LabelValue"], found["Segment1_LabelValue"]) == ("4", "2")
+    assert (found["Segment0_Extent"], found["Segmentation_ReferenceImageExtentOffset"]) == ("0 5 0 6 0 4", "0 0 0")
+
+
+def test_a_converted_file_of_slicer_keeps_its_place_in_the_reference_image(tmp_path):
+    source = cropped(tmp_path / "source.seg.nrrd")
+    assert run_here("convert", source, tmp_path / "out.seg.nrrd").status == 0
+    found = lines_of(tmp_path / "out.seg.nrrd")
+    assert found == lines_of(source)
+    assert found["Segmentation_ReferenceImageExtentOffset"] == "1 2 1"
+
+
+def test_new_labels_beside_known_ones_get_identifiers_of_their_own(tmp_path):
+    image = io.read_volume(save_nifti(tmp_path / "image.nii", numbers(SHAPE), AFFINE))
+    known = io.read_header(cropped(tmp_path / "source.seg.nrrd")).segments
+    twice = [*known, replace(known[1], label=6)]
+    io.write_label_map(tmp_path / "out.seg.nrrd", labels_of(4, 3), image, segments=[replace(known[1], label=5), *twice])
+    found = lines_of(tmp_path / "out.seg.nrrd")
+    identifiers = {found[f"Segment{number}_LabelValue"]: found[f"Segment{number}_ID"] for number in range(5)}
+    assert identifiers == {"4": "Segment_a7c1f0", "2": "Segment_2", "5": "Segment_5", "6": "Segment_6", "3": "Segment_3"}
+    assert found["Segmentation_ConversionParameters"] == OF_ALL["ConversionParameters"]
+
+
+def test_a_refined_dicom_segmentation_keeps_the_description_of_each_segment(series, tmp_path):
+    source = described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2))
+    path = refine(series, source, tmp_path / "out.dcm")
+    for number in range(2):
+        before, after = item_of(source, number), item_of(path, number)
+        assert after.SegmentAlgorithmName == "Drawn, refined with crfrefine"
+        (algorithm,) = after.SegmentationAlgorithmIdentificationSequence
+        assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("Drawn, refined with crfrefine", "9.1")
+        algorithm.AlgorithmName = after.SegmentAlgorithmName = "Drawn"
+        assert after == before
+    first = hd.seg.segread(path).get_segment_description(1)
+    assert (first.tracking_id, first.tracking_uid) == ("lesion 1", "1.2.826.0.1.3680043.1")
+    assert [region.meaning for region in first.anatomic_regions] == ["Abdomen", "Chest"]
+    assert first.segmented_property_type.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+    assert first.RecommendedDisplayCIELabValue == [43803, 26565, 37722]
+    assert "RecommendedDisplayCIELabValue" not in item_of(path, 1)
+
+
+def test_a_refined_dicom_segmentation_refers_to_its_source(series, tmp_path):
+    source = pydicom.dcmread(described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2), number=612))
+    found = hd.seg.segread(refine(series, tmp_path / "source.dcm", tmp_path / "out.dcm"))
+    of_images, of_source = found.ReferencedSeriesSequence
+    assert of_images.SeriesInstanceUID == "1.2.3.4"
+    assert of_source.SeriesInstanceUID == source.SeriesInstanceUID
+    *images, referred = found.SourceImageSequence
+    assert len(images) == SHAPE[2]
+    assert referred.ReferencedSOPInstanceUID == source.SOPInstanceUID == of_source.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID
+    assert referred.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
+    assert found.SeriesNumber == 613
+    assert (found.ContentLabel, found.ContentDescription, found.ContentCreatorName) == ("READER_2", "second reading", "Roe^Ann")
+    assert found.SeriesDescription == "Kidneys, refined with crfrefine"
+
+
+def test_a_source_of_another_study_is_referred_to_there(series, tmp_path):
+    source = pydicom.dcmread(described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2)))
+    source.StudyInstanceUID = "1.2.99"
+    source.save_as(tmp_path / "other.dcm")
+    segments = io.read_header(tmp_path / "other.dcm").segments
+    io.write_label_map(tmp_path / "out.dcm", labels_of(1, 2), io.read_volume(series), segments=segments)
+    found = hd.seg.segread(tmp_path / "out.dcm")
+    assert len(found.ReferencedSeriesSequence) == 1
+    (study,) = found.StudiesContainingOtherReferencedInstancesSequence
+    assert study.StudyInstanceUID == "1.2.99"
+    assert study.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        (None, ("SEMIAUTOMATIC", "crfrefine", "crfrefine")),
+        ("Drawn, refined with crfrefine", ("AUTOMATIC", "Drawn, refined with crfrefine", "Drawn, refined with crfrefine")),
+        ("crfrefine", ("AUTOMATIC", "crfrefine", "crfrefine")),
+        ("N" * 64, ("AUTOMATIC", "N" * 40 + ", refined with crfrefine", "N" * 40 + ", refined with crfrefine")),
+    ],
+    ids=["by hand", "refined before", "made here", "a long name"],
+)
+def test_the_algorithm_says_that_the_segment_was_refined(algorithm, expected, series, tmp_path):
+    source = described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2), algorithm=algorithm)
+    segments = io.read_header(source).segments
+    io.write_label_map(tmp_path / "out.dcm", labels_of(1, 2), io.read_volume(series), segments=segments)
+    found = item_of(tmp_path / "out.dcm")
+    (identified,) = found.SegmentationAlgorithmIdentificationSequence
+    assert (found.SegmentAlgorithmType, found.SegmentAlgorithmName, identified.AlgorithmName) == expected
+
+
+@pytest.mark.parametrize("algorithm", [None, "Drawn"], ids=["by hand", "by a program"])
+def test_a_converted_dicom_segmentation_does_not_say_that_it_was_refined(algorithm, series, tmp_path):
+    source = described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2), algorithm=algorithm)
+    result = run_here("convert", source, tmp_path / "out.dcm", "--like", series)
+    assert result.status == 0, result.stderr
+    assert [item_of(tmp_path / "out.dcm", number) for number in range(2)] == [item_of(source, number) for number in range(2)]
+    assert pydicom.dcmread(tmp_path / "out.dcm").SeriesDescription == "Kidneys, converted with crfrefine"
+    save_nifti(tmp_path / "plain.nii", labels_of(1, 2), AFFINE)
+    assert run_here("convert", tmp_path / "plain.nii", tmp_path / "plain.dcm", "--like", series).status == 0
+    assert item_of(tmp_path / "plain.dcm").SegmentAlgorithmName == "unknown"
+
+
+def test_labels_with_gaps_are_added_to_the_description_and_taken_from_it(series, tmp_path):
+    like = io.read_volume(series)
+    (first, second) = io.read_header(described_segmentation(series, tmp_path / "source.dcm", labels_of(1, 2))).segments
+    moved = (replace(first, label=4), replace(second, label=52))
+    io.write_label_map(tmp_path / "gaps.dcm", labels_of(4, 52), like, segments=moved)
+    assert [item_of(tmp_path / "gaps.dcm", number).SegmentDescription for number in range(2)] == [
+        "seen in two planes; label value 4",
+        "label value 52",
+    ]
+    read = io.read_header(tmp_path / "gaps.dcm").segments
+    assert read == moved
+    io.write_label_map(tmp_path / "again.dcm", labels_of(1, 2), like, segments=(replace(read[0], label=1), replace(read[1], label=2)))
+    assert item_of(tmp_path / "again.dcm").SegmentDescription == "seen in two planes"
+    assert "SegmentDescription" not in item_of(tmp_path / "again.dcm", 1)
+
+
+def test_codes_go_from_slicer_to_dicom_and_back(series, tmp_path):
+    source = cropped(tmp_path / "source.seg.nrrd")
+    path = refine(series, source, tmp_path / "out.dcm")
+    kidney = io.read_header(path).segments[1]
+    assert kidney == replace(io.read_header(source).segments[0], color=kidney.color)
+    assert kidney == Segment(4, "Niere, linke", kidney.color, **KIDNEY_CODES)
+    np.testing.assert_allclose(kidney.color, (0.72549, 0.4, 0.32549), atol=0.01)  # CIELab has 16 bits, the color here 8.
+    written = hd.seg.segread(path).get_segment_description(2)
+    assert written.anatomic_regions[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Lateral"
+    assert run_here("convert", path, tmp_path / "back.seg.nrrd").status == 0
+    found = lines_of(tmp_path / "back.seg.nrrd")
+    assert found["Segment1_Tags"] == (
+        "TerminologyEntry:Segmentation category and type - DICOM master list~SCT^123037004^Anatomical Structure~SCT^64033007^Kidney"
+        "~SCT^7771000^Left~Anatomic codes - DICOM master list~SCT^818981001^Abdomen~SCT^49370004^Lateral|"
+    )
+    assert found["Segment0_Tags"].endswith("~SCT^441457006^Cyst~^^~Anatomic codes - DICOM master list~^^~^^|")
+
+
+def test_names_in_any_language_come_through_whatever_the_images_use(tmp_path):
+    found = list(slices(numbers(SHAPE, dtype=np.int16), AFFINE))
+    for one in found:
+        one.SpecificCharacterSet, one.PatientName = "ISO_IR 100", "Müller^Jörg"
+    like = io.read_volume(save(tmp_path / "case", found))
+    source = pydicom.dcmread(described_segmentation(tmp_path / "case", tmp_path / "source.dcm", labels_of(1, 2)))
+    source.SpecificCharacterSet = "ISO_IR 126"  # Greek.
+    source.SegmentSequence[0].SegmentLabel, source.SegmentSequence[0].SegmentDescription = "νεφρός", "αριστερός"
+    source.PatientName = ""
+    source.save_as(tmp_path / "greek.dcm")
+    segments = io.read_header(tmp_path / "greek.dcm").segments
+    io.write_label_map(tmp_path / "out.dcm", labels_of(1, 2), like, segments=segments)
+    written = pydicom.dcmread(tmp_path / "out.dcm")
+    assert str(written.PatientName) == "Müller^Jörg"
+    assert (written.SegmentSequence[0].SegmentLabel, written.SegmentSequence[0].SegmentDescription) == ("νεφρός", "αριστερός")
+
+
+@pytest.mark.parametrize(("of_images", "expected"), [(3, 300), (None, 1), (2_000_000_000, 2_000_000_000)])
+def test_the_number_of_the_series_follows_from_that_of_the_images(of_images, expected, tmp_path):
+    found = list(slices(numbers((4, 5, 2), dtype=np.int16), AFFINE))
+    for one in found:
+        one.SeriesNumber = of_images
+    like = io.read_volume(save(tmp_path / "case", found))
+    io.write_label_map(tmp_path / "out.dcm", np.ones((4, 5, 2), np.uint8), like)
+    assert pydicom.dcmread(tmp_path / "out.dcm").SeriesNumber == expected
+
+
+def test_files_of_single_structures_keep_what_they_say(tmp_path):
+    image = save_nifti(tmp_path / "case.nii.gz", numbers(SHAPE), AFFINE)
+    labels, folder = labels_of(1, 2), tmp_path / "structures"
+    folder.mkdir()
+    for name, segment, label in (("cyst", CYST, 2), ("kidney", KIDNEY, 1)):
+        slicer_file(folder / f"{name}.seg.nrrd", labels == label, AFFINE, segment | {"LabelValue": "1"})
+    refine(image, folder, tmp_path / "out", "--save-structures", "--output-format", ".seg.nrrd")
+    for name in ("cyst", "kidney"):
+        assert lines_of(tmp_path / f"out/case/{name}.seg.nrrd") == lines_of(folder / f"{name}.seg.nrrd")
+    whole = io.read_header(tmp_path / "out/case.seg.nrrd").segments
+    assert [(one.label, one.name) for one in whole] == [(1, "Cyst"), (2, "Niere, linke")]
+    assert whole[1].type_modifier == KIDNEY_CODES["type_modifier"]
