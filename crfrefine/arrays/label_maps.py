@@ -86,10 +86,10 @@ def compare_labels(before: NDArray[Any], after: NDArray[Any], num_labels: int) -
     return LabelChanges(count_changes(before, after), count_labels(before, num_labels), count_labels(after, num_labels))
 
 
-def vanished_labels(changes: LabelChanges) -> tuple[int, ...]:
-    """Return the labels that a label map had before and has no longer."""
+def vanished_labels(changes: LabelChanges) -> dict[int, int]:
+    """Return the labels that a label map had before and has no longer, ascending, with their voxels before."""
     pairs = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
-    return tuple(label for label, (before, after) in pairs if before and not after)
+    return {label: before for label, (before, after) in pairs if before and not after}
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box | None:

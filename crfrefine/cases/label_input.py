@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.one_hot import channels_of, describe_labels, one_hot_logits, present_labels
+from crfrefine.arrays.label_maps import count_labels
+from crfrefine.arrays.one_hot import MOST_SHOWN, channels_of, describe_labels, one_hot_logits, present_labels
 from crfrefine.arrays.padding import plane_blocks
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.labels import MOST_OFF, WholeNumbers, read_where, read_whole_numbers
 from crfrefine.io.logits import LogitsHeader
-from crfrefine.text import counted, shorten
+from crfrefine.text import counted, listed, shorten
 
 if TYPE_CHECKING:
     from typing import Any
@@ -32,6 +33,9 @@ Place = Callable[["NDArray[Any]"], "NDArray[Any]"]
 KIND = "labels"
 """`LogitsHeader.kind` of a label map."""
 
+LOST = "structures that lose most of their voxels"
+"""The note on structures that others cover begins with it."""
+
 _MOST_GRAY_VALUES = 256
 """Under "auto", a file with more different values is rather an image."""
 
@@ -45,12 +49,14 @@ class LabelMap:
         channel_labels: the labels that occur, background, and at least two; ascending.
         num_labels: L, background included.
         notes: what the user should know, one sentence each.
+        lost: voxels of each label that the files have and this label map lacks.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
     channel_labels: tuple[int, ...]
     num_labels: int
     notes: tuple[str, ...]
+    lost: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,27 +185,40 @@ class StructuresReader:
         declared = self._options.declared
         assert declared is not None
         labels, overlap = merge_structures(self._files, declared.structures)
-        present = present_labels(labels)
-        num_found = len(set(present) - {0})
         folder = self._files[0].path.parent.name
-        notes = [f"{folder} is taken as one file per structure: {counted(len(self._files), 'file')}, {num_found} not empty"]
-        if overlap.num_voxels:
-            notes.append(overlap.note)
-        return _placed(labels, present, place, self._options, tuple(notes))
+        notes = [f"{folder} is taken as one file per structure: {counted(len(self._files), 'file')}, {overlap.num_structures} not empty"]
+        placed = _placed(labels, present_labels(labels), place, self._options, (*notes, *overlap.notes))
+        lost = {declared.structures[name]: size for name, (left, size) in overlap.losers.items() if not left}
+        return replace(placed, lost={**placed.lost, **lost})
 
 
 @dataclass
 class Overlap:
-    """Voxels of several structures: their number, and the names of two such structures."""
+    """What became of structures that share voxels.
 
+    Attributes:
+        num_structures: structures whose files are not empty.
+        num_voxels: voxels of several structures.
+        example: the names of two such structures.
+        losers: by name, the structures that keep less than half of their voxels: how many are left, of how many.
+    """
+
+    num_structures: int = 0
     num_voxels: int = 0
     example: tuple[str, str] = ("", "")
+    losers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
-    def note(self) -> str:
-        """One sentence."""
+    def notes(self) -> tuple[str, ...]:
+        """One sentence each; none without an overlap."""
+        if not self.num_voxels:
+            return ()
         one, other = map(shorten, self.example)
-        return f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {one} and {other}"
+        note = f"structures overlap, and the smaller one keeps the voxel: {self.num_voxels} voxels, such as of {one} and {other}"
+        if not self.losers:
+            return (note,)
+        losers = listed([f"{shorten(name)} keeps {left} of {size} voxels" for name, (left, size) in self.losers.items()], MOST_SHOWN)
+        return note, f"{LOST} to smaller ones: {losers}; if it is a union of others, leave its file out and unite its refined parts"
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[NDArray[np.unsignedinteger[Any]], Overlap]:
@@ -248,6 +267,10 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
         # Of two equally large ones, the first by name keeps the voxel.
         wins = ~taken | (sizes[number] < sizes[others]) | ((sizes[number] == sizes[others]) & (number < others))
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
+    overlap.num_structures = int(np.count_nonzero(sizes))
+    if overlap.num_voxels:
+        left = count_labels(labels, largest + 1)
+        overlap.losers = {name: (left[number], int(sizes[number])) for name, number in numbers.items() if 2 * left[number] < sizes[number]}
     return labels, overlap
 
 
@@ -319,10 +342,15 @@ def _placed(
     labels: NDArray[np.unsignedinteger[Any]], present: Sequence[int], place: Place, options: ReadingOptions, notes: tuple[str, ...]
 ) -> LabelMap:
     placed = place(labels)
-    # On another grid, small structures may have got lost.
-    channels = channels_of(present if np.may_share_memory(placed, labels) else present_labels(placed))
+    lost: dict[int, int] = {}
+    if not np.may_share_memory(placed, labels):
+        # On another grid, small structures may have got lost.
+        before, present = present, present_labels(placed)
+        if gone := set(before) - {0, *present}:
+            lost = {label: int(np.count_nonzero(labels == label)) for label in sorted(gone)}
+    channels = channels_of(present)
     declared = options.declared
-    return LabelMap(placed, channels, channels[-1] + 1 if declared is None else declared.num_labels, notes)
+    return LabelMap(placed, channels, channels[-1] + 1 if declared is None else declared.num_labels, notes, lost)
 
 
 def _as_logits(found: LabelMap, options: ReadingOptions) -> LabelInput:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.axes import StorageOrder
@@ -32,11 +32,13 @@ class LabelMapCase(StoredCase):
         labels: (*grid) uint8 or uint16.
         channel_labels: the labels that occur, background, and at least two; ascending.
         num_labels: L, background included.
+        lost: voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
     """
 
     labels: NDArray[np.unsignedinteger[Any]]
     channel_labels: tuple[int, ...]
     num_labels: int
+    lost: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def input_kind(self) -> str:
@@ -89,6 +91,7 @@ def load_label_map_case(headers: CaseHeaders, options: ReadingOptions, *, thread
         labels=StorageOrder.of_files(label_map.labels.ndim).to_user(label_map.labels),
         channel_labels=label_map.channel_labels,
         num_labels=label_map.num_labels,
+        lost=label_map.lost,
     )
 
 

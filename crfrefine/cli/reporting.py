@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
+from crfrefine.infer.records import VANISHED
 from crfrefine.infer.run import InferenceObserver
 from crfrefine.text import counted, listed, printable
 
@@ -60,6 +61,8 @@ class Reporter(RunReporter, InferenceObserver):
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self._verbosity >= VERBOSE or gist not in self._notes:
             self._line.say(f"{case_id}: {text}" if case_id else text)
+        elif text.startswith(VANISHED):  # What is gone is said of every case.
+            self._line.say(f"{case_id}: {text.partition(';')[0]}")
         self._notes.add(gist)
 
     def case_ended(self, record: CaseRecord) -> None:
@@ -90,6 +93,9 @@ class Reporter(RunReporter, InferenceObserver):
             if left:
                 counts.append(f"{left} not started")
             self._line.say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
+        vanished = [record.case_id for record in summary.cases if record.vanished_labels]
+        if vanished and summary.num_cases > 1:
+            self._line.say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=_MOST_LISTED)}")
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
             self._line.say(f"failed: {listed(failed, most=_MOST_LISTED)}")

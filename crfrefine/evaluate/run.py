@@ -93,8 +93,8 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     for result in evaluation.results:
         observer.case_ended(result)
     with make_executor("processes", evaluation.num_processes, options.placement) as executor:
-        for note in executor.notes:
-            observer.note(note)
+        for warning in executor.warnings:
+            observer.warning(warning)
         for job, outcome in executor.map(measure_pair, [job for job in jobs if job.case_id not in found]):
             result = outcome.result or CaseResult(job.case_id)
             if outcome.failure is not None:

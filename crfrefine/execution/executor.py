@@ -69,11 +69,11 @@ class Executor(ABC):
 
     Attributes:
         threads_per_item: CPU threads that each item has; None: as many as the caller gives it.
-        notes: what the user should know of it, one sentence each.
+        warnings: what the user must know of its security, one sentence each.
     """
 
     threads_per_item: int | None = None
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         return self

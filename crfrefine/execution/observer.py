@@ -25,6 +25,9 @@ class Observer(Generic[RunT, RecordT]):
     def note(self, text: str, *, case_id: str = "") -> None:
         """Something was assumed or ignored for a case, or with an empty `case_id`, for all cases."""
 
+    def warning(self, text: str) -> None:
+        """Something concerns the security of the user's account; shown even where nothing but errors is."""
+
     def case_ended(self, record: RecordT) -> None:
         """A case is done, was done earlier, or failed."""
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from crfrefine.execution.records import reusable
 from crfrefine.failures import CaseWork
 from crfrefine.infer.options import InferenceOptions
-from crfrefine.infer.records import CaseRecord, time_of_change
+from crfrefine.infer.records import VANISHED, CaseRecord, time_of_change
 from crfrefine.infer.result_channels import describe_numbers, logit_channels, probability_channels
-from crfrefine.text import printable
+from crfrefine.text import counted, listed, printable
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from crfrefine.infer.outputs import OutputFiles, RefinedArrays
     from crfrefine.io.segments import Segment
     from crfrefine.refinement_result import RefinementResult
+
+MOST_VANISHED = 50
+"""Most labels that a note names; the record has all of them."""
 
 AnyCase: TypeAlias = "Case | StreamedCase | LabelMapCase"
 """A case in memory, or as far as it is read."""
@@ -183,7 +186,7 @@ def refine_case(
     import numpy as np
 
     from crfrefine.arrays.label_maps import vanished_labels
-    from crfrefine.arrays.one_hot import describe_labels
+    from crfrefine.cases.label_map_case import LabelMapCase
     from crfrefine.infer.outputs import RefinedArrays
 
     options, case = settings.options, read.case
@@ -193,9 +196,15 @@ def refine_case(
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     record.report, record.changes, record.device = result.report, result.changes, result.device
     notes = list(result.notes)
-    vanished = vanished_labels(result.changes) if case.input_kind == "labels" else ()
+    outvoted, lost = vanished_labels(result.changes), case.lost if isinstance(case, LabelMapCase) else {}
+    vanished = dict(sorted({**lost, **outvoted}.items()))
+    record.vanished_labels = tuple(vanished)
     if vanished:
-        notes.append(f"labels that vanished: {describe_labels(vanished)}; a lower bilateral.weight or mean_field.temperature changes less")
+        names = settings.names.plain_labels
+        gone = [f"{names.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
+        advice = "; a lower bilateral.weight or mean_field.temperature changes less" if outvoted else ""
+        advice += ", and the rules of [postprocess] removed small objects" if outvoted and result.voxels_removed else ""
+        notes.append(f"{VANISHED}: {listed(gone, MOST_VANISHED)}{advice}")
     for text in notes:
         note(text)
     record.notes += notes

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+VANISHED = "labels that vanished"
+"""The note on labels that a case has lost begins with it; what to do about it follows a semicolon."""
+
 
 @dataclass
 class CaseRecord(Record):
@@ -49,6 +52,7 @@ class CaseRecord(Record):
         device: the device that computed it; None: the case did not get that far.
         report: iterations, convergence, energy and filters of the mean field; None: the case did not get that far.
         changes: voxels of each label in the network's argmax and after refinement; None: the case did not get that far.
+        vanished_labels: the labels that the network's result has, in its own files too, and the refined label map lacks.
         other_parameters: the tables of parameters that a skipped case was refined with, those that are not as in this run.
         kept: the record as the summary of an earlier run has it; its fields stand in the file, but for `status`, `output` and
             `other_parameters`.
@@ -73,6 +77,7 @@ class CaseRecord(Record):
     device: str | None = None
     report: MeanFieldReport | None = None
     changes: LabelChanges | None = None
+    vanished_labels: tuple[int, ...] = ()
     other_parameters: dict[str, Any] | None = None
     kept: dict[str, Any] | None = None
 

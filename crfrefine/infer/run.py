@@ -103,7 +103,8 @@ class _Run:
             one_per_device=self._summary.device != "cpu",
         )
         with make_executor("processes", 1, placement, writes_files=True) as executor:
-            self._notes += executor.notes
+            for warning in executor.warnings:
+                self._tell(self._observer.warning, warning)
             self._summary.threads = executor.threads_per_item or self._summary.threads
             work = partial(process_case, self._settings)
             return self._execute(lambda: self._record_all(executor.map(work, self._tasks, self._case_started, self._stops)))

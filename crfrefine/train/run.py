@@ -72,12 +72,10 @@ def _run_stages(
     budget = Budget(options.max_minutes, done.seconds)
     journal = Journal(done, checkpoint, budget)
     observer.run_started(plan.describe(workers.threads))
-    for note in (
-        *([device.note] if device.note else []),
-        *plan.cases.notes,
-        *(executor.notes if executor is not None else ()),
-    ):
+    for note in (*([device.note] if device.note else []), *plan.cases.notes):
         observer.note(note)
+    for warning in executor.warnings if executor is not None else ():
+        observer.warning(warning)
     try:
         prepared = prepare(plan, workers, observer)
         progress = Progress(plan.num_planned_of_all(len(prepared.starts)), observer, budget)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ from cli_helpers import Folders, command, files_in, run_here, run_process, save_
 from cluster_helpers import daemons, wait_until
 from evaluation_helpers import write_study
 from training_helpers import write_cases
+
+from crfrefine.cli.evaluation_reporting import EvaluationReporter
+from crfrefine.cli.reporting import Reporter
+from crfrefine.cli.training_reporting import TrainingReporter
+from crfrefine.execution.cluster.connection import OPEN_TO_OTHERS
 
 # A worker that is restarted is away for a moment, for long on a busy machine.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no workers:RuntimeWarning")
@@ -212,11 +218,36 @@ def test_workers_and_processes_exclude_each_other(tmp_path):
     assert "leave --processes out" in result.stderr
 
 
-def test_workers_is_a_cluster_of_the_run(tmp_path):
+@pytest.mark.parametrize("options", [(), ("-q",)], ids=["", "quiet"])
+def test_a_cluster_that_others_could_use_is_not_started(tmp_path, monkeypatch, options):
+    """Without certificates, any user of the machine could run programs as the user."""
+    monkeypatch.setattr("crfrefine.execution.cluster.connection._may_encrypt", lambda: False)
+    monkeypatch.setattr("distributed.LocalCluster", lambda *_, **__: pytest.fail("a cluster was started"))
+    monkeypatch.delenv("CRFREFINE_UNENCRYPTED_WORKERS", raising=False)
+    folders = write_folders(tmp_path, "a")
+    result = run_here("infer", *folders.arguments, "--workers", "1", *options)
+    assert result.status == 1
+    assert "other users of this machine could run programs as you" in " ".join(result.stderr.split())
+    assert "pip install cryptography" in result.stderr
+    assert "CRFREFINE_UNENCRYPTED_WORKERS=allow" in result.stderr
+    assert files_in(folders.output) == []
+
+
+@pytest.mark.parametrize("verbosity", [0, 1, 2])
+@pytest.mark.parametrize("name", ["infer", "evaluate", "train"])
+def test_a_warning_about_security_is_shown_however_quiet_the_run_is(name, verbosity, capsys):
+    reporters = {"infer": Reporter, "evaluate": EvaluationReporter, "train": TrainingReporter}
+    reporters[name](verbosity).warning(OPEN_TO_OTHERS)
+    assert capsys.readouterr().err == f"crfrefine: warning: {OPEN_TO_OTHERS}\n"
+
+
+def test_workers_is_a_cluster_of_the_run(tmp_path, monkeypatch):
     """It begins and ends with the run; outputs are those of the plain run."""
+    monkeypatch.setenv("CRFREFINE_UNENCRYPTED_WORKERS", "allow")  # This environment may have no `cryptography`.
     folders = write_folders(tmp_path, "a", "b")
     assert run_process("infer", *folders.arguments, "--threads", "1").status == 0
     expected = {name: (folders.output / name).read_bytes() for name in files_in(folders.output)}
-    result = run_process("infer", *folders.arguments, "--threads", "1", "--workers", "1", "--case-timeout", "600", timeout=300)
+    result = run_process("infer", *folders.arguments, "--threads", "1", "--workers", "1", "--case-timeout", "600", "-q", timeout=300)
     assert (result.status, "Traceback" in result.stderr) == (0, False)
+    assert result.stderr == ("" if find_spec("cryptography") else f"crfrefine: warning: {OPEN_TO_OTHERS}\n")
     assert {name: (folders.output / name).read_bytes() for name in files_in(folders.output)} == expected

@@ -260,7 +260,50 @@ def test_labels_that_vanish_are_told(maps):
     options = ("--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--summary", summary)
     result = infer(maps, *options)
     assert result.status == 0
-    note = "labels that vanished: 10, 20, 30; a lower bilateral.weight or mean_field.temperature changes less"
-    assert note in result.stderr
-    assert note in json.loads(summary.read_text())["cases"][0]["notes"]
+    counts = [", ".join(f"{10 * label} ({(network_labels(seed) == label).sum()} voxels)" for label in (1, 2, 3)) for seed in range(2)]
+    note = f"labels that vanished: {counts[0]}; a lower bilateral.weight or mean_field.temperature changes less"
+    assert f"a: {note}\n" in result.stderr
+    assert f"b: labels that vanished: {counts[1]}\n" in result.stderr, "said of every case, the advice once"
+    assert "labels that vanished in 2 cases: a, b\n" in result.stderr
+    record = json.loads(summary.read_text())["cases"][0]
+    assert note in record["notes"]
+    assert record["vanished_labels"] == [10, 20, 30]
     assert set(np.unique(load_nifti(maps.output / "a.nii.gz"))) == {0}
+
+
+def test_a_label_of_logits_that_vanishes_is_told(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    summary = tmp_path / "summary.json"
+    result = infer(folders, "--set", "postprocess.min_component_ml=1000", "--summary", summary)
+    assert result.status == 0
+    (record,) = json.loads(summary.read_text())["cases"]
+    assert record["vanished_labels"] == [label for label, voxels in enumerate(record["voxels_before"]) if label and voxels] != []
+    assert "a: labels that vanished: 1 (" in result.stderr
+    assert "the rules of [postprocess] removed small objects" in result.stderr
+
+
+def test_a_union_of_structures_that_comes_back_empty_is_named(structures):
+    """Its parts are smaller and keep all of its voxels."""
+    labels = network_labels(0)
+    save_nifti(structures.logits / "a" / "both.nii.gz", np.isin(labels, (1, 2)).astype(np.uint8))
+    size = np.isin(labels, (1, 2)).sum()
+    summary = structures.output.with_name("summary.json")
+    result = infer(structures, "--input-type", "labels", "--save-structures", "--summary", summary)
+    assert result.status == 0
+    assert not load_nifti(structures.output / "a" / "both.nii.gz").any()
+    assert "a: a is taken as one file per structure: 4 files, 4 not empty\n" in result.stderr
+    assert f"both keeps 0 of {size} voxels; if it is a union of others, leave its file out and unite its refined parts\n" in result.stderr
+    assert f"a: labels that vanished: both ({size} voxels)\n" in result.stderr
+    content = json.loads(summary.read_text())
+    assert [content["label_names"][str(label)] for label in content["cases"][0]["vanished_labels"]] == ["both"]
+    assert content["cases"][1]["vanished_labels"] == []
+
+
+def test_a_label_that_falls_between_the_voxels_of_the_image_is_named(maps):
+    """Nearest neighbors take every third voxel of a label map that is three times as fine along one axis."""
+    fine = np.repeat(10 * network_labels(0), 3, axis=0)
+    fine[1, 2, 3] = 40
+    save_nifti(maps.logits / "a.nii.gz", fine, AFFINE @ np.diag([1 / 3, 1, 1, 1]))
+    result = infer(maps, "--resample")
+    assert result.status == 0
+    assert "a: labels that vanished: 40 (1 voxel)\n" in result.stderr

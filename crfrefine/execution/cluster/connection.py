@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +23,19 @@ if TYPE_CHECKING:
 
 NEEDS_DISTRIBUTED = "--workers and --dask need Dask's package `distributed`: pip install 'crfrefine[distributed]'"
 
+UNENCRYPTED = "CRFREFINE_UNENCRYPTED_WORKERS"
+"""Variable of the environment: "allow" starts a cluster to which every user of the machine can send programs."""
+
 OPEN_TO_OTHERS = (
-    "--workers: other users of this machine could use the cluster of this run, which is not encrypted; "
-    "pip install cryptography, and it is (docs/guide/clusters.md#encryption)"
+    f"--workers: the cluster of this run is not encrypted, as {UNENCRYPTED} allows: other users of this machine can run programs as you "
+    "while it lasts"
+)
+
+_NEEDS_CRYPTOGRAPHY = (
+    "--workers needs the package `cryptography`: without it, the cluster would have no certificates, and other users of this machine could "
+    "run programs as you\n"
+    "  pip install cryptography, or leave --workers out. Where you are the machine's only user, the environment variable\n"
+    f"  {UNENCRYPTED}=allow starts the cluster without encryption (docs/guide/clusters.md#encryption)."
 )
 
 _LOCAL = {
@@ -57,7 +68,7 @@ class Connection:
         name: of the cluster, for messages.
         threads_per_item: CPU threads that each case has; None: not known before there are workers.
         cluster: the cluster that was started for this run; None: it was there before.
-        notes: what the user should know of it, one sentence each.
+        warnings: what the user must know of its security, one sentence each.
         receivers: of the events of runs, by the identity of the run.
     """
 
@@ -65,7 +76,7 @@ class Connection:
     name: str
     threads_per_item: int | None
     cluster: LocalCluster | None = None
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     receivers: dict[str, Receiver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,7 +131,7 @@ def connect(placement: Placement) -> Connection:
     """Return a connection to the cluster that the options name, or to a new one on this machine.
 
     Raises:
-        BackendUnavailableError: `distributed` is not installed.
+        BackendUnavailableError: `distributed` is not installed; nor `cryptography`, for a new cluster.
         InputError: nobody answers, certificates are missing, workers have another version of this package, or share a GPU.
     """
     try:
@@ -151,6 +162,8 @@ def _start(placement: Placement) -> Connection:
     limit = memory_limit(placement.max_memory)
     threads = placement.threads or max(1, available_threads() // number)
     encrypts = _may_encrypt()
+    if not encrypts and os.environ.get(UNENCRYPTED) != "allow":
+        raise BackendUnavailableError(_NEEDS_CRYPTOGRAPHY)
     try:
         with dask.config.set(_LOCAL):
             cluster = LocalCluster(

@@ -25,7 +25,7 @@ class Cluster(Executor):
         self._placement = placement
         self._connection = connect(placement)
         self.threads_per_item = self._connection.threads_per_item
-        self.notes = self._connection.notes
+        self.warnings = self._connection.warnings
 
     def map(
         self,
