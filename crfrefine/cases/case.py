@@ -18,6 +18,7 @@ from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND
+from crfrefine.cases.mistakes import label_maps_among, naming_exchanged_files
 from crfrefine.cases.network_output import NetworkOutputReader, read_network_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -244,9 +245,10 @@ def load_case(
         jobs.append(lambda: masks.append(read_where(headers.mask, is_nonzero)))  # type: ignore[arg-type]
     run_all(jobs, threads)
 
-    output = network.finish(threads)
+    with naming_exchanged_files(headers.images, headers.logits.files[0]):
+        output = network.finish(threads)
     image = file_order(image_values).to_user(image_values)
-    notes: list[str] = []
+    notes = label_maps_among(headers.images, image_values)
     mask = _mask(headers, masks, image_values, options.mask_mode, notes)
     labels = read_reference(headers, notes) if with_labels else None
     return Case(

@@ -12,9 +12,9 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import RegionReading, find_regions
-from crfrefine.cases.structure_folders import case_folders, looks_like_structures
+from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
 from crfrefine.errors import CrfRefineError
-from crfrefine.failures import CaseWork, Failure
+from crfrefine.failures import CaseWork, Causes, Failure
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
 
@@ -35,6 +35,7 @@ class FolderReport:
         notes: what was ignored and why.
         problems: one message per problem.
         tracebacks: tracebacks of unexpected errors.
+        causes: of the problems; only the first one of each is told whole.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class FolderReport:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
+    causes: Causes = field(default_factory=Causes, repr=False, compare=False)
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""
@@ -144,7 +146,8 @@ def _structures(folder: Path) -> dict[str, Path]:
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
-    notes = [f"{folder}: one binary file per structure; refine them with -p and --input-type labels"]
+    of_images = f" and -i {folder}" if any(structures_folder(folder / case_id) != folder / case_id for case_id in structures) else ""
+    notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
     report = FolderReport(folder, notes=notes)
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
@@ -156,6 +159,8 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
 
 def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
     message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+    if not report.causes.is_new(files.case_id, message):
+        message = message.partition("\n")[0]
     report.fail(replace(failure, message=message))
 
 
