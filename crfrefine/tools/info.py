@@ -80,11 +80,12 @@ def describe_file(path: str | Path, *, values: bool = False) -> list[tuple[str, 
     return lines
 
 
-def inspect_folder(folder: str | Path) -> FolderReport:
+def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
     Args:
         folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
+        resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
     """
     from crfrefine.cases.case import read_case_headers
 
@@ -108,7 +109,7 @@ def inspect_folder(folder: str | Path) -> FolderReport:
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
         with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
-            headers = read_case_headers(files, ReadingOptions(regions=regions))
+            headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
             parts.append(describe_grid(image.grid_shape, image.affine))
@@ -117,11 +118,14 @@ def inspect_folder(folder: str | Path) -> FolderReport:
                 parts.append(_channels(count, regions) if count else "label map for logits")
                 num_labels.setdefault(count, []).append(files.case_id)
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
+            parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
             report.cases[files.case_id] = ", ".join(parts)
     if len(num_labels) > 1:
-        usual = max(num_labels, key=lambda number: len(num_labels[number]))
+        declared = [number for number in num_labels if number and (number == regions.num_labels or regions.declares(number))]
+        usual = max(declared or num_labels, key=lambda number: len(num_labels[number]))
+        who = f"{regions.source} has" if declared else "those of most cases have"
         report.problems.extend(
-            f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
+            f"case {case_id!r}: logits have {number} labels, {who} {usual}"
             if number and usual
             else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
             for number, case_ids in num_labels.items()
