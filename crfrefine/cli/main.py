@@ -24,6 +24,7 @@ from crfrefine.cli.demo import demo
 from crfrefine.cli.describe import describe
 from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
+from crfrefine.cli.help_panels import PanelCommand
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.lean_imports import leave_out_pydicom
@@ -134,16 +135,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.command("infer")(infer)
-app.command("train-crf")(train_crf)
-app.command("evaluate")(evaluate)
+app.command("infer", cls=PanelCommand)(infer)
+app.command("train-crf", cls=PanelCommand)(train_crf)
+app.command("evaluate", cls=PanelCommand)(evaluate)
 app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
-app.command("tune")(tune)
+app.command("tune", cls=PanelCommand)(tune)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
-app.command("bids")(bids)
+app.command("bids", cls=PanelCommand)(bids)
 app.command("describe")(describe)
 
 
