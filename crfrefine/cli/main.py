@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Generator
+from functools import partial
 from types import FrameType
 from typing import Annotated, Any, TextIO
 
@@ -69,13 +72,23 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def _short_usage_errors() -> Generator[None]:
-    """Shorten the parts of a command line that Typer quotes."""
+def _usage_errors() -> Generator[None]:
+    """Give Typer's errors about the command line the form of all others, and shorten what they quote."""
     try:
         yield
     except _UsageError as error:
-        error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+        if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
+            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+            error.show = partial(_show_usage_error, error)
         raise
+
+
+def _show_usage_error(error: Any) -> None:
+    """Print the usage of the command, and the error as all others are printed."""
+    text = io.StringIO()
+    _UsageError.show(error, text)
+    with contextlib.suppress(OSError):
+        print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
 
 
 def _without_shell(ctx: Any, args: list[str]) -> list[str]:
@@ -102,14 +115,14 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command."""
-        with _short_usage_errors():
+        with _usage_errors():
             return super().parse_args(ctx, _without_shell(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
-            with _short_usage_errors():
+            with _usage_errors():
                 return super().invoke(ctx)
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))

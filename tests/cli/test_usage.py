@@ -21,6 +21,13 @@ def test_help_lists_the_commands():
     assert "Traceback" not in result.stderr
 
 
+def test_the_command_alone_shows_its_help():
+    result = run_here()
+    assert result.status == 2
+    assert "\\n" not in result.stderr
+    assert "\nCommands:\n" in result.stderr
+
+
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = run_here("--help").stdout.partition("Commands:\n")[2].splitlines()
@@ -93,6 +100,7 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
     assert result.status == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Usage:")
+    assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
     assert not folders.output.exists()
 
 
