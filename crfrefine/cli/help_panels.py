@@ -11,10 +11,10 @@ from typer.core import TyperCommand
 
 _MORE = "More options"
 PANELS = {
-    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --regions --probabilities --resample "
-    "--case --participant-label --session-label --modality --label",
-    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary --name "
-    "--no-report",
+    "Input": "--images --logits --derivatives --labels --baseline --masks --nnunet --manifest --input-type --regions --probabilities "
+    "--resample --case --participant-label --session-label --modality --label",
+    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
+    "--name --no-report",
     "Model": "--config --set --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory --max-minutes",
     "Cluster": "--num-parts --part-id --workers --dask",
