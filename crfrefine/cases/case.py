@@ -28,6 +28,7 @@ from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
 from crfrefine.memory import memory_limit
+from crfrefine.text import see
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -338,10 +339,10 @@ def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: Volum
     if what == "logits":
         hint = (
             "The logits may have been saved on the network's cropped grid; export them on the image's grid "
-            "(docs/reference/formats.md#grids)."
+            f"({see('docs/reference/formats.md#grids')})."
         )
         if other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
-            hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/reference/formats.md#grids)."
+            hint = f"An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) ({see('docs/reference/formats.md#grids')})."
     names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"
     raise _mismatch(files, names, image, other, hint + WorkGrid(image).way_out(other))
 

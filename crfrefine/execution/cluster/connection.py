@@ -14,7 +14,7 @@ from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.execution.cluster.worker_checks import check_devices, check_version
 from crfrefine.execution.placement import Placement
 from crfrefine.memory import memory_limit
-from crfrefine.text import MOST_OF_A_REASON, shorten
+from crfrefine.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ NEEDS_DISTRIBUTED = "--workers and --dask need Dask's package `distributed`: pip
 
 OPEN_TO_OTHERS = (
     "--workers: other users of this machine could use the cluster of this run, which is not encrypted; "
-    "pip install cryptography, and it is (docs/guide/clusters.md#encryption)"
+    f"pip install cryptography, and it is ({see('docs/guide/clusters.md#encryption')})"
 )
 
 _LOCAL = {
@@ -146,7 +146,8 @@ def _start(placement: Placement) -> Connection:
     if placement.one_per_device and number > 1:
         raise InputError(
             f"--workers {number} with a GPU: its cases would share the GPU, which takes one at a time\n"
-            "  Use --workers 1, or start a worker for each GPU and name their scheduler with --dask (docs/guide/clusters.md#gpus)."
+            "  Use --workers 1, or start a worker for each GPU and name their scheduler with --dask "
+            f"({see('docs/guide/clusters.md#gpus')})."
         )
     limit = memory_limit(placement.max_memory)
     threads = placement.threads or max(1, available_threads() // number)
@@ -199,7 +200,7 @@ def _reach(address: str, placement: Placement) -> Connection:
 def _about_certificates(address: str) -> str:
     if not address.startswith("tls://"):
         return ""
-    return "\n  tls:// takes certificates from Dask's configuration, distributed.comm.tls (docs/guide/clusters.md#encryption)."
+    return f"\n  tls:// takes certificates from Dask's configuration, distributed.comm.tls ({see('docs/guide/clusters.md#encryption')})."
 
 
 def _check_workers(connection: Connection, placement: Placement) -> None:
