@@ -6,6 +6,7 @@ end the run, and so does an exception raised outside the processing of a case: t
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnexpectedError
-from crfrefine.text import MOST_LISTED, MOST_OF_A_REASON, shorten
+from crfrefine.text import MOST_LISTED, MOST_OF_A_REASON, counted, listed, shorten
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,32 @@ class Failure:
     kind: str
     traceback: str | None = None
     part: str | None = None
+
+
+class Causes:
+    """Failures of many cases with one cause, such as logits on another grid: the first is told whole, the others are named in one line."""
+
+    def __init__(self) -> None:
+        self._cases: dict[str, list[str]] = {}
+        self._first_lines: dict[str, str] = {}
+
+    def is_new(self, case_id: str, message: str) -> bool:
+        """Record the failure of a case; return whether it is the first one with its cause."""
+        # Messages of one cause differ by names of the case and its files, by numbers, and by the lines after the first, such as grids.
+        line = message.partition("\n")[0]
+        cause = re.sub(r"[0-9]+", "0", re.sub(rf"(?<!\w){re.escape(case_id)}(?=['._/\\])", "CASE", line))
+        cases = self._cases.setdefault(cause, [])
+        cases.append(case_id)
+        self._first_lines.setdefault(cause, line.removeprefix(f"case {case_id!r}: "))
+        return len(cases) == 1
+
+    def others(self) -> list[str]:
+        """Return a line for each cause of several failures: how many cases failed like the first, and which."""
+        return [
+            f"{counted(len(more), 'more case')} failed like {shorten(first)!r} ({listed(more)}): {self._first_lines[cause]}"
+            for cause, (first, *more) in self._cases.items()
+            if more
+        ]
 
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:

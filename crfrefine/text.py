@@ -15,6 +15,9 @@ MOST_OF_A_REASON = 200
 MOST_OF_A_LINE = 5000
 """Longer than the longest path that systems allow; a longer line of a message can only be an attempt to flood the terminal."""
 
+PAGE_TITLES = {"docs/guide/clusters.md": "Scripts and clusters", "docs/reference/formats.md": "File formats"}
+"""Titles in the navigation of the site (`mkdocs.yml`)."""
+
 _LARGEST_BITS = 1000  # Python refuses to write integers of more than 4300 digits.
 
 
@@ -42,6 +45,16 @@ def shorten_value(value: object, most: int = 60) -> str:
         return shorten(repr(value), most)
     except (ValueError, RecursionError):  # Such an integer inside a list; deeply nested lists.
         return f"a {type(value).__name__} too large to show"
+
+
+def see(page: str) -> str:
+    """Return where a message sends its reader, who has no folder `docs`: by the names that the site of the documentation shows.
+
+    Args:
+        page: of the documentation, by its path from the root of the project, perhaps with an anchor.
+    """
+    path, _, anchor = page.partition("#")
+    return f'see "{PAGE_TITLES[path]}"' + (f", {anchor}," if anchor else "") + " in crfrefine's documentation"
 
 
 def counted(number: int, what: str) -> str:

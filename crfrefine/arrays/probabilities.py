@@ -12,6 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.padding import BLOCK_VOXELS, all_equal, plane_blocks
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.text import see
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -292,7 +293,8 @@ def _sigmoid_message(values: NDArray[Any], found: _OffSums, name: str) -> str:
         f"{_voxel(values, index)} with a sum of {total:.3f}\n"
         "  These look like sigmoid channels, as of region-based training: each is a separate probability, and together they are neither\n"
         "  logits nor a distribution over labels. Name the regions: in dataset.json as nnU-Net does (labels, regions_class_order), or\n"
-        "  with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) (docs/reference/formats.md#regions)."
+        "  with infer --regions whole=1+2 --regions core=2; in Python regions=RegionScheme.of({...}) "
+        f"({see('docs/reference/formats.md#regions')})."
     )
 
 

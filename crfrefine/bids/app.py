@@ -18,6 +18,7 @@ from crfrefine.bids.dataset import (
     find_derivatives,
     find_subjects,
     group_segmentations,
+    locate_derivatives,
     require_dataset,
 )
 from crfrefine.bids.outputs import (
@@ -45,7 +46,7 @@ class BidsOptions:
     Attributes:
         dataset: the BIDS dataset with the images.
         output: the derived dataset to write.
-        derivatives: the network's segmentations; None: the only ones under derivatives/.
+        derivatives: the network's segmentations: a path, or a name under derivatives/; None: the only ones there.
         choice: participants, sessions, modalities, labels, suffix.
     """
 
@@ -89,15 +90,14 @@ def run_group(options: BidsOptions, labels: Path, observer: EvaluationObserver |
 
     Args:
         options: the datasets; `output` has what `run_participants` wrote, and gets the report in group/.
-        labels: derivatives with reference label maps, *_dseg.
+        labels: derivatives with reference label maps, *_dseg: a path, or a name under derivatives/ of the dataset.
         observer: receives the progress.
 
     Raises:
         CrfRefineError: nothing to compare.
     """
     derivatives = _checked(options)
-    if not labels.is_dir():
-        raise InputError(f"{labels}: no such folder; expected reference label maps in sub-*/[ses-*/]anat/*_{LABELS}.nii.gz")
+    labels = locate_derivatives(options.dataset, labels, LABELS)
     chosen: dict[str, dict[str, Path]] = {"refined": {}, "network": {}, "reference": {}}
     problems: list[str] = []
     of_labels = replace(options.choice, suffix=LABELS)

@@ -63,6 +63,21 @@ def require_dataset(folder: Path) -> None:
         raise InputError(f"{folder}: not a BIDS dataset: expected {folder / DESCRIPTION}")
 
 
+def locate_derivatives(dataset: Path, given: Path, suffix: str) -> Path:
+    """Return the folder of derivatives that a path names, or the name of one under derivatives/ of the dataset.
+
+    Raises:
+        InputError: there is neither.
+    """
+    named = dataset / "derivatives" / given
+    found = next((folder for folder in (given, named) if folder.is_dir()), None)
+    if found is None:
+        there = sorted(path.name for path in (dataset / "derivatives").glob("*") if path.is_dir())
+        names = f"; {dataset / 'derivatives'} has {listed(there)}" if there else ""
+        raise InputError(f"{given}: no such folder, nor {named}; expected segmentations in sub-*/[ses-*/]anat/*_{suffix}.nii.gz{names}")
+    return found
+
+
 def find_derivatives(dataset: Path, given: Path | None, output: Path, suffix: str) -> Path:
     """Return the dataset with the network's segmentations: the given one, or the only one under derivatives/ that has any.
 
@@ -70,9 +85,7 @@ def find_derivatives(dataset: Path, given: Path | None, output: Path, suffix: st
         InputError: there is none, or several.
     """
     if given is not None:
-        if not given.is_dir():
-            raise InputError(f"{given}: no such folder; expected derivatives with sub-*/[ses-*/]anat/*_{suffix}.nii.gz")
-        return given
+        return locate_derivatives(dataset, given, suffix)
     folders = sorted(path for path in (dataset / "derivatives").glob("*") if path.is_dir() and path.resolve() != output.resolve())
     found = [path for path in folders if any(path.glob(f"sub-*/**/*_{suffix}.*"))]
     if len(found) == 1:

@@ -18,6 +18,7 @@ from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND
+from crfrefine.cases.mistakes import label_maps_among, naming_exchanged_files
 from crfrefine.cases.network_output import NetworkOutputReader, read_network_header
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -28,6 +29,7 @@ from crfrefine.io.parallel import run_all
 from crfrefine.io.volume import TIMES, Volume, VolumeHeader, same_shape
 from crfrefine.io.volumes import allocate_shape
 from crfrefine.memory import memory_limit
+from crfrefine.text import see
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -252,9 +254,10 @@ def load_case(
         jobs.append(lambda: masks.append(read_where(headers.mask, is_nonzero)))  # type: ignore[arg-type]
     run_all(jobs, threads)
 
-    output = network.finish(threads)
+    with naming_exchanged_files(headers.images, headers.logits.files[0]):
+        output = network.finish(threads)
     image = file_order(image_values).to_user(image_values)
-    notes: list[str] = []
+    notes = label_maps_among(headers.images, image_values)
     mask = _mask(headers, masks, image_values, options.mask_mode, notes)
     labels = read_reference(headers, notes) if with_labels else None
     return Case(
@@ -348,10 +351,10 @@ def _require_grid(files: CaseFiles, what: str, image: VolumeHeader, other: Volum
     if what == "logits":
         hint = (
             "The logits may have been saved on the network's cropped grid; export them on the image's grid "
-            "(docs/reference/formats.md#grids)."
+            f"({see('docs/reference/formats.md#grids')})."
         )
         if other.affine is None and same_shape(image.grid_shape, other.grid_shape[::-1]):
-            hint = "An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) (docs/reference/formats.md#grids)."
+            hint = f"An .npz holds (label, z, y, x); this one seems to hold (label, x, y, z) ({see('docs/reference/formats.md#grids')})."
     names = f"image and {what}" if what in ("mask", "labels") else f"{what} and image"
     raise _mismatch(files, names, image, other, hint + WorkGrid(image).way_out(other))
 

@@ -5,6 +5,7 @@ Only `dataset.json` and files without a known suffix are opened here; the conten
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from crfrefine.text import listed
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")
 LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
+_IMAGES_OF_CASE_FOLDERS = ("ct", "mri")
+"""Names of the image in TotalSegmentator's data sets, which have a folder per case."""
 
 # File names may contain anything, including line breaks and digits of all scripts.
 _MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
@@ -73,6 +76,11 @@ def discover_cases(
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     paths = sorted([*list_files(folder, VOLUME_SUFFIXES), *list_series(folder)])
+    nested = {} if paths else _images_of_case_folders(folder)
+    if nested:
+        example = next(iter(nested.values())).relative_to(folder)
+        note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
+        return CaseList([CaseFiles(case_id, (path,)) for case_id, path in nested.items()], [note])
     stems = {_image_stem(path) for path in paths}
     notes = []
     references = [
@@ -120,9 +128,19 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     return CaseList(sorted(cases, key=lambda case: case.case_id), notes)
 
 
+def _images_of_case_folders(folder: Path) -> dict[str, Path]:
+    """Return the image of each case, by name, in the layout of TotalSegmentator's data sets: `s0001/ct.nii.gz`."""
+    found: dict[str, Path] = {}
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        images = [path for path in list_files(inner, VOLUME_SUFFIXES) if stem_of(path) in _IMAGES_OF_CASE_FOLDERS]
+        if len(images) == 1:
+            found[inner.name] = images[0]
+    return found
+
+
 def _image_stem(path: Path) -> str:
-    """Return the name of an image without its suffix; a folder of slices has none."""
-    return path.resolve().name if path.is_dir() else stem_of(path)
+    """Return the name of an image without its suffix; a folder of slices has none, and a link to one counts by its own name."""
+    return Path(os.path.abspath(path)).name if path.is_dir() else stem_of(path)  # noqa: PTH100 - `resolve` follows links.
 
 
 def _expected_modalities(groups: Mapping[str, Mapping[int, list[Path]]], description: DatasetDescription | None) -> tuple[int, str]:
@@ -241,11 +259,16 @@ def _choose_logits(
         return (), f"case {case_id!r}: expected one file of logits, found {_names(telling)} in {folder}"
     if not one_a_label:
         hint = "; for one binary file per structure, give --input-type labels" if has_structures else ""
-        return (), f"case {case_id!r}: no logits in {folder}; expected {case_id} with one of {', '.join(LOGITS_SUFFIXES)}{hint}"
+        return (), f"case {case_id!r}: no logits in {folder}; expected {logits_named(case_id)}{hint}"
     if sorted(one_a_label) != list(range(len(one_a_label))) or any(len(paths) > 1 for paths in one_a_label.values()):
         there = _names([path for paths in one_a_label.values() for path in paths])
         return (), f"case {case_id!r}: expected one file for each label from 0, found {there} in {folder}"
     return tuple(one_a_label[label][0] for label in sorted(one_a_label)), None
+
+
+def logits_named(case_id: str) -> str:
+    """Return which files may have the logits of a case, for messages: the most usual two of many formats."""
+    return f"{case_id}.nii.gz, {case_id}.npz or the like"
 
 
 def _with_companions(

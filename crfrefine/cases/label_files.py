@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import LABEL_SUFFIXES, LOGITS_NAMES, discover_cases, list_files, segmentations_first
+from crfrefine.cases.structure_folders import structures_folder
 from crfrefine.errors import InputError
 from crfrefine.io.paths import VOLUME_SUFFIXES, require_file, stem_of
 from crfrefine.io.recognition import format_to_read
@@ -90,13 +91,13 @@ def _choose(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *,
     if candidates:
         names = listed([path.name for path in sorted(candidates)])
         return replace(case, problem=case.problem or f"case {case.case_id!r}: expected one label map, found {names} in {folder}")
-    own = folder / case.case_id
+    own = structures_folder(folder / case.case_id)
     structures = list_files(own, VOLUME_SUFFIXES) if own.is_dir() else []
     if not structures and is_single:
         structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
     if structures:
         return _with_structures(case, structures)
-    expected = f"expected {case.case_id} with one of {', '.join(VOLUME_SUFFIXES)}, or a folder {case.case_id} with one file per structure"
+    expected = f"expected {case.case_id}.nii.gz or the like, or a folder {case.case_id} with one file per structure"
     problem = f"case {case.case_id!r}: no label map in {folder}; {expected}"
     return replace(case, problem=case.problem or problem, missing=(*case.missing, f"no label map in {folder}"))
 

@@ -11,6 +11,7 @@ from crfrefine.axes import StorageOrder
 from crfrefine.cases.case import CaseHeaders
 from crfrefine.cases.case_memory import require_case_fits
 from crfrefine.cases.label_input import KIND, LabelMap, LabelMapReader, StructuresReader
+from crfrefine.cases.mistakes import naming_exchanged_files
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.stored_case import StoredCase, read_as_stored, stored_case
 from crfrefine.io.parallel import run_all
@@ -83,7 +84,8 @@ def load_label_map_case(headers: CaseHeaders, options: ReadingOptions, *, thread
         found.append(reader.place(lambda labels: grid.nearest(file, labels, "label map", placing, outside="become background")))
 
     jobs = [_timed(times, "image", lambda: read.append(read_as_stored(headers.images))), _timed(times, "labels", read_labels)]
-    run_all(jobs, threads or available_threads())
+    with naming_exchanged_files(headers.images, network.files[0]):
+        run_all(jobs, threads or available_threads())
     (values,), (label_map,) = read, found
     stored = stored_case(headers, values, options.mask_mode, [*label_map.notes, *placing])
     return LabelMapCase(

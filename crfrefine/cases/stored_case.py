@@ -10,6 +10,7 @@ import numpy as np
 
 from crfrefine.axes import file_order
 from crfrefine.cases.case import CaseHeaders, read_mask
+from crfrefine.cases.mistakes import label_maps_among
 from crfrefine.io.allocation import allocate_as
 from crfrefine.io.pieces import read_pieces
 from crfrefine.io.volume import Volume, VolumeHeader
@@ -60,7 +61,7 @@ def stored_case(headers: CaseHeaders, values: NDArray[Any], mask_mode: str, note
     """
     first = headers.images[0]
     affine, spacing = first.geometry()
-    told = list(notes)
+    told = [*notes, *label_maps_among(headers.images, values)]
     mask = read_mask(headers, values, mask_mode, told)
     image = file_order(values).to_user(values)
     return StoredCase(

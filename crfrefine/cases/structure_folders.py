@@ -31,10 +31,17 @@ def is_nested(folder: Path) -> bool:
 
 
 def case_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of volumes in a folder, by name."""
+    """Return the folders of volumes in a folder, by the name of the case."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return {name: folder / name for name in names if list_files(folder / name, VOLUME_SUFFIXES)}
+    folders = {name: structures_folder(folder / name) for name in names}
+    return {name: path for name, path in folders.items() if list_files(path, VOLUME_SUFFIXES)}
+
+
+def structures_folder(own: Path) -> Path:
+    """Return where the structures of a case are: its folder, or `segmentations` in it, as in TotalSegmentator's data sets."""
+    inner = own / "segmentations"
+    return inner if inner.is_dir() else own
 
 
 def looks_like_structures(folder: Path) -> bool:

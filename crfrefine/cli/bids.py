@@ -49,9 +49,10 @@ def bids(
         Path | None,
         typer.Option(
             "--derivatives",
-            metavar="FOLDER",
+            metavar="FOLDER|NAME",
             parser=parse_path,
-            help="The network's segmentations, *_probseg or *_dseg. Default: the only ones under BIDS_DIR/derivatives.",
+            help="The network's segmentations, *_probseg or *_dseg: a folder, or its name under BIDS_DIR/derivatives. "
+            "Default: the only ones there.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +77,11 @@ def bids(
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels", metavar="FOLDER", parser=parse_path, help="For group: derivatives with the reference, *_dseg.", show_default=False
+            "--labels",
+            metavar="FOLDER|NAME",
+            parser=parse_path,
+            help="For group: derivatives with the reference, *_dseg: a folder, or its name under BIDS_DIR/derivatives.",
+            show_default=False,
         ),
     ] = None,
     config: ConfigOption = "default",

@@ -12,9 +12,11 @@ _SEVERAL = ("--participant-label", "--session-label")
 
 
 def slicer() -> None:
-    """Answer `--xml`, as 3D Slicer and MITK ask every executable of a module; refine one case for anything else."""
+    """Answer `--xml`, as 3D Slicer and MITK ask every executable of a module, and `--version`; refine one case for anything else."""
     if sys.argv[1:] == ["--xml"]:
         sys.argv = ["crfrefine", "describe", "slicer"]
+    elif sys.argv[1:] == ["--version"]:
+        sys.argv = ["crfrefine", "--version"]
     else:
         from crfrefine.tools.descriptors.slicer import infer_arguments
 

@@ -57,7 +57,7 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         is_reused = result.status == "reused"
         for failure in result.failures:
             who = "" if failure.part is None else f"{failure.part}: "
-            self._line.say(f"crfrefine: error: case {result.case_id!r}: {who}{failure.message}", at_least=QUIET)
+            self._say_failure(result.case_id, f"case {result.case_id!r}: {who}{failure.message}")
             self._line.say_traceback(failure.traceback)
         if not self._line.is_shown and not result.failures and not (is_reused and self._verbosity < VERBOSE):
             how = "measured before" if is_reused else f"{result.seconds:.2f} s"

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Generator
+from functools import partial
 from types import FrameType
 from typing import Annotated, Any, TextIO
 
@@ -24,6 +27,7 @@ from crfrefine.cli.demo import demo
 from crfrefine.cli.describe import describe
 from crfrefine.cli.doctor import doctor
 from crfrefine.cli.evaluate import evaluate
+from crfrefine.cli.help_panels import PanelCommand
 from crfrefine.cli.infer import infer
 from crfrefine.cli.info import info
 from crfrefine.cli.lean_imports import leave_out_pydicom
@@ -68,13 +72,23 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def _short_usage_errors() -> Generator[None]:
-    """Shorten the parts of a command line that Typer quotes."""
+def _usage_errors() -> Generator[None]:
+    """Give Typer's errors about the command line the form of all others, and shorten what they quote."""
     try:
         yield
     except _UsageError as error:
-        error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+        if type(error).show is _UsageError.show:  # The help that answers a call without arguments has its own.
+            error.message = for_terminal(error.message, _MOST_OF_A_USAGE_ERROR)
+            error.show = partial(_show_usage_error, error)
         raise
+
+
+def _show_usage_error(error: Any) -> None:
+    """Print the usage of the command, and the error as all others are printed."""
+    text = io.StringIO()
+    _UsageError.show(error, text)
+    with contextlib.suppress(OSError):
+        print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
 
 
 def _without_shell(ctx: Any, args: list[str]) -> list[str]:
@@ -101,14 +115,14 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options before the name of a command."""
-        with _short_usage_errors():
+        with _usage_errors():
             return super().parse_args(ctx, _without_shell(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
         try:
-            with _short_usage_errors():
+            with _usage_errors():
                 return super().invoke(ctx)
         except CrfRefineError as error:
             print_failure(describe_failure(error), verbose=not {"-v", "--verbose"}.isdisjoint(arguments))
@@ -134,16 +148,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.command("infer")(infer)
-app.command("train-crf")(train_crf)
-app.command("evaluate")(evaluate)
+app.command("infer", cls=PanelCommand)(infer)
+app.command("train-crf", cls=PanelCommand)(train_crf)
+app.command("evaluate", cls=PanelCommand)(evaluate)
 app.command("convert")(convert)
 app.command("info", options_metavar="[OPTIONS] FILE...", context_settings={"allow_extra_args": True})(info)
 app.command("status", options_metavar="[OPTIONS] PATH...", context_settings={"allow_extra_args": True})(status)
-app.command("tune")(tune)
+app.command("tune", cls=PanelCommand)(tune)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
-app.command("bids")(bids)
+app.command("bids", cls=PanelCommand)(bids)
 app.command("describe")(describe)
 
 

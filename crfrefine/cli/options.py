@@ -200,8 +200,26 @@ OverridesOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.", show_default=False),
 ]
 
+
+def complete_config(incomplete: str) -> list[tuple[str, str]]:
+    """Return the presets and TOML files here whose names begin so, each with a few words; where there is none, shells complete files."""
+    from crfrefine.parameters.presets import list_presets, purpose_of
+
+    presets = [(name, purpose_of(name)) for name in list_presets()]
+    files = [(path.name, "file of parameters") for path in sorted(Path().glob("*.toml"))]
+    return [found for found in presets + files if found[0].startswith(incomplete)]
+
+
 ConfigOption = Annotated[
-    str, typer.Option("-c", "--config", metavar="NAME|FILE", parser=path_text, help="A preset's name, or a TOML file.")
+    str,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="NAME|FILE",
+        parser=path_text,
+        autocompletion=complete_config,
+        help="A preset's name, or a TOML file.",
+    ),
 ]
 
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where to compute.")]

@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from crfrefine.failures import Causes
 from crfrefine.text import for_terminal, printable
 
 if TYPE_CHECKING:
@@ -124,12 +125,14 @@ class RunReporter:
         self._verbosity = verbosity
         self._line = ProgressLine(verbosity)
         self._ended = 0
+        self._causes = Causes()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._line.stop()
+        self._say_other_failures()
         if isinstance(error, KeyboardInterrupt) and (left := self._describe_rest()):
             error.add_note(left)
 
@@ -140,6 +143,17 @@ class RunReporter:
     def warning(self, text: str) -> None:
         """Print what concerns security, however quiet the run is."""
         self._line.say(f"crfrefine: warning: {text}", at_least=QUIET)
+
+    def _say_failure(self, case_id: str, text: str) -> None:
+        """Print the failure of a case; of several with one cause only the first, unless VERBOSE."""
+        if self._causes.is_new(case_id, text) or self._verbosity >= VERBOSE:
+            self._line.say(f"crfrefine: error: {text}", at_least=QUIET)
+
+    def _say_other_failures(self) -> None:
+        """Print a line for each cause of several failures; once, at the end of a run."""
+        for line in self._causes.others() if self._verbosity < VERBOSE else ():
+            self._line.say(f"crfrefine: error: {line}", at_least=QUIET)
+        self._causes = Causes()
 
     def _describe_rest(self) -> str:
         """Return how much is done after an interrupt, and how to do the rest; empty if there is nothing to say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from crfrefine.cli.progress import NORMAL, QUIET, VERBOSE, RunReporter
+from crfrefine.cli.progress import NORMAL, VERBOSE, RunReporter
 from crfrefine.infer.records import VANISHED
 from crfrefine.infer.run import InferenceObserver
 from crfrefine.text import counted, listed, printable
@@ -71,7 +71,7 @@ class Reporter(RunReporter, InferenceObserver):
         total = self._summary.num_cases if self._summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
-            self._line.say(f"crfrefine: error: {_with_case(record)}", at_least=QUIET)
+            self._say_failure(record.case_id, _with_case(record))
             self._line.say_traceback(record.failures[0].traceback)
         elif record.status == "skipped":
             self._line.say(f"{head}: exists, skipped")
@@ -87,6 +87,7 @@ class Reporter(RunReporter, InferenceObserver):
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
         self._line.stop()
+        self._say_other_failures()
         counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
         if not summary.interrupted:
             left = summary.num_cases - len(summary.cases)

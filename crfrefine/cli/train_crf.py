@@ -21,6 +21,7 @@ from crfrefine.cli.options import (
     ResampleOption,
     StrictOption,
     ThreadsOption,
+    complete_config,
     parse_path,
     path_text,
 )
@@ -79,6 +80,7 @@ def train_crf(
             "--config",
             metavar="NAME|FILE",
             parser=path_text,
+            autocompletion=complete_config,
             help="Start from a preset or a TOML file. Default: several built-in starts.",
             show_default=False,
         ),

@@ -20,6 +20,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.structure_maps import read_structures
 from crfrefine.io.dicom_identity import require_same_identity
 from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.text import see
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +84,7 @@ class ReferenceGrid:
             return
         raise GridMismatchError(
             f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n"
-            "  Export it on the grid of the image, or resample it with nearest neighbors (docs/reference/formats.md#grids)."
+            f"  Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
             + self.work.way_out(other)
         )
 

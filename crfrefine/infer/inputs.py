@@ -10,6 +10,7 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.declared_labels import declared_labels
 from crfrefine.cases.label_files import discover_network_cases
 from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.mistakes import naming_exchanged, require_any_output
 from crfrefine.cases.naming import Names, read_names
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import find_regions
@@ -77,7 +78,10 @@ def _find_cases(options: InferenceOptions) -> CaseList:
     if options.manifest is not None:
         return read_manifest(options.manifest, options.output, input_type=options.input_type)
     if options.nnunet is None:
-        return discover_network_cases(options.images, options.logits, masks, input_type=options.input_type)
+        with naming_exchanged(options.images, options.logits):
+            cases = discover_network_cases(options.images, options.logits, masks, input_type=options.input_type)
+            require_any_output(cases, options.logits[0])
+            return cases
     from crfrefine.cases.nnunet.finding import find_cases_to_refine
 
     return find_cases_to_refine(options.nnunet, options.images, masks)

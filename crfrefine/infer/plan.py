@@ -21,6 +21,7 @@ from crfrefine.infer.structure_names import check_names_file
 from crfrefine.io.atomic import check_small_output, check_writable
 from crfrefine.io.paths import working_folder
 from crfrefine.memory import memory_limit
+from crfrefine.text import see
 from crfrefine.threads import available_threads
 
 
@@ -119,7 +120,7 @@ def _choose_device(options: InferenceOptions) -> tuple[str, tuple[str, ...]]:
     if placement.is_cluster and is_list(options.device):
         raise ConfigError(
             f"--device {options.device}: expected one device with --workers or --dask, found several; the workers of a cluster have a "
-            "GPU each: use --device cuda (docs/guide/clusters.md#gpus), or leave the cluster out"
+            f"GPU each: use --device cuda ({see('docs/guide/clusters.md#gpus')}), or leave the cluster out"
         )
     devices = devices_of(options.device)
     if len(devices) > 1:

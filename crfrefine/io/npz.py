@@ -19,7 +19,7 @@ from crfrefine.io.atomic import atomic_file
 from crfrefine.io.streams import LARGEST_RATIO, ByteReader, cannot_read, finish, open_bytes
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.io.voxel_stream import VoxelStream
-from crfrefine.text import listed, shorten_value
+from crfrefine.text import listed, see, shorten_value
 
 if TYPE_CHECKING:
     from crfrefine.io.content import Content
@@ -185,7 +185,7 @@ def _choose(path: Path, members: list[str]) -> str:
         raise UnsupportedFormatError(
             f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
             "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI "
-            "(docs/reference/formats.md#grids)."
+            f"({see('docs/reference/formats.md#grids')})."
         )
     raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
 

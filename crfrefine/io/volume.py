@@ -189,10 +189,16 @@ def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, p
     text = TIMES.join(str(size) for size in shape)
     if affine is None:
         return text
-    text += ", " + TIMES.join(f"{size:.2f}" for size in spacing_of(affine, len(shape))) + " mm"
+    text += ", " + TIMES.join(map(_millimeters, spacing_of(affine, len(shape)))) + " mm"
     if placed:
-        text += f", {orientation_codes(affine, len(shape))}, first voxel at ({', '.join(f'{value:.2f}' for value in affine[:3, 3])})"
+        text += f", {orientation_codes(affine, len(shape))}, first voxel at ({', '.join(map(_millimeters, affine[:3, 3]))})"
     return text
+
+
+def _millimeters(length: float) -> str:
+    """Return a length with two decimals, or with as many digits as it has, up to six: "1.00", "0.625"."""
+    short, exact = f"{length:.2f}", f"{length:.6g}"
+    return short if float(short) == float(exact) else exact
 
 
 def describe_difference(

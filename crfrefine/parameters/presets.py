@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from crfrefine.errors import ConfigError
@@ -18,6 +19,12 @@ def configs_dir() -> Path:
 def list_presets() -> list[str]:
     """Names of the presets, `default` first, the others in alphabetical order."""
     return sorted((path.stem for path in configs_dir().glob("*.toml")), key=lambda name: (name != "default", name))
+
+
+def purpose_of(preset: str) -> str:
+    """Return what a preset is for, in a few words: how the comment at its beginning begins."""
+    first = (configs_dir() / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first)[0]
 
 
 def find_config(name_or_path: str | Path) -> Path:

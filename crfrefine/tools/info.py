@@ -12,9 +12,9 @@ from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.cases.region_reading import RegionReading, find_regions
-from crfrefine.cases.structure_folders import case_folders, looks_like_structures
+from crfrefine.cases.structure_folders import case_folders, looks_like_structures, structures_folder
 from crfrefine.errors import CrfRefineError
-from crfrefine.failures import CaseWork, Failure
+from crfrefine.failures import CaseWork, Causes, Failure
 from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.volume import TIMES, VolumeHeader, describe_grid
 
@@ -35,6 +35,7 @@ class FolderReport:
         notes: what was ignored and why.
         problems: one message per problem.
         tracebacks: tracebacks of unexpected errors.
+        causes: of the problems; only the first one of each is told whole.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class FolderReport:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
+    causes: Causes = field(default_factory=Causes, repr=False, compare=False)
 
     def fail(self, failure: Failure) -> None:
         """Record the problem of a case."""
@@ -82,11 +84,12 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     return lines
 
 
-def inspect_folder(folder: str | Path) -> FolderReport:
+def inspect_folder(folder: str | Path, *, resample: bool = False) -> FolderReport:
     """Describe the cases of a folder: one with images in nnU-Net's naming, with logits or labels, or one that contains `images` and more.
 
     Args:
         folder: beside `images` (or `imagesTr`), `logits`, `masks` and `labels` (or `labelsTr`) in it are read too.
+        resample: whether files on another grid of the same world are no problem, as for a run that interpolates them.
     """
     from crfrefine.cases.case import read_case_headers
 
@@ -110,7 +113,7 @@ def inspect_folder(folder: str | Path) -> FolderReport:
             num_labels.setdefault(header.num_channels, []).append(io.stem_of(path))
     for files in cases:
         with CaseWork(partial(_fail_case, report, files), *files.images, *files.logits):
-            headers = read_case_headers(files, ReadingOptions(regions=regions))
+            headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
             image = headers.images[0]
             parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
             parts.append(describe_grid(image.grid_shape, image.affine))
@@ -119,11 +122,14 @@ def inspect_folder(folder: str | Path) -> FolderReport:
                 parts.append(_channels(count, regions) if count else "label map for logits")
                 num_labels.setdefault(count, []).append(files.case_id)
             parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
+            parts += [f"{header.path.name} on another grid" for header in headers.on_other_grids]
             report.cases[files.case_id] = ", ".join(parts)
     if len(num_labels) > 1:
-        usual = max(num_labels, key=lambda number: len(num_labels[number]))
+        declared = [number for number in num_labels if number and (number == regions.num_labels or regions.declares(number))]
+        usual = max(declared or num_labels, key=lambda number: len(num_labels[number]))
+        who = f"{regions.source} has" if declared else "those of most cases have"
         report.problems.extend(
-            f"case {case_id!r}: logits have {number} labels, those of most cases have {usual}"
+            f"case {case_id!r}: logits have {number} labels, {who} {usual}"
             if number and usual
             else f"case {case_id!r}: has {'logits' if number else 'a label map'}, most cases have {'logits' if usual else 'label maps'}"
             for number, case_ids in num_labels.items()
@@ -148,7 +154,8 @@ def _structures(folder: Path) -> dict[str, Path]:
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
-    notes = [f"{folder}: one binary file per structure; refine them with -p and --input-type labels"]
+    of_images = f" and -i {folder}" if any(structures_folder(folder / case_id) != folder / case_id for case_id in structures) else ""
+    notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
     report = FolderReport(folder, notes=notes)
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
@@ -160,6 +167,8 @@ def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderRepo
 
 def _fail_case(report: FolderReport, files: CaseFiles, failure: Failure) -> None:
     message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+    if not report.causes.is_new(files.case_id, message):
+        message = message.partition("\n")[0]
     report.fail(replace(failure, message=message))
 
 

@@ -26,7 +26,7 @@ from crfrefine.cases.nnunet.postprocessing import NnunetPostprocessing, describe
 from crfrefine.cases.nnunet.trained import find_trained_cases
 from crfrefine.cases.region_reading import NO_REGIONS, RegionReading, find_regions
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.text import listed, shorten
+from crfrefine.text import listed, see, shorten
 from crfrefine.train.bad_cases import attempt, describe_bad, raise_all
 from crfrefine.train.options import DataFolders
 
@@ -120,7 +120,8 @@ def find_cases(
             "at least two cases with image, labels and logits"
             + ("" if data.masks is None else " and mask")
             + ": training holds cases out to measure on",
-            "\n  ".join(advice) or "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz (docs/reference/formats.md).",
+            "\n  ".join(advice)
+            or f"Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')}).",
         )
     if len(files) < 2:
         raise InputError(f"{data.images}: found one case; training holds cases out to measure on, so at least two are needed")

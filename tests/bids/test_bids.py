@@ -100,6 +100,23 @@ def test_the_group_is_evaluated_against_a_reference(tmp_path):
     assert (output / "group" / "report.html").is_file()
 
 
+def test_derivatives_are_named_as_the_guide_does(tmp_path):
+    """`--labels manual`, `--derivatives network`: their names under derivatives/, wherever the command runs."""
+    dataset, derivatives, manual = write_bids(tmp_path, "sub-01", "sub-02")
+    shutil.copytree(derivatives, dataset / "derivatives" / "other")
+    shutil.move(manual, dataset / "derivatives" / "manual")
+    output = dataset / "derivatives" / "crf"
+    assert run_bids(dataset, output, "participant", "--threads", "1").status == 1, "two networks"
+    assert run_bids(dataset, output, "participant", "--derivatives", "network", "--threads", "1").status == 0
+    done = run_bids(dataset, output, "group", "--labels", "manual", "--derivatives", "network")
+    assert done.status == 0, done.stderr
+    assert "verdict: " in done.stdout
+    absent = run_bids(dataset, output, "group", "--labels", "expert", "--derivatives", "network")
+    assert absent.status == 1
+    assert f"expert: no such folder, nor {dataset / 'derivatives' / 'expert'}" in absent.stderr
+    assert "has crf, manual, network, other" in absent.stderr
+
+
 def test_some_participants_and_sessions(tmp_path):
     dataset, _, _ = write_bids(tmp_path, "sub-01", "sub-02_ses-a", "sub-02_ses-b", "sub-03")
     one = run_bids(dataset, tmp_path / "one", "participant", "--participant_label", "01", "sub-02", "--threads", "1")

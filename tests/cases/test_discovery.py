@@ -115,7 +115,7 @@ def test_a_case_without_logits_and_logits_without_a_case(tmp_path):
     logits = folder(tmp_path, "logits", "a.npz", "x.npz", "y.nii.gz")
     cases = discover_cases(folder(tmp_path, "images", "a_0000.nii", "b_0000.nii"), logits)
     assert cases[0].problem is None
-    assert f"case 'b': no logits in {logits}; expected b with one of .nii.gz, .nii" in str(cases[1].problem)
+    assert f"case 'b': no logits in {logits}; expected b.nii.gz, b.npz or the like" in str(cases[1].problem)
     assert cases.notes == [f"{logits}: 2 files of logits without images, such as x.npz, are ignored"]
 
 

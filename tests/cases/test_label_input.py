@@ -117,7 +117,7 @@ def test_label_maps_without_images_are_told(folder):
     cases = discover_network_cases(folder / "images", folder / "maps", input_type="labels")
     assert cases.notes == [f"{folder / 'maps'}: 1 label maps without images, such as c.nii.gz, are ignored"]
     assert cases[1].missing == (f"no label map in {folder / 'maps'}",)
-    assert "expected b with one of" in cases[1].problem
+    assert "expected b.nii.gz or the like, or a folder b with" in cases[1].problem
 
 
 @pytest.mark.parametrize(

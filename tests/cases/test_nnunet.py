@@ -241,7 +241,7 @@ def test_version_1_is_named(tmp_path, place):
         (tmp_path / folder / name).write_bytes(b"")
     message = complaint(tmp_path / place)
     assert "nnU-Net version 1" in message
-    assert "docs/reference/formats.md#grids" in message
+    assert 'see "File formats", grids, in crfrefine\'s documentation' in message
 
 
 def test_networks_of_version_2_are_named_beside_those_of_version_1(tree):

@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import typer.main
 from cli_helpers import run_process
 
 import crfrefine
+from crfrefine.cli.main import app
+from crfrefine.cli.options import complete_config
 
 BASH = shutil.which("bash")
 
@@ -33,6 +36,7 @@ def environment(tmp_path_factory):
         ("crfrefine i", ["infer", "info"]),
         ("crfrefine infer --save", ["--save-logits", "--save-probabilities", "--save-structures"]),
         ("crfrefine infer --input-type l", ["logits", "labels"]),
+        ("crfrefine infer -c br", ["brats"]),
         ("crfrefine info doc", []),  # Names of files are bash's own.
     ],
 )
@@ -46,6 +50,21 @@ def test_bash_completes(words, found, environment):
     *offered, rule = run.stdout.splitlines()
     assert sorted(filter(None, offered)) == sorted(found)
     assert "-o default" in rule
+
+
+def test_presets_and_files_of_parameters_are_completed(tmp_path, monkeypatch):
+    """A path is none of both, so that the shell completes it as a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.toml").touch()
+    offered = complete_config("li")
+    assert offered == [
+        ("liver-ct", "Liver, with or without tumors, in abdominal CT in Hounsfield units"),
+        ("lines.toml", "file of parameters"),
+    ]
+    assert complete_config("./li") == []
+    for name in ("infer", "train-crf", "tune", "bids"):
+        (option,) = (found for found in typer.main.get_command(app).commands[name].params if "--config" in found.opts)
+        assert [item.value for item in option.shell_complete(None, "bra")] == ["brats"]
 
 
 @pytest.mark.parametrize(

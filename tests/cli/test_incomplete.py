@@ -68,7 +68,7 @@ def test_info_names_each_incomplete_case_of_a_study(half, tmp_path):
     wrong = [line for line in result.stdout.splitlines() if line.startswith("  wrong: case ")]
     assert sorted(line.split("'")[1] for line in wrong) == sorted([*LACKING, "case3"])
     (both,) = (line for line in wrong if "'case8'" in line)
-    assert f"no logits in {data / 'logits'}; expected case8 with" in both
+    assert f"no logits in {data / 'logits'}; expected case8.nii.gz, " in both
     assert both.endswith(f"; no labels in {data / 'labels'}")
     assert run_here("info", data / "images").status == 0  # The images alone are well, and no reason to go on.
     shutil.rmtree(data / "logits")

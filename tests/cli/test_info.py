@@ -145,3 +145,31 @@ def test_label_maps_in_place_of_logits(tmp_path):
     assert "label map for logits" in result.stdout
     assert result.status == 1
     assert "case 'a': has a label map, most cases have logits" in result.stdout or "case 'b': has logits" in result.stdout
+
+
+def test_logits_on_another_grid_are_no_problem_where_they_are_to_be_interpolated(root):
+    coarse = AFFINE @ np.diag([2.0, 1.0, 1.0, 1.0])
+    save_nifti(root / "logits" / "b.nii.gz", load_nifti(root / "logits" / "b.nii.gz")[::2], coarse)
+    plain = run_here("info", root)
+    assert plain.status == 1
+    assert "Or give --resample" in plain.stdout
+    result = run_here("info", root, "--resample")
+    assert result.status == 0
+    assert "3 cases in order, 0 problems" in result.stdout
+    assert result.stdout.count("b.nii.gz on another grid") == result.stdout.count("on another grid") == 1
+
+
+def test_spacings_have_all_their_digits(tmp_path):
+    affine = np.diag([0.625, 0.9765625, 2.5, 1.0])
+    save_nifti(tmp_path / "a_0000.nii.gz", np.zeros(GRID_SHAPE, np.int16), affine)
+    assert "0.625×0.976562×2.50 mm" in run_here("info", tmp_path).stdout
+
+
+@pytest.mark.parametrize("few", ["ab", "a"], ids=["most cases are wrong", "most cases are right"])
+def test_dataset_json_decides_whose_number_of_labels_is_wrong(root, few):
+    """Also if most cases have another number."""
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "one": 1, "two": 2, "three": 3}}')
+    for case_id in few:
+        save_nifti(root / "logits" / f"{case_id}.nii.gz", load_nifti(root / "logits" / f"{case_id}.nii.gz")[..., :3])
+    wrong = [line for line in run_here("info", root).stdout.splitlines() if "wrong:" in line]
+    assert wrong == [f"  wrong: case {case_id!r}: logits have 3 labels, {root / 'dataset.json'} has 4" for case_id in few]

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import typer.main
 from cli_helpers import command, files_in, run_here, run_process, write_folders
 
 import crfrefine
+from crfrefine.cli.help_panels import PANELS
+from crfrefine.cli.main import app
 
 
 def test_help_lists_the_commands():
@@ -16,6 +19,13 @@ def test_help_lists_the_commands():
     assert result.status == 0
     assert all(name in result.stdout for name in ("infer", "convert", "info", "demo"))
     assert "Traceback" not in result.stderr
+
+
+def test_the_command_alone_shows_its_help():
+    result = run_here()
+    assert result.status == 2
+    assert "\\n" not in result.stderr
+    assert "\nCommands:\n" in result.stderr
 
 
 def test_help_describes_each_command_to_the_end_of_the_sentence(monkeypatch):
@@ -33,6 +43,27 @@ def test_help_of_infer_has_every_option_of_the_interface():
         *("--fail-fast", "--summary", "--manifest", "-v", "-q"),
     ):
         assert option in text
+
+
+@pytest.mark.parametrize("name", ["infer", "train-crf", "evaluate", "tune", "bids"])
+def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = run_here(name, "--help").stdout
+    panels = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    order = ["Arguments", *PANELS]
+    assert panels == sorted(set(panels), key=order.index)
+    assert {"Input", "Output", "Model", "Resources", "Messages"} - ({"Model"} if name == "evaluate" else set()) <= set(panels)
+    assert "More options" not in panels, "name the new option in cli/help_panels.py"
+    shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
+    options = [parameter for parameter in typer.main.get_command(app).commands[name].params if parameter.param_type_name == "option"]
+    assert {max(option.opts, key=len) for option in options} <= set(shown)
+
+
+def test_help_of_infer_begins_with_what_is_needed():
+    text = run_here("infer", "--help").stdout
+    places = [text.index(f"\n  {option}") for option in ("-i, --images", "-p, --logits", "-o, --output", "-c, --config", "--fail-fast")]
+    assert places == sorted(places)
+    assert text.index("Rarely needed:") < places[-1]
 
 
 def test_version():
@@ -69,6 +100,7 @@ def test_wrong_usage_exits_with_2(arguments, tmp_path):
     assert result.status == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Usage:")
+    assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
     assert not folders.output.exists()
 
 

@@ -15,6 +15,7 @@ import typer.main
 
 from crfrefine.cli.main import app
 from crfrefine.parameters.sections import SECTIONS
+from crfrefine.text import PAGE_TITLES, see
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("benchmarks", "configs", "crfrefine", "docs", "examples", "kernels", "tests")
@@ -94,6 +95,29 @@ def test_every_link_and_path_of_a_page_leads_somewhere(page):
 def test_every_document_that_code_and_messages_name_exists(path):
     documents = (page + anchor for page, anchor in _DOCUMENT.findall(path.read_text(encoding="utf-8")))
     assert [problem for problem in (broken_target(ROOT / "README.md", page) for page in documents) if problem] == []
+
+
+def paths_in_messages(source: str) -> list[str]:
+    """Pages that strings of code name by a path: the user of an installed package has no folder `docs`."""
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "see"]
+    allowed = {part for call in calls for part in call.args} | {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in allowed]
+    return [path for text in texts for path, _ in _DOCUMENT.findall(text.value)]
+
+
+def test_messages_name_pages_by_the_titles_of_the_site():
+    """`source` of a metric and the table of titles are no messages."""
+    for path in (ROOT / "crfrefine").rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if path.name not in ("registry.py", "text.py"):
+            assert paths_in_messages(source) == [], path
+        assert set(re.findall(r"see\(.(docs/[\w/.-]+)", source)) <= PAGE_TITLES.keys(), path
+    assert paths_in_messages('"""docs/a.md"""\nraise E(f"{x}: no (docs/b.md#c)", see("docs/d.md"))') == ["docs/b.md"]
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page, title in PAGE_TITLES.items():
+        assert f"- {title}: {page.removeprefix('docs/')}\n" in navigation
+    assert see("docs/reference/formats.md#grids") == 'see "File formats", grids, in crfrefine\'s documentation'
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +14,9 @@ import pytest
 from cli_helpers import load_nifti, run_here, write_folders
 from slicer_schema import problems
 
+from crfrefine.cli import entries
 from crfrefine.cli.describe import command_of
+from crfrefine.parameters.presets import list_presets
 from crfrefine.tools.descriptors.command import Command, Option
 from crfrefine.tools.descriptors.slicer import LEFT_OUT, infer_arguments, slicer_xml
 
@@ -67,8 +71,39 @@ def test_the_rules_see_faults(wrong, right):
 def test_every_option_of_infer_is_described_or_left_out():
     names = {option.name for option in command_of("infer").options}
     shown = {found.text for found in ElementTree.fromstring(described().encode()).iterfind("parameters/*/name")}
-    assert shown == names - LEFT_OUT
+    assert shown == names - LEFT_OUT | {"config_file"}
     assert {"images", "logits", "output", "config", "overrides", "threads"} <= shown
+
+
+def test_the_panel_speaks_to_people_who_click():
+    """Presets are a list with a word about each; no text names an option of the command."""
+    root = ElementTree.fromstring(described().encode())
+    presets = next(found for found in root.iterfind("parameters/string-enumeration") if found.findtext("name") == "config")
+    assert [choice.text for choice in presets.findall("element")] == list_presets()
+    assert presets.findtext("default") == "default"
+    assert "liver-ct: Liver, with or without tumors, in abdominal CT in Hounsfield units." in presets.findtext("description")
+    texts = [
+        root.findtext("description"),
+        *(found.text for tag in ("description", "label") for found in root.iterfind(f"parameters/*/{tag}")),
+    ]
+    assert not [text for text in texts if re.search(r"(?<!\w)--?[a-z]|repeat|Default:", text)]
+
+
+def test_the_panel_links_the_documentation_that_the_package_states(monkeypatch):
+    stated = Message()
+    stated["Project-URL"] = "Source, https://example.org/source"
+    stated["Project-URL"] = "Documentation, https://example.org/docs"
+    monkeypatch.setattr("crfrefine.tools.descriptors.slicer.metadata", lambda name: stated)
+    text = described()
+    assert problems(text) == []
+    assert ElementTree.fromstring(text.encode()).findtext("documentation-url") == "https://example.org/docs"
+
+
+def test_the_executable_tells_its_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["crfrefine-slicer", "--version"])
+    monkeypatch.setattr("crfrefine.cli.entries.main", lambda: print(*sys.argv))
+    entries.slicer()
+    assert capsys.readouterr().out == "crfrefine --version\n"
 
 
 def test_numbers_keep_their_limits_and_choices_their_values():
@@ -102,6 +137,8 @@ def test_a_viewers_words_become_those_of_infer():
     assert infer_arguments(["--max_memory", "", "--input_type", "labels", "--resample", "--output", "a_b.nrrd", "--set", ""]) == [
         *("--input-type", "labels", "--resample", "--output", "a_b.nrrd")
     ]
+    assert infer_arguments(["--config", "default", "--config_file", "my file.toml"]) == ["--config", "default", "--config", "my file.toml"]
+    assert infer_arguments(["--config", "brats", "--config_file", ""]) == ["--config", "brats"]
     assert infer_arguments(["--max_memory=8G", "--images", "my_image.nii"]) == ["--max-memory=8G", "--images", "my_image.nii"]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, suffix_of
-from crfrefine.text import shorten_value
+from crfrefine.text import see, shorten_value
 
 PLANS = "plans.json"
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
@@ -193,7 +193,7 @@ def _refuse_version_1(path: Path, folder: Path) -> None:
         raise InputError(
             f"{path}: of nnU-Net version 1, as {found.relative_to(folder)} shows; expected version 2, which has {PLANS}\n"
             "  Version 1 saves probabilities on the network's cropped grid. Train with version 2; or export probabilities on the image's\n"
-            "  grid, and give them with --images and --logits (docs/reference/formats.md#grids)."
+            f"  grid, and give them with --images and --logits ({see('docs/reference/formats.md#grids')})."
         )
 
 

@@ -15,7 +15,7 @@ from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.execution.cluster.worker_checks import check_devices, check_version
 from crfrefine.execution.placement import Placement
 from crfrefine.memory import memory_limit
-from crfrefine.text import MOST_OF_A_REASON, shorten
+from crfrefine.text import MOST_OF_A_REASON, see, shorten
 from crfrefine.threads import available_threads
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _NEEDS_CRYPTOGRAPHY = (
     "--workers needs the package `cryptography`: without it, the cluster would have no certificates, and other users of this machine could "
     "run programs as you\n"
     "  pip install cryptography, or leave --workers out. Where you are the machine's only user, the environment variable\n"
-    f"  {UNENCRYPTED}=allow starts the cluster without encryption (docs/guide/clusters.md#encryption)."
+    f"  {UNENCRYPTED}=allow starts the cluster without encryption ({see('docs/guide/clusters.md#encryption')})."
 )
 
 _LOCAL = {
@@ -157,7 +157,8 @@ def _start(placement: Placement) -> Connection:
     if placement.one_per_device and number > 1:
         raise InputError(
             f"--workers {number} with a GPU: its cases would share the GPU, which takes one at a time\n"
-            "  Use --workers 1, or start a worker for each GPU and name their scheduler with --dask (docs/guide/clusters.md#gpus)."
+            "  Use --workers 1, or start a worker for each GPU and name their scheduler with --dask "
+            f"({see('docs/guide/clusters.md#gpus')})."
         )
     limit = memory_limit(placement.max_memory)
     threads = placement.threads or max(1, available_threads() // number)
@@ -212,7 +213,7 @@ def _reach(address: str, placement: Placement) -> Connection:
 def _about_certificates(address: str) -> str:
     if not address.startswith("tls://"):
         return ""
-    return "\n  tls:// takes certificates from Dask's configuration, distributed.comm.tls (docs/guide/clusters.md#encryption)."
+    return f"\n  tls:// takes certificates from Dask's configuration, distributed.comm.tls ({see('docs/guide/clusters.md#encryption')})."
 
 
 def _check_workers(connection: Connection, placement: Placement) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import crfrefine
 from crfrefine.errors import InputError
-from crfrefine.text import MOST_OF_A_REASON, shorten
+from crfrefine.text import MOST_OF_A_REASON, see, shorten
 
 if TYPE_CHECKING:
     from crfrefine.execution.cluster.on_worker import Description
@@ -40,5 +40,5 @@ def check_devices(described: Mapping[str, Description]) -> None:
         if (other := seen.setdefault((about.host, about.devices), worker)) != worker:
             raise InputError(
                 f"workers {other} and {worker} on {about.host} see the same GPUs, CUDA_VISIBLE_DEVICES={about.devices or ''}\n"
-                "  Start each with a GPU of its own (docs/guide/clusters.md#gpus)."
+                f"  Start each with a GPU of its own ({see('docs/guide/clusters.md#gpus')})."
             )

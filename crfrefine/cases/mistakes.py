@@ -1,0 +1,134 @@
+"""Files that were handed in as what they are not, and folders without what a run needs: recognized, and said once.
+
+What a single case lacks is in `discovery` and `label_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crfrefine.cases.case_files import CaseList
+from crfrefine.cases.discovery import discover_cases, list_files, logits_named
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.paths import LOGITS_SUFFIXES, SCORES_SUFFIXES, suffix_of
+from crfrefine.io.recognition import describe_others
+from crfrefine.text import listed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from crfrefine.io.volume import VolumeHeader
+
+EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p what the network made of them."
+
+_VOXELS_LOOKED_AT = 1 << 16
+_MOST_LABELS = 256
+_LEAST_ALIKE = 0.5
+"""Share of foreground voxels that have the value of their neighbor: nearly all in a label map, few in an image, which has noise."""
+
+
+def require_any_output(cases: CaseList, folder: Path) -> None:
+    """Raise InputError if no case has what a network left behind, because there is none in the folder.
+
+    Args:
+        cases: those of a run.
+        folder: of logits or label maps.
+    """
+    lacking = [reason for case in cases for reason in case.missing if reason.startswith(("no logits", "no label map"))]
+    if not cases or len(lacking) < len(cases):
+        return
+    names = [case.case_id for case in cases]
+    message = f"{cases[0].problem}"
+    if len(cases) > 1:
+        what = lacking[0].partition(" in ")[0]
+        advice = ", or a folder for each case, of one binary file per structure, with --input-type labels"
+        message = f"{folder}: {what} of any of the {len(cases)} cases, {listed(names)}; expected names such as {logits_named(names[0])}"
+        message += advice if (folder / names[0]).is_dir() else ""
+    there = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
+    found = f"\n  There are {listed(there)}." if there else describe_others(folder)
+    raise InputError(message + (found if any(folder.iterdir()) else "\n  The folder is empty."))
+
+
+@contextmanager
+def naming_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> Generator[None]:
+    """Add to an error about folders that `-i` and `-p` were exchanged, if they seem so.
+
+    Args:
+        images: what was given with `-i`.
+        logits: what was given with `-p`.
+
+    Raises:
+        InputError: with the message of any error inside.
+    """
+    try:
+        yield
+    except CrfRefineError as error:
+        if _seem_exchanged(images, logits):
+            raise InputError(f"{error}\n  {EXCHANGED}") from None
+        raise
+
+
+def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
+    """Return whether the cases of the two are complete the other way round."""
+    if not (images[0].is_dir() and logits[0].is_dir()):
+        return suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
+    try:
+        return any(case.logits for case in discover_cases(logits, images))
+    except CrfRefineError:
+        return False
+
+
+@contextmanager
+def naming_exchanged_files(images: Sequence[VolumeHeader], network: VolumeHeader) -> Generator[None]:
+    """Add to an error about a case with a label map that `-i` and `-p` were exchanged, if its files seem so.
+
+    Args:
+        images: of the case.
+        network: the file that is read as a label map.
+
+    Raises:
+        InputError: the one inside, with more to say.
+    """
+    try:
+        yield
+    except InputError as error:
+        if len(images) == 1 and images[0].num_channels > 1 and network.num_channels == 1:
+            raise InputError(f"{error}\n  {EXCHANGED}") from error
+        raise
+
+
+def label_maps_among(images: Sequence[VolumeHeader], values: NDArray[Any]) -> list[str]:
+    """Return a note for each image that looks like a label map: a few whole numbers, in areas; only some rows of voxels are looked at.
+
+    Args:
+        images: the files of the image.
+        values: (M, [z,] y, x), as read from them.
+    """
+    found: dict[Path, str] = {}
+    for number, modality in enumerate(values):
+        path = images[number if len(images) > 1 else 0].path
+        count = _count_labels(modality)
+        if count:
+            found[path] = (
+                f"{path.name} looks like a label map, not like an image: {count} values, whole numbers in areas; -i takes the images"
+            )
+    return list(found.values())
+
+
+def _count_labels(values: NDArray[Any]) -> int:
+    """Return how many values a label map has as far as a sample tells; 0 for an image."""
+    sample = values.reshape(-1, values.shape[-1])
+    if sample.size > _VOXELS_LOOKED_AT:
+        # At random, since every n-th row may be at the border of its plane.
+        sample = sample[np.random.default_rng(0).integers(len(sample), size=_VOXELS_LOOKED_AT // sample.shape[1] + 1)]
+    inside = sample[:, 1:] != 0
+    present = np.unique(sample)
+    if not inside.any() or not 1 < len(present) <= _MOST_LABELS or present[0] < 0 or np.mod(present, 1).any():
+        return 0
+    alike = np.mean(sample[:, 1:][inside] == sample[:, :-1][inside])
+    return len(present) if alike >= _LEAST_ALIKE else 0

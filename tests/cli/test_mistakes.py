@@ -1,0 +1,159 @@
+"""What users hand in as what it is not, and one cause that fails many cases: recognized, and said once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import GRID_SHAPE, Folders, load_nifti, run_here, save_nifti, write_folders
+
+from crfrefine.failures import Causes
+
+EXCHANGED = "-i and -p seem to be exchanged"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return write_folders(tmp_path, "c0", "c1", "c2")
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("crfrefine: error:")]
+
+
+def test_logits_that_no_case_has_are_one_error(folders):
+    shutil.rmtree(folders.logits)
+    folders.logits.mkdir()
+    result = run_here("infer", *folders.arguments)
+    assert result.status == 1
+    (line,) = errors(result.stderr)
+    assert line.endswith(
+        f"{folders.logits}: no logits of any of the 3 cases, c0, c1, c2; expected names such as c0.nii.gz, c0.npz or the like"
+    )
+    assert "The folder is empty." in result.stderr
+    assert result.stdout == ""
+    assert not folders.output.exists()
+
+
+def test_names_that_fit_no_case_are_shown(folders):
+    for path in sorted(folders.logits.iterdir()):
+        path.rename(path.with_name(f"other{path.name}"))
+    result = run_here("infer", *folders.arguments)
+    assert len(errors(result.stderr)) == 1
+    assert "There are otherc0.nii.gz, otherc1.nii.gz, otherc2.nii.gz." in result.stderr
+    assert EXCHANGED not in result.stderr
+
+
+def test_logits_on_another_grid_are_told_once_and_the_other_cases_named(folders):
+    for case_id in ("c1", "c2"):
+        path = folders.logits / f"{case_id}.nii.gz"
+        save_nifti(path, load_nifti(path)[:-2])
+    result = run_here("infer", *folders.arguments, "-q")
+    assert result.status == 1
+    first, second = errors(result.stderr)
+    assert first == "crfrefine: error: case 'c1': logits and image are on different grids"
+    assert second == "crfrefine: error: 1 more case failed like 'c1' (c2): logits and image are on different grids"
+    assert result.stderr.count("--resample") == 1
+    assert len(errors(run_here("infer", *folders.arguments, "-v").stderr)) == 2, "verbose tells each"
+    shown = run_here("info", folders.images.parent).stdout
+    assert shown.count("  wrong: case") == 2
+    assert shown.count("--resample") == 1
+
+
+def test_causes_are_told_apart_but_not_by_names_and_numbers():
+    causes = Causes()
+    told = {
+        "a": "case 'a': p/a.nii.gz: 3 values are NaN",
+        "b": "case 'b': p/b.nii.gz: 12 values are NaN",
+        "c": "case 'c': p/c.nii.gz: cut off",
+    }
+    assert [causes.is_new(case_id, message) for case_id, message in told.items()] == [True, False, True]
+    assert causes.others() == ["1 more case failed like 'a' (b): p/a.nii.gz: 3 values are NaN"]
+
+
+def test_evaluate_tells_one_cause_once(tmp_path):
+    labels = np.zeros(GRID_SHAPE, np.uint8)
+    labels[3:9, 4:9, 2:7] = 1
+    for case_id in ("c0", "c1", "c2"):
+        save_nifti(tmp_path / "reference" / f"{case_id}.nii.gz", labels)
+        save_nifti(tmp_path / "predicted" / f"{case_id}.nii.gz", labels if case_id == "c0" else labels[:-2])
+    result = run_here("evaluate", tmp_path / "predicted", tmp_path / "reference", "-o", tmp_path / "report", "-q", "--processes", 1)
+    first, second = errors(result.stderr)
+    assert "case 'c1': prediction:" in first
+    assert "1 more case failed like 'c1' (c2): prediction:" in second
+
+
+def test_exchanged_folders_are_named(folders, tmp_path):
+    """Numbered images; and archives, which are no images at all."""
+    exchanged = ("-i", folders.logits, "-p", folders.images, "-o", folders.output)
+    assert EXCHANGED in run_here("infer", *exchanged).stderr
+    (tmp_path / "archives").mkdir()
+    for path in folders.logits.iterdir():
+        np.savez(tmp_path / "archives" / path.name.replace(".nii.gz", ".npz"), logits=load_nifti(path).transpose())
+    for images in (tmp_path / "archives", tmp_path / "archives" / "c0.npz"):
+        logits = folders.images if images.is_dir() else folders.images / "c0_0000.nii.gz"
+        result = run_here("infer", "-i", images, "-p", logits, "-o", folders.output)
+        assert result.status == 1
+        assert EXCHANGED in result.stderr
+
+
+@pytest.mark.parametrize("scale", [1, 0.37], ids=["whole numbers", "fractions"])
+def test_exchanged_files_of_one_name_are_named(folders, tmp_path, scale):
+    image = load_nifti(folders.images / "c0_0000.nii.gz") * scale
+    save_nifti(tmp_path / "plain" / "c0.nii.gz", image.astype(np.int16 if scale == 1 else np.float32))
+    for images, logits in ((folders.logits, tmp_path / "plain"), (folders.logits / "c0.nii.gz", tmp_path / "plain" / "c0.nii.gz")):
+        result = run_here("infer", "-i", images, "-p", logits, "-o", folders.output)
+        assert result.status == 1
+        assert EXCHANGED in result.stderr
+
+
+def test_a_label_map_in_place_of_an_image_is_noted(folders, tmp_path):
+    labels = np.zeros(GRID_SHAPE, np.uint8)
+    labels[2:12, 3:10, 2:8] = 1
+    labels[5:9, 5:9, 3:7] = 117
+    image = save_nifti(tmp_path / "labels.nii.gz", labels)
+    for logits in (folders.logits / "c0.nii.gz", image):
+        result = run_here("infer", "-i", image, "-p", logits, "-o", folders.output / "x.nii.gz")
+        assert result.status == 0
+        assert result.stderr.count("labels.nii.gz looks like a label map, not like an image: 3 values") == 1
+
+
+def test_images_are_not_taken_for_label_maps(folders, tmp_path):
+    """Whole numbers with noise: 8 bits, few values; and CT, with values below 0."""
+    random = np.random.default_rng(0)
+    for values in (
+        random.integers(0, 40, GRID_SHAPE).astype(np.uint8),
+        np.full(GRID_SHAPE, -1000, np.int16) + (random.random(GRID_SHAPE) < 0.1),
+    ):
+        image = save_nifti(tmp_path / "image.nii.gz", values)
+        result = run_here("infer", "-i", image, "-p", folders.logits / "c0.nii.gz", "-o", folders.output / "x.nii.gz")
+        assert result.status == 0
+        assert "looks like" not in result.stderr
+    assert "looks like" not in run_here("infer", *folders.arguments).stderr
+
+
+def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
+    """s0001/ct.nii.gz with s0001/segmentations/NAME.nii.gz, by infer, evaluate and info."""
+    data = tmp_path / "data"
+    for seed, case_id in enumerate(("s0001", "s0002")):
+        save_nifti(data / case_id / "ct.nii.gz", np.random.default_rng(seed).normal(0, 90, GRID_SHAPE).astype(np.int16))
+        for number, name in enumerate(("aorta", "liver", "spleen")):
+            mask = np.zeros(GRID_SHAPE, np.uint8)
+            mask[4 * number : 4 * number + 3, 3:11, 2:9] = 1
+            save_nifti(data / case_id / "segmentations" / f"{name}.nii.gz", mask)
+    (data / "meta.csv").write_text("image_id;age\n")
+    without = run_here("infer", "-i", data, "-p", data, "-o", tmp_path / "out")
+    assert len(errors(without.stderr)) == 1
+    assert "--input-type labels" in without.stderr
+    result = run_here("infer", "-i", data, "-p", data, "-o", tmp_path / "out", "--input-type", "labels", "--set", "bilateral.weight=0")
+    assert result.status == 0, result.stderr
+    assert "such as s0001/ct.nii.gz" in result.stderr
+    assert load_nifti(tmp_path / "out" / "s0002.nii.gz").max() == 3
+    judged = run_here("evaluate", tmp_path / "out", data, "-o", tmp_path / "report", "--processes", 1, "--no-report", "-i", data)
+    assert judged.status == 0, judged.stderr
+    assert "liver" in judged.stdout
+    shown = run_here("info", data).stdout
+    assert "s0001  3 structures" in shown
+    assert f"-p {data} and -i {data} and --input-type labels" in shown
