@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.tune.session import BehindError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -115,12 +116,9 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return JSONResponse(session.news(_number(request, "after"), _LONGEST_WAIT))
 
     def plane(request: Request) -> Response:
-        content = session.plane(_number(request, "number"), _number(request, "index"), _number(request, "modality"))
+        opened, number, index, modality = (_number(request, name) for name in ("opened", "number", "index", "modality"))
+        content = session.plane(opened, number, index, modality)
         return Response(content, media_type="application/octet-stream")
-
-    def toml(request: Request) -> Response:
-        headers = {"Content-Disposition": 'attachment; filename="params.toml"'}
-        return PlainTextResponse(session.parameters()["toml"], headers=headers)
 
     def post(action: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
@@ -135,12 +133,12 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return {}
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse({"error": str(error)}, 409 if isinstance(error, BehindError) else 400)
 
     actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "change": lambda sent: session.change(_table(sent, "changes"), _place(sent)),
-        "preset": lambda sent: session.take_preset(str(sent.get("name", "")), _place(sent)),
-        "case": lambda sent: session.take_case(str(sent.get("name", ""))),
+        "change": lambda sent: session.change(_whole(sent.get("number")), _table(sent, "changes"), _place(sent)),
+        "preset": lambda sent: session.take_preset(_whole(sent.get("number")), str(sent.get("name", "")), _place(sent)),
+        "case": lambda sent: session.take_case(_whole(sent.get("number")), str(sent.get("name", ""))),
         "save": lambda sent: session.save(_whole(sent.get("number"))),
         "end": close,
     }
@@ -149,7 +147,6 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         Route("/describe", describe),
         Route("/news", news),
         Route("/plane", plane),
-        Route("/params.toml", toml),
         *(Route(f"/{name}", post(action), methods=["POST"]) for name, action in actions.items()),
         Route("/{name}", asset),
     ]

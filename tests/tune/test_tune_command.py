@@ -111,7 +111,18 @@ def test_every_answer_forbids_what_the_page_does_not_need(page):
 
 @needs_server
 @pytest.mark.parametrize(
-    "sent", [b"", b"[]", b"{}", b'{"changes": 3}', b'{"changes": {}, "place": "x"}', b'{"changes": {"a": 1}}', b"[" * 9999]
+    "sent",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"changes": {}}',
+        b'{"number": "x", "changes": {}}',
+        b'{"number": 1, "changes": 3}',
+        b'{"number": 1, "changes": {}, "place": "x"}',
+        b'{"number": 1, "changes": {"a": 1}}',
+        b"[" * 9999,
+    ],
 )
 def test_requests_that_make_no_sense_are_refused(page, sent):
     status, content, _ = page.ask("change", sent)
@@ -141,6 +152,6 @@ def test_references_of_some_cases_are_enough(folders, tmp_path):
     session = Session(dataclasses.replace(options_for(folders[0]), labels=labels))
     try:
         assert session.case.reference is None
-        assert session.take_case("second")["has_reference"]
+        assert session.take_case(session.number, "second")["has_reference"]
     finally:
         session.end()
