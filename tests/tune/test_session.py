@@ -106,6 +106,24 @@ def test_lists_have_a_control_per_entry_and_long_ones_none(folders):
             assert control["low"] <= value <= control["high"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "units"),
+    [
+        ({}, ["mm", "normalized", "mm"]),
+        ({"mean_field.positions": "voxels", "intensity.normalization": "none"}, ["voxels", "", "voxels"]),
+    ],
+)
+def test_controls_have_plain_names_and_units(folders, changes, units):
+    session = Session(options_for(folders[0], **changes))
+    try:
+        controls = {control["key"]: control for control in session.describe()["controls"]}
+    finally:
+        session.end()
+    bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
+    assert [control["title"] for control in bandwidths] == ["neighborhood", "intensity difference", "smoothness neighborhood"]
+    assert [control["unit"] for control in bandwidths] == units
+
+
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
     folders, labels = write_large(tmp_path)
     session = Session(options_for(folders, labels))

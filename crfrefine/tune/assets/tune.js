@@ -29,7 +29,7 @@ function enqueue(job) {
     try {
       return await job();
     } catch (error) {
-      return error.status === 409 ? catchUp() : error.message;
+      return error.status === 409 ? catchUp(" What you chose in the meantime was not applied.") : error.message;
     }
   };
   numWaiting += 1;
@@ -51,9 +51,9 @@ function post(action, content, then) {
   });
 }
 
-async function catchUp() {
+async function catchUp(more = "") {
   show(await ask("describe"));
-  tell("The case or the parameters were changed in another tab; this one shows them now. What you chose in the meantime was not applied.");
+  tell(`The case or the parameters were changed in another tab; this one shows them now.${more}`);
   return null;
 }
 
@@ -130,22 +130,26 @@ function take(parameters, isNew) {
   find("saved").textContent = "";
   if (!isNew) return;
   numBuilt += 1;
-  values.clear();
+  changes.clear();
   buildControls(find("sliders"), parameters.controls, change);
 }
 
-const values = new Map();  // not sent yet
+const changes = new Map();  // not sent yet
 
-// Send a value; of several that wait for the same parameter, only the newest is sent.
+// Send a value; return as `post`. Of several that wait for the same parameter, only the newest is sent.
 function change(key, value) {
-  const waits = values.has(key);
-  values.set(key, value);
-  if (waits) return;
-  post("change", () => {
-    const changes = { [key]: values.get(key) };
-    values.delete(key);
-    return { changes, place: page.place };
-  }, (found) => take(found, false)).then((text) => { if (text) tell(text); });
+  const waits = changes.get(key);
+  if (waits) {
+    waits.value = value;
+    return waits.answer;
+  }
+  const found = { value };
+  changes.set(key, found);
+  found.answer = post("change", () => {
+    changes.delete(key);
+    return { changes: { [key]: found.value }, place: page.place };
+  }, (parameters) => take(parameters, false));
+  return found.answer;
 }
 
 async function act(action, content, then) {
@@ -165,14 +169,15 @@ async function listen() {
   hasEnded = true;
   document.body.dataset.state = "ended";
   find("status").textContent = "The program has ended; this page can be closed.";
-  for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
+  for (const node of document.querySelectorAll("button:not(#copy), input, select")) node.disabled = true;
+  find("planes").inert = true;  // No other planes can come.
 }
 
 // Show what is new, unless it is of a state that this tab does not know yet: an answer brings it, or another tab made it.
 function digest() {
   if (!news || hasEnded) return;
   if (news.number > number) {
-    if (!numWaiting) enqueue(catchUp);
+    if (!numWaiting) enqueue(() => catchUp());
     return;
   }
   if (news.error?.number === number) tell(news.error.text);
@@ -227,8 +232,7 @@ function showResult() {
       make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
   });
   find("scores").tBodies[0].replaceChildren(...rows);
-  const of = about.has_reference ? "Dice in percent and voxels" : "Voxels";
-  find("scores-caption").textContent = `${of}, ${result.step ? "preliminary: " : ""}${placeOf(result)}`;
+  find("scores-caption").textContent = `${result.step ? "Preliminary: " : "Labels, "}${placeOf(result)}`;
   showNotes([...about.notes, ...(result.notes ?? [])]);
   find("energy").style.opacity = result.step ? 0.3 : 1;
   if (result.step) {  // The energy is known when the last step is done.
@@ -241,6 +245,14 @@ function showResult() {
   drawEnergy(result.energy);
 }
 
+// The highest and the lowest energy, with as many digits as tell them apart.
+function energyLabels(high, low) {
+  const words = (value, digits) => (Math.abs(value) >= 1e4 ? value.toExponential(digits - 1) : value.toPrecision(digits)).replace("-", "\u2212");
+  let digits = 3;
+  while (digits < 15 && high !== low && words(high, digits) === words(low, digits)) digits++;
+  return high === low ? [words(high, digits)] : [words(high, digits), words(low, digits)];
+}
+
 function drawEnergy(energy) {
   const low = Math.min(...energy), high = Math.max(...energy), root = find("energy"), space = "http://www.w3.org/2000/svg";
   const node = (tag, attributes, text = "") => {
@@ -249,12 +261,12 @@ function drawEnergy(energy) {
     made.textContent = text;
     return made;
   };
-  const points = energy.map((value, step) => [60 + (230 * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
+  const labels = energy.length ? energyLabels(high, low) : [], left = Math.max(40, ...labels.map((text) => 7 * text.length)) + 6;
+  const points = energy.map((value, step) => [left + 5 + ((285 - left) * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
   const path = points.map(([x, y], step) => `${step ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-  const words = (value) => (Math.abs(value) >= 1e4 ? value.toExponential(1) : value.toPrecision(3)).replace("-", "\u2212");
   root.replaceChildren(
-    node("line", { x1: 56, x2: 56, y1: 5, y2: 80 }), node("line", { x1: 56, x2: 295, y1: 80, y2: 80 }),
-    ...(energy.length ? [node("text", { x: 52, y: 14, "text-anchor": "end" }, words(high)), node("text", { x: 52, y: 79, "text-anchor": "end" }, words(low))] : []),
+    node("line", { x1: left, x2: left, y1: 5, y2: 80 }), node("line", { x1: left, x2: 295, y1: 80, y2: 80 }),
+    ...labels.map((text, place) => node("text", { x: left - 4, y: place ? 79 : 14, "text-anchor": "end" }, text)),
     node("path", { d: path }), ...points.map(([cx, cy]) => node("circle", { cx, cy, r: 3 })),
   );
 }
