@@ -18,6 +18,8 @@ from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
 from crfrefine.tune.session import BehindError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -64,6 +66,11 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
     check_libraries()
     import uvicorn
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            session.wake()  # A page that still waits for news would be cut off, and its traceback printed.
+            super().handle_exit(sig, frame)
+
     token = secrets.token_urlsafe(24)
     try:
         listener = socket.create_server((HOST, port))
@@ -82,7 +89,7 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
             proxy_headers=False,
             timeout_graceful_shutdown=2,
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         tell(f"http://{HOST}:{listener.getsockname()[1]}/{token}/")
         server.run(sockets=[listener])
 

@@ -1,9 +1,11 @@
 """`crfrefine tune` as users start it: bad input is an error before a page opens, and only those who know the address get the page."""
 
 import dataclasses
+import http.client
 import json
 import signal
 import socket
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -139,10 +141,19 @@ def test_the_page_s_button_ends_the_program(folders):
 
 @needs_server
 def test_ctrl_c_ends_the_program(folders):
+    """Also while a page waits for news, and without a traceback."""
     with open_page(*arguments(folders)) as page:
+        parts = urlsplit(page.address)
+        waiting = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+        waiting.request("GET", f"{parts.path}news?after=999")
+        page.ask("describe")  # Then the server has the other request, too.
         page.process.send_signal(signal.SIGINT)
         assert page.process.wait(30) == 130
-        assert page.process.stderr.read().splitlines()[-1] == "crfrefine: interrupted"
+        assert waiting.getresponse().status == 200
+        waiting.close()
+        told = page.process.stderr.read().splitlines()
+        assert told[-1] == "crfrefine: interrupted"
+        assert all(line.startswith("crfrefine: ") for line in told)
 
 
 def test_references_of_some_cases_are_enough(folders, tmp_path):
