@@ -59,7 +59,7 @@ class News:
         return self._has_ended
 
     def begin(self, *, is_other_case: bool = False) -> int:
-        """Return the number of a new request; results of another case are forgotten."""
+        """Return the number of a new request, which is larger than that of earlier ones; results of another case are forgotten."""
         with self._changed:
             self._number += 1
             self._error, self._working = None, "box"

@@ -15,8 +15,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
+from crfrefine.tune.session import BehindError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,6 +66,11 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
     check_libraries()
     import uvicorn
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            session.wake()  # A page that still waits for news would be cut off, and its traceback printed.
+            super().handle_exit(sig, frame)
+
     token = secrets.token_urlsafe(24)
     try:
         listener = socket.create_server((HOST, port))
@@ -81,7 +89,7 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
             proxy_headers=False,
             timeout_graceful_shutdown=2,
         )
-        server = uvicorn.Server(config)
+        server = Server(config)
         tell(f"http://{HOST}:{listener.getsockname()[1]}/{token}/")
         server.run(sockets=[listener])
 
@@ -115,12 +123,9 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return JSONResponse(session.news(_number(request, "after"), _LONGEST_WAIT))
 
     def plane(request: Request) -> Response:
-        content = session.plane(_number(request, "number"), _number(request, "index"), _number(request, "modality"))
+        opened, number, index, modality = (_number(request, name) for name in ("opened", "number", "index", "modality"))
+        content = session.plane(opened, number, index, modality)
         return Response(content, media_type="application/octet-stream")
-
-    def toml(request: Request) -> Response:
-        headers = {"Content-Disposition": 'attachment; filename="params.toml"'}
-        return PlainTextResponse(session.parameters()["toml"], headers=headers)
 
     def post(action: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
@@ -135,12 +140,12 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return {}
 
     async def refuse(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse({"error": str(error)}, 409 if isinstance(error, BehindError) else 400)
 
     actions: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "change": lambda sent: session.change(_table(sent, "changes"), _place(sent)),
-        "preset": lambda sent: session.take_preset(str(sent.get("name", "")), _place(sent)),
-        "case": lambda sent: session.take_case(str(sent.get("name", ""))),
+        "change": lambda sent: session.change(_whole(sent.get("number")), _table(sent, "changes"), _place(sent)),
+        "preset": lambda sent: session.take_preset(_whole(sent.get("number")), str(sent.get("name", "")), _place(sent)),
+        "case": lambda sent: session.take_case(_whole(sent.get("number")), str(sent.get("name", ""))),
         "save": lambda sent: session.save(_whole(sent.get("number"))),
         "end": close,
     }
@@ -149,7 +154,6 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         Route("/describe", describe),
         Route("/news", news),
         Route("/plane", plane),
-        Route("/params.toml", toml),
         *(Route(f"/{name}", post(action), methods=["POST"]) for name, action in actions.items()),
         Route("/{name}", asset),
     ]

@@ -1,8 +1,13 @@
-"""What the page shows: the parameters, the newest results, and the case; nothing here knows of HTTP."""
+"""What the page shows: the parameters, the newest results, and the case; nothing here knows of HTTP.
+
+The page may be open in several tabs, and all of them show one state. Each message has the number of the state that its tab shows; one of a
+tab that is behind is refused. No tab can thus change, see or save a mixture of two states.
+"""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crfrefine.errors import ConfigError, InputError
@@ -20,12 +25,42 @@ from crfrefine.tune.sliders import describe_controls
 from crfrefine.tune.work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crfrefine.tune.options import TuneOptions
 
 AS_GIVEN = ""
 """Stands among the presets for the parameters that the page was opened with."""
+
+_BEHIND = "the case or the parameters have changed since, in another tab"
+
+
+class BehindError(InputError):
+    """A message is of a tab that shows an older state; the tab has to ask for the present one."""
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What every tab shows.
+
+    Attributes:
+        number: of the request that this state is refined by; larger than that of earlier states.
+        opened: number of the first state of the case.
+        refiner: of the case.
+        parameters: the model.
+        place: a voxel of the upright grid.
+    """
+
+    number: int
+    opened: int
+    refiner: CaseRefiner
+    parameters: CrfParameters
+    place: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The parameter file."""
+        return self.parameters.to_toml(f"Chosen by eye with crfrefine tune on case {self.refiner.case.files.case_id}; not validated.")
 
 
 class Session:
@@ -40,20 +75,24 @@ class Session:
 
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
-        self._given = self._parameters = options.inputs.parameters
         self._inputs, self._cases = find_cases(options)
         self._lock = threading.Lock()
         names = [case.case_id for case in self._cases]
-        self._refiner = self._open(0 if options.first is None else names.index(options.first))
-        self._place = self.case.first_place()
+        refiner = self._open(0 if options.first is None else names.index(options.first))
         self._news = News()
         self._work = Work(self._news)
-        self._request(self._parameters)
+        with self._lock:
+            self._state = self._begin(refiner, options.inputs.parameters, refiner.case.first_place(), None)
 
     @property
     def case(self) -> TuneCase:
         """The case that is shown."""
-        return self._refiner.case
+        return self._state.refiner.case
+
+    @property
+    def number(self) -> int:
+        """Of the present state."""
+        return self._state.number
 
     def wake(self) -> None:
         """Answer all that wait: the page is about to end."""
@@ -69,16 +108,17 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while a case is shown, and the present parameters."""
         with self._lock:
-            case, place = self.case, self._place
-        names = self._inputs.names
+            state, names = self._state, self._inputs.names
+        case = state.refiner.case
         modalities = [name for _, name in zip(case.image, names.modalities, strict=False)]
         labels = [{"label": label, "name": self._label_name(label), "color": label_color(label)} for label in range(1, case.num_labels)]
         return {
             "cases": [files.case_id for files in self._cases],
             "case": case.files.case_id,
+            "opened": state.opened,
             "grid": list(case.upright_grid),
             "spacing": list(case.upright_spacing),
-            "place": list(place),
+            "place": list(state.place),
             "planes": shown_planes(case),
             "modalities": [modalities[number] if number < len(modalities) else f"image {number + 1}" for number in range(len(case.image))],
             "labels": labels,
@@ -86,77 +126,82 @@ class Session:
             "notes": [*self._inputs.notes, *case.notes],
             "presets": [AS_GIVEN, *list_presets()],
             "output": None if self._options.output is None else str(self._options.output),
-            **self.parameters(),
+            **self._described_parameters(state),
         }
 
     def parameters(self) -> dict[str, Any]:
-        """Return the present parameters: number of the request, controls, text of the file."""
+        """Return the present parameters: number of the state, controls, text of the file."""
         with self._lock:
-            number, parameters, case = self._news.number, self._parameters, self.case
-        labels = [self._label_name(label) for label in range(case.num_labels)]
-        controls = describe_controls(parameters, list(self._inputs.names.modalities), labels)
-        return {"number": number, "controls": controls, "toml": self._text(parameters)}
+            state = self._state
+        return self._described_parameters(state)
 
-    def change(self, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
+    def change(self, number: int, changes: Mapping[str, Any], place: Sequence[int] | None = None) -> dict[str, Any]:
         """Take changed entries, as `CrfParameters.replace` does, and refine; return the new parameters.
 
+        Args:
+            number: of the state that is changed.
+            changes: values by dotted keys.
+            place: a voxel of the upright grid to begin around; None: that of the state.
+
         Raises:
+            BehindError: the state is no longer the present one.
             ConfigError: a key or value is not allowed.
         """
-        self._move(place)
-        self._request(self._parameters.replace(**changes))
-        return self.parameters()
+        return self._refine(number, lambda present: present.replace(**changes), place)
 
-    def take_preset(self, name: str, place: Sequence[int] | None = None) -> dict[str, Any]:
-        """Take the parameters of a preset, or those that the page was opened with, and refine; return them."""
+    def take_preset(self, number: int, name: str, place: Sequence[int] | None = None) -> dict[str, Any]:
+        """Take the parameters of a preset, or those that the page was opened with, and refine; return them. Arguments as in `change`."""
         if name != AS_GIVEN and name not in list_presets():
             raise ConfigError(f"{name}: no such preset")
-        self._move(place)
-        self._request(self._given if name == AS_GIVEN else CrfParameters.load(name))
-        return self.parameters()
+        parameters = self._options.inputs.parameters if name == AS_GIVEN else CrfParameters.load(name)
+        return self._refine(number, lambda present: parameters, place)
 
-    def take_case(self, name: str) -> dict[str, Any]:
+    def take_case(self, number: int, name: str) -> dict[str, Any]:
         """Show another case; return its description.
 
         Raises:
+            BehindError: as in `change`; also if another tab changed something while the case was read.
             CrfRefineError: it cannot be read; the present one stays.
         """
         names = [files.case_id for files in self._cases]
         if name not in names:
             raise InputError(f"{name}: no such case")
+        self._checked(number)
         refiner = self._open(names.index(name))
         with self._lock:
-            self._refiner, self._place = refiner, refiner.case.first_place()
-        self._request(self._parameters, is_other_case=True)
+            state = self._checked(number)
+            self._state = self._begin(refiner, state.parameters, refiner.case.first_place(), None)
         return self.describe()
 
     def save(self, number: int) -> dict[str, Any]:
-        """Write the parameters of a request to the output; return its path.
+        """Write the parameters of a state to the output; return its path.
 
         Raises:
-            CrfRefineError: they are no longer the present ones, there is no output, or it cannot be written.
+            BehindError: the state is no longer the present one.
+            CrfRefineError: there is no output, or it cannot be written.
         """
-        with self._lock:
-            present, parameters = self._news.number, self._parameters
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
-        if number != present:
-            raise ConfigError("the parameters have changed since; save again")
-        write_small_file(self._options.output, self._text(parameters).encode())
+        with self._lock:  # Of two that save, the file has the later state.
+            write_small_file(self._options.output, self._checked(number).text.encode())
         return {"saved": str(self._options.output)}
 
     def news(self, after: int, seconds: float) -> dict[str, Any]:
         """Return the state of the computation as soon as it is newer than a version, or after some seconds."""
         return self._news.wait(after, seconds)
 
-    def plane(self, number: int, index: int, modality: int) -> bytes:
+    def plane(self, opened: int, number: int, index: int, modality: int) -> bytes:
         """Return the bytes of a plane (`planes.plane_bytes`) with the newest labels.
 
         Raises:
+            BehindError: another case is shown by now than the one with this number.
             InputError: there is no such plane or modality.
         """
         with self._lock:
-            case, shown = self.case, self._news.shown
+            state, shown = self._state, self._news.shown
+        if opened != state.opened:
+            raise BehindError(_BEHIND)
+        case = state.refiner.case
         found = next((plane for plane in shown_planes(case) if plane["number"] == number), None)
         is_there = found is not None and (found["through"] is None or 0 <= index < case.upright_grid[found["through"]])
         if not is_there or not 0 <= modality < len(case.image):
@@ -179,20 +224,29 @@ class Session:
     def _label_name(self, label: int) -> str:
         return "background" if label == 0 else self._inputs.names.labels.get(label, f"label {label}")
 
-    def _text(self, parameters: CrfParameters) -> str:
-        return parameters.to_toml(f"Chosen by eye with crfrefine tune on case {self.case.files.case_id}; not validated.")
+    def _described_parameters(self, state: _State) -> dict[str, Any]:
+        labels = [self._label_name(label) for label in range(state.refiner.case.num_labels)]
+        controls = describe_controls(state.parameters, list(self._inputs.names.modalities), labels)
+        return {"number": state.number, "controls": controls, "toml": state.text}
 
-    def _move(self, place: Sequence[int] | None) -> None:
-        if place is None:
-            return
-        grid = self.case.upright_grid
-        if len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True)):
-            raise InputError("the place lies outside of the grid")
-        with self._lock:
-            self._place = tuple(place)
+    def _checked(self, number: int) -> _State:
+        """Return the present state if it has this number."""
+        state = self._state
+        if number != state.number:
+            raise BehindError(_BEHIND)
+        return state
 
-    def _request(self, parameters: CrfParameters, *, is_other_case: bool = False) -> None:
+    def _refine(self, number: int, changed: Callable[[CrfParameters], CrfParameters], place: Sequence[int] | None) -> dict[str, Any]:
         with self._lock:
-            self._parameters = parameters
-            number, refiner, place = self._news.begin(is_other_case=is_other_case), self._refiner, self._place
+            state = self._checked(number)
+            grid = state.refiner.case.upright_grid
+            if place is not None and (len(place) != len(grid) or not all(0 <= at < size for at, size in zip(place, grid, strict=True))):
+                raise InputError("the place lies outside of the grid")
+            self._state = self._begin(state.refiner, changed(state.parameters), tuple(place or state.place), state.opened)
+            return self._described_parameters(self._state)
+
+    def _begin(self, refiner: CaseRefiner, parameters: CrfParameters, place: tuple[int, ...], opened: int | None) -> _State:
+        """Ask for the result of a new state, and return it; `opened` is None for another case. Whoever calls this holds the lock."""
+        number = self._news.begin(is_other_case=opened is None)
         self._work.request(number, refiner, parameters, self._counted_together(refiner.case), stored_place(refiner.case, place))
+        return _State(number, number if opened is None else opened, refiner, parameters, place)

@@ -31,15 +31,15 @@ class _Range:
 
 _KERNEL = {
     "weight": ("appearance weight", _Range("cubic", 0.0, 20.0)),
-    "theta_alpha": ("theta_alpha, position", _Range("log", 0.3, 30.0, "mm")),
-    "theta_beta": ("theta_beta, intensity", _Range("log", 0.005, 1.0)),
+    "theta_alpha": ("neighborhood", _Range("log", 0.3, 30.0, "mm")),
+    "theta_beta": ("intensity difference", _Range("log", 0.005, 1.0, "normalized")),
 }
 _OTHERS = {
     "spatial.weight": ("smoothness weight", _Range("cubic", 0.0, 20.0)),
-    "spatial.theta_gamma": ("theta_gamma, position", _Range("log", 0.3, 15.0, "mm")),
+    "spatial.theta_gamma": ("smoothness neighborhood", _Range("log", 0.3, 15.0, "mm")),
     "volume.weight": ("volume weight", _Range("linear", 0.0, 1.0)),
     "mean_field.num_iterations": ("steps", _Range("whole", 1, 20)),
-    "mean_field.temperature": ("temperature", _Range("log", 0.1, 10.0)),
+    "mean_field.temperature": ("temperature of the network", _Range("log", 0.1, 10.0)),
 }
 _CHOICES = {"volume.keep": ("volume to keep", ("expected", "argmax", "largest"))}
 
@@ -62,7 +62,7 @@ def describe_controls(parameters: CrfParameters, modalities: list[str], labels: 
         for place, entry in enumerate(entries):
             low, high = scale.around(entry)
             part = f" ({parts[place] if place < len(parts) else place})" if isinstance(value, tuple) else ""
-            unit = "voxels" if scale.unit and parameters.mean_field.positions == "voxels" else scale.unit
+            unit = _unit(scale.unit, parameters)
             found.append(
                 {
                     "key": key,
@@ -81,13 +81,20 @@ def describe_controls(parameters: CrfParameters, modalities: list[str], labels: 
     return found
 
 
+def _unit(unit: str, parameters: CrfParameters) -> str:
+    """Return the unit that a bandwidth has with these parameters."""
+    if unit == "mm" and parameters.mean_field.positions == "voxels":
+        return "voxels"
+    return "" if unit == "normalized" and parameters.intensity.normalization == "none" else unit
+
+
 def _numbers(parameters: CrfParameters) -> Iterator[tuple[str, str, _Range, Any]]:
     """Yield key, title, range and value of each number or list of numbers."""
     kernels = parameters.bilateral
     for index, kernel in enumerate(kernels):
         prefix, which = (f"bilateral.{index}", f" {index + 1}") if len(kernels) > 1 else ("bilateral", "")
         for entry, (title, scale) in _KERNEL.items():
-            yield f"{prefix}.{entry}", title.replace("appearance", f"appearance{which}"), scale, getattr(kernel, entry)
+            yield f"{prefix}.{entry}", f"{title}{which}", scale, getattr(kernel, entry)
     for key, (title, scale) in _OTHERS.items():
         section, _, entry = key.partition(".")
         yield key, title, scale, getattr(getattr(parameters, section), entry)

@@ -29,7 +29,7 @@ def session(folders, tmp_path):
 
 
 def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folders, tmp_path):
-    shown = session.change({"bilateral.theta_alpha": 3.25, "bilateral.weight": 6.5, "mean_field.num_iterations": 7})
+    shown = session.change(session.number, {"bilateral.theta_alpha": 3.25, "bilateral.weight": 6.5, "mean_field.num_iterations": 7})
     result = whole_result(session)
     assert not (tmp_path / "saved.toml").exists(), "only on request"
     session.save(shown["number"])
@@ -52,36 +52,34 @@ def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, folder
 def test_a_change_that_is_not_allowed_changes_nothing(session):
     before = session.parameters()
     with pytest.raises(ConfigError, match=r"bilateral\.theta_alpha: must be greater than 0, got -1"):
-        session.change({"bilateral.theta_alpha": -1.0})
+        session.change(session.number, {"bilateral.theta_alpha": -1.0})
     with pytest.raises(ConfigError, match="no such preset"):
-        session.take_preset("../default")
+        session.take_preset(session.number, "../default")
     with pytest.raises(InputError, match="outside of the grid"):
-        session.change({}, place=[0, 0, 99])
+        session.change(session.number, {}, place=[0, 0, 99])
     assert session.parameters() == before
-    with pytest.raises(ConfigError, match="have changed since"):
-        session.save(before["number"] - 1)
 
 
 def test_an_error_of_the_computation_is_told_and_the_next_change_goes_on(session):
-    session.change({"bilateral.weight": [1.0, 2.0]})
+    session.change(session.number, {"bilateral.weight": [1.0, 2.0]})
     version, error = 0, None
     while error is None:
         news = session.news(version, 60.0)
         version, error = news["version"], news["error"]
     assert "bilateral.weight" in error["text"]
-    session.take_preset("")
+    session.take_preset(session.number, "")
     assert whole_result(session)["num_iterations"] > 0
 
 
 def test_presets_and_cases_can_be_changed(session):
     first = whole_result(session)
-    session.take_preset("default")
+    session.take_preset(session.number, "default")
     assert CrfParameters.from_toml(session.parameters()["toml"]) == CrfParameters.load("default")
-    described = session.take_case("second")
+    described = session.take_case(session.number, "second")
     assert described["case"] == "second"
     assert whole_result(session)["labels"] != first["labels"]
     with pytest.raises(InputError, match="no such case"):
-        session.take_case("third")
+        session.take_case(session.number, "third")
 
 
 def test_without_an_output_nothing_is_saved(folders):
@@ -106,6 +104,24 @@ def test_lists_have_a_control_per_entry_and_long_ones_none(folders):
         if "low" in control:
             value = control["value"][control["place"]] if control["place"] is not None else control["value"]
             assert control["low"] <= value <= control["high"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "units"),
+    [
+        ({}, ["mm", "normalized", "mm"]),
+        ({"mean_field.positions": "voxels", "intensity.normalization": "none"}, ["voxels", "", "voxels"]),
+    ],
+)
+def test_controls_have_plain_names_and_units(folders, changes, units):
+    session = Session(options_for(folders[0], **changes))
+    try:
+        controls = {control["key"]: control for control in session.describe()["controls"]}
+    finally:
+        session.end()
+    bandwidths = [controls[key] for key in ("bilateral.theta_alpha", "bilateral.theta_beta", "spatial.theta_gamma")]
+    assert [control["title"] for control in bandwidths] == ["neighborhood", "intensity difference", "smoothness neighborhood"]
+    assert [control["unit"] for control in bandwidths] == units
 
 
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(tmp_path):
@@ -136,7 +152,7 @@ def test_planes_that_are_not_there_are_refused(session):
     assert session.describe()["grid"] == [GRID_SHAPE[1], GRID_SHAPE[0], GRID_SHAPE[2]]
     for number, index, modality in ((3, 0, 0), (0, GRID_SHAPE[2], 0), (0, 0, 2)):
         with pytest.raises(InputError, match="no such plane"):
-            session.plane(number, index, modality)
+            session.plane(session.number, number, index, modality)
 
 
 def test_of_waiting_jobs_only_the_newest_runs():

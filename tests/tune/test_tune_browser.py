@@ -125,17 +125,58 @@ def test_toggles_labels_and_the_crosshair_change_the_pictures(page):
     np.testing.assert_allclose(proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02)
 
 
-def test_a_value_that_is_not_allowed_is_told_and_forgotten(page):
-    page.execute_script(
-        "const slider = document.querySelector(\"[name='bilateral.theta_alpha']\");"
-        "const field = slider.parentElement.querySelector('[type=number]'); field.value = -3; field.dispatchEvent(new Event('change'))"
+def type_in(driver, name, value):
+    """Type into the field beside a slider."""
+    driver.execute_script(
+        "const slider = document.querySelector(`[name='${arguments[0]}']`), field = slider.parentElement.querySelector('[type=number]');"
+        "field.value = arguments[1]; field.dispatchEvent(new Event('change'))",
+        name,
+        value,
     )
-    wait(page, "!document.querySelector('#error').hidden")
-    assert "bilateral.theta_alpha: must be greater than 0" in page.find_element("id", "error").text
-    slide(page, "bilateral.theta_alpha", 0.5)
-    wait(page, "document.querySelector('#error').hidden")
+
+
+def told_beside(driver, name):
+    """What a field has, whether it is marked, what is said of it, and the place of its slider."""
+    return driver.execute_script(
+        "const slider = document.querySelector(`[name='${arguments[0]}']`), field = slider.parentElement.querySelector('[type=number]');"
+        "const told = document.getElementById(field.getAttribute('aria-describedby'));"
+        "return [field.value, field.getAttribute('aria-invalid'), told.hidden ? '' : told.textContent, slider.value]",
+        name,
+    )
+
+
+def test_a_value_that_is_not_allowed_is_marked_beside_the_one_that_applies(page):
+    name = "bilateral.theta_alpha"
+    type_in(page, name, 4.5)
+    wait(page, "document.querySelector('#toml').textContent.includes('theta_alpha = 4.5')")
+    place = told_beside(page, name)[3]
+    type_in(page, name, -3)
+    wait(page, "document.querySelector('[aria-invalid=true]')")
+    assert told_beside(page, name) == ["-3", "true", "must be greater than 0, got -3; 4.5 still applies", place]
+    type_in(page, "mean_field.temperature", "")
+    assert told_beside(page, "mean_field.temperature")[1:3] == ["true", "expected a number; 1 still applies"]
+    assert "theta_alpha = 4.5" in page.execute_script("return document.querySelector('#toml').textContent")
+    slide(page, name, 0.5)
+    wait(page, "document.querySelectorAll('[aria-invalid=true]').length === 1")
+    assert told_beside(page, name)[1:3] == ["false", ""]
     (complaint,) = page.get_log("browser")
     assert "400" in complaint["message"], "browsers log every refused request"
+
+
+def test_the_network_s_contour_is_seen_over_the_refined_one_and_no_energy_is_written_twice(page):
+    """With a weight of 0 both contours are the same, and there is one energy; with a small one, two differ in the fourth digit."""
+    for value, labels in ((0.1, 2), (0, 1)):
+        before = number(page)
+        type_in(page, "bilateral.weight", value)
+        wait_until_done(page, before)
+        texts = page.execute_script("return [...document.querySelectorAll('#energy text')].map((node) => node.textContent)")
+        assert len(set(texts)) == len(texts) == labels
+    wait(page, "document.querySelector('#status').textContent.startsWith('Whole case: 0 voxels changed')")
+    seen = []
+    for _ in range(2):
+        seen.append(picture(page))
+        page.find_element("id", "show-network").click()
+    assert seen[0] != seen[1]
 
 
 def test_another_case_is_shown_and_nothing_comes_from_elsewhere(page, running):
@@ -151,6 +192,11 @@ def test_a_phone_shows_all_of_it(page, scheme):
     prefer(page, scheme)
     resize(page, 360)
     wait(page, "document.querySelector('canvas').clientWidth < 360")
+    tops = "return [...document.querySelectorAll('#sliders input[type=range]')].map((node) => node.getBoundingClientRect().top)"
+    assert page.execute_script(tops)[2] < 844, "the first sliders are in sight"
+    page.execute_script("window.scrollBy(0, arguments[0])", page.execute_script(tops)[-1] - 700)
+    wait(page, "document.querySelector('canvas').getBoundingClientRect().top >= 0")
+    assert max(page.execute_script("return [...document.querySelectorAll('td label')].map((node) => node.clientHeight)")) < 30, "one line"
     page.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert page.execute_script("return document.documentElement.scrollWidth") <= 360
     levels = page.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
@@ -169,4 +215,6 @@ def test_the_end_button_ends_the_program(browser, folders):
         browser.find_element("id", "end").click()
         assert page.process.wait(30) == 0
         wait(browser, "document.body.dataset.state === 'ended'")
+        alive = "return [...document.querySelectorAll('button, input, select')].filter((node) => getComputedStyle(node).opacity > 0.6)"
+        assert [node.get_attribute("id") for node in browser.execute_script(alive)] == ["copy"], "the text can still be copied"
     assert browser.get_log("browser") == []

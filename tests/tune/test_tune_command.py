@@ -1,9 +1,11 @@
 """`crfrefine tune` as users start it: bad input is an error before a page opens, and only those who know the address get the page."""
 
 import dataclasses
+import http.client
 import json
 import signal
 import socket
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -111,7 +113,18 @@ def test_every_answer_forbids_what_the_page_does_not_need(page):
 
 @needs_server
 @pytest.mark.parametrize(
-    "sent", [b"", b"[]", b"{}", b'{"changes": 3}', b'{"changes": {}, "place": "x"}', b'{"changes": {"a": 1}}', b"[" * 9999]
+    "sent",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"changes": {}}',
+        b'{"number": "x", "changes": {}}',
+        b'{"number": 1, "changes": 3}',
+        b'{"number": 1, "changes": {}, "place": "x"}',
+        b'{"number": 1, "changes": {"a": 1}}',
+        b"[" * 9999,
+    ],
 )
 def test_requests_that_make_no_sense_are_refused(page, sent):
     status, content, _ = page.ask("change", sent)
@@ -128,10 +141,19 @@ def test_the_page_s_button_ends_the_program(folders):
 
 @needs_server
 def test_ctrl_c_ends_the_program(folders):
+    """Also while a page waits for news, and without a traceback."""
     with open_page(*arguments(folders)) as page:
+        parts = urlsplit(page.address)
+        waiting = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+        waiting.request("GET", f"{parts.path}news?after=999")
+        page.ask("describe")  # Then the server has the other request, too.
         page.process.send_signal(signal.SIGINT)
         assert page.process.wait(30) == 130
-        assert page.process.stderr.read().splitlines()[-1] == "crfrefine: interrupted"
+        assert waiting.getresponse().status == 200
+        waiting.close()
+        told = page.process.stderr.read().splitlines()
+        assert told[-1] == "crfrefine: interrupted"
+        assert all(line.startswith("crfrefine: ") for line in told)
 
 
 def test_references_of_some_cases_are_enough(folders, tmp_path):
@@ -141,6 +163,6 @@ def test_references_of_some_cases_are_enough(folders, tmp_path):
     session = Session(dataclasses.replace(options_for(folders[0]), labels=labels))
     try:
         assert session.case.reference is None
-        assert session.take_case("second")["has_reference"]
+        assert session.take_case(session.number, "second")["has_reference"]
     finally:
         session.end()

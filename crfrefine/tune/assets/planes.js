@@ -9,9 +9,10 @@ export function make(tag, attributes, ...children) {
 }
 
 export class Plane {
-  // page: place (a voxel), grid, modality, look (what is drawn), colors (by label), box (the refined frame or null), move(place).
-  constructor(spec, page) {
+  // opened: of which case. page: place (a voxel), grid, modality, look (what is drawn), colors (by label), box (the refined frame or null), move(place).
+  constructor(spec, opened, page) {
     this.spec = spec;
+    this.opened = opened;
     this.page = page;
     this.canvas = make("canvas", { tabIndex: 0 });
     this.canvas.setAttribute("role", "img");
@@ -70,7 +71,7 @@ export class Plane {
       this.isOutdated = false;
       const { spec, page } = this, index = spec.through === null ? 0 : page.place[spec.through];
       try {
-        const answer = await fetch(`plane?number=${spec.number}&index=${index}&modality=${page.modality}`);
+        const answer = await fetch(`plane?opened=${this.opened}&number=${spec.number}&index=${index}&modality=${page.modality}`);
         if (answer.ok) this.take(await answer.arrayBuffer());
       } catch { this.isOutdated = false; }
     } while (this.isOutdated);
@@ -92,7 +93,8 @@ export class Plane {
       this.output.textContent = `${place[spec.through] + 1} / ${page.grid[spec.through]}`;
     }
     if (!layers) return;
-    const room = Math.max(120, this.view.clientWidth), perMm = Math.min(room / spec.mm[0], MOST_PIXELS / spec.mm[1]);
+    const highest = parseFloat(getComputedStyle(this.view).maxHeight) || MOST_PIXELS;
+    const room = Math.max(80, this.view.clientWidth), perMm = Math.min(room / spec.mm[0], highest / spec.mm[1]);
     const dense = window.devicePixelRatio || 1, width = Math.round(spec.mm[0] * perMm), height = Math.max(8, Math.round(spec.mm[1] * perMm));
     canvas.width = width * dense;
     canvas.height = height * dense;
@@ -104,8 +106,11 @@ export class Plane {
     context.drawImage(this.pixels, 0, 0, canvas.width, canvas.height);
     const scale = [canvas.width / spec.columns, canvas.height / spec.rows];
     if (page.look.reference) this.contours(context, layers.reference, scale, dense * 1, () => "#fff", false);
-    if (page.look.network) this.contours(context, layers.network, scale, dense * 1.5, (label) => page.colors[label], true);
     if (page.look.refined) this.contours(context, layers.refined, scale, dense * 2, (label) => page.colors[label], false);
+    if (page.look.network) {  // Over the refined line and with a dark rim, or its dots would be lost in that line and in a bright image.
+      this.contours(context, layers.network, scale, dense * 3.5, () => "#000", true, dense);
+      this.contours(context, layers.network, scale, dense * 1.5, (label) => page.colors[label], true, dense);
+    }
     this.frame(context, scale, dense);
     this.crosshair(context, scale, dense);
     this.letters(context, dense);
@@ -128,8 +133,8 @@ export class Plane {
   }
 
   // Lines along the edges of voxels, just inside of their label. Dotted ones leave out every other edge.
-  contours(context, labels, [across, down], width, colorOf, isDotted) {
-    const { columns, rows } = this.spec, { hidden } = this.page, paths = new Map(), inside = width / 2;
+  contours(context, labels, [across, down], width, colorOf, isDotted, inside = width / 2) {
+    const { columns, rows } = this.spec, { hidden } = this.page, paths = new Map();
     const at = (row, column) => (row < 0 || column < 0 || row >= rows || column >= columns ? 0 : labels[row * columns + column]);
     const add = (label, ...ends) => {
       if (!label || label === UNKNOWN || hidden.has(label)) return;

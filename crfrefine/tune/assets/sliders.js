@@ -21,45 +21,71 @@ function placeOf(control, value) {
   return (STEPS * (value - low)) / (high - low);
 }
 
-// Put controls into a node. onChange(key, value) hears of every change; entries of a list come with their whole list.
-export function buildControls(parent, controls, onChange) {
+// Put controls into a node. change(key, value) sends a value, a list whole, and promises "", why it was refused, or null if the controls were built anew.
+export function buildControls(parent, controls, change) {
   const lists = new Map(controls.filter((control) => Array.isArray(control.value)).map((control) => [control.key, [...control.value]]));
   const send = (control, value) => {
-    if (!lists.has(control.key)) { onChange(control.key, value); return; }
-    lists.get(control.key)[control.place] = value;
-    onChange(control.key, [...lists.get(control.key)]);
+    const list = lists.get(control.key);
+    if (!list) return change(control.key, value);
+    list[control.place] = value;
+    return change(control.key, [...list]);
   };
-  parent.replaceChildren(...controls.map((control) => (control.choices ? choice(control, onChange) : slider(control, send))));
+  const restore = (control, value) => { if (lists.has(control.key)) lists.get(control.key)[control.place] = value; };
+  parent.replaceChildren(...controls.map((control) => (control.choices ? choice(control, change) : slider(control, send, restore))));
 }
 
-function choice(control, onChange) {
+function title(control) {
+  const words = control.unit ? `${control.title}, ${control.unit}` : control.title;
+  return [words, make("span", {}, words, make("code", {}, control.key))];
+}
+
+function choice(control, change) {
   const select = make("select", { name: control.key }, ...control.choices.map((text) => make("option", { value: text, textContent: text })));
   select.value = control.value;
-  select.addEventListener("change", () => onChange(control.key, select.value));
-  return make("div", { className: "slider" }, make("label", { className: "name" }, control.title, select));
+  select.addEventListener("change", () => change(control.key, select.value));
+  return make("div", { className: "slider" }, make("label", { className: "name" }, title(control)[1], select));
 }
 
-function slider(control, send) {
-  const value = Array.isArray(control.value) ? control.value[control.place] : control.value;
+function slider(control, send, restore) {
+  let applied = Array.isArray(control.value) ? control.value[control.place] : control.value;
   const isWhole = control.scale === "whole", name = control.place === null ? control.key : `${control.key}.${control.place}`;
   const range = make("input", { type: "range", name, min: isWhole ? control.low : 0, max: isWhole ? control.high : STEPS, step: isWhole ? 1 : "any" });
-  const field = make("input", { type: "number", step: isWhole ? 1 : "any", value });
-  const words = control.unit ? `${control.title}, ${control.unit}` : control.title;
-  range.value = placeOf(control, value);
+  const field = make("input", { type: "number", step: isWhole ? 1 : "any", value: applied });
+  const wrong = make("p", { className: "wrong", id: `wrong-${name}`, hidden: true }), [words, node] = title(control);
+  wrong.setAttribute("role", "alert");
   range.setAttribute("aria-label", words);
-  range.setAttribute("aria-valuetext", String(value));
   field.setAttribute("aria-label", `${words}, value`);
+  field.setAttribute("aria-describedby", wrong.id);
+  const place = (value) => {
+    range.value = placeOf(control, value);
+    range.setAttribute("aria-valuetext", String(value));
+  };
+  // A number that does not apply stays in its field, marked, with the one that does.
+  const mark = (why) => {
+    field.setAttribute("aria-invalid", String(Boolean(why)));
+    wrong.textContent = why && `${why}; ${applied} still applies`;
+    wrong.hidden = !why;
+  };
+  const refuse = (why) => {
+    mark(why);
+    place(applied);
+    restore(control, applied);
+  };
+  const put = async (value) => {
+    mark("");
+    place(value);
+    const why = await send(control, value);
+    if (why === "") applied = value;
+    else if (why && field.valueAsNumber === value) refuse(why.replace(`${control.key}: `, ""));
+  };
   range.addEventListener("input", () => {
-    const chosen = valueAt(control, Number(range.value));
-    field.value = chosen;
-    range.setAttribute("aria-valuetext", String(chosen));
-    send(control, chosen);
+    field.value = valueAt(control, Number(range.value));
+    put(field.valueAsNumber);
   });
   field.addEventListener("change", () => {
-    if (field.value === "" || !Number.isFinite(field.valueAsNumber)) return;
-    range.value = placeOf(control, field.valueAsNumber);
-    send(control, field.valueAsNumber);
+    if (Number.isFinite(field.valueAsNumber)) put(field.valueAsNumber);
+    else refuse("expected a number");
   });
-  const unit = make("span", { className: "unit", textContent: control.unit ? ` ${control.unit}` : "" });
-  return make("div", { className: "slider", title: control.key }, make("div", { className: "name" }, make("span", { textContent: control.title }), make("span", {}, field, unit)), range);
+  place(applied);
+  return make("div", { className: "slider" }, make("div", { className: "name" }, node, field), range, wrong);
 }

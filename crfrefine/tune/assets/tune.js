@@ -5,12 +5,12 @@ import { buildControls } from "./sliders.js";
 const find = (id) => document.getElementById(id);
 const page = { place: [], grid: [], modality: 0, look: {}, colors: [], rgb: [], hidden: new Set(), box: null, move };
 const LOOKS = { network: "n", refined: "r", reference: "l", changes: "c" };
-let planes = [], about = null, number = 0, version = 0, waiting = null, isSending = false, result = null, names = [];
+let planes = [], about = null, number = 0, result = null, names = [], hasEnded = false;
 
 async function ask(address, sent) {
   const how = sent === undefined ? {} : { method: "POST", body: JSON.stringify(sent) };
   const answer = await fetch(address, how), content = await answer.json();
-  if (!answer.ok) throw new Error(content.error ?? answer.statusText);
+  if (!answer.ok) throw Object.assign(new Error(content.error ?? answer.statusText), { status: answer.status });
   return content;
 }
 
@@ -19,10 +19,56 @@ function tell(text) {
   find("error").hidden = !text;
 }
 
+// ---- Messages: one after the other, each with the number of the state that this tab shows
+
+let queue = Promise.resolve(), numWaiting = 0, numBuilt = 0;
+
+// Do a job after the others; return what it returns, or the text of its error. A tab that is behind shows the present state; null stands for that.
+function enqueue(job) {
+  const run = async () => {
+    try {
+      return await job();
+    } catch (error) {
+      return error.status === 409 ? catchUp(" What you chose in the meantime was not applied.") : error.message;
+    }
+  };
+  numWaiting += 1;
+  queue = queue.then(run).catch((error) => error.message).finally(() => {
+    numWaiting -= 1;
+    digest();
+  });
+  return queue;
+}
+
+// Send a message; return "", the text of an error, or null. What was meant for controls that are no longer there is not sent.
+function post(action, content, then) {
+  const built = numBuilt;
+  return enqueue(async () => {
+    if (built !== numBuilt) return null;
+    then(await ask(action, { ...content(), number }));
+    tell("");
+    return "";
+  });
+}
+
+async function catchUp(more = "") {
+  show(await ask("describe"));
+  tell(`The case or the parameters were changed in another tab; this one shows them now.${more}`);
+  return null;
+}
+
 // ---- The case
 
 function show(described) {
+  const isOther = described.opened !== about?.opened;
   about = described;
+  options(find("case"), about.cases.map((name) => [name, name]), about.case);
+  options(find("preset"), about.presets.map((name) => [name, name || "as opened"]), "");
+  if (isOther) showCase();
+  take(about, true);
+}
+
+function showCase() {
   Object.assign(page, { place: about.place, grid: about.grid, modality: Math.min(page.modality, about.modalities.length - 1), box: null });
   page.hidden = new Set();
   page.colors = [];
@@ -32,19 +78,22 @@ function show(described) {
     names[label] = name;
   }
   page.rgb = page.colors.map((color) => [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16)));
-  options(find("case"), about.cases.map((name) => [name, name]), about.case);
   find("case").disabled = about.cases.length === 1;
   find("grid").textContent = `${about.grid.join("×")} voxels of ${about.spacing.map((step) => Number(step.toPrecision(3))).join("×")} mm`;
   options(find("modality"), about.modalities.map((name, place) => [String(place), name]), String(page.modality));
-  options(find("preset"), about.presets.map((name) => [name, name || "as opened"]), "");
   find("reference-choice").hidden = !about.has_reference;
   for (const node of document.querySelectorAll("#scores .dice")) node.hidden = !about.has_reference;
   find("save").hidden = about.output === null;
   find("save").title = about.output ?? "";
   showNotes(about.notes);
-  planes = about.planes.map((spec) => new Plane(spec, page));
+  // Nothing of another case stays.
+  result = null;
+  find("scores").tBodies[0].replaceChildren();
+  find("energy").replaceChildren();
+  for (const id of ["scores-caption", "steps"]) find(id).textContent = "";
+  find("status").textContent = "computing …";
+  planes = about.planes.map((spec) => new Plane(spec, about.opened, page));
   find("planes").replaceChildren(...planes.map((plane) => plane.node));
-  take(about, true);
   loadAll();
 }
 
@@ -77,67 +126,81 @@ function move(place) {
 function take(parameters, isNew) {
   number = parameters.number;
   find("toml").textContent = parameters.toml;
+  find("download").href = `data:text/plain;charset=utf-8,${encodeURIComponent(parameters.toml)}`;
   find("saved").textContent = "";
-  if (isNew) buildControls(find("sliders"), parameters.controls, (key, value) => send("change", { [key]: value }));
+  if (!isNew) return;
+  numBuilt += 1;
+  changes.clear();
+  buildControls(find("sliders"), parameters.controls, change);
 }
 
-// Send a change; while one is on its way, further ones are collected and sent together.
-async function send(action, changes) {
-  waiting = { ...(waiting ?? {}), ...changes };
-  if (isSending) return;
-  isSending = true;
-  while (waiting) {
-    const sent = { changes: waiting, place: page.place };
-    waiting = null;
-    try {
-      take(await ask(action, sent), false);
-      tell("");
-    } catch (error) { tell(error.message); }
+const changes = new Map();  // not sent yet
+
+// Send a value; return as `post`. Of several that wait for the same parameter, only the newest is sent.
+function change(key, value) {
+  const waits = changes.get(key);
+  if (waits) {
+    waits.value = value;
+    return waits.answer;
   }
-  isSending = false;
+  const found = { value };
+  changes.set(key, found);
+  found.answer = post("change", () => {
+    changes.delete(key);
+    return { changes: { [key]: found.value }, place: page.place };
+  }, (parameters) => take(parameters, false));
+  return found.answer;
 }
 
-async function act(address, sent, then) {
-  try {
-    then(await ask(address, sent));
-    tell("");
-  } catch (error) { tell(error.message); }
+async function act(action, content, then) {
+  const text = await post(action, () => content, then);
+  if (text) tell(text);
 }
 
 // ---- Results
 
+let news = null;
+
 async function listen() {
-  for (;;) {
-    let news;
-    try { news = await ask(`news?after=${version}`); } catch { break; }
-    if (news.has_ended) break;
-    version = news.version;
-    if (news.error) tell(news.error.text);
-    const isNewer = news.result && news.result.serial !== result?.serial;
-    result = news.result;
-    if (isNewer) {
-      page.box = result.box;
-      showResult();
-      loadAll();
-    }
-    showStatus(news);
-  }
+  do {
+    try { news = await ask(`news?after=${news?.version ?? 0}`); } catch { break; }
+    digest();
+  } while (!news.has_ended);
+  hasEnded = true;
   document.body.dataset.state = "ended";
   find("status").textContent = "The program has ended; this page can be closed.";
-  for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
+  for (const node of document.querySelectorAll("button:not(#copy), input, select")) node.disabled = true;
+  find("planes").inert = true;  // No other planes can come.
 }
 
-function showStatus(news) {
-  const state = document.body.dataset;
+// Show what is new, unless it is of a state that this tab does not know yet: an answer brings it, or another tab made it.
+function digest() {
+  if (!news || hasEnded) return;
+  if (news.number > number) {
+    if (!numWaiting) enqueue(() => catchUp());
+    return;
+  }
+  if (news.error?.number === number) tell(news.error.text);
+  if (news.result && news.result.number >= about.opened && news.result.serial !== result?.serial) {
+    result = news.result;
+    page.box = result.box;
+    showResult();
+    loadAll();
+  }
+  if (!find("main").inert) showStatus();
+}
+
+function showStatus() {
+  const state = document.body.dataset, working = news.number < number ? "box" : news.working;
   state.number = result ? result.number : "";
-  state.state = news.error ? "error" : news.working || "done";
+  state.state = news.error ? "error" : working || "done";
   const parts = [];
   state.step = result?.step ?? "";
   if (result) {
     const where = result.step ? `Preliminary, ${placeOf(result)}` : result.is_whole ? "Whole case" : "In the dashed frame";
     parts.push(`${where}: ${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`);
   }
-  if (news.working) parts.push(news.working === "box" ? "computing …" : result?.step ? "the other steps follow …" : "the whole case follows …");
+  if (working) parts.push(working === "box" ? "computing …" : result?.step ? "the other steps follow …" : "the whole case follows …");
   find("status").textContent = parts.join("; ");
 }
 
@@ -169,8 +232,7 @@ function showResult() {
       make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
   });
   find("scores").tBodies[0].replaceChildren(...rows);
-  const of = about.has_reference ? "Dice in percent and voxels" : "Voxels";
-  find("scores-caption").textContent = `${of}, ${result.step ? "preliminary: " : ""}${placeOf(result)}`;
+  find("scores-caption").textContent = `${result.step ? "Preliminary: " : "Labels, "}${placeOf(result)}`;
   showNotes([...about.notes, ...(result.notes ?? [])]);
   find("energy").style.opacity = result.step ? 0.3 : 1;
   if (result.step) {  // The energy is known when the last step is done.
@@ -183,6 +245,14 @@ function showResult() {
   drawEnergy(result.energy);
 }
 
+// The highest and the lowest energy, with as many digits as tell them apart.
+function energyLabels(high, low) {
+  const words = (value, digits) => (Math.abs(value) >= 1e4 ? value.toExponential(digits - 1) : value.toPrecision(digits)).replace("-", "\u2212");
+  let digits = 3;
+  while (digits < 15 && high !== low && words(high, digits) === words(low, digits)) digits++;
+  return high === low ? [words(high, digits)] : [words(high, digits), words(low, digits)];
+}
+
 function drawEnergy(energy) {
   const low = Math.min(...energy), high = Math.max(...energy), root = find("energy"), space = "http://www.w3.org/2000/svg";
   const node = (tag, attributes, text = "") => {
@@ -191,12 +261,12 @@ function drawEnergy(energy) {
     made.textContent = text;
     return made;
   };
-  const points = energy.map((value, step) => [60 + (230 * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
+  const labels = energy.length ? energyLabels(high, low) : [], left = Math.max(40, ...labels.map((text) => 7 * text.length)) + 6;
+  const points = energy.map((value, step) => [left + 5 + ((285 - left) * step) / Math.max(1, energy.length - 1), 10 + (65 * (high - value)) / (high - low || 1)]);
   const path = points.map(([x, y], step) => `${step ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-  const words = (value) => (Math.abs(value) >= 1e4 ? value.toExponential(1) : value.toPrecision(3)).replace("-", "\u2212");
   root.replaceChildren(
-    node("line", { x1: 56, x2: 56, y1: 5, y2: 80 }), node("line", { x1: 56, x2: 295, y1: 80, y2: 80 }),
-    ...(energy.length ? [node("text", { x: 52, y: 14, "text-anchor": "end" }, words(high)), node("text", { x: 52, y: 79, "text-anchor": "end" }, words(low))] : []),
+    node("line", { x1: left, x2: left, y1: 5, y2: 80 }), node("line", { x1: left, x2: 295, y1: 80, y2: 80 }),
+    ...labels.map((text, place) => node("text", { x: left - 4, y: place ? 79 : 14, "text-anchor": "end" }, text)),
     node("path", { d: path }), ...points.map(([cx, cy]) => node("circle", { cx, cy, r: 3 })),
   );
 }
@@ -221,11 +291,16 @@ for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
 }
 find("modality").addEventListener("change", () => { page.modality = Number(find("modality").value); loadAll(); });
 find("preset").addEventListener("change", () => act("preset", { name: find("preset").value, place: page.place }, (found) => take(found, true)));
-find("case").addEventListener("change", () => {
+find("case").addEventListener("change", async () => {
+  find("main").inert = find("case").disabled = true;  // What is chosen meanwhile would be meant for the old case.
   find("status").textContent = "Reading …";
-  act("case", { name: find("case").value }, show).then(() => { find("case").value = about.case; });
+  document.body.dataset.state = "reading";
+  await act("case", { name: find("case").value }, show);
+  find("main").inert = find("case").disabled = hasEnded;
+  find("case").value = about.case;
+  digest();
 });
-find("save").addEventListener("click", () => act("save", { number }, (found) => { find("saved").textContent = `saved to ${found.saved}`; }));
+find("save").addEventListener("click", () => act("save", {}, (found) => { find("saved").textContent = `saved to ${found.saved}`; }));
 find("copy").addEventListener("click", () => navigator.clipboard.writeText(find("toml").textContent).then(
   () => { find("saved").textContent = "copied"; }, () => { find("saved").textContent = "the browser does not allow it; select the text"; }));
 find("end").addEventListener("click", () => ask("end", {}).catch(() => {}));
